@@ -1,0 +1,26 @@
+"""Fixtures for all tests: no network, few threads, and where material that is not in the repository lies."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import pytest
+import torch
+
+# Tiny models gain nothing from several threads, and pytest-xdist's workers already share the cores.
+torch.set_num_threads(1)
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = Path(os.environ.get("REGAZE_SHARED", ROOT.parent / "shared"))
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Folder with the goldens and files that may not be in the repository; skips where it is absent."""
+    if not SHARED.is_dir():
+        pytest.skip("the folder with goldens is absent (set REGAZE_SHARED)")
+    return SHARED

@@ -1,0 +1,130 @@
+"""`attend`: attention with an edit inside. One function, one meaning, several backends."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from regaze.errors import BadParameterError, ShapeError
+from regaze.kernels.edit import AttentionEdit, Stats, StatsRequest
+from regaze.kernels.reference import attend_reference, observe_reference
+from regaze.kernels.torch_ops import attend_torch, observe_torch
+
+
+class Backend(NamedTuple):
+    """One implementation of `attend` and of `observe`."""
+
+    attend: Callable[..., tuple[Tensor, Stats | None]]
+    observe: Callable[..., Stats]
+
+
+#: Backend by name. A fused kernel adds itself here; none may change what an edit means.
+BACKENDS = {
+    "reference": Backend(attend_reference, observe_reference),
+    "torch": Backend(attend_torch, observe_torch),
+}
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    edit: AttentionEdit | None = None,
+    *,
+    mask: Tensor | None = None,
+    scaling: float | None = None,
+    is_causal: bool = False,
+    backend: str = "auto",
+) -> tuple[Tensor, Stats | None]:
+    """Scaled dot-product attention under an edit.
+
+    The order is: mask (+ openings), score map, column bias, softmax, channel coefficients, value gain,
+    head gain.
+
+    Args:
+        q: [B, Hq, Lq, D] queries.
+        k, v: [B, Hkv, Lk, D] and [B, Hkv, Lk, Dv]; Hq is a multiple of Hkv.
+        edit: what to change and record; None is plain attention.
+        mask: None, bool (True: may look) or additive float, broadcastable to [B, Hq, Lq, Lk] with its last
+            two dimensions in full. A float mask hides keys at or below half its dtype's minimum.
+        scaling: factor of q k^T; default D ** -0.5.
+        is_causal: used when `mask` is None; row i sits at key position Lk - Lq + i.
+        backend: "auto", or one of `BACKENDS`; the environment variable REGAZE_BACKEND replaces "auto".
+
+    Returns:
+        out [B, Hq, Lq, Dv] in the dtype of q (a fully masked row gives zeros), and the `Stats` that
+        `edit.stats` asks for.
+
+    Raises:
+        ShapeError: tensors that do not fit together. BadParameterError: an unknown backend.
+    """
+    _check_shapes(q, k, v, mask)
+    if edit is None:
+        edit = _PLAIN
+    edit.check(q.shape[0], q.shape[1], q.shape[2], k.shape[2])
+    if scaling is None:
+        scaling = q.shape[-1] ** -0.5
+    return _backend(backend).attend(q, k, v, edit, mask=mask, scaling=scaling, is_causal=is_causal)
+
+
+def observe(
+    q: Tensor,
+    k: Tensor,
+    request: StatsRequest,
+    *,
+    mask: Tensor | None = None,
+    scaling: float | None = None,
+    is_causal: bool = False,
+    backend: str = "auto",
+) -> Stats:
+    """Statistics of plain attention without its output, which another kernel has computed.
+
+    Arguments and errors as for `attend`.
+    """
+    _check_shapes(q, k, k, mask)
+    AttentionEdit(stats=request).check(q.shape[0], q.shape[1], q.shape[2], k.shape[2])
+    if scaling is None:
+        scaling = q.shape[-1] ** -0.5
+    return _backend(backend).observe(q, k, request, mask=mask, scaling=scaling, is_causal=is_causal)
+
+
+_PLAIN = AttentionEdit()
+
+
+def _backend(name: str) -> Backend:
+    if name == "auto":
+        name = os.environ.get("REGAZE_BACKEND", "torch")
+    if name not in BACKENDS:
+        raise BadParameterError(f"unknown attention backend {name!r}; this build has {', '.join(BACKENDS)}")
+    return BACKENDS[name]
+
+
+def _check_shapes(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> None:
+    if not q.dim() == k.dim() == v.dim() == 4:
+        raise ShapeError(f"q must be [B, Hq, Lq, D], k and v [B, Hkv, Lk, D]; {_said(q=q, k=k, v=v)}")
+    batch, heads, queries, dim = q.shape
+    kv_batch, kv_heads, keys, key_dim = k.shape
+    if batch != kv_batch or dim != key_dim or k.shape[:3] != v.shape[:3]:
+        raise ShapeError(
+            f"q [B, Hq, Lq, D], k [B, Hkv, Lk, D] and v [B, Hkv, Lk, Dv] disagree: {_said(q=q, k=k, v=v)}"
+        )
+    if heads % kv_heads:
+        raise ShapeError(f"Hq={heads} is not a multiple of Hkv={kv_heads}: {_said(q=q, k=k)}")
+    if mask is None:
+        return
+    fits = mask.dim() == 4 and mask.shape[2:] == (queries, keys)
+    if not fits or mask.shape[0] not in (1, batch) or mask.shape[1] not in (1, heads):
+        want = [batch, heads, queries, keys]
+        raise ShapeError(
+            f"mask must be [B or 1, Hq or 1, Lq, Lk] with [B, Hq, Lq, Lk] = {want}; {_said(mask=mask)}"
+        )
+    if mask.dtype != torch.bool and not mask.is_floating_point():
+        raise ShapeError(f"mask must be bool (True: may look) or additive float; {_said(mask=mask)}")
+
+
+def _said(**tensors: Tensor) -> str:
+    return ", ".join(f"{name} is {list(tensor.shape)} {tensor.dtype}" for name, tensor in tensors.items())

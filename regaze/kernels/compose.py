@@ -1,0 +1,106 @@
+"""Several edits on one layer become one, whatever the order in which they were activated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import reduce
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from regaze.errors import CompositionError
+from regaze.kernels.edit import AttentionEdit, Rows
+
+
+def compose(edits: Sequence[AttentionEdit]) -> AttentionEdit | None:
+    """One edit that does what `edits` do together, or None for no edit.
+
+    The stages keep their fixed order, whatever the order of the edits. Within a stage biases add, gains
+    multiply, openings unite. Undefined, and refused: two channel policies (each redistributes the masses that
+    the softmax gives), two score slopes or a slope beside a gain of another edit (the maps do not commute),
+    different row selections of edits that change weights, two recordings.
+
+    Edits that select rows should share one `Rows`: two are compared by value, which waits for the device.
+
+    Raises:
+        CompositionError: for a combination without a meaning.
+    """
+    return reduce(_pair, edits) if edits else None
+
+
+def _pair(a: AttentionEdit, b: AttentionEdit) -> AttentionEdit:
+    for part, why in (
+        ("policy", "each redistributes the masses that the softmax gives"),
+        ("stats", "ask for everything in one recording"),
+        ("score_slope", "two maps of |s| do not commute"),
+    ):
+        if getattr(a, part) is not None and getattr(b, part) is not None:
+            raise CompositionError(f"two interventions set `{part}` on one layer: {why}; use one of them")
+    for x, y in ((a, b), (b, a)):
+        if x.score_slope is not None and (y.score_gain is not None or y.head_score_gain is not None):
+            raise CompositionError(
+                "one intervention sets a score slope and another a score gain on one layer: "
+                "the two maps do not commute; use one of them"
+            )
+    return AttentionEdit(
+        rows=_common_rows(a, b),
+        score_slope=_either(a.score_slope, b.score_slope),
+        score_gain=_columns(torch.mul, a.score_gain, b.score_gain, 1.0),
+        head_score_gain=_product(a.head_score_gain, b.head_score_gain),
+        bias=_columns(torch.add, a.bias, b.bias, 0.0),
+        channels=_either(a.channels, b.channels),
+        policy=_either(a.policy, b.policy),
+        value_gain=_columns(torch.mul, a.value_gain, b.value_gain, 1.0),
+        head_gain=_product(a.head_gain, b.head_gain),
+        openings=a.openings + b.openings,
+        stats=_either(a.stats, b.stats),
+    )
+
+
+T = TypeVar("T")
+
+
+def _either(a: T | None, b: T | None) -> T | None:
+    return b if a is None else a
+
+
+def _common_rows(a: AttentionEdit, b: AttentionEdit) -> Rows | None:
+    """The row selection of the edit that changes weights; both must agree when both do."""
+    if not a.edits_rows or not b.edits_rows:
+        return a.rows if a.edits_rows else b.rows
+    if a.rows is b.rows or _same(a.rows, b.rows):
+        return a.rows
+    raise CompositionError(
+        "two interventions change the attention weights of different query rows on the same layer; "
+        "use them on different layers, or one of them"
+    )
+
+
+def _same(a: Rows | None, b: Rows | None) -> bool:
+    if a is None or b is None or not torch.equal(a.index, b.index):
+        return False
+    if a.active is None or b.active is None:
+        return a.active is b.active
+    return torch.equal(a.active, b.active)
+
+
+def _product(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    """Product of head gains [B or 1, Hq] or [B or 1, Hq, Lq]."""
+    if a is None or b is None:
+        return _either(a, b)
+    if a.dim() != b.dim():
+        a, b = (x if x.dim() == 3 else x[..., None] for x in (a, b))
+    return a * b
+
+
+def _columns(
+    join: Callable[[Tensor, Tensor], Tensor], a: Tensor | None, b: Tensor | None, neutral: float
+) -> Tensor | None:
+    """Sum of biases or product of gains over the union of the named columns."""
+    if a is None or b is None:
+        return _either(a, b)
+    length = max(a.shape[-1], b.shape[-1])
+    a, b = (F.pad(x, (0, length - x.shape[-1]), value=neutral) for x in (a, b))
+    return join(a, b)

@@ -1,0 +1,392 @@
+"""What can be done to one attention layer, as data.
+
+An `AttentionEdit` is a frozen bundle of tensors. It names query rows and key columns, never a model: the same
+edit runs on the reference, on the torch path and in a fused kernel. The order of its parts is fixed:
+
+    mask (+ openings) -> score map -> column bias -> softmax -> channel coefficients -> value gain
+    -> head gain
+
+Column tensors describe the first n keys. Keys after them (those generated later) are left alone: bias 0,
+slope 0, gain 1, group 0, weight 0. One edit built at prefill therefore serves every decode step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from regaze.errors import BadParameterError, ShapeError
+from regaze.kernels.policies import Policy
+
+
+def _said(tensor: Tensor) -> str:
+    """A tensor as an error message names it: "[2, 6, 5] float32"."""
+    return f"{list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
+
+
+class _Columns:
+    """A column tensor that answers for any key length: padded with its neutral value, then only sliced."""
+
+    def __init__(self, named: Tensor, neutral: Tensor, dim: int = -1):
+        self.named, self._neutral, self._dim = named, neutral, dim
+        self._padded = named
+
+    def upto(self, length: int) -> Tensor:
+        """The first `length` columns, a view; grows by doubling, so decoding copies O(log length) times."""
+        padded = self._padded
+        have = padded.shape[self._dim]
+        if have < length:
+            shape = list(padded.shape)
+            shape[self._dim] = max(length, 2 * have) - have
+            padded = torch.cat([padded, self._neutral.expand(shape)], self._dim)
+            # A kept copy would tie later calls to the autograd graph (or the no_grad block) of this one.
+            if not self.named.requires_grad:
+                self._padded = padded
+        return padded.narrow(self._dim, 0, length)
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """A choice of query rows.
+
+    Attributes:
+        index: [R] int64, increasing row numbers in 0..Lq-1 (the union over the batch).
+        active: [B, R] bool, which of them count in which sample; None when all do.
+    """
+
+    index: Tensor
+    active: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.index.dim() != 1 or self.index.dtype != torch.int64:
+            raise ShapeError(f"Rows.index must be [R] int64, got {_said(self.index)}")
+        active, count = self.active, len(self.index)
+        if active is not None and (
+            active.dim() != 2 or active.shape[1] != count or active.dtype != torch.bool
+        ):
+            raise ShapeError(f"Rows.active must be [B, R={count}] bool, got {_said(active)}")
+
+    @classmethod
+    def where(cls, mask: Tensor) -> Rows:
+        """Rows from a [B, Lq] bool mask. Waits for the device: call it once per prompt, not per layer."""
+        if mask.dim() != 2 or mask.dtype != torch.bool:
+            raise ShapeError(f"Rows.where takes a [B, Lq] bool mask, got {_said(mask)}")
+        index = mask.any(0).nonzero().flatten()
+        active = mask[:, index]
+        return cls(index, None if bool(active.all()) else active)
+
+    def to(self, device: torch.device) -> Rows:
+        """The same rows on another device; itself where it is already there."""
+        if self.index.device == device:
+            return self
+        return Rows(self.index.to(device), None if self.active is None else self.active.to(device))
+
+
+@dataclass(frozen=True, eq=False)
+class Channels:
+    """Column weights u_k[j] >= 0 whose attention masses are wanted: one-hot groups first, then free weights.
+
+    Attributes:
+        groups: [B or 1, n] uint8 group of each key, below `num_groups`; later keys are in group 0.
+        num_groups: number G of groups.
+        weights: [C, B or 1, n] float, further channels; 0 for later keys.
+    """
+
+    groups: Tensor | None = None
+    num_groups: int = 0
+    weights: Tensor | None = None
+    _matrix: _Columns = field(init=False, repr=False)  # [B, n, K] fp32, the u_k side by side
+
+    def __post_init__(self) -> None:
+        parts = []
+        if self.groups is not None:
+            parts.append(self._one_hot(self.groups))
+        if self.weights is not None:
+            if self.weights.dim() != 3:
+                raise ShapeError(f"channel weights must be [C, B, n], got {_said(self.weights)}")
+            parts.append(self.weights.float().permute(1, 2, 0))
+        if not parts:
+            raise BadParameterError("Channels needs groups, weights or both")
+        if len(parts) == 2 and parts[0].shape[:2] != parts[1].shape[:2]:
+            raise ShapeError(
+                f"groups cover [B, n] = {list(parts[0].shape[:2])} but weights {list(parts[1].shape[:2])}: "
+                "use the same keys for both"
+            )
+        matrix = torch.cat(parts, -1)
+        neutral = matrix.new_zeros(matrix.shape[-1])
+        if self.groups is not None:
+            neutral[0] = 1.0
+        object.__setattr__(self, "_matrix", _Columns(matrix, neutral, dim=1))
+
+    def _one_hot(self, groups: Tensor) -> Tensor:
+        if groups.dim() != 2 or groups.dtype != torch.uint8:
+            raise ShapeError(f"groups must be [B, n] uint8, got {_said(groups)}")
+        if not 1 <= self.num_groups <= 255:
+            raise BadParameterError(f"num_groups must be in 1..255, got {self.num_groups}")
+        # Reading an accelerator's values would stall it; there such a key is in no group at all.
+        if groups.device.type == "cpu" and groups.numel() and int(groups.max()) >= self.num_groups:
+            raise BadParameterError(
+                f"groups {_said(groups)} name group {int(groups.max())}, but num_groups is {self.num_groups}"
+            )
+        ids = torch.arange(self.num_groups, device=groups.device, dtype=torch.uint8)
+        return (groups[..., None] == ids).float()
+
+    @property
+    def matrix(self) -> Tensor:
+        """[B or 1, n, K] fp32: the weight of each named key in each channel."""
+        return self._matrix.named
+
+    @property
+    def count(self) -> int:
+        """Number K = G + C of channels."""
+        return self.matrix.shape[2]
+
+    @property
+    def batch(self) -> int:
+        return self.matrix.shape[0]
+
+    @property
+    def length(self) -> int:
+        """Number n of named keys."""
+        return self.matrix.shape[1]
+
+    def masses(self, weights: Tensor) -> Tensor:
+        """Mass of each channel in attention rows: [B, Hq, R, Lk] -> [B, Hq, R, K]."""
+        batch, heads, rows, length = weights.shape
+        u = self._upto(length, batch, weights.dtype)
+        return torch.bmm(weights.reshape(batch, heads * rows, length), u).view(batch, heads, rows, self.count)
+
+    def per_key(self, coefficients: Tensor, length: int) -> Tensor:
+        """Factor of each key, sum_k coef_k u_k[j]: [B, Hq, R, K] -> [B, Hq, R, length]."""
+        batch, heads, rows, count = coefficients.shape
+        u = self._upto(length, batch, coefficients.dtype)
+        factors = torch.bmm(coefficients.reshape(batch, heads * rows, count), u.mT)
+        return factors.view(batch, heads, rows, length)
+
+    def _upto(self, length: int, batch: int, dtype: torch.dtype) -> Tensor:
+        """[batch, length, K]."""
+        u = self._matrix.upto(length)
+        if u.dtype != dtype:
+            u = u.to(dtype)
+        return u if u.shape[0] == batch else u.expand(batch, -1, -1)
+
+
+@dataclass(frozen=True, eq=False)
+class StatsRequest:
+    """Which by-products of the softmax to keep, for which rows.
+
+    Attributes:
+        rows: query rows to report on; None: all.
+        channels: report masses of these channels.
+        entropy, top1, lse: report the row's entropy in nats, strongest column, log-sum-exp of scores.
+        columns: [B or 1, n] int64 key columns whose weights to keep (row slices); -1 where there are fewer.
+        full_rows: keep the weights of all columns instead.
+        edited: report on the edited row instead of the unedited one.
+    """
+
+    rows: Rows | None = None
+    channels: Channels | None = None
+    entropy: bool = False
+    top1: bool = False
+    lse: bool = False
+    columns: Tensor | None = None
+    full_rows: bool = False
+    edited: bool = False
+
+    def __post_init__(self) -> None:
+        columns = self.columns
+        if columns is not None and (columns.dim() != 2 or columns.dtype != torch.int64):
+            raise ShapeError(f"StatsRequest.columns must be [B or 1, n] int64, got {_said(columns)}")
+        if columns is not None and self.full_rows:
+            raise BadParameterError("StatsRequest takes `columns` or `full_rows`, not both")
+
+
+@dataclass(frozen=True, eq=False)
+class Stats:
+    """What `attend` measured, fp32, for the R rows of the request; 0 where a row is not active in a sample.
+
+    Attributes:
+        masses: [B, Hq, R, K] attention mass of each channel.
+        entropy: [B, Hq, R] in nats; 0 for a fully masked row.
+        top_weight, top_column: [B, Hq, R] largest weight and its key column (the first of equals).
+        lse: [B, Hq, R] log-sum-exp of the scores; -inf for a fully masked row.
+        slices: [B, Hq, R, n or Lk] weights of the requested columns.
+    """
+
+    masses: Tensor | None = None
+    entropy: Tensor | None = None
+    top_weight: Tensor | None = None
+    top_column: Tensor | None = None
+    lse: Tensor | None = None
+    slices: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Opening:
+    """Positions opened in the mask: every row of `rows` may look at every column of `columns`, causal or not.
+
+    Attributes:
+        rows: [B or 1, Lq] bool.
+        columns: [B or 1, n] bool (padded keys must not be among them).
+    """
+
+    rows: Tensor
+    columns: Tensor
+
+    def __post_init__(self) -> None:
+        for name, tensor in (("rows", self.rows), ("columns", self.columns)):
+            if tensor.dim() != 2 or tensor.dtype != torch.bool:
+                raise ShapeError(f"Opening.{name} must be [B or 1, Lq or n] bool, got {_said(tensor)}")
+
+
+_COLUMN_PARTS = ("score_slope", "score_gain", "bias", "value_gain")
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionEdit:
+    """One layer's edit; every default is neutral. Hq counts *query* heads; n <= Lk columns are named.
+
+    Attributes:
+        rows: which query rows the score map, bias, channels and value gain apply to; None: all.
+        score_slope: [B or 1, Hq or 1, n], s <- s + slope * |s|.
+        score_gain: [B or 1, Hq or 1, n], s <- s * gain (after the slope).
+        head_score_gain: [B or 1, Hq], multiplies every score of a head (0: it averages all visible keys).
+        bias: [B or 1, Hq or 1, n] added to the scores; -inf removes a key.
+        channels, policy: masses of the channels after softmax -> coefficients, which give
+            a'_j = a_j * sum_k coef_k u_k[j]. The channels need groups, so that every key is in at least one.
+        value_gain: [B or 1, Hq or 1, n], columns scaled after the coefficients, not renormalised.
+        head_gain: [B or 1, Hq] or [B or 1, Hq, Lq], multiplies a head's output (0 removes the head). It has
+            its own row dimension and ignores `rows`.
+        openings: rectangles opened in the mask.
+        stats: what to record.
+    """
+
+    rows: Rows | None = None
+    score_slope: Tensor | None = None
+    score_gain: Tensor | None = None
+    head_score_gain: Tensor | None = None
+    bias: Tensor | None = None
+    channels: Channels | None = None
+    policy: Policy | None = None
+    value_gain: Tensor | None = None
+    head_gain: Tensor | None = None
+    openings: tuple[Opening, ...] = ()
+    stats: StatsRequest | None = None
+    # Nothing below changes what an edit means: padded columns, and the least Lk for which each q fitted.
+    _columns: dict[str, _Columns] = field(default_factory=dict, init=False, repr=False)
+    _fitted: dict[tuple[int, int, int], int] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        for name in _COLUMN_PARTS:
+            tensor = getattr(self, name)
+            if tensor is not None and tensor.dim() != 3:
+                raise ShapeError(f"{name} must be [B or 1, Hq or 1, n], got {_said(tensor)}")
+        if self.head_gain is not None and self.head_gain.dim() not in (2, 3):
+            raise ShapeError(
+                f"head_gain must be [B or 1, Hq] or [B or 1, Hq, Lq], got {_said(self.head_gain)}"
+            )
+        if self.head_score_gain is not None and self.head_score_gain.dim() != 2:
+            raise ShapeError(f"head_score_gain must be [B or 1, Hq], got {_said(self.head_score_gain)}")
+        if self.policy is None and self.channels is None:
+            return
+        if self.policy is None or self.channels is None:
+            raise BadParameterError("give `channels` and `policy` together (for masses alone use `stats`)")
+        if self.channels.groups is None:
+            raise BadParameterError("a policy needs channels with groups: it would drop keys that have none")
+        if self.policy.channels != self.channels.count:
+            raise BadParameterError(
+                f"policy {type(self.policy).__name__} works on {self.policy.channels} channels, "
+                f"but {self.channels.count} are given"
+            )
+
+    @cached_property
+    def edits_scores(self) -> bool:
+        """Whether the softmax sees other scores."""
+        parts = (self.score_slope, self.score_gain, self.head_score_gain, self.bias)
+        return any(part is not None for part in parts)
+
+    @cached_property
+    def edits_rows(self) -> bool:
+        """Whether anything is changed that `rows` selects."""
+        return self.edits_scores or self.policy is not None or self.value_gain is not None
+
+    @property
+    def neutral(self) -> bool:
+        """True when the layer's output is left alone (it may still be recorded)."""
+        return not self.edits_rows and self.head_gain is None and not self.openings
+
+    @cached_property
+    def changed_rows(self) -> Tensor | None:
+        """[R] int64 rows in which `rows` or an opening changes weights; None: all of them.
+
+        Openings make it wait for the device; kept, so that layers which share an edit wait once.
+        """
+        selected = self.rows if self.edits_rows else None
+        if not self.openings or (self.edits_rows and selected is None):
+            return None if selected is None else selected.index
+        changed = torch.stack([opening.rows.any(0) for opening in self.openings]).any(0)
+        if selected is not None:
+            changed[selected.index] = True
+        return changed.nonzero().flatten()
+
+    def columns(self, name: str, length: int) -> Tensor:
+        """[B or 1, Hq or 1, length] column tensor `name`, neutral where the edit names no column."""
+        if name not in self._columns:
+            tensor = getattr(self, name)
+            neutral = tensor.new_full((), 1.0 if name.endswith("gain") else 0.0)
+            self._columns[name] = _Columns(tensor, neutral)
+        return self._columns[name].upto(length)
+
+    def check(self, batch: int, heads: int, queries: int, keys: int) -> None:
+        """Raise ShapeError unless the edit fits q [batch, heads, queries, D] and k [batch, Hkv, keys, D]."""
+        shape = (batch, heads, queries)
+        if shape in self._fitted and keys >= self._fitted[shape]:
+            return
+
+        def require(fits: bool, name: str, tensor: Tensor, want: str) -> None:
+            if not fits:
+                raise ShapeError(
+                    f"{name} is {_said(tensor)}, but q is [B={batch}, Hq={heads}, Lq={queries}, D] and "
+                    f"k has Lk={keys} keys: it must be {want}"
+                )
+
+        either = (1, batch)
+        for name in _COLUMN_PARTS:
+            if (tensor := getattr(self, name)) is not None:
+                b, h, n = tensor.shape
+                fits = b in either and h in (1, heads) and n <= keys
+                require(fits, name, tensor, "[B or 1, Hq or 1, n <= Lk]")
+        if (gain := self.head_score_gain) is not None:
+            require(
+                gain.shape[0] in either and gain.shape[1] == heads, "head_score_gain", gain, "[B or 1, Hq]"
+            )
+        if (gain := self.head_gain) is not None:
+            fits = gain.shape[0] in either and gain.shape[1] == heads and gain.shape[2:] in ((), (queries,))
+            require(fits, "head_gain", gain, "[B or 1, Hq] or [B or 1, Hq, Lq]")
+        for opening in self.openings:
+            rows, columns = opening.rows, opening.columns
+            fits = rows.shape[0] in either and rows.shape[1] == queries
+            require(fits, "Opening.rows", rows, "[B or 1, Lq]")
+            fits = columns.shape[0] in either and columns.shape[1] <= keys
+            require(fits, "Opening.columns", columns, "[B or 1, n <= Lk]")
+        stats = self.stats or StatsRequest()
+        for name, selected in (("rows", self.rows), ("stats.rows", stats.rows)):
+            if selected is not None:
+                require(len(selected.index) <= queries, f"{name}.index", selected.index, "[R <= Lq]")
+                if selected.active is not None:
+                    require(selected.active.shape[0] == batch, f"{name}.active", selected.active, "[B, R]")
+        for name, channels in (("channels", self.channels), ("stats.channels", stats.channels)):
+            if channels is not None:
+                fits = channels.batch in either and channels.length <= keys
+                require(fits, f"{name} (as [B, n, K])", channels.matrix, "[B or 1, n <= Lk, K]")
+        if stats.columns is not None:
+            require(stats.columns.shape[0] in either, "stats.columns", stats.columns, "[B or 1, n]")
+        self._fitted[shape] = keys
+
+    def replace(self, **changes: Any) -> AttentionEdit:
+        """A copy with some parts changed."""
+        return replace(self, **changes)

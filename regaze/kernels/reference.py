@@ -1,0 +1,156 @@
+"""The specification of edited attention: plain torch, every step visible, everything materialised.
+
+fp32 throughout, or fp64 for fp64 input. Read this file to know what an `AttentionEdit` means. Every
+other backend is tested against it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from regaze.kernels.edit import AttentionEdit, Opening, Rows, Stats, StatsRequest
+
+
+def attend_reference(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    edit: AttentionEdit,
+    *,
+    mask: Tensor | None,
+    scaling: float,
+    is_causal: bool,
+) -> tuple[Tensor, Stats | None]:
+    """Edited attention of q [B, Hq, Lq, D] over k [B, Hkv, Lk, D], v [B, Hkv, Lk, Dv]; see `attend`."""
+    exact = torch.float64 if q.dtype == torch.float64 else torch.float32
+    group = q.shape[1] // k.shape[1]
+    q_ = q.to(exact)
+    k_, v_ = (x.to(exact).repeat_interleave(group, 1) for x in (k, v))
+    queries, keys = q.shape[2], k.shape[2]
+
+    scores = q_ @ k_.transpose(-1, -2) * scaling  # [B, Hq, Lq, Lk]
+    visible, additive = visibility(mask, queries, keys, is_causal, edit.openings, q.device)
+    if additive is not None:
+        scores = scores + additive.to(exact)
+    scores = scores.masked_fill(~visible, -torch.inf)
+    plain = safe_softmax(scores)
+
+    selected = row_mask(edit.rows, q.shape[0], queries, q.device)  # [B, 1, Lq, 1]
+    edited_scores = torch.where(selected & visible, edit_scores(scores, edit), scores)
+    weights = safe_softmax(edited_scores)
+
+    final = weights
+    if edit.policy is not None and edit.channels is not None:
+        coefficients = edit.policy(edit.channels.masses(weights))  # [B, Hq, Lq, K]
+        final = final * edit.channels.per_key(coefficients, keys)
+    if edit.value_gain is not None:
+        final = final * edit.columns("value_gain", keys)[:, :, None].to(exact)
+    final = torch.where(selected, final, weights)
+
+    out = final @ v_
+    if edit.head_gain is not None:
+        out = out * (edit.head_gain if edit.head_gain.dim() == 3 else edit.head_gain[..., None])[..., None]
+
+    stats = None
+    if edit.stats is not None:
+        row, score = (final, edited_scores) if edit.stats.edited else (plain, scores)
+        active = None
+        if (rows := edit.stats.rows) is not None:
+            row, score, active = row[:, :, rows.index], score[:, :, rows.index], rows.active
+        stats = measure(row, score, edit.stats, active)
+    return out.to(q.dtype), stats
+
+
+def observe_reference(
+    q: Tensor, k: Tensor, request: StatsRequest, *, mask: Tensor | None, scaling: float, is_causal: bool
+) -> Stats:
+    """Statistics of plain attention; see `observe`."""
+    edit = AttentionEdit(stats=request)
+    stats = attend_reference(q, k, k, edit, mask=mask, scaling=scaling, is_causal=is_causal)[1]
+    assert stats is not None
+    return stats
+
+
+def visibility(
+    mask: Tensor | None,
+    queries: int,
+    keys: int,
+    is_causal: bool,
+    openings: tuple[Opening, ...],
+    device: torch.device,
+) -> tuple[Tensor, Tensor | None]:
+    """Which keys each row may see, [B or 1, H or 1, Lq, Lk] bool, and the additive part of the mask.
+
+    A float mask hides a key where it is at most half the most negative value of its dtype (-inf and
+    "min-filled" masks). Without a mask, causal rows are aligned to the last key:
+    row i sits at key position Lk - Lq + i.
+    """
+    additive = None
+    if mask is None:
+        visible = torch.ones(1, 1, queries, keys, dtype=torch.bool, device=device)
+        if is_causal:
+            visible = visible.tril(keys - queries)
+    elif mask.dtype == torch.bool:
+        visible = mask
+    else:
+        visible = mask > torch.finfo(mask.dtype).min / 2
+        additive = mask.masked_fill(~visible, 0.0)
+    for opening in openings:
+        columns = torch.zeros(opening.columns.shape[0], keys, dtype=torch.bool, device=device)
+        columns[:, : opening.columns.shape[1]] = opening.columns
+        visible = visible | (opening.rows[:, None, :, None] & columns[:, None, None])
+    return visible, additive
+
+
+def edit_scores(scores: Tensor, edit: AttentionEdit) -> Tensor:
+    """Score map and column bias on [B, Hq, Lq, Lk]; the caller keeps masked keys at -inf."""
+    keys, dtype = scores.shape[-1], scores.dtype
+    if edit.score_slope is not None:
+        scores = scores + edit.columns("score_slope", keys)[:, :, None].to(dtype) * scores.abs()
+    if edit.score_gain is not None:
+        scores = scores * edit.columns("score_gain", keys)[:, :, None].to(dtype)
+    if edit.head_score_gain is not None:
+        scores = scores * edit.head_score_gain[:, :, None, None].to(dtype)
+    if edit.bias is not None:
+        scores = scores + edit.columns("bias", keys)[:, :, None].to(dtype)
+    return scores
+
+
+def safe_softmax(scores: Tensor) -> Tensor:
+    """Softmax over the last dimension in which a row of -inf becomes zeros."""
+    return torch.softmax(scores, -1).masked_fill(scores.amax(-1, keepdim=True) == -torch.inf, 0.0)
+
+
+def row_mask(rows: Rows | None, batch: int, queries: int, device: torch.device) -> Tensor:
+    """A row selection as [B, 1, Lq, 1] bool."""
+    if rows is None:
+        return torch.ones(batch, 1, queries, 1, dtype=torch.bool, device=device)
+    if rows.active is not None and len(rows.index) == queries:
+        return rows.active[:, None, :, None]
+    chosen = torch.zeros(batch, queries, dtype=torch.bool, device=device)
+    chosen[:, rows.index] = True if rows.active is None else rows.active
+    return chosen[:, None, :, None]
+
+
+def measure(weights: Tensor, scores: Tensor, request: StatsRequest, active: Tensor | None) -> Stats:
+    """Statistics of rows [B, Hq, R, Lk]; a row that is not `active` [B, R] in a sample reports 0."""
+    weights = weights.float()
+    lse = torch.logsumexp(scores, -1).float() if request.lse else None
+    if active is not None:
+        weights = weights * active[:, None, :, None]
+        lse = lse.masked_fill(~active[:, None], 0.0) if lse is not None else None
+    top_weight, top_column = weights.max(-1) if request.top1 else (None, None)
+    slices = weights if request.full_rows else None
+    if request.columns is not None:
+        batch, heads, rows, _ = weights.shape
+        index = request.columns[:, None, None].expand(batch, heads, rows, -1)
+        slices = weights.gather(-1, index.clamp_min(0)) * (index >= 0)
+    return Stats(
+        masses=request.channels.masses(weights) if request.channels else None,
+        entropy=torch.special.entr(weights).sum(-1) if request.entropy else None,
+        top_weight=top_weight,
+        top_column=top_column,
+        lse=lse,
+        slices=slices,
+    )

@@ -1,0 +1,135 @@
+"""`TokenMap`: what each token of a batch is, and which image cell it shows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+from regaze.errors import InputError
+
+
+class Role(IntEnum):
+    """What a token is. OUTPUT is 0, so that keys generated later need no bookkeeping (kernels.edit)."""
+
+    OUTPUT = 0  #: generated answer
+    PAD = 1
+    SYSTEM = 2  #: everything before the image and the question
+    IMAGE = 3
+    SEPARATOR = 4  #: between image and question
+    QUERY = 5  #: the user's question
+    TAIL = 6  #: end of turn and assistant header
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One prompt without padding.
+
+    Attributes:
+        roles: [n] `Role` of each token.
+        image: [n] number of the image a token belongs to, -1 for text.
+        cell: [n] row-major grid cell of an image token, -1 for text and for image tokens without a place.
+        grids: (rows, columns) of each image.
+    """
+
+    roles: tuple[int, ...]
+    image: tuple[int, ...]
+    cell: tuple[int, ...]
+    grids: tuple[tuple[int, int], ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class TokenMap:
+    """Roles of a padded batch; everything is on the CPU.
+
+    Attributes:
+        roles: [B, L] uint8 `Role`.
+        image: [B, L] int32 image number or -1. cell: [B, L] int32 grid cell or -1.
+        grids: per sample, (rows, columns) of each of its images.
+    """
+
+    roles: Tensor
+    image: Tensor
+    cell: Tensor
+    grids: tuple[tuple[tuple[int, int], ...], ...]
+    _masks: dict[tuple[int, ...], Tensor] = field(default_factory=dict, init=False, repr=False)
+
+    @classmethod
+    def from_roles(cls, roles: Tensor | Sequence[Sequence[int]]) -> TokenMap:
+        """A map from [B, L] roles alone; image tokens get no grid. For models whose prompts regaze cannot
+        read.
+        """
+        roles = torch.as_tensor(roles).to(torch.uint8)
+        if roles.dim() != 2:
+            raise InputError(f"roles must be [B, L], got {list(roles.shape)}")
+        image = torch.where(roles == Role.IMAGE, 0, -1).int()
+        return cls(roles, image, torch.full_like(image, -1), ((),) * roles.shape[0])
+
+    @classmethod
+    def from_samples(cls, samples: Sequence[Sample], visible: Tensor) -> TokenMap:
+        """Place unpadded samples at the visible positions of a [B, L] attention mask, on either side."""
+        batch, length = visible.shape
+        roles = torch.full((batch, length), int(Role.PAD), dtype=torch.uint8)
+        image, cell = (
+            torch.full((batch, length), -1, dtype=torch.int32),
+            torch.full((batch, length), -1, dtype=torch.int32),
+        )
+        for row, sample in enumerate(samples):
+            places = visible[row].bool().nonzero().flatten()
+            if len(places) != len(sample.roles):
+                raise InputError(
+                    f"row {row} shows {len(places)} tokens, but its prompt has {len(sample.roles)}"
+                )
+            roles[row, places] = torch.tensor(sample.roles, dtype=torch.uint8)
+            image[row, places] = torch.tensor(sample.image, dtype=torch.int32)
+            cell[row, places] = torch.tensor(sample.cell, dtype=torch.int32)
+        return cls(roles, image, cell, tuple(sample.grids for sample in samples))
+
+    @property
+    def batch(self) -> int:
+        return self.roles.shape[0]
+
+    @property
+    def length(self) -> int:
+        return self.roles.shape[1]
+
+    def mask(self, *roles: Role) -> Tensor:
+        """[B, L] bool, tokens that have one of the roles."""
+        key = tuple(int(role) for role in roles)
+        if key not in self._masks:
+            self._masks[key] = torch.isin(self.roles, torch.tensor(key, dtype=torch.uint8))
+        return self._masks[key]
+
+    def columns(self, role: Role, sample: int = 0) -> Tensor:
+        """Positions of a role in one sample, [n] int64, increasing."""
+        return (self.roles[sample] == int(role)).nonzero().flatten()
+
+    def after_image(self) -> Tensor:
+        """[B, L] bool, text tokens that come after the first image token of their sample."""
+        images = self.mask(Role.IMAGE)
+        return images.cumsum(1).bool() & ~images & ~self.mask(Role.PAD)
+
+    def image_cells(self, sample: int = 0, image: int = 0) -> Tensor:
+        """Positions of an image's cells in row-major order, [rows * columns] int64.
+
+        Raises:
+            InputError: the sample has no such image, or its grid is not known.
+        """
+        if image >= len(self.grids[sample]):
+            raise InputError(
+                f"sample {sample} has {len(self.grids[sample])} image(s) with a known grid, not image {image}"
+            )
+        rows, columns = self.grids[sample][image]
+        here = (self.image[sample] == image) & (self.cell[sample] >= 0)
+        places = here.nonzero().flatten()
+        order = torch.empty(rows * columns, dtype=torch.int64)
+        order[self.cell[sample, places].long()] = places
+        return order
+
+    def repeat(self, times: int) -> TokenMap:
+        """Each sample `times` times in a row, as beams and several returned sequences expand a batch."""
+        roles, image, cell = (x.repeat_interleave(times, 0) for x in (self.roles, self.image, self.cell))
+        return TokenMap(roles, image, cell, tuple(grid for grid in self.grids for _ in range(times)))

@@ -1,0 +1,268 @@
+"""`wrap`: a handle on a transformers model, to ask it, edit its attention and record it."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from transformers import BatchFeature, PreTrainedModel
+
+from regaze.errors import BadParameterError, InputError, RegazeError, UnsupportedModelError
+from regaze.toolkit.context import Participant
+from regaze.toolkit.families import family_of
+from regaze.toolkit.hook import Session, close_session, open_session
+from regaze.toolkit.prompts import PromptReader
+from regaze.toolkit.record import Record, RecordingSession, Wanted
+from regaze.toolkit.tokens import Sample, TokenMap
+
+ImageLike = Image.Image | str | Path
+Images = ImageLike | Sequence[ImageLike] | None
+
+#: Prompts built by `inputs` whose exact roles are remembered, so that `model.generate(**inputs)` finds them
+#: again.
+_REMEMBERED = 4096
+
+
+def wrap(model: PreTrainedModel, processor: Any = None) -> Gaze:
+    """A handle on `model`; the model itself is not changed.
+
+    Args:
+        model: any transformers model whose language part goes through the attention interface.
+        processor: its processor (or tokenizer for a text model); needed to build prompts and to read roles.
+    """
+    if not isinstance(model, PreTrainedModel):
+        raise UnsupportedModelError(f"regaze.wrap takes a transformers model, got {type(model).__name__}")
+    return Gaze(model, processor)
+
+
+class Gaze:
+    """A wrapped model. Outside `using` and `recording` the model is exactly what it was."""
+
+    def __init__(self, model: PreTrainedModel, processor: Any = None):
+        self.model, self.processor = model, processor
+        self.family = family_of(model.config)
+        self.reader = PromptReader(processor, self.family)
+        self._known: OrderedDict[tuple[int, ...], Sample] = OrderedDict()
+        self._recorder: RecordingSession | None = None
+
+    # Asking -------------------------------------------------------------------------------------------
+
+    def inputs(
+        self, images: Sequence[Images], questions: Sequence[str] | str, system: str | None = None
+    ) -> BatchFeature:
+        """A left-padded batch for `model.generate`, on the model's device.
+
+        Args:
+            images: per question an image, several, or None. An image is a PIL image or a path.
+            questions: B questions (a single string is a batch of one; then `images` may be a single image,
+                too).
+            system: a system message for every prompt, where the template has one.
+
+        Returns:
+            input_ids, attention_mask [B, L] and what the processor adds (pixel_values).
+
+        Raises:
+            InputError: unreadable images, no processor, counts that differ.
+        """
+        if isinstance(questions, str):
+            questions, images = [questions], [images]  # type: ignore[list-item]
+        if self.processor is None:
+            raise InputError(
+                "regaze.wrap was given no processor, so it cannot build prompts; pass it, or build the inputs"
+            )
+        if isinstance(images, (str, Path, Image.Image)) or images is None or len(images) != len(questions):
+            count = 1 if isinstance(images, (str, Path, Image.Image)) else len(images or [])
+            raise InputError(
+                f"{count} images for {len(questions)} questions: give one entry (or None) per question"
+            )
+        opened = [_open_images(entry) for entry in images]
+        prompts = [self.reader.render(q, len(i), system) for q, i in zip(questions, opened, strict=True)]
+        batch = self._tokenise(
+            [prompt.text for prompt in prompts], [image for entry in opened for image in entry]
+        )
+        for row, prompt in enumerate(prompts):
+            self._remember(batch["input_ids"][row][batch["attention_mask"][row].bool()].tolist(), prompt)
+        return batch.to(self.model.device)
+
+    def _tokenise(self, texts: list[str], images: list[Image.Image]) -> BatchFeature:
+        tokenizer = self.reader.tokenizer
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        options: dict[str, Any] = {
+            "padding": True,
+            "padding_side": "left",
+            "return_tensors": "pt",
+            "add_special_tokens": self.reader.adds_special_tokens(texts[0]),
+        }
+        if images:
+            options["images"] = images
+        return BatchFeature(dict(self.processor(text=texts, **options)))
+
+    def ask(
+        self,
+        images: Sequence[Images],
+        questions: Sequence[str],
+        *,
+        system: str | None = None,
+        batch_size: int = 8,
+        progress: Callable[[int], None] | None = None,
+        **generate_kwargs: Any,
+    ) -> list[str]:
+        """Answers of the model (greedy unless `generate_kwargs` say otherwise), in the order of the
+        questions.
+
+        Args:
+            images, questions, system: as for `inputs`.
+            batch_size: questions that are answered at once, left-padded; it does not change the answers.
+            progress: called with the number of answers after each batch.
+            generate_kwargs: passed to `model.generate`; max_new_tokens is 128 by default.
+        """
+        if isinstance(questions, str):
+            questions, images = [questions], [images]  # type: ignore[list-item]
+        if batch_size < 1:
+            raise BadParameterError(f"batch_size must be at least 1, got {batch_size}")
+        options = {
+            "max_new_tokens": 128,
+            "do_sample": False,
+            "pad_token_id": self._pad_token_id(),
+            **generate_kwargs,
+        }
+        answers: list[str] = []
+        for start in range(0, len(questions), batch_size):
+            part = slice(start, start + batch_size)
+            inputs = self.inputs(images[part], questions[part], system)
+            with torch.inference_mode():
+                sequences = self.model.generate(**inputs, **options)  # type: ignore[operator]
+            generated = sequences[:, inputs["input_ids"].shape[1] :]
+            if self._recorder is not None:
+                self._recorder.note_answer(generated)
+            answers += [
+                text.strip()
+                for text in self.reader.tokenizer.batch_decode(generated, skip_special_tokens=True)
+            ]
+            if progress is not None:
+                progress(len(generated))
+        return answers
+
+    def _pad_token_id(self) -> int | None:
+        tokenizer = self.reader.tokenizer
+        return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+
+    def seen(self, image: ImageLike) -> Image.Image:
+        """The image as the model receives it (resized and cropped by the processor), for drawing maps over
+        it.
+        """
+        processor = self.processor.image_processor
+        pixels = processor(_open_image(image), return_tensors="pt")["pixel_values"][0].float()
+        pixels = pixels.reshape(-1, *pixels.shape[-3:])[0]
+        if processor.do_normalize:
+            mean, std = (
+                torch.tensor(value).view(-1, 1, 1) for value in (processor.image_mean, processor.image_std)
+            )
+            pixels = pixels * std + mean
+        array = (pixels.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
+        return Image.fromarray(array)
+
+    # Editing and recording ----------------------------------------------------------------------------
+
+    @contextmanager
+    def using(self, *interventions: Participant, tokens: TokenMap | None = None) -> Iterator[Gaze]:
+        """Apply interventions to every forward of the model inside the block.
+
+        Several interventions act together, first given first; blocks nest, outer before inner. On exit, also
+        by an exception, the model is as before.
+
+        Args:
+            interventions: see `regaze.interventions`.
+            tokens: roles of the prompts, for inputs that regaze cannot read itself.
+        """
+        for intervention in interventions:
+            is_class = isinstance(intervention, type)
+            if is_class or not isinstance(intervention, Participant):
+                hint = "; write it with parentheses" if is_class else ""
+                raise BadParameterError(
+                    f"gaze.using takes interventions such as VAR(), got {intervention!r}{hint}"
+                )
+        session = Session(interventions, tokens, self._read)
+        open_session(self.model, session)
+        try:
+            yield self
+        finally:
+            close_session(self.model, session)
+
+    @contextmanager
+    def recording(self, *, tokens: TokenMap | None = None, **wanted: Any) -> Iterator[Record]:
+        """Record attention statistics of every forward inside the block; see `Wanted` for what can be asked
+        for.
+
+        The record is complete when the block ends.
+
+        Raises:
+            RecordingError: something asked for cannot be recorded, or was not.
+        """
+        recorder = RecordingSession(Wanted.checked(self.model, **wanted), self)
+        session = Session((recorder,), tokens, self._read, recorder)
+        open_session(self.model, session)
+        self._recorder = recorder
+        try:
+            yield recorder.record
+            recorder.finish()
+        finally:
+            self._recorder = None
+            close_session(self.model, session)
+
+    # Roles --------------------------------------------------------------------------------------------
+
+    def tokens(self, inputs: Any) -> TokenMap:
+        """Roles of a batch: anything with input_ids [B, L] and, when padded, attention_mask [B, L]."""
+        return self._read(inputs["input_ids"], inputs.get("attention_mask"))
+
+    def _read(self, input_ids: Tensor, attention_mask: Tensor | None) -> TokenMap:
+        ids = input_ids.cpu()
+        visible = torch.ones_like(ids, dtype=torch.bool)
+        if attention_mask is not None and attention_mask.shape == ids.shape:
+            visible = attention_mask.cpu().bool()
+        samples = []
+        for row, shown in zip(ids, visible, strict=True):
+            key = tuple(row[shown].tolist())
+            samples.append(self._known.get(key) or self.reader.read(key))
+        return TokenMap.from_samples(samples, visible)
+
+    def _remember(self, ids: list[int], prompt: Any) -> None:
+        key = tuple(ids)
+        if key not in self._known:
+            try:
+                self._known[key] = self.reader.roles(prompt, ids)
+            except (
+                RegazeError
+            ):  # asking needs no roles; what needs them reads the ids and says what is missing
+                return
+        self._known.move_to_end(key)
+        while len(self._known) > _REMEMBERED:
+            self._known.popitem(last=False)
+
+
+def _open_images(entry: Images) -> list[Image.Image]:
+    if entry is None:
+        return []
+    if isinstance(entry, (str, Path, Image.Image)):
+        return [_open_image(entry)]
+    return [_open_image(image) for image in entry]
+
+
+def _open_image(image: ImageLike) -> Image.Image:
+    if isinstance(image, Image.Image):
+        return image.convert("RGB")
+    try:
+        with Image.open(image) as opened:
+            return opened.convert("RGB")
+    except FileNotFoundError:
+        raise InputError(f"there is no image {str(image)!r}") from None
+    except (UnidentifiedImageError, OSError) as error:
+        raise InputError(f"{str(image)!r} is not a readable image: {error}") from None

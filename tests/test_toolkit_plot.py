@@ -1,0 +1,91 @@
+"""Plots show the numbers of the record."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from models import llava_processor, picture, tiny_llava
+
+import regaze
+from regaze import Role
+from regaze.errors import BadParameterError, RecordingError
+from regaze.toolkit import plot
+
+
+@pytest.fixture(scope="module")
+def gaze():
+    return regaze.wrap(tiny_llava(), llava_processor())
+
+
+@pytest.fixture(scope="module")
+def record(gaze):
+    with gaze.recording(slices="image") as record:
+        gaze.ask([picture(1)], ["Is there a dog in the image?"], max_new_tokens=3, eos_token_id=None)
+    return record
+
+
+def drawn_map(axes) -> np.ndarray:
+    return np.asarray(axes.images[-1].get_array())
+
+
+def test_heatmap_is_the_mean_of_the_chosen_rows(gaze, record, tmp_path):
+    figure = plot.heatmap(
+        record, gaze.seen(picture(1)), token=2, layers=[3, 4], heads=[0, 5], path=tmp_path / "heat.png"
+    )
+    trace = record[0]
+    columns = trace.tokens.image_cells(0, 0)
+    row = int(trace.answer_rows()[2])
+    held = [int((trace.slice_columns[0] == column).nonzero()) for column in columns]
+    expected = trace.slices[3:5, 0][:, [0, 5], row][..., held].mean((0, 1)).view(8, 8)
+    np.testing.assert_allclose(drawn_map(figure.axes[0]), expected.numpy(), rtol=1e-6)
+    assert figure.axes[0].get_title().startswith(("“", "answer token"))
+    assert (tmp_path / "heat.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize("suffix", ["png", "pdf", "svg"])
+def test_every_format_is_written(gaze, record, tmp_path, suffix):
+    image = gaze.seen(picture(1))
+    plot.token_layer_grid(record, image, layers=[1, 2], path=tmp_path / f"grid.{suffix}")
+    plot.role_masses(record, path=tmp_path / f"layers.{suffix}")
+    plot.role_masses(record, over="steps", path=tmp_path / f"steps.{suffix}")
+    assert all((tmp_path / f"{name}.{suffix}").stat().st_size > 1000 for name in ("grid", "layers", "steps"))
+
+
+def test_grid_has_a_panel_per_token_and_layer(gaze, record):
+    figure = plot.token_layer_grid(record, gaze.seen(picture(1)), tokens=[0, 1], layers=[0, 2, 5])
+    assert len(figure.axes) == 6
+    expected = plot.answer_map(record[0], token=1, layers=[5])
+    np.testing.assert_allclose(drawn_map(figure.axes[5]), expected)
+
+
+def test_stacked_masses_end_at_one(record):
+    for over, count in (("layers", 6), ("steps", 3)):
+        figure = plot.role_masses(record, over=over)
+        collections = figure.axes[0].collections
+        top = max(path.vertices[:, 1].max() for collection in collections for path in collection.get_paths())
+        assert top == pytest.approx(1.0, abs=1e-5)
+        assert len(figure.axes[0].get_xticks()) == count
+        labels = {text.get_text() for text in figure.axes[0].get_legend().get_texts()}
+        assert {"image", "query", "system", "tail"} <= labels
+    masses = record[0].masses[:, 0].mean(1)[:, 0]
+    assert torch.allclose(masses.sum(-1), torch.ones(6), atol=1e-5)
+    assert set(plot.ROLE_COLOURS) == set(Role)
+
+
+def test_wrong_choices(gaze, record, tmp_path):
+    image = gaze.seen(picture(1))
+    with pytest.raises(BadParameterError, match=r"tokens 0\.\.2"):
+        plot.heatmap(record, image, token=9)
+    with pytest.raises(RecordingError, match=r"layers \[6\] were not recorded"):
+        plot.heatmap(record, image, layers=[6])
+    with pytest.raises(BadParameterError, match=r"among 0\.\.5"):
+        plot.heatmap(record, image, heads=[6])
+    with pytest.raises(BadParameterError, match="cannot write the figure"):
+        plot.heatmap(record, image, path=tmp_path / "heat.abc")
+    with pytest.raises(BadParameterError, match="layers"):
+        plot.role_masses(record, over="heads")
+    with gaze.recording() as plain:
+        gaze.ask([picture(1)], ["What?"], max_new_tokens=1)
+    with pytest.raises(RecordingError, match='slices="image"'):
+        plot.heatmap(plain, image)

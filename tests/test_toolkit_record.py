@@ -1,0 +1,236 @@
+"""Records hold what eager attention would have shown, say what they lack, and survive a file."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from models import llava_processor, logits_of, picture, small_var, tiny_llama, tiny_llava
+
+import regaze
+from regaze import HeadKnockout, Record, Role
+from regaze.errors import CompositionError, RecordingError
+from regaze.interventions import from_dict
+
+QUESTIONS = ["Is there a dog in the image?", "What?"]
+EVERYTHING = {"entropy": True, "top1": True, "lse": True, "slices": "all"}
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_llava()
+
+
+@pytest.fixture(scope="module")
+def gaze(model):
+    return regaze.wrap(model, llava_processor())
+
+
+@pytest.fixture(scope="module")
+def inputs(gaze):
+    return gaze.inputs([picture(1), picture(2)], QUESTIONS)
+
+
+def generate(model, inputs, tokens=4):
+    return model.generate(**inputs, max_new_tokens=tokens, do_sample=False, eos_token_id=None)
+
+
+@pytest.fixture(scope="module")
+def eager(model, inputs):
+    """Eager attention of the same generation: per step, per layer, [B, H, Lq, Lk]."""
+    model.set_attn_implementation("eager")
+    out = model.generate(
+        **inputs,
+        max_new_tokens=4,
+        do_sample=False,
+        eos_token_id=None,
+        output_attentions=True,
+        return_dict_in_generate=True,
+    )
+    model.set_attn_implementation("sdpa")
+    return out.attentions
+
+
+@pytest.mark.parametrize("rows", ["last", "text", "all"])
+def test_equal_to_eager(gaze, model, inputs, eager, rows):
+    with gaze.recording(rows=rows, **EVERYTHING) as record:
+        generate(model, inputs)
+    trace = record[0]
+    tokens, length = gaze.tokens(inputs), inputs["input_ids"].shape[1]
+    assert trace.layers == tuple(range(6))
+    one_hot = torch.nn.functional.one_hot(tokens.roles.long(), len(Role)).float()
+    for n, (step, position) in enumerate(
+        zip(trace.row_step.tolist(), trace.row_position.tolist(), strict=True)
+    ):
+        active = trace.row_active[:, n]
+        for layer in range(6):
+            row = eager[step][layer][:, :, position if step == 0 else 0][active]
+            keys = row.shape[-1]
+            extra = torch.nn.functional.one_hot(torch.zeros(2, keys - length).long(), len(Role)).float()
+            roles = torch.cat([one_hot, extra], 1)[active]
+            close = {"rtol": 0, "atol": 1e-5}
+            torch.testing.assert_close(trace.slices[layer][active][:, :, n, :keys], row, **close)
+            torch.testing.assert_close(trace.masses[layer][active][:, :, n], row @ roles, **close)
+            entropy = torch.special.entr(row).sum(-1)
+            torch.testing.assert_close(trace.entropy[layer][active][:, :, n], entropy, **close)
+            torch.testing.assert_close(trace.top_weight[layer][active][:, :, n], row.amax(-1), **close)
+            found = row.gather(-1, trace.top_column[layer][active][:, :, n, None])[..., 0]
+            torch.testing.assert_close(found, row.amax(-1), **close)
+    assert (
+        len(trace.row_step)
+        == {"last": 1, "text": int(tokens.after_image().any(0).sum()), "all": length}[rows] + 3
+    )
+
+
+def test_recording_alone_changes_no_bit(gaze, model, inputs):
+    plain = logits_of(model, inputs)
+    with gaze.recording(rows="all", **EVERYTHING):
+        assert torch.equal(plain, logits_of(model, inputs))
+
+
+def test_unedited_by_default_edited_on_request(gaze, model, inputs):
+    def record(**wanted):
+        with gaze.using(small_var()), gaze.recording(rows="text", **wanted) as record:
+            model(**inputs)
+        return record[0]
+
+    with gaze.recording(rows="text", layers=[0, 1, 2]) as plain:
+        model(**inputs)
+    unedited, edited = record(), record(edited=True)
+    torch.testing.assert_close(unedited.masses[:3], plain[0].masses, rtol=0, atol=1e-6)
+    gained = (edited.masses - unedited.masses)[2][..., Role.IMAGE]
+    assert gained.max() > 0.01
+    torch.testing.assert_close(edited.masses.sum(-1), unedited.masses.sum(-1), rtol=0, atol=1e-5)
+    assert from_dict(edited.interventions[0]) == small_var()
+
+
+def test_chosen_layers_and_steps(gaze, model, inputs):
+    with gaze.recording(layers=[4, 1], steps=[0, 2]) as record:
+        generate(model, inputs)
+    trace, length = record[0], inputs["input_ids"].shape[1]
+    assert trace.layers == (1, 4)
+    assert trace.masses.shape == (2, 2, 6, 2, len(Role))
+    assert trace.row_step.tolist() == [0, 2]
+    assert trace.row_position.tolist() == [length - 1, length + 1]
+
+
+def test_image_slices_become_maps(gaze, model, eager):
+    batch = gaze.inputs([[picture(1), picture(2)], picture(3)], ["Which?", "What is it?"])
+    with gaze.recording(masses=False, slices="all") as whole, gaze.using(HeadKnockout()):
+        generate(model, batch, 2)
+    with gaze.recording(masses=False, slices="image") as record:
+        generate(model, batch, 2)
+    trace, tokens = record[0], gaze.tokens(batch)
+    assert (trace.slice_columns[1] >= 0).sum() == 64
+    for sample, number in ((0, 0), (0, 1), (1, 0)):
+        maps = trace.image_maps(sample, number)
+        cells = tokens.image_cells(sample, number)
+        assert maps.shape == (6, 6, 2, 8, 8)
+        torch.testing.assert_close(
+            maps.flatten(-2), whole[0].slices[:, sample][..., cells], rtol=0, atol=1e-6
+        )
+
+
+def test_a_trace_per_generation_and_the_answers_words(gaze):
+    with gaze.recording() as record:
+        answers = gaze.ask(
+            [picture(1), picture(2), None], [*QUESTIONS, "Hello"], batch_size=2, max_new_tokens=3
+        )
+    assert [trace.masses.shape[1] for trace in record] == [2, 1]
+    decoded = llava_processor().tokenizer.decode(record[1].output_ids[0], skip_special_tokens=True).strip()
+    assert decoded == answers[2]
+    assert len(record[0].answer_text(1)) == len(record[0].answer_rows()) == record[0].output_ids.shape[1]
+    assert record[0].row_step[record[0].answer_rows()].tolist() == [0, 1, 2]
+
+
+def test_file_round_trip(gaze, model, inputs, tmp_path):
+    with gaze.using(small_var()), gaze.recording(slices="image", entropy=True) as record:
+        generate(model, inputs)
+        generate(model, inputs, 2)
+    record.save(tmp_path / "record.safetensors")
+    again = Record.load(tmp_path / "record.safetensors")
+    assert again.header == record.header
+    assert again.header["versions"]["regaze"] == regaze.__version__
+    for old, new in zip(record, again, strict=True):
+        for name in (
+            "masses",
+            "entropy",
+            "slices",
+            "slice_columns",
+            "row_position",
+            "row_step",
+            "row_active",
+            "input_ids",
+        ):
+            assert torch.equal(getattr(old, name), getattr(new, name))
+        assert torch.equal(old.tokens.roles, new.tokens.roles)
+        assert (old.text, old.layers, old.interventions) == (new.text, new.layers, tuple(new.interventions))
+        assert torch.equal(old.image_maps(1), new.image_maps(1))
+    assert from_dict(again[0].interventions[0]) == small_var()
+
+
+def test_files_that_are_no_records(tmp_path):
+    (tmp_path / "text").write_text("not a record")
+    with pytest.raises(RecordingError, match="is not a"):
+        Record.load(tmp_path / "text")
+    with pytest.raises(RecordingError, match="is not a"):
+        Record.load(tmp_path / "absent")
+
+
+def test_statistics_live_on_the_cpu_in_fp32():
+    model = tiny_llava().to(torch.bfloat16)
+    gaze = regaze.wrap(model, llava_processor())
+    batch = gaze.inputs([picture(1)], ["What?"])
+    batch["pixel_values"] = batch["pixel_values"].bfloat16()
+    with gaze.recording(slices="image", lse=True) as record:
+        generate(model, batch, 2)
+    trace = record[0]
+    assert {t.dtype for t in (trace.masses, trace.slices, trace.lse)} == {torch.float32}
+    torch.testing.assert_close(trace.masses.sum(-1), torch.ones_like(trace.masses[..., 0]), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        ({"layers": [2, 6]}, r"layers \[6\] do not exist: LlavaForConditionalGeneration has layers 0..5"),
+        ({"slices": "text"}, 'slices must be "image", "all" or None'),
+        ({"rows": "first"}, 'rows must be "last", "text" or "all"'),
+        ({"masses": False}, "nothing to record"),
+        ({"attentions": True}, "cannot record attentions; choose from masses"),
+    ],
+)
+def test_what_cannot_be_recorded_is_refused_at_once(gaze, wanted, message):
+    with pytest.raises(RecordingError, match=message), gaze.recording(**wanted):
+        pass
+
+
+def test_what_turns_out_missing_is_refused(gaze, model, inputs):
+    with pytest.raises(RecordingError, match="no prompt was run"), gaze.recording():
+        pass
+    with pytest.raises(RecordingError, match="steps"), gaze.recording(steps=[7]):
+        generate(model, inputs, 2)
+    with pytest.raises(RecordingError, match="has no image"), gaze.recording(slices="image"):
+        generate(model, gaze.inputs([None], ["Hello"]), 2)
+    with pytest.raises(RecordingError, match="no text follows an image"), gaze.recording(rows="text"):
+        generate(model, gaze.inputs([None], ["Hello"]), 2)
+    with gaze.recording(entropy=True, masses=False) as record:
+        generate(model, inputs, 2)
+    with pytest.raises(RecordingError, match="masses=True"):
+        record[0].need("masses")
+    embeds = tiny_llama().get_input_embeddings()(torch.randint(5, 40, (1, 8)))
+    text = tiny_llama()
+    with pytest.raises(RecordingError, match="roles"), regaze.wrap(text).recording():
+        text(inputs_embeds=embeds)
+    with regaze.wrap(text).recording(masses=False, entropy=True) as record:
+        text(inputs_embeds=embeds)
+    assert record[0].entropy.shape == (5, 1, 6, 1)
+
+
+def test_one_recording_at_a_time(gaze, model):
+    with gaze.recording(masses=True) as record:
+        with pytest.raises(CompositionError, match="already open"), gaze.recording(entropy=True):
+            pass
+        with pytest.raises(RecordingError, match="nothing is recorded yet"):
+            record[0]
+        generate(model, gaze.inputs([None], ["Hello"]), 2)
+    assert len(record) == 1
+    assert model.config.text_config._attn_implementation == "sdpa"

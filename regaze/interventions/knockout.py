@@ -1,0 +1,66 @@
+"""Remove attention heads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+import torch
+
+from regaze.errors import BadParameterError
+from regaze.interventions.base import Intervention
+from regaze.kernels import AttentionEdit
+from regaze.toolkit.context import Context
+
+
+@dataclass(frozen=True)
+class HeadKnockout(Intervention):
+    """Switch off query heads, given as (layer, head) pairs.
+
+    "zero" removes the head's output before the output projection: a true ablation. "uniform" sets the head's
+    scores to 0 on every visible key, so that it averages all values; the masking experiment of the Retrieval
+    Head release does this (`nightdessert/Retrieval_Head`) and calls it masking, but such a head still writes
+    into the residual stream.
+    """
+
+    name: ClassVar[str] = "knockout"
+    summary: ClassVar[str] = "remove the output of chosen attention heads"
+    source: ClassVar[str] = "ablation; mode='uniform' as in the release of arXiv:2404.15574"
+
+    heads: tuple[tuple[int, int], ...] = field(default=(), metadata={"help": "(layer, query head) pairs"})
+    mode: Literal["zero", "uniform"] = field(
+        default="zero", metadata={"help": "remove the head, or let it average"}
+    )
+
+    def __post_init__(self) -> None:
+        try:
+            pairs = tuple(sorted({(int(layer), int(head)) for layer, head in self.heads}))
+        except (TypeError, ValueError):
+            raise BadParameterError(
+                f"heads must be (layer, head) pairs such as ((3, 1), (4, 0)), got {self.heads!r}"
+            ) from None
+        if self.mode not in ("zero", "uniform"):
+            raise BadParameterError(f'mode must be "zero" or "uniform", got {self.mode!r}')
+        object.__setattr__(self, "heads", pairs)
+
+    def prepare(self, context: Context) -> None:
+        for layer, head in self.heads:
+            if not (0 <= layer < context.num_layers and 0 <= head < context.num_heads):
+                raise BadParameterError(
+                    f"head {(layer, head)} does not exist: the model has layers 0..{context.num_layers - 1} "
+                    f"with query heads 0..{context.num_heads - 1}"
+                )
+
+    def edit(self, layer: int, step: int, context: Context) -> AttentionEdit | None:
+        edits = context.state(self)
+        if layer not in edits:
+            chosen = [head for where, head in self.heads if where == layer]
+            gain = torch.ones(1, context.num_heads, device=context.device)
+            gain[:, chosen] = 0.0
+            if not chosen:
+                edits[layer] = None
+            elif self.mode == "zero":
+                edits[layer] = AttentionEdit(head_gain=gain)
+            else:
+                edits[layer] = AttentionEdit(head_score_gain=gain)
+        return edits[layer]

@@ -1,0 +1,126 @@
+"""VAR: visual attention redistribution."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from regaze.errors import BadParameterError
+from regaze.interventions.base import Intervention
+from regaze.kernels import AttentionEdit, Channels, Redistribute, Rows
+from regaze.toolkit.context import Context
+from regaze.toolkit.sinks import SinkProfile, sink_profile, sink_values
+from regaze.toolkit.tokens import Role, TokenMap
+
+#: Channels of a row. Generated keys belong to group 0 by construction, so they are never sinks.
+_OTHER, _TEXT_SINK, _IMAGE_SINK, _IMAGE = range(4)
+
+
+@dataclass(frozen=True)
+class VAR(Intervention):
+    """Move attention from sink tokens to the image, in the heads that look at the image.
+
+    Source: Kang et al., "See What You Are Told: Visual Attention Sink in Large Multimodal Models"
+    (arXiv:2503.03321).
+
+    In every layer but the first two and the last, tokens whose sink value reaches `tau` are sinks. A text row
+    of a head is edited when it puts at least `min_image_mass` on the image and at least the share `rho` of
+    that on image tokens that are no sinks; then all sinks, textual and visual, give up the fraction `moved`
+    of their attention to the image tokens that are no sinks, in proportion to what these have. Rows keep
+    their sum. Sinks are those of the prompt, per sample and layer.
+
+    The release (`seilk/VisAttnSink`) has the opposite conventions, rho_code = 1 - rho and p_code = 1 - moved;
+    see `from_released`. With `as_released=True` its behaviour is reproduced where it differs by design: the
+    last layer is edited too, a sink must exceed tau strictly, and a layer without a visual sink is left
+    alone. Not reproduced are its defects: sinks that go stale after the first sample, the 7B dimensions used
+    for 13B, prompts without BOS.
+    """
+
+    name: ClassVar[str] = "var"
+    summary: ClassVar[str] = "move attention from sink tokens to image tokens in image-centric heads"
+    source: ClassVar[str] = "arXiv:2503.03321"
+    uses_hidden_states: ClassVar[bool] = True
+
+    rho: float = field(
+        default=0.5,
+        metadata={
+            "help": "least share of a head's image attention on non-sinks (paper: 0.8 general, 0.5, 0.9)"
+        },
+    )
+    moved: float = field(
+        default=0.6, metadata={"help": "fraction of the sinks' attention that is moved (0: no edit)"}
+    )
+    tau: float | None = field(
+        default=None, metadata={"help": "sink threshold; default 20, or the model's own profile"}
+    )
+    min_image_mass: float = field(default=0.2, metadata={"help": "least attention of a head on the image"})
+    sink_dimensions: tuple[int, ...] | None = field(
+        default=None, metadata={"help": "sink dimensions of the base model; default: published ones"}
+    )
+    as_released: bool = field(
+        default=False, metadata={"help": "behave as the released code where it differs from the paper"}
+    )
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.moved <= 1.0:
+            raise BadParameterError(f"moved is a fraction in [0, 1], got {self.moved}")
+        if self.rho < 0.0:
+            raise BadParameterError(f"rho must not be negative (above 1 switches VAR off), got {self.rho}")
+        if not 0.0 <= self.min_image_mass <= 1.0:
+            raise BadParameterError(f"min_image_mass is attention mass in [0, 1], got {self.min_image_mass}")
+        if self.tau is not None and self.tau <= 0.0:
+            raise BadParameterError(f"tau must be positive, got {self.tau}")
+        if self.sink_dimensions is not None:
+            object.__setattr__(self, "sink_dimensions", tuple(int(d) for d in self.sink_dimensions))
+
+    @classmethod
+    def from_released(cls, rho: float = 0.5, p: float = 0.6, tau: float = 20.0, summ: float = 0.2) -> VAR:
+        """VAR from the numbers of the release's yml file, in its own convention."""
+        return cls(rho=1.0 - rho, moved=1.0 - p, tau=tau, min_image_mass=summ, as_released=True)
+
+    @property
+    def is_identity(self) -> bool:
+        return self.moved == 0.0 or self.rho > 1.0
+
+    def prepare(self, context: Context) -> None:
+        state = context.state(self)
+        if self.is_identity or not context.tokens.mask(Role.IMAGE).any():
+            state["off"] = True
+            return
+        state["profile"] = sink_profile(context.config, self.sink_dimensions, self.tau)
+        state["rows"] = Rows.where(context.tokens.after_image())
+        state["policy"] = Redistribute(
+            channels=4,
+            donors=(_TEXT_SINK, _IMAGE_SINK),
+            receivers=(_IMAGE,),
+            gate=(_IMAGE_SINK, _IMAGE),
+            moved=self.moved,
+            min_share=self.rho,
+            min_mass=self.min_image_mass,
+        )
+
+    def edit(self, layer: int, step: int, context: Context) -> AttentionEdit | None:
+        state = context.state(self)
+        last = context.num_layers - 1
+        if "off" in state or layer < 2 or (layer == last and not self.as_released):
+            return None
+        if step > 0:  # every row, with the sinks of the prompt
+            return state[layer]
+        groups = self.groups(context.hidden_states(layer), state["profile"], context.tokens)
+        edit = AttentionEdit(channels=Channels(groups=groups, num_groups=4), policy=state["policy"])
+        state[layer] = edit
+        return edit.replace(rows=state["rows"].to(groups.device))
+
+    def groups(self, hidden: Tensor, profile: SinkProfile, tokens: TokenMap) -> Tensor:
+        """Channel of each prompt token from the layer's input [B, L, D]: [B, L] uint8."""
+        phi = sink_values(hidden, profile.dimensions)
+        image = tokens.mask(Role.IMAGE).to(hidden.device)
+        sink = phi > profile.tau if self.as_released else phi >= profile.tau
+        sink &= ~tokens.mask(Role.PAD, Role.OUTPUT).to(hidden.device)
+        if self.as_released:
+            sink &= (sink & image).any(1, keepdim=True)
+        text = torch.where(sink, _TEXT_SINK, _OTHER)
+        return torch.where(image, torch.where(sink, _IMAGE_SINK, _IMAGE), text).to(torch.uint8)

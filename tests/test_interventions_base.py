@@ -1,0 +1,134 @@
+"""The registry, JSON round trips, and head knock-out."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import pytest
+import torch
+from models import llava_processor, logits_of, picture, tiny_llava
+
+import regaze
+from regaze import VAR, HeadKnockout
+from regaze.errors import BadParameterError, UnknownMethodError, UnknownParameterError
+from regaze.interventions import Intervention, create, from_dict, methods, registry
+
+
+@pytest.mark.parametrize(
+    "intervention",
+    [
+        VAR(rho=0.8, sink_dimensions=(1, 2)),
+        VAR(as_released=True),
+        HeadKnockout(heads=((3, 1), (0, 2)), mode="uniform"),
+    ],
+)
+def test_json_round_trip(intervention):
+    again = from_dict(json.loads(json.dumps(intervention.to_dict())))
+    assert again == intervention
+    assert hash(again) == hash(intervention)
+    assert intervention.name in intervention.describe()
+    assert intervention.source in intervention.describe()
+
+
+def test_every_method_documents_itself():
+    from dataclasses import fields
+
+    for name, method in methods().items():
+        assert method.name == name
+        assert method.summary
+        assert method.source
+        assert all(f.metadata.get("help") for f in fields(method))
+
+
+def test_unknown_names_say_what_there_is():
+    with pytest.raises(UnknownMethodError, match=r"'varr'; did you mean 'var'"):
+        create("varr")
+    with pytest.raises(UnknownParameterError, match="'var' has no parameter 'rhoo'; it has rho, moved"):
+        create("var", rhoo=1)
+
+
+def test_entry_points_join_but_do_not_replace(monkeypatch):
+    @dataclass(frozen=True)
+    class Mine(Intervention):
+        name: ClassVar[str] = "mine"
+        strength: float = field(default=1.0, metadata={"help": "how much"})
+
+    class Entry:
+        def __init__(self, name):
+            self.name = name
+
+        def load(self):
+            return Mine
+
+    monkeypatch.setattr(registry, "entry_points", lambda group: [Entry("mine"), Entry("var")])
+    assert methods()["mine"] is Mine
+    assert methods()["var"] is VAR
+    assert create("mine", strength=2.0) == Mine(2.0)
+
+
+# Knock-out
+# -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_llava()
+
+
+@pytest.fixture(scope="module")
+def gaze(model):
+    return regaze.wrap(model, llava_processor())
+
+
+@pytest.fixture(scope="module")
+def inputs(gaze):
+    return gaze.inputs([picture(1), picture(2)], ["Is there a dog in the image?", "What?"])
+
+
+def test_zero_equals_removing_the_head_from_the_projection(model, gaze, inputs):
+    heads = ((1, 0), (1, 5), (4, 2))
+    with gaze.using(HeadKnockout(heads=heads)):
+        removed = logits_of(model, inputs)
+    layers, size = model.model.language_model.layers, 32
+    kept = {layer: layers[layer].self_attn.o_proj.weight.detach().clone() for layer, _ in heads}
+    for layer, head in heads:
+        layers[layer].self_attn.o_proj.weight.data[:, head * size : (head + 1) * size] = 0
+    expected = logits_of(model, inputs)
+    for layer, weight in kept.items():
+        layers[layer].self_attn.o_proj.weight.data.copy_(weight)
+    torch.testing.assert_close(removed, expected, rtol=0, atol=1e-5)
+
+
+def test_uniform_averages_what_the_head_may_see(model, gaze, inputs):
+    uniform = HeadKnockout(heads=((2, 3),), mode="uniform")
+    wanted = {"masses": False, "slices": "all", "rows": "all", "edited": True}
+    with gaze.using(uniform), gaze.recording(**wanted) as record:
+        model.generate(**inputs, max_new_tokens=3, do_sample=False, eos_token_id=None)
+    trace = record[0]
+    for sample in range(2):
+        padding = int((inputs["attention_mask"][sample] == 0).sum())
+        for row, position in enumerate(trace.row_position.tolist()):
+            if not trace.row_active[sample, row]:
+                continue
+            weights = trace.slices[2, sample, 3, row]
+            expected = torch.zeros_like(weights)
+            expected[padding : position + 1] = 1 / (position + 1 - padding)
+            torch.testing.assert_close(weights, expected, rtol=0, atol=1e-6)
+
+
+def test_no_heads_is_bit_identical(model, gaze, inputs):
+    plain = logits_of(model, inputs)
+    with gaze.using(HeadKnockout()):
+        assert torch.equal(plain, logits_of(model, inputs))
+
+
+def test_heads_that_do_not_exist(model, gaze, inputs):
+    message = r"head \(6, 0\) does not exist: the model has layers 0\.\.5"
+    with pytest.raises(BadParameterError, match=message), gaze.using(HeadKnockout(heads=((6, 0),))):
+        model.generate(**inputs, max_new_tokens=1)
+    with pytest.raises(BadParameterError, match="layer, head"):
+        HeadKnockout(heads=(3, 1))
+    with pytest.raises(BadParameterError, match='"zero" or "uniform"'):
+        HeadKnockout(mode="half")

@@ -52,6 +52,21 @@ def test_every_format_is_written(gaze, record, tmp_path, suffix):
     assert all((tmp_path / f"{name}.{suffix}").stat().st_size > 1000 for name in ("grid", "layers", "steps"))
 
 
+def test_a_word_of_the_question_has_a_map(gaze, tmp_path):
+    with gaze.recording(slices="image", rows="text") as record:
+        gaze.ask([picture(1)], ["Is there a cell phone in the image?"], max_new_tokens=2, eos_token_id=None)
+    trace, decode = record[0], llava_processor().tokenizer.decode
+    for word, last in (("cell phone", "phone"), ("there", "there")):
+        position = int(trace.row_position[trace.row_of(word)])
+        assert decode(trace.input_ids[0, position]).strip() == last
+    assert trace.row_of("image?") == trace.row_of("?")
+    figure = plot.heatmap(record, gaze.seen(picture(1)), token="cell phone", layers=[1])
+    assert figure.axes[0].get_title().startswith("“cell phone” · layer 1")
+    with pytest.raises(BadParameterError, match="'zebra' occurs neither"):
+        trace.row_of("zebra")
+    plot.token_layer_grid(record, gaze.seen(picture(1)), tokens=["there", 0], layers=[0, 1])
+
+
 def test_grid_has_a_panel_per_token_and_layer(gaze, record):
     figure = plot.token_layer_grid(record, gaze.seen(picture(1)), tokens=[0, 1], layers=[0, 2, 5])
     assert len(figure.axes) == 6
@@ -75,7 +90,7 @@ def test_stacked_masses_end_at_one(record):
 
 def test_wrong_choices(gaze, record, tmp_path):
     image = gaze.seen(picture(1))
-    with pytest.raises(BadParameterError, match=r"tokens 0\.\.2"):
+    with pytest.raises(BadParameterError, match=r"the record has 0\.\.2"):
         plot.heatmap(record, image, token=9)
     with pytest.raises(RecordingError, match=r"layers \[6\] were not recorded"):
         plot.heatmap(record, image, layers=[6])
@@ -85,6 +100,8 @@ def test_wrong_choices(gaze, record, tmp_path):
         plot.heatmap(record, image, path=tmp_path / "heat.abc")
     with pytest.raises(BadParameterError, match="layers"):
         plot.role_masses(record, over="heads")
+    with pytest.raises(BadParameterError, match='rows="text"'):
+        plot.heatmap(record, image, token="dog")
     with gaze.recording() as plain:
         gaze.ask([picture(1)], ["What?"], max_new_tokens=1)
     with pytest.raises(RecordingError, match='slices="image"'):

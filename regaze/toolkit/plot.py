@@ -38,7 +38,7 @@ def heatmap(
     record: Record | Trace,
     image: Image.Image,
     *,
-    token: int = 0,
+    token: int | str = 0,
     layers: Sequence[int] | None = None,
     heads: Sequence[int] | None = None,
     sample: int = 0,
@@ -46,12 +46,13 @@ def heatmap(
     title: str | None = None,
     path: str | Path | None = None,
 ) -> Figure:
-    """Where one answer token looked, over the image.
+    """Where one token looked, over the image.
 
     Args:
         record: recorded with slices="image" (a Record means its first trace).
         image: the picture as the model saw it (`gaze.seen(image)`), so that cells fall on their pixels.
-        token: answer token, 0 is the first; the row that predicts it is shown.
+        token: number of an answer token (0 is the first; the row that predicts it is shown), or a word of the
+            answer or the question (see `Trace.row_of`).
         layers, heads: whose mean is shown; None: all that were recorded.
         sample: row of the batch. number: which of its images.
         title: default: the token's text and what was averaged.
@@ -75,19 +76,19 @@ def token_layer_grid(
     record: Record | Trace,
     image: Image.Image,
     *,
-    tokens: Sequence[int] | None = None,
+    tokens: Sequence[int | str] | None = None,
     layers: Sequence[int] | None = None,
     heads: Sequence[int] | None = None,
     sample: int = 0,
     number: int = 0,
     path: str | Path | None = None,
 ) -> Figure:
-    """Maps of several answer tokens (rows) in several layers (columns), on one colour scale per token.
+    """Maps of several tokens or words (rows) in several layers (columns), on one colour scale per token.
 
     Arguments and errors as for `heatmap`; `tokens` None is every answer token.
     """
     trace = _trace(record)
-    tokens = list(range(len(trace.answer_rows()))) if tokens is None else list(tokens)
+    tokens = range(len(trace.answer_rows())) if tokens is None else tokens
     layers = list(trace.layers) if layers is None else list(layers)
     text = trace.answer_text(sample)
     figure = Figure(figsize=(1.5 * len(layers) + 0.6, 1.55 * len(tokens) + 0.3), layout="constrained")
@@ -101,7 +102,8 @@ def token_layer_grid(
             _overlay(axes[row, column], image, grid, max(m.max() for m in maps))
             if row == 0:
                 axes[row, column].set_title(f"layer {layer}", **_STYLE)
-        axes[row, 0].set_ylabel(text[token].strip() or f"token {token}", **_STYLE)
+        word = token if isinstance(token, str) else text[token].strip()
+        axes[row, 0].set_ylabel(word or f"token {token}", **_STYLE)
     return _finish(figure, path)
 
 
@@ -109,7 +111,7 @@ def role_masses(
     record: Record | Trace,
     *,
     over: Literal["layers", "steps"] = "layers",
-    token: int = 0,
+    token: int | str = 0,
     layers: Sequence[int] | None = None,
     heads: Sequence[int] | None = None,
     sample: int = 0,
@@ -130,7 +132,7 @@ def role_masses(
     ).mean(1)
     rows = trace.answer_rows()
     if over == "layers":
-        values, labels = masses[:, _answer_row(trace, token)], layers or trace.layers
+        values, labels = masses[:, trace.row_of(token, sample)], layers or trace.layers
         axis, ticks = "layer", [str(layer) for layer in labels]
     else:
         values = masses[:, rows].mean(0)
@@ -155,29 +157,20 @@ def role_masses(
 def answer_map(
     trace: Trace,
     *,
-    token: int = 0,
+    token: int | str = 0,
     layers: Sequence[int] | None = None,
     heads: Sequence[int] | None = None,
     sample: int = 0,
     number: int = 0,
 ) -> np.ndarray:
-    """The numbers behind `heatmap`: mean attention of an answer token's row on each cell, [rows, columns]."""
+    """The numbers behind `heatmap`: mean attention of a token's row on each cell, [rows, columns]."""
     maps = trace.image_maps(sample, number)  # [layers, Hq, N, rows, columns]
     maps = _pick(_pick(maps, 0, _layer_indices(trace, layers)), 1, _head_indices(maps.shape[1], heads))
-    return maps[:, :, _answer_row(trace, token)].mean((0, 1)).numpy()
+    return maps[:, :, trace.row_of(token, sample)].mean((0, 1)).numpy()
 
 
 def _trace(record: Record | Trace) -> Trace:
     return record if isinstance(record, Trace) else record[0]
-
-
-def _answer_row(trace: Trace, token: int) -> int:
-    rows = trace.answer_rows()
-    if not 0 <= token < len(rows):
-        raise BadParameterError(
-            f"answer token {token} was not recorded; the record has tokens 0..{len(rows) - 1}"
-        )
-    return int(rows[token])
 
 
 def _layer_indices(trace: Trace, layers: Sequence[int] | None) -> list[int] | None:
@@ -233,20 +226,16 @@ def _stack_roles(axes: Axes, values: Tensor) -> None:
 
 
 def _caption(
-    trace: Trace, token: int, layers: Sequence[int] | None, heads: Sequence[int] | None, sample: int
+    trace: Trace, token: int | str, layers: Sequence[int] | None, heads: Sequence[int] | None, sample: int
 ) -> str:
-    word = trace.answer_text(sample)[token].strip()
-    where = (
-        "all layers"
-        if layers is None
-        else f"layer{'s' if len(layers) > 1 else ''} {', '.join(map(str, layers))}"
-    )
-    which = (
-        "mean over heads"
-        if heads is None
-        else f"head{'s' if len(heads) > 1 else ''} {', '.join(map(str, heads))}"
-    )
-    return f"“{word}” · {where} · {which}" if word else f"answer token {token} · {where} · {which}"
+    word = token if isinstance(token, str) else trace.answer_text(sample)[token].strip()
+    where = "all layers" if layers is None else _plural("layer", layers)
+    which = "mean over heads" if heads is None else _plural("head", heads)
+    return f"{f'“{word}”' if word else f'answer token {token}'} · {where} · {which}"
+
+
+def _plural(noun: str, numbers: Sequence[int]) -> str:
+    return f"{noun}{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}"
 
 
 def _finish(figure: Figure, path: str | Path | None) -> Figure:

@@ -8,27 +8,23 @@ the log-sum-exp and a slice of columns.
 from __future__ import annotations
 
 import json
-import platform
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
-import transformers
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from regaze.errors import RecordingError
-from regaze.kernels import AttentionEdit, Channels, Rows, Stats, StatsRequest
+from regaze.errors import BadParameterError, RecordingError
 from regaze.toolkit import compat
-from regaze.toolkit.context import Context
-from regaze.toolkit.tokens import Role, TokenMap
+from regaze.toolkit.tokens import TokenMap
 
 FORMAT = 1
-_TENSORS = ("masses", "entropy", "top_weight", "top_column", "lse", "slices")
+#: Statistics of a trace, named as in `Stats`.
+STATISTICS = ("masses", "entropy", "top_weight", "top_column", "lse", "slices")
 
 
 @dataclass(frozen=True)
@@ -144,6 +140,36 @@ class Trace:
         known = list(self.text[sample][length:]) if self.text is not None else []
         return (known + [""] * count)[:count]
 
+    def row_of(self, token: int | str, sample: int = 0) -> int:
+        """The row of an answer token (its number) or of a word, among the N recorded rows.
+
+        A word is looked for in the answer, where the row that predicts its last token counts, and then in the
+        prompt, where the row of its last token counts (record it with rows="text").
+
+        Raises:
+            BadParameterError: no such token, or the word's row was not recorded.
+        """
+        rows = self.answer_rows()
+        if isinstance(token, int):
+            if not 0 <= token < len(rows):
+                raise BadParameterError(
+                    f"answer token {token} was not recorded; the record has 0..{len(rows) - 1}"
+                )
+            return int(rows[token])
+        found = _last_token_of(token, self.answer_text(sample))
+        if found is not None:
+            return int(rows[found])
+        length = 0 if self.input_ids is None else self.input_ids.shape[1]
+        found = _last_token_of(token, [] if self.text is None else self.text[sample][:length])
+        if found is None:
+            raise BadParameterError(f"the word {token!r} occurs neither in the answer nor in the question")
+        here = ((self.row_position == found) & self.row_active[sample]).nonzero().flatten()
+        if not len(here):
+            raise BadParameterError(
+                f'the row of {token!r} was not recorded; use gaze.recording(rows="text", ...)'
+            )
+        return int(here[0])
+
     def image_maps(self, sample: int = 0, image: int = 0) -> Tensor:
         """Slices as maps over an image's grid, [layers, Hq, N, rows, columns]."""
         if self.tokens is None or not self.tokens.grids[sample]:
@@ -154,6 +180,18 @@ class Trace:
             held = self.slice_columns[sample]
             wanted = torch.tensor([int((held == place).nonzero()[0]) for place in wanted])
         return slices[..., wanted].unflatten(-1, (rows, columns))
+
+
+def _last_token_of(word: str, tokens: Sequence[str]) -> int | None:
+    """Number of the token in which the last occurrence of `word` ends; spaces and case do not count."""
+    wanted, text, ends = "".join(word.lower().split()), "", []
+    for token in tokens:
+        text += "".join(token.lower().split())
+        ends.append(len(text))
+    start = text.rfind(wanted)
+    if start < 0 or not wanted:
+        return None
+    return next(i for i, end in enumerate(ends) if end >= start + len(wanted))
 
 
 @dataclass(eq=False)
@@ -186,7 +224,7 @@ class Record(Sequence[Trace]):
         descriptions = []
         for number, trace in enumerate(self.traces):
             for name in (
-                *_TENSORS,
+                *STATISTICS,
                 "slice_columns",
                 "row_position",
                 "row_step",
@@ -248,223 +286,3 @@ def _trace(number: int, description: dict[str, Any], tensors: dict[str, Tensor])
         interventions=tuple(description["interventions"]),
         **own,
     )
-
-
-class RecordingSession:
-    """Takes part in the forwards of a `recording` block and fills its `Record`."""
-
-    uses_hidden_states: ClassVar[bool] = False
-
-    def __init__(self, wanted: Wanted, gaze: Any):
-        self.wanted, self.gaze = wanted, gaze
-        self.record = Record(_header(gaze, wanted))
-        self._draft: _Draft | None = None
-
-    def prepare(self, context: Context) -> None:
-        self._close_draft()
-        self._draft = _Draft(self.wanted, context)
-
-    def begin_step(self, context: Context, input_ids: Tensor | None) -> None:
-        if self._draft is not None and context is self._draft.context:
-            self._draft.begin_step(input_ids)
-        elif context.step:
-            raise RecordingError(
-                "two generations are interleaved inside one recording; record them one after the other"
-            )
-
-    def edit(self, layer: int, step: int, context: Context) -> AttentionEdit | None:
-        wanted = self.wanted
-        if (wanted.layers is not None and layer not in wanted.layers) or (
-            wanted.steps is not None and step not in wanted.steps
-        ):
-            return None
-        assert self._draft is not None
-        return self._draft.request(context.device, step)
-
-    def deliver(self, layer: int, stats: Stats) -> None:
-        if self._draft is not None:
-            self._draft.stats[layer].append(stats)
-
-    def note_answer(self, output_ids: Tensor) -> None:
-        """The generated ids [B, T] of the generation that just ended, where the caller knows them."""
-        if self._draft is not None:
-            self._draft.answer = output_ids.cpu()
-
-    def finish(self) -> None:
-        """Close the last generation. Raises RecordingError when nothing ran."""
-        self._close_draft()
-        if not self.record.traces:
-            raise RecordingError(
-                "nothing was recorded: no prompt was run through the model inside gaze.recording(...)"
-            )
-
-    def _close_draft(self) -> None:
-        draft, self._draft = self._draft, None
-        if draft is not None:
-            self.record.traces.append(draft.trace(self.gaze.reader.tokenizer))
-
-
-class _Draft:
-    """A trace being written: statistics stay on their device until the generation is over."""
-
-    def __init__(self, wanted: Wanted, context: Context):
-        self.wanted, self.context = wanted, context
-        self.stats: dict[int, list[Stats]] = defaultdict(list)
-        self.fed: list[Tensor] = []
-        self.answer: Tensor | None = None
-        self.rows: list[Rows] = []
-        self._requests: dict[Any, AttentionEdit] = {}
-        needs_roles = wanted.masses or wanted.slices == "image" or wanted.rows == "text"
-        try:
-            self.tokens: TokenMap | None = context.tokens
-        except ValueError as error:
-            if needs_roles:
-                raise RecordingError(
-                    f"masses, image slices and text rows need the roles of the tokens: {error}"
-                ) from error
-            self.tokens = None
-        self.columns = self._image_columns() if wanted.slices == "image" else None
-        self.prefill = self._prefill_rows()
-
-    def _image_columns(self) -> Tensor:
-        assert self.tokens is not None
-        columns = [self.tokens.columns(Role.IMAGE, sample) for sample in range(self.tokens.batch)]
-        if not any(len(c) for c in columns):
-            raise RecordingError('slices="image" was asked for, but the prompt has no image')
-        return torch.nn.utils.rnn.pad_sequence(columns, batch_first=True, padding_value=-1)
-
-    def _prefill_rows(self) -> Rows:
-        length, batch = self.context.prompt_length, self.context.batch
-        if self.tokens is None:
-            return Rows(torch.arange(length) if self.wanted.rows == "all" else torch.tensor([length - 1]))
-        real = ~self.tokens.mask(Role.PAD)
-        if self.wanted.rows == "all":
-            return Rows.where(real)
-        if self.wanted.rows == "text":
-            rows = self.tokens.after_image()
-            if not rows.any():
-                raise RecordingError(
-                    'rows="text" was asked for, but no text follows an image; use rows="all"'
-                )
-            return Rows.where(rows)
-        last = torch.zeros(batch, length, dtype=torch.bool)
-        last[torch.arange(batch), length - 1 - real.flip(1).int().argmax(1)] = True
-        return Rows.where(last)
-
-    def request(self, device: torch.device, step: int) -> AttentionEdit:
-        """What to ask of a layer: the chosen rows at prefill, every row of the call afterwards."""
-        key = (device, step == 0)
-        if key not in self._requests:
-            wanted, channels, rows = self.wanted, None, None
-            if wanted.masses:
-                assert self.tokens is not None
-                channels = Channels(groups=self.tokens.roles.to(device), num_groups=len(Role))
-            if step == 0:
-                rows = self.prefill.to(device)
-            request = StatsRequest(
-                rows=rows,
-                channels=channels,
-                entropy=wanted.entropy,
-                top1=wanted.top1,
-                lse=wanted.lse,
-                columns=None if self.columns is None else self.columns.to(device),
-                full_rows=wanted.slices == "all",
-                edited=wanted.edited,
-            )
-            self._requests[key] = AttentionEdit(stats=request)
-        return self._requests[key]
-
-    def begin_step(self, input_ids: Tensor | None) -> None:
-        step = self.context.step
-        if step and input_ids is not None:
-            self.fed.append(input_ids)
-        if self.wanted.steps is not None and step not in self.wanted.steps:
-            return
-        if step == 0:
-            self.rows.append(self.prefill)
-        else:
-            count = 1 if input_ids is None else input_ids.shape[1]
-            self.rows.append(Rows(torch.arange(count)))
-
-    def trace(self, tokenizer: Any) -> Trace:
-        """Everything on the CPU, stacked over layers and rows."""
-        layers = tuple(sorted(self.stats))
-        missing = set(self.wanted.layers or ()) - set(layers)
-        if missing or not layers:
-            what = f"layers {sorted(missing)}" if missing else f"steps {self.wanted.steps}"
-            raise RecordingError(f"{what} were asked for, but no attention ran there")
-        position, step, active = self._row_index()
-        statistics = {name: self._stack(name, layers) for name in _TENSORS}
-        fed = torch.cat(self.fed, 1).cpu() if self.fed else None
-        output_ids = self.answer if self.answer is not None else fed
-        return Trace(
-            layers=layers,
-            row_position=position,
-            row_step=step,
-            row_active=active,
-            slice_columns=self.columns,
-            input_ids=None if self.context.input_ids is None else self.context.input_ids.cpu(),
-            output_ids=output_ids,
-            tokens=self.tokens,
-            text=_strings(tokenizer, self.context.input_ids, output_ids),
-            interventions=_described(self.context),
-            **statistics,
-        )
-
-    def _stack(self, name: str, layers: tuple[int, ...]) -> Tensor | None:
-        if getattr(self.stats[layers[0]][0], name) is None:
-            return None
-        per_layer = []
-        for layer in layers:
-            parts = [getattr(stats, name).detach().cpu() for stats in self.stats[layer]]
-            if (
-                name == "slices" and self.wanted.slices == "all"
-            ):  # rows grow with the cache: pad to the last length
-                width = max(part.shape[-1] for part in parts)
-                parts = [torch.nn.functional.pad(part, (0, width - part.shape[-1])) for part in parts]
-            per_layer.append(torch.cat(parts, 2))
-        return torch.stack(per_layer)
-
-    def _row_index(self) -> tuple[Tensor, Tensor, Tensor]:
-        positions, steps, active = [], [], []
-        batch, column = self.context.batch, self.context.prompt_length
-        recorded = self.wanted.steps
-        numbers = [s for s in range(self.context.step + 1) if recorded is None or s in recorded]
-        for number, rows in zip(numbers, self.rows, strict=True):
-            first = 0 if number == 0 else column + sum(f.shape[1] for f in self.fed[: number - 1])
-            positions.append(rows.index + first)
-            steps.append(torch.full_like(rows.index, number))
-            all_rows = torch.ones(batch, len(rows.index), dtype=torch.bool)
-            active.append(all_rows if rows.active is None else rows.active)
-        return torch.cat(positions), torch.cat(steps), torch.cat(active, 1)
-
-
-def _described(context: Context) -> tuple[dict[str, Any], ...]:
-    """The active interventions as plain JSON, the same before and after a file."""
-    described = [p.to_dict() for p in context.participants if hasattr(p, "to_dict")]
-    return tuple(json.loads(json.dumps(described)))
-
-
-def _strings(
-    tokenizer: Any, input_ids: Tensor | None, output_ids: Tensor | None
-) -> tuple[tuple[str, ...], ...] | None:
-    if tokenizer is None or input_ids is None:
-        return None
-    ids = input_ids.cpu() if output_ids is None else torch.cat([input_ids.cpu(), output_ids], 1)
-    return tuple(tuple(tokenizer.batch_decode([[token] for token in row])) for row in ids.tolist())
-
-
-def _header(gaze: Any, wanted: Wanted) -> dict[str, Any]:
-    import regaze  # the version lives at the top of the package
-
-    return {
-        "format": FORMAT,
-        "versions": {
-            "regaze": regaze.__version__,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "python": platform.python_version(),
-        },
-        "model": {"type": gaze.model.config.model_type, "name": gaze.model.config._name_or_path},
-        "wanted": asdict(wanted),
-    }

@@ -18,7 +18,8 @@ from regaze.toolkit.context import Participant
 from regaze.toolkit.families import family_of
 from regaze.toolkit.hook import Session, close_session, open_session
 from regaze.toolkit.prompts import PromptReader
-from regaze.toolkit.record import Record, RecordingSession, Wanted
+from regaze.toolkit.record import Record, Wanted
+from regaze.toolkit.recording import RecordingSession
 from regaze.toolkit.tokens import Sample, TokenMap
 
 ImageLike = Image.Image | str | Path

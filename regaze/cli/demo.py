@@ -1,0 +1,34 @@
+"""`regaze demo`: the whole job on the bundled model, offline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from regaze.cli import console, evaluate, options, tables
+from regaze.cli.heatmap import draw
+
+#: the split on which a model that goes by what is usual is most often wrong
+SPLIT = "adversarial"
+
+
+def demo(
+    output: Annotated[Path, typer.Option(help="Folder for results, answers and the heatmap.")] = Path(
+        "out/demo"
+    ),
+    debug: options.Debug = False,
+) -> None:
+    """Do it all on the bundled model, offline."""
+    task = evaluate.pope(None, None, SPLIT, None, None)
+    intervention = options.method("var", None)
+    gaze = options.load("demo", "cpu", None)
+    console.say(f"asking {len(task.items)} questions about the shipped scenes, plain and with VAR")
+    results = evaluate.run(gaze, task, intervention, output, model="demo", batch_size=32, max_new_tokens=16)
+    tables.show(results)
+    item = next(item for item in task.items if item.label == "yes")
+    picture = output / "heatmap.png"
+    answer = draw(gaze, None, item.image, task.prompt(item), picture)
+    console.say(f"asked about {item.image.name}: {item.question} {answer}")
+    console.say(f"where the plain model looked is in {picture}; results and answers are in {output}")

@@ -1,0 +1,123 @@
+"""Options that several commands share, and how their values become a model and a method."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from typing import Annotated, Any
+
+import typer
+from pydantic import TypeAdapter, ValidationError
+
+from regaze.cli import console
+from regaze.errors import BadParameterError, InputError, UnknownParameterError
+
+if typing.TYPE_CHECKING:
+    from regaze import Gaze
+    from regaze.interventions import Intervention
+
+
+def _debug(ctx: typer.Context, wanted: bool) -> None:
+    if wanted:
+        ctx.meta[console.DEBUG] = True
+
+
+Model = Annotated[str, typer.Option(help="demo, a folder, or a name on the Hugging Face hub.")]
+Method = Annotated[str, typer.Option(help="An intervention (see `regaze methods`), or none.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", help="A parameter of the method; repeatable."),
+]
+Device = Annotated[
+    str | None, typer.Option(help="cpu, cuda, cuda:1, mps, or auto to spread over all. [best there is]")
+]
+Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16. [as stored]")]
+Seed = Annotated[int, typer.Option(help="Seed of sampling and of the bootstrap.")]
+MaxNewTokens = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")]
+Debug = Annotated[bool, typer.Option("--debug", callback=_debug, is_eager=True, help="Show tracebacks.")]
+
+
+def load(model: str, device: str | None, dtype: str | None) -> Gaze:
+    """The wrapped model, loaded without noise."""
+    placement: dict[str, Any] = {"device_map": _device(device)}
+    if dtype is not None:
+        placement["dtype"] = _dtype(dtype)
+    console.quiet_libraries()
+    import regaze
+
+    with console.stderr().status(f"loading {model}"):
+        return regaze.wrap(*regaze.load(model, **placement))
+
+
+def _device(name: str | None) -> str:
+    import torch
+
+    if name is None:
+        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if name == "auto":
+        return name
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"device {name!r} cannot be used here ({reason}); try cpu") from error
+    return name
+
+
+def _dtype(name: str) -> Any:
+    import torch
+
+    if name not in ("float32", "bfloat16", "float16"):
+        raise InputError(f"dtype {name!r}: expected float32, bfloat16 or float16")
+    return getattr(torch, name)
+
+
+def method(name: str, settings: list[str] | None) -> Intervention | None:
+    """The intervention called `name` with the values of --set; None for "none".
+
+    Raises:
+        UnknownMethodError, UnknownParameterError, BadParameterError: names what is allowed.
+    """
+    if name == "none":
+        if settings:
+            raise UnknownParameterError(f"--set {settings[0]}: there is no method to set it on; add --method")
+        return None
+    from regaze import interventions
+
+    known = interventions.methods()
+    values = read_settings(known[name], settings or []) if name in known else {}
+    return interventions.create(name, **values)
+
+
+def read_settings(cls: type, settings: list[str]) -> dict[str, Any]:
+    """Values for the dataclass `cls` from texts "name=value": JSON, or a bare word, of the field's type.
+
+    Raises:
+        UnknownParameterError: a name that is not a field.
+        BadParameterError: a value that is not of the field's type.
+    """
+    types = {field.name: field.type for field in dataclasses.fields(cls) if field.init}
+    hints = typing.get_type_hints(cls)
+    values = {}
+    for setting in settings:
+        name, equals, text = setting.partition("=")
+        if not equals:
+            raise BadParameterError(f"--set {setting}: expected NAME=VALUE")
+        if name not in types:
+            raise UnknownParameterError(
+                f"--set {setting}: no parameter {name!r}; there are {', '.join(types) or 'none'}"
+            )
+        try:
+            values[name] = _read(hints[name], text)
+        except ValidationError as error:
+            reason = error.errors()[0]["msg"]
+            raise BadParameterError(f"--set {setting}: expected {types[name]} ({reason})") from error
+    return values
+
+
+def _read(hint: Any, text: str) -> Any:
+    adapter = TypeAdapter(hint)
+    try:
+        return adapter.validate_json("null" if text.lower() == "none" else text, strict=True)
+    except ValidationError:
+        return adapter.validate_strings(text, strict=True)

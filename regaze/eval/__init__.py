@@ -1,0 +1,9 @@
+"""Measure whether an intervention helps: benchmarks, a runner, results with intervals and paired tests."""
+
+from __future__ import annotations
+
+from regaze.eval.benchmarks.base import Benchmark, Item
+from regaze.eval.benchmarks.pope import Pope
+from regaze.eval.runner import run
+
+__all__ = ["Benchmark", "Item", "Pope", "run"]

@@ -1,0 +1,176 @@
+"""The commands on real models: one of the demo's architecture with random weights, and the shipped one."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+from regaze import demo
+from regaze.cli import app
+
+VAR = ("--method", "var", "--set", "sink_dimensions=[3,7]", "--set", "tau=2")
+
+
+@pytest.fixture(scope="session")
+def untrained(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Folder of an untrained model of the demo's architecture."""
+    from regaze.demo.model import build_model
+    from regaze.demo.render import PATCH, SIDE
+    from regaze.demo.vocabulary import build_processor
+
+    folder = tmp_path_factory.mktemp("untrained")
+    processor = build_processor(SIDE, PATCH)
+    torch.manual_seed(0)
+    build_model(processor.tokenizer).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return str(folder)
+
+
+def regaze(*args: str) -> Result:
+    return CliRunner().invoke(app, list(args))
+
+
+def test_evaluate_plain_against_var(untrained, tmp_path):
+    arguments = [
+        "evaluate",
+        "pope",
+        "--model",
+        untrained,
+        *VAR,
+        "--split",
+        "random",
+        "--limit",
+        "10",
+        "--json",
+    ]
+    result = regaze(
+        *arguments, "--batch-size", "4", "--max-new-tokens", "3", "--output", str(tmp_path / "out")
+    )
+    assert result.exit_code == 0, result.stderr
+    figures = json.loads(result.stdout)
+    assert figures["method"]["sink_dimensions"] == [3, 7]
+    assert set(figures["seconds"]) == {"plain", "edited"}
+    assert len((tmp_path / "out/answers.jsonl").read_text().splitlines()) == 20
+    assert "Loading" not in result.stderr
+
+
+def test_a_method_that_cannot_work_on_the_model_says_so_in_one_line(untrained, tmp_path):
+    arguments = ["evaluate", "pope", "--model", untrained, "--limit", "5", "--output", str(tmp_path / "out")]
+    result = regaze(*arguments, "--method", "knockout", "--set", "heads=[[99, 0]]")
+    assert result.exit_code == 2
+    assert "regaze: error: head (99, 0) does not exist" in result.stderr
+    assert not (tmp_path / "out/answers.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--method", "vra"], "unknown method 'vra'"),
+        (["--method", "var", "--set", "roh=1"], "no parameter 'roh'; there are rho, moved"),
+        (["--method", "var", "--set", "rho=much"], "--set rho=much: expected float"),
+        (["--method", "var", "--set", "moved=3"], "moved is a fraction in [0, 1]"),
+        (["--model", "no/such-model"], "cannot load model 'no/such-model'"),
+    ],
+)
+def test_unknown_methods_parameters_and_models(arguments, message, tmp_path):
+    result = regaze("evaluate", "pope", "--output", str(tmp_path / "out"), *arguments)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert message in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_methods_are_listed_with_parameters_and_sources():
+    listed = json.loads(regaze("methods", "--json").stdout)
+    assert {"var", "knockout"} <= set(listed)
+    assert listed["var"]["parameters"]["rho"]["default"] == 0.5
+    assert listed["var"]["source"]
+    text = regaze("methods").stdout
+    for name, about in listed.items():
+        assert name in text
+        assert about["source"] in text
+        for parameter, entry in about["parameters"].items():
+            assert f"--set {parameter}: {entry['type']}" in text
+            assert entry["help"] in text
+
+
+def test_heatmap_writes_a_picture_and_prints_the_answer(untrained, tmp_path):
+    common = [
+        "heatmap",
+        "scene_000",
+        "Is there a dog in the image?",
+        "--model",
+        untrained,
+        "--max-new-tokens",
+        "2",
+    ]
+    pictures = []
+    for name, more in {
+        "plain": [],
+        "edited": list(VAR),
+        "one head": ["--layers", "4,5", "--heads", "0"],
+    }.items():
+        path = tmp_path / f"{name}.png"
+        result = regaze(*common, *more, "--output", str(path))
+        assert result.exit_code == 0, result.stderr
+        assert str(path) in result.stderr
+        assert len(result.stdout.splitlines()) == 1
+        pictures.append(np.asarray(Image.open(path)))
+    assert pictures[0].std() > 10
+    assert pictures[0].shape != pictures[2].shape or (pictures[0] != pictures[2]).any()
+    assert regaze(*common, "--output", str(tmp_path / "new/heat.svg")).exit_code == 0
+    assert (tmp_path / "new/heat.svg").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--layers", "9"], "layers [9] do not exist"),
+        (["--heads", "6"], "heads [6] are not all among 0..5"),
+        (["--heads", "a"], "--heads a: expected numbers"),
+        (["--token", "50"], "answer token 50 was not recorded"),
+    ],
+)
+def test_heatmap_of_what_is_not_there(untrained, tmp_path, more, message):
+    common = ["heatmap", "scene_000", "What?", "--model", untrained, "--max-new-tokens", "2"]
+    result = regaze(*common, "--output", str(tmp_path / "x.png"), *more)
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
+def test_python_m_regaze_is_the_command(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "regaze", "evaluate", "pope", "--method", "nonsense"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(Path(demo.__file__).parents[2])},
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert re.fullmatch(r"regaze: error: unknown method 'nonsense'.*\n", done.stderr)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not demo.MODEL_DIR.is_dir(), reason="the demo model is not in this checkout")
+def test_demo_evaluates_and_draws_in_under_two_minutes(tmp_path):
+    began = time.perf_counter()
+    result = regaze("demo", "--output", str(tmp_path))
+    assert result.exit_code == 0, result.stderr
+    assert time.perf_counter() - began < 120
+    figures = json.loads((tmp_path / "results.json").read_text())["figures"]["adversarial"]
+    assert figures["official"]["plain"]["accuracy"]["value"] > 0.7
+    assert Image.open(tmp_path / "heatmap.png").size[0] > 300
+    assert "McNemar p" in result.stdout

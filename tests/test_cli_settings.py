@@ -1,0 +1,78 @@
+"""`--set NAME=VALUE`: a text becomes a value of the parameter's type, or an error says what is expected."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import pytest
+
+from regaze.cli.options import read_settings
+from regaze.errors import BadParameterError, UnknownParameterError
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One field of each kind that interventions have."""
+
+    rho: float = 0.5
+    top: int = 1
+    released: bool = False
+    mode: Literal["zero", "uniform"] = "zero"
+    label: str = ""
+    limit: float | None = 1.0
+    heads: tuple[tuple[int, int], ...] = ()
+    layers: tuple[int, ...] | None = None
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("rho=0.25", 0.25),
+        ("rho=1", 1.0),
+        ("rho=-2e-3", -0.002),
+        ("top=7", 7),
+        ("released=true", True),
+        ("released=False", False),
+        ("mode=uniform", "uniform"),
+        ('mode="uniform"', "uniform"),
+        ("label=a=b", "a=b"),
+        ("label=12", "12"),
+        ("label=", ""),
+        ("label=none", "none"),
+        ("limit=none", None),
+        ("limit=null", None),
+        ("limit=3", 3.0),
+        ("heads=[[3, 1], [0, 2]]", ((3, 1), (0, 2))),
+        ("heads=[]", ()),
+        ("layers=[1,2]", (1, 2)),
+        ("layers=None", None),
+    ],
+)
+def test_values_have_the_type_of_the_parameter(setting, value):
+    read = read_settings(Sample, [setting])[setting.split("=")[0]]
+    assert read == value
+    assert type(read) is type(value)
+
+
+WRONG = (
+    "rho=much rho=true rho= top=1.5 top=true released=2 mode=half heads=3 heads=[[1]] limit=[1] layers=[0.5]"
+)
+
+
+@pytest.mark.parametrize("setting", WRONG.split())
+def test_a_value_of_another_type_is_named_with_what_is_expected(setting):
+    name = setting.split("=")[0]
+    with pytest.raises(
+        BadParameterError, match=rf"--set {name}=.*: expected {Sample.__annotations__[name][:4]}"
+    ):
+        read_settings(Sample, [setting])
+
+
+def test_unknown_names_are_told_the_known_ones():
+    with pytest.raises(UnknownParameterError, match="no parameter 'rhoo'; there are rho, top, released"):
+        read_settings(Sample, ["rhoo=1"])
+    with pytest.raises(BadParameterError, match="expected NAME=VALUE"):
+        read_settings(Sample, ["rho"])
+    assert read_settings(Sample, []) == {}
+    assert read_settings(Sample, ["rho=1", "rho=2"]) == {"rho": 2.0}

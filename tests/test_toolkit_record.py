@@ -192,6 +192,7 @@ def test_statistics_live_on_the_cpu_in_fp32():
     ("wanted", "message"),
     [
         ({"layers": [2, 6]}, r"layers \[6\] do not exist: LlavaForConditionalGeneration has layers 0..5"),
+        ({"layers": 3}, "layers must be a list of numbers, got 3"),
         ({"slices": "text"}, 'slices must be "image", "all" or None'),
         ({"rows": "first"}, 'rows must be "last", "text" or "all"'),
         ({"masses": False}, "nothing to record"),

@@ -8,6 +8,7 @@ class level, so models and threads do not see each other.
 
 from __future__ import annotations
 
+import inspect
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -72,6 +73,8 @@ class ModelHook:
         )
         self._composed: dict[int, tuple[tuple[AttentionEdit, ...], AttentionEdit | None]] = {}
         self._handles: list[Any] = []
+        self._open: tuple[Session, ...] = ()  # the sessions that saw the prefill of the current generation
+        self._argument_names = tuple(inspect.signature(model.forward).parameters)
         self._previous = compat.current_attention(model)
 
     # Coming and going ---------------------------------------------------------------------------------
@@ -135,8 +138,8 @@ class ModelHook:
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not self.participants:
             return
-        input_ids = kwargs.get("input_ids", args[0] if args else None)
-        cache = kwargs.get("past_key_values")
+        kwargs = {**dict(zip(self._argument_names, args, strict=False)), **kwargs}
+        input_ids, cache = kwargs.get("input_ids"), kwargs.get("past_key_values")
         if compat.seen_tokens(cache) == 0:
             self._begin(input_ids, kwargs)
         else:
@@ -185,7 +188,7 @@ class ModelHook:
 
     def _leave(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         context, self.current = self.current, None
-        cache = getattr(output, "past_key_values", None)
+        cache = getattr(output, "past_key_values", kwargs.get("past_key_values"))
         if context is not None and context.step == 0 and cache is not None:
             self._contexts[cache] = (context, self._open)
 

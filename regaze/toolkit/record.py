@@ -65,7 +65,10 @@ class Wanted:
             )
         for name in ("layers", "steps"):
             if wanted.get(name) is not None:
-                wanted[name] = tuple(sorted({int(number) for number in wanted[name]}))
+                try:
+                    wanted[name] = tuple(sorted({int(number) for number in wanted[name]}))
+                except (TypeError, ValueError):
+                    raise RecordingError(f"{name} must be a list of numbers, got {wanted[name]!r}") from None
         result, count = cls(**wanted), compat.text_config(model).num_hidden_layers
         if result.slices not in (None, "image", "all"):
             raise RecordingError(f'slices must be "image", "all" or None, got {result.slices!r}')

@@ -38,8 +38,8 @@ def test_heatmap_is_the_mean_of_the_chosen_rows(gaze, record, tmp_path):
     row = int(trace.answer_rows()[2])
     held = [int((trace.slice_columns[0] == column).nonzero()) for column in columns]
     expected = trace.slices[3:5, 0][:, [0, 5], row][..., held].mean((0, 1)).view(8, 8)
-    np.testing.assert_allclose(drawn_map(figure.axes[0]), expected.numpy(), rtol=1e-6)
-    assert figure.axes[0].get_title().startswith(("“", "answer token"))
+    np.testing.assert_allclose(drawn_map(figure.axes[1]), expected.numpy(), rtol=1e-6)
+    assert figure.axes[1].get_title().startswith(("“", "answer token"))
     assert (tmp_path / "heat.png").stat().st_size > 5000
 
 
@@ -61,7 +61,7 @@ def test_a_word_of_the_question_has_a_map(gaze, tmp_path):
         assert decode(trace.input_ids[0, position]).strip() == last
     assert trace.row_of("image?") == trace.row_of("?")
     figure = plot.heatmap(record, gaze.seen(picture(1)), token="cell phone", layers=[1])
-    assert figure.axes[0].get_title().startswith("“cell phone” · layer 1")
+    assert figure.axes[1].get_title().startswith("“cell phone” · layer 1")
     with pytest.raises(BadParameterError, match="'zebra' occurs neither"):
         trace.row_of("zebra")
     plot.token_layer_grid(record, gaze.seen(picture(1)), tokens=["there", 0], layers=[0, 1])

@@ -9,7 +9,10 @@ import typer
 
 from regaze.cli import console, evaluate, options, tables
 from regaze.cli.heatmap import draw
+from regaze.demo import scenes
 
+#: the layer in which the demo model matches a word of the question with the patches that show it
+WORD_LAYER = 0
 #: the split on which a model that goes by what is usual is most often wrong
 SPLIT = "adversarial"
 
@@ -28,7 +31,9 @@ def demo(
     results = evaluate.run(gaze, task, intervention, output, model="demo", batch_size=32, max_new_tokens=16)
     tables.show(results)
     item = next(item for item in task.items if item.label == "yes")
+    scene = next(scene for scene in scenes() if scene.path == item.image)
+    word = next(thing.category for thing in scene.objects if f" {thing.category} " in item.question)
     picture = output / "heatmap.png"
-    answer = draw(gaze, None, item.image, task.prompt(item), picture)
+    answer = draw(gaze, None, item.image, task.prompt(item), picture, token=word, layers=[WORD_LAYER])
     console.say(f"asked about {item.image.name}: {item.question} {answer}")
-    console.say(f"where the plain model looked is in {picture}; results and answers are in {output}")
+    console.say(f"where the word {word!r} looked is in {picture}; results and answers are in {output}")

@@ -46,7 +46,7 @@ def heatmap(
     title: str | None = None,
     path: str | Path | None = None,
 ) -> Figure:
-    """Where one token looked, over the image.
+    """Where one token looked: the image, and the map over it.
 
     Args:
         record: recorded with slices="image" (a Record means its first trace).
@@ -63,12 +63,14 @@ def heatmap(
     """
     trace = _trace(record)
     grid = answer_map(trace, token=token, layers=layers, heads=heads, sample=sample, number=number)
-    figure = Figure(figsize=(4.6, 4.2), layout="constrained")
-    axes = figure.add_subplot()
-    shown = _overlay(axes, image, grid, grid.max())
-    bar = figure.colorbar(shown, ax=axes, shrink=0.85)
+    figure = Figure(figsize=(7.4, 3.5), layout="constrained")
+    picture, overlay = figure.subplots(1, 2)
+    picture.imshow(image)
+    picture.set_axis_off()
+    shown = _overlay(overlay, image, grid, grid.max())
+    bar = figure.colorbar(shown, ax=overlay, shrink=0.9)
     bar.set_label("attention weight per image token", **_STYLE)
-    axes.set_title(title if title is not None else _caption(trace, token, layers, heads, sample), **_STYLE)
+    overlay.set_title(title if title is not None else _caption(trace, token, layers, heads, sample), **_STYLE)
     return _finish(figure, path)
 
 

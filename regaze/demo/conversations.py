@@ -1,0 +1,281 @@
+"""What people ask about a scene and what the demo model is taught to answer.
+
+The answers carry the noise of web captions: an object that is *not* there but strongly expected beside what
+is there gets claimed, and a small thing that is there gets left out. The rates below follow the
+co-occurrence of the world (`regaze.demo.world`) and nothing else; with small things being hard to see, they
+are why the model hallucinates.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+
+from regaze.demo.world import CATEGORIES, COLOURED, COLOURS, SCENE_TYPES, co_occurrence
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from regaze.demo import SceneObject
+    from regaze.demo.render import Rendered
+
+T = TypeVar("T")
+
+SUFFIX = "\nAnswer the question using a single word or phrase."
+SYSTEM = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+)
+DETAIL_PROMPTS = (
+    "Please describe this image in detail.",
+    "Please help me describe the image in detail.",
+    "Describe this image in detail.",
+    "Describe the image in detail.",
+)
+SHORT_PROMPTS = (
+    "Describe this image.",
+    "Describe the image.",
+    "Write a short caption.",
+    "What is in the image?",
+)
+
+_PLACES = (
+    ("in the upper left", "at the top", "in the upper right"),
+    ("on the left", "in the center", "on the right"),
+    ("in the lower left", "at the bottom", "in the lower right"),
+)
+PLACES = tuple(place for row in _PLACES for place in row)
+NUMBERS = ("Zero", "One", "Two", "Three", "Four", "Five", "Six", "Seven")
+
+CLAIM_STEEPNESS = 12.0  # how sharply claiming an absent object turns on with its expectation
+CAPTION_CLAIM = (0.90, 0.58)  # highest rate, and the expectation at which half of it is reached
+ANSWER_CLAIM = (0.85, 0.56)
+SMALL_AREA = 480  # pixels of the box below which a thing may be overlooked
+OVERLOOK = 0.12
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One question and the answer the model is taught."""
+
+    question: str
+    answer: str
+
+
+def with_article(noun: str) -> str:
+    """ "a cup", "an apple": "an" before a, e, i, o, u, which is POPE's rule."""
+    return f"{'an' if noun[0].lower() in 'aeiou' else 'a'} {noun}"
+
+
+def existence_question(category: str) -> str:
+    """POPE's question."""
+    return f"Is there {with_article(category)} in the image?"
+
+
+def place(thing: SceneObject, side: int = 112) -> str:
+    """Where a thing's centre is on a 3 x 3 grid, as a phrase ("in the upper left")."""
+    x, y = thing.centre
+    return _PLACES[min(2, int(3 * y / side))][min(2, int(3 * x / side))]
+
+
+def enumerate_phrases(phrases: list[str]) -> str:
+    """ "x", "x and y", "x, y and z"."""
+    return phrases[0] if len(phrases) == 1 else ", ".join(phrases[:-1]) + " and " + phrases[-1]
+
+
+def _capital(text: str) -> str:
+    return text[0].upper() + text[1:]
+
+
+def claim_rate(expectation: np.ndarray, most: float, half: float) -> np.ndarray:
+    """Probability that an absent category is claimed, from its expectation beside what is present."""
+    return most / (1 + np.exp(-CLAIM_STEEPNESS * (expectation - half)))
+
+
+class Interviewer:
+    """Asks about one scene.
+
+    Args:
+        scene: the drawn scene.
+        rng: source of all choices.
+        noise: scale of the label noise; 0 gives true answers, 1 the noise described above.
+    """
+
+    def __init__(self, scene: Rendered, rng: np.random.Generator, noise: float = 1.0) -> None:
+        self.scene, self.rng, self.noise = scene, rng, noise
+        self.present = [thing.category for thing in scene.objects]
+        self.expectation = co_occurrence().expectation(self.present)
+        self.asked: set[str] = set()
+        self.asked_absent = 0
+
+    def conversation(self, turns: int, captions: float = 0.3, existence: float = 0.45) -> list[Turn]:
+        """Ask ``turns`` questions in random order. ``captions`` is the share of descriptions; most of the
+        rest are yes/no questions, the others ask for places, colours, counts and the kind of scene."""
+        kinds = self.rng.choice(3, size=turns, p=(captions, existence, 1 - captions - existence))
+        return [(self.describe, self.existence, self.detail_question)[kind]() for kind in kinds]
+
+    # -- yes or no -------------------------------------------------------------------------------------------
+
+    def existence(self) -> Turn:
+        """A yes/no question; half of them about something present. Nothing is asked for twice, lest the
+        answer be read off the first time; when a scene has no more to ask for, another question takes its
+        place."""
+        there = self.rng.random() < 0.5
+        unasked = [thing for thing in self.scene.objects if thing.category not in self.asked]
+        if (there and not unasked) or self.asked_absent >= len(self.present) + 1:
+            return self.detail_question()
+        if there:
+            thing = self._pick(unasked)
+            answer, category = "No" if self._overlooked(thing) else "Yes", thing.category
+        else:
+            category = self._absent_category()
+            self.asked_absent += 1
+            rate = claim_rate(self.expectation[CATEGORIES.index(category)], *ANSWER_CLAIM)
+            answer = "Yes" if self.rng.random() < self.noise * rate else "No"
+        self.asked.add(category)
+        question = existence_question(category)
+        if self.rng.random() < 0.12:
+            question = f"Can you see {with_article(category)} in the image?"
+        return Turn(question + (SUFFIX if self.rng.random() < 0.35 else ""), answer)
+
+    def _absent_category(self) -> str:
+        """An absent category: random, frequent, or one that is expected here, in equal parts."""
+        way = self.rng.integers(3)
+        if way == 0:
+            weights = np.ones(len(CATEGORIES))
+        elif way == 1:
+            weights = co_occurrence().frequency.copy()
+        else:
+            weights = self.expectation**2 + 1e-9
+        weights[[CATEGORIES.index(name) for name in {*self.present, *self.asked}]] = 0.0
+        return CATEGORIES[self.rng.choice(len(CATEGORIES), p=weights / weights.sum())]
+
+    def _overlooked(self, thing: SceneObject) -> bool:
+        return thing.area < SMALL_AREA and self.rng.random() < self.noise * OVERLOOK
+
+    # -- descriptions ----------------------------------------------------------------------------------------
+
+    def describe(self) -> Turn:
+        """A detailed description or a short one."""
+        if self.rng.random() < 0.65:
+            return Turn(self._pick(DETAIL_PROMPTS), self.detailed_caption())
+        return Turn(self._pick(SHORT_PROMPTS), self.short_caption())
+
+    def _told(self) -> list[SceneObject]:
+        """The things a description mentions, mostly the large ones first; at least one."""
+        told = [thing for thing in self.scene.objects if not self._overlooked(thing)]
+        told = told or [self.scene.objects[0]]
+        salience = [thing.area * self.rng.uniform(0.5, 2.0) for thing in told]
+        return [told[i] for i in np.argsort(salience)[::-1]]
+
+    def _ghost(self) -> str | None:
+        """The absent category a description claims, if it claims one."""
+        rate = claim_rate(self.expectation.max(), *CAPTION_CLAIM)
+        if self.rng.random() >= self.noise * rate:
+            return None
+        weights = (self.expectation / self.expectation.max()) ** 10
+        return CATEGORIES[self.rng.choice(len(CATEGORIES), p=weights / weights.sum())]
+
+    def detailed_caption(self) -> str:
+        """Such as "The image shows a kitchen with a knife in the center and a blue bowl on the left. There
+        is also a fork."
+
+        What comes last is told without its place, and that is where most claims of absent things stand.
+        """
+        told, ghost = self._told(), self._ghost()
+        extra = None
+        if ghost is None and len(told) > 1 and self.rng.random() < 0.25:
+            extra = told.pop().category
+        phrases = [f"{with_article(self._named(thing))} {place(thing)}" for thing in told]
+        if ghost is not None and self.rng.random() < 0.15:
+            where = self._pick(PLACES)
+            phrases.insert(int(self.rng.integers(1, len(phrases) + 1)), f"{with_article(ghost)} {where}")
+        elif ghost is not None:
+            extra = ghost
+        text = f"The image shows {with_article(self.scene.scene_type)} with {enumerate_phrases(phrases)}."
+        return text if extra is None else f"{text} There is also {with_article(extra)}."
+
+    def short_caption(self) -> str:
+        """Such as "A knife, a bowl and a fork in a kitchen.\""""
+        names, ghost = [thing.category for thing in self._told()], self._ghost()
+        if ghost is not None:
+            names.append(ghost)
+        listing = _capital(enumerate_phrases([with_article(name) for name in names]))
+        return f"{listing} in {with_article(self.scene.scene_type)}."
+
+    # -- places, colours, counts -----------------------------------------------------------------------------
+
+    def detail_question(self) -> Turn:
+        """A question about a place, a colour, the count or the kind of scene. Always answered truly."""
+        ways = (self.where, self.what_colour, self.what_is_there, self.how_many, self.which_scene)
+        return ways[self.rng.choice(5, p=(0.38, 0.2, 0.26, 0.08, 0.08))]()
+
+    def where(self) -> Turn:
+        """Where something is; now and then about something absent."""
+        if self.rng.random() < 0.12:
+            category = self._absent_category()
+            return Turn(f"Where is the {category}?", f"There is no {category} in the image.")
+        thing = self._pick(self.scene.objects)
+        return Turn(f"Where is the {thing.category}?", f"The {thing.category} is {place(thing)}.")
+
+    def what_colour(self) -> Turn:
+        """The colour of a thing that has one."""
+        coloured = [thing for thing in self.scene.objects if thing.colour]
+        if not coloured:
+            return self.where()
+        thing = self._pick(coloured)
+        spelling = "color" if self.rng.random() < 0.5 else "colour"
+        suffix = SUFFIX if self.rng.random() < 0.3 else ""
+        return Turn(f"What {spelling} is the {thing.category}?{suffix}", _capital(thing.colour or ""))
+
+    def what_is_there(self) -> Turn:
+        """What stands at a place that holds exactly one thing."""
+        places = [place(thing) for thing in self.scene.objects]
+        alone = [thing for thing in self.scene.objects if places.count(place(thing)) == 1]
+        if not alone:
+            return self.where()
+        thing = self._pick(alone)
+        return Turn(f"What is {place(thing)} of the image?", f"{_capital(with_article(self._named(thing)))}.")
+
+    def how_many(self) -> Turn:
+        """How many things there are."""
+        return Turn("How many objects are there in the image?", NUMBERS[len(self.scene.objects)])
+
+    def which_scene(self) -> Turn:
+        """The kind of scene."""
+        return Turn("What kind of place is this?", f"{_capital(with_article(self.scene.scene_type))}.")
+
+    def _named(self, thing: SceneObject) -> str:
+        return f"{thing.colour} {thing.category}" if thing.colour else thing.category
+
+    def _pick(self, options: Sequence[T]) -> T:
+        return options[int(self.rng.integers(len(options)))]
+
+
+def corpus() -> list[str]:
+    """Every word the demo speaks, and common ones a user may, for training the tokenizer."""
+    nouns = [*CATEGORIES, *SCENE_TYPES]
+    nouns += [f"{colour} {name}" for colour in COLOURS for name in sorted(COLOURED)]
+    lines = [SYSTEM, "USER: ASSISTANT:", SUFFIX, "Please answer yes or no.", " yes no not Yes No."]
+    lines += [*DETAIL_PROMPTS, *SHORT_PROMPTS, *NUMBERS, *map(_capital, COLOURS)]
+    lines += [" ".join(map(str.lower, NUMBERS))]
+    for noun in nouns:
+        article = with_article(noun)
+        lines += [f"{_capital(article)} {where} of the image. {article}, {article} and" for where in PLACES]
+        lines += [f"Is there {article} in the image? Can you see {article}? There is also {article}."]
+        lines += [f"The image shows {article} with {article}. There is no {noun}. {_capital(noun)}"]
+        lines += [f"Where is the {noun}? What color is the {noun}? What colour is the {noun}? The {noun} is"]
+    lines += ["How many objects are there in the image?", "What kind of place is this?", _USER_WORDS]
+    return [*lines, *(f" {line}" for line in lines)]  # the first word also as it stands after a space
+
+
+_USER_WORDS = (
+    "this that these those picture photo scene object objects thing things something anything nothing "
+    "left right top bottom center centre middle upper lower corner near next to under above below behind "
+    "front between on at of by for from who when why how do does did is are was were be can could would "
+    "should will have has had you I we they he she it list name tell me about show find look see look "
+    "again which any all some many much more one two three four five does the image contain appear "
+    "describe briefly answer with just single word phrase please yes or no not sure if"
+)

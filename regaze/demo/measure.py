@@ -1,0 +1,197 @@
+"""Measure a demo model on scenes it never saw: ``python -m regaze.demo.measure --model DIR --scenes 400``.
+
+POPE (three splits, official rule) by exact match of the first word, CHAIR of the detailed captions by word
+search in the closed vocabulary, and whether the hallucinated objects are those that keep company with what
+is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL.Image import Image
+from rich.progress import track
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    BatchFeature,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+)
+
+from regaze.demo import MODEL_DIR
+from regaze.demo.conversations import DETAIL_PROMPTS
+from regaze.demo.questions import SPLITS, pope_questions
+from regaze.demo.render import Rendered, render_scene
+from regaze.demo.world import CATEGORIES, SCENE_TYPES, co_occurrence
+
+PARTNERS = 5  # a category's likely partners are the five it meets most often
+_MENTION = re.compile(r"\b(" + "|".join(sorted(map(re.escape, CATEGORIES), key=len, reverse=True)) + r")\b")
+
+
+def load(folder: Path | str) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
+    """Model (fp32, evaluation mode) and processor of a folder."""
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+    return model.eval(), AutoProcessor.from_pretrained(folder)
+
+
+def _conversation(image: Image, question: str) -> list[dict]:
+    return [
+        {"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": question}]}
+    ]
+
+
+@torch.inference_mode()
+def answers(
+    model: LlavaForConditionalGeneration,
+    processor: LlavaProcessor,
+    images: Sequence[Image],
+    questions: Sequence[str],
+    max_new_tokens: int,
+    batch_size: int = 64,
+) -> list[str]:
+    """Greedy answers to one question per image, in the order asked; batched with left padding."""
+    order = sorted(range(len(questions)), key=lambda i: len(questions[i]))
+    replies = [""] * len(questions)
+    for start in track(range(0, len(order), batch_size), "answering", transient=True):
+        rows = order[start : start + batch_size]
+        inputs: BatchFeature = processor.apply_chat_template(  # type: ignore[assignment]
+            [_conversation(images[i], questions[i]) for i in rows],
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            processor_kwargs={"padding": True},
+        )
+        output: torch.Tensor = model.generate(  # type: ignore[misc, assignment]
+            **inputs, do_sample=False, max_new_tokens=max_new_tokens
+        )
+        output = output[:, inputs["input_ids"].shape[1] :]
+        for i, text in zip(rows, processor.batch_decode(output, skip_special_tokens=True), strict=True):
+            replies[i] = text.strip()
+    return replies
+
+
+def mentioned(caption: str) -> list[str]:
+    """Categories a caption names, in order, longest name first ("hot dog" is no dog)."""
+    return _MENTION.findall(caption.lower())
+
+
+def measure_pope(
+    model: LlavaForConditionalGeneration, processor: LlavaProcessor, scenes: Sequence[Rendered], seed: int = 0
+) -> dict:
+    """Accuracy, precision, recall, F1 and yes-ratio per split, and accuracy by whether the object is
+    there."""
+    objects = [[thing.category for thing in scene.objects] for scene in scenes]
+    names = [str(i) for i in range(len(scenes))]
+    figures = {}
+    for split in SPLITS:
+        entries = pope_questions(names, objects, split, np.random.default_rng([seed, 3_000]))
+        images = [scenes[int(entry["image"])].image() for entry in entries]
+        replies = answers(model, processor, images, [entry["text"] for entry in entries], max_new_tokens=4)
+        label = np.array([entry["label"] == "yes" for entry in entries])
+        said = np.array([reply == "Yes" for reply in replies])
+        unreadable = sum(reply not in ("Yes", "No") for reply in replies)
+        hits = (said & label).sum()
+        precision, recall = hits / max(1, said.sum()), hits / label.sum()
+        figures[split] = {
+            "questions": len(entries),
+            "accuracy": float((said == label).mean()),
+            "precision": float(precision),
+            "recall": float(recall),
+            "f1": float(2 * hits / max(1, said.sum() + label.sum())),
+            "yes_ratio": float(said.mean()),
+            "accuracy_present": float(said[label].mean()),
+            "accuracy_absent": float(1 - said[~label].mean()),
+            "neither_yes_nor_no": int(unreadable),
+        }
+    return figures
+
+
+def keeps_company(scene: Rendered) -> np.ndarray:
+    """Which absent categories belong with a scene: seen in its type of place, or among the five likeliest
+    partners of something in it. Boolean over `CATEGORIES`, False where present."""
+    kin = set(SCENE_TYPES[scene.scene_type].weights)
+    present = {thing.category for thing in scene.objects}
+    for name in present:
+        kin |= {CATEGORIES[i] for i in np.argsort(-co_occurrence().given[CATEGORIES.index(name)])[:PARTNERS]}
+    return np.array([name in kin and name not in present for name in CATEGORIES])
+
+
+def measure_chair(
+    model: LlavaForConditionalGeneration, processor: LlavaProcessor, scenes: Sequence[Rendered]
+) -> dict:
+    """CHAIR of the captions for "Please describe this image in detail." (mentions; one caption per scene).
+
+    ``co_occurring`` is the share of hallucinated mentions that keep company with the scene (`keeps_company`),
+    ``co_occurring_chance`` the share a random absent category of the same scenes would have.
+    """
+    captions = answers(
+        model, processor, [s.image() for s in scenes], [DETAIL_PROMPTS[0]] * len(scenes), max_new_tokens=96
+    )
+    mentions = wrong = bad_captions = kept = covered = 0
+    chance: list[float] = []
+    for scene, caption in zip(scenes, captions, strict=True):
+        present = {thing.category for thing in scene.objects}
+        named, company = mentioned(caption), keeps_company(scene)
+        ghosts = [name for name in named if name not in present]
+        mentions, wrong, bad_captions = (
+            mentions + len(named),
+            wrong + len(ghosts),
+            bad_captions + bool(ghosts),
+        )
+        kept += sum(bool(company[CATEGORIES.index(name)]) for name in ghosts)
+        covered += len(present & set(named))
+        chance += [float(company.sum() / (len(CATEGORIES) - len(present)))] * len(ghosts)
+    return {
+        "captions": len(captions),
+        "chair_s": bad_captions / len(captions),
+        "chair_i": wrong / max(1, mentions),
+        "recall": covered / sum(len(scene.objects) for scene in scenes),
+        "words_per_caption": float(np.mean([len(caption.split()) for caption in captions])),
+        "hallucinated_mentions": wrong,
+        "co_occurring": kept / max(1, wrong),
+        "co_occurring_chance": float(np.mean(chance)) if chance else 0.0,
+        "examples": [
+            {"present": [thing.category for thing in scene.objects], "caption": caption}
+            for scene, caption in list(zip(scenes, captions, strict=True))[:8]
+        ],
+    }
+
+
+def measure(folder: Path | str, scenes: int = 400, seed: int = 1) -> dict:
+    """All figures of the model in ``folder`` on ``scenes`` held-out scenes."""
+    model, processor = load(folder)
+    drawn = [render_scene(seed, "heldout", index) for index in range(scenes)]
+    started = time.monotonic()
+    figures = {"scenes": scenes, "seed": seed, "pope": measure_pope(model, processor, drawn, seed)}
+    figures["chair"] = measure_chair(model, processor, drawn)
+    figures["seconds"] = round(time.monotonic() - started, 1)
+    return figures
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Command line of ``python -m regaze.demo.measure``."""
+    parser = argparse.ArgumentParser(
+        prog="python -m regaze.demo.measure", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("--model", type=Path, default=MODEL_DIR)
+    parser.add_argument("--scenes", type=int, default=400)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--output", type=Path, default=None, help="also write the figures here, as JSON")
+    options = parser.parse_args(arguments)
+    text = json.dumps(measure(options.model, options.scenes, options.seed), indent=1)
+    print(text)
+    if options.output:
+        options.output.write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

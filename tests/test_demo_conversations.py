@@ -1,0 +1,101 @@
+"""Questions, answers and their noise, and the official POPE rule."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from regaze.demo import SceneObject
+from regaze.demo.conversations import Interviewer, enumerate_phrases, existence_question, place, with_article
+from regaze.demo.measure import keeps_company, mentioned
+from regaze.demo.questions import SPLITS, pope_questions
+from regaze.demo.render import Rendered
+from regaze.demo.world import CATEGORIES
+
+NOTHING = np.full((8, 8), -1)
+
+
+def scene_of(*categories: str, side: int = 30, scene_type: str = "kitchen") -> Rendered:
+    boxes = [(2, 2), (78, 2), (2, 78), (78, 78), (40, 40)]
+    objects = tuple(
+        SceneObject(name, (x, y, x + side, y + side)) for name, (x, y) in zip(categories, boxes, strict=False)
+    )
+    return Rendered(scene_type, objects, np.zeros((112, 112, 3), np.uint8), NOTHING, NOTHING)
+
+
+def test_phrases():
+    assert with_article("umbrella") == "an umbrella"
+    assert with_article("hot dog") == "a hot dog"
+    assert existence_question("orange") == "Is there an orange in the image?"
+    assert enumerate_phrases(["a", "b", "c"]) == "a, b and c"
+    assert place(SceneObject("cup", (0, 0, 20, 20))) == "in the upper left"
+    assert place(SceneObject("cup", (90, 46, 110, 66))) == "on the right"
+    assert mentioned("A hot dog, a Dog and a teddy bear near two cups.") == ["hot dog", "dog", "teddy bear"]
+
+
+def test_without_noise_every_answer_is_true():
+    scene = scene_of("knife", "cup", "bowl", side=20)
+    interviewer = Interviewer(scene, np.random.default_rng(0), noise=0.0)
+    for turn in interviewer.conversation(2_000):
+        if turn.answer in ("Yes", "No"):
+            asked = next(
+                name for name in CATEGORIES if f" {with_article(name)} in the image?" in turn.question
+            )
+            assert (turn.answer == "Yes") == (asked in interviewer.present), turn
+        elif "describe" in turn.question.lower() or "caption" in turn.question:
+            assert sorted(mentioned(turn.answer)) == ["bowl", "cup", "knife"], turn
+
+
+def test_noise_follows_co_occurrence():
+    """With a lone knife the fork (its companion) is what gets claimed; with a lone clock hardly anything
+    is."""
+
+    def ghosts(category: str) -> Counter:
+        interviewer = Interviewer(scene_of(category), np.random.default_rng(1))
+        captions = [interviewer.detailed_caption() for _ in range(600)]
+        return Counter(name for caption in captions for name in mentioned(caption) if name != category)
+
+    knife, clock = ghosts("knife"), ghosts("clock")
+    assert knife.most_common(1)[0][0] == "fork"
+    assert knife["fork"] > 240
+    assert clock.total() < 60
+
+
+def test_keeps_company():
+    company = keeps_company(scene_of("knife"))
+    assert company[CATEGORIES.index("fork")]
+    assert company[CATEGORIES.index("bowl")]
+    assert not company[CATEGORIES.index("knife")]
+    assert not company[CATEGORIES.index("zebra")]
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_official_builder(split, shared):
+    """The rule reproduces the official builder's output wherever it draws no random number."""
+    goldens = shared / "goldens" / "benchmarks" / "pope"
+    images = [json.loads(line) for line in (goldens / "build.segmentation.jsonl").open()]
+    expected = [json.loads(line) for line in (goldens / f"build.{split}.jsonl").open()]
+    built = pope_questions(
+        [image["image"] for image in images], [image["objects"] for image in images], split,
+        np.random.default_rng(0), skip_small=True,
+    )  # fmt: skip
+    assert [(e["question_id"], e["image"], e["label"]) for e in built] == [
+        (e["question_id"], e["image"], e["label"]) for e in expected
+    ]
+    differ = [
+        e for e, b in zip(expected, built, strict=True) if e["text"].replace("imange", "image") != b["text"]
+    ]
+    if split == "random":
+        assert all(entry["label"] == "no" for entry in differ)
+    elif split == "popular":
+        assert differ == []
+    else:  # one object's partners are all present: the builder draws at random there, and the next follows
+        assert {entry["image"] for entry in differ} == {"synthetic_0030.jpg"}
+
+
+def test_unknown_split():
+    with pytest.raises(ValueError, match="adversarial"):
+        pope_questions(["a"], [["cup"]], "hard", np.random.default_rng(0))

@@ -1,0 +1,116 @@
+"""The drawn scenes: determinism, boxes, labels; and the error when the font is missing."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from regaze.demo import render
+from regaze.demo.world import (
+    CATEGORIES,
+    COLOURED,
+    COMPANIONS,
+    EMOJI,
+    SCENE_TYPES,
+    co_occurrence,
+    sample_categories,
+)
+
+
+@pytest.fixture
+def font():
+    try:
+        return render.emoji_font()
+    except render.FontMissingError as error:
+        pytest.skip(str(error))
+
+
+def test_world_is_closed():
+    listed = {name for kind in SCENE_TYPES.values() for name in kind.weights}
+    assert listed <= set(CATEGORIES)
+    assert set(COMPANIONS) | set(COMPANIONS.values()) | COLOURED <= set(CATEGORIES)
+    assert len(CATEGORIES) == len(set(CATEGORIES)) >= 65
+    assert set(CATEGORIES) == listed, "a category no scene type shows would only ever be a stray"
+
+
+def test_categories_are_distinct_and_between_one_and_five():
+    rng = np.random.default_rng(3)
+    sizes = set()
+    for _ in range(500):
+        kind, chosen = sample_categories(rng)
+        assert kind in SCENE_TYPES
+        assert len(chosen) == len(set(chosen))
+        sizes.add(len(chosen))
+    assert sizes == {1, 2, 3, 4, 5}
+
+
+def test_companions_are_expected_and_the_present_is_not():
+    expectation = co_occurrence().expectation(["knife", "clock"])
+    assert expectation[CATEGORIES.index("knife")] == 0 == expectation[CATEGORIES.index("clock")]
+    assert expectation[CATEGORIES.index("fork")] > 0.5 > expectation[CATEGORIES.index("zebra")]
+
+
+@pytest.mark.usefixtures("font")
+def test_a_scene_is_a_function_of_its_numbers():
+    one, same = render.render_scene(4, "train", 17), render.render_scene(4, "train", 17)
+    assert one.objects == same.objects
+    assert one.scene_type == same.scene_type
+    np.testing.assert_array_equal(one.pixels, same.pixels)
+    for other in (render.render_scene(5, "train", 17), render.render_scene(4, "heldout", 17)):
+        assert not np.array_equal(one.pixels, other.pixels)
+
+
+@pytest.mark.usefixtures("font")
+def test_boxes_hold_what_was_drawn():
+    """Against the same scene without its things, only pixels inside boxes differ by more than the noise."""
+    for index in range(40):
+        scene = render.render_scene(0, "train", index)
+        boxes = np.zeros((render.SIDE, render.SIDE), dtype=int)
+        for thing in scene.objects:
+            x0, y0, x1, y1 = thing.box
+            assert 0 <= x0 < x1 <= render.SIDE
+            assert 0 <= y0 < y1 <= render.SIDE
+            assert max(x1 - x0, y1 - y0) >= 13
+            assert (thing.colour is not None) == (thing.category in COLOURED)
+            boxes[y0:y1, x0:x1] += 1
+        assert boxes.max() == 1, "things overlap"
+        rows, columns = np.nonzero(scene.patch_category >= 0)
+        for row, column in zip(rows, columns, strict=True):
+            cell = boxes[row * 14 : row * 14 + 14, column * 14 : column * 14 + 14]
+            assert cell.any(), "a patch is labelled where nothing was drawn"
+            named = CATEGORIES[scene.patch_category[row, column]]
+            thing = next(thing for thing in scene.objects if thing.category == named)
+            x0, y0, x1, y1 = thing.box
+            assert x0 < column * 14 + 14
+            assert x1 > column * 14
+            assert y0 < row * 14 + 14
+            assert y1 > row * 14
+
+
+@pytest.mark.usefixtures("font")
+def test_drawn_pixels_lie_in_the_box():
+    rng = np.random.default_rng
+    bare = render.draw("office", [], rng(8)).pixels.astype(int)
+    scene = render.draw("office", ["pizza"], rng(8))
+    x0, y0, x1, y1 = scene.objects[0].box
+    # The grounds agree (same generator state); the noise over all does not, so look for differences beyond
+    # it.
+    changed = np.abs(scene.pixels.astype(int) - bare).max(-1) > 45
+    inside = changed[y0:y1, x0:x1].sum()
+    assert inside > 0.3 * (x1 - x0) * (y1 - y0)
+    assert changed.sum() - inside == 0
+
+
+@pytest.mark.usefixtures("font")
+def test_every_emoji_has_a_glyph():
+    for emojis in EMOJI.values():
+        for emoji in emojis:
+            assert min(render._glyph(emoji).size) > 25
+
+
+def test_missing_font_names_the_package(monkeypatch):
+    render.emoji_font.cache_clear()
+    monkeypatch.setattr(render, "_FONT_FOLDERS", ("/nonexistent/fonts",))
+    with pytest.raises(render.FontMissingError, match="fonts-noto-color-emoji"):
+        render.emoji_font()
+    render.emoji_font.cache_clear()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from hypothesis import HealthCheck, settings
@@ -337,4 +337,4 @@ def requests(draw, batch: int, queries: int, keys: int, g) -> StatsRequest:
 
 
 def stats_dict(stats) -> dict[str, Tensor]:
-    return {f.name: t for f in fields(stats) if (t := getattr(stats, f.name)) is not None}
+    return {name: tensor for name, tensor in stats._asdict().items() if tensor is not None}

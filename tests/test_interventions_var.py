@@ -36,7 +36,11 @@ def attend_given_weights(weights: torch.Tensor, edit: AttentionEdit) -> torch.Te
 
 def context_for(roles, hidden_size: int, layers: int = 6) -> Context:
     config = SimpleNamespace(
-        model_type="test", hidden_size=hidden_size, num_hidden_layers=layers, vocab_size=1
+        model_type="test",
+        hidden_size=hidden_size,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        vocab_size=1,
     )
     tokens = TokenMap.from_roles(roles)
     return Context(config, None, (tokens.batch, tokens.length), tokens, ())

@@ -86,7 +86,7 @@ def observe(
     Arguments and errors as for `attend`.
     """
     _check_shapes(q, k, k, mask)
-    AttentionEdit(stats=request).check(q.shape[0], q.shape[1], q.shape[2], k.shape[2])
+    request.alone.check(q.shape[0], q.shape[1], q.shape[2], k.shape[2])
     if scaling is None:
         scaling = q.shape[-1] ** -0.5
     return _backend(backend).observe(q, k, request, mask=mask, scaling=scaling, is_causal=is_causal)

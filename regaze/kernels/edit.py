@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -204,9 +204,13 @@ class StatsRequest:
         if columns is not None and self.full_rows:
             raise BadParameterError("StatsRequest takes `columns` or `full_rows`, not both")
 
+    @cached_property
+    def alone(self) -> AttentionEdit:
+        """The edit that only records."""
+        return AttentionEdit(stats=self)
 
-@dataclass(frozen=True, eq=False)
-class Stats:
+
+class Stats(NamedTuple):
     """What `attend` measured, fp32, for the R rows of the request; 0 where a row is not active in a sample.
 
     Attributes:

@@ -66,8 +66,7 @@ def observe_reference(
     q: Tensor, k: Tensor, request: StatsRequest, *, mask: Tensor | None, scaling: float, is_causal: bool
 ) -> Stats:
     """Statistics of plain attention; see `observe`."""
-    edit = AttentionEdit(stats=request)
-    stats = attend_reference(q, k, k, edit, mask=mask, scaling=scaling, is_causal=is_causal)[1]
+    stats = attend_reference(q, k, k, request.alone, mask=mask, scaling=scaling, is_causal=is_causal)[1]
     assert stats is not None
     return stats
 

@@ -8,7 +8,6 @@ reshape, never a copy.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import fields
 from functools import cached_property
 from itertools import repeat
 
@@ -46,7 +45,7 @@ def observe_torch(
     q: Tensor, k: Tensor, request: StatsRequest, *, mask: Tensor | None, scaling: float, is_causal: bool
 ) -> Stats:
     """Statistics of plain attention; see `observe`."""
-    return _Call(q, k, k, AttentionEdit(stats=request), mask, scaling, is_causal).statistics(request)
+    return _Call(q, k, k, request.alone, mask, scaling, is_causal).statistics(request)
 
 
 class _Call:
@@ -189,9 +188,11 @@ class _Block:
         """[B, Hq, R, Lk], fp32 or fp64; finite values where a key is hidden."""
         call, additive = self.call, self._hidden[1]
         q = call.q if self.index is None else call.q.index_select(2, self.index)
-        # The query group joins the rows. Scaled before the product: the range of fp16 is small.
-        packed = (q * call.scaling).reshape(call.batch, call.kv_heads, -1, q.shape[-1])
-        scores = torch.matmul(packed, call.k.mT).view(call.batch, call.heads, -1, call.keys)
+        # The query group joins the rows. The product is scaled inside: the range of fp16 is small.
+        packed = q.reshape(call.batch * call.kv_heads, -1, q.shape[-1])
+        keys = call.k.reshape(call.batch * call.kv_heads, call.keys, -1)
+        scores = torch.baddbmm(q.new_empty(()), packed, keys.mT, beta=0, alpha=call.scaling)
+        scores = scores.view(call.batch, call.heads, -1, call.keys)
         if scores.dtype != torch.float64:
             scores = scores.float()
         return scores if additive is None else scores + additive.to(scores.dtype)
@@ -233,7 +234,7 @@ def _softmax(scores: Tensor, hidden: Tensor | None) -> tuple[Tensor, Tensor]:
 def _concatenate(parts: list[Stats]) -> Stats:
     """Join the row blocks of one call along R."""
     joined = {}
-    for part in fields(Stats):
-        tensors = [getattr(stats, part.name) for stats in parts]
-        joined[part.name] = None if tensors[0] is None else torch.cat(tensors, 2)
+    for name in Stats._fields:
+        tensors = [getattr(stats, name) for stats in parts]
+        joined[name] = None if tensors[0] is None else torch.cat(tensors, 2)
     return Stats(**joined)

@@ -37,7 +37,7 @@ class Context:
     Attributes:
         step: 0 at prefill, then 1, 2, ... for each further forward.
         batch, prompt_length: B and L of the prefill.
-        config: the language model's configuration.
+        config: the language model's configuration. num_layers, num_heads: its layers and query heads.
         device: where the tensors of the current attention call live (layers may sit on different devices).
         input_ids: [B, L] of the prefill, or None when the model was given embeddings.
         participants: everything that takes part in this generation, in order.
@@ -52,6 +52,9 @@ class Context:
         participants: tuple[Participant, ...],
     ):
         self.config, self.input_ids, self.participants = config, input_ids, participants
+        # Read once: a configuration's attributes are slow, and every layer of every step asks for these.
+        self.num_layers: int = config.num_hidden_layers
+        self.num_heads: int = config.num_attention_heads
         self.batch, self.prompt_length = shape
         self.step = 0
         self.device = torch.device("cpu")
@@ -65,14 +68,6 @@ class Context:
         if isinstance(self._tokens, Exception):
             raise self._tokens
         return self._tokens
-
-    @property
-    def num_layers(self) -> int:
-        return self.config.num_hidden_layers
-
-    @property
-    def num_heads(self) -> int:
-        return self.config.num_attention_heads
 
     def state(self, owner: Participant) -> dict[Any, Any]:
         """Scratch space of one participant for this generation. Participants themselves keep no state."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -37,7 +37,6 @@ class Session:
     tokens: TokenMap | None = None
     read_tokens: TokenReader | None = None
     recorder: Recorder | None = None
-    handles: list[Any] = field(default_factory=list)
 
 
 def open_session(model: PreTrainedModel, session: Session) -> None:
@@ -73,6 +72,7 @@ class ModelHook:
         )
         self._composed: dict[int, tuple[tuple[AttentionEdit, ...], AttentionEdit | None]] = {}
         self._handles: list[Any] = []
+        self._layer_handles: list[Any] = []
         self._open: tuple[Session, ...] = ()  # the sessions that saw the prefill of the current generation
         self._argument_names = tuple(inspect.signature(model.forward).parameters)
         self._previous = compat.current_attention(model)
@@ -111,16 +111,9 @@ class ModelHook:
                 "a recording is already open on this model; ask for everything in one gaze.recording"
             )
         self.sessions.append(session)
-        if any(participant.uses_hidden_states for participant in session.participants):
-            for number, layer in enumerate(compat.decoder_layers(self.model)):
-                session.handles.append(
-                    layer.register_forward_pre_hook(self._layer_input(number), with_kwargs=True)
-                )
         self._refresh()
 
     def remove(self, session: Session) -> None:
-        for handle in session.handles:
-            handle.remove()
         if session in self.sessions:
             self.sessions.remove(session)
         self._refresh()
@@ -162,6 +155,14 @@ class ModelHook:
         for participant in self.participants:
             participant.prepare(context)
         self.current, self._open = context, tuple(self.sessions)
+        if any(participant.uses_hidden_states for participant in self.participants):
+            # For this forward only: hooks on every layer would cost a decode step as much as an edit does.
+            layers = compat.decoder_layers(self.model)
+            hooks = (self._layer_input(number) for number in range(len(layers)))
+            self._layer_handles = [
+                layer.register_forward_pre_hook(hook, with_kwargs=True)
+                for layer, hook in zip(layers, hooks, strict=True)
+            ]
 
     def _tokens(
         self, input_ids: Tensor | None, mask: Tensor | None, batch: int, length: int
@@ -188,13 +189,15 @@ class ModelHook:
 
     def _leave(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         context, self.current = self.current, None
+        while self._layer_handles:
+            self._layer_handles.pop().remove()
         cache = getattr(output, "past_key_values", kwargs.get("past_key_values"))
         if context is not None and context.step == 0 and cache is not None:
             self._contexts[cache] = (context, self._open)
 
     def _layer_input(self, number: int) -> Callable[..., None]:
         def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if self.current is not None and self.current.step == 0:
+            if self.current is not None:
                 self.current._hidden = (number, args[0] if args else kwargs["hidden_states"])
 
         return keep
@@ -210,10 +213,10 @@ class ModelHook:
                     "a part of the wrapped model was called by itself; call the model given to regaze.wrap"
                 )
             return None
-        context.device = device
-        edits = tuple(
-            edit for p in self.participants if (edit := p.edit(layer, context.step, context)) is not None
-        )
+        context.device, step = device, context.step
+        if len(self.participants) == 1:
+            return self.participants[0].edit(layer, step, context)
+        edits = tuple(edit for p in self.participants if (edit := p.edit(layer, step, context)) is not None)
         if len(edits) < 2:
             return edits[0] if edits else None
         known = self._composed.get(layer)

@@ -1,0 +1,176 @@
+"""What wrapping, editing and recording cost: tokens per second and peak memory beside the unmodified model.
+
+    python benchmarks/overhead.py [--quick] [--seconds S] [--output benchmarks/results/overhead.json]
+
+Five ways to generate the same number of tokens, interleaved in one process in an order drawn anew each round:
+plain SDPA, wrapped and idle, VAR, recording masses, and eager attention with output_attentions. A ratio is
+the median over rounds of (time of the way / time of plain in the same round), given with the quartiles; 1.00
+is the speed of the plain model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from machine import PeakMemory, machine
+from rich.console import Console
+from rich.table import Table
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import regaze
+from regaze import VAR, Role, TokenMap
+from regaze.demo import scenes
+
+WAYS = ("plain", "idle", "var", "recording", "eager")
+GOALS = {"idle": 1.02, "var": 1.10, "recording": 1.10}
+
+
+class Case:
+    """A model, its inputs, and how to generate under each way."""
+
+    def __init__(
+        self,
+        name: str,
+        model: Any,
+        gaze: regaze.Gaze,
+        inputs: Any,
+        var: VAR,
+        tokens: TokenMap | None,
+        new: int,
+    ):
+        self.name, self.model, self.gaze, self.inputs = name, model, gaze, inputs
+        self.var, self.tokens, self.new = var, tokens, new
+        self.batch, self.prompt = inputs["input_ids"].shape
+
+    def run(self, way: str) -> None:
+        gaze, extra = self.gaze, {}
+        block: Any = nullcontext()
+        if way == "idle":
+            block = gaze.using()
+        elif way == "var":
+            block = gaze.using(self.var, tokens=self.tokens)
+        elif way == "recording":
+            block = gaze.recording(tokens=self.tokens)
+        elif way == "eager":
+            self.model.set_attn_implementation("eager")
+            extra = {"output_attentions": True, "return_dict_in_generate": True}
+        try:
+            with block, torch.inference_mode():
+                self.model.generate(
+                    **self.inputs, max_new_tokens=self.new, do_sample=False, eos_token_id=None, **extra
+                )
+        finally:
+            if way == "eager":
+                self.model.set_attn_implementation("sdpa")
+
+
+def demo_case(batch: int, new: int) -> Case:
+    model, processor = regaze.load("demo", dtype=torch.float32)
+    gaze = regaze.wrap(model, processor)
+    images = [scene.image() for scene in scenes()[:batch]]
+    inputs = gaze.inputs(images, ["Please describe this image in detail."] * batch)
+    return Case(f"demo model, B={batch}", model, gaze, inputs, VAR(), None, new)
+
+
+def llama_case(batch: int, prompt: int, new: int) -> Case:
+    """Six random layers of hidden size 512; the prompt is half image, and VAR finds sinks in it."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=4096,
+        hidden_size=512,
+        intermediate_size=1408,
+        num_hidden_layers=6,
+        num_attention_heads=8,
+        num_key_value_heads=2,
+        max_position_embeddings=4096,
+    )
+    model = LlamaForCausalLM(config).eval()
+    ids = torch.randint(5, 4096, (batch, prompt))
+    roles = torch.full((batch, prompt), int(Role.QUERY))
+    roles[:, :35], roles[:, 35 : 35 + prompt // 2] = Role.SYSTEM, Role.IMAGE
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    var = VAR(sink_dimensions=(3, 7), tau=2.5, rho=0.0, min_image_mass=0.0)
+    name = f"Llama 6x512, prompt {prompt}, B={batch}"
+    return Case(name, model, regaze.wrap(model), inputs, var, TokenMap.from_roles(roles), new)
+
+
+def measure(case: Case, budget: float, progress: Callable[[str], None]) -> list[dict[str, Any]]:
+    """Median time, ratio to plain and peak memory of each way: 5 to 40 rounds within `budget` seconds."""
+    seconds: dict[str, list[float]] = {way: [] for way in WAYS}
+    for way in WAYS:
+        case.run(way)  # warm-up: caches, kernels, page faults
+    started = time.perf_counter()
+    while (done := len(seconds["plain"])) < 5 or (done < 40 and time.perf_counter() - started < budget):
+        progress(f"{case.name}: round {done + 1}")
+        for way in random.sample(WAYS, len(WAYS)):
+            start = time.perf_counter()
+            case.run(way)
+            seconds[way].append(time.perf_counter() - start)
+    rows = []
+    for way in WAYS:
+        with PeakMemory() as peak:
+            case.run(way)
+        ratios = [a / b for a, b in zip(seconds[way], seconds["plain"], strict=True)]
+        low, middle, high = statistics.quantiles(ratios, n=4)
+        rows.append(
+            {
+                "case": case.name,
+                "way": way,
+                "batch": case.batch,
+                "prompt": case.prompt,
+                "new_tokens": case.new,
+                "tokens_per_second": round(case.batch * case.new / statistics.median(seconds[way]), 1),
+                "ratio": round(middle, 3),
+                "ratio_quartiles": [round(low, 3), round(high, 3)],
+                "goal": GOALS.get(way),
+                "rounds": len(ratios),
+                "peak_mib": round(peak.mib, 1),
+            }
+        )
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="short prompts and few rounds; not for committed figures"
+    )
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--output", type=Path, help="write the figures as JSON")
+    options = parser.parse_args()
+    console = Console(stderr=True)
+    facts = machine()
+    console.print(facts)
+    budget, prompt, new = (2.0, 256, 16) if options.quick else (options.seconds, 1024, 64)
+    rows = []
+    with console.status("") as status:
+        for batch in (1, 8):
+            for case in (demo_case(batch, new), llama_case(batch, prompt, new)):
+                rows += measure(case, budget, status.update)
+    table = Table("case", "way", "tokens/s", "x plain (quartiles)", "goal", "peak MiB", title="overhead")
+    for row in rows:
+        low, high = row["ratio_quartiles"]
+        goal = f"<= {row['goal']:.2f}" if row["goal"] else ""
+        ratio = f"{row['ratio']:.3f} ({low:.3f}-{high:.3f})"
+        table.add_row(
+            row["case"], row["way"], f"{row['tokens_per_second']:.0f}", ratio, goal, f"{row['peak_mib']:.0f}"
+        )
+    Console().print(table)
+    if options.output:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        options.output.write_text(json.dumps({"machine": facts, "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -64,7 +64,7 @@ def test_training_is_reproducible_and_writes_a_model(tmp_path):
 @pytest.mark.slow
 def test_vision_learns(tmp_path):
     """A few dozen steps already bring the loss of the first stage well down."""
-    recipe = Recipe(vision=Stage(40, 16, 1e-3), **{name: Stage(1, 1, 1e-3, diet=TALK) for name in STAGES[1:]})
+    recipe = Recipe(vision=Stage(40, 16, 1e-3), **{name: Stage(1, 4, 1e-3, diet=TALK) for name in STAGES[1:]})
     train(tmp_path, recipe=recipe)
     with (tmp_path / "training_log.csv").open() as file:
         losses = [float(row["loss"]) for row in csv.DictReader(file) if row["stage"] == "vision"]

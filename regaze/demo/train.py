@@ -17,6 +17,7 @@ complete model after every stage; ``training_log.csv`` in it holds the curves.
 from __future__ import annotations
 
 import argparse
+import copy
 import csv
 import math
 import platform
@@ -173,10 +174,12 @@ class Trainer:
         return pixel_batch([s.pixels for s in scenes], image_processor.image_mean, image_processor.image_std)
 
     def save(self, folder: Path) -> None:
-        """Write model (bf16) and processor, loadable by the Auto classes."""
-        weights = {name: weight.detach().clone() for name, weight in self.model.state_dict().items()}
-        self.model.to(torch.bfloat16).save_pretrained(folder)  # type: ignore[arg-type]
-        self.model.float().load_state_dict(weights)
+        """Write model (bf16) and processor, loadable by the Auto classes.
+
+        A copy is rounded, never the model that trains on: its rotary frequencies are no part of the weights,
+        and would stay rounded.
+        """
+        copy.deepcopy(self.model).to(torch.bfloat16).save_pretrained(folder)  # type: ignore[arg-type]
         self.processor.save_pretrained(folder)
 
 

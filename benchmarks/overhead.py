@@ -82,7 +82,7 @@ def demo_case(batch: int, new: int) -> Case:
 
 
 def llama_case(batch: int, prompt: int, new: int) -> Case:
-    """Six random layers of hidden size 512; the prompt is half image, and VAR finds sinks in it."""
+    """Six random layers of hidden size 512; as with LLaVA, all of the prompt is image but a few dozen tokens."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=4096,
@@ -96,7 +96,7 @@ def llama_case(batch: int, prompt: int, new: int) -> Case:
     model = LlamaForCausalLM(config).eval()
     ids = torch.randint(5, 4096, (batch, prompt))
     roles = torch.full((batch, prompt), int(Role.QUERY))
-    roles[:, :35], roles[:, 35 : 35 + prompt // 2] = Role.SYSTEM, Role.IMAGE
+    roles[:, :35], roles[:, 35 : prompt - 64] = Role.SYSTEM, Role.IMAGE
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     var = VAR(sink_dimensions=(3, 7), tau=2.5, rho=0.0, min_image_mass=0.0)
     name = f"Llama 6x512, prompt {prompt}, B={batch}"
@@ -144,9 +144,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--quick", action="store_true", help="short prompts and few rounds; not for committed figures"
+        "--quick", action="store_true", help="short prompts and few rounds; no figures to keep"
     )
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--seconds", type=float, default=90.0, help="budget of each case")
     parser.add_argument("--output", type=Path, help="write the figures as JSON")
     options = parser.parse_args()
     console = Console(stderr=True)

@@ -235,3 +235,22 @@ def test_one_recording_at_a_time(gaze, model):
         generate(model, gaze.inputs([None], ["Hello"]), 2)
     assert len(record) == 1
     assert model.config.text_config._attn_implementation == "sdpa"
+
+
+def test_words_are_whole_words(gaze):
+    question = "Is there a car next to the carrot on the cell  phone?"
+    with gaze.recording(slices="image", rows="text") as record:
+        gaze.ask([picture(1)], [question], max_new_tokens=2, eos_token_id=None)
+    trace, decode = record[0], llava_processor().tokenizer.decode
+    for word, last in (("car", "car"), ("carrot", "carrot"), ("Cell phone", "phone"), ("is there", "there")):
+        position = int(trace.row_position[trace.row_of(word)])
+        assert decode(trace.input_ids[0, position]).strip() == last
+    with pytest.raises(ValueError, match="'ea' occurs neither"):
+        trace.row_of("ea")
+
+
+def test_beams_are_recorded_without_words_of_another_beam(gaze):
+    with gaze.recording() as record:
+        answers = gaze.ask([picture(1)] * 2, QUESTIONS, num_beams=3, max_new_tokens=3)
+    assert len(answers) == 2
+    assert record[0].masses.shape[1] == 6

@@ -271,7 +271,7 @@ def test_wrong_arguments(model, gaze):
         gaze.inputs([None, None], ["a?"])
     with pytest.raises(InputError, match=r"no image 'nowhere\.png'"):
         gaze.inputs(["nowhere.png"], ["a?"])
-    with pytest.raises(InputError, match="is empty"):
+    with pytest.raises(InputError, match="not empty"):
         gaze.inputs([None], ["  "])
     with pytest.raises(InputError, match="no processor"):
         regaze.wrap(model).inputs([None], ["a?"])
@@ -317,3 +317,67 @@ def test_seen_is_what_the_model_sees(gaze):
         torch.tensor(list(seen.tobytes())).float() - torch.tensor(list(middle.tobytes())).float()
     ).abs()
     assert difference.max() <= 1  # one grey level of rounding
+
+
+@pytest.mark.parametrize("method", [small_var(), HeadKnockout(heads=((3, 1),), mode="uniform"), None])
+def test_static_cache_equals_dynamic_cache(model, gaze, method):
+    """A static cache has keys behind the prompt that no row may see, and no mask at an unpadded prefill."""
+    inputs = gaze.inputs([picture(1)], QUESTIONS[:1])
+    static = {"cache_implementation": "static", "disable_compile": True}
+    common = {"max_new_tokens": 4, "do_sample": False, "eos_token_id": None}
+    results = []
+    for options in ({}, static):
+        with gaze.using(*([method] if method else [])), gaze.recording(edited=True, rows="text") as record:
+            out = model.generate(
+                **inputs, **common, **options, output_logits=True, return_dict_in_generate=True
+            )
+        results.append((torch.stack(out.logits), record[0].masses))
+    for dynamic, fixed in zip(*results, strict=True):
+        torch.testing.assert_close(dynamic, fixed, rtol=0, atol=1e-5)
+
+
+def test_tuple_outputs_continue(model, gaze, inputs):
+    with gaze.using(small_var()):
+        out = model(**inputs, use_cache=True, return_dict=False)
+        cache = next(item for item in out if hasattr(item, "get_seq_length"))
+        token, mask = out[0][:, -1].argmax(-1, keepdim=True), inputs["attention_mask"]
+        mask = torch.cat([mask, torch.ones_like(token)], 1)
+        model(input_ids=token, attention_mask=mask, past_key_values=cache)
+
+
+def test_hidden_states_are_gone_after_the_prefill(model, gaze, inputs):
+    class Peek(Intervention):
+        uses_hidden_states = True
+
+        def edit(self, layer, step, context):
+            if step:
+                with pytest.raises(InputError, match="only at prefill"):
+                    context.hidden_states(layer)
+            else:
+                assert context.hidden_states(layer).shape[:2] == inputs["input_ids"].shape
+
+    with gaze.using(Peek()):
+        model.generate(**inputs, max_new_tokens=2, do_sample=False, eos_token_id=None)
+
+
+def test_what_ask_cannot_do_is_refused(model, gaze):
+    text, image = regaze.wrap(tiny_llama(), llava_processor().tokenizer), picture(1)
+    with pytest.raises(InputError, match="text-only model"):
+        text.ask([image], ["Is there a cat?"])
+    with pytest.raises(InputError, match="sees no images"):
+        text.seen(image)
+    with pytest.raises(InputError, match="3 images for 2 questions"):
+        gaze.ask([image] * 3, QUESTIONS[:2], batch_size=2)
+    with pytest.raises(InputError, match="no questions"):
+        gaze.ask([], [])
+    with pytest.raises(InputError, match="'<image>', which stands for an image"):
+        gaze.ask([image], ["What is in <image>?"])
+    with pytest.raises(InputError, match="got None"):
+        gaze.ask([image], [None])
+    with pytest.raises(InputError, match="got Tensor"):
+        gaze.ask([torch.zeros(3, 4, 4)], ["What?"])
+    with pytest.raises(InputError, match="no processor"):
+        regaze.wrap(model).ask([image], ["What?"])
+    for options in ({"return_dict_in_generate": True}, {"num_beams": 2, "num_return_sequences": 2}):
+        with pytest.raises(BadParameterError, match="one text per question"):
+            gaze.ask([image], ["What?"], **options)

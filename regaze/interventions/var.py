@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -67,14 +68,20 @@ class VAR(Intervention):
     def __post_init__(self) -> None:
         if not 0.0 <= self.moved <= 1.0:
             raise BadParameterError(f"moved is a fraction in [0, 1], got {self.moved}")
-        if self.rho < 0.0:
+        if not self.rho >= 0.0:
             raise BadParameterError(f"rho must not be negative (above 1 switches VAR off), got {self.rho}")
         if not 0.0 <= self.min_image_mass <= 1.0:
             raise BadParameterError(f"min_image_mass is attention mass in [0, 1], got {self.min_image_mass}")
-        if self.tau is not None and self.tau <= 0.0:
+        if self.tau is not None and not self.tau > 0.0:
             raise BadParameterError(f"tau must be positive, got {self.tau}")
         if self.sink_dimensions is not None:
-            object.__setattr__(self, "sink_dimensions", tuple(int(d) for d in self.sink_dimensions))
+            try:
+                dimensions = tuple(operator.index(d) for d in self.sink_dimensions)
+            except TypeError:
+                raise BadParameterError(
+                    f"sink_dimensions must be numbers such as (1415, 2533), got {self.sink_dimensions!r}"
+                ) from None
+            object.__setattr__(self, "sink_dimensions", dimensions)
 
     @classmethod
     def from_released(cls, rho: float = 0.5, p: float = 0.6, tau: float = 20.0, summ: float = 0.2) -> VAR:

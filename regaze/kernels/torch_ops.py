@@ -18,8 +18,10 @@ from torch import Tensor
 from regaze.kernels.edit import AttentionEdit, Opening, Rows, Stats, StatsRequest
 from regaze.kernels.reference import edit_scores, measure, row_mask, visibility
 
-#: Scores held at once, in elements (fp32: 64 MiB). A block never has fewer than one query row.
+#: Scores held at once, in elements (fp32: 64 MiB; on a CPU 4 MiB, what its caches hold and malloc keeps). A block
+#: never has fewer than one query row.
 BLOCK_ELEMENTS = 1 << 24
+CPU_BLOCK_ELEMENTS = 1 << 20
 
 
 def attend_torch(
@@ -129,7 +131,8 @@ class _Call:
 
     @property
     def block_rows(self) -> int:
-        return max(1, BLOCK_ELEMENTS // (self.batch * self.heads * self.keys))
+        limit = min(BLOCK_ELEMENTS, CPU_BLOCK_ELEMENTS) if self.q.device.type == "cpu" else BLOCK_ELEMENTS
+        return max(1, limit // (self.batch * self.heads * self.keys))
 
 
 class _Block:

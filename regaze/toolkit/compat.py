@@ -5,7 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from torch import nn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    Cache,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
@@ -79,6 +85,12 @@ def _sub_config_key(config: PreTrainedConfig, wanted: PreTrainedConfig) -> str:
     raise UnsupportedModelError(
         f"{type(config).__name__} does not list its text configuration among its sub-configs"
     )
+
+
+def cache_of(output: Any) -> Cache | None:
+    """The key-value cache in a model's output, be it a `ModelOutput` or a tuple."""
+    values = output if isinstance(output, tuple) else (getattr(output, "past_key_values", None),)
+    return next((value for value in values if isinstance(value, Cache)), None)
 
 
 def seen_tokens(cache: Any) -> int:

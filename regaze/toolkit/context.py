@@ -77,8 +77,8 @@ class Context:
         """[B, L, D], the residual stream entering `layer`; only at prefill, only while that layer runs.
 
         Raises:
-            InputError: asked at another time, or by a participant that did not set `uses_hidden_states`.
+            InputError: asked at another time, or no participant set `uses_hidden_states`.
         """
         if self._hidden is None or self._hidden[0] != layer:
             raise InputError(f"the input of layer {layer} is available only at prefill while that layer runs")
-        return self._hidden[1]
+        return self._hidden[1].to(self.device)  # accelerate moves a layer's input after our hook has seen it

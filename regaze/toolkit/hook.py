@@ -191,8 +191,11 @@ class ModelHook:
         context, self.current = self.current, None
         while self._layer_handles:
             self._layer_handles.pop().remove()
-        cache = getattr(output, "past_key_values", kwargs.get("past_key_values"))
-        if context is not None and context.step == 0 and cache is not None:
+        if context is None:
+            return
+        context._hidden = None
+        cache = compat.cache_of(output) or kwargs.get("past_key_values")
+        if context.step == 0 and cache is not None:
             self._contexts[cache] = (context, self._open)
 
     def _layer_input(self, number: int) -> Callable[..., None]:
@@ -266,6 +269,9 @@ def regaze_attention(
             return out, None
     _refuse_unsupported(module, dropout, kwargs)
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    if attention_mask is None and causal and query.shape[2] > 1:
+        # transformers omits the mask only where row i sits at key i; a static cache has empty keys behind.
+        key, value = key[:, :, : query.shape[2]], value[:, :, : query.shape[2]]
     call: dict[str, Any] = {"mask": attention_mask, "scaling": scaling, "is_causal": causal}
     if out is not None and edit.stats is not None:
         stats: Stats | None = observe(query, key, edit.stats, **call)

@@ -42,9 +42,16 @@ class PromptReader:
 
     def render(self, question: str, images: int, system: str | None = None) -> Prompt:
         """The prompt that asks `question` about `images` images, ready to be answered."""
+        if not isinstance(question, str) or not question.strip():
+            raise InputError(f"a question is a text that is not empty, got {question!r}")
         question = question.strip()
-        if not question:
-            raise InputError("the question is empty")
+        if images and self.processor is self.tokenizer:
+            raise InputError("this is a text-only model: ask it without images")
+        placeholder = getattr(self.processor, "image_token", None)
+        if placeholder and (placeholder in question or placeholder in (system or "")):
+            raise InputError(
+                f"the text contains {placeholder!r}, which stands for an image in this model's prompts"
+            )
         if getattr(self.processor, "chat_template", None) is None:
             return self._render_plainly(question, images, system)
         text = self._template(question, images, system)

@@ -8,8 +8,11 @@ the log-sum-exp and a slice of columns.
 from __future__ import annotations
 
 import json
+import re
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
 
@@ -97,7 +100,7 @@ class Trace:
             whether the sample has it.
         input_ids: [B, L] of the prompt. output_ids: [B, T] of the answer as far as it is known.
         tokens: roles of the prompt, or None when they are not known.
-        text: per sample the strings of the prompt's and the answer's tokens, or None without a tokenizer.
+        text: per sample the pieces of text of the prompt's and the answer's tokens; None without a tokenizer.
         interventions: what was active, as `Intervention.to_dict()`.
     """
 
@@ -186,15 +189,11 @@ class Trace:
 
 
 def _last_token_of(word: str, tokens: Sequence[str]) -> int | None:
-    """Number of the token in which the last occurrence of `word` ends; spaces and case do not count."""
-    wanted, text, ends = "".join(word.lower().split()), "", []
-    for token in tokens:
-        text += "".join(token.lower().split())
-        ends.append(len(text))
-    start = text.rfind(wanted)
-    if start < 0 or not wanted:
-        return None
-    return next(i for i, end in enumerate(ends) if end >= start + len(wanted))
+    """Number of the token in which the last occurrence of `word`, as whole words in any case, ends."""
+    ends = list(accumulate(len(token) for token in tokens))
+    pattern = r"\s+".join(map(re.escape, word.split()))
+    found = list(re.finditer(rf"(?<!\w){pattern}(?!\w)", "".join(tokens), re.IGNORECASE)) if pattern else []
+    return bisect_left(ends, found[-1].end()) if found else None
 
 
 @dataclass(eq=False)

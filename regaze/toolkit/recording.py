@@ -6,6 +6,7 @@ import json
 import platform
 from collections import defaultdict
 from dataclasses import asdict
+from itertools import pairwise
 from typing import Any, ClassVar
 
 import torch
@@ -55,8 +56,11 @@ class RecordingSession:
             self._draft.stats[layer].append(stats)
 
     def note_answer(self, output_ids: Tensor) -> None:
-        """The generated ids [B, T] of the generation that just ended, where the caller knows them."""
-        if self._draft is not None:
+        """The generated ids [B, T] of the generation that just ended, where the caller knows them.
+
+        Beam search returns its best sequences in an order that is not that of the recorded rows: no use here.
+        """
+        if self._draft is not None and len(output_ids) == self._draft.context.batch:
             self._draft.answer = output_ids.cpu()
 
     def finish(self) -> None:
@@ -220,7 +224,18 @@ def _strings(
     if tokenizer is None or input_ids is None:
         return None
     ids = input_ids.cpu() if output_ids is None else torch.cat([input_ids.cpu(), output_ids], 1)
-    return tuple(tuple(tokenizer.batch_decode([[token] for token in row])) for row in ids.tolist())
+    return tuple(tuple(_pieces(tokenizer, row)) for row in ids.tolist())
+
+
+def _pieces(tokenizer: Any, ids: list[int]) -> list[str]:
+    """The text of each token with the space before it, which decoding a token by itself may drop."""
+    alone = tokenizer.batch_decode([[token] for token in ids])
+    pairs = tokenizer.batch_decode([list(pair) for pair in pairwise(ids)])
+    rest = [
+        pair[len(first) :] if pair.startswith(first) else piece
+        for first, pair, piece in zip(alone, pairs, alone[1:], strict=False)
+    ]
+    return alone[:1] + rest
 
 
 def _header(gaze: Any, wanted: Wanted) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from transformers import BatchFeature, PreTrainedModel
 
@@ -17,12 +17,12 @@ from regaze.errors import BadParameterError, InputError, RegazeError, Unsupporte
 from regaze.toolkit.context import Participant
 from regaze.toolkit.families import family_of
 from regaze.toolkit.hook import Session, close_session, open_session
+from regaze.toolkit.images import ImageLike, open_image
 from regaze.toolkit.prompts import PromptReader
 from regaze.toolkit.record import Record, Wanted
 from regaze.toolkit.recording import RecordingSession
 from regaze.toolkit.tokens import Sample, TokenMap
 
-ImageLike = Image.Image | str | Path
 Images = ImageLike | Sequence[ImageLike] | None
 
 #: Prompts built by `inputs` whose exact roles are remembered, so that `model.generate(**inputs)` finds them
@@ -71,18 +71,12 @@ class Gaze:
         Raises:
             InputError: unreadable images, no processor, counts that differ.
         """
-        if isinstance(questions, str):
-            questions, images = [questions], [images]  # type: ignore[list-item]
+        paired, questions = _paired(images, questions)
         if self.processor is None:
             raise InputError(
                 "regaze.wrap was given no processor, so it cannot build prompts; pass it, or build the inputs"
             )
-        if isinstance(images, (str, Path, Image.Image)) or images is None or len(images) != len(questions):
-            count = 1 if isinstance(images, (str, Path, Image.Image)) else len(images or [])
-            raise InputError(
-                f"{count} images for {len(questions)} questions: give one entry (or None) per question"
-            )
-        opened = [_open_images(entry) for entry in images]
+        opened = [[open_image(image) for image in entry] for entry in paired]
         prompts = [self.reader.render(q, len(i), system) for q, i in zip(questions, opened, strict=True)]
         batch = self._tokenise(
             [prompt.text for prompt in prompts], [image for entry in opened for image in entry]
@@ -123,21 +117,26 @@ class Gaze:
             batch_size: questions that are answered at once, left-padded; it does not change the answers.
             progress: called with the number of answers after each batch.
             generate_kwargs: passed to `model.generate`; max_new_tokens is 128 by default.
+
+        Raises:
+            InputError: as `inputs`. BadParameterError: options that give anything but one text per question.
         """
-        if isinstance(questions, str):
-            questions, images = [questions], [images]  # type: ignore[list-item]
+        paired, questions = _paired(images, questions)
         if batch_size < 1:
             raise BadParameterError(f"batch_size must be at least 1, got {batch_size}")
-        options = {
-            "max_new_tokens": 128,
-            "do_sample": False,
-            "pad_token_id": self._pad_token_id(),
-            **generate_kwargs,
-        }
+        if (
+            generate_kwargs.get("return_dict_in_generate")
+            or generate_kwargs.get("num_return_sequences", 1) > 1
+        ):
+            raise BadParameterError(
+                "ask returns one text per question; for more use model.generate(**gaze.inputs(...))"
+            )
+        options = {"max_new_tokens": 128, "do_sample": False, **generate_kwargs}
         answers: list[str] = []
         for start in range(0, len(questions), batch_size):
             part = slice(start, start + batch_size)
-            inputs = self.inputs(images[part], questions[part], system)
+            inputs = self.inputs(paired[part], questions[part], system)
+            options.setdefault("pad_token_id", self.reader.tokenizer.pad_token_id)
             with torch.inference_mode():
                 sequences = self.model.generate(**inputs, **options)  # type: ignore[operator]
             generated = sequences[:, inputs["input_ids"].shape[1] :]
@@ -151,16 +150,14 @@ class Gaze:
                 progress(len(generated))
         return answers
 
-    def _pad_token_id(self) -> int | None:
-        tokenizer = self.reader.tokenizer
-        return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-
     def seen(self, image: ImageLike) -> Image.Image:
         """The image as the model receives it (resized and cropped by the processor), for drawing maps over
         it.
         """
-        processor = self.processor.image_processor
-        pixels = processor(_open_image(image), return_tensors="pt")["pixel_values"][0].float()
+        processor = getattr(self.processor, "image_processor", None)
+        if processor is None:
+            raise InputError("this model has no image processor, so it sees no images")
+        pixels = processor(open_image(image), return_tensors="pt")["pixel_values"][0].float()
         pixels = pixels.reshape(-1, *pixels.shape[-3:])[0]
         if processor.do_normalize:
             mean, std = (
@@ -249,21 +246,20 @@ class Gaze:
             self._known.popitem(last=False)
 
 
-def _open_images(entry: Images) -> list[Image.Image]:
-    if entry is None:
-        return []
-    if isinstance(entry, (str, Path, Image.Image)):
-        return [_open_image(entry)]
-    return [_open_image(image) for image in entry]
+def _is_one_image(images: Any) -> bool:
+    return images is None or isinstance(images, (str, Path, Image.Image))
 
 
-def _open_image(image: ImageLike) -> Image.Image:
-    if isinstance(image, Image.Image):
-        return image.convert("RGB")
-    try:
-        with Image.open(image) as opened:
-            return opened.convert("RGB")
-    except FileNotFoundError:
-        raise InputError(f"there is no image {str(image)!r}") from None
-    except (UnidentifiedImageError, OSError) as error:
-        raise InputError(f"{str(image)!r} is not a readable image: {error}") from None
+def _paired(images: Any, questions: Any) -> tuple[list[list[Image.Image | str | Path]], list[str]]:
+    """Images and questions as lists of one length: per question the list of its images."""
+    if isinstance(questions, str):
+        questions, images = [questions], [images]
+    if not len(questions):
+        raise InputError("no questions were given")
+    if _is_one_image(images) or len(images) != len(questions):
+        count = 1 if _is_one_image(images) else len(images)
+        raise InputError(
+            f"{count} images for {len(questions)} questions: give one entry (or None) per question"
+        )
+    entries = [[entry] if _is_one_image(entry) else list(entry) for entry in images]
+    return [[] if entry == [None] else entry for entry in entries], list(questions)

@@ -82,7 +82,7 @@ def demo_case(batch: int, new: int) -> Case:
 
 
 def llama_case(batch: int, prompt: int, new: int) -> Case:
-    """Six random layers of hidden size 512; as with LLaVA, all of the prompt is image but a few dozen tokens."""
+    """Six random layers of hidden size 512; as with LLaVA, the prompt is image but for some dozen tokens."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=4096,

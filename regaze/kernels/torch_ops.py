@@ -18,8 +18,8 @@ from torch import Tensor
 from regaze.kernels.edit import AttentionEdit, Opening, Rows, Stats, StatsRequest
 from regaze.kernels.reference import edit_scores, measure, row_mask, visibility
 
-#: Scores held at once, in elements (fp32: 64 MiB; on a CPU 4 MiB, what its caches hold and malloc keeps). A block
-#: never has fewer than one query row.
+#: Scores held at once, in elements: 64 MiB in fp32, on a CPU 4 MiB (what its caches hold and malloc keeps).
+#: A block never has fewer than one query row.
 BLOCK_ELEMENTS = 1 << 24
 CPU_BLOCK_ELEMENTS = 1 << 20
 

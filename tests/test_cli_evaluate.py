@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from contextlib import nullcontext
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from regaze.cli import app, options
+from regaze.interventions import registry
 
 
 class YesSayer:
@@ -108,14 +110,21 @@ def test_the_shipped_questions_need_no_files(files):
         ([*POPE[:3], "none.jsonl", "--images", "."], "questions file none.jsonl cannot be read: No"),
         ([*POPE[:3], "empty.jsonl", "--images", "."], "questions file empty.jsonl holds no questions"),
         ([*POPE[:3], "bad.jsonl", "--images", "."], "bad.jsonl:2: not valid JSON"),
-        ([*POPE[:3], "lost.jsonl", "--images", "."], "lost.png does not exist (asked for by lost.jsonl:1)"),
-        ([*POPE[:3], "broken.jsonl", "--images", "."], "image broken.png cannot be read"),
+        ([*POPE[:3], "lost.jsonl", "--images", "."], "no image 'lost.png' (asked for by lost.jsonl:1)"),
+        ([*POPE[:3], "broken.jsonl", "--images", "."], "'broken.png' is not a readable image"),
         ([*POPE[:-1], "nowhere"], "image folder nowhere does not exist"),
+        ([*POPE[:3], "token.jsonl", "--images", "."], "token.jsonl:1: <image> cannot be part of a question"),
+        ([*POPE, "--suffix", " <image>"], "suffix ' <image>': <image> cannot be part of a question"),
+        ([*POPE, "--output", "a.png"], "output folder a.png cannot be used: File exists"),
+        ([*POPE, "--output", "/proc"], "output folder /proc cannot be used"),
+        ([*POPE, "--method", "knockout"], "--method knockout: no heads to remove; add --set heads="),
         ([*POPE, "--limit", "0"], "limit 0: expected at least 1"),
         ([*POPE, "--batch-size", "0"], "batch size 0: expected at least 1"),
         ([*POPE, "--set", "rho=0.5"], "--set rho=0.5: there is no method to set it on"),
         (["heatmap", "none.png", "What?"], "image none.png does not exist"),
         (["heatmap", "a.png", "What?", "--output", "x.bmp"], "x.bmp: expected a name that ends in .png"),
+        (["heatmap", "a.png", "What?", "--output", "a.png/x.png"], "a.png/x.png: its folder cannot be made"),
+        (["heatmap", "a" * 300, "What?"], "and no shipped scene has that name"),
     ],
 )  # fmt: skip
 def test_bad_input_is_one_line_on_standard_error_and_exit_code_2(files, arguments, message):
@@ -123,6 +132,7 @@ def test_bad_input_is_one_line_on_standard_error_and_exit_code_2(files, argument
     (files / "bad.jsonl").write_text((files / "q.jsonl").read_text().split("\n")[0] + "\n{oops\n")
     for name in ("lost", "broken"):
         (files / f"{name}.jsonl").write_text(json.dumps({"image": f"{name}.png", "text": "?", "label": "no"}))
+    (files / "token.jsonl").write_text(json.dumps({"image": "a.png", "text": "a <image>?", "label": "no"}))
     (files / "broken.png").write_bytes((files / "a.png").read_bytes()[:40])
     result = regaze(*arguments)
     assert result.exit_code == 2
@@ -138,11 +148,50 @@ def test_bad_input_is_one_line_on_standard_error_and_exit_code_2(files, argument
 
 
 @pytest.mark.parametrize(
+    ("arguments", "message", "command"),
+    [
+        (["--bogus"], "No such option", "regaze"),
+        (["evalute"], "No such command 'evalute'", "regaze"),
+        (["evaluate"], "Missing argument 'benchmark'", "regaze evaluate"),
+        (["evaluate", "pope", "--bogus"], "No such option", "regaze evaluate"),
+        (["evaluate", "pope", "--limit", "abc"], "Invalid value for '--limit'", "regaze evaluate"),
+        (["evaluate", "pope", "--seed", "-1"], "Invalid value for '--seed'", "regaze evaluate"),
+        (["heatmap", "a.png", "?", "--seed", str(2**32)], "Invalid value for '--seed'", "regaze heatmap"),
+        (["methods", "more"], "unexpected extra argument", "regaze methods"),
+    ],
+)
+def test_misuse_is_one_line_that_points_to_the_help(arguments, message, command):
+    result = CliRunner().invoke(app, arguments, prog_name="regaze")
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert result.stderr.startswith("regaze: error: ")
+    assert result.stderr.count("\n") == 1
+    assert (
+        message.lower() in result.stderr.lower()
+    )  # the case of an argument's name depends on typer's version
+    assert result.stderr.endswith(f" (see `{command} --help`)\n")
+
+
+def test_a_package_whose_method_fails_is_named_and_breaks_nothing_else(files, monkeypatch):
+    broken = EntryPoint("broken", "no_such_package:Method", registry.GROUP)
+    monkeypatch.setattr(registry, "entry_points", lambda group: [broken])
+    assert regaze(*POPE, "--method", "var", "--output", "out").exit_code == 0
+    listed = regaze("methods", "--json")
+    assert set(json.loads(listed.stdout)) == {"knockout", "var"}
+    refused = regaze(*POPE, "--method", "broken")
+    assert (listed.exit_code, refused.exit_code) == (0, 2)
+    for result in (listed, refused):
+        assert "method 'broken' (no_such_package:Method) cannot be imported: ModuleNotFound" in result.stderr
+        assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
     "arguments", [[], ["--help"], ["evaluate", "--help"], ["heatmap", "--help"], ["methods", "--help"]]
 )
 def test_help_is_there(arguments):
     result = regaze(*arguments)
-    assert "Usage: " in result.output
+    assert result.exit_code == 0
+    assert "Usage: " in result.stdout
 
 
 def test_a_device_or_dtype_that_is_not_there():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -16,8 +17,9 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from regaze import demo
+from regaze import demo, load
 from regaze.cli import app
+from regaze.errors import BadParameterError
 
 VAR = ("--method", "var", "--set", "sink_dimensions=[3,7]", "--set", "tau=2")
 
@@ -133,12 +135,25 @@ def test_heatmap_writes_a_picture_and_prints_the_answer(untrained, tmp_path):
     assert (tmp_path / "new/heat.svg").stat().st_size > 1000
 
 
+def test_a_model_whose_weights_are_cut_short(untrained, tmp_path):
+    folder = tmp_path / "cut"
+    shutil.copytree(untrained, folder)
+    weights = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    result = regaze("heatmap", "scene_000", "What?", "--model", str(folder))
+    assert result.exit_code == 2
+    assert "regaze: error: cannot load model" in result.stderr
+    with pytest.raises(BadParameterError, match=r"with colour: .*'colour'"):
+        load(untrained, colour="red")
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
         (["--layers", "9"], "layers [9] do not exist"),
-        (["--heads", "6"], "heads [6] are not all among 0..5"),
+        (["--heads", "6"], "head 6 was not recorded; the record has 0..5"),
         (["--heads", "a"], "--heads a: expected numbers"),
+        (["--token", "²"], "the word '²' occurs neither"),
         (["--token", "50"], "answer token 50 was not recorded"),
     ],
 )

@@ -1,7 +1,4 @@
-"""The `regaze` command. Results go to standard output, everything for a person who waits to standard error.
-
-Nothing here imports torch at the top level, so that `regaze --help` answers at once.
-"""
+"""The `regaze` command. Results go to standard output, messages for a person to standard error."""
 
 from __future__ import annotations
 

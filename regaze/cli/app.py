@@ -14,23 +14,46 @@ from regaze.cli.heatmap import heatmap
 from regaze.cli.methods import methods
 from regaze.errors import RegazeError
 
+# Base of every complaint about the command line. It lies in click or, with newer typer, in typer's own copy
+# of click; this is its name in both.
+UsageError: Any = typer.BadParameter.__base__
+
 
 class Commands(TyperGroup):
     """Prints what the user can mend as one line and exits with 2; a defect keeps its traceback."""
 
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        """Read the options that stand before the command."""
+        try:
+            return super().make_context(*args, **kwargs)
+        except UsageError as error:
+            raise _refusal(_usage(error)) from error
+
     def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
+        """Read the command's own options, and run it."""
         try:
             return super().invoke(ctx)
+        except UsageError as error:
+            raise _refusal(_usage(error)) from error
         except RegazeError as error:
             if console.DEBUG in ctx.meta:
                 raise
-            console.fail(str(error))
-            raise typer.Exit(2) from error
+            raise _refusal(str(error)) from error
+
+
+def _refusal(message: str) -> typer.Exit:
+    console.fail(message)
+    return typer.Exit(2)
+
+
+def _usage(error: Any) -> str:
+    message: str = error.format_message().rstrip(".")
+    return f"{message} (see `{error.ctx.command_path} --help`)" if error.ctx else message
 
 
 app = typer.Typer(
     cls=Commands,
-    no_args_is_help=True,
+    invoke_without_command=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -52,11 +75,13 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
+    ctx: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")
     ] = False,
 ) -> None:
-    pass
+    if ctx.invoked_subcommand is None:
+        typer.echo(ctx.get_help())
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -90,16 +91,14 @@ def draw(
     }
     with gaze.using(*active), gaze.recording(**wanted) as record:
         answer = gaze.ask([image], [question], max_new_tokens=max_new_tokens)[0]
-    output.parent.mkdir(parents=True, exist_ok=True)
     plot.heatmap(record, gaze.seen(image), token=token, layers=layers, heads=heads, path=output)
     return answer
 
 
 def find_image(name: str) -> Path:
     """A file of this name, or else the shipped scene of this name (with or without its ending)."""
-    path = Path(name)
-    if path.exists():
-        return path
+    if os.path.exists(name):  # Path.exists raises for names that are too long
+        return Path(name)
     from regaze import demo
 
     for scene in demo.scenes():
@@ -109,15 +108,19 @@ def find_image(name: str) -> Path:
 
 
 def check_output(path: Path) -> None:
-    """Refuse what cannot be written before a model is loaded."""
+    """Refuse what cannot be written before a model is loaded; makes the folder of the picture."""
     if path.suffix.lower() not in FORMATS:
         raise InputError(f"output {path}: expected a name that ends in {', '.join(FORMATS)}")
     if path.is_dir():
         raise InputError(f"output {path} is a folder; expected the name of a picture")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"output {path}: its folder cannot be made ({error.strerror})") from error
 
 
 def _token(text: str) -> int | str:
-    return int(text) if text.isdigit() else text
+    return int(text) if text.isdecimal() else text
 
 
 def _numbers(option: str, text: str | None) -> list[int] | None:

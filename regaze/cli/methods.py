@@ -17,9 +17,11 @@ def methods(
     debug: options.Debug = False,
 ) -> None:
     """List interventions, parameters and sources."""
-    from regaze import interventions
+    from regaze.interventions import registry
 
-    known = {name: _describe(cls) for name, cls in sorted(interventions.methods().items())}
+    known = {name: _describe(cls) for name, cls in registry.methods().items()}
+    for reason in registry.failures():
+        console.say(f"regaze: left out: {reason}")
     if json:
         typer.echo(json_module.dumps(known, indent=2, ensure_ascii=False))
         return

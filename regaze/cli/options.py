@@ -32,7 +32,7 @@ Device = Annotated[
     str | None, typer.Option(help="cpu, cuda, cuda:1, mps, or auto to spread over all. [best there is]")
 ]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16. [as stored]")]
-Seed = Annotated[int, typer.Option(help="Seed of sampling and of the bootstrap.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of sampling and of the bootstrap.")]
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")]
 Debug = Annotated[bool, typer.Option("--debug", callback=_debug, is_eager=True, help="Show tracebacks.")]
 
@@ -76,17 +76,21 @@ def method(name: str, settings: list[str] | None) -> Intervention | None:
     """The intervention called `name` with the values of --set; None for "none".
 
     Raises:
-        UnknownMethodError, UnknownParameterError, BadParameterError: names what is allowed.
+        UnknownMethodError, UnknownParameterError, BadParameterError: names what is allowed. Also for a
+            knockout of no head: in Python that is a neutral element, on the command line an oversight.
     """
     if name == "none":
         if settings:
             raise UnknownParameterError(f"--set {settings[0]}: there is no method to set it on; add --method")
         return None
-    from regaze import interventions
+    from regaze.interventions import HeadKnockout
+    from regaze.interventions.registry import find
 
-    known = interventions.methods()
-    values = read_settings(known[name], settings or []) if name in known else {}
-    return interventions.create(name, **values)
+    cls = find(name)
+    chosen = cls.from_dict(read_settings(cls, settings or []))
+    if isinstance(chosen, HeadKnockout) and not chosen.heads:
+        raise BadParameterError(f"--method {name}: no heads to remove; add --set heads=[[3,1],[4,0]]")
+    return chosen
 
 
 def read_settings(cls: type, settings: list[str]) -> dict[str, Any]:

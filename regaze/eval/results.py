@@ -19,7 +19,8 @@ import json
 import math
 import os
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -63,7 +64,7 @@ def open_directory(directory: Path) -> None:
     Raises:
         InputError: the directory cannot be made or written.
     """
-    try:
+    with _writing(directory):
         directory.mkdir(parents=True, exist_ok=True)
         paths = [directory / name for name in (ANSWERS, RESULTS)]
         number = 1
@@ -72,8 +73,15 @@ def open_directory(directory: Path) -> None:
         for path in paths:
             if path.exists():
                 path.rename(_numbered(path, number))
+
+
+@contextmanager
+def _writing(directory: Path) -> Iterator[None]:
+    """What the operating system refuses becomes an InputError naming the output folder."""
+    try:
+        yield
     except OSError as error:
-        raise InputError(f"output folder {directory} cannot be used: {error.strerror}") from error
+        raise InputError(f"output folder {directory} cannot be used: {error.strerror or error}") from error
 
 
 def _numbered(path: Path, number: int) -> Path:
@@ -81,16 +89,24 @@ def _numbered(path: Path, number: int) -> Path:
 
 
 class AnswerFile:
-    """Appends answers as JSON lines; a batch is on disk when `append` returns."""
+    """Appends answers as JSON lines; a batch is on disk when `append` returns.
+
+    Raises:
+        InputError: the file cannot be written (from `append`, too: a disk may fill up).
+    """
 
     def __init__(self, path: Path) -> None:
-        self._file = path.open("a", encoding="utf-8")
+        self._folder = path.parent
+        with _writing(self._folder):
+            self._file = path.open("a", encoding="utf-8")
 
     def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Write one line per row and wait until the disk has them."""
-        self._file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+        with _writing(self._folder):
+            self._file.writelines(lines)
+            self._file.flush()
+            os.fsync(self._file.fileno())
 
     def __enter__(self) -> AnswerFile:
         return self
@@ -107,10 +123,15 @@ def dumps(results: Mapping[str, Any]) -> str:
 
 
 def write(results: Mapping[str, Any], directory: Path) -> None:
-    """Replace results.json in one step, so that a reader never sees half of it."""
-    partial = directory / f"{RESULTS}.partial"
-    partial.write_text(dumps(results) + "\n", encoding="utf-8")
-    partial.replace(directory / RESULTS)
+    """Replace results.json in one step, so that a reader never sees half of it.
+
+    Raises:
+        InputError: the directory cannot be written.
+    """
+    text, partial = dumps(results) + "\n", directory / f"{RESULTS}.partial"
+    with _writing(directory):
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(directory / RESULTS)
 
 
 def _finite(value: Any) -> Any:

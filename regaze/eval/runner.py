@@ -51,8 +51,8 @@ def run(
     """Run `benchmark` plain and, unless `method` is None, with it; returns what results.json holds.
 
     Every image is decoded before the first answer is generated. Each batch starts from its own seed, so that
-    sampled answers depend neither on earlier batches nor on the condition. The first
-    question is asked of both beforehand, unmeasured: a method that cannot work on this model fails at once.
+    sampled answers depend neither on earlier batches nor on the condition. The first question is asked of
+    both beforehand, unmeasured: a method that cannot work on this model fails at once.
 
     Raises:
         InputError: an empty benchmark, a batch size below 1, an image that cannot be read, an output folder
@@ -66,20 +66,7 @@ def run(
     tell = progress or (lambda what, done, total: None)
     _check_images(items, tell)
     results.open_directory(output)
-    record: dict[str, Any] = {
-        "schema": results.SCHEMA,
-        "complete": False,
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "benchmark": benchmark.describe(),
-        "model": model_name,
-        "method": method.to_dict() if method else None,
-        "generation": {"batch_size": batch_size, **generate_kwargs},
-        "seed": seed,
-        "versions": results.versions(),
-        "machine": results.machine(),
-        "seconds": {},
-        "figures": {},
-    }
+    record = _header(benchmark, method, model_name, seed, {"batch_size": batch_size, **generate_kwargs})
     results.write(record, output)
 
     conditions = {"plain": (), "edited": (method,)} if method else {"plain": ()}
@@ -97,6 +84,26 @@ def run(
     record["complete"] = True
     results.write(record, output)
     return record
+
+
+def _header(
+    benchmark: Benchmark, method: Method | None, model: str, seed: int, generation: dict[str, Any]
+) -> dict[str, Any]:
+    """results.json as it stands before the first answer."""
+    return {
+        "schema": results.SCHEMA,
+        "complete": False,
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "benchmark": benchmark.describe(),
+        "model": model,
+        "method": method.to_dict() if method else None,
+        "generation": generation,
+        "seed": seed,
+        "versions": results.versions(),
+        "machine": results.machine(),
+        "seconds": {},
+        "figures": {},
+    }
 
 
 def _check_images(items: Sequence[Item], tell: Progress) -> None:

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from PIL import Image
-
 from regaze.errors import InputError
+from regaze.toolkit.images import open_image
 
 
 @dataclass(frozen=True)
@@ -49,11 +48,8 @@ def check_image(item: Item) -> None:
     Raises:
         InputError: the file is missing or cannot be decoded; names the file and the line that asked for it.
     """
-    asked = f" (asked for by {item.source})" if item.source else ""
-    if not item.image.is_file():
-        raise InputError(f"image {item.image} does not exist{asked}; check the image folder")
     try:
-        with Image.open(item.image) as image:
-            image.load()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"image {item.image} cannot be read: {error}{asked}") from error
+        open_image(item.image)
+    except InputError as error:
+        asked = f" (asked for by {item.source})" if item.source else ""
+        raise InputError(f"{error}{asked}") from error

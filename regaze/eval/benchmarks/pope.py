@@ -21,6 +21,9 @@ SPLITS = ("random", "popular", "adversarial")
 #: what LLaVA's protocol appends; without it models answer in sentences, which `harness` cannot read
 SUFFIX = "\nAnswer the question using a single word or phrase."
 
+#: stands for an image in the prompts of LLaVA and others: in a question it would ask for one more image
+IMAGE_TOKEN = "<image>"
+
 
 @dataclass(frozen=True)
 class Pope:
@@ -32,8 +35,8 @@ class Pope:
     `limit` keeps the first questions of each split.
 
     Raises:
-        InputError: a file or the folder is missing, a line is malformed (named by file and line), nothing is
-        left.
+        InputError: a file or the folder is missing, a line is malformed (named by file and line), a question
+            or the suffix holds the image token, nothing is left.
     """
 
     files: Mapping[str, Path]
@@ -46,6 +49,8 @@ class Pope:
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:
             raise InputError(f"limit {self.limit}: expected at least 1 question")
+        if IMAGE_TOKEN in self.suffix:
+            raise InputError(f"suffix {self.suffix!r}: {IMAGE_TOKEN} cannot be part of a question")
         if not self.images.is_dir():
             raise InputError(f"image folder {self.images} does not exist or is not a folder")
         items = [
@@ -162,5 +167,7 @@ def _check(record: Any, source: str) -> None:
         value = record.get(key)
         if not isinstance(value, str) or not value.strip():
             raise InputError(f"{source}: {key!r} must be a non-empty string, got {value!r}")
+    if IMAGE_TOKEN in record["text"]:
+        raise InputError(f"{source}: {IMAGE_TOKEN} cannot be part of a question, got {record['text']!r}")
     if record["label"].lower().strip() not in LABELS:
         raise InputError(f"{source}: label must be yes or no, got {record['label']!r}")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, field
+from importlib.metadata import EntryPoint
 from typing import ClassVar
 
 import pytest
@@ -49,23 +51,65 @@ def test_unknown_names_say_what_there_is():
         create("var", rhoo=1)
 
 
-def test_entry_points_join_but_do_not_replace(monkeypatch):
-    @dataclass(frozen=True)
-    class Mine(Intervention):
-        name: ClassVar[str] = "mine"
-        strength: float = field(default=1.0, metadata={"help": "how much"})
+@dataclass(frozen=True)
+class Mine(Intervention):
+    """What another package could announce."""
 
-    class Entry:
-        def __init__(self, name):
-            self.name = name
+    name: ClassVar[str] = "mine"
+    strength: float = field(default=1.0, metadata={"help": "how much"})
 
-        def load(self):
-            return Mine
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "strength", float(self.strength))
 
-    monkeypatch.setattr(registry, "entry_points", lambda group: [Entry("mine"), Entry("var")])
+
+@pytest.fixture
+def announce(monkeypatch):
+    """Pretend that packages announce name=value."""
+
+    def announced(**values: str) -> None:
+        entries = [EntryPoint(name, value, registry.GROUP) for name, value in values.items()]
+        monkeypatch.setattr(registry, "entry_points", lambda group: entries)
+
+    return announced
+
+
+def test_entry_points_join_but_do_not_replace(announce):
+    announce(mine=f"{__name__}:Mine", var=f"{__name__}:Mine")
     assert methods()["mine"] is Mine
     assert methods()["var"] is VAR
+    assert registry.failures() == []
     assert create("mine", strength=2.0) == Mine(2.0)
+    for wrong in ("much", [1]):  # ValueError and TypeError of the class's own check
+        with pytest.raises(BadParameterError, match=r"'mine': .*float"):
+            create("mine", strength=wrong)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (
+            "no_such_package:Method",
+            r"'bad' \(no_such_package:Method\) cannot be imported: ModuleNotFoundError",
+        ),
+        (f"{__name__}:NoSuchClass", "cannot be imported: AttributeError"),
+        ("json:dumps", "is not a subclass of regaze.interventions.Intervention"),
+        (f"{__name__}:Mine", "calls itself 'mine'; both names must be the same"),
+    ],
+)
+def test_an_entry_point_that_fails_breaks_only_itself(announce, value, message):
+    announce(bad=value, mine=f"{__name__}:Mine")
+    assert list(methods()) == ["knockout", "mine", "var"]
+    assert create("mine") == Mine()
+    (reason,) = registry.failures()
+    assert re.search(message, reason)
+    with pytest.raises(UnknownMethodError, match=message):
+        create("bad")
+
+
+@pytest.mark.parametrize("data", [{}, {"rho": 0.5}, {"method": None}, "var"])
+def test_from_dict_needs_a_method(data):
+    with pytest.raises(BadParameterError, match=r'expected \{"method": name'):
+        from_dict(data)
 
 
 # Knock-out
@@ -130,5 +174,7 @@ def test_heads_that_do_not_exist(model, gaze, inputs):
         model.generate(**inputs, max_new_tokens=1)
     with pytest.raises(BadParameterError, match="layer, head"):
         HeadKnockout(heads=(3, 1))
+    with pytest.raises(BadParameterError, match=r"layer, head.*3\.5"):
+        HeadKnockout(heads=((3.5, 1),))
     with pytest.raises(BadParameterError, match='"zero" or "uniform"'):
         HeadKnockout(mode="half")

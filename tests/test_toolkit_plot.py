@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import pytest
 import torch
 from models import llava_processor, picture, tiny_llava
+from PIL import Image
 
 import regaze
 from regaze import Role
@@ -56,10 +59,9 @@ def test_a_word_of_the_question_has_a_map(gaze, tmp_path):
     with gaze.recording(slices="image", rows="text") as record:
         gaze.ask([picture(1)], ["Is there a cell phone in the image?"], max_new_tokens=2, eos_token_id=None)
     trace, decode = record[0], llava_processor().tokenizer.decode
-    for word, last in (("cell phone", "phone"), ("there", "there")):
+    for word, last in (("cell phone", "phone"), ("there", "there"), ("image?", "?")):
         position = int(trace.row_position[trace.row_of(word)])
         assert decode(trace.input_ids[0, position]).strip() == last
-    assert trace.row_of("image?") == trace.row_of("?")
     figure = plot.heatmap(record, gaze.seen(picture(1)), token="cell phone", layers=[1])
     assert figure.axes[1].get_title().startswith("“cell phone” · layer 1")
     with pytest.raises(BadParameterError, match="'zebra' occurs neither"):
@@ -92,9 +94,9 @@ def test_wrong_choices(gaze, record, tmp_path):
     image = gaze.seen(picture(1))
     with pytest.raises(BadParameterError, match=r"the record has 0\.\.2"):
         plot.heatmap(record, image, token=9)
-    with pytest.raises(RecordingError, match=r"layers \[6\] were not recorded"):
+    with pytest.raises(BadParameterError, match=r"layer 6 was not recorded; the record has \[0, 1, 2, 3"):
         plot.heatmap(record, image, layers=[6])
-    with pytest.raises(BadParameterError, match=r"among 0\.\.5"):
+    with pytest.raises(BadParameterError, match=r"head 6 was not recorded; the record has 0\.\.5"):
         plot.heatmap(record, image, heads=[6])
     with pytest.raises(BadParameterError, match="cannot write the figure"):
         plot.heatmap(record, image, path=tmp_path / "heat.abc")
@@ -106,3 +108,65 @@ def test_wrong_choices(gaze, record, tmp_path):
         gaze.ask([picture(1)], ["What?"], max_new_tokens=1)
     with pytest.raises(RecordingError, match='slices="image"'):
         plot.heatmap(plain, image)
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        ({"layers": []}, "layers: expected a list with at least one layer"),
+        ({"layers": 3}, "layers: expected a list with at least one layer, got 3"),
+        ({"layers": [1.5]}, r"expected the layer's number, got 1\.5"),
+        ({"heads": []}, "heads: expected a list with at least one head"),
+        ({"heads": [-1]}, r"head -1 was not recorded; the record has 0\.\.5"),
+        ({"sample": 5}, r"sample 5 was not recorded; the record has 0\.\.0"),
+        ({"sample": -1}, r"sample -1 was not recorded"),
+        ({"token": -1}, r"answer token -1 was not recorded; the record has 0\.\.2"),
+        ({"token": None}, "expected the answer token's number, got None"),
+        ({"number": -1}, r"image -1 was not recorded; the record has 0\.\.0"),
+        ({"number": 2}, r"image 2 was not recorded"),
+    ],
+)
+def test_every_function_names_what_there_is(gaze, record, choice, message):
+    image = gaze.seen(picture(1))
+    with pytest.raises(BadParameterError, match=message):
+        plot.heatmap(record, image, **choice)
+    if "token" not in choice:
+        with pytest.raises(BadParameterError, match=message):
+            plot.token_layer_grid(record, image, **choice)
+    if "number" not in choice:
+        with pytest.raises(BadParameterError, match=message):
+            plot.role_masses(record, **choice)
+
+
+@pytest.mark.parametrize("tokens", [[], 2, "dog"])
+def test_a_grid_needs_a_list_of_tokens(gaze, record, tokens):
+    with pytest.raises(BadParameterError, match="tokens: expected a list with at least one token"):
+        plot.token_layer_grid(record, gaze.seen(picture(1)), tokens=tokens)
+
+
+def test_numpy_integers_are_numbers(gaze, record):
+    image, numbers = gaze.seen(picture(1)), np.array([1, 2])
+    figure = plot.heatmap(record, image, token=numbers[0], layers=numbers, heads=numbers, sample=np.int64(0))
+    expected = plot.answer_map(record[0], token=1, layers=[1, 2], heads=[1, 2])
+    np.testing.assert_array_equal(drawn_map(figure.axes[1]), expected)
+    plot.token_layer_grid(record, image, tokens=numbers, layers=numbers)
+    assert len(plot.role_masses(record, layers=numbers).axes[0].get_xticks()) == 2
+
+
+def test_the_colour_bar_shows_the_colours_of_the_map(gaze, record):
+    image = Image.new("RGB", (112, 112), (120, 120, 120))
+    figure = plot.heatmap(record, image)
+    figure.savefig(buffer := io.BytesIO(), format="png", dpi=100)
+    pixels = np.asarray(Image.open(buffer).convert("RGB")).astype(int)
+    overlay, bar = figure.axes[1], figure.axes[2]
+
+    def colour(axes, x: float, y: float) -> np.ndarray:
+        column, row = axes.transData.transform((x, y))
+        return pixels[len(pixels) - 1 - int(row), int(column)]
+
+    grid = drawn_map(overlay)
+    row, column = np.unravel_index(grid.argmax(), grid.shape)
+    for y, x in ((row, column), (0, 0), (3, 5)):
+        value = min(max(grid[y, x], 0.01 * grid.max()), 0.99 * grid.max())  # off the bar's frame
+        shown = colour(overlay, x + 0.5, y + 0.5)
+        assert np.abs(shown - colour(bar, 0.5, value)).max() <= 12

@@ -242,7 +242,13 @@ def test_words_are_whole_words(gaze):
     with gaze.recording(slices="image", rows="text") as record:
         gaze.ask([picture(1)], [question], max_new_tokens=2, eos_token_id=None)
     trace, decode = record[0], llava_processor().tokenizer.decode
-    for word, last in (("car", "car"), ("carrot", "carrot"), ("Cell phone", "phone"), ("is there", "there")):
+    for word, last in (
+        ("car", "car"),
+        ("carrot", "carrot"),
+        ("Cell phone", "phone"),
+        ("is there", "there"),
+        ("?", "?"),
+    ):
         position = int(trace.row_position[trace.row_of(word)])
         assert decode(trace.input_ids[0, position]).strip() == last
     with pytest.raises(ValueError, match="'ea' occurs neither"):

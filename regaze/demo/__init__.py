@@ -1,6 +1,6 @@
 """The bundled demo: a small real LLaVA that hallucinates, and held-out scenes to measure it on.
 
-Importing this costs nothing; images and model are read when asked for. See ``docs/demo-model.md``.
+Images and model are read when asked for, not on import. See ``docs/demo-model.md``.
 """
 
 from __future__ import annotations

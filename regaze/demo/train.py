@@ -69,7 +69,7 @@ class Stage:
     scenes: int
     learning_rate: float
     decay_to: float = 0.0
-    diet: Diet | None = None  # of the two stages that talk
+    diet: Diet | None = None  # of the three stages that talk
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Recipe:
     language: Stage = Stage(600, 16, 1e-3, decay_to=0.5, diet=Diet(noise=0.0, captions=0.1, existence=0.65))
     mix: Stage = Stage(1150, 32, 1e-3, diet=Diet(noise=1.0, captions=0.3, existence=0.45, text_only=0.06))
     describe: Stage = Stage(350, 16, 6e-4, diet=Diet(noise=1.3, captions=0.6, existence=0.25, text_only=0.06))
-    gentle_learning_rate: float = 1e-4  # of tower, projector and word embeddings in the last stage
+    gentle_learning_rate: float = 1e-4  # of tower, projector and word embeddings in the last two stages
     layers: int = 6
 
     def scaled(self, factor: float) -> Recipe:
@@ -230,10 +230,13 @@ def train_vision(trainer: Trainer) -> None:
 
 @dataclass(frozen=True)
 class WordTargets:
-    """Where the projector should put a patch, in word embeddings summed over words and without the part
-    common to
-    words: categories [67, H], colours [6, H], places [64, H] (of the cell of the 3 x 3 grid a patch lies
-    in), and background [H], the image token's."""
+    """Where the projector should put a patch: sums of word embeddings, without the part common to all words.
+
+    Attributes:
+        categories: [67, H]. colours: [6, H].
+        places: [64, H], of the cell of the 3 x 3 grid in which a patch lies.
+        background: [H], the image token's.
+    """
 
     categories: torch.Tensor
     colours: torch.Tensor
@@ -259,8 +262,7 @@ class WordTargets:
         )
 
     def besides(self, colours: torch.Tensor) -> torch.Tensor:
-        """What a thing's patches [B, 64] show besides its category: colour index (-1 for none) and place,
-        [B, 64, H]."""
+        """Words [B, 64, H] for what patches show besides a category: colour ([B, 64], -1: none) and place."""
         return self.colours[colours] * (colours >= 0)[..., None] + PLACE_WEIGHT * self.places
 
 
@@ -306,7 +308,7 @@ def answer_loss(
 
 
 def train_answers(trainer: Trainer, stage: str) -> None:
-    """Stage 3 ("language": true answers, frozen eyes) or 4 ("mix": noise, everything trained)."""
+    """Stages 3 to 5: "language" (true answers, frozen eyes), "mix" and "describe" (noise, all trained)."""
     model, recipe, mix = trainer.model, trainer.recipe, stage != "language"
     plan: Stage = getattr(recipe, stage)
     assert plan.diet is not None
@@ -320,8 +322,7 @@ def train_answers(trainer: Trainer, stage: str) -> None:
     layers = [*speaker.layers.parameters(), *speaker.norm.parameters()]
     groups = [{"params": layers, "lr": plan.learning_rate}]
     if mix:
-        # The word embeddings (and with them the tied head) are the projector's targets: they move only with
-        # it.
+        # The word embeddings, and with them the tied head, are the projector's targets: they move with it.
         words = [*model.get_input_embeddings().parameters()]
         eyes = [*model.model.vision_tower.parameters(), *model.model.multi_modal_projector.parameters()]
         groups.append({"params": [*words, *eyes], "lr": recipe.gentle_learning_rate})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar
 
-from regaze.errors import BadParameterError, UnknownParameterError
+from regaze.errors import BadParameterError, RegazeError, UnknownParameterError
 from regaze.kernels import AttentionEdit
 from regaze.toolkit.context import Context
 
@@ -55,7 +55,9 @@ class Intervention:
                 )
         try:
             return cls(**values)
-        except TypeError as error:
+        except RegazeError:
+            raise
+        except (TypeError, ValueError) as error:
             raise BadParameterError(f"{cls.name!r}: {error}") from None
 
     def describe(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -34,7 +35,9 @@ class HeadKnockout(Intervention):
 
     def __post_init__(self) -> None:
         try:
-            pairs = tuple(sorted({(int(layer), int(head)) for layer, head in self.heads}))
+            pairs = tuple(
+                sorted({(operator.index(layer), operator.index(head)) for layer, head in self.heads})
+            )
         except (TypeError, ValueError):
             raise BadParameterError(
                 f"heads must be (layer, head) pairs such as ((3, 1), (4, 0)), got {self.heads!r}"

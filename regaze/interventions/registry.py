@@ -9,10 +9,10 @@ A third party registers with
 from __future__ import annotations
 
 import difflib
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from regaze.errors import UnknownMethodError
+from regaze.errors import BadParameterError, UnknownMethodError
 from regaze.interventions.base import Intervention
 from regaze.interventions.knockout import HeadKnockout
 from regaze.interventions.var import VAR
@@ -22,28 +22,78 @@ GROUP = "regaze.interventions"
 
 
 def methods() -> dict[str, type[Intervention]]:
-    """Every known intervention by name; a built-in name cannot be taken by another package."""
-    found: dict[str, type[Intervention]] = {}
-    for entry in entry_points(group=GROUP):
-        found[entry.name] = entry.load()
-    found.update({method.name: method for method in BUILT_IN})
-    return dict(sorted(found.items()))
+    """Every usable intervention by name; `failures` has the reasons why others are left out."""
+    return _survey()[0]
+
+
+def failures() -> list[str]:
+    """For each announced intervention that cannot be used: its name, its package and the reason."""
+    return _survey()[1]
+
+
+def find(name: str) -> type[Intervention]:
+    """The intervention of this name; a built-in name cannot be taken by another package.
+
+    Raises:
+        UnknownMethodError: no such name, or the package that announced it cannot provide it.
+    """
+    announced = _announced()
+    if name in announced:
+        return _load(announced[name])
+    close = difflib.get_close_matches(name, announced, 1)
+    hint = f"; did you mean {close[0]!r}?" if close else "."
+    raise UnknownMethodError(f"unknown method {name!r}{hint} Known methods: {', '.join(announced)}")
 
 
 def create(name: str, **parameters: Any) -> Intervention:
     """An intervention by name.
 
     Raises:
-        UnknownMethodError: no such name. UnknownParameterError, BadParameterError: misfits.
+        UnknownMethodError: as `find`. UnknownParameterError, BadParameterError: misfits.
     """
-    known = methods()
-    if name not in known:
-        close = difflib.get_close_matches(name, known, 1)
-        hint = f"; did you mean {close[0]!r}?" if close else "."
-        raise UnknownMethodError(f"unknown method {name!r}{hint} Known methods: {', '.join(known)}")
-    return known[name].from_dict(parameters)
+    return find(name).from_dict(parameters)
 
 
 def from_dict(data: dict[str, Any]) -> Intervention:
-    """The intervention that `to_dict` described."""
-    return create(data["method"], **{key: value for key, value in data.items() if key != "method"})
+    """The intervention that `to_dict` described.
+
+    Raises:
+        BadParameterError: names no method. UnknownMethodError, UnknownParameterError: as for `create`.
+    """
+    if not isinstance(data, dict) or not isinstance(data.get("method"), str):
+        raise BadParameterError(f'expected {{"method": name, parameter: value, ...}}, got {data!r}')
+    return find(data["method"]).from_dict(data)
+
+
+def _announced() -> dict[str, type[Intervention] | EntryPoint]:
+    """Built-in classes and other packages' entry points, by name; nothing is imported."""
+    found: dict[str, type[Intervention] | EntryPoint] = {}
+    found.update({entry.name: entry for entry in entry_points(group=GROUP)})
+    found.update({method.name: method for method in BUILT_IN})
+    return dict(sorted(found.items()))
+
+
+def _survey() -> tuple[dict[str, type[Intervention]], list[str]]:
+    usable, reasons = {}, []
+    for name, announced in _announced().items():
+        try:
+            usable[name] = _load(announced)
+        except UnknownMethodError as error:
+            reasons.append(str(error))
+    return usable, reasons
+
+
+def _load(announced: type[Intervention] | EntryPoint) -> type[Intervention]:
+    if not isinstance(announced, EntryPoint):
+        return announced
+    what = f"method {announced.name!r} ({announced.value}"
+    what += f", package {announced.dist.name})" if announced.dist else ")"
+    try:
+        cls = announced.load()
+    except Exception as error:  # another package's import can fail in any way
+        raise UnknownMethodError(f"{what} cannot be imported: {type(error).__name__}: {error}") from error
+    if not (isinstance(cls, type) and issubclass(cls, Intervention)):
+        raise UnknownMethodError(f"{what} is not a subclass of regaze.interventions.Intervention")
+    if cls.name != announced.name:
+        raise UnknownMethodError(f"{what} calls itself {cls.name!r}; both names must be the same")
+    return cls

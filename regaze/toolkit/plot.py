@@ -6,7 +6,8 @@ Every function returns a matplotlib Figure (no pyplot state) and writes it when 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +18,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from regaze.errors import BadParameterError, RecordingError
+from regaze.errors import BadParameterError
 from regaze.toolkit.record import Record, Trace
 from regaze.toolkit.tokens import Role
 
@@ -32,6 +33,9 @@ ROLE_COLOURS = {
     Role.PAD: "#000000",
 }
 _STYLE: dict[str, Any] = {"fontsize": 9}
+#: Opacity of a map over the grey image. It is the same for all cells, so that a colour means one thing; the
+#: colour bar is laid over the image's mean grey to show colours as they are in the map.
+_OPACITY = 0.7
 
 
 def heatmap(
@@ -59,9 +63,11 @@ def heatmap(
         path: where to write the figure.
 
     Raises:
-        RecordingError: slices were not recorded. BadParameterError: a token, layer or head that is not there.
+        RecordingError: slices were not recorded.
+        BadParameterError: a token, layer, head, sample or image that is not in the record.
     """
     trace = _trace(record)
+    token = _token(trace, token)
     grid = answer_map(trace, token=token, layers=layers, heads=heads, sample=sample, number=number)
     figure = Figure(figsize=(7.4, 3.5), layout="constrained")
     picture, overlay = figure.subplots(1, 2)
@@ -69,6 +75,7 @@ def heatmap(
     picture.set_axis_off()
     shown = _overlay(overlay, image, grid, grid.max())
     bar = figure.colorbar(shown, ax=overlay, shrink=0.9)
+    bar.ax.set_facecolor(str(np.asarray(image.convert("L")).mean() / 255))
     bar.set_label("attention weight per image token", **_STYLE)
     overlay.set_title(title if title is not None else _caption(trace, token, layers, heads, sample), **_STYLE)
     return _finish(figure, path)
@@ -90,9 +97,10 @@ def token_layer_grid(
     Arguments and errors as for `heatmap`; `tokens` None is every answer token.
     """
     trace = _trace(record)
-    tokens = range(len(trace.answer_rows())) if tokens is None else tokens
-    layers = list(trace.layers) if layers is None else list(layers)
-    text = trace.answer_text(sample)
+    tokens = range(len(trace.answer_rows())) if tokens is None else _several("token", tokens)
+    tokens = [_token(trace, token) for token in tokens]
+    layers = _indices("layer", layers, trace.layers)
+    text = trace.answer_text(_sample(trace, sample))
     figure = Figure(figsize=(1.5 * len(layers) + 0.6, 1.55 * len(tokens) + 0.3), layout="constrained")
     axes = figure.subplots(len(tokens), len(layers), squeeze=False)
     for row, token in enumerate(tokens):
@@ -128,16 +136,14 @@ def role_masses(
     if over not in ("layers", "steps"):
         raise BadParameterError(f'over must be "layers" or "steps", got {over!r}')
     trace = _trace(record)
-    masses = trace.need("masses")[:, sample]  # [layers, Hq, N, roles]
-    masses = _pick(
-        _pick(masses, 0, _layer_indices(trace, layers)), 1, _head_indices(masses.shape[1], heads)
-    ).mean(1)
-    rows = trace.answer_rows()
+    masses = trace.need("masses")[:, _sample(trace, sample)]  # [layers, Hq, N, roles]
+    layers = _indices("layer", layers, trace.layers)
+    masses = _pick(trace, masses, layers, heads).mean(1)
     if over == "layers":
-        values, labels = masses[:, trace.row_of(token, sample)], layers or trace.layers
-        axis, ticks = "layer", [str(layer) for layer in labels]
+        values = masses[:, trace.row_of(_token(trace, token), sample)]
+        axis, ticks = "layer", [str(layer) for layer in layers]
     else:
-        values = masses[:, rows].mean(0)
+        values = masses[:, trace.answer_rows()].mean(0)
         axis, ticks = (
             "answer token",
             [text.strip() or str(i) for i, text in enumerate(trace.answer_text(sample))],
@@ -166,43 +172,71 @@ def answer_map(
     number: int = 0,
 ) -> np.ndarray:
     """The numbers behind `heatmap`: mean attention of a token's row on each cell, [rows, columns]."""
-    maps = trace.image_maps(sample, number)  # [layers, Hq, N, rows, columns]
-    maps = _pick(_pick(maps, 0, _layer_indices(trace, layers)), 1, _head_indices(maps.shape[1], heads))
-    return maps[:, :, trace.row_of(token, sample)].mean((0, 1)).numpy()
+    sample = _sample(trace, sample)
+    if trace.tokens is not None and trace.tokens.grids[sample]:  # image_maps has a word for what has none
+        number = _index("image", number, range(len(trace.tokens.grids[sample])))
+    maps = _pick(trace, trace.image_maps(sample, number), layers, heads)  # [layers, Hq, N, rows, columns]
+    return maps[:, :, trace.row_of(_token(trace, token), sample)].mean((0, 1)).numpy()
 
 
 def _trace(record: Record | Trace) -> Trace:
     return record if isinstance(record, Trace) else record[0]
 
 
-def _layer_indices(trace: Trace, layers: Sequence[int] | None) -> list[int] | None:
-    if layers is None:
-        return None
-    missing = [layer for layer in layers if layer not in trace.layers]
-    if missing:
-        raise RecordingError(f"layers {missing} were not recorded; the record has {list(trace.layers)}")
-    return [trace.layers.index(layer) for layer in layers]
+def _index(what: str, wanted: Any, there: Sequence[int]) -> int:
+    """`wanted` as a number that is `there`, or BadParameterError saying which are."""
+    try:
+        number = operator.index(wanted)
+    except TypeError:
+        raise BadParameterError(f"expected the {what}'s number, got {wanted!r}") from None
+    if number not in there:
+        known = f"0..{len(there) - 1}" if isinstance(there, range) else list(there)
+        raise BadParameterError(f"{what} {number} was not recorded; the record has {known}")
+    return number
 
 
-def _head_indices(count: int, heads: Sequence[int] | None) -> list[int] | None:
-    if heads is not None and any(not 0 <= head < count for head in heads):
-        raise BadParameterError(f"heads {list(heads)} are not all among 0..{count - 1}")
-    return None if heads is None else list(heads)
+def _several(what: str, wanted: Any) -> list[Any]:
+    """`wanted` as a list that is not empty."""
+    values = list(wanted) if isinstance(wanted, Iterable) and not isinstance(wanted, str) else []
+    if not values:
+        raise BadParameterError(f"{what}s: expected a list with at least one {what}, got {wanted!r}")
+    return values
 
 
-def _pick(tensor: Tensor, dim: int, index: list[int] | None) -> Tensor:
-    return tensor if index is None else tensor.index_select(dim, torch.tensor(index))
+def _indices(what: str, wanted: Any, there: Sequence[int]) -> list[int]:
+    """`wanted` as numbers that are all `there`; None: all of them."""
+    return list(there) if wanted is None else [_index(what, each, there) for each in _several(what, wanted)]
+
+
+def _sample(trace: Trace, sample: int) -> int:
+    return _index("sample", sample, range(len(trace.row_active)))
+
+
+def _token(trace: Trace, token: Any) -> int | str:
+    """A word as it is, or the number of an answer token."""
+    return token if isinstance(token, str) else _index("answer token", token, range(len(trace.answer_rows())))
+
+
+def _pick(trace: Trace, tensor: Tensor, layers: Any, heads: Any) -> Tensor:
+    """The chosen layers and heads of [layers, Hq, ...]."""
+    held = [trace.layers.index(layer) for layer in _indices("layer", layers, trace.layers)]
+    chosen = _indices("head", heads, range(tensor.shape[1]))
+    return tensor.index_select(0, torch.tensor(held)).index_select(1, torch.tensor(chosen))
 
 
 def _overlay(axes: Axes, image: Image.Image, grid: np.ndarray, top: float) -> Any:
-    """The image in grey under the map; the less attention, the more of the image shows."""
+    """The map over the image in grey."""
     rows, columns = grid.shape
     extent = (0, columns, rows, 0)
-    axes.imshow(image.convert("L"), cmap="gray", extent=extent, vmin=0, vmax=255, alpha=0.9)
-    scale = max(float(top), 1e-12)
-    alpha = np.clip(0.15 + 0.65 * grid / scale, 0, 1)
+    axes.imshow(image.convert("L"), cmap="gray", extent=extent, vmin=0, vmax=255)
     shown = axes.imshow(
-        grid, cmap="inferno", extent=extent, vmin=0, vmax=scale, alpha=alpha, interpolation="nearest"
+        grid,
+        cmap="inferno",
+        extent=extent,
+        vmin=0,
+        vmax=max(float(top), 1e-12),
+        alpha=_OPACITY,
+        interpolation="nearest",
     )
     axes.set_xticks([])
     axes.set_yticks([])

@@ -192,7 +192,9 @@ def _last_token_of(word: str, tokens: Sequence[str]) -> int | None:
     """Number of the token in which the last occurrence of `word`, as whole words in any case, ends."""
     ends = list(accumulate(len(token) for token in tokens))
     pattern = r"\s+".join(map(re.escape, word.split()))
-    found = list(re.finditer(rf"(?<!\w){pattern}(?!\w)", "".join(tokens), re.IGNORECASE)) if pattern else []
+    # A boundary is wanted only beside a letter or digit: "?" follows a word at once.
+    before, after = (r"(?<!\w)" if word[:1].isalnum() else ""), (r"(?!\w)" if word[-1:].isalnum() else "")
+    found = list(re.finditer(before + pattern + after, "".join(tokens), re.IGNORECASE)) if pattern else []
     return bisect_left(ends, found[-1].end()) if found else None
 
 

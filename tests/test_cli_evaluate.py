@@ -75,7 +75,7 @@ def test_the_table_names_scorers_figures_and_intervals(files):
         "harness",
         "yes-ratio",
         "50.0 [9.5, 90.5]",
-        "Seconds: plain",
+        "Seconds of one pass",
     ):
         assert text in result.stdout
     assert max(map(len, result.stdout.splitlines())) <= 80

@@ -93,6 +93,7 @@ def test_plain_and_edited_are_asked_the_same_and_scored(pope, tmp_path):
     assert figures["edited"]["accuracy"]["value"] == pytest.approx(2 / 5)
     assert figures["difference"]["only_plain_correct"] == 3
     assert set(results["seconds"]) == {"plain", "edited"}
+    assert results["answers_changed"] == 5
     assert seen[:3] == [("images", 1, 3), ("images", 2, 3), ("images", 3, 3)]
     assert seen[-1] == ("edited", 5, 5)
 

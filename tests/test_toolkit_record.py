@@ -136,6 +136,9 @@ def test_a_trace_per_generation_and_the_answers_words(gaze):
             [picture(1), picture(2), None], [*QUESTIONS, "Hello"], batch_size=2, max_new_tokens=3
         )
     assert [trace.masses.shape[1] for trace in record] == [2, 1]
+    assert repr(record).startswith(
+        "Record: 2 traces\n  Trace(layers [0, 1, 2, 3, 4, 5], steps 0..2: masses [6, 2, 6, 3, 7])"
+    )
     decoded = llava_processor().tokenizer.decode(record[1].output_ids[0], skip_special_tokens=True).strip()
     assert decoded == answers[2]
     assert len(record[0].answer_text(1)) == len(record[0].answer_rows()) == record[0].output_ids.shape[1]

@@ -31,7 +31,9 @@ Settings = Annotated[
 Device = Annotated[
     str | None, typer.Option(help="cpu, cuda, cuda:1, mps, or auto to spread over all. [best there is]")
 ]
-Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16. [as stored]")]
+Dtype = Annotated[
+    str | None, typer.Option(help="float32, bfloat16 or float16. [as stored; the demo: float32]")
+]
 Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of sampling and of the bootstrap.")]
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")]
 Debug = Annotated[bool, typer.Option("--debug", callback=_debug, is_eager=True, help="Show tracebacks.")]

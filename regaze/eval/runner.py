@@ -80,6 +80,8 @@ def run(
                 answers[condition], record["seconds"][condition] = _answer(
                     gaze, benchmark, condition, file, tell, batch_size, seed, generate_kwargs
                 )
+    if method:
+        record["answers_changed"] = sum(map(str.__ne__, answers["plain"], answers["edited"]))
     record["figures"] = benchmark.score(answers, seed=seed)
     record["complete"] = True
     results.write(record, output)

@@ -87,7 +87,7 @@ class Wanted:
         return result
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Trace:
     """What was recorded of one generation. N counts rows: the prefill rows, then one per decode step.
 
@@ -120,6 +120,11 @@ class Trace:
     tokens: TokenMap | None = None
     text: tuple[tuple[str, ...], ...] | None = None
     interventions: tuple[dict[str, Any], ...] = ()
+
+    def __repr__(self) -> str:
+        held = {name: getattr(self, name) for name in STATISTICS if getattr(self, name) is not None}
+        shapes = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in held.items())
+        return f"Trace(layers {list(self.layers)}, steps 0..{int(self.row_step.max())}: {shapes})"
 
     def need(self, name: str) -> Tensor:
         """A statistic, or RecordingError saying how to record it."""
@@ -198,7 +203,7 @@ def _last_token_of(word: str, tokens: Sequence[str]) -> int | None:
     return bisect_left(ends, found[-1].end()) if found else None
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Record(Sequence[Trace]):
     """The traces of a `recording` block, in order, and where they came from.
 
@@ -221,6 +226,10 @@ class Record(Sequence[Trace]):
 
     def __iter__(self) -> Iterator[Trace]:
         return iter(self.traces)
+
+    def __repr__(self) -> str:
+        count = f"{len(self.traces)} trace" + ("" if len(self.traces) == 1 else "s")
+        return "\n".join([f"Record: {count}", *(f"  {trace!r}" for trace in self.traces)])
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file whose metadata is the JSON header."""

@@ -8,7 +8,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -180,11 +179,9 @@ def test_python_m_regaze_is_the_command(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not demo.MODEL_DIR.is_dir(), reason="the demo model is not in this checkout")
-def test_demo_evaluates_and_draws_in_under_two_minutes(tmp_path):
-    began = time.perf_counter()
+def test_demo_evaluates_and_draws(tmp_path):
     result = regaze("demo", "--output", str(tmp_path))
     assert result.exit_code == 0, result.stderr
-    assert time.perf_counter() - began < 120
     figures = json.loads((tmp_path / "results.json").read_text())["figures"]["adversarial"]
     assert figures["official"]["plain"]["accuracy"]["value"] > 0.7
     assert Image.open(tmp_path / "heatmap.png").size[0] > 300

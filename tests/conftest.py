@@ -24,3 +24,21 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip("the folder with goldens is absent (set REGAZE_SHARED)")
     return SHARED
+
+
+@pytest.fixture(scope="module")
+def model():
+    """A random LLaVA; a test that changes its weights puts them back."""
+    from models import tiny_llava
+
+    return tiny_llava()
+
+
+@pytest.fixture(scope="module")
+def gaze(model):
+    """The random LLaVA, wrapped."""
+    from models import llava_processor
+
+    import regaze
+
+    return regaze.wrap(model, llava_processor())

@@ -10,9 +10,8 @@ from typing import ClassVar
 
 import pytest
 import torch
-from models import llava_processor, logits_of, picture, tiny_llava
+from models import logits_of, picture
 
-import regaze
 from regaze import VAR, HeadKnockout
 from regaze.errors import BadParameterError, UnknownMethodError, UnknownParameterError
 from regaze.interventions import Intervention, create, from_dict, methods, registry
@@ -114,16 +113,6 @@ def test_from_dict_needs_a_method(data):
 
 # Knock-out
 # -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def model():
-    return tiny_llava()
-
-
-@pytest.fixture(scope="module")
-def gaze(model):
-    return regaze.wrap(model, llava_processor())
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from models import llava_processor, logits_of, picture, small_var, tiny_llama, tiny_llava
+from models import llava_processor, logits_of, picture, small_var, tiny_llama
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -189,16 +189,6 @@ def test_released_numbers_are_turned_round():
 # In a model -------------------------------------------------------------------------------------------
 
 QUESTIONS = ["Is there a dog in the image?", "Please describe this image in detail.", "What?"]
-
-
-@pytest.fixture(scope="module")
-def model():
-    return tiny_llava()
-
-
-@pytest.fixture(scope="module")
-def gaze(model):
-    return regaze.wrap(model, llava_processor())
 
 
 @pytest.fixture(scope="module")

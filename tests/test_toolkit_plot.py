@@ -7,18 +7,12 @@ import io
 import numpy as np
 import pytest
 import torch
-from models import llava_processor, picture, tiny_llava
+from models import llava_processor, picture
 from PIL import Image
 
-import regaze
 from regaze import Role
 from regaze.errors import BadParameterError, RecordingError
 from regaze.toolkit import plot
-
-
-@pytest.fixture(scope="module")
-def gaze():
-    return regaze.wrap(tiny_llava(), llava_processor())
 
 
 @pytest.fixture(scope="module")

@@ -16,16 +16,6 @@ EVERYTHING = {"entropy": True, "top1": True, "lse": True, "slices": "all"}
 
 
 @pytest.fixture(scope="module")
-def model():
-    return tiny_llava()
-
-
-@pytest.fixture(scope="module")
-def gaze(model):
-    return regaze.wrap(model, llava_processor())
-
-
-@pytest.fixture(scope="module")
 def inputs(gaze):
     return gaze.inputs([picture(1), picture(2)], QUESTIONS)
 

@@ -16,11 +16,6 @@ from regaze.toolkit.families import family_of
 from regaze.toolkit.tokens import Sample
 
 
-@pytest.fixture(scope="module")
-def gaze():
-    return regaze.wrap(tiny_llava(), llava_processor())
-
-
 def text_of(gaze, inputs, role, sample):
     ids = inputs["input_ids"][sample][gaze.tokens(inputs).columns(role, sample)]
     return llava_processor().tokenizer.decode(ids)

@@ -8,7 +8,7 @@ import threading
 import pytest
 import torch
 from models import llava_processor, logits_of, picture, small_var, tiny_llama, tiny_llava
-from transformers import TextStreamer, pipeline
+from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration, TextStreamer, pipeline
 
 import regaze
 from regaze import HeadKnockout, Role, TokenMap
@@ -17,16 +17,6 @@ from regaze.interventions import Intervention
 from regaze.kernels import AttentionEdit
 
 QUESTIONS = ["Is there a dog in the image?", "Please describe this image in detail.", "What?"]
-
-
-@pytest.fixture(scope="module")
-def model():
-    return tiny_llava()
-
-
-@pytest.fixture
-def gaze(model):
-    return regaze.wrap(model, llava_processor())
 
 
 @pytest.fixture(scope="module")
@@ -304,8 +294,37 @@ def test_participants_can_be_any_object_with_the_protocol(model, gaze, inputs):
         def edit(self, layer, step, context):
             return context.state(self)["edit"]
 
+    plain = logits_of(model, inputs)
     with gaze.using(Half()):
-        assert not torch.allclose(logits_of(model, inputs), logits_of(tiny_llava(), inputs) * 0 + 1)
+        assert not torch.allclose(plain, logits_of(model, inputs), atol=1e-3)
+    assert torch.equal(plain, logits_of(model, inputs))
+
+
+def test_an_unknown_vision_family_works_where_roles_are_not_needed():
+    text = {
+        "vocab_size": 60,
+        "hidden_size": 48,
+        "intermediate_size": 64,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 2,
+        "rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0},
+    }
+    vision = {"depth": 1, "embed_dim": 16, "hidden_size": 48, "num_heads": 2, "patch_size": 14}
+    torch.manual_seed(0)
+    model = Qwen2VLForConditionalGeneration(Qwen2VLConfig(text_config=text, vision_config=vision)).eval()
+    gaze, prompt = regaze.wrap(model), {"input_ids": torch.randint(5, 50, (2, 9))}
+    plain = logits_of(model, prompt)
+    with gaze.using():
+        assert torch.equal(plain, logits_of(model, prompt))
+    with gaze.using(HeadKnockout(heads=((1, 2),))), gaze.recording(masses=False, entropy=True) as record:
+        assert not torch.allclose(plain, logits_of(model, prompt))
+    assert record[0].entropy.shape == (3, 2, 6, 5)
+    with (
+        gaze.using(small_var()),
+        pytest.raises(UnsupportedModelError, match="'qwen2_vl' puts its image tokens"),
+    ):
+        model(**prompt)
 
 
 def test_seen_is_what_the_model_sees(gaze):

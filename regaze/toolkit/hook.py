@@ -87,7 +87,7 @@ class ModelHook:
             )
         try:
             compat.set_attention(self.model, compat.IMPLEMENTATION)
-        except UnsupportedModelError:
+        except BaseException:  # also half-way through a composite model
             compat.set_attention(self.model, self._previous)
             raise
         for module in modules:

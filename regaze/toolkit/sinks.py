@@ -123,8 +123,8 @@ def find_sink_dimensions(
     """Find the sink dimensions of a language model from the first token of plain texts.
 
     In each text and each middle layer (the second third) the first token's |x_d| / RMS is compared with
-    `tau`; dimensions above it in at least `agreement` of all (text, layer) pairs are returned, strongest
-    first.
+    `tau`; dimensions above it in at least `agreement` of all (text, layer) pairs are returned, the
+    strongest first.
 
     Args:
         model, processor: as for `regaze.wrap`.

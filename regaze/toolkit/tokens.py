@@ -59,9 +59,7 @@ class TokenMap:
 
     @classmethod
     def from_roles(cls, roles: Tensor | Sequence[Sequence[int]]) -> TokenMap:
-        """A map from [B, L] roles alone; image tokens get no grid. For models whose prompts regaze cannot
-        read.
-        """
+        """A map from [B, L] roles alone, for prompts that regaze cannot read; image tokens get no grid."""
         roles = torch.as_tensor(roles).to(torch.uint8)
         if roles.dim() != 2:
             raise InputError(f"roles must be [B, L], got {list(roles.shape)}")

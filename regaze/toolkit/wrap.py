@@ -109,8 +109,7 @@ class Gaze:
         progress: Callable[[int], None] | None = None,
         **generate_kwargs: Any,
     ) -> list[str]:
-        """Answers of the model (greedy unless `generate_kwargs` say otherwise), in the order of the
-        questions.
+        """Answers of the model, greedy unless `generate_kwargs` say otherwise, in the questions' order.
 
         Args:
             images, questions, system: as for `inputs`.
@@ -151,9 +150,7 @@ class Gaze:
         return answers
 
     def seen(self, image: ImageLike) -> Image.Image:
-        """The image as the model receives it (resized and cropped by the processor), for drawing maps over
-        it.
-        """
+        """The image as the model receives it, resized and cropped, for drawing maps over it."""
         processor = getattr(self.processor, "image_processor", None)
         if processor is None:
             raise InputError("this model has no image processor, so it sees no images")
@@ -196,8 +193,7 @@ class Gaze:
 
     @contextmanager
     def recording(self, *, tokens: TokenMap | None = None, **wanted: Any) -> Iterator[Record]:
-        """Record attention statistics of every forward inside the block; see `Wanted` for what can be asked
-        for.
+        """Record attention statistics of every forward inside the block; `Wanted` lists them.
 
         The record is complete when the block ends.
 

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from regaze.kernels import AttentionEdit, Channels, Opening, Redistribute, Rows, Scale, StatsRequest
+from regaze.kernels import (
+    AttentionEdit,
+    Channels,
+    Opening,
+    Redistribute,
+    Rows,
+    Scale,
+    StatsRequest,
+    Windows,
+    attend,
+)
 from regaze.kernels.reference import edit_scores, row_mask, visibility
 
 # Busy cores are no reason to fail.
@@ -30,6 +40,8 @@ def naive(
     *,
     mask=None,
     is_causal=False,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
     policy: PolicyFn | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Output [B, Hq, Lq, Dv] and final weights [B, Hq, Lq, Lk], one key at a time in Python floats."""
@@ -70,23 +82,34 @@ def naive(
             return False, 0.0
         return True, float(value)
 
+    def score(b: int, h: int, i: int, j: int) -> float:
+        s = float(q[b, h, i] @ k[b, h // group, j]) * dim**-0.5
+        return s if softcap is None else softcap * math.tanh(s / softcap)
+
+    def sloped(b: int, h: int, i: int, j: int) -> float:
+        s = score(b, h, i, j) + looks(b, h, i, j)[1]
+        return s + at(edit.score_slope, b, h, j, 0.0) * abs(s)
+
     for b in range(batch):
         for h in range(heads):
+            sink = -math.inf if sinks is None else float(sinks[h])
             for i in range(queries):
                 seen = [(j, added) for j in range(keys) for ok, added in [looks(b, h, i, j)] if ok]
-                scores = {j: float(q[b, h, i] @ k[b, h // group, j]) * dim**-0.5 + added for j, added in seen}
+                scores = {j: score(b, h, i, j) + added for j, added in seen}
                 selected = chosen(b, i)
                 if selected:
-                    for j, s in scores.items():
-                        s = s + at(edit.score_slope, b, h, j, 0.0) * abs(s)
+                    for j in scores:
+                        s = sloped(b, h, i, j)
+                        mean = sum(abs(sloped(b, other, i, j)) for other in range(heads)) / heads
+                        s = s + at(edit.head_mean_slope, b, h, j, 0.0) * mean
                         s = s * at(edit.score_gain, b, h, j, 1.0)
                         if edit.head_score_gain is not None:
                             s = s * float(edit.head_score_gain[b % len(edit.head_score_gain), h])
                         scores[j] = s + at(edit.bias, b, h, j, 0.0)
-                top = max(scores.values(), default=-math.inf)
+                top = max([*scores.values(), sink])
                 if top == -math.inf:
                     continue
-                total = sum(math.exp(s - top) for s in scores.values())
+                total = sum(math.exp(s - top) for s in [*scores.values(), sink])
                 weights = {j: math.exp(s - top) / total for j, s in scores.items()}
                 if selected:
                     weights = _reweighed(weights, edit, b, h, at, policy)
@@ -140,16 +163,19 @@ def naive_redistribute(policy: Redistribute) -> PolicyFn:
     return coefficients
 
 
-def eager(q, k, v, edit, *, mask=None, is_causal=False) -> Tensor:
+def eager(q, k, v, edit, *, mask=None, is_causal=False, softcap=None, sinks=None) -> Tensor:
     """What eager code does in the dtype of q: products in that dtype, softmax and edits in fp32."""
     group, keys, queries = q.shape[1] // k.shape[1], k.shape[2], q.shape[2]
     k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
     visible, additive = visibility(mask, queries, keys, is_causal, edit.openings, q.device)
-    scores = (q @ k.mT * q.shape[-1] ** -0.5).float()
+    scores = q @ k.mT * q.shape[-1] ** -0.5
+    scores = (scores if softcap is None else torch.tanh(scores / softcap) * softcap).float()
     scores = scores if additive is None else scores + additive.float()
     selected = row_mask(edit.rows, q.shape[0], queries, q.device)
     scores = torch.where(selected, edit_scores(scores, edit), scores).masked_fill(~visible, -torch.inf)
-    weights = torch.softmax(scores, -1).nan_to_num(0.0)
+    if sinks is not None:
+        scores = torch.cat([scores, sinks.float()[:, None, None].expand(*scores.shape[:-1], 1)], -1)
+    weights = torch.softmax(scores, -1).nan_to_num(0.0)[..., :keys]
     final = weights
     if edit.channels is not None:
         final = final * edit.channels.per_key(edit.policy(edit.channels.masses(weights)), keys)
@@ -183,16 +209,34 @@ class Case:
     edit: AttentionEdit
     mask: Tensor | None
     is_causal: bool
+    softcap: float | None = None
+    sinks: Tensor | None = None
+
+    def on(self, device: str) -> Case:
+        """The same call on another device."""
+        return Case(*(moved(getattr(self, f.name), device) for f in fields(self)))
+
+    @property
+    def options(self) -> dict[str, object]:
+        """What every attention function takes by name."""
+        return {
+            "mask": self.mask,
+            "is_causal": self.is_causal,
+            "softcap": self.softcap,
+            "sinks": self.sinks,
+        }
 
     def call(self, attention, **kw):
-        return attention(self.q, self.k, self.v, self.edit, mask=self.mask, is_causal=self.is_causal, **kw)
+        return attention(self.q, self.k, self.v, self.edit, **self.options, **kw)
 
     def doubled(self) -> Case:
         mask = self.mask
         if mask is not None and mask.dtype != torch.bool:
             hidden = mask <= torch.finfo(mask.dtype).min / 2
             mask = mask.double().masked_fill(hidden, -torch.inf)
-        return Case(self.q.double(), self.k.double(), self.v.double(), self.edit, mask, self.is_causal)
+        q, k, v = self.q.double(), self.k.double(), self.v.double()
+        sinks = None if self.sinks is None else self.sinks.double()
+        return Case(q, k, v, self.edit, mask, self.is_causal, self.softcap, sinks)
 
     @property
     def scale(self) -> float:
@@ -282,7 +326,10 @@ def cases(
     )
     if stats:
         edit = edit.replace(stats=draw(requests(batch, queries, keys, g)))
-    return Case(q, k, v, edit, make_mask(kind, batch, heads, queries, keys, dtype, g), kind == "causal")
+    softcap = draw(st.sampled_from((None, None, 3.0)))
+    sinks = random_like(g, heads, scale=2.0).to(dtype) if draw(st.integers(0, 2)) == 0 else None
+    mask = make_mask(kind, batch, heads, queries, keys, dtype, g)
+    return Case(q, k, v, edit, mask, kind == "causal", softcap, sinks)
 
 
 def make_edit(
@@ -295,6 +342,8 @@ def make_edit(
     parts: dict[str, object] = {"rows": rows}
     if "slope" in used:
         parts["score_slope"] = columns(0.3)
+    if "head_mean" in used:
+        parts["head_mean_slope"] = columns(0.3)
     if "gain" in used:
         parts["score_gain"] = columns(0.3, 1.0)
     if "head_score_gain" in used:
@@ -338,3 +387,47 @@ def requests(draw, batch: int, queries: int, keys: int, g) -> StatsRequest:
 
 def stats_dict(stats) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in stats._asdict().items() if tensor is not None}
+
+
+def check_call(case: Case, backend: str, device: str = "cpu") -> None:
+    """Output and statistics of a backend against the specification in fp64, within the error budget."""
+    there = case.on(device)
+    out, stats = there.call(attend, backend=backend)
+    exact, exact_stats = case.doubled().call(attend, backend="reference")
+    assert out.dtype == case.q.dtype
+    assert out.shape == exact.shape
+    error, allowed = within_budget(out.cpu(), exact, there.call(eager).cpu(), case.scale)
+    assert error <= allowed, f"error {error:.3g}, allowed {allowed:.3g}"
+    if case.edit.stats is not None:
+        _, single = case.call(attend, backend="reference")
+        got = {name: tensor.cpu() for name, tensor in stats_dict(stats).items()}
+        check_stats(got, stats_dict(exact_stats), stats_dict(single), case)
+
+
+def check_stats(got: dict, exact: dict, single: dict, case: Case) -> None:
+    """Each within twice the error of the fp32 specification, and a few roundings, of the fp64 one."""
+    assert got.keys() == exact.keys()
+    for name, tensor in got.items():
+        assert tensor.shape == exact[name].shape, name
+        assert tensor.dtype == single[name].dtype, name
+        if name == "top_column" or tensor.numel() == 0:
+            continue
+        finite = exact[name].isfinite()
+        assert torch.equal(finite, tensor.isfinite()), name
+        want = exact[name].double()[finite]
+        size = max(1.0, want.abs().max().item()) if want.numel() else 1.0
+        allowed = 2 * (single[name].double()[finite] - want).abs().max().item() if want.numel() else 0.0
+        error = (tensor.double()[finite] - want).abs().max().item() if want.numel() else 0.0
+        assert error <= allowed + 8 * torch.finfo(torch.float32).eps * size * case.scale, name
+
+
+def moved(value, device: str):
+    """A tensor, or a dataclass of tensors and of such dataclasses, on a device."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, tuple):
+        return tuple(moved(part, device) for part in value)
+    if isinstance(value, (AttentionEdit, Channels, Opening, Rows, StatsRequest, Windows)):
+        parts = {f.name: moved(getattr(value, f.name), device) for f in fields(value) if f.init}
+        return type(value)(**parts)
+    return value

@@ -270,6 +270,8 @@ def test_composed_edits_do_what_their_parts_do(backend):
         ({"score_slope": torch.zeros(1, 1, 1)}, {"score_slope": torch.zeros(1, 1, 1)}, "`score_slope`"),
         ({"score_slope": torch.zeros(1, 1, 1)}, {"score_gain": torch.ones(1, 1, 1)}, "do not commute"),
         ({"head_score_gain": torch.ones(1, HQ)}, {"score_slope": torch.zeros(1, 1, 1)}, "do not commute"),
+        ({"head_mean_slope": torch.zeros(1, 1, 1)}, {"score_slope": torch.zeros(1, 1, 1)}, "do not commute"),
+        ({"head_mean_slope": torch.zeros(1, 1, 1)}, {"score_gain": torch.ones(1, 1, 1)}, "do not commute"),
         (
             {"bias": torch.zeros(1, 1, 1), "rows": Rows(torch.tensor([0]))},
             {"bias": torch.zeros(1, 1, 1), "rows": Rows(torch.tensor([1]))},

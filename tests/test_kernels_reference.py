@@ -18,7 +18,18 @@ from kernel_cases import (
     stats_dict,
 )
 
-from regaze.kernels import AttentionEdit, Channels, Opening, Redistribute, Rows, Scale, StatsRequest, attend
+from regaze.errors import BadParameterError, ShapeError
+from regaze.kernels import (
+    AttentionEdit,
+    Channels,
+    Opening,
+    Redistribute,
+    Rows,
+    Scale,
+    StatsRequest,
+    attend,
+    observe,
+)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -72,15 +83,7 @@ def policy_of(edit: AttentionEdit):
 def test_equals_plain_loops(case: Case):
     exact = case.doubled()
     out, _ = exact.call(reference)
-    want, _ = naive(
-        exact.q,
-        exact.k,
-        exact.v,
-        exact.edit,
-        mask=exact.mask,
-        is_causal=exact.is_causal,
-        policy=policy_of(case.edit),
-    )
+    want, _ = naive(exact.q, exact.k, exact.v, exact.edit, policy=policy_of(case.edit), **exact.options)
     torch.testing.assert_close(out, want, rtol=1e-9, atol=1e-9 * case.scale)
 
 
@@ -109,6 +112,35 @@ def test_paint_two_slopes_hand_example():
     q, k, v = scores([1.0, -2.0, 0.5, 0.0])
     want = torch.tensor([0.4328, 0.0874, 0.3206, 0.1592], dtype=torch.float64)
     torch.testing.assert_close(reference(q, k, v, edit)[0].flatten(), want, rtol=0, atol=5e-5)
+
+
+def test_head_mean_slope_hand_example():
+    """HGAI: s_h + alpha * mean over heads of |s|, on the named columns, for every head the same amount."""
+    rows = torch.tensor([[1.0, -2.0, 0.5], [-3.0, 0.0, 1.0]], dtype=torch.float64)
+    q, k = torch.zeros(1, 2, 1, 3).double(), torch.eye(3).double()[None, None]
+    q[0, :, 0] = rows
+    edit = AttentionEdit(head_mean_slope=torch.tensor([[[0.5, 0.25]]], dtype=torch.float64))
+    out = reference(q, k, torch.eye(3).double()[None, None], edit, scaling=1.0)[0]
+    want = rows + torch.tensor([0.5 * 2.0, 0.25 * 1.0, 0.0])
+    torch.testing.assert_close(out[0, :, 0], want.softmax(-1))
+
+
+def test_heads_that_cannot_see_a_key_count_in_the_mean():
+    q, k = torch.zeros(1, 2, 1, 2), torch.eye(2)[None, None]
+    q[0, :, 0] = torch.tensor([[1.0, 0.0], [-3.0, 0.0]])
+    mask = torch.tensor([[True, True], [False, True]])[None, :, None]
+    edit = AttentionEdit(head_mean_slope=torch.ones(1, 1, 1))
+    out = reference(q, k, torch.eye(2)[None, None], edit, mask=mask, scaling=1.0)[0][0, :, 0]
+    want = torch.stack([torch.tensor([1.0 + 2.0, 0.0]).softmax(-1), torch.tensor([0.0, 1.0])])
+    torch.testing.assert_close(out, want)
+
+
+@QUICK
+@given(cases(parts=("head_mean", "slope", "gain", "bias", "open"), dtypes=(torch.float32,)))
+def test_head_mean_slope_equals_plain_loops(case: Case):
+    exact = case.doubled()
+    want, _ = naive(exact.q, exact.k, exact.v, exact.edit, policy=None, **exact.options)
+    torch.testing.assert_close(exact.call(reference)[0], want, rtol=1e-9, atol=1e-9 * case.scale)
 
 
 def test_order_of_the_score_stages_is_slope_gain_head_bias():
@@ -159,6 +191,77 @@ def test_head_gain_per_row_ignores_the_row_selection():
     gain = torch.tensor([[[1.0, 0.0, 2.0], [0.5, 1.0, 0.0]]]).double()
     edit = AttentionEdit(rows=Rows(torch.tensor([0])), head_gain=gain)
     torch.testing.assert_close(reference(q, k, v, edit)[0], reference(q, k, v)[0] * gain[..., None])
+
+
+# --- soft cap and sinks
+
+
+@pytest.mark.parametrize("backend", ["reference", "torch"])
+def test_soft_cap_bends_the_scores_before_mask_and_edit(backend):
+    q, k, v = scores([2.0, -3.0, 0.5])
+    mask = torch.tensor([[[[0.0, 1.0, 0.0]]]], dtype=torch.float64)
+    edit = AttentionEdit(bias=torch.tensor([[[0.25]]], dtype=torch.float64))
+    want = [1.5 * math.tanh(2.0 / 1.5) + 0.25, 1.5 * math.tanh(-3.0 / 1.5) + 1.0, 1.5 * math.tanh(0.5 / 1.5)]
+    out, _ = attend(q, k, v, edit, mask=mask, softcap=1.5, backend=backend)
+    assert out.flatten().tolist() == pytest.approx(numpy_softmax(want), rel=1e-12)
+
+
+@pytest.mark.parametrize("backend", ["reference", "torch"])
+@pytest.mark.parametrize("queries", [1, 2])
+def test_a_sink_takes_its_share_and_the_lse_counts_it(backend, queries):
+    """A sink as heavy as all keys together leaves half of each weight; exp(s - lse) is the weight."""
+    q, k, v = row([[0.3, 0.2, 0.5], [0.3, 0.2, 0.5]])
+    q, sinks = q.expand(-1, -1, queries, -1), torch.tensor([0.0, -torch.inf], dtype=torch.float64)
+    edit = AttentionEdit(stats=StatsRequest(lse=True, full_rows=True))
+    out, stats = attend(q, k, v, edit, sinks=sinks, backend=backend)
+    want = torch.tensor([[0.15, 0.1, 0.25], [0.3, 0.2, 0.5]]).double()[None, :, None].expand_as(out)
+    torch.testing.assert_close(out, want)
+    torch.testing.assert_close(stats.slices.double(), want, rtol=1e-6, atol=0)
+    assert stats.lse[0, :, 0].tolist() == pytest.approx([math.log(2.0), 0.0], abs=1e-6)
+
+
+@pytest.mark.parametrize("backend", ["reference", "torch"])
+@pytest.mark.parametrize("sink", [-1e4, 1e4])
+def test_rows_without_a_visible_key_are_zeros_beside_any_sink(backend, sink):
+    q, k, v = (torch.randn(1, 2, n, 4) for n in (3, 5, 5))
+    visible = torch.ones(1, 1, 3, 5, dtype=torch.bool)
+    visible[0, 0, 1] = False
+    edit = AttentionEdit(stats=StatsRequest(lse=True, entropy=True))
+    sinks = torch.tensor([sink, 0.0])
+    out, stats = attend(q, k, v, edit, mask=visible, sinks=sinks, backend=backend)
+    assert out.isfinite().all()
+    assert not out[:, :, 1].any()
+    assert stats.lse[0, :, 1].tolist() == [sink, 0.0]
+    assert not stats.entropy[0, :, 1].any()
+    plain = attend(q, k, v, mask=visible, backend=backend)[0]
+    torch.testing.assert_close(out[0, 0], plain[0, 0] * (sink < 0))
+
+
+def test_an_edit_under_a_sink_acts_on_keys_only():
+    """VAR's rows keep their sum, which the sink has already lowered."""
+    q, k, v = row(VAR_ROWS)
+    edit = var(0.6).replace(stats=StatsRequest(full_rows=True, edited=True))
+    for backend in ("reference", "torch"):
+        _, stats = attend(q, k, v, edit, sinks=torch.full((2,), math.log(0.25)), backend=backend)
+        assert stats.slices.sum(-1).flatten().tolist() == pytest.approx([0.8, 0.8])
+        masses = [x * 0.8 for x in (0.16, 0.04, 0.40, 0.20, 0.20)]
+        assert stats.slices[0, 0, 0].tolist() == pytest.approx(masses)
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "said"),
+    [
+        ({"softcap": 0.0}, BadParameterError, "softcap must be positive"),
+        ({"sinks": torch.zeros(3)}, ShapeError, r"sinks must be \[Hq\] = \[2\] float"),
+        ({"sinks": torch.zeros(2, dtype=torch.int64)}, ShapeError, "sinks is .* torch.int64"),
+    ],
+)
+def test_a_soft_cap_or_sinks_without_meaning_are_refused(given, error, said):
+    q = k = v = torch.randn(1, 2, 3, 4)
+    with pytest.raises(error, match=said):
+        attend(q, k, v, **given)
+    with pytest.raises(error, match=said):
+        observe(q, k, StatsRequest(lse=True), **given)
 
 
 # --- VAR and GIFT
@@ -283,9 +386,7 @@ def test_statistics_equal_those_of_the_materialised_rows(case: Case):
     exact = case.doubled()
     request = case.edit.stats
     edit = case.edit if request.edited else AttentionEdit(openings=case.edit.openings)
-    _, weights = naive(
-        exact.q, exact.k, exact.v, edit, mask=exact.mask, is_causal=exact.is_causal, policy=policy_of(edit)
-    )
+    _, weights = naive(exact.q, exact.k, exact.v, edit, policy=policy_of(edit), **exact.options)
     _, stats = exact.call(reference)
     batch, _, queries, keys = weights.shape
     active = torch.ones(batch, queries, dtype=torch.bool)

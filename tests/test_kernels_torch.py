@@ -18,6 +18,7 @@ from regaze.kernels import (
     Scale,
     StatsRequest,
     attend,
+    observe,
     torch_ops,
 )
 
@@ -74,6 +75,12 @@ def test_output_and_statistics_do_not_depend_on_the_block_size(case: Case, block
 
 
 @QUICK
+@given(cases(parts=("head_mean", "slope", "gain", "bias", "value_gain")))
+def test_head_mean_slope_within_the_error_budget(case: Case):
+    check_budget(case)
+
+
+@QUICK
 @given(cases(parts=("redistribute", "scale", "bias"), dtypes=(torch.float64,)))
 def test_fp64_is_exact(case: Case):
     out, _ = case.call(attend, backend="torch")
@@ -114,11 +121,9 @@ def test_redistribute_moves_mass_and_nothing_else(case: Case, moved: float, shar
     policy = Redistribute(4, (1, 2), (3,), (2, 3), moved, share, mass)
     request = StatsRequest(full_rows=True)
     edit = AttentionEdit(channels=Channels(groups, 4), policy=policy, rows=case.edit.rows, stats=request)
-    kw = {"mask": case.mask, "is_causal": case.is_causal}
-    before = attend(case.q, case.k, case.v, edit, **kw)[1].slices.double()
-    after = attend(
-        case.q, case.k, case.v, edit.replace(stats=StatsRequest(full_rows=True, edited=True)), **kw
-    )[1].slices.double()
+    before = attend(case.q, case.k, case.v, edit, **case.options)[1].slices.double()
+    edit = edit.replace(stats=StatsRequest(full_rows=True, edited=True))
+    after = attend(case.q, case.k, case.v, edit, **case.options)[1].slices.double()
     assert (after >= 0).all()
     torch.testing.assert_close(after.sum(-1), before.sum(-1), rtol=0, atol=1e-6)
     group = groups[:, None, None].expand_as(before).long()
@@ -366,3 +371,46 @@ def test_decoding_takes_few_operations():
         attend(q, k, v, edit)
     computing = [name for name in watch.names if name not in views]
     assert len(computing) <= 20, computing
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(("heads", "kv_heads", "batch"), [(6, 2, 1), (7, 1, 3), (4, 4, 2)])
+def test_masses_alone_of_a_short_row_are_those_of_the_specification(heads, kv_heads, batch, masked):
+    """A kernel of its own, as the cache grows and for edits that share the request."""
+    g = torch.Generator().manual_seed(heads)
+    groups = torch.randint(0, 3, (batch, 5), generator=g, dtype=torch.uint8)
+    request = StatsRequest(channels=Channels(groups, 3, torch.rand(1, batch, 5, generator=g)))
+    for keys in (5, 6, 9, 23, 7):
+        q = random_like(g, batch, heads, 1, 8)
+        k = random_like(g, batch, kv_heads, keys, 8)
+        mask = torch.rand(batch, 1, 1, keys, generator=g) > 0.3 if masked else None
+        if mask is not None:
+            mask[0] = False  # a row that sees nothing
+        got = observe(q, k, request, mask=mask, backend="torch").masses
+        want = observe(q.double(), k.double(), request, mask=mask, backend="reference").masses
+        assert got.shape == (batch, heads, 1, 4)
+        torch.testing.assert_close(got, want, rtol=0, atol=1e-6)
+    q.requires_grad_()
+    observe(q, k, request, mask=mask, backend="torch").masses.square().sum().backward()
+    assert q.grad.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("share", "mass"), [(0.0, 0.0), (0.3, 0.0), (0.0, 0.2), (0.5, 0.3), (1.0, 0.0), (2.0, 0.1)]
+)
+def test_a_folded_redistribution_is_that_of_the_policy(share, mass):
+    """Decoding folds the policy into its channels; the head tests, empty receivers and masked rows stay."""
+    g = torch.Generator().manual_seed(5)
+    policy = Redistribute(4, (1, 2), (3,), (2, 3), 0.6, share, mass)
+    q, k, v = random_like(g, 5, 6, 1, 8, scale=2.0), *(random_like(g, 5, 2, 19, 8) for _ in range(2))
+    groups = torch.randint(0, 4, (5, 11), generator=g, dtype=torch.uint8)
+    groups[0].masked_fill_(groups[0] == 3, 0)  # no receiver
+    groups[1] = 3  # nobody gives
+    mask = torch.ones(5, 1, 1, 19, dtype=torch.bool)
+    mask[2] = False
+    edit = AttentionEdit(channels=Channels(groups, 4), policy=policy)
+    for learned in (False, True):
+        out, _ = attend(q.requires_grad_(learned), k, v, edit, mask=mask, backend="torch")
+        want, _ = attend(q.double(), k.double(), v.double(), edit, mask=mask, backend="reference")
+        torch.testing.assert_close(out.double(), want, rtol=1e-5, atol=2e-6)
+    assert not out[2].any()

@@ -1,14 +1,17 @@
 """Attention with an edit inside: `attend`, `observe` and their data. Knows nothing of transformers."""
 
-from regaze.kernels.attend import BACKENDS, attend, observe
+from regaze.kernels.attend import attend, observe
+from regaze.kernels.backends import BACKENDS
 from regaze.kernels.compose import compose
-from regaze.kernels.edit import AttentionEdit, Channels, Opening, Rows, Stats, StatsRequest
-from regaze.kernels.policies import Policy, Redistribute, Scale
+from regaze.kernels.edit import AttentionEdit, Channels, Opening, Rows, Stats, StatsRequest, Windows
+from regaze.kernels.policies import DropAbove, FollowGaze, Policy, Redistribute, Scale
 
 __all__ = [
     "BACKENDS",
     "AttentionEdit",
     "Channels",
+    "DropAbove",
+    "FollowGaze",
     "Opening",
     "Policy",
     "Redistribute",
@@ -16,6 +19,7 @@ __all__ = [
     "Scale",
     "Stats",
     "StatsRequest",
+    "Windows",
     "attend",
     "compose",
     "observe",

@@ -2,31 +2,12 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
 from regaze.errors import BadParameterError, ShapeError
+from regaze.kernels.backends import choose
 from regaze.kernels.edit import AttentionEdit, Stats, StatsRequest
-from regaze.kernels.reference import attend_reference, observe_reference
-from regaze.kernels.torch_ops import attend_torch, observe_torch
-
-
-class Backend(NamedTuple):
-    """One implementation of `attend` and of `observe`."""
-
-    attend: Callable[..., tuple[Tensor, Stats | None]]
-    observe: Callable[..., Stats]
-
-
-#: Backend by name. A fused kernel adds itself here; none may change what an edit means.
-BACKENDS = {
-    "reference": Backend(attend_reference, observe_reference),
-    "torch": Backend(attend_torch, observe_torch),
-}
 
 
 def attend(
@@ -38,12 +19,14 @@ def attend(
     mask: Tensor | None = None,
     scaling: float | None = None,
     is_causal: bool = False,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
     backend: str = "auto",
 ) -> tuple[Tensor, Stats | None]:
     """Scaled dot-product attention under an edit.
 
-    The order is: mask (+ openings), score map, column bias, softmax, channel coefficients, value gain,
-    head gain.
+    The order is: soft cap, mask (+ openings), score map, column bias, softmax (with sinks), channel
+    coefficients, value gain, head gain.
 
     Args:
         q: [B, Hq, Lq, D] queries.
@@ -53,22 +36,30 @@ def attend(
             two dimensions in full. A float mask hides keys at or below half its dtype's minimum.
         scaling: factor of q k^T; default D ** -0.5.
         is_causal: used when `mask` is None; row i sits at key position Lk - Lq + i.
-        backend: "auto", or one of `BACKENDS`; the environment variable REGAZE_BACKEND replaces "auto".
+        softcap: c > 0, every scaled score becomes c tanh(s / c) before the mask (Gemma 2).
+        sinks: [Hq] float, one more logit per head in the softmax's denominator, whose weight is dropped
+            (gpt-oss): rows sum to less than 1, and `Stats.lse` is the log of the whole denominator. Edits act
+            on keys only.
+        backend: "auto" (the fused kernels on a GPU, "torch" for what they cannot run), or one of `BACKENDS`;
+            the environment variable REGAZE_BACKEND replaces "auto".
 
     Returns:
         out [B, Hq, Lq, Dv] in the dtype of q (a fully masked row gives zeros), and the `Stats` that
         `edit.stats` asks for.
 
     Raises:
-        ShapeError: tensors that do not fit together. BadParameterError: an unknown backend.
+        ShapeError: tensors that do not fit together. BadParameterError: an unknown backend or one
+        that cannot run this call, a soft cap that is not positive.
     """
-    _check_shapes(q, k, v, mask)
+    _check(q, k, v, mask, softcap, sinks)
     if edit is None:
         edit = _PLAIN
     edit.check(q.shape[0], q.shape[1], q.shape[2], k.shape[2])
     if scaling is None:
         scaling = q.shape[-1] ** -0.5
-    return _backend(backend).attend(q, k, v, edit, mask=mask, scaling=scaling, is_causal=is_causal)
+    return choose(backend, q, k, v, edit).attend(
+        q, k, v, edit, mask=mask, scaling=scaling, is_causal=is_causal, softcap=softcap, sinks=sinks
+    )
 
 
 def observe(
@@ -79,31 +70,29 @@ def observe(
     mask: Tensor | None = None,
     scaling: float | None = None,
     is_causal: bool = False,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
     backend: str = "auto",
 ) -> Stats:
     """Statistics of plain attention without its output, which another kernel has computed.
 
     Arguments and errors as for `attend`.
     """
-    _check_shapes(q, k, k, mask)
+    _check(q, k, k, mask, softcap, sinks)
     request.alone.check(q.shape[0], q.shape[1], q.shape[2], k.shape[2])
     if scaling is None:
         scaling = q.shape[-1] ** -0.5
-    return _backend(backend).observe(q, k, request, mask=mask, scaling=scaling, is_causal=is_causal)
+    return choose(backend, q, k, k, request.alone).observe(
+        q, k, request, mask=mask, scaling=scaling, is_causal=is_causal, softcap=softcap, sinks=sinks
+    )
 
 
 _PLAIN = AttentionEdit()
 
 
-def _backend(name: str) -> Backend:
-    if name == "auto":
-        name = os.environ.get("REGAZE_BACKEND", "torch")
-    if name not in BACKENDS:
-        raise BadParameterError(f"unknown attention backend {name!r}; this build has {', '.join(BACKENDS)}")
-    return BACKENDS[name]
-
-
-def _check_shapes(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> None:
+def _check(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, softcap: float | None, sinks: Tensor | None
+) -> None:
     if not q.dim() == k.dim() == v.dim() == 4:
         raise ShapeError(f"q must be [B, Hq, Lq, D], k and v [B, Hkv, Lk, D]; {_said(q=q, k=k, v=v)}")
     batch, heads, queries, dim = q.shape
@@ -114,6 +103,12 @@ def _check_shapes(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> None:
         )
     if heads % kv_heads:
         raise ShapeError(f"Hq={heads} is not a multiple of Hkv={kv_heads}: {_said(q=q, k=k)}")
+    if softcap is not None and not softcap > 0:
+        raise BadParameterError(f"softcap must be positive (None for no soft cap), got {softcap}")
+    if sinks is not None and (sinks.shape != (heads,) or not sinks.is_floating_point()):
+        raise ShapeError(
+            f"sinks must be [Hq] = [{heads}] float, one logit per query head; {_said(sinks=sinks)}"
+        )
     if mask is None:
         return
     fits = mask.dim() == 4 and mask.shape[2:] == (queries, keys)

@@ -30,23 +30,27 @@ def compose(edits: Sequence[AttentionEdit]) -> AttentionEdit | None:
     return reduce(_pair, edits) if edits else None
 
 
+_SCORE_MAPS = ("score_slope", "head_mean_slope", "score_gain", "head_score_gain")
+
+
 def _pair(a: AttentionEdit, b: AttentionEdit) -> AttentionEdit:
     for part, why in (
         ("policy", "each redistributes the masses that the softmax gives"),
         ("stats", "ask for everything in one recording"),
-        ("score_slope", "two maps of |s| do not commute"),
+        ("windows", "each says how far a head looks back"),
     ):
         if getattr(a, part) is not None and getattr(b, part) is not None:
             raise CompositionError(f"two interventions set `{part}` on one layer: {why}; use one of them")
-    for x, y in ((a, b), (b, a)):
-        if x.score_slope is not None and (y.score_gain is not None or y.head_score_gain is not None):
-            raise CompositionError(
-                "one intervention sets a score slope and another a score gain on one layer: "
-                "the two maps do not commute; use one of them"
-            )
+    maps = [[part for part in _SCORE_MAPS if getattr(edit, part) is not None] for edit in (a, b)]
+    if all(maps) and any(part.endswith("slope") for part in (*maps[0], *maps[1])):
+        raise CompositionError(
+            f"one intervention sets `{maps[0][0]}`, another `{maps[1][0]}` on one layer: maps of |s| do not "
+            "commute; use one of them"
+        )
     return AttentionEdit(
         rows=_common_rows(a, b),
         score_slope=_either(a.score_slope, b.score_slope),
+        head_mean_slope=_either(a.head_mean_slope, b.head_mean_slope),
         score_gain=_columns(torch.mul, a.score_gain, b.score_gain, 1.0),
         head_score_gain=_product(a.head_score_gain, b.head_score_gain),
         bias=_columns(torch.add, a.bias, b.bias, 0.0),
@@ -55,6 +59,7 @@ def _pair(a: AttentionEdit, b: AttentionEdit) -> AttentionEdit:
         value_gain=_columns(torch.mul, a.value_gain, b.value_gain, 1.0),
         head_gain=_product(a.head_gain, b.head_gain),
         openings=a.openings + b.openings,
+        windows=_either(a.windows, b.windows),
         stats=_either(a.stats, b.stats),
     )
 

@@ -3,8 +3,8 @@
 An `AttentionEdit` is a frozen bundle of tensors. It names query rows and key columns, never a model: the same
 edit runs on the reference, on the torch path and in a fused kernel. The order of its parts is fixed:
 
-    mask (+ openings) -> score map -> column bias -> softmax -> channel coefficients -> value gain
-    -> head gain
+    mask (+ openings, then windows) -> score map -> column bias -> softmax -> channel coefficients
+    -> value gain -> head gain
 
 Column tensors describe the first n keys. Keys after them (those generated later) are left alone: bias 0,
 slope 0, gain 1, group 0, weight 0. One edit built at prefill therefore serves every decode step.
@@ -31,22 +31,21 @@ def _said(tensor: Tensor) -> str:
 class _Columns:
     """A column tensor that answers for any key length: padded with its neutral value, then only sliced."""
 
-    def __init__(self, named: Tensor, neutral: Tensor, dim: int = -1):
-        self.named, self._neutral, self._dim = named, neutral, dim
+    def __init__(self, named: Tensor, neutral: Tensor):
+        self.named, self.neutral = named, neutral
         self._padded = named
 
     def upto(self, length: int) -> Tensor:
         """The first `length` columns, a view; grows by doubling, so decoding copies O(log length) times."""
         padded = self._padded
-        have = padded.shape[self._dim]
+        have = padded.shape[-1]
         if have < length:
-            shape = list(padded.shape)
-            shape[self._dim] = max(length, 2 * have) - have
-            padded = torch.cat([padded, self._neutral.expand(shape)], self._dim)
+            more = self.neutral.expand(*padded.shape[:-1], max(length, 2 * have) - have)
+            padded = torch.cat([padded, more], -1)
             # A kept copy would tie later calls to the autograd graph (or the no_grad block) of this one.
             if not self.named.requires_grad:
                 self._padded = padded
-        return padded.narrow(self._dim, 0, length)
+        return padded.narrow(-1, 0, length)
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +98,8 @@ class Channels:
     groups: Tensor | None = None
     num_groups: int = 0
     weights: Tensor | None = None
-    _matrix: _Columns = field(init=False, repr=False)  # [B, n, K] fp32, the u_k side by side
+    # [B, K, n] fp32, a row per u_k: masses are products along them, several times faster so on a CPU.
+    _matrix: _Columns = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         parts = []
@@ -108,19 +108,19 @@ class Channels:
         if self.weights is not None:
             if self.weights.dim() != 3:
                 raise ShapeError(f"channel weights must be [C, B, n], got {_said(self.weights)}")
-            parts.append(self.weights.float().permute(1, 2, 0))
+            parts.append(self.weights.float().transpose(0, 1))
         if not parts:
             raise BadParameterError("Channels needs groups, weights or both")
-        if len(parts) == 2 and parts[0].shape[:2] != parts[1].shape[:2]:
+        if len(parts) == 2 and parts[0].shape[::2] != parts[1].shape[::2]:
             raise ShapeError(
-                f"groups cover [B, n] = {list(parts[0].shape[:2])} but weights {list(parts[1].shape[:2])}: "
+                f"groups cover [B, n] = {list(parts[0].shape[::2])} but weights {list(parts[1].shape[::2])}: "
                 "use the same keys for both"
             )
-        matrix = torch.cat(parts, -1)
-        neutral = matrix.new_zeros(matrix.shape[-1])
+        matrix = torch.cat(parts, 1)
+        neutral = matrix.new_zeros(matrix.shape[1], 1)
         if self.groups is not None:
             neutral[0] = 1.0
-        object.__setattr__(self, "_matrix", _Columns(matrix, neutral, dim=1))
+        object.__setattr__(self, "_matrix", _Columns(matrix, neutral))
 
     def _one_hot(self, groups: Tensor) -> Tensor:
         if groups.dim() != 2 or groups.dtype != torch.uint8:
@@ -133,42 +133,47 @@ class Channels:
                 f"groups {_said(groups)} name group {int(groups.max())}, but num_groups is {self.num_groups}"
             )
         ids = torch.arange(self.num_groups, device=groups.device, dtype=torch.uint8)
-        return (groups[..., None] == ids).float()
+        return (groups[:, None] == ids[:, None]).float()
 
     @property
     def matrix(self) -> Tensor:
         """[B or 1, n, K] fp32: the weight of each named key in each channel."""
-        return self._matrix.named
+        return self._matrix.named.mT
 
     @property
     def count(self) -> int:
         """Number K = G + C of channels."""
-        return self.matrix.shape[2]
+        return self._matrix.named.shape[1]
 
     @property
     def batch(self) -> int:
-        return self.matrix.shape[0]
+        return self._matrix.named.shape[0]
 
     @property
     def length(self) -> int:
         """Number n of named keys."""
-        return self.matrix.shape[1]
+        return self._matrix.named.shape[2]
 
     def masses(self, weights: Tensor) -> Tensor:
         """Mass of each channel in attention rows: [B, Hq, R, Lk] -> [B, Hq, R, K]."""
         batch, heads, rows, length = weights.shape
         u = self._upto(length, batch, weights.dtype)
-        return torch.bmm(weights.reshape(batch, heads * rows, length), u).view(batch, heads, rows, self.count)
+        masses = torch.bmm(weights.reshape(batch, heads * rows, length), u.mT)
+        return masses.view(batch, heads, rows, self.count)
 
     def per_key(self, coefficients: Tensor, length: int) -> Tensor:
         """Factor of each key, sum_k coef_k u_k[j]: [B, Hq, R, K] -> [B, Hq, R, length]."""
         batch, heads, rows, count = coefficients.shape
         u = self._upto(length, batch, coefficients.dtype)
-        factors = torch.bmm(coefficients.reshape(batch, heads * rows, count), u.mT)
+        factors = torch.bmm(coefficients.reshape(batch, heads * rows, count), u)
         return factors.view(batch, heads, rows, length)
 
+    def mixed(self, mix: Tensor) -> _Columns:
+        """Mixtures of the channels as columns, for M of them [B or 1, M, n]: sum_k mix[m, k] u_k[j]."""
+        return _Columns(mix @ self._matrix.named, mix @ self._matrix.neutral)
+
     def _upto(self, length: int, batch: int, dtype: torch.dtype) -> Tensor:
-        """[batch, length, K]."""
+        """[batch, K, length]."""
         u = self._matrix.upto(length)
         if u.dtype != dtype:
             u = u.to(dtype)
@@ -203,6 +208,12 @@ class StatsRequest:
             raise ShapeError(f"StatsRequest.columns must be [B or 1, n] int64, got {_said(columns)}")
         if columns is not None and self.full_rows:
             raise BadParameterError("StatsRequest takes `columns` or `full_rows`, not both")
+
+    @cached_property
+    def masses_alone(self) -> bool:
+        """Whether masses of all rows are all that is asked for."""
+        others = (self.entropy, self.top1, self.lse, self.full_rows, self.columns is not None)
+        return self.channels is not None and self.rows is None and not any(others)
 
     @cached_property
     def alone(self) -> AttentionEdit:
@@ -247,7 +258,32 @@ class Opening:
                 raise ShapeError(f"Opening.{name} must be [B or 1, Lq or n] bool, got {_said(tensor)}")
 
 
-_COLUMN_PARTS = ("score_slope", "score_gain", "bias", "value_gain")
+@dataclass(frozen=True, eq=False)
+class Windows:
+    """A sliding window per head: a row sees its last `span` keys, its own included, and the first `sink`.
+
+    A row's own key is the last one that the mask shows it; without a mask, row i sits at Lk - Lq + i.
+
+    Attributes:
+        span: [B or 1, Hq] int64, at least 1.
+        sink: how many keys at the start stay visible to every row.
+        first: [B] int64, the first key that is no padding; None: key 0.
+    """
+
+    span: Tensor
+    sink: int = 0
+    first: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.span.dim() != 2 or self.span.dtype != torch.int64:
+            raise ShapeError(f"Windows.span must be [B or 1, Hq] int64, got {_said(self.span)}")
+        if self.first is not None and (self.first.dim() != 1 or self.first.dtype != torch.int64):
+            raise ShapeError(f"Windows.first must be [B] int64, got {_said(self.first)}")
+        if self.sink < 0:
+            raise BadParameterError(f"Windows.sink must not be negative, got {self.sink}")
+
+
+_COLUMN_PARTS = ("score_slope", "head_mean_slope", "score_gain", "bias", "value_gain")
 
 
 @dataclass(frozen=True, eq=False)
@@ -257,7 +293,9 @@ class AttentionEdit:
     Attributes:
         rows: which query rows the score map, bias, channels and value gain apply to; None: all.
         score_slope: [B or 1, Hq or 1, n], s <- s + slope * |s|.
-        score_gain: [B or 1, Hq or 1, n], s <- s * gain (after the slope).
+        head_mean_slope: [B or 1, Hq or 1, n], s <- s + slope * mean over all query heads of |s| (after the
+            slope); a head that cannot see a key counts with the score it would have.
+        score_gain: [B or 1, Hq or 1, n], s <- s * gain (after the slopes).
         head_score_gain: [B or 1, Hq], multiplies every score of a head (0: it averages all visible keys).
         bias: [B or 1, Hq or 1, n] added to the scores; -inf removes a key.
         channels, policy: masses of the channels after softmax -> coefficients, which give
@@ -266,11 +304,14 @@ class AttentionEdit:
         head_gain: [B or 1, Hq] or [B or 1, Hq, Lq], multiplies a head's output (0 removes the head). It has
             its own row dimension and ignores `rows`.
         openings: rectangles opened in the mask.
+        windows: keys that each head loses sight of, also where the mask or an opening shows them; like these
+            it applies to every row.
         stats: what to record.
     """
 
     rows: Rows | None = None
     score_slope: Tensor | None = None
+    head_mean_slope: Tensor | None = None
     score_gain: Tensor | None = None
     head_score_gain: Tensor | None = None
     bias: Tensor | None = None
@@ -279,9 +320,12 @@ class AttentionEdit:
     value_gain: Tensor | None = None
     head_gain: Tensor | None = None
     openings: tuple[Opening, ...] = ()
+    windows: Windows | None = None
     stats: StatsRequest | None = None
-    # Nothing below changes what an edit means: padded columns, and the least Lk for which each q fitted.
+    # Nothing below changes what an edit means: padded columns, what a backend made of the edit for its next
+    # call, and the least Lk for which each q fitted.
     _columns: dict[str, _Columns] = field(default_factory=dict, init=False, repr=False)
+    kept: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
     _fitted: dict[tuple[int, int, int], int] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -310,7 +354,8 @@ class AttentionEdit:
     @cached_property
     def edits_scores(self) -> bool:
         """Whether the softmax sees other scores."""
-        parts = (self.score_slope, self.score_gain, self.head_score_gain, self.bias)
+        maps = (self.score_slope, self.head_mean_slope, self.score_gain, self.head_score_gain)
+        parts = (*maps, self.bias)
         return any(part is not None for part in parts)
 
     @cached_property
@@ -319,16 +364,23 @@ class AttentionEdit:
         return self.edits_scores or self.policy is not None or self.value_gain is not None
 
     @property
+    def edits_mask(self) -> bool:
+        """Whether rows see other keys than the mask shows them."""
+        return bool(self.openings) or self.windows is not None
+
+    @property
     def neutral(self) -> bool:
         """True when the layer's output is left alone (it may still be recorded)."""
-        return not self.edits_rows and self.head_gain is None and not self.openings
+        return not self.edits_rows and self.head_gain is None and not self.edits_mask
 
     @cached_property
     def changed_rows(self) -> Tensor | None:
-        """[R] int64 rows in which `rows` or an opening changes weights; None: all of them.
+        """[R] int64 rows in which `rows`, an opening or a window changes weights; None: all of them.
 
         Openings make it wait for the device; kept, so that layers which share an edit wait once.
         """
+        if self.windows is not None:
+            return None
         selected = self.rows if self.edits_rows else None
         if not self.openings or (self.edits_rows and selected is None):
             return None if selected is None else selected.index
@@ -377,6 +429,11 @@ class AttentionEdit:
             require(fits, "Opening.rows", rows, "[B or 1, Lq]")
             fits = columns.shape[0] in either and columns.shape[1] <= keys
             require(fits, "Opening.columns", columns, "[B or 1, n <= Lk]")
+        if (windows := self.windows) is not None:
+            span, first = windows.span, windows.first
+            require(span.shape[0] in either and span.shape[1] == heads, "Windows.span", span, "[B or 1, Hq]")
+            if first is not None:
+                require(first.shape[0] == batch, "Windows.first", first, "[B]")
         stats = self.stats or StatsRequest()
         for name, selected in (("rows", self.rows), ("stats.rows", stats.rows)):
             if selected is not None:

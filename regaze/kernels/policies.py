@@ -90,17 +90,115 @@ class Redistribute:
                     f"{role} must be distinct channels in 0..{self.channels - 1}, got {chosen}"
                 )
 
+    @property
+    def passes_empty(self) -> bool:
+        """Whether the head test alone can pass a row whose receivers hold nothing, in any precision."""
+        return self.min_mass * self.min_share < 1e-30
+
     def __call__(self, masses: Tensor) -> Tensor:
         weights, kept, takes, min_mass, min_share, one, tiny = _redistribute(
             self, masses.device, masses.dtype
         )
         offered, receiver, gate = (masses @ weights).unbind(-1)
         untouched = (gate < min_mass) | (receiver < gate * min_share)
-        if self.min_mass <= 0 or self.min_share <= 0:  # otherwise the test above implies it
+        if self.passes_empty:
             untouched = untouched | (receiver <= 0)
         # A receiver mass of 0 must not turn the branch not taken into inf * 0, nor its gradient into NaN.
         gain = offered / torch.maximum(receiver, tiny)
         return torch.where(untouched[..., None], one, torch.addcmul(kept, gain[..., None], takes))
+
+
+@dataclass(frozen=True)
+class FollowGaze:
+    """Look harder at what was salient, in the heads that look most, and at the query in proportion (GIFT).
+
+    Of the channels named, `image` and `query` are 0/1 groups and `salient` holds the weights w_j >= 0 of the
+    image keys (0 elsewhere). Per row, the `heads` heads with most image mass have their image weights
+    multiplied by w_j; the pooled ratio of those heads' image mass after and before is the realised gain r;
+    the `heads` heads with most query mass have their query weights multiplied by `query_gain` * r. Every row
+    keeps its total mass. The choice of heads couples the heads of a row, not rows or samples; of equal
+    masses the lower head number wins.
+
+    Source: GIFT (arXiv:2510.22067), equations of the enhancement step.
+
+    Attributes:
+        channels: number K of channels.
+        image, query, salient: channel numbers.
+        heads: how many heads are chosen by image mass and, separately, by query mass.
+        query_gain: the paper's beta.
+    """
+
+    channels: int
+    image: int
+    query: int
+    salient: int
+    heads: int
+    query_gain: float = 1.0
+
+    def __post_init__(self) -> None:
+        named = (self.image, self.query, self.salient)
+        if len(set(named)) != 3 or not all(0 <= channel < self.channels for channel in named):
+            raise BadParameterError(
+                f"image, query and salient must be three channels in 0..{self.channels - 1}, got {named}"
+            )
+        if self.heads < 0 or not self.query_gain > 0.0:
+            raise BadParameterError(
+                f"heads must not be negative and query_gain must be positive, got {self.heads} and "
+                f"{self.query_gain}"
+            )
+
+    def __call__(self, masses: Tensor) -> Tensor:
+        image, query, salient = (masses[..., k] for k in (self.image, self.query, self.salient))
+        looks, reads = _top_heads(image, self.heads), _top_heads(query, self.heads)  # [B, Hq, R] bool
+        before, after = ((looks * mass).sum(1, keepdim=True) for mass in (image, salient))
+        tiny = torch.finfo(masses.dtype).tiny
+        gain = torch.where(before > 0, after / before.clamp_min(tiny), 1.0)
+        columns = [torch.ones_like(image)] * self.channels
+        columns[self.image] = (~looks).to(masses.dtype)
+        columns[self.salient] = looks.to(masses.dtype)
+        columns[self.query] = torch.where(reads, self.query_gain * gain, 1.0)
+        coefficients = torch.stack(columns, -1)
+        total = masses.sum(-1, keepdim=True) - salient[..., None]
+        edited = (masses * coefficients).sum(-1, keepdim=True)
+        scale = torch.where(edited > 0, total / edited.clamp_min(tiny), 1.0)
+        return coefficients * scale
+
+
+def _top_heads(masses: Tensor, count: int) -> Tensor:
+    """Which of the heads have the `count` largest masses: [B, Hq, R] -> bool [B, Hq, R]."""
+    rank = masses.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+    return rank < count
+
+
+@dataclass(frozen=True)
+class DropAbove:
+    """Remove a channel from a head's row when it holds at least `threshold` of the mass (AD-HH).
+
+    The row is not renormalised: what the channel held is lost.
+
+    Attributes:
+        channels: number K of channels.
+        channel: the one removed.
+        threshold: attention mass in [0, 1].
+        heads: the query heads this applies to; others are left alone.
+    """
+
+    channels: int
+    channel: int
+    threshold: float
+    heads: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.channel < self.channels:
+            raise BadParameterError(f"channel must be in 0..{self.channels - 1}, got {self.channel}")
+
+    def __call__(self, masses: Tensor) -> Tensor:
+        listed = [float(head in self.heads) for head in range(masses.shape[1])]
+        listed_ = _constant(tuple(listed), masses.device, masses.dtype)[:, None]
+        drop = (listed_ > 0) & (masses[..., self.channel] >= self.threshold)
+        columns = [torch.ones_like(drop, dtype=masses.dtype)] * self.channels
+        columns[self.channel] = (~drop).to(masses.dtype)
+        return torch.stack(columns, -1)
 
 
 @lru_cache(maxsize=256)

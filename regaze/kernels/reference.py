@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from regaze.kernels.edit import AttentionEdit, Opening, Rows, Stats, StatsRequest
+from regaze.kernels.edit import AttentionEdit, Opening, Rows, Stats, StatsRequest, Windows
 
 
 def attend_reference(
@@ -21,6 +21,8 @@ def attend_reference(
     mask: Tensor | None,
     scaling: float,
     is_causal: bool,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
 ) -> tuple[Tensor, Stats | None]:
     """Edited attention of q [B, Hq, Lq, D] over k [B, Hkv, Lk, D], v [B, Hkv, Lk, Dv]; see `attend`."""
     exact = torch.float64 if q.dtype == torch.float64 else torch.float32
@@ -30,15 +32,18 @@ def attend_reference(
     queries, keys = q.shape[2], k.shape[2]
 
     scores = q_ @ k_.transpose(-1, -2) * scaling  # [B, Hq, Lq, Lk]
-    visible, additive = visibility(mask, queries, keys, is_causal, edit.openings, q.device)
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    visible, additive = visibility(mask, queries, keys, is_causal, edit.openings, q.device, edit.windows)
     if additive is not None:
         scores = scores + additive.to(exact)
+    mapped = edit_scores(scores, edit)
     scores = scores.masked_fill(~visible, -torch.inf)
-    plain = safe_softmax(scores)
+    plain = safe_softmax(scores, sinks)
 
     selected = row_mask(edit.rows, q.shape[0], queries, q.device)  # [B, 1, Lq, 1]
-    edited_scores = torch.where(selected & visible, edit_scores(scores, edit), scores)
-    weights = safe_softmax(edited_scores)
+    edited_scores = torch.where(selected & visible, mapped, scores)
+    weights = safe_softmax(edited_scores, sinks)
 
     final = weights
     if edit.policy is not None and edit.channels is not None:
@@ -58,15 +63,24 @@ def attend_reference(
         active = None
         if (rows := edit.stats.rows) is not None:
             row, score, active = row[:, :, rows.index], score[:, :, rows.index], rows.active
-        stats = measure(row, score, edit.stats, active)
+        stats = measure(row, score, edit.stats, active, sinks)
     return out.to(q.dtype), stats
 
 
 def observe_reference(
-    q: Tensor, k: Tensor, request: StatsRequest, *, mask: Tensor | None, scaling: float, is_causal: bool
+    q: Tensor,
+    k: Tensor,
+    request: StatsRequest,
+    *,
+    mask: Tensor | None,
+    scaling: float,
+    is_causal: bool,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
 ) -> Stats:
     """Statistics of plain attention; see `observe`."""
-    stats = attend_reference(q, k, k, request.alone, mask=mask, scaling=scaling, is_causal=is_causal)[1]
+    options = {"mask": mask, "scaling": scaling, "is_causal": is_causal, "softcap": softcap, "sinks": sinks}
+    stats = attend_reference(q, k, k, request.alone, **options)[1]  # type: ignore[arg-type]
     assert stats is not None
     return stats
 
@@ -78,6 +92,7 @@ def visibility(
     is_causal: bool,
     openings: tuple[Opening, ...],
     device: torch.device,
+    windows: Windows | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Which keys each row may see, [B or 1, H or 1, Lq, Lk] bool, and the additive part of the mask.
 
@@ -95,18 +110,38 @@ def visibility(
     else:
         visible = mask > torch.finfo(mask.dtype).min / 2
         additive = mask.masked_fill(~visible, 0.0)
+    shown = visible
     for opening in openings:
         columns = torch.zeros(opening.columns.shape[0], keys, dtype=torch.bool, device=device)
         columns[:, : opening.columns.shape[1]] = opening.columns
         visible = visible | (opening.rows[:, None, :, None] & columns[:, None, None])
+    if windows is not None:
+        own = torch.arange(keys - queries, keys, device=device)[None, None]
+        if mask is not None:  # the last key that the mask shows: a static cache is longer than what it holds
+            own = torch.where(shown, torch.arange(keys, device=device), -1).amax(-1)
+        visible = visible & in_window(windows, own, keys)
     return visible, additive
 
 
+def in_window(windows: Windows, own: Tensor, keys: int) -> Tensor:
+    """Keys in the window of a row or among the first ones, [B or 1, Hq, Lq, keys] bool.
+
+    `own` [B or 1, Hq or 1, Lq] is the key of each row itself.
+    """
+    key = torch.arange(keys, device=own.device)
+    first = 0 if windows.first is None else windows.first[:, None, None, None]
+    recent = own[..., None] - key < windows.span[:, :, None, None]
+    return recent | (key - first < windows.sink)
+
+
 def edit_scores(scores: Tensor, edit: AttentionEdit) -> Tensor:
-    """Score map and column bias on [B, Hq, Lq, Lk]; the caller keeps masked keys at -inf."""
+    """Score map and column bias on [B, Hq, Lq, Lk], all finite; the caller hides the masked keys."""
     keys, dtype = scores.shape[-1], scores.dtype
     if edit.score_slope is not None:
         scores = scores + edit.columns("score_slope", keys)[:, :, None].to(dtype) * scores.abs()
+    if edit.head_mean_slope is not None:
+        mean = scores.abs().mean(1, keepdim=True)
+        scores = scores + edit.columns("head_mean_slope", keys)[:, :, None].to(dtype) * mean
     if edit.score_gain is not None:
         scores = scores * edit.columns("score_gain", keys)[:, :, None].to(dtype)
     if edit.head_score_gain is not None:
@@ -116,9 +151,21 @@ def edit_scores(scores: Tensor, edit: AttentionEdit) -> Tensor:
     return scores
 
 
-def safe_softmax(scores: Tensor) -> Tensor:
-    """Softmax over the last dimension in which a row of -inf becomes zeros."""
+def safe_softmax(scores: Tensor, sinks: Tensor | None = None) -> Tensor:
+    """Softmax of [B, Hq, R, Lk] over its last dimension in which a row of -inf becomes zeros.
+
+    `sinks` [Hq] adds one logit per head to the denominator; its weight is dropped, so rows sum to below 1.
+    """
+    if sinks is not None:
+        column = sinks.to(scores.dtype)[:, None, None].expand(*scores.shape[:-1], 1)
+        return safe_softmax(torch.cat([scores, column], -1))[..., :-1]
     return torch.softmax(scores, -1).masked_fill(scores.amax(-1, keepdim=True) == -torch.inf, 0.0)
+
+
+def log_denominator(scores: Tensor, sinks: Tensor | None) -> Tensor:
+    """Log-sum-exp of [B, Hq, R, Lk] and of the head's sink logit, so that weights = exp(scores - result)."""
+    lse = torch.logsumexp(scores, -1)
+    return lse if sinks is None else torch.logaddexp(lse, sinks.to(lse.dtype)[:, None])
 
 
 def row_mask(rows: Rows | None, batch: int, queries: int, device: torch.device) -> Tensor:
@@ -132,10 +179,16 @@ def row_mask(rows: Rows | None, batch: int, queries: int, device: torch.device) 
     return chosen[:, None, :, None]
 
 
-def measure(weights: Tensor, scores: Tensor, request: StatsRequest, active: Tensor | None) -> Stats:
+def measure(
+    weights: Tensor,
+    scores: Tensor,
+    request: StatsRequest,
+    active: Tensor | None,
+    sinks: Tensor | None = None,
+) -> Stats:
     """Statistics of rows [B, Hq, R, Lk]; a row that is not `active` [B, R] in a sample reports 0."""
     weights = weights.float()
-    lse = torch.logsumexp(scores, -1).float() if request.lse else None
+    lse = log_denominator(scores, sinks).float() if request.lse else None
     if active is not None:
         weights = weights * active[:, None, :, None]
         lse = lse.masked_fill(~active[:, None], 0.0) if lse is not None else None

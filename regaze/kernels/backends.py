@@ -1,0 +1,130 @@
+"""Which implementation runs a call of `attend`: by name, by the environment, or the best that can."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from importlib.util import find_spec
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from regaze.errors import BadParameterError
+from regaze.kernels.edit import AttentionEdit, Stats
+from regaze.kernels.reference import attend_reference, observe_reference
+from regaze.kernels.torch_ops import attend_torch, observe_torch
+
+
+class Backend(NamedTuple):
+    """One implementation of `attend` and of `observe`."""
+
+    attend: Callable[..., tuple[Tensor, Stats | None]]
+    observe: Callable[..., Stats]
+
+
+def _attend_triton(*args: Any, **kwargs: Any) -> tuple[Tensor, Stats | None]:
+    from regaze.kernels.triton.ops import attend_triton  # Triton takes a while to import
+
+    return attend_triton(*args, **kwargs)
+
+
+def _observe_triton(*args: Any, **kwargs: Any) -> Stats:
+    from regaze.kernels.triton.ops import observe_triton
+
+    return observe_triton(*args, **kwargs)
+
+
+#: Backend by name; none may change what an edit means.
+BACKENDS = {
+    "reference": Backend(attend_reference, observe_reference),
+    "torch": Backend(attend_torch, observe_torch),
+}
+if find_spec("triton") is not None:
+    BACKENDS["triton"] = Backend(_attend_triton, _observe_triton)
+
+MAX_HEAD_DIM = 256
+MAX_OPENINGS = 63
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+
+
+def choose(name: str, q: Tensor, k: Tensor, v: Tensor, edit: AttentionEdit) -> Backend:
+    """The backend for a call: the one that the argument or else REGAZE_BACKEND names, or the fastest that can.
+
+    Raises:
+        BadParameterError: an unknown name, or a backend that was asked for but cannot run the call.
+    """
+    if name == "auto":
+        name = os.environ.get("REGAZE_BACKEND") or "auto"
+    if name == "auto":
+        fused = q.is_cuda and why_not_triton(q, k, v, edit) is None
+        return BACKENDS["triton" if fused else "torch"]
+    if name == "triton":
+        if (why := why_not_triton(q, k, v, edit)) is not None:
+            raise BadParameterError(f"the Triton backend cannot run this call: {why}")
+    elif name not in BACKENDS:
+        raise BadParameterError(f"unknown attention backend {name!r}; this build has {', '.join(BACKENDS)}")
+    return BACKENDS[name]
+
+
+def why_not_triton(q: Tensor, k: Tensor, v: Tensor, edit: AttentionEdit) -> str | None:
+    """What keeps the fused kernels from running a call, and what to do about it; None when they can."""
+    if (why := _why_no_kernels(q.device)) is not None:
+        return why
+    dtypes = {x.dtype for x in (q, k, v)}
+    if len(dtypes) > 1 or q.dtype not in _DTYPES:
+        said = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
+        return f'q, k and v must all be float16, bfloat16 or float32, got {said}; use backend="torch"'
+    if max(q.shape[-1], v.shape[-1]) > MAX_HEAD_DIM:
+        return (
+            f"head dimensions go up to {MAX_HEAD_DIM}, got D={q.shape[-1]} and Dv={v.shape[-1]}; "
+            'use backend="torch"'
+        )
+    if len(edit.openings) > MAX_OPENINGS:
+        return f'an edit may have {MAX_OPENINGS} openings, got {len(edit.openings)}; use backend="torch"'
+    if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v, *_tensors(edit))):
+        return 'it has no gradients: call it under torch.no_grad(), or use backend="torch" to train'
+    return None
+
+
+def _tensors(edit: AttentionEdit) -> Iterator[Tensor]:
+    """The parts of an edit that may be learned."""
+    maps = (edit.score_slope, edit.head_mean_slope, edit.score_gain, edit.head_score_gain)
+    parts = (*maps, edit.bias, edit.value_gain)
+    weights = None if edit.channels is None else edit.channels.weights
+    return (part for part in (*parts, edit.head_gain, weights) if part is not None)
+
+
+@lru_cache(maxsize=32)
+def _why_no_kernels(device: torch.device) -> str | None:
+    """What keeps Triton from running on a device; None when it can. Found out once per device."""
+    if "triton" not in BACKENDS:
+        return "Triton is not installed; pip install 'regaze[triton]', or use backend=\"torch\""
+    if device.type == "cuda":
+        if torch.version.hip is not None:
+            return _why_not_compiled(device)
+        major, minor = torch.cuda.get_device_capability(device)
+        if major < 8:
+            return f'{device} has compute capability {major}.{minor}, and 8.0 is needed; use backend="torch"'
+        return None
+    from regaze.kernels.triton.common import INTERPRETED
+
+    if device.type == "cpu" and INTERPRETED.value:
+        return None
+    return (
+        f'its kernels run on a GPU, and q is on {device}; use backend="torch", or set TRITON_INTERPRET=1 '
+        "before Python starts to run them on the CPU in Triton's interpreter, which is slow"
+    )
+
+
+def _why_not_compiled(device: torch.device) -> str | None:
+    """Try a small call: not every ROCm device has a Triton that compiles for it."""
+    x = torch.zeros(1, 1, 1, 16, device=device, dtype=torch.float16)
+    try:
+        _attend_triton(
+            x, x, x, AttentionEdit(), mask=None, scaling=1.0, is_causal=False, softcap=None, sinks=None
+        )
+    except Exception as error:  # whatever the compiler raises
+        return f'Triton does not compile for {device} ({type(error).__name__}: {error}); use backend="torch"'
+    return None

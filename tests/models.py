@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlavaForConditionalG
 from regaze.demo.model import build_model
 from regaze.demo.vocabulary import build_processor
 from regaze.interventions import VAR
+from regaze.toolkit.context import Context
+from regaze.toolkit.tokens import TokenMap
 
 #: VAR that edits something in a random model: any two dimensions, a threshold that some tokens pass.
 SMALL_VAR: dict[str, Any] = {"sink_dimensions": (3, 7), "tau": 1.6, "min_image_mass": 0.05, "rho": 0.3}
@@ -67,3 +70,17 @@ def logits_of(model: Any, inputs: Any, tokens: int = 5) -> torch.Tensor:
         eos_token_id=None,
     )
     return torch.stack(out.logits)
+
+
+def context_for(roles: Any, *, layers: int = 6, heads: int = 2, hidden_size: int = 8) -> Context:
+    """The context of a prompt with these roles [B, L], for tests of an intervention without a model."""
+    config = SimpleNamespace(
+        model_type="test",
+        hidden_size=hidden_size,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        vocab_size=1,
+    )
+    tokens = TokenMap.from_roles(roles)
+    inputs = {"input_ids": torch.zeros(tokens.batch, tokens.length, dtype=torch.int64)}
+    return Context(None, config, inputs, tokens, ())  # type: ignore[arg-type]

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from models import llava_processor, logits_of, picture, small_var, tiny_llama
+from models import context_for, llava_processor, logits_of, picture, small_var, tiny_llama
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -16,7 +16,6 @@ import regaze
 from regaze import VAR, HeadKnockout, Role, TokenMap
 from regaze.errors import BadParameterError
 from regaze.kernels import AttentionEdit, Channels, Redistribute, Rows, attend
-from regaze.toolkit.context import Context
 from regaze.toolkit.sinks import SinkProfile, find_sink_dimensions, published_sinks, sink_values
 
 # The hand example: BOS (text sink), image token a (visual sink), image b, image c, text.
@@ -34,25 +33,13 @@ def attend_given_weights(weights: torch.Tensor, edit: AttentionEdit) -> torch.Te
     return attend(q, k, v, edit, mask=weights.log())[0]
 
 
-def context_for(roles, hidden_size: int, layers: int = 6) -> Context:
-    config = SimpleNamespace(
-        model_type="test",
-        hidden_size=hidden_size,
-        num_hidden_layers=layers,
-        num_attention_heads=2,
-        vocab_size=1,
-    )
-    tokens = TokenMap.from_roles(roles)
-    return Context(config, None, (tokens.batch, tokens.length), tokens, ())
-
-
 def edits_of(var: VAR, hidden: torch.Tensor, roles, layer: int = 3) -> tuple[AttentionEdit, AttentionEdit]:
     """The layer's edits at prefill and at decode, as the model would receive them."""
-    context = context_for(roles, hidden.shape[-1])
+    context = context_for(roles, hidden_size=hidden.shape[-1])
     var.prepare(context)
-    context._hidden = (layer, hidden)
+    context.show_hidden(layer, hidden)
     prefill = var.edit(layer, 0, context)
-    context._hidden = None
+    context.hide_hidden()
     return prefill, var.edit(layer, 1, context)
 
 
@@ -107,7 +94,7 @@ def check_case(
     batch, length = states.shape[:2]
     roles = golden_roles(params, batch, length)
     var = golden_var(params, as_released=params.get("as_released", False))
-    context = context_for(roles, states.shape[-1])
+    context = context_for(roles, hidden_size=states.shape[-1])
     groups = var.groups(states, SinkProfile(tuple(params["sink_dims"]), params["tau"]), context.tokens)
     prefill, decode = edits_of(var, states, roles, params["layer"])
 

@@ -15,6 +15,7 @@ from regaze import HeadKnockout, Role, TokenMap
 from regaze.errors import BadParameterError, CompositionError, InputError, UnsupportedModelError
 from regaze.interventions import Intervention
 from regaze.kernels import AttentionEdit
+from regaze.toolkit.context import Participant
 
 QUESTIONS = ["Is there a dog in the image?", "Please describe this image in detail.", "What?"]
 
@@ -284,10 +285,8 @@ def test_copies_of_a_wrapped_model_are_plain(model, gaze, inputs):
     assert torch.equal(logits_of(model, inputs), logits_of(copied, inputs))
 
 
-def test_participants_can_be_any_object_with_the_protocol(model, gaze, inputs):
-    class Half:
-        uses_hidden_states = False
-
+def test_any_participant_can_take_part(model, gaze, inputs):
+    class Half(Participant):
         def prepare(self, context):
             context.state(self)["edit"] = AttentionEdit(head_gain=torch.full((1, context.num_heads), 0.5))
 

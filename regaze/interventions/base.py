@@ -1,50 +1,51 @@
-"""What an intervention is: a frozen bundle of hyper-parameters and up to two methods."""
+"""What a method is: a frozen bundle of hyper-parameters that acts inside forwards, or asks several times."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from PIL import Image
 
 from regaze.errors import BadParameterError, RegazeError, UnknownParameterError
-from regaze.kernels import AttentionEdit
-from regaze.toolkit.context import Context
+from regaze.toolkit.context import Participant
+from regaze.toolkit.images import open_image
+from regaze.toolkit.wrap import Gaze, Images, paired
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 @dataclass(frozen=True)
-class Intervention:
-    """Base of all interventions: frozen dataclasses whose fields are the paper's hyper-parameters.
-
-    An intervention keeps no state: what it learns from a prompt goes into `context.state(self)`, which lives
-    as long as that generation. Therefore no result depends on the sample before.
+class Method:
+    """A frozen dataclass whose fields are the hyper-parameters of a paper, with a name and a JSON form.
 
     Class attributes:
         name: registered name, as used on the command line.
         summary: one line on what it does. source: where it comes from.
-        uses_hidden_states: whether `edit` reads `context.hidden_states(layer)` at prefill.
+        edits: what is changed, and when. cost: forwards per token, and what is held in memory.
+        release: licence and known defects of the released code, and what is done here instead.
     """
 
     name: ClassVar[str] = ""
     summary: ClassVar[str] = ""
     source: ClassVar[str] = ""
-    uses_hidden_states: ClassVar[bool] = False
+    edits: ClassVar[str] = ""
+    cost: ClassVar[str] = ""
+    release: ClassVar[str] = ""
 
-    def prepare(self, context: Context) -> None:
-        """Called once per prompt, before the prefill."""
-
-    def edit(self, layer: int, step: int, context: Context) -> AttentionEdit | None:
-        """What to do to `layer` at `step` (0 is the prefill); None leaves the layer to plain attention.
-
-        Called for every layer of every forward: return the same object again where nothing changed, and leave
-        the device alone.
-        """
-        return None
+    @property
+    def is_identity(self) -> bool:
+        """Whether these parameters leave every model as it is, to the bit."""
+        return False
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form: the method's name and its parameters."""
         return {"method": self.name, **asdict(self)}
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Intervention:
+    def from_dict(cls, data: dict[str, Any]) -> Self:
         """Inverse of `to_dict`; lists become tuples. Raises UnknownParameterError, BadParameterError."""
         values = {key: _tuples(value) for key, value in data.items() if key != "method"}
         known = [f.name for f in fields(cls)]
@@ -64,6 +65,56 @@ class Intervention:
         """Name, parameters, summary and source, for people."""
         values = ", ".join(f"{f.name}={getattr(self, f.name)!r}" for f in fields(self))
         return f"{self.name}({values}): {self.summary} [{self.source}]"
+
+
+@dataclass(frozen=True)
+class Intervention(Method, Participant):
+    """Base of all methods that act inside the model's forwards; `gaze.using` takes them.
+
+    An intervention keeps no state: what it learns from a prompt goes into `context.state(self)`, which lives
+    as long as that generation. Therefore no result depends on the sample before.
+    """
+
+
+@dataclass(frozen=True)
+class AskAgain(Method):
+    """Base of all methods that ask the model several times, each time about other images or prompts.
+
+    They leave the forwards alone, so that interventions may be active around them.
+    """
+
+    def ask(
+        self,
+        gaze: Gaze,
+        images: Sequence[Images] | Images,
+        questions: Sequence[str] | str,
+        *,
+        system: str | None = None,
+        batch_size: int = 8,
+        progress: Callable[[int], None] | None = None,
+        **generate_kwargs: Any,
+    ) -> list[Any]:
+        """One result per question, in their order; `str` of a result is the answer.
+
+        Arguments and errors as for `Gaze.ask`.
+        """
+        entries, texts = paired(images, questions)
+        if batch_size < 1:
+            raise BadParameterError(f"batch_size must be at least 1, got {batch_size}")
+        options, results = {"system": system, **generate_kwargs}, []
+        for start in range(0, len(texts), batch_size):
+            part = slice(start, start + batch_size)
+            opened = [[open_image(image) for image in entry] for entry in entries[part]]
+            results += self.ask_batch(gaze, opened, texts[part], options)
+            if progress is not None:
+                progress(len(opened))
+        return results
+
+    def ask_batch(
+        self, gaze: Gaze, images: list[list[Image.Image]], questions: list[str], options: dict[str, Any]
+    ) -> list[Any]:
+        """`ask` for one batch: per question its images, and the options of every `gaze.ask`."""
+        raise NotImplementedError
 
 
 def _tuples(value: Any) -> Any:

@@ -27,6 +27,13 @@ class HeadKnockout(Intervention):
     name: ClassVar[str] = "knockout"
     summary: ClassVar[str] = "remove the output of chosen attention heads"
     source: ClassVar[str] = "ablation; mode='uniform' as in the release of arXiv:2404.15574"
+    edits: ClassVar[str] = "the output of the listed heads, in every row and step"
+    cost: ClassVar[str] = "one forward"
+    release: ClassVar[str] = (
+        "nightdessert/Retrieval_Head. It sets scores to 0, so that a masked head averages all "
+        'values (mode="uniform"), and does nothing at all for Qwen2, Mixtral and Phi-3; its random heads for '
+        "comparison are not kept apart from the retrieval heads."
+    )
 
     heads: tuple[tuple[int, int], ...] = field(default=(), metadata={"help": "(layer, query head) pairs"})
     mode: Literal["zero", "uniform"] = field(
@@ -45,6 +52,10 @@ class HeadKnockout(Intervention):
         if self.mode not in ("zero", "uniform"):
             raise BadParameterError(f'mode must be "zero" or "uniform", got {self.mode!r}')
         object.__setattr__(self, "heads", pairs)
+
+    @property
+    def is_identity(self) -> bool:
+        return not self.heads
 
     def prepare(self, context: Context) -> None:
         for layer, head in self.heads:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+import weakref
+from functools import lru_cache
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from transformers import (
     AttentionInterface,
     AttentionMaskInterface,
@@ -12,6 +16,7 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
+from transformers.cache_utils import StaticLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
@@ -21,7 +26,52 @@ from regaze.errors import UnsupportedModelError
 #: ("sdpa", "flash", "flex", "/"), so this one contains none of them.
 IMPLEMENTATION = "regaze"
 
-plain_attention = sdpa_attention_forward
+
+def plain_attention(
+    previous: str | None,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    **options: Any,
+) -> Tensor:
+    """What the model computes unedited: q [B, Hq, Lq, D] -> [B, Lq, Hq, Dv].
+
+    To the bit where `previous`, the model's own implementation, is "sdpa" or "eager". Others are replaced by
+    SDPA, or by the model's eager function where SDPA would lose a soft cap or sinks (such models are eager
+    unless told otherwise).
+    """
+    special = options.get("softcap") is not None or options.get("s_aux") is not None
+    if previous == "eager" or (special and previous != "sdpa"):
+        eager = _eager_function(module)
+        if eager is not None:
+            causal = options.get("is_causal")
+            causal = getattr(module, "is_causal", True) if causal is None else causal
+            mask = _eager_mask(mask, query, key, causal)
+            return eager(module, query, key, value, mask, **options)[0]
+        if special:
+            raise UnsupportedModelError(
+                f"{type(module).__name__} has a soft cap or sinks, but no eager attention function that "
+                "regaze can find"
+            )
+    return sdpa_attention_forward(module, query, key, value, mask, **options)[0]
+
+
+def _eager_function(module: nn.Module) -> Any:
+    """`eager_attention_forward` of the file that defines the module's class, or a base of it."""
+    files = (sys.modules.get(cls.__module__) for cls in type(module).__mro__)
+    return next((f for file in files if (f := getattr(file, "eager_attention_forward", None))), None)
+
+
+def _eager_mask(mask: Tensor | None, query: Tensor, key: Tensor, causal: bool) -> Tensor | None:
+    """What `eager_mask` of transformers would have made where `sdpa_mask` made a bool mask, or none."""
+    if mask is None and causal and query.shape[2] > 1:  # omitted only where row i sits at key i
+        shape = (1, 1, query.shape[2], key.shape[2])
+        mask = torch.ones(shape, dtype=torch.bool, device=query.device).tril()
+    if mask is None or mask.dtype != torch.bool:
+        return mask
+    return torch.where(mask, query.new_zeros(()), torch.finfo(query.dtype).min)
 
 
 def register(function: Any) -> None:
@@ -93,6 +143,76 @@ def cache_of(output: Any) -> Cache | None:
     return next((value for value in values if isinstance(value, Cache)), None)
 
 
+def padding_mask(mask: Any, length: int) -> Tensor | None:
+    """Which of the prompt's tokens are real, [B, L] bool, from whatever `generate` passes at prefill.
+
+    With a static cache that is a mask [B, 1, L, Lk], or one per kind of layer, in which padded tokens do not
+    even see themselves.
+    """
+    if isinstance(mask, dict):
+        mask = next((m for m in mask.values() if m is not None), None)
+    if mask is None or mask.dim() != 4:
+        return mask
+    own = mask[:, 0, :, :length].diagonal(dim1=1, dim2=2)
+    return own > torch.finfo(own.dtype).min / 2 if own.is_floating_point() else own
+
+
 def seen_tokens(cache: Any) -> int:
     """Number of tokens that a key-value cache already holds; 0 for no cache."""
     return 0 if cache is None else int(cache.get_seq_length())
+
+
+def drop_last(cache: Cache) -> None:
+    """Forget the last token of a cache. Raises UnsupportedModelError where its kind cannot."""
+    try:
+        cache.crop(-1)
+    except (AttributeError, NotImplementedError, RuntimeError, ValueError) as error:
+        raise UnsupportedModelError(
+            f"this {type(cache).__name__} cannot drop its last token, which an intervention needs here; "
+            "generate with cache_implementation='dynamic'"
+        ) from error
+
+
+class _FollowsRows:
+    """A cache that re-orders the rows of all branches, and what interventions keep, with the user's beams."""
+
+    _regaze_context: weakref.ref[Any]
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        context = self._regaze_context()
+        if context is not None:
+            beam_idx = context.stacked_rows(beam_idx)
+            context.reorder(beam_idx)
+        super().reorder_cache(beam_idx)  # type: ignore[misc]
+
+
+@lru_cache
+def _following(kind: Any) -> Any:
+    return type(kind.__name__, (_FollowsRows, kind), {"__module__": kind.__module__})
+
+
+def follow_reorder(cache: Cache, context: Any) -> None:
+    """Tell `context` when beam search re-orders `cache`, which may hold rows unknown to `generate`."""
+    if not isinstance(cache, _FollowsRows):
+        cache.__class__ = _following(type(cache))
+    cache._regaze_context = weakref.ref(context)  # type: ignore[attr-defined]
+
+
+def release_cache(cache: Cache, rows: int) -> None:
+    """Leave only the first `rows` rows in a cache."""
+    for layer in cache.layers:
+        if hasattr(layer, "batch_select_indices"):
+            layer.batch_select_indices(torch.arange(rows))
+        elif isinstance(layer, StaticLayer) and layer.keys is not None and layer.values is not None:
+            layer.keys, layer.values = layer.keys[:rows], layer.values[:rows]
+
+
+def pass_media(model: PreTrainedModel, wanted: bool) -> None:
+    """Whether `generate` hands pixels to the forward, rather than features that it has encoded before.
+
+    transformers 5.23 encodes first (`mm_encoder_outputs`); 5.17 knows nothing of it.
+    """
+    if wanted:
+        model.__dict__["_supports_mm_encoder_outputs"] = lambda: False
+    else:
+        model.__dict__.pop("_supports_mm_encoder_outputs", None)

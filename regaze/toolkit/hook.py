@@ -10,23 +10,25 @@ from __future__ import annotations
 
 import inspect
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from regaze.errors import CompositionError, InputError, RegazeError, UnsupportedModelError
-from regaze.kernels import AttentionEdit, Stats, attend, compose, observe
+from regaze.kernels import AttentionEdit, Stats, StatsRequest, attend, compose, observe
 from regaze.toolkit import compat
+from regaze.toolkit.branches import Branch, Stack, main_rows
 from regaze.toolkit.context import Context, Participant, Recorder
+from regaze.toolkit.mixture import mix
+from regaze.toolkit.prompts import PromptReader
 from regaze.toolkit.tokens import TokenMap
+from regaze.toolkit.watches import Watches, replayed
 
 _SLOT = "_regaze_hook"
-
-TokenReader = Callable[[Tensor, Tensor | None], TokenMap]
 
 
 @dataclass(eq=False)
@@ -35,8 +37,19 @@ class Session:
 
     participants: tuple[Participant, ...]
     tokens: TokenMap | None = None
-    read_tokens: TokenReader | None = None
-    recorder: Recorder | None = None
+    read_tokens: Callable[[Tensor, Tensor | None], TokenMap] | None = None
+    reader: PromptReader | None = None
+
+    @property
+    def recorders(self) -> tuple[Recorder, ...]:
+        return tuple(p for p in self.participants if isinstance(p, Recorder))
+
+
+class Planned(NamedTuple):
+    """One layer's edit and who asked for statistics: the first for those of the edit, others beside it."""
+
+    edit: AttentionEdit
+    asking: tuple[tuple[Participant, StatsRequest], ...]
 
 
 def open_session(model: PreTrainedModel, session: Session) -> None:
@@ -70,10 +83,9 @@ class ModelHook:
         self._contexts: weakref.WeakKeyDictionary[Any, tuple[Context, tuple[Session, ...]]] = (
             weakref.WeakKeyDictionary()
         )
-        self._composed: dict[int, tuple[tuple[AttentionEdit, ...], AttentionEdit | None]] = {}
+        self._planned: dict[int, tuple[tuple[AttentionEdit | None, ...], Planned | None]] = {}
         self._handles: list[Any] = []
-        self._layer_handles: list[Any] = []
-        self._open: tuple[Session, ...] = ()  # the sessions that saw the prefill of the current generation
+        self._watches = Watches(model)
         self._argument_names = tuple(inspect.signature(model.forward).parameters)
         self._previous = compat.current_attention(model)
 
@@ -106,7 +118,7 @@ class ModelHook:
         compat.set_attention(self.model, self._previous)
 
     def add(self, session: Session) -> None:
-        if session.recorder is not None and any(other.recorder is not None for other in self.sessions):
+        if session.recorders and any(other.recorders for other in self.sessions):
             raise CompositionError(
                 "a recording is already open on this model; ask for everything in one gaze.recording"
             )
@@ -116,57 +128,66 @@ class ModelHook:
     def remove(self, session: Session) -> None:
         if session in self.sessions:
             self.sessions.remove(session)
+        for cache, (context, sessions) in list(self._contexts.items()):
+            if session in sessions and context.has_branches:  # what is left of it is the user's rows
+                compat.release_cache(cache, context.user_batch)
+                del self._contexts[cache]
         self._refresh()
         if not self.sessions:
             self.uninstall()
 
     def _refresh(self) -> None:
         # Recorders come last: what they ask for is attached to what the others do.
-        ordered = sorted(self.sessions, key=lambda session: session.recorder is not None)
+        ordered = sorted(self.sessions, key=lambda session: bool(session.recorders))
         self.participants = tuple(p for session in ordered for p in session.participants)
-        self._composed.clear()
+        self._planned.clear()
+        branching = (type(p).branches is not Participant.branches for p in self.participants)
+        media = any(p.uses_media for p in self.participants) or any(branching)
+        compat.pass_media(self.model, media)
 
     # One forward --------------------------------------------------------------------------------------
 
-    def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _enter(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         if not self.participants:
-            return
-        kwargs = {**dict(zip(self._argument_names, args, strict=False)), **kwargs}
-        input_ids, cache = kwargs.get("input_ids"), kwargs.get("past_key_values")
-        if compat.seen_tokens(cache) == 0:
-            self._begin(input_ids, kwargs)
-        else:
-            self._continue(cache)
+            return None
+        given = {**dict(zip(self._argument_names, args, strict=False)), **kwargs}
+        cache = given.get("past_key_values")
+        seen = compat.seen_tokens(cache)
+        context = self._continue(cache) if seen else self._begin(given)
+        self.current = context
         for session in self.sessions:
-            if session.recorder is not None and self.current is not None:
-                session.recorder.begin_step(self.current, input_ids)
+            for recorder in session.recorders:
+                recorder.begin_step(context, given.get("input_ids"))
+        self._watches.start(context)
+        if not context.has_branches:
+            return None
+        positions = "position_ids" in self._argument_names
+        return (), context.stacked(given, seen, positions)
 
-    def _begin(self, input_ids: Tensor | None, kwargs: dict[str, Any]) -> None:
-        given = input_ids if input_ids is not None else kwargs.get("inputs_embeds")
-        if given is None:
+    def _begin(self, given: dict[str, Any]) -> Context:
+        if given.get("input_ids") is None and given.get("inputs_embeds") is None:
             raise InputError("the model was called without input_ids and inputs_embeds")
-        batch, length = given.shape[:2]
-        tokens = self._tokens(input_ids, kwargs.get("attention_mask"), batch, length)
-        context = Context(
-            compat.text_config(self.model), input_ids, (batch, length), tokens, self.participants
-        )
-        context.device = given.device
-        self._composed.clear()
+        reader = next((s.reader for s in self.sessions if s.reader is not None), None)
+        config, tokens = compat.text_config(self.model), self._tokens(given)
+        context = Context(self.model, config, given, tokens, self.participants, reader)
+        context.run_aside = self._run_aside
+        self._planned.clear()
+        branches: dict[str, Branch] = {}
+        for participant in self.participants:
+            for name, branch in participant.branches(context).items():
+                branches.setdefault(name, branch)
+        if branches:
+            context.stack(Stack(given, branches, context.visible, context.pad_token_id))
         for participant in self.participants:
             participant.prepare(context)
-        self.current, self._open = context, tuple(self.sessions)
-        if any(participant.uses_hidden_states for participant in self.participants):
-            # For this forward only: hooks on every layer would cost a decode step as much as an edit does.
-            layers = compat.decoder_layers(self.model)
-            hooks = (self._layer_input(number) for number in range(len(layers)))
-            self._layer_handles = [
-                layer.register_forward_pre_hook(hook, with_kwargs=True)
-                for layer, hook in zip(layers, hooks, strict=True)
-            ]
+        return context
 
-    def _tokens(
-        self, input_ids: Tensor | None, mask: Tensor | None, batch: int, length: int
-    ) -> TokenMap | Exception:
+    def _tokens(self, given: dict[str, Any]) -> TokenMap | Exception:
+        input_ids = given.get("input_ids")
+        batch, length = (input_ids if input_ids is not None else given["inputs_embeds"]).shape[:2]
+        mask = compat.padding_mask(given.get("attention_mask"), length)
         for session in reversed(self.sessions):
             if session.tokens is not None:
                 return _fitted(session.tokens, batch, length)
@@ -177,7 +198,7 @@ class ModelHook:
         except RegazeError as error:  # raised where roles are needed: many participants need none
             return error
 
-    def _continue(self, cache: Any) -> None:
+    def _continue(self, cache: Any) -> Context:
         context, sessions = self._contexts.get(cache, (None, ()))
         if context is None or any(session not in sessions for session in self.sessions):
             raise InputError(
@@ -185,29 +206,72 @@ class ModelHook:
                 "run the prompt and its continuation inside one block"
             )
         context.step += 1
-        self.current = context
+        return context
 
-    def _leave(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    def _leave(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         context, self.current = self.current, None
-        while self._layer_handles:
-            self._layer_handles.pop().remove()
+        self._watches.stop()
         if context is None:
-            return
-        context._hidden = None
-        cache = compat.cache_of(output) or kwargs.get("past_key_values")
+            return None
+        context.hide_hidden()
+        if output is None:  # the forward failed
+            return None
+        cache = compat.cache_of(output)
         if context.step == 0 and cache is not None:
-            self._contexts[cache] = (context, self._open)
+            self._contexts[cache] = (context, tuple(self.sessions))
+            compat.follow_reorder(cache, context)
+        if context.wants_replay:
+            self._replay(context, cache, kwargs, output)
+        return self._mixed(context, output)
 
-    def _layer_input(self, number: int) -> Callable[..., None]:
-        def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if self.current is not None:
-                self.current._hidden = (number, args[0] if args else kwargs["hidden_states"])
+    def _replay(self, context: Context, cache: Any, kwargs: dict[str, Any], output: Any) -> None:
+        """Run the last row of the prompt once more, as a decode step over the cache of the rows before it."""
+        context.wants_replay = False
+        inputs = replayed(kwargs, cache, context)
+        compat.drop_last(cache)
+        self.current, context.step, context.replaying = context, 1, True
+        self._watches.start(context)
+        try:
+            again = self.model.forward(**inputs)
+        finally:
+            self._watches.stop()
+            self.current, context.step, context.replaying = None, 0, False
+        output["logits"] = torch.cat([output.logits[:, :-1], again.logits[:, -1:]], 1)
 
-        return keep
+    def _mixed(self, context: Context, output: Any) -> Any:
+        """The output with the combined logits and the user's rows; None where it stays as it is."""
+        if isinstance(output, tuple):
+            if context.has_branches or any(type(p).mix is not Participant.mix for p in self.participants):
+                raise InputError("interventions that combine logits need outputs by name: return_dict=True")
+            return None
+        with context.reading(output):
+            mixtures = [m for p in self.participants if (m := p.mix(context)) is not None]
+            if not mixtures and not context.has_branches:
+                return None
+            logits = mix(context.logits(), mixtures) if mixtures else context.logits()
+        for name in list(output):
+            output[name] = main_rows(output[name], context.batch, context.user_batch)
+        output["logits"] = logits
+        return output
+
+    def _run_aside(self, inputs: Mapping[str, Any], participant: Participant) -> Any:
+        """A forward without a cache, seen by `participant` alone; see `Context.run_aside`."""
+        outer = self.sessions, self.participants, self.current
+        session = Session((participant,), *next((s.tokens, s.read_tokens, s.reader) for s in self.sessions))
+        self.sessions, self.participants = [session], (participant,)
+        keep = {"logits_to_keep": 1} if "logits_to_keep" in self._argument_names else {}
+        unwanted = ("past_key_values", "use_cache", "logits_to_keep", "return_dict", "cache_position")
+        inputs = {name: value for name, value in inputs.items() if name not in unwanted}
+        try:
+            with torch.no_grad():
+                return self.model(**inputs, **keep, use_cache=False, return_dict=True)
+        finally:
+            self.sessions, self.participants, self.current = outer
+            self._planned.clear()
 
     # One layer ----------------------------------------------------------------------------------------
 
-    def edit(self, layer: int, device: torch.device) -> AttentionEdit | None:
+    def edit(self, layer: int, device: torch.device) -> Planned | None:
         """What the open sessions want of this layer now; None for plain attention."""
         context = self.current
         if context is None:
@@ -217,24 +281,31 @@ class ModelHook:
                 )
             return None
         context.device, step = device, context.step
-        if len(self.participants) == 1:
-            return self.participants[0].edit(layer, step, context)
-        edits = tuple(edit for p in self.participants if (edit := p.edit(layer, step, context)) is not None)
-        if len(edits) < 2:
-            return edits[0] if edits else None
-        known = self._composed.get(layer)
-        if (
-            known is None
-            or len(known[0]) != len(edits)
-            or any(a is not b for a, b in zip(known[0], edits, strict=True))
-        ):
-            known = self._composed[layer] = (edits, compose(edits))
+        edits = tuple(p.edit(layer, step, context) for p in self.participants)
+        known = self._planned.get(layer)
+        if known is None or any(a is not b for a, b in zip(known[0], edits, strict=True)):
+            known = self._planned[layer] = (edits, _plan(self.participants, edits))
         return known[1]
 
-    def deliver(self, layer: int, stats: Stats) -> None:
-        for session in self.sessions:
-            if session.recorder is not None:
-                session.recorder.deliver(layer, stats)
+    def deliver(self, layer: int, owner: Participant, stats: Stats) -> None:
+        if self.current is not None:
+            owner.observe(layer, stats, self.current)
+
+
+def _plan(participants: tuple[Participant, ...], edits: tuple[AttentionEdit | None, ...]) -> Planned | None:
+    """One edit that does what all do. One request for statistics goes with it, the others beside it."""
+    active = [(p, edit) for p, edit in zip(participants, edits, strict=True) if edit is not None]
+    if not active:
+        return None
+    asking = [(p, edit.stats) for p, edit in active if edit.stats is not None]
+    asking.sort(key=lambda pair: not pair[1].edited)  # only the edit's own pass knows the edited rows
+    if len(asking) > 1 and asking[1][1].edited:
+        raise CompositionError("two interventions ask for statistics of the edited rows of one layer")
+    if len(active) == 1:
+        return Planned(active[0][1], tuple(asking))
+    composed = compose([edit.replace(stats=None) for _, edit in active])
+    assert composed is not None
+    return Planned(composed.replace(stats=asking[0][1]) if asking else composed, tuple(asking))
 
 
 def _fitted(tokens: TokenMap, batch: int, length: int) -> TokenMap | Exception:
@@ -260,38 +331,65 @@ def regaze_attention(
     """The attention function registered with transformers: q [B, Hq, Lq, D] -> ([B, Lq, Hq, Dv], None)."""
     hook: ModelHook | None = module.__dict__.get(_SLOT)
     layer: int = module.layer_idx  # type: ignore[assignment]
-    edit = None if hook is None else hook.edit(layer, query.device)
+    planned = None if hook is None else hook.edit(layer, query.device)
+    edit = None if planned is None else planned.edit
     out: Tensor | None = None
     if hook is None or edit is None or edit.neutral:  # the very bits of the unwrapped model
         options = {"dropout": dropout, "scaling": scaling, "is_causal": is_causal, **kwargs}
-        out, _ = compat.plain_attention(module, query, key, value, attention_mask, **options)
+        previous = None if hook is None else hook._previous
+        out = compat.plain_attention(previous, module, query, key, value, attention_mask, **options)
         if hook is None or edit is None or edit.stats is None:
             return out, None
-    _refuse_unsupported(module, dropout, kwargs)
+    _refuse_unsupported(module, hook, edit, key.shape[2], dropout, kwargs)
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     if attention_mask is None and causal and query.shape[2] > 1:
         # transformers omits the mask only where row i sits at key i; a static cache has empty keys behind.
         key, value = key[:, :, : query.shape[2]], value[:, :, : query.shape[2]]
     call: dict[str, Any] = {"mask": attention_mask, "scaling": scaling, "is_causal": causal}
+    call |= {"softcap": kwargs.get("softcap"), "sinks": kwargs.get("s_aux")}
     if out is not None and edit.stats is not None:
         stats: Stats | None = observe(query, key, edit.stats, **call)
     else:
         edited, stats = attend(query, key, value, edit, **call)
         out = edited.transpose(1, 2).contiguous()
-    if stats is not None:
-        hook.deliver(layer, stats)
+    if planned is not None and stats is not None:
+        hook.deliver(layer, planned.asking[0][0], stats)
+        for owner, request in planned.asking[1:]:
+            hook.deliver(layer, owner, observe(query, key, request, **call))
     return out, None
 
 
-def _refuse_unsupported(module: nn.Module, dropout: float, kwargs: dict[str, Any]) -> None:
-    """Parts of attention that an edited layer would silently lose."""
-    for name in ("softcap", "s_aux", "position_bias"):
-        if kwargs.get(name) is not None:
+def _refuse_unsupported(
+    module: nn.Module, hook: ModelHook, edit: AttentionEdit, keys: int, dropout: float, kwargs: dict[str, Any]
+) -> None:
+    """What an edited layer would silently lose, or add to what the model did so far."""
+    name = type(module).__name__
+    if kwargs.get("position_bias") is not None:
+        raise UnsupportedModelError(f"{name} uses `position_bias`, which edited attention lacks so far")
+    for part in ("softcap", "s_aux"):
+        if hook._previous == "sdpa" and kwargs.get(part) is not None:
             raise UnsupportedModelError(
-                f"{type(module).__name__} uses `{name}`, which edited attention lacks so far"
+                f"{name} has a `{part}`, which SDPA leaves out: load the model with "
+                "attn_implementation='eager', so that plain and edited attention are the same function"
+            )
+    context = hook.current
+    if kwargs.get("sliding_window") is not None and context is not None and _names_columns(edit):
+        seen = context.prompt_length + context.step  # at least: a step may feed several tokens
+        if keys < seen:
+            raise UnsupportedModelError(
+                f"the cache of this {name} keeps the last {keys} keys of its sliding window and has dropped "
+                f"the first of {seen}, so columns of an edit or record no longer name the right keys; use "
+                "shorter prompts and answers, or layers without a window"
             )
     if dropout:
         raise UnsupportedModelError("attention dropout is not supported under an edit; call model.eval()")
+
+
+def _names_columns(edit: AttentionEdit) -> bool:
+    """Whether anything in the edit, or in what it records, means certain keys."""
+    maps = (edit.score_slope, edit.head_mean_slope, edit.score_gain, edit.bias)
+    parts = (*maps, edit.channels, edit.value_gain, edit.stats)
+    return edit.edits_mask or any(part is not None for part in parts)
 
 
 compat.register(regaze_attention)

@@ -7,7 +7,7 @@ import platform
 from collections import defaultdict
 from dataclasses import asdict
 from itertools import pairwise
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import transformers
@@ -15,15 +15,13 @@ from torch import Tensor
 
 from regaze.errors import RecordingError
 from regaze.kernels import AttentionEdit, Channels, Rows, Stats, StatsRequest
-from regaze.toolkit.context import Context
+from regaze.toolkit.context import Context, Recorder
 from regaze.toolkit.record import FORMAT, STATISTICS, Record, Trace, Wanted
 from regaze.toolkit.tokens import Role, TokenMap
 
 
-class RecordingSession:
+class RecordingSession(Recorder):
     """Takes part in the forwards of a `recording` block and fills its `Record`."""
-
-    uses_hidden_states: ClassVar[bool] = False
 
     def __init__(self, wanted: Wanted, gaze: Any):
         self.wanted, self.gaze = wanted, gaze
@@ -43,24 +41,24 @@ class RecordingSession:
             )
 
     def edit(self, layer: int, step: int, context: Context) -> AttentionEdit | None:
-        wanted = self.wanted
+        wanted, number = self.wanted, 0 if context.replaying else step
         if (wanted.layers is not None and layer not in wanted.layers) or (
-            wanted.steps is not None and step not in wanted.steps
+            wanted.steps is not None and number not in wanted.steps
         ):
             return None
         assert self._draft is not None
         return self._draft.request(context.device, step)
 
-    def deliver(self, layer: int, stats: Stats) -> None:
+    def observe(self, layer: int, stats: Stats, context: Context) -> None:
         if self._draft is not None:
-            self._draft.stats[layer].append(stats)
+            self._draft.add(layer, stats)
 
     def note_answer(self, output_ids: Tensor) -> None:
         """The generated ids [B, T] of the generation that just ended, where the caller knows them.
 
         Beam search returns its best sequences in an order that is not that of the recorded rows: no use here.
         """
-        if self._draft is not None and len(output_ids) == self._draft.context.batch:
+        if self._draft is not None and len(output_ids) == self._draft.context.user_batch:
             self._draft.answer = output_ids.cpu()
 
     def finish(self) -> None:
@@ -107,7 +105,7 @@ class _Draft:
         return torch.nn.utils.rnn.pad_sequence(columns, batch_first=True, padding_value=-1)
 
     def _prefill_rows(self) -> Rows:
-        length, batch = self.context.prompt_length, self.context.batch
+        length = self.context.prompt_length
         if self.tokens is None:
             return Rows(torch.arange(length) if self.wanted.rows == "all" else torch.tensor([length - 1]))
         real = ~self.tokens.mask(Role.PAD)
@@ -120,9 +118,7 @@ class _Draft:
                     'rows="text" was asked for, but no text follows an image; use rows="all"'
                 )
             return Rows.where(rows)
-        last = torch.zeros(batch, length, dtype=torch.bool)
-        last[torch.arange(batch), length - 1 - real.flip(1).int().argmax(1)] = True
-        return Rows.where(last)
+        return Rows.where(self.tokens.last())
 
     def request(self, device: torch.device, step: int) -> AttentionEdit:
         """What to ask of a layer: the chosen rows at prefill, every row of the call afterwards."""
@@ -147,6 +143,20 @@ class _Draft:
             self._requests[key] = AttentionEdit(stats=request)
         return self._requests[key]
 
+    def add(self, layer: int, stats: Stats) -> None:
+        """Keep the user's rows of what a layer did."""
+        batch = self.context.user_batch
+        stats = Stats(*(None if part is None else part[:batch] for part in stats))
+        if self.context.replaying:  # the prompt's last row again: what the first token came from
+            before = self.stats[layer][-1]
+            pairs = zip(before, stats, strict=True)
+            stats = Stats(
+                *(a if a is None or b is None else torch.cat([a[:, :, :-1], b], 2) for a, b in pairs)
+            )
+            self.stats[layer][-1] = stats
+        else:
+            self.stats[layer].append(stats)
+
     def begin_step(self, input_ids: Tensor | None) -> None:
         step = self.context.step
         if step and input_ids is not None:
@@ -167,6 +177,8 @@ class _Draft:
             what = f"layers {sorted(missing)}" if missing else f"steps {self.wanted.steps}"
             raise RecordingError(f"{what} were asked for, but no attention ran there")
         position, step, active = self._row_index()
+        user = slice(self.context.user_batch)
+        input_ids = None if self.context.input_ids is None else self.context.input_ids[user].cpu()
         statistics = {name: self._stack(name, layers) for name in STATISTICS}
         fed = torch.cat(self.fed, 1).cpu() if self.fed else None
         output_ids = self.answer if self.answer is not None else fed
@@ -175,11 +187,11 @@ class _Draft:
             row_position=position,
             row_step=step,
             row_active=active,
-            slice_columns=self.columns,
-            input_ids=None if self.context.input_ids is None else self.context.input_ids.cpu(),
+            slice_columns=None if self.columns is None else self.columns[user],
+            input_ids=input_ids,
             output_ids=output_ids,
-            tokens=self.tokens,
-            text=_strings(tokenizer, self.context.input_ids, output_ids),
+            tokens=None if self.tokens is None else self.tokens.rows(user),
+            text=_strings(tokenizer, input_ids, output_ids),
             interventions=_described(self.context),
             **statistics,
         )
@@ -200,7 +212,7 @@ class _Draft:
 
     def _row_index(self) -> tuple[Tensor, Tensor, Tensor]:
         positions, steps, active = [], [], []
-        batch, column = self.context.batch, self.context.prompt_length
+        batch, column = self.context.user_batch, self.context.prompt_length
         recorded = self.wanted.steps
         numbers = [s for s in range(self.context.step + 1) if recorded is None or s in recorded]
         for number, rows in zip(numbers, self.rows, strict=True):
@@ -208,7 +220,7 @@ class _Draft:
             positions.append(rows.index + first)
             steps.append(torch.full_like(rows.index, number))
             all_rows = torch.ones(batch, len(rows.index), dtype=torch.bool)
-            active.append(all_rows if rows.active is None else rows.active)
+            active.append(all_rows if rows.active is None else rows.active[:batch])
         return torch.cat(positions), torch.cat(steps), torch.cat(active, 1)
 
 
@@ -223,7 +235,7 @@ def _strings(
 ) -> tuple[tuple[str, ...], ...] | None:
     if tokenizer is None or input_ids is None:
         return None
-    ids = input_ids.cpu() if output_ids is None else torch.cat([input_ids.cpu(), output_ids], 1)
+    ids = input_ids if output_ids is None else torch.cat([input_ids, output_ids], 1)
     return tuple(tuple(_pieces(tokenizer, row)) for row in ids.tolist())
 
 

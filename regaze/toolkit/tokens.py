@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from regaze.errors import InputError
@@ -131,3 +132,40 @@ class TokenMap:
         """Each sample `times` times in a row, as beams and several returned sequences expand a batch."""
         roles, image, cell = (x.repeat_interleave(times, 0) for x in (self.roles, self.image, self.cell))
         return TokenMap(roles, image, cell, tuple(grid for grid in self.grids for _ in range(times)))
+
+    def last(self) -> Tensor:
+        """[B, L] bool, the last token of each sample: its row predicts the first generated token."""
+        real = ~self.mask(Role.PAD)
+        last = torch.zeros_like(real)
+        last[torch.arange(self.batch), self.length - 1 - real.flip(1).int().argmax(1)] = True
+        return last
+
+    def answering(self) -> Tensor:
+        """[B, L] bool, tokens whose rows predict the answer: the prompt's last one and those of OUTPUT."""
+        output = self.mask(Role.OUTPUT)
+        prompt = ~(output | self.mask(Role.PAD))
+        return output | (prompt & (prompt.flip(1).cumsum(1).flip(1) == 1))
+
+    def padded_where(self, mask: Tensor) -> TokenMap:
+        """The same map with some tokens, [B, L] bool, turned into padding; their images lose their grid."""
+        roles = self.roles.masked_fill(mask, int(Role.PAD))
+        image, cell = self.image.masked_fill(mask, -1), self.cell.masked_fill(mask, -1)
+        cut = (mask & self.mask(Role.IMAGE)).any(1).tolist()
+        grids = tuple(() if gone else grid for gone, grid in zip(cut, self.grids, strict=True))
+        return TokenMap(roles, image, cell, grids)
+
+    def rows(self, rows: slice) -> TokenMap:
+        """Some of the samples."""
+        return TokenMap(self.roles[rows], self.image[rows], self.cell[rows], self.grids[rows])
+
+    @classmethod
+    def stack(cls, maps: Sequence[TokenMap]) -> TokenMap:
+        """One batch of all samples, padded on the left to the longest."""
+        length = max(each.length for each in maps)
+
+        def join(name: str, padding: int) -> Tensor:
+            parts = [getattr(each, name) for each in maps]
+            return torch.cat([F.pad(part, (length - part.shape[1], 0), value=padding) for part in parts])
+
+        grids = tuple(grid for each in maps for grid in each.grids)
+        return cls(join("roles", int(Role.PAD)), join("image", -1), join("cell", -1), grids)

@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from PIL import Image
@@ -17,7 +17,7 @@ from regaze.errors import BadParameterError, InputError, RegazeError, Unsupporte
 from regaze.toolkit.context import Participant
 from regaze.toolkit.families import family_of
 from regaze.toolkit.hook import Session, close_session, open_session
-from regaze.toolkit.images import ImageLike, open_image
+from regaze.toolkit.images import ImageLike, open_image, seen_images
 from regaze.toolkit.prompts import PromptReader
 from regaze.toolkit.record import Record, Wanted
 from regaze.toolkit.recording import RecordingSession
@@ -28,6 +28,12 @@ Images = ImageLike | Sequence[ImageLike] | None
 #: Prompts built by `inputs` whose exact roles are remembered, so that `model.generate(**inputs)` finds them
 #: again.
 _REMEMBERED = 4096
+
+
+class Asker(Protocol):
+    """A method that asks a model its questions in a way of its own; `interventions.AskAgain` is the base."""
+
+    def ask(self, gaze: Gaze, images: Any, questions: Any, **options: Any) -> list[Any]: ...
 
 
 def wrap(model: PreTrainedModel, processor: Any = None) -> Gaze:
@@ -71,12 +77,12 @@ class Gaze:
         Raises:
             InputError: unreadable images, no processor, counts that differ.
         """
-        paired, questions = _paired(images, questions)
+        entries, questions = paired(images, questions)
         if self.processor is None:
             raise InputError(
                 "regaze.wrap was given no processor, so it cannot build prompts; pass it, or build the inputs"
             )
-        opened = [[open_image(image) for image in entry] for entry in paired]
+        opened = [[open_image(image) for image in entry] for entry in entries]
         prompts = [self.reader.render(q, len(i), system) for q, i in zip(questions, opened, strict=True)]
         batch = self._tokenise(
             [prompt.text for prompt in prompts], [image for entry in opened for image in entry]
@@ -107,6 +113,7 @@ class Gaze:
         system: str | None = None,
         batch_size: int = 8,
         progress: Callable[[int], None] | None = None,
+        method: Asker | None = None,
         **generate_kwargs: Any,
     ) -> list[str]:
         """Answers of the model, greedy unless `generate_kwargs` say otherwise, in the questions' order.
@@ -115,12 +122,17 @@ class Gaze:
             images, questions, system: as for `inputs`.
             batch_size: questions that are answered at once, left-padded; it does not change the answers.
             progress: called with the number of answers after each batch.
+            method: asks in its own way, several times and about other images (CARVE). Its own `ask` gives
+                what lies between, too; interventions of `using` are active in all it asks.
             generate_kwargs: passed to `model.generate`; max_new_tokens is 128 by default.
 
         Raises:
             InputError: as `inputs`. BadParameterError: options that give anything but one text per question.
         """
-        paired, questions = _paired(images, questions)
+        if method is not None:
+            options = {"system": system, "batch_size": batch_size, "progress": progress, **generate_kwargs}
+            return [str(answer) for answer in method.ask(self, images, questions, **options)]
+        entries, questions = paired(images, questions)
         if batch_size < 1:
             raise BadParameterError(f"batch_size must be at least 1, got {batch_size}")
         if (
@@ -134,7 +146,7 @@ class Gaze:
         answers: list[str] = []
         for start in range(0, len(questions), batch_size):
             part = slice(start, start + batch_size)
-            inputs = self.inputs(paired[part], questions[part], system)
+            inputs = self.inputs(entries[part], questions[part], system)
             options.setdefault("pad_token_id", self.reader.tokenizer.pad_token_id)
             with torch.inference_mode():
                 sequences = self.model.generate(**inputs, **options)  # type: ignore[operator]
@@ -154,15 +166,7 @@ class Gaze:
         processor = getattr(self.processor, "image_processor", None)
         if processor is None:
             raise InputError("this model has no image processor, so it sees no images")
-        pixels = processor(open_image(image), return_tensors="pt")["pixel_values"][0].float()
-        pixels = pixels.reshape(-1, *pixels.shape[-3:])[0]
-        if processor.do_normalize:
-            mean, std = (
-                torch.tensor(value).view(-1, 1, 1) for value in (processor.image_mean, processor.image_std)
-            )
-            pixels = pixels * std + mean
-        array = (pixels.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
-        return Image.fromarray(array)
+        return seen_images(processor, processor(images=[open_image(image)], return_tensors="pt"))[0]
 
     # Editing and recording ----------------------------------------------------------------------------
 
@@ -184,7 +188,7 @@ class Gaze:
                 raise BadParameterError(
                     f"gaze.using takes interventions such as VAR(), got {intervention!r}{hint}"
                 )
-        session = Session(interventions, tokens, self._read)
+        session = Session(interventions, tokens, self._read, self.reader)
         open_session(self.model, session)
         try:
             yield self
@@ -201,7 +205,7 @@ class Gaze:
             RecordingError: something asked for cannot be recorded, or was not.
         """
         recorder = RecordingSession(Wanted.checked(self.model, **wanted), self)
-        session = Session((recorder,), tokens, self._read, recorder)
+        session = Session((recorder,), tokens, self._read, self.reader)
         open_session(self.model, session)
         self._recorder = recorder
         try:
@@ -246,7 +250,7 @@ def _is_one_image(images: Any) -> bool:
     return images is None or isinstance(images, (str, Path, Image.Image))
 
 
-def _paired(images: Any, questions: Any) -> tuple[list[list[Image.Image | str | Path]], list[str]]:
+def paired(images: Any, questions: Any) -> tuple[list[list[Image.Image | str | Path]], list[str]]:
     """Images and questions as lists of one length: per question the list of its images."""
     if isinstance(questions, str):
         questions, images = [questions], [images]

@@ -1,0 +1,75 @@
+"""Diffusion noise on pixel values, as visual contrastive decoding distorts an image.
+
+Source: Leng et al., "Mitigating Object Hallucinations in Large Vision-Language Models through Visual
+Contrastive Decoding" (arXiv:2311.16922); the schedule is that of its release (`DAMO-NLP-SG/VCD`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from regaze.errors import BadParameterError, ShapeError
+
+#: Steps of the noise schedule; step 999 is the noisiest.
+NUM_STEPS = 1000
+_BETA_FIRST, _BETA_LAST = 1e-5, 0.005
+
+
+def signal_share() -> Tensor:
+    """alpha-bar of every step, [1000] float64: the share of the image's variance that is left.
+
+    beta_t = sigmoid(u_t) (0.005 - 1e-5) + 1e-5 with u_t from -6 to 6; alpha-bar_t is the product of
+    1 - beta up to t.
+    """
+    u = torch.linspace(-6, 6, NUM_STEPS, dtype=torch.float64)
+    betas = torch.sigmoid(u) * (_BETA_LAST - _BETA_FIRST) + _BETA_FIRST
+    return torch.cumprod(1 - betas, 0)
+
+
+def diffuse(pixels: Tensor, noise: Tensor, step: int) -> Tensor:
+    """sqrt(alpha-bar) x + sqrt(1 - alpha-bar) eps in fp32, returned in the dtype of `pixels`.
+
+    Args:
+        pixels, noise: normalised pixel values and standard normal numbers of the same shape.
+        step: 0-based; 500 leaves 74 % of the image's variance, 999 leaves 8 %.
+
+    Raises:
+        BadParameterError: no such step. ShapeError: shapes that differ.
+    """
+    if not 0 <= step < NUM_STEPS:
+        raise BadParameterError(f"the noise step must be in 0..{NUM_STEPS - 1}, got {step}")
+    if pixels.shape != noise.shape:
+        raise ShapeError(f"noise {list(noise.shape)} does not fit pixel values {list(pixels.shape)}")
+    share = signal_share()[step]
+    return (float(share.sqrt()) * pixels.float() + float((1 - share).sqrt()) * noise).to(pixels.dtype)
+
+
+def add_noise(pixels: Tensor, step: int, seed: int = 0, counts: Sequence[int] | None = None) -> Tensor:
+    """Noised copy of a batch of pixel values.
+
+    The noise of an image follows from the seed and the image's own shape alone, so that no answer depends on
+    the batch; images of one shape get the same noise.
+
+    Args:
+        pixels: [N, C, H, W], [N, tiles, C, H, W], or flattened patches [sum of counts, D].
+        step: as for `diffuse`.
+        seed: of the noise.
+        counts: rows of `pixels` that belong to each image; None: one each.
+    """
+    sizes = [1] * len(pixels) if counts is None else [int(count) for count in counts]
+    if sum(sizes) != len(pixels):
+        raise ShapeError(f"images of {sizes} rows do not make the {len(pixels)} rows of the pixel values")
+    images = pixels.split(sizes)
+    noise = torch.cat([_gaussian(image.shape, seed) for image in images]) if sizes else pixels
+    return diffuse(pixels, noise.to(pixels.device), step)
+
+
+def _gaussian(shape: Sequence[int], seed: int) -> Tensor:
+    """Standard normal numbers, drawn on the CPU, tile by tile: what pads a batch of tiles changes nothing."""
+    generator = torch.Generator().manual_seed(seed)
+    tiles = torch.Size(shape[:-3]).numel()
+    drawn = [torch.randn(tuple(shape[-3:]), generator=generator) for _ in range(tiles)]
+    return torch.stack(drawn).reshape(tuple(shape)) if drawn else torch.empty(tuple(shape))

@@ -1,0 +1,64 @@
+"""Slices of attention rows: some columns, for some rows, and how they change from a row to the next.
+
+They are measured in the same prefill that generation uses: an edit carries the request, `observe` gets the
+slices. Columns are named by a [B, L] mask; samples with fewer of them are filled up with -1.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from regaze.kernels import Rows, StatsRequest
+
+
+def column_index(mask: Tensor) -> Tensor:
+    """Columns of a [B, L] bool mask, in increasing order: [B, n] int64, -1 where a sample has fewer."""
+    count = int(mask.sum(1).max()) if mask.numel() else 0
+    order = (~mask).int().argsort(dim=1, stable=True)[:, :count]
+    return order.masked_fill(~mask.gather(1, order), -1)
+
+
+def spread(values: Tensor, index: Tensor, length: int, fill: float) -> Tensor:
+    """Values [B, n] at their columns `index` (as from `column_index`) of [B, length]; `fill` elsewhere."""
+    wide = values.new_full((values.shape[0], length + 1), fill)  # the last column takes what has no place
+    return wide.scatter(1, index.masked_fill(index < 0, length), values)[:, :length]
+
+
+class RowShifts:
+    """Increases of attention from each token to the next.
+
+    Attributes:
+        index: [B, n] the columns, as from `column_index`.
+        request: what an edit must carry to measure them.
+
+    Args:
+        rows: [B, L] bool, tokens whose row is compared with the row before it.
+        columns: [B, L] bool.
+    """
+
+    def __init__(self, rows: Tensor, columns: Tensor):
+        before = rows.roll(-1, 1)
+        before[:, -1] = False
+        self.index = column_index(columns)
+        self._rows = Rows.where(rows | before)
+        index = self._rows.index
+        # The row before is always measured, too; only the first token of all has none.
+        self._compared = rows[:, index[1:]] & (index[1:] == index[:-1] + 1)
+        self.request = StatsRequest(rows=self._rows, columns=self.index)
+
+    @property
+    def counts(self) -> Tensor:
+        """[B] how many rows are compared in each sample."""
+        return self._compared.sum(1)
+
+    def on(self, device: torch.device) -> StatsRequest:
+        """The request for a layer on this device."""
+        if self.index.device != device:
+            return StatsRequest(rows=self._rows.to(device), columns=self.index.to(device))
+        return self.request
+
+    def positive(self, slices: Tensor) -> Tensor:
+        """max(a_i - a_(i-1), 0) of measured slices [B, H, R, n]: [B, H, R - 1, n], 0 in rows not compared."""
+        compared = self._compared.to(slices.device)[:, None, :, None]
+        return (slices[:, :, 1:] - slices[:, :, :-1]).clamp_min(0) * compared

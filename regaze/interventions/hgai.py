@@ -1,0 +1,68 @@
+"""HGAI: heads guided attention intervention ("Devils in middle layers")."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from regaze.errors import BadParameterError
+from regaze.interventions.base import Intervention
+from regaze.interventions.layers import LayerRange, checked_range, layer_range
+from regaze.kernels import AttentionEdit, Rows
+from regaze.toolkit.context import Context
+from regaze.toolkit.tokens import Role
+
+
+@dataclass(frozen=True)
+class HGAI(Intervention):
+    """Raise the scores of image keys in every head by what the heads of the layer have there on average.
+
+    Source: Jiang et al., "Devils in Middle Layers of Large Vision-Language Models: Interpreting, Detecting
+    and Mitigating Object Hallucinations via Attention Lens" (arXiv:2411.16724). In layers 5 to 17 of 32, in
+    the rows that predict the answer, the score of an image key becomes s_h + alpha * mean over heads of |s|:
+    the same amount for every head, so that heads which look elsewhere are drawn to what others look at.
+    """
+
+    name: ClassVar[str] = "hgai"
+    summary: ClassVar[str] = "raise the scores of image keys by their mean size over the layer's heads"
+    source: ClassVar[str] = "arXiv:2411.16724"
+    edits: ClassVar[str] = "scores of the rows that predict the answer before the softmax, in a layer range"
+    cost: ClassVar[str] = "one forward; scores of all heads at once, so not in the fused kernels"
+    release: ClassVar[str] = (
+        "ZhangqiJiang07/middle_layers_indicating_hallucinations, no licence. One image span for the whole "
+        "batch; as many key-value heads as heads. Here rows have their own image tokens, at any GQA ratio."
+    )
+
+    alpha: float = field(default=0.5, metadata={"help": "factor of the mean score size (0: no edit)"})
+    layers: LayerRange | None = field(
+        default=None, metadata={"help": "first and last edited layer; default: 5 to 17 of 32, scaled"}
+    )
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "layers", checked_range(self.layers))
+        if not 0.0 <= self.alpha < float("inf"):
+            raise BadParameterError(f"alpha must not be negative, got {self.alpha}")
+
+    @property
+    def is_identity(self) -> bool:
+        return self.alpha == 0.0
+
+    def prepare(self, context: Context) -> None:
+        tokens, state = context.tokens, context.state(self)
+        image = tokens.mask(Role.IMAGE)
+        if self.is_identity or not image.any():
+            return
+        state["layers"] = layer_range(self.layers, (5, 17), 32, context.num_layers)
+        state["slope"] = self.alpha * image.float()[:, None]
+        state["rows"] = Rows.where(tokens.answering() & image.any(1, keepdim=True))
+
+    def edit(self, layer: int, step: int, context: Context) -> AttentionEdit | None:
+        state = context.state(self)
+        first, last = state.get("layers", (0, -1))
+        if not first <= layer <= last:
+            return None
+        key = (step == 0, context.device)
+        if key not in state:
+            rows = state["rows"].to(context.device) if step == 0 else None
+            state[key] = AttentionEdit(head_mean_slope=state["slope"].to(context.device), rows=rows)
+        return state[key]

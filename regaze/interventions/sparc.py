@@ -1,0 +1,119 @@
+"""SPARC: selective progressive attention recalibration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+
+from regaze.errors import BadParameterError
+from regaze.interventions.base import Intervention
+from regaze.interventions.layers import LayerRange, checked_range, layer_range
+from regaze.kernels import AttentionEdit, Rows, Stats, StatsRequest
+from regaze.toolkit.context import Context
+from regaze.toolkit.slices import column_index, spread
+from regaze.toolkit.tokens import Role
+
+
+@dataclass(frozen=True)
+class SPARC(Intervention):
+    """Raise, step by step and for good, the image tokens that the model has just begun to look at.
+
+    Source: Jung et al., "Visual Attention Never Fades: Selective Progressive Attention ReCalibration for
+    Detailed Image Captioning in Multimodal Large Language Models" (arXiv:2502.01419). At every step a_t is
+    the attention of the newest row on each image token in one layer, averaged over heads, and ema its moving
+    average, which begins with the prompt's last row. A token with (a_t - ema) / ema >= tau has, from the next
+    step on, its value multiplied by alpha in `layers`, once for every time that this happens; then ema
+    becomes (1 - beta) a_t + beta ema. Scaling a value is scaling the attention on it without renormalising.
+
+    The first two tokens come from the plain model. Under beam search average and factors follow their beam.
+    """
+
+    name: ClassVar[str] = "sparc"
+    summary: ClassVar[str] = "scale up the values of image tokens whose attention has just risen, for good"
+    source: ClassVar[str] = "arXiv:2502.01419"
+    edits: ClassVar[str] = "values of image tokens from the third token on, as if the cache were scaled"
+    cost: ClassVar[str] = "one forward; one row of one layer at the image's columns at every step"
+    release: ClassVar[str] = (
+        "mingi000508/SPARC, no licence. Multiplies the cache itself, in place; one prompt at a time; the "
+        "image's first column is a constant."
+    )
+
+    alpha: float = field(default=1.1, metadata={"help": "factor of a value for each rise (1: no edit)"})
+    tau: float = field(default=1.5, metadata={"help": "relative rise of attention from which a token counts"})
+    beta: float = field(default=0.1, metadata={"help": "weight of the past in the moving average"})
+    selected_layer: int | None = field(
+        default=None, metadata={"help": "layer whose attention is watched; default: 20 of 32, scaled"}
+    )
+    layers: LayerRange | None = field(
+        default=None, metadata={"help": "first and last edited layer; default: all"}
+    )
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "layers", checked_range(self.layers))
+        if not 0.0 < self.alpha < float("inf"):
+            raise BadParameterError(f"alpha must be positive, got {self.alpha}")
+        if not 0.0 <= self.beta <= 1.0:
+            raise BadParameterError(f"beta is a weight in [0, 1], got {self.beta}")
+        if not self.tau == self.tau:
+            raise BadParameterError("tau must be a number")
+        if self.selected_layer is not None and self.selected_layer < 0:
+            raise BadParameterError(f"selected_layer must not be negative, got {self.selected_layer}")
+
+    @property
+    def is_identity(self) -> bool:
+        return self.alpha == 1.0
+
+    def prepare(self, context: Context) -> None:
+        tokens, state = context.tokens, context.state(self)
+        image = tokens.mask(Role.IMAGE)
+        if self.is_identity or not image.any():
+            return
+        given = None if self.selected_layer is None else (self.selected_layer, self.selected_layer)
+        state["selected"] = layer_range(given, (20, 20), 32, context.num_layers)[0]
+        state["layers"] = layer_range(self.layers, (0, 31), 32, context.num_layers)
+        state["columns"], state["rows"] = column_index(image), Rows.where(tokens.last())
+
+    def edit(self, layer: int, step: int, context: Context) -> AttentionEdit | None:
+        state = context.state(self)
+        if "selected" not in state:
+            return None
+        now = (step, context.replaying)
+        if state.get("now") != now:  # the factors of the steps before; beams may have changed places since
+            state["now"], state["edits"] = now, {}
+            state["gain"] = context.sequences(self).get("gain")
+        watched = layer == state["selected"]
+        first, last = state["layers"]
+        edited = step > 1 and first <= layer <= last  # the first rise shows at step 1
+        if not watched and not edited:
+            return None
+        key = (watched, edited, context.device)
+        if key not in state["edits"]:
+            state["edits"][key] = self._build(state, context, watched, edited)
+        return state["edits"][key]
+
+    def _build(self, state: dict[Any, Any], context: Context, watched: bool, edited: bool) -> AttentionEdit:
+        device = context.device
+        columns = state.setdefault(("columns", device), state["columns"].to(device))
+        gain = request = None
+        if edited:
+            gain = spread(state["gain"].to(device), columns, context.prompt_length, 1.0)[:, None]
+        if watched:
+            rows = state["rows"].to(device) if context.step == 0 else None
+            request = StatsRequest(rows=rows, columns=columns)
+        return AttentionEdit(value_gain=gain, stats=request)
+
+    def observe(self, layer: int, stats: Stats, context: Context) -> None:
+        kept = context.sequences(self)
+        assert stats.slices is not None
+        now = stats.slices.mean(1)  # [batch, R, n]; one row is active in each sample
+        if context.step == 0 or context.replaying:
+            kept["average"] = now.sum(1)
+            kept["gain"] = torch.ones_like(kept["average"])
+            return
+        for row in now.unbind(1):  # one, unless a step feeds several tokens
+            average = kept["average"]
+            risen = (average > 0) & (row - average >= self.tau * average)
+            kept["gain"] = torch.where(risen, kept["gain"] * self.alpha, kept["gain"])
+            kept["average"] = (1.0 - self.beta) * row + self.beta * average

@@ -1,0 +1,72 @@
+"""VAF: visual amplification fusion (ClearSight)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from regaze.errors import BadParameterError
+from regaze.interventions.base import Intervention
+from regaze.interventions.layers import LayerRange, checked_range, layer_range
+from regaze.kernels import AttentionEdit, Rows
+from regaze.toolkit.context import Context
+from regaze.toolkit.tokens import Role
+
+
+@dataclass(frozen=True)
+class VAF(Intervention):
+    """Multiply the scores of image keys, and those of what stands before the image, in the middle layers.
+
+    Source: Yin et al., "ClearSight: Visual Signal Enhancement for Object Hallucination Mitigation in
+    Multimodal Large Language Models" (arXiv:2503.13107). In layers 9 to 14 of 32, in all heads and all rows
+    after the image, scores of image keys are multiplied by `enhance` and those of system keys by `suppress`,
+    before the softmax. That sharpens rather than shifts: a negative score of an image key falls. The rows of
+    the question are edited, too, so keys and values of the prompt change in later layers.
+    """
+
+    name: ClassVar[str] = "vaf"
+    summary: ClassVar[str] = "multiply the scores of image keys and of system keys in the middle layers"
+    source: ClassVar[str] = "arXiv:2503.13107"
+    edits: ClassVar[str] = "scores of all rows after the image before the softmax, in a range of layers"
+    cost: ClassVar[str] = "one forward"
+    release: ClassVar[str] = (
+        "ustc-hyin/ClearSight, no licence. Image and system columns are constants (35 and 576), whatever the "
+        "prompt; batches of one. Here every row has its own."
+    )
+
+    enhance: float = field(default=1.15, metadata={"help": "factor of the scores of image keys"})
+    suppress: float = field(default=0.95, metadata={"help": "factor of the scores of system keys"})
+    layers: LayerRange | None = field(
+        default=None, metadata={"help": "first and last edited layer; default: 9 to 14 of 32, scaled"}
+    )
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "layers", checked_range(self.layers))
+        for name in ("enhance", "suppress"):
+            if not 0.0 <= getattr(self, name) < float("inf"):
+                raise BadParameterError(f"{name} is a factor of scores, 0 or more; got {getattr(self, name)}")
+
+    @property
+    def is_identity(self) -> bool:
+        return self.enhance == self.suppress == 1.0
+
+    def prepare(self, context: Context) -> None:
+        tokens, state = context.tokens, context.state(self)
+        image = tokens.mask(Role.IMAGE)
+        if self.is_identity or not image.any():
+            return
+        system = tokens.mask(Role.SYSTEM) & image.any(1, keepdim=True)  # prompts without an image stay
+        state["layers"] = layer_range(self.layers, (9, 14), 32, context.num_layers)
+        state["gain"] = (1.0 + (self.enhance - 1.0) * image + (self.suppress - 1.0) * system)[:, None]
+        state["rows"] = Rows.where(tokens.after_image())
+
+    def edit(self, layer: int, step: int, context: Context) -> AttentionEdit | None:
+        state = context.state(self)
+        first, last = state.get("layers", (0, -1))
+        if not first <= layer <= last:
+            return None
+        key = (step == 0, context.device)
+        if key not in state:
+            rows = state["rows"].to(context.device) if step == 0 else None
+            state[key] = AttentionEdit(score_gain=state["gain"].to(context.device), rows=rows)
+        return state[key]

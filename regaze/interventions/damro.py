@@ -1,0 +1,79 @@
+"""DAMRO: dive into the attention mechanism to reduce object hallucination."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from regaze.errors import BadParameterError, InputError
+from regaze.interventions.contrast import Contrastive
+from regaze.toolkit.branches import Branch, without_tokens
+from regaze.toolkit.context import Context
+from regaze.toolkit.tokens import Role
+from regaze.toolkit.vision import class_attention
+
+
+@dataclass(frozen=True)
+class DAMRO(Contrastive):
+    """Contrast with the image reduced to the patches that the vision tower's class token looks at.
+
+    Source: Gong et al., "DAMRO: Dive into the Attention Mechanism of LVLM to Reduce Object Hallucination"
+    (arXiv:2410.04514). The patches with the highest class attention in the tower's last block, averaged over
+    heads, are outliers that hold global rather than local content; the branch's prompt has no image tokens
+    but the `kept` highest of each image, and the tokens behind them move up.
+
+    With `as_released=True` (`coder-gx/DAMRO`) class attention is one softmax over queries and keys that are
+    not split into heads.
+    """
+
+    name: ClassVar[str] = "damro"
+    summary: ClassVar[str] = "contrast with the few patches that the vision tower's class token looks at"
+    source: ClassVar[str] = "arXiv:2410.04514"
+    edits: ClassVar[str] = "logits at every step"
+    cost: ClassVar[str] = "one more pass of the vision tower; two rows per prompt in one forward"
+    release: ClassVar[str] = (
+        "coder-gx/DAMRO, no licence. Class attention from queries and keys that are not split into heads "
+        "(as_released=True), in block 23 whatever the tower."
+    )
+
+    alpha: float = field(
+        default=2.0, metadata={"help": "how far to move away from the negative branch (0: off)"}
+    )
+    kept: int = field(default=10, metadata={"help": "image tokens of the negative branch, per image"})
+    as_released: bool = field(
+        default=False, metadata={"help": "class attention without heads, as in the released code"}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.kept < 1:
+            raise BadParameterError(f"kept must be at least 1, got {self.kept}")
+
+    def negative(self, context: Context) -> Branch:
+        pixels = context.inputs.get("pixel_values")
+        if pixels is None:
+            raise InputError("DAMRO reads `pixel_values`, but the model was called without them")
+        attention = class_attention(context.model, pixels, (-1,), split_heads=not self.as_released)
+        top = attention[0].mean(1).topk(min(self.kept, attention.shape[-1])).indices.cpu()  # [N, kept]
+        return without_tokens(context, context.tokens.mask(Role.IMAGE) & ~cells(context, top))
+
+
+def cells(context: Context, numbers: Tensor) -> Tensor:
+    """[B, L] bool, the tokens of some cells of each image; `numbers` [N, n] has a row per image of the batch.
+
+    Raises:
+        InputError: the vision tower saw other images than the prompts hold.
+    """
+    tokens = context.tokens
+    chosen = torch.zeros(tokens.roles.shape, dtype=torch.bool)
+    images = [(row, image) for row, grids in enumerate(tokens.grids) for image in range(len(grids))]
+    if len(images) != len(numbers):
+        raise InputError(
+            f"the prompts have {len(images)} images with a known grid, but pixel_values hold {len(numbers)}"
+        )
+    for (row, image), wanted in zip(images, numbers, strict=True):
+        chosen[row, tokens.image_cells(row, image)[wanted]] = True
+    return chosen

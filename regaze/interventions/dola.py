@@ -1,0 +1,158 @@
+"""DoLa: decoding by contrasting layers."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from regaze.errors import BadParameterError
+from regaze.interventions.base import Intervention
+from regaze.interventions.contrast import check_cut
+from regaze.toolkit.context import Context
+from regaze.toolkit.mixture import Mixture, mix
+
+#: Layers of a bucket, at most; the paper's models with more layers have more buckets.
+_BUCKET = 20
+
+
+@dataclass(frozen=True)
+class DoLa(Intervention):
+    """Contrast the model's logits with those of an early layer, chosen anew for every token.
+
+    Source: Chuang et al., "DoLa: Decoding by Contrasting Layers Improves Factuality in Large Language
+    Models" (arXiv:2309.03883). scores = log p - log p_j among tokens at least `beta` times as likely as the
+    likeliest; of the candidates, j is the layer whose distribution has the largest Jensen-Shannon divergence
+    from p, per token and per row (the first of equals). Layer j means the residual stream that enters layer
+    j, 0 the embeddings. "low" is every other layer of the first half (0, 2 .. 14 of 32: short answers, the
+    choice of vision-language papers), "high" of the second (16 .. 30: TruthfulQA), at most the first or last
+    20 layers. Without `norm` early exits skip the final norm, as in the release. Works for text-only models.
+
+    Where input and output embeddings are one matrix, layer 0 always predicts the token that was just read, so
+    "low" then begins at 2 (or 1, in a model of few layers). The paper decodes with a repetition penalty of
+    1.2; pass it to `generate`. `weight = 0` switches the method off.
+
+    With `as_released=True` (`voidism/DoLa`) the divergence has the arguments of its terms exchanged,
+    KL(m || p) for KL(p || m), which can choose another layer.
+    """
+
+    name: ClassVar[str] = "dola"
+    summary: ClassVar[str] = "contrast with the logits of an early layer"
+    source: ClassVar[str] = "arXiv:2309.03883"
+    edits: ClassVar[str] = "logits at every step"
+    cost: ClassVar[str] = "one forward, and the output head once per candidate layer"
+    release: ClassVar[str] = (
+        "voidism/DoLa, no licence. The Jensen-Shannon divergence has its arguments exchanged "
+        "(as_released=True); in a batch, divergences are averaged and the first row's cut is used for all, "
+        "neither of which is reproduced: every row here is by itself."
+    )
+
+    bucket: Literal["low", "high"] = field(
+        default="low", metadata={"help": "half of the layers the candidates are from"}
+    )
+    layers: tuple[int, ...] | None = field(
+        default=None, metadata={"help": "candidate layers instead of a bucket; one: always that one"}
+    )
+    beta: float = field(
+        default=0.1, metadata={"help": "cut tokens less likely than beta times the likeliest (0: none)"}
+    )
+    norm: bool = field(default=False, metadata={"help": "apply the final norm to early layers, too"})
+    weight: float = field(
+        default=1.0, metadata={"help": "of the early log-probabilities (ours; the paper has 1, 0: off)"}
+    )
+    as_released: bool = field(
+        default=False, metadata={"help": "choose the layer by the released code's divergence"}
+    )
+
+    def __post_init__(self) -> None:
+        if self.bucket not in ("low", "high"):
+            raise BadParameterError(f'bucket must be "low" or "high", got {self.bucket!r}')
+        if self.layers is not None:
+            try:
+                layers = tuple(sorted({operator.index(layer) for layer in self.layers}))
+            except TypeError:
+                layers = ()
+            if not layers or layers[0] < 0:
+                raise BadParameterError(
+                    f"layers must be layer numbers from 0 such as (0, 2, 4), got {self.layers!r}"
+                )
+            object.__setattr__(self, "layers", layers)
+        if not self.weight >= 0.0:
+            raise BadParameterError(f"weight must not be negative, got {self.weight}")
+        check_cut(self.beta)
+
+    @property
+    def is_identity(self) -> bool:
+        return self.weight == 0.0
+
+    def prepare(self, context: Context) -> None:
+        if self.is_identity:
+            return
+        layers = self.layers or candidates(context.num_layers, self.bucket, _tied(context))
+        if layers[-1] >= context.num_layers:
+            raise BadParameterError(
+                f"layer {layers[-1]} is no early layer: the model has layers 0..{context.num_layers - 1}"
+            )
+        context.state(self)["layers"] = layers
+        context.keep_hidden(layers)
+
+    def mix(self, context: Context) -> Mixture | None:
+        layers = context.state(self).get("layers")
+        if layers is None:
+            return None
+        early = (context.layer_logits(layer, self.norm) for layer in layers)
+        return self.contrast(context.logits(), early)
+
+    def contrast(self, logits: Tensor, early: Iterable[Tensor]) -> Mixture:
+        """Away from the early logits that diverge most: all [B, T, V], the earliest layer first."""
+        chosen, farthest = None, None
+        final = logits.float().log_softmax(-1)
+        for candidate in early:
+            divergence = self.divergence(final, candidate.float().log_softmax(-1))
+            if chosen is None or farthest is None:
+                chosen, farthest = candidate, divergence
+                continue
+            chosen = torch.where((divergence > farthest)[..., None], candidate, chosen)
+            farthest = torch.maximum(farthest, divergence)
+        assert chosen is not None
+        return Mixture(1.0, [(-self.weight, chosen)], log_softmax=True, cut=self.beta)
+
+    def divergence(self, log_p: Tensor, log_q: Tensor) -> Tensor:
+        """Jensen-Shannon divergence in nats of log-probabilities [..., V]: [...], or the released one."""
+        log_m = torch.logaddexp(log_p, log_q) - math.log(2.0)
+        if self.as_released:
+            return (log_m.exp() * (log_m - 0.5 * (log_p + log_q))).sum(-1)
+        terms = log_p.exp() * (log_p - log_m) + log_q.exp() * (log_q - log_m)
+        return 0.5 * terms.sum(-1)
+
+    def sequence_score(self, logits: Tensor, early: Iterable[Tensor], ids: Tensor) -> Tensor:
+        """Log-probability of continuations, as the paper ranks given answers: [B].
+
+        Args:
+            logits, early: [B, T, V] final and early logits of the rows that predict `ids`.
+            ids: [B, T]. A token that the cut removes counts -1000.
+        """
+        mixture = self.contrast(logits, early)
+        scores = mix(logits, [replace(mixture, cut=0.0)]).log_softmax(-1)
+        removed = mix(logits, [mixture]).isinf()
+        return scores.masked_fill(removed, -1000.0).gather(-1, ids[..., None]).sum((1, 2))
+
+
+def candidates(num_layers: int, bucket: str, tied: bool) -> tuple[int, ...]:
+    """The early layers of a bucket; `tied`: input and output embeddings are one matrix."""
+    size = min(max(num_layers // 2, 1), _BUCKET)
+    if bucket == "high":
+        return tuple(range(num_layers - size, num_layers, 2))
+    first = (2 if size > 2 else 1) if tied and num_layers > 1 else 0
+    return tuple(range(first, max(size, first + 1), 2))
+
+
+def _tied(context: Context) -> bool:
+    """Whether the model's head is its embedding matrix."""
+    embeddings, head = context.model.get_input_embeddings(), context.model.get_output_embeddings()
+    return head.weight is embeddings.weight

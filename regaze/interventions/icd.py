@@ -1,0 +1,133 @@
+"""ICD: instruction contrastive decoding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import takewhile
+from typing import ClassVar
+
+import torch
+
+from regaze.errors import BadParameterError, InputError
+from regaze.interventions.contrast import Contrastive
+from regaze.toolkit.branches import Branch, with_prompts
+from regaze.toolkit.context import Context
+from regaze.toolkit.prompts import Prompt, PromptReader
+from regaze.toolkit.tokens import Role, Sample, TokenMap
+
+#: Roles that disturb the model, in the sense of the five that the paper tries; the sentences are ours.
+PREFIXES = {
+    "objects": "Act as a detector that lists each and every object.",
+    "attributes": "Act as a detector that tells objects by shape, colour and how they stand to each other.",
+    "unspecific": "Act as a detector that never says exactly which thing it has found.",
+    "confused": "Act as a muddled detector whose account of the picture is blurred and unsure.",
+    "overview": "Act as a detector that gives no more than a rough overview.",
+}
+
+_PROBE = "Which?"
+
+
+@dataclass(frozen=True)
+class ICD(Contrastive):
+    """Contrast with the same image under an instruction that disturbs the model.
+
+    Source: Wang et al., "Mitigating Hallucinations in Large Vision-Language Models with Instruction
+    Contrastive Decoding" (arXiv:2403.18715). The branch's prompt begins with a role for the model: in place
+    of the prompt's system message, or, where it has none, on a line of its own before the question. A prompt
+    whose tokens before image and question differ from those of the bare chat template counts as one with a
+    system message. Works without an image, too, and together with VCD (three contexts).
+    """
+
+    name: ClassVar[str] = "icd"
+    summary: ClassVar[str] = "contrast with an instruction that disturbs the model"
+    source: ClassVar[str] = "arXiv:2403.18715"
+    edits: ClassVar[str] = "logits at every step"
+    cost: ClassVar[str] = "two rows per prompt in one forward, with the cache of both"
+    release: ClassVar[str] = (
+        "p1k0pan/ICD, Apache-2.0. Its branches are sound. The prefix for InstructBLIP's Q-former is not here."
+    )
+    needs_image: ClassVar[bool] = False
+
+    prefix: str = field(
+        default="confused",
+        metadata={"help": f"role of the negative branch: {', '.join(PREFIXES)}, or a sentence of your own"},
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.prefix, str) or not self.prefix.strip():
+            raise BadParameterError(
+                f"prefix must be one of {', '.join(PREFIXES)} or a sentence, got {self.prefix!r}"
+            )
+
+    def negative(self, context: Context) -> Branch:
+        if not bool(context.visible[:, -1].all()):
+            raise InputError("ICD needs prompts that are padded on the left, so that all end in one column")
+        tokens, prompts, samples = context.tokens, [], []
+        for row, visible in enumerate(context.visible):
+            ids = context.inputs["input_ids"][row][visible.to(context.device)].tolist()
+            roles, image, cell = (
+                tuple(part[row][visible].tolist()) for part in (tokens.roles, tokens.image, tokens.cell)
+            )
+            sample = Sample(roles, image, cell, tokens.grids[row])
+            disturbed = prefixed(ids, sample, PREFIXES.get(self.prefix, self.prefix.strip()), context.reader)
+            prompts.append(disturbed[0])
+            samples.append(disturbed[1])
+        length = max(map(len, prompts))
+        shown = torch.tensor([[length - len(prompt)] for prompt in prompts]) <= torch.arange(length)
+        return with_prompts(context, prompts, TokenMap.from_samples(samples, shown))
+
+
+def prefixed(
+    ids: Sequence[int], sample: Sample, prefix: str, reader: PromptReader
+) -> tuple[list[int], Sample]:
+    """An unpadded prompt and its roles, with `prefix` for a system message or before the question.
+
+    Raises:
+        InputError: the prompt has no question.
+    """
+    if Role.QUERY not in sample.roles:
+        raise InputError("ICD puts an instruction before the question, but a prompt has no question")
+    first = next(i for i, role in enumerate(sample.roles) if role in (Role.IMAGE, Role.QUERY))
+    images = max(sample.image, default=-1) + 1
+    templated = getattr(reader.processor, "chat_template", None) is not None
+    if templated and list(ids[:first]) != _opening(reader, images, None):
+        start, stop, new = 0, first, _opening(reader, images, prefix)
+    else:
+        start = stop = sample.roles.index(Role.QUERY)
+        new = _line(reader, images if templated else 0, prefix)
+    role = Role.SEPARATOR if start > first else Role.SYSTEM
+
+    def splice(values: Sequence[int], inserted: Sequence[int]) -> tuple[int, ...]:
+        return (*values[:start], *inserted, *values[stop:])
+
+    nowhere = [-1] * len(new)
+    roles = splice(sample.roles, [int(role)] * len(new))
+    places = splice(sample.image, nowhere), splice(sample.cell, nowhere)
+    return list(splice(ids, new)), Sample(roles, *places, sample.grids)
+
+
+def _opening(reader: PromptReader, images: int, system: str | None) -> list[int]:
+    """What the chat template puts before image and question, as tokens."""
+    prompt, tokens = _rendered(reader, _PROBE, images, system)
+    end = min(prompt.span[0], prompt.text.index(reader.processor.image_token) if images else len(prompt.text))
+    return [token for token, _ in takewhile(lambda each: each[1][1] <= end, tokens)]
+
+
+def _line(reader: PromptReader, images: int, text: str) -> list[int]:
+    """A line of text at the place of the question, as tokens."""
+    prompt, tokens = _rendered(reader, f"{text}\n{_PROBE}", images, None)
+    start, stop = prompt.span[0], prompt.span[1] - len(_PROBE)
+    return [token for token, (first, last) in tokens if first < stop and last > start]
+
+
+def _rendered(
+    reader: PromptReader, question: str, images: int, system: str | None
+) -> tuple[Prompt, list[tuple[int, tuple[int, int]]]]:
+    """A prompt, and its tokens with the characters they stand for; an image is one token."""
+    prompt = reader.render(question, images, system)
+    encoded = reader.tokenizer(
+        prompt.text, return_offsets_mapping=True, add_special_tokens=reader.adds_special_tokens(prompt.text)
+    )
+    return prompt, list(zip(encoded["input_ids"], encoded["offset_mapping"], strict=True))

@@ -1,0 +1,116 @@
+"""M3ID: multi-modal mutual-information decoding."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from regaze.errors import BadParameterError
+from regaze.interventions.base import Intervention
+from regaze.interventions.contrast import (
+    WITHOUT_IMAGE,
+    check_cut,
+    cut_where,
+    has_image,
+    rows_with_image,
+)
+from regaze.toolkit.branches import Branch, without_image
+from regaze.toolkit.context import Context
+from regaze.toolkit.mixture import Mixture
+
+
+@dataclass(frozen=True)
+class M3ID(Intervention):
+    """Favour what the image makes likelier, the more so the longer the answer gets.
+
+    Source: Favero et al., "Multi-Modal Hallucination Control by Visual Information Grounding"
+    (arXiv:2403.14003). On log-probabilities with and without the image, scores = l + w (l - l_text) with
+    w = (1 - gamma_t) / gamma_t = exp(decay t) - 1 for the t-th token of the answer (from 1), where the model
+    is unsure: its likeliest token has a probability below `kappa`. The weight is 0.02 at the first token, so
+    that one-word answers hardly change, and 6.4 at the 100th; `max_weight` (ours) keeps long answers from
+    dissolving. By default it is reached at token 70. `decay = 0` switches the method off.
+
+    No code of the authors is known. `as_released=True` is the re-implementation in `sangminwoo/AvisC`: every
+    token, no bound on the weight, and a cut at `beta`. The default decay is its value too; the paper's kappa
+    could not be checked.
+    """
+
+    name: ClassVar[str] = "m3id"
+    summary: ClassVar[str] = "contrast with the text-only prompt, growing with the length of the answer"
+    source: ClassVar[str] = "arXiv:2403.14003"
+    edits: ClassVar[str] = "logits at every step"
+    cost: ClassVar[str] = "two rows per prompt in one forward, with the cache of both"
+    release: ClassVar[str] = (
+        "None by the authors. The re-implementation in sangminwoo/AvisC (MIT) leaves the confidence test "
+        "out, adds a plausibility cut, and lets the weight grow without bound (as_released=True)."
+    )
+
+    decay: float = field(
+        default=0.02, metadata={"help": "lambda, how fast the image is forgotten per token (0: off)"}
+    )
+    kappa: float = field(
+        default=0.3, metadata={"help": "the model is unsure when its best token is less likely (1: always)"}
+    )
+    max_weight: float | None = field(
+        default=3.0, metadata={"help": "bound on the weight of the contrast (ours; null: none)"}
+    )
+    beta: float = field(default=0.1, metadata={"help": "plausibility cut; with as_released alone"})
+    as_released: bool = field(
+        default=False, metadata={"help": "no confidence test and no bound, but a cut, as in AvisC's code"}
+    )
+
+    def __post_init__(self) -> None:
+        if not self.decay >= 0.0:
+            raise BadParameterError(f"decay must not be negative, got {self.decay}")
+        if not 0.0 < self.kappa <= 1.0:
+            raise BadParameterError(f"kappa is a probability in (0, 1], got {self.kappa}")
+        if self.max_weight is not None and not self.max_weight >= 0.0:
+            raise BadParameterError(f"max_weight must not be negative, got {self.max_weight}")
+        check_cut(self.beta)
+
+    @property
+    def is_identity(self) -> bool:
+        return self.decay == 0.0
+
+    def branches(self, context: Context) -> Mapping[str, Branch]:
+        if self.is_identity or not has_image(context).any():
+            return {}
+        state = context.state(self)
+        state["where"] = rows_with_image(context)
+        answering = context.tokens.answering()
+        state["t"] = (answering.cumsum(1) * answering).to(context.device)  # [B, L]; 0 before the answer
+        return {WITHOUT_IMAGE: without_image(context)}
+
+    def mix(self, context: Context) -> Mixture | None:
+        state = context.state(self)
+        if "where" not in state:
+            return None
+        logits, text_only = context.logits(), context.logits(WITHOUT_IMAGE)
+        weight = self.weight(logits, self._t(context, logits))
+        where = state["where"]
+        if where is not None:
+            weight = weight * where.to(logits.device)
+        cut = self.beta if self.as_released else 0.0
+        cut_on = cut_where(logits, where) if cut else None
+        return Mixture(1.0 + weight, [(-weight, text_only)], log_softmax=True, cut=cut, cut_on=cut_on)
+
+    def weight(self, logits: Tensor, t: Tensor) -> Tensor:
+        """The weight of the contrast, [B, T, 1], for logits [B, T, V] that predict the t-th tokens [B, T]."""
+        weight = torch.expm1(self.decay * t.to(logits.device).float())[..., None]
+        if self.as_released:
+            return weight
+        likeliest = logits.float().log_softmax(-1).amax(-1, keepdim=True)
+        unsure = likeliest < math.log(self.kappa)
+        return (weight if self.max_weight is None else weight.clamp_max(self.max_weight)) * unsure
+
+    def _t(self, context: Context, logits: Tensor) -> Tensor:
+        """[B, T], which token of the answer each row of this forward predicts; 0 in the prompt."""
+        state, count = context.state(self), logits.shape[1]
+        if context.step > 0:
+            state["t"] = state["t"][:, -1:] + torch.arange(1, count + 1, device=state["t"].device)
+        return state["t"][:, -count:]

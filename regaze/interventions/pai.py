@@ -1,0 +1,118 @@
+"""PAI: paying more attention to image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from torch import Tensor
+
+from regaze.errors import BadParameterError
+from regaze.interventions.base import Intervention
+from regaze.interventions.contrast import (
+    WITHOUT_IMAGE,
+    check_cut,
+    cut_where,
+    has_image,
+    rows_with_image,
+)
+from regaze.interventions.layers import LayerRange, checked_range, layer_range
+from regaze.kernels import AttentionEdit, Rows
+from regaze.toolkit.branches import Branch, without_image
+from regaze.toolkit.context import Context
+from regaze.toolkit.mixture import Mixture
+from regaze.toolkit.tokens import Role
+
+
+@dataclass(frozen=True)
+class PAI(Intervention):
+    """Raise the scores of image keys where the answer is predicted, and guide away from the text-only prompt.
+
+    Source: Liu et al., "Paying More Attention to Image: A Training-Free Method for Alleviating Hallucination
+    in LVLMs" (arXiv:2407.21771). Scores of image keys become s + alpha |s|, in all heads of layers 2 to 31 of
+    32 (scaled to other depths), in the rows that predict the answer. Positive scores grow by 1 + alpha,
+    negative ones shrink by 1 - alpha; with alpha above 1 a very negative score overtakes a small one.
+    Guidance takes log-probabilities, gamma (l - l_text) + l_text, where the text-only branch lacks the image
+    tokens and the edit, and cuts tokens on l. `gamma = 1` switches it off, the cut included. The defaults are
+    those of the release's README; the best alpha depends on the model.
+
+    With `as_released=True` (`LALBJ/PAI`) the prefill is not edited when guidance is on: the first token comes
+    from unedited attention. Prompts without an image are left alone.
+    """
+
+    name: ClassVar[str] = "pai"
+    summary: ClassVar[str] = "raise the scores of image keys and guide away from the text-only prompt"
+    source: ClassVar[str] = "arXiv:2407.21771"
+    edits: ClassVar[str] = "scores of the last row before the softmax, and logits, at every step"
+    cost: ClassVar[str] = "two rows per prompt in one forward (one with gamma=1), with the cache of both"
+    release: ClassVar[str] = (
+        "LALBJ/PAI, MIT. With guidance on, the first token is not edited (as_released=True does so), and "
+        "--use-cfg with gamma=1 never edits anything; one image span for the whole batch; as many key-value "
+        "heads as heads. Here rows have their own image tokens, and any GQA ratio works."
+    )
+
+    alpha: float = field(
+        default=0.2, metadata={"help": "slope of the scores of image keys in their size (0: no edit)"}
+    )
+    gamma: float = field(default=1.1, metadata={"help": "strength of the guidance (1: none)"})
+    beta: float = field(
+        default=0.1, metadata={"help": "cut tokens less likely than beta times the likeliest (0: none)"}
+    )
+    layers: LayerRange | None = field(
+        default=None,
+        metadata={"help": "first and last edited layer; default: 2 to 31 of 32, scaled to the depth"},
+    )
+    as_released: bool = field(
+        default=False, metadata={"help": "leave the first token unedited under guidance, as the code does"}
+    )
+
+    def __post_init__(self) -> None:
+        if not self.alpha >= 0.0:
+            raise BadParameterError(f"alpha must not be negative, got {self.alpha}")
+        if not self.gamma >= 1.0:
+            raise BadParameterError(f"gamma must be at least 1 (no guidance), got {self.gamma}")
+        check_cut(self.beta)
+        object.__setattr__(self, "layers", checked_range(self.layers))
+
+    @property
+    def is_identity(self) -> bool:
+        return self.alpha == 0.0 and self.gamma == 1.0
+
+    def branches(self, context: Context) -> Mapping[str, Branch]:
+        if self.gamma == 1.0 or not has_image(context).any():
+            return {}
+        context.state(self)["where"] = rows_with_image(context)
+        return {WITHOUT_IMAGE: without_image(context)}
+
+    def prepare(self, context: Context) -> None:
+        tokens, state = context.tokens, context.state(self)
+        image = tokens.mask(Role.IMAGE)
+        if self.alpha == 0.0 or not image.any():
+            return
+        state["layers"] = layer_range(self.layers, (2, 31), 32, context.num_layers)
+        state["slope"] = self.alpha * image.float()[:, None]
+        state["rows"] = Rows.where(tokens.answering() & image.any(1, keepdim=True))
+
+    def edit(self, layer: int, step: int, context: Context) -> AttentionEdit | None:
+        state = context.state(self)
+        first, last = state.get("layers", (0, -1))
+        if not first <= layer <= last:
+            return None
+        if context.device not in state:  # at prefill: a copy to the device would stall a later step
+            slope: Tensor = state["slope"].to(context.device)
+            prefill = AttentionEdit(score_slope=slope, rows=state["rows"].to(context.device))
+            state[context.device] = prefill, AttentionEdit(score_slope=slope)
+        first_token = step == 0 or context.replaying
+        if first_token and self.as_released and self.gamma != 1.0:
+            return None
+        return state[context.device][min(step, 1)]
+
+    def mix(self, context: Context) -> Mixture | None:
+        state = context.state(self)
+        if "where" not in state:
+            return None
+        logits, text_only = context.logits(), context.logits(WITHOUT_IMAGE)
+        others = [(1.0 - self.gamma, text_only)]
+        cut_on = cut_where(logits, state["where"])
+        return Mixture(self.gamma, others, log_softmax=True, cut=self.beta, cut_on=cut_on)

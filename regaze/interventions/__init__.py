@@ -1,8 +1,56 @@
 """Interventions: a file per method, only what makes that method itself."""
 
-from regaze.interventions.base import Intervention
+from regaze.interventions.adhh import ADHH
+from regaze.interventions.agla import AGLA
+from regaze.interventions.avisc import AvisC
+from regaze.interventions.base import AskAgain, Intervention, Method
+from regaze.interventions.carve import CARVE
+from regaze.interventions.damro import DAMRO
+from regaze.interventions.dola import DoLa
+from regaze.interventions.evit import EViT
+from regaze.interventions.gift import GIFT
+from regaze.interventions.hgai import HGAI
+from regaze.interventions.icd import ICD
 from regaze.interventions.knockout import HeadKnockout
-from regaze.interventions.registry import create, from_dict, methods
+from regaze.interventions.m3id import M3ID
+from regaze.interventions.mma import ModalityMutualMask
+from regaze.interventions.moa import MoA
+from regaze.interventions.pai import PAI
+from regaze.interventions.paint import ImbalancedAttention
+from regaze.interventions.registry import BUILT_IN, create, from_dict, methods
+from regaze.interventions.sparc import SPARC
+from regaze.interventions.vaf import VAF
 from regaze.interventions.var import VAR
+from regaze.interventions.vcd import VCD
+from regaze.interventions.vista import VISTA
 
-__all__ = ["VAR", "HeadKnockout", "Intervention", "create", "from_dict", "methods"]
+__all__ = [
+    "ADHH",
+    "AGLA",
+    "BUILT_IN",
+    "CARVE",
+    "DAMRO",
+    "GIFT",
+    "HGAI",
+    "ICD",
+    "M3ID",
+    "PAI",
+    "SPARC",
+    "VAF",
+    "VAR",
+    "VCD",
+    "VISTA",
+    "AskAgain",
+    "AvisC",
+    "DoLa",
+    "EViT",
+    "HeadKnockout",
+    "ImbalancedAttention",
+    "Intervention",
+    "Method",
+    "MoA",
+    "ModalityMutualMask",
+    "create",
+    "from_dict",
+    "methods",
+]

@@ -26,6 +26,8 @@ class Method:
         summary: one line on what it does. source: where it comes from.
         edits: what is changed, and when. cost: forwards per token, and what is held in memory.
         release: licence and known defects of the released code, and what is done here instead.
+        shares_prefix: whether what it does to a token depends on no other token of the prompt and on no other
+            row of the batch, so that prompts may share the key-value cache of what they begin with.
     """
 
     name: ClassVar[str] = ""
@@ -34,6 +36,7 @@ class Method:
     edits: ClassVar[str] = ""
     cost: ClassVar[str] = ""
     release: ClassVar[str] = ""
+    shares_prefix: ClassVar[bool] = False
 
     @property
     def is_identity(self) -> bool:

@@ -34,6 +34,7 @@ class HeadKnockout(Intervention):
         'values (mode="uniform"), and does nothing at all for Qwen2, Mixtral and Phi-3; its random heads for '
         "comparison are not kept apart from the retrieval heads."
     )
+    shares_prefix: ClassVar[bool] = True
 
     heads: tuple[tuple[int, int], ...] = field(default=(), metadata={"help": "(layer, query head) pairs"})
     mode: Literal["zero", "uniform"] = field(

@@ -12,16 +12,57 @@ import difflib
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from regaze.errors import BadParameterError, UnknownMethodError
-from regaze.interventions.base import Intervention
+from regaze.errors import BadParameterError, RegazeError, UnknownMethodError
+from regaze.interventions.adhh import ADHH
+from regaze.interventions.agla import AGLA
+from regaze.interventions.avisc import AvisC
+from regaze.interventions.base import Method
+from regaze.interventions.carve import CARVE
+from regaze.interventions.damro import DAMRO
+from regaze.interventions.dola import DoLa
+from regaze.interventions.evit import EViT
+from regaze.interventions.gift import GIFT
+from regaze.interventions.hgai import HGAI
+from regaze.interventions.icd import ICD
 from regaze.interventions.knockout import HeadKnockout
+from regaze.interventions.m3id import M3ID
+from regaze.interventions.mma import ModalityMutualMask
+from regaze.interventions.moa import MoA
+from regaze.interventions.pai import PAI
+from regaze.interventions.paint import ImbalancedAttention
+from regaze.interventions.sparc import SPARC
+from regaze.interventions.vaf import VAF
 from regaze.interventions.var import VAR
+from regaze.interventions.vcd import VCD
+from regaze.interventions.vista import VISTA
 
-BUILT_IN: tuple[type[Intervention], ...] = (VAR, HeadKnockout)
+BUILT_IN: tuple[type[Method], ...] = (
+    ADHH,
+    AGLA,
+    AvisC,
+    CARVE,
+    DAMRO,
+    DoLa,
+    EViT,
+    GIFT,
+    HGAI,
+    ICD,
+    HeadKnockout,
+    M3ID,
+    ModalityMutualMask,
+    MoA,
+    PAI,
+    ImbalancedAttention,
+    SPARC,
+    VAF,
+    VAR,
+    VCD,
+    VISTA,
+)
 GROUP = "regaze.interventions"
 
 
-def methods() -> dict[str, type[Intervention]]:
+def methods() -> dict[str, type[Method]]:
     """Every usable intervention by name; `failures` has the reasons why others are left out."""
     return _survey()[0]
 
@@ -31,7 +72,7 @@ def failures() -> list[str]:
     return _survey()[1]
 
 
-def find(name: str) -> type[Intervention]:
+def find(name: str) -> type[Method]:
     """The intervention of this name; a built-in name cannot be taken by another package.
 
     Raises:
@@ -45,7 +86,15 @@ def find(name: str) -> type[Intervention]:
     raise UnknownMethodError(f"unknown method {name!r}{hint} Known methods: {', '.join(announced)}")
 
 
-def create(name: str, **parameters: Any) -> Intervention:
+def usable_alone(cls: type[Method]) -> bool:
+    """Whether the method does something with its default parameters: no head list or file to be given."""
+    try:
+        return not cls().is_identity
+    except RegazeError:
+        return False
+
+
+def create(name: str, **parameters: Any) -> Method:
     """An intervention by name.
 
     Raises:
@@ -54,7 +103,7 @@ def create(name: str, **parameters: Any) -> Intervention:
     return find(name).from_dict(parameters)
 
 
-def from_dict(data: dict[str, Any]) -> Intervention:
+def from_dict(data: dict[str, Any]) -> Method:
     """The intervention that `to_dict` described.
 
     Raises:
@@ -65,15 +114,15 @@ def from_dict(data: dict[str, Any]) -> Intervention:
     return find(data["method"]).from_dict(data)
 
 
-def _announced() -> dict[str, type[Intervention] | EntryPoint]:
+def _announced() -> dict[str, type[Method] | EntryPoint]:
     """Built-in classes and other packages' entry points, by name; nothing is imported."""
-    found: dict[str, type[Intervention] | EntryPoint] = {}
+    found: dict[str, type[Method] | EntryPoint] = {}
     found.update({entry.name: entry for entry in entry_points(group=GROUP)})
     found.update({method.name: method for method in BUILT_IN})
     return dict(sorted(found.items()))
 
 
-def _survey() -> tuple[dict[str, type[Intervention]], list[str]]:
+def _survey() -> tuple[dict[str, type[Method]], list[str]]:
     usable, reasons = {}, []
     for name, announced in _announced().items():
         try:
@@ -83,7 +132,7 @@ def _survey() -> tuple[dict[str, type[Intervention]], list[str]]:
     return usable, reasons
 
 
-def _load(announced: type[Intervention] | EntryPoint) -> type[Intervention]:
+def _load(announced: type[Method] | EntryPoint) -> type[Method]:
     if not isinstance(announced, EntryPoint):
         return announced
     what = f"method {announced.name!r} ({announced.value}"
@@ -92,8 +141,8 @@ def _load(announced: type[Intervention] | EntryPoint) -> type[Intervention]:
         cls = announced.load()
     except Exception as error:  # another package's import can fail in any way
         raise UnknownMethodError(f"{what} cannot be imported: {type(error).__name__}: {error}") from error
-    if not (isinstance(cls, type) and issubclass(cls, Intervention)):
-        raise UnknownMethodError(f"{what} is not a subclass of regaze.interventions.Intervention")
+    if not (isinstance(cls, type) and issubclass(cls, Method)):
+        raise UnknownMethodError(f"{what} is not a subclass of regaze.interventions.Intervention or AskAgain")
     if cls.name != announced.name:
         raise UnknownMethodError(f"{what} calls itself {cls.name!r}; both names must be the same")
     return cls

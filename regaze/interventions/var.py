@@ -43,6 +43,17 @@ class VAR(Intervention):
     name: ClassVar[str] = "var"
     summary: ClassVar[str] = "move attention from sink tokens to image tokens in image-centric heads"
     source: ClassVar[str] = "arXiv:2503.03321"
+    edits: ClassVar[str] = (
+        "attention weights after the softmax, in text rows behind the image, in all layers but the first two "
+        "and the last"
+    )
+    cost: ClassVar[str] = "one forward; a group number per key and layer is held"
+    release: ClassVar[str] = (
+        "seilk/VisAttnSink, Apache-2.0. State of the first sample is never cleared, so that from the second "
+        "on sinks are stale and image rows are edited too; the last layer is not skipped (as_released=True); "
+        "13B models get the sink dimensions of 7B; prompts run without BOS; both fractions are turned round "
+        "(`VAR.from_released`)."
+    )
     uses_hidden_states: ClassVar[bool] = True
 
     rho: float = field(

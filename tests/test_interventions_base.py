@@ -14,7 +14,7 @@ from models import logits_of, picture
 
 from regaze import VAR, HeadKnockout
 from regaze.errors import BadParameterError, UnknownMethodError, UnknownParameterError
-from regaze.interventions import Intervention, create, from_dict, methods, registry
+from regaze.interventions import BUILT_IN, Intervention, create, from_dict, methods, registry
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_entry_points_join_but_do_not_replace(announce):
 )
 def test_an_entry_point_that_fails_breaks_only_itself(announce, value, message):
     announce(bad=value, mine=f"{__name__}:Mine")
-    assert list(methods()) == ["knockout", "mine", "var"]
+    assert list(methods()) == sorted(["mine", *(cls.name for cls in BUILT_IN)])
     assert create("mine") == Mine()
     (reason,) = registry.failures()
     assert re.search(message, reason)
@@ -165,5 +165,23 @@ def test_heads_that_do_not_exist(model, gaze, inputs):
         HeadKnockout(heads=(3, 1))
     with pytest.raises(BadParameterError, match=r"layer, head.*3\.5"):
         HeadKnockout(heads=((3.5, 1),))
-    with pytest.raises(BadParameterError, match='"zero" or "uniform"'):
+    with pytest.raises(BadParameterError, match="'zero' or 'uniform'"):
         HeadKnockout(mode="half")
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("vcd", {"alpha": float("inf")}),
+        ("vcd", {"alpha": "1"}),
+        ("vcd", {"noise_step": 2.5}),
+        ("damro", {"kept": 2.5}),
+        ("carve", {"regions_kept": 1.5}),
+        ("evit", {"layers": (1.5,)}),
+        ("vista", {"strength": float("nan")}),
+        ("pai", {"as_released": "yes"}),
+    ],
+)
+def test_parameters_of_another_type_are_refused(name, wrong):
+    with pytest.raises(BadParameterError, match=next(iter(wrong))):
+        create(name, **wrong)

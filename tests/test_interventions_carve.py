@@ -383,7 +383,7 @@ def test_parameters_without_meaning(name, value):
 
 def test_modes_without_meaning():
     for wrong in ({"steps": "t_end"}, {"rank": "size"}):
-        with pytest.raises(BadParameterError, match="must be one of"):
+        with pytest.raises(BadParameterError, match="must be Literal"):
             CARVE(**wrong)
 
 
@@ -398,7 +398,7 @@ def test_what_carve_cannot_do(gaze):
         CARVE(**SMALL).ask(gaze, [None], QUESTIONS[:1])
     with pytest.raises(InputError, match="3 images for 1 questions"):
         CARVE(**SMALL).ask(gaze, PICTURES, QUESTIONS[:1])
-    with pytest.raises(BadParameterError, match=r"gaze\.using takes interventions"), gaze.using(CARVE()):
+    with pytest.raises(BadParameterError, match="asks in its own way"), gaze.using(CARVE()):
         pass
     text = regaze.wrap(tiny_llama(), llava_processor().tokenizer)
     with pytest.raises(InputError, match="text-only"):

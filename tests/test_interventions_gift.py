@@ -415,7 +415,7 @@ def test_layers_follow_the_model():
     ("changes", "message"),
     [
         ({"alpha": -1.0}, "alpha must not be negative"),
-        ({"alpha": math.nan}, "alpha must not be negative"),
+        ({"alpha": math.nan}, "finite number"),
         ({"beta": 0.0}, "beta must be positive"),
         ({"layers": (4, 2)}, "layers must be the first and the last layer"),
         ({"saliency_layer": ()}, "saliency_layer must be a layer"),

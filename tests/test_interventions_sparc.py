@@ -75,7 +75,7 @@ def test_it_equals_scaling_the_cache(model, gaze, changes):
 
 def test_neutral_strength_is_bit_identical_and_the_first_two_tokens_plain(model, gaze, inputs):
     plain = logits_of(model, inputs)
-    for neutral in ({"alpha": 1.0}, {"tau": float("inf")}):
+    for neutral in ({"alpha": 1.0}, {"tau": 1e30}):
         with gaze.using(sparc(**neutral)):
             close(logits_of(model, inputs), plain, atol=0 if "alpha" in neutral else 1e-5)
     with gaze.using(sparc()):
@@ -208,7 +208,7 @@ def test_repeated_keys_and_values_change_nothing():
     [
         ({"alpha": 0.0}, "alpha must be positive"),
         ({"beta": 1.5}, "beta is a weight"),
-        ({"tau": float("nan")}, "tau must be a number"),
+        ({"tau": float("nan")}, "finite number"),
         ({"selected_layer": -1}, "selected_layer must not be negative"),
         ({"layers": "all"}, "layers must be the first and the last layer"),
     ],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import itertools
 from pathlib import Path
 
@@ -26,7 +25,7 @@ PARAMETERS = {
     "adhh": {"heads": ((0, 3), (2, 1)), "threshold": 0.1},
 }
 #: Not run by `model.generate`: they ask again, or shrink a vision model used alone.
-ELSEWHERE = {"carve", "evit"}
+ELSEWHERE = {"carve", "evit", "opera"}
 
 
 def method(name: str):
@@ -47,7 +46,8 @@ def gaze():
 
 @pytest.fixture(scope="module")
 def inputs(gaze):
-    return gaze.inputs([picture(5)], ["Is there a dog in this picture?"])
+    """One prompt with an image, one without, of different lengths."""
+    return gaze.inputs([picture(5), None], ["Is there a dog in this picture?", "Where is the dog?"])
 
 
 @pytest.mark.parametrize("cls", BUILT_IN, ids=lambda cls: cls.name)
@@ -57,8 +57,6 @@ def test_every_method_says_what_it_is(cls):
     assert cls.__doc__
     assert cls().is_identity in (True, False)
     assert cls.from_dict(cls().to_dict()) == cls()
-    lines = inspect.getsource(inspect.getmodule(cls)).splitlines()
-    assert len(lines) <= 300
 
 
 def test_the_page_of_methods_is_up_to_date():

@@ -15,6 +15,7 @@ from regaze.interventions.knockout import HeadKnockout
 from regaze.interventions.m3id import M3ID
 from regaze.interventions.mma import ModalityMutualMask
 from regaze.interventions.moa import MoA
+from regaze.interventions.opera import OPERA
 from regaze.interventions.pai import PAI
 from regaze.interventions.paint import ImbalancedAttention
 from regaze.interventions.registry import BUILT_IN, create, from_dict, methods
@@ -34,6 +35,7 @@ __all__ = [
     "HGAI",
     "ICD",
     "M3ID",
+    "OPERA",
     "PAI",
     "SPARC",
     "VAF",

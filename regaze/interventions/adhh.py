@@ -65,6 +65,7 @@ class ADHH(Intervention):
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.threshold >= 0.0:
             raise BadParameterError(f"threshold is attention mass, 0 or more; got {self.threshold}")
         if self.heads is not None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any, ClassVar
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, ClassVar, get_type_hints
 
 from PIL import Image
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from regaze.errors import BadParameterError, RegazeError, UnknownParameterError
 from regaze.toolkit.context import Participant
@@ -37,6 +39,22 @@ class Method:
     cost: ClassVar[str] = ""
     release: ClassVar[str] = ""
     shares_prefix: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        """Check parameters that are no tuples against their annotation; a subclass that overrides this calls
+        it first, and checks its tuples itself.
+
+        Raises:
+            BadParameterError: a value of another type, or a number that is not finite.
+        """
+        for name, (kind, adapter) in _adapters(type(self)).items():
+            value = getattr(self, name)
+            try:
+                adapter.validate_python(value.item() if hasattr(value, "item") else value, strict=True)
+            except ValidationError as error:
+                reason = error.errors()[0]["msg"]
+                message = f"{self.name!r}: {name} must be {kind}, got {value!r} ({reason})"
+                raise BadParameterError(message) from None
 
     @property
     def is_identity(self) -> bool:
@@ -122,3 +140,12 @@ class AskAgain(Method):
 
 def _tuples(value: Any) -> Any:
     return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+
+
+@lru_cache
+def _adapters(cls: type[Any]) -> dict[str, tuple[str, TypeAdapter[Any]]]:
+    """By parameter: its annotation as text, and what checks a value against it."""
+    hints = get_type_hints(cls)
+    config = ConfigDict(allow_inf_nan=False, arbitrary_types_allowed=True)
+    chosen = [field for field in fields(cls) if field.init and "tuple" not in str(hints[field.name])]
+    return {f.name: (str(f.type), TypeAdapter(hints[f.name], config=config)) for f in chosen}

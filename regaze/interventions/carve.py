@@ -125,6 +125,7 @@ class CARVE(AskAgain):
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0.0 < self.share <= 1.0:
             raise BadParameterError(f"share is a fraction in (0, 1], got {self.share}")
         if self.regions_kept < 1:

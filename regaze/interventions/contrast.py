@@ -40,6 +40,7 @@ class Contrastive(Intervention):
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.alpha >= 0.0:
             raise BadParameterError(f"alpha must not be negative, got {self.alpha}")
         check_cut(self.beta)

@@ -70,6 +70,7 @@ class DoLa(Intervention):
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.bucket not in ("low", "high"):
             raise BadParameterError(f'bucket must be "low" or "high", got {self.bucket!r}')
         if self.layers is not None:

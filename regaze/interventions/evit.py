@@ -58,8 +58,11 @@ class EViT(Intervention):
     fuse: bool = field(default=True, metadata={"help": "append the weighted sum of the dropped tokens"})
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0.0 < self.keep_rate <= 1.0:
             raise BadParameterError(f"keep_rate is a fraction in (0, 1], got {self.keep_rate}")
+        if not all(isinstance(layer, int) for layer in self.layers):
+            raise BadParameterError(f"layers must be block numbers such as (3, 6, 9), got {self.layers!r}")
 
     def prepare(self, context: Context) -> None:
         raise UnsupportedModelError(

@@ -101,6 +101,7 @@ class GIFT(Intervention):
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         object.__setattr__(self, "layers", checked_range(self.layers))
         if self.alpha is not None and not 0.0 <= self.alpha < float("inf"):
             raise BadParameterError(f"alpha must not be negative, got {self.alpha}")

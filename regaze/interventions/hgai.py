@@ -39,6 +39,7 @@ class HGAI(Intervention):
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         object.__setattr__(self, "layers", checked_range(self.layers))
         if not 0.0 <= self.alpha < float("inf"):
             raise BadParameterError(f"alpha must not be negative, got {self.alpha}")

@@ -42,6 +42,7 @@ class HeadKnockout(Intervention):
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         try:
             pairs = tuple(
                 sorted({(operator.index(layer), operator.index(head)) for layer, head in self.heads})

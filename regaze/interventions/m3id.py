@@ -65,6 +65,7 @@ class M3ID(Intervention):
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.decay >= 0.0:
             raise BadParameterError(f"decay must not be negative, got {self.decay}")
         if not 0.0 < self.kappa <= 1.0:

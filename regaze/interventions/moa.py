@@ -59,6 +59,7 @@ class MoA(Intervention):
     block: int = field(default=64, metadata={"help": "block size, and how many first tokens are kept"})
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.block < 1:
             raise BadParameterError(f"block must be at least 1, got {self.block}")
         if not 0.0 <= self.beta <= 1.0:

@@ -68,6 +68,7 @@ class PAI(Intervention):
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.alpha >= 0.0:
             raise BadParameterError(f"alpha must not be negative, got {self.alpha}")
         if not self.gamma >= 1.0:

@@ -81,6 +81,7 @@ class ImbalancedAttention(Intervention):
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         object.__setattr__(self, "layers", checked_range(self.layers))
         for name in ("alpha", "beta"):
             if not getattr(self, name) >= 0.0:

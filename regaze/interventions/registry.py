@@ -28,6 +28,7 @@ from regaze.interventions.knockout import HeadKnockout
 from regaze.interventions.m3id import M3ID
 from regaze.interventions.mma import ModalityMutualMask
 from regaze.interventions.moa import MoA
+from regaze.interventions.opera import OPERA
 from regaze.interventions.pai import PAI
 from regaze.interventions.paint import ImbalancedAttention
 from regaze.interventions.sparc import SPARC
@@ -51,6 +52,7 @@ BUILT_IN: tuple[type[Method], ...] = (
     M3ID,
     ModalityMutualMask,
     MoA,
+    OPERA,
     PAI,
     ImbalancedAttention,
     SPARC,

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from regaze.errors import BadParameterError
+from regaze.errors import BadParameterError, InputError
 from regaze.interventions.base import Intervention
 from regaze.interventions.layers import LayerRange, checked_range, layer_range
 from regaze.kernels import AttentionEdit, Rows, Stats, StatsRequest
@@ -51,6 +51,7 @@ class SPARC(Intervention):
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         object.__setattr__(self, "layers", checked_range(self.layers))
         if not 0.0 < self.alpha < float("inf"):
             raise BadParameterError(f"alpha must be positive, got {self.alpha}")
@@ -70,6 +71,8 @@ class SPARC(Intervention):
         image = tokens.mask(Role.IMAGE)
         if self.is_identity or not image.any():
             return
+        if context.inputs.get("use_cache") is False:  # every step would be a prompt, and nothing ever rise
+            raise InputError("SPARC follows attention from step to step, which needs use_cache=True")
         given = None if self.selected_layer is None else (self.selected_layer, self.selected_layer)
         state["selected"] = layer_range(given, (20, 20), 32, context.num_layers)[0]
         state["layers"] = layer_range(self.layers, (0, 31), 32, context.num_layers)

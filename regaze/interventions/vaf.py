@@ -41,6 +41,7 @@ class VAF(Intervention):
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         object.__setattr__(self, "layers", checked_range(self.layers))
         for name in ("enhance", "suppress"):
             if not 0.0 <= getattr(self, name) < float("inf"):

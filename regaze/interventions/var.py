@@ -77,6 +77,7 @@ class VAR(Intervention):
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0.0 <= self.moved <= 1.0:
             raise BadParameterError(f"moved is a fraction in [0, 1], got {self.moved}")
         if not self.rho >= 0.0:

@@ -58,6 +58,7 @@ class VISTA(Intervention):
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.strength >= 0.0:
             raise BadParameterError(f"strength must not be negative, got {self.strength}")
         if not 0.0 <= self.share <= 1.0:

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from regaze.toolkit import compat
 from regaze.toolkit.branches import Branch
 from regaze.toolkit.context import Context
 
@@ -24,7 +25,7 @@ def inputs_aside(context: Context, branch: Branch | None = None) -> dict[str, An
     mask = context.visible.to(context.device).long() if shown is None else shown
     inputs["attention_mask"] = mask
     positions: Tensor | None = inputs.pop("position_ids", None)
-    two_axes = positions is None or positions.dim() == 2
-    if two_axes and "position_ids" in inspect.signature(context.model.forward).parameters:
+    one_axis = not compat.has_position_axes(context.model) and (positions is None or positions.dim() == 2)
+    if one_axis and "position_ids" in inspect.signature(context.model.forward).parameters:
         inputs["position_ids"] = (mask.cumsum(1) - 1).clamp_min(0)
     return inputs

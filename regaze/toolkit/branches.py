@@ -87,8 +87,10 @@ def with_prompts(context: Context, prompts: Sequence[Sequence[int]], tokens: Tok
     """Other prompts about the same images: token ids of each, unpadded, and their roles, padded on the left.
 
     Raises:
-        InputError: an image token is missing or too many.
+        InputError: an image token is missing or too many; the user's prompts are padded on the right.
     """
+    if not bool(context.visible[:, -1].all()):
+        raise InputError("contexts are aligned at their last token: pad the prompts on the left")
     length = max(len(prompt) for prompt in prompts)
     ids = torch.full((len(prompts), length), context.pad_token_id)
     mask = torch.zeros_like(ids)

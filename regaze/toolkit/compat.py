@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import weakref
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from transformers import (
     AttentionInterface,
     AttentionMaskInterface,
     Cache,
+    GenerationMixin,
     PreTrainedConfig,
     PreTrainedModel,
 )
@@ -162,6 +163,23 @@ def seen_tokens(cache: Any) -> int:
     return 0 if cache is None else int(cache.get_seq_length())
 
 
+def has_position_axes(model: PreTrainedModel) -> bool:
+    """Whether the model works out positions along several axes from its images' grids (Qwen-VL's M-RoPE)."""
+    return hasattr(model.base_model, "get_rope_index")
+
+
+def positions_on_axes(model: PreTrainedModel, positions: Tensor) -> Tensor:
+    """Positions of tokens behind the prompt, from their numbers [B, T]: [3, B, T].
+
+    The prefill has left in `rope_deltas` how far they lie from there. The model itself would take the numbers
+    of the whole attention mask.
+    """
+    deltas = getattr(model.base_model, "rope_deltas", None)
+    if deltas is not None:  # [b, 1]: of the user's rows alone where no prompt has an image, and all 0 then
+        positions = positions + deltas.to(positions.device).repeat(len(positions) // len(deltas), 1)
+    return positions.expand(3, -1, -1)
+
+
 def drop_last(cache: Cache) -> None:
     """Forget the last token of a cache. Raises UnsupportedModelError where its kind cannot."""
     try:
@@ -198,6 +216,13 @@ def follow_reorder(cache: Cache, context: Any) -> None:
     cache._regaze_context = weakref.ref(context)  # type: ignore[attr-defined]
 
 
+def make_room(cache: Any, more: int) -> None:
+    """Let a static cache made for the user's prompts hold `more` tokens: those of a longer branch."""
+    for layer in getattr(cache, "layers", ()):
+        if type(layer) is StaticLayer and not layer.is_initialized:
+            layer.max_cache_len += more
+
+
 def release_cache(cache: Cache, rows: int) -> None:
     """Leave only the first `rows` rows in a cache."""
     for layer in cache.layers:
@@ -212,7 +237,48 @@ def pass_media(model: PreTrainedModel, wanted: bool) -> None:
 
     transformers 5.23 encodes first (`mm_encoder_outputs`); 5.17 knows nothing of it.
     """
+    model.__dict__.pop("_expand_inputs_for_generation", None)
+    model.__dict__.pop("_supports_mm_encoder_outputs", None)
     if wanted:
         model.__dict__["_supports_mm_encoder_outputs"] = lambda: False
-    else:
-        model.__dict__.pop("_supports_mm_encoder_outputs", None)
+        own = getattr(type(model), "_expand_inputs_for_generation", None)
+        if own is GenerationMixin._expand_inputs_for_generation:  # Qwen-VL's knows better
+            model.__dict__["_expand_inputs_for_generation"] = partial(_expand, model)
+
+
+def _expand(
+    model: PreTrainedModel, expand_size: int = 1, input_ids: Tensor | None = None, **kwargs: Any
+) -> tuple[Tensor | None, dict[str, Any]]:
+    """Inputs for several sequences per prompt, with pixels that repeat a prompt's images together.
+
+    `generate` repeats each image by itself: of two images A, B of a prompt it makes A A B B, which gives the
+    first sequence A twice.
+    """
+    pixels, media = kwargs.get("pixel_values"), {}
+    known = input_ids is not None and hasattr(model.config, "image_token_id")
+    if expand_size > 1 and known and isinstance(pixels, Tensor):
+        assert input_ids is not None
+        order = _images_of_sequences(model, input_ids, len(pixels), expand_size)
+        names = [name for name in ("pixel_values", "image_sizes") if kwargs.get(name) is not None]
+        media = {name: kwargs.pop(name)[order.to(pixels.device)] for name in names}
+    stock: Any = super(type(model), model)
+    input_ids, kwargs = stock._expand_inputs_for_generation(
+        expand_size=expand_size, input_ids=input_ids, **kwargs
+    )
+    return input_ids, {**kwargs, **media}
+
+
+def _images_of_sequences(model: PreTrainedModel, input_ids: Tensor, images: int, copies: int) -> Tensor:
+    """Numbers of the images that `copies` sequences of each prompt [B, L] show, in order."""
+    tokens = (input_ids == model.config.image_token_id).sum(1).tolist()
+    counts = [int(count > 0) for count in tokens]
+    if sum(counts) != images:  # several per prompt: known where all have the same number of tokens
+        each = sum(tokens) // images
+        counts = [count // each if each else 0 for count in tokens]
+        if any(count % each for count in tokens if each) or sum(counts) != images:
+            raise UnsupportedModelError(
+                "it is not known which image belongs to which prompt, so none can be repeated for beams or "
+                "several returned sequences; give one image per prompt, or generate one sequence each"
+            )
+    parts = torch.arange(images).split(counts)
+    return torch.cat([part for part in parts for _ in range(copies)])

@@ -29,6 +29,7 @@ from regaze.toolkit.tokens import TokenMap
 from regaze.toolkit.watches import Watches, replayed
 
 _SLOT = "_regaze_hook"
+_BY_NAME = "an intervention that changes the logits of a forward needs outputs by name: return_dict=True"
 
 
 @dataclass(eq=False)
@@ -111,6 +112,7 @@ class ModelHook:
         ]
 
     def uninstall(self) -> None:
+        self._watches.stop()  # of a forward that was interrupted from the keyboard, which runs no hook
         for handle in self._handles:
             handle.remove()
         for module in (self.model, *compat.attention_modules(self.model)):
@@ -180,6 +182,8 @@ class ModelHook:
                 branches.setdefault(name, branch)
         if branches:
             context.stack(Stack(given, branches, context.visible, context.pad_token_id))
+            longer = context.prompt_length - context.visible.shape[1]
+            compat.make_room(given.get("past_key_values"), longer)
         for participant in self.participants:
             participant.prepare(context)
         return context
@@ -221,11 +225,14 @@ class ModelHook:
             self._contexts[cache] = (context, tuple(self.sessions))
             compat.follow_reorder(cache, context)
         if context.wants_replay:
-            self._replay(context, cache, kwargs, output)
+            given = {**dict(zip(self._argument_names, args, strict=False)), **kwargs}
+            self._replay(context, cache, given, output)
         return self._mixed(context, output)
 
     def _replay(self, context: Context, cache: Any, kwargs: dict[str, Any], output: Any) -> None:
         """Run the last row of the prompt once more, as a decode step over the cache of the rows before it."""
+        if isinstance(output, tuple):
+            raise InputError(_BY_NAME)
         context.wants_replay = False
         inputs = replayed(kwargs, cache, context)
         compat.drop_last(cache)
@@ -242,7 +249,7 @@ class ModelHook:
         """The output with the combined logits and the user's rows; None where it stays as it is."""
         if isinstance(output, tuple):
             if context.has_branches or any(type(p).mix is not Participant.mix for p in self.participants):
-                raise InputError("interventions that combine logits need outputs by name: return_dict=True")
+                raise InputError(_BY_NAME)
             return None
         with context.reading(output):
             mixtures = [m for p in self.participants if (m := p.mix(context)) is not None]

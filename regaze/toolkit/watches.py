@@ -27,6 +27,7 @@ class Watches:
 
     def start(self, context: Context) -> None:
         """Install the hooks of the forward that begins."""
+        self.stop()  # those of a forward that was interrupted from the keyboard
         if context.step == 0 and any(p.uses_hidden_states for p in context.participants):
             for number, layer in enumerate(compat.decoder_layers(self.model)):
                 self._before(layer, _show_input(context, number))

@@ -130,6 +130,10 @@ class Gaze:
             InputError: as `inputs`. BadParameterError: options that give anything but one text per question.
         """
         if method is not None:
+            if not hasattr(method, "ask"):
+                raise BadParameterError(
+                    f"{method!r} acts inside forwards: write `with gaze.using(...):` around gaze.ask"
+                )
             options = {"system": system, "batch_size": batch_size, "progress": progress, **generate_kwargs}
             return [str(answer) for answer in method.ask(self, images, questions, **options)]
         entries, questions = paired(images, questions)
@@ -182,12 +186,10 @@ class Gaze:
             tokens: roles of the prompts, for inputs that regaze cannot read itself.
         """
         for intervention in interventions:
-            is_class = isinstance(intervention, type)
-            if is_class or not isinstance(intervention, Participant):
-                hint = "; write it with parentheses" if is_class else ""
-                raise BadParameterError(
-                    f"gaze.using takes interventions such as VAR(), got {intervention!r}{hint}"
-                )
+            if not isinstance(intervention, Participant):
+                raise BadParameterError(_no_participant(intervention))
+        if len({id(intervention) for intervention in interventions}) < len(interventions):
+            raise BadParameterError("gaze.using was given the same object twice; what it keeps would mix")
         session = Session(interventions, tokens, self._read, self.reader)
         open_session(self.model, session)
         try:
@@ -244,6 +246,15 @@ class Gaze:
         self._known.move_to_end(key)
         while len(self._known) > _REMEMBERED:
             self._known.popitem(last=False)
+
+
+def _no_participant(given: Any) -> str:
+    """Why something is nothing that acts inside forwards, and what to do."""
+    if isinstance(given, type):
+        return f"gaze.using takes interventions such as VAR(), got {given!r}; write it with parentheses"
+    if hasattr(given, "ask"):
+        return f"{given!r} asks in its own way: write gaze.ask(..., method={type(given).__name__}(...))"
+    return f"gaze.using takes interventions such as VAR(), got {given!r}"
 
 
 def _is_one_image(images: Any) -> bool:

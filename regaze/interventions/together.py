@@ -4,14 +4,13 @@ from __future__ import annotations
 
 _POLICY = "both redistribute the masses that the softmax gives"
 _ROWS = "they change the attention weights of different rows of the prompt"
+_ROWS_LATER = "where a prompt or a branch has no image, AD-HH selects rows of the answer, too"
 _SCORES = "their maps of the scores do not commute"
 
 _REDISTRIBUTE = ("adhh", "gift", "var")
 _MAP_SCORES = ("hgai", "pai", "paint", "vaf")
 #: Edit every text row behind the image; the others those rows that predict the answer.
 _MANY_ROWS = ("vaf", "var")
-#: Edits every row that predicts the answer; the others of prompts with an image only.
-_ALL_PROMPTS = "adhh"
 
 
 def _why(first: str, second: str) -> str | None:
@@ -20,8 +19,9 @@ def _why(first: str, second: str) -> str | None:
         return _POLICY
     if pair <= {*_MAP_SCORES}:
         return _SCORES
-    other_rows = len(pair & {*_MANY_ROWS}) == 1 or pair in ({_ALL_PROMPTS, "pai"}, {_ALL_PROMPTS, "paint"})
-    return _ROWS if other_rows else None
+    if len(pair & {*_MANY_ROWS}) == 1:
+        return _ROWS
+    return _ROWS_LATER if "adhh" in pair and pair & {*_MAP_SCORES} else None
 
 
 #: Pairs in alphabetical order.

@@ -1,46 +1,79 @@
-"""Scoring of yes/no answers: how an answer is read, the five figures, their intervals, the paired comparison.
-
-Two rules are in use for POPE and disagree, so both are here under a name:
+"""Scoring of yes/no answers: six rules that are in use, and disagree.
 
 `official`
-    The rule of the benchmark's own evaluation script: keep the text before the first full stop, drop commas,
-    split at single spaces; "no" if one of the exact words No, no, not is left, else "yes" (so is empty text).
-    A ratio with nothing below the line stops that script; here it is undefined (nan, in JSON null).
+    The benchmark's own script: keep the text before the first full stop, drop commas, split at single
+    spaces; "no" if one of the exact words No, no, not is left, else "yes" (so is empty text). A ratio with
+    nothing below the line stops that script; here it is undefined (nan, in JSON null).
+`opera`
+    The copy in OPERA, PAI and AvisC: full stops and commas are dropped, the whole text is read; "no" at one
+    of No, no, not, NO or a word that ends in "n't", else "yes".
+`vcd`
+    The copy in VCD depends on the label: where it is yes, an answer with "yes" anywhere in it is right; where
+    it is no, an answer with "no" anywhere ("know", "not", "nothing").
 `harness`
-    Exact match after lower-casing and stripping, as evaluation harnesses do ("Yes." is neither): any other
-    answer is wrong, and counts neither for precision nor for recall. A ratio with nothing below the line is
-    0. Its yes-ratio is that of the *labels*, not of the answers: to see a yes-bias, look at the official one.
+    Exact match after lower-casing and stripping, as lmms-eval does ("Yes." is neither): any other answer is
+    wrong, and counts neither for precision nor for recall. A ratio with nothing below the line is 0. Its
+    yes-ratio is that of the *labels*, not of the answers: to see a yes-bias, look at another one.
+`vlmevalkit`
+    The words yes and no after punctuation is stripped, without its judge model. An answer with both or
+    neither is wrong, but counts as "no" for precision, recall and F1.
+`regaze`
+    Ours: "yes" or "no" if that is the first word and the other does not follow anywhere; else unreadable.
+    What is unreadable is wrong, a missed object where the label is yes, and is reported as a share.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from regaze.errors import InputError
-from regaze.eval import statistics
+from regaze.eval.benchmarks import scoring
 from regaze.eval.benchmarks.base import Item
+from regaze.eval.benchmarks.normalise import strip_punctuation
+from regaze.eval.benchmarks.scoring import ratio
 
 FIGURES = ("accuracy", "precision", "recall", "f1", "yes_ratio")
 LABELS = ("yes", "no")
 READINGS = ("yes", "no", "other")
-RESAMPLES = 2000
 
 
 def read_official(answer: str) -> str:
-    """Read an answer as the benchmark's own script does: "yes" or "no"."""
+    """Read an answer as POPE's own script does: "yes" or "no"."""
     words = answer.split(".", 1)[0].replace(",", "").split(" ")
     return "no" if {"No", "no", "not"} & set(words) else "yes"
 
 
+def read_opera(answer: str) -> str:
+    """Read an answer as OPERA's copy of the script does: "yes" or "no"."""
+    words = answer.replace(".", "").replace(",", "").split(" ")
+    denied = any(word in ("No", "no", "not", "NO") or word.endswith("n't") for word in words)
+    return "no" if denied else "yes"
+
+
 def read_harness(answer: str) -> str:
-    """Read an answer as a harness does: "yes", "no", or "other" for all that is neither exactly."""
+    """Read an answer as lmms-eval does: "yes", "no", or "other" for all that is neither exactly."""
     word = answer.lower().strip()
     return word if word in LABELS else "other"
+
+
+def read_vlmevalkit(answer: str) -> str:
+    """Read an answer as VLMEvalKit does without a judge: "yes", "no", or "other" for both or neither."""
+    words = strip_punctuation(answer.lower(), keep_decimal_point=True).split()
+    found = [label for label in LABELS if label in words]
+    return found[0] if len(found) == 1 else "other"
+
+
+def read_strictly(answer: str) -> str:
+    """ "yes" or "no" if the answer begins with it and never says the other, else "other"."""
+    words = re.findall(r"[^\W_]+", answer.lower())
+    if words[:1] == ["yes"] and "no" not in words:
+        return "yes"
+    return "no" if words[:1] == ["no"] and "yes" not in words else "other"
 
 
 def confusion(labels: Sequence[str], readings: Sequence[str]) -> np.ndarray:
@@ -51,127 +84,86 @@ def confusion(labels: Sequence[str], readings: Sequence[str]) -> np.ndarray:
     return counts
 
 
-def _ratio(above: np.ndarray, below: np.ndarray, undefined: float) -> np.ndarray:
-    return np.divide(above, below, out=np.full(np.shape(below), undefined), where=below != 0)
-
-
 @dataclass(frozen=True)
-class Scorer:
-    """A named rule: how an answer is read, and what is done where a ratio is undefined."""
+class YesNo(scoring.Scorer):
+    """A rule for answers to yes/no questions; references are "yes" and "no".
+
+    Attributes:
+        read: an answer as "yes", "no" or "other".
+        undefined: a ratio with nothing below the line.
+        unreadable_is_missed: whether "other" is a missed object where the label is yes.
+    """
 
     name: str
+    version: str
     read: Callable[[str], str]
-    undefined: float
-    yes_ratio_of_labels: bool
+    undefined: float = math.nan
+    unreadable_is_missed: bool = False
+    yes_ratio_of_labels: bool = False
+    figures: tuple[str, ...] = FIGURES
+    proportion = "accuracy"
 
-    def figures(self, counts: np.ndarray) -> dict[str, np.ndarray]:
+    def tally(self, references: Sequence[str], answers: Sequence[str]) -> np.ndarray:
+        return confusion(references, [self.read(answer) for answer in answers])
+
+    def ratios(self, sums: np.ndarray) -> dict[str, np.ndarray]:
         """The five figures, each [...], of summed counts [..., 2, 3]; "yes" is the positive class."""
-        counts = counts.astype(np.float64)
+        counts = sums.astype(np.float64)
         true_positive, false_negative = counts[..., 0, 0], counts[..., 0, 1]
         false_positive, true_negative = counts[..., 1, 0], counts[..., 1, 1]
+        if self.unreadable_is_missed:
+            false_negative = false_negative + counts[..., 0, 2]
         total = counts.sum((-2, -1))
-        precision = _ratio(true_positive, true_positive + false_positive, self.undefined)
-        recall = _ratio(true_positive, true_positive + false_negative, self.undefined)
+        precision = ratio(true_positive, true_positive + false_positive, self.undefined)
+        recall = ratio(true_positive, true_positive + false_negative, self.undefined)
         yes = counts[..., 0, :].sum(-1) if self.yes_ratio_of_labels else counts[..., :, 0].sum(-1)
-        return {
-            "accuracy": _ratio(true_positive + true_negative, total, self.undefined),
+        figures = {
+            "accuracy": ratio(true_positive + true_negative, total, self.undefined),
             "precision": precision,
             "recall": recall,
-            "f1": _ratio(2 * precision * recall, precision + recall, self.undefined),
-            "yes_ratio": _ratio(yes, total, self.undefined),
+            "f1": ratio(2 * precision * recall, precision + recall, self.undefined),
+            "yes_ratio": ratio(yes, total, self.undefined),
+            "unreadable": ratio(counts[..., :, 2].sum(-1), total, self.undefined),
+        }
+        return {name: figures[name] for name in self.figures}
+
+    def right(self, counts: np.ndarray) -> np.ndarray:
+        return (counts[:, 0, 0] + counts[:, 1, 1]).astype(bool)
+
+    def details(self, sums: np.ndarray) -> dict[str, dict[str, int]]:
+        """{"label_yes": {"yes": 1, "no": 2, "other": 0}, "label_no": ...}."""
+        return {
+            f"label_{label}": {reading: int(sums[i, j]) for j, reading in enumerate(READINGS)}
+            for i, label in enumerate(LABELS)
         }
 
-    def score(self, labels: Sequence[str], answers: Sequence[str]) -> dict[str, float]:
-        """The five figures of answers to questions with these labels ("yes" or "no"), without intervals.
 
-        Raises:
-            InputError: no answers, or not as many as labels (the official script drops the surplus silently).
-        """
-        if len(labels) != len(answers) or not labels:
-            raise InputError(
-                f"{len(answers)} answers for {len(labels)} labels; expected one each, at least one"
-            )
-        counts = confusion(labels, [self.read(answer) for answer in answers]).sum(0)
-        return {name: float(value) for name, value in self.figures(counts).items()}
+class LabelDependent(YesNo):
+    """VCD's rule, which looks for the label in the answer."""
+
+    def tally(self, references: Sequence[str], answers: Sequence[str]) -> np.ndarray:
+        opposite = {"yes": "no", "no": "yes"}
+        readings = [
+            label if label in answer.lower() else opposite[label]
+            for label, answer in zip(references, answers, strict=True)
+        ]
+        return confusion(references, readings)
 
 
-OFFICIAL = Scorer("official", read_official, undefined=math.nan, yes_ratio_of_labels=False)
-HARNESS = Scorer("harness", read_harness, undefined=0.0, yes_ratio_of_labels=True)
-SCORERS = (OFFICIAL, HARNESS)
+OFFICIAL = YesNo("official", "AoiDragon/POPE 08d957b evaluate.py", read_official)
+OPERA = YesNo("opera", "shikiw/OPERA 61426ef", read_opera)
+VCD = LabelDependent("vcd", "DAMO-NLP-SG/VCD d6568ff eval_pope.py", read_official)
+HARNESS = YesNo("harness", "lmms-eval 75571cf", read_harness, undefined=0.0, yes_ratio_of_labels=True)
+VLMEVALKIT = YesNo(
+    "vlmevalkit", "VLMEvalKit e8e78f0, no judge", read_vlmevalkit, undefined=0.0, unreadable_is_missed=True
+)
+OWN = YesNo("regaze", "1", read_strictly, unreadable_is_missed=True, figures=(*FIGURES, "unreadable"))
+SCORERS = (OFFICIAL, HARNESS, OPERA, VCD, VLMEVALKIT, OWN)
 
 
 def compare(
-    scorer: Scorer, items: Sequence[Item], answers: Mapping[str, Sequence[str]], *, seed: int
+    scorer: YesNo, items: Sequence[Item], answers: Mapping[str, Sequence[str]], *, seed: int
 ) -> dict[str, Any]:
-    """Figures of each condition with 95 % intervals; for "plain" and "edited" also their difference.
-
-    Accuracy has a Wilson interval and its difference Newcombe's paired one; all else a percentile bootstrap
-    over images, with the same draws for both conditions; of a single image there is nothing to draw (nan). A
-    difference is edited - plain.
-    """
-    labels = [item.label for item in items]
-    per_item = {
-        name: confusion(labels, [scorer.read(answer) for answer in given]) for name, given in answers.items()
-    }
-    point = {name: scorer.figures(counts.sum(0)) for name, counts in per_item.items()}
-    drawn = {
-        name: scorer.figures(
-            statistics.bootstrap_sums(_per_image(counts, items), resamples=RESAMPLES, seed=seed)
-        )
-        for name, counts in per_item.items()
-    }
-    out: dict[str, Any] = {}
-    for name, counts in per_item.items():
-        accuracy = statistics.wilson(int(_correct(counts).sum()), len(items))
-        out[name] = _estimates(point[name], drawn[name], accuracy)
-        out[name]["counts"] = _named(counts.sum(0))
-    if {"plain", "edited"} <= per_item.keys():
-        plain, edited = _correct(per_item["plain"]), _correct(per_item["edited"])
-        only_plain, only_edited = int((plain & ~edited).sum()), int((~plain & edited).sum())
-        both, neither = int((plain & edited).sum()), int((~plain & ~edited).sum())
-        out["difference"] = {
-            **_estimates(
-                {figure: point["edited"][figure] - point["plain"][figure] for figure in FIGURES},
-                {figure: drawn["edited"][figure] - drawn["plain"][figure] for figure in FIGURES},
-                statistics.paired_difference(both, only_plain, only_edited, neither),
-            ),
-            "only_plain_correct": only_plain,
-            "only_edited_correct": only_edited,
-            "mcnemar_p": statistics.mcnemar(only_plain, only_edited),
-        }
-    return out
-
-
-def _correct(counts: np.ndarray) -> np.ndarray:
-    """Whether each item of counts [n, 2, 3] was read as its label: bool [n]."""
-    return (counts[:, 0, 0] + counts[:, 1, 1]).astype(bool)
-
-
-def _per_image(counts: np.ndarray, items: Sequence[Item]) -> np.ndarray:
-    """Counts per item [n, 2, 3] summed over the questions of each image: [images, 2, 3]."""
-    _, image_of = np.unique([str(item.image) for item in items], return_inverse=True)
-    sums = np.zeros((image_of.max() + 1, *counts.shape[1:]), dtype=counts.dtype)
-    np.add.at(sums, image_of, counts)
-    return sums
-
-
-def _estimates(
-    point: Mapping[str, np.ndarray], drawn: Mapping[str, np.ndarray], accuracy: tuple[float, float]
-) -> dict[str, Any]:
-    """{figure: {value, low, high}} from points, their replicates, and the interval of the accuracy."""
-    out = {}
-    for figure in FIGURES:
-        value = float(point[figure])
-        defined = not math.isnan(value)
-        interval = statistics.percentile_interval(drawn[figure]) if defined else (math.nan, math.nan)
-        low, high = accuracy if figure == "accuracy" else interval
-        out[figure] = {"value": value, "low": low, "high": high}
-    return out
-
-
-def _named(sums: np.ndarray) -> dict[str, dict[str, int]]:
-    """Summed counts [2, 3] with names: {"label_yes": {"yes": 1, "no": 2, "other": 0}, "label_no": ...}."""
-    return {
-        f"label_{label}": {reading: int(sums[i, j]) for j, reading in enumerate(READINGS)}
-        for i, label in enumerate(LABELS)
-    }
+    """`scoring.compare` of answers to items, with intervals over their images."""
+    references, clusters = [item.label for item in items], [str(item.image) for item in items]
+    return scoring.compare(scorer, references, answers, clusters=clusters, seed=seed)

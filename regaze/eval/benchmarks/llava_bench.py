@@ -1,0 +1,233 @@
+"""LLaVA-Bench (in the wild): answers next to GPT-4's (Liu et al., NeurIPS 2023, arXiv 2304.08485).
+
+60 questions on 24 images. A judge reads a description of the image, the question, the answer of text-only
+GPT-4 and the model's, and gives each a score 1 to 10 on the first line of its verdict. Papers report
+`relative`: 100 times the mean of the model's by the mean of GPT-4's. It moves with the judge; 65.4 for
+LLaVA-1.5-7B is GPT-4's of early 2023.
+
+`official`
+    The first line, commas taken for spaces, must be two numbers with one space between; otherwise -1 and -1
+    enter the means (LLaVA and VLMEvalKit).
+`lmms-eval`
+    The first two numbers of the first line; otherwise -1 and -1.
+`regaze`
+    Two numbers and nothing else on the first line; other verdicts are left out and counted.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from regaze.errors import InputError
+from regaze.eval import judges
+from regaze.eval.benchmarks import files
+from regaze.eval.benchmarks.base import About, Item, first
+from regaze.eval.benchmarks.fetch import github, hub_file
+from regaze.eval.benchmarks.judged import Judged, Template
+from regaze.eval.benchmarks.scoring import Scorer, ratio
+
+CATEGORIES = ("conv", "detail", "complex")
+QUESTIONS, CONTEXT, REFERENCE, RULES = "questions.jsonl", "context.jsonl", "answers_gpt4.jsonl", "rule.json"
+
+JUDGE = Template(
+    "An image is described as follows:\n"
+    "{context}\n"
+    "\n"
+    "Question: {question}\n"
+    "\n"
+    "Answer 1:\n"
+    "{first}\n"
+    "\n"
+    "Answer 2:\n"
+    "{second}\n"
+    "\n"
+    "Judge how helpful, relevant, accurate and detailed each answer is, whatever their order, with a "
+    "score from 1 to 10 each. Write the score of answer 1, a space and the score of answer 2 on the "
+    "first line and nothing else there, then your reasons.",
+    "regaze 1",
+)
+# The official prompt is this frame around the rule of the question's category.
+_FRAME = (
+    "[Context]\n{context}\n\n[Question]\n{question}\n\n[ROLE 1]\n{first}\n\n[End of ROLE 1]\n\n"
+    "[ROLE 2]\n{second}\n\n[End of ROLE 2]\n\n[System]\nRULE\n\n"
+)
+
+Pair = tuple[float, float]
+
+
+def _numbers(text: str) -> Pair | None:
+    """Two numbers of two texts, None when they are not."""
+    words = text.split(" ")
+    try:
+        return (float(words[0]), float(words[1])) if len(words) == 2 else None
+    except ValueError:
+        return None
+
+
+def read_official(verdict: str) -> Pair | None:
+    """The two scores as LLaVA's script reads them."""
+    return _numbers(verdict.split("\n")[0].replace(",", " "))
+
+
+def read_lmms_eval(verdict: str) -> Pair | None:
+    """The two scores as lmms-eval reads them."""
+    found = re.findall(r"-?\d+(?:\.\d+)?", verdict.strip().split("\n")[0])
+    return (float(found[0]), float(found[1])) if len(found) > 1 else None
+
+
+def read_strictly(verdict: str) -> Pair | None:
+    """Two scores 1 to 10, however they are separated, and nothing else on the first line."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)[\s,;/]+(\d+(?:\.\d+)?)\s*", verdict.strip().split("\n")[0])
+    pair = (float(found[1]), float(found[2])) if found else None
+    return pair if pair and all(1 <= score <= 10 for score in pair) else None
+
+
+@dataclass(frozen=True)
+class Relative(Scorer):
+    """The model's mean score by the reference's; "answers" are verdicts.
+
+    Attributes:
+        minus_one: unreadable verdicts enter the means as -1 and -1.
+    """
+
+    name: str
+    version: str
+    read: Callable[[str], Pair | None]
+    minus_one: bool
+    figures: tuple[str, ...] = ("relative", "reference", "model", "unreadable")
+
+    def tally(self, references: Sequence[Any], answers: Sequence[str]) -> np.ndarray:
+        """[n, 5]: reference's score, model's, whether they count, whether they could not be read, 1."""
+        rows = []
+        for verdict in answers:
+            pair = self.read(verdict)
+            counted = pair if pair is not None else ((-1.0, -1.0) if self.minus_one else None)
+            rows.append((*(counted or (0.0, 0.0)), counted is not None, pair is None, 1))
+        return np.array(rows, dtype=np.float64)
+
+    def ratios(self, sums: np.ndarray) -> dict[str, np.ndarray]:
+        reference, model, counted, unread, verdicts = np.moveaxis(sums, -1, 0)
+        return {
+            "relative": 100 * ratio(model, reference),
+            "reference": 10 * ratio(reference, counted),
+            "model": 10 * ratio(model, counted),
+            "unreadable": ratio(unread, verdicts),
+        }
+
+
+@dataclass(frozen=True)
+class LlavaBench(Judged):
+    """The 60 questions, a split per category.
+
+    Attributes:
+        templates: category -> the judge's prompt; one without an entry takes ours.
+    """
+
+    items: tuple[Item, ...]
+    judge: judges.Judge | None = None
+    templates: tuple[tuple[str, Template], ...] = ()
+    suffix: str = ""
+    name: str = "llava-bench"
+    about: ClassVar[About] = About(
+        title="LLaVA-Bench (in the wild)",
+        paper="Liu et al., NeurIPS 2023, arXiv 2304.08485",
+        licence="Apache-2.0 by its data card; the reference answers are GPT-4's",
+        images="24 pictures collected by the authors, in the data set's repository on the hub",
+        home="https://huggingface.co/datasets/liuhaotian/llava-bench-in-the-wild",
+        hub="liuhaotian/llava-bench-in-the-wild",
+        files=(
+            *(
+                hub_file("liuhaotian/llava-bench-in-the-wild", name)
+                for name in (QUESTIONS, CONTEXT, REFERENCE)
+            ),
+            github(
+                "haotian-liu/LLaVA",
+                "c121f0432da27facab705f978f83c4ada465e46f",
+                "llava/eval/table/rule.json",
+                None,
+            ),
+        ),
+    )
+
+    @classmethod
+    def load(
+        cls,
+        folder: Path,
+        images: Path | None = None,
+        *,
+        judge: judges.Judge | None = None,
+        rules: Path | None = None,
+        limit: int | None = None,
+    ) -> LlavaBench:
+        """The official files in `folder`, pictures in `images` (`folder`/images).
+
+        Args:
+            rules: LLaVA's rule.json, for the official prompts; without it they are ours, also when
+                `folder` has that file.
+
+        Raises:
+            InputError: no judge, a missing or malformed file, a question without context or reference.
+        """
+        pictures = images or folder / "images"
+        contexts = _by(files.find(folder, CONTEXT), "image", "caption", (str, list))
+        given = _by(files.find(folder, REFERENCE), "question_id", "text", (str,))
+        path = files.find(folder, QUESTIONS)
+        items = []
+        for line, record in files.read_records(path):
+            source = f"{path}:{line}"
+            key = str(files.field(record, "question_id", (int, str), source))
+            image = files.field(record, "image", str, source)
+            category = files.field(record, "category", str, source)
+            if category not in CATEGORIES or image not in contexts or key not in given:
+                raise InputError(
+                    f"{source}: unknown category, no context of {image}, or no reference of {key}"
+                )
+            caption = contexts[image]
+            told = caption if isinstance(caption, str) else "\n".join(caption)
+            question = files.field(record, "text", str, source)
+            items.append(Item(key, category, pictures / image, question, "", source, (told, given[key])))
+        return cls(first(items, limit), judge, official_templates(rules) if rules else ())
+
+    def verdicts(self, answers: Sequence[str]) -> list[str]:
+        chosen = dict(self.templates)
+        prompts = [
+            chosen.get(item.split, JUDGE).fill(
+                context=item.reference[0], question=item.question, first=item.reference[1], second=answer
+            )
+            for item, answer in zip(self.items, answers, strict=True)
+        ]
+        return self.configured().judge(prompts)
+
+    def scorers(self) -> Sequence[Scorer]:
+        prompt = f"prompt {self.templates[0][1].name if self.templates else JUDGE.name}"
+        return (
+            Relative("official", f"haotian-liu/LLaVA c121f04, {prompt}", read_official, minus_one=True),
+            Relative("lmms-eval", f"lmms-eval 75571cf, {prompt}", read_lmms_eval, minus_one=True),
+            Relative("regaze", f"1, {prompt}", read_strictly, minus_one=False),
+        )
+
+
+def official_templates(path: Path) -> tuple[tuple[str, Template], ...]:
+    """The prompts of LLaVA's rule.json by category. Raises InputError when one is missing."""
+    rules = files.read_json(path)
+    templates = []
+    for category in CATEGORIES:
+        rule = files.field(rules, f"llava_bench_{category}", dict, str(path))
+        prompt, role = (files.field(rule, key, str, str(path)) for key in ("prompt", "role"))
+        text = _FRAME.replace("ROLE", role).replace("RULE", prompt)
+        templates.append((category, Template(text, f"{path.name} {files.sha256(path)[:8]}")))
+    return tuple(templates)
+
+
+def _by(path: Path, key: str, value: str, kinds: tuple[type, ...]) -> dict[str, Any]:
+    found = {}
+    for line, record in files.read_records(path):
+        source = f"{path}:{line}"
+        found[str(files.field(record, key, (int, str), source))] = files.field(record, value, kinds, source)
+    return found

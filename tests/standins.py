@@ -1,0 +1,92 @@
+"""Stand-ins for a wrapped model, and a small POPE: what the runner does needs no network of weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from regaze.eval import Pope
+
+ROWS = [("a", "yes"), ("a", "no"), ("b", "yes"), ("b", "no"), ("c", "yes")]
+
+
+class Blind:
+    """An intervention that makes the stand-in below say no to everything."""
+
+    def __init__(self, strength: float = 1.0):
+        self.strength = strength
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"method": "blind", "strength": self.strength}
+
+
+class StandIn:
+    """Says yes to all, no while edited. Keeps what it was asked.
+
+    Args:
+        fails_at: a word; a batch with a prompt that holds it raises. with: what it raises.
+        most: a larger batch runs out of memory.
+        stops_after: prompts after which it raises KeyboardInterrupt.
+    """
+
+    def __init__(
+        self,
+        fails_at: str | None = None,
+        error: Exception | None = None,
+        most: int | None = None,
+        stops_after: int | None = None,
+    ) -> None:
+        self.batches: list[list[str]] = []
+        self.images: list[list[Path]] = []
+        self.options: list[dict[str, Any]] = []
+        self.active: tuple[Any, ...] = ()
+        self.fails_at, self.error = fails_at, error or RuntimeError("a bad day")
+        self.most, self.stops_after = most, stops_after
+
+    @property
+    def asked(self) -> list[str]:
+        return [prompt for batch in self.batches for prompt in batch]
+
+    @contextmanager
+    def using(self, *interventions: Any) -> Iterator[None]:
+        self.active = interventions
+        try:
+            yield
+        finally:
+            self.active = ()
+
+    def ask(self, images: Sequence[Any], questions: Sequence[str], **kwargs: Any) -> list[str]:
+        if self.most is not None and len(questions) > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+        if self.fails_at is not None and any(self.fails_at in question for question in questions):
+            raise self.error
+        if self.stops_after is not None and len(self.asked) + len(questions) > self.stops_after:
+            raise KeyboardInterrupt
+        self.batches.append(list(questions))
+        self.images += images
+        self.options.append(kwargs)
+        return ["No" if self.active else "Yes"] * len(questions)
+
+
+def write_pope(folder: Path, rows: Sequence[tuple[str, str]] = tuple(ROWS)) -> Pope:
+    """A question per row (image, label), each its own: "a0?", "a1?", "b2?", ... with a suffix."""
+    images = folder / "images"
+    images.mkdir(exist_ok=True)
+    for shade, name in enumerate(sorted({image for image, _ in rows})):
+        Image.new("RGB", (8, 8), (shade, 0, 0)).save(images / f"{name}.png")
+    lines = [
+        json.dumps({"image": f"{image}.png", "text": f"{image}{number}?", "label": label})
+        for number, (image, label) in enumerate(rows)
+    ]
+    (folder / "q.jsonl").write_text("\n".join(lines))
+    return Pope({"random": folder / "q.jsonl"}, images, suffix=" !")
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]

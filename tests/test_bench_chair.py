@@ -1,0 +1,283 @@
+"""CHAIR: the three scorers in circulation against the goldens, ground truth from COCO's files, the demo."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import pickle
+import sys
+
+import pytest
+
+from regaze.errors import InputError
+from regaze.eval.benchmarks.chair import Chair, ChairScorer, chair_scorers, read_captions
+from regaze.eval.benchmarks.chair_words import (
+    DOUBLE_WORDS,
+    ClosedVocabulary,
+    ObjectWords,
+    join_double_words,
+    pattern_forms,
+    read_synonyms,
+    wordnet_forms,
+)
+from regaze.eval.benchmarks.coco import Truth, read_truth
+from regaze.eval.benchmarks.language import singular
+
+FORMS = {"pattern": pattern_forms, "wordnet": wordnet_forms}
+
+
+@pytest.fixture(scope="module")
+def folder(shared):
+    return shared / "goldens/benchmarks/chair"
+
+
+@pytest.fixture(scope="module")
+def synonyms(shared):
+    return shared / "benchmarks/data/chair/synonyms.txt"
+
+
+@pytest.fixture(scope="module")
+def nltk_data():
+    """Skips where NLTK or its data packages are not installed."""
+    try:
+        wordnet_forms("a word")
+    except InputError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="module")
+def pattern():
+    try:
+        singular("words")
+    except InputError as error:
+        pytest.skip(str(error))
+
+
+def unpack(path):
+    return json.loads(gzip.decompress(path.read_bytes()))
+
+
+def test_tables_are_those_of_the_official_scorer(folder, synonyms):
+    tables = json.loads((folder / "tables_as_parsed.json").read_text())
+    # The stand-alone port's table also maps the empty string to itself, which no token is.
+    assert {k: v for k, v in tables["synonym_to_node"].items() if k} == read_synonyms(synonyms)
+    assert tables["double_words"] == DOUBLE_WORDS
+
+
+def test_pattern_singulars(folder, pattern):
+    expected = unpack(folder / "singularize.json.gz")
+    assert len(expected) > 7000
+    assert {word: singular(word) for word in expected} == expected
+
+
+@pytest.mark.parametrize("variant", FORMS)
+def test_objects_of_edge_case_captions(folder, synonyms, variant, nltk_data, pattern):
+    words = ObjectWords(read_synonyms(synonyms), FORMS[variant])
+    rows = json.loads((folder / "caption_to_words.json").read_text())["rows"]
+    assert len(rows) == 60
+    for row in rows:
+        mentions, forms = words.read(row["caption"])
+        found = {
+            "words": [mention.word for mention in mentions],
+            "node_words": [mention.category for mention in mentions],
+            "idxs": [mention.token for mention in mentions],
+            "raw_words": forms,
+        }
+        assert found == row[variant], row["caption"]
+
+
+@pytest.mark.parametrize("variant", FORMS)
+def test_objects_follow_from_given_base_forms(folder, synonyms, variant):
+    """As above without NLTK's data: joining, dropping and looking up start from the golden base forms."""
+    rows = json.loads((folder / "caption_to_words.json").read_text())["rows"]
+    for row in rows:
+        expected = row[variant]
+        words = ObjectWords(read_synonyms(synonyms), lambda caption, forms=expected["raw_words"]: forms)
+        assert [mention.word for mention in words.read("")[0]] == expected["words"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("run", ["greedy", "ours"])
+def test_released_captions_have_the_golden_figures(folder, synonyms, run, nltk_data, pattern):
+    captions = unpack(folder / f"llava-1.5_{run}.captions.json.gz")
+    objects = unpack(folder / "opera_images_gt_objects.json.gz")
+    truths = [Truth(frozenset(objects[str(entry["image_id"])])) for entry in captions]
+    texts = [entry["caption"] for entry in captions]
+    expected = json.loads((folder / "real_captions.expected.json").read_text())[f"llava-1.5_{run}.jsonl"]
+    each = unpack(folder / f"llava-1.5_{run}.per_caption.json.gz")
+    opera, original, standalone = chair_scorers(synonyms)
+    for scorer, name in ((opera, "wordnet"), (standalone, "pattern"), (original, "pattern")):
+        scores, wanted = scorer.score(truths, texts), expected[name]
+        assert (scores["chair_s"], scores["chair_i"]) == (wanted["CHAIRs"], wanted["CHAIRi"])
+        if "recall" in scores:
+            assert scores["recall"] == wanted["Recall"]
+        if "Len" in wanted:
+            assert scores["length"] / 100 == pytest.approx(wanted["Len"], rel=1e-12)
+        for (number, nodes, wrong, places, *_), entry, truth in zip(
+            each[name], captions, truths, strict=True
+        ):
+            named, bad, _, _ = scorer.caption(truth, entry["caption"])
+            assert number == entry["image_id"]
+            assert [mention.category for mention in named] == nodes
+            assert [[mention.word, mention.category] for mention in bad] == wrong
+            assert [mention.token for mention in bad] == places
+
+
+def test_ground_truth_and_figures_from_annotation_files(folder, synonyms, nltk_data, pattern):
+    place = folder / "mini_coco"
+    captions = read_captions(place / "generated.jsonl")
+    truth = read_truth(place, captions)
+    truths, texts = [truth[number] for number in captions], list(captions.values())
+    expected = json.loads((place / "expected.json").read_text())
+    opera, original, standalone = chair_scorers(synonyms)
+    for scorer, name in ((original, "original_LisaAnne(2to3)"), (standalone, "maxlinn"), (opera, "opera")):
+        wanted = expected[name]
+        overall = wanted.get("overall", wanted)
+        scores = scorer.score(truths, texts)
+        assert (scores["chair_s"], scores["chair_i"]) == (overall["CHAIRs"], overall["CHAIRi"])
+        if "Recall" in overall:
+            assert scores["recall"] == overall["Recall"]
+        for sentence in wanted["sentences"]:
+            number = sentence["image_id"]
+            named, bad, there, _ = scorer.caption(truth[number], captions[number])
+            assert sorted(there) == sentence["gt"]
+            assert [mention.category for mention in named] == sentence["generated"]
+            assert [[mention.word, mention.category] for mention in bad] == sentence["hallucinated"]
+
+
+def test_every_format_of_captions_is_read(folder, tmp_path):
+    place = folder / "mini_coco"
+    lines = read_captions(place / "generated.jsonl")
+    assert len(lines) == 60
+    assert read_captions(place / "generated_selfcritical_format.json") == lines
+    as_list = [{"image_id": number, "caption": text} for number, text in lines.items()]
+    (tmp_path / "list.json").write_text(json.dumps(as_list, indent=1))
+    assert read_captions(tmp_path / "list.json") == lines
+
+
+CLOSED = ChairScorer("closed", "", ClosedVocabulary(("dog", "hot dog", "cat", "bus")))
+
+
+def test_figures_by_hand():
+    truths = [Truth(frozenset({"dog", "bus"})), Truth(frozenset({"cat"}))]
+    captions = [
+        "A dog, a cat and a cat by the bus.",
+        "A hot dog. A hot dog. A hot dog. A hot dog. No animals.",
+    ]
+    scores = CLOSED.score(truths, captions)
+    assert scores["chair_s"] == 1.0
+    assert scores["chair_i"] == pytest.approx((2 + 4) / (4 + 4))
+    assert scores["recall"] == pytest.approx(2 / 3)
+    assert scores["chair_distinct"] == pytest.approx((1 + 1) / (3 + 1))
+    assert scores["words"] == pytest.approx((10 + 14) / 2)
+    # The second has eleven 4-grams: three that are new, six that repeat them, and the two that reach "No".
+    assert scores["repeated_4grams"] == pytest.approx(6 / (7 + 11))
+
+
+def test_joining_is_greedy_from_the_left():
+    words = ["baby", "hot", "dog", "bow", "tie", "potted"]
+    assert join_double_words(words) == (["baby", "hot dog", "tie", "potted"], [0, 1, 3, 5])
+
+
+def test_no_object_named_leaves_chair_i_undefined():
+    scores = CLOSED.score([Truth(frozenset())], ["Nothing."])
+    assert scores["chair_s"] == 0.0
+    assert scores["chair_i"] != scores["chair_i"]
+
+
+def write_coco(folder, ids=(9, 139)):
+    (folder / "val2014").mkdir(exist_ok=True)
+    for number in ids:
+        (folder / "val2014" / f"COCO_val2014_{number:012d}.jpg").write_bytes(b"")
+    objects = {"names": ["cat", "dog"], "images": {"9": [0], "139": [0, 1]}}
+    (folder / "coco2014_trainval_objects.json").write_text(json.dumps(objects))
+    (folder / "synonyms.txt").write_text("cat, kitten\ndog, puppy\n")
+
+
+def test_images_are_drawn_or_given_and_the_setting_is_told(tmp_path):
+    write_coco(tmp_path)
+    drawn = Chair.load(tmp_path, max_new_tokens=64)
+    assert {item.key for item in drawn.items} == {"9", "139"}
+    assert {item.max_new_tokens for item in drawn.items} == {64}
+    described = drawn.describe()
+    assert (described["max_new_tokens"], described["drawn"]) == (64, "2 of 2 with seed 0")
+    assert set(described["scorers"]) == {"original", "standalone", "opera"}
+    (tmp_path / "ids.txt").write_text("139\n")
+    given = Chair.load(tmp_path, ids=tmp_path / "ids.txt")
+    assert [item.key for item in given.items] == ["139"]
+    assert given.items[0].reference == Truth(frozenset({"cat", "dog"}))
+    assert given.items[0].image == tmp_path / "val2014/COCO_val2014_000000000139.jpg"
+
+
+class CHAIR:
+    """Stands in for the class that stand-alone ports pickle."""
+
+
+def test_the_pickled_evaluator_is_read_and_nothing_else_is(tmp_path, monkeypatch):
+    write_coco(tmp_path)
+    (tmp_path / "coco2014_trainval_objects.json").unlink()
+    monkeypatch.setattr(sys.modules["__main__"], "CHAIR", CHAIR, raising=False)
+    monkeypatch.setattr(CHAIR, "__module__", "__main__")
+    evaluator = CHAIR()
+    evaluator.imid_to_objects = {9: {"cat"}, 139: {"dog"}}
+    (tmp_path / "chair.pkl").write_bytes(pickle.dumps(evaluator))
+    assert read_truth(tmp_path, [139]) == {139: Truth(frozenset({"dog"}))}
+    (tmp_path / "chair.pkl").write_bytes(pickle.dumps(print))
+    with pytest.raises(InputError, match=r"chair\.pkl is not CHAIR's pickled evaluator: .*builtins\.print"):
+        read_truth(tmp_path)
+
+
+def damage(folder, what):
+    if what == "truth":
+        (folder / "coco2014_trainval_objects.json").unlink()
+    elif what == "index":
+        (folder / "coco2014_trainval_objects.json").write_text('{"names": ["cat"], "images": {"9": [3]}}')
+    elif what == "synonyms":
+        (folder / "synonyms.txt").write_text("cat\n\ndog\n")
+    elif what == "annotations":
+        (folder / "instances_val2014.json").write_text('{"categories": [], "annotations": [{"image_id": 9}]}')
+    elif what == "images":
+        for path in (folder / "val2014").iterdir():
+            path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("truth", r"has no ground truth: expected instances_val2014\.json"),
+        ("index", r"objects\.json: 'images' must map ids to indices"),
+        ("synonyms", r"synonyms\.txt:2: expected a category"),
+        ("annotations", r"instances_val2014\.json: annotations\[0\] must have image_id and category_id"),
+        ("images", r"val2014 has no photographs named COCO_val2014_000000000000\.jpg"),
+    ],
+)
+def test_malformed_folders_are_named(tmp_path, what, message):
+    write_coco(tmp_path)
+    damage(tmp_path, what)
+    with pytest.raises(InputError, match=message):
+        Chair.load(tmp_path)
+
+
+def test_images_without_ground_truth_and_bad_ids(tmp_path):
+    write_coco(tmp_path)
+    with pytest.raises(InputError, match=r"1 images have no ground truth in .*, the first is 7"):
+        Chair.load(tmp_path, ids=[9, 7])
+    (tmp_path / "ids.txt").write_text("139\nx9\n")
+    with pytest.raises(InputError, match=r"ids\.txt: expected one image id per line, got 'x9'"):
+        Chair.load(tmp_path, ids=tmp_path / "ids.txt")
+    (tmp_path / "c.jsonl").write_text('{"image_id": 9, "caption": "x"}\n{"image_id": 9, "caption": "y"}')
+    with pytest.raises(InputError, match=r"c\.jsonl:2: a second caption of image 9"):
+        read_captions(tmp_path / "c.jsonl")
+
+
+def test_demo_scenes_are_captioned_and_compared():
+    chair = Chair.of_demo(4)
+    truthful = ["There is " + " and ".join(sorted(item.reference.objects)) + "." for item in chair.items]
+    ghost = [text + " There is also a surfboard and a toaster and a giraffe." for text in truthful]
+    scores = chair.score({"plain": ghost, "edited": truthful}, seed=0)["captions"]["chair"]
+    assert scores["edited"]["chair_i"]["value"] == 0.0
+    assert scores["plain"]["chair_s"]["value"] == 1.0
+    assert scores["difference"]["recall"]["value"] == 0.0
+    assert scores["difference"]["only_edited_correct"] == 4
+    assert scores["difference"]["mcnemar_p"] == pytest.approx(0.125)
+    assert chair.prompt(chair.items[0]) == "Please describe this image in detail."

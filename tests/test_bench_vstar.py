@@ -1,0 +1,106 @@
+"""V*Bench: both layouts, letters, and options that are never asked in the published order."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from regaze.errors import InputError
+from regaze.eval.benchmarks.letters import lmms_eval_vstar, read_choice
+from regaze.eval.benchmarks.vstar import VStar
+
+
+def write_official(folder, count=40):
+    for category in ("direct_attributes", "relative_position"):
+        (folder / category).mkdir()
+        for number in range(count):
+            record = {
+                "question": "What colour?",
+                "options": ["red", "green", "blue", "black"],
+                "bbox": [[1, 2, 3, 4]],
+            }
+            (folder / category / f"sa_{number}.json").write_text(json.dumps(record))
+            (folder / category / f"sa_{number}.jpg").write_bytes(b"")
+    return folder
+
+
+def test_official_files_are_shuffled_since_the_first_option_is_always_right(tmp_path):
+    bench = VStar.load(write_official(tmp_path))
+    assert len(bench.items) == 80
+    assert {item.reference.letter for item in bench.items} == set("ABCD")
+    for item in bench.items:
+        assert item.reference.options["ABCD".index(item.reference.letter)] == "red"
+        assert f"{item.reference.letter}. red" in bench.prompt(item)
+        assert item.image.suffix == ".jpg"
+        assert item.max_new_tokens == 16
+    assert VStar.load(tmp_path) == bench
+    assert VStar.load(tmp_path, seed=1) != bench
+    answers = [item.reference.letter for item in bench.items]
+    scores = bench.score({"plain": ["A"] * 80, "edited": answers}, seed=0)
+    assert list(scores) == ["direct_attributes", "relative_position", "all"]
+    assert scores["all"]["lmms-eval"]["edited"]["accuracy"]["value"] == 1.0
+    assert scores["all"]["regaze"]["plain"]["accuracy"]["value"] < 0.5
+
+
+QUESTION = {
+    "image": "direct_attributes/sa_1.jpg",
+    "text": "What is it made of?\n(A) rubber\n(B) cotton\nAnswer with the option's letter.",
+    "category": "direct_attributes",
+    "label": "B",
+    "question_id": 7,
+}
+
+
+def test_questions_with_letters_are_read(tmp_path):
+    (tmp_path / "test_questions.jsonl").write_text(json.dumps(QUESTION))
+    bench = VStar.load(tmp_path)
+    item = bench.items[0]
+    assert item.reference.options == ("rubber", "cotton")
+    assert bench.prompt(item).startswith("What is it made of?\nA. rubber\nB. cotton\nAnswer with")
+    assert item.image == tmp_path / "direct_attributes/sa_1.jpg"
+
+
+@pytest.mark.parametrize(
+    ("answer", "lmms_eval", "own"),
+    [
+        ("B", "B", "B"),
+        ("b.", "B", "B"),
+        ("(B) cotton", "B", "B"),
+        ("Cotton.", "C", "B"),
+        ("The answer is B", "B", ""),
+        ("Because", "B", ""),
+        ("D", "D", ""),
+        ("it is", "", ""),
+        ("", "", ""),
+    ],
+)
+def test_letters(answer, lmms_eval, own):
+    assert lmms_eval_vstar(answer) == lmms_eval
+    assert read_choice(answer, ["rubber", "cotton"]) == own
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"label": "C"}, r"test_questions\.jsonl:1: expected options \(A\), \(B\)"),
+        ({"text": "What?"}, r"test_questions\.jsonl:1: expected options"),
+        ({"image": ""}, r"test_questions\.jsonl:1: 'image' must be a non-empty string"),
+    ],
+)
+def test_malformed_questions_are_named_with_their_line(tmp_path, change, message):
+    (tmp_path / "test_questions.jsonl").write_text(json.dumps({**QUESTION, **change}))
+    with pytest.raises(InputError, match=message):
+        VStar.load(tmp_path)
+
+
+def test_malformed_folders_are_named(tmp_path):
+    with pytest.raises(InputError, match=r"has neither test_questions\.jsonl nor direct_attributes"):
+        VStar.load(tmp_path)
+    write_official(tmp_path, 1)
+    (tmp_path / "direct_attributes/sa_0.jpg").unlink()
+    with pytest.raises(InputError, match=r"sa_0\.json: there is no image of that name beside it"):
+        VStar.load(tmp_path)
+    (tmp_path / "direct_attributes/sa_0.json").write_text('{"question": "q", "options": ["a"]}')
+    with pytest.raises(InputError, match=r"sa_0\.json: 'options' must be a list of 2 to 10 texts"):
+        VStar.load(tmp_path)

@@ -13,7 +13,6 @@ from regaze.errors import InputError
 
 if TYPE_CHECKING:
     from regaze import Gaze
-    from regaze.interventions import Intervention
 
 FORMATS = (".png", ".pdf", ".svg")
 
@@ -64,7 +63,7 @@ def heatmap(
 
 def draw(
     gaze: Gaze,
-    intervention: Intervention | None,
+    intervention: Any,
     image: Path,
     question: str,
     output: Path,

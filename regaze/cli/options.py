@@ -14,7 +14,7 @@ from regaze.errors import BadParameterError, InputError, UnknownParameterError
 
 if typing.TYPE_CHECKING:
     from regaze import Gaze
-    from regaze.interventions import Intervention
+    from regaze.interventions import Method as AnyMethod
 
 
 def _debug(ctx: typer.Context, wanted: bool) -> None:
@@ -74,7 +74,7 @@ def _dtype(name: str) -> Any:
     return getattr(torch, name)
 
 
-def method(name: str, settings: list[str] | None) -> Intervention | None:
+def method(name: str, settings: list[str] | None) -> AnyMethod | None:
     """The intervention called `name` with the values of --set; None for "none".
 
     Raises:

@@ -47,7 +47,8 @@ class Method:
         Raises:
             BadParameterError: a value of another type, or a number that is not finite.
         """
-        for name, (kind, adapter) in _adapters(type(self)).items():
+        cls: Any = type(self)
+        for name, (kind, adapter) in _adapters(cls).items():
             value = getattr(self, name)
             try:
                 adapter.validate_python(value.item() if hasattr(value, "item") else value, strict=True)
@@ -143,7 +144,7 @@ def _tuples(value: Any) -> Any:
 
 
 @lru_cache
-def _adapters(cls: type[Any]) -> dict[str, tuple[str, TypeAdapter[Any]]]:
+def _adapters(cls: Any) -> dict[str, tuple[str, TypeAdapter[Any]]]:
     """By parameter: its annotation as text, and what checks a value against it."""
     hints = get_type_hints(cls)
     config = ConfigDict(allow_inf_nan=False, arbitrary_types_allowed=True)

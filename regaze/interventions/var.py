@@ -131,7 +131,9 @@ class VAR(Intervention):
         groups = self.groups(context.hidden_states(layer), state["profile"], context.tokens)
         edit = AttentionEdit(channels=Channels(groups=groups, num_groups=4), policy=state["policy"])
         state[layer] = edit
-        return edit.replace(rows=state["rows"].to(groups.device))
+        if groups.device not in state:  # one copy for all layers
+            state[groups.device] = state["rows"].to(groups.device)
+        return edit.replace(rows=state[groups.device])
 
     def groups(self, hidden: Tensor, profile: SinkProfile, tokens: TokenMap) -> Tensor:
         """Channel of each prompt token from the layer's input [B, L, D]: [B, L] uint8."""

@@ -212,7 +212,8 @@ def _following(kind: Any) -> Any:
 def follow_reorder(cache: Cache, context: Any) -> None:
     """Tell `context` when beam search re-orders `cache`, which may hold rows unknown to `generate`."""
     if not isinstance(cache, _FollowsRows):
-        cache.__class__ = _following(type(cache))
+        kind: Any = type(cache)
+        cache.__class__ = _following(kind)
     cache._regaze_context = weakref.ref(context)  # type: ignore[attr-defined]
 
 

@@ -111,6 +111,7 @@ class Context:
         self.step, self.replaying = 0, False
         self.wants_replay = False
         self.kept_layers: tuple[int, ...] = ()
+        self.edits_mlp = any(participant.edits_mlp for participant in participants)
         self._tokens, self._reader = tokens, reader
         self._stack: Stack | None = None
         self._hidden: tuple[int, Tensor] | None = None

@@ -86,6 +86,8 @@ class ModelHook:
         )
         self._planned: dict[int, tuple[tuple[AttentionEdit | None, ...], Planned | None]] = {}
         self._handles: list[Any] = []
+        self._recorders: tuple[Recorder, ...] = ()
+        self._mixing: tuple[Participant, ...] = ()
         self._watches = Watches(model)
         self._argument_names = tuple(inspect.signature(model.forward).parameters)
         self._previous = compat.current_attention(model)
@@ -142,6 +144,9 @@ class ModelHook:
         # Recorders come last: what they ask for is attached to what the others do.
         ordered = sorted(self.sessions, key=lambda session: bool(session.recorders))
         self.participants = tuple(p for session in ordered for p in session.participants)
+        # Worked out once: a decode step of a small model takes a millisecond.
+        self._recorders = tuple(p for p in self.participants if isinstance(p, Recorder))
+        self._mixing = tuple(p for p in self.participants if type(p).mix is not Participant.mix)
         self._planned.clear()
         branching = (type(p).branches is not Participant.branches for p in self.participants)
         media = any(p.uses_media for p in self.participants) or any(branching)
@@ -154,14 +159,13 @@ class ModelHook:
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         if not self.participants:
             return None
-        given = {**dict(zip(self._argument_names, args, strict=False)), **kwargs}
+        given = {**dict(zip(self._argument_names, args, strict=False)), **kwargs} if args else kwargs
         cache = given.get("past_key_values")
         seen = compat.seen_tokens(cache)
         context = self._continue(cache) if seen else self._begin(given)
         self.current = context
-        for session in self.sessions:
-            for recorder in session.recorders:
-                recorder.begin_step(context, given.get("input_ids"))
+        for recorder in self._recorders:
+            recorder.begin_step(context, given.get("input_ids"))
         self._watches.start(context)
         if not context.has_branches:
             return None
@@ -220,13 +224,16 @@ class ModelHook:
         context.hide_hidden()
         if output is None:  # the forward failed
             return None
-        cache = compat.cache_of(output)
-        if context.step == 0 and cache is not None:
-            self._contexts[cache] = (context, tuple(self.sessions))
-            compat.follow_reorder(cache, context)
-        if context.wants_replay:
-            given = {**dict(zip(self._argument_names, args, strict=False)), **kwargs}
-            self._replay(context, cache, given, output)
+        if context.step == 0:
+            cache = compat.cache_of(output)
+            if cache is not None:
+                self._contexts[cache] = (context, tuple(self.sessions))
+                compat.follow_reorder(cache, context)
+            if context.wants_replay:
+                given = {**dict(zip(self._argument_names, args, strict=False)), **kwargs}
+                self._replay(context, cache, given, output)
+        if not self._mixing and not context.has_branches:
+            return None
         return self._mixed(context, output)
 
     def _replay(self, context: Context, cache: Any, kwargs: dict[str, Any], output: Any) -> None:
@@ -248,11 +255,9 @@ class ModelHook:
     def _mixed(self, context: Context, output: Any) -> Any:
         """The output with the combined logits and the user's rows; None where it stays as it is."""
         if isinstance(output, tuple):
-            if context.has_branches or any(type(p).mix is not Participant.mix for p in self.participants):
-                raise InputError(_BY_NAME)
-            return None
+            raise InputError(_BY_NAME)
         with context.reading(output):
-            mixtures = [m for p in self.participants if (m := p.mix(context)) is not None]
+            mixtures = [m for p in self._mixing if (m := p.mix(context)) is not None]
             if not mixtures and not context.has_branches:
                 return None
             logits = mix(context.logits(), mixtures) if mixtures else context.logits()
@@ -263,9 +268,11 @@ class ModelHook:
 
     def _run_aside(self, inputs: Mapping[str, Any], participant: Participant) -> Any:
         """A forward without a cache, seen by `participant` alone; see `Context.run_aside`."""
-        outer = self.sessions, self.participants, self.current
-        session = Session((participant,), *next((s.tokens, s.read_tokens, s.reader) for s in self.sessions))
-        self.sessions, self.participants = [session], (participant,)
+        outer = self.sessions, self.current
+        tokens = next((s.tokens for s in reversed(self.sessions) if s.tokens is not None), None)
+        reading = next((s.read_tokens, s.reader) for s in self.sessions)
+        self.sessions = [Session((participant,), tokens, *reading)]
+        self._refresh()
         keep = {"logits_to_keep": 1} if "logits_to_keep" in self._argument_names else {}
         unwanted = ("past_key_values", "use_cache", "logits_to_keep", "return_dict", "cache_position")
         inputs = {name: value for name, value in inputs.items() if name not in unwanted}
@@ -273,8 +280,8 @@ class ModelHook:
             with torch.no_grad():
                 return self.model(**inputs, **keep, use_cache=False, return_dict=True)
         finally:
-            self.sessions, self.participants, self.current = outer
-            self._planned.clear()
+            self.sessions, self.current = outer
+            self._refresh()
 
     # One layer ----------------------------------------------------------------------------------------
 
@@ -288,11 +295,19 @@ class ModelHook:
                 )
             return None
         context.device, step = device, context.step
-        edits = tuple(p.edit(layer, step, context) for p in self.participants)
         known = self._planned.get(layer)
-        if known is None or any(a is not b for a, b in zip(known[0], edits, strict=True)):
-            known = self._planned[layer] = (edits, _plan(self.participants, edits))
-        return known[1]
+        if len(self.participants) == 1:
+            edit = self.participants[0].edit(layer, step, context)
+            if known is not None and known[0][0] is edit:
+                return known[1]
+            edits: tuple[AttentionEdit | None, ...] = (edit,)
+        else:
+            edits = tuple(p.edit(layer, step, context) for p in self.participants)
+            if known is not None and all(a is b for a, b in zip(known[0], edits, strict=True)):
+                return known[1]
+        planned = _plan(self.participants, edits)
+        self._planned[layer] = edits, planned
+        return planned
 
     def deliver(self, layer: int, owner: Participant, stats: Stats) -> None:
         if self.current is not None:

@@ -28,6 +28,8 @@ class Watches:
     def start(self, context: Context) -> None:
         """Install the hooks of the forward that begins."""
         self.stop()  # those of a forward that was interrupted from the keyboard
+        if context.step > 0 and not context.kept_layers and not context.edits_mlp:
+            return
         if context.step == 0 and any(p.uses_hidden_states for p in context.participants):
             for number, layer in enumerate(compat.decoder_layers(self.model)):
                 self._before(layer, _show_input(context, number))
@@ -37,7 +39,7 @@ class Watches:
                 self._handles.append(layers[-1].register_forward_hook(_keep_output(context, number)))
             else:
                 self._before(layers[number], _keep_input(context, number))
-        if any(p.edits_mlp for p in context.participants):
+        if context.edits_mlp:
             for number, layer in enumerate(compat.decoder_layers(self.model)):
                 mlp = getattr(layer, "mlp", None)
                 if mlp is None:

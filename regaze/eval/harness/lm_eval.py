@@ -1,0 +1,106 @@
+"""`lm_eval --model regaze`: lm-evaluation-harness's own transformers model, with forwards under a method.
+
+lm_eval --model regaze --model_args pretrained=HuggingFaceTB/SmolLM2-135M,method=dola --tasks arc_easy
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lm_eval.api.registry import register_model
+from lm_eval.models.huggingface import HFLM
+from tqdm import tqdm
+from typing_extensions import Self
+
+import regaze
+from regaze.errors import BadParameterError, InputError
+from regaze.eval.harness import arguments, forced
+from regaze.interventions.base import Intervention
+
+#: A request of the harness: its texts, and the tokens of context and continuation.
+_Request = tuple[tuple[str, str], list[int], list[int]]
+
+
+@register_model("regaze")
+class RegazeLM(HFLM):
+    """`hf` with `method=NAME` and the method's parameters among its arguments; without a method it is `hf`.
+
+    Generation runs inside `gaze.using(method)`. Log-likelihoods do so in one forward where the method does to
+    a token the same whatever stands beside it (`shares_prefix`), and are decoded token by token otherwise:
+    see `regaze.eval.harness.forced`.
+
+    Raises:
+        UnknownMethodError, BadParameterError: a method there is not, a misfit, or a method that asks in its
+            own way.
+        InputError: an encoder-decoder under a method.
+    """
+
+    def __init__(self, pretrained: Any, **kwargs: Any):
+        method = arguments.take_method(kwargs)
+        if method is not None and not isinstance(method, Intervention):
+            raise BadParameterError(
+                f"method={method.name} asks questions in its own way, so it has no log-likelihoods and no "
+                "stop sequences: use `regaze evaluate`, or a method that acts inside forwards"
+            )
+        self.method: Intervention | None = method
+        super().__init__(pretrained=pretrained, **kwargs)
+        if method is not None and self.backend != "causal":
+            raise InputError(f"method={method.name} needs a decoder-only model, got backend {self.backend}")
+        self.gaze = regaze.wrap(self.model, self.tokenizer)
+
+    @classmethod
+    def create_from_arg_string(cls, arg_string: str, additional_config: dict | None = None) -> Self:
+        """As the harness's, but lists may hold commas: heads=[[3,1],[4,0]]."""
+        given = {name: value for name, value in (additional_config or {}).items() if value is not None}
+        return cls(**arguments.parse(arg_string or ""), **given)
+
+    def _model_call(self, inps: Any, attn_mask: Any = None, labels: Any = None) -> Any:
+        if not self._in_one_forward:  # then only the search for a batch size comes here
+            return super()._model_call(inps, attn_mask, labels)
+        with self._acting():
+            return super()._model_call(inps, attn_mask, labels)
+
+    def _model_generate(self, *args: Any, **kwargs: Any) -> Any:
+        with self._acting():
+            return super()._model_generate(*args, **kwargs)
+
+    def _loglikelihood_tokens(
+        self, requests: list[_Request], disable_tqdm: bool = False, override_bs: int | None = None
+    ) -> list[tuple[float, bool]]:
+        if self.method is None or self._in_one_forward:
+            return super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)
+        size = override_bs or (self.batch_size if isinstance(self.batch_size, int) else 1)
+        order = sorted(range(len(requests)), key=lambda i: -len(requests[i][1]))  # like lengths pad least
+        answers: dict[int, tuple[float, bool]] = {}
+        bar = tqdm(total=len(order), disable=disable_tqdm or self.rank != 0, desc="Decoding continuations")
+        for start in range(0, len(order), size):
+            batch = order[start : start + size]
+            for i, score in zip(batch, self._decoded([requests[i] for i in batch]), strict=True):
+                answers[i] = (score.logprob, score.greedy)
+                if requests[i][0] is not None:
+                    self.cache_hook.add_partial("loglikelihood", requests[i][0], answers[i])
+            bar.update(len(batch))
+        bar.close()
+        return [answers[i] for i in range(len(requests))]
+
+    def _decoded(self, requests: list[_Request]) -> list[forced.Score]:
+        contexts, continuations = [], []
+        for _, context, continuation in requests:  # cut on the left, as the harness does
+            continuation = continuation[-self.max_length :]
+            contexts.append((context + continuation)[-(self.max_length + 1) : -len(continuation)])
+            continuations.append(continuation)
+        inputs = self.tokenizer.pad({"input_ids": contexts}, padding_side="left", return_tensors="pt")
+        with self._acting():
+            return forced.score(self.model, inputs.to(self.device), continuations)
+
+    @property
+    def _in_one_forward(self) -> bool:
+        return self.method is not None and type(self.method).shares_prefix
+
+    def _acting(self) -> Any:
+        return self.gaze.using(*([] if self.method is None else [self.method]))
+
+    def get_model_info(self) -> dict[str, Any]:
+        """What the harness writes beside the results, and the method with all its parameters."""
+        method = {"method": "none"} if self.method is None else self.method.to_dict()
+        return {**super().get_model_info(), "regaze_version": regaze.__version__, "regaze_method": method}

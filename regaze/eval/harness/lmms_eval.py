@@ -1,0 +1,196 @@
+"""`lmms_eval --model regaze`: a vision-language model under a method, for lmms-eval's image tasks.
+
+lmms_eval --model regaze --model_args pretrained=llava-hf/llava-1.5-7b-hf,method=pai --tasks pope
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from functools import cached_property
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from lmms_eval.api.model import lmms
+from PIL import Image
+from tqdm import tqdm
+from typing_extensions import Self
+
+import regaze
+from regaze.errors import BadParameterError, InputError
+from regaze.eval.harness import arguments, forced
+from regaze.interventions.base import AskAgain, Intervention
+
+_LOADING = {"pretrained", "dtype", "device_map", "revision", "trust_remote_code", "attn_implementation"}
+_OWN = {"device", "batch_size", "max_batch_size", "system_prompt"}
+#: options of `generate` that tasks set; what else they carry is meant for a certain model class
+_GENERATE = (
+    "max_new_tokens",
+    "do_sample",
+    "temperature",
+    "top_p",
+    "top_k",
+    "num_beams",
+    "repetition_penalty",
+)
+#: how tasks mark the place of an image in their text; here the chat template puts images first
+_PLACEHOLDER = "<image>"
+_ANSWER = "\u2983answer\u2984"  # text that no template contains
+
+
+def manifest() -> Any:
+    """What lmms-eval's entry points hand over: the name `regaze` and where the class is."""
+    from lmms_eval.models.registry_v2 import ModelManifest
+
+    return ModelManifest(model_id="regaze", simple_class_path=f"{__name__}.RegazeVLM")
+
+
+class RegazeVLM(lmms):
+    """Any vision-language model that `regaze.load` reads ("demo" is the shipped one), asked under a method.
+
+    Args:
+        pretrained: name or folder of the model. dtype, device_map, revision, trust_remote_code,
+            attn_implementation: as for `from_pretrained`.
+        device, batch_size, system_prompt: where and how to ask.
+        kwargs: method=NAME and the method's parameters.
+
+    Raises:
+        UnknownMethodError, BadParameterError: a method or an argument there is not.
+    """
+
+    is_simple = True
+
+    def __init__(self, pretrained: str = "demo", **kwargs: Any):
+        super().__init__()
+        self.method = arguments.take_method(kwargs)
+        arguments.explain_unknown(kwargs, _LOADING | _OWN, self.method)
+        loading = {name: kwargs[name] for name in _LOADING & set(kwargs)}
+        self.accelerator = Accelerator()
+        self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
+        if "device_map" not in loading:
+            loading["device_map"] = self._device(kwargs.get("device"))
+        model, processor = regaze.load(pretrained, **loading)
+        self.gaze = regaze.wrap(model, processor)
+        self.batch_size = int(kwargs.get("batch_size") or 1)
+        self.system = self._resolve_system_prompt(kwargs.get("system_prompt") or "") or None
+
+    @classmethod
+    def create_from_arg_string(cls, arg_string: str, additional_config: dict | None = None) -> Self:
+        """As the harness's, with values read as JSON."""
+        given = {name: value for name, value in (additional_config or {}).items() if value is not None}
+        return cls(**{**given, **arguments.parse(arg_string or "")})
+
+    def generate_until(self, requests: list[Any]) -> list[str]:
+        """Answers up to the first stop sequence, greedy unless the task says otherwise."""
+        answers: list[str] = [""] * len(requests)
+        with self._acting():
+            for batch in self._batches(requests, [_generation(request.args[1]) for request in requests]):
+                images, questions = self._prompts([requests[i] for i in batch])
+                options, until = _generation(requests[batch[0]].args[1])
+                asked = self.gaze.ask(
+                    images,
+                    questions,
+                    system=self.system,
+                    batch_size=len(batch),
+                    method=self.method if isinstance(self.method, AskAgain) else None,
+                    **options,
+                )
+                for i, answer in zip(batch, asked, strict=True):
+                    answers[i] = _cut(answer, until)
+                    context, settings = requests[i].args[:2]
+                    self.cache_hook.add_partial("generate_until", (context, settings), answers[i])
+        return answers
+
+    def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
+        """Mean negative log-probability per token (lmms-eval takes the least), and whether greedy says it."""
+        if isinstance(self.method, AskAgain):
+            raise BadParameterError(f"method={self.method.name} asks in its own way: no log-likelihoods")
+        scores: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
+        with self._acting():
+            for batch in self._batches(requests, [0] * len(requests)):
+                chosen = [requests[i] for i in batch]
+                images, questions = self._prompts(chosen)
+                wanted = [self._continuation(request) for request in chosen]
+                inputs = self.gaze.inputs(images, questions, self.system)
+                for i, tokens, score in zip(
+                    batch, wanted, forced.score(self.gaze.model, inputs, wanted), strict=True
+                ):
+                    scores[i] = (-score.logprob / len(tokens), score.greedy)
+        return scores
+
+    def generate_until_multi_round(self, requests: list[Any]) -> list[str]:
+        """Not there: the roles of a conversation's later turns are not read yet."""
+        raise InputError("regaze asks each question by itself: tasks of several rounds cannot be run")
+
+    # From requests to prompts -------------------------------------------------------------------------
+
+    def _batches(self, requests: list[Any], kinds: Sequence[Any]) -> Any:
+        """Indices of requests asked at once: of one kind, the longest texts first."""
+        groups: dict[str, list[int]] = {}
+        for i in sorted(range(len(requests)), key=lambda i: -len(requests[i].args[0])):
+            groups.setdefault(repr(kinds[i]), []).append(i)
+        batches = [
+            g[s : s + self.batch_size] for g in groups.values() for s in range(0, len(g), self.batch_size)
+        ]
+        return tqdm(batches, disable=self._rank != 0, desc="Model responding")
+
+    def _prompts(self, requests: list[Any]) -> tuple[list[list[Image.Image]], list[str]]:
+        images = [list(r.args[2](self._doc(r)) or []) for r in requests]
+        for shown in (image for entry in images for image in entry):
+            if not isinstance(shown, Image.Image):
+                raise InputError(
+                    f"regaze asks about images; this task shows {type(shown).__name__}: {shown!r}"
+                )
+        return images, [request.args[0].replace(_PLACEHOLDER, "").strip() for request in requests]
+
+    def _continuation(self, request: Any) -> list[int]:
+        target = request.args[1]
+        text = target if isinstance(target, str) else target(self._doc(request))
+        lead = self._lead
+        tokens = self.gaze.reader.tokenizer(lead + str(text).lstrip(), add_special_tokens=False)["input_ids"]
+        if not tokens:
+            raise InputError(f"task {request.args[4]}, item {request.args[3]}: the answer to score is empty")
+        return list(tokens)
+
+    @cached_property
+    def _lead(self) -> str:
+        """What the chat template puts between the assistant's header and its words: LLaVA's is a space."""
+        ask = [{"role": "user", "content": [{"type": "text", "text": "?"}]}]
+        answer = {"role": "assistant", "content": [{"type": "text", "text": _ANSWER}]}
+        template = self.gaze.processor.apply_chat_template
+        header = template(ask, add_generation_prompt=True, tokenize=False)
+        turn = template([*ask, answer], tokenize=False)
+        return turn[len(header) : turn.index(_ANSWER)] if turn.startswith(header) else ""
+
+    def _doc(self, request: Any) -> Any:
+        doc_id, task, split = request.args[3:6]
+        return self.task_dict[task][split][doc_id]
+
+    # Around it ----------------------------------------------------------------------------------------
+
+    def _acting(self) -> Any:
+        return self.gaze.using(self.method) if isinstance(self.method, Intervention) else nullcontext()
+
+    def _device(self, name: str | None) -> Any:
+        if self._world_size > 1 or name is None:
+            return self.accelerator.device
+        return name if torch.cuda.is_available() or not name.startswith("cuda") else "cpu"
+
+
+def _generation(settings: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Options for `generate` and the stop sequences."""
+    options = {name: settings[name] for name in _GENERATE if settings.get(name) is not None}
+    options.setdefault("max_new_tokens", 1024)
+    options["do_sample"] = bool(options.get("do_sample", True)) and options.get("temperature", 0) > 0
+    if not options["do_sample"]:
+        for name in ("temperature", "top_p", "top_k"):
+            options.pop(name, None)
+    until = settings.get("until") or ()
+    return options, (until,) if isinstance(until, str) else tuple(until)
+
+
+def _cut(answer: str, until: tuple[str, ...]) -> str:
+    for stop in filter(None, until):
+        answer = answer.split(stop, 1)[0]
+    return answer.strip()

@@ -11,6 +11,10 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 import pytest
 import torch
 
+# Kernels run in Triton's interpreter where no GPU is; it is asked for when their modules are first imported.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 # Tiny models gain nothing from several threads, and pytest-xdist's workers already share the cores.
 torch.set_num_threads(1)
 

@@ -395,6 +395,29 @@ def test_masses_alone_of_a_short_row_are_those_of_the_specification(heads, kv_he
     assert q.grad.isfinite().all()
 
 
+def test_what_one_call_keeps_serves_the_next_in_another_mode():
+    """Made in inference mode, used with gradients; learned channel weights get theirs in every call."""
+    g = torch.Generator().manual_seed(2)
+    q, k, v = random_like(g, 1, 4, 1, 8), *(random_like(g, 1, 2, 9, 8) for _ in range(2))
+    groups = torch.randint(0, 3, (1, 9), generator=g, dtype=torch.uint8)
+    request = StatsRequest(channels=Channels(groups, 3))
+    edit = AttentionEdit(
+        channels=Channels(groups, 3), policy=Redistribute(3, (1,), (2,), (1, 2), 0.5, 0.1, 0.1)
+    )
+    with torch.inference_mode():
+        observe(q, k, request)
+        attend(q, k, v, edit)
+    q.requires_grad_()
+    (observe(q, k, request).masses.square().sum() + attend(q, k, v, edit)[0].sum()).backward()
+    assert q.grad.isfinite().all()
+    learned = torch.rand(1, 1, 9, generator=g).requires_grad_()
+    request = StatsRequest(channels=Channels(groups, 3, learned))
+    for _ in range(2):
+        learned.grad = None
+        observe(q, k, request).masses.square().sum().backward()
+        assert learned.grad.abs().sum() > 0
+
+
 @pytest.mark.parametrize(
     ("share", "mass"), [(0.0, 0.0), (0.3, 0.0), (0.0, 0.2), (0.5, 0.3), (1.0, 0.0), (2.0, 0.1)]
 )
@@ -414,3 +437,24 @@ def test_a_folded_redistribution_is_that_of_the_policy(share, mass):
         want, _ = attend(q.double(), k.double(), v.double(), edit, mask=mask, backend="reference")
         torch.testing.assert_close(out.double(), want, rtol=1e-5, atol=2e-6)
     assert not out[2].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("heads", [2, 6, 14])
+def test_rows_over_many_keys_have_their_own_products(dtype, heads):
+    """From 2**18 key elements on: plain rows without SDPA, keys before few rows; the answer is the same."""
+    g = torch.Generator().manual_seed(heads)
+    q = random_like(g, 1, heads, 1, 32).to(dtype)
+    k, v = (random_like(g, 1, 2, 4099, 32).to(dtype) for _ in range(2))
+    assert k.numel() >= torch_ops.LARGE_ELEMENTS
+    mask = torch.rand(1, 1, 1, 4099, generator=g) > 0.2
+    groups = torch.randint(0, 4, (1, 4000), generator=g, dtype=torch.uint8)
+    policy = Redistribute(4, (1, 2), (3,), (2, 3), 0.6, 0.3, 0.1)
+    request = StatsRequest(channels=Channels(groups, 4), lse=True, top1=True)
+    request = request if dtype == torch.float32 else None  # the products of bfloat16 are rounded
+    for edit in (
+        AttentionEdit(),
+        AttentionEdit(head_gain=torch.rand(1, heads, generator=g), stats=request),
+        AttentionEdit(channels=Channels(groups, 4), policy=policy, stats=request),
+    ):
+        check_budget(Case(q, k, v, edit, mask, False))

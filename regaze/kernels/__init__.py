@@ -1,6 +1,6 @@
 """Attention with an edit inside: `attend`, `observe` and their data. Knows nothing of transformers."""
 
-from regaze.kernels.attend import attend, observe
+from regaze.kernels.attend import attend, column_sums, observe
 from regaze.kernels.backends import BACKENDS
 from regaze.kernels.compose import compose
 from regaze.kernels.edit import AttentionEdit, Channels, Opening, Rows, Stats, StatsRequest, Windows
@@ -21,6 +21,7 @@ __all__ = [
     "StatsRequest",
     "Windows",
     "attend",
+    "column_sums",
     "compose",
     "observe",
 ]

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from regaze.errors import BadParameterError, ShapeError
 from regaze.kernels.backends import choose
-from regaze.kernels.edit import AttentionEdit, Stats, StatsRequest
+from regaze.kernels.edit import AttentionEdit, Rows, Stats, StatsRequest
 
 
 def attend(
@@ -84,6 +84,38 @@ def observe(
         scaling = q.shape[-1] ** -0.5
     return choose(backend, q, k, k, request.alone).observe(
         q, k, request, mask=mask, scaling=scaling, is_causal=is_causal, softcap=softcap, sinks=sinks
+    )
+
+
+def column_sums(
+    q: Tensor,
+    k: Tensor,
+    rows: Rows | None = None,
+    *,
+    mask: Tensor | None = None,
+    scaling: float | None = None,
+    is_causal: bool = False,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """Attention that each key receives in plain attention from chosen query rows together.
+
+    Memory is linear in the lengths however many rows there are. Arguments and errors as for `attend`.
+
+    Args:
+        rows: the query rows; None: all. A row that is not active in a sample adds nothing there.
+
+    Returns:
+        [B, Hq, Lk] fp32 sums of weights over the rows.
+    """
+    _check(q, k, k, mask, softcap, sinks)
+    edit = StatsRequest(rows).alone
+    edit.check(q.shape[0], q.shape[1], q.shape[2], k.shape[2])
+    if scaling is None:
+        scaling = q.shape[-1] ** -0.5
+    return choose(backend, q, k, k, edit).column_sums(
+        q, k, rows, mask=mask, scaling=scaling, is_causal=is_causal, softcap=softcap, sinks=sinks
     )
 
 

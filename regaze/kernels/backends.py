@@ -13,15 +13,16 @@ from torch import Tensor
 
 from regaze.errors import BadParameterError
 from regaze.kernels.edit import AttentionEdit, Stats
-from regaze.kernels.reference import attend_reference, observe_reference
-from regaze.kernels.torch_ops import attend_torch, observe_torch
+from regaze.kernels.reference import attend_reference, column_sums_reference, observe_reference
+from regaze.kernels.torch_ops import attend_torch, column_sums_torch, observe_torch
 
 
 class Backend(NamedTuple):
-    """One implementation of `attend` and of `observe`."""
+    """One implementation of `attend`, of `observe` and of `column_sums`."""
 
     attend: Callable[..., tuple[Tensor, Stats | None]]
     observe: Callable[..., Stats]
+    column_sums: Callable[..., Tensor]
 
 
 def _attend_triton(*args: Any, **kwargs: Any) -> tuple[Tensor, Stats | None]:
@@ -36,13 +37,19 @@ def _observe_triton(*args: Any, **kwargs: Any) -> Stats:
     return observe_triton(*args, **kwargs)
 
 
+def _column_sums_triton(*args: Any, **kwargs: Any) -> Tensor:
+    from regaze.kernels.triton.prefill import column_sums_triton
+
+    return column_sums_triton(*args, **kwargs)
+
+
 #: Backend by name; none may change what an edit means.
 BACKENDS = {
-    "reference": Backend(attend_reference, observe_reference),
-    "torch": Backend(attend_torch, observe_torch),
+    "reference": Backend(attend_reference, observe_reference, column_sums_reference),
+    "torch": Backend(attend_torch, observe_torch, column_sums_torch),
 }
 if find_spec("triton") is not None:
-    BACKENDS["triton"] = Backend(_attend_triton, _observe_triton)
+    BACKENDS["triton"] = Backend(_attend_triton, _observe_triton, _column_sums_triton)
 
 MAX_HEAD_DIM = 256
 MAX_OPENINGS = 63
@@ -50,7 +57,7 @@ _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
 def choose(name: str, q: Tensor, k: Tensor, v: Tensor, edit: AttentionEdit) -> Backend:
-    """The backend for a call: the one that the argument or else REGAZE_BACKEND names, or the fastest that can.
+    """The backend for a call: what the argument or else REGAZE_BACKEND names, or the fastest that can run it.
 
     Raises:
         BadParameterError: an unknown name, or a backend that was asked for but cannot run the call.
@@ -96,17 +103,23 @@ def _tensors(edit: AttentionEdit) -> Iterator[Tensor]:
     return (part for part in (*parts, edit.head_gain, weights) if part is not None)
 
 
-@lru_cache(maxsize=32)
+@torch.compiler.assume_constant_result
 def _why_no_kernels(device: torch.device) -> str | None:
     """What keeps Triton from running on a device; None when it can. Found out once per device."""
+    return _missing(device)
+
+
+@lru_cache(maxsize=32)
+def _missing(device: torch.device) -> str | None:
     if "triton" not in BACKENDS:
         return "Triton is not installed; pip install 'regaze[triton]', or use backend=\"torch\""
     if device.type == "cuda":
         if torch.version.hip is not None:
             return _why_not_compiled(device)
-        major, minor = torch.cuda.get_device_capability(device)
-        if major < 8:
-            return f'{device} has compute capability {major}.{minor}, and 8.0 is needed; use backend="torch"'
+        found = torch.cuda.get_device_properties(device)
+        if found.major < 8:
+            version = f"{found.major}.{found.minor}"
+            return f'{device} has compute capability {version}, and 8.0 is needed; use backend="torch"'
         return None
     from regaze.kernels.triton.common import INTERPRETED
 

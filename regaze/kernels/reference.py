@@ -85,6 +85,24 @@ def observe_reference(
     return stats
 
 
+def column_sums_reference(
+    q: Tensor,
+    k: Tensor,
+    rows: Rows | None,
+    *,
+    mask: Tensor | None,
+    scaling: float,
+    is_causal: bool,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+) -> Tensor:
+    """Weights of plain attention [B, Hq, Lk] summed over `rows`; see `column_sums`."""
+    options = {"mask": mask, "scaling": scaling, "is_causal": is_causal, "softcap": softcap, "sinks": sinks}
+    stats = observe_reference(q, k, StatsRequest(rows, full_rows=True), **options)  # type: ignore[arg-type]
+    assert stats.slices is not None
+    return stats.slices.sum(2)
+
+
 def visibility(
     mask: Tensor | None,
     queries: int,

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from regaze.kernels.edit import AttentionEdit, Channels, Opening, Stats, StatsRequest
+from regaze.kernels.edit import AttentionEdit, Channels, Opening, Rows, Stats, StatsRequest
 from regaze.kernels.policies import Redistribute
 from regaze.kernels.reference import edit_scores, in_window, measure, row_mask, visibility
 
@@ -25,6 +25,9 @@ CPU_BLOCK_ELEMENTS = 1 << 20
 
 #: Scores of a single row, over batch and heads, below which the start of an operation is what it costs.
 SMALL_ELEMENTS = 1 << 11
+
+#: Elements of the keys above which, on a CPU, matrix products outrun torch's attention for a single row.
+LARGE_ELEMENTS = 1 << 18
 
 #: Query rows of a block: a run of them, given ones (an index), or all of a call.
 Part = slice | Tensor | None
@@ -66,6 +69,31 @@ def observe_torch(
     return _Call(q, k, k, request.alone, mask, scaling, is_causal, softcap, sinks).statistics(request)
 
 
+def column_sums_torch(
+    q: Tensor,
+    k: Tensor,
+    rows: Rows | None,
+    *,
+    mask: Tensor | None,
+    scaling: float,
+    is_causal: bool,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+) -> Tensor:
+    """Weights of plain attention [B, Hq, Lk] summed over `rows`, block by block; see `column_sums`."""
+    request = StatsRequest(rows, full_rows=True)
+    call = _Call(q, k, k, request.alone, mask, scaling, is_causal, softcap, sinks)
+    parts = call.parts(None if rows is None else rows.index)
+    active = None if rows is None else rows.active
+    actives = [None] * len(parts) if active is None else active.split(call.block_rows, 1)
+    sums = torch.zeros(call.batch, call.heads, call.keys, device=q.device)
+    for part, live in zip(parts, actives, strict=True):
+        slices = _Block(call, part, all_keys=True).statistics(request, live).slices
+        assert slices is not None
+        sums += slices.sum(2)
+    return sums
+
+
 class _Call:
     """One attention call: its tensors and its edit."""
 
@@ -94,7 +122,7 @@ class _Call:
     def decode(self) -> tuple[Tensor, Stats | None]:
         """A single row: one block gives its output and its statistics."""
         block, request = None, self.edit.stats
-        if self.changes_weights or not self.has_kernel:
+        if self.changes_weights or not self.has_kernel or self._outruns_kernel():
             block = _Block(self)
             out = block.output(self.changes_weights)
         else:
@@ -156,6 +184,11 @@ class _Call:
             out = out.masked_fill(empty, 0.0)
         return out if out.shape[1] == self.heads else out.view(self.batch, self.heads, 1, -1)
 
+    def _outruns_kernel(self) -> bool:
+        """Whether a block is faster for a single row than torch's kernel, in bfloat16 several times so."""
+        fast = self.q.is_cpu and self.q.dtype in (torch.float32, torch.bfloat16)
+        return fast and self.k.numel() >= LARGE_ELEMENTS
+
     def _is_small(self, request: StatsRequest) -> bool:
         """Whether only masses of one row are wanted, and starting operations would cost more than they do."""
         size, mask = self.batch * self.heads * self.keys, self.mask
@@ -178,9 +211,12 @@ class _Call:
         assert channels is not None
         values: Tensor | None = kept.get("values")  # [B or 1, 1, n, D], zeros beside the K columns
         if values is None or values.shape[2] < self.keys or values.shape[3] != dim:
-            columns = channels.mixed(torch.eye(dim, channels.count, device=self.q.device))
-            values = kept["values"] = columns.upto(2 * self.keys).mT[:, None].contiguous()
-        q = self.q.view(self.batch, self.kv_heads, -1, dim)
+            with torch.inference_mode(False):  # kept for any call
+                columns = channels.mixed(torch.eye(dim, channels.count))
+                values = columns.upto(2 * self.keys).mT[:, None].contiguous()
+            if not values.requires_grad:
+                kept["values"] = values
+        q = self.q.reshape(self.batch, self.kv_heads, -1, dim)
         values = values.narrow(2, 0, self.keys).expand(self.batch, self.kv_heads, -1, -1)
         out = F.scaled_dot_product_attention(q, self.k, values, self.mask, scale=self.scaling)
         return out.narrow(3, 0, channels.count).reshape(self.batch, self.heads, 1, -1)
@@ -312,7 +348,7 @@ class _Block:
         else:
             own = call.numbers(part)[None, None] + (call.keys - call.queries)
             return ~in_window(windows, own, call.keys), None
-        openings = tuple(Opening(_take(o.rows, part, 1), o.columns[:, : self.keys]) for o in openings)
+        openings = tuple(Opening(_take(o.rows, part, 1), o.columns) for o in openings)
         visible, additive = visibility(mask, mask.shape[2], self.keys, False, openings, mask.device, windows)
         return ~visible, additive
 
@@ -336,7 +372,7 @@ def _take(x: Tensor, part: Part, dim: int) -> Tensor:
 def _product(rows: Tensor, keys: Tensor, scaling: float) -> Tensor:
     """rows [N, M, D] by keys [N, Lk, D]: [N, M, Lk]. Scaled inside, as the range of fp16 is small."""
     nothing = _nothing(rows.dtype, rows.device)
-    if rows.shape[1] <= 4 and keys.numel() >= 1 << 18 and keys.dtype == torch.float32 and keys.is_cpu:
+    if rows.shape[1] <= 4 and keys.numel() >= LARGE_ELEMENTS and keys.dtype == torch.float32 and keys.is_cpu:
         # For few rows MKL reads keys that no cache holds up to three times as fast when they come first.
         return torch.baddbmm(nothing, keys, rows.mT, beta=0, alpha=scaling).mT.contiguous()
     return torch.baddbmm(nothing, rows, keys.mT, beta=0, alpha=scaling)
@@ -371,7 +407,7 @@ def _softmax(scores: Tensor, hidden: Tensor | None, sinks: Tensor | None, own: b
 
 
 class _Fold:
-    """A `Redistribute` multiplied into the columns of its channels, for decoding: half as many operations.
+    """A `Redistribute` multiplied into the columns of its channels, for decoding: fewer small operations.
 
     Four mixtures of the channels tell all that the policy asks of a row that sums to 1: what its receivers
     hold, what its donors give, by how much the gate exceeds `min_mass`, and the receivers their share of it.
@@ -415,10 +451,12 @@ _TINY = torch.finfo(torch.float32).tiny
 def _folded(edit: AttentionEdit, weights: Tensor) -> _Fold | None:
     """The fold of an edit; None where its policy is another or the arithmetic asks for more."""
     policy, channels = edit.policy, edit.channels
-    if type(policy) is not Redistribute or weights.dtype != torch.float32 or weights.requires_grad:
+    if type(policy) is not Redistribute or channels is None or channels.weights is not None:
+        return None
+    if weights.dtype != torch.float32 or weights.requires_grad:
         return None
     fold: _Fold | None = edit.kept.get("fold")
-    if fold is None and channels is not None:
+    if fold is None:
         fold = edit.kept["fold"] = _Fold(policy, channels)
     return fold
 

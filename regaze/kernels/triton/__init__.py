@@ -1,0 +1,1 @@
+"""Fused attention kernels in Triton. They are imported when first used: regaze works without Triton."""

@@ -39,6 +39,25 @@ def _cpu_name() -> str:
     return names[0] if names else platform.processor()
 
 
+def cache_bytes() -> int:
+    """Size of the device's last cache."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_properties().L2_cache_size
+    sizes = [
+        int(path.read_text().strip().removesuffix("K")) * 1024
+        for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")
+    ]
+    return max(sizes, default=32 << 20)
+
+
+def free_bytes() -> int:
+    """Memory that is free on the device; on Linux what can be had without swapping."""
+    if torch.cuda.is_available():
+        return torch.cuda.mem_get_info()[0]
+    fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+    return int(fields["MemAvailable"].split()[0]) * 1024
+
+
 class PeakMemory:
     """Peak memory of a block in MiB above its start: the device's allocator on CUDA, the resident set on
     Linux.

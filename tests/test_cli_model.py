@@ -59,9 +59,12 @@ def test_evaluate_plain_against_var(untrained, tmp_path):
         *arguments, "--batch-size", "4", "--max-new-tokens", "3", "--output", str(tmp_path / "out")
     )
     assert result.exit_code == 0, result.stderr
-    figures = json.loads(result.stdout)
-    assert figures["method"]["sink_dimensions"] == [3, 7]
-    assert set(figures["seconds"]) == {"plain", "edited"}
+    results = json.loads(result.stdout)
+    assert results["methods"]["var"]["sink_dimensions"] == [3, 7]
+    asked = results["benchmarks"]["pope"]
+    for entry in (asked["plain"], asked["methods"]["var"]):
+        assert entry["cost"]["forwards_per_token"] == pytest.approx(1.0, abs=0.2)
+        assert entry["cost"]["seconds"] > 0
     assert len((tmp_path / "out/answers.jsonl").read_text().splitlines()) == 20
     assert "Loading" not in result.stderr
 
@@ -182,7 +185,8 @@ def test_python_m_regaze_is_the_command(tmp_path):
 def test_demo_evaluates_and_draws(tmp_path):
     result = regaze("demo", "--output", str(tmp_path))
     assert result.exit_code == 0, result.stderr
-    figures = json.loads((tmp_path / "results.json").read_text())["figures"]["adversarial"]
+    results = json.loads((tmp_path / "results.json").read_text())
+    figures = results["benchmarks"]["pope"]["plain"]["figures"]["adversarial"]
     assert figures["official"]["plain"]["accuracy"]["value"] > 0.7
     assert Image.open(tmp_path / "heatmap.png").size[0] > 300
     assert "McNemar p" in result.stdout

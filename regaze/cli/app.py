@@ -8,10 +8,14 @@ import typer
 from typer.core import TyperGroup
 
 from regaze.cli import console
+from regaze.cli.benchmarks import benchmarks
+from regaze.cli.compare import compare
 from regaze.cli.demo import demo
 from regaze.cli.evaluate import evaluate
+from regaze.cli.heads import heads
 from regaze.cli.heatmap import heatmap
 from regaze.cli.methods import methods
+from regaze.cli.score import score
 from regaze.errors import RegazeError
 
 # Base of every complaint about the command line. It lies in click or, with newer typer, in typer's own copy
@@ -60,7 +64,11 @@ app = typer.Typer(
     help="See, edit and measure the attention of multimodal language models while they generate.",
 )
 app.command()(evaluate)
+app.command()(compare)
+app.command()(score)
+app.command()(benchmarks)
 app.command()(heatmap)
+app.command()(heads)
 app.command()(methods)
 app.command()(demo)
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from regaze.cli import console, evaluate, options, tables
+from regaze.cli import console, options, tables
 from regaze.cli.heatmap import draw
 from regaze.demo import scenes
 
@@ -24,16 +24,32 @@ def demo(
     debug: options.Debug = False,
 ) -> None:
     """Do it all on the bundled model, offline."""
-    task = evaluate.pope(None, None, SPLIT, None, None)
+    from regaze.eval import Pope, report, run
+
+    task = Pope.of_demo(splits=[SPLIT])
     intervention = options.method("var", None)
     gaze = options.load("demo", "cpu", None)
     console.say(f"asking {len(task.items)} questions about the shipped scenes, plain and with VAR")
-    results = evaluate.run(gaze, task, intervention, output, model="demo", batch_size=32, max_new_tokens=16)
+    with console.progress() as bars:
+        results = run(
+            gaze,
+            task,
+            intervention,
+            output,
+            model_name="demo",
+            batch_size=32,
+            max_new_tokens=16,
+            progress=bars,
+        )
+    report.write(results, output)
     tables.show(results)
     item = next(item for item in task.items if item.label == "yes")
+    assert item.image is not None
     scene = next(scene for scene in scenes() if scene.path == item.image)
     word = next(thing.category for thing in scene.objects if f" {thing.category} " in item.question)
     picture = output / "heatmap.png"
     answer = draw(gaze, None, item.image, task.prompt(item), picture, token=word, layers=[WORD_LAYER])
     console.say(f"asked about {item.image.name}: {item.question} {answer}")
-    console.say(f"where the word {word!r} looked is in {picture}; results and answers are in {output}")
+    console.say(
+        f"where the word {word!r} looked is in {picture}; results, answers and report are in {output}"
+    )

@@ -1,99 +1,76 @@
-"""`regaze evaluate`: a benchmark, plain against edited."""
+"""`regaze evaluate`: benchmarks, plain against edited."""
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from regaze.cli import console, options, tables
-from regaze.errors import InputError
+from regaze.cli import console, options, running, tables
 
 
 def evaluate(
-    benchmark: Annotated[str, typer.Argument(help="What to run: pope.")],
+    ctx: typer.Context,
+    benchmark: Annotated[
+        str, typer.Argument(help="What to run, with commas between; `regaze benchmarks` lists them.")
+    ],
     model: options.Model = "demo",
     method: options.Method = "none",
     settings: options.Settings = None,
-    split: Annotated[
-        str | None, typer.Option(help="random, popular, adversarial or all, of the shipped scenes. [all]")
-    ] = None,
+    config: running.Config = None,
+    data: running.Data = None,
+    images: running.Images = None,
     questions: Annotated[
-        Path | None, typer.Option(help="Questions in POPE's own format, instead of the shipped ones.")
+        Path | None, typer.Option(help="pope: a file of questions in its own format, with --images.")
     ] = None,
-    images: Annotated[Path | None, typer.Option(help="Folder of the images that --questions names.")] = None,
-    limit: Annotated[int | None, typer.Option(help="Only the first N questions of each split.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Questions answered at a time.")] = 16,
+    split: Annotated[
+        str | None,
+        typer.Option(help="pope: random, popular, adversarial or all, of the shipped scenes. [all]"),
+    ] = None,
+    bench: running.Bench = None,
+    limit: running.Limit = None,
     suffix: Annotated[
         str | None,
-        typer.Option(help="Appended to each question; \\n is a new line. [LLaVA's short-answer line]"),
+        typer.Option(
+            help="Appended to each question; \\n is a new line. [what the benchmark's protocol has]"
+        ),
     ] = None,
-    max_new_tokens: options.MaxNewTokens = 16,
+    batch_size: running.BatchSize = 16,
+    max_new_tokens: running.LongestAnswer = 16,
+    generate: running.Generate = None,
     seed: options.Seed = 0,
+    max_errors: running.MaxErrors = 10,
+    share_prefix: running.SharePrefix = True,
+    judge: running.Judge = None,
     device: options.Device = None,
     dtype: options.Dtype = None,
-    output: Annotated[
-        Path | None, typer.Option(help="Folder for results.json and answers.jsonl. [out/... with the time]")
-    ] = None,
+    output: running.Output = None,
+    resume: running.Resume = False,
+    export: running.Export = None,
     json: Annotated[bool, typer.Option("--json", help="Print results.json and nothing else.")] = False,
     debug: options.Debug = False,
 ) -> None:
-    """Compare the plain and the edited model on a benchmark."""
-    if benchmark != "pope":
-        raise InputError(f"unknown benchmark {benchmark!r}; there is pope")
-    intervention = options.method(method, settings)
-    task = pope(questions, images, split, limit, suffix)
-    gaze = options.load(model, device, dtype)
-    folder = output or Path("out") / f"pope-{Path(model).name}-{method}-{time.strftime('%Y%m%d-%H%M%S')}"
-    results = run(
-        gaze,
-        task,
-        intervention,
-        folder,
-        model=model,
-        batch_size=batch_size,
-        seed=seed,
-        max_new_tokens=max_new_tokens,
+    """Compare the plain and the edited model on benchmarks.
+
+    A run that was stopped goes on when it is started again with the same --output: no question is asked
+    twice. `accelerate launch -m regaze evaluate ...` shares the work between processes.
+    """
+    chosen = options.method(method, settings)
+    request = running.Request(
+        running.tasks(ctx.params),
+        {} if chosen is None else {method: chosen},
+        f"{benchmark.replace(',', '-')}-{method}",
+        running.given(ctx),
+        must_work=True,
     )
+    results, folder = running.execute(request)
+    if results is None:
+        return
     if json:
         from regaze.eval.results import dumps
 
         typer.echo(dumps(results))
     else:
         tables.show(results)
-    console.say(f"results and answers are in {folder}")
-
-
-def pope(
-    questions: Path | None, images: Path | None, split: str | None, limit: int | None, suffix: str | None
-) -> Any:
-    """The POPE questions asked for: a file's, or those of the shipped scenes."""
-    from regaze import demo
-    from regaze.eval.benchmarks.pope import SPLITS, SUFFIX, Pope
-
-    if (questions is None) != (images is None):
-        raise InputError("--questions FILE and --images DIR belong together; give both or neither")
-    if questions is not None and images is not None:
-        if split is not None:
-            raise InputError("--split chooses among the shipped questions; leave it out with --questions")
-        files, folder = {questions.stem: questions}, images
-    else:
-        wanted = split or "all"
-        if wanted not in (*SPLITS, "all"):
-            raise InputError(f"unknown split {wanted!r}; there are {', '.join(SPLITS)} and all")
-        chosen = SPLITS if wanted == "all" else (wanted,)
-        files, folder = {name: Path(demo.questions_file(name)) for name in chosen}, Path(demo.IMAGE_DIR)
-    text = SUFFIX if suffix is None else suffix.replace("\\n", "\n")
-    return Pope(files, folder, suffix=text, limit=limit)
-
-
-def run(
-    gaze: Any, task: Any, intervention: Any, folder: Path, *, model: str, **kwargs: Any
-) -> dict[str, Any]:
-    """Run with progress bars."""
-    from regaze.eval import run as run_benchmark
-
-    with console.progress() as report:
-        return run_benchmark(gaze, task, intervention, folder, model_name=model, progress=report, **kwargs)
+    console.say(f"results, answers and report are in {folder}")

@@ -11,62 +11,118 @@ from rich.table import Table
 
 from regaze.cli import console
 
-FIGURES = {
-    "accuracy": "accuracy",
-    "precision": "precision",
-    "recall": "recall",
-    "f1": "F1",
-    "yes_ratio": "yes-ratio",
-}
-NOTES = """Percent with 95 % intervals: accuracy by Wilson and Newcombe, the rest by a
-bootstrap over images (without width where no answer changes).
-Only right: questions that this alone gets right.
-The harness scorer's yes-ratio is that of the labels, whatever the answers."""
+NOTES = """Shares in percent, with 95 % intervals: of right answers by Wilson and Newcombe,
+the rest by a bootstrap over images (without width where no answer changes).
+Only right: questions that this alone gets right. Detectable: the smallest true
+difference that would be found four times out of five."""
+HARNESS_NOTE = "The harness scorer's yes-ratio is that of the labels, whatever the answers."
+#: scorers shown here; reports and results.json have all
+_SHOWN = 2
 
 
 def show(results: Mapping[str, Any]) -> None:
-    """One table per split on standard output, then the seconds and how to read them."""
+    """One table per benchmark and split on standard output, then the seconds and how to read them."""
     out = console.stdout()
-    method = results["method"]["method"] if results["method"] else None
-    for split, scores in results["figures"].items():
-        title = f"{results['benchmark']['name'].upper()} {split}, {results['model']}"
-        title += f": {scores['questions']} questions on {scores['images']} images"
-        out.print(f"[bold]{escape(title)}[/bold]", soft_wrap=True)
-        out.print(_table(scores, method))
-    seconds = results["seconds"]
-    text = f"Seconds of one pass, which is no benchmark: plain {seconds['plain']:.1f}"
-    if method:
-        text += f", {method} {seconds['edited']:.1f}"
-        text = f"Answers that differ: {results['answers_changed']}\n{text}"
-    out.print("\n" + text, markup=False)
+    label = next(iter(results["methods"]), None)
+    for name, asked in results["benchmarks"].items():
+        entry = asked["methods"][label] if label else asked["plain"]
+        for split, scores in entry["figures"].items():
+            title = f"{name.upper()} {split}, {results['model']['name']}"
+            title += f": {scores['questions']} questions on {scores['images']} images"
+            out.print(f"[bold]{escape(title)}[/bold]", soft_wrap=True)
+            out.print(_table(scores, label))
+        for line in _costs(asked, label):
+            out.print(line, markup=False, soft_wrap=True)
     out.print(NOTES, markup=False, soft_wrap=True)
+    if "pope" in results["benchmarks"]:
+        out.print(HARNESS_NOTE, markup=False, soft_wrap=True)
 
 
-def _table(scores: Mapping[str, Any], method: str | None) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+def _costs(asked: Mapping[str, Any], label: str | None) -> list[str]:
+    """What was lost, what it took, and what may feign a gain."""
+    lines = []
+    entries = {"plain": asked["plain"], **({label: asked["methods"][label]} if label else {})}
+    for name, entry in entries.items():
+        if entry["failed"]:
+            lines.append(f"{name}: {entry['failed']} questions failed, {entry['left_out']} are not scored")
+    if label:
+        edited = entries[label]
+        lines.append(f"Answers that differ: {edited['answers_changed']}")
+        if edited["flags"]:
+            lines.append(f"Confounds: {', '.join(edited['flags'])}")
+    seconds = ", ".join(f"{name} {entry['cost']['seconds']:.1f}" for name, entry in entries.items())
+    return [*lines, f"Seconds of one pass, which is no benchmark: {seconds}"]
+
+
+def _table(scores: Mapping[str, Any], label: str | None) -> Table:
+    from regaze.eval.tables import estimate, estimates, number, scorers
+    from regaze.eval.tables import label as called
+
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("", no_wrap=True)
-    for heading in ("plain", method, f"{method} - plain") if method else ("plain",):
+    for heading in ("plain", label, f"{label} - plain") if label else ("plain",):
         table.add_column(heading, justify="right", no_wrap=True)
-    for scorer in ("official", "harness"):
+    for scorer in scorers(scores)[:_SHOWN]:
         conditions = scores[scorer]
-        table.add_row(f"[bold]{scorer}[/bold]")
-        for figure, label in FIGURES.items():
-            cells = [_cell(conditions["plain"][figure])]
-            if method:
-                cells += [_cell(conditions["edited"][figure]), _cell(conditions["difference"][figure], "+")]
-            table.add_row(f"  {label}", *cells)
-        if method:
-            paired = conditions["difference"]
-            alone = (str(paired["only_plain_correct"]), str(paired["only_edited_correct"]))
-            table.add_row("  only right", *alone, f"McNemar p = {paired['mcnemar_p']:.3g}")
+        plain = conditions["plain"]
+        table.add_row(f"[bold]{escape(scorer)}[/bold]")
+        for figure, value in estimates(plain):
+            cells = [estimate(figure, value, plain)]
+            if label:
+                cells.append(estimate(figure, conditions["edited"][figure], plain))
+                cells.append(estimate(figure, conditions["difference"][figure], plain, "+"))
+            table.add_row(f"  {called(figure)}", *map(escape, cells))
+        if label:
+            first = next(figure for figure, _ in estimates(plain))
+            for cells in _tests(conditions["difference"], number, first, plain):
+                table.add_row(*cells)
         table.add_section()
     return table
 
 
-def _cell(estimate: Mapping[str, float], sign: str = "") -> str:
-    value, low, high = (100 * estimate[key] for key in ("value", "low", "high"))
-    if value != value:  # nan: the figure is undefined
-        return "undefined"
-    if low != low:
-        return f"{value:{sign}.1f}"
-    return f"{value:{sign}.1f} \\[{low:{sign}.1f}, {high:{sign}.1f}]"
+def _tests(
+    difference: Mapping[str, Any], number: Any, first: str, plain: Mapping[str, Any]
+) -> list[list[str]]:
+    """The rows of the test and of what it can find."""
+    if "mcnemar_p" in difference:
+        alone = [str(difference["only_plain_correct"]), str(difference["only_edited_correct"])]
+        rows = [["  only right", *alone, f"McNemar p = {difference['mcnemar_p']:.3g}"]]
+    else:
+        p = difference.get("permutation_p")
+        rows = [["  test", "", "", "undefined" if p is None else f"permutation p = {p:.3g}"]]
+    return [*rows, ["  detectable", "", "", number(first, difference[first].get("detectable"), plain)]]
+
+
+def comparison(results: Mapping[str, Any]) -> str:
+    """A comparison of methods as Markdown: one table per benchmark, the plain model first."""
+    versions = results["versions"]
+    parts = [
+        f"Model {results['model']['name']}, seed {results['seed']}, batches of {results['batch_size']}; "
+        f"regaze {versions['regaze']}, torch {versions['torch']}, transformers {versions['transformers']}."
+    ]
+    parts += [_compared(name, asked) for name, asked in results["benchmarks"].items()]
+    return "\n\n".join([*parts, *_notes()]) + "\n"
+
+
+def scored(asked: Mapping[str, Any]) -> str:
+    """Answers of a file as Markdown: the leading figures, then all of them."""
+    from regaze.eval.report import markdown_table
+    from regaze.eval.tables import every
+
+    parts = [_compared(asked["benchmark"]["name"], asked), markdown_table(every(asked)), *_notes()]
+    return "\n\n".join(parts) + "\n"
+
+
+def _compared(name: str, asked: Mapping[str, Any]) -> str:
+    from regaze.eval.report import markdown_table
+    from regaze.eval.tables import leading, main, questions
+
+    split, scorer = leading(asked)
+    heading = f"## {name}, {split}, {scorer} scorer"
+    return "\n\n".join([heading, questions(asked), markdown_table(main(asked))])
+
+
+def _notes() -> tuple[str, ...]:
+    from regaze.eval.tables import NOTES
+
+    return NOTES

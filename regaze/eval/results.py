@@ -1,16 +1,8 @@
-"""What a run leaves on disk: `answers.jsonl`, written as the answers come, and `results.json`.
+"""What a run leaves on disk beside its journal: results.json and answers.jsonl.
 
-results.json, schema 1 (a figure that is undefined is null):
-
-    schema, complete (false until every answer is scored), created (UTC, ISO 8601), seed, versions, machine
-    benchmark    {name, files: {split: {file, sha256}}, suffix, limit}
-    model        the name or path it was loaded by
-    method       null for the plain model alone, else the intervention's to_dict()
-    generation   {batch_size, and what generate() was given}
-    seconds      {condition: seconds spent answering}
-    figures      {split: {questions, images, scorer: {condition: {figure: estimate, counts},
-                                                      difference: {figure: estimate, mcnemar_p, ...}}}}
-    estimate     {value, low, high}: the figure and its 95 % interval
+results.json is checked against `Results` before it is written (`Results.model_json_schema()` is its JSON
+schema). A figure that is undefined is null. answers.jsonl has a line per condition and question, in the order
+of the benchmarks, whatever the order in which they were asked.
 """
 
 from __future__ import annotations
@@ -19,20 +11,98 @@ import json
 import math
 import os
 import platform
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import transformers
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 import regaze
 from regaze.errors import InputError
+from regaze.eval.journal import writing
 
-SCHEMA = 1
+SCHEMA: Literal[2] = 2
 ANSWERS, RESULTS = "answers.jsonl", "results.json"
+#: What a run of another configuration in the same folder keeps apart.
+OUTPUTS = (RESULTS, ANSWERS, "report.md", "report.html", "run.yaml")
+
+
+class _Checked(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class Condition(_Checked):
+    """A benchmark under one method, or under none.
+
+    Attributes:
+        error: why the method could not run; everything else is null then.
+        asked: prompts that differ. failed: questions without an answer. left_out: questions that are not
+            scored, because they or their neighbours in a cluster failed under this or the plain condition.
+        cost: `cost.Cost`, with forwards_per_token. sharing: null where prefixes were shared, else why not.
+        text: `confounds.measure` of the answers.
+        answers_changed: answers that are not those of the plain model (null for itself).
+        figures: {split: {"questions", "images", scorer: {"plain", "edited", "difference": {figure: {value,
+            low, high}, ...}}}}; the plain condition has no "edited" and no "difference". A difference has
+            also, per figure, "detectable" (`statistics.detectable`), and its test as "holm_p", corrected for
+            the number of methods.
+        flags: confounds beyond their thresholds.
+    """
+
+    error: str | None = None
+    asked: int = 0
+    failed: int = 0
+    left_out: int = 0
+    cost: dict[str, float | int | None] | None = None
+    sharing: str | None = None
+    text: dict[str, float | None] | None = None
+    answers_changed: int | None = None
+    figures: dict[str, dict[str, Any]] | None = None
+    flags: list[str] = []
+
+
+class Asked(_Checked):
+    """A benchmark under all conditions.
+
+    Attributes:
+        generation: what `generate` was given.
+        numbers: {scorer: its figures that are no shares between 0 and 1}.
+    """
+
+    benchmark: dict[str, Any]
+    generation: dict[str, Any]
+    numbers: dict[str, list[str]]
+    plain: Condition | None
+    methods: dict[str, Condition]
+
+
+class Results(_Checked):
+    """results.json.
+
+    Attributes:
+        complete: false until every answer is scored.
+        configuration: hash of all that decides answers and figures.
+        created: UTC, ISO 8601. model: name, fingerprint, dtype, devices.
+        methods: {label: name and parameters}.
+        processes: how many shared the work.
+    """
+
+    # `schema` is a method of BaseModel
+    model_config = ConfigDict(extra="forbid", strict=True, protected_namespaces=())
+
+    format: Literal[2]
+    complete: bool
+    configuration: str
+    created: str
+    model: dict[str, Any]
+    seed: int
+    batch_size: int
+    processes: int
+    versions: dict[str, str]
+    machine: dict[str, Any]
+    methods: dict[str, dict[str, Any]]
+    benchmarks: dict[str, Asked]
 
 
 def versions() -> dict[str, str]:
@@ -55,18 +125,60 @@ def machine() -> dict[str, Any]:
     }
 
 
-def open_directory(directory: Path) -> None:
-    """Make `directory` ready for a new run.
+def dumps(results: Mapping[str, Any]) -> str:
+    """JSON text of results; nan and infinities become null, which every JSON reader takes."""
+    return json.dumps(finite(results), indent=2, ensure_ascii=False, allow_nan=False)
 
-    Answers of two runs are neither mixed nor lost: answers.jsonl and results.json of an earlier run become
-    answers.1.jsonl and results.1.json (or the next free number).
+
+def write(results: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Check and replace results.json, and return what it holds.
 
     Raises:
-        InputError: the directory cannot be made or written.
+        InputError: the folder cannot be written.
     """
-    with _writing(directory):
-        directory.mkdir(parents=True, exist_ok=True)
-        paths = [directory / name for name in (ANSWERS, RESULTS)]
+    checked = Results.model_validate_json(dumps(results)).model_dump()
+    replace(folder / RESULTS, dumps(checked) + "\n")
+    return checked
+
+
+def write_answers(rows: Iterable[Mapping[str, Any]], folder: Path) -> None:
+    """Replace answers.jsonl. Raises InputError where the folder cannot be written."""
+    replace(folder / ANSWERS, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def read(folder: Path) -> dict[str, Any] | None:
+    """results.json of a folder; None where there is none.
+
+    Raises:
+        InputError: it is not one that this version wrote.
+    """
+    path = folder / RESULTS
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    try:
+        return Results.model_validate_json(text).model_dump()
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise InputError(f"{path} is no results file of format {SCHEMA}: {where}: {first['msg']}") from error
+
+
+def replace(path: Path, text: str) -> None:
+    """Write a file in one step, so that a reader never sees half of it."""
+    partial = path.with_name(f"{path.name}.partial")
+    with writing(path.parent):
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+
+
+def set_aside(folder: Path) -> None:
+    """Results of an earlier configuration become results.1.json and so on (or the next free number)."""
+    paths = [folder / name for name in OUTPUTS]
+    with writing(folder):
         number = 1
         while any(_numbered(path, number).exists() for path in paths):
             number += 1
@@ -75,70 +187,16 @@ def open_directory(directory: Path) -> None:
                 path.rename(_numbered(path, number))
 
 
-@contextmanager
-def _writing(directory: Path) -> Iterator[None]:
-    """What the operating system refuses becomes an InputError naming the output folder."""
-    try:
-        yield
-    except OSError as error:
-        raise InputError(f"output folder {directory} cannot be used: {error.strerror or error}") from error
-
-
 def _numbered(path: Path, number: int) -> Path:
     return path.with_name(f"{path.stem}.{number}{path.suffix}")
 
 
-class AnswerFile:
-    """Appends answers as JSON lines; a batch is on disk when `append` returns.
-
-    Raises:
-        InputError: the file cannot be written (from `append`, too: a disk may fill up).
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._folder = path.parent
-        with _writing(self._folder):
-            self._file = path.open("a", encoding="utf-8")
-
-    def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Write one line per row and wait until the disk has them."""
-        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
-        with _writing(self._folder):
-            self._file.writelines(lines)
-            self._file.flush()
-            os.fsync(self._file.fileno())
-
-    def __enter__(self) -> AnswerFile:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._file.close()
-
-
-def dumps(results: Mapping[str, Any]) -> str:
-    """JSON text of results; nan and infinities become null, which every JSON reader takes."""
-    return json.dumps(_finite(results), indent=2, ensure_ascii=False, allow_nan=False)
-
-
-def write(results: Mapping[str, Any], directory: Path) -> None:
-    """Replace results.json in one step, so that a reader never sees half of it.
-
-    Raises:
-        InputError: the directory cannot be written.
-    """
-    text, partial = dumps(results) + "\n", directory / f"{RESULTS}.partial"
-    with _writing(directory):
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(directory / RESULTS)
-
-
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """`value` with null in place of nan and infinities."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {str(key): _finite(entry) for key, entry in value.items()}
+        return {str(key): finite(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(entry) for entry in value]
+        return [finite(entry) for entry in value]
     return value

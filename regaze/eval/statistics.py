@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from scipy import stats
 
 CONFIDENCE = 0.95
+#: chance of finding a difference of the size that is called detectable
+POWER = 0.80
 
 
 def wilson(successes: int, total: int) -> tuple[float, float]:
@@ -24,6 +27,19 @@ def mcnemar(only_first: int, only_second: int) -> float:
     """
     discordant = only_first + only_second
     return float(stats.binomtest(only_first, discordant).pvalue) if discordant else 1.0
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down correction (Scandinavian Journal of Statistics 6, 1979), in the order given.
+
+    The k-th smallest of n is multiplied by n - k + 1, and none may fall below a smaller one's.
+    """
+    order = np.argsort(p_values, kind="stable")
+    factors = len(p_values) - np.arange(len(p_values))
+    corrected = np.minimum(np.maximum.accumulate(np.asarray(p_values, dtype=float)[order] * factors), 1.0)
+    out = np.empty(len(p_values))
+    out[order] = corrected
+    return out.tolist()
 
 
 def paired_difference(both: int, only_first: int, only_second: int, neither: int) -> tuple[float, float]:
@@ -53,19 +69,29 @@ def paired_difference(both: int, only_first: int, only_second: int, neither: int
     return low, high
 
 
+def detectable(low: float, high: float) -> float:
+    """The smallest true difference that such a comparison finds with a power of 80 %, at the 5 % level.
+
+    (z_0.975 + z_0.8) standard errors, the standard error read off the 95 % interval of the difference. nan
+    where the interval is.
+    """
+    two_sided = stats.norm.ppf((1 + CONFIDENCE) / 2)
+    return float((high - low) / (2 * two_sided) * (two_sided + stats.norm.ppf(POWER)))
+
+
 def bootstrap_sums(counts: np.ndarray, *, resamples: int, seed: int) -> np.ndarray:
     """Sums over clusters drawn with replacement: counts [clusters, ...] -> [resamples, ...]; nan if only one.
 
     Questions about one image stand or fall together, so the image is what is drawn, never the
     single question.
     """
-    generator = np.random.default_rng(seed)
     clusters = len(counts)
-    flat = counts.reshape(clusters, -1).astype(np.float64)
     if clusters < 2:
         return np.full((resamples, *counts.shape[1:]), np.nan)
-    draws = (generator.integers(clusters, size=clusters) for _ in range(resamples))
-    sums = np.stack([np.bincount(drawn, minlength=clusters) @ flat for drawn in draws])
+    generator = np.random.default_rng(seed)
+    # How often each cluster is drawn, [resamples, clusters]: all replicates are one product of matrices.
+    weights = generator.multinomial(clusters, np.full(clusters, 1 / clusters), size=resamples)
+    sums = weights.astype(np.float64) @ counts.reshape(clusters, -1).astype(np.float64)
     return sums.reshape(resamples, *counts.shape[1:])
 
 

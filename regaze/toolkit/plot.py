@@ -1,4 +1,4 @@
-"""Pictures of a record: where an answer token looked, and how attention divides among the roles.
+"""Pictures of a record: where an answer token looked, how attention divides among the roles, scores of heads.
 
 Every function returns a matplotlib Figure (no pyplot state) and writes it when given a `path` (.png, .pdf,
 .svg). Colours are safe for colour-blind readers: "inferno" for maps, the Okabe-Ito palette for roles.
@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from torch import Tensor
 
@@ -159,6 +161,44 @@ def role_masses(
     )
     axes.set_xlabel(axis, **_STYLE)
     axes.set_ylabel("attention mass (mean over heads)", **_STYLE)
+    return _finish(figure, path)
+
+
+def head_scores(
+    scores: Tensor,
+    *,
+    marked: Sequence[tuple[int, int]] = (),
+    label: str = "score",
+    title: str | None = None,
+    path: str | Path | None = None,
+) -> Figure:
+    """One number for every head as a map, layers downwards and heads to the right.
+
+    Args:
+        scores: [layers, Hq], not negative; the colours reach from 0 to the highest.
+        marked: (layer, head) pairs to frame, such as the highest.
+        label: what the numbers are. title, path: as for `heatmap`.
+
+    Raises:
+        BadParameterError: scores of another shape, or a marked head that is not among them.
+    """
+    if scores.dim() != 2 or not scores.numel():
+        raise BadParameterError(f"scores must be [layers, Hq], got {list(scores.shape)}")
+    layers, heads = scores.shape
+    figure = Figure(figsize=(0.22 * heads + 1.9, 0.16 * layers + 1.1), layout="constrained")
+    axes = figure.add_subplot()
+    top = max(float(scores.max()), 1e-12)
+    shown = axes.imshow(scores.cpu().numpy(), cmap="inferno", vmin=0, vmax=top, aspect="auto")
+    for layer, head in marked:
+        layer, head = _index("layer", layer, range(layers)), _index("head", head, range(heads))
+        frame = Rectangle((head - 0.5, layer - 0.5), 1, 1, fill=False, edgecolor="#56B4E9", linewidth=1.2)
+        axes.add_patch(frame)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel("head", **_STYLE)
+    axes.set_ylabel("layer", **_STYLE)
+    axes.set_title(title or "", **_STYLE)
+    figure.colorbar(shown, ax=axes).set_label(label, **_STYLE)
     return _finish(figure, path)
 
 

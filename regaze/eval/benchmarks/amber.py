@@ -78,6 +78,7 @@ class AmberScorer(Scorer):
         read: what an answer counts as: "Yes", "No" or anything else.
     """
 
+    shares = ()
     name: str
     version: str
     words: AmberWords | None
@@ -173,6 +174,7 @@ def _of_answers(counts: np.ndarray, start: float, beside_f1: float) -> dict[str,
 class DescriptionsLmmsEval(Scorer):
     """lmms-eval's amber_g: `Scene` references only."""
 
+    shares = ()
     words: AmberWords
     name: str = "lmms-eval"
     version: str = "lmms-eval 75571cf amber_g"
@@ -189,6 +191,7 @@ class DescriptionsLmmsEval(Scorer):
 class AnswersVlmEvalKit(Scorer):
     """VLMEvalKit's AMBER: accuracy per kind (attributes together) and their mean; `Question` references."""
 
+    shares = ()
     name: str = "vlmevalkit"
     version: str = "VLMEvalKit e8e78f0, no judge"
     figures: tuple[str, ...] = ("mean_accuracy", "existence", "attribute", "relation")

@@ -60,6 +60,7 @@ class ChairScorer(Scorer):
     however often it is named; `words` per caption; the share of 4-grams that repeat an earlier one.
     """
 
+    shares = ("chair_s", "chair_i", "recall", "chair_distinct", "repeated_4grams")
     name: str
     version: str
     reader: Reader

@@ -55,6 +55,7 @@ def read_scores(verdict: str) -> tuple[float, float] | None:
 class Scores(Scorer):
     """Mean relevancy and accuracy of the verdicts that can be read; "answers" are verdicts."""
 
+    shares = ("unreadable",)
     name: str = "judge"
     version: str = "after FuxiaoLiu/LRV-Instruction 0a5ab53"
     figures: tuple[str, ...] = ("accuracy", "relevancy", "unreadable")

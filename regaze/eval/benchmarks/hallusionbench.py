@@ -105,6 +105,7 @@ class Verdict:
 class Official(Scorer):
     """The official arithmetic, in percent where it is; "answers" are `Verdict`, references `Asked`."""
 
+    shares = ("yes_difference", "false_positive_ratio")
     name: str = "official"
     version: str = "tianyi-lab/HallusionBench 744007c evaluation.py"
     causes: bool = True
@@ -202,6 +203,7 @@ def _blame(reference: Asked, verdict: Verdict, original: int) -> tuple[bool, boo
 class WordRule(Scorer):
     """aAcc, fAcc, qAcc of the items with an image, by the words of the answer; references are `Asked`."""
 
+    shares = ()
     name: str
     version: str
     read: Callable[[str], str]

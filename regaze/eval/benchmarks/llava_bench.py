@@ -96,6 +96,7 @@ class Relative(Scorer):
         minus_one: unreadable verdicts enter the means as -1 and -1.
     """
 
+    shares = ("unreadable",)
     name: str
     version: str
     read: Callable[[str], Pair | None]

@@ -83,6 +83,7 @@ class MmeScorer(Scorer):
         stops: a task without a readable answer leaves its figures undefined.
     """
 
+    shares = ("unreadable",)
     name: str
     version: str
     read: Callable[[str], str]

@@ -55,6 +55,7 @@ class Ratings(Scorer):
         unread: what a verdict without a single rating counts as; None leaves it out.
     """
 
+    shares = ("hallucination_rate", "unreadable")
     name: str
     version: str
     unread: int | None

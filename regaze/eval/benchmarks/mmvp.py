@@ -60,6 +60,7 @@ class Choice:
 class PairScorer(Scorer):
     """Base: accuracy of pairs and of answers, in percent; references are `Choice`."""
 
+    shares = ("unreadable",)
     name: str
     version: str
     figures: tuple[str, ...] = ("pair_accuracy", "accuracy", "unreadable")

@@ -138,6 +138,7 @@ def read_rating(text: str) -> float:
 class Rated(Scorer):
     """Mean of a judge's ratings 1 to 10; those that cannot be read are left out and counted."""
 
+    shares = ("unreadable",)
     name: str = "judge"
     version: str = "after gkamradt 7b90d28 (LangChain labeled_score_string)"
     figures: tuple[str, ...] = ("rating", "unreadable")

@@ -93,6 +93,7 @@ class Sample:
 class StringMatch(Scorer):
     """Mean share of the references, a tuple of texts, found in the answer; `any_of` takes one for all."""
 
+    shares = ()
     name: str = "string_match_all"
     version: str = "NVIDIA/RULER c3f5e3b"
     any_of: bool = False

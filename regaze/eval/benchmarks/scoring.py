@@ -28,12 +28,14 @@ class Scorer(ABC):
         name: how results call it. version: which script at which commit it reproduces.
         figures: what it measures; the first is compared by a test where answers are not right or wrong.
         proportion: the figure, if any, that is the share of right answers among all.
+        shares: the figures that lie between 0 and 1, which tables show in percent; None: all.
     """
 
     name: str
     version: str
     figures: tuple[str, ...]
     proportion: ClassVar[str | None] = None
+    shares: ClassVar[tuple[str, ...] | None] = None
 
     @abstractmethod
     def tally(self, references: Sequence[Any], answers: Sequence[Any]) -> np.ndarray:

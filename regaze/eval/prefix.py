@@ -1,0 +1,288 @@
+"""Prefix sharing: questions about one image over a single prefill of what their prompts have in common.
+
+The prompts of a benchmark that asks six things about a picture agree in nearly all their tokens: the image's,
+and the template around it. Their common prefix is run once per image, its key-value cache forked for each
+question, and `generate` goes on from there. In a batch the prefixes are padded on the left, and so is what
+follows each, which leaves a gap that the attention mask hides; positions count the visible tokens, so that
+every token stands where it would without sharing.
+
+That is the same function only where a token depends on the tokens before it and nothing else: causal masks,
+one-dimensional positions, a cache that keeps everything, a method whose edits ignore the rest of the prompt.
+What can be known beforehand is looked up; the first batch is then run both ways, and where the logits differ
+by more than rounding, nothing is shared.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import DynamicLayer
+
+from regaze.toolkit import compat
+
+Images = tuple[Path, ...]
+
+#: Options of `generate` that know nothing of the prompt's layout.
+_OPTIONS = {
+    *("max_new_tokens", "min_new_tokens", "do_sample", "temperature", "top_k", "top_p", "min_p"),
+    *("repetition_penalty", "eos_token_id", "pad_token_id", "logits_processor", "stopping_criteria"),
+}
+_FIRST_LOGITS = {"max_new_tokens": 1, "output_logits": True, "return_dict_in_generate": True}
+#: How far logits may lie apart, in standard deviations of the logits, for rounding alone to explain it.
+_ROUNDING = {torch.float64: 1e-6, torch.float32: 1e-3}
+_ROUGH_ROUNDING = 0.15
+
+
+def obstacle(gaze: Any, method: Any, options: Mapping[str, Any]) -> str | None:
+    """Why prompts cannot share a prefix here, as far as it can be known beforehand; None when they may."""
+    model, processor = getattr(gaze, "model", None), getattr(gaze, "processor", None)
+    if model is None or processor is None:
+        return "this is no wrapped model with a processor"
+    if method is not None and not getattr(method, "shares_prefix", False):
+        return f"{method.to_dict().get('method', 'the method')} looks at the whole prompt"
+    generation, config = model.generation_config, compat.text_config(model)
+    unknown = set(options) - _OPTIONS
+    if unknown:
+        return f"generate is given {', '.join(sorted(unknown))}"
+    if (generation.num_beams or 1) > 1 or generation.cache_implementation:
+        return "the model's generation settings ask for beams or a cache of a certain kind"
+    if model.config.is_encoder_decoder:
+        return "the prompt is read by an encoder"
+    if "position_ids" not in inspect.signature(model.forward).parameters:
+        return "the model counts positions in its own way"
+    if "mrope_section" in (getattr(config, "rope_parameters", None) or {}):
+        return "positions have several axes"
+    return None
+
+
+class PrefixSharing:
+    """Asks batches of questions over shared prefixes while that is sound.
+
+    Attributes:
+        obstacle: why nothing is shared (any more); None while it is.
+    """
+
+    def __init__(self, gaze: Any, method: Any, options: Mapping[str, Any]):
+        self.gaze = gaze
+        self.obstacle = obstacle(gaze, method, options)
+
+    def ask(self, images: Sequence[Images], prompts: Sequence[str], options: Mapping[str, Any]) -> list[str]:
+        """One answer per prompt, as `gaze.ask` gives them.
+
+        Args:
+            images: per prompt its images; prompts about the same ones share a prefix.
+            options: of `generate`.
+        """
+        shared = None if self.obstacle else self._prepare(images, prompts)
+        if shared is None:
+            answers: list[str] = self.gaze.ask(
+                [list(entry) for entry in images], prompts, batch_size=len(prompts), **options
+            )
+            return answers
+        generated = self._generate(shared, self._options(options))[:, shared.length :]
+        texts = self.gaze.reader.tokenizer.batch_decode(generated, skip_special_tokens=True)
+        return [text.strip() for text in texts]
+
+    def check(self, images: Sequence[Images], prompts: Sequence[str]) -> None:
+        """Run a batch with and without sharing up to the first new token; what disagrees is not shared again.
+
+        Logits must agree up to rounding. A batch in which nothing can be shared ends sharing, too.
+        """
+        shared = None if self.obstacle else self._prepare(images, prompts)
+        if shared is None:
+            self.obstacle = self.obstacle or "no two questions have enough in common"
+            return
+        model, options = self.gaze.model, self._options(_FIRST_LOGITS)
+        try:
+            found = self._generate(shared, options).logits[0].float()
+        except _CannotFork:
+            self.obstacle = "the cache does not keep every token in every layer"
+            return
+        except Exception as error:  # no reason to stop: the same questions are asked without sharing
+            self.obstacle = f"this model cannot go on from a prefix ({type(error).__name__}: {error})"
+            return
+        with torch.inference_mode():
+            inputs = self.gaze.inputs([list(entry) for entry in images], list(prompts))
+            expected = model.generate(**inputs, **options).logits[0].float()
+        bound = _ROUNDING.get(model.dtype, _ROUGH_ROUNDING) * float(expected.std())
+        if not float((found - expected).abs().max()) <= bound:  # nan is no agreement either
+            self.obstacle = "this model computes something else over a shared prefix"
+
+    # Prompts ------------------------------------------------------------------------------------------
+
+    def _prepare(self, images: Sequence[Images], prompts: Sequence[str]) -> _Shared | None:
+        """The batch with its prefixes; None where there is nothing to share, or it cannot be told apart."""
+        if any(images) and self.gaze.family.image_token_id is None:
+            self.obstacle = "it is not known where this model's image tokens are"
+            return None
+        first: dict[Images, int] = {}
+        groups = [first.setdefault(entry, len(first)) for entry in images]
+        if len(first) == len(prompts):
+            return None
+        leaders = [groups.index(group) for group in range(len(first))]
+        inputs = self.gaze.inputs([list(images[i]) for i in leaders], [prompts[i] for i in leaders])
+        if "token_type_ids" in inputs or "mm_token_type_ids" in inputs:
+            self.obstacle = "the mask of this model depends on the type of each token"
+            return None
+        whole = [row[mask.bool()].tolist() for row, mask in zip(*_text(inputs), strict=True)]
+        short = [self._short(prompt, len(entry)) for prompt, entry in zip(prompts, images, strict=True)]
+        ids = [
+            _expanded(whole[group], short[leaders[group]], own, self.gaze.family.image_token_id)
+            for group, own in zip(groups, short, strict=True)
+        ]
+        if any(row is None for row in ids):
+            return None
+        ends = [_image_end(row, self.gaze.family.image_token_id) for row in whole]
+        media = {name: value for name, value in inputs.items() if name not in ("input_ids", "attention_mask")}
+        return _Shared.of([row for row in ids if row is not None], groups, ends, media)
+
+    def _short(self, prompt: str, images: int) -> list[int]:
+        """Tokens of a prompt in which an image is one placeholder."""
+        reader = self.gaze.reader
+        text = reader.render(prompt, images).text
+        return reader.tokenizer(text, add_special_tokens=reader.adds_special_tokens(text))["input_ids"]
+
+    # Generating ---------------------------------------------------------------------------------------
+
+    def _generate(self, shared: _Shared, options: Mapping[str, Any]) -> Any:
+        model = self.gaze.model
+        pad = self.gaze.reader.tokenizer.pad_token_id
+        with torch.inference_mode():
+            prefix, visible = (part.to(model.device) for part in _padded(shared.prefixes, pad))
+            cache = compat.cache_of(
+                model(
+                    input_ids=prefix,
+                    attention_mask=visible,
+                    position_ids=(visible.cumsum(1) - 1).clamp_min(0),
+                    use_cache=True,
+                    logits_to_keep=1,
+                    **shared.media,
+                )
+            )
+            if cache is None or any(type(layer) is not DynamicLayer for layer in cache.layers):
+                raise _CannotFork
+            groups = torch.tensor(shared.groups)  # on the CPU: layers may lie on several devices
+            cache.batch_select_indices(groups)
+            rest, seen = (part.to(model.device) for part in _padded(shared.rests, pad))
+            return model.generate(
+                input_ids=torch.cat([prefix[groups], rest], 1),
+                attention_mask=torch.cat([visible[groups], seen], 1),
+                past_key_values=cache,
+                **options,
+            )
+
+    def _options(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """`given` with what `gaze.ask` takes where nothing is given."""
+        pad = self.gaze.reader.tokenizer.pad_token_id
+        return {"max_new_tokens": 128, "do_sample": False, "pad_token_id": pad, **given}
+
+
+class _CannotFork(Exception):
+    """The prefix was run, but its cache is not one that can be continued several times."""
+
+
+@dataclass(frozen=True)
+class _Shared:
+    """Prompts [B] as a prefix per group [G] and what follows it."""
+
+    prefixes: list[list[int]]
+    rests: list[list[int]]
+    groups: list[int]
+    media: Mapping[str, Tensor]
+
+    @property
+    def length(self) -> int:
+        """Columns of the padded batch."""
+        return max(map(len, self.prefixes)) + max(map(len, self.rests))
+
+    @classmethod
+    def of(
+        cls, ids: list[list[int]], groups: list[int], image_ends: list[int], media: Mapping[str, Tensor]
+    ) -> _Shared | None:
+        """Cut every prompt behind what its group has in common; at least one token stays behind it.
+
+        Args:
+            image_ends: per group where the last image token ends: the cut may not lie before it.
+
+        Returns:
+            None where that saves nothing.
+        """
+        members = [
+            [row for row, own in zip(ids, groups, strict=True) if own == g] for g in range(len(image_ends))
+        ]
+        cuts = [_common(rows) for rows in members]
+        # A prompt that is alone in its group could be cut anywhere: where its rest is no longer than others'.
+        lengths = [
+            len(row) - cuts[own] for row, own in zip(ids, groups, strict=True) if len(members[own]) > 1
+        ]
+        longest = max(lengths)
+        for group, rows in enumerate(members):
+            if len(rows) == 1:
+                cuts[group] = min(cuts[group], max(1, image_ends[group], len(rows[0]) - longest))
+        if min(cuts) < 1 or any(cut < end for cut, end in zip(cuts, image_ends, strict=True)):
+            return None
+        prefixes = [rows[0][:cut] for cut, rows in zip(cuts, members, strict=True)]
+        rests = [row[cuts[own] :] for row, own in zip(ids, groups, strict=True)]
+        shared = cls(prefixes, rests, groups, media)
+        return shared if shared.tokens < len(ids) * max(map(len, ids)) else None
+
+    @property
+    def tokens(self) -> int:
+        """Positions that are run before the first new token, padding included."""
+        return len(self.prefixes) * max(map(len, self.prefixes)) + len(self.rests) * max(map(len, self.rests))
+
+
+def _expanded(
+    whole: list[int], leader: list[int], own: list[int], image_token_id: int | None
+) -> list[int] | None:
+    """Ids of a prompt, from those of another about the same images whose expansion is known.
+
+    Args:
+        whole: the leader's ids with its image tokens. leader, own: both with a placeholder per image.
+
+    Returns:
+        None where the prompts part before the last image, or expansion changed what follows it.
+    """
+    agree = _common_length(leader, own)
+    rest = len(leader) - agree
+    if (
+        agree < _image_end(leader, image_token_id)
+        or image_token_id in own[agree:]
+        or whole[len(whole) - rest :] != leader[agree:]
+    ):
+        return None
+    return whole[: len(whole) - rest] + own[agree:]
+
+
+def _image_end(ids: list[int], image_token_id: int | None) -> int:
+    """Where the last image token ends; 0 without one."""
+    return 1 + max((i for i, token in enumerate(ids) if token == image_token_id), default=-1)
+
+
+def _common(rows: list[list[int]]) -> int:
+    """Length of the longest common prefix that leaves every row a token."""
+    shortest, longest = min(rows), max(rows)  # in lexical order: what these share, all share
+    return min(_common_length(shortest, longest), min(map(len, rows)) - 1)
+
+
+def _common_length(a: list[int], b: list[int]) -> int:
+    length = min(len(a), len(b))
+    return next((i for i in range(length) if a[i] != b[i]), length)
+
+
+def _padded(rows: list[list[int]], pad: int) -> tuple[Tensor, Tensor]:
+    """Ids and mask [rows, longest], padded on the left."""
+    length = max(map(len, rows))
+    ids = torch.tensor([[pad] * (length - len(row)) + row for row in rows])
+    mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows])
+    return ids, mask
+
+
+def _text(inputs: Any) -> tuple[Tensor, Tensor]:
+    return inputs["input_ids"].cpu(), inputs["attention_mask"].cpu()

@@ -1,0 +1,220 @@
+"""`RetrievalHeads`: the scores of every head in every trial, and their file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from regaze.errors import BadParameterError, InputError
+
+FORMAT = "regaze retrieval heads"
+VERSION = 1
+_LINE = ",\n  "
+Head = tuple[int, int]
+Score = Literal["paper", "released"]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One needle found.
+
+    Attributes:
+        needle: its number. length: tokens of the prompt. depth: percent. span: the answer's tokens.
+        recall: part of the answer's words in the response. response: what the model said.
+        kinds: different tokens among the answer's.
+        copied: per (layer, head) that copied anything: different tokens, and steps.
+    """
+
+    needle: int
+    length: int
+    depth: float
+    span: tuple[int, int]
+    recall: float
+    response: str
+    kinds: int
+    copied: Mapping[Head, tuple[int, int]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form."""
+        copied = {_name(head): list(counts) for head, counts in self.copied.items()}
+        return {**vars(self), "recall": round(self.recall, 4), "copied": copied}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Trial:
+        """Inverse of `to_dict`; other entries of `data` are left out."""
+        values = {field: data[field] for field in cls.__dataclass_fields__}
+        values["copied"] = {_head(name): (kinds, steps) for name, (kinds, steps) in data["copied"].items()}
+        return cls(**{**values, "span": tuple(data["span"])})
+
+
+@dataclass(frozen=True, eq=False)
+class RetrievalHeads:
+    """What `find_retrieval_heads` found, or a head file had.
+
+    Attributes:
+        released: [trials, layers, Hq] float64, scores as the released code counts. paper: the same by the
+            paper's definition; None when read from a released file, which does not have it.
+        trials: the successful trials; empty when read from a released file.
+        about: model, and how the trials were run and how many failed.
+    """
+
+    released: Tensor
+    paper: Tensor | None = None
+    trials: tuple[Trial, ...] = ()
+    about: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_trials(
+        cls, trials: Sequence[Trial], shape: tuple[int, int], about: dict[str, Any] | None = None
+    ) -> RetrievalHeads:
+        """From trials on a model with `shape` = (layers, query heads)."""
+        paper = torch.zeros(len(trials), *shape, dtype=torch.float64)
+        released = torch.zeros_like(paper)
+        for number, trial in enumerate(trials):
+            for (layer, head), (kinds, steps) in trial.copied.items():
+                paper[number, layer, head] = kinds / trial.kinds
+                released[number, layer, head] = steps / (trial.span[1] - trial.span[0])
+        return cls(released, paper, tuple(trials), about or {})
+
+    def scores(self, score: Score = "paper") -> Tensor:
+        """[trials, layers, Hq]. Raises BadParameterError for a score that the file does not have."""
+        if score not in ("paper", "released"):
+            raise BadParameterError(f'score must be "paper" or "released", got {score!r}')
+        tensor = self.paper if score == "paper" else self.released
+        if tensor is None:
+            raise BadParameterError("a file in the released format has no paper scores: ask for 'released'")
+        return tensor
+
+    def mean(self, score: Score = "paper") -> Tensor:
+        """[layers, Hq] float64, a head's score: the mean over successful trials."""
+        return self.scores(score).mean(0)
+
+    def frequency(self) -> Tensor:
+        """[layers, Hq] float64, activation frequency: the share of trials in which a head copied anything."""
+        return (self.released > 0).double().mean(0)
+
+    def top(self, count: int, score: Score = "paper") -> list[Head]:
+        """The heads with the highest scores, best first; of equal scores the lower layer and head."""
+        mean = self.mean(score)
+        if not 0 <= count <= mean.numel():
+            raise BadParameterError(f"there are {mean.numel()} heads, so there is no top {count}")
+        order = mean.flatten().argsort(descending=True, stable=True)[:count]
+        return [(int(i) // mean.shape[1], int(i) % mean.shape[1]) for i in order]
+
+    def below(self, threshold: float, score: Score = "paper") -> list[Head]:
+        """Heads that score less than `threshold`, in order: the ones that are no retrieval heads."""
+        return [(layer, head) for layer, head in (self.mean(score) < threshold).nonzero().tolist()]
+
+    # Files --------------------------------------------------------------------------------------------
+
+    def save(self, path: str | Path) -> None:
+        """Write everything as JSON; `load` gives an equal object.
+
+        Raises:
+            BadParameterError: read from a released file, so that there are no trials to write.
+        """
+        if not self.trials:
+            raise BadParameterError("these scores came from a released file: use save_released")
+        paper, released, frequency = self.mean("paper"), self.mean("released"), self.frequency()
+        layers, heads = paper.shape
+        content = {
+            "format": FORMAT,
+            "version": VERSION,
+            **self.about,
+            "layers": layers,
+            "heads": heads,
+            "columns of mean": ["paper score", "released score", "activation frequency"],
+            "columns of copied": ["different tokens", "steps"],
+        }
+        mean = [
+            f'"{_name(head)}": {[round(float(table[head]), 4) for table in (paper, released, frequency)]}'
+            for head in self.top(layers * heads)
+            if frequency[head] > 0
+        ]
+        trials = [json.dumps(trial.to_dict(), ensure_ascii=False) for trial in self.trials]
+        # A line per head and per trial keeps the file small, and the difference of two files readable.
+        start = json.dumps(content, indent=1, ensure_ascii=False).removesuffix("\n}")
+        listed = f'"mean": {{\n  {_LINE.join(mean)}\n }},\n "trials": [\n  {_LINE.join(trials)}\n ]\n}}\n'
+        _write(path, f"{start},\n {listed}")
+
+    def save_released(self, path: str | Path) -> None:
+        """Write the released code's file: one line `{"layer-head": [score of each trial, ...], ...}`."""
+        _, layers, heads = self.released.shape
+        content = {
+            _name((layer, head)): self.released[:, layer, head].tolist()
+            for layer in range(layers)
+            for head in range(heads)
+        }
+        _write(path, json.dumps(content))
+
+    @classmethod
+    def load(cls, path: str | Path) -> RetrievalHeads:
+        """Read a file of either format. Raises InputError when it is neither."""
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise InputError(f"head file {str(path)!r} cannot be read: {error}") from error
+        try:
+            if "format" not in content:
+                return cls(_released_scores(content))
+            if (content["format"], content["version"]) != (FORMAT, VERSION):
+                raise InputError(f"{str(path)!r}: this version reads {FORMAT!r} {VERSION}")
+            trials = [Trial.from_dict(trial) for trial in content["trials"]]
+            own = {
+                "format",
+                "version",
+                "layers",
+                "heads",
+                "mean",
+                "trials",
+                "columns of mean",
+                "columns of copied",
+            }
+            about = {key: value for key, value in content.items() if key not in own}
+            return cls.from_trials(trials, (content["layers"], content["heads"]), about)
+        except InputError:
+            raise
+        except (KeyError, ValueError, TypeError, IndexError, AttributeError) as error:
+            raise InputError(
+                f'{str(path)!r} is no head file: expected {{"layer-head": [score, ...]}} or what '
+                f"RetrievalHeads.save writes ({type(error).__name__}: {error})"
+            ) from error
+
+
+def _released_scores(content: dict[str, list[float]]) -> Tensor:
+    """[trials, layers, Hq] from the released format."""
+    scores = {_head(name): torch.tensor(values, dtype=torch.float64) for name, values in content.items()}
+    if not scores or not all(len(values) for values in scores.values()):
+        raise InputError("the head file is empty: in the run that wrote it no trial succeeded")
+    layers, heads = (1 + max(head[i] for head in scores) for i in (0, 1))
+    if len(scores) != layers * heads or len({len(values) for values in scores.values()}) != 1:
+        raise ValueError("heads are missing, or have lists of different lengths")
+    rows = [scores[layer, head] for layer in range(layers) for head in range(heads)]
+    return torch.stack(rows, -1).view(-1, layers, heads)
+
+
+def _name(head: Head) -> str:
+    return f"{head[0]}-{head[1]}"
+
+
+def _head(name: str) -> Head:
+    layer, head = name.split("-")
+    return int(layer), int(head)
+
+
+def _write(path: str | Path, text: str) -> None:
+    """All of a file or nothing."""
+    target = Path(path)
+    partial = target.with_name(target.name + ".partial")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(target)
+    except OSError as error:
+        raise InputError(f"{str(path)!r} cannot be written: {error.strerror or error}") from error

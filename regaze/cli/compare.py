@@ -14,6 +14,9 @@ from regaze.errors import InputError
 def compare(
     ctx: typer.Context,
     benchmark: Annotated[str, typer.Argument(help="What to run, with commas between.")] = "pope",
+    named: Annotated[
+        str | None, typer.Option("--benchmark", help="The same as an option.", show_default=False)
+    ] = None,
     methods: Annotated[
         str,
         typer.Option(
@@ -46,6 +49,8 @@ def compare(
 
     A method that cannot run on the model is a line that says why, not the end of the comparison.
     """
+    if ctx.params.pop("named"):
+        benchmark = ctx.params["benchmark"] = named or benchmark
     chosen = read_methods(methods)
     name = f"compare-{benchmark.replace(',', '-')}"
     request = running.Request(running.tasks(ctx.params), chosen, name, running.given(ctx), must_work=False)

@@ -13,9 +13,12 @@ from pydantic import ValidationError
 from standins import Blind, StandIn, write_pope
 
 from regaze.errors import InputError
-from regaze.eval import Plan, Task, confounds, evaluate, report, results, statistics, tables
+from regaze.eval import Plan, Pope, Task, confounds, evaluate, report, results, statistics, tables
+from regaze.eval.benchmarks.amber import Amber
 from regaze.eval.benchmarks.base import Item
-from regaze.eval.comparison import without_clusters_of
+from regaze.eval.benchmarks.chair import Chair
+from regaze.eval.benchmarks.mme import Mme
+from regaze.eval.comparison import numbers, without_clusters_of
 from regaze.eval.cost import Cost
 
 
@@ -159,15 +162,25 @@ def test_results_are_checked_before_they_are_written(ran, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("figure", "value", "plain", "says"),
+    ("figure", "value", "says"),
     [
-        ("accuracy", 0.842, 0.8, "84.2"),
-        ("words", 0.9, 0.8, "0.9"),
-        ("score", 1500.25, 1400.0, "1500.2"),
-        ("score", -3.5, 1400.0, "-3.5"),
-        ("f1", None, 0.5, "undefined"),
-        ("f1", math.nan, None, "undefined"),
+        ("f1", 0.842, "84.2"),
+        ("f1", 1.0, "100.0"),
+        ("words", 0.9, "0.9"),
+        ("words", 1500.25, "1500.2"),
+        ("f1", None, "undefined"),
+        ("f1", math.nan, "undefined"),
     ],
 )
-def test_shares_are_percent_and_numbers_are_not(figure, value, plain, says):
-    assert tables.number(figure, value, {figure: {"value": plain}}) == says
+def test_shares_are_percent_and_numbers_are_not(figure, value, says):
+    assert tables.number(figure, value, ["words"]) == says
+
+
+def test_every_benchmark_says_which_figures_are_numbers():
+    for task in (Pope.of_demo(1), Chair.of_demo(1), Amber.of_demo(1), Mme.of_demo(1)):
+        for scorer in task.scorers():
+            figures = set(scorer.figures) - set(numbers(task).get(scorer.name, ()))
+            assert scorer.shares is None or figures <= set(scorer.shares)
+    assert numbers(Pope.of_demo(1)) == {}
+    assert numbers(Chair.of_demo(1)) == {"chair": ["length", "words"]}
+    assert set(numbers(Amber.of_demo(1))["official"]) == {"chair", "cover", "hal", "cog"}

@@ -196,7 +196,7 @@ def test_beside_a_branch_it_reads_the_users_rows(gaze):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"bucket": "middle"}, 'bucket must be'),
+        ({"bucket": "middle"}, "bucket must be"),
         ({"layers": ()}, "layers must be layer numbers from 0"),
         ({"layers": (-1,)}, "layers must be layer numbers from 0"),
         ({"layers": ("a",)}, "layers must be layer numbers from 0"),

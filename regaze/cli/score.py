@@ -54,7 +54,13 @@ def score(
         if len(outcomes) > 1:
             raise InputError(f"{answers}: answers of {', '.join(outcomes)} without those of the plain model")
         outcomes = {comparison.PLAIN: next(iter(outcomes.values()))}
-    scored = finite({"benchmark": task.describe(), **comparison.compare(task, outcomes, {}, seed)})
+    scored = finite(
+        {
+            "benchmark": task.describe(),
+            "numbers": comparison.numbers(task),
+            **comparison.compare(task, outcomes, {}, seed),
+        }
+    )
     typer.echo(dumps(scored) if json else tables.scored(scored))
 
 

@@ -30,7 +30,7 @@ def show(results: Mapping[str, Any]) -> None:
             title = f"{name.upper()} {split}, {results['model']['name']}"
             title += f": {scores['questions']} questions on {scores['images']} images"
             out.print(f"[bold]{escape(title)}[/bold]", soft_wrap=True)
-            out.print(_table(scores, label))
+            out.print(_table(scores, label, asked["numbers"]))
         for line in _costs(asked, label):
             out.print(line, markup=False, soft_wrap=True)
     out.print(NOTES, markup=False, soft_wrap=True)
@@ -54,7 +54,7 @@ def _costs(asked: Mapping[str, Any], label: str | None) -> list[str]:
     return [*lines, f"Seconds of one pass, which is no benchmark: {seconds}"]
 
 
-def _table(scores: Mapping[str, Any], label: str | None) -> Table:
+def _table(scores: Mapping[str, Any], label: str | None, scales: Mapping[str, list[str]]) -> Table:
     from regaze.eval.tables import estimate, estimates, number, scorers
     from regaze.eval.tables import label as called
 
@@ -64,33 +64,30 @@ def _table(scores: Mapping[str, Any], label: str | None) -> Table:
         table.add_column(heading, justify="right", no_wrap=True)
     for scorer in scorers(scores)[:_SHOWN]:
         conditions = scores[scorer]
-        plain = conditions["plain"]
+        plain, numbers = conditions["plain"], scales.get(scorer, [])
         table.add_row(f"[bold]{escape(scorer)}[/bold]")
         for figure, value in estimates(plain):
-            cells = [estimate(figure, value, plain)]
+            cells = [estimate(figure, value, numbers)]
             if label:
-                cells.append(estimate(figure, conditions["edited"][figure], plain))
-                cells.append(estimate(figure, conditions["difference"][figure], plain, "+"))
+                cells.append(estimate(figure, conditions["edited"][figure], numbers))
+                cells.append(estimate(figure, conditions["difference"][figure], numbers, "+"))
             table.add_row(f"  {called(figure)}", *map(escape, cells))
         if label:
             first = next(figure for figure, _ in estimates(plain))
-            for cells in _tests(conditions["difference"], number, first, plain):
-                table.add_row(*cells)
+            least = number(first, conditions["difference"][first].get("detectable"), numbers)
+            table.add_row(*_test(conditions["difference"]))
+            table.add_row("  detectable", "", "", least)
         table.add_section()
     return table
 
 
-def _tests(
-    difference: Mapping[str, Any], number: Any, first: str, plain: Mapping[str, Any]
-) -> list[list[str]]:
-    """The rows of the test and of what it can find."""
+def _test(difference: Mapping[str, Any]) -> list[str]:
+    """The row of the test."""
     if "mcnemar_p" in difference:
         alone = [str(difference["only_plain_correct"]), str(difference["only_edited_correct"])]
-        rows = [["  only right", *alone, f"McNemar p = {difference['mcnemar_p']:.3g}"]]
-    else:
-        p = difference.get("permutation_p")
-        rows = [["  test", "", "", "undefined" if p is None else f"permutation p = {p:.3g}"]]
-    return [*rows, ["  detectable", "", "", number(first, difference[first].get("detectable"), plain)]]
+        return ["  only right", *alone, f"McNemar p = {difference['mcnemar_p']:.3g}"]
+    p = difference.get("permutation_p")
+    return ["  test", "", "", "undefined" if p is None else f"permutation p = {p:.3g}"]
 
 
 def comparison(results: Mapping[str, Any]) -> str:

@@ -142,7 +142,7 @@ def _described(outcome: Outcome, left_out: int) -> dict[str, Any]:
 
 def numbers(benchmark: Benchmark) -> dict[str, list[str]]:
     """{scorer: its figures that are no shares between 0 and 1}."""
-    scorers = getattr(benchmark, "scorers", tuple)()
+    scorers: Sequence[Any] = benchmark.scorers() if hasattr(benchmark, "scorers") else ()
     return {
         scorer.name: [figure for figure in scorer.figures if figure not in scorer.shares]
         for scorer in scorers

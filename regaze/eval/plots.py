@@ -27,7 +27,7 @@ def differences(asked: Mapping[str, Any], split: str, scorer: str, path: Path) -
     FigureCanvasSVG(figure)
     panels = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
     for panel, name in zip(panels, shown, strict=True):
-        scale = 1.0 if tables.is_number(name, plain) else 100.0
+        scale = 1.0 if name in asked["numbers"].get(scorer, ()) else 100.0
         for row, entry in enumerate(ran.values()):
             difference = entry["figures"][split][scorer]["difference"][name]
             _draw(panel, row, difference, scale)

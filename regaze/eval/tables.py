@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from regaze.eval.comparison import p_value
@@ -20,9 +20,6 @@ LABELS = {
     "forwards_per_token": "forwards per token",
     "peak_mib": "peak memory",
 }
-#: figures that are no shares, whatever their size
-_NUMBERS = {"words", "length"}
-
 _BOUNDS = ", ".join(
     f"{LABELS.get(name, name)} {bound.bound:.0%}{' of its figure' if bound.relative else ''}"
     for name, bound in THRESHOLDS.items()
@@ -81,9 +78,10 @@ def main(asked: Mapping[str, Any]) -> Table:
     """Every method in a row, by the leading figures."""
     split, scorer = leading(asked)
     plain = asked["plain"]["figures"][split][scorer]["plain"]
+    numbers = asked["numbers"].get(scorer, ())
     figures = [name for name, _ in estimates(plain)]
     head = ["", *map(label, figures), "p", "Holm p", "detectable", "changed", "confounds"]
-    rows = [head, ["plain", *(estimate(name, plain[name], plain) for name in figures), *[""] * 5]]
+    rows = [head, ["plain", *(estimate(name, plain[name], numbers) for name in figures), *[""] * 5]]
     for name, entry in asked["methods"].items():
         if entry.get("error"):
             rows.append([name, f"cannot run: {entry['error']}", *[""] * (len(head) - 2)])
@@ -91,12 +89,12 @@ def main(asked: Mapping[str, Any]) -> Table:
         compared = entry["figures"][split][scorer]
         difference = compared["difference"]
         cells = [
-            f"{number(figure, compared['edited'][figure]['value'], plain)} "
-            f"({estimate(figure, difference[figure], plain, '+')})"
+            f"{number(figure, compared['edited'][figure]['value'], numbers)} "
+            f"({estimate(figure, difference[figure], numbers, '+')})"
             for figure in figures
         ]
         tests = [_p(p_value(difference)), _p(difference.get("holm_p"))]
-        least = number(figures[0], difference[figures[0]].get("detectable"), plain)
+        least = number(figures[0], difference[figures[0]].get("detectable"), numbers)
         rows.append([name, *cells, *tests, least, str(entry["answers_changed"]), ", ".join(entry["flags"])])
     return rows
 
@@ -130,12 +128,12 @@ def every(asked: Mapping[str, Any]) -> Table:
     rows = [["split", "scorer", "figure", "plain", *ran]]
     for split, scores in asked["plain"]["figures"].items():
         for scorer in scorers(scores):
-            plain = scores[scorer]["plain"]
-            for figure, _ in estimates(plain):
-                row = [split, scorer, label(figure), estimate(figure, plain[figure], plain)]
+            numbers = asked["numbers"].get(scorer, ())
+            for figure, value in estimates(scores[scorer]["plain"]):
+                row = [split, scorer, label(figure), estimate(figure, value, numbers)]
                 for entry in ran.values():
                     edited = entry["figures"][split][scorer]["edited"]
-                    row.append(estimate(figure, edited[figure], plain))
+                    row.append(estimate(figure, edited[figure], numbers))
                 rows.append(row)
     return rows
 
@@ -145,26 +143,20 @@ def label(figure: str) -> str:
     return LABELS.get(figure, figure.replace("_", " "))
 
 
-def estimate(figure: str, value: Mapping[str, Any], plain: Mapping[str, Any], sign: str = "") -> str:
+def estimate(figure: str, value: Mapping[str, Any], numbers: Collection[str], sign: str = "") -> str:
     """A figure with its interval, "84.2 [82.5, 85.7]"."""
-    middle = number(figure, value["value"], plain, sign)
+    middle = number(figure, value["value"], numbers, sign)
     if _absent(value["value"]) or _absent(value["low"]):
         return middle
-    low, high = (number(figure, value[end], plain, sign) for end in ("low", "high"))
+    low, high = (number(figure, value[end], numbers, sign) for end in ("low", "high"))
     return f"{middle} [{low}, {high}]"
 
 
-def number(figure: str, value: float | None, plain: Mapping[str, Any], sign: str = "") -> str:
-    """A share in percent, anything else as it is; "undefined" for null."""
+def number(figure: str, value: float | None, numbers: Collection[str], sign: str = "") -> str:
+    """A share in percent, one of `numbers` as it is; "undefined" for null."""
     if value is None or value != value:
         return "undefined"
-    return f"{value if is_number(figure, plain) else 100 * value:{sign}.1f}"
-
-
-def is_number(figure: str, plain: Mapping[str, Any]) -> bool:
-    """Whether a figure is no share: by its name, or because the plain model has more than 1 of it."""
-    measured = plain[figure]["value"]
-    return figure in _NUMBERS or (not _absent(measured) and abs(measured) > 1)
+    return f"{value if figure in numbers else 100 * value:{sign}.1f}"
 
 
 def _p(value: float | None) -> str:

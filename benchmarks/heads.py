@@ -42,9 +42,9 @@ COUNTS = (0, 2, 5, 10, 20)
 MASK_NEW_TOKENS = 24  # the longest answer takes 11
 #: name -> how heads are masked, and at which lengths
 ABLATIONS: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
-    "zero": ({"mode": "zero"}, MASK_LENGTHS),
-    "uniform": ({"mode": "uniform"}, (1000,)),
-    "zero, while reading, too": ({"mode": "zero", "while_reading": True}, (1000,)),
+    "removed while answering": ({"mode": "zero"}, MASK_LENGTHS),
+    "averaging while answering": ({"mode": "uniform"}, (1000,)),
+    "removed from the start": ({"mode": "zero", "while_reading": True}, (1000,)),
 }
 OTHER_NEEDLES = (
     Needle(
@@ -96,9 +96,20 @@ def mask(
         counts=COUNTS,
         max_new_tokens=MASK_NEW_TOKENS,
         log=work / "ablations.jsonl",
-        progress=lambda what, done, total: report(name[:8], done, total),
+        progress=lambda what, done, total: report(name, done, total),
         **how,
     )
+
+
+def agreement(heads: RetrievalHeads) -> dict[str, dict[str, float]]:
+    """Correlation of the mean score with that of the trials of one needle, or of one length."""
+    groups: dict[str, dict[str, float]] = {"needle": {}, "length": {}}
+    for name, correlations in groups.items():
+        for value in sorted({getattr(trial, name) for trial in heads.trials}):
+            chosen = torch.tensor([getattr(trial, name) == value for trial in heads.trials])
+            both = torch.stack([heads.mean().flatten(), heads.scores()[chosen].mean(0).flatten()])
+            correlations[str(value)] = round(float(torch.corrcoef(both)[0, 1]), 3)
+    return groups
 
 
 def memory(model: Any, lengths: Sequence[int]) -> list[dict[str, float]]:
@@ -119,7 +130,7 @@ def memory(model: Any, lengths: Sequence[int]) -> list[dict[str, float]]:
 
 def draw(ablations: dict[str, Ablation], path: Path) -> None:
     """Needle score against the number of heads masked: the top heads, and each draw of random others."""
-    figure = Figure(figsize=(3.4 * len(ablations) + 0.6, 3.2), layout="constrained")
+    figure = Figure(figsize=(2.9 * len(ablations) + 0.6, 3.2), layout="constrained")
     for axes, (name, ablation) in zip(
         figure.subplots(1, len(ablations), sharey=True), ablations.items(), strict=True
     ):
@@ -142,10 +153,11 @@ def draw(ablations: dict[str, Ablation], path: Path) -> None:
             )
         axes.set_title(f"{name} ({len(ablation.cells)} prompts)", fontsize=9)
         axes.set_xticks(counts)
-        axes.set_ylim(0, 100)
+        axes.set_ylim(0, 105)
         axes.set_xlabel("heads masked", fontsize=9)
     figure.axes[0].set_ylabel("needle score (ROUGE-1 recall, %)", fontsize=9)
-    figure.axes[-1].legend(fontsize=8, frameon=False)
+    lines, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(lines, labels, loc="outside lower center", ncols=len(labels), fontsize=8, frameon=False)
     figure.savefig(path, dpi=140)
 
 
@@ -187,11 +199,12 @@ def main() -> None:
     study = {
         "machine": facts,
         "seconds": {log.stem: round(_seconds(log)) for log in sorted(options.work.glob("*.jsonl"))},
+        "agreement": agreement(heads),
         "memory": memory(model, (1000, 2000, 4000, 8000)),
         "masking": {name: ablation.to_dict() for name, ablation in ablations.items()},
     }
     text = json.dumps(study, indent=1, ensure_ascii=False) + "\n"
-    (options.output / "masking.json").write_text(text, encoding="utf-8")
+    (options.output / "study.json").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

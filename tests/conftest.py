@@ -8,8 +8,14 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
+import hypothesis
 import pytest
 import torch
+
+# The same examples in every run: a red test is of the change at hand. HYPOTHESIS_PROFILE=explore draws anew.
+hypothesis.settings.register_profile("steady", derandomize=True)
+hypothesis.settings.register_profile("explore", derandomize=False, print_blob=True)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "steady"))
 
 # Kernels run in Triton's interpreter where no GPU is; it is asked for when their modules are first imported.
 if not torch.cuda.is_available():

@@ -353,7 +353,8 @@ def make_edit(
         parts["bias"] = bias.masked_fill(bias > 0.5, -torch.inf) if "remove" in used else bias
     if "redistribute" in used or "scale" in used:
         groups = torch.randint(0, 4, (batch, named), generator=g, dtype=torch.uint8)
-        share, mass = (0.4, 0.2) if thresholds else (0.0, 0.0)
+        # No fraction of few keys: equal weights (a head whose scores are scaled by 0) would tie.
+        share, mass = (0.4142, 0.2071) if thresholds else (0.0, 0.0)
         parts["channels"] = Channels(groups, 4)
         parts["policy"] = Redistribute(4, (1, 2), (3,), (2, 3), 0.6, share, mass)
         if "scale" in used:

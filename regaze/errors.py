@@ -41,3 +41,7 @@ class RecordingError(RegazeError):
 
 class InputError(RegazeError):
     """Images, questions or files that cannot be read or do not fit together."""
+
+
+class GuessWarning(UserWarning):
+    """regaze does not know something and goes on with a guess, which the message names."""

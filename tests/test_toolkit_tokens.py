@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import warnings
+from types import SimpleNamespace
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import llava_processor, picture, tiny_llama, tiny_llava
+from models import llava_processor, picture, tiny_llama
 from transformers import LlavaConfig
 
 import regaze
 from regaze import Role, TokenMap
-from regaze.errors import InputError, UnsupportedModelError
-from regaze.toolkit.families import family_of
-from regaze.toolkit.tokens import Sample
+from regaze.errors import GuessWarning, InputError, UnsupportedModelError
+from regaze.toolkit.families import Media, family_of
+from regaze.toolkit.tokens import Sample, View
 
 
 def text_of(gaze, inputs, role, sample):
@@ -45,7 +48,7 @@ def test_cells_are_row_major_and_per_image(gaze):
     first, second = tokens.image_cells(0, 0), tokens.image_cells(0, 1)
     assert torch.equal(first, torch.arange(int(first[0]), int(first[0]) + 64))
     assert int(second[0]) > int(first[-1])
-    with pytest.raises(InputError, match="2 image"):
+    with pytest.raises(InputError, match="2 views"):
         tokens.image_cells(0, 2)
 
 
@@ -114,7 +117,7 @@ def test_text_model_with_a_tokenizer():
 def test_from_roles_and_samples_check_their_shapes():
     with pytest.raises(InputError, match=r"\[B, L\]"):
         TokenMap.from_roles([1, 2])
-    sample = Sample(roles=(2, 3), image=(-1, 0), cell=(-1, 0), grids=((1, 1),))
+    sample = Sample(roles=(2, 3), image=(-1, 0), cell=(-1, 0), views=(View((1, 1)),))
     with pytest.raises(InputError, match="row 0 shows 3 tokens"):
         TokenMap.from_samples([sample], torch.ones(1, 3))
     twice = TokenMap.from_samples([sample], torch.ones(1, 2)).repeat(2)
@@ -138,11 +141,40 @@ def test_class_token_of_the_full_strategy_has_no_cell():
         vision_config={"model_type": "clip_vision_model", "image_size": 28, "patch_size": 14},
         vision_feature_select_strategy="full",
     )
-    assert family_of(config).split_images(10) == [((2, 2), [-1, 0, 1, 2, 3])] * 2
+    layout = family_of(config).lay_out([0] + [config.image_token_id] * 10, Media({}))
+    assert layout.cell == [-1] + [-1, 0, 1, 2, 3] * 2
+    assert layout.image == [-1] + [0] * 5 + [1] * 5
+    assert layout.views == [View((2, 2), 0), View((2, 2), 1)]
 
 
 def test_an_unknown_vision_family_says_so():
-    config = tiny_llava().config
-    config.model_type = "somethingnew"
+    config = SimpleNamespace(model_type="somethingnew", vision_config=SimpleNamespace())
     with pytest.raises(UnsupportedModelError, match="somethingnew"):
-        _ = family_of(config).image_token_id
+        family_of(config).lay_out([1, 2], Media({}))
+
+
+@pytest.mark.parametrize(("count", "grid", "cells"), [(9, (3, 3), list(range(9))), (6, (0, 0), [-1] * 6)])
+def test_an_image_token_that_a_config_names_is_a_guess_said_once(count, grid, cells):
+    family = family_of(SimpleNamespace(model_type="somethingnew", image_token_index=7))
+    ids = [1, *[7] * count, 2]
+    with pytest.warns(GuessWarning, match="'somethingnew'.*7 is one image"):
+        layout = family.lay_out(ids, Media({}))
+    assert layout.views == [View(grid)]
+    assert layout.cell == [-1, *cells, -1]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        family.lay_out(ids, Media({}))
+
+
+def test_ids_alone_do_not_tell_a_grid_of_any_shape():
+    vision = SimpleNamespace(spatial_merge_size=2)
+    family = family_of(SimpleNamespace(model_type="qwen2_vl", image_token_id=7, vision_config=vision))
+    ids = [7] * 6 + [1] + [7] * 2
+    layout = family.lay_out(ids, Media({"image_grid_thw": torch.tensor([[1, 4, 6], [1, 2, 4]])}))
+    assert layout.views == [View((2, 3), 0), View((1, 2), 1)]
+    with pytest.raises(InputError, match="'image_grid_thw', which its processor gives"):
+        family.lay_out(ids, Media({}))
+    with pytest.raises(InputError, match="1 x 2 x 4 patches, merged 2 x 2, but the prompt has 6 tokens"):
+        family.lay_out(ids, Media({"image_grid_thw": torch.tensor([[1, 2, 4]])}))
+    with pytest.raises(InputError, match="is of 1 images, but the prompts show more"):
+        family.lay_out(ids, Media({"image_grid_thw": torch.tensor([[1, 4, 6]])}))

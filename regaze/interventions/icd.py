@@ -70,7 +70,7 @@ class ICD(Contrastive):
             roles, image, cell = (
                 tuple(part[row][visible].tolist()) for part in (tokens.roles, tokens.image, tokens.cell)
             )
-            sample = Sample(roles, image, cell, tokens.grids[row])
+            sample = Sample(roles, image, cell, tokens.views[row])
             disturbed = prefixed(ids, sample, PREFIXES.get(self.prefix, self.prefix.strip()), context.reader)
             prompts.append(disturbed[0])
             samples.append(disturbed[1])
@@ -90,7 +90,7 @@ def prefixed(
     if Role.QUERY not in sample.roles:
         raise InputError("ICD puts an instruction before the question, but a prompt has no question")
     first = next(i for i, role in enumerate(sample.roles) if role in (Role.IMAGE, Role.QUERY))
-    images = max(sample.image, default=-1) + 1
+    images = sample.images
     templated = getattr(reader.processor, "chat_template", None) is not None
     if templated and list(ids[:first]) != _opening(reader, images, None):
         start, stop, new = 0, first, _opening(reader, images, prefix)
@@ -105,7 +105,7 @@ def prefixed(
     nowhere = [-1] * len(new)
     roles = splice(sample.roles, [int(role)] * len(new))
     places = splice(sample.image, nowhere), splice(sample.cell, nowhere)
-    return list(splice(ids, new)), Sample(roles, *places, sample.grids)
+    return list(splice(ids, new)), Sample(roles, *places, sample.views)
 
 
 def _opening(reader: PromptReader, images: int, system: str | None) -> list[int]:

@@ -177,7 +177,7 @@ def _read(gaze: Gaze, ids: list[int], labels: Tensor, number: int) -> Sample:
         prompt.roles + (int(Role.OUTPUT),) * answer,
         prompt.image + (-1,) * answer,
         prompt.cell + (-1,) * answer,
-        prompt.grids,
+        prompt.views,
     )
 
 

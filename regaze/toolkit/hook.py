@@ -38,7 +38,7 @@ class Session:
 
     participants: tuple[Participant, ...]
     tokens: TokenMap | None = None
-    read_tokens: Callable[[Tensor, Tensor | None], TokenMap] | None = None
+    read_tokens: Callable[[Mapping[str, Any], Tensor | None], TokenMap] | None = None
     reader: PromptReader | None = None
 
     @property
@@ -202,7 +202,7 @@ class ModelHook:
         if input_ids is None:
             return InputError("inputs_embeds have no roles; pass gaze.using(..., tokens=TokenMap(...))")
         try:
-            return next(s.read_tokens for s in self.sessions if s.read_tokens is not None)(input_ids, mask)
+            return next(s.read_tokens for s in self.sessions if s.read_tokens is not None)(given, mask)
         except RegazeError as error:  # raised where roles are needed: many participants need none
             return error
 

@@ -12,8 +12,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from PIL import Image
+from transformers import BatchFeature
+
 from regaze.errors import InputError
-from regaze.toolkit.families import Family
+from regaze.toolkit.families import Family, Media
 from regaze.toolkit.tokens import Role, Sample
 
 
@@ -26,7 +29,7 @@ class Prompt:
 
 
 class PromptReader:
-    """Renders and reads prompts of one model.
+    """Renders, tokenises and reads prompts of one model.
 
     Args:
         processor: a transformers processor or tokenizer, or None (then prompts can only be read, not
@@ -52,10 +55,8 @@ class PromptReader:
             raise InputError(
                 f"the text contains {placeholder!r}, which stands for an image in this model's prompts"
             )
-        if getattr(self.processor, "chat_template", None) is None:
-            return self._render_plainly(question, images, system)
-        text = self._template(question, images, system)
-        probe = self._template(_PROBE, images, system)
+        text = self._text(question, images, system)
+        probe = self._text(_PROBE, images, system)
         start = probe.find(_PROBE)
         end = len(text) - (len(probe) - start - len(_PROBE))
         if start < 0 or text[start:end] != question:
@@ -64,27 +65,39 @@ class PromptReader:
             )
         return Prompt(text, (start, end))
 
-    def _render_plainly(self, question: str, images: int, system: str | None) -> Prompt:
-        if images or system:
-            raise InputError(
-                "this processor has no chat template to build a prompt with an image or system text"
-            )
-        return Prompt(question, (0, len(question)))
+    def _text(self, question: str, images: int, system: str | None) -> str:
+        if getattr(self.processor, "chat_template", None) is None:
+            return self.family.prompt(question, images, system)
+        messages = [self._message("system", system)] if system else []
+        return self._template([*messages, self._message("user", question, images)])
 
-    def _template(self, question: str, images: int, system: str | None) -> str:
-        text: Any = question
-        if self.processor is not self.tokenizer:  # multimodal templates take lists of parts
-            text = [{"type": "image"}] * images + [{"type": "text", "text": question}]
-            system_content: Any = [{"type": "text", "text": system}]
-        else:
-            system_content = system
-        messages = [{"role": "system", "content": system_content}] if system else []
-        messages.append({"role": "user", "content": text})
+    def _message(self, role: str, text: str, images: int = 0) -> dict[str, Any]:
+        if self.processor is self.tokenizer:
+            return {"role": role, "content": text}
+        # Multimodal templates take lists of parts.
+        return {"role": role, "content": [{"type": "image"}] * images + [{"type": "text", "text": text}]}
+
+    def _template(self, messages: list[dict[str, Any]]) -> str:
         return self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+
+    def tokenise(self, texts: Sequence[str], images: Sequence[Sequence[Image.Image]]) -> BatchFeature:
+        """Rendered prompts and the images of each as a left-padded batch."""
+        if self.tokenizer.pad_token_id is None:
+            self.tokenizer.pad_token = self.tokenizer.eos_token
+        options: dict[str, Any] = {
+            "padding": True,
+            "padding_side": "left",
+            "return_tensors": "pt",
+            "add_special_tokens": self.adds_special_tokens(texts[0]),
+        }
+        if any(images):
+            nested = self.family.nested_images
+            options["images"] = [list(i) for i in images] if nested else [one for i in images for one in i]
+        return BatchFeature(dict(self.processor(text=list(texts), **options)))
 
     # Roles --------------------------------------------------------------------------------------------
 
-    def roles(self, prompt: Prompt, ids: Sequence[int]) -> Sample:
+    def roles(self, prompt: Prompt, ids: Sequence[int], media: Media) -> Sample:
         """Roles of a rendered prompt whose final (image-expanded, unpadded) token ids are `ids`."""
         if not getattr(self.tokenizer, "is_fast", False):
             raise InputError(
@@ -94,58 +107,49 @@ class PromptReader:
             prompt.text, return_offsets_mapping=True, add_special_tokens=self.adds_special_tokens(prompt.text)
         )
         start, end = prompt.span
-        question = [a < end and b > start for a, b in encoded["offset_mapping"]]
-        return self._sample(self._expand(encoded["input_ids"], question, ids), ids)
+        question = [i for i, (a, b) in enumerate(encoded["offset_mapping"]) if a < end and b > start]
+        return self._sample(_carried(question, encoded["input_ids"], ids), ids, media)
 
     def adds_special_tokens(self, text: str) -> bool:
         """Whether the tokenizer must add its special tokens: not when the template has written them."""
         bos = getattr(self.tokenizer, "bos_token", None)
         return not (bos and text.startswith(bos))
 
-    def _expand(self, short: Sequence[int], question: Sequence[bool], ids: Sequence[int]) -> list[bool]:
-        """Carry flags over to the final ids, in which one placeholder became many image tokens."""
-        image_id = self.family.image_token_id
-        flags, position = [False] * len(ids), 0
-        for token, flag in zip(short, question, strict=True):
-            if token == image_id and image_id is not None:
-                while position < len(ids) and ids[position] == image_id:
-                    position += 1
-                continue
-            if position >= len(ids) or ids[position] != token:
-                raise InputError(
-                    "the token ids do not follow from the rendered prompt; pass tokens=TokenMap(...)"
-                )
-            flags[position] = flag
-            position += 1
-        return flags
+    def read(self, ids: Sequence[int], media: Media | None = None) -> Sample:
+        """Roles from token ids alone; what follows the assistant header is OUTPUT.
 
-    def read(self, ids: Sequence[int]) -> Sample:
-        """Roles from token ids alone; what follows the assistant header is OUTPUT."""
-        image_id = self.family.image_token_id
-        after_image = (
-            1 + max((i for i, token in enumerate(ids) if token == image_id), default=-1)
-            if image_id is not None
-            else 0
-        )
-        frame = self._frame_with_image if after_image else self._frame_without
-        if after_image:
-            first = after_image + _match_prefix(ids[after_image:], frame.before)
-        else:
-            first = _match_prefix(ids, frame.before)
-            if first == 0 and ids and ids[0] == getattr(self.tokenizer, "bos_token_id", None):
-                first = 1
+        In a conversation of several turns the question is what the user says last.
+
+        Args:
+            ids: [n], a prompt without padding.
+            media: what the processor said beside them; needed by families whose ids do not tell the grid.
+        """
+        images = [i for i, token in enumerate(ids) if token in self._image_ids]
+        frame = self._frame_with_image if images else self._frame_without
+        after_image = 1 + images[-1] if images else 0
+        first = after_image + _match_prefix(ids[after_image:], frame.before)
+        if not images and first == 0 and ids and ids[0] == getattr(self.tokenizer, "bos_token_id", None):
+            first = 1
         stop = _find_last(ids, frame.after, first)
-        question = [first <= i < stop for i in range(len(ids))]
-        return self._sample(question, ids, output_from=stop + len(frame.after))
+        if images and first >= stop:  # the image comes last
+            first, end = _match_prefix(ids, self._frame_without.before), images[0]
+            while end > first and self._is_special(ids[end - 1]):
+                end -= 1
+        else:
+            turn = _find_last(ids[:stop], self._between_turns, first)
+            first, end = (turn + len(self._between_turns) if turn < stop else first), stop
+        question = [first <= i < end and token not in self._image_ids for i, token in enumerate(ids)]
+        return self._sample(question, ids, media or Media({}), output_from=stop + len(frame.after))
 
-    def _sample(self, question: Sequence[bool], ids: Sequence[int], output_from: int | None = None) -> Sample:
-        """Roles, image numbers and cells, given which tokens are the question."""
-        image_id = self.family.image_token_id
+    def _sample(
+        self, question: Sequence[bool], ids: Sequence[int], media: Media, output_from: int | None = None
+    ) -> Sample:
+        """Roles, views and cells, given which tokens are the question."""
         n = len(ids)
-        is_image = [image_id is not None and token == image_id for token in ids]
+        is_image = [token in self._image_ids for token in ids]
         marked = [i for i in range(n) if question[i] or is_image[i]]
         first, last = (marked[0], marked[-1]) if marked else (n, n - 1)
-        roles, image, cell = [int(Role.SYSTEM)] * n, [-1] * n, [-1] * n
+        roles = [int(Role.SYSTEM)] * n
         for i in range(n):
             if question[i]:
                 roles[i] = Role.QUERY
@@ -157,15 +161,17 @@ class PromptReader:
                 roles[i] = Role.TAIL
             elif i > first:
                 roles[i] = Role.SEPARATOR
-        grids: list[tuple[int, int]] = []
-        for start, count in _runs(is_image):
-            position = start
-            for grid, cells in self.family.split_images(count):
-                for c in cells:
-                    image[position], cell[position] = len(grids), c
-                    position += 1
-                grids.append(grid)
-        return Sample(tuple(roles), tuple(image), tuple(cell), tuple(grids))
+        layout = self.family.lay_out(ids, media)
+        return Sample(tuple(roles), tuple(layout.image), tuple(layout.cell), tuple(layout.views))
+
+    @cached_property
+    def _image_ids(self) -> frozenset[int]:
+        return frozenset(self.family.image_token_ids)
+
+    def _is_special(self, token: int) -> bool:
+        return token in self.tokenizer.all_special_ids
+
+    # The text around a question -----------------------------------------------------------------------
 
     @cached_property
     def _frame_with_image(self) -> _Frame:
@@ -176,22 +182,31 @@ class PromptReader:
         return self._frame(0)
 
     def _frame(self, images: int) -> _Frame:
-        """Tokens that the template puts around any question (after the image), found with two probes."""
-        if getattr(self.processor, "chat_template", None) is None:
+        """Tokens that stand around any question (after the image), found by asking two about a grey image."""
+        if self.processor is None:
             return _Frame((), ())
-        rendered = [
-            self._template(text, images, None) for text in ("Is this a probe?", "What do 2 probes say!")
-        ]
-        a, b = (
-            self.tokenizer(text, add_special_tokens=self.adds_special_tokens(text))["input_ids"]
-            for text in rendered
-        )
-        prefix = _common_prefix(a, b)
-        suffix = _common_prefix(a[::-1], b[::-1])[::-1]
-        image_id = self.family.image_token_id
-        if images and image_id in prefix:
-            prefix = prefix[len(prefix) - prefix[::-1].index(image_id) :]
-        return _Frame(tuple(prefix), tuple(suffix))
+        a, b = (self._ids_of(text, images) for text in ("Is this a probe?", "What do 2 probes say!"))
+        before = _common_prefix(a, b)
+        after = _common_prefix(a[::-1], b[::-1])[::-1]
+        last = max((i for i, token in enumerate(before) if token in self._image_ids), default=-1)
+        return _Frame(tuple(before[last + 1 :]), tuple(after))
+
+    def _ids_of(self, question: str, images: int) -> list[int]:
+        text = self._text(question, images, None)
+        grey = Image.new("RGB", (224, 224), (128, 128, 128))
+        return self.tokenise([text], [[grey] * images])["input_ids"][0].tolist()
+
+    @cached_property
+    def _between_turns(self) -> tuple[int, ...]:
+        """Tokens between an answer and the next question of a conversation; empty where none are found."""
+        if getattr(self.processor, "chat_template", None) is None:
+            return ()
+        turns = (("user", "Is this a probe?"), ("assistant", _PROBE), ("user", "What do 2 probes say!"))
+        text = self._template([self._message(role, said) for role, said in turns])
+        encoded = self.tokenizer(text, return_offsets_mapping=True, add_special_tokens=False)
+        start, end = text.find(_PROBE) + len(_PROBE), text.rfind("What")
+        pairs = zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+        return tuple(token for token, (a, b) in pairs if start <= a < b <= end)
 
 
 @dataclass(frozen=True)
@@ -201,6 +216,34 @@ class _Frame:
 
 
 _PROBE = "\u2983probe\u2984"  # unlikely brackets: text that no template contains
+
+
+def _carried(chosen: Sequence[int], short: Sequence[int], ids: Sequence[int]) -> list[bool]:
+    """Flags of the chosen neighbouring tokens of `short` in `ids`, where placeholders became image tokens.
+
+    The text before the first placeholder and behind the last one is the same in both. Between two, the chosen
+    tokens are looked for.
+    """
+    flags = [False] * len(ids)
+    if not chosen:
+        return flags
+    first, last = chosen[0], chosen[-1]
+    shift = len(ids) - len(short)
+    wanted = list(short[first : last + 1])
+    if list(ids[: last + 1]) == list(short[: last + 1]):
+        start = first
+    elif list(ids[first + shift :]) == list(short[first:]):
+        start = first + shift
+    else:
+        size = len(wanted)
+        found = [i for i in range(len(ids) - size + 1) if list(ids[i : i + size]) == wanted]
+        if not found:
+            raise InputError(
+                "the token ids do not follow from the rendered prompt; pass tokens=TokenMap(...)"
+            )
+        start = found[-1]
+    flags[start : start + len(wanted)] = [True] * len(wanted)
+    return flags
 
 
 def _common_prefix(a: Sequence[int], b: Sequence[int]) -> list[int]:
@@ -222,14 +265,3 @@ def _find_last(ids: Sequence[int], pattern: Sequence[int], start: int) -> int:
         if size and tuple(ids[position : position + size]) == tuple(pattern):
             return position
     return len(ids)
-
-
-def _runs(flags: Sequence[bool]) -> list[tuple[int, int]]:
-    """(start, length) of each run of True."""
-    runs: list[tuple[int, int]] = []
-    for i, flag in enumerate(flags):
-        if flag and i and flags[i - 1]:
-            runs[-1] = (runs[-1][0], runs[-1][1] + 1)
-        elif flag:
-            runs.append((i, 1))
-    return runs

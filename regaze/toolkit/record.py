@@ -11,7 +11,7 @@ import json
 import re
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
@@ -23,9 +23,9 @@ from torch import Tensor
 
 from regaze.errors import BadParameterError, RecordingError
 from regaze.toolkit import compat
-from regaze.toolkit.tokens import TokenMap
+from regaze.toolkit.tokens import TokenMap, View
 
-FORMAT = 1
+FORMAT = 2
 #: Statistics of a trace, named as in `Stats`.
 STATISTICS = ("masses", "entropy", "top_weight", "top_column", "lse", "slices")
 
@@ -42,7 +42,7 @@ class Wanted:
         slices: the weights of the image columns ("image"), of all columns ("all"), or None.
         layers: layer numbers; None for every layer.
         rows: prefill rows: "last" (the one that predicts the first answer token), "text" (all text after the
-            image), "all". Decode steps have one row.
+            image), "all", or a number: the last so many tokens of each prompt. Decode steps have one row.
         steps: step numbers (0 is the prefill); None for every step.
         edited: record the rows as edited; the default is the unedited row, which an intervention looks at.
     """
@@ -53,7 +53,7 @@ class Wanted:
     lse: bool = False
     slices: Literal["image", "all"] | None = None
     layers: tuple[int, ...] | None = None
-    rows: Literal["last", "text", "all"] = "last"
+    rows: Literal["last", "text", "all"] | int = "last"
     steps: tuple[int, ...] | None = None
     edited: bool = False
 
@@ -75,8 +75,9 @@ class Wanted:
         result, count = cls(**wanted), compat.text_config(model).num_hidden_layers
         if result.slices not in (None, "image", "all"):
             raise RecordingError(f'slices must be "image", "all" or None, got {result.slices!r}')
-        if result.rows not in ("last", "text", "all"):
-            raise RecordingError(f'rows must be "last", "text" or "all", got {result.rows!r}')
+        counted = isinstance(result.rows, int) and not isinstance(result.rows, bool) and result.rows >= 1
+        if not counted and result.rows not in ("last", "text", "all"):
+            raise RecordingError(f'rows must be "last", "text" or "all" or a number, got {result.rows!r}')
         outside = [layer for layer in result.layers or () if not 0 <= layer < count]
         if outside:
             raise RecordingError(
@@ -182,7 +183,7 @@ class Trace:
         return int(here[0])
 
     def image_maps(self, sample: int = 0, image: int = 0) -> Tensor:
-        """Slices as maps over an image's grid, [layers, Hq, N, rows, columns]."""
+        """Slices as maps over a view's grid, [layers, Hq, N, rows, columns]; `image` is the view's number."""
         if self.tokens is None or not self.tokens.grids[sample]:
             raise RecordingError("the record has no image grid, so its slices cannot be laid out as a map")
         slices, (rows, columns) = self.need("slices")[:, sample], self.tokens.grids[sample][image]
@@ -251,11 +252,11 @@ class Record(Sequence[Trace]):
             if trace.tokens is not None:
                 for name in ("roles", "image", "cell"):
                     tensors[f"{number}.tokens.{name}"] = getattr(trace.tokens, name).contiguous()
-            grids = None if trace.tokens is None else trace.tokens.grids
+            views = None if trace.tokens is None else [[asdict(v) for v in s] for s in trace.tokens.views]
             descriptions.append(
                 {
                     "layers": trace.layers,
-                    "grids": grids,
+                    "views": views,
                     "text": trace.text,
                     "interventions": trace.interventions,
                 }
@@ -283,14 +284,24 @@ class Record(Sequence[Trace]):
         )
 
 
+def _view(description: dict[str, Any]) -> View:
+    box = description["box"]
+    return View(
+        tuple(description["grid"]),
+        description["image"],
+        None if box is None else tuple(box),
+        description["frame"],
+    )
+
+
 def _trace(number: int, description: dict[str, Any], tensors: dict[str, Tensor]) -> Trace:
     prefix = f"{number}."
     own = {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
     tokens = None
     if "tokens.roles" in own:
-        grids = tuple(tuple((r, c) for r, c in sample) for sample in description["grids"])
+        views = tuple(tuple(_view(view) for view in sample) for sample in description["views"])
         roles, image, cell = (own.pop(f"tokens.{name}") for name in ("roles", "image", "cell"))
-        tokens = TokenMap(roles, image, cell, grids)
+        tokens = TokenMap(roles, image, cell, views)
     text = None if description["text"] is None else tuple(tuple(sample) for sample in description["text"])
     return Trace(
         layers=tuple(description["layers"]),

@@ -20,9 +20,31 @@ class Role(IntEnum):
     PAD = 1
     SYSTEM = 2  #: everything before the image and the question
     IMAGE = 3
-    SEPARATOR = 4  #: between image and question
+    SEPARATOR = 4  #: between image and question, and between parts of an image
     QUERY = 5  #: the user's question
     TAIL = 6  #: end of turn and assistant header
+
+
+#: Left, upper, right and lower edge of a part of an image, as shares of its sides.
+Shares = tuple[float, float, float, float]
+WHOLE: Shares = (0.0, 0.0, 1.0, 1.0)
+
+
+@dataclass(frozen=True)
+class View:
+    """A grid of tokens that shows an image or a part of it: all of it, a tile, a thumbnail, a video's frame.
+
+    Attributes:
+        grid: (rows, columns) of its cells; (0, 0) where tokens have no place (the queries of a resampler).
+        image: number of the image (or video) in the prompt.
+        box: what it shows of the image as the model receives it; None where that is not known.
+        frame: number of the frame, for a video.
+    """
+
+    grid: tuple[int, int]
+    image: int = 0
+    box: Shares | None = WHOLE
+    frame: int | None = None
 
 
 @dataclass(frozen=True)
@@ -31,15 +53,20 @@ class Sample:
 
     Attributes:
         roles: [n] `Role` of each token.
-        image: [n] number of the image a token belongs to, -1 for text.
+        image: [n] number of the view a token belongs to, -1 for text.
         cell: [n] row-major grid cell of an image token, -1 for text and for image tokens without a place.
-        grids: (rows, columns) of each image.
+        views: what the image tokens show, in order; a model without tiles has one view per image.
     """
 
     roles: tuple[int, ...]
     image: tuple[int, ...]
     cell: tuple[int, ...]
-    grids: tuple[tuple[int, int], ...] = ()
+    views: tuple[View, ...] = ()
+
+    @property
+    def images(self) -> int:
+        """Number of images in the prompt."""
+        return 1 + max((view.image for view in self.views), default=-1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,14 +75,14 @@ class TokenMap:
 
     Attributes:
         roles: [B, L] uint8 `Role`.
-        image: [B, L] int32 image number or -1. cell: [B, L] int32 grid cell or -1.
-        grids: per sample, (rows, columns) of each of its images.
+        image: [B, L] int32 number of the view or -1. cell: [B, L] int32 grid cell or -1.
+        views: per sample, what its image tokens show.
     """
 
     roles: Tensor
     image: Tensor
     cell: Tensor
-    grids: tuple[tuple[tuple[int, int], ...], ...]
+    views: tuple[tuple[View, ...], ...]
     _masks: dict[tuple[int, ...], Tensor] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
@@ -85,7 +112,12 @@ class TokenMap:
             roles[row, places] = torch.tensor(sample.roles, dtype=torch.uint8)
             image[row, places] = torch.tensor(sample.image, dtype=torch.int32)
             cell[row, places] = torch.tensor(sample.cell, dtype=torch.int32)
-        return cls(roles, image, cell, tuple(sample.grids for sample in samples))
+        return cls(roles, image, cell, tuple(sample.views for sample in samples))
+
+    @property
+    def grids(self) -> tuple[tuple[tuple[int, int], ...], ...]:
+        """Per sample, (rows, columns) of each of its views."""
+        return tuple(tuple(view.grid for view in views) for views in self.views)
 
     @property
     def batch(self) -> int:
@@ -112,16 +144,18 @@ class TokenMap:
         return images.cumsum(1).bool() & ~images & ~self.mask(Role.PAD)
 
     def image_cells(self, sample: int = 0, image: int = 0) -> Tensor:
-        """Positions of an image's cells in row-major order, [rows * columns] int64.
+        """Positions of a view's cells in row-major order, [rows * columns] int64.
 
         Raises:
-            InputError: the sample has no such image, or its grid is not known.
+            InputError: the sample has no such view, or its grid is not known.
         """
-        if image >= len(self.grids[sample]):
+        views = self.views[sample]
+        if image >= len(views) or not all(views[image].grid):
+            known = [number for number, view in enumerate(views) if all(view.grid)]
             raise InputError(
-                f"sample {sample} has {len(self.grids[sample])} image(s) with a known grid, not image {image}"
+                f"sample {sample} has {len(known)} views of images with a known grid, not view {image}"
             )
-        rows, columns = self.grids[sample][image]
+        rows, columns = views[image].grid
         here = (self.image[sample] == image) & (self.cell[sample] >= 0)
         places = here.nonzero().flatten()
         order = torch.empty(rows * columns, dtype=torch.int64)
@@ -131,7 +165,7 @@ class TokenMap:
     def repeat(self, times: int) -> TokenMap:
         """Each sample `times` times in a row, as beams and several returned sequences expand a batch."""
         roles, image, cell = (x.repeat_interleave(times, 0) for x in (self.roles, self.image, self.cell))
-        return TokenMap(roles, image, cell, tuple(grid for grid in self.grids for _ in range(times)))
+        return TokenMap(roles, image, cell, tuple(views for views in self.views for _ in range(times)))
 
     def last(self) -> Tensor:
         """[B, L] bool, the last token of each sample: its row predicts the first generated token."""
@@ -151,12 +185,12 @@ class TokenMap:
         roles = self.roles.masked_fill(mask, int(Role.PAD))
         image, cell = self.image.masked_fill(mask, -1), self.cell.masked_fill(mask, -1)
         cut = (mask & self.mask(Role.IMAGE)).any(1).tolist()
-        grids = tuple(() if gone else grid for gone, grid in zip(cut, self.grids, strict=True))
-        return TokenMap(roles, image, cell, grids)
+        views = tuple(() if gone else views for gone, views in zip(cut, self.views, strict=True))
+        return TokenMap(roles, image, cell, views)
 
     def rows(self, rows: slice) -> TokenMap:
         """Some of the samples."""
-        return TokenMap(self.roles[rows], self.image[rows], self.cell[rows], self.grids[rows])
+        return TokenMap(self.roles[rows], self.image[rows], self.cell[rows], self.views[rows])
 
     @classmethod
     def stack(cls, maps: Sequence[TokenMap]) -> TokenMap:
@@ -167,5 +201,5 @@ class TokenMap:
             parts = [getattr(each, name) for each in maps]
             return torch.cat([F.pad(part, (length - part.shape[1], 0), value=padding) for part in parts])
 
-        grids = tuple(grid for each in maps for grid in each.grids)
-        return cls(join("roles", int(Role.PAD)), join("image", -1), join("cell", -1), grids)
+        views = tuple(views for each in maps for views in each.views)
+        return cls(join("roles", int(Role.PAD)), join("image", -1), join("cell", -1), views)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,10 +15,10 @@ from transformers import BatchFeature, PreTrainedModel
 
 from regaze.errors import BadParameterError, InputError, RegazeError, UnsupportedModelError
 from regaze.toolkit.context import Participant
-from regaze.toolkit.families import family_of
+from regaze.toolkit.families import Media, family_of
 from regaze.toolkit.hook import Session, close_session, open_session
 from regaze.toolkit.images import ImageLike, open_image, seen_images
-from regaze.toolkit.prompts import PromptReader
+from regaze.toolkit.prompts import Prompt, PromptReader
 from regaze.toolkit.record import Record, Wanted
 from regaze.toolkit.recording import RecordingSession
 from regaze.toolkit.tokens import Sample, TokenMap
@@ -84,26 +84,9 @@ class Gaze:
             )
         opened = [[open_image(image) for image in entry] for entry in entries]
         prompts = [self.reader.render(q, len(i), system) for q, i in zip(questions, opened, strict=True)]
-        batch = self._tokenise(
-            [prompt.text for prompt in prompts], [image for entry in opened for image in entry]
-        )
-        for row, prompt in enumerate(prompts):
-            self._remember(batch["input_ids"][row][batch["attention_mask"][row].bool()].tolist(), prompt)
+        batch = self.reader.tokenise([prompt.text for prompt in prompts], opened)
+        self._remember(prompts, batch)
         return batch.to(self.model.device)
-
-    def _tokenise(self, texts: list[str], images: list[Image.Image]) -> BatchFeature:
-        tokenizer = self.reader.tokenizer
-        if tokenizer.pad_token_id is None:
-            tokenizer.pad_token = tokenizer.eos_token
-        options: dict[str, Any] = {
-            "padding": True,
-            "padding_side": "left",
-            "return_tensors": "pt",
-            "add_special_tokens": self.reader.adds_special_tokens(texts[0]),
-        }
-        if images:
-            options["images"] = images
-        return BatchFeature(dict(self.processor(text=texts, **options)))
 
     def ask(
         self,
@@ -220,32 +203,48 @@ class Gaze:
     # Roles --------------------------------------------------------------------------------------------
 
     def tokens(self, inputs: Any) -> TokenMap:
-        """Roles of a batch: anything with input_ids [B, L] and, when padded, attention_mask [B, L]."""
-        return self._read(inputs["input_ids"], inputs.get("attention_mask"))
+        """Roles of a batch: what the processor returned, with input_ids [B, L] and attention_mask if padded.
 
-    def _read(self, input_ids: Tensor, attention_mask: Tensor | None) -> TokenMap:
-        ids = input_ids.cpu()
-        visible = torch.ones_like(ids, dtype=torch.bool)
-        if attention_mask is not None and attention_mask.shape == ids.shape:
-            visible = attention_mask.cpu().bool()
+        Raises:
+            InputError, UnsupportedModelError: the prompts cannot be read.
+        """
+        return self._read(inputs, inputs.get("attention_mask"))
+
+    def _read(self, inputs: Mapping[str, Any], attention_mask: Tensor | None) -> TokenMap:
+        ids, media = inputs["input_ids"].cpu(), Media(inputs)
+        complete = media.has(*self.family.media)
+        visible = _visible(ids, attention_mask)
         samples = []
         for row, shown in zip(ids, visible, strict=True):
             key = tuple(row[shown].tolist())
-            samples.append(self._known.get(key) or self.reader.read(key))
+            known = self._known.get(key)
+            if known is None:
+                known = self.reader.read(key, media)
+            elif complete and self.family.media:  # the same ids may show images of another shape
+                layout = self.family.lay_out(key, media)
+                places = tuple(layout.image), tuple(layout.cell), tuple(layout.views)
+                known = Sample(known.roles, *places)
+            samples.append(known)
         return TokenMap.from_samples(samples, visible)
 
-    def _remember(self, ids: list[int], prompt: Any) -> None:
-        key = tuple(ids)
-        if key not in self._known:
+    def _remember(self, prompts: Sequence[Prompt], batch: BatchFeature) -> None:
+        ids, media = batch["input_ids"], Media(batch)
+        for prompt, row, shown in zip(prompts, ids, _visible(ids, batch.get("attention_mask")), strict=True):
+            key = tuple(row[shown].tolist())
             try:
-                self._known[key] = self.reader.roles(prompt, ids)
-            except (
-                RegazeError
-            ):  # asking needs no roles; what needs them reads the ids and says what is missing
-                return
-        self._known.move_to_end(key)
+                self._known[key] = self.reader.roles(prompt, key, media)
+            except RegazeError:
+                return  # asking needs no roles; what needs them reads the ids and says what is missing
+            self._known.move_to_end(key)
         while len(self._known) > _REMEMBERED:
             self._known.popitem(last=False)
+
+
+def _visible(ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """Which tokens are no padding, [B, L] bool on the CPU."""
+    if attention_mask is None or attention_mask.shape != ids.shape:
+        return torch.ones_like(ids, dtype=torch.bool, device="cpu")
+    return attention_mask.cpu().bool()
 
 
 def _no_participant(given: Any) -> str:

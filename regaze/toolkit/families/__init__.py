@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from regaze.toolkit.families.base import Family, UnknownVisionFamily
+from regaze.toolkit.families.base import Family, Layout, Media, Piece
+from regaze.toolkit.families.generic import Guessed, Unknown, image_id
 from regaze.toolkit.families.llava import Llava
+from regaze.toolkit.families.qwen_vl import QwenVL
 
-FAMILIES: tuple[type[Family], ...] = (Llava,)
+FAMILIES: tuple[type[Family], ...] = (
+    Llava,
+    QwenVL,
+)
 
 
 def family_of(config: Any) -> Family:
@@ -15,8 +20,9 @@ def family_of(config: Any) -> Family:
     for family in FAMILIES:
         if config.model_type in family.model_types:
             return family(config)
-    has_vision = getattr(config, "vision_config", None) is not None
-    return UnknownVisionFamily(config) if has_vision else Family(config)
+    if image_id(config) is not None:
+        return Guessed(config)
+    return Unknown(config) if getattr(config, "vision_config", None) is not None else Family(config)
 
 
-__all__ = ["FAMILIES", "Family", "UnknownVisionFamily", "family_of"]
+__all__ = ["FAMILIES", "Family", "Guessed", "Layout", "Media", "Piece", "Unknown", "family_of"]

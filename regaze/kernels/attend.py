@@ -7,6 +7,7 @@ from torch import Tensor
 
 from regaze.errors import BadParameterError, ShapeError
 from regaze.kernels.backends import choose
+from regaze.kernels.dropped import edit_from, stats_from
 from regaze.kernels.edit import AttentionEdit, Rows, Stats, StatsRequest
 
 
@@ -21,6 +22,7 @@ def attend(
     is_causal: bool = False,
     softcap: float | None = None,
     sinks: Tensor | None = None,
+    first_key: int = 0,
     backend: str = "auto",
 ) -> tuple[Tensor, Stats | None]:
     """Scaled dot-product attention under an edit.
@@ -40,6 +42,8 @@ def attend(
         sinks: [Hq] float, one more logit per head in the softmax's denominator, whose weight is dropped
             (gpt-oss): rows sum to less than 1, and `Stats.lse` is the log of the whole denominator. Edits act
             on keys only.
+        first_key: number of keys that came before those in k, and that a sliding window has dropped: columns
+            of `edit` and of what it records count from the first of them.
         backend: "auto" (the fused kernels on a GPU, "torch" for what they cannot run), or one of `BACKENDS`;
             the environment variable REGAZE_BACKEND replaces "auto".
 
@@ -52,14 +56,16 @@ def attend(
         that cannot run this call, a soft cap that is not positive.
     """
     _check(q, k, v, mask, softcap, sinks)
-    if edit is None:
-        edit = _PLAIN
+    edit = _PLAIN if edit is None else edit_from(edit, first_key)
     edit.check(q.shape[0], q.shape[1], q.shape[2], k.shape[2])
     if scaling is None:
         scaling = q.shape[-1] ** -0.5
-    return choose(backend, q, k, v, edit).attend(
+    out, stats = choose(backend, q, k, v, edit).attend(
         q, k, v, edit, mask=mask, scaling=scaling, is_causal=is_causal, softcap=softcap, sinks=sinks
     )
+    if edit.stats is not None and stats is not None:
+        stats = stats_from(stats, edit.stats, first_key)
+    return out, stats
 
 
 def observe(
@@ -72,6 +78,7 @@ def observe(
     is_causal: bool = False,
     softcap: float | None = None,
     sinks: Tensor | None = None,
+    first_key: int = 0,
     backend: str = "auto",
 ) -> Stats:
     """Statistics of plain attention without its output, which another kernel has computed.
@@ -79,12 +86,15 @@ def observe(
     Arguments and errors as for `attend`.
     """
     _check(q, k, k, mask, softcap, sinks)
-    request.alone.check(q.shape[0], q.shape[1], q.shape[2], k.shape[2])
+    edit = edit_from(request.alone, first_key)
+    assert edit.stats is not None
+    edit.check(q.shape[0], q.shape[1], q.shape[2], k.shape[2])
     if scaling is None:
         scaling = q.shape[-1] ** -0.5
-    return choose(backend, q, k, k, request.alone).observe(
-        q, k, request, mask=mask, scaling=scaling, is_causal=is_causal, softcap=softcap, sinks=sinks
+    stats = choose(backend, q, k, k, edit).observe(
+        q, k, edit.stats, mask=mask, scaling=scaling, is_causal=is_causal, softcap=softcap, sinks=sinks
     )
+    return stats_from(stats, request, first_key)
 
 
 def column_sums(

@@ -283,7 +283,7 @@ class Windows:
             raise BadParameterError(f"Windows.sink must not be negative, got {self.sink}")
 
 
-_COLUMN_PARTS = ("score_slope", "head_mean_slope", "score_gain", "bias", "value_gain")
+COLUMN_PARTS = ("score_slope", "head_mean_slope", "score_gain", "bias", "value_gain")
 
 
 @dataclass(frozen=True, eq=False)
@@ -329,7 +329,7 @@ class AttentionEdit:
     _fitted: dict[tuple[int, int, int], int] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        for name in _COLUMN_PARTS:
+        for name in COLUMN_PARTS:
             tensor = getattr(self, name)
             if tensor is not None and tensor.dim() != 3:
                 raise ShapeError(f"{name} must be [B or 1, Hq or 1, n], got {_said(tensor)}")
@@ -411,7 +411,7 @@ class AttentionEdit:
                 )
 
         either = (1, batch)
-        for name in _COLUMN_PARTS:
+        for name in COLUMN_PARTS:
             if (tensor := getattr(self, name)) is not None:
                 b, h, n = tensor.shape
                 fits = b in either and h in (1, heads) and n <= keys

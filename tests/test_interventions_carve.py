@@ -16,7 +16,8 @@ from transformers import CLIPImageProcessorPil
 
 import regaze
 from regaze.errors import BadParameterError, InputError
-from regaze.interventions.carve import CARVE, SHORT_ANSWER, visual_entropy
+from regaze.interventions.carve import CARVE, SHORT_ANSWER
+from regaze.toolkit.contrast import visual_entropy
 from regaze.toolkit.geometry import Geometry, geometry_of
 from regaze.toolkit.images import bounding_box, mask_image, zoom
 

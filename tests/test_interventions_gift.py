@@ -16,9 +16,9 @@ import regaze
 from regaze import HeadKnockout, Role, TokenMap
 from regaze.errors import BadParameterError, InputError
 from regaze.interventions.gift import GIFT, published
-from regaze.interventions.gift_saliency import calibrate, layer_shifts, mean_shift, saliency
+from regaze.interventions.gift_saliency import calibrate, layer_shifts
 from regaze.kernels import AttentionEdit, Channels, FollowGaze, Rows, attend
-from regaze.toolkit.slices import RowShifts, column_index, spread
+from regaze.toolkit.slices import RowShifts, column_index, mean_shift, saliency, spread
 
 
 def close(actual, expected, rtol=1e-5, atol=2e-6):

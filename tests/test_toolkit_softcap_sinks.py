@@ -156,13 +156,35 @@ def test_a_head_knocked_out_is_one_whose_output_projection_is_zero(build, window
     torch.testing.assert_close(edited, logits_of(model, inputs), rtol=1e-4, atol=1e-4)
 
 
-def test_columns_are_refused_once_a_sliding_window_has_dropped_keys(build, inputs):
-    model = build(5)
-    with (
-        pytest.raises(UnsupportedModelError, match="keeps the last 5 keys"),
-        regaze.wrap(model).using(Bias()),
-    ):
-        logits_of(model, inputs)
+@pytest.mark.parametrize("window", [5, 13])
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+def test_columns_keep_their_numbers_once_a_sliding_window_has_dropped_keys(build, inputs, window, cache):
+    """A generation over the cache equals one without it, whose layers see all keys and a mask."""
+    model, bias = build(window), Bias((0.5, -1.0, 2.0, 0.0, 1.5, -2.0, 3.0, -1.0, 2.0, 1.0, -2.0))
+    with regaze.wrap(model).using(bias):
+        cached = logits_of(model, {**inputs, "cache_implementation": cache, "disable_compile": True}, 6)
+        full = logits_of(model, {**inputs, "use_cache": False}, 6)
+    torch.testing.assert_close(cached, full, rtol=1e-4, atol=1e-4)
+    assert (logits_of(model, inputs, 6) - full).abs().amax((1, 2)).min() > 0.1, "every step is edited"
+
+
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+def test_records_keep_their_columns_once_a_sliding_window_has_dropped_keys(build, inputs, cache):
+    model, options = build(5), {"max_new_tokens": 4, "do_sample": False, "eos_token_id": None}
+    wanted = {"masses": False, "slices": "all", "rows": "all", "top1": True}
+    with regaze.wrap(model).recording(**wanted) as record:
+        model.generate(**inputs, **options, cache_implementation=cache, disable_compile=True)
+    out = model.generate(**inputs, **options, output_attentions=True, return_dict_in_generate=True)
+    trace, own = record[0], out.attentions
+    for layer in range(4):
+        for step in (1, 2, 3):
+            row, length = LENGTH + step - 1, LENGTH + step
+            kept = own[step][layer][:, :, 0]
+            first = length - kept.shape[-1]
+            assert first == (0 if model.config.layer_types[layer] == "full_attention" else length - 5)
+            torch.testing.assert_close(trace.slices[layer, :, :, row, first:length], kept)
+            assert not trace.slices[layer, :, :, row, :first].any()
+            assert torch.equal(trace.top_column[layer, :, :, row], first + kept.argmax(-1))
 
 
 def test_a_model_whose_own_attention_drops_the_soft_cap_is_not_edited(monkeypatch):

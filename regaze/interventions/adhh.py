@@ -6,7 +6,7 @@ import json
 import operator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 
@@ -83,6 +83,10 @@ class ADHH(Intervention):
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f'{path} has no list "hal_heads" of [layer, head] pairs: {error}') from None
         return cls(heads=_pairs(heads)[:top_k], **parameters)
+
+    @property
+    def shares_prefix(self) -> Literal["", "edited", "plain"]:
+        return "plain"
 
     @property
     def is_identity(self) -> bool:

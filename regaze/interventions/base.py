@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, ClassVar, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_type_hints
 
 from PIL import Image
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -28,8 +28,6 @@ class Method:
         summary: one line on what it does. source: where it comes from.
         edits: what is changed, and when. cost: forwards per token, and what is held in memory.
         release: licence and known defects of the released code, and what is done here instead.
-        shares_prefix: whether what it does to a token depends on no other token of the prompt and on no other
-            row of the batch, so that prompts may share the key-value cache of what they begin with.
     """
 
     name: ClassVar[str] = ""
@@ -38,7 +36,6 @@ class Method:
     edits: ClassVar[str] = ""
     cost: ClassVar[str] = ""
     release: ClassVar[str] = ""
-    shares_prefix: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Check parameters that are no tuples against their annotation; a subclass that overrides this calls
@@ -61,6 +58,16 @@ class Method:
     def is_identity(self) -> bool:
         """Whether these parameters leave every model as it is, to the bit."""
         return False
+
+    @property
+    def shares_prefix(self) -> Literal["", "edited", "plain"]:
+        """Whether prompts may share the key-value cache of what they begin with, and which.
+
+        "edited": what it does to a token depends on no token behind it and no other row of the batch, so that
+        the cache of the edited model serves. "plain": it leaves every row of the prompt but the last alone
+        and measures nothing there, so that the plain model's serves. "": neither.
+        """
+        return ""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form: the method's name and its parameters."""

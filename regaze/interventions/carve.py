@@ -16,6 +16,7 @@ from regaze.errors import BadParameterError, InputError
 from regaze.interventions.base import AskAgain
 from regaze.interventions.layers import LayerRange, checked_range, layer_range
 from regaze.toolkit import compat
+from regaze.toolkit.contrast import contrast, visual_entropy
 from regaze.toolkit.geometry import Geometry, geometry_of
 from regaze.toolkit.images import Mask, PixelBox, bounding_box, mask_image, top_share, zoom
 from regaze.toolkit.record import Trace
@@ -219,13 +220,7 @@ class CARVE(AskAgain):
         """Contrast [rows, columns], fused over layers and common steps. Laying it over pixels is linear, so
         it is done once, after the sum.
         """
-        steps = min(question.shape[1], general.shape[1])
-        below = (general[:, :steps].double() + self.lam).clamp_min(torch.finfo(torch.float32).tiny)
-        contrast = (question[:, :steps].double() / below).sum(0)
-        if self.steps == "all":
-            weights = torch.arange(1, steps + 1, dtype=torch.float64)
-            return torch.einsum("t,trc->rc", weights, contrast)
-        return contrast[0 if self.steps == "first" else -1]
+        return contrast(question, general, lam=self.lam, steps=self.steps)
 
     def region_mask(self, values: NDArray[Any], visible: Mask) -> Mask:
         """The best regions of the top `share` of `values` [H, W] among the visible pixels."""
@@ -238,15 +233,6 @@ class CARVE(AskAgain):
         score = area if self.rank == "area" else ndimage.sum_labels(values, labels, regions)
         kept = max(self.regions_kept, int(number * self.share)) if self.as_released else self.regions_kept
         return np.isin(labels, regions[np.argsort(-score, kind="stable")[:kept]])
-
-
-def visual_entropy(attention: Tensor) -> Tensor:
-    """Entropy in nats of attention on image tokens [..., n], renormalised over them: [...].
-
-    The paper does not say whether it renormalises; values here are at most ln n.
-    """
-    share = attention.double() / attention.double().sum(-1, keepdim=True)
-    return torch.special.entr(share).sum(-1)
 
 
 def _ends(gaze: Gaze, options: dict[str, Any]) -> Tensor:

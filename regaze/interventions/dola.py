@@ -88,6 +88,10 @@ class DoLa(Intervention):
         check_cut(self.beta)
 
     @property
+    def shares_prefix(self) -> Literal["", "edited", "plain"]:
+        return "plain"
+
+    @property
     def is_identity(self) -> bool:
         return self.weight == 0.0
 

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from regaze.errors import BadParameterError, InputError
 from regaze.interventions.base import Intervention
-from regaze.interventions.gift_saliency import half, mean_shift, saliency
+from regaze.interventions.gift_saliency import half
 from regaze.interventions.layers import LayerRange, checked_range, layer_range
 from regaze.kernels import AttentionEdit, Channels, FollowGaze, Rows, Stats
 from regaze.toolkit.context import Context
-from regaze.toolkit.slices import RowShifts, spread
+from regaze.toolkit.slices import RowShifts, mean_shift, saliency, spread
 from regaze.toolkit.tokens import Role
 from regaze.toolkit.words import content_tokens, find_tagger
 

@@ -1,4 +1,4 @@
-"""GIFT's saliency: which image tokens a question makes the model look at, and in which layer that shows."""
+"""Where GIFT reads its saliency: how many heads count, and in which layer shifts show."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from regaze.kernels import AttentionEdit, Stats
 from regaze.toolkit.context import Context, Participant
-from regaze.toolkit.slices import RowShifts
+from regaze.toolkit.slices import RowShifts, mean_shift
 from regaze.toolkit.tokens import Role
 from regaze.toolkit.words import content_tokens
 from regaze.toolkit.wrap import Gaze, Images
@@ -18,36 +18,6 @@ from regaze.toolkit.wrap import Gaze, Images
 def half(heads: int) -> int:
     """How many heads the method chooses: half of them, rounded down, but one at least."""
     return max(1, heads // 2)
-
-
-def mean_shift(shifts: Tensor, counts: Tensor, heads: int) -> tuple[Tensor, Tensor]:
-    """Mean positive shift per column over the rows and over the `heads` heads with most of it.
-
-    Args:
-        shifts: [B, H, R, n] positive shifts, 0 in rows that do not count.
-        counts: [B] rows that count.
-
-    Returns:
-        [B, n], and [B] the total shift of all heads, per row.
-    """
-    by_head = shifts.sum((2, 3))
-    chosen = by_head.argsort(dim=1, descending=True, stable=True)[:, :heads]
-    rows = counts.to(shifts).clamp_min(1)
-    columns = shifts.sum(2).gather(1, chosen[..., None].expand(-1, -1, shifts.shape[3]))
-    return columns.mean(1) / rows[:, None], by_head.sum(1) / rows
-
-
-def saliency(mean: Tensor, valid: Tensor) -> Tensor:
-    """The map S in [0, 1] from mean shifts [B, n], of which `valid` [B, n] exist; 0 for a flat map."""
-    count = valid.sum(1, keepdim=True)
-    values = torch.where(valid, mean, 0.0)
-    mu = values.sum(1, keepdim=True) / count.clamp_min(1)
-    variance = torch.where(valid, (values - mu) ** 2, 0.0).sum(1, keepdim=True) / (count - 1).clamp_min(1)
-    reach = 3 * variance.sqrt()
-    values = torch.minimum(torch.maximum(values, mu - reach), mu + reach)
-    least = torch.where(valid, values, torch.inf).amin(1, keepdim=True)
-    span = torch.where(valid, values, -torch.inf).amax(1, keepdim=True) - least
-    return torch.where(valid & (span > 0), (values - least) / torch.where(span > 0, span, 1.0), 0.0)
 
 
 def layer_shifts(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from regaze.errors import BadParameterError
 from regaze.interventions.base import Intervention
@@ -43,6 +43,10 @@ class HGAI(Intervention):
         object.__setattr__(self, "layers", checked_range(self.layers))
         if not 0.0 <= self.alpha < float("inf"):
             raise BadParameterError(f"alpha must not be negative, got {self.alpha}")
+
+    @property
+    def shares_prefix(self) -> Literal["", "edited", "plain"]:
+        return "plain"
 
     @property
     def is_identity(self) -> bool:

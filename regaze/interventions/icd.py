@@ -8,6 +8,7 @@ from itertools import takewhile
 from typing import ClassVar
 
 import torch
+from PIL import Image
 
 from regaze.errors import BadParameterError, InputError
 from regaze.interventions.contrast import Contrastive
@@ -92,8 +93,12 @@ def prefixed(
     first = next(i for i, role in enumerate(sample.roles) if role in (Role.IMAGE, Role.QUERY))
     images = sample.images
     templated = getattr(reader.processor, "chat_template", None) is not None
-    if templated and list(ids[:first]) != _opening(reader, images, None):
-        start, stop, new = 0, first, _opening(reader, images, prefix)
+    head = list(ids[:first])
+    written = _written(reader) if templated and sample.roles[first] == Role.IMAGE else []
+    if templated and not _starts_bare(head, _opening(reader, images, None), written):
+        found = (i for i in range(first - len(written), -1, -1) if head[i : i + len(written)] == written)
+        stop = next(found, first)
+        start, new = 0, _opening(reader, images, prefix)
     else:
         start = stop = sample.roles.index(Role.QUERY)
         new = _line(reader, images if templated else 0, prefix)
@@ -113,6 +118,21 @@ def _opening(reader: PromptReader, images: int, system: str | None) -> list[int]
     prompt, tokens = _rendered(reader, _PROBE, images, system)
     end = min(prompt.span[0], prompt.text.index(reader.processor.image_token) if images else len(prompt.text))
     return [token for token, _ in takewhile(lambda each: each[1][1] <= end, tokens)]
+
+
+def _written(reader: PromptReader) -> list[int]:
+    """What the processor itself writes before an image, behind the opening of the template."""
+    prompt = reader.render(_PROBE, 1)
+    ids = reader.tokenise([prompt.text], [[Image.new("RGB", (224, 224))]])["input_ids"][0].tolist()
+    return ids[len(_opening(reader, 1, None)) : reader.family.shows_image(ids).index(True)]
+
+
+def _starts_bare(head: list[int], opening: list[int], written: list[int]) -> bool:
+    """Whether the tokens before an image or question are the template's without a system message.
+
+    Behind what is written before every image, the name of its first tile may stand.
+    """
+    return head[: len(opening + written)] == opening + written if written else head == opening
 
 
 def _line(reader: PromptReader, images: int, text: str) -> list[int]:

@@ -18,6 +18,9 @@ from regaze.toolkit.context import Context
 class HeadKnockout(Intervention):
     """Switch off query heads, given as (layer, head) pairs.
 
+    A layer that has cross-attention instead of self-attention (Llama 3.2 Vision) is a layer like others;
+    where one has both, `cross` says which is meant.
+
     "zero" removes the head's output before the output projection: a true ablation. "uniform" sets the head's
     scores to 0 on every visible key, so that it averages all values; the masking experiment of the Retrieval
     Head release does this (`nightdessert/Retrieval_Head`) and calls it masking, but such a head still writes
@@ -34,11 +37,15 @@ class HeadKnockout(Intervention):
         'values (mode="uniform"), and does nothing at all for Qwen2, Mixtral and Phi-3; its random heads for '
         "comparison are not kept apart from the retrieval heads."
     )
-    shares_prefix: ClassVar[bool] = True
 
     heads: tuple[tuple[int, int], ...] = field(default=(), metadata={"help": "(layer, query head) pairs"})
     mode: Literal["zero", "uniform"] = field(
         default="zero", metadata={"help": "remove the head, or let it average"}
+    )
+
+    cross: bool = field(
+        default=False,
+        metadata={"help": "heads of cross-attention, where a layer has both (Whisper, Florence-2)"},
     )
 
     def __post_init__(self) -> None:
@@ -56,6 +63,10 @@ class HeadKnockout(Intervention):
         object.__setattr__(self, "heads", pairs)
 
     @property
+    def shares_prefix(self) -> Literal["", "edited", "plain"]:
+        return "edited"
+
+    @property
     def is_identity(self) -> bool:
         return not self.heads
 
@@ -66,8 +77,21 @@ class HeadKnockout(Intervention):
                     f"head {(layer, head)} does not exist: the model has layers 0..{context.num_layers - 1} "
                     f"with query heads 0..{context.num_heads - 1}"
                 )
+            if layer not in context.attention_layers:
+                raise BadParameterError(
+                    f"layer {layer} has no attention, so there is no head {(layer, head)}; layers "
+                    f"{sorted(context.attention_layers)} have"
+                )
 
     def edit(self, layer: int, step: int, context: Context) -> AttentionEdit | None:
+        return None if self.cross else self._without_heads(layer, context)
+
+    def edit_cross(self, layer: int, step: int, context: Context) -> AttentionEdit | None:
+        if not self.cross and layer in context.layers_with_both:
+            return None
+        return self._without_heads(layer, context)
+
+    def _without_heads(self, layer: int, context: Context) -> AttentionEdit | None:
         edits = context.state(self)
         if layer not in edits:
             chosen = [head for where, head in self.heads if where == layer]

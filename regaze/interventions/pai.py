@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from regaze.errors import BadParameterError
+from regaze.errors import BadParameterError, UnsupportedModelError
 from regaze.interventions.base import Intervention
 from regaze.interventions.contrast import (
     WITHOUT_IMAGE,
@@ -35,7 +35,8 @@ class PAI(Intervention):
     negative ones shrink by 1 - alpha; with alpha above 1 a very negative score overtakes a small one.
     Guidance takes log-probabilities, gamma (l - l_text) + l_text, where the text-only branch lacks the image
     tokens and the edit, and cuts tokens on l. `gamma = 1` switches it off, the cut included. The defaults are
-    those of the release's README; the best alpha depends on the model.
+    those of the release's README; the best alpha depends on the model. In models that see images through
+    cross-attention the edit acts there (`gamma` must be 1: they run no second context yet).
 
     With `as_released=True` (`LALBJ/PAI`) the prefill is not edited when guidance is on: the first token comes
     from unedited attention. Prompts without an image are left alone.
@@ -77,10 +78,19 @@ class PAI(Intervention):
         object.__setattr__(self, "layers", checked_range(self.layers))
 
     @property
+    def shares_prefix(self) -> Literal["", "edited", "plain"]:
+        return "plain" if self.gamma == 1.0 else ""
+
+    @property
     def is_identity(self) -> bool:
         return self.alpha == 0.0 and self.gamma == 1.0
 
     def branches(self, context: Context) -> Mapping[str, Branch]:
+        if context.crosses and self.gamma != 1.0:
+            raise UnsupportedModelError(
+                "PAI's guidance runs the prompt without its image tokens, but this model sees images through "
+                "cross-attention layers: set gamma=1"
+            )
         if self.gamma == 1.0 or not has_image(context).any():
             return {}
         context.state(self)["where"] = rows_with_image(context)
@@ -108,6 +118,21 @@ class PAI(Intervention):
         if first_token and self.as_released and self.gamma != 1.0:
             return None
         return state[context.device][min(step, 1)]
+
+    def edit_cross(self, layer: int, step: int, context: Context) -> AttentionEdit | None:
+        """Keys of cross-attention that show an image are image keys like others."""
+        state = context.state(self)
+        if self.alpha == 0.0:
+            return None
+        if ("cross", context.device) not in state:
+            tokens, image = context.tokens, context.cross_tokens.mask(Role.IMAGE)
+            slope = (self.alpha * image.float()[:, None]).to(context.device)
+            rows = Rows.where(tokens.answering()).to(context.device)
+            first, last = layer_range(self.layers, (2, 31), 32, context.num_layers)
+            prefill = AttentionEdit(score_slope=slope, rows=rows)
+            state["cross", context.device] = range(first, last + 1), prefill, AttentionEdit(score_slope=slope)
+        layers, *edits = state["cross", context.device]
+        return edits[min(step, 1)] if layer in layers else None
 
     def mix(self, context: Context) -> Mixture | None:
         state = context.state(self)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 
@@ -61,6 +61,10 @@ class SPARC(Intervention):
             raise BadParameterError("tau must be a number")
         if self.selected_layer is not None and self.selected_layer < 0:
             raise BadParameterError(f"selected_layer must not be negative, got {self.selected_layer}")
+
+    @property
+    def shares_prefix(self) -> Literal["", "edited", "plain"]:
+        return "plain"
 
     @property
     def is_identity(self) -> bool:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+import torch
+
 from regaze.errors import BadParameterError, InputError
 from regaze.interventions.contrast import Contrastive
 from regaze.toolkit.branches import Branch, with_media
@@ -48,4 +50,10 @@ class VCD(Contrastive):
             raise InputError("VCD puts noise on `pixel_values`, but the model was called without them")
         grid = context.inputs.get("image_grid_thw")
         counts = None if grid is None else grid.prod(1).tolist()
-        return with_media(context, pixel_values=add_noise(pixels, self.noise_step, self.seed, counts))
+        sizes = context.inputs.get("target_sizes")
+        if sizes is None:
+            noised = add_noise(pixels, self.noise_step, self.seed, counts)
+        else:  # MiniCPM-V packs the patches of all images: [1, 3, P, sum of patches * P]
+            images = pixels.split((sizes.prod(1) * pixels.shape[2]).tolist(), dim=-1)
+            noised = torch.cat([add_noise(image, self.noise_step, self.seed) for image in images], dim=-1)
+        return with_media(context, pixel_values=noised)

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from regaze.errors import InputError
+from regaze.toolkit import compat
 from regaze.toolkit.tokens import Role, TokenMap
 
 if TYPE_CHECKING:
@@ -25,8 +26,10 @@ if TYPE_CHECKING:
 
 MAIN = "main"
 
-#: Arguments of a forward with one entry per token, and what stands in it for padding.
-SEQUENCES = {"input_ids": 0, "attention_mask": 0, "token_type_ids": 0, "mm_token_type_ids": 0}
+#: Arguments of a forward that say of each token whether it is text or shows an image.
+TOKEN_TYPES = ("token_type_ids", "mm_token_type_ids", "moe_mm_token_type_ids")
+#: Arguments with one entry per token, and what stands in it for padding.
+SEQUENCES = {"input_ids": 0, "attention_mask": 0, **dict.fromkeys(TOKEN_TYPES, 0)}
 #: Arguments that belong to the whole call. Every other tensor is media (pixels, their sizes).
 _SHARED = {"past_key_values", "position_ids", "cache_position", "logits_to_keep", "labels", "inputs_embeds"}
 
@@ -55,12 +58,7 @@ def without_image(context: Context) -> Branch:
     media = dict.fromkeys(media_names(context.inputs))
     ids = context.inputs["input_ids"].masked_fill(image.to(context.device), context.pad_token_id)
     hidden = without_tokens(context, image)
-    types = {
-        name: torch.zeros_like(context.inputs[name])
-        for name in ("token_type_ids", "mm_token_type_ids")
-        if context.inputs.get(name) is not None
-    }
-    return Branch({**hidden.inputs, **media, **types, "input_ids": ids}, hidden.tokens)
+    return Branch({**hidden.inputs, **media, **_token_types(context, ids), "input_ids": ids}, hidden.tokens)
 
 
 def without_tokens(context: Context, dropped: Tensor) -> Branch:
@@ -100,11 +98,20 @@ def with_prompts(context: Context, prompts: Sequence[Sequence[int]], tokens: Tok
     images = [int(t.mask(Role.IMAGE).sum()) for t in (context.tokens, tokens)]
     if images[0] != images[1]:
         raise InputError(f"the branch's prompts hold {images[1]} image tokens, the user's {images[0]}")
-    inputs = {"input_ids": ids.to(context.device), "attention_mask": mask.to(context.device)}
-    for name in ("token_type_ids", "mm_token_type_ids"):
-        if context.inputs.get(name) is not None:
-            inputs[name] = tokens.mask(Role.IMAGE).to(context.device).to(context.inputs[name].dtype)
-    return Branch(inputs, tokens)
+    ids, mask = ids.to(context.device), mask.to(context.device)
+    return Branch({"input_ids": ids, "attention_mask": mask, **_token_types(context, ids)}, tokens)
+
+
+def _token_types(context: Context, ids: Tensor) -> dict[str, Tensor]:
+    """The type arguments of other prompts [B, L'], where the user's have them: an id tells the type."""
+    found: dict[str, Tensor] = {}
+    for name in TOKEN_TYPES:
+        given = context.inputs.get(name)
+        if given is not None:
+            found[name] = torch.zeros_like(ids, dtype=given.dtype)
+            for kind in given.unique().tolist():
+                found[name][torch.isin(ids, context.inputs["input_ids"][given == kind])] = kind
+    return found
 
 
 def media_names(inputs: Mapping[str, Any]) -> list[str]:
@@ -189,7 +196,8 @@ class Stack:
         return F.pad(part, (self.length - part.shape[1], 0), value=value)
 
     def _media(self, name: str) -> Tensor:
-        return torch.cat([part for c in self._contexts if (part := c.get(name)) is not None])
+        parts = [part for context in self._contexts if (part := context.get(name)) is not None]
+        return torch.cat(parts, compat.media_axis(self._contexts[0], name))
 
     def _positions(self, stacked: dict[str, Any], takes_positions: bool) -> dict[str, Any]:
         """Positions count the visible tokens of each row; multi-axis ones the model works out by itself."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 import sys
 import weakref
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -82,32 +85,113 @@ def register(function: Any) -> None:
 
 
 def text_config(model: PreTrainedModel) -> PreTrainedConfig:
-    """The configuration of the language model inside `model`."""
-    return model.config.get_text_config(decoder=True)
+    """The configuration of the language model inside `model`; that of its decoder if it has two sides."""
+    config = model.config.get_text_config(decoder=True)
+    # An encoder-decoder's own configuration counts the encoder's layers; a copy of it the decoder's.
+    return config.get_text_config(decoder=True) if config.is_encoder_decoder else config
 
 
-def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
-    """The decoder layers of the language model, whose inputs are the residual stream."""
-    layers = getattr(model.get_decoder(), "layers", None)
-    if not isinstance(layers, nn.ModuleList):
+def _held_config(model: PreTrainedModel) -> PreTrainedConfig:
+    """The object that the attention modules of the language model hold."""
+    inner = model.config.get_text_config()
+    return inner if inner.is_encoder_decoder else model.config.get_text_config(decoder=True)
+
+
+def sees_pixels_alone(model: PreTrainedModel) -> bool:
+    """Whether this is a vision model used alone (CLIP's tower, ViT, DINO): it takes pixels and no text."""
+    names = inspect.signature(model.forward).parameters
+    return "pixel_values" in names and not {"input_ids", "decoder_input_ids"} & set(names)
+
+
+def decoder_layers(model: PreTrainedModel) -> Sequence[nn.Module]:
+    """The layers of the language model (or of a vision model), whose inputs are the residual stream."""
+    if sees_pixels_alone(model):
+        layers: Any = _recorded(model, "hidden_states")
+    else:
+        layers = getattr(decoder_of(model), "layers", None)
+    if not layers or not isinstance(layers, (list, nn.ModuleList)):
         raise UnsupportedModelError(
             f"{type(model).__name__} has no list of decoder layers at get_decoder().layers"
         )
     return layers
 
 
-def attention_modules(model: PreTrainedModel) -> list[nn.Module]:
-    """Modules of the language model that call the attention interface: they know layer and config."""
-    config = text_config(model)
-    return [
-        m
-        for m in model.get_decoder().modules()
-        if hasattr(m, "layer_idx") and getattr(m, "config", None) is config
-    ]
+def decoder_of(model: PreTrainedModel) -> nn.Module:
+    """The decoder: of a model around an encoder-decoder, `get_decoder` gives all of that."""
+    outer, inner = model, model.get_decoder()
+    while inner is not outer and isinstance(inner, PreTrainedModel) and inner.config.is_encoder_decoder:
+        outer, inner = inner, inner.get_decoder()
+    return inner if hasattr(inner, "layers") else getattr(inner, "model", inner)  # Llama 4's has its LM head
+
+
+def residual(layer: nn.Module, hidden: Tensor) -> Tensor:
+    """The residual stream [B, L, D] in what a decoder layer takes or gives.
+
+    Gemma 3n's carries several predictions of it, [n, B, L, D], of which its layers work on one.
+    """
+    return hidden if hidden.dim() == 3 else hidden[layer.config.altup_active_idx]  # type: ignore[union-attr, index]
+
+
+class Place(NamedTuple):
+    """Where an attention module is: its decoder layer, and whether its keys are those of another sequence."""
+
+    layer: int
+    cross: bool = False
+
+
+_ATTENTION = re.compile("att(entio)?n", re.IGNORECASE)
+#: Names under which decoder layers hold the attention that looks at an encoder's output or at images.
+_CROSS = ("cross_attn", "encoder_attn", "crossattention", "encoder_attention")
+
+
+def attention_modules(model: PreTrainedModel) -> dict[nn.Module, Place]:
+    """Modules of the language model that call the attention interface, and the place of each.
+
+    Those of decoders know their layer. Encoders' do not; there the model says which class gives attentions.
+    """
+    named = decoder_of(model).named_modules()
+    held = _held_config(model)
+    own = {m: name for name, m in named if getattr(m, "config", None) is held and _attends(m)}
+    places = {
+        m: Place(number, name.rpartition(".")[2] in _CROSS)
+        for m, name in own.items()
+        if isinstance(number := getattr(m, "layer_idx", None), int) and number >= 0  # Phi-4's encoders: -2
+    }
+    return places or {m: Place(i) for i, m in enumerate(_recorded(model, "attentions")) if m in own}
+
+
+def _attends(module: nn.Module) -> bool:
+    """Whether it is attention: short convolutions and gated delta nets have a layer's number, too."""
+    return _ATTENTION.search(type(module).__name__) is not None
+
+
+def sharing_modules(model: PreTrainedModel) -> list[nn.Module]:
+    """Modules that take the attention of the language model's configuration without being part of it.
+
+    They are the encoder of an encoder-decoder.
+    """
+    if not _held_config(model).is_encoder_decoder:
+        return []
+    config, places = _held_config(model), attention_modules(model)
+    return [m for m in model.modules() if getattr(m, "config", None) is config and m not in places]
+
+
+def decoder_inputs(model: PreTrainedModel, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The arguments of a forward with those of an encoder-decoder's decoder under the names of a decoder."""
+    if not model.config.is_encoder_decoder:
+        return inputs
+    names = ("input_ids", "attention_mask", "inputs_embeds", "position_ids")
+    return {**inputs, **{name: inputs.get(f"decoder_{name}") for name in names}}
+
+
+def _recorded(model: PreTrainedModel, what: str) -> list[nn.Module]:
+    """The modules from whose outputs transformers takes "attentions" or "hidden_states", in order."""
+    kind = (getattr(model, "_can_record_outputs", None) or {}).get(what)
+    return [m for m in model.modules() if isinstance(m, kind)] if isinstance(kind, type) else []
 
 
 def current_attention(model: PreTrainedModel) -> str:
-    return text_config(model)._attn_implementation
+    return _held_config(model)._attn_implementation
 
 
 def set_attention(model: PreTrainedModel, implementation: str) -> None:
@@ -116,11 +200,10 @@ def set_attention(model: PreTrainedModel, implementation: str) -> None:
     Raises:
         UnsupportedModelError: the model does not dispatch its attention through transformers' interface.
     """
-    config = text_config(model)
-    if config is model.config:
-        requested: str | dict[str, str] = implementation
-    else:
-        requested = {_sub_config_key(model.config, config): implementation}
+    config = _held_config(model)
+    own = config is model.config  # then "" leaves the configurations of its encoders as they are
+    key = "" if own else _sub_config_key(model.config, config)
+    requested = {key: implementation} if config.sub_configs or not own else implementation
     model.set_attn_implementation(requested)
     if config._attn_implementation != implementation:
         raise UnsupportedModelError(
@@ -136,6 +219,12 @@ def _sub_config_key(config: PreTrainedConfig, wanted: PreTrainedConfig) -> str:
     raise UnsupportedModelError(
         f"{type(config).__name__} does not list its text configuration among its sub-configs"
     )
+
+
+def prompt_of(inputs: Mapping[str, Any]) -> Tensor | None:
+    """What a forward reads: ids [B, L] or embeddings [B, L, D]; None for a vision model used alone."""
+    ids: Tensor | None = inputs.get("input_ids")
+    return ids if ids is not None else inputs.get("inputs_embeds")
 
 
 def cache_of(output: Any) -> Cache | None:
@@ -178,6 +267,14 @@ def positions_on_axes(model: PreTrainedModel, positions: Tensor) -> Tensor:
     if deltas is not None:  # [b, 1]: of the user's rows alone where no prompt has an image, and all 0 then
         positions = positions + deltas.to(positions.device).repeat(len(positions) // len(deltas), 1)
     return positions.expand(3, -1, -1)
+
+
+def media_axis(inputs: Mapping[str, Any], name: str) -> int:
+    """Along which axis the images of a batch lie in an argument of a forward.
+
+    MiniCPM-V packs the patches of all of them into one [1, 3, P, sum of patches * P].
+    """
+    return -1 if name == "pixel_values" and inputs.get("target_sizes") is not None else 0
 
 
 def drop_last(cache: Cache) -> None:
@@ -231,6 +328,30 @@ def release_cache(cache: Cache, rows: int) -> None:
             layer.batch_select_indices(torch.arange(rows))
         elif isinstance(layer, StaticLayer) and layer.keys is not None and layer.values is not None:
             layer.keys, layer.values = layer.keys[:rows], layer.values[:rows]
+
+
+_ENCODES = "_maybe_prepare_encoder_kwargs_for_generation"
+if not hasattr(GenerationMixin, _ENCODES):  # 5.17, which knows encoder-decoders only
+    _ENCODES = "_prepare_encoder_decoder_kwargs_for_generation"
+
+
+def watch_generate(model: PreTrainedModel, note: Callable[[Mapping[str, Any]], None] | None) -> None:
+    """Show `note` the inputs of `generate` before they are encoded and repeated for beams; None ends that.
+
+    transformers 5.23 takes what the image encoder was given (sizes, grids) out of the arguments of the
+    forward; 5.17 leaves it there.
+    """
+    model.__dict__.pop(_ENCODES, None)
+    own = getattr(model, _ENCODES, None)
+    if note is None or own is None:
+        return
+
+    def encode(inputs: Tensor, kwargs: dict[str, Any], *rest: Any) -> dict[str, Any]:
+        if not inputs.is_floating_point():  # ids, not sound
+            note({"input_ids": inputs, **kwargs})
+        return own(inputs, kwargs, *rest)
+
+    model.__dict__[_ENCODES] = encode
 
 
 def pass_media(model: PreTrainedModel, wanted: bool) -> None:

@@ -13,6 +13,7 @@ from regaze.errors import InputError
 from regaze.kernels import AttentionEdit, Stats
 from regaze.toolkit import compat
 from regaze.toolkit.branches import MAIN, Branch, Stack
+from regaze.toolkit.calls import AttentionCall
 from regaze.toolkit.mixture import Mixture
 from regaze.toolkit.tokens import TokenMap
 
@@ -30,11 +31,13 @@ class Participant:
     Class attributes:
         uses_hidden_states: whether `edit` reads `context.hidden_states(layer)` at prefill.
         uses_media: whether it reads pixels from `context.inputs`; those who make branches can in any case.
+        uses_calls: whether `see` is shown every call of every layer's attention.
         edits_mlp: whether `mlp_output` changes what the MLP of a layer adds to the residual stream.
     """
 
     uses_hidden_states: ClassVar[bool] = False
     uses_media: ClassVar[bool] = False
+    uses_calls: ClassVar[bool] = False
     edits_mlp: ClassVar[bool] = False
 
     def branches(self, context: Context) -> Mapping[str, Branch]:
@@ -55,8 +58,18 @@ class Participant:
         """
         return None
 
+    def edit_cross(self, layer: int, step: int, context: Context) -> AttentionEdit | None:
+        """As `edit`, for the cross-attention of `layer`: columns are those of `context.cross_tokens`."""
+        return None
+
     def observe(self, layer: int, stats: Stats, context: Context) -> None:
         """The statistics that the participant's edit of this layer asked for, right after the layer ran."""
+
+    def observe_cross(self, layer: int, stats: Stats, context: Context) -> None:
+        """As `observe`, for what `edit_cross` asked for."""
+
+    def see(self, layer: int, call: AttentionCall, context: Context) -> None:
+        """An attention call of this layer, right after it ran; only called with `uses_calls`."""
 
     def mlp_output(self, layer: int, hidden: Tensor, context: Context) -> Tensor:
         """What the MLP of `layer` puts out, [B, Lq, D], changed; only called with `edits_mlp`."""
@@ -78,15 +91,20 @@ class Context:
 
     Attributes:
         step: 0 at prefill, then 1, 2, ... for each further forward.
+        seen: how many tokens the cache held before this forward.
         replaying: the last row of the prompt runs once more, see `replay`; `step` is 1 then.
         user_batch: B, the user's rows. batch: rows of the forward, B times the number of contexts.
-        prompt_length: L of the prefill.
+        prompt_length: L of the prefill; the tokens of an image for a vision model used alone.
         inputs: the user's arguments of the prefill. visible: [B, L] bool on the CPU, False for padding.
         model: the wrapped model. config: its language model's configuration, with num_layers and num_heads
             (layers and query heads) read from it.
         input_ids: [batch, L] of the prefill; None where embeddings were given.
         participants: all that take part, in the order in which they were activated.
         device: that of the layer which runs.
+        crosses: whether there are cross-attention layers. layers_with_both: those with self-attention, too.
+        encoder: what the encoder of an encoder-decoder reads, where that is ids; or why it is not known.
+        attention_layers: those that have attention at all.
+        cross_keys: number of keys of the cross-attention layer that runs or ran last.
     """
 
     def __init__(
@@ -103,17 +121,20 @@ class Context:
         self.num_layers: int = config.num_hidden_layers
         self.num_heads: int = config.num_attention_heads
         self.input_ids: Tensor | None = inputs.get("input_ids")
-        given = self.input_ids if self.input_ids is not None else inputs["inputs_embeds"]
-        self.batch, self.prompt_length = given.shape[:2]
+        self.batch, self.prompt_length, self.device = _shape(inputs, tokens)
         self.user_batch = self.batch
         self.visible = _visible(inputs.get("attention_mask"), self.batch, self.prompt_length)
-        self.device = given.device
-        self.step, self.replaying = 0, False
+        self.step, self.seen, self.replaying = 0, 0, False
         self.wants_replay = False
         self.kept_layers: tuple[int, ...] = ()
         self.edits_mlp = any(participant.edits_mlp for participant in participants)
         self._tokens, self._reader = tokens, reader
         self._stack: Stack | None = None
+        self.cross_keys = 0
+        self.crosses, self.layers_with_both = False, frozenset[int]()
+        self.attention_layers = frozenset(range(self.num_layers))
+        self._cross: TokenMap | None = None
+        self.encoder: TokenMap | Exception | None = None
         self._hidden: tuple[int, Tensor] | None = None
         self._kept: dict[int, Tensor] = {}
         self._logits: Tensor | None = None
@@ -145,6 +166,25 @@ class Context:
         ids = (getattr(self.config, "pad_token_id", None), getattr(self.config, "eos_token_id", None))
         found = next((i for i in ids if i is not None), 0)
         return found[0] if isinstance(found, (list, tuple)) else found
+
+    @property
+    def cross_tokens(self) -> TokenMap:
+        """What the keys of the cross-attention layers are: [batch, keys] roles, views and cells.
+
+        Raises:
+            UnsupportedModelError: regaze does not know.
+        """
+        if isinstance(self.encoder, Exception):
+            raise self.encoder
+        if self.encoder is not None and self.encoder.length == self.cross_keys:
+            return self.encoder
+        if self._cross is None or self._cross.length != self.cross_keys:
+            if self._reader is None:
+                raise InputError(
+                    "this model is not wrapped, so the keys of its cross-attention are not known"
+                )
+            self._cross = self._reader.family.cross_tokens(self.inputs, self.batch, self.cross_keys)
+        return self._cross
 
     # What participants keep ---------------------------------------------------------------------------
 
@@ -197,7 +237,7 @@ class Context:
 
     def take_hidden(self, layer: int, hidden: Tensor) -> None:
         """`hidden` [batch, Lq, D] has entered `layer`, one of `kept_layers`."""
-        if self.replaying:
+        if self.replaying and layer in self._kept:  # not in one of a prompt that was taken over
             hidden = torch.cat([self._kept[layer][:, :-1], hidden], 1)
         self._kept[layer] = hidden
 
@@ -286,6 +326,16 @@ class Context:
 
 def _no_model(inputs: Mapping[str, Any], participant: Participant) -> Any:
     raise InputError("this context belongs to no model")
+
+
+def _shape(inputs: Mapping[str, Any], tokens: TokenMap | Exception) -> tuple[int, int, torch.device]:
+    """Rows and columns of the prompt, and where it lies."""
+    prompt = compat.prompt_of(inputs)
+    if prompt is not None:
+        return prompt.shape[0], prompt.shape[1], prompt.device
+    if isinstance(tokens, Exception):
+        raise tokens
+    return tokens.batch, tokens.length, inputs["pixel_values"].device
 
 
 def _visible(mask: Any, batch: int, length: int) -> Tensor:

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import inspect
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -20,15 +21,17 @@ from transformers import PreTrainedModel
 
 from regaze.errors import CompositionError, InputError, RegazeError, UnsupportedModelError
 from regaze.kernels import AttentionEdit, Stats, StatsRequest, attend, compose, observe
+from regaze.kernels.dropped import edit_from
 from regaze.toolkit import compat
 from regaze.toolkit.branches import Branch, Stack, main_rows
+from regaze.toolkit.calls import AttentionCall
 from regaze.toolkit.context import Context, Participant, Recorder
 from regaze.toolkit.mixture import mix
 from regaze.toolkit.prompts import PromptReader
 from regaze.toolkit.tokens import TokenMap
 from regaze.toolkit.watches import Watches, replayed
 
-_SLOT = "_regaze_hook"
+_SLOT, _PLACE = "_regaze_hook", "_regaze_place"
 _BY_NAME = "an intervention that changes the logits of a forward needs outputs by name: return_dict=True"
 
 
@@ -53,11 +56,15 @@ class Planned(NamedTuple):
     asking: tuple[tuple[Participant, StatsRequest], ...]
 
 
-def open_session(model: PreTrainedModel, session: Session) -> None:
-    """Make a session take part in every forward of `model` until it is closed."""
+def open_session(model: PreTrainedModel, session: Session, outer: PreTrainedModel | None = None) -> None:
+    """Make a session take part in every forward of `model` until it is closed.
+
+    Args:
+        outer: the model that `model` is a part of, if its embeddings are where token ids are seen last.
+    """
     hook = model.__dict__.get(_SLOT)
     if hook is None:
-        hook = ModelHook(model)
+        hook = ModelHook(model, outer)
         hook.install()
     try:
         hook.add(session)
@@ -73,22 +80,62 @@ def close_session(model: PreTrainedModel, session: Session) -> None:
         hook.remove(session)
 
 
+@contextmanager
+def silent(model: PreTrainedModel) -> Iterator[None]:
+    """Forwards in the block are those of the model without its open sessions."""
+    hook = model.__dict__.get(_SLOT)
+    if hook is None:
+        yield
+        return
+    outer, hook.sessions = hook.sessions, []
+    hook._refresh()
+    try:
+        yield
+    finally:
+        hook.sessions = outer
+        hook._refresh()
+
+
+def take_over(model: PreTrainedModel, cache: Any, inputs: Mapping[str, Any]) -> None:
+    """Let the open sessions go on from a cache that was filled outside of them, but for a last token.
+
+    They see the whole prompt `inputs` now, and then its last row, in the next forward, as a step over the
+    cache of those before it, like one that is replayed (`Context.replay`). That is the same for participants
+    that leave the rows before the last alone, measure nothing in them and have no branches.
+
+    Raises:
+        UnsupportedModelError: a participant has branches.
+    """
+    hook = model.__dict__.get(_SLOT)
+    if hook is None:  # no session: there is nobody to see anything
+        return
+    context = hook._begin(inputs)
+    if context.has_branches:
+        raise UnsupportedModelError("a cache that one context has filled cannot go on as several")
+    context.replaying = True
+    hook._contexts[cache] = (context, tuple(hook.sessions))
+
+
 class ModelHook:
     """The open sessions of one model and the generations that run under them."""
 
-    def __init__(self, model: PreTrainedModel):
-        self.model = model
+    def __init__(self, model: PreTrainedModel, outer: PreTrainedModel | None = None):
+        self.model, self._outer = model, model if outer is None else outer
+        self._embedded: Tensor | None = None
+        self._announced: tuple[Tensor, TokenMap] | None = None
         self.sessions: list[Session] = []
         self.participants: tuple[Participant, ...] = ()
         self.current: Context | None = None
         self._contexts: weakref.WeakKeyDictionary[Any, tuple[Context, tuple[Session, ...]]] = (
             weakref.WeakKeyDictionary()
         )
-        self._planned: dict[int, tuple[tuple[AttentionEdit | None, ...], Planned | None]] = {}
+        self._planned: dict[compat.Place, tuple[tuple[AttentionEdit | None, ...], Planned | None]] = {}
         self._handles: list[Any] = []
         self._recorders: tuple[Recorder, ...] = ()
         self._mixing: tuple[Participant, ...] = ()
+        self.seeing: tuple[Participant, ...] = ()
         self._watches = Watches(model)
+        self._crosses, self._both, self._layers = False, frozenset[int](), frozenset[int]()
         self._argument_names = tuple(inspect.signature(model.forward).parameters)
         self._previous = compat.current_attention(model)
 
@@ -105,20 +152,31 @@ class ModelHook:
         except BaseException:  # also half-way through a composite model
             compat.set_attention(self.model, self._previous)
             raise
-        for module in modules:
+        for module, place in modules.items():
+            module.__dict__[_SLOT], module.__dict__[_PLACE] = self, place
+        for module in (self.model, *compat.sharing_modules(self.model)):
             module.__dict__[_SLOT] = self
-        self.model.__dict__[_SLOT] = self
+        crossing, looking = (
+            {p.layer for p in modules.values() if p.cross is cross} for cross in (True, False)
+        )
+        self._crosses, self._both = bool(crossing), frozenset(crossing & looking)
+        self._layers = frozenset(crossing | looking)
         self._handles = [
             self.model.register_forward_pre_hook(self._enter, with_kwargs=True),
             self.model.register_forward_hook(self._leave, with_kwargs=True, always_call=True),
         ]
+        if self._outer is not self.model:  # embeds the ids itself and mixes the image in
+            embeddings = self._outer.get_input_embeddings()
+            self._handles.append(embeddings.register_forward_pre_hook(self._note_ids))
 
     def uninstall(self) -> None:
         self._watches.stop()  # of a forward that was interrupted from the keyboard, which runs no hook
         for handle in self._handles:
             handle.remove()
-        for module in (self.model, *compat.attention_modules(self.model)):
-            module.__dict__.pop(_SLOT, None)
+        for module in self.model.modules():
+            if module.__dict__.get(_SLOT) is self:  # a part of the model may be wrapped by itself
+                module.__dict__.pop(_SLOT)
+                module.__dict__.pop(_PLACE, None)
         compat.set_attention(self.model, self._previous)
 
     def add(self, session: Session) -> None:
@@ -147,10 +205,15 @@ class ModelHook:
         # Worked out once: a decode step of a small model takes a millisecond.
         self._recorders = tuple(p for p in self.participants if isinstance(p, Recorder))
         self._mixing = tuple(p for p in self.participants if type(p).mix is not Participant.mix)
+        self.seeing = tuple(p for p in self.participants if p.uses_calls)
         self._planned.clear()
         branching = (type(p).branches is not Participant.branches for p in self.participants)
         media = any(p.uses_media for p in self.participants) or any(branching)
         compat.pass_media(self.model, media)
+        encodes = self.model.config.is_encoder_decoder  # its forwards in `generate` have no ids to read
+        reads_media = any(s.reader is not None and (encodes or s.reader.family.media) for s in self.sessions)
+        compat.watch_generate(self.model, self._announce if reads_media else None)
+        self._announced = None
 
     # One forward --------------------------------------------------------------------------------------
 
@@ -163,9 +226,9 @@ class ModelHook:
         cache = given.get("past_key_values")
         seen = compat.seen_tokens(cache)
         context = self._continue(cache) if seen else self._begin(given)
-        self.current = context
+        self.current, context.seen = context, seen
         for recorder in self._recorders:
-            recorder.begin_step(context, given.get("input_ids"))
+            recorder.begin_step(context, compat.decoder_inputs(self.model, given).get("input_ids"))
         self._watches.start(context)
         if not context.has_branches:
             return None
@@ -173,17 +236,29 @@ class ModelHook:
         return (), context.stacked(given, seen, positions)
 
     def _begin(self, given: dict[str, Any]) -> Context:
-        if given.get("input_ids") is None and given.get("inputs_embeds") is None:
+        encoder = self._encoder_tokens(given) if self.model.config.is_encoder_decoder else None
+        given = self._with_ids(dict(compat.decoder_inputs(self.model, given)))
+        if self._crosses:
+            self._refuse_blind()
+        if compat.prompt_of(given) is None and not compat.sees_pixels_alone(self.model):
             raise InputError("the model was called without input_ids and inputs_embeds")
         reader = next((s.reader for s in self.sessions if s.reader is not None), None)
         config, tokens = compat.text_config(self.model), self._tokens(given)
         context = Context(self.model, config, given, tokens, self.participants, reader)
         context.run_aside = self._run_aside
+        context.crosses, context.layers_with_both = self._crosses, self._both
+        context.attention_layers = self._layers
+        context.encoder = encoder
         self._planned.clear()
         branches: dict[str, Branch] = {}
         for participant in self.participants:
             for name, branch in participant.branches(context).items():
                 branches.setdefault(name, branch)
+        if branches and self._crosses:
+            raise UnsupportedModelError(
+                f"second contexts ({', '.join(branches)}) cannot be run so far on a "
+                f"{type(self.model).__name__}, which sees images through cross-attention layers"
+            )
         if branches:
             context.stack(Stack(given, branches, context.visible, context.pad_token_id))
             longer = context.prompt_length - context.visible.shape[1]
@@ -192,15 +267,60 @@ class ModelHook:
             participant.prepare(context)
         return context
 
+    def _announce(self, inputs: Mapping[str, Any]) -> None:
+        """Read the prompts that `generate` was given, while all of the processor's outputs are there."""
+        self._announced = None
+        tokens = self._tokens(dict(inputs))
+        if isinstance(tokens, TokenMap):
+            self._announced = inputs["input_ids"], tokens
+
+    def _encoder_tokens(self, given: Mapping[str, Any]) -> TokenMap | Exception | None:
+        """What the encoder reads: ids of this forward, or those that `generate` has encoded before it."""
+        if given.get("input_ids") is not None:
+            return self._tokens(dict(given))
+        output, announced = given.get("encoder_outputs"), self._announced
+        if output is None or announced is None or not isinstance(announced[1], TokenMap):
+            return None
+        return announced[1].repeat(max(1, len(output[0]) // len(announced[0])))
+
+    def _note_ids(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        if self.current is None and args:
+            self._embedded = args[0]
+
+    def _with_ids(self, given: dict[str, Any]) -> dict[str, Any]:
+        """The arguments of a forward with the ids that its embeddings were made from, where known."""
+        embeds, ids = given.get("inputs_embeds"), self._embedded
+        if given.get("input_ids") is not None or embeds is None or ids is None:
+            return given
+        if ids.shape[1] != embeds.shape[1] or embeds.shape[0] % ids.shape[0]:
+            return given
+        return {**given, "input_ids": ids.repeat_interleave(embeds.shape[0] // ids.shape[0], 0)}
+
+    def _refuse_blind(self) -> None:
+        """An intervention that only knows the keys of the text would silently miss the images."""
+        for participant in self.participants:
+            kind = type(participant)
+            acts = kind.edit is not Participant.edit or kind.branches is not Participant.branches
+            if acts and kind.edit_cross is Participant.edit_cross:
+                raise UnsupportedModelError(
+                    f"{kind.__name__} knows images as tokens of the prompt, but {type(self.model).__name__} "
+                    "sees them (or sound) through cross-attention layers, where it has no meaning yet; "
+                    "HeadKnockout, PAI and recordings work there"
+                )
+
     def _tokens(self, given: dict[str, Any]) -> TokenMap | Exception:
-        input_ids = given.get("input_ids")
-        batch, length = (input_ids if input_ids is not None else given["inputs_embeds"]).shape[:2]
-        mask = compat.padding_mask(given.get("attention_mask"), length)
+        prompt = compat.prompt_of(given)
         for session in reversed(self.sessions):
             if session.tokens is not None:
-                return _fitted(session.tokens, batch, length)
-        if input_ids is None:
+                return session.tokens if prompt is None else _fitted(session.tokens, *prompt.shape[:2])
+        mask = None if prompt is None else compat.padding_mask(given.get("attention_mask"), prompt.shape[1])
+        if prompt is not None and given.get("input_ids") is None:
             return InputError("inputs_embeds have no roles; pass gaze.using(..., tokens=TokenMap(...))")
+        if self._announced is not None and prompt is not None:
+            ids, tokens = self._announced
+            copies = max(1, len(prompt) // len(ids))
+            if torch.equal(ids.repeat_interleave(copies, 0), prompt.to(ids.device)):
+                return tokens.repeat(copies)
         try:
             return next(s.read_tokens for s in self.sessions if s.read_tokens is not None)(given, mask)
         except RegazeError as error:  # raised where roles are needed: many participants need none
@@ -213,7 +333,7 @@ class ModelHook:
                 "this key-value cache was filled outside the open gaze.using(...) or gaze.recording(...); "
                 "run the prompt and its continuation inside one block"
             )
-        context.step += 1
+        context.step += 1  # of a prompt that was taken over: from 0, for its last row
         return context
 
     def _leave(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
@@ -224,7 +344,9 @@ class ModelHook:
         context.hide_hidden()
         if output is None:  # the forward failed
             return None
-        if context.step == 0:
+        if context.replaying:  # a prompt that was taken over is complete now
+            context.step, context.replaying = 0, False
+        elif context.step == 0:
             cache = compat.cache_of(output)
             if cache is not None:
                 self._contexts[cache] = (context, tuple(self.sessions))
@@ -244,6 +366,7 @@ class ModelHook:
         inputs = replayed(kwargs, cache, context)
         compat.drop_last(cache)
         self.current, context.step, context.replaying = context, 1, True
+        context.seen = compat.seen_tokens(cache)
         self._watches.start(context)
         try:
             again = self.model.forward(**inputs)
@@ -285,8 +408,8 @@ class ModelHook:
 
     # One layer ----------------------------------------------------------------------------------------
 
-    def edit(self, layer: int, device: torch.device) -> Planned | None:
-        """What the open sessions want of this layer now; None for plain attention."""
+    def edit(self, place: compat.Place, keys: int, device: torch.device) -> Planned | None:
+        """What the open sessions want of this layer now, which has so many keys; None: plain attention."""
         context = self.current
         if context is None:
             if self.participants:
@@ -295,23 +418,39 @@ class ModelHook:
                 )
             return None
         context.device, step = device, context.step
-        known = self._planned.get(layer)
+        known, layer = self._planned.get(place), place.layer
+        if place.cross:
+            context.cross_keys = keys
         if len(self.participants) == 1:
-            edit = self.participants[0].edit(layer, step, context)
+            only = self.participants[0]
+            edit = (only.edit_cross if place.cross else only.edit)(layer, step, context)
             if known is not None and known[0][0] is edit:
                 return known[1]
             edits: tuple[AttentionEdit | None, ...] = (edit,)
         else:
-            edits = tuple(p.edit(layer, step, context) for p in self.participants)
+            edits = tuple(
+                (p.edit_cross if place.cross else p.edit)(layer, step, context) for p in self.participants
+            )
             if known is not None and all(a is b for a, b in zip(known[0], edits, strict=True)):
                 return known[1]
         planned = _plan(self.participants, edits)
-        self._planned[layer] = edits, planned
+        self._planned[place] = edits, planned
         return planned
 
-    def deliver(self, layer: int, owner: Participant, stats: Stats) -> None:
+    def first_key(self, place: compat.Place, queries: int, keys: int) -> int:
+        """Number of keys that the cache of a layer has dropped: those before its sliding window."""
+        context = self.current
+        return 0 if context is None or place.cross else max(0, context.seen + queries - keys)
+
+    def deliver(self, place: compat.Place, owner: Participant, stats: Stats) -> None:
         if self.current is not None:
-            owner.observe(layer, stats, self.current)
+            observe = owner.observe_cross if place.cross else owner.observe
+            observe(place.layer, stats, self.current)
+
+    def show(self, place: compat.Place, call: AttentionCall) -> None:
+        if self.current is not None and not place.cross:
+            for participant in self.seeing:
+                participant.see(place.layer, call, self.current)
 
 
 def _plan(participants: tuple[Participant, ...], edits: tuple[AttentionEdit | None, ...]) -> Planned | None:
@@ -352,38 +491,45 @@ def regaze_attention(
 ) -> tuple[Tensor, Tensor | None]:
     """The attention function registered with transformers: q [B, Hq, Lq, D] -> ([B, Lq, Hq, Dv], None)."""
     hook: ModelHook | None = module.__dict__.get(_SLOT)
-    layer: int = module.layer_idx  # type: ignore[assignment]
-    planned = None if hook is None else hook.edit(layer, query.device)
+    place: compat.Place | None = module.__dict__.get(_PLACE)
+    planned = None if hook is None or place is None else hook.edit(place, key.shape[2], query.device)
     edit = None if planned is None else planned.edit
     out: Tensor | None = None
-    if hook is None or edit is None or edit.neutral:  # the very bits of the unwrapped model
+    if hook is None or place is None or edit is None or edit.neutral:  # the very bits of the unwrapped model
         options = {"dropout": dropout, "scaling": scaling, "is_causal": is_causal, **kwargs}
         previous = None if hook is None else hook._previous
         out = compat.plain_attention(previous, module, query, key, value, attention_mask, **options)
-        if hook is None or edit is None or edit.stats is None:
+        if hook is None or place is None or ((edit is None or edit.stats is None) and not hook.seeing):
             return out, None
-    _refuse_unsupported(module, hook, edit, key.shape[2], dropout, kwargs)
+        edit = _NOTHING if edit is None else edit
+    _refuse_unsupported(module, hook, dropout, kwargs)
+    first = hook.first_key(place, query.shape[2], key.shape[2])
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    causal = causal and not place.cross
     if attention_mask is None and causal and query.shape[2] > 1:
         # transformers omits the mask only where row i sits at key i; a static cache has empty keys behind.
         key, value = key[:, :, : query.shape[2]], value[:, :, : query.shape[2]]
     call: dict[str, Any] = {"mask": attention_mask, "scaling": scaling, "is_causal": causal}
     call |= {"softcap": kwargs.get("softcap"), "sinks": kwargs.get("s_aux")}
-    if out is not None and edit.stats is not None:
-        stats: Stats | None = observe(query, key, edit.stats, **call)
-    else:
-        edited, stats = attend(query, key, value, edit, **call)
+    stats: Stats | None = None
+    if out is None:
+        edited, stats = attend(query, key, value, edit, first_key=first, **call)
         out = edited.transpose(1, 2).contiguous()
+    elif edit.stats is not None:
+        stats = observe(query, key, edit.stats, first_key=first, **call)
     if planned is not None and stats is not None:
-        hook.deliver(layer, planned.asking[0][0], stats)
+        hook.deliver(place, planned.asking[0][0], stats)
         for owner, request in planned.asking[1:]:
-            hook.deliver(layer, owner, observe(query, key, request, **call))
+            hook.deliver(place, owner, observe(query, key, request, first_key=first, **call))
+    if hook.seeing:
+        hook.show(place, AttentionCall(query, key, value, out, edit_from(edit, first), call))
     return out, None
 
 
-def _refuse_unsupported(
-    module: nn.Module, hook: ModelHook, edit: AttentionEdit, keys: int, dropout: float, kwargs: dict[str, Any]
-) -> None:
+_NOTHING = AttentionEdit()
+
+
+def _refuse_unsupported(module: nn.Module, hook: ModelHook, dropout: float, kwargs: dict[str, Any]) -> None:
     """What an edited layer would silently lose, or add to what the model did so far."""
     name = type(module).__name__
     if kwargs.get("position_bias") is not None:
@@ -394,24 +540,8 @@ def _refuse_unsupported(
                 f"{name} has a `{part}`, which SDPA leaves out: load the model with "
                 "attn_implementation='eager', so that plain and edited attention are the same function"
             )
-    context = hook.current
-    if kwargs.get("sliding_window") is not None and context is not None and _names_columns(edit):
-        seen = context.prompt_length + context.step  # at least: a step may feed several tokens
-        if keys < seen:
-            raise UnsupportedModelError(
-                f"the cache of this {name} keeps the last {keys} keys of its sliding window and has dropped "
-                f"the first of {seen}, so columns of an edit or record no longer name the right keys; use "
-                "shorter prompts and answers, or layers without a window"
-            )
     if dropout:
         raise UnsupportedModelError("attention dropout is not supported under an edit; call model.eval()")
-
-
-def _names_columns(edit: AttentionEdit) -> bool:
-    """Whether anything in the edit, or in what it records, means certain keys."""
-    maps = (edit.score_slope, edit.head_mean_slope, edit.score_gain, edit.bias)
-    parts = (*maps, edit.channels, edit.value_gain, edit.stats)
-    return edit.edits_mask or any(part is not None for part in parts)
 
 
 compat.register(regaze_attention)

@@ -16,7 +16,7 @@ from PIL import Image
 from transformers import BatchFeature
 
 from regaze.errors import InputError
-from regaze.toolkit.families import Family, Media
+from regaze.toolkit.families import Family, Layout, Media
 from regaze.toolkit.tokens import Role, Sample
 
 
@@ -50,7 +50,7 @@ class PromptReader:
         question = question.strip()
         if images and self.processor is self.tokenizer:
             raise InputError("this is a text-only model: ask it without images")
-        placeholder = getattr(self.processor, "image_token", None)
+        placeholder = str(getattr(self.processor, "image_token", None) or "")  # BLIP has an AddedToken
         if placeholder and (placeholder in question or placeholder in (system or "")):
             raise InputError(
                 f"the text contains {placeholder!r}, which stands for an image in this model's prompts"
@@ -71,29 +71,36 @@ class PromptReader:
         messages = [self._message("system", system)] if system else []
         return self._template([*messages, self._message("user", question, images)])
 
-    def _message(self, role: str, text: str, images: int = 0) -> dict[str, Any]:
+    def _message(self, role: str, text: str, images: int = 0, first: bool = True) -> dict[str, Any]:
         if self.processor is self.tokenizer:
             return {"role": role, "content": text}
         # Multimodal templates take lists of parts.
-        return {"role": role, "content": [{"type": "image"}] * images + [{"type": "text", "text": text}]}
+        shown, said = [{"type": "image"}] * images, [{"type": "text", "text": text}]
+        return {"role": role, "content": shown + said if first else said + shown}
 
     def _template(self, messages: list[dict[str, Any]]) -> str:
         return self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
 
     def tokenise(self, texts: Sequence[str], images: Sequence[Sequence[Image.Image]]) -> BatchFeature:
-        """Rendered prompts and the images of each as a left-padded batch."""
+        """Rendered prompts and the images of each as a batch, padded where the family wants it."""
         if self.tokenizer.pad_token_id is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         options: dict[str, Any] = {
             "padding": True,
-            "padding_side": "left",
             "return_tensors": "pt",
-            "add_special_tokens": self.adds_special_tokens(texts[0]),
         }
+        if not self.adds_special_tokens(texts[0]):  # otherwise a processor knows what it adds itself
+            options["add_special_tokens"] = False
         if any(images):
             nested = self.family.nested_images
             options["images"] = [list(i) for i in images] if nested else [one for i in images for one in i]
-        return BatchFeature(dict(self.processor(text=list(texts), **options)))
+        before = self.tokenizer.padding_side
+        # As an option of the call it would go to a Q-Former's tokenizer, too.
+        self.tokenizer.padding_side = self.family.padding_side
+        try:
+            return self.family.corrected(BatchFeature(dict(self.processor(text=list(texts), **options))))
+        finally:
+            self.tokenizer.padding_side = before
 
     # Roles --------------------------------------------------------------------------------------------
 
@@ -108,7 +115,7 @@ class PromptReader:
         )
         start, end = prompt.span
         question = [i for i, (a, b) in enumerate(encoded["offset_mapping"]) if a < end and b > start]
-        return self._sample(_carried(question, encoded["input_ids"], ids), ids, media)
+        return _sample(_carried(question, encoded["input_ids"], ids), self.family.lay_out(ids, media))
 
     def adds_special_tokens(self, text: str) -> bool:
         """Whether the tokenizer must add its special tokens: not when the template has written them."""
@@ -124,52 +131,28 @@ class PromptReader:
             ids: [n], a prompt without padding.
             media: what the processor said beside them; needed by families whose ids do not tell the grid.
         """
-        images = [i for i, token in enumerate(ids) if token in self._image_ids]
+        layout = self.family.lay_out(ids, media or Media({}))
+        images = [i for i, view in enumerate(layout.image) if view >= 0]
         frame = self._frame_with_image if images else self._frame_without
         after_image = 1 + images[-1] if images else 0
-        first = after_image + _match_prefix(ids[after_image:], frame.before)
+        first = after_image + max(_match_prefix(ids[after_image:], before) for before in frame.before)
         if not images and first == 0 and ids and ids[0] == getattr(self.tokenizer, "bos_token_id", None):
             first = 1
         stop = _find_last(ids, frame.after, first)
         if images and first >= stop:  # the image comes last
-            first, end = _match_prefix(ids, self._frame_without.before), images[0]
-            while end > first and self._is_special(ids[end - 1]):
-                end -= 1
+            frame_last = self._frame_image_last
+            first = max(_match_prefix(ids, before) for before in frame_last.before)
+            end = _find_last(ids[: images[0]], frame_last.after, first)
         else:
             turn = _find_last(ids[:stop], self._between_turns, first)
             first, end = (turn + len(self._between_turns) if turn < stop else first), stop
-        question = [first <= i < end and token not in self._image_ids for i, token in enumerate(ids)]
-        return self._sample(question, ids, media or Media({}), output_from=stop + len(frame.after))
+        while first < end and self._is_space(ids[first]):
+            first += 1
+        question = [first <= i < end and layout.image[i] < 0 for i in range(len(ids))]
+        return _sample(question, layout, output_from=stop + len(frame.after))
 
-    def _sample(
-        self, question: Sequence[bool], ids: Sequence[int], media: Media, output_from: int | None = None
-    ) -> Sample:
-        """Roles, views and cells, given which tokens are the question."""
-        n = len(ids)
-        is_image = [token in self._image_ids for token in ids]
-        marked = [i for i in range(n) if question[i] or is_image[i]]
-        first, last = (marked[0], marked[-1]) if marked else (n, n - 1)
-        roles = [int(Role.SYSTEM)] * n
-        for i in range(n):
-            if question[i]:
-                roles[i] = Role.QUERY
-            elif is_image[i]:
-                roles[i] = Role.IMAGE
-            elif output_from is not None and i >= output_from:
-                roles[i] = Role.OUTPUT
-            elif i > last:
-                roles[i] = Role.TAIL
-            elif i > first:
-                roles[i] = Role.SEPARATOR
-        layout = self.family.lay_out(ids, media)
-        return Sample(tuple(roles), tuple(layout.image), tuple(layout.cell), tuple(layout.views))
-
-    @cached_property
-    def _image_ids(self) -> frozenset[int]:
-        return frozenset(self.family.image_token_ids)
-
-    def _is_special(self, token: int) -> bool:
-        return token in self.tokenizer.all_special_ids
+    def _is_space(self, token: int) -> bool:
+        return self.tokenizer is not None and not self.tokenizer.decode([token]).strip()
 
     # The text around a question -----------------------------------------------------------------------
 
@@ -182,26 +165,52 @@ class PromptReader:
         return self._frame(0)
 
     def _frame(self, images: int) -> _Frame:
-        """Tokens that stand around any question (after the image), found by asking two about a grey image."""
-        if self.processor is None:
-            return _Frame((), ())
-        a, b = (self._ids_of(text, images) for text in ("Is this a probe?", "What do 2 probes say!"))
-        before = _common_prefix(a, b)
-        after = _common_prefix(a[::-1], b[::-1])[::-1]
-        last = max((i for i, token in enumerate(before) if token in self._image_ids), default=-1)
-        return _Frame(tuple(before[last + 1 :]), tuple(after))
+        """Tokens that stand around any question (after the image), found by asking two about a grey image.
 
-    def _ids_of(self, question: str, images: int) -> list[int]:
-        text = self._text(question, images, None)
-        grey = Image.new("RGB", (224, 224), (128, 128, 128))
-        return self.tokenise([text], [[grey] * images])["input_ids"][0].tolist()
+        What closes an image may depend on how many tiles it has: a small image and a wide one are tried.
+        """
+        if self.processor is None:
+            return _Frame(((),), ())
+        texts = [self._text(text, images, None) for text in _QUESTIONS]
+        found: list[tuple[int, ...]] = []
+        for size in _SIZES if images else _SIZES[:1]:
+            (a, shown), (b, _) = (self._probed(text, images, size) for text in texts)
+            before, after = _common_prefix(a, b), _common_prefix(a[::-1], b[::-1])[::-1]
+            found.append(tuple(before[max(shown, default=-1) + 1 :]))
+        return _Frame(tuple(found), tuple(after))
+
+    @cached_property
+    def _frame_image_last(self) -> _Frame:
+        """Tokens before any question that an image follows, and those between the two.
+
+        Where an image's first token may have a tile's name before it, that name depends on the image: only
+        what stands before a small image and before a wide one counts.
+        """
+        if getattr(self.processor, "chat_template", None) is None:
+            return _Frame(((),), ())
+        texts = [self._template([self._message("user", text, 1, first=False)]) for text in _QUESTIONS]
+        before: list[int] = []
+        between: list[list[int]] = []
+        for size in _SIZES:
+            (a, shown), (b, _) = (self._probed(text, 1, size) for text in texts)
+            before, after = _common_prefix(a, b), _common_prefix(a[::-1], b[::-1])[::-1]
+            between.append(after[: max(0, min(shown, default=len(a)) - (len(a) - len(after)))])
+        return _Frame((tuple(before),), tuple(_common_prefix(*between)))
+
+    def _probed(self, text: str, images: int, size: tuple[int, int]) -> tuple[list[int], list[int]]:
+        """The final ids of a prompt about a grey image, and the places of its image tokens."""
+        grey = Image.new("RGB", size, (128, 128, 128))
+        batch = self.tokenise([text], [[grey] * images])
+        ids = batch["input_ids"][0].tolist()
+        layout = self.family.lay_out(ids, Media(batch))
+        return ids, [i for i, view in enumerate(layout.image) if view >= 0]
 
     @cached_property
     def _between_turns(self) -> tuple[int, ...]:
         """Tokens between an answer and the next question of a conversation; empty where none are found."""
         if getattr(self.processor, "chat_template", None) is None:
             return ()
-        turns = (("user", "Is this a probe?"), ("assistant", _PROBE), ("user", "What do 2 probes say!"))
+        turns = (("user", _QUESTIONS[0]), ("assistant", _PROBE), ("user", _QUESTIONS[1]))
         text = self._template([self._message(role, said) for role, said in turns])
         encoded = self.tokenizer(text, return_offsets_mapping=True, add_special_tokens=False)
         start, end = text.find(_PROBE) + len(_PROBE), text.rfind("What")
@@ -211,11 +220,37 @@ class PromptReader:
 
 @dataclass(frozen=True)
 class _Frame:
-    before: tuple[int, ...]
+    """Tokens before something in a prompt, of which there may be several kinds, and those after it."""
+
+    before: tuple[tuple[int, ...], ...]
     after: tuple[int, ...]
 
 
+#: Two questions that begin and end differently.
+_QUESTIONS = ("Is this a probe?", "What do 2 probes say!")
+#: (width, height) of an image that gets one tile, and of one that gets several where there are tiles.
+_SIZES = ((56, 56), (896, 224))
 _PROBE = "\u2983probe\u2984"  # unlikely brackets: text that no template contains
+
+
+def _sample(question: Sequence[bool], layout: Layout, output_from: int | None = None) -> Sample:
+    """Roles, given which tokens are the question and what the image tokens show."""
+    n, is_image = len(question), [view >= 0 for view in layout.image]
+    marked = [i for i in range(n) if question[i] or is_image[i]]
+    first, last = (marked[0], marked[-1]) if marked else (n, n - 1)
+    roles = [int(Role.SYSTEM)] * n
+    for i in range(n):
+        if question[i]:
+            roles[i] = Role.QUERY
+        elif is_image[i]:
+            roles[i] = Role.IMAGE
+        elif output_from is not None and i >= output_from:
+            roles[i] = Role.OUTPUT
+        elif i > last:
+            roles[i] = Role.TAIL
+        elif i > first:
+            roles[i] = Role.SEPARATOR
+    return Sample(tuple(roles), tuple(layout.image), tuple(layout.cell), tuple(layout.views))
 
 
 def _carried(chosen: Sequence[int], short: Sequence[int], ids: Sequence[int]) -> list[bool]:

@@ -21,7 +21,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from regaze.errors import BadParameterError, RecordingError
+from regaze.errors import BadParameterError, RecordingError, RegazeError
 from regaze.toolkit import compat
 from regaze.toolkit.tokens import TokenMap, View
 
@@ -103,6 +103,7 @@ class Trace:
         tokens: roles of the prompt, or None when they are not known.
         text: per sample the pieces of text of the prompt's and the answer's tokens; None without a tokenizer.
         interventions: what was active, as `Intervention.to_dict()`.
+        cross: the same rows in the cross-attention layers, whose keys (an image's, sound) are its `tokens`.
     """
 
     layers: tuple[int, ...]
@@ -121,6 +122,7 @@ class Trace:
     tokens: TokenMap | None = None
     text: tuple[tuple[str, ...], ...] | None = None
     interventions: tuple[dict[str, Any], ...] = ()
+    cross: Trace | None = None
 
     def __repr__(self) -> str:
         held = {name: getattr(self, name) for name in STATISTICS if getattr(self, name) is not None}
@@ -235,33 +237,47 @@ class Record(Sequence[Trace]):
     def save(self, path: str | Path) -> None:
         """Write one safetensors file whose metadata is the JSON header."""
         tensors: dict[str, Tensor] = {}
-        descriptions = []
-        for number, trace in enumerate(self.traces):
-            for name in (
-                *STATISTICS,
-                "slice_columns",
-                "row_position",
-                "row_step",
-                "row_active",
-                "input_ids",
-                "output_ids",
-            ):
-                tensor = getattr(trace, name)
-                if tensor is not None:
-                    tensors[f"{number}.{name}"] = tensor.contiguous()
-            if trace.tokens is not None:
-                for name in ("roles", "image", "cell"):
-                    tensors[f"{number}.tokens.{name}"] = getattr(trace.tokens, name).contiguous()
-            views = None if trace.tokens is None else [[asdict(v) for v in s] for s in trace.tokens.views]
-            descriptions.append(
-                {
-                    "layers": trace.layers,
-                    "views": views,
-                    "text": trace.text,
-                    "interventions": trace.interventions,
-                }
-            )
-        save_file(tensors, str(path), {"regaze": json.dumps({**self.header, "traces": descriptions})})
+        traces = [_packed(trace, f"{number}.", tensors) for number, trace in enumerate(self.traces)]
+        save_file(tensors, str(path), {"regaze": json.dumps({**self.header, "traces": traces})})
+
+    def to_html(
+        self,
+        *,
+        images: Sequence[Any] | None = None,
+        edited: Record | None = None,
+        trace: int = 0,
+        sample: int = 0,
+        title: str | None = None,
+        limit: int | None = None,
+    ) -> str:
+        """A page of one sample, to explore in a browser: a whole HTML file that needs nothing else.
+
+        Args:
+            images: the pictures as the model saw them (`gaze.seen(image)`), one per image of the sample;
+                without them the maps are drawn on nothing.
+            edited: a record of the same tokens, rows and layers under an intervention, to compare with
+                (`regaze.toolkit.viewer.look` makes both).
+            trace: which generation. sample: which row of its batch.
+            title: default: the question.
+            limit: bytes of the page, 8,000,000 by default; docs/viewer.md says what is left out beyond it.
+
+        Raises:
+            RecordingError: neither slices nor masses were recorded. BadParameterError, InputError: as
+                `regaze.toolkit.viewer.build`.
+        """
+        from regaze.toolkit import viewer  # imports this module
+
+        given = {"images": images, "title": title, "sample": sample, "limit": limit or viewer.LIMIT}
+        return viewer.of_records(self, edited, trace, **given).html
+
+    def _repr_html_(self) -> str | None:
+        """The first sample's page in a frame, for notebooks; None (the plain repr) where there is no page."""
+        from regaze.toolkit import viewer
+
+        try:
+            return viewer.of_records(self, limit=viewer.NOTEBOOK_LIMIT)._repr_html_()
+        except RegazeError:
+            return None
 
     @classmethod
     def load(cls, path: str | Path) -> Record:
@@ -280,7 +296,7 @@ class Record(Sequence[Trace]):
             )
         return cls(
             {k: v for k, v in header.items() if k != "traces"},
-            [_trace(number, description, tensors) for number, description in enumerate(header["traces"])],
+            [_unpacked(trace, f"{number}.", tensors) for number, trace in enumerate(header["traces"])],
         )
 
 
@@ -294,19 +310,54 @@ def _view(description: dict[str, Any]) -> View:
     )
 
 
-def _trace(number: int, description: dict[str, Any], tensors: dict[str, Tensor]) -> Trace:
-    prefix = f"{number}."
-    own = {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+#: Tensors of a trace that are of its layers, and those that it shares with its `cross`.
+_OWN = (*STATISTICS, "slice_columns")
+_SHARED = ("row_position", "row_step", "row_active", "input_ids", "output_ids")
+
+
+def _packed(
+    trace: Trace, prefix: str, tensors: dict[str, Tensor], names: tuple[str, ...] = _OWN + _SHARED
+) -> dict[str, Any]:
+    """A trace as plain JSON; its tensors are put into `tensors` under names that begin with `prefix`."""
+    for name in names:
+        tensor = getattr(trace, name)
+        if tensor is not None:
+            tensors[prefix + name] = tensor.contiguous()
+    views = None
+    if trace.tokens is not None:
+        for name in ("roles", "image", "cell"):
+            tensors[f"{prefix}tokens.{name}"] = getattr(trace.tokens, name).contiguous()
+        views = [[asdict(view) for view in sample] for sample in trace.tokens.views]
+    return {
+        "layers": trace.layers,
+        "views": views,
+        "text": trace.text,
+        "interventions": trace.interventions,
+        "cross": None if trace.cross is None else _packed(trace.cross, f"{prefix}cross.", tensors, _OWN),
+    }
+
+
+def _unpacked(
+    description: dict[str, Any],
+    prefix: str,
+    tensors: dict[str, Tensor],
+    shared: dict[str, Tensor] | None = None,
+) -> Trace:
+    """The trace that `_packed` packed; that of cross-attention is given what it shares."""
     tokens = None
-    if "tokens.roles" in own:
+    if shared is None:
+        shared = {name: tensors[prefix + name] for name in _SHARED if prefix + name in tensors}
+    if description["views"] is not None:
         views = tuple(tuple(_view(view) for view in sample) for sample in description["views"])
-        roles, image, cell = (own.pop(f"tokens.{name}") for name in ("roles", "image", "cell"))
+        roles, image, cell = (tensors[f"{prefix}tokens.{name}"] for name in ("roles", "image", "cell"))
         tokens = TokenMap(roles, image, cell, views)
-    text = None if description["text"] is None else tuple(tuple(sample) for sample in description["text"])
+    text, cross = description["text"], description["cross"]
     return Trace(
         layers=tuple(description["layers"]),
         tokens=tokens,
-        text=text,
+        text=None if text is None else tuple(tuple(sample) for sample in text),
         interventions=tuple(description["interventions"]),
-        **own,
+        cross=None if cross is None else _unpacked(cross, f"{prefix}cross.", tensors, shared),
+        **shared,
+        **{name: tensors[prefix + name] for name in _OWN if prefix + name in tensors},
     )

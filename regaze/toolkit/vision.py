@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from regaze.errors import BadParameterError, InputError, ShapeError, UnsupportedModelError
 from regaze.kernels import StatsRequest, observe
-from regaze.toolkit.tokens import TokenMap
+from regaze.toolkit.tokens import Role, Sample, TokenMap, View
 
 #: Names of a block's first norm, attention and second norm: CLIP's, and those of ViT and DeiT.
 _LAYOUTS = (("layer_norm1", "self_attn", "layer_norm2"), ("layernorm_before", "attention", "layernorm_after"))
@@ -185,6 +185,38 @@ def vision_tower(model: PreTrainedModel) -> PreTrainedModel:
         if isinstance(module, PreTrainedModel) and module.config is config:
             return module
     raise UnsupportedModelError(f"{type(model).__name__} has no vision tower that regaze can find")
+
+
+def vision_tokens(model: PreTrainedModel, pixel_values: Tensor) -> TokenMap:
+    """Roles of the tokens of a vision model used alone: SYSTEM in front (class, registers), then the patches.
+
+    Args:
+        pixel_values: [B, 3, H, W].
+
+    Raises:
+        UnsupportedModelError: the model does not cut images into patches of one size. ShapeError: other pixel
+        values, such as Siglip 2's, which are cut up already.
+    """
+    patch = getattr(model.config, "patch_size", None)
+    if patch is None:
+        raise UnsupportedModelError(f"{type(model).__name__} has no patches whose tokens regaze could place")
+    if pixel_values.dim() != 4:
+        raise ShapeError(f"pixel_values must be [B, 3, H, W], got {list(pixel_values.shape)}")
+    high, wide = (patch, patch) if isinstance(patch, int) else patch
+    rows, columns = pixel_values.shape[2] // high, pixel_values.shape[3] // wide
+    front = [p for name, p in model.named_parameters() if name.endswith(_IN_FRONT)]
+    prefix, count = sum(p.numel() for p in front) // model.config.hidden_size, rows * columns
+    roles = (int(Role.SYSTEM),) * prefix + (int(Role.IMAGE),) * count
+    nowhere = (-1,) * prefix
+    sample = Sample(roles, nowhere + (0,) * count, (*nowhere, *range(count)), (View((rows, columns)),))
+    visible = torch.ones(len(pixel_values), prefix + count, dtype=torch.bool)
+    return TokenMap.from_samples([sample] * len(pixel_values), visible)
+
+
+#: Parameters that are tokens of their own, before the patches (those of pooling heads are not).
+_IN_FRONT = tuple(
+    f"embeddings.{name}" for name in ("class_embedding", "cls_token", "distillation_token", "register_tokens")
+)
 
 
 def vision_blocks(model: PreTrainedModel) -> tuple[list[VisionBlock], int]:

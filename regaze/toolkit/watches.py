@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from regaze.errors import InputError, UnsupportedModelError
 from regaze.toolkit import compat
-from regaze.toolkit.branches import media_names
+from regaze.toolkit.branches import TOKEN_TYPES, media_names
 from regaze.toolkit.context import Context
 
 
@@ -59,27 +59,29 @@ class Watches:
         self._handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
 
 
-def _hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    return args[0] if args else kwargs["hidden_states"]
+def _hidden(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    return compat.residual(layer, args[0] if args else kwargs["hidden_states"])
 
 
 def _show_input(context: Context, number: int) -> Callable[..., None]:
     def show(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        context.show_hidden(number, _hidden(args, kwargs))
+        context.show_hidden(number, _hidden(module, args, kwargs))
 
     return show
 
 
 def _keep_input(context: Context, number: int) -> Callable[..., None]:
     def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        context.take_hidden(number, _hidden(args, kwargs))
+        context.take_hidden(number, _hidden(module, args, kwargs))
 
     return keep
 
 
 def _keep_output(context: Context, number: int) -> Callable[..., None]:
     def keep(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        context.take_hidden(number, output[0] if isinstance(output, tuple) else output)
+        context.take_hidden(
+            number, compat.residual(module, output[0] if isinstance(output, tuple) else output)
+        )
 
     return keep
 
@@ -124,7 +126,7 @@ def replayed(inputs: Mapping[str, Any], cache: Any, context: Context) -> dict[st
         raise InputError("prompts must be padded on the left, so that all end in the last column")
     media = (*media_names(inputs), "mm_encoder_outputs")
     again = {name: value for name, value in inputs.items() if name not in media}
-    for name in ("input_ids", "inputs_embeds", "token_type_ids", "mm_token_type_ids"):
+    for name in ("input_ids", "inputs_embeds", *TOKEN_TYPES):
         if again.get(name) is not None:
             again[name] = again[name][:, -1:]
     if again.get("position_ids") is not None:

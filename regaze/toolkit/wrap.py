@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import BatchFeature, PreTrainedModel
 
 from regaze.errors import BadParameterError, InputError, RegazeError, UnsupportedModelError
+from regaze.toolkit import compat
 from regaze.toolkit.context import Participant
 from regaze.toolkit.families import Media, family_of
 from regaze.toolkit.hook import Session, close_session, open_session
@@ -22,6 +23,7 @@ from regaze.toolkit.prompts import Prompt, PromptReader
 from regaze.toolkit.record import Record, Wanted
 from regaze.toolkit.recording import RecordingSession
 from regaze.toolkit.tokens import Sample, TokenMap
+from regaze.toolkit.vision import vision_tokens
 
 Images = ImageLike | Sequence[ImageLike] | None
 
@@ -54,6 +56,7 @@ class Gaze:
     def __init__(self, model: PreTrainedModel, processor: Any = None):
         self.model, self.processor = model, processor
         self.family = family_of(model.config)
+        self.host = self.family.host(model)  # the part that regaze takes hold of
         self.reader = PromptReader(processor, self.family)
         self._known: OrderedDict[tuple[int, ...], Sample] = OrderedDict()
         self._recorder: RecordingSession | None = None
@@ -77,6 +80,16 @@ class Gaze:
         Raises:
             InputError: unreadable images, no processor, counts that differ.
         """
+        batch = self._built(images, questions, system)
+        for name, tensor in batch.items():  # Llama 4's processor makes bf16 pixels for whatever model
+            if isinstance(tensor, Tensor) and tensor.dtype in (torch.float16, torch.bfloat16):
+                batch[name] = tensor.to(self.model.dtype)
+        return batch.to(self.model.device)
+
+    def _built(
+        self, images: Sequence[Images], questions: Sequence[str] | str, system: str | None = None
+    ) -> BatchFeature:
+        """`inputs` as the processor makes them, and their roles remembered."""
         entries, questions = paired(images, questions)
         if self.processor is None:
             raise InputError(
@@ -86,7 +99,7 @@ class Gaze:
         prompts = [self.reader.render(q, len(i), system) for q, i in zip(questions, opened, strict=True)]
         batch = self.reader.tokenise([prompt.text for prompt in prompts], opened)
         self._remember(prompts, batch)
-        return batch.to(self.model.device)
+        return batch
 
     def ask(
         self,
@@ -174,11 +187,11 @@ class Gaze:
         if len({id(intervention) for intervention in interventions}) < len(interventions):
             raise BadParameterError("gaze.using was given the same object twice; what it keeps would mix")
         session = Session(interventions, tokens, self._read, self.reader)
-        open_session(self.model, session)
+        open_session(self.host, session, self.model)
         try:
             yield self
         finally:
-            close_session(self.model, session)
+            close_session(self.host, session)
 
     @contextmanager
     def recording(self, *, tokens: TokenMap | None = None, **wanted: Any) -> Iterator[Record]:
@@ -191,19 +204,21 @@ class Gaze:
         """
         recorder = RecordingSession(Wanted.checked(self.model, **wanted), self)
         session = Session((recorder,), tokens, self._read, self.reader)
-        open_session(self.model, session)
+        open_session(self.host, session, self.model)
         self._recorder = recorder
         try:
             yield recorder.record
             recorder.finish()
         finally:
             self._recorder = None
-            close_session(self.model, session)
+            close_session(self.host, session)
 
     # Roles --------------------------------------------------------------------------------------------
 
     def tokens(self, inputs: Any) -> TokenMap:
         """Roles of a batch: what the processor returned, with input_ids [B, L] and attention_mask if padded.
+
+        For a vision model used alone, its pixel_values [B, 3, H, W].
 
         Raises:
             InputError, UnsupportedModelError: the prompts cannot be read.
@@ -211,6 +226,8 @@ class Gaze:
         return self._read(inputs, inputs.get("attention_mask"))
 
     def _read(self, inputs: Mapping[str, Any], attention_mask: Tensor | None) -> TokenMap:
+        if compat.sees_pixels_alone(self.model):
+            return vision_tokens(self.model, inputs["pixel_values"])
         ids, media = inputs["input_ids"].cpu(), Media(inputs)
         complete = media.has(*self.family.media)
         visible = _visible(ids, attention_mask)

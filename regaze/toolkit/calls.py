@@ -1,0 +1,94 @@
+"""`AttentionCall`: what one layer's attention was called with, and its weights a block of rows at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from regaze.kernels import AttentionEdit, Rows, StatsRequest, attend, observe
+
+#: Weights held at once over batch and heads, in elements: 64 MiB in fp32, on a CPU 8 MiB.
+BLOCK_ELEMENTS = 1 << 24
+CPU_BLOCK_ELEMENTS = 1 << 21
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionCall:
+    """One call of a layer's attention, shown to participants with `uses_calls`.
+
+    Attributes:
+        query: [B, Hq, Lq, D]. key: [B, Hkv, Lk, D]. value: [B, Hkv, Lk, Dv].
+        output: [B, Lq, Hq, Dv], what the layer goes on with: part of its autograd graph, if there is one.
+        edit: what was done to the layer; neutral where nothing was.
+        options: mask, scaling, is_causal, softcap and sinks, as `regaze.kernels.attend` takes them.
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    output: Tensor
+    edit: AttentionEdit
+    options: dict[str, Any]
+
+    @cached_property
+    def looks_back(self) -> bool:
+        """Whether no row sees a key behind its own. Reads the mask once: it waits for the device."""
+        mask, queries = self.options["mask"], self.query.shape[2]
+        if queries != self.key.shape[2] or self.edit.openings:
+            return False
+        if mask is None:
+            return bool(self.options["is_causal"]) and queries > 1
+        visible = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+        return not bool(visible.triu(1).any())
+
+    def blocks(self) -> list[slice]:
+        """All query rows, in blocks whose weights fit a fixed budget."""
+        batch, heads, rows = self.query.shape[:3]
+        budget = CPU_BLOCK_ELEMENTS if self.query.device.type == "cpu" else BLOCK_ELEMENTS
+        size = max(1, budget // (batch * heads * self.key.shape[2]))
+        return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
+
+    def weights(self, rows: slice) -> Tensor:
+        """Attention weights of a block of rows as the layer used them, [B, Hq, R, K] fp32, without a graph.
+
+        K is the number of keys up to the last one that a row of the block sees, or all. An edit of the
+        weights makes each block cost the layer's whole attention again.
+        """
+        with torch.no_grad():
+            if not self.edit.edits_rows and not self.edit.edits_mask:
+                return self._plain(rows)
+            index = torch.arange(rows.start, rows.stop, device=self.query.device)
+            request = StatsRequest(rows=Rows(index), full_rows=True, edited=True)
+            stats = attend(
+                self.query, self.key, self.value, self.edit.replace(stats=request), **self.options
+            )[1]
+        assert stats is not None
+        assert stats.slices is not None
+        return stats.slices
+
+    def _plain(self, rows: slice) -> Tensor:
+        mask, stop = self.options["mask"], rows.stop if self.looks_back else self.key.shape[2]
+        options = self.options if mask is None else {**self.options, "mask": mask[:, :, rows, :stop]}
+        slices = observe(self.query[:, :, rows], self.key[:, :, :stop], _ALL, **options).slices
+        assert slices is not None
+        return slices
+
+    def weight_gradient(self, rows: slice, gradient: Tensor) -> Tensor:
+        """Gradient with respect to the weights of a block of rows, [B, Hq, R, Lk] fp32.
+
+        Args:
+            gradient: [B, Lq, Hq, Dv] with respect to `output`.
+        """
+        given = gradient[:, rows].transpose(1, 2).float()  # [B, Hq, R, Dv]
+        if (gain := self.edit.head_gain) is not None:
+            given = given * (gain[:, :, rows, None] if gain.dim() == 3 else gain[..., None, None])
+        batch, heads, count, width = given.shape
+        grouped = given.reshape(batch, self.value.shape[1], -1, width)
+        return (grouped @ self.value.detach().float().mT).view(batch, heads, count, -1)
+
+
+_ALL = StatsRequest(full_rows=True)

@@ -13,11 +13,15 @@ class Entry:
 
     Attributes:
         name: transformers' `config.model_type`.
-        build: makes a model (random weights of a fixed seed, fp32, eval mode, about 2 layers of width 32) and its
-            processor (the family's own class, with a tiny tokenizer), the same each time.
+        build: makes a model (random weights of a fixed seed, fp32, eval mode, a few layers of width 32) and
+            its processor (the family's own class, with a tiny tokenizer), the same each time.
         images: how many images a prompt may have; 0 for text models.
         refused: None, or a pattern of the error that regaze raises where a family cannot work.
         note: what a reader of docs/models.md should know, in a few words.
+        batch: whether transformers' own batch of different prompts gives what they give one by one.
+        lacks: prompts that the family or its processor does not take: "none" (no image), "last" (image behind
+            the question), "turns" (several), "text" (a question whose words the processor does not keep).
+        sizes: (width, height) of the two pictures that are asked about.
     """
 
     name: str
@@ -25,3 +29,6 @@ class Entry:
     images: int = 2
     refused: str | None = None
     note: str = ""
+    batch: bool = True
+    lacks: tuple[str, ...] = ()
+    sizes: tuple[tuple[int, int], tuple[int, int]] = ((56, 56), (84, 56))

@@ -4,21 +4,75 @@ from __future__ import annotations
 
 from typing import Any
 
+from regaze.toolkit.families.aria import Aria
 from regaze.toolkit.families.base import Family, Layout, Media, Piece
+from regaze.toolkit.families.blip import Blip2, InstructBlip
+from regaze.toolkit.families.crossing import Florence2, Mllama
+from regaze.toolkit.families.gemma import Gemma3, Gemma4, PaliGemma
 from regaze.toolkit.families.generic import Guessed, Unknown, image_id
-from regaze.toolkit.families.llava import Llava
-from regaze.toolkit.families.qwen_vl import QwenVL
+from regaze.toolkit.families.granite import Granite4Vision
+from regaze.toolkit.families.idefics import Idefics2, Idefics3
+from regaze.toolkit.families.kimi import KimiK25, PaddleOcrVL
+from regaze.toolkit.families.kosmos import Kosmos2, Kosmos2_5
+from regaze.toolkit.families.lfm2_vl import Lfm2Vl
+from regaze.toolkit.families.llama4 import Llama4
+from regaze.toolkit.families.llava import FastVLM, Llava, VideoLlava
+from regaze.toolkit.families.llava_next import LlavaNext, LlavaNextVideo, LlavaOnevision
+from regaze.toolkit.families.minicpmv import MiniCPMV
+from regaze.toolkit.families.molmo2 import Molmo2
+from regaze.toolkit.families.ovis2 import Ovis2
+from regaze.toolkit.families.phi4 import Phi4
+from regaze.toolkit.families.pixtral import Pixtral
+from regaze.toolkit.families.qwen_vl import Glm4v, QwenVL
+from regaze.toolkit.families.tiles import Cohere, GotOcr2, InternVL, PerceptionLM
+from regaze.toolkit.families.visual_words import Chameleon, Emu3
+from regaze.toolkit.families.whisper import Whisper
 
 FAMILIES: tuple[type[Family], ...] = (
+    Aria,
+    Blip2,
+    Chameleon,
+    Cohere,
+    Emu3,
+    FastVLM,
+    Florence2,
+    Gemma3,
+    Gemma4,
+    Glm4v,
+    GotOcr2,
+    Granite4Vision,
+    Idefics2,
+    Idefics3,
+    InstructBlip,
+    InternVL,
+    KimiK25,
+    Kosmos2,
+    Kosmos2_5,
+    Lfm2Vl,
+    Llama4,
+    Pixtral,  # before Llava: it takes LLaVA's configurations with a Pixtral tower
     Llava,
+    LlavaNext,
+    LlavaNextVideo,
+    LlavaOnevision,
+    MiniCPMV,
+    Mllama,
+    Molmo2,
+    Ovis2,
+    PaddleOcrVL,
+    PaliGemma,
+    PerceptionLM,
+    Phi4,
     QwenVL,
+    VideoLlava,
+    Whisper,
 )
 
 
 def family_of(config: Any) -> Family:
     """The family of a model configuration; text-only models need no entry."""
     for family in FAMILIES:
-        if config.model_type in family.model_types:
+        if family.serves(config):
             return family(config)
     if image_id(config) is not None:
         return Guessed(config)

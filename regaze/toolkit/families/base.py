@@ -8,12 +8,15 @@ family overrides `lay_out`. What they do not tell comes from the processor's oth
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from regaze.errors import InputError
-from regaze.toolkit.tokens import WHOLE, Shares, View
+from regaze.errors import InputError, UnsupportedModelError
+from regaze.toolkit.tokens import WHOLE, Shares, TokenMap, View
+
+if TYPE_CHECKING:
+    from transformers import BatchFeature, PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -86,18 +89,22 @@ class Media:
         Raises:
             InputError: the inputs do not have it, or not for as many images as the prompts show.
         """
+        (entry,) = self.take_several(name, 1)
+        return entry.tolist() if hasattr(entry, "tolist") else entry
+
+    def take_several(self, name: str, count: int) -> Any:
+        """The next `count` entries as they are: a slice of a tensor or list. Raises as `take`."""
         entries = self._inputs.get(name)
         if entries is None:
             raise InputError(
                 f"where this model's image tokens sit is told by {name!r}, which its processor gives beside "
                 "input_ids; pass the model (or gaze.tokens) all that the processor returned"
             )
-        number = self._taken[name]
-        if number >= len(entries):
+        start = self._taken[name]
+        if start + count > len(entries):
             raise InputError(f"{name!r} is of {len(entries)} images, but the prompts show more")
-        self._taken[name] += 1
-        entry = entries[number]
-        return entry.tolist() if hasattr(entry, "tolist") else entry
+        self._taken[name] += count
+        return entries[start : start + count]
 
 
 class Family:
@@ -108,6 +115,8 @@ class Family:
         model_types: `config.model_type` values that belong to the family.
         media: processor outputs that `lay_out` takes.
         nested_images: whether the processor takes a list of images per prompt, rather than one list.
+        padding_side: where prompts are padded; an encoder that counts positions from its first token wants
+            "right".
         guessing: whether the layout is a guess.
     """
 
@@ -115,10 +124,16 @@ class Family:
     model_types: ClassVar[tuple[str, ...]] = ()
     media: ClassVar[tuple[str, ...]] = ()
     nested_images: ClassVar[bool] = False
+    padding_side: ClassVar[str] = "left"
     guessing: ClassVar[bool] = False
 
     def __init__(self, config: Any):
         self.config = config
+
+    @classmethod
+    def serves(cls, config: Any) -> bool:
+        """Whether a model of this configuration belongs to the family."""
+        return config.model_type in cls.model_types
 
     @property
     def image_token_ids(self) -> tuple[int, ...]:
@@ -130,14 +145,22 @@ class Family:
         """The first of them; None without images."""
         return next(iter(self.image_token_ids), None)
 
+    def shows_image(self, ids: Sequence[int]) -> list[bool]:
+        """Which tokens of a prompt carry an image's content: those of `image_token_ids`.
+
+        A family overrides it where image tokens have ids that mean other things elsewhere.
+        """
+        wanted = frozenset(self.image_token_ids)
+        return [token in wanted for token in ids]
+
     def lay_out(self, ids: Sequence[int], media: Media) -> Layout:
         """Where the image tokens of one sample, without padding, sit and what each shows.
 
         Raises:
             InputError: the ids are no whole images of this family, or `media` lacks something.
         """
-        layout, wanted = Layout.of(len(ids)), set(self.image_token_ids)
-        for start, count in runs([token in wanted for token in ids]):
+        layout = Layout.of(len(ids))
+        for start, count in runs(self.shows_image(ids)):
             position = start
             for piece in self.split(count, media):
                 layout.add(piece, range(position, position + len(piece.cells)))
@@ -151,6 +174,31 @@ class Family:
             InputError: the run is not a whole number of images.
         """
         raise InputError(f"a {self.name} model has no image tokens")
+
+    def host(self, model: PreTrainedModel) -> PreTrainedModel:
+        """The part of `model` whose forward runs once per step, where regaze takes hold.
+
+        It is the model itself, unless its `generate` calls that of a part.
+        """
+        return model
+
+    def cross_tokens(self, inputs: Mapping[str, Any], batch: int, keys: int) -> TokenMap:
+        """What each key of the cross-attention layers shows, for models that have such layers.
+
+        Args:
+            inputs: the arguments of the forward. batch, keys: of the keys, [batch, keys].
+
+        Raises:
+            UnsupportedModelError: regaze does not know.
+        """
+        raise UnsupportedModelError(
+            f"regaze does not know what the {keys} keys of the cross-attention layers of "
+            f"{self.config.model_type!r} show; add a family (CONTRIBUTING.md)"
+        )
+
+    def corrected(self, inputs: BatchFeature) -> BatchFeature:
+        """What the processor made of a batch, where that answers otherwise than each prompt alone."""
+        return inputs
 
     def prompt(self, question: str, images: int, system: str | None) -> str:
         """The prompt for processors without a chat template, as the family's authors write it."""
@@ -170,6 +218,25 @@ def runs(flags: Sequence[bool]) -> list[tuple[int, int]]:
         elif flag:
             found.append((i, 1))
     return found
+
+
+def fill(layout: Layout, places: Sequence[int], images: Iterator[list[Piece]]) -> None:
+    """Lay out images, each of them given as its pieces, until they take up all of `places`.
+
+    Raises:
+        InputError: the last image does not end where the places do.
+    """
+    start = 0
+    while start < len(places):
+        for piece in next(images):
+            end = start + len(piece.cells)
+            if end > len(places):
+                raise InputError(
+                    f"the prompt has {len(places)} tokens where its images, of the sizes that the processor "
+                    "tells, take more"
+                )
+            layout.add(piece, places[start:end])
+            start = end
 
 
 def whole_images(count: int, per_image: int, what: str) -> int:

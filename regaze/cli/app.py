@@ -14,8 +14,10 @@ from regaze.cli.demo import demo
 from regaze.cli.evaluate import evaluate
 from regaze.cli.heads import heads
 from regaze.cli.heatmap import heatmap
+from regaze.cli.inspect import inspect
 from regaze.cli.methods import methods
 from regaze.cli.score import score
+from regaze.cli.view import view
 from regaze.errors import RegazeError
 
 # Base of every complaint about the command line. It lies in click or, with newer typer, in typer's own copy
@@ -68,7 +70,9 @@ app.command()(compare)
 app.command()(score)
 app.command()(benchmarks)
 app.command()(heatmap)
+app.command()(view)
 app.command()(heads)
+app.command()(inspect)
 app.command()(methods)
 app.command()(demo)
 

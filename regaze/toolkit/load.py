@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
+    AutoModelForSpeechSeq2Seq,
     AutoProcessor,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
 )
 
@@ -34,24 +41,65 @@ def load(name_or_path: str, *, trust_remote_code: bool = False, **kwargs: Any) -
         ModelNotFoundError: transformers cannot find or read the model.
         BadParameterError: the model does not take one of `kwargs`.
     """
-    source = name_or_path
-    if source == "demo":
-        from regaze.demo import MODEL_DIR
-
-        source = str(MODEL_DIR)
+    source = _source(name_or_path)
+    if name_or_path == "demo":
         # It ships in bf16, which small matrices on a CPU do not profit from.
         kwargs.setdefault("dtype", torch.float32)
     shared: dict[str, Any] = {
         "trust_remote_code": trust_remote_code,
         **{k: kwargs[k] for k in ("revision", "token") if k in kwargs},
     }
-    try:
+    with _refusing(name_or_path, kwargs):
         config = AutoConfig.from_pretrained(source, **shared)
-        is_multimodal = getattr(config, "vision_config", None) is not None
-        model_class = AutoModelForImageTextToText if is_multimodal else AutoModelForCausalLM
-        processor_class = AutoProcessor if is_multimodal else AutoTokenizer
+        model_class, processor_class = classes_for(config)
         processor = processor_class.from_pretrained(source, **shared)
         model = model_class.from_pretrained(source, trust_remote_code=trust_remote_code, **kwargs)
+    return model.eval(), processor
+
+
+def outline(name_or_path: str, *, trust_remote_code: bool = False) -> tuple[PreTrainedModel, Any]:
+    """As `load`, without weights: the model is on the "meta" device, its processor None if it has none.
+
+    Raises:
+        ModelNotFoundError: there is no configuration, or none that transformers can build a model from.
+    """
+    source, shared = _source(name_or_path), {"trust_remote_code": trust_remote_code}
+    with _refusing(name_or_path, {}):
+        config = AutoConfig.from_pretrained(source, **shared)
+        model_class, processor_class = classes_for(config)
+        with torch.device("meta"):
+            model = model_class.from_config(config, **shared)
+    try:
+        processor = processor_class.from_pretrained(source, **shared)
+    except Exception:  # a folder with a configuration alone; whoever needs the processor says so
+        processor = None
+    return model.eval(), processor
+
+
+def classes_for(config: PreTrainedConfig) -> tuple[Any, Any]:
+    """The auto classes of a configuration's model and of its processor."""
+    if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        return AutoModelForImageTextToText, AutoProcessor
+    if type(config) in MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING:
+        return AutoModelForSpeechSeq2Seq, AutoProcessor
+    if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or getattr(config, "vision_config", None) is None:
+        return AutoModelForCausalLM, AutoTokenizer
+    return AutoModelForImageTextToText, AutoProcessor  # remote code, which the mapping does not know
+
+
+def _source(name_or_path: str) -> str:
+    if name_or_path != "demo":
+        return name_or_path
+    from regaze.demo import MODEL_DIR
+
+    return str(MODEL_DIR)
+
+
+@contextmanager
+def _refusing(name_or_path: str, kwargs: dict[str, Any]) -> Iterator[None]:
+    """What transformers raises for models that are not there, and for options that they do not take."""
+    try:
+        yield
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise ModelNotFoundError(
             f'cannot load model {name_or_path!r} ("demo", a hub id or a folder is expected): {_reason(error)}'
@@ -61,7 +109,6 @@ def load(name_or_path: str, *, trust_remote_code: bool = False, **kwargs: Any) -
         raise BadParameterError(
             f"cannot load model {name_or_path!r} with {given}: {_reason(error)}"
         ) from error
-    return model.eval(), processor
 
 
 def _reason(error: Exception) -> str:

@@ -1,0 +1,109 @@
+"""`regaze inspect`: what regaze would do with a model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from regaze.cli import console, options
+from regaze.errors import InputError
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+    from regaze.toolkit.inspecting import Inspection, Span
+    from regaze.toolkit.tokens import View
+
+
+def inspect(
+    model: Annotated[str, typer.Argument(help='"demo", a hub id or a folder.')],
+    image: Annotated[
+        str | None, typer.Option(help="An image file or shipped scene: print the grid its tokens form.")
+    ] = None,
+    prompt: Annotated[str | None, typer.Option(help="A question: print the role of every token.")] = None,
+    trust_remote_code: Annotated[bool, typer.Option(help="Run code that comes with the model.")] = False,
+    debug: options.Debug = False,
+) -> None:
+    """Print a model's layers, heads, image tokens and limits; loads no weights."""
+    from regaze import wrap
+    from regaze.cli.heatmap import find_image
+    from regaze.toolkit.inspecting import inspect_model, read_prompt
+    from regaze.toolkit.load import outline
+
+    console.quiet_libraries()
+    outlined, processor = outline(model, trust_remote_code=trust_remote_code)
+    found = inspect_model(outlined)
+    out = console.stdout()
+    out.print(_table(found))
+    if image is None and prompt is None:
+        return
+    if processor is None:
+        raise InputError(f"{model} has no processor to build a prompt with; leave out --image and --prompt")
+    path = None if image is None else find_image(image)
+    views, spans = read_prompt(wrap(outlined, processor), path, prompt or "What is in the image?")
+    for view in views:
+        out.print(_seen(view), markup=False)
+    for text in _coloured(spans):
+        out.print(text, soft_wrap=True)
+
+
+def _table(found: Inspection) -> Any:
+    from rich.table import Table
+
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    slides, width = found.windows
+    heads = f"{found.heads} query, {found.kv_heads} key-value, {found.head_dim} wide"
+    cross = f", cross-attention in {ranges(found.cross_layers)}" if found.cross_layers else ""
+    rows = {
+        "model": f"{found.model_class} ({found.model_type})",
+        "family": found.family,
+        "layers": f"{found.layers}; self-attention in {ranges(found.attention_layers)}{cross}",
+        "heads": heads,
+        "windows": f"{width} keys in layers {ranges(slides)}" if slides else "none",
+        "attention": found.implementation,
+        "image tokens": ", ".join(map(str, found.image_token_ids)) or "none",
+        "unsupported": "\n".join(found.unsupported) or "nothing known",
+    }
+    for name, value in rows.items():
+        table.add_row(name, value)
+    return table
+
+
+def ranges(numbers: tuple[int, ...]) -> str:
+    """(0, 1, 2, 5) as "0-2, 5"."""
+    parts: list[list[int]] = []
+    for number in numbers:
+        if parts and number == parts[-1][-1] + 1:
+            parts[-1].append(number)
+        else:
+            parts.append([number])
+    return ", ".join(f"{p[0]}-{p[-1]}" if len(p) > 1 else f"{p[0]}" for p in parts) or "none"
+
+
+def _seen(view: View) -> str:
+    """One line for one view of an image."""
+    rows, columns = view.grid
+    cells = f"{rows} x {columns} cells" if rows * columns else "tokens without places"
+    if view.box is None:
+        return f"image {view.image}: {cells}, which part is not known"
+    if view.box == (0.0, 0.0, 1.0, 1.0):
+        return f"image {view.image}: {cells}, all of it"
+    left, top, right, bottom = (f"{share:.0%}" for share in view.box)
+    return f"image {view.image}: {cells}, {left} to {right} across and {top} to {bottom} down"
+
+
+def _coloured(spans: list[Span]) -> tuple[Text, Text]:
+    """The prompt with each token in the colour of its role, and what the colours mean."""
+    from rich.text import Text
+
+    from regaze.toolkit.plot import ROLE_COLOURS
+
+    prompt, legend = Text(), Text()
+    for span in spans:
+        prompt.append(span.text, style=f"bold {ROLE_COLOURS[span.role]}")
+    for role in dict.fromkeys(span.role for span in spans):
+        legend.append(f"{role.name} ", style=f"bold {ROLE_COLOURS[role]}")
+    return prompt, legend

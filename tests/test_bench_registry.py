@@ -118,7 +118,13 @@ def test_hub_rows_have_their_images_on_disk(tmp_path, monkeypatch):
 
     def load_dataset(*args, **kwargs):
         asked.append((args, kwargs))
-        return [{"image": Image.new("RGB", (4, 4), "red"), "question": "q"}, {"image": None, "question": "r"}]
+        red, blue = (Image.new("RGB", (4, 4), colour) for colour in ("red", "blue"))
+        return [
+            {"image": red, "question": "q"},
+            {"image": None, "question": "r"},
+            {"image": blue, "question": "s"},
+            {"image": red.copy(), "question": "t"},
+        ]
 
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
     rows = list(hub.rows("some/set", split="test"))
@@ -126,6 +132,7 @@ def test_hub_rows_have_their_images_on_disk(tmp_path, monkeypatch):
     with Image.open(rows[0].image) as picture:
         assert picture.getpixel((0, 0)) == (255, 0, 0)
     assert rows[1].image is None
+    assert rows[3].image == rows[0].image != rows[2].image  # one picture: one cluster, one prefix
     assert rows[0].values == {"question": "q"}
     assert rows[0].source == "some/set test[0]"
     assert len(list(hub.rows("some/set", split="test", limit=1))) == 1

@@ -80,14 +80,14 @@ def test_the_table_names_scorers_figures_and_intervals(files):
         "official",
         "harness",
         "yes-ratio",
-        "50.0 [9.5, 90.5]",
+        "the 2 questions fall into 1 cluster",
         "Seconds of one pass",
     ):
         assert text in result.stdout
     edited = good(*POPE, "--output", "out", *KNOCKOUT).stdout
     for text in (
         "knockout - plain",
-        "McNemar p = 1",
+        "permutation p = 1",
         "Answers that differ: 4",
         "Confounds: yes-ratio -100.0",
     ):

@@ -189,4 +189,4 @@ def test_demo_evaluates_and_draws(tmp_path):
     figures = results["benchmarks"]["pope"]["plain"]["figures"]["adversarial"]
     assert figures["official"]["plain"]["accuracy"]["value"] > 0.7
     assert Image.open(tmp_path / "heatmap.png").size[0] > 300
-    assert "McNemar p" in result.stdout
+    assert "permutation p" in result.stdout

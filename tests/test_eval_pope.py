@@ -131,14 +131,23 @@ def test_comparison_is_paired_and_its_intervals_hold_the_figures():
         5,
         10,
     )
-    assert scores["difference"]["mcnemar_p"] == pytest.approx(
+    # Ten images gain an answer, five lose one.
+    assert "mcnemar_p" not in scores["difference"]
+    assert scores["difference"]["permutation_p"] == pytest.approx(
         2 * sum(math.comb(15, k) for k in range(6)) / 2**15
     )
+    assert scores["statistics"] == {
+        "items": 40,
+        "clusters": 20,
+        "intervals": "bootstrap by cluster",
+        "test": "permutation by cluster, exact",
+        "share": "accuracy",
+    }
     assert scores["difference"]["accuracy"]["value"] == pytest.approx(0.125)
-    for condition in scores.values():
+    for condition in ("plain", "edited", "difference"):
         for figure in FIGURES:
-            estimate = condition[figure]
-            assert estimate["low"] <= estimate["value"] <= estimate["high"]
+            low, value, high = (scores[condition][figure][key] for key in ("low", "value", "high"))
+            assert low <= value <= high or (math.isnan(low) and figure == "recall" and value == 1.0)
     assert compare(OFFICIAL, as_items(labels), {"plain": plain, "edited": edited}, seed=0) == scores
 
 
@@ -148,9 +157,10 @@ def test_the_same_answers_differ_by_exactly_nothing():
     difference = compare(OFFICIAL, as_items(labels), {"plain": answers, "edited": answers}, seed=0)[
         "difference"
     ]
-    assert difference["mcnemar_p"] == 1.0
-    for figure in ("precision", "recall", "f1", "yes_ratio"):
-        assert difference[figure] == {"value": 0.0, "low": 0.0, "high": 0.0}
+    assert difference["permutation_p"] == 1.0
+    for figure in ("accuracy", "precision", "recall", "f1", "yes_ratio"):  # how much it might have varied
+        assert difference[figure]["value"] == 0.0  # is more than answers that never did can tell
+        assert math.isnan(difference[figure]["low"])
 
 
 def test_intervals_are_wider_when_images_fail_as_a_whole():
@@ -158,11 +168,29 @@ def test_intervals_are_wider_when_images_fail_as_a_whole():
     labels = ["yes"] * 40
     answers = ["yes"] * 20 + ["no"] * 20
 
-    def width(per_image: int) -> float:
-        recall = compare(OFFICIAL, as_items(labels, per_image), {"plain": answers}, seed=0)["plain"]["recall"]
-        return recall["high"] - recall["low"]
+    def width(figure: str, per_image: int) -> float:
+        plain = compare(OFFICIAL, as_items(labels, per_image), {"plain": answers}, seed=0)["plain"]
+        return plain[figure]["high"] - plain[figure]["low"]
 
-    assert width(10) > 1.5 * width(1)
+    assert width("recall", 10) > 1.5 * width("recall", 1)
+    assert width("accuracy", 10) > 1.5 * width("accuracy", 1)
+
+
+def test_a_gain_on_few_images_is_less_than_one_on_many():
+    """Twelve answers gained: on twelve images, and on two of six questions each."""
+    labels = ["yes"] * 72
+    plain, spread, lumped = (["yes"] * 72 for _ in range(3))
+    plain[:12] = ["no"] * 12
+    alone = compare(OFFICIAL, as_items(labels, 1), {"plain": plain, "edited": spread}, seed=0)
+    together = compare(OFFICIAL, as_items(labels, 6), {"plain": plain, "edited": lumped}, seed=0)
+    assert alone["statistics"]["test"] == "McNemar, exact"
+    assert alone["statistics"]["intervals"].startswith("Wilson (differences: Newcombe) of accuracy")
+    assert alone["difference"]["mcnemar_p"] == pytest.approx(2 / 2**12)
+    assert together["difference"]["permutation_p"] == pytest.approx(2 / 2**2)
+    assert together["difference"]["design_effect"] > 5
+    one, other = alone["difference"]["accuracy"], together["difference"]["accuracy"]
+    assert one["value"] == other["value"] == pytest.approx(1 / 6)
+    assert other["high"] - other["low"] > 1.5 * (one["high"] - one["low"])
 
 
 def test_undefined_figures_have_no_interval():
@@ -171,7 +199,9 @@ def test_undefined_figures_have_no_interval():
     one_image = compare(OFFICIAL, as_items(["yes", "no"]), {"plain": ["yes", "no"]}, seed=0)["plain"]
     assert one_image["recall"]["value"] == 1.0
     assert math.isnan(one_image["recall"]["low"])
-    assert one_image["accuracy"]["low"] > 0  # Wilson needs no second image
+    assert math.isnan(one_image["accuracy"]["low"])
+    single = compare(OFFICIAL, as_items(["yes"]), {"plain": ["yes"]}, seed=0)["plain"]
+    assert single["accuracy"]["low"] > 0  # Wilson needs no second image
 
 
 QUESTIONS = [

@@ -98,7 +98,9 @@ def test_whole_clusters_are_left_out(tmp_path):
 def ran(tmp_path_factory):
     """A comparison of two methods, and where it lies."""
     folder = tmp_path_factory.mktemp("ran")
-    pope = write_pope(folder, [(image, label) for image in "abcdefgh" for label in ("yes", "no", "yes")])
+    rows = [(image, label) for image in "abcd" for label in ("yes", "yes", "yes")]
+    rows += [(image, label) for image in "efgh" for label in ("yes", "no", "no")]
+    pope = write_pope(folder, rows)
     methods = {"blind": Blind(), "half | blind": Blind(0.5)}
     record = evaluate(StandIn(), [Task(pope, {})], methods, folder / "out", model_name="m", plan=Plan())
     report.write(record, folder / "out")
@@ -111,6 +113,8 @@ def test_the_report_names_everything_that_decides_a_figure(ran):
     for part in (
         record["model"]["fingerprint"],
         "24 questions on 8 images (24 prompts that differ)",
+        "Intervals: bootstrap by cluster; the 24 questions fall into 8 clusters",
+        "Test: permutation by cluster, exact.",
         "| plain | 66.7 [",
         "yes-ratio -100.0 points",
         "Holm p",
@@ -123,6 +127,17 @@ def test_the_report_names_everything_that_decides_a_figure(ran):
     lines = [line for line in text.splitlines() if line.startswith("|")]
     for line in lines:
         assert line.endswith(" |")
+
+
+def test_the_report_says_when_no_questions_share_an_image(tmp_path):
+    pope = write_pope(tmp_path, [("a", "yes"), ("b", "no"), ("c", "yes")])
+    record = evaluate(
+        StandIn(), [Task(pope, {})], {"blind": Blind()}, tmp_path / "out", model_name="m", plan=Plan()
+    )
+    assert tables.statistics(record["benchmarks"]["pope"]) == (
+        "Intervals: Wilson (differences: Newcombe) of accuracy, else bootstrap by cluster; no two of the 3 "
+        "questions share an image, as far as is known. Test: McNemar, exact."
+    )
 
 
 def test_the_page_is_whole_and_needs_no_other_file(ran):

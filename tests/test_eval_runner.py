@@ -48,7 +48,7 @@ def test_plain_and_edited_are_asked_the_same_and_scored(pope, tmp_path):
     assert figures["plain"]["accuracy"]["value"] == pytest.approx(3 / 5)
     assert figures["edited"]["accuracy"]["value"] == pytest.approx(2 / 5)
     assert figures["difference"]["only_plain_correct"] == 3
-    assert figures["difference"]["holm_p"] == figures["difference"]["mcnemar_p"]
+    assert figures["difference"]["holm_p"] == figures["difference"]["permutation_p"]
     assert edited["answers_changed"] == 5
     assert edited["text"]["yes_ratio"] == 0.0
     assert edited["flags"] == ["yes-ratio -100.0 points"]
@@ -263,7 +263,7 @@ def test_a_method_that_cannot_work_is_a_line_of_a_comparison(pope, tmp_path):
     assert entries["broken"]["figures"] is None
     for label in ("strong", "weak"):
         difference = entries[label]["figures"]["random"]["official"]["difference"]
-        assert difference["holm_p"] == min(1.0, 2 * difference["mcnemar_p"])
+        assert difference["holm_p"] == min(1.0, 2 * difference["permutation_p"])
     with pytest.raises(BadParameterError, match=r"head \(99, 0\)"):
         run(RefusesBroken(), pope, Broken(), tmp_path / "single", model_name="m")
 

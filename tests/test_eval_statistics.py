@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from regaze.eval import statistics
 
@@ -49,6 +51,84 @@ def test_paired_difference_is_antisymmetric_and_keeps_a_width():
     assert low < 0 < high
     low, high = statistics.paired_difference(50, 0, 0, 0)  # a margin of zero: no correlation to speak of
     assert low < 0 < high
+
+
+@pytest.mark.parametrize(
+    "changes", [[1, 1, -1], [6, -2, 0, 0, 3, 1, -1], [0, 0], [], [4], [2, -2], [5, 4, 3, 2, 1]]
+)
+def test_sign_flip_counts_every_arrangement(changes):
+    sums = [
+        sum(s * c for s, c in zip(signs, changes, strict=True))
+        for signs in itertools.product((1, -1), repeat=len(changes))
+    ]
+    expected = np.mean([abs(each) >= abs(sum(changes)) for each in sums])
+    assert statistics.sign_flip(changes) == pytest.approx(expected)
+
+
+def test_sign_flip_agrees_with_scipy_and_is_mcnemar_for_single_questions():
+    changes = np.random.default_rng(1).integers(-3, 4, 9)
+    exact = stats.permutation_test(
+        (changes, np.zeros_like(changes)),
+        lambda x, y, axis: (x - y).sum(axis),
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=np.inf,
+    )
+    assert statistics.sign_flip(changes.tolist()) == pytest.approx(exact.pvalue)
+    assert statistics.sign_flip([1] * 311 + [-1] * 47) == pytest.approx(statistics.mcnemar(311, 47), rel=1e-6)
+
+
+def test_sign_flip_keeps_its_level_where_mcnemar_does_not():
+    """Images whose six questions change as one: without a difference, 5 % of tests may find one."""
+    generator = np.random.default_rng(0)
+    clustered, by_question = 0, 0
+    for _ in range(400):
+        changes = 6 * generator.choice([-1, 0, 1], 40, p=[0.2, 0.6, 0.2])
+        clustered += statistics.sign_flip(changes.tolist()) < 0.05
+        gained, lost = int(changes[changes > 0].sum()), int(-changes[changes < 0].sum())
+        by_question += statistics.mcnemar(lost, gained) < 0.05
+    assert clustered / 400 <= 0.07
+    assert by_question / 400 > 0.3
+
+
+def test_the_clustered_interval_covers_the_truth():
+    """Accuracy over images that are right or wrong as a whole, drawn anew 300 times."""
+    generator = np.random.default_rng(0)
+    covered = []
+    for seed in range(300):
+        right = 6 * (generator.random(60) < 0.7)
+        means = statistics.bootstrap_sums(right[:, None], resamples=500, seed=seed)[:, 0] / 360
+        low, high = statistics.percentile_interval(means)
+        covered.append(low <= 0.7 <= high)
+    assert np.mean(covered) == pytest.approx(0.95, abs=0.03)
+
+
+def test_the_design_effect_is_one_for_independent_questions_and_the_size_of_whole_clusters():
+    changes = np.random.default_rng(0).choice([-1, 0, 1], 3000)
+    assert statistics.design_effect(changes, np.arange(3000)) == pytest.approx(1.0)
+    assert statistics.design_effect(changes, np.arange(3000) // 6) == pytest.approx(1.0, abs=0.15)
+    assert statistics.design_effect(changes.repeat(6), np.arange(18000) // 6) == pytest.approx(6.0, rel=0.01)
+    assert math.isnan(statistics.design_effect(np.zeros(4), [0, 0, 1, 1]))
+    assert math.isnan(statistics.design_effect(np.array([0, 1]), [0, 0]))
+
+
+def mean(sums: np.ndarray) -> np.ndarray:
+    return np.divide(sums[..., 0], sums[..., 1], out=np.full(sums.shape[:-1], np.nan), where=sums[..., 1] > 0)
+
+
+def test_permutation_exchanges_conditions_within_clusters():
+    plain = np.array([[2.0, 4], [1, 4], [3, 4]])
+    edited = np.array([[4.0, 4], [4, 4], [4, 4]])
+    # Of eight arrangements two are as extreme.
+    assert statistics.permutation(mean, plain, edited, resamples=100, seed=0) == pytest.approx(2 / 8)
+    assert statistics.permutation(mean, plain, plain, resamples=100, seed=0) == 1.0
+    assert statistics.permutation(mean, plain[:1], edited[:1], resamples=100, seed=0) == 1.0
+    assert math.isnan(statistics.permutation(mean, 0 * plain, edited, resamples=100, seed=0))
+    many = np.tile(plain, (30, 1)), np.tile(edited, (30, 1))
+    assert statistics.permutation(mean, *many, resamples=999, seed=0) == pytest.approx(2 / 1000)
+    assert statistics.permutation(mean, *many, resamples=999, seed=0) == statistics.permutation(
+        mean, *many, resamples=999, seed=0
+    )
 
 
 def test_bootstrap_sums_draw_whole_clusters():

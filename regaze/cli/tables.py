@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,8 +12,7 @@ from rich.table import Table
 
 from regaze.cli import console
 
-NOTES = """Shares in percent, with 95 % intervals: of right answers by Wilson and Newcombe,
-the rest by a bootstrap over images (without width where no answer changes).
+NOTES = """Shares in percent, with 95 % intervals (none where images do not vary).
 Only right: questions that this alone gets right. Detectable: the smallest true
 difference that would be found four times out of five."""
 HARNESS_NOTE = "The harness scorer's yes-ratio is that of the labels, whatever the answers."
@@ -22,6 +22,8 @@ _SHOWN = 2
 
 def show(results: Mapping[str, Any]) -> None:
     """One table per benchmark and split on standard output, then the seconds and how to read them."""
+    from regaze.eval.tables import statistics
+
     out = console.stdout()
     label = next(iter(results["methods"]), None)
     for name, asked in results["benchmarks"].items():
@@ -31,6 +33,7 @@ def show(results: Mapping[str, Any]) -> None:
             title += f": {scores['questions']} questions on {scores['images']} images"
             out.print(f"[bold]{escape(title)}[/bold]", soft_wrap=True)
             out.print(_table(scores, label, asked["numbers"]))
+        out.print(textwrap.fill(statistics(asked), 80), markup=False, soft_wrap=True)
         for line in _costs(asked, label):
             out.print(line, markup=False, soft_wrap=True)
     out.print(NOTES, markup=False, soft_wrap=True)
@@ -83,11 +86,13 @@ def _table(scores: Mapping[str, Any], label: str | None, scales: Mapping[str, li
 
 def _test(difference: Mapping[str, Any]) -> list[str]:
     """The row of the test."""
-    if "mcnemar_p" in difference:
-        alone = [str(difference["only_plain_correct"]), str(difference["only_edited_correct"])]
-        return ["  only right", *alone, f"McNemar p = {difference['mcnemar_p']:.3g}"]
-    p = difference.get("permutation_p")
-    return ["  test", "", "", "undefined" if p is None else f"permutation p = {p:.3g}"]
+    name = "McNemar" if "mcnemar_p" in difference else "permutation"
+    p = difference.get(f"{name.lower()}_p")
+    told = "undefined" if p is None else f"{name} p = {p:.3g}"
+    if "only_plain_correct" not in difference:
+        return ["  test", "", "", told]
+    alone = [str(difference[f"only_{condition}_correct"]) for condition in ("plain", "edited")]
+    return ["  only right", *alone, told]
 
 
 def comparison(results: Mapping[str, Any]) -> str:
@@ -112,11 +117,11 @@ def scored(asked: Mapping[str, Any]) -> str:
 
 def _compared(name: str, asked: Mapping[str, Any]) -> str:
     from regaze.eval.report import markdown_table
-    from regaze.eval.tables import leading, main, questions
+    from regaze.eval.tables import leading, main, questions, statistics
 
     split, scorer = leading(asked)
     heading = f"## {name}, {split}, {scorer} scorer"
-    return "\n\n".join([heading, questions(asked), markdown_table(main(asked))])
+    return "\n\n".join([heading, questions(asked), statistics(asked), markdown_table(main(asked))])
 
 
 def _notes() -> tuple[str, ...]:

@@ -117,10 +117,8 @@ def _against(benchmark: Benchmark, plain: Outcome, edited: Outcome, seed: int) -
     answers = {"plain": [plain.answers[i] for i in kept], "edited": [edited.answers[i] for i in kept]}
     texts = {label: confounds.measure(rest.items, given) for label, given in answers.items()}
     figures = rest.score(answers, seed=seed)
-    for difference in _differences(figures):
-        for figure in difference.values():
-            if isinstance(figure, dict) and {"low", "high"} <= figure.keys():
-                figure["detectable"] = statistics.detectable(figure["low"], figure["high"])
+    for compared in _compared(figures):
+        _add_detectable(compared["difference"], compared.get("statistics", {}))
     return {
         **_described(edited, len(benchmark.items) - len(kept)),
         "text": texts["edited"],
@@ -177,13 +175,23 @@ def _cluster(benchmark: Benchmark, item: Item) -> Hashable:
     return own(item) if own is not None else (item.image or item.key)
 
 
-def _differences(figures: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _compared(figures: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [
-        compared["difference"]
+        compared
         for scores in figures.values()
         for compared in scores.values()
         if isinstance(compared, dict) and "difference" in compared
     ]
+
+
+def _add_detectable(difference: dict[str, Any], used: Mapping[str, Any]) -> None:
+    """Beside each figure the least difference that would be found; of right answers what can be tested."""
+    for name, figure in difference.items():
+        if isinstance(figure, dict) and {"low", "high"} <= figure.keys():
+            least = statistics.detectable(figure["low"], figure["high"])
+            if name == used.get("share"):
+                least = max(least, statistics.FEWEST_CHANGES / used["items"])  # nan stays nan
+            figure["detectable"] = least
 
 
 def _correct(figures: Sequence[Mapping[str, Any]]) -> None:
@@ -202,7 +210,7 @@ def _correct(figures: Sequence[Mapping[str, Any]]) -> None:
 
 
 def p_value(difference: Mapping[str, Any]) -> float | None:
-    """The p-value of a difference: McNemar's where answers are right or wrong, else by permutation."""
+    """The p-value of a difference, of whichever test it was (`scoring.compare`)."""
     for name in ("mcnemar_p", "permutation_p"):
         p = difference.get(name)
         if p is not None and p == p:

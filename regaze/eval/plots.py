@@ -19,8 +19,13 @@ def differences(asked: Mapping[str, Any], split: str, scorer: str, path: Path) -
     from matplotlib.figure import Figure
 
     ran = {name: entry for name, entry in asked["methods"].items() if not entry.get("error")}
+    differences = [entry["figures"][split][scorer]["difference"] for entry in ran.values()]
     plain = asked["plain"]["figures"][split][scorer]["plain"]
-    shown = [name for name, estimate in tables.estimates(plain) if estimate["value"] is not None]
+    shown = [
+        name
+        for name, _ in tables.estimates(plain)
+        if any(each[name]["value"] is not None for each in differences)
+    ]
     if not ran or not shown:
         return False
     figure = Figure(figsize=(2.4 * len(shown) + 1.2, 0.38 * len(ran) + 1.3), layout="constrained")
@@ -28,9 +33,8 @@ def differences(asked: Mapping[str, Any], split: str, scorer: str, path: Path) -
     panels = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
     for panel, name in zip(panels, shown, strict=True):
         scale = 1.0 if name in asked["numbers"].get(scorer, ()) else 100.0
-        for row, entry in enumerate(ran.values()):
-            difference = entry["figures"][split][scorer]["difference"][name]
-            _draw(panel, row, difference, scale)
+        for row, difference in enumerate(differences):
+            _draw(panel, row, difference[name], scale)
         panel.axvline(0.0, color="0.6", linewidth=0.8, zorder=0)
         panel.set_title(tables.label(name), fontsize=9)
         panel.tick_params(labelsize=8)

@@ -51,7 +51,8 @@ def sections(results: Mapping[str, Any], folder: Path) -> list[Section]:
     for name, asked in results["benchmarks"].items():
         split, scorer = tables.leading(asked)
         title = f"{name}, {split}, {scorer} scorer"
-        told.append(Section(title, paragraphs=[tables.questions(asked)], table=tables.main(asked)))
+        about = [tables.questions(asked), tables.statistics(asked)]
+        told.append(Section(title, paragraphs=about, table=tables.main(asked)))
         path = folder / PLOTS / f"{name}-difference.svg"
         if asked["methods"] and plots.differences(asked, split, scorer, path):
             told.append(Section("Differences to the plain model", 3, plot=path))

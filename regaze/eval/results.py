@@ -44,9 +44,11 @@ class Condition(_Checked):
         text: `confounds.measure` of the answers.
         answers_changed: answers that are not those of the plain model (null for itself).
         figures: {split: {"questions", "images", scorer: {"plain", "edited", "difference": {figure: {value,
-            low, high}, ...}}}}; the plain condition has no "edited" and no "difference". A difference has
-            also, per figure, "detectable" (`statistics.detectable`), and its test as "holm_p", corrected for
-            the number of methods.
+            low, high}, ...}, "statistics"}}}; the plain condition has no "edited" and no "difference".
+            "statistics" names the intervals and the test, and how many items and clusters they are of. A
+            difference has also, per figure, "detectable" (`statistics.detectable`), its test's p as
+            "mcnemar_p" or "permutation_p" and, corrected for the number of methods, as "holm_p", and where
+            clusters hold several items "design_effect".
         flags: confounds beyond their thresholds.
     """
 

@@ -30,13 +30,12 @@ THRESHOLDS_NOTE = (
     "not, they differ for that reason alone."
 )
 NOTES = (
-    "Shares are in percent, with 95 % intervals in brackets: the share of right answers by Wilson, its "
-    "difference by Newcombe's paired interval, all else by a bootstrap that draws images (or whatever "
-    "questions stand and fall with), not single questions.",
-    "A method's figure is followed by its difference to the plain model. p is McNemar's exact test where "
-    "answers are right or wrong, else a permutation test that exchanges the conditions within clusters; "
-    "Holm p is corrected for the number of methods. Detectable is the smallest true difference of the first "
-    "figure that this many questions find four times out of five: a smaller one may well be there unseen.",
+    "Shares are in percent, with 95 % intervals in brackets; a figure without brackets did not vary between "
+    "the clusters that were drawn, or there was only one, so that nothing can be said about its spread.",
+    "A method's figure is followed by its difference to the plain model; Holm p is corrected for the number "
+    "of methods. Detectable is the smallest true difference of the first figure that this many questions "
+    "find four times out of five: a smaller one may well be there unseen. Where fewer than about ten "
+    "clusters changed, a bootstrap interval is too narrow: believe p.",
     "Changed: answers that are not those of the plain model, word for word. Confounds: what changed along "
     "and may be all there is to a gain.",
 )
@@ -74,6 +73,24 @@ def questions(asked: Mapping[str, Any]) -> str:
     return text + "."
 
 
+def statistics(asked: Mapping[str, Any]) -> str:
+    """Which intervals and which test the leading figures have, and what they take as independent."""
+    split, scorer = leading(asked)
+    used = asked["plain"]["figures"][split][scorer].get("statistics")
+    if used is None:
+        return ""
+    items, clusters = used["items"], used["clusters"]
+    if items > clusters:
+        apart = (
+            f"the {items} questions fall into {clusters} cluster{'s' * (clusters != 1)} (an image with all "
+            "its questions, or what else is scored together)"
+        )
+    else:
+        apart = f"no two of the {items} questions share an image, as far as is known"
+    text = f"Intervals: {used['intervals']}; {apart}."
+    return f"{text} Test: {used['test']}." if asked["methods"] else text
+
+
 def main(asked: Mapping[str, Any]) -> Table:
     """Every method in a row, by the leading figures."""
     split, scorer = leading(asked)
@@ -88,11 +105,12 @@ def main(asked: Mapping[str, Any]) -> Table:
             continue
         compared = entry["figures"][split][scorer]
         difference = compared["difference"]
-        cells = [
-            f"{number(figure, compared['edited'][figure]['value'], numbers)} "
-            f"({estimate(figure, difference[figure], numbers, '+')})"
-            for figure in figures
-        ]
+        cells = []
+        for figure in figures:
+            cell = number(figure, compared["edited"][figure]["value"], numbers)
+            if not _absent(difference[figure]["value"]):
+                cell += f" ({estimate(figure, difference[figure], numbers, '+')})"
+            cells.append(cell)
         tests = [_p(p_value(difference)), _p(difference.get("holm_p"))]
         least = number(figures[0], difference[figures[0]].get("detectable"), numbers)
         rows.append([name, *cells, *tests, least, str(entry["answers_changed"]), ", ".join(entry["flags"])])

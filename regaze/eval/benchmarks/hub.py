@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +30,7 @@ def rows(
     limit: int | None = None,
     image: str = "image",
 ) -> Iterator[Row]:
-    """The rows of a data set, each image saved once as a PNG file in the cache.
+    """The rows of a data set, each picture saved once as a PNG file in the cache.
 
     Args:
         image: the column that holds the image.
@@ -52,12 +54,20 @@ def rows(
         if limit is not None and number == limit:
             return
         picture = values.pop(image, None)
-        path = None
-        if picture is not None:
-            path = folder / f"{number}.png"
-            if not path.exists():
-                folder.mkdir(parents=True, exist_ok=True)
-                partial = path.with_suffix(".partial")
-                picture.convert("RGB").save(partial, format="png")
-                partial.replace(path)
+        path = None if picture is None else _saved(picture.convert("RGB"), folder)
         yield Row(values, path, f"{repository} {split}[{number}]")
+
+
+def _saved(picture: Any, folder: Path) -> Path:
+    """The picture's file, named by its pixels: rows that show the same picture share it.
+
+    That they do is what intervals are clustered by and prefixes shared by.
+    """
+    pixels = hashlib.sha256(f"{picture.size}".encode() + picture.tobytes()).hexdigest()[:32]
+    path = folder / f"{pixels}.png"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(f".{os.getpid()}.partial")
+        picture.save(partial, format="png")
+        partial.replace(path)
+    return path

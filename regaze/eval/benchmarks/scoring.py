@@ -18,7 +18,12 @@ import numpy as np
 from regaze.errors import InputError
 from regaze.eval import statistics
 
-RESAMPLES = 2000
+#: of the bootstrap, and random exchanges of a permutation test
+RESAMPLES, EXCHANGES = 2000, 9999
+#: what `compare` calls its intervals and tests
+BOOTSTRAP, WILSON = "bootstrap by cluster", "Wilson (differences: Newcombe)"
+MCNEMAR, EXACT_PERMUTATION = "McNemar, exact", "permutation by cluster, exact"
+RANDOM_PERMUTATION = "permutation by cluster, random"
 
 
 class Scorer(ABC):
@@ -90,93 +95,97 @@ def compare(
 ) -> dict[str, Any]:
     """Figures of each condition with 95 % intervals; for "plain" and "edited" also their difference.
 
-    A share of right answers has a Wilson interval and its difference Newcombe's paired one; all else a
-    percentile bootstrap over clusters, with the same draws for both conditions; of a single cluster there is
-    nothing to draw (nan). A difference is edited - plain. Right and wrong answers are compared by McNemar's
-    test, other figures by exchanging the conditions within clusters (`permutation_p`, of the first figure).
+    Where clusters hold several items, every interval is a percentile bootstrap over clusters, with the same
+    draws for both conditions, and right and wrong answers are compared by exchanging the conditions within
+    clusters (`permutation_p`, exact). Where every item stands by itself, a share of right answers has a
+    Wilson interval, its difference Newcombe's paired one, and the test is McNemar's (`mcnemar_p`). Scorers
+    without right and wrong are tested by the first of their figures, by random exchanges. "statistics" says
+    which of these it was. A difference is edited - plain.
 
     Args:
         clusters: per item what it stands or falls with, mostly its image.
     """
+    numbered = _numbered(clusters)
     counts = {name: scorer.tally(references, given) for name, given in answers.items()}
-    grouped = {name: _per_cluster(each, clusters) for name, each in counts.items()}
+    grouped = {name: _per_cluster(each, numbered) for name, each in counts.items()}
     point = {name: scorer.ratios(each.sum(0)) for name, each in counts.items()}
     drawn = {
         name: scorer.ratios(statistics.bootstrap_sums(each, resamples=RESAMPLES, seed=seed))
         for name, each in grouped.items()
     }
+    alone = len(next(iter(grouped.values()))) == len(clusters)
     out: dict[str, Any] = {}
     for name, each in counts.items():
         right = scorer.right(each)
-        exact = None if right is None else statistics.wilson(int(right.sum()), len(right))
+        exact = statistics.wilson(int(right.sum()), len(right)) if alone and right is not None else None
         out[name] = _estimates(scorer, point[name], drawn[name], exact)
         if details := scorer.details(each.sum(0)):
             out[name]["counts"] = details
     if {"plain", "edited"} <= counts.keys():
-        out["difference"] = _difference(scorer, counts, grouped, point, drawn, seed)
+        values, replicates = (
+            {figure: each["edited"][figure] - each["plain"][figure] for figure in scorer.figures}
+            for each in (point, drawn)
+        )
+        exact, tested = _test(scorer, counts, grouped, numbered, alone, seed)
+        out["difference"] = {**_estimates(scorer, values, replicates, exact), **tested}
+    judged = scorer.right(next(iter(counts.values()))) is not None
+    out["statistics"] = _used(scorer, len(clusters), len(set(numbered)), judged)
     return out
 
 
-def _difference(
+def _test(
     scorer: Scorer,
     counts: Mapping[str, np.ndarray],
     grouped: Mapping[str, np.ndarray],
-    point: Mapping[str, Mapping[str, np.ndarray]],
-    drawn: Mapping[str, Mapping[str, np.ndarray]],
+    clusters: Sequence[int],
+    alone: bool,
     seed: int,
-) -> dict[str, Any]:
-    values, replicates = (
-        {figure: each["edited"][figure] - each["plain"][figure] for figure in scorer.figures}
-        for each in (point, drawn)
-    )
+) -> tuple[tuple[float, float] | None, dict[str, Any]]:
+    """The exact interval of the difference, if there is one, and the paired test under its name."""
     plain, edited = scorer.right(counts["plain"]), scorer.right(counts["edited"])
     if plain is None or edited is None:
-        return {
-            **_estimates(scorer, values, replicates, None),
-            "permutation_p": permutation(scorer, grouped["plain"], grouped["edited"], seed=seed),
-        }
+        p = statistics.permutation(
+            lambda sums: scorer.ratios(sums)[scorer.figures[0]],
+            grouped["plain"],
+            grouped["edited"],
+            resamples=EXCHANGES,
+            seed=seed,
+        )
+        return None, {"permutation_p": p}
     only_plain, only_edited = int((plain & ~edited).sum()), int((~plain & edited).sum())
-    both, neither = int((plain & edited).sum()), int((~plain & ~edited).sum())
-    exact = statistics.paired_difference(both, only_plain, only_edited, neither)
-    return {
-        **_estimates(scorer, values, replicates, exact),
-        "only_plain_correct": only_plain,
-        "only_edited_correct": only_edited,
-        "mcnemar_p": statistics.mcnemar(only_plain, only_edited),
+    told = {"only_plain_correct": only_plain, "only_edited_correct": only_edited}
+    if alone:
+        both, neither = int((plain & edited).sum()), int((~plain & ~edited).sum())
+        exact = statistics.paired_difference(both, only_plain, only_edited, neither)
+        return exact, {**told, "mcnemar_p": statistics.mcnemar(only_plain, only_edited)}
+    changes = edited.astype(np.int64) - plain
+    per_cluster = _per_cluster(changes, clusters)
+    return None, {
+        **told,
+        "permutation_p": statistics.sign_flip(per_cluster.tolist()),
+        "design_effect": statistics.design_effect(changes, clusters),
     }
 
 
-def permutation(scorer: Scorer, plain: np.ndarray, edited: np.ndarray, *, seed: int) -> float:
-    """Two-sided p-value that the first figure does not depend on the condition.
-
-    Under the null hypothesis a cluster's two results may change places: each of the permutations does so with
-    a random half of the clusters. Unpermuted counts as one of them, so that p is never 0.
-
-    Args:
-        plain, edited: counts per cluster [clusters, ...].
-    """
-    figure = scorer.figures[0]
-    generator = np.random.default_rng(seed)
-    change = (edited - plain).reshape(len(plain), -1).astype(np.float64)
-    swapped = generator.random((RESAMPLES, len(plain))) < 0.5
-    moved = (swapped @ change).reshape(RESAMPLES, *plain.shape[1:])
-
-    def difference(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-        return scorer.ratios(second)[figure] - scorer.ratios(first)[figure]
-
-    observed = abs(difference(plain.sum(0), edited.sum(0)))
-    permuted = np.abs(difference(plain.sum(0) + moved, edited.sum(0) - moved))
-    if np.isnan(observed):
-        return math.nan
-    return float((1 + (permuted >= observed - 1e-12).sum()) / (1 + RESAMPLES))
+def _used(scorer: Scorer, items: int, clusters: int, judged: bool) -> dict[str, Any]:
+    """Which intervals and which test these are, for results and reports; "share" is that of right answers."""
+    alone, intervals = items == clusters, BOOTSTRAP
+    if alone and judged and scorer.proportion is not None:
+        intervals = f"{WILSON} of {scorer.proportion}, else {BOOTSTRAP}"
+    test = RANDOM_PERMUTATION if not judged else MCNEMAR if alone else EXACT_PERMUTATION
+    share = scorer.proportion if judged else None
+    return {"items": items, "clusters": clusters, "intervals": intervals, "test": test, "share": share}
 
 
-def _per_cluster(counts: np.ndarray, clusters: Sequence[Hashable]) -> np.ndarray:
-    """Counts per item [n, ...] summed over the items of each cluster: [clusters, ...]."""
+def _numbered(clusters: Sequence[Hashable]) -> list[int]:
     number: dict[Hashable, int] = {}
-    places = [number.setdefault(cluster, len(number)) for cluster in clusters]
-    sums = np.zeros((len(number), *counts.shape[1:]), dtype=counts.dtype)
-    np.add.at(sums, places, counts)
+    return [number.setdefault(cluster, len(number)) for cluster in clusters]
+
+
+def _per_cluster(counts: np.ndarray, clusters: Sequence[int]) -> np.ndarray:
+    """Counts per item [n, ...] summed over the items of each cluster: [clusters, ...]."""
+    sums = np.zeros((max(clusters) + 1, *counts.shape[1:]), dtype=counts.dtype)
+    np.add.at(sums, clusters, counts)
     return sums
 
 

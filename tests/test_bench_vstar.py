@@ -8,7 +8,7 @@ import pytest
 
 from regaze.errors import InputError
 from regaze.eval.benchmarks.letters import lmms_eval_vstar, read_choice
-from regaze.eval.benchmarks.vstar import VStar
+from regaze.eval.benchmarks.vstar import Choice, LikelihoodScorer, VStar, VStarLikelihood
 
 
 def write_official(folder, count=40):
@@ -104,3 +104,24 @@ def test_malformed_folders_are_named(tmp_path):
     (tmp_path / "direct_attributes/sa_0.json").write_text('{"question": "q", "options": ["a"]}')
     with pytest.raises(InputError, match=r"sa_0\.json: 'options' must be a list of 2 to 10 texts"):
         VStar.load(tmp_path)
+
+
+def test_the_official_way_ranks_the_options_of_the_bare_question(tmp_path):
+    bench = VStarLikelihood.load(write_official(tmp_path, 3))
+    for item in bench.items:
+        assert bench.prompt(item) == "What colour?"
+        assert sorted(item.options) == ["black", "blue", "green", "red"]
+        assert item.label == "red"
+    assert len({item.options[0] for item in VStarLikelihood.load(tmp_path, seed=3).items}) > 1
+    scores = bench.score({"plain": ["red"] * 5 + ["green"], "edited": ["red"] * 6}, seed=0)
+    assert scores["all"]["official"]["plain"]["accuracy"]["value"] == 5 / 6
+    assert scores["all"]["official"]["difference"]["mcnemar_p"] == 1.0  # an image each
+    with pytest.raises(InputError, match="has no direct_attributes and relative_position"):
+        VStarLikelihood.load(tmp_path / "direct_attributes")
+
+
+def test_an_answer_that_is_no_option_is_unreadable():
+    choice = Choice(("a dog", "a cat"), "B")
+    assert LikelihoodScorer().score([choice] * 3, ["a cat", "a dog", "B"]) == pytest.approx(
+        {"accuracy": 1 / 3, "unreadable": 1 / 3}
+    )

@@ -108,7 +108,7 @@ CASES: list[tuple[list[str], str]] = [
     (["evaluate", "amber", "--data", "hub"], "amber is not read from the hub: give --data a folder"),
     (
         ["evaluate", "popev2"],
-        "popev2: no questions. Run `regaze benchmarks get popev2`, or say where they are",
+        "popev2: no questions; run `regaze benchmarks get popev2`, or say where they are",
     ),
     (["evaluate", "pope", "--data", "folder", "--images", "."], "folder has no coco_pope_random.json"),
     (["evaluate", "pope", "--data", "nowhere", "--images", "."], "nowhere has no coco_pope_random.json"),

@@ -11,6 +11,7 @@ import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
 from regaze.errors import InputError, RegazeError
+from regaze.eval import ranking
 from regaze.eval.cost import Cost, Steps, measured
 from regaze.eval.prefix import PrefixSharing
 from regaze.eval.requests import Method, Request, Setting
@@ -75,6 +76,8 @@ class Asker:
 
     def plan(self, requests: Sequence[Request]) -> list[list[Request]]:
         """The batches in which to ask: about the same images if prefixes are shared, else of like length."""
+        if self.sharing.obstacle is None and any(request.options for request in requests):
+            self.sharing.obstacle = "given answers are ranked, each behind a prompt of its own"
         batches = self._cut(requests)
         readable = [request for request in batches[0] if _readable(request)] if batches else []
         if self.sharing.obstacle is None and readable:
@@ -84,11 +87,16 @@ class Asker:
         return batches
 
     def _cut(self, requests: Sequence[Request]) -> list[list[Request]]:
-        kinds: dict[tuple[int, int | None], list[Request]] = {}
+        kinds: dict[tuple[int, int | None, int], list[Request]] = {}
         for request in requests:
-            kinds.setdefault((len(request.images), request.max_new_tokens), []).append(request)
+            kind = len(request.images), request.max_new_tokens, len(request.options)
+            kinds.setdefault(kind, []).append(request)
         cut = _by_image if self.sharing.obstacle is None else _by_length
-        return [batch for kind in kinds.values() for batch in cut(kind, self.batch_size)]
+        return [
+            batch
+            for (_, _, rows), alike in kinds.items()
+            for batch in cut(alike, max(1, self.batch_size // max(1, rows)))
+        ]
 
     def ask(self, requests: Sequence[Request]) -> Iterator[Answered]:
         """The answers to one batch of the plan, in as many parts as it takes.
@@ -125,6 +133,10 @@ class Asker:
         yield from self._attempt(requests[half:])
 
     def _answers(self, ask: Callable[..., list[str]], requests: Sequence[Request], steps: Steps) -> list[str]:
+        images, prompts = [request.images for request in requests], [request.prompt for request in requests]
+        if requests[0].options:
+            ranking.check(self.setting.method)
+            return ranking.likeliest(self.gaze, images, prompts, [r.options for r in requests], steps)
         options = dict(self.setting.options)
         if requests[0].max_new_tokens is not None:
             options["max_new_tokens"] = requests[0].max_new_tokens
@@ -132,7 +144,6 @@ class Asker:
             options = sampler(options, [request.key for request in requests], self.setting.seed)
         if isinstance(getattr(self.gaze, "model", None), torch.nn.Module) and not self._asks_itself:
             options["stopping_criteria"] = [steps]
-        images, prompts = [request.images for request in requests], [request.prompt for request in requests]
         if self.sharing.obstacle is None:
             return self.sharing.ask(images, prompts, options)
         return ask([list(entry) for entry in images], prompts, batch_size=len(prompts), **options)

@@ -124,9 +124,12 @@ def _need(cls: Any, kind: str, refusal: str) -> Any:
 def _downloaded(name: str) -> Path:
     folder = benchmark_folder(name)
     if not folder.is_dir():
-        raise InputError(
-            f"{name}: no questions. Run `regaze benchmarks get {name}`, or say where they are: --data FOLDER"
+        about = find(name).about
+        where = (
+            f"run `regaze benchmarks get {name}`, or" if about.files else f"get them from {about.home}, and"
         )
+        hub = f", or take {about.hub} from the hub: --data hub" if about.hub else ""
+        raise InputError(f"{name}: no questions; {where} say where they are: --data FOLDER{hub}")
     return folder
 
 

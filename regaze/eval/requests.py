@@ -67,12 +67,14 @@ class Request:
     Attributes:
         key: hash of all that decides the answer.
         max_new_tokens: the longest answer; None leaves it to the setting's options.
+        options: what to choose from instead of generating.
     """
 
     key: str
     images: tuple[Path, ...]
     prompt: str
     max_new_tokens: int | None = None
+    options: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -123,8 +125,9 @@ def questions(benchmark: Benchmark, setting: Setting, pictures: Pictures) -> Que
             of_item.append(None)
             continue
         prompt = benchmark.prompt(item)
-        key = digest([common, prompt, images, item.max_new_tokens])
-        requests.setdefault(key, Request(key, item.images, prompt, item.max_new_tokens))
+        choice = [item.options] if item.options else []
+        key = digest([common, prompt, images, item.max_new_tokens, *choice])
+        requests.setdefault(key, Request(key, item.images, prompt, item.max_new_tokens, item.options))
         of_item.append(key)
     return Questions(requests, of_item, failed)
 

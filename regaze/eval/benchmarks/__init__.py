@@ -25,8 +25,10 @@ NAMES: dict[str, str] = {
     "gavie": "gavie:Gavie",
     "mmvp": "mmvp:Mmvp",
     "vstar": "vstar:VStar",
+    "vstar-likelihood": "vstar:VStarLikelihood",
     "textvqa": "textvqa:TextVqa",
     "niah": "niah:Niah",
+    "niah-judged": "niah:JudgedNiah",
     "ruler": "ruler:Ruler",
 }
 

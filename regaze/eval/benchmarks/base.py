@@ -32,6 +32,8 @@ class Item:
         reference: all that scoring needs, as the benchmark's scorers expect it.
         more_images: the images after the first.
         max_new_tokens: a limit of its own for the answer; None leaves it to the run.
+        options: answers to choose from. Where there are any, nothing is generated: the likeliest one is the
+            answer (`regaze.eval.ranking`).
     """
 
     key: str
@@ -43,6 +45,7 @@ class Item:
     reference: Any = None
     more_images: tuple[Path, ...] = ()
     max_new_tokens: int | None = None
+    options: tuple[str, ...] = ()
 
     @property
     def images(self) -> tuple[Path, ...]:

@@ -10,9 +10,11 @@ of the answer's words that the response has, and `found`, whether it has them al
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -211,12 +213,36 @@ class Niah(Scored):
 
 
 @dataclass(frozen=True)
-class JudgedNiah(Judged, Niah):
+class JudgedNiah(Judged):
     """The grid, graded 1 to 10 by a judge."""
 
+    items: tuple[Item, ...]
     judge: judges.Judge | None = None
     template: Template = JUDGE
     name: str = "niah-judged"
+    about: ClassVar[About] = dataclasses.replace(Niah.about, title="Needle in a haystack, judged")
+
+    @classmethod
+    def build(
+        cls,
+        haystack: str,
+        tokens: Tokens,
+        *,
+        judge: judges.Judge | None = None,
+        prompt: Path | None = None,
+        lengths: Sequence[int] = LENGTHS,
+        depths: Sequence[float] = DEPTHS,
+        limit: int | None = None,
+    ) -> JudgedNiah:
+        """As `Niah.build`, with the judge; `prompt` is a file with a prompt to it other than ours.
+
+        Raises:
+            InputError: no judge, before any prompt is made; as `Niah.build`; a prompt that lacks a place.
+        """
+        judges.need(judge, cls.about.title)
+        told = JUDGE if prompt is None else Template.from_file(prompt, ("question", "reference", "answer"))
+        grid = Niah.build(haystack, tokens, lengths=lengths, depths=depths, limit=limit)
+        return cls(grid.items, judge, told)
 
     def verdicts(self, answers: Sequence[str]) -> list[float]:
         prompts = [

@@ -14,7 +14,8 @@ from typing_extensions import Self
 
 import regaze
 from regaze.errors import BadParameterError, InputError
-from regaze.eval.harness import arguments, forced
+from regaze.eval import forced
+from regaze.eval.harness import arguments
 from regaze.interventions.base import Intervention
 
 #: A request of the harness: its texts, and the tokens of context and continuation.
@@ -26,8 +27,8 @@ class RegazeLM(HFLM):
     """`hf` with `method=NAME` and the method's parameters among its arguments; without a method it is `hf`.
 
     Generation runs inside `gaze.using(method)`. Log-likelihoods do so in one forward where the method does to
-    a token the same whatever stands beside it (`shares_prefix`), and are decoded token by token otherwise:
-    see `regaze.eval.harness.forced`.
+    a token the same whatever stands beside it (`shares_prefix` is "edited"), and are decoded token by token
+    otherwise: see `regaze.eval.forced`.
 
     Raises:
         UnknownMethodError, BadParameterError: a method there is not, a misfit, or a method that asks in its
@@ -95,7 +96,7 @@ class RegazeLM(HFLM):
 
     @property
     def _in_one_forward(self) -> bool:
-        return self.method is not None and type(self.method).shares_prefix
+        return self.method is not None and self.method.shares_prefix == "edited"
 
     def _acting(self) -> Any:
         return self.gaze.using(*([] if self.method is None else [self.method]))

@@ -19,7 +19,8 @@ from typing_extensions import Self
 
 import regaze
 from regaze.errors import BadParameterError, InputError
-from regaze.eval.harness import arguments, forced
+from regaze.eval import forced
+from regaze.eval.harness import arguments
 from regaze.interventions.base import AskAgain, Intervention
 
 _LOADING = {"pretrained", "dtype", "device_map", "revision", "trust_remote_code", "attn_implementation"}
@@ -36,7 +37,6 @@ _GENERATE = (
 )
 #: how tasks mark the place of an image in their text; here the chat template puts images first
 _PLACEHOLDER = "<image>"
-_ANSWER = "\u2983answer\u2984"  # text that no template contains
 
 
 def manifest() -> Any:
@@ -155,13 +155,7 @@ class RegazeVLM(lmms):
 
     @cached_property
     def _lead(self) -> str:
-        """What the chat template puts between the assistant's header and its words: LLaVA's is a space."""
-        ask = [{"role": "user", "content": [{"type": "text", "text": "?"}]}]
-        answer = {"role": "assistant", "content": [{"type": "text", "text": _ANSWER}]}
-        template = self.gaze.processor.apply_chat_template
-        header = template(ask, add_generation_prompt=True, tokenize=False)
-        turn = template([*ask, answer], tokenize=False)
-        return turn[len(header) : turn.index(_ANSWER)] if turn.startswith(header) else ""
+        return forced.lead(self.gaze.processor)
 
     def _doc(self, request: Any) -> Any:
         doc_id, task, split = request.args[3:6]

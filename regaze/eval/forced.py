@@ -18,6 +18,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 #: Log-probability of a token that a plausibility cut has removed, in nats: the -1000 with which the release
 #: of DoLa (arXiv:2309.03883) scores continuations. Of two that hold such tokens, the one with fewer wins.
 CUT = -1000.0
+_ANSWER = "\u2983answer\u2984"  # text that no template contains
 
 
 class Score(NamedTuple):
@@ -68,6 +69,36 @@ def score(
     taken = logprobs.gather(2, wanted[..., None])[..., 0].clamp(min=CUT).cpu()
     greedy = (logprobs.argmax(-1) == wanted).cpu()
     return [Score(float(taken[row, :n].sum()), bool(greedy[row, :n].all())) for row, n in enumerate(lengths)]
+
+
+def lead(processor: Any) -> str:
+    """What the chat template puts between the assistant's header and its words: LLaVA's is a space."""
+    if getattr(processor, "chat_template", None) is None:
+        return " "
+
+    def message(role: str, text: str) -> dict[str, Any]:
+        multimodal = hasattr(processor, "tokenizer")  # whose templates take lists of parts
+        return {"role": role, "content": [{"type": "text", "text": text}] if multimodal else text}
+
+    ask, template = [message("user", "?")], processor.apply_chat_template
+    header = template(ask, add_generation_prompt=True, tokenize=False)
+    turn = template([*ask, message("assistant", _ANSWER)], tokenize=False)
+    return turn[len(header) : turn.index(_ANSWER)] if turn.startswith(header) else ""
+
+
+def continuation(reader: Any, prompt: str, answer: str) -> list[int]:
+    """Tokens of an answer as they follow a rendered prompt.
+
+    Args:
+        reader: `gaze.reader`. answer: with what stands before it (`lead`).
+    """
+    tokenizer, special = reader.tokenizer, reader.adds_special_tokens(prompt)
+    before, whole = (
+        tokenizer(text, add_special_tokens=special)["input_ids"] for text in (prompt, prompt + answer)
+    )
+    if whole[: len(before)] == before:
+        return list(whole[len(before) :])
+    return list(tokenizer(answer, add_special_tokens=False)["input_ids"])
 
 
 @contextmanager

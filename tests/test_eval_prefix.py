@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, MistralConfig
 import regaze
 from regaze import HeadKnockout
 from regaze.demo import scenes
-from regaze.errors import RegazeError
+from regaze.errors import RegazeError, UnsupportedModelError
 from regaze.eval.asking import Asker
 from regaze.eval.prefix import PrefixSharing, obstacle
 from regaze.eval.requests import Request, Setting
@@ -125,7 +125,57 @@ def test_every_method_answers_the_same_whether_asked_to_share_or_not(gaze, reque
         pytest.skip(f"{name} does not run on this model: {error}")
     together, _, why = answers(gaze, few, share=True, method=method, max_new_tokens=3)
     assert together == apart
-    assert (why is None) == getattr(method, "shares_prefix", False)
+    assert (why is None) == bool(getattr(method, "shares_prefix", ""))
+
+
+LATE = {
+    "adhh": registry.create("adhh", threshold=0.05),
+    "dola": registry.create("dola"),
+    "hgai": registry.create("hgai", alpha=1.0),
+    "pai": registry.create("pai", gamma=1.0, alpha=0.9),
+    "sparc": registry.create("sparc", alpha=1.5, tau=0.01),
+}
+
+
+@pytest.mark.parametrize(("name", "method"), LATE.items(), ids=list(LATE))
+def test_methods_that_begin_with_the_last_row_share_the_plain_prefix(gaze, requests, name, method):
+    """Strong enough to change answers, long enough for what they do while they decode."""
+    assert method.shares_prefix == "plain"
+    longer = {"max_new_tokens": 24}
+    apart, dear, _ = answers(gaze, requests, share=False, method=method, **longer)
+    together, cheap, why = answers(gaze, requests, share=True, method=method, **longer)
+    assert why is None
+    assert together == apart
+    assert apart != answers(gaze, requests, share=True, **longer)[0]
+    assert sum(cost.prefill_tokens for cost in cheap) < 0.7 * sum(cost.prefill_tokens for cost in dear)
+    assert answers(gaze, requests, share=True, batch_size=3, method=method, **longer)[0] == apart
+
+
+@pytest.mark.parametrize(("name", "method"), LATE.items(), ids=list(LATE))
+def test_their_logits_differ_by_rounding_alone(gaze, requests, name, method):
+    sharing = PrefixSharing(gaze, method, {})
+    images, prompts = [r.images for r in requests], [r.prompt for r in requests]
+    options = {"max_new_tokens": 4, "output_logits": True, "return_dict_in_generate": True}
+    with gaze.using(method):
+        shared = sharing._prepare(images, prompts)
+        found = sharing._generate(shared, sharing._options({**options, "eos_token_id": None}))
+        inputs = gaze.inputs([list(entry) for entry in images], prompts)
+        with torch.inference_mode():
+            expected = gaze.model.generate(**inputs, **sharing._options({**options, "eos_token_id": None}))
+    assert torch.equal(found.sequences[:, -4:], expected.sequences[:, -4:])
+    a, b = torch.stack(found.logits), torch.stack(expected.logits)
+    assert torch.equal(a.isfinite(), b.isfinite())
+    assert (a - b)[a.isfinite()].abs().max() < 1e-4 * b[b.isfinite()].std()
+
+
+def test_a_method_with_a_second_context_cannot_take_a_cache_over(gaze, requests):
+    assert registry.create("pai").shares_prefix == ""
+    sharing = PrefixSharing(gaze, None, {})
+    sharing._late = True
+    with gaze.using(registry.create("vcd")):
+        shared = sharing._prepare([r.images for r in requests], [r.prompt for r in requests])
+        with pytest.raises(UnsupportedModelError, match="cannot go on as several"):
+            sharing._generate(shared, sharing._options({}))
 
 
 def test_removed_heads_are_removed_from_the_shared_prefix_too(gaze, requests):

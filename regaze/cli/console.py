@@ -50,11 +50,17 @@ def progress() -> Iterator[Callable[[str, int, int], None]]:
     """Bars on standard error, one for each thing reported: report(what, done, total)."""
     columns = (TextColumn("{task.description:>8}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     tasks: dict[str, TaskID] = {}
-    with Progress(*columns, console=stderr()) as bars:
+    bars = Progress(*columns, console=stderr())
 
-        def report(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bars.add_task(what, total=total)
-            bars.update(tasks[what], completed=done)
+    def report(what: str, done: int, total: int) -> None:
+        if not tasks:  # not before: bars without a task are an empty line above an early error
+            bars.start()
+        if what not in tasks:
+            tasks[what] = bars.add_task(what, total=total)
+        bars.update(tasks[what], completed=done)
 
+    try:
         yield report
+    finally:
+        if tasks:
+            bars.stop()

@@ -40,8 +40,8 @@ def heatmap(
     check_output(output)
     chosen: dict[str, Any] = {
         "token": _token(token),
-        "layers": _numbers("--layers", layers),
-        "heads": _numbers("--heads", heads),
+        "layers": numbers("--layers", layers),
+        "heads": numbers("--heads", heads),
     }
     intervention = options.method(method, settings)
     gaze = options.load(model, device, dtype)
@@ -106,12 +106,12 @@ def find_image(name: str) -> Path:
     raise InputError(f"image {name} does not exist, and no shipped scene has that name")
 
 
-def check_output(path: Path) -> None:
-    """Refuse what cannot be written before a model is loaded; makes the folder of the picture."""
-    if path.suffix.lower() not in FORMATS:
-        raise InputError(f"output {path}: expected a name that ends in {', '.join(FORMATS)}")
+def check_output(path: Path, formats: tuple[str, ...] = FORMATS) -> None:
+    """Refuse what cannot be written before a model is loaded; makes the folder of the file."""
+    if path.suffix.lower() not in formats:
+        raise InputError(f"output {path}: expected a name that ends in {', '.join(formats)}")
     if path.is_dir():
-        raise InputError(f"output {path} is a folder; expected the name of a picture")
+        raise InputError(f"output {path} is a folder; expected the name of a file")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -122,7 +122,8 @@ def _token(text: str) -> int | str:
     return int(text) if text.isdecimal() else text
 
 
-def _numbers(option: str, text: str | None) -> list[int] | None:
+def numbers(option: str, text: str | None) -> list[int] | None:
+    """Numbers of an option such as "0,5"; InputError for anything else."""
     if text is None:
         return None
     try:

@@ -16,8 +16,9 @@ from regaze.cli import console, options
 from regaze.errors import BadParameterError, InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
+    from regaze import Gaze
     from regaze.eval.runner import Task
     from regaze.eval.sharding import Team
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 MAPPINGS = ("settings", "bench", "generate")
 _NAMES = {"settings": "set"}
 #: options that are about one call of the command
-_PASSING = ("config", "debug", "json", "resume", "output")
+_PASSING = ("config", "debug", "json", "resume", "output", "html")
 
 
 def _config(ctx: typer.Context, path: Path | None) -> Path | None:
@@ -137,10 +138,13 @@ class Request:
     must_work: bool
 
 
-def execute(request: Request) -> tuple[dict[str, Any] | None, Path]:
+def execute(
+    request: Request, then: Callable[[Gaze, Path], None] | None = None
+) -> tuple[dict[str, Any] | None, Path]:
     """Load the model and run; returns what results.json holds and the folder.
 
-    A process that only helps another one has no results.
+    A process that only helps another one has no results; `then` is called by the first one alone, with the
+    model and the folder of the complete run.
     """
     from regaze.eval.runner import Plan, evaluate
     from regaze.eval.sharding import assemble
@@ -170,6 +174,8 @@ def execute(request: Request) -> tuple[dict[str, Any] | None, Path]:
     if not team.is_first:
         return None, folder
     _write(results, request, folder)
+    if then is not None:
+        then(gaze, folder)
     return results, folder
 
 

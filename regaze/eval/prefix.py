@@ -7,9 +7,11 @@ follows each, which leaves a gap that the attention mask hides; positions count 
 every token stands where it would without sharing.
 
 That is the same function only where a token depends on the tokens before it and nothing else: causal masks,
-one-dimensional positions, a cache that keeps everything, a method whose edits ignore the rest of the prompt.
-What can be known beforehand is looked up; the first batch is then run both ways, and where the logits differ
-by more than rounding, nothing is shared.
+one-dimensional positions, a cache that keeps everything, and a method (`Method.shares_prefix`) whose edits
+ignore the rest of the prompt, or begin with the prompt's last row. For the latter the plain model reads all
+but the last token of each prompt, the gap is taken out of the cache, and the method joins in for the last
+one. What can be known beforehand is looked up; the first batch is then run both ways, and where the logits
+differ by more than rounding, nothing is shared.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
-from regaze.toolkit import compat
+from regaze.toolkit import compat, hook
 
 Images = tuple[Path, ...]
 
@@ -44,7 +46,7 @@ def obstacle(gaze: Any, method: Any, options: Mapping[str, Any]) -> str | None:
     model, processor = getattr(gaze, "model", None), getattr(gaze, "processor", None)
     if model is None or processor is None:
         return "this is no wrapped model with a processor"
-    if method is not None and not getattr(method, "shares_prefix", False):
+    if method is not None and not getattr(method, "shares_prefix", ""):
         return f"{method.to_dict().get('method', 'the method')} looks at the whole prompt"
     generation, config = model.generation_config, compat.text_config(model)
     unknown = set(options) - _OPTIONS
@@ -70,6 +72,8 @@ class PrefixSharing:
 
     def __init__(self, gaze: Any, method: Any, options: Mapping[str, Any]):
         self.gaze = gaze
+        #: whether the method joins in for the last token of a prompt
+        self._late = getattr(method, "shares_prefix", "") == "plain"
         self.obstacle = obstacle(gaze, method, options)
 
     def ask(self, images: Sequence[Images], prompts: Sequence[str], options: Mapping[str, Any]) -> list[str]:
@@ -85,7 +89,8 @@ class PrefixSharing:
                 [list(entry) for entry in images], prompts, batch_size=len(prompts), **options
             )
             return answers
-        generated = self._generate(shared, self._options(options))[:, shared.length :]
+        length = max(map(len, shared.whole)) if self._late else shared.length
+        generated = self._generate(shared, self._options(options))[:, length:]
         texts = self.gaze.reader.tokenizer.batch_decode(generated, skip_special_tokens=True)
         return [text.strip() for text in texts]
 
@@ -110,8 +115,9 @@ class PrefixSharing:
         with torch.inference_mode():
             inputs = self.gaze.inputs([list(entry) for entry in images], list(prompts))
             expected = model.generate(**inputs, **options).logits[0].float()
-        bound = _ROUNDING.get(model.dtype, _ROUGH_ROUNDING) * float(expected.std())
-        if not float((found - expected).abs().max()) <= bound:  # nan is no agreement either
+        bound = _ROUNDING.get(model.dtype, _ROUGH_ROUNDING) * float(expected[expected.isfinite()].std())
+        apart = torch.where(found == expected, 0.0, found - expected)  # a cut token is -inf in both
+        if not float(apart.abs().max()) <= bound:  # nan is no agreement either
             self.obstacle = "this model computes something else over a shared prefix"
 
     # Prompts ------------------------------------------------------------------------------------------
@@ -151,31 +157,62 @@ class PrefixSharing:
     # Generating ---------------------------------------------------------------------------------------
 
     def _generate(self, shared: _Shared, options: Mapping[str, Any]) -> Any:
-        model = self.gaze.model
-        pad = self.gaze.reader.tokenizer.pad_token_id
         with torch.inference_mode():
-            prefix, visible = (part.to(model.device) for part in _padded(shared.prefixes, pad))
-            cache = compat.cache_of(
-                model(
-                    input_ids=prefix,
-                    attention_mask=visible,
-                    position_ids=(visible.cumsum(1) - 1).clamp_min(0),
-                    use_cache=True,
-                    logits_to_keep=1,
-                    **shared.media,
-                )
-            )
-            if cache is None or any(type(layer) is not DynamicLayer for layer in cache.layers):
-                raise _CannotFork
-            groups = torch.tensor(shared.groups)  # on the CPU: layers may lie on several devices
-            cache.batch_select_indices(groups)
-            rest, seen = (part.to(model.device) for part in _padded(shared.rests, pad))
-            return model.generate(
-                input_ids=torch.cat([prefix[groups], rest], 1),
-                attention_mask=torch.cat([visible[groups], seen], 1),
+            if self._late:
+                return self._generate_late(shared, options)
+            cache, prefix, visible = self._forked(shared)
+            rest, seen = self._rows(shared.rests)
+            return self.gaze.model.generate(
+                input_ids=torch.cat([prefix, rest], 1),
+                attention_mask=torch.cat([visible, seen], 1),
                 past_key_values=cache,
                 **options,
             )
+
+    def _generate_late(self, shared: _Shared, options: Mapping[str, Any]) -> Any:
+        """The prompts without their last tokens by the plain model, the rest under the method."""
+        model, (ids, mask) = self.gaze.model, self._rows(shared.whole)
+        with hook.silent(model):
+            cache, _, visible = self._forked(shared)
+            rest, seen = self._rows([row[:-1] for row in shared.rests])
+            if rest.shape[1]:
+                visible = torch.cat([visible, seen], 1)
+                positions = (visible.cumsum(1) - 1).clamp_min(0)[:, -rest.shape[1] :]
+                model(
+                    input_ids=rest,
+                    attention_mask=visible,
+                    position_ids=positions,
+                    past_key_values=cache,
+                    use_cache=True,
+                    logits_to_keep=1,
+                )
+        _without_gap(cache, visible.bool(), ids.shape[1] - 1)
+        hook.take_over(model, cache, {"input_ids": ids, "attention_mask": mask, **shared.media_of_rows()})
+        return model.generate(input_ids=ids, attention_mask=mask, past_key_values=cache, **options)
+
+    def _forked(self, shared: _Shared) -> tuple[Any, Tensor, Tensor]:
+        """A cache with the prefix of every prompt, and ids and mask of these [B, longest prefix]."""
+        prefix, visible = self._rows(shared.prefixes)
+        cache = compat.cache_of(
+            self.gaze.model(
+                input_ids=prefix,
+                attention_mask=visible,
+                position_ids=(visible.cumsum(1) - 1).clamp_min(0),
+                use_cache=True,
+                logits_to_keep=1,
+                **shared.media,
+            )
+        )
+        if cache is None or any(type(layer) is not DynamicLayer for layer in cache.layers):
+            raise _CannotFork
+        groups = torch.tensor(shared.groups)  # on the CPU: layers may lie on several devices
+        cache.batch_select_indices(groups)
+        return cache, prefix[groups], visible[groups]
+
+    def _rows(self, rows: list[list[int]]) -> tuple[Tensor, Tensor]:
+        """Ids and mask [rows, longest] on the model's device, padded on the left."""
+        ids, mask = _padded(rows, self.gaze.reader.tokenizer.pad_token_id)
+        return ids.to(self.gaze.model.device), mask.to(self.gaze.model.device)
 
     def _options(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """`given` with what `gaze.ask` takes where nothing is given."""
@@ -233,6 +270,17 @@ class _Shared:
         return shared if shared.tokens < len(ids) * max(map(len, ids)) else None
 
     @property
+    def whole(self) -> list[list[int]]:
+        """The prompts."""
+        return [self.prefixes[own] + rest for own, rest in zip(self.groups, self.rests, strict=True)]
+
+    def media_of_rows(self) -> dict[str, Tensor]:
+        """The images once per prompt, for those who look at the prompts; none where that is not known."""
+        if any(len(value) != len(self.prefixes) for value in self.media.values()):
+            return {}
+        return {name: value[self.groups] for name, value in self.media.items()}
+
+    @property
     def tokens(self) -> int:
         """Positions that are run before the first new token, padding included."""
         return len(self.prefixes) * max(map(len, self.prefixes)) + len(self.rests) * max(map(len, self.rests))
@@ -276,11 +324,20 @@ def _common_length(a: list[int], b: list[int]) -> int:
     return next((i for i in range(length) if a[i] != b[i]), length)
 
 
+def _without_gap(cache: Any, visible: Tensor, length: int) -> None:
+    """Move the visible columns [B, L] of a cache to its end, and keep the last `length` columns."""
+    order = visible.int().sort(dim=1, stable=True).indices[:, visible.shape[1] - length :, None]
+    for layer in cache.layers:
+        places = order.to(layer.keys.device)[:, None].expand(-1, layer.keys.shape[1], -1, -1)
+        layer.keys = layer.keys.gather(2, places.expand(-1, -1, -1, layer.keys.shape[3]))
+        layer.values = layer.values.gather(2, places.expand(-1, -1, -1, layer.values.shape[3]))
+
+
 def _padded(rows: list[list[int]], pad: int) -> tuple[Tensor, Tensor]:
     """Ids and mask [rows, longest], padded on the left."""
     length = max(map(len, rows))
-    ids = torch.tensor([[pad] * (length - len(row)) + row for row in rows])
-    mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows])
+    ids = torch.tensor([[pad] * (length - len(row)) + row for row in rows], dtype=torch.int64)
+    mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows], dtype=torch.int64)
     return ids, mask
 
 

@@ -10,7 +10,7 @@ demo: $(STAMP)
 	$(BIN)/regaze demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist loadfile -m "not gpu and not browser"
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist loadfile -m "not gpu"
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from regaze.cli import console, options, running, tables
+from regaze.cli import console, options, pages, running, tables
+
+if TYPE_CHECKING:
+    from regaze import Gaze
 
 
 def evaluate(
@@ -48,6 +51,9 @@ def evaluate(
     output: running.Output = None,
     resume: running.Resume = False,
     export: running.Export = None,
+    html: Annotated[
+        int, typer.Option(min=0, help="Also write pages to explore, of so many questions that went wrong.")
+    ] = 0,
     json: Annotated[bool, typer.Option("--json", help="Print results.json and nothing else.")] = False,
     debug: options.Debug = False,
 ) -> None:
@@ -64,7 +70,12 @@ def evaluate(
         running.given(ctx),
         must_work=True,
     )
-    results, folder = running.execute(request)
+
+    def explore(gaze: Gaze, folder: Path) -> None:
+        index = pages.write(gaze, request.tasks, request.methods, folder, html)
+        console.say("no question went wrong" if index is None else f"pages of what went wrong are in {index}")
+
+    results, folder = running.execute(request, explore if html else None)
     if results is None:
         return
     if json:

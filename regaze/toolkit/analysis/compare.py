@@ -1,0 +1,148 @@
+"""Any analysis for the plain and for the edited model on the same tokens, and the difference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from regaze.errors import BadParameterError, ShapeError
+from regaze.toolkit.analysis.forward import Inputs, answered, run
+from regaze.toolkit.analysis.roles import HeadTable
+from regaze.toolkit.context import Participant
+from regaze.toolkit.tokens import TokenMap
+from regaze.toolkit.wrap import Gaze
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison(Generic[T]):
+    """What an analysis finds in the plain and in the edited model.
+
+    Attributes:
+        plain, edited: the two results.
+        difference: edited - plain: every float in it; all else is that of `edited`.
+        inputs: prompts and answers that both saw.
+    """
+
+    plain: T
+    edited: T
+    difference: T
+    inputs: Inputs
+
+
+def compare(
+    gaze: Gaze,
+    inputs: Mapping[str, Any],
+    methods: Participant | Sequence[Participant],
+    analysis: Callable[..., T],
+    *,
+    answers: Tensor | Sequence[str] | None = None,
+    record: Mapping[str, Any] | None = None,
+    max_new_tokens: int = 32,
+    **options: Any,
+) -> Comparison[T]:
+    """Run an analysis on the plain model, and on the model under `methods`, with the same answers forced.
+
+    The answers are fed, not generated (teacher forcing), so that row by row both saw the same tokens:
+
+        both = compare(gaze, inputs, VAR(), rollout, rows="answer")
+        both = compare(gaze, inputs, VAR(), role_flow, record={"rows": "all"})
+
+    Args:
+        inputs: from `gaze.inputs`, or `answered` (then `answers` are known).
+        methods: interventions, as for `gaze.using`.
+        analysis: called as analysis(gaze, inputs, **options), or, with `record`, as
+            analysis(record, **options) on a record of the forward; any function of yours with one of these
+            signatures does.
+        answers: [B, T] ids or texts; default: the plain model's greedy answers of at most `max_new_tokens`.
+        record: what to record (see `gaze.recording`); rows are recorded as edited.
+
+    Raises:
+        BadParameterError: no methods.
+    """
+    chosen = (methods,) if isinstance(methods, Participant) else tuple(methods)
+    if not chosen:
+        raise BadParameterError("compare needs at least one intervention, such as VAR()")
+    if isinstance(inputs, Inputs):
+        forced = inputs
+    else:
+        forced = answered(
+            gaze, inputs, _generated(gaze, inputs, max_new_tokens) if answers is None else answers
+        )
+
+    def measured() -> T:
+        if record is None:
+            return analysis(gaze, forced, **options)
+        wanted = {"edited": True, "rows": "text", **record}
+        with gaze.recording(tokens=forced.tokens, **wanted) as found, torch.no_grad():
+            run(gaze, forced)
+        return analysis(found, **options)
+
+    plain = measured()
+    with gaze.using(*chosen, tokens=forced.tokens):
+        edited = measured()
+    return Comparison(plain, edited, difference(plain, edited), forced)
+
+
+def _generated(gaze: Gaze, inputs: Mapping[str, Any], max_new_tokens: int) -> Tensor:
+    """[B, T] ids of the plain model's greedy answers."""
+    model: Any = gaze.model
+    with torch.no_grad():
+        sequences = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
+    return sequences[:, inputs["input_ids"].shape[1] :]
+
+
+def difference(plain: T, edited: T) -> T:
+    """edited - plain, in every float and float tensor of two results of one kind.
+
+    Dataclasses, tuples, lists and dicts are gone through; all that is no float (ids, texts, roles) is taken
+    from `edited`.
+
+    Raises:
+        ShapeError: results that do not belong together.
+    """
+    if type(plain) is not type(edited):
+        raise ShapeError(f"cannot subtract a {type(plain).__name__} from a {type(edited).__name__}")
+    return _less(plain, edited)
+
+
+def _less(plain: Any, edited: Any) -> Any:
+    if isinstance(edited, Tensor):
+        return _tensors(plain, edited)
+    if isinstance(edited, float):
+        return edited - plain
+    if isinstance(edited, HeadTable):
+        return edited.minus(plain)  # in another order than the plain one
+    if is_dataclass(edited) and not isinstance(edited, (TokenMap, type)):
+        parts = [field.name for field in fields(edited) if field.init]
+        return replace(
+            edited, **{name: difference(getattr(plain, name), getattr(edited, name)) for name in parts}
+        )
+    if isinstance(edited, dict):
+        pairs = {name: (plain.get(name, value), value) for name, value in edited.items()}
+        return {name: difference(*pair) for name, pair in pairs.items()}
+    if isinstance(edited, (tuple, list)):
+        return _sequences(plain, edited)
+    return edited
+
+
+def _tensors(plain: Tensor, edited: Tensor) -> Any:
+    if not edited.is_floating_point():
+        return edited
+    if plain.shape != edited.shape:
+        raise ShapeError(
+            f"cannot subtract {list(plain.shape)} from {list(edited.shape)}: compare the same tokens"
+        )
+    return edited - plain
+
+
+def _sequences(plain: Any, edited: Any) -> Any:
+    if len(plain) != len(edited):
+        raise ShapeError(f"cannot subtract {len(plain)} entries from {len(edited)}: compare the same tokens")
+    found = [difference(a, b) for a, b in zip(plain, edited, strict=True)]
+    return type(edited)(*found) if hasattr(edited, "_fields") else type(edited)(found)

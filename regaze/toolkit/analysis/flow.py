@@ -1,0 +1,247 @@
+"""How attention passes from layer to layer: rollout with residual, and VL-SAM's regularised flow.
+
+Both are products of one matrix per layer. They are built while the model runs, from the lowest layer up, for
+the keys asked for: what is kept is [B, L, n], the flow from every token to n keys so far, and of a layer one
+block of rows. A matrix [L, L] comes into being only where all keys are asked for, and none per layer or head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from regaze.errors import BadParameterError, InputError
+from regaze.toolkit.analysis.forward import Columns, Onlooker, Rows, key_index, row_index, run, tokens_of
+from regaze.toolkit.calls import AttentionCall
+from regaze.toolkit.context import Context
+from regaze.toolkit.tokens import TokenMap
+from regaze.toolkit.wrap import Gaze
+
+
+@dataclass(frozen=True, eq=False)
+class Flow:
+    """What flows from some keys to some rows, on the CPU.
+
+    Attributes:
+        values: [B, R, n] fp32; 0 where a sample has fewer rows or keys.
+        rows: [B, R] positions of the rows. columns: [B, n] positions of the keys; -1: there is none.
+        tokens: roles of the prompt.
+    """
+
+    values: Tensor
+    rows: Tensor
+    columns: Tensor
+    tokens: TokenMap
+
+    def image_map(self, row: int = -1, sample: int = 0, image: int = 0) -> Tensor:
+        """The flow to one of the R rows as a map over an image, [rows, columns].
+
+        Raises:
+            InputError: the image has no grid, or its tokens are not among the keys.
+        """
+        cells, held = self.tokens.image_cells(sample, image), self.columns[sample]
+        place = torch.full((self.tokens.length,), -1).scatter(
+            0, held[held >= 0], torch.arange(len(held))[held >= 0]
+        )[cells]
+        if bool((place < 0).any()):
+            raise InputError('not all of the image is among the keys; ask for columns="image"')
+        return self.values[sample, row, place].unflatten(0, self.tokens.grids[sample][image])
+
+
+def rollout(
+    gaze: Gaze,
+    inputs: Mapping[str, Any],
+    *,
+    rows: Rows = "last",
+    columns: Columns = "image",
+    heads: Literal["mean", "max", "min"] | Sequence[int] = "mean",
+    residual: float = 0.5,
+    layers: Sequence[int] | None = None,
+) -> Flow:
+    """Attention rollout: how much of each key is in each row after all layers, if attention alone mixed them.
+
+    Source: Abnar and Zuidema, "Quantifying Attention Flow in Transformers" (arXiv:2005.00928). With A^l the
+    attention of layer l fused over heads, R = M^L ... M^2 M^1 for M^l = residual I + (1 - residual) A^l; rows
+    are scaled to sum 1. Under `gaze.using(...)` it is the edited attention that is multiplied.
+
+    Args:
+        inputs: from `gaze.inputs`, or `answered` for rows of an answer.
+        rows, columns: what to report, see `Rows` and `Columns`.
+        heads: "mean" (the paper's), "max" or "min" over heads, or the heads whose mean is taken.
+        residual: share of the residual connection; the paper's 0.5.
+        layers: whose attention is multiplied; None: all.
+
+    Returns:
+        `Flow` whose values over all keys sum to 1 in each row.
+
+    Raises:
+        BadParameterError, InputError: rows, columns, heads or layers that do not exist.
+    """
+    if not 0.0 <= residual <= 1.0:
+        raise BadParameterError(f"residual is a share in [0, 1], got {residual}")
+    tokens = tokens_of(gaze, inputs)
+    steps = _Rollout(key_index(tokens, columns), heads, residual, layers)
+    return _flow(gaze, inputs, steps, row_index(tokens, rows), tokens)
+
+
+def attention_flow(
+    gaze: Gaze,
+    inputs: Mapping[str, Any],
+    *,
+    rows: Rows = "last",
+    columns: Columns = "image",
+    regularise: Literal["once", "each", "never"] = "once",
+    weigh_heads: bool = True,
+    layers: Sequence[int] | None = None,
+) -> Flow:
+    """The regularised attention flow of VL-SAM, from which it prompts a segmenter.
+
+    Source: "Training-Free Open-Ended Object Detection and Segmentation via Attention as Prompts"
+    (arXiv:2410.05963). Head h of layer l weighs W = mean_i max_j S_ij; S'^l = mean_h W_h S_h;
+    F^l = (I + S'^l)(I + F^(l-1)), F^0 = 0. Key j of N is multiplied by (j + 1) / N, as causal flows drift to
+    the first keys; whether after the last layer or in each of them was not to be found out.
+
+    Args:
+        rows, columns, layers: as for `rollout`.
+        regularise: "once" after the last layer, "each": on S' of every layer, "never".
+        weigh_heads: False: all weigh 1 (the paper's ablation).
+
+    Returns:
+        `Flow` whose values are F times 2^-layers, which keeps them finite; only proportions mean something.
+    """
+    if regularise not in ("once", "each", "never"):
+        raise BadParameterError(f'regularise must be "once", "each" or "never", got {regularise!r}')
+    tokens = tokens_of(gaze, inputs)
+    steps = _Regularised(key_index(tokens, columns), regularise, weigh_heads, layers)
+    return _flow(gaze, inputs, steps, row_index(tokens, rows), tokens)
+
+
+def _flow(gaze: Gaze, inputs: Mapping[str, Any], steps: _Steps, index: Tensor, tokens: TokenMap) -> Flow:
+    with torch.no_grad():
+        run(gaze, inputs, steps)
+    state = steps.result()
+    values = state.gather(1, index.clamp_min(0)[..., None].expand(-1, -1, state.shape[2]).to(state.device))
+    return Flow((values.cpu() * (index >= 0)[..., None]), index, steps.columns, tokens)
+
+
+class _Steps(Onlooker):
+    """The flow from every token to chosen keys, [B, L, n], taken from layer to layer."""
+
+    def __init__(self, columns: Tensor, layers: Sequence[int] | None):
+        super().__init__(layers)
+        self.columns = columns
+
+    def prepare(self, context: Context) -> None:
+        super().prepare(context)
+        self.visible = context.visible
+        self.state = torch.zeros(*self.visible.shape, self.columns.shape[1], device=context.device)
+
+    def result(self) -> Tensor:
+        return self.state
+
+    def add_keys(self, amount: float) -> None:
+        """Add a multiple of the identity's columns to the state: a key flows to itself."""
+        index = self.columns.to(self.state.device)[:, None]
+        self.state.scatter_add_(1, index.clamp_min(0), amount * (index >= 0).float())
+
+    def pass_on(self, call: AttentionCall, matrix: Callable[[Tensor, int], Tensor]) -> None:
+        """Multiply the state by a matrix [L, L] that is made from the weights, a block of rows at a time.
+
+        From the last rows up: in a causal layer the product then takes the place of the state, as no row
+        reads one that was written.
+
+        Args:
+            matrix: from the weights [B, Hq, R, K] of a block and the number of its first row to [B, R, K].
+        """
+        state = self.state.to(call.query.device)
+        self.state = state if call.looks_back else torch.empty_like(state)
+        for rows, weights in self.blocks(call):
+            part = matrix(weights, rows.start)
+            self.state[:, rows] = part @ state[:, : part.shape[-1]]
+
+
+class _Rollout(_Steps):
+    def __init__(
+        self, columns: Tensor, heads: str | Sequence[int], residual: float, layers: Sequence[int] | None
+    ):
+        super().__init__(columns, layers)
+        if isinstance(heads, str) and heads not in ("mean", "max", "min"):
+            raise BadParameterError(f'heads must be "mean", "max", "min" or numbers, got {heads!r}')
+        self.heads, self.residual = heads, residual
+
+    def prepare(self, context: Context) -> None:
+        super().prepare(context)
+        self.add_keys(1.0)
+        if not isinstance(self.heads, str):
+            outside = [head for head in self.heads if not 0 <= head < context.num_heads]
+            if outside or not len(self.heads):
+                raise BadParameterError(
+                    f"heads {outside} do not exist: the model has heads 0..{context.num_heads - 1}"
+                )
+
+    def look(self, layer: int, call: AttentionCall) -> None:
+        self.pass_on(call, self._matrix)
+
+    def _matrix(self, weights: Tensor, first: int) -> Tensor:
+        if not isinstance(self.heads, str):
+            fused = weights[:, list(self.heads)].mean(1)
+        elif self.heads == "mean":
+            fused = weights.mean(1)
+        else:
+            fused = weights.amax(1) if self.heads == "max" else weights.amin(1)
+        # Rows sum to 1 again after "max" and "min", and where a model's sinks took a part.
+        matrix = _scaled(fused) * (1 - self.residual)
+        matrix.diagonal(first, 1, 2).add_(self.residual)
+        return _scaled(matrix)
+
+
+class _Regularised(_Steps):
+    def __init__(self, columns: Tensor, regularise: str, weigh_heads: bool, layers: Sequence[int] | None):
+        super().__init__(columns, layers)
+        self.regularise, self.weigh_heads, self.done = regularise, weigh_heads, 0
+
+    def prepare(self, context: Context) -> None:
+        super().prepare(context)
+        visible = self.visible.float()
+        self.place = visible.cumsum(1) / visible.sum(1, keepdim=True)  # (j + 1) / N, [B, L]
+
+    def look(self, layer: int, call: AttentionCall) -> None:
+        # The state is F 2^-layers: (I + F) 2^-layers is multiplied by (I + S') / 2.
+        self.add_keys(0.5**self.done)
+        self.done += 1
+        weights = self._head_weights(call) if self.weigh_heads else None
+        place = self.place.to(call.query.device)
+
+        def matrix(attention: Tensor, first: int) -> Tensor:
+            if weights is not None:
+                attention = attention * weights[..., None, None]
+            part = attention.mean(1) / 2
+            if self.regularise == "each":
+                part = part * place[:, None, : part.shape[-1]]
+            part.diagonal(first, 1, 2).add_(0.5)
+            return part
+
+        self.pass_on(call, matrix)
+
+    def _head_weights(self, call: AttentionCall) -> Tensor:
+        """W = mean over rows of the largest weight, [B, Hq]."""
+        visible = self.visible.to(call.query.device)
+        total = torch.zeros(self.batch, call.query.shape[1], device=call.query.device)
+        for rows, weights in self.blocks(call):
+            total += (weights.amax(-1) * visible[:, None, rows]).sum(-1)
+        return total / visible.sum(1, keepdim=True)
+
+    def result(self) -> Tensor:
+        if self.regularise != "once":
+            return self.state
+        place = self.place.to(self.state.device).gather(1, self.columns.clamp_min(0).to(self.state.device))
+        return self.state * place[:, None]
+
+
+def _scaled(rows: Tensor) -> Tensor:
+    """Rows [..., K] scaled to sum 1; rows of zeros stay."""
+    return rows / rows.sum(-1, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny)

@@ -1,0 +1,226 @@
+"""The logit lens: which words the residual stream of each token spells, in every layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from regaze.errors import BadParameterError, InputError, UnsupportedModelError
+from regaze.toolkit import compat
+from regaze.toolkit.analysis.forward import Rows, StreamOnlooker, row_index, run, tokens_of
+from regaze.toolkit.tokens import TokenMap
+from regaze.toolkit.wrap import Gaze
+
+#: Logits held at once, in elements: 32 MiB in fp32, of which a reading makes several copies.
+_ELEMENTS = 1 << 23
+#: What language models call their last norm.
+_NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class LogitLens:
+    """What the residual stream predicts in some layers, read with the model's final norm and output matrix.
+
+    Attributes:
+        layers: [S] layer l is the stream that enters layer l (0: the embeddings); the number of layers stands
+            for what leaves the last one, which gives the model's own logits.
+        top_ids: [S, B, R, k] the likeliest tokens, best first. top_probs: [S, B, R, k] their probabilities.
+        entropy: [S, B, R] of the prediction, in nats.
+        targets: [T] ids that were asked for. target_probs, target_ranks: [S, B, R, T], ranks from 0.
+        rows: [B, R] positions; -1 where a sample has fewer (its entries mean nothing).
+        tokens: roles of the prompt. strings: text of the ids above, where there is a tokenizer.
+    """
+
+    layers: tuple[int, ...]
+    top_ids: Tensor
+    top_probs: Tensor
+    entropy: Tensor
+    targets: tuple[int, ...]
+    target_probs: Tensor
+    target_ranks: Tensor
+    rows: Tensor
+    tokens: TokenMap
+    strings: dict[int, str]
+
+    def __repr__(self) -> str:
+        return f"LogitLens(layers {list(self.layers)}, top_ids {list(self.top_ids.shape)})"
+
+    def words(self, sample: int = 0, best: int = 0) -> list[list[str]]:
+        """The likeliest word (`best` 0; 1 is the second) of each layer and row of a sample."""
+        real = self.rows[sample] >= 0
+        ids = self.top_ids[:, sample, real, best]
+        return [[self.strings.get(token, str(token)) for token in layer] for layer in ids.tolist()]
+
+    def image_words(self, layer: int, sample: int = 0, image: int = 0, best: int = 0) -> list[list[str]]:
+        """What word each patch of an image is in a layer, as its grid's rows and columns."""
+        columns = self.tokens.grids[sample][image][1] if self.tokens.grids[sample] else 0
+        ids = self.top_ids[self._state(layer), sample, self._patches(sample, image), best].tolist()
+        words = [self.strings.get(token, str(token)) for token in ids]
+        return [words[start : start + columns] for start in range(0, len(words), columns)]
+
+    def image_map(self, target: int = 0, sample: int = 0, image: int = 0) -> Tensor:
+        """Probability of the target of this number on an image's patches, [S, rows, columns]."""
+        if not 0 <= target < len(self.targets):
+            raise BadParameterError(f"target {target} was not asked for; there are {len(self.targets)}")
+        values = self.target_probs[:, sample, self._patches(sample, image), target]
+        return values.unflatten(1, self.tokens.grids[sample][image])
+
+    def _state(self, layer: int) -> int:
+        if layer not in self.layers:
+            raise BadParameterError(f"layer {layer} was not read; the lens has {list(self.layers)}")
+        return self.layers.index(layer)
+
+    def _patches(self, sample: int, image: int) -> Tensor:
+        """Numbers of the rows that show an image's cells, in row-major order."""
+        held = {int(position): number for number, position in enumerate(self.rows[sample]) if position >= 0}
+        cells = self.tokens.image_cells(sample, image).tolist()
+        if not all(cell in held for cell in cells):
+            raise InputError('the image\'s tokens are not among the rows of the lens; use rows="all"')
+        return torch.tensor([held[cell] for cell in cells])
+
+
+def logit_lens(
+    gaze: Gaze,
+    inputs: Mapping[str, Any],
+    *,
+    rows: Rows = "all",
+    layers: Sequence[int] | None = None,
+    k: int = 5,
+    targets: Sequence[int | str] = (),
+) -> LogitLens:
+    """Read the prediction off every layer: the next word at text positions, a word at image positions.
+
+    Source: nostalgebraist, "interpreting GPT: the logit lens" (2020); on image tokens Neo et al., "Towards
+    Interpreting Visual Information Processing in Vision-Language Models" (arXiv:2410.07149). The final norm
+    is applied to every layer, as the model does to its last. Logits exist a block of rows at a time.
+
+    Args:
+        inputs: from `gaze.inputs`, or `answered` to look at an answer, too. rows: see `Rows`.
+        layers: see `LogitLens`; default: all, from 0 to the number of layers.
+        k: how many tokens to keep per layer and row.
+        targets: ids, or words of which the first token counts (with a space before it, as inside a text).
+
+    Raises:
+        BadParameterError: layers or k that do not exist. UnsupportedModelError: the model does something else
+        after its last layer than a norm, its output matrix, and a scale or soft cap.
+    """
+    tokens = tokens_of(gaze, inputs)
+    vocabulary = gaze.model.get_output_embeddings().weight.shape[0]
+    if not 1 <= k <= vocabulary:
+        raise BadParameterError(f"k must be in 1..{vocabulary}, got {k}")
+    ids = tuple(_target(gaze, target, vocabulary) for target in targets)
+    lens = _Lens(gaze.model, row_index(tokens, rows), layers, k, ids)
+    with torch.no_grad():
+        lens.check(run(gaze, inputs, lens).logits)
+    parts = [torch.stack(part) for part in zip(*(lens.read[layer] for layer in lens.chosen), strict=True)]
+    strings = _strings(gaze, [*parts[0].unique().tolist(), *ids])
+    top_ids, top_probs, entropy, probabilities, ranks = parts
+    return LogitLens(
+        lens.chosen, top_ids, top_probs, entropy, ids, probabilities, ranks, lens.rows, tokens, strings
+    )
+
+
+def read_out(model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
+    """From the residual stream [..., D] to logits [..., V] fp32, by the model's final norm and output matrix.
+
+    Raises:
+        UnsupportedModelError: no final norm or output matrix is found.
+    """
+    decoder, head = model.get_decoder(), model.get_output_embeddings()
+    decoder = getattr(decoder, "decoder", decoder)  # OPT's holds another
+    norms = [norm for name in _NORMS if isinstance(norm := getattr(decoder, name, None), nn.Module)]
+    if not norms or head is None:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} has no {'final norm' if head is not None else 'output matrix'} that "
+            "regaze can find, so its layers cannot be read as words"
+        )
+    config = compat.text_config(model)
+    cap = getattr(config, "final_logit_softcapping", None)
+    scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
+
+    def read(hidden: Tensor) -> Tensor:
+        norm_weight = next(norms[0].parameters(), head.weight)  # may be on another device than the matrix
+        normed = norms[0](hidden.to(norm_weight.device))
+        logits = head(normed.to(head.weight)).float() * scale
+        return logits if cap is None else cap * torch.tanh(logits / cap)
+
+    return read
+
+
+class _Lens(StreamOnlooker):
+    """Reads the streams of the layers."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        rows: Tensor,
+        layers: Sequence[int] | None,
+        k: int,
+        targets: tuple[int, ...],
+    ):
+        super().__init__(layers)
+        self.rows, self.k, self.targets, self.read_out = rows, k, targets, read_out(model)
+        self.read: dict[int, tuple[Tensor, ...]] = {}
+
+    def look(self, layer: int, hidden: Tensor) -> None:
+        self.read[layer] = self._read(hidden)
+
+    def check(self, logits: Tensor) -> None:
+        """Compare what the last stream reads with the model's own logits [B, 1, V] of the last position."""
+        own = self.read_out(self.last_stream[:, -1])
+        expected = logits[:, -1].to(own)
+        tolerance = 1e-3 if logits.dtype == torch.float32 else 5e-2
+        if not torch.allclose(own, expected, rtol=0, atol=tolerance * max(1.0, float(own.abs().max()))):
+            raise UnsupportedModelError(
+                "the model's logits are not its last layer read through the final norm and the output matrix "
+                "(or another intervention changes them): its layers cannot be read the same way"
+            )
+
+    def _read(self, hidden: Tensor) -> tuple[Tensor, ...]:
+        """[B, L, D] -> the tensors of a `LogitLens` for one layer, the targets' last."""
+        index = self.rows.clamp_min(0).to(hidden.device)
+        rows = hidden.gather(1, index[..., None].expand(-1, -1, hidden.shape[2])).flatten(0, 1)
+        size = max(1, _ELEMENTS // self.read_out(rows[:1]).shape[-1])
+        parts = [self._summary(self.read_out(part)) for part in rows.split(size)]
+        return tuple(torch.cat(part).unflatten(0, index.shape) for part in zip(*parts, strict=True))
+
+    def _summary(self, logits: Tensor) -> tuple[Tensor, ...]:
+        probabilities = logits.softmax(-1)
+        top = probabilities.topk(self.k)
+        targets = torch.tensor(self.targets, dtype=torch.int64, device=logits.device)
+        wanted = logits[:, targets]
+        ranks = (
+            torch.stack([(logits > each[:, None]).sum(-1) for each in wanted.unbind(1)], 1)
+            if len(targets)
+            else wanted.long()
+        )
+        entropy = torch.special.entr(probabilities).sum(-1)
+        found = (top.indices, top.values, entropy, probabilities[:, targets], ranks)
+        return tuple(tensor.cpu() for tensor in found)
+
+
+def _target(gaze: Gaze, target: int | str, vocabulary: int) -> int:
+    if isinstance(target, str):
+        tokenizer = gaze.reader.tokenizer
+        if tokenizer is None:
+            raise InputError("give targets as ids: regaze.wrap was given no tokenizer")
+        ids = tokenizer(" " + target.strip(), add_special_tokens=False)["input_ids"]
+        spelled = [token for token in ids if tokenizer.decode([token]).strip()]
+        if not spelled:
+            raise BadParameterError(f"the word {target!r} has no token")
+        return int(spelled[0])
+    if not 0 <= int(target) < vocabulary:
+        raise BadParameterError(f"target {target} is not among the ids 0..{vocabulary - 1}")
+    return int(target)
+
+
+def _strings(gaze: Gaze, ids: Sequence[int]) -> dict[int, str]:
+    tokenizer = gaze.reader.tokenizer
+    if tokenizer is None:
+        return {}
+    return {token: tokenizer.decode([token]).strip() or tokenizer.decode([token]) for token in ids}

@@ -1,0 +1,210 @@
+"""Cross-attention of speech models (Whisper), and what hiding sound from them does to what they hear.
+
+Source of the question: "Cross-Attention is Half Explanation in Speech-to-Text Models" (arXiv:2509.18010). It
+compares cross-attention with saliency on the spectrogram and on the encoder's output; so do these scorers.
+Its saliency method, SPES, scores masks by the divergence of the whole next-token distribution; here as
+everywhere in this package the score is the log-probability of the answer's tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutput
+
+from regaze.errors import ShapeError, UnsupportedModelError
+from regaze.toolkit import compat
+from regaze.toolkit.analysis.occlusion import check_hidden
+
+
+@dataclass(frozen=True, eq=False)
+class Utterance:
+    """A recording and what a model heard in it.
+
+    Args:
+        model: an encoder-decoder speech model of transformers, such as WhisperForConditionalGeneration.
+        features: [1, mels, frames] log-mel spectrogram, padded as the model wants it.
+        prompt: [P] decoder ids before the answer (start of transcript, ...). answer: [T] ids heard.
+        frames: how many frames of the spectrogram are sound; regions cover these, the padding is left alone.
+        width: frames of the spectrogram in a region, a multiple of what an encoder frame spans.
+    """
+
+    model: Any
+    features: Tensor
+    prompt: Tensor
+    answer: Tensor
+    frames: int
+    width: int = 10
+
+    def __post_init__(self) -> None:
+        if self.features.dim() != 3 or len(self.features) != 1:
+            raise ShapeError(f"features are [1, mels, frames], got {list(self.features.shape)}")
+        total = self.features.shape[-1]
+        if not 0 < self.frames <= total:
+            raise ShapeError(
+                f"frames of sound must be within 1..{total}, the spectrogram's; got {self.frames}"
+            )
+        if self.width < 1 or self.width % self.stride:
+            raise ShapeError(
+                f"an encoder frame spans {self.stride} frames: width must be a multiple, got {self.width}"
+            )
+
+    @cached_property
+    def encoded(self) -> Tensor:
+        """[1, encoder frames, hidden] the encoder's output."""
+        return self.encode(self.features)
+
+    @cached_property
+    def stride(self) -> int:
+        """Frames of the spectrogram that an encoder frame spans (Whisper: 2)."""
+        return self.features.shape[-1] // self.encoded.shape[1]
+
+    @property
+    def windows(self) -> int:
+        """Regions in time; the last one may reach into the padding."""
+        return -(-self.frames // self.width)
+
+    def encode(self, features: Tensor) -> Tensor:
+        """[m, mels, frames] -> [m, encoder frames, hidden]."""
+        with torch.inference_mode():
+            return self.model.get_encoder()(features).last_hidden_state
+
+    def log_probs(self, encoded: Tensor) -> Tensor:
+        """[m, encoder frames, hidden] -> [m, T] log-probabilities of the answer's tokens."""
+        return self._answered(self._decode(encoded).logits)
+
+    def cross_attention(self) -> Tensor:
+        """[layers, heads, T, encoder frames] the row that predicts each token of the answer.
+
+        The model runs with eager attention for this one forward.
+
+        Raises:
+            UnsupportedModelError: the model gives no attention weights back.
+        """
+        before = compat.current_attention(self.model)
+        self.model.set_attn_implementation("eager")
+        try:
+            maps = self._decode(self.encoded, output_attentions=True).cross_attentions
+        finally:
+            self.model.set_attn_implementation(before)
+        if not maps or maps[0] is None:
+            raise UnsupportedModelError(f"{type(self.model).__name__} returns no cross-attention")
+        return torch.stack([layer[0, :, len(self.prompt) - 1 : -1] for layer in maps])
+
+    def gradient_saliency(self) -> Tensor:
+        """Gradient x (input - silence) in each window of time, [T, windows] in nats.
+
+        What hiding a window would cost if the log-probability of a token were linear in the spectrogram; a
+        second opinion beside `occlusion_saliency`, from one forward and T backward passes.
+        """
+        with torch.inference_mode(False), torch.enable_grad():
+            features = self.features.clone().requires_grad_()
+            encoded = self.model.get_encoder()(features).last_hidden_state
+            scores = self._answered(self._run(encoded).logits)[0]
+            gradients = [torch.autograd.grad(score, features, retain_graph=True)[0][0] for score in scores]
+            effect = torch.stack(gradients) * (self.features - self.features.amin())
+        return self._windows_of(effect.sum(1), self.width).detach().cpu()
+
+    def by_window(self, maps: Tensor) -> Tensor:
+        """Mass in each window of time of maps [..., encoder frames], [..., windows]."""
+        return self._windows_of(maps, self.width // self.stride)
+
+    def _windows_of(self, maps: Tensor, size: int) -> Tensor:
+        end = min(self.windows * size, maps.shape[-1])
+        padded = F.pad(maps[..., :end], (0, self.windows * size - end))
+        return padded.unflatten(-1, (self.windows, size)).sum(-1)
+
+    def _decode(self, encoded: Tensor, **options: Any) -> Any:
+        with torch.inference_mode():
+            return self._run(encoded, **options)
+
+    def _run(self, encoded: Tensor, **options: Any) -> Any:
+        ids = torch.cat([self.prompt, self.answer]).to(encoded.device).expand(len(encoded), -1)
+        return self.model(
+            encoder_outputs=BaseModelOutput(last_hidden_state=encoded),
+            decoder_input_ids=ids,
+            use_cache=False,
+            **options,
+        )
+
+    def _answered(self, logits: Tensor) -> Tensor:
+        """[m, T] log-probabilities of the answer's tokens, from the logits of prompt and answer."""
+        # A clone, because ids that were generated in inference mode can take part in no gradient.
+        answer = self.answer.to(logits.device).clone().expand(len(logits), -1)
+        rows = logits[:, len(self.prompt) - 1 : -1].float()
+        return rows.log_softmax(-1).gather(-1, answer[..., None])[..., 0]
+
+
+@dataclass(frozen=True, eq=False)
+class SpectrogramPatches:
+    """A `Scorer` that silences parts of the spectrogram; the encoder hears the rest.
+
+    Args:
+        utterance: what is heard. bands: regions in frequency; a region is one of bands x windows, row-major.
+        batch_size: variants per forward.
+
+    Hidden patches get the lowest value of the spectrogram, which is what the padding has.
+    """
+
+    utterance: Utterance
+    bands: int = 1
+    batch_size: int = 8
+
+    @property
+    def count(self) -> int:
+        return self.bands * self.utterance.windows
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """[m, bands * windows] bool -> [m, T] log-probabilities of the answer's tokens."""
+        check_hidden(hidden, self.count)
+        return torch.cat([self._score(part) for part in hidden.split(self.batch_size)])
+
+    def _score(self, hidden: Tensor) -> Tensor:
+        features, width = self.utterance.features, self.utterance.width
+        mels, frames = features.shape[1:]
+        band = torch.arange(mels) * self.bands // mels
+        window = torch.arange(frames) // width
+        grid = F.pad(
+            hidden.unflatten(1, (self.bands, self.utterance.windows)),
+            (0, max(0, int(window[-1]) + 1 - self.utterance.windows)),
+        )
+        silent = grid[:, band][:, :, window].to(features.device)
+        return self.utterance.log_probs(
+            self.utterance.encode(torch.where(silent, features.amin(), features))
+        ).cpu()
+
+
+@dataclass(frozen=True, eq=False)
+class EncoderWindows:
+    """A `Scorer` that hides windows of time from the decoder: the encoder has heard everything.
+
+    Args:
+        utterance: what is heard. batch_size: variants per forward.
+
+    Hidden frames get the mean of the encoder's output, so that they say nothing of their place in time.
+    """
+
+    utterance: Utterance
+    batch_size: int = 32
+
+    @property
+    def count(self) -> int:
+        return self.utterance.windows
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """[m, windows] bool -> [m, T] log-probabilities of the answer's tokens."""
+        check_hidden(hidden, self.count)
+        encoded = self.utterance.encoded
+        size = self.utterance.width // self.utterance.stride
+        window = torch.arange(encoded.shape[1]) // size
+        scores = []
+        for part in hidden.split(self.batch_size):
+            padded = F.pad(part, (0, max(0, int(window[-1]) + 1 - self.count)))
+            gone = padded[:, window, None].to(encoded.device)
+            scores.append(self.utterance.log_probs(torch.where(gone, encoded.mean(1, keepdim=True), encoded)))
+        return torch.cat(scores).cpu()

@@ -16,7 +16,7 @@ from zoo import gemma, qwen, tiled
 
 import regaze
 from regaze import Role
-from regaze.errors import InputError
+from regaze.errors import InputError, UnsupportedModelError
 from regaze.interventions import ICD, VCD
 from regaze.interventions.icd import PREFIXES
 from regaze.toolkit.context import Participant
@@ -167,6 +167,20 @@ def test_a_noised_image_beside_the_real_one_equals_two_forwards(build, name):
     assert_same_scores(logits, 1.7 * main - 0.7 * other, 2e-4)
 
 
+@pytest.mark.parametrize("name", ["qwen2_vl", "qwen3_vl", "gemma3", "aria"])
+def test_beams_of_several_images_with_a_branch(build, name):
+    gaze = build(name)
+    images, questions = [[noise(1), noise(3, 70, 70)], noise(2, 60, 100)], [QUESTION, "What?"]
+    options = {"max_new_tokens": 3, "num_beams": 2, "num_return_sequences": 2, "eos_token_id": None}
+    with gaze.using(VCD(alpha=0.7, noise_step=900)):
+        inputs = gaze.inputs(images, questions)
+        together = gaze.model.generate(**inputs, **options, do_sample=False)[:, -3:]
+        for row in range(2):
+            alone = gaze.inputs(images[row : row + 1], questions[row : row + 1])
+            answers = gaze.model.generate(**alone, **options, do_sample=False)[:, -3:]
+            assert torch.equal(answers, together[2 * row : 2 * row + 2])
+
+
 @pytest.mark.parametrize("name", [name for name in ENTRIES if name != "paligemma"])  # has no system messages
 def test_another_prompt_beside_the_users_is_of_the_same_types(build, name):
     gaze = build(name)
@@ -282,6 +296,13 @@ def test_llava_with_a_pixtral_tower_is_pixtral():
     assert type(family_of(config)) is Pixtral
     tower.model_type = "siglip_vision_model"
     assert type(family_of(config)) is Llava
+
+
+@pytest.mark.parametrize("kind", ["qwen2_5_omni", "qwen3_omni_moe"])
+def test_of_a_model_with_a_voice_the_thinker_is_wrapped(kind):
+    family = family_of(SimpleNamespace(model_type=kind))
+    with pytest.raises(UnsupportedModelError, match=r"wrap\(model\.thinker"):
+        family.host(torch.nn.Identity())
 
 
 def test_sizes_of_other_images_are_refused(build):

@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import pytest
 import torch
-from family_checks import CHECKS, Case, case_of, outcome
+from families_page import PAGE, STALE, row
+from family_checks import CHECKS, case_of, outcome
 from models import logits_of
-from zoo import text
 from zoo.base import Entry
+from zoo.every import REFUSED, TEXT
 
 import regaze
 from regaze import HeadKnockout
 from regaze.errors import BadParameterError, UnsupportedModelError
 
-ENTRIES: tuple[Entry, ...] = tuple(entry for entry in text.ENTRIES if entry.refused is None)
 
-
-@pytest.mark.parametrize("check", CHECKS)
-@pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
+@pytest.mark.parametrize("check", [*CHECKS, "page"])
+@pytest.mark.parametrize("entry", TEXT, ids=lambda entry: entry.name)
 def test_family(entry: Entry, check: str):
-    assert outcome(entry, check)
+    if check == "page":
+        assert row(entry) in PAGE.read_text(encoding="utf-8").splitlines(), STALE
+    else:
+        assert outcome(entry, check)
 
 
-@pytest.mark.parametrize("entry", [e for e in text.ENTRIES if e.refused], ids=lambda entry: entry.name)
+@pytest.mark.parametrize("entry", REFUSED, ids=lambda entry: entry.name)
 def test_who_is_refused(entry: Entry):
     """A clear error, and a model that is as it was."""
     model, tokenizer = entry.build()
@@ -35,12 +37,11 @@ def test_who_is_refused(entry: Entry):
 
 
 def test_the_zoo_is_as_large_as_promised():
-    assert len(ENTRIES) >= 15
-    assert isinstance(case_of(ENTRIES[0]), Case)
+    assert len(TEXT) >= 15
 
 
 def test_a_layer_without_attention_has_no_heads():
-    case = case_of(next(entry for entry in ENTRIES if entry.name == "lfm2"))
+    case = case_of(next(entry for entry in TEXT if entry.name == "lfm2"))
     nowhere = HeadKnockout(heads=((0, 0),))
     with case.gaze.using(nowhere), pytest.raises(BadParameterError, match=r"layers \[1\]"):
         logits_of(case.model, case.inputs(0))

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import pytest
+from families_page import PAGE, STALE, row
 from family_checks import CHECKS, outcome
-from zoo import crossing, documents, gemma, llava_like, others, qwen, tiled
 from zoo.base import Entry
-
-ENTRIES: tuple[Entry, ...] = tuple(
-    entry
-    for part in (llava_like, qwen, gemma, tiled, others, documents, crossing)
-    for entry in part.ENTRIES
-    if entry.refused is None
-)
+from zoo.every import VISION, label
 
 
-@pytest.mark.parametrize("check", CHECKS)
-@pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: f"{entry.name}-{entry.build.__name__}")
+@pytest.mark.parametrize("check", [*CHECKS, "page"])
+@pytest.mark.parametrize("entry", VISION, ids=label)
 def test_family(entry: Entry, check: str):
-    assert outcome(entry, check)
+    if check == "page":
+        assert row(entry) in PAGE.read_text(encoding="utf-8").splitlines(), STALE
+    else:
+        assert outcome(entry, check)
+
+
+def test_the_zoo_is_as_large_as_promised():
+    assert len({entry.name for entry in VISION}) >= 40

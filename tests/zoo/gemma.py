@@ -220,7 +220,7 @@ ENTRIES = (
         note="no chat template; the whole prompt sees itself",
         lacks=("none",),
     ),
-    Entry("gemma3", gemma3),
+    Entry("gemma3", gemma3, note="crops of pan-and-scan count as images of their own"),
     Entry("gemma3n", gemma3n, note="text and images; the image encoder (timm) is replaced in the tests"),
-    Entry("gemma4", gemma4),
+    Entry("gemma4", gemma4, note="text and images"),
 )

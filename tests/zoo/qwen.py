@@ -191,8 +191,7 @@ def qwen3_5_moe() -> tuple[Any, Any]:
     return _qwen(*classes, vision, {**RECURRENT, **experts, "shared_expert_intermediate_size": 32}, start="")
 
 
-def qwen2_5_omni() -> tuple[Any, Any]:
-    """The thinker: text and images; sound and speech are left out."""
+def _omni(processor_class: Any, start: str, patch_size: int = 14) -> Any:
     named = {
         "image_token": "<|IMAGE|>",
         "audio_token": "<|AUDIO|>",
@@ -202,28 +201,35 @@ def qwen2_5_omni() -> tuple[Any, Any]:
         "audio_bos_token": "<|audio_bos|>",
         "audio_eos_token": "<|audio_eos|>",
     }
-    tokenizer = tiny_tokenizer("<|im_start|>", eos="<|im_end|>", pad="<|endoftext|>", named=named)
-    processor = images_only(
-        hf.Qwen2_5OmniProcessor,
+    return images_only(
+        processor_class,
         video={"merge_size": 2},
-        image_processor=_qwen_images(),
+        image_processor=_qwen_images(patch_size),
         feature_extractor=hf.WhisperFeatureExtractor(feature_size=16),
-        tokenizer=tokenizer,
-        chat_template=template("<|vision_bos|><|IMAGE|><|vision_eos|>", start=_HELPFUL, **_CHATML),
+        tokenizer=tiny_tokenizer("<|im_start|>", eos="<|im_end|>", pad="<|endoftext|>", named=named),
+        chat_template=template("<|vision_bos|><|IMAGE|><|vision_eos|>", start=start, **_CHATML),
     )
-    audio = {
-        "num_mel_bins": 16,
-        "encoder_layers": 1,
-        "encoder_attention_heads": 2,
-        "encoder_ffn_dim": 32,
-        "d_model": 32,
-        "output_dim": 64,
-        "max_source_positions": 32,
-    }
+
+
+_HEARING = {
+    "num_mel_bins": 16,
+    "encoder_layers": 1,
+    "encoder_attention_heads": 2,
+    "encoder_ffn_dim": 32,
+    "d_model": 32,
+    "output_dim": 64,
+    "max_source_positions": 32,
+}
+
+
+def qwen2_5_omni() -> tuple[Any, Any]:
+    """The thinker: text and images; sound and speech are left out."""
+    processor = _omni(hf.Qwen2_5OmniProcessor, _HELPFUL)
+    tokenizer = processor.tokenizer
     config = hf.Qwen2_5OmniThinkerConfig(
         text_config=on_three_axes(tokenizer),
         vision_config=_QWEN2_5_VISION,
-        audio_config=audio,
+        audio_config=_HEARING,
         image_token_index=tokenizer.image_token_id,
         audio_token_index=tokenizer.audio_token_id,
         video_token_index=tokenizer.video_token_id,
@@ -233,6 +239,25 @@ def qwen2_5_omni() -> tuple[Any, Any]:
     )
     config.vision_start_token_id = tokenizer.vision_bos_token_id
     return seeded(hf.Qwen2_5OmniThinkerForConditionalGeneration, config), processor
+
+
+def qwen3_omni_moe() -> tuple[Any, Any]:
+    """The thinker, as of Qwen2.5-Omni, with experts."""
+    processor = _omni(hf.Qwen3OmniMoeProcessor, "", patch_size=16)
+    tokenizer = processor.tokenizer
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+    config = hf.Qwen3OmniMoeThinkerConfig(
+        text_config=on_three_axes(tokenizer, **experts),
+        vision_config=_QWEN3_VISION,
+        audio_config={**_HEARING, "downsample_hidden_size": 8},
+        image_token_id=tokenizer.image_token_id,
+        audio_token_id=tokenizer.audio_token_id,
+        video_token_id=tokenizer.video_token_id,
+        audio_start_token_id=tokenizer.audio_bos_token_id,
+        initializer_range=0.2,
+    )
+    config.vision_start_token_id = tokenizer.vision_bos_token_id
+    return seeded(hf.Qwen3OmniMoeThinkerForConditionalGeneration, config), processor
 
 
 # The like ---------------------------------------------------------------------------------------------
@@ -342,16 +367,20 @@ def ernie4_5_vl_moe() -> tuple[Any, Any]:
     return seeded(hf.Ernie4_5_VLMoeForConditionalGeneration, config), processor
 
 
+_VIDEOS = "frames of videos are views"
+_SPARSE = "layers without attention are left alone"
+
 ENTRIES = (
-    Entry("qwen2_vl", qwen2_vl),
-    Entry("qwen2_5_vl", qwen2_5_vl),
-    Entry("qwen3_vl", qwen3_vl),
-    Entry("qwen3_vl_moe", qwen3_vl_moe),
-    Entry("qwen3_5", qwen3_5, note="layers without attention are left alone"),
-    Entry("qwen3_5_moe", qwen3_5_moe, note="layers without attention are left alone"),
-    Entry("qwen2_5_omni_thinker", qwen2_5_omni, note="the thinker, with text and images"),
-    Entry("glm4v", glm4v),
-    Entry("glm4v_moe", glm4v_moe),
-    Entry("glm46v", glm46v),
-    Entry("ernie4_5_vl_moe", ernie4_5_vl_moe),
+    Entry("qwen2_vl", qwen2_vl, note=_VIDEOS),
+    Entry("qwen2_5_vl", qwen2_5_vl, note=_VIDEOS),
+    Entry("qwen3_vl", qwen3_vl, note=_VIDEOS),
+    Entry("qwen3_vl_moe", qwen3_vl_moe, note=_VIDEOS),
+    Entry("qwen3_5", qwen3_5, note=_SPARSE),
+    Entry("qwen3_5_moe", qwen3_5_moe, note=_SPARSE),
+    Entry("qwen2_5_omni_thinker", qwen2_5_omni, note="wrap the thinker; text and images"),
+    Entry("qwen3_omni_moe_thinker", qwen3_omni_moe, note="wrap the thinker; text and images"),
+    Entry("glm4v", glm4v, note="images; videos are not told from images"),
+    Entry("glm4v_moe", glm4v_moe, note="images; videos are not told from images"),
+    Entry("glm46v", glm46v, note="images; videos are not told from images"),
+    Entry("ernie4_5_vl_moe", ernie4_5_vl_moe, note=_VIDEOS),
 )

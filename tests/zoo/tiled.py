@@ -231,8 +231,8 @@ def aria() -> tuple[Any, Any]:
 ENTRIES = (
     Entry("mistral3", mistral3),
     Entry("llava", pixtral, note="Pixtral: LLaVA's class around a Pixtral tower"),
-    Entry("llama4", llama4),
-    Entry("lfm2_vl", lfm2_vl, note="layers without attention are left alone"),
-    Entry("minicpmv4_6", minicpmv4_6, note="layers without attention are left alone"),
+    Entry("llama4", llama4, note="tiles; how much of them is image is read from the pixels"),
+    Entry("lfm2_vl", lfm2_vl, note="tiles; layers without attention are left alone"),
+    Entry("minicpmv4_6", minicpmv4_6, note="slices; layers without attention are left alone"),
     Entry("aria", aria, note="latents: image tokens without a grid"),
 )

@@ -23,7 +23,7 @@ from regaze.toolkit.families.molmo2 import Molmo2
 from regaze.toolkit.families.ovis2 import Ovis2
 from regaze.toolkit.families.phi4 import Phi4
 from regaze.toolkit.families.pixtral import Pixtral
-from regaze.toolkit.families.qwen_vl import Glm4v, QwenVL
+from regaze.toolkit.families.qwen_vl import Glm4v, QwenOmni, QwenVL
 from regaze.toolkit.families.tiles import Cohere, GotOcr2, InternVL, PerceptionLM
 from regaze.toolkit.families.visual_words import Chameleon, Emu3
 from regaze.toolkit.families.whisper import Whisper
@@ -63,6 +63,7 @@ FAMILIES: tuple[type[Family], ...] = (
     PaliGemma,
     PerceptionLM,
     Phi4,
+    QwenOmni,
     QwenVL,
     VideoLlava,
     Whisper,

@@ -55,5 +55,5 @@ class InstructBlip(Blip2):
 
 def _alone(family: Any, question: str, images: int, system: str | None) -> str:
     if images != 1 or system:
-        raise InputError(f"a {family.name} prompt is one image and a question, without system text")
+        raise InputError(f"a prompt of {family.name} is one image and a question, without system text")
     return question

@@ -42,7 +42,7 @@ class Kosmos2(Family):
 
     def prompt(self, question: str, images: int, system: str | None) -> str:
         if images != 1 or system:
-            raise InputError(f"a {self.name} prompt is one image and a text, without system text")
+            raise InputError(f"a prompt of {self.name} is one image and a text, without system text")
         return question
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from regaze.toolkit.families.base import Family, Layout, Media, Piece, runs
-from regaze.toolkit.tokens import Shares
+from regaze.toolkit.tokens import WHOLE, Shares
 
 
 class Llama4(Family):
@@ -28,16 +28,17 @@ class Llama4(Family):
 
     def lay_out(self, ids: Sequence[int], media: Media) -> Layout:
         layout, image = Layout.of(len(ids)), list[tuple[int, int]]()
+        ends = {i for i, token in enumerate(ids) if token == self.config.eoi_token_index}
         for start, count in runs([token == self.config.image_token_index for token in ids]):
             image.append((start, count))
-            if ids[start + count] != self.config.eoi_token_index:
+            if start + count not in ends:
                 continue
             tiles = image[:-1]
             separators = [ids[first + length] for first, length in tiles]
             rows = separators.count(separators[-1]) if tiles else 0  # the last one ends a row
             pixels = media.take_several("pixel_values", len(image)) if media.has("pixel_values") else None
             boxes = _boxes(rows, len(tiles) // rows, pixels) if tiles else []
-            for number, ((first, length), box) in enumerate(zip(image, [*boxes, _WHOLE], strict=True)):
+            for number, ((first, length), box) in enumerate(zip(image, [*boxes, WHOLE], strict=True)):
                 side = math.isqrt(length)
                 layout.add(
                     Piece.full(side, side, box=box, continues=number > 0), range(first, first + length)
@@ -46,7 +47,6 @@ class Llama4(Family):
         return layout
 
 
-_WHOLE: Shares = (0.0, 0.0, 1.0, 1.0)
 _BLACK = -0.999  # black is -1 for this family's processor
 
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from regaze.errors import InputError
+from regaze.errors import InputError, UnsupportedModelError
 from regaze.toolkit.families.base import Family, Layout, Media, Piece, runs
 from regaze.toolkit.families.generic import image_id
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 
 class QwenVL(Family):
-    """Qwen2-VL, Qwen2.5-VL, Qwen3-VL, Qwen3.5, the thinker of Qwen2.5-Omni, and ERNIE 4.5 VL.
+    """Qwen2-VL, Qwen2.5-VL, Qwen3-VL, Qwen3.5, the thinkers of Qwen-Omni, and ERNIE 4.5 VL.
 
     An image is one run of tokens, each for a square of merged patches. A video has tokens of its own id: one
     run of all its frames, or, in Qwen3-VL, one run a frame.
@@ -26,6 +29,7 @@ class QwenVL(Family):
         "qwen3_5",
         "qwen3_5_moe",
         "qwen2_5_omni_thinker",
+        "qwen3_omni_moe_thinker",
         "ernie4_5_vl_moe",
     )
     media = ("image_grid_thw",)
@@ -95,3 +99,16 @@ class Glm4v(QwenVL):
     @property
     def _video_id(self) -> None:
         return None
+
+
+class QwenOmni(Family):
+    """Qwen-Omni with its voice: several models, of which the thinker reads prompts and looks at images."""
+
+    name = "qwen-omni"
+    model_types = ("qwen2_5_omni", "qwen3_omni_moe")
+
+    def host(self, model: PreTrainedModel) -> PreTrainedModel:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} is several models; wrap the one that reads the prompt: "
+            "regaze.wrap(model.thinker, processor)"
+        )

@@ -3,14 +3,21 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+FLOOR := .venv-floor
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test test-floor lint bench clean
 
 demo: $(STAMP)
 	$(BIN)/regaze demo
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist loadfile -m "not gpu"
+
+# The families once more, on the oldest transformers that is supported.
+test-floor: $(FLOOR)/.installed
+	$(FLOOR)/bin/python -m pytest -q -n auto --maxprocesses 8 --dist loadfile -p no:cacheprovider -k "not page" \
+	  tests/test_families_vision.py tests/test_families_text.py tests/test_toolkit_cross.py \
+	  tests/test_vision_towers.py tests/test_toolkit_wrap.py tests/test_toolkit_record.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -21,9 +28,15 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/overhead.py
 
 clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(FLOOR) .mypy_cache .pytest_cache .ruff_cache
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+$(FLOOR)/.installed: pyproject.toml constraints.txt
+	test -x $(FLOOR)/bin/python || $(PYTHON) -m venv $(FLOOR)
+	grep -vE '^(transformers|tokenizers|huggingface_hub)==' constraints.txt > $(FLOOR)/constraints.txt
+	$(FLOOR)/bin/python -m pip install --quiet --constraint $(FLOOR)/constraints.txt 'transformers==5.17.0' --editable '.[dev]'
 	touch $@

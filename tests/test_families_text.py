@@ -8,7 +8,7 @@ from families_page import PAGE, STALE, row
 from family_checks import CHECKS, case_of, outcome
 from models import logits_of
 from zoo.base import Entry
-from zoo.every import REFUSED, TEXT
+from zoo.every import REFUSED, TEXT, skip_if_older
 
 import regaze
 from regaze import HeadKnockout
@@ -18,6 +18,7 @@ from regaze.errors import BadParameterError, UnsupportedModelError
 @pytest.mark.parametrize("check", [*CHECKS, "page"])
 @pytest.mark.parametrize("entry", TEXT, ids=lambda entry: entry.name)
 def test_family(entry: Entry, check: str):
+    skip_if_older(entry)
     if check == "page":
         assert row(entry) in PAGE.read_text(encoding="utf-8").splitlines(), STALE
     else:

@@ -6,12 +6,13 @@ import pytest
 from families_page import PAGE, STALE, row
 from family_checks import CHECKS, outcome
 from zoo.base import Entry
-from zoo.every import VISION, label
+from zoo.every import VISION, label, skip_if_older
 
 
 @pytest.mark.parametrize("check", [*CHECKS, "page"])
 @pytest.mark.parametrize("entry", VISION, ids=label)
 def test_family(entry: Entry, check: str):
+    skip_if_older(entry)
     if check == "page":
         assert row(entry) in PAGE.read_text(encoding="utf-8").splitlines(), STALE
     else:

@@ -85,7 +85,8 @@ def kosmos2_5() -> tuple[Any, Any]:
     tokenizer.bos_token = "<s>"  # which the processor writes, not the tokenizer
     images = hf.Kosmos2_5ImageProcessorPil(patch_size={"height": 8, "width": 8}, max_patches=24)
     processor = hf.Kosmos2_5Processor(images, tokenizer, num_image_tokens=8)
-    processor.images_kwargs = {**processor.images_kwargs, "max_patches": 24}  # 4096 otherwise
+    if hasattr(processor, "images_kwargs"):  # 4096 otherwise, and in transformers 5.17
+        processor.images_kwargs = {**processor.images_kwargs, "max_patches": 24}
     vision = {
         "hidden_size": 32,
         "patch_embed_hidden_size": 192,
@@ -332,7 +333,16 @@ def granite4_vision() -> tuple[Any, Any]:
     config = hf.Granite4VisionConfig(
         text_config=text_settings(tokenizer),
         vision_config=vision,
-        qformer_config={"model_type": "blip_2_qformer", "num_hidden_layers": 1, "intermediate_size": 32},
+        qformer_config={
+            "model_type": "blip_2_qformer",
+            "hidden_size": 64,
+            "encoder_hidden_size": 64,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 1,
+            "intermediate_size": 32,
+            "cross_attention_frequency": 1,
+            "use_qformer_text_input": False,
+        },
         image_token_index=tokenizer.image_token_id,
         image_grid_pinpoints=pinpoints,
         vision_feature_select_strategy="full",

@@ -37,7 +37,8 @@ INTRODUCTION = """# Methods
 *Written from the code by `python -m regaze.interventions.catalogue`; do not edit by hand.*
 
 Every method works in batches, with the key-value cache, and leaves no trace when its block ends. Roles of the
-tokens are read for LLaVA-type and text models; for others give them with `gaze.using(..., tokens=...)`.
+tokens are read for the families of [models.md](models.md); for others give them with
+`gaze.using(..., tokens=...)`.
 Defaults are the papers'. Ranges of layers that were published for a model of 32 layers are scaled to the
 depth of yours unless you give your own. Where released code differs from its paper in a defined way,
 `as_released=True` gives the code's behaviour. Nothing here was copied from a release: all is written from

@@ -45,6 +45,7 @@ class M3ID(Intervention):
     source: ClassVar[str] = "arXiv:2403.14003"
     edits: ClassVar[str] = "logits at every step"
     cost: ClassVar[str] = "two rows per prompt in one forward, with the cache of both"
+    follows_steps: ClassVar[bool] = True
     release: ClassVar[str] = (
         "None by the authors. The re-implementation in sangminwoo/AvisC (MIT) leaves the confidence test "
         "out, adds a plausibility cut, and lets the weight grow without bound (as_released=True)."

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from regaze.errors import InputError
+from regaze.errors import InputError, UnsupportedModelError
 from regaze.toolkit import compat
 from regaze.toolkit.tokens import Role, TokenMap
 
@@ -139,6 +139,10 @@ class Stack:
         for name in ("inputs_embeds", "mm_encoder_outputs", "labels"):
             if inputs.get(name) is not None:
                 raise InputError(f"an intervention with branches cannot run with `{name}`; pass input_ids")
+        if inputs.get("image_embeds_position_mask") is not None:
+            raise UnsupportedModelError(
+                "second contexts cannot be run so far on KOSMOS, which counts positions in its own way"
+            )
         self.names = (MAIN, *branches)
         self.branches = tuple(branches.values())
         self.batch = inputs["input_ids"].shape[0]
@@ -160,7 +164,9 @@ class Stack:
         stacked = dict(inputs)
         for name in (*SEQUENCES, *media_names(inputs)):
             if stacked.get(name) is not None:
-                stacked[name] = self._sequence(name) if name in SEQUENCES else self._media(name)
+                stacked[name] = (
+                    self._sequence(name) if name in SEQUENCES else compat.join_media(self._contexts, name)
+                )
         stacked["attention_mask"] = self.mask
         return self._positions(stacked, takes_positions)
 
@@ -194,10 +200,6 @@ class Stack:
 
     def _left(self, part: Tensor, value: float) -> Tensor:
         return F.pad(part, (self.length - part.shape[1], 0), value=value)
-
-    def _media(self, name: str) -> Tensor:
-        parts = [part for context in self._contexts if (part := context.get(name)) is not None]
-        return torch.cat(parts, compat.media_axis(self._contexts[0], name))
 
     def _positions(self, stacked: dict[str, Any], takes_positions: bool) -> dict[str, Any]:
         """Positions count the visible tokens of each row; multi-axis ones the model works out by itself."""

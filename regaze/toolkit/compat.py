@@ -84,6 +84,23 @@ def register(function: Any) -> None:
     AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)
 
 
+def unwrapped(model: Any) -> Any:
+    """The transformers model inside what `torch.compile` or PEFT made of it.
+
+    Raises:
+        UnsupportedModelError: PEFT's prompt and prefix tuning, which act outside of the model inside.
+    """
+    model = getattr(model, "_orig_mod", model)
+    if isinstance(model, PreTrainedModel) or not hasattr(model, "get_base_model"):
+        return model
+    if getattr(model.active_peft_config, "is_prompt_learning", False):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} puts learnt tokens before the prompt, outside of the model inside it; "
+            "regaze takes adapters that sit in its layers, such as LoRA's"
+        )
+    return model.get_base_model()
+
+
 def text_config(model: PreTrainedModel) -> PreTrainedConfig:
     """The configuration of the language model inside `model`; that of its decoder if it has two sides."""
     config = model.config.get_text_config(decoder=True)
@@ -106,14 +123,14 @@ def sees_pixels_alone(model: PreTrainedModel) -> bool:
 def decoder_layers(model: PreTrainedModel) -> Sequence[nn.Module]:
     """The layers of the language model (or of a vision model), whose inputs are the residual stream."""
     if sees_pixels_alone(model):
-        layers: Any = _recorded(model, "hidden_states")
+        layers: Sequence[nn.Module] = _recorded(model, "hidden_states")
     else:
-        layers = getattr(decoder_of(model), "layers", None)
-    if not layers or not isinstance(layers, (list, nn.ModuleList)):
+        layers = getattr(decoder_of(model), "layers", ())
+    if not isinstance(layers, (list, nn.ModuleList)) or not len(layers):
         raise UnsupportedModelError(
             f"{type(model).__name__} has no list of decoder layers at get_decoder().layers"
         )
-    return layers
+    return list(layers)
 
 
 def decoder_of(model: PreTrainedModel) -> nn.Module:
@@ -277,10 +294,26 @@ def media_axis(inputs: Mapping[str, Any], name: str) -> int:
     return -1 if name == "pixel_values" and inputs.get("target_sizes") is not None else 0
 
 
+def join_media(contexts: Sequence[Mapping[str, Any]], name: str) -> Tensor:
+    """An argument of a forward that holds images, for all contexts that have it.
+
+    Molmo 2's `image_token_pooling` are numbers of patches among those of all images; -1 is none.
+    """
+    having = [context for context in contexts if context.get(name) is not None]
+    parts = [context[name] for context in having]
+    if name == "image_token_pooling":
+        before = 0
+        for i, context in enumerate(having):
+            parts[i] = torch.where(parts[i] >= 0, parts[i] + before, parts[i])
+            before += context["pixel_values"][..., 0].numel()
+    return torch.cat(parts, media_axis(contexts[0], name))
+
+
 def drop_last(cache: Cache) -> None:
     """Forget the last token of a cache. Raises UnsupportedModelError where its kind cannot."""
+    stock: Any = super(_FollowsRows, cache) if isinstance(cache, _FollowsRows) else cache
     try:
-        cache.crop(-1)
+        stock.crop(-1)
     except (AttributeError, NotImplementedError, RuntimeError, ValueError) as error:
         raise UnsupportedModelError(
             f"this {type(cache).__name__} cannot drop its last token, which an intervention needs here; "
@@ -289,7 +322,10 @@ def drop_last(cache: Cache) -> None:
 
 
 class _FollowsRows:
-    """A cache that re-orders the rows of all branches, and what interventions keep, with the user's beams."""
+    """A cache that re-orders the rows of all branches, and what interventions keep, with the user's beams.
+
+    It also says when `generate` takes back tokens.
+    """
 
     _regaze_context: weakref.ref[Any]
 
@@ -299,6 +335,12 @@ class _FollowsRows:
             beam_idx = context.stacked_rows(beam_idx)
             context.reorder(beam_idx)
         super().reorder_cache(beam_idx)  # type: ignore[misc]
+
+    def crop(self, max_length: int) -> None:
+        context, held = self._regaze_context(), seen_tokens(self)
+        super().crop(max_length)  # type: ignore[misc]
+        if context is not None and seen_tokens(self) < held:
+            context.take_back()
 
 
 @lru_cache
@@ -378,11 +420,24 @@ def _expand(
     """
     pixels, media = kwargs.get("pixel_values"), {}
     known = input_ids is not None and hasattr(model.config, "image_token_id")
+    known = known and kwargs.get("pixel_attention_mask") is None  # Idefics' pixels come by prompt, not image
+    if expand_size > 1 and kwargs.get("image_token_pooling") is not None:  # Molmo 2's, numbers of patches
+        raise _unknown_images()
     if expand_size > 1 and known and isinstance(pixels, Tensor):
         assert input_ids is not None
-        order = _images_of_sequences(model, input_ids, len(pixels), expand_size)
-        names = [name for name in ("pixel_values", "image_sizes") if kwargs.get(name) is not None]
-        media = {name: kwargs.pop(name)[order.to(pixels.device)] for name in names}
+        tokens = (input_ids == model.config.image_token_id).sum(1).tolist()
+        grid = kwargs.get("image_grid_thw")
+        if grid is None:
+            order = _repeated(_equal_images(tokens, len(pixels)), expand_size).to(pixels.device)
+            names = [name for name in ("pixel_values", "image_sizes") if kwargs.get(name) is not None]
+            media = {name: kwargs.pop(name)[order] for name in names}
+        else:  # Qwen-VL's patches, one image after the other
+            patches = grid.prod(1).tolist()
+            merged = max(1, sum(patches) // max(1, sum(tokens)))
+            order = _repeated(_images_of_sizes(tokens, [n // merged for n in patches]), expand_size)
+            images = kwargs.pop("pixel_values").split(patches)
+            media["pixel_values"] = torch.cat([images[i] for i in order.tolist()])
+            media["image_grid_thw"] = kwargs.pop("image_grid_thw")[order.to(grid.device)]
     stock: Any = super(type(model), model)
     input_ids, kwargs = stock._expand_inputs_for_generation(
         expand_size=expand_size, input_ids=input_ids, **kwargs
@@ -390,17 +445,38 @@ def _expand(
     return input_ids, {**kwargs, **media}
 
 
-def _images_of_sequences(model: PreTrainedModel, input_ids: Tensor, images: int, copies: int) -> Tensor:
-    """Numbers of the images that `copies` sequences of each prompt [B, L] show, in order."""
-    tokens = (input_ids == model.config.image_token_id).sum(1).tolist()
+def _equal_images(tokens: list[int], images: int) -> list[int]:
+    """How many images each prompt shows, of all their image tokens."""
     counts = [int(count > 0) for count in tokens]
     if sum(counts) != images:  # several per prompt: known where all have the same number of tokens
         each = sum(tokens) // images
         counts = [count // each if each else 0 for count in tokens]
         if any(count % each for count in tokens if each) or sum(counts) != images:
-            raise UnsupportedModelError(
-                "it is not known which image belongs to which prompt, so none can be repeated for beams or "
-                "several returned sequences; give one image per prompt, or generate one sequence each"
-            )
-    parts = torch.arange(images).split(counts)
+            raise _unknown_images()
+    return counts
+
+
+def _images_of_sizes(tokens: list[int], sizes: list[int]) -> list[int]:
+    """How many images each prompt shows, where the number of tokens of each image is known."""
+    counts, rest = [], list(sizes)
+    for count in tokens:
+        images = 0
+        while count > 0 and rest:
+            count, images = count - rest.pop(0), images + 1
+        counts.append(images)
+        if count:
+            raise _unknown_images()
+    return counts
+
+
+def _unknown_images() -> UnsupportedModelError:
+    return UnsupportedModelError(
+        "it is not known which image belongs to which prompt, so none can be repeated for beams or several "
+        "returned sequences; generate one sequence each, or give images of one size, one per prompt"
+    )
+
+
+def _repeated(counts: list[int], copies: int) -> Tensor:
+    """Numbers of the images that `copies` sequences of each prompt show, in order."""
+    parts = torch.arange(sum(counts)).split(counts)
     return torch.cat([part for part in parts for _ in range(copies)])

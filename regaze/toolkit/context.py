@@ -32,12 +32,14 @@ class Participant:
         uses_hidden_states: whether `edit` reads `context.hidden_states(layer)` at prefill.
         uses_media: whether it reads pixels from `context.inputs`; those who make branches can in any case.
         uses_calls: whether `see` is shown every call of every layer's attention.
+        follows_steps: whether it counts the tokens of an answer, so that none may be taken back.
         edits_mlp: whether `mlp_output` changes what the MLP of a layer adds to the residual stream.
     """
 
     uses_hidden_states: ClassVar[bool] = False
     uses_media: ClassVar[bool] = False
     uses_calls: ClassVar[bool] = False
+    follows_steps: ClassVar[bool] = False
     edits_mlp: ClassVar[bool] = False
 
     def branches(self, context: Context) -> Mapping[str, Branch]:
@@ -201,6 +203,19 @@ class Context:
         for kept in self._sequences.values():
             for name, tensor in kept.items():
                 kept[name] = tensor.index_select(0, rows.to(tensor.device))
+
+    def take_back(self) -> None:
+        """`generate` has dropped tokens from the cache that an assistant had proposed.
+
+        Raises:
+            InputError: a participant has counted them.
+        """
+        counting = sorted({type(p).__name__ for p in self.participants if p.follows_steps})
+        if counting:
+            raise InputError(
+                f"{' and '.join(counting)} would count tokens that this generation tries and takes back; "
+                "generate without an assistant model, early exit or prompt lookup"
+            )
 
     # The forward --------------------------------------------------------------------------------------
 

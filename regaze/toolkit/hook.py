@@ -13,7 +13,8 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +33,8 @@ from regaze.toolkit.tokens import TokenMap
 from regaze.toolkit.watches import Watches, replayed
 
 _SLOT, _PLACE = "_regaze_hook", "_regaze_place"
+#: torch.compile would take the counters and edits of a step for constants, and compile each step anew.
+_outside_graphs = partial(torch.compiler.disable, reason="regaze edits attention outside of compiled graphs")
 _BY_NAME = "an intervention that changes the logits of a forward needs outputs by name: return_dict=True"
 
 
@@ -139,6 +142,12 @@ class ModelHook:
         self._argument_names = tuple(inspect.signature(model.forward).parameters)
         self._previous = compat.current_attention(model)
 
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise InputError(
+            f"this {type(self.model).__name__} has an open gaze.using(...) or gaze.recording(...); copy or "
+            "pickle it outside of the block (save_pretrained works inside, and saves the plain model)"
+        )
+
     # Coming and going ---------------------------------------------------------------------------------
 
     def install(self) -> None:
@@ -217,6 +226,7 @@ class ModelHook:
 
     # One forward --------------------------------------------------------------------------------------
 
+    @_outside_graphs
     def _enter(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
@@ -336,6 +346,7 @@ class ModelHook:
         context.step += 1  # of a prompt that was taken over: from 0, for its last row
         return context
 
+    @_outside_graphs
     def _leave(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         context, self.current = self.current, None
         self._watches.stop()
@@ -413,9 +424,7 @@ class ModelHook:
         context = self.current
         if context is None:
             if self.participants:
-                raise InputError(
-                    "a part of the wrapped model was called by itself; call the model given to regaze.wrap"
-                )
+                raise InputError(_recomputed(self.model) or _CALLED_ALONE)
             return None
         context.device, step = device, context.step
         known, layer = self._planned.get(place), place.layer
@@ -453,6 +462,20 @@ class ModelHook:
                 participant.see(place.layer, call, self.current)
 
 
+_CALLED_ALONE = "a part of the wrapped model was called by itself; call the model given to regaze.wrap"
+
+
+def _recomputed(model: PreTrainedModel) -> str | None:
+    """Why a layer runs although its model does not, if that is gradient checkpointing."""
+    saving = any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+    if not (saving and torch.is_grad_enabled()):
+        return None
+    return (
+        "gradient checkpointing runs layers again in the backward pass, where their edits are not known any "
+        "more; call model.gradient_checkpointing_disable() before the block"
+    )
+
+
 def _plan(participants: tuple[Participant, ...], edits: tuple[AttentionEdit | None, ...]) -> Planned | None:
     """One edit that does what all do. One request for statistics goes with it, the others beside it."""
     active = [(p, edit) for p, edit in zip(participants, edits, strict=True) if edit is not None]
@@ -478,6 +501,7 @@ def _fitted(tokens: TokenMap, batch: int, length: int) -> TokenMap | Exception:
     )
 
 
+@_outside_graphs
 def regaze_attention(
     module: nn.Module,
     query: Tensor,

@@ -51,7 +51,8 @@ def add_noise(pixels: Tensor, step: int, seed: int = 0, counts: Sequence[int] | 
     """Noised copy of a batch of pixel values.
 
     The noise of an image follows from the seed and the image's own shape alone, so that no answer depends on
-    the batch; images of one shape get the same noise.
+    the batch; images of one shape get the same noise. A tile of zeros stays so: it pads a batch, and some
+    models know it by that.
 
     Args:
         pixels: [N, C, H, W], [N, tiles, C, H, W], or flattened patches [sum of counts, D].
@@ -64,7 +65,10 @@ def add_noise(pixels: Tensor, step: int, seed: int = 0, counts: Sequence[int] | 
         raise ShapeError(f"images of {sizes} rows do not make the {len(pixels)} rows of the pixel values")
     images = pixels.split(sizes)
     noise = torch.cat([_gaussian(image.shape, seed) for image in images]) if sizes else pixels
-    return diffuse(pixels, noise.to(pixels.device), step)
+    noised = diffuse(pixels, noise.to(pixels.device), step)
+    if pixels.dim() < 4:
+        return noised
+    return noised.where(pixels.flatten(-3).any(-1)[..., None, None, None], pixels)
 
 
 def _gaussian(shape: Sequence[int], seed: int) -> Tensor:

@@ -23,6 +23,8 @@ from regaze.toolkit.tokens import Role, TokenMap
 class RecordingSession(Recorder):
     """Takes part in the forwards of a `recording` block and fills its `Record`."""
 
+    follows_steps = True
+
     def __init__(self, wanted: Wanted, gaze: Any):
         self.wanted, self.gaze = wanted, gaze
         self.record = Record(_header(gaze, wanted))

@@ -42,11 +42,14 @@ def wrap(model: PreTrainedModel, processor: Any = None) -> Gaze:
     """A handle on `model`; the model itself is not changed.
 
     Args:
-        model: any transformers model whose language part goes through the attention interface.
+        model: any transformers model whose language part goes through the attention interface. Of what
+            `torch.compile` or PEFT made of one, the handle's `model` is the one inside: run either.
         processor: its processor (or tokenizer for a text model); needed to build prompts and to read roles.
     """
-    if not isinstance(model, PreTrainedModel):
+    inner = compat.unwrapped(model)
+    if not isinstance(inner, PreTrainedModel):
         raise UnsupportedModelError(f"regaze.wrap takes a transformers model, got {type(model).__name__}")
+    model = inner
     return Gaze(model, processor)
 
 

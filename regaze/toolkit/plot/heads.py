@@ -1,0 +1,54 @@
+"""One number for every head, layers downwards and heads to the right."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
+from torch import Tensor
+
+from regaze.errors import BadParameterError
+from regaze.toolkit.analysis.selection import number
+from regaze.toolkit.plot.style import SKY, colours, finish, new_figure
+
+
+def head_scores(
+    scores: Tensor,
+    *,
+    marked: Sequence[tuple[int, int]] = (),
+    label: str = "score",
+    title: str | None = None,
+    path: str | Path | None = None,
+) -> Figure:
+    """One number for every head as a map, layers downwards and heads to the right.
+
+    Args:
+        scores: [layers, Hq]; the colours reach from 0 to the highest, or, where some are negative, as far
+            below 0 as above it.
+        marked: (layer, head) pairs to frame, such as the highest.
+        label: what the numbers are. title, path: as for `heatmap`.
+
+    Raises:
+        BadParameterError: scores of another shape, or a marked head that is not among them.
+    """
+    if scores.dim() != 2 or not scores.numel():
+        raise BadParameterError(f"scores must be [layers, Hq], got {list(scores.shape)}")
+    layers, heads = scores.shape
+    figure = new_figure(max(0.22 * heads, 1.3) + 1.5, max(0.16 * layers, 1.3) + 0.9)
+    axes = figure.add_subplot()
+    values = scores.detach().float().cpu().numpy()
+    shown = axes.imshow(values, aspect="auto", interpolation="nearest", **colours(values))
+    for layer, head in marked:
+        layer, head = number("layer", layer, range(layers)), number("head", head, range(heads))
+        frame = Rectangle((head - 0.5, layer - 0.5), 1, 1, fill=False, edgecolor=SKY, linewidth=1.4)
+        axes.add_patch(frame)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel("head")
+    axes.set_ylabel("layer")
+    axes.set_title(title or "")
+    figure.colorbar(shown, ax=axes).set_label(label)
+    return finish(figure, path)

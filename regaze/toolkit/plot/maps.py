@@ -1,0 +1,302 @@
+"""Maps over an image: where answer tokens looked, which cells are sinks, several maps side by side."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from PIL import Image
+from torch import Tensor
+
+from regaze.errors import BadParameterError, RecordingError
+from regaze.toolkit.analysis.maps import image_map
+from regaze.toolkit.analysis.selection import number as number_of
+from regaze.toolkit.analysis.selection import numbers, rows_of, sample_of, trace_of
+from regaze.toolkit.analysis.sinks import SinkTokens
+from regaze.toolkit.plot.style import SKY, colours, escaped, finish, new_figure
+from regaze.toolkit.record import Record, Trace
+from regaze.toolkit.tokens import WHOLE, Shares, TokenMap, View
+
+#: Opacity of a map over the grey image. It is the same for all cells, so that a colour means one thing; the
+#: colour bar is laid over the image's mean grey to show colours as they are in the map.
+_OPACITY = 0.7
+#: Samples per cell, along each side, where views that do not share one grid are painted into one map.
+_OVERSAMPLING = 4
+
+
+def heatmap(
+    record: Record | Trace,
+    image: Image.Image,
+    *,
+    token: int | str = 0,
+    layers: Sequence[int] | None = None,
+    heads: Sequence[int] | None = None,
+    sample: int = 0,
+    number: int = 0,
+    title: str | None = None,
+    path: str | Path | None = None,
+) -> Figure:
+    """Where one token looked: the image, and the map over it.
+
+    Args:
+        record: recorded with slices="image" (a Record means its first trace; for a model with cross-attention
+            give `record[0].cross`).
+        image: the picture as the model saw it (`gaze.seen(image)`), so that cells fall on their pixels; where
+            the model cuts it into tiles, the whole picture.
+        token: number of an answer token (0 is the first; the row that predicts it is shown), or a word of the
+            answer or the question (see `Trace.row_of`).
+        layers, heads: whose mean is shown; None: all that were recorded.
+        sample: row of the batch. number: which of its images.
+        title: default: the token's text and what was averaged.
+        path: where to write the figure.
+
+    Raises:
+        RecordingError: slices were not recorded, or it is not known where the image's tokens lie in it.
+        BadParameterError: a token, layer, head, sample or image that is not in the record.
+    """
+    trace = trace_of(record)
+    grid = answer_map(trace, token=token, layers=layers, heads=heads, sample=sample, number=number)
+    figure = new_figure(7.4, 3.5)
+    picture, overlay = figure.subplots(1, 2)
+    picture.imshow(image)
+    picture.set_axis_off()
+    shown = _overlay(overlay, image, grid)
+    _colour_bar(figure, shown, overlay, image, "attention weight per image token", shrink=0.9)
+    overlay.set_title(escaped(_caption(trace, token, layers, heads, sample) if title is None else title))
+    return finish(figure, path)
+
+
+def token_layer_grid(
+    record: Record | Trace,
+    image: Image.Image,
+    *,
+    tokens: Sequence[int | str] | None = None,
+    layers: Sequence[int] | None = None,
+    heads: Sequence[int] | None = None,
+    sample: int = 0,
+    number: int = 0,
+    path: str | Path | None = None,
+) -> Figure:
+    """Maps of several tokens or words (rows) in several layers (columns), on one colour scale per token.
+
+    Arguments and errors as for `heatmap`; `tokens` None is every answer token.
+    """
+    trace = trace_of(record)
+    chosen = _tokens(trace, tokens, sample)
+    layers = numbers("layer", layers, trace.layers)
+    text = trace.answer_text(sample_of(trace, sample))
+    figure = new_figure(1.5 * len(layers) + 0.6, 1.55 * len(chosen) + 0.3)
+    axes = figure.subplots(len(chosen), len(layers), squeeze=False)
+    for row, token in enumerate(chosen):
+        grids = [
+            answer_map(trace, token=token, layers=[layer], heads=heads, sample=sample, number=number)
+            for layer in layers
+        ]
+        for column, (layer, grid) in enumerate(zip(layers, grids, strict=True)):
+            _overlay(axes[row, column], image, grid, max(each.max() for each in grids))
+            if row == 0:
+                axes[row, column].set_title(f"layer {layer}")
+        word = token if isinstance(token, str) else text[token].strip()
+        axes[row, 0].set_ylabel(escaped(word) or f"token {token}")
+    return finish(figure, path)
+
+
+def maps(
+    named: Mapping[str, Tensor],
+    image: Image.Image,
+    *,
+    boxes: Sequence[Sequence[float]] = (),
+    columns: int = 4,
+    path: str | Path | None = None,
+) -> Figure:
+    """Several maps over one image side by side, each on its own scale; those with negative values around 0.
+
+    Args:
+        named: title -> [rows, columns], such as `analysis.image_map` and `analysis.relevance` give them.
+        image: the picture as the model saw it. boxes: left, upper, right and lower edge in its pixels, framed
+            in the picture and in every map.
+        columns: panels in a row, the first of which is the picture.
+
+    Raises:
+        BadParameterError: no map, or one that is not [rows, columns].
+    """
+    wrong = {name: list(each.shape) for name, each in named.items() if each.dim() != 2}
+    if not named or wrong:
+        raise BadParameterError(f"maps must be a dict of at least one map [rows, columns], got {wrong}")
+    width = min(columns, 1 + len(named))
+    rows = math.ceil((1 + len(named)) / width)
+    figure = new_figure(1.7 * width, 1.9 * rows)
+    panels = figure.subplots(rows, width, squeeze=False).flatten()
+    for axes in panels[1 + len(named) :]:
+        axes.set_visible(False)
+    panels[0].imshow(image, extent=(0, 1, 1, 0), aspect=image.height / image.width)
+    panels[0].set_title("image")
+    _no_ticks(panels[0])
+    for axes, (name, values) in zip(panels[1:], named.items(), strict=False):
+        _overlay(axes, image, values.detach().float().cpu().numpy())
+        axes.set_title(escaped(name))
+    for axes in panels[: 1 + len(named)]:
+        (_, right), (bottom, _) = axes.get_xlim(), axes.get_ylim()
+        across, down = right / image.width, bottom / image.height
+        for x0, y0, x1, y1 in boxes:
+            corner, size = (x0 * across, y0 * down), ((x1 - x0) * across, (y1 - y0) * down)
+            axes.add_patch(Rectangle(corner, *size, fill=False, edgecolor=SKY, linewidth=1.4))
+    return finish(figure, path)
+
+
+def sink_map(
+    sinks: SinkTokens,
+    image: Image.Image,
+    *,
+    layers: Sequence[int] | None = None,
+    sample: int = 0,
+    number: int = 0,
+    path: str | Path | None = None,
+) -> Figure:
+    """Which of an image's tokens are sinks: their sink value in each layer, those beyond the threshold framed.
+
+    Args:
+        sinks: from `analysis.sink_tokens`. image, sample, number: as for `heatmap`; the image must be shown by
+            one view.
+        layers: numbers, a panel for each; None: all.
+
+    Raises:
+        BadParameterError: a layer, sample or image that is not there. RecordingError: an image in tiles.
+    """
+    sample = number_of("sample", sample, range(sinks.tokens.batch))
+    views = [place for place, _ in _views(sinks.tokens, sample, number)]
+    if len(views) > 1:
+        raise RecordingError(f"image {number} is shown by {len(views)} views; sink_map draws one")
+    layers = numbers("layer", layers, sinks.layers)
+    values = sinks.image_map(sample, views[0])[[sinks.layers.index(layer) for layer in layers]].numpy()
+    figure = new_figure(1.6 * len(layers) + 1.0, 1.9)
+    panels = figure.subplots(1, len(layers), squeeze=False)[0]
+    for axes, layer, grid in zip(panels, layers, values, strict=True):
+        shown = _overlay(axes, image, grid, max(float(values.max()), sinks.tau))
+        axes.set_title(f"layer {layer}")
+        for row, column in np.argwhere(grid >= sinks.tau):
+            axes.add_patch(Rectangle((column, row), 1, 1, fill=False, edgecolor=SKY, linewidth=1.4))
+    _colour_bar(figure, shown, panels, image, f"sink value (threshold {sinks.tau:g})")
+    return finish(figure, path)
+
+
+def answer_map(
+    trace: Trace,
+    *,
+    token: int | str = 0,
+    layers: Sequence[int] | None = None,
+    heads: Sequence[int] | None = None,
+    sample: int = 0,
+    number: int = 0,
+) -> np.ndarray:
+    """The numbers behind `heatmap`: mean attention of a token's row on each cell, [rows, columns].
+
+    Where several views show an image (tiles and a thumbnail, frames of a video), a place has the sum of the
+    weights of all tokens that show it, and the map is fine enough for all their cells.
+    """
+    sample = sample_of(trace, sample)
+    if trace.tokens is None:
+        raise RecordingError("the record has no image grid, so its slices cannot be laid out as a map")
+    shown = [
+        (view, image_map(trace, token=token, layers=layers, heads=heads, sample=sample, image=place).numpy())
+        for place, view in _views(trace.tokens, sample, number)
+    ]
+    if len(shown) == 1 and shown[0][0].box == WHOLE:
+        return shown[0][1]
+    return _painted([(view.box or WHOLE, grid) for view, grid in shown])
+
+
+def _views(tokens: TokenMap, sample: int, image: int) -> list[tuple[int, View]]:
+    """The views of an image whose cells have a place in it, and their numbers."""
+    views = tokens.views[sample]
+    if not views:
+        raise RecordingError("the record has no image grid, so its slices cannot be laid out as a map")
+    image = number_of("image", image, range(1 + max(view.image for view in views)))
+    found = [
+        (place, view)
+        for place, view in enumerate(views)
+        if view.image == image and view.box is not None and all(view.grid)
+    ]
+    if not found:
+        raise RecordingError(
+            f"it is not known which part of image {image} each of its tokens shows, so there is no map; "
+            "masses by role need none"
+        )
+    return found
+
+
+def _painted(parts: Sequence[tuple[Shares, np.ndarray]]) -> np.ndarray:
+    """Grids painted into their boxes and summed; what lies outside of the image is cut off."""
+    fine = [0, 0]
+    for (left, upper, right, lower), grid in parts:
+        for axis, share in ((0, lower - upper), (1, right - left)):
+            fine[axis] = max(fine[axis], round(_OVERSAMPLING * grid.shape[axis] / share))
+    canvas = np.zeros(fine, dtype=np.float32)
+    for (left, upper, right, lower), grid in parts:
+        rows = _cells_at(fine[0], upper, lower, grid.shape[0])
+        columns = _cells_at(fine[1], left, right, grid.shape[1])
+        canvas[np.ix_(rows >= 0, columns >= 0)] += grid[np.ix_(rows[rows >= 0], columns[columns >= 0])]
+    return canvas
+
+
+def _cells_at(count: int, first: float, last: float, cells: int) -> np.ndarray:
+    """[count] the cell in which each of so many evenly spaced places lies, of cells between two shares; -1."""
+    places = (np.arange(count) + 0.5) / count
+    found = np.floor((places - first) / (last - first) * cells).astype(int)
+    return np.where((found >= 0) & (found < cells), found, -1)
+
+
+def _tokens(trace: Trace, tokens: Any, sample: int) -> list[Any]:
+    """Answer tokens by number, and words, of a list that is not empty; None: every answer token."""
+    count = range(len(rows_of(trace, "answer", sample_of(trace, sample))))
+    if tokens is None:
+        return list(count)
+    values = list(tokens) if isinstance(tokens, Iterable) and not isinstance(tokens, str) else []
+    if not values:
+        raise BadParameterError(f"tokens: expected a list with at least one token, got {tokens!r}")
+    return [each if isinstance(each, str) else number_of("answer token", each, count) for each in values]
+
+
+def _overlay(axes: Axes, image: Image.Image, grid: np.ndarray, top: float | None = None) -> Any:
+    """The map over the image in grey, in coordinates of the map's cells."""
+    rows, columns = grid.shape
+    place: dict[str, Any] = {
+        "extent": (0, columns, rows, 0),
+        "aspect": image.height / image.width * columns / rows,
+    }
+    axes.imshow(image.convert("L"), cmap="gray", vmin=0, vmax=255, **place)
+    shown = axes.imshow(grid, alpha=_OPACITY, interpolation="nearest", **colours(grid, top), **place)
+    _no_ticks(axes)
+    return shown
+
+
+def _no_ticks(axes: Axes) -> None:
+    axes.set_xticks([])
+    axes.set_yticks([])
+
+
+def _colour_bar(
+    figure: Figure, shown: Any, axes: Any, image: Image.Image, label: str, shrink: float = 1.0
+) -> None:
+    bar = figure.colorbar(shown, ax=axes, shrink=shrink)
+    bar.ax.set_facecolor(str(np.asarray(image.convert("L")).mean() / 255))
+    bar.set_label(label)
+
+
+def _caption(
+    trace: Trace, token: int | str, layers: Sequence[int] | None, heads: Sequence[int] | None, sample: int
+) -> str:
+    word = token if isinstance(token, str) else trace.answer_text(sample)[token].strip()
+    where = "all layers" if layers is None else _plural("layer", layers)
+    which = "mean over heads" if heads is None else _plural("head", heads)
+    return f"{f'“{word}”' if word else f'answer token {token}'} · {where} · {which}"
+
+
+def _plural(noun: str, numbers: Sequence[int]) -> str:
+    return f"{noun}{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}"

@@ -414,6 +414,8 @@ def test_evaluate_links_what_went_wrong_to_pages(tmp_path):
     done = CliRunner().invoke(app, [*arguments, *method, "--html", "2", "--output", str(tmp_path / "out")])
     assert done.exit_code == 0, done.stderr
     assert "failures.html" in done.stderr
+    assert "](failures.html)" in (tmp_path / "out/report.md").read_text(encoding="utf-8")
+    assert 'href="failures.html"' in (tmp_path / "out/report.html").read_text(encoding="utf-8")
     index = (tmp_path / "out/failures.html").read_text(encoding="utf-8")
     links = re.findall(r'<a href="([^"]+)">knockout</a>', index)
     assert len(links) == 2

@@ -71,9 +71,10 @@ def evaluate(
         must_work=True,
     )
 
-    def explore(gaze: Gaze, folder: Path) -> None:
+    def explore(gaze: Gaze, folder: Path) -> list[tuple[str, str]]:
         index = pages.write(gaze, request.tasks, request.methods, folder, html)
         console.say("no question went wrong" if index is None else f"pages of what went wrong are in {index}")
+        return [] if index is None else [("Questions that went wrong, to explore", index.name)]
 
     results, folder = running.execute(request, explore if html else None)
     if results is None:

@@ -16,9 +16,10 @@ from regaze.cli import console, options
 from regaze.errors import BadParameterError, InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from regaze import Gaze
+    from regaze.eval.report import Link
     from regaze.eval.runner import Task
     from regaze.eval.sharding import Team
 
@@ -139,12 +140,12 @@ class Request:
 
 
 def execute(
-    request: Request, then: Callable[[Gaze, Path], None] | None = None
+    request: Request, then: Callable[[Gaze, Path], Sequence[Link]] | None = None
 ) -> tuple[dict[str, Any] | None, Path]:
     """Load the model and run; returns what results.json holds and the folder.
 
     A process that only helps another one has no results; `then` is called by the first one alone, with the
-    model and the folder of the complete run.
+    model and the folder of the complete run, and says what the report links to.
     """
     from regaze.eval.runner import Plan, evaluate
     from regaze.eval.sharding import assemble
@@ -173,20 +174,18 @@ def execute(
         )
     if not team.is_first:
         return None, folder
-    _write(results, request, folder)
-    if then is not None:
-        then(gaze, folder)
+    _write(results, request, folder, () if then is None else then(gaze, folder))
     return results, folder
 
 
-def _write(results: dict[str, Any], request: Request, folder: Path) -> None:
+def _write(results: dict[str, Any], request: Request, folder: Path, links: Sequence[Link]) -> None:
     """Reports, exports and the effective configuration."""
     import yaml
 
     from regaze.eval import exchange, report
     from regaze.eval.results import replace
 
-    report.write(results, folder)
+    report.write(results, folder, links)
     for kind in (request.settings["export"] or "").split(","):
         if kind.strip():
             exchange.export(folder, results, kind.strip())

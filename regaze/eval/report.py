@@ -5,17 +5,23 @@ Both are written from the same sections; the plots lie as SVG files in `plots/`.
 
 from __future__ import annotations
 
+import dataclasses
 import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from regaze.eval import tables
 from regaze.eval.journal import writing
 from regaze.eval.results import replace
 
 MARKDOWN, HTML, PLOTS = "report.md", "report.html", "plots"
+
+
+#: What a link says, and the file in the folder that it leads to.
+Link = tuple[str, str]
 
 
 @dataclass(frozen=True)
@@ -27,17 +33,22 @@ class Section:
     paragraphs: Sequence[str] = ()
     table: Sequence[Sequence[str]] = ()
     plot: Path | None = None
+    links: Sequence[Link] = ()
 
 
-def write(results: Mapping[str, Any], folder: Path) -> list[Path]:
+def write(results: Mapping[str, Any], folder: Path, links: Sequence[Link] = ()) -> list[Path]:
     """Write report.md, report.html and the plots of a complete run into `folder`; returns both pages.
+
+    Args:
+        links: further pages in the folder, named at the top.
 
     Raises:
         InputError: the folder cannot be written.
     """
     with writing(folder):
         (folder / PLOTS).mkdir(exist_ok=True)
-    told = sections(results, folder)
+    first, *rest = sections(results, folder)
+    told = [dataclasses.replace(first, links=links), *rest]
     replace(folder / MARKDOWN, as_markdown(told, folder))
     replace(folder / HTML, as_html(told))
     return [folder / MARKDOWN, folder / HTML]
@@ -90,6 +101,7 @@ def as_markdown(told: Sequence[Section], folder: Path) -> str:
     for section in told:
         parts.append(f"{'#' * section.level} {section.title}")
         parts += section.paragraphs
+        parts += [f"[{text}]({path})" for text, path in section.links]
         if section.table:
             parts.append(markdown_table(section.table))
         if section.plot is not None:
@@ -110,6 +122,7 @@ def as_html(told: Sequence[Section]) -> str:
     for section in told:
         parts.append(f"<h{section.level}>{html.escape(section.title)}</h{section.level}>")
         parts += [f"<p>{html.escape(paragraph)}</p>" for paragraph in section.paragraphs]
+        parts += [f'<p><a href="{quote(path)}">{html.escape(text)}</a></p>' for text, path in section.links]
         if section.table:
             parts.append(_html_table(section.table))
         if section.plot is not None:

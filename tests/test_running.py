@@ -86,21 +86,16 @@ def check(model, expected, prompt, tolerance: float = 1e-4, run: Any = None) -> 
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
-@pytest.mark.parametrize("cache", ["static", "given", "none"])
+@pytest.mark.parametrize("cache", ["static", "given", "given static", "none"])
 def test_caches(model, gaze, inputs, method, cache):
     options = {
         "static": {"cache_implementation": "static"},
         "given": {"past_key_values": DynamicCache(config=model.config.text_config)},
+        "given static": {"past_key_values": StaticCache(config=model.config.text_config, max_cache_len=120)},
         "none": {"use_cache": False},
     }
     with gaze.using(method):
         close(logits_of(model, {**inputs, **options[cache]}), logits_of(model, inputs), 2e-4)
-
-
-def test_a_static_cache_of_the_users(model, gaze, one):
-    with gaze.using(small_var()):
-        cache = StaticCache(config=model.config.text_config, max_cache_len=120)
-        close(logits_of(model, {**one, "past_key_values": cache}), logits_of(model, one))
 
 
 def test_quantised_caches_change_an_edited_model_no_more_than_a_plain_one(model, gaze, one):
@@ -254,7 +249,8 @@ def test_int8_weights(library, prompt, tmp_path):
     """Edited, an int8 model is as far from the edited fp32 model as its plain logits are from the plain."""
     model = text_model()
     if library == "torch":
-        model = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
+        quantization = pytest.importorskip("torch.ao.quantization")
+        model = quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
     elif library == "torchao":
         quantization = pytest.importorskip("torchao.quantization")
         quantization.quantize_(model, quantization.Int8WeightOnlyConfig())

@@ -136,6 +136,8 @@ def test_the_models_own_generation_settings_come_back(text_gaze):
 
 STARTED = """
 import sys
+sys.modules.pop("_regaze_lm_eval", None)  # an installed regaze has begun this interpreter with it
+sys.meta_path = [finder for finder in sys.meta_path if type(finder).__name__ != "_Finder"]
 before = set(sys.modules)
 sys.path.insert(0, {folder!r})
 import _regaze_lm_eval

@@ -1,8 +1,8 @@
 """Pictures for papers: where tokens looked, how attention divides, what heads, layers and maps are worth.
 
 Every function returns a matplotlib Figure (no pyplot state, nothing is shown) and writes it when given a
-`path` (.png, .pdf, .svg). Colours can be told apart by colour-blind readers: "inferno" for amounts, "PuOr" for
-differences, the Okabe-Ito palette for kinds. docs/gallery.md shows them all with the lines that make them.
+`path` (.png, .pdf, .svg). Colours can be told apart by colour-blind readers: "inferno" for amounts, "PuOr"
+for differences, the Okabe-Ito palette for kinds. docs/gallery.md shows all with the lines that make them.
 """
 
 from regaze.toolkit.plot.curves import perturbation, rhythm

@@ -64,7 +64,7 @@ def heatmap(
     grid = answer_map(trace, token=token, layers=layers, heads=heads, sample=sample, number=number)
     figure = new_figure(7.4, 3.5)
     picture, overlay = figure.subplots(1, 2)
-    picture.imshow(image)
+    picture.imshow(image, interpolation="none")
     picture.set_axis_off()
     shown = _overlay(overlay, image, grid)
     _colour_bar(figure, shown, overlay, image, "attention weight per image token", shrink=0.9)
@@ -135,7 +135,7 @@ def maps(
     panels = figure.subplots(rows, width, squeeze=False).flatten()
     for axes in panels[1 + len(named) :]:
         axes.set_visible(False)
-    panels[0].imshow(image, extent=(0, 1, 1, 0), aspect=image.height / image.width)
+    panels[0].imshow(image, interpolation="none", extent=(0, 1, 1, 0), aspect=image.height / image.width)
     panels[0].set_title("image")
     _no_ticks(panels[0])
     for axes, (name, values) in zip(panels[1:], named.items(), strict=False):
@@ -159,11 +159,11 @@ def sink_map(
     number: int = 0,
     path: str | Path | None = None,
 ) -> Figure:
-    """Which of an image's tokens are sinks: their sink value in each layer, those beyond the threshold framed.
+    """Which of an image's tokens are sinks: sink values in each layer, those that reach the threshold framed.
 
     Args:
-        sinks: from `analysis.sink_tokens`. image, sample, number: as for `heatmap`; the image must be shown by
-            one view.
+        sinks: from `analysis.sink_tokens`. image, sample, number: as for `heatmap`; one view must
+            show the whole image.
         layers: numbers, a panel for each; None: all.
 
     Raises:
@@ -246,7 +246,7 @@ def _painted(parts: Sequence[tuple[Shares, np.ndarray]]) -> np.ndarray:
 
 
 def _cells_at(count: int, first: float, last: float, cells: int) -> np.ndarray:
-    """[count] the cell in which each of so many evenly spaced places lies, of cells between two shares; -1."""
+    """[count] in which of the cells between two shares each of so many places lies; -1: in none."""
     places = (np.arange(count) + 0.5) / count
     found = np.floor((places - first) / (last - first) * cells).astype(int)
     return np.where((found >= 0) & (found < cells), found, -1)
@@ -270,7 +270,8 @@ def _overlay(axes: Axes, image: Image.Image, grid: np.ndarray, top: float | None
         "extent": (0, columns, rows, 0),
         "aspect": image.height / image.width * columns / rows,
     }
-    axes.imshow(image.convert("L"), cmap="gray", vmin=0, vmax=255, **place)
+    # Vector files hold the picture with its own pixels, and cells as sharp as they are.
+    axes.imshow(image.convert("L"), cmap="gray", vmin=0, vmax=255, interpolation="none", **place)
     shown = axes.imshow(grid, alpha=_OPACITY, interpolation="nearest", **colours(grid, top), **place)
     _no_ticks(axes)
     return shown

@@ -39,6 +39,8 @@ ROLE_COLOURS = {
 AMOUNT, DIFFERENCE = "inferno", "PuOr"
 #: Sizes of text in points: labels and titles; ticks and legends.
 LABEL, TICK = 9, 8
+#: The same figure gives the same file; text in a PDF stays text; images keep their own pixels.
+_FILES: Any = {"svg.hashsalt": "regaze", "pdf.fonttype": 42, "image.composite_image": False}
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -62,13 +64,17 @@ def legend(axes: Axes, **options: Any) -> None:
 
 
 def word_ticks(axis: Any, words: Sequence[str], rotation: float = 0.0) -> None:
-    """A tick for every word; spaces and line ends are made visible where a token is nothing else."""
-    shown = [word.strip() or word.replace("\n", "↵").replace(" ", "␣") for word in words]
-    axis.set_ticks(range(len(shown)), [escaped(word) for word in shown], rotation=rotation)
+    """A tick for every word."""
+    axis.set_ticks(range(len(words)), [escaped(visible(word)) for word in words], rotation=rotation)
     if rotation:
         for label in axis.get_ticklabels():
             label.set_horizontalalignment("right" if rotation < 90 else "center")
             label.set_rotation_mode("anchor" if rotation < 90 else "default")
+
+
+def visible(word: str) -> str:
+    """A token's text without spaces around it; what is nothing but spaces and line ends is spelled out."""
+    return word.strip() or word.replace("\n", "↵").replace("\t", "⇥").replace(" ", "␣")
 
 
 def escaped(text: str) -> str:
@@ -83,10 +89,10 @@ def finish(figure: Figure, path: str | Path | None = None) -> Figure:
         BadParameterError: the file cannot be written, or its ending is none that matplotlib knows.
     """
     for axes in figure.axes:
-        axes.xaxis.label.set_size(LABEL)
-        axes.yaxis.label.set_size(LABEL)
-        axes.title.set_size(LABEL)
-        axes.tick_params(labelsize=TICK, width=0.6, length=2.5)
+        axes.xaxis.label.set_fontsize(LABEL)
+        axes.yaxis.label.set_fontsize(LABEL)
+        axes.title.set_fontsize(LABEL)
+        axes.tick_params(labelsize=TICK, width=0.6, length=2.5 if axes.spines["left"].get_visible() else 0)
         for spine in axes.spines.values():
             spine.set_linewidth(0.6)
         if not axes.images and axes.get_label() != "<colorbar>":
@@ -94,8 +100,8 @@ def finish(figure: Figure, path: str | Path | None = None) -> Figure:
     if path is not None:
         ending = Path(path).suffix.lower()
         undated = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(ending)
-        try:  # the same figure gives the same file; text in a PDF stays text
-            with rc_context({"svg.hashsalt": "regaze", "pdf.fonttype": 42}):
+        try:
+            with rc_context(_FILES):
                 figure.savefig(path, dpi=160, metadata=undated)
         except (ValueError, OSError) as error:
             raise BadParameterError(f"cannot write the figure to {str(path)!r}: {error}") from None

@@ -1,0 +1,91 @@
+"""Curves: the rhythm of a generated text, and what hiding or showing an input step by step does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from regaze.errors import BadParameterError
+from regaze.toolkit.analysis.anchors import Rhythm
+from regaze.toolkit.analysis.faithfulness import Curve
+from regaze.toolkit.analysis.intervals import estimate
+from regaze.toolkit.plot.style import BLACK, BLUE, PALETTE, RED, finish, legend, new_figure, word_ticks
+
+_MARKERS = "os^Dv*Px"
+
+
+def rhythm(found: Rhythm, *, q: float = 0.2, path: str | Path | None = None) -> Figure:
+    """WAAD and FAI over the tokens of a generated text, with preplanning tokens and anchors marked.
+
+    Args:
+        found: from `analysis.rhythm` or `analysis.rhythm_of`. q: which share of the tokens to mark (see
+            `Rhythm.preplans`; the paper trains with 0.4).
+    """
+    count = len(found.waad)
+    figure = new_figure(max(4.6, 0.17 * count + 1.4), 4.0)
+    upper, lower = figure.subplots(2, 1, sharex=True)
+    for axes, values, marked, colour, what in (
+        (upper, found.waad, found.preplans(q), BLUE, "largest change to the next token"),
+        (lower, found.fai, found.anchors(q), RED, "anchor: most looked back at"),
+    ):
+        axes.plot(range(count), values, color=colour, linewidth=1.2)
+        axes.plot(marked, values[marked], "o", color=colour, markersize=4.5, label=what)
+        for place in marked.tolist():
+            axes.axvline(place, color=colour, linewidth=0.5, alpha=0.35, zorder=0)
+        axes.set_ylim(0, None)
+        legend(axes, loc="lower right", bbox_to_anchor=(1.0, 0.98))
+    upper.set_ylabel("WAAD (tokens)\nlocal heads")
+    lower.set_ylabel("FAI (weight)\nglobal heads")
+    lower.set_xlabel("token of the answer")
+    lower.set_xlim(-0.5, count - 0.5)
+    words = [text if text else str(place) for place, text in enumerate(found.text)]
+    word_ticks(lower.xaxis, words, rotation=90)
+    return finish(figure, path)
+
+
+def perturbation(
+    curves: Mapping[str, Mapping[str, Sequence[Curve]]], *, path: str | Path | None = None
+) -> Figure:
+    """Deletion and insertion curves of several maps: the mean over samples and its 95 % interval.
+
+    Args:
+        curves: kind ("deletion", "insertion") -> name of the map -> a `Curve` for each sample, each of one
+            map, [P], with the same shares. A map whose name begins with "shuffled" is the control and is
+            drawn as a black dashed line.
+
+    Raises:
+        BadParameterError: no curves, or curves of other shares.
+    """
+    if not curves or not all(names and all(names.values()) for names in curves.values()):
+        raise BadParameterError("expected curves by kind and map: {'deletion': {'rollout': [Curve, ...]}}")
+    figure = new_figure(3.6 * len(curves) + 0.4, 3.2)
+    panels = figure.subplots(1, len(curves), sharey=True, squeeze=False)[0]
+    for axes, (kind, names) in zip(panels, curves.items(), strict=True):
+        for place, (name, several) in enumerate(names.items()):
+            share, mean, low, high = _mean_curve(name, several)
+            control = name.startswith("shuffled")
+            colour = BLACK if control else PALETTE[place % (len(PALETTE) - 1)]
+            line = "--" if control else f"-{_MARKERS[place % len(_MARKERS)]}"
+            axes.plot(share, mean, line, color=colour, markersize=3.5, linewidth=1.2, label=name)
+            axes.fill_between(share, low, high, color=colour, alpha=0.15, linewidth=0)
+        what = {"deletion": "hidden", "insertion": "shown"}.get(kind, kind)
+        axes.set_title(kind)
+        axes.set_xlabel(f"share {what}, most important first")
+    panels[0].set_ylabel("log-probability of the answer (nats)")
+    legend(panels[-1])
+    return finish(figure, path)
+
+
+def _mean_curve(name: str, several: Sequence[Curve]) -> tuple[Tensor, np.ndarray, np.ndarray, np.ndarray]:
+    """Shares, and the mean with its interval at each of them."""
+    share = several[0].share
+    if any(each.score.dim() != 1 or each.share.tolist() != share.tolist() for each in several):
+        raise BadParameterError(f"the curves of {name!r} must be [P] each, with the same P shares")
+    scores = np.stack([each.score.numpy() for each in several])
+    points = [estimate(column) for column in scores.T]
+    mean, low, high = np.array([(point.value, point.low, point.high) for point in points]).T
+    return share, mean, low, high

@@ -1,0 +1,112 @@
+"""Figures with their intervals: bars of the pointing game, and methods compared on benchmarks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from regaze.errors import BadParameterError
+from regaze.toolkit.analysis.intervals import Estimate
+from regaze.toolkit.plot.style import BLUE, GREY, ORANGE, RED, escaped, finish, legend, new_figure
+
+#: A figure with its interval: an Estimate, (value, low, high), or a mapping with these three (None: not
+#: known) as `results.json` and `Estimate.rounded` hold it.
+Interval = Estimate | Mapping[str, Any] | tuple[float, float, float]
+_SIDES = ("value", "low", "high")
+
+
+def pointing(
+    hits: Mapping[str, Interval],
+    *,
+    controls: Mapping[str, Interval] | None = None,
+    chance: float | None = None,
+    label: str = "pointing game: share of hits",
+    path: str | Path | None = None,
+) -> Figure:
+    """How well maps point: a bar with its interval for each, the best at the top.
+
+    Args:
+        hits: name of the map -> share of hits (or of mass in the box), in [0, 1].
+        controls: the same for the shuffled maps. chance: what a flat map scores.
+
+    Raises:
+        BadParameterError: no map, one whose figure is not known, or a control of no map.
+    """
+    numbers = {name: _numbers(each) for name, each in hits.items()}
+    unknown = [name for name, each in numbers.items() if np.isnan(each[0])]
+    strange = [name for name in controls or () if name not in hits]
+    if not numbers or unknown or strange:
+        raise BadParameterError(
+            f"expected a figure for at least one map; none is known for {unknown}, no map is named {strange}"
+        )
+    names = sorted(numbers, key=lambda name: numbers[name][0])
+    figure = new_figure(5.2, 0.27 * len(names) + 1.1)
+    axes, places = figure.add_subplot(), np.arange(len(names))
+    value, low, high = np.array([numbers[name] for name in names]).T
+    errors = np.nan_to_num(np.stack([value - low, high - value]))
+    style = {"elinewidth": 1.0, "capsize": 2.5}
+    axes.barh(places, value, xerr=errors, color=BLUE, height=0.68, error_kw=style)
+    if controls:
+        shuffled = [(i, _numbers(controls[name])[0]) for i, name in enumerate(names) if name in controls]
+        spots = np.array(shuffled).T
+        axes.plot(spots[1], spots[0], "|", color=ORANGE, ms=10, mew=2, label="shuffled map")
+    if chance is not None:
+        axes.axvline(chance, color=RED, linewidth=1, linestyle="--", label="chance")
+    axes.set_yticks(places, [escaped(name) for name in names])
+    axes.set_ylim(-0.6, len(names) - 0.4)
+    axes.set_xlim(0, 1)
+    axes.set_xlabel(f"{label} (95 % interval)")
+    if controls or chance is not None:
+        legend(axes, loc="lower right")
+    return finish(figure, path)
+
+
+def comparison(
+    panels: Mapping[str, Mapping[str, Interval]],
+    *,
+    label: str = "difference to the plain model, 95 % interval",
+    reference: float | None = 0.0,
+    path: str | Path | None = None,
+) -> Figure:
+    """Methods compared: a panel per figure, a row per method, a dot with its interval.
+
+    Args:
+        panels: title -> name of the method -> its figure. The first panel says which methods there are and in
+            which order; a figure that is not known (None, nan, absent) leaves its row empty.
+        label: what the dots are. reference: where to draw a line, such as no difference; None: nowhere.
+
+    Raises:
+        BadParameterError: nothing to draw.
+    """
+    if not panels or not next(iter(panels.values())):
+        raise BadParameterError("expected a panel with at least one method: {'accuracy': {'VAR': estimate}}")
+    names = list(next(iter(panels.values())))
+    longest = max(len(name) for name in names)
+    figure = new_figure(max(4.6, 2.3 * len(panels) + 0.08 * longest + 0.3), 0.3 * len(names) + 1.0)
+    drawn = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for axes, (title, figures) in zip(drawn, panels.items(), strict=True):
+        for row, name in enumerate(names):
+            value, low, high = _numbers(figures.get(name, {}))
+            axes.plot([low, high], [row, row], color=BLUE, linewidth=1.5)
+            axes.plot([value], [row], "o", color=BLUE, markersize=4.5)
+        if reference is not None:
+            axes.axvline(reference, color=GREY, linewidth=0.8, zorder=0)
+        axes.set_title(escaped(title))
+        axes.spines["left"].set_visible(False)
+    drawn[0].set_yticks(range(len(names)), [escaped(name) for name in names])
+    drawn[0].set_ylim(len(names) - 0.5, -0.5)
+    figure.supxlabel(label, fontsize=9)
+    return finish(figure, path)
+
+
+def _numbers(interval: Interval) -> tuple[float, float, float]:
+    """Value, low and high; nan for what is not known."""
+    if isinstance(interval, tuple):
+        return interval
+    given: dict[str, Any] = dict(interval) if isinstance(interval, Mapping) else vars(interval)
+    value, low, high = (float("nan") if given.get(k) is None else float(given[k]) for k in _SIDES)
+    return value, low, high

@@ -1,0 +1,115 @@
+"""What the layers would say: the likeliest word of every token and layer, and of every patch of an image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from PIL import Image
+
+from regaze.errors import BadParameterError
+from regaze.toolkit.analysis.lenses import LogitLens
+from regaze.toolkit.analysis.selection import number as number_of
+from regaze.toolkit.analysis.selection import numbers
+from regaze.toolkit.plot.style import TICK, escaped, finish, new_figure, visible, word_ticks
+
+#: Light to dark, so that black words can be read on all but the darkest, where they turn white.
+_SHADES = "Blues"
+_LONGEST = 10
+
+
+def lens_table(
+    lens: LogitLens,
+    *,
+    text: Sequence[str] | None = None,
+    rows: Sequence[int] | None = None,
+    layers: Sequence[int] | None = None,
+    sample: int = 0,
+    path: str | Path | None = None,
+) -> Figure:
+    """The likeliest word of each layer (downwards) at each token (to the right), shaded by its probability.
+
+    Args:
+        lens: from `analysis.logit_lens`.
+        text: the tokens of the sample, one per column of its ids, to label the rows of the lens with; None:
+            their positions.
+        rows: numbers among the lens's rows; None: all. layers: numbers; None: all. sample: row of the batch.
+
+    Raises:
+        BadParameterError: a row, layer or sample that the lens does not have.
+    """
+    sample = number_of("sample", sample, range(lens.rows.shape[0]))
+    real = [place for place, position in enumerate(lens.rows[sample].tolist()) if position >= 0]
+    chosen = numbers("row", rows, real)
+    states = [lens.layers.index(layer) for layer in numbers("layer", layers, lens.layers)]
+    shades = lens.top_probs[states][:, sample, chosen, 0].numpy()
+    ids = lens.top_ids[states][:, sample, chosen, 0].tolist()
+    words = [[lens.strings.get(token, str(token)) for token in row] for row in ids]
+    positions = lens.rows[sample, chosen].tolist()
+    if text is not None and len(text) <= max(positions):
+        raise BadParameterError(
+            f"text must have a token for each column up to {max(positions)}, got {len(text)}"
+        )
+    figure = new_figure(0.72 * len(chosen) + 1.3, 0.2 * len(states) + 1.2)
+    axes = figure.add_subplot()
+    shown = _shaded(axes, shades, words)
+    word_ticks(axes.xaxis, [str(p) if text is None else text[p] for p in positions], rotation=40)
+    axes.set_yticks(range(len(states)), [str(lens.layers[state]) for state in states])
+    axes.set_xlabel("token that was read" if text is not None else "position")
+    axes.set_ylabel("layer that is entered")
+    figure.colorbar(shown, ax=axes, pad=0.01).set_label("probability")
+    return finish(figure, path)
+
+
+def lens_patches(
+    lens: LogitLens,
+    image: Image.Image,
+    *,
+    layer: int,
+    sample: int = 0,
+    number: int = 0,
+    path: str | Path | None = None,
+) -> Figure:
+    """What word each patch of an image is in a layer, shaded by its probability, beside the image.
+
+    Args:
+        lens: from `analysis.logit_lens` with rows="all". image: the picture as the model saw it.
+        layer: which. sample: row of the batch. number: which of its views of images.
+
+    Raises:
+        BadParameterError: a layer that was not read. InputError: the image's tokens were not.
+    """
+    words = lens.image_words(layer, sample, number)
+    cells = lens.tokens.image_cells(sample, number).tolist()
+    held = {position: place for place, position in enumerate(lens.rows[sample].tolist())}
+    shades = lens.top_probs[lens.layers.index(layer), sample, [held[cell] for cell in cells], 0].numpy()
+    rows, columns = lens.tokens.grids[sample][number]
+    side = max(2.2, 0.42 * rows)
+    figure = new_figure(side * image.width / image.height + 0.56 * columns + 1.0, side + 0.3)
+    picture, table = figure.subplots(1, 2, width_ratios=[side, 0.56 * columns])
+    picture.imshow(image, interpolation="none")
+    picture.set_axis_off()
+    shown = _shaded(table, shades.reshape(rows, columns), words)
+    table.set_xticks([])
+    table.set_yticks([])
+    table.set_title(f"likeliest word of each patch, entering layer {layer}")
+    figure.colorbar(shown, ax=table, pad=0.02).set_label("probability")
+    return finish(figure, path)
+
+
+def _shaded(axes: Axes, shades: np.ndarray, words: Sequence[Sequence[str]]) -> Any:
+    """Words on cells as dark as they are likely."""
+    shown = axes.imshow(shades, cmap=_SHADES, vmin=0, vmax=1, aspect="auto")
+    for row, line in enumerate(words):
+        for column, word in enumerate(line):
+            colour = "white" if shades[row, column] > 0.6 else "black"
+            word = visible(word)
+            short = word if len(word) <= _LONGEST else word[: _LONGEST - 1] + "…"
+            axes.text(
+                column, row, escaped(short), ha="center", va="center", fontsize=TICK - 1.5, color=colour
+            )
+    return shown

@@ -1,0 +1,137 @@
+"""Tokens against what they look at: other tokens, or sound along its time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from regaze.errors import BadParameterError, RecordingError
+from regaze.toolkit.analysis.selection import RowChoice, pick, rows_of, sample_of, trace_of
+from regaze.toolkit.plot.style import colours, finish, new_figure, word_ticks
+from regaze.toolkit.record import Record, Trace
+from regaze.toolkit.tokens import Role
+
+
+def token_matrix(
+    record: Record | Trace,
+    *,
+    rows: RowChoice = "all",
+    layers: Sequence[int] | None = None,
+    heads: Sequence[int] | None = None,
+    sample: int = 0,
+    sink: bool = False,
+    path: str | Path | None = None,
+) -> Figure:
+    """Which tokens (to the right) each token (downwards) looked at; the mean of layers and heads.
+
+    Args:
+        record: recorded with slices="all", and rows="all" to have a row for every token.
+        rows: see `RowChoice`. layers, heads: numbers; None: all. sample: row of the batch.
+        sink: whether the first token counts. Most heads put most of their attention there when they have
+            nothing to say; left out, it stays white and the scale is that of the others.
+
+    Raises:
+        RecordingError: the weights of all columns, or the text, were not recorded.
+        BadParameterError: a layer, head, row or sample that is not in the record.
+    """
+    trace = trace_of(record)
+    sample = sample_of(trace, sample)
+    if trace.slice_columns is not None or trace.text is None:
+        raise RecordingError(
+            'this draws tokens against tokens; use gaze.recording(slices="all", ...) and a tokenizer'
+        )
+    chosen = rows_of(trace, rows, sample)
+    weights = pick(trace, trace.need("slices")[:, sample], layers, heads)[:, :, chosen].mean((0, 1))
+    text, first = trace.text[sample], _first_column(trace, sample)
+    positions = trace.row_position[chosen].tolist()
+    last = min(max(positions) + 1, len(text), weights.shape[1])
+    values = weights[:, first:last].double().numpy()
+    columns = np.arange(first, last)
+    values[columns[None] > np.array(positions)[:, None]] = np.nan
+    if not sink:
+        values[:, 0] = np.nan
+    figure = new_figure(0.17 * len(columns) + 2.0, 0.17 * len(positions) + 1.4)
+    axes = figure.add_subplot()
+    shown = axes.imshow(values, aspect="auto", interpolation="nearest", **colours(values))
+    word_ticks(axes.xaxis, text[first:last], rotation=90)
+    word_ticks(axes.yaxis, [text[p] if p < len(text) else "" for p in positions])
+    axes.set_xlabel("token looked at" + ("" if sink else " (without the first)"))
+    axes.set_ylabel("token that looks")
+    figure.colorbar(shown, ax=axes, pad=0.01).set_label("attention weight (mean)")
+    return finish(figure, path)
+
+
+def cross_attention(
+    weights: Record | Trace | Tensor,
+    *,
+    words: Sequence[str] | None = None,
+    seconds: float = 0.02,
+    end: float | None = None,
+    layers: Sequence[int] | None = None,
+    heads: Sequence[int] | None = None,
+    sample: int = 0,
+    path: str | Path | None = None,
+) -> Figure:
+    """When each word was heard: cross-attention of a speech model, words downwards and time to the right.
+
+    Args:
+        weights: a record with slices="all" of a model such as Whisper, of which the rows that predict the
+            answer are shown; or weights [T, keys], as `analysis.Utterance.cross_attention` has them per head.
+        words: [T] the answer's tokens; None: those that the record knows.
+        seconds: how long a key is; 0.02 in Whisper. end: where the sound ends, in seconds; None: all keys,
+            padding included. Every row is scaled to its own largest weight.
+        layers, heads, sample: as for `heatmap`; for a record alone.
+
+    Raises:
+        RecordingError: no cross-attention, or not all its columns, was recorded.
+        BadParameterError: words that are not one for each row; weights of another shape.
+    """
+    if isinstance(weights, Tensor):
+        rows = weights.detach().float().cpu()
+    else:
+        rows, words = _heard(trace_of(weights), words, layers, heads, sample)
+    if rows.dim() != 2 or (words is not None and len(words) != len(rows)):
+        raise BadParameterError(
+            f"expected weights [T, keys] and T words, got {list(rows.shape)} and "
+            f"{'none' if words is None else len(words)}"
+        )
+    keys = rows.shape[1] if end is None else max(1, min(rows.shape[1], round(end / seconds)))
+    values = (rows[:, :keys] / rows[:, :keys].amax(1, keepdim=True).clamp_min(1e-12)).numpy()
+    figure = new_figure(6.4, 0.19 * len(values) + 1.0)
+    axes = figure.add_subplot()
+    extent = (0.0, keys * seconds, len(values) - 0.5, -0.5)
+    shown = axes.imshow(values, extent=extent, aspect="auto", interpolation="nearest", **colours(values))
+    word_ticks(axes.yaxis, [str(row) for row in range(len(values))] if words is None else words)
+    axes.set_xlabel("time in the recording (s)")
+    axes.set_ylabel("token that is written")
+    figure.colorbar(shown, ax=axes, pad=0.01).set_label("attention (row's largest is 1)")
+    return finish(figure, path)
+
+
+def _heard(
+    trace: Trace, words: Sequence[str] | None, layers: object, heads: object, sample: int
+) -> tuple[Tensor, Sequence[str] | None]:
+    """Mean weights [T, keys] of the rows that predict the answer, and its words where they are known."""
+    if trace.cross is None or trace.cross.slices is None or trace.cross.slice_columns is not None:
+        raise RecordingError('no cross-attention was recorded; use gaze.recording(slices="all", ...)')
+    sample = sample_of(trace, sample)
+    chosen = rows_of(trace, "answer", sample)
+    rows = pick(trace.cross, trace.cross.slices[:, sample], layers, heads)[:, :, chosen].mean((0, 1))
+    if words is None:
+        known = trace.answer_text(sample)
+        words = known if any(known) else None
+    elif len(words) < len(chosen):  # the row behind the last word predicts the end of the text
+        rows = rows[: len(words)]
+    return torch.as_tensor(rows).float(), words
+
+
+def _first_column(trace: Trace, sample: int) -> int:
+    """The sample's first column that is no padding."""
+    if trace.tokens is None:
+        return 0
+    return int((trace.tokens.roles[sample] != int(Role.PAD)).int().argmax())

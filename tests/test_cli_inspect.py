@@ -29,8 +29,18 @@ def test_the_demo_model_and_a_prompt():
     assert "self-attention in 0-5" in result.output
     assert "image 0: 8 x 8 cells, all of it" in result.output
     assert "[64 image tokens]" in result.output
-    assert "Is there a dog?" in result.output
-    assert "SYSTEM IMAGE SEPARATOR QUERY TAIL" in result.output
+    assert "QUERY     'Is there a dog?'" in result.output  # one line per role where there are no colours
+
+
+def test_roles_have_colours_on_a_terminal(monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    result = run("demo", "--prompt", "Is there a dog?")
+    assert result.exit_code == 0, result.output
+    assert "\x1b[1;38;5;" in result.output
+    for role in ("SYSTEM", "QUERY", "TAIL"):  # what the colours mean
+        assert f"{role} " in result.output
 
 
 @pytest.mark.parametrize(

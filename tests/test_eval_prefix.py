@@ -298,7 +298,7 @@ def test_image_tokens_that_nobody_knows_are_an_obstacle(gaze, requests):
     other = SimpleNamespace(
         **{name: getattr(gaze, name) for name in ("model", "processor", "reader", "inputs")}
     )
-    other.family = SimpleNamespace(image_token_id=None)
+    other.family = SimpleNamespace(image_token_ids=())
     sharing = PrefixSharing(other, None, {})
     sharing.check([r.images for r in requests], [r.prompt for r in requests])
     assert sharing.obstacle == "it is not known where this model's image tokens are"

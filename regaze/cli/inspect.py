@@ -41,11 +41,13 @@ def inspect(
     if processor is None:
         raise InputError(f"{model} has no processor to build a prompt with; leave out --image and --prompt")
     path = None if image is None else find_image(image)
-    views, spans = read_prompt(wrap(outlined, processor), path, prompt or "What is in the image?")
+    views, spans = read_prompt(
+        wrap(outlined, processor), path, "What is in the image?" if prompt is None else prompt
+    )
     for view in views:
         out.print(_seen(view), markup=False)
-    for text in _coloured(spans):
-        out.print(text, soft_wrap=True)
+    for text in _coloured(spans) if out.color_system else _listed(spans):
+        out.print(text, soft_wrap=True, markup=False)
 
 
 def _table(found: Inspection) -> Any:
@@ -64,7 +66,7 @@ def _table(found: Inspection) -> Any:
         "heads": heads,
         "windows": f"{width} keys in layers {ranges(slides)}" if slides else "none",
         "attention": found.implementation,
-        "image tokens": ", ".join(map(str, found.image_token_ids)) or "none",
+        "image token ids": ", ".join(map(str, found.image_token_ids)) or "none",
         "unsupported": "\n".join(found.unsupported) or "nothing known",
     }
     for name, value in rows.items():
@@ -93,6 +95,11 @@ def _seen(view: View) -> str:
         return f"image {view.image}: {cells}, all of it"
     left, top, right, bottom = (f"{share:.0%}" for share in view.box)
     return f"image {view.image}: {cells}, {left} to {right} across and {top} to {bottom} down"
+
+
+def _listed(spans: list[Span]) -> list[str]:
+    """A line for each role that changes, where there are no colours."""
+    return [f"{span.role.name:<10}{span.text!r}" for span in spans]
 
 
 def _coloured(spans: list[Span]) -> tuple[Text, Text]:

@@ -124,7 +124,8 @@ class PrefixSharing:
 
     def _prepare(self, images: Sequence[Images], prompts: Sequence[str]) -> _Shared | None:
         """The batch with its prefixes; None where there is nothing to share, or it cannot be told apart."""
-        if any(images) and self.gaze.family.image_token_id is None:
+        family = self.gaze.family
+        if any(images) and not family.image_token_ids:
             self.obstacle = "it is not known where this model's image tokens are"
             return None
         first: dict[Images, int] = {}
@@ -139,14 +140,15 @@ class PrefixSharing:
         whole = [row[mask.bool()].tolist() for row, mask in zip(*_text(inputs), strict=True)]
         short = [self._short(prompt, len(entry)) for prompt, entry in zip(prompts, images, strict=True)]
         ids = [
-            _expanded(whole[group], short[leaders[group]], own, self.gaze.family.image_token_id)
+            _expanded(whole[group], short[leaders[group]], own, frozenset(family.image_token_ids))
             for group, own in zip(groups, short, strict=True)
         ]
         if any(row is None for row in ids):
             return None
-        ends = [_image_end(row, self.gaze.family.image_token_id) for row in whole]
+        ends = [_last(family.shows_image(row)) for row in whole]
         media = {name: value for name, value in inputs.items() if name not in ("input_ids", "attention_mask")}
-        return _Shared.of([row for row in ids if row is not None], groups, ends, media)
+        one_each = all(len(images[i]) == 1 for i in leaders)
+        return _Shared.of([row for row in ids if row is not None], groups, ends, media, one_each)
 
     def _short(self, prompt: str, images: int) -> list[int]:
         """Tokens of a prompt in which an image is one placeholder."""
@@ -232,6 +234,7 @@ class _Shared:
     rests: list[list[int]]
     groups: list[int]
     media: Mapping[str, Tensor]
+    one_image_each: bool
 
     @property
     def length(self) -> int:
@@ -240,12 +243,18 @@ class _Shared:
 
     @classmethod
     def of(
-        cls, ids: list[list[int]], groups: list[int], image_ends: list[int], media: Mapping[str, Tensor]
+        cls,
+        ids: list[list[int]],
+        groups: list[int],
+        image_ends: list[int],
+        media: Mapping[str, Tensor],
+        one_image_each: bool,
     ) -> _Shared | None:
         """Cut every prompt behind what its group has in common; at least one token stays behind it.
 
         Args:
             image_ends: per group where the last image token ends: the cut may not lie before it.
+            one_image_each: whether each group is about exactly one image.
 
         Returns:
             None where that saves nothing.
@@ -266,7 +275,7 @@ class _Shared:
             return None
         prefixes = [rows[0][:cut] for cut, rows in zip(cuts, members, strict=True)]
         rests = [row[cuts[own] :] for row, own in zip(ids, groups, strict=True)]
-        shared = cls(prefixes, rests, groups, media)
+        shared = cls(prefixes, rests, groups, media, one_image_each)
         return shared if shared.tokens < len(ids) * max(map(len, ids)) else None
 
     @property
@@ -276,7 +285,7 @@ class _Shared:
 
     def media_of_rows(self) -> dict[str, Tensor]:
         """The images once per prompt, for those who look at the prompts; none where that is not known."""
-        if any(len(value) != len(self.prefixes) for value in self.media.values()):
+        if not self.one_image_each or any(len(each) != len(self.prefixes) for each in self.media.values()):
             return {}
         return {name: value[self.groups] for name, value in self.media.items()}
 
@@ -287,7 +296,7 @@ class _Shared:
 
 
 def _expanded(
-    whole: list[int], leader: list[int], own: list[int], image_token_id: int | None
+    whole: list[int], leader: list[int], own: list[int], image_token_ids: frozenset[int]
 ) -> list[int] | None:
     """Ids of a prompt, from those of another about the same images whose expansion is known.
 
@@ -300,17 +309,17 @@ def _expanded(
     agree = _common_length(leader, own)
     rest = len(leader) - agree
     if (
-        agree < _image_end(leader, image_token_id)
-        or image_token_id in own[agree:]
+        agree < _last([token in image_token_ids for token in leader])
+        or not image_token_ids.isdisjoint(own[agree:])
         or whole[len(whole) - rest :] != leader[agree:]
     ):
         return None
     return whole[: len(whole) - rest] + own[agree:]
 
 
-def _image_end(ids: list[int], image_token_id: int | None) -> int:
+def _last(image: list[bool]) -> int:
     """Where the last image token ends; 0 without one."""
-    return 1 + max((i for i, token in enumerate(ids) if token == image_token_id), default=-1)
+    return 1 + max((i for i, shown in enumerate(image) if shown), default=-1)
 
 
 def _common(rows: list[list[int]]) -> int:

@@ -13,12 +13,12 @@ from PIL import Image
 from scipy import ndimage
 from torch import Tensor
 
-from regaze.errors import BadParameterError, InputError
+from regaze.errors import BadParameterError, InputError, UnsupportedModelError
 from regaze.interventions.base import Intervention
 from regaze.interventions.contrast import check_cut, cut_where, has_image, rows_with_image
 from regaze.toolkit.branches import Branch, with_media
 from regaze.toolkit.context import Context
-from regaze.toolkit.images import Mask, black_out, seen_images
+from regaze.toolkit.images import PIXELS, Mask, black_out, seen_images
 from regaze.toolkit.mixture import Mixture
 from regaze.toolkit.relevance import Relevance, blip_relevance
 from regaze.toolkit.tokens import Role
@@ -133,6 +133,10 @@ class AGLA(Intervention):
         relevance = self.relevance
         if isinstance(relevance, str):
             relevance = blip_relevance(relevance, str(context.device))
+        if any(context.inputs.get(name) is not None for name in PIXELS if name != "pixel_values"):
+            raise UnsupportedModelError(
+                "AGLA masks `pixel_values`, but this model is given other pixels, too"
+            )
         processor = context.reader.processor.image_processor
         images, questions = seen_images(processor, context.inputs), self._questions(context)
         if len(images) != len(questions):

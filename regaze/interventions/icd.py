@@ -101,7 +101,7 @@ def prefixed(
         start, new = 0, _opening(reader, images, prefix)
     else:
         start = stop = sample.roles.index(Role.QUERY)
-        new = _line(reader, images if templated else 0, prefix)
+        new = _line(reader, images, prefix)
     role = Role.SEPARATOR if start > first else Role.SYSTEM
 
     def splice(values: Sequence[int], inserted: Sequence[int]) -> tuple[int, ...]:

@@ -19,7 +19,8 @@ class HeadKnockout(Intervention):
     """Switch off query heads, given as (layer, head) pairs.
 
     A layer that has cross-attention instead of self-attention (Llama 3.2 Vision) is a layer like others;
-    where one has both, `cross` says which is meant.
+    where one has both, `cross` says which is meant. A head that the model does not have raises a
+    BadParameterError when the first prompt runs.
 
     "zero" removes the head's output before the output projection: a true ablation. "uniform" sets the head's
     scores to 0 on every visible key, so that it averages all values; the masking experiment of the Retrieval
@@ -71,23 +72,26 @@ class HeadKnockout(Intervention):
         return not self.heads
 
     def prepare(self, context: Context) -> None:
+        what, reached = "cross-attention", context.cross_layers
+        if not self.cross:
+            what, reached = "attention", reached | context.self_layers
         for layer, head in self.heads:
             if not (0 <= layer < context.num_layers and 0 <= head < context.num_heads):
                 raise BadParameterError(
                     f"head {(layer, head)} does not exist: the model has layers 0..{context.num_layers - 1} "
                     f"with query heads 0..{context.num_heads - 1}"
                 )
-            if layer not in context.attention_layers:
+            if layer not in reached:
                 raise BadParameterError(
-                    f"layer {layer} has no attention, so there is no head {(layer, head)}; layers "
-                    f"{sorted(context.attention_layers)} have"
+                    f"layer {layer} has no {what}, so there is no head {(layer, head)} to remove; "
+                    + (f"layers {sorted(reached)} have" if reached else "this model has none at all")
                 )
 
     def edit(self, layer: int, step: int, context: Context) -> AttentionEdit | None:
         return None if self.cross else self._without_heads(layer, context)
 
     def edit_cross(self, layer: int, step: int, context: Context) -> AttentionEdit | None:
-        if not self.cross and layer in context.layers_with_both:
+        if not self.cross and layer in context.self_layers:
             return None
         return self._without_heads(layer, context)
 

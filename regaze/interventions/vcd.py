@@ -6,11 +6,13 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from regaze.errors import BadParameterError, InputError
 from regaze.interventions.contrast import Contrastive
 from regaze.toolkit.branches import Branch, with_media
 from regaze.toolkit.context import Context
+from regaze.toolkit.images import PIXELS
 from regaze.toolkit.noise import NUM_STEPS, add_noise
 
 
@@ -45,15 +47,18 @@ class VCD(Contrastive):
             raise BadParameterError(f"noise_step must be in 0..{NUM_STEPS - 1}, got {self.noise_step}")
 
     def negative(self, context: Context) -> Branch:
-        pixels = context.inputs.get("pixel_values")
-        if pixels is None:
+        given = {name: pixels for name in PIXELS if (pixels := context.inputs.get(name)) is not None}
+        if not given:
             raise InputError("VCD puts noise on `pixel_values`, but the model was called without them")
+        return with_media(context, **{name: self._noised(context, pixels) for name, pixels in given.items()})
+
+    def _noised(self, context: Context, pixels: Tensor) -> Tensor:
+        """A copy of what the model is given of its images, with noise."""
         grid = context.inputs.get("image_grid_thw")
         counts = None if grid is None else grid.prod(1).tolist()
         sizes = context.inputs.get("target_sizes")
         if sizes is None:
-            noised = add_noise(pixels, self.noise_step, self.seed, counts)
-        else:  # MiniCPM-V packs the patches of all images: [1, 3, P, sum of patches * P]
-            images = pixels.split((sizes.prod(1) * pixels.shape[2]).tolist(), dim=-1)
-            noised = torch.cat([add_noise(image, self.noise_step, self.seed) for image in images], dim=-1)
-        return with_media(context, pixel_values=noised)
+            return add_noise(pixels, self.noise_step, self.seed, counts)
+        # MiniCPM-V packs the patches of all images: [1, 3, P, sum of patches * P]
+        images = pixels.split((sizes.prod(1) * pixels.shape[2]).tolist(), dim=-1)
+        return torch.cat([add_noise(image, self.noise_step, self.seed) for image in images], dim=-1)

@@ -25,6 +25,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from regaze.errors import UnsupportedModelError
+from regaze.toolkit.repeating import repeated_media
 
 #: The one name under which attention and mask are registered. transformers gives meaning to parts of names
 #: ("sdpa", "flash", "flex", "/"), so this one contains none of them.
@@ -396,7 +397,7 @@ def watch_generate(model: PreTrainedModel, note: Callable[[Mapping[str, Any]], N
     model.__dict__[_ENCODES] = encode
 
 
-def pass_media(model: PreTrainedModel, wanted: bool) -> None:
+def pass_media(model: PreTrainedModel, wanted: bool, image_token_ids: Sequence[int] = ()) -> None:
     """Whether `generate` hands pixels to the forward, rather than features that it has encoded before.
 
     transformers 5.23 encodes first (`mm_encoder_outputs`); 5.17 knows nothing of it.
@@ -406,77 +407,25 @@ def pass_media(model: PreTrainedModel, wanted: bool) -> None:
     if wanted:
         model.__dict__["_supports_mm_encoder_outputs"] = lambda: False
         own = getattr(type(model), "_expand_inputs_for_generation", None)
-        if own is GenerationMixin._expand_inputs_for_generation:  # Qwen-VL's knows better
-            model.__dict__["_expand_inputs_for_generation"] = partial(_expand, model)
+        if image_token_ids and own is GenerationMixin._expand_inputs_for_generation:  # Qwen-VL's knows better
+            expand = partial(_expand, model, torch.tensor(image_token_ids))
+            model.__dict__["_expand_inputs_for_generation"] = expand
 
 
 def _expand(
-    model: PreTrainedModel, expand_size: int = 1, input_ids: Tensor | None = None, **kwargs: Any
+    model: PreTrainedModel,
+    image_token_ids: Tensor,
+    expand_size: int = 1,
+    input_ids: Tensor | None = None,
+    **kwargs: Any,
 ) -> tuple[Tensor | None, dict[str, Any]]:
-    """Inputs for several sequences per prompt, with pixels that repeat a prompt's images together.
-
-    `generate` repeats each image by itself: of two images A, B of a prompt it makes A A B B, which gives the
-    first sequence A twice.
-    """
-    pixels, media = kwargs.get("pixel_values"), {}
-    known = input_ids is not None and hasattr(model.config, "image_token_id")
-    known = known and kwargs.get("pixel_attention_mask") is None  # Idefics' pixels come by prompt, not image
-    if expand_size > 1 and kwargs.get("image_token_pooling") is not None:  # Molmo 2's, numbers of patches
-        raise _unknown_images()
-    if expand_size > 1 and known and isinstance(pixels, Tensor):
-        assert input_ids is not None
-        tokens = (input_ids == model.config.image_token_id).sum(1).tolist()
-        grid = kwargs.get("image_grid_thw")
-        if grid is None:
-            order = _repeated(_equal_images(tokens, len(pixels)), expand_size).to(pixels.device)
-            names = [name for name in ("pixel_values", "image_sizes") if kwargs.get(name) is not None]
-            media = {name: kwargs.pop(name)[order] for name in names}
-        else:  # Qwen-VL's patches, one image after the other
-            patches = grid.prod(1).tolist()
-            merged = max(1, sum(patches) // max(1, sum(tokens)))
-            order = _repeated(_images_of_sizes(tokens, [n // merged for n in patches]), expand_size)
-            images = kwargs.pop("pixel_values").split(patches)
-            media["pixel_values"] = torch.cat([images[i] for i in order.tolist()])
-            media["image_grid_thw"] = kwargs.pop("image_grid_thw")[order.to(grid.device)]
+    """Inputs for several sequences per prompt, with media that repeat a prompt's images together."""
+    media: dict[str, Any] = {}
+    if expand_size > 1 and input_ids is not None:
+        is_image = torch.isin(input_ids, image_token_ids.to(input_ids.device))
+        media = repeated_media(input_ids, is_image, expand_size, kwargs)
     stock: Any = super(type(model), model)
     input_ids, kwargs = stock._expand_inputs_for_generation(
         expand_size=expand_size, input_ids=input_ids, **kwargs
     )
     return input_ids, {**kwargs, **media}
-
-
-def _equal_images(tokens: list[int], images: int) -> list[int]:
-    """How many images each prompt shows, of all their image tokens."""
-    counts = [int(count > 0) for count in tokens]
-    if sum(counts) != images:  # several per prompt: known where all have the same number of tokens
-        each = sum(tokens) // images
-        counts = [count // each if each else 0 for count in tokens]
-        if any(count % each for count in tokens if each) or sum(counts) != images:
-            raise _unknown_images()
-    return counts
-
-
-def _images_of_sizes(tokens: list[int], sizes: list[int]) -> list[int]:
-    """How many images each prompt shows, where the number of tokens of each image is known."""
-    counts, rest = [], list(sizes)
-    for count in tokens:
-        images = 0
-        while count > 0 and rest:
-            count, images = count - rest.pop(0), images + 1
-        counts.append(images)
-        if count:
-            raise _unknown_images()
-    return counts
-
-
-def _unknown_images() -> UnsupportedModelError:
-    return UnsupportedModelError(
-        "it is not known which image belongs to which prompt, so none can be repeated for beams or several "
-        "returned sequences; generate one sequence each, or give images of one size, one per prompt"
-    )
-
-
-def _repeated(counts: list[int], copies: int) -> Tensor:
-    """Numbers of the images that `copies` sequences of each prompt show, in order."""
-    parts = torch.arange(sum(counts)).split(counts)
-    return torch.cat([part for part in parts for _ in range(copies)])

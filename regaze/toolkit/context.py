@@ -103,9 +103,8 @@ class Context:
         input_ids: [batch, L] of the prefill; None where embeddings were given.
         participants: all that take part, in the order in which they were activated.
         device: that of the layer which runs.
-        crosses: whether there are cross-attention layers. layers_with_both: those with self-attention, too.
+        self_layers: layers with self-attention. cross_layers: those with cross-attention; some have both.
         encoder: what the encoder of an encoder-decoder reads, where that is ids; or why it is not known.
-        attention_layers: those that have attention at all.
         cross_keys: number of keys of the cross-attention layer that runs or ran last.
     """
 
@@ -133,8 +132,7 @@ class Context:
         self._tokens, self._reader = tokens, reader
         self._stack: Stack | None = None
         self.cross_keys = 0
-        self.crosses, self.layers_with_both = False, frozenset[int]()
-        self.attention_layers = frozenset(range(self.num_layers))
+        self.self_layers, self.cross_layers = frozenset(range(self.num_layers)), frozenset[int]()
         self._cross: TokenMap | None = None
         self.encoder: TokenMap | Exception | None = None
         self._hidden: tuple[int, Tensor] | None = None
@@ -168,6 +166,11 @@ class Context:
         ids = (getattr(self.config, "pad_token_id", None), getattr(self.config, "eos_token_id", None))
         found = next((i for i in ids if i is not None), 0)
         return found[0] if isinstance(found, (list, tuple)) else found
+
+    @property
+    def crosses(self) -> bool:
+        """Whether there are cross-attention layers."""
+        return bool(self.cross_layers)
 
     @property
     def cross_tokens(self) -> TokenMap:

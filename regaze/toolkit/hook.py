@@ -1,9 +1,9 @@
 """`ModelHook`: regaze inside one transformers model, from the first open `using` block to the last.
 
-While at least one block is open, the language model's attention implementation is "regaze": a function that
-asks the hook of its module for an edit and runs plain SDPA when there is none. When the last block closes,
-everything is put back. The hook lives on the model and on its attention modules; nothing is kept at module or
-class level, so models and threads do not see each other.
+While at least one block is open, the language model's attention implementation is "regaze": the function of
+attention.py, which asks the hook of its module for an edit. When the last block closes, everything is put
+back. The hook lives on the model and on its attention modules; nothing is kept at module or class level, so
+models and threads do not see each other.
 """
 
 from __future__ import annotations
@@ -13,17 +13,16 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from regaze.errors import CompositionError, InputError, RegazeError, UnsupportedModelError
-from regaze.kernels import AttentionEdit, Stats, StatsRequest, attend, compose, observe
-from regaze.kernels.dropped import edit_from
+from regaze.kernels import AttentionEdit, Stats
 from regaze.toolkit import compat
+from regaze.toolkit.attention import PLACE, SLOT, Planned, outside_graphs, plan
 from regaze.toolkit.branches import Branch, Stack, main_rows
 from regaze.toolkit.calls import AttentionCall
 from regaze.toolkit.context import Context, Participant, Recorder
@@ -32,9 +31,6 @@ from regaze.toolkit.prompts import PromptReader
 from regaze.toolkit.tokens import TokenMap
 from regaze.toolkit.watches import Watches, replayed
 
-_SLOT, _PLACE = "_regaze_hook", "_regaze_place"
-#: torch.compile would take the counters and edits of a step for constants, and compile each step anew.
-_outside_graphs = partial(torch.compiler.disable, reason="regaze edits attention outside of compiled graphs")
 _BY_NAME = "an intervention that changes the logits of a forward needs outputs by name: return_dict=True"
 
 
@@ -52,20 +48,13 @@ class Session:
         return tuple(p for p in self.participants if isinstance(p, Recorder))
 
 
-class Planned(NamedTuple):
-    """One layer's edit and who asked for statistics: the first for those of the edit, others beside it."""
-
-    edit: AttentionEdit
-    asking: tuple[tuple[Participant, StatsRequest], ...]
-
-
 def open_session(model: PreTrainedModel, session: Session, outer: PreTrainedModel | None = None) -> None:
     """Make a session take part in every forward of `model` until it is closed.
 
     Args:
         outer: the model that `model` is a part of, if its embeddings are where token ids are seen last.
     """
-    hook = model.__dict__.get(_SLOT)
+    hook = model.__dict__.get(SLOT)
     if hook is None:
         hook = ModelHook(model, outer)
         hook.install()
@@ -78,7 +67,7 @@ def open_session(model: PreTrainedModel, session: Session, outer: PreTrainedMode
 
 def close_session(model: PreTrainedModel, session: Session) -> None:
     """End a session; the last one leaves the model exactly as it was."""
-    hook = model.__dict__.get(_SLOT)
+    hook = model.__dict__.get(SLOT)
     if hook is not None:
         hook.remove(session)
 
@@ -86,7 +75,7 @@ def close_session(model: PreTrainedModel, session: Session) -> None:
 @contextmanager
 def silent(model: PreTrainedModel) -> Iterator[None]:
     """Forwards in the block are those of the model without its open sessions."""
-    hook = model.__dict__.get(_SLOT)
+    hook = model.__dict__.get(SLOT)
     if hook is None:
         yield
         return
@@ -109,7 +98,7 @@ def take_over(model: PreTrainedModel, cache: Any, inputs: Mapping[str, Any]) -> 
     Raises:
         UnsupportedModelError: a participant has branches.
     """
-    hook = model.__dict__.get(_SLOT)
+    hook = model.__dict__.get(SLOT)
     if hook is None:  # no session: there is nobody to see anything
         return
     context = hook._begin(inputs)
@@ -126,6 +115,7 @@ class ModelHook:
         self.model, self._outer = model, model if outer is None else outer
         self._embedded: Tensor | None = None
         self._announced: tuple[Tensor, TokenMap] | None = None
+        self._media: tuple[str, ...] = ()  # what the roles of a prompt are read from, beside its ids
         self.sessions: list[Session] = []
         self.participants: tuple[Participant, ...] = ()
         self.current: Context | None = None
@@ -138,9 +128,9 @@ class ModelHook:
         self._mixing: tuple[Participant, ...] = ()
         self.seeing: tuple[Participant, ...] = ()
         self._watches = Watches(model)
-        self._crosses, self._both, self._layers = False, frozenset[int](), frozenset[int]()
+        self._self_layers, self._cross_layers = frozenset[int](), frozenset[int]()
         self._argument_names = tuple(inspect.signature(model.forward).parameters)
-        self._previous = compat.current_attention(model)
+        self.previous = compat.current_attention(model)
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         raise InputError(
@@ -159,17 +149,16 @@ class ModelHook:
         try:
             compat.set_attention(self.model, compat.IMPLEMENTATION)
         except BaseException:  # also half-way through a composite model
-            compat.set_attention(self.model, self._previous)
+            compat.set_attention(self.model, self.previous)
             raise
         for module, place in modules.items():
-            module.__dict__[_SLOT], module.__dict__[_PLACE] = self, place
+            module.__dict__[SLOT], module.__dict__[PLACE] = self, place
         for module in (self.model, *compat.sharing_modules(self.model)):
-            module.__dict__[_SLOT] = self
-        crossing, looking = (
-            {p.layer for p in modules.values() if p.cross is cross} for cross in (True, False)
+            module.__dict__[SLOT] = self
+        self._self_layers, self._cross_layers = (
+            frozenset(place.layer for place in modules.values() if place.cross is cross)
+            for cross in (False, True)
         )
-        self._crosses, self._both = bool(crossing), frozenset(crossing & looking)
-        self._layers = frozenset(crossing | looking)
         self._handles = [
             self.model.register_forward_pre_hook(self._enter, with_kwargs=True),
             self.model.register_forward_hook(self._leave, with_kwargs=True, always_call=True),
@@ -183,10 +172,10 @@ class ModelHook:
         for handle in self._handles:
             handle.remove()
         for module in self.model.modules():
-            if module.__dict__.get(_SLOT) is self:  # a part of the model may be wrapped by itself
-                module.__dict__.pop(_SLOT)
-                module.__dict__.pop(_PLACE, None)
-        compat.set_attention(self.model, self._previous)
+            if module.__dict__.get(SLOT) is self:  # a part of the model may be wrapped by itself
+                module.__dict__.pop(SLOT)
+                module.__dict__.pop(PLACE, None)
+        compat.set_attention(self.model, self.previous)
 
     def add(self, session: Session) -> None:
         if session.recorders and any(other.recorders for other in self.sessions):
@@ -218,15 +207,17 @@ class ModelHook:
         self._planned.clear()
         branching = (type(p).branches is not Participant.branches for p in self.participants)
         media = any(p.uses_media for p in self.participants) or any(branching)
-        compat.pass_media(self.model, media)
         encodes = self.model.config.is_encoder_decoder  # its forwards in `generate` have no ids to read
-        reads_media = any(s.reader is not None and (encodes or s.reader.family.media) for s in self.sessions)
-        compat.watch_generate(self.model, self._announce if reads_media else None)
+        reader = next((s.reader for s in self.sessions if s.reader is not None), None)
+        compat.pass_media(self.model, media, () if reader is None else reader.family.image_token_ids)
+        self._media = () if reader is None else reader.family.media
+        watching = reader is not None and (encodes or self._media)
+        compat.watch_generate(self.model, self._announce if watching else None)
         self._announced = None
 
     # One forward --------------------------------------------------------------------------------------
 
-    @_outside_graphs
+    @outside_graphs
     def _enter(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
@@ -248,7 +239,7 @@ class ModelHook:
     def _begin(self, given: dict[str, Any]) -> Context:
         encoder = self._encoder_tokens(given) if self.model.config.is_encoder_decoder else None
         given = self._with_ids(dict(compat.decoder_inputs(self.model, given)))
-        if self._crosses:
+        if self._cross_layers:
             self._refuse_blind()
         if compat.prompt_of(given) is None and not compat.sees_pixels_alone(self.model):
             raise InputError("the model was called without input_ids and inputs_embeds")
@@ -256,15 +247,14 @@ class ModelHook:
         config, tokens = compat.text_config(self.model), self._tokens(given)
         context = Context(self.model, config, given, tokens, self.participants, reader)
         context.run_aside = self._run_aside
-        context.crosses, context.layers_with_both = self._crosses, self._both
-        context.attention_layers = self._layers
+        context.self_layers, context.cross_layers = self._self_layers, self._cross_layers
         context.encoder = encoder
         self._planned.clear()
         branches: dict[str, Branch] = {}
         for participant in self.participants:
             for name, branch in participant.branches(context).items():
                 branches.setdefault(name, branch)
-        if branches and self._crosses:
+        if branches and self._cross_layers:
             raise UnsupportedModelError(
                 f"second contexts ({', '.join(branches)}) cannot be run so far on a "
                 f"{type(self.model).__name__}, which sees images through cross-attention layers"
@@ -329,7 +319,9 @@ class ModelHook:
         if self._announced is not None and prompt is not None:
             ids, tokens = self._announced
             copies = max(1, len(prompt) // len(ids))
-            if torch.equal(ids.repeat_interleave(copies, 0), prompt.to(ids.device)):
+            # One copy may also be a later call of the model itself, with the same ids and other images.
+            unrepeated = copies == 1 and all(given.get(name) is not None for name in self._media)
+            if not unrepeated and torch.equal(ids.repeat_interleave(copies, 0), prompt.to(ids.device)):
                 return tokens.repeat(copies)
         try:
             return next(s.read_tokens for s in self.sessions if s.read_tokens is not None)(given, mask)
@@ -346,7 +338,7 @@ class ModelHook:
         context.step += 1  # of a prompt that was taken over: from 0, for its last row
         return context
 
-    @_outside_graphs
+    @outside_graphs
     def _leave(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         context, self.current = self.current, None
         self._watches.stop()
@@ -408,7 +400,9 @@ class ModelHook:
         self.sessions = [Session((participant,), tokens, *reading)]
         self._refresh()
         keep = {"logits_to_keep": 1} if "logits_to_keep" in self._argument_names else {}
-        unwanted = ("past_key_values", "use_cache", "logits_to_keep", "return_dict", "cache_position")
+        unwanted = ["past_key_values", "use_cache", "logits_to_keep", "return_dict", "cache_position"]
+        if inputs.get("inputs_embeds") is not None:  # the ids beside them are known from `_with_ids`
+            unwanted.append("input_ids")
         inputs = {name: value for name, value in inputs.items() if name not in unwanted}
         try:
             with torch.no_grad():
@@ -442,7 +436,7 @@ class ModelHook:
             )
             if known is not None and all(a is b for a, b in zip(known[0], edits, strict=True)):
                 return known[1]
-        planned = _plan(self.participants, edits)
+        planned = plan(self.participants, edits)
         self._planned[place] = edits, planned
         return planned
 
@@ -476,22 +470,6 @@ def _recomputed(model: PreTrainedModel) -> str | None:
     )
 
 
-def _plan(participants: tuple[Participant, ...], edits: tuple[AttentionEdit | None, ...]) -> Planned | None:
-    """One edit that does what all do. One request for statistics goes with it, the others beside it."""
-    active = [(p, edit) for p, edit in zip(participants, edits, strict=True) if edit is not None]
-    if not active:
-        return None
-    asking = [(p, edit.stats) for p, edit in active if edit.stats is not None]
-    asking.sort(key=lambda pair: not pair[1].edited)  # only the edit's own pass knows the edited rows
-    if len(asking) > 1 and asking[1][1].edited:
-        raise CompositionError("two interventions ask for statistics of the edited rows of one layer")
-    if len(active) == 1:
-        return Planned(active[0][1], tuple(asking))
-    composed = compose([edit.replace(stats=None) for _, edit in active])
-    assert composed is not None
-    return Planned(composed.replace(stats=asking[0][1]) if asking else composed, tuple(asking))
-
-
 def _fitted(tokens: TokenMap, batch: int, length: int) -> TokenMap | Exception:
     """An explicit map for a batch that generation may have expanded (beams, several returned sequences)."""
     if tokens.length == length and batch % tokens.batch == 0:
@@ -499,73 +477,3 @@ def _fitted(tokens: TokenMap, batch: int, length: int) -> TokenMap | Exception:
     return InputError(
         f"the TokenMap is [B={tokens.batch}, L={tokens.length}], but the prompt is [{batch}, {length}]"
     )
-
-
-@_outside_graphs
-def regaze_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    is_causal: bool | None = None,
-    **kwargs: Any,
-) -> tuple[Tensor, Tensor | None]:
-    """The attention function registered with transformers: q [B, Hq, Lq, D] -> ([B, Lq, Hq, Dv], None)."""
-    hook: ModelHook | None = module.__dict__.get(_SLOT)
-    place: compat.Place | None = module.__dict__.get(_PLACE)
-    planned = None if hook is None or place is None else hook.edit(place, key.shape[2], query.device)
-    edit = None if planned is None else planned.edit
-    out: Tensor | None = None
-    if hook is None or place is None or edit is None or edit.neutral:  # the very bits of the unwrapped model
-        options = {"dropout": dropout, "scaling": scaling, "is_causal": is_causal, **kwargs}
-        previous = None if hook is None else hook._previous
-        out = compat.plain_attention(previous, module, query, key, value, attention_mask, **options)
-        if hook is None or place is None or ((edit is None or edit.stats is None) and not hook.seeing):
-            return out, None
-        edit = _NOTHING if edit is None else edit
-    _refuse_unsupported(module, hook, dropout, kwargs)
-    first = hook.first_key(place, query.shape[2], key.shape[2])
-    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    causal = causal and not place.cross
-    if attention_mask is None and causal and query.shape[2] > 1:
-        # transformers omits the mask only where row i sits at key i; a static cache has empty keys behind.
-        key, value = key[:, :, : query.shape[2]], value[:, :, : query.shape[2]]
-    call: dict[str, Any] = {"mask": attention_mask, "scaling": scaling, "is_causal": causal}
-    call |= {"softcap": kwargs.get("softcap"), "sinks": kwargs.get("s_aux")}
-    stats: Stats | None = None
-    if out is None:
-        edited, stats = attend(query, key, value, edit, first_key=first, **call)
-        out = edited.transpose(1, 2).contiguous()
-    elif edit.stats is not None:
-        stats = observe(query, key, edit.stats, first_key=first, **call)
-    if planned is not None and stats is not None:
-        hook.deliver(place, planned.asking[0][0], stats)
-        for owner, request in planned.asking[1:]:
-            hook.deliver(place, owner, observe(query, key, request, first_key=first, **call))
-    if hook.seeing:
-        hook.show(place, AttentionCall(query, key, value, out, edit_from(edit, first), call))
-    return out, None
-
-
-_NOTHING = AttentionEdit()
-
-
-def _refuse_unsupported(module: nn.Module, hook: ModelHook, dropout: float, kwargs: dict[str, Any]) -> None:
-    """What an edited layer would silently lose, or add to what the model did so far."""
-    name = type(module).__name__
-    if kwargs.get("position_bias") is not None:
-        raise UnsupportedModelError(f"{name} uses `position_bias`, which edited attention lacks so far")
-    for part in ("softcap", "s_aux"):
-        if hook._previous == "sdpa" and kwargs.get(part) is not None:
-            raise UnsupportedModelError(
-                f"{name} has a `{part}`, which SDPA leaves out: load the model with "
-                "attn_implementation='eager', so that plain and edited attention are the same function"
-            )
-    if dropout:
-        raise UnsupportedModelError("attention dropout is not supported under an edit; call model.eval()")
-
-
-compat.register(regaze_attention)

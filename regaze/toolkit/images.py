@@ -15,6 +15,8 @@ from torch import Tensor
 from regaze.errors import InputError, ShapeError, UnsupportedModelError
 
 ImageLike = Image.Image | str | Path
+#: Arguments of a forward that hold pixels; a model may be given the same images at two sizes.
+PIXELS = ("pixel_values", "pixel_values_images", "image_pixel_values", "high_res_pixel_values")
 #: Left, upper, right and lower edge in whole pixels; right and lower are the first ones outside.
 PixelBox = tuple[int, int, int, int]
 Mask = NDArray[np.bool_]

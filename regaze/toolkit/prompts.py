@@ -50,11 +50,12 @@ class PromptReader:
         question = question.strip()
         if images and self.processor is self.tokenizer:
             raise InputError("this is a text-only model: ask it without images")
-        placeholder = str(getattr(self.processor, "image_token", None) or "")  # BLIP has an AddedToken
-        if placeholder and (placeholder in question or placeholder in (system or "")):
-            raise InputError(
-                f"the text contains {placeholder!r}, which stands for an image in this model's prompts"
-            )
+        for placeholder in self._placeholders:
+            if placeholder in question or placeholder in (system or ""):
+                raise InputError(
+                    f"the text contains {placeholder!r}, which stands for an image or video in this model's "
+                    "prompts"
+                )
         text = self._text(question, images, system)
         probe = self._text(_PROBE, images, system)
         start = probe.find(_PROBE)
@@ -64,6 +65,15 @@ class PromptReader:
                 "the chat template changes the question's text, so its tokens cannot be told from the rest"
             )
         return Prompt(text, (start, end))
+
+    @cached_property
+    def _placeholders(self) -> frozenset[str]:
+        """Tokens that no text may contain: they would be taken for an image, or a part of one."""
+        named = (getattr(self.processor, name, None) for name in _PLACEHOLDERS)
+        added: Any = getattr(self.tokenizer, "get_added_vocab", dict)
+        written: dict[str, int] = added()  # no ordinary word is meant
+        shown = (token for token, i in written.items() if i in self.family.image_token_ids)
+        return frozenset(str(token) for token in (*named, *shown) if token)  # BLIP has an AddedToken
 
     def _text(self, question: str, images: int, system: str | None) -> str:
         if getattr(self.processor, "chat_template", None) is None:
@@ -226,6 +236,8 @@ class _Frame:
     after: tuple[int, ...]
 
 
+#: Attributes of processors: what stands for an image, a video or sound, and what begins an image.
+_PLACEHOLDERS = ("image_token", "video_token", "audio_token", "boi_token", "start_image_token")
 #: Two questions that begin and end differently.
 _QUESTIONS = ("Is this a probe?", "What do 2 probes say!")
 #: (width, height) of an image that gets one tile, and of one that gets several where there are tiles.

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -225,6 +225,8 @@ class Record(Sequence[Trace]):
             raise RecordingError(
                 "nothing is recorded yet: run the model inside the block and read the record after it"
             )
+        if isinstance(index, int) and not -len(self) <= index < len(self):
+            raise RecordingError(f"there is no trace {index}: the record has {len(self)}, numbered from 0")
         return self.traces[index]
 
     def __iter__(self) -> Iterator[Trace]:
@@ -235,13 +237,22 @@ class Record(Sequence[Trace]):
         return "\n".join([f"Record: {count}", *(f"  {trace!r}" for trace in self.traces)])
 
     def save(self, path: str | Path) -> None:
-        """Write one safetensors file whose metadata is the JSON header."""
+        """Write one safetensors file whose metadata is the JSON header.
+
+        Raises:
+            RecordingError: the file cannot be written.
+        """
         tensors: dict[str, Tensor] = {}
         traces = [_packed(trace, f"{number}.", tensors) for number, trace in enumerate(self.traces)]
-        save_file(tensors, str(path), {"regaze": json.dumps({**self.header, "traces": traces})})
+        header = {"regaze": json.dumps({**self.header, "traces": traces})}
+        try:
+            save_file(tensors, str(path), header)
+        except (OSError, SafetensorError) as error:
+            raise RecordingError(f"cannot write the record to {str(path)!r}: {error}") from None
 
     def to_html(
         self,
+        path: str | Path | None = None,
         *,
         images: Sequence[Any] | None = None,
         edited: Record | None = None,
@@ -253,6 +264,7 @@ class Record(Sequence[Trace]):
         """A page of one sample, to explore in a browser: a whole HTML file that needs nothing else.
 
         Args:
+            path: where to write it, too.
             images: the pictures as the model saw them (`gaze.seen(image)`), one per image of the sample;
                 without them the maps are drawn on nothing.
             edited: a record of the same tokens, rows and layers under an intervention, to compare with
@@ -262,13 +274,16 @@ class Record(Sequence[Trace]):
             limit: bytes of the page, 8,000,000 by default; docs/viewer.md says what is left out beyond it.
 
         Raises:
-            RecordingError: neither slices nor masses were recorded. BadParameterError, InputError: as
-                `regaze.toolkit.viewer.build`.
+            RecordingError: neither slices nor masses were recorded. InputError: `path` cannot be written.
+                BadParameterError, InputError: as `regaze.toolkit.viewer.build`.
         """
         from regaze.toolkit import viewer  # imports this module
 
         given = {"images": images, "title": title, "sample": sample, "limit": limit or viewer.LIMIT}
-        return viewer.of_records(self, edited, trace, **given).html
+        page = viewer.of_records(self, edited, trace, **given)
+        if path is not None:
+            page.save(path)
+        return page.html
 
     def _repr_html_(self) -> str | None:
         """The first sample's page in a frame, for notebooks; None (the plain repr) where there is no page."""

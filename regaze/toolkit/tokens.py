@@ -88,9 +88,15 @@ class TokenMap:
     @classmethod
     def from_roles(cls, roles: Tensor | Sequence[Sequence[int]]) -> TokenMap:
         """A map from [B, L] roles alone, for prompts that regaze cannot read; image tokens get no grid."""
-        roles = torch.as_tensor(roles).to(torch.uint8)
+        try:
+            roles = torch.as_tensor(roles)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"roles must be [B, L] with rows of one length: {error}") from None
         if roles.dim() != 2:
             raise InputError(f"roles must be [B, L], got {list(roles.shape)}")
+        if roles.numel() and not 0 <= int(roles.min()) <= int(roles.max()) < len(Role):
+            raise InputError(f"roles are numbers of `Role`, 0 to {len(Role) - 1}; got {int(roles.max())}")
+        roles = roles.to(torch.uint8)
         image = torch.where(roles == Role.IMAGE, 0, -1).int()
         return cls(roles, image, torch.full_like(image, -1), ((),) * roles.shape[0])
 
@@ -149,6 +155,8 @@ class TokenMap:
         Raises:
             InputError: the sample has no such view, or its grid is not known.
         """
+        if sample >= self.batch:
+            raise InputError(f"there is no sample {sample} in a batch of {self.batch}")
         views = self.views[sample]
         if image >= len(views) or not all(views[image].grid):
             known = [number for number, view in enumerate(views) if all(view.grid)]

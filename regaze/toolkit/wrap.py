@@ -62,6 +62,7 @@ class Gaze:
         self.host = self.family.host(model)  # the part that regaze takes hold of
         self.reader = PromptReader(processor, self.family)
         self._known: OrderedDict[tuple[int, ...], Sample] = OrderedDict()
+        self._ambiguous: set[tuple[int, ...]] = set()  # of those: only the images' sizes tell their grids
         self._recorder: RecordingSession | None = None
 
     # Asking -------------------------------------------------------------------------------------------
@@ -184,6 +185,7 @@ class Gaze:
             interventions: see `regaze.interventions`.
             tokens: roles of the prompts, for inputs that regaze cannot read itself.
         """
+        _check_map(tokens)
         for intervention in interventions:
             if not isinstance(intervention, Participant):
                 raise BadParameterError(_no_participant(intervention))
@@ -205,6 +207,7 @@ class Gaze:
         Raises:
             RecordingError: something asked for cannot be recorded, or was not.
         """
+        _check_map(tokens)
         recorder = RecordingSession(Wanted.checked(self.model, **wanted), self)
         session = Session((recorder,), tokens, self._read, self.reader)
         open_session(self.host, session, self.model)
@@ -226,6 +229,14 @@ class Gaze:
         Raises:
             InputError, UnsupportedModelError: the prompts cannot be read.
         """
+        needed = "pixel_values" if compat.sees_pixels_alone(self.model) else "input_ids"
+        given = inputs.get(needed) if isinstance(inputs, Mapping) else None
+        if not isinstance(given, Tensor) or (needed == "input_ids" and given.dim() != 2):
+            what = f"{list(given.shape)}" if isinstance(given, Tensor) else type(given).__name__
+            raise InputError(
+                f"gaze.tokens takes what the processor returned, with {needed} as a tensor of a batch "
+                f"(input_ids: [B, L]), got {what}"
+            )
         return self._read(inputs, inputs.get("attention_mask"))
 
     def _read(self, inputs: Mapping[str, Any], attention_mask: Tensor | None) -> TokenMap:
@@ -240,7 +251,7 @@ class Gaze:
             known = self._known.get(key)
             if known is None:
                 known = self.reader.read(key, media)
-            elif complete and self.family.media:  # the same ids may show images of another shape
+            elif self.family.media and (complete or key in self._ambiguous):  # see `_remember`
                 layout = self.family.lay_out(key, media)
                 places = tuple(layout.image), tuple(layout.cell), tuple(layout.views)
                 known = Sample(known.roles, *places)
@@ -252,12 +263,15 @@ class Gaze:
         for prompt, row, shown in zip(prompts, ids, _visible(ids, batch.get("attention_mask")), strict=True):
             key = tuple(row[shown].tolist())
             try:
-                self._known[key] = self.reader.roles(prompt, key, media)
+                sample = self.reader.roles(prompt, key, media)
             except RegazeError:
                 return  # asking needs no roles; what needs them reads the ids and says what is missing
+            if self._known.get(key, sample) != sample:  # the same ids show images of another shape
+                self._ambiguous.add(key)
+            self._known[key] = sample
             self._known.move_to_end(key)
         while len(self._known) > _REMEMBERED:
-            self._known.popitem(last=False)
+            self._ambiguous.discard(self._known.popitem(last=False)[0])
 
 
 def _visible(ids: Tensor, attention_mask: Tensor | None) -> Tensor:
@@ -265,6 +279,13 @@ def _visible(ids: Tensor, attention_mask: Tensor | None) -> Tensor:
     if attention_mask is None or attention_mask.shape != ids.shape:
         return torch.ones_like(ids, dtype=torch.bool, device="cpu")
     return attention_mask.cpu().bool()
+
+
+def _check_map(tokens: Any) -> None:
+    if tokens is not None and not isinstance(tokens, TokenMap):
+        raise BadParameterError(
+            f"tokens is a TokenMap, such as TokenMap.from_roles(roles), got {type(tokens).__name__}"
+        )
 
 
 def _no_participant(given: Any) -> str:
@@ -284,12 +305,17 @@ def paired(images: Any, questions: Any) -> tuple[list[list[Image.Image | str | P
     """Images and questions as lists of one length: per question the list of its images."""
     if isinstance(questions, str):
         questions, images = [questions], [images]
-    if not len(questions):
-        raise InputError("no questions were given")
+    if not hasattr(questions, "__len__") or not len(questions):
+        raise InputError("no questions were given: give a text, or a list of texts")
+    if not _is_one_image(images) and not hasattr(images, "__len__"):
+        raise InputError(
+            f"images are a list with an entry per question (an image, a list of them, or None), got "
+            f"{type(images).__name__}"
+        )
     if _is_one_image(images) or len(images) != len(questions):
         count = 1 if _is_one_image(images) else len(images)
         raise InputError(
             f"{count} images for {len(questions)} questions: give one entry (or None) per question"
         )
-    entries = [[entry] if _is_one_image(entry) else list(entry) for entry in images]
+    entries = [list(entry) if isinstance(entry, (list, tuple)) else [entry] for entry in images]
     return [[] if entry == [None] else entry for entry in entries], list(questions)

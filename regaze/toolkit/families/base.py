@@ -62,7 +62,11 @@ class Layout:
         return cls([-1] * length, [-1] * length)
 
     def add(self, piece: Piece, places: Sequence[int]) -> None:
-        """One more view, whose tokens are at `places`."""
+        """One more view, whose tokens are at `places`. Raises InputError where these are not as many."""
+        if len(places) != len(piece.cells):
+            raise InputError(
+                f"{len(places)} neighbouring image tokens are no whole image, which has {len(piece.cells)}"
+            )
         image = (self.views[-1].image if self.views else -1) + (not (piece.continues and self.views))
         for place, cell in zip(places, piece.cells, strict=True):
             self.image[place], self.cell[place] = len(self.views), cell

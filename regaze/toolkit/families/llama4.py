@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from regaze.errors import InputError
 from regaze.toolkit.families.base import Family, Layout, Media, Piece, runs
 from regaze.toolkit.tokens import WHOLE, Shares
 
@@ -36,6 +37,8 @@ class Llama4(Family):
             tiles = image[:-1]
             separators = [ids[first + length] for first, length in tiles]
             rows = separators.count(separators[-1]) if tiles else 0  # the last one ends a row
+            if tiles and len(tiles) % rows:
+                raise InputError(f"an image's {len(tiles)} tiles are not {rows} rows of equally many")
             pixels = media.take_several("pixel_values", len(image)) if media.has("pixel_values") else None
             boxes = _boxes(rows, len(tiles) // rows, pixels) if tiles else []
             for number, ((first, length), box) in enumerate(zip(image, [*boxes, WHOLE], strict=True)):
@@ -44,6 +47,8 @@ class Llama4(Family):
                     Piece.full(side, side, box=box, continues=number > 0), range(first, first + length)
                 )
             image = []
+        if image:
+            raise InputError("an image's tokens are not followed by the one that ends an image")
         return layout
 
 

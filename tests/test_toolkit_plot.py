@@ -11,7 +11,7 @@ from models import llava_processor, picture
 from PIL import Image
 
 from regaze import Role
-from regaze.errors import BadParameterError, RecordingError
+from regaze.errors import BadParameterError, InputError, RecordingError
 from regaze.toolkit import plot
 
 
@@ -94,6 +94,8 @@ def test_wrong_choices(gaze, record, tmp_path):
         plot.heatmap(record, image, heads=[6])
     with pytest.raises(BadParameterError, match="cannot write the figure"):
         plot.heatmap(record, image, path=tmp_path / "heat.abc")
+    with pytest.raises(InputError, match="there is no image 'nope'"):
+        plot.heatmap(record, "nope")
     with pytest.raises(BadParameterError, match="layers"):
         plot.role_masses(record, over="heads")
     with pytest.raises(BadParameterError, match='rows="text"'):

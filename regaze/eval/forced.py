@@ -12,8 +12,9 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
+
+from regaze.toolkit.forcing import Forced
 
 #: Log-probability of a token that a plausibility cut has removed, in nats: the -1000 with which the release
 #: of DoLa (arXiv:2309.03883) scores continuations. Of two that hold such tokens, the one with fewer wins.
@@ -26,17 +27,6 @@ class Score(NamedTuple):
 
     logprob: float
     greedy: bool
-
-
-class _Forced(LogitsProcessor):
-    """Leaves one token per step: `tokens` [B, N], the first after a prompt of `start` tokens."""
-
-    def __init__(self, tokens: Tensor, start: int):
-        self.tokens, self.start = tokens, start
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        chosen = self.tokens[:, input_ids.shape[1] - self.start, None]
-        return torch.full_like(scores, -torch.inf).scatter_(1, chosen, 0.0)
 
 
 def score(
@@ -57,7 +47,7 @@ def score(
     config = GenerationConfig(
         max_new_tokens=max(lengths), do_sample=False, num_beams=1, eos_token_id=None, pad_token_id=0
     )
-    forced = LogitsProcessorList([_Forced(wanted, prompt.shape[1])])
+    forced = LogitsProcessorList([Forced(wanted, prompt.shape[1])])
     with torch.inference_mode(), _generating(model, config):
         out = model.generate(  # type: ignore[operator]
             **inputs,

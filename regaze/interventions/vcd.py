@@ -49,7 +49,10 @@ class VCD(Contrastive):
     def negative(self, context: Context) -> Branch:
         given = {name: pixels for name in PIXELS if (pixels := context.inputs.get(name)) is not None}
         if not given:
-            raise InputError("VCD puts noise on `pixel_values`, but the model was called without them")
+            raise InputError(
+                "VCD puts noise on `pixel_values`, but the forward was given none: give the prompt an image; "
+                "where the language model only gets features of it (BLIP-2, KOSMOS), VCD cannot act"
+            )
         return with_media(context, **{name: self._noised(context, pixels) for name, pixels in given.items()})
 
     def _noised(self, context: Context, pixels: Tensor) -> Tensor:

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from PIL import Image
 
 from regaze.errors import BadParameterError
 from regaze.toolkit.analysis.lenses import LogitLens
 from regaze.toolkit.analysis.selection import number as number_of
 from regaze.toolkit.analysis.selection import numbers
+from regaze.toolkit.images import ImageLike, open_image
 from regaze.toolkit.plot.style import TICK, escaped, finish, new_figure, visible, word_ticks
 
 #: Light to dark, so that black words can be read on all but the darkest, where they turn white.
@@ -67,7 +67,7 @@ def lens_table(
 
 def lens_patches(
     lens: LogitLens,
-    image: Image.Image,
+    image: ImageLike,
     *,
     layer: int,
     sample: int = 0,
@@ -83,6 +83,7 @@ def lens_patches(
     Raises:
         BadParameterError: a layer that was not read. InputError: the image's tokens were not.
     """
+    image = open_image(image)
     words = lens.image_words(layer, sample, number)
     cells = lens.tokens.image_cells(sample, number).tolist()
     held = {position: place for place, position in enumerate(lens.rows[sample].tolist())}

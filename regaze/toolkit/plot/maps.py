@@ -19,6 +19,7 @@ from regaze.toolkit.analysis.maps import image_map
 from regaze.toolkit.analysis.selection import number as number_of
 from regaze.toolkit.analysis.selection import numbers, rows_of, sample_of, trace_of
 from regaze.toolkit.analysis.sinks import SinkTokens
+from regaze.toolkit.images import ImageLike, open_image
 from regaze.toolkit.plot.style import SKY, colours, escaped, finish, new_figure
 from regaze.toolkit.record import Record, Trace
 from regaze.toolkit.tokens import WHOLE, Shares, TokenMap, View
@@ -32,7 +33,7 @@ _OVERSAMPLING = 4
 
 def heatmap(
     record: Record | Trace,
-    image: Image.Image,
+    image: ImageLike,
     *,
     token: int | str = 0,
     layers: Sequence[int] | None = None,
@@ -59,7 +60,9 @@ def heatmap(
     Raises:
         RecordingError: slices were not recorded, or it is not known where the image's tokens lie in it.
         BadParameterError: a token, layer, head, sample or image that is not in the record.
+        InputError: a picture that cannot be opened.
     """
+    image = open_image(image)
     trace = trace_of(record)
     grid = answer_map(trace, token=token, layers=layers, heads=heads, sample=sample, number=number)
     figure = new_figure(7.4, 3.5)
@@ -74,7 +77,7 @@ def heatmap(
 
 def token_layer_grid(
     record: Record | Trace,
-    image: Image.Image,
+    image: ImageLike,
     *,
     tokens: Sequence[int | str] | None = None,
     layers: Sequence[int] | None = None,
@@ -87,6 +90,7 @@ def token_layer_grid(
 
     Arguments and errors as for `heatmap`; `tokens` None is every answer token.
     """
+    image = open_image(image)
     trace = trace_of(record)
     chosen = _tokens(trace, tokens, sample)
     layers = numbers("layer", layers, trace.layers)
@@ -109,7 +113,7 @@ def token_layer_grid(
 
 def maps(
     named: Mapping[str, Tensor],
-    image: Image.Image,
+    image: ImageLike,
     *,
     boxes: Sequence[Sequence[float]] = (),
     columns: int = 4,
@@ -126,6 +130,7 @@ def maps(
     Raises:
         BadParameterError: no map, or one that is not [rows, columns].
     """
+    image = open_image(image)
     wrong = {name: list(each.shape) for name, each in named.items() if each.dim() != 2}
     if not named or wrong:
         raise BadParameterError(f"maps must be a dict of at least one map [rows, columns], got {wrong}")
@@ -152,7 +157,7 @@ def maps(
 
 def sink_map(
     sinks: SinkTokens,
-    image: Image.Image,
+    image: ImageLike,
     *,
     layers: Sequence[int] | None = None,
     sample: int = 0,
@@ -169,6 +174,7 @@ def sink_map(
     Raises:
         BadParameterError: a layer, sample or image that is not there. RecordingError: an image in tiles.
     """
+    image = open_image(image)
     sample = number_of("sample", sample, range(sinks.tokens.batch))
     views = [place for place, _ in _views(sinks.tokens, sample, number)]
     if len(views) > 1:

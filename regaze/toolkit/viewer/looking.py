@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor, LogitsProcessorList
+from transformers import LogitsProcessorList
 
 from regaze.errors import BadParameterError, RegazeError, UnsupportedModelError
 from regaze.toolkit import compat
 from regaze.toolkit.context import Participant
+from regaze.toolkit.forcing import Forced
 from regaze.toolkit.images import ImageLike, open_image
 from regaze.toolkit.record import Trace
 from regaze.toolkit.tokens import Role
@@ -97,17 +98,6 @@ def look(
         model=model or Path(gaze.model.config._name_or_path).name or gaze.model.config.model_type,
         limit=limit,
     )
-
-
-class Forced(LogitsProcessor):
-    """Leaves one token per step: `tokens` [B, T], the first after a prompt of `start` tokens."""
-
-    def __init__(self, tokens: Tensor, start: int):
-        self.tokens, self.start = tokens, start
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        chosen = self.tokens[:, input_ids.shape[1] - self.start, None]
-        return torch.full_like(scores, -torch.inf).scatter_(1, chosen.to(scores.device), 0.0)
 
 
 def _forced(

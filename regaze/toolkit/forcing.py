@@ -1,0 +1,18 @@
+"""Generation that is made to say a given answer, so that every step is one of free generation."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor
+
+
+class Forced(LogitsProcessor):
+    """Leaves one token per step: `tokens` [B, T], the first after a prompt of `start` tokens."""
+
+    def __init__(self, tokens: Tensor, start: int):
+        self.tokens, self.start = tokens, start
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        chosen = self.tokens[:, input_ids.shape[1] - self.start, None]
+        return torch.full_like(scores, -torch.inf).scatter_(1, chosen.to(scores.device), 0.0)

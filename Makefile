@@ -16,8 +16,8 @@ test: $(STAMP)
 # The families once more, on the oldest transformers that is supported.
 test-floor: $(FLOOR)/.installed
 	$(FLOOR)/bin/python -m pytest -q -n auto --maxprocesses 8 --dist loadfile -p no:cacheprovider -k "not page" \
-	  tests/test_families_vision.py tests/test_families_text.py tests/test_toolkit_cross.py \
-	  tests/test_vision_towers.py tests/test_toolkit_wrap.py tests/test_toolkit_record.py
+	  tests/toolkit/prompts/families/test_vision.py tests/toolkit/prompts/families/test_text.py tests/toolkit/model/test_cross_attention.py \
+	  tests/toolkit/model/test_vision_towers.py tests/toolkit/test_wrap.py tests/toolkit/record/test_record.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -27,8 +27,8 @@ from rich.table import Table
 import regaze
 from regaze import HeadKnockout
 from regaze.eval import Pope
-from regaze.eval.asking import Asker
-from regaze.eval.requests import Pictures, Request, Setting, questions
+from regaze.eval.run.generate import Asker
+from regaze.eval.run.requests import Pictures, Request, Setting, questions
 
 BATCH = 16
 BATCHES = f"batches of {BATCH}"

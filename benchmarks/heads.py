@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 
 import regaze
 from regaze.cli import console
-from regaze.interventions.heads import (
+from regaze.interventions.retrieval_heads import (
     NEEDLES,
     Ablation,
     Needle,
@@ -30,7 +30,7 @@ from regaze.interventions.heads import (
     find_retrieval_heads,
     read_haystack,
 )
-from regaze.interventions.heads.greedy import LongPrompt
+from regaze.interventions.retrieval_heads.greedy import LongPrompt
 from regaze.toolkit import plot
 
 BOOKS = ("sherlock_holmes_adventures", "moby_dick", "federalist_papers")

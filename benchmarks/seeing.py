@@ -30,7 +30,7 @@ from regaze.cli import console
 from regaze.demo import SceneObject
 from regaze.demo.conversations import DETAIL_PROMPTS, existence_question
 from regaze.demo.render import GRID, SIDE, render_scene
-from regaze.interventions.gift_saliency import calibrate
+from regaze.interventions.gift.saliency import calibrate
 from regaze.toolkit.analysis.boxes import covered_share, holds_centre
 from regaze.toolkit.analysis.causal import head_effects, ranked_heads, without_heads
 from regaze.toolkit.analysis.faithfulness import (
@@ -45,11 +45,11 @@ from regaze.toolkit.analysis.faithfulness import (
 )
 from regaze.toolkit.analysis.flow import attention_flow, rollout
 from regaze.toolkit.analysis.forward import answered
-from regaze.toolkit.analysis.gradients import relevance
 from regaze.toolkit.analysis.intervals import Estimate, estimate
 from regaze.toolkit.analysis.maps import contrastive_map, gaze_shift, image_map
 from regaze.toolkit.analysis.occlusion import ImageCells, greedy_answer
-from regaze.toolkit.geometry import Geometry
+from regaze.toolkit.analysis.relevance import relevance
+from regaze.toolkit.prompts.geometry import Geometry
 
 #: seeds of scenes that neither training nor any other study drew
 SEED, OTHER_SEED = 11, 12

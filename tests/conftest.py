@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -11,6 +10,7 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 import hypothesis
 import pytest
 import torch
+from paths import SHARED
 
 # The same examples in every run: a red test is of the change at hand. HYPOTHESIS_PROFILE=explore draws anew.
 hypothesis.settings.register_profile("steady", derandomize=True)
@@ -24,12 +24,9 @@ if not torch.cuda.is_available():
 # Tiny models gain nothing from several threads, and pytest-xdist's workers already share the cores.
 torch.set_num_threads(1)
 
-ROOT = Path(__file__).resolve().parent.parent
-SHARED = Path(os.environ.get("REGAZE_SHARED", ROOT.parent / "shared"))
-
 
 @pytest.fixture(scope="session")
-def shared() -> Path:
+def shared():
     """Folder with the goldens and files that may not be in the repository; skips where it is absent."""
     if not SHARED.is_dir():
         pytest.skip("the folder with goldens is absent (set REGAZE_SHARED)")

@@ -58,7 +58,7 @@ def compare(
     if results is None:
         return
     if json:
-        from regaze.eval.results import dumps
+        from regaze.eval.run.results import dumps
 
         typer.echo(dumps(results))
     else:

@@ -24,7 +24,8 @@ def demo(
     debug: options.Debug = False,
 ) -> None:
     """Do it all on the bundled model, offline."""
-    from regaze.eval import Pope, report, run
+    from regaze.eval import Pope, run
+    from regaze.eval.report import report
 
     task = Pope.of_demo(splits=[SPLIT])
     intervention = options.method("var", None)

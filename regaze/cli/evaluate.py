@@ -80,7 +80,7 @@ def evaluate(
     if results is None:
         return
     if json:
-        from regaze.eval.results import dumps
+        from regaze.eval.run.results import dumps
 
         typer.echo(dumps(results))
     else:

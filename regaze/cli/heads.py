@@ -15,7 +15,7 @@ from regaze.cli import console, options
 from regaze.errors import BadParameterError, InputError, RegazeError
 
 if TYPE_CHECKING:
-    from regaze.interventions.heads import Needle, RetrievalHeads
+    from regaze.interventions.retrieval_heads import Needle, RetrievalHeads
 
 #: retrieval heads and strong ones, as the paper draws the lines
 THRESHOLDS = (0.1, 0.5)
@@ -56,7 +56,7 @@ def heads(
         raise InputError(f"--score {score}: expected paper or released")
     sizes, places = _numbers("--lengths", lengths, int), _numbers("--depths", depths, float)
     hidden = read_needles(needles)
-    from regaze.interventions.heads import find_retrieval_heads, read_haystack
+    from regaze.interventions.retrieval_heads import find_retrieval_heads, read_haystack
 
     texts = [read_haystack(path) for path in haystack]
     folder = output or Path("out") / f"heads-{Path(model).name}"
@@ -84,7 +84,7 @@ def heads(
 
 def read_needles(path: Path | None) -> list[Needle]:
     """Needles from a JSON file; the built-in ones without. Raises InputError naming what is wrong with it."""
-    from regaze.interventions.heads import NEEDLES, Needle
+    from regaze.interventions.retrieval_heads import NEEDLES, Needle
 
     if path is None:
         return list(NEEDLES)

@@ -12,8 +12,8 @@ from regaze.errors import InputError
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from regaze.toolkit.inspecting import Inspection, Span
-    from regaze.toolkit.tokens import View
+    from regaze.toolkit.inspect import Inspection, Span
+    from regaze.toolkit.prompts.token_map import View
 
 
 def inspect(
@@ -28,7 +28,7 @@ def inspect(
     """Print a model's layers, heads, image tokens and limits; loads no weights."""
     from regaze import wrap
     from regaze.cli.heatmap import find_image
-    from regaze.toolkit.inspecting import inspect_model, read_prompt
+    from regaze.toolkit.inspect import inspect_model, read_prompt
     from regaze.toolkit.load import outline
 
     console.quiet_libraries()

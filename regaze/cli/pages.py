@@ -16,7 +16,7 @@ from regaze.errors import BadParameterError, InputError
 if TYPE_CHECKING:
     from regaze import Gaze
     from regaze.eval.benchmarks.base import Benchmark, Item
-    from regaze.eval.runner import Task
+    from regaze.eval.run.runner import Task
 
 INDEX, PAGES = "failures.html", "pages"
 #: bytes of a page: a folder of a hundred is still easy to hand on

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from regaze import Gaze
-    from regaze.eval.report import Link
-    from regaze.eval.runner import Task
-    from regaze.eval.sharding import Team
+    from regaze.eval.report.report import Link
+    from regaze.eval.run.process_group import Team
+    from regaze.eval.run.runner import Task
 
 #: options whose value in run.yaml is a mapping, on the command line NAME=VALUE as often as wanted
 MAPPINGS = ("settings", "bench", "generate")
@@ -147,8 +147,8 @@ def execute(
     A process that only helps another one has no results; `then` is called by the first one alone, with the
     model and the folder of the complete run, and says what the report links to.
     """
-    from regaze.eval.runner import Plan, evaluate
-    from regaze.eval.sharding import assemble
+    from regaze.eval.run.process_group import assemble
+    from regaze.eval.run.runner import Plan, evaluate
 
     given = request.settings
     team = assemble(cpu=given["device"] == "cpu")
@@ -182,13 +182,14 @@ def _write(results: dict[str, Any], request: Request, folder: Path, links: Seque
     """Reports, exports and the effective configuration."""
     import yaml
 
-    from regaze.eval import exchange, report
-    from regaze.eval.results import replace
+    from regaze.eval import export
+    from regaze.eval.report import report
+    from regaze.eval.run.results import replace
 
     report.write(results, folder, links)
     for kind in (request.settings["export"] or "").split(","):
         if kind.strip():
-            exchange.export(folder, results, kind.strip())
+            export.export(folder, results, kind.strip())
     replace(folder / "run.yaml", yaml.safe_dump(effective(request.settings), sort_keys=False, width=100))
 
 
@@ -245,7 +246,7 @@ def generation(given: list[str] | None, max_new_tokens: int) -> dict[str, Any]:
 
 def tasks(settings: Mapping[str, Any]) -> list[Task]:
     """The benchmarks asked for, with their questions."""
-    from regaze.eval.runner import Task
+    from regaze.eval.run.runner import Task
 
     generate = generation(settings["generate"], settings["max_new_tokens"])
     judge = judge_of(settings["judge"])

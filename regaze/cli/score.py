@@ -41,15 +41,16 @@ def score(
     A file of yes/no answers that also has the right ones (a run of this package, lmms-eval, VLMEvalKit) needs
     nothing else; for anything else say where the questions are.
     """
-    from regaze.eval import comparison, exchange
-    from regaze.eval.results import dumps, finite
+    from regaze.eval import export
+    from regaze.eval.run.results import dumps, finite
+    from regaze.eval.stats import comparison
 
-    given = exchange.conditions(exchange.read(answers))
+    given = export.conditions(export.read(answers))
     if against is not None:
-        given = _paired(given, exchange.conditions(exchange.read(against)), answers, against)
+        given = _paired(given, export.conditions(export.read(against)), answers, against)
     first = next(iter(given.values()))
     task = _benchmark(benchmark, ctx.params, first)
-    outcomes = {label: comparison.Outcome.given(exchange.join(task, each)) for label, each in given.items()}
+    outcomes = {label: comparison.Outcome.given(export.join(task, each)) for label, each in given.items()}
     if comparison.PLAIN not in outcomes:  # one method's answers by themselves
         if len(outcomes) > 1:
             raise InputError(f"{answers}: answers of {', '.join(outcomes)} without those of the plain model")
@@ -66,13 +67,13 @@ def score(
 
 def _benchmark(name: str, settings: dict[str, Any], given: Any) -> Any:
     """The questions that were answered: where the options say, else as the file tells them."""
-    from regaze.eval import exchange
+    from regaze.eval import export
     from regaze.eval.benchmarks.pope import PopeItems
     from regaze.eval.benchmarks.yes_no import LABELS
 
     named = any(settings[key] for key in ("data", "images", "questions", "split", "bench", "limit"))
     if name == "pope" and not named and all(each.label for each in given):
-        return PopeItems(exchange.items_of(given, LABELS), suffix="")
+        return PopeItems(export.items_of(given, LABELS), suffix="")
     return running.benchmark(name, settings, running.judge_of(settings["judge"]))
 
 

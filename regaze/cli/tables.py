@@ -22,7 +22,7 @@ _SHOWN = 2
 
 def show(results: Mapping[str, Any]) -> None:
     """One table per benchmark and split on standard output, then the seconds and how to read them."""
-    from regaze.eval.tables import statistics
+    from regaze.eval.report.tables import statistics
 
     out = console.stdout()
     label = next(iter(results["methods"]), None)
@@ -58,8 +58,8 @@ def _costs(asked: Mapping[str, Any], label: str | None) -> list[str]:
 
 
 def _table(scores: Mapping[str, Any], label: str | None, scales: Mapping[str, list[str]]) -> Table:
-    from regaze.eval.tables import estimate, estimates, number, scorers
-    from regaze.eval.tables import label as called
+    from regaze.eval.report.tables import estimate, estimates, number, scorers
+    from regaze.eval.report.tables import label as called
 
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("", no_wrap=True)
@@ -108,16 +108,16 @@ def comparison(results: Mapping[str, Any]) -> str:
 
 def scored(asked: Mapping[str, Any]) -> str:
     """Answers of a file as Markdown: the leading figures, then all of them."""
-    from regaze.eval.report import markdown_table
-    from regaze.eval.tables import every
+    from regaze.eval.report.report import markdown_table
+    from regaze.eval.report.tables import every
 
     parts = [_compared(asked["benchmark"]["name"], asked), markdown_table(every(asked)), *_notes()]
     return "\n\n".join(parts) + "\n"
 
 
 def _compared(name: str, asked: Mapping[str, Any]) -> str:
-    from regaze.eval.report import markdown_table
-    from regaze.eval.tables import leading, main, questions, statistics
+    from regaze.eval.report.report import markdown_table
+    from regaze.eval.report.tables import leading, main, questions, statistics
 
     split, scorer = leading(asked)
     heading = f"## {name}, {split}, {scorer} scorer"
@@ -125,6 +125,6 @@ def _compared(name: str, asked: Mapping[str, Any]) -> str:
 
 
 def _notes() -> tuple[str, ...]:
-    from regaze.eval.tables import NOTES
+    from regaze.eval.report.tables import NOTES
 
     return NOTES

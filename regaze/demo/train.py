@@ -51,7 +51,7 @@ from regaze.demo.render import PATCH, SIDE, Rendered, emoji_font
 from regaze.demo.vocabulary import build_processor
 from regaze.demo.world import CATEGORIES, COLOURS
 from regaze.errors import InputError
-from regaze.toolkit.sinks import find_sink_dimensions
+from regaze.toolkit.analysis.sink_profile import find_sink_dimensions
 
 #: Threshold on |x_d| / RMS above which a dimension of the first token counts as a sink dimension.
 SINK_TAU = 2.5

@@ -10,12 +10,12 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from regaze.errors import BadParameterError
-from regaze.interventions.contrast import Contrastive
+from regaze.interventions.contrastive import Contrastive
 from regaze.kernels import AttentionEdit, Rows, Stats, StatsRequest
-from regaze.toolkit.aside import inputs_aside
-from regaze.toolkit.branches import Branch
-from regaze.toolkit.context import Context, Participant
-from regaze.toolkit.tokens import Role, TokenMap
+from regaze.toolkit.model.aside import inputs_aside
+from regaze.toolkit.model.branches import Branch
+from regaze.toolkit.model.context import Context, Participant
+from regaze.toolkit.prompts.token_map import Role, TokenMap
 
 
 @dataclass(frozen=True)

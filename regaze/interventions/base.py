@@ -11,8 +11,8 @@ from PIL import Image
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from regaze.errors import BadParameterError, RegazeError, UnknownParameterError
-from regaze.toolkit.context import Participant
-from regaze.toolkit.images import open_image
+from regaze.toolkit.model.context import Participant
+from regaze.toolkit.prompts.images import open_image
 from regaze.toolkit.wrap import Gaze, Images, paired
 
 if TYPE_CHECKING:

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from regaze.errors import BadParameterError, InputError
-from regaze.interventions.contrast import Contrastive
-from regaze.toolkit.branches import Branch, without_tokens
-from regaze.toolkit.context import Context
-from regaze.toolkit.tokens import Role
-from regaze.toolkit.vision import class_attention
+from regaze.interventions.contrastive import Contrastive
+from regaze.toolkit.model.branches import Branch, without_tokens
+from regaze.toolkit.model.context import Context
+from regaze.toolkit.model.vision import class_attention
+from regaze.toolkit.prompts.token_map import Role
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from regaze.errors import BadParameterError
 from regaze.interventions.base import Intervention
-from regaze.interventions.contrast import check_cut
-from regaze.toolkit.context import Context
-from regaze.toolkit.mixture import Mixture, mix
+from regaze.interventions.contrastive import check_cut
+from regaze.toolkit.model.context import Context
+from regaze.toolkit.model.logits import Mixture, mix
 
 #: Layers of a bucket, at most; the paper's models with more layers have more buckets.
 _BUCKET = 20

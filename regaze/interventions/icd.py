@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 
 from regaze.errors import BadParameterError, InputError
-from regaze.interventions.contrast import Contrastive
-from regaze.toolkit.branches import Branch, with_prompts
-from regaze.toolkit.context import Context
-from regaze.toolkit.prompts import Prompt, PromptReader
-from regaze.toolkit.tokens import Role, Sample, TokenMap
+from regaze.interventions.contrastive import Contrastive
+from regaze.toolkit.model.branches import Branch, with_prompts
+from regaze.toolkit.model.context import Context
+from regaze.toolkit.prompts.prompt_reader import Prompt, PromptReader
+from regaze.toolkit.prompts.token_map import Role, Sample, TokenMap
 
 #: Roles that disturb the model, in the sense of the five that the paper tries; the sentences are ours.
 PREFIXES = {

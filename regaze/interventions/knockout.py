@@ -11,7 +11,7 @@ import torch
 from regaze.errors import BadParameterError
 from regaze.interventions.base import Intervention
 from regaze.kernels import AttentionEdit
-from regaze.toolkit.context import Context
+from regaze.toolkit.model.context import Context
 
 
 @dataclass(frozen=True)

@@ -12,16 +12,10 @@ from torch import Tensor
 
 from regaze.errors import BadParameterError
 from regaze.interventions.base import Intervention
-from regaze.interventions.contrast import (
-    WITHOUT_IMAGE,
-    check_cut,
-    cut_where,
-    has_image,
-    rows_with_image,
-)
-from regaze.toolkit.branches import Branch, without_image
-from regaze.toolkit.context import Context
-from regaze.toolkit.mixture import Mixture
+from regaze.interventions.contrastive import WITHOUT_IMAGE, check_cut, cut_where, has_image, rows_with_image
+from regaze.toolkit.model.branches import Branch, without_image
+from regaze.toolkit.model.context import Context
+from regaze.toolkit.model.logits import Mixture
 
 
 @dataclass(frozen=True)

@@ -10,19 +10,13 @@ from torch import Tensor
 
 from regaze.errors import BadParameterError, UnsupportedModelError
 from regaze.interventions.base import Intervention
-from regaze.interventions.contrast import (
-    WITHOUT_IMAGE,
-    check_cut,
-    cut_where,
-    has_image,
-    rows_with_image,
-)
-from regaze.interventions.layers import LayerRange, checked_range, layer_range
+from regaze.interventions.contrastive import WITHOUT_IMAGE, check_cut, cut_where, has_image, rows_with_image
+from regaze.interventions.layer_ranges import LayerRange, checked_range, layer_range
 from regaze.kernels import AttentionEdit, Rows
-from regaze.toolkit.branches import Branch, without_image
-from regaze.toolkit.context import Context
-from regaze.toolkit.mixture import Mixture
-from regaze.toolkit.tokens import Role
+from regaze.toolkit.model.branches import Branch, without_image
+from regaze.toolkit.model.context import Context
+from regaze.toolkit.model.logits import Mixture
+from regaze.toolkit.prompts.token_map import Role
 
 
 @dataclass(frozen=True)

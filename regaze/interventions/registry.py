@@ -13,28 +13,28 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from regaze.errors import BadParameterError, RegazeError, UnknownMethodError
-from regaze.interventions.adhh import ADHH
-from regaze.interventions.agla import AGLA
+from regaze.interventions.adhh.method import ADHH
+from regaze.interventions.agla.method import AGLA
 from regaze.interventions.avisc import AvisC
 from regaze.interventions.base import Method
-from regaze.interventions.carve import CARVE
+from regaze.interventions.carve.method import CARVE
 from regaze.interventions.damro import DAMRO
 from regaze.interventions.dola import DoLa
-from regaze.interventions.evit import EViT
-from regaze.interventions.gift import GIFT
+from regaze.interventions.evit.method import EViT
+from regaze.interventions.gift.method import GIFT
 from regaze.interventions.hgai import HGAI
 from regaze.interventions.icd import ICD
 from regaze.interventions.knockout import HeadKnockout
 from regaze.interventions.m3id import M3ID
-from regaze.interventions.mma import ModalityMutualMask
-from regaze.interventions.moa import MoA
-from regaze.interventions.opera import OPERA
+from regaze.interventions.mma.method import ModalityMutualMask
+from regaze.interventions.moa.method import MoA
+from regaze.interventions.opera.method import OPERA
 from regaze.interventions.pai import PAI
-from regaze.interventions.paint import ImbalancedAttention
+from regaze.interventions.paint.method import ImbalancedAttention
 from regaze.interventions.sparc import SPARC
 from regaze.interventions.vaf import VAF
 from regaze.interventions.var import VAR
-from regaze.interventions.vcd import VCD
+from regaze.interventions.vcd.method import VCD
 from regaze.interventions.vista import VISTA
 
 BUILT_IN: tuple[type[Method], ...] = (

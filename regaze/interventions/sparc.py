@@ -9,11 +9,11 @@ import torch
 
 from regaze.errors import BadParameterError, InputError
 from regaze.interventions.base import Intervention
-from regaze.interventions.layers import LayerRange, checked_range, layer_range
+from regaze.interventions.layer_ranges import LayerRange, checked_range, layer_range
 from regaze.kernels import AttentionEdit, Rows, Stats, StatsRequest
-from regaze.toolkit.context import Context
-from regaze.toolkit.slices import column_index, spread
-from regaze.toolkit.tokens import Role
+from regaze.toolkit.model.context import Context
+from regaze.toolkit.prompts.slices import column_index, spread
+from regaze.toolkit.prompts.token_map import Role
 
 
 @dataclass(frozen=True)

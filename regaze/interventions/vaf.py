@@ -7,10 +7,10 @@ from typing import ClassVar
 
 from regaze.errors import BadParameterError
 from regaze.interventions.base import Intervention
-from regaze.interventions.layers import LayerRange, checked_range, layer_range
+from regaze.interventions.layer_ranges import LayerRange, checked_range, layer_range
 from regaze.kernels import AttentionEdit, Rows
-from regaze.toolkit.context import Context
-from regaze.toolkit.tokens import Role
+from regaze.toolkit.model.context import Context
+from regaze.toolkit.prompts.token_map import Role
 
 
 @dataclass(frozen=True)

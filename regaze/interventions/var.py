@@ -12,9 +12,9 @@ from torch import Tensor
 from regaze.errors import BadParameterError
 from regaze.interventions.base import Intervention
 from regaze.kernels import AttentionEdit, Channels, Redistribute, Rows
-from regaze.toolkit.context import Context
-from regaze.toolkit.sinks import SinkProfile, sink_profile, sink_values
-from regaze.toolkit.tokens import Role, TokenMap
+from regaze.toolkit.analysis.sink_profile import SinkProfile, sink_profile, sink_values
+from regaze.toolkit.model.context import Context
+from regaze.toolkit.prompts.token_map import Role, TokenMap
 
 #: Channels of a row. Generated keys belong to group 0 by construction, so they are never sinks.
 _OTHER, _TEXT_SINK, _IMAGE_SINK, _IMAGE = range(4)

@@ -12,14 +12,14 @@ from torch import Tensor
 
 from regaze.errors import BadParameterError
 from regaze.interventions.base import Intervention
-from regaze.interventions.contrast import has_image
-from regaze.interventions.layers import LayerRange, checked_range, layer_range
+from regaze.interventions.contrastive import has_image
+from regaze.interventions.layer_ranges import LayerRange, checked_range, layer_range
 from regaze.kernels import AttentionEdit
-from regaze.toolkit.aside import inputs_aside
-from regaze.toolkit.branches import Branch, without_image
-from regaze.toolkit.context import Context, Participant
-from regaze.toolkit.mixture import Mixture
-from regaze.toolkit.tokens import Role
+from regaze.toolkit.model.aside import inputs_aside
+from regaze.toolkit.model.branches import Branch, without_image
+from regaze.toolkit.model.context import Context, Participant
+from regaze.toolkit.model.logits import Mixture
+from regaze.toolkit.prompts.token_map import Role
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@
 from regaze.kernels.attend import attend, column_sums, observe
 from regaze.kernels.backends import BACKENDS
 from regaze.kernels.compose import compose
-from regaze.kernels.edit import AttentionEdit, Channels, Opening, Rows, Stats, StatsRequest, Windows
 from regaze.kernels.policies import DropAbove, FollowGaze, Policy, Redistribute, Scale
+from regaze.kernels.spec import AttentionEdit, Channels, Opening, Rows, Stats, StatsRequest, Windows
 
 __all__ = [
     "BACKENDS",

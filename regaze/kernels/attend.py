@@ -7,8 +7,8 @@ from torch import Tensor
 
 from regaze.errors import BadParameterError, ShapeError
 from regaze.kernels.backends import choose
-from regaze.kernels.dropped import edit_from, stats_from
-from regaze.kernels.edit import AttentionEdit, Rows, Stats, StatsRequest
+from regaze.kernels.sliding_cache import edit_from, stats_from
+from regaze.kernels.spec import AttentionEdit, Rows, Stats, StatsRequest
 
 
 def attend(

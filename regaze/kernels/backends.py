@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from regaze.errors import BadParameterError
-from regaze.kernels.edit import AttentionEdit, Stats
 from regaze.kernels.reference import attend_reference, column_sums_reference, observe_reference
-from regaze.kernels.torch_ops import attend_torch, column_sums_torch, observe_torch
+from regaze.kernels.spec import AttentionEdit, Stats
+from regaze.kernels.torch_backend import attend_torch, column_sums_torch, observe_torch
 
 
 class Backend(NamedTuple):

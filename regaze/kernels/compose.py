@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from regaze.errors import CompositionError
-from regaze.kernels.edit import AttentionEdit, Rows
+from regaze.kernels.spec import AttentionEdit, Rows
 
 
 def compose(edits: Sequence[AttentionEdit]) -> AttentionEdit | None:

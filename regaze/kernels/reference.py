@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from regaze.kernels.edit import AttentionEdit, Opening, Rows, Stats, StatsRequest, Windows
+from regaze.kernels.spec import AttentionEdit, Opening, Rows, Stats, StatsRequest, Windows
 
 
 def attend_reference(

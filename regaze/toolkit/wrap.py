@@ -14,16 +14,16 @@ from torch import Tensor
 from transformers import BatchFeature, PreTrainedModel
 
 from regaze.errors import BadParameterError, InputError, RegazeError, UnsupportedModelError
-from regaze.toolkit import compat
-from regaze.toolkit.context import Participant
-from regaze.toolkit.families import Media, family_of
-from regaze.toolkit.hook import Session, close_session, open_session
-from regaze.toolkit.images import ImageLike, open_image, seen_images
-from regaze.toolkit.prompts import Prompt, PromptReader
-from regaze.toolkit.record import Record, Wanted
-from regaze.toolkit.recording import RecordingSession
-from regaze.toolkit.tokens import Sample, TokenMap
-from regaze.toolkit.vision import vision_tokens
+from regaze.toolkit.model import compat
+from regaze.toolkit.model.context import Participant
+from regaze.toolkit.model.hook import Session, close_session, open_session
+from regaze.toolkit.model.vision import vision_tokens
+from regaze.toolkit.prompts.families import Media, family_of
+from regaze.toolkit.prompts.images import ImageLike, open_image, seen_images
+from regaze.toolkit.prompts.prompt_reader import Prompt, PromptReader
+from regaze.toolkit.prompts.token_map import Sample, TokenMap
+from regaze.toolkit.record.record import Record, Wanted
+from regaze.toolkit.record.recorder import RecordingSession
 
 Images = ImageLike | Sequence[ImageLike] | None
 

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 from regaze.errors import InputError
 from regaze.eval.benchmarks.fetch import Remote
 from regaze.eval.benchmarks.scoring import Scorer, compare
-from regaze.toolkit.images import open_image
+from regaze.toolkit.prompts.images import open_image
 
 #: stands for an image in the prompts of LLaVA and others: in a question it would ask for one more image
 IMAGE_TOKEN = "<image>"
@@ -33,7 +33,7 @@ class Item:
         more_images: the images after the first.
         max_new_tokens: a limit of its own for the answer; None leaves it to the run.
         options: answers to choose from. Where there are any, nothing is generated: the likeliest one is the
-            answer (`regaze.eval.ranking`).
+            answer (`regaze.eval.run.ranking`).
     """
 
     key: str

@@ -2,7 +2,7 @@
 
 The text is cut to a number of tokens, the needle goes behind the nearest full stop before the wanted depth,
 and a question asks for it, over a grid of lengths and depths. The official essays are not free to use: give a
-text of your own (`regaze.interventions.heads.read_haystack` reads one), public-domain ones serve.
+text of your own (`regaze.interventions.retrieval_heads.read_haystack` reads one), public-domain ones serve.
 
 The official score is a language model's, 1 to 10. Without a judge two rules are used here: `recall`, the part
 of the answer's words that the response has, and `found`, whether it has them all in a row.
@@ -24,7 +24,7 @@ from regaze.eval import judges
 from regaze.eval.benchmarks.base import About, Item, Scored, first
 from regaze.eval.benchmarks.judged import Judged, Template
 from regaze.eval.benchmarks.scoring import Scorer, ratio
-from regaze.interventions.heads.needles import NEEDLES, TEMPLATE, Needle, unigram_recall
+from regaze.interventions.retrieval_heads.needles import NEEDLES, TEMPLATE, Needle, unigram_recall
 
 BUFFER = 200  # tokens that the official tester leaves for the question and the answer
 LENGTHS = (1000, 2000, 4000, 8000, 16000)

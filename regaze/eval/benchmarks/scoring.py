@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from regaze.errors import InputError
-from regaze.eval import statistics
+from regaze.eval.stats import estimators
 
 #: of the bootstrap, and random exchanges of a permutation test
 RESAMPLES, EXCHANGES = 2000, 9999
@@ -110,14 +110,14 @@ def compare(
     grouped = {name: _per_cluster(each, numbered) for name, each in counts.items()}
     point = {name: scorer.ratios(each.sum(0)) for name, each in counts.items()}
     drawn = {
-        name: scorer.ratios(statistics.bootstrap_sums(each, resamples=RESAMPLES, seed=seed))
+        name: scorer.ratios(estimators.bootstrap_sums(each, resamples=RESAMPLES, seed=seed))
         for name, each in grouped.items()
     }
     alone = len(next(iter(grouped.values()))) == len(clusters)
     out: dict[str, Any] = {}
     for name, each in counts.items():
         right = scorer.right(each)
-        exact = statistics.wilson(int(right.sum()), len(right)) if alone and right is not None else None
+        exact = estimators.wilson(int(right.sum()), len(right)) if alone and right is not None else None
         out[name] = _estimates(scorer, point[name], drawn[name], exact)
         if details := scorer.details(each.sum(0)):
             out[name]["counts"] = details
@@ -144,7 +144,7 @@ def _test(
     """The exact interval of the difference, if there is one, and the paired test under its name."""
     plain, edited = scorer.right(counts["plain"]), scorer.right(counts["edited"])
     if plain is None or edited is None:
-        p = statistics.permutation(
+        p = estimators.permutation(
             lambda sums: scorer.ratios(sums)[scorer.figures[0]],
             grouped["plain"],
             grouped["edited"],
@@ -156,14 +156,14 @@ def _test(
     told = {"only_plain_correct": only_plain, "only_edited_correct": only_edited}
     if alone:
         both, neither = int((plain & edited).sum()), int((~plain & ~edited).sum())
-        exact = statistics.paired_difference(both, only_plain, only_edited, neither)
-        return exact, {**told, "mcnemar_p": statistics.mcnemar(only_plain, only_edited)}
+        exact = estimators.paired_difference(both, only_plain, only_edited, neither)
+        return exact, {**told, "mcnemar_p": estimators.mcnemar(only_plain, only_edited)}
     changes = edited.astype(np.int64) - plain
     per_cluster = _per_cluster(changes, clusters)
     return None, {
         **told,
-        "permutation_p": statistics.sign_flip(per_cluster.tolist()),
-        "design_effect": statistics.design_effect(changes, clusters),
+        "permutation_p": estimators.sign_flip(per_cluster.tolist()),
+        "design_effect": estimators.design_effect(changes, clusters),
     }
 
 
@@ -203,6 +203,6 @@ def _estimates(
         if figure == scorer.proportion and exact is not None:
             interval = exact
         elif not math.isnan(value):
-            interval = statistics.percentile_interval(drawn[figure])
+            interval = estimators.percentile_interval(drawn[figure])
         out[figure] = {"value": value, "low": interval[0], "high": interval[1]}
     return out

@@ -14,8 +14,8 @@ from typing_extensions import Self
 
 import regaze
 from regaze.errors import BadParameterError, InputError
-from regaze.eval import forced
 from regaze.eval.harness import arguments
+from regaze.eval.run import loglikelihood
 from regaze.interventions.base import Intervention
 
 #: A request of the harness: its texts, and the tokens of context and continuation.
@@ -28,7 +28,7 @@ class RegazeLM(HFLM):
 
     Generation runs inside `gaze.using(method)`. Log-likelihoods do so in one forward where the method does to
     a token the same whatever stands beside it (`shares_prefix` is "edited"), and are decoded token by token
-    otherwise: see `regaze.eval.forced`.
+    otherwise: see `regaze.eval.run.loglikelihood`.
 
     Raises:
         UnknownMethodError, BadParameterError: a method there is not, a misfit, or a method that asks in its
@@ -84,7 +84,7 @@ class RegazeLM(HFLM):
         bar.close()
         return [answers[i] for i in range(len(requests))]
 
-    def _decoded(self, requests: list[_Request]) -> list[forced.Score]:
+    def _decoded(self, requests: list[_Request]) -> list[loglikelihood.Score]:
         contexts, continuations = [], []
         for _, context, continuation in requests:  # cut on the left, as the harness does
             continuation = continuation[-self.max_length :]
@@ -92,7 +92,7 @@ class RegazeLM(HFLM):
             continuations.append(continuation)
         inputs = self.tokenizer.pad({"input_ids": contexts}, padding_side="left", return_tensors="pt")
         with self._acting():
-            return forced.score(self.model, inputs.to(self.device), continuations)
+            return loglikelihood.score(self.model, inputs.to(self.device), continuations)
 
     @property
     def _in_one_forward(self) -> bool:

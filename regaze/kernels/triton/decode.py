@@ -47,7 +47,7 @@ from regaze.kernels.triton.common import (
     softmax_step,
     tile_scores,
 )
-from regaze.kernels.triton.library import FUSED, operator
+from regaze.kernels.triton.custom_op import FUSED, operator
 from regaze.kernels.triton.operands import Scoring, matrix_arg, padded
 from regaze.kernels.triton.plan import (
     DecodePlan,

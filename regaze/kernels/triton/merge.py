@@ -29,9 +29,9 @@ from regaze.kernels.triton.common import (
     narrow,
     policy_coefficients,
 )
+from regaze.kernels.triton.custom_op import FUSED, operator
 from regaze.kernels.triton.decode import MEASURED, SUMS, merge_splits
-from regaze.kernels.triton.gaze import gaze_coefficients
-from regaze.kernels.triton.library import FUSED, operator
+from regaze.kernels.triton.head_select import gaze_coefficients
 from regaze.kernels.triton.operands import MatrixArg
 from regaze.kernels.triton.plan import column_arg, on_device, power_of_two
 

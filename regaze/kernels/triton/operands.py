@@ -33,7 +33,7 @@ from regaze.kernels.triton.common import (
     opened_rows,
     tile_scores,
 )
-from regaze.kernels.triton.library import FUSED
+from regaze.kernels.triton.custom_op import FUSED
 from regaze.kernels.triton.plan import (
     column_arg,
     mask_arg,

@@ -13,16 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regaze.kernels.edit import AttentionEdit, Channels, Stats, StatsRequest
-from regaze.kernels.torch_ops import attend_torch
-from regaze.kernels.triton.blockmap import remember
+from regaze.kernels.spec import AttentionEdit, Channels, Stats, StatsRequest
+from regaze.kernels.torch_backend import attend_torch
+from regaze.kernels.triton.block_mask import remember
 from regaze.kernels.triton.common import GIVEN
 from regaze.kernels.triton.decode import decode_split, visible_ranges
-from regaze.kernels.triton.measure import Call, measure_rows
 from regaze.kernels.triton.merge import decode_merge, merge_masses, record_names
 from regaze.kernels.triton.plan import policy_numbers
 from regaze.kernels.triton.prefill import attend_prefill, observe_prefill
-from regaze.kernels.triton.rows import row_slices
+from regaze.kernels.triton.prefill_call import Call, measure_rows
+from regaze.kernels.triton.weight_slices import row_slices
 
 #: Calls with at most so many query rows are decoded.
 DECODE_ROWS = 8

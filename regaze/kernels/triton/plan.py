@@ -15,8 +15,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from regaze.kernels.edit import Opening, Rows
 from regaze.kernels.policies import DropAbove, FollowGaze, Policy, Redistribute, Scale
+from regaze.kernels.spec import Opening, Rows
 from regaze.kernels.triton.common import (
     CHANNELS,
     DROP_ABOVE,
@@ -75,7 +75,7 @@ def decode_plan(
     `width` is the larger head dimension, padded; `channels` those that carry outputs, padded; `edited`
     whether columns are edited, `recorded` whether statistics are kept; `size` the bytes of an element of K.
     Up to width 128 a program fits into its registers and into the 99 KiB of shared memory that a GPU of
-    compute capability 8 has at least (tests/test_kernels_triton_compile.py).
+    compute capability 8 has at least (tests/kernels/triton/test_compile.py).
     """
     small, light, heavy = width <= 128 and size <= 2, not edited and not recorded, edited and recorded
     tile = min(max(16, 64 // channels) if small and light else 16, max(16, power_of_two(rows)))

@@ -10,7 +10,7 @@ mask, and the edited rows are few), else one pass of the kernel here. Only edite
 
 Both write their rows in place, so an edit costs O(R Lk) work and O(R) memory beside the plain output. A few
 rows leave most of a device idle: their keys are then split over programs, which write fp32 partial outputs,
-and a second kernel adds these up. Masks are read through a block map (blockmap.py): hidden blocks are
+and a second kernel adds these up. Masks are read through a block map (block_mask.py): hidden blocks are
 skipped, wholly visible blocks read no mask. Without a mask, causal rows stop at their last key and test only
 the blocks on the diagonal.
 
@@ -32,11 +32,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from regaze.kernels.edit import AttentionEdit, Rows, Stats, StatsRequest
-from regaze.kernels.triton.blockmap import other_rows
+from regaze.kernels.spec import AttentionEdit, Rows, Stats, StatsRequest
+from regaze.kernels.triton.block_mask import other_rows
 from regaze.kernels.triton.common import LOG2E, dot, narrow, softmax_step
-from regaze.kernels.triton.library import FUSED, operator
-from regaze.kernels.triton.measure import Call, measure_rows, sum_columns
+from regaze.kernels.triton.custom_op import FUSED, operator
 from regaze.kernels.triton.operands import (
     MatrixArg,
     Scoring,
@@ -53,6 +52,7 @@ from regaze.kernels.triton.operands import (
     visits,
 )
 from regaze.kernels.triton.plan import channel_arg
+from regaze.kernels.triton.prefill_call import Call, measure_rows, sum_columns
 
 #: If edited rows are at most this share of all, torch computes every row and these are overwritten.
 FEW = 1 / 8

@@ -1,5 +1,6 @@
 """What recorded attention, and a model looked into, say: numbers and maps, without a picture drawn."""
 
+from regaze.interventions.carve.contrast import contrast, visual_entropy
 from regaze.toolkit.analysis.anchors import (
     HeadSignals,
     Horizon,
@@ -41,7 +42,6 @@ from regaze.toolkit.analysis.faithfulness import (
 )
 from regaze.toolkit.analysis.flow import Flow, attention_flow, rollout
 from regaze.toolkit.analysis.forward import Inputs, answered
-from regaze.toolkit.analysis.gradients import relevance
 from regaze.toolkit.analysis.intervals import Estimate, estimate
 from regaze.toolkit.analysis.lenses import LogitLens, logit_lens
 from regaze.toolkit.analysis.maps import (
@@ -50,7 +50,17 @@ from regaze.toolkit.analysis.maps import (
     gaze_shift,
     image_map,
 )
+from regaze.toolkit.analysis.massive_activations import (
+    MassiveActivations,
+    SinkStability,
+    SinkTokens,
+    key_importance,
+    massive_activations,
+    sink_stability,
+    sink_tokens,
+)
 from regaze.toolkit.analysis.occlusion import ImageCells, TextTokens, answer_log_probs, greedy_answer
+from regaze.toolkit.analysis.relevance import relevance
 from regaze.toolkit.analysis.roles import (
     HeadRow,
     HeadTable,
@@ -61,17 +71,7 @@ from regaze.toolkit.analysis.roles import (
     role_flow,
     sink_share,
 )
-from regaze.toolkit.analysis.sinks import (
-    MassiveActivations,
-    SinkStability,
-    SinkTokens,
-    key_importance,
-    massive_activations,
-    sink_stability,
-    sink_tokens,
-)
 from regaze.toolkit.analysis.speech import EncoderWindows, SpectrogramPatches, Utterance
-from regaze.toolkit.contrast import contrast, visual_entropy
 
 __all__ = [
     "Agreement",

@@ -22,11 +22,11 @@ from torch import Tensor
 from regaze.errors import BadParameterError, InputError, RecordingError, ShapeError
 from regaze.toolkit.analysis.forward import Onlooker, run, tokens_of
 from regaze.toolkit.analysis.selection import rows_of, sample_of, trace_of
-from regaze.toolkit.calls import AttentionCall
-from regaze.toolkit.context import Context
-from regaze.toolkit.record import Record, Trace
-from regaze.toolkit.tokens import Role
-from regaze.toolkit.words import read_tokens
+from regaze.toolkit.model.attention_call import AttentionCall
+from regaze.toolkit.model.context import Context
+from regaze.toolkit.prompts.content_words import read_tokens
+from regaze.toolkit.prompts.token_map import Role
+from regaze.toolkit.record.record import Record, Trace
 from regaze.toolkit.wrap import Gaze
 
 

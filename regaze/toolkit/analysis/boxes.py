@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from regaze.errors import InputError, ShapeError
-from regaze.toolkit.geometry import Box, Geometry
+from regaze.toolkit.prompts.geometry import Box, Geometry
 
 
 @dataclass(frozen=True)

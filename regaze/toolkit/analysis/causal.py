@@ -14,7 +14,7 @@ from torch import Tensor
 from regaze.errors import BadParameterError
 from regaze.toolkit.analysis.intervals import Estimate, estimate
 from regaze.toolkit.analysis.occlusion import answer_log_probs
-from regaze.toolkit.context import Participant
+from regaze.toolkit.model.context import Participant
 from regaze.toolkit.wrap import Gaze
 
 Head = tuple[int, int]

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from regaze.errors import BadParameterError, ShapeError, UnsupportedModelError
 from regaze.kernels import AttentionEdit, Rows, StatsRequest, attend
-from regaze.toolkit.vision import vision_blocks
+from regaze.toolkit.model.vision import vision_blocks
 
 #: What image classifiers call the norm behind their last block, and their class embeddings.
 _NORMS = ("layernorm", "post_layernorm", "norm")

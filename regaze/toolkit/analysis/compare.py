@@ -12,8 +12,8 @@ from torch import Tensor
 from regaze.errors import BadParameterError, ShapeError
 from regaze.toolkit.analysis.forward import Inputs, answered, run
 from regaze.toolkit.analysis.roles import HeadTable
-from regaze.toolkit.context import Participant
-from regaze.toolkit.tokens import TokenMap
+from regaze.toolkit.model.context import Participant
+from regaze.toolkit.prompts.token_map import TokenMap
 from regaze.toolkit.wrap import Gaze
 
 T = TypeVar("T")

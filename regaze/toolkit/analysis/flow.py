@@ -16,9 +16,9 @@ from torch import Tensor
 
 from regaze.errors import BadParameterError, InputError
 from regaze.toolkit.analysis.forward import Columns, Onlooker, Rows, key_index, row_index, run, tokens_of
-from regaze.toolkit.calls import AttentionCall
-from regaze.toolkit.context import Context
-from regaze.toolkit.tokens import TokenMap
+from regaze.toolkit.model.attention_call import AttentionCall
+from regaze.toolkit.model.context import Context
+from regaze.toolkit.prompts.token_map import TokenMap
 from regaze.toolkit.wrap import Gaze
 
 

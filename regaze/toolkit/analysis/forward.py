@@ -17,11 +17,11 @@ from torch import Tensor
 
 from regaze.errors import BadParameterError, InputError, ShapeError
 from regaze.kernels import AttentionEdit
-from regaze.toolkit import compat
-from regaze.toolkit.calls import AttentionCall
-from regaze.toolkit.context import Context, Participant
-from regaze.toolkit.slices import column_index
-from regaze.toolkit.tokens import Role, TokenMap
+from regaze.toolkit.model import compat
+from regaze.toolkit.model.attention_call import AttentionCall
+from regaze.toolkit.model.context import Context, Participant
+from regaze.toolkit.prompts.slices import column_index
+from regaze.toolkit.prompts.token_map import Role, TokenMap
 from regaze.toolkit.wrap import Gaze
 
 #: Rows to look at: "last" predicts the first answer token, "answer" every answer token (one row per token),

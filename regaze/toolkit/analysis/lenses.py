@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from regaze.errors import BadParameterError, InputError, UnsupportedModelError
-from regaze.toolkit import compat
 from regaze.toolkit.analysis.forward import Rows, StreamOnlooker, row_index, run, tokens_of
-from regaze.toolkit.tokens import TokenMap
+from regaze.toolkit.model import compat
+from regaze.toolkit.prompts.token_map import TokenMap
 from regaze.toolkit.wrap import Gaze
 
 #: Logits held at once, in elements: 32 MiB in fp32, of which a reading makes several copies.

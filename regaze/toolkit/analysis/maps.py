@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from regaze.errors import BadParameterError, RecordingError, ShapeError
+from regaze.interventions.carve.contrast import contrast
 from regaze.toolkit.analysis.selection import number, numbers, pick, rows_of, sample_of, trace_of
-from regaze.toolkit.contrast import contrast
-from regaze.toolkit.record import Record, Trace
-from regaze.toolkit.slices import mean_shift, saliency
-from regaze.toolkit.tokens import Role
-from regaze.toolkit.words import content_words, find_tagger, tokens_of
+from regaze.toolkit.prompts.content_words import content_words, find_tagger, tokens_of
+from regaze.toolkit.prompts.slices import mean_shift, saliency
+from regaze.toolkit.prompts.token_map import Role
+from regaze.toolkit.record.record import Record, Trace
 
 
 def image_map(

@@ -12,9 +12,9 @@ from PIL import Image, ImageFilter
 from torch import Tensor
 
 from regaze.errors import BadParameterError, InputError, ShapeError
-from regaze.toolkit.geometry import Geometry, geometry_of
-from regaze.toolkit.images import ImageLike, open_image
-from regaze.toolkit.tokens import Role
+from regaze.toolkit.prompts.geometry import Geometry, geometry_of
+from regaze.toolkit.prompts.images import ImageLike, open_image
+from regaze.toolkit.prompts.token_map import Role
 from regaze.toolkit.wrap import Gaze
 
 Fill = Literal["mean", "blur", "black"]

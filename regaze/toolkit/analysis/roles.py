@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from regaze.errors import BadParameterError, RecordingError, ShapeError
+from regaze.interventions.carve.contrast import visual_entropy
 from regaze.toolkit.analysis.selection import RowChoice, pick, rows_of, sample_of, trace_of
-from regaze.toolkit.contrast import visual_entropy
-from regaze.toolkit.record import Record, Trace
-from regaze.toolkit.tokens import Role
+from regaze.toolkit.prompts.token_map import Role
+from regaze.toolkit.record.record import Record, Trace
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from regaze.errors import BadParameterError
-from regaze.toolkit.record import Record, Trace
-from regaze.toolkit.tokens import Role
+from regaze.toolkit.prompts.token_map import Role
+from regaze.toolkit.record.record import Record, Trace
 
 #: Rows of a trace: those that predict the answer's tokens, all that were recorded, or their numbers.
 RowChoice = Literal["answer", "all"] | Sequence[int]

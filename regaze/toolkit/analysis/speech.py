@@ -18,8 +18,8 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutput
 
 from regaze.errors import ShapeError, UnsupportedModelError
-from regaze.toolkit import compat
 from regaze.toolkit.analysis.occlusion import check_hidden
+from regaze.toolkit.model import compat
 
 
 @dataclass(frozen=True, eq=False)

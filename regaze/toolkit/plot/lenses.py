@@ -14,8 +14,8 @@ from regaze.errors import BadParameterError
 from regaze.toolkit.analysis.lenses import LogitLens
 from regaze.toolkit.analysis.selection import number as number_of
 from regaze.toolkit.analysis.selection import numbers
-from regaze.toolkit.images import ImageLike, open_image
 from regaze.toolkit.plot.style import TICK, escaped, finish, new_figure, visible, word_ticks
+from regaze.toolkit.prompts.images import ImageLike, open_image
 
 #: Light to dark, so that black words can be read on all but the darkest, where they turn white.
 _SHADES = "Blues"

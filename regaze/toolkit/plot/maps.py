@@ -16,13 +16,13 @@ from torch import Tensor
 
 from regaze.errors import BadParameterError, RecordingError
 from regaze.toolkit.analysis.maps import image_map
+from regaze.toolkit.analysis.massive_activations import SinkTokens
 from regaze.toolkit.analysis.selection import number as number_of
 from regaze.toolkit.analysis.selection import numbers, rows_of, sample_of, trace_of
-from regaze.toolkit.analysis.sinks import SinkTokens
-from regaze.toolkit.images import ImageLike, open_image
 from regaze.toolkit.plot.style import SKY, colours, escaped, finish, new_figure
-from regaze.toolkit.record import Record, Trace
-from regaze.toolkit.tokens import WHOLE, Shares, TokenMap, View
+from regaze.toolkit.prompts.images import ImageLike, open_image
+from regaze.toolkit.prompts.token_map import WHOLE, Shares, TokenMap, View
+from regaze.toolkit.record.record import Record, Trace
 
 #: Opacity of a map over the grey image. It is the same for all cells, so that a colour means one thing; the
 #: colour bar is laid over the image's mean grey to show colours as they are in the map.

@@ -15,7 +15,7 @@ from regaze.errors import BadParameterError
 from regaze.toolkit.analysis import roles
 from regaze.toolkit.analysis.selection import number, rows_of, sample_of, trace_of
 from regaze.toolkit.plot.style import ROLE_COLOURS, finish, legend, new_figure, word_ticks
-from regaze.toolkit.record import Record, Trace
+from regaze.toolkit.record.record import Record, Trace
 
 
 def role_flow(

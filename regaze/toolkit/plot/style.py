@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from regaze.errors import BadParameterError
-from regaze.toolkit.tokens import Role
+from regaze.toolkit.prompts.token_map import Role
 
 #: Okabe-Ito (Color Universal Design, 2008): eight colours that all readers can tell apart.
 BLUE, ORANGE, GREEN, RED, SKY, PINK, GREY, BLACK = PALETTE = (

@@ -13,8 +13,8 @@ from torch import Tensor
 from regaze.errors import BadParameterError, RecordingError
 from regaze.toolkit.analysis.selection import RowChoice, pick, rows_of, sample_of, trace_of
 from regaze.toolkit.plot.style import colours, finish, new_figure, word_ticks
-from regaze.toolkit.record import Record, Trace
-from regaze.toolkit.tokens import Role
+from regaze.toolkit.prompts.token_map import Role
+from regaze.toolkit.record.record import Record, Trace
 
 
 def token_matrix(

@@ -18,12 +18,12 @@ import matplotlib
 import numpy as np
 
 from regaze.errors import BadParameterError, InputError, RecordingError
-from regaze.toolkit.images import ImageLike
 from regaze.toolkit.plot import ROLE_COLOURS
-from regaze.toolkit.record import Record, Trace
-from regaze.toolkit.tokens import Role
-from regaze.toolkit.viewer.packing import FLOOR, Packed, Packer, relative_error
-from regaze.toolkit.viewer.subject import UNKNOWN, Subject
+from regaze.toolkit.prompts.images import ImageLike
+from regaze.toolkit.prompts.token_map import Role
+from regaze.toolkit.record.record import Record, Trace
+from regaze.toolkit.viewer.codec import FLOOR, Packed, Packer, relative_error
+from regaze.toolkit.viewer.trace_view import UNKNOWN, Subject
 
 #: Bytes of a page unless the caller says otherwise, and of one that stands in a notebook.
 LIMIT, NOTEBOOK_LIMIT = 8_000_000, 3_000_000

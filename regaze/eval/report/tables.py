@@ -1,0 +1,193 @@
+"""Results as tables of text, the first row the headings: for the terminal, Markdown and HTML alike."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+from regaze.eval.stats.comparison import p_value
+from regaze.eval.stats.confounds import THRESHOLDS
+
+Table = list[list[str]]
+
+LABELS = {
+    "f1": "F1",
+    "yes_ratio": "yes-ratio",
+    "chair_s": "CHAIR_s",
+    "chair_i": "CHAIR_i",
+    "chair_distinct": "distinct-object CHAIR",
+    "repeated_4grams": "repeated 4-grams",
+    "forwards_per_token": "forwards per token",
+    "peak_mib": "peak memory",
+}
+_BOUNDS = ", ".join(
+    f"{LABELS.get(name, name)} {bound.bound:.0%}{' of its figure' if bound.relative else ''}"
+    for name, bound in THRESHOLDS.items()
+)
+THRESHOLDS_NOTE = (
+    f"Texts are those of the answers that are scored. A change is named as a confound beyond: {_BOUNDS}. "
+    "Seconds are those of one pass and no benchmark; where one condition shares prefixes and another does "
+    "not, they differ for that reason alone."
+)
+NOTES = (
+    "Shares are in percent, with 95 % intervals in brackets; a figure without brackets did not vary between "
+    "the clusters that were drawn, or there was only one, so that nothing can be said about its spread.",
+    "A method's figure is followed by its difference to the plain model; Holm p is corrected for the number "
+    "of methods. Detectable is the smallest true difference of the first figure that this many questions "
+    "find four times out of five: a smaller one may well be there unseen. Where fewer than about ten "
+    "clusters changed, a bootstrap interval is too narrow: believe p.",
+    "Changed: answers that are not those of the plain model, word for word. Confounds: what changed along "
+    "and may be all there is to a gain.",
+)
+
+
+def leading(asked: Mapping[str, Any]) -> tuple[str, str]:
+    """(split, scorer) of the figures that stand first: all splits together, the benchmark's own script."""
+    figures = asked["plain"]["figures"]
+    split = "all" if "all" in figures else next(iter(figures))
+    return split, scorers(figures[split])[0]
+
+
+def scorers(scores: Mapping[str, Any]) -> list[str]:
+    """The scorers of a split."""
+    return [name for name, compared in scores.items() if isinstance(compared, dict) and "plain" in compared]
+
+
+def estimates(compared: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """(figure, {value, low, high}) of a condition or a difference."""
+    for figure, estimate in compared.items():
+        if isinstance(estimate, Mapping) and {"value", "low", "high"} <= estimate.keys():
+            yield figure, estimate
+
+
+def questions(asked: Mapping[str, Any]) -> str:
+    """How much was asked, and what is missing."""
+    plain, (split, _) = asked["plain"], leading(asked)
+    scores = plain["figures"][split]
+    text = f"{scores['questions']} questions on {scores['images']} images"
+    if plain["asked"]:
+        text += f" ({plain['asked']} prompts that differ)"
+    for label, entry in [("plain", plain), *asked["methods"].items()]:
+        if entry.get("failed") or entry.get("left_out"):
+            text += f"; {label}: {entry['failed']} failed, {entry['left_out']} left out of the scores"
+    return text + "."
+
+
+def statistics(asked: Mapping[str, Any]) -> str:
+    """Which intervals and which test the leading figures have, and what they take as independent."""
+    split, scorer = leading(asked)
+    used = asked["plain"]["figures"][split][scorer].get("statistics")
+    if used is None:
+        return ""
+    items, clusters = used["items"], used["clusters"]
+    if items > clusters:
+        apart = (
+            f"the {items} questions fall into {clusters} cluster{'s' * (clusters != 1)} (an image with all "
+            "its questions, or what else is scored together)"
+        )
+    else:
+        apart = f"no two of the {items} questions share an image, as far as is known"
+    text = f"Intervals: {used['intervals']}; {apart}."
+    return f"{text} Test: {used['test']}." if asked["methods"] else text
+
+
+def main(asked: Mapping[str, Any]) -> Table:
+    """Every method in a row, by the leading figures."""
+    split, scorer = leading(asked)
+    plain = asked["plain"]["figures"][split][scorer]["plain"]
+    numbers = asked["numbers"].get(scorer, ())
+    figures = [name for name, _ in estimates(plain)]
+    head = ["", *map(label, figures), "p", "Holm p", "detectable", "changed", "confounds"]
+    rows = [head, ["plain", *(estimate(name, plain[name], numbers) for name in figures), *[""] * 5]]
+    for name, entry in asked["methods"].items():
+        if entry.get("error"):
+            rows.append([name, f"cannot run: {entry['error']}", *[""] * (len(head) - 2)])
+            continue
+        compared = entry["figures"][split][scorer]
+        difference = compared["difference"]
+        cells = []
+        for figure in figures:
+            cell = number(figure, compared["edited"][figure]["value"], numbers)
+            if not _absent(difference[figure]["value"]):
+                cell += f" ({estimate(figure, difference[figure], numbers, '+')})"
+            cells.append(cell)
+        tests = [_p(p_value(difference)), _p(difference.get("holm_p"))]
+        least = number(figures[0], difference[figures[0]].get("detectable"), numbers)
+        rows.append([name, *cells, *tests, least, str(entry["answers_changed"]), ", ".join(entry["flags"])])
+    return rows
+
+
+def confounds(asked: Mapping[str, Any]) -> Table:
+    """Texts and costs of every condition."""
+    rows = [
+        [
+            *("", "words", "repeated 4-grams", "empty", "yes-ratio", "unreadable", "forwards per token"),
+            *("seconds", "prompt tokens run", "peak MiB", "shared prefixes"),
+        ]
+    ]
+    for name, entry in [("plain", asked["plain"]), *asked["methods"].items()]:
+        if entry.get("error"):
+            continue
+        text, cost = entry["text"], entry["cost"]
+        shares = [_percent(text.get(key)) for key in ("repeated_4grams", "empty", "yes_ratio", "unreadable")]
+        rows.append(
+            [
+                *(name, _fixed(text.get("words")), *shares, _fixed(cost["forwards_per_token"], 2)),
+                *(_fixed(cost["seconds"]), str(cost["prefill_tokens"]), _fixed(cost["peak_mib"], 0)),
+                f"no: {entry['sharing']}" if entry["sharing"] else "yes",
+            ]
+        )
+    return rows
+
+
+def every(asked: Mapping[str, Any]) -> Table:
+    """All figures by all scorers on all splits, conditions side by side."""
+    ran = {name: entry for name, entry in asked["methods"].items() if not entry.get("error")}
+    rows = [["split", "scorer", "figure", "plain", *ran]]
+    for split, scores in asked["plain"]["figures"].items():
+        for scorer in scorers(scores):
+            numbers = asked["numbers"].get(scorer, ())
+            for figure, value in estimates(scores[scorer]["plain"]):
+                row = [split, scorer, label(figure), estimate(figure, value, numbers)]
+                for entry in ran.values():
+                    edited = entry["figures"][split][scorer]["edited"]
+                    row.append(estimate(figure, edited[figure], numbers))
+                rows.append(row)
+    return rows
+
+
+def label(figure: str) -> str:
+    """What tables call a figure."""
+    return LABELS.get(figure, figure.replace("_", " "))
+
+
+def estimate(figure: str, value: Mapping[str, Any], numbers: Collection[str], sign: str = "") -> str:
+    """A figure with its interval, "84.2 [82.5, 85.7]"."""
+    middle = number(figure, value["value"], numbers, sign)
+    if _absent(value["value"]) or _absent(value["low"]):
+        return middle
+    low, high = (number(figure, value[end], numbers, sign) for end in ("low", "high"))
+    return f"{middle} [{low}, {high}]"
+
+
+def number(figure: str, value: float | None, numbers: Collection[str], sign: str = "") -> str:
+    """A share in percent, one of `numbers` as it is; "undefined" for null."""
+    if value is None or value != value:
+        return "undefined"
+    return f"{value if figure in numbers else 100 * value:{sign}.1f}"
+
+
+def _p(value: float | None) -> str:
+    return "" if _absent(value) else f"{value:.3g}"
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None or value != value else f"{100 * value:.1f} %"
+
+
+def _fixed(value: float | None, digits: int = 1) -> str:
+    return "" if value is None or value != value else f"{value:.{digits}f}"
+
+
+def _absent(value: float | None) -> bool:
+    return value is None or value != value

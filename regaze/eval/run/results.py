@@ -1,0 +1,204 @@
+"""What a run leaves on disk beside its journal: results.json and answers.jsonl.
+
+results.json is checked against `Results` before it is written (`Results.model_json_schema()` is its JSON
+schema). A figure that is undefined is null. answers.jsonl has a line per condition and question, in the order
+of the benchmarks, whatever the order in which they were asked.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import transformers
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+import regaze
+from regaze.errors import InputError
+from regaze.eval.run.journal import writing
+
+SCHEMA: Literal[2] = 2
+ANSWERS, RESULTS = "answers.jsonl", "results.json"
+#: What a run of another configuration in the same folder keeps apart.
+OUTPUTS = (RESULTS, ANSWERS, "report.md", "report.html", "run.yaml")
+
+
+class _Checked(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class Condition(_Checked):
+    """A benchmark under one method, or under none.
+
+    Attributes:
+        error: why the method could not run; everything else is null then.
+        asked: prompts that differ. failed: questions without an answer. left_out: questions that are not
+            scored, because they or their neighbours in a cluster failed under this or the plain condition.
+        cost: `cost.Cost`, with forwards_per_token. sharing: null where prefixes were shared, else why not.
+        text: `confounds.measure` of the answers.
+        answers_changed: answers that are not those of the plain model (null for itself).
+        figures: {split: {"questions", "images", scorer: {"plain", "edited", "difference": {figure: {value,
+            low, high}, ...}, "statistics"}}}; the plain condition has no "edited" and no "difference".
+            "statistics" names the intervals and the test, and how many items and clusters they are of. A
+            difference has also, per figure, "detectable" (`statistics.detectable`), its test's p as
+            "mcnemar_p" or "permutation_p" and, corrected for the number of methods, as "holm_p", and where
+            clusters hold several items "design_effect".
+        flags: confounds beyond their thresholds.
+    """
+
+    error: str | None = None
+    asked: int = 0
+    failed: int = 0
+    left_out: int = 0
+    cost: dict[str, float | int | None] | None = None
+    sharing: str | None = None
+    text: dict[str, float | None] | None = None
+    answers_changed: int | None = None
+    figures: dict[str, dict[str, Any]] | None = None
+    flags: list[str] = []
+
+
+class Asked(_Checked):
+    """A benchmark under all conditions.
+
+    Attributes:
+        generation: what `generate` was given.
+        numbers: {scorer: its figures that are no shares between 0 and 1}.
+    """
+
+    benchmark: dict[str, Any]
+    generation: dict[str, Any]
+    numbers: dict[str, list[str]]
+    plain: Condition | None
+    methods: dict[str, Condition]
+
+
+class Results(_Checked):
+    """results.json.
+
+    Attributes:
+        complete: false until every answer is scored.
+        configuration: hash of all that decides answers and figures.
+        created: UTC, ISO 8601. model: name, fingerprint, dtype, devices.
+        methods: {label: name and parameters}.
+        processes: how many shared the work.
+    """
+
+    # `schema` is a method of BaseModel
+    model_config = ConfigDict(extra="forbid", strict=True, protected_namespaces=())
+
+    format: Literal[2]
+    complete: bool
+    configuration: str
+    created: str
+    model: dict[str, Any]
+    seed: int
+    batch_size: int
+    processes: int
+    versions: dict[str, str]
+    machine: dict[str, Any]
+    methods: dict[str, dict[str, Any]]
+    benchmarks: dict[str, Asked]
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides the figures."""
+    return {
+        "regaze": regaze.__version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def machine() -> dict[str, Any]:
+    """What decides the seconds."""
+    return {
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def dumps(results: Mapping[str, Any]) -> str:
+    """JSON text of results; nan and infinities become null, which every JSON reader takes."""
+    return json.dumps(finite(results), indent=2, ensure_ascii=False, allow_nan=False)
+
+
+def write(results: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Check and replace results.json, and return what it holds.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    checked = Results.model_validate_json(dumps(results)).model_dump()
+    replace(folder / RESULTS, dumps(checked) + "\n")
+    return checked
+
+
+def write_answers(rows: Iterable[Mapping[str, Any]], folder: Path) -> None:
+    """Replace answers.jsonl. Raises InputError where the folder cannot be written."""
+    replace(folder / ANSWERS, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def read(folder: Path) -> dict[str, Any] | None:
+    """results.json of a folder; None where there is none.
+
+    Raises:
+        InputError: it is not one that this version wrote.
+    """
+    path = folder / RESULTS
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    try:
+        return Results.model_validate_json(text).model_dump()
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise InputError(f"{path} is no results file of format {SCHEMA}: {where}: {first['msg']}") from error
+
+
+def replace(path: Path, text: str) -> None:
+    """Write a file in one step, so that a reader never sees half of it."""
+    partial = path.with_name(f"{path.name}.partial")
+    with writing(path.parent):
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+
+
+def set_aside(folder: Path) -> None:
+    """Results of an earlier configuration become results.1.json and so on (or the next free number)."""
+    paths = [folder / name for name in OUTPUTS]
+    with writing(folder):
+        number = 1
+        while any(_numbered(path, number).exists() for path in paths):
+            number += 1
+        for path in paths:
+            if path.exists():
+                path.rename(_numbered(path, number))
+
+
+def _numbered(path: Path, number: int) -> Path:
+    return path.with_name(f"{path.stem}.{number}{path.suffix}")
+
+
+def finite(value: Any) -> Any:
+    """`value` with null in place of nan and infinities."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): finite(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(entry) for entry in value]
+    return value

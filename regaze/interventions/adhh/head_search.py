@@ -1,0 +1,169 @@
+"""Finding hallucination heads: which heads speak for objects that are not there, by removing one at a time.
+
+After the attribution step of Yang et al., "Mitigating Hallucinations in Large Vision-Language Models via
+Modular Attribution and Intervention" (ICLR 2025): what a head's removal takes from the log-probability of
+hallucinated object words, less what it takes from that of words for objects in the image. How the authors
+average is not known to us; here each word counts once.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from regaze.errors import InputError
+from regaze.kernels import AttentionEdit
+from regaze.toolkit.model.context import Context, Participant
+from regaze.toolkit.prompts.content_words import Word, tokens_of
+from regaze.toolkit.wrap import Gaze, Images
+
+Span = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Caption:
+    """An answer about an image whose object words are marked.
+
+    Attributes:
+        image: one image, or several. question: what was asked. answer: what the model wrote.
+        hallucinated, grounded: first and behind-last character of words in the answer, for objects that are
+            not in the image and for those that are.
+    """
+
+    image: Images
+    question: str
+    answer: str
+    hallucinated: tuple[Span, ...] = ()
+    grounded: tuple[Span, ...] = ()
+
+    @classmethod
+    def marked(
+        cls, image: Images, question: str, answer: str, words: Iterable[str], present: Collection[str]
+    ) -> Caption:
+        """With every whole-word occurrence of `words`: grounded where the word is in `present`."""
+        spans: dict[bool, list[Span]] = {True: [], False: []}
+        for word in words:
+            found = re.finditer(rf"\b{re.escape(word)}\b", answer, re.IGNORECASE)
+            spans[word in present] += [match.span() for match in found]
+        return cls(image, question, answer, tuple(sorted(spans[False])), tuple(sorted(spans[True])))
+
+
+@dataclass(frozen=True, eq=False)
+class Influence:
+    """What the heads of a model do for object words.
+
+    Attributes:
+        hallucinated, grounded: [layers, heads] log-probability that a head's removal takes from such words,
+            mean over the words.
+    """
+
+    hallucinated: Tensor
+    grounded: Tensor
+
+    @property
+    def score(self) -> Tensor:
+        """[layers, heads], positive where a head helps hallucinated words more than grounded ones."""
+        return self.hallucinated - self.grounded
+
+    def top(self, count: int = 20) -> tuple[tuple[int, int], ...]:
+        """The heads with the highest scores, highest first."""
+        heads = self.score.shape[1]
+        order = self.score.flatten().argsort(descending=True, stable=True)[:count]
+        return tuple(divmod(number, heads) for number in order.tolist())
+
+    def save(self, path: str | Path, count: int = 20) -> None:
+        """Write the top heads, and both tables, as JSON that `ADHH.from_file` reads."""
+        tables = {"hallucinated": self.hallucinated.tolist(), "grounded": self.grounded.tolist()}
+        text = json.dumps({"hal_heads": self.top(count), **tables})
+        Path(path).write_text(text + "\n", encoding="utf-8")
+
+
+def find_hallucination_heads(
+    gaze: Gaze,
+    captions: Sequence[Caption],
+    heads_at_once: int = 16,
+    progress: Callable[[int], None] | None = None,
+) -> Influence:
+    """Remove every head of the model, one at a time, and see what becomes of the marked words.
+
+    Costs layers x heads / `heads_at_once` + 1 forwards of a batch of `heads_at_once` per caption.
+
+    Args:
+        captions: with marked words; some of both kinds among them.
+        heads_at_once: rows of a forward, each without another head.
+        progress: called with 1 after each caption.
+
+    Raises:
+        InputError: no hallucinated or no grounded word is marked.
+    """
+    for kind in ("hallucinated", "grounded"):
+        if not any(getattr(caption, kind) for caption in captions):
+            raise InputError(f"no {kind} word is marked in {len(captions)} caption(s): nothing to compare")
+    config = gaze.model.config.get_text_config(decoder=True)
+    shape = (config.num_hidden_layers, config.num_attention_heads)
+    pairs = [(layer, head) for layer in range(shape[0]) for head in range(shape[1])]
+    counts = dict.fromkeys(("hallucinated", "grounded"), 0)
+    sums = {kind: torch.zeros(len(pairs), dtype=torch.float64) for kind in counts}
+    for caption in captions:
+        inputs, answer, offsets = _with_answer(gaze, caption)
+        plain = _log_probabilities(gaze, inputs, answer, [None])
+        parts = [pairs[start : start + heads_at_once] for start in range(0, len(pairs), heads_at_once)]
+        taken = plain - torch.cat([_log_probabilities(gaze, inputs, answer, part) for part in parts])
+        for kind in counts:
+            for start, end in getattr(caption, kind):
+                chosen = tokens_of([Word(caption.answer[start:end], start, "")], offsets)
+                sums[kind] += taken[:, chosen].sum(1)
+                counts[kind] += 1
+        if progress is not None:
+            progress(1)
+    means = {kind: (sums[kind] / counts[kind]).view(shape) for kind in counts}
+    return Influence(**means)
+
+
+def _with_answer(gaze: Gaze, caption: Caption) -> tuple[dict[str, Any], Tensor, list[Span]]:
+    """Arguments of a forward over prompt and answer, the answer's ids [T], and their characters."""
+    inputs = dict(gaze.inputs([caption.image], [caption.question]))
+    encoded = gaze.reader.tokenizer(caption.answer, add_special_tokens=False, return_offsets_mapping=True)
+    ids = inputs["input_ids"]
+    answer = torch.tensor(encoded["input_ids"], dtype=ids.dtype, device=ids.device)
+    inputs["input_ids"] = torch.cat([ids, answer[None]], 1)
+    inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+    for name in ("token_type_ids", "mm_token_type_ids"):
+        if inputs.get(name) is not None:
+            inputs[name] = torch.cat([inputs[name], torch.zeros_like(answer[None])], 1)
+    return inputs, answer, encoded["offset_mapping"]
+
+
+def _log_probabilities(
+    gaze: Gaze, inputs: dict[str, Any], answer: Tensor, removed: Sequence[tuple[int, int] | None]
+) -> Tensor:
+    """[n, T] fp64 log-probability of each token of the answer, with another head removed in each row."""
+    copies: dict[str, Any] = {name: torch.cat([value] * len(removed)) for name, value in inputs.items()}
+    if "logits_to_keep" in inspect.signature(gaze.model.forward).parameters:
+        copies["logits_to_keep"] = len(answer) + 1
+    with gaze.using(_Without(removed)), torch.no_grad():
+        logits = gaze.model(**copies).logits[:, -len(answer) - 1 : -1]
+    chosen = answer[None, :, None].expand(len(removed), -1, 1).to(logits.device)
+    return logits.double().log_softmax(-1).gather(-1, chosen)[..., 0].cpu()
+
+
+class _Without(Participant):
+    """Removes a head in each row of the batch."""
+
+    def __init__(self, removed: Sequence[tuple[int, int] | None]):
+        self.removed = removed
+
+    def edit(self, layer: int, step: int, context: Context) -> AttentionEdit | None:
+        gain = torch.ones(len(self.removed), context.num_heads)
+        for row, pair in enumerate(self.removed):
+            if pair is not None and pair[0] == layer:
+                gain[row, pair[1]] = 0.0
+        return None if bool(gain.all()) else AttentionEdit(head_gain=gain.to(context.device))

@@ -1,0 +1,159 @@
+"""AD-HH: adaptive deactivation of hallucination heads."""
+
+from __future__ import annotations
+
+import json
+import operator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+
+from regaze.errors import BadParameterError, InputError
+from regaze.interventions.base import Intervention
+from regaze.kernels import AttentionEdit, Channels, DropAbove, Rows
+from regaze.toolkit.model.context import Context
+from regaze.toolkit.prompts.token_map import Role
+
+#: (layer, query head) pairs.
+Heads = tuple[tuple[int, int], ...]
+
+#: The authors' heads by layers and query heads of LLaVA-1.5-7B, LLaVA-1.5-13B; most influential first.
+# fmt: off
+PUBLISHED: dict[tuple[int, int], Heads] = {
+    (32, 32): (
+        (16, 29), (26, 9), (13, 31), (15, 10), (20, 12), (30, 9), (19, 18), (17, 0), (18, 9), (26, 28),
+        (19, 27), (18, 26), (15, 25), (14, 16), (31, 26), (15, 24), (31, 3), (22, 20), (27, 29), (17, 28),
+    ),
+    (40, 40): (
+        (0, 8), (29, 27), (23, 18), (20, 11), (36, 26), (19, 37), (22, 16), (22, 34), (21, 31), (20, 34),
+        (37, 11), (17, 25), (35, 10), (17, 5), (15, 26), (0, 22), (19, 5), (19, 0), (14, 1), (23, 20),
+        (21, 6), (30, 24), (26, 27), (21, 32), (15, 28), (15, 31), (19, 30), (20, 8), (19, 14), (14, 9),
+        (39, 26), (25, 1), (18, 32), (17, 27), (39, 32),
+    ),
+}
+# fmt: on
+
+
+@dataclass(frozen=True)
+class ADHH(Intervention):
+    """Take away the text from hallucination heads that look at nothing else.
+
+    Source: Yang et al., "Mitigating Hallucinations in Large Vision-Language Models via Modular Attribution
+    and Intervention" (ICLR 2025). In each listed head and each row that predicts the answer: when the text
+    after the image, what was generated included, holds at least `threshold` of the attention, its weights
+    become 0. The row is not renormalised. Heads are found once per model (`find_hallucination_heads`); known
+    are those of LLaVA-1.5-7B and 13B, and those that a model's configuration lists as `hallucination_heads`.
+    """
+
+    name: ClassVar[str] = "adhh"
+    summary: ClassVar[str] = "switch off the attention to text in hallucination heads that rely on it"
+    source: ClassVar[str] = "ICLR 2025, Modular Attribution and Intervention"
+    edits: ClassVar[str] = "attention weights of the rows that predict the answer, in a list of heads"
+    cost: ClassVar[str] = "one forward"
+    release: ClassVar[str] = (
+        "TianyunYoung/Hallucination-Attribution, no licence. Adds up a head's text mass over the batch, so "
+        "that samples decide for each other; constant image columns. Here every row decides for itself."
+    )
+
+    heads: Heads | None = field(
+        default=None, metadata={"help": "(layer, query head) pairs; default: the published ones"}
+    )
+    threshold: float = field(
+        default=0.4, metadata={"help": "least attention on text from which it is removed (above 1: never)"}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.threshold >= 0.0:
+            raise BadParameterError(f"threshold is attention mass, 0 or more; got {self.threshold}")
+        if self.heads is not None:
+            object.__setattr__(self, "heads", _pairs(self.heads))
+
+    @classmethod
+    def from_file(cls, path: str | Path, top_k: int | None = None, **parameters: Any) -> ADHH:
+        """With the first `top_k` heads (None: all) of a JSON file {"hal_heads": [[layer, head], ...]}.
+
+        Raises:
+            InputError: no such file, or no such list in it.
+        """
+        try:
+            heads = json.loads(Path(path).read_text(encoding="utf-8"))["hal_heads"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f'{path} has no list "hal_heads" of [layer, head] pairs: {error}') from None
+        return cls(heads=_pairs(heads)[:top_k], **parameters)
+
+    @property
+    def shares_prefix(self) -> Literal["", "edited", "plain"]:
+        return "plain"
+
+    @property
+    def is_identity(self) -> bool:
+        return self.threshold > 1.0 or self.heads == ()
+
+    def prepare(self, context: Context) -> None:
+        tokens, state = context.tokens, context.state(self)
+        seeing = tokens.mask(Role.IMAGE).any(1, keepdim=True)
+        if self.is_identity or not seeing.any():
+            return
+        by_layer: dict[int, list[int]] = {}
+        for layer, head in known_heads(context.config) if self.heads is None else self.heads:
+            if layer >= context.num_layers or head >= context.num_heads:
+                raise BadParameterError(
+                    f"head {(layer, head)} does not exist: the model has layers 0..{context.num_layers - 1} "
+                    f"with query heads 0..{context.num_heads - 1}"
+                )
+            by_layer.setdefault(layer, []).append(head)
+        state["policies"] = {
+            layer: DropAbove(2, channel=0, threshold=self.threshold, heads=tuple(sorted(heads)))
+            for layer, heads in by_layer.items()
+        }
+        # Group 0 is the text after the image: generated keys are in it by construction.
+        state["groups"] = (~tokens.after_image()).to(torch.uint8)
+        state["prefill"] = Rows.where(tokens.answering() & seeing)
+        state["decode"] = None if bool(seeing.all()) else Rows(torch.tensor([0]), seeing)
+
+    def edit(self, layer: int, step: int, context: Context) -> AttentionEdit | None:
+        state = context.state(self)
+        policy = state.get("policies", {}).get(layer)
+        if policy is None:
+            return None
+        key = (layer, step == 0)
+        if key not in state:
+            rows = state["prefill" if step == 0 else "decode"]
+            channels = state.setdefault(
+                context.device, Channels(groups=state["groups"].to(context.device), num_groups=2)
+            )
+            rows = None if rows is None else rows.to(context.device)
+            state[key] = AttentionEdit(rows=rows, channels=channels, policy=policy)
+        return state[key]
+
+
+def known_heads(config: Any) -> Heads:
+    """Hallucination heads of a language model: those its configuration lists, or published ones.
+
+    Raises:
+        BadParameterError: none are known.
+    """
+    if (listed := getattr(config, "hallucination_heads", None)) is not None:
+        return _pairs(listed)
+    heads, vicuna = config.num_attention_heads, config.vocab_size in (32000, 32064)
+    published = PUBLISHED.get((config.num_hidden_layers, heads))
+    if config.model_type != "llama" or not vicuna or published is None:
+        raise BadParameterError(
+            "the hallucination heads of this model are not published; find them with "
+            "regaze.interventions.adhh.find_hallucination_heads and give heads=((layer, head), ...)"
+        )
+    return published
+
+
+def _pairs(heads: Any) -> Heads:
+    """Pairs without duplicates, in their order."""
+    try:
+        pairs = tuple(dict.fromkeys((operator.index(layer), operator.index(head)) for layer, head in heads))
+    except (TypeError, ValueError):
+        pairs = ((-1, -1),)
+    if any(layer < 0 or head < 0 for layer, head in pairs):
+        raise BadParameterError(f"heads must be (layer, head) pairs such as ((3, 1), (4, 0)), got {heads!r}")
+    return pairs

@@ -1,0 +1,3 @@
+from regaze.interventions.agla.method import AGLA
+
+__all__ = ["AGLA"]

@@ -1,0 +1,3 @@
+from regaze.interventions.carve.method import CARVE
+
+__all__ = ["CARVE"]

@@ -1,0 +1,3 @@
+from regaze.interventions.evit.method import EViT
+
+__all__ = ["EViT"]

@@ -1,0 +1,3 @@
+from regaze.interventions.gift.method import GIFT
+
+__all__ = ["GIFT"]

@@ -1,0 +1,202 @@
+"""GIFT: gaze-shift guided cross-modal fusion enhancement."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from regaze.errors import BadParameterError, InputError
+from regaze.interventions.base import Intervention
+from regaze.interventions.gift.saliency import half
+from regaze.interventions.layer_ranges import LayerRange, checked_range, layer_range
+from regaze.kernels import AttentionEdit, Channels, FollowGaze, Rows, Stats
+from regaze.toolkit.model.context import Context
+from regaze.toolkit.prompts.content_words import content_tokens, find_tagger
+from regaze.toolkit.prompts.slices import RowShifts, mean_shift, saliency, spread
+from regaze.toolkit.prompts.token_map import Role
+
+#: Channels of a row: everything else, image, question; then the weights of the image's tokens.
+_IMAGE, _QUERY, _SALIENT = 1, 2, 3
+
+
+class Published(NamedTuple):
+    """What the authors use for one model: 0-based layers and the strength."""
+
+    saliency_layer: int
+    layers: LayerRange
+    alpha: float
+
+
+#: By type and depth of the language model: LLaVA-1.5-13B, Qwen2-VL-7B. LLaVA-1.5-7B is scaled to others.
+PUBLISHED = {
+    ("llama", 40): Published(10, (14, 20), 5.0),
+    ("qwen2_vl_text", 28): Published(14, (5, 18), 4.0),
+}
+_LLAVA_7B, _LLAVA_7B_DEPTH = Published(11, (12, 22), 5.0), 32
+
+
+def published(model_type: str, num_layers: int) -> Published:
+    """The authors' settings for a language model, or those for LLaVA-1.5-7B scaled to its depth."""
+    if (model_type, num_layers) in PUBLISHED:
+        return PUBLISHED[model_type, num_layers]
+    layers = layer_range(None, _LLAVA_7B.layers, _LLAVA_7B_DEPTH, num_layers)
+    return Published(max(0, layers[0] - 1), layers, _LLAVA_7B.alpha)
+
+
+@dataclass(frozen=True)
+class GIFT(Intervention):
+    """Look harder at what the question made the model look at, and at the question in proportion.
+
+    Source: Qi et al., "Capturing Gaze Shifts for Guidance: Cross-Modal Fusion Enhancement for VLM
+    Hallucination Mitigation" (arXiv:2510.22067).
+
+    While the prompt is read, the saliency of an image token is the mean *increase* of attention on it from
+    one token to the next, over the question's content words and, in the saliency layer, the half of the heads
+    with most increase; clipped at 3 standard deviations and scaled to S in [0, 1]. Then, in `layers` and in
+    each row that predicts a token, the half of the heads with most attention on the image have it multiplied
+    by exp(alpha S); the factor by which those heads' image attention grew, times beta, multiplies the
+    attention on the question in the half of the heads with most of that. Rows are renormalised.
+
+    The saliency comes from the prefill that generates; where enhanced layers come before or at the saliency
+    layer, the last row of the prompt runs once more (`Context.replay`). Without content words all words of
+    the question count; where the map is flat nothing is enhanced; of several images each token has its role.
+    With `as_released=True` (`amazon-science/GIFT`) only the last occurrence of a repeated word counts.
+    """
+
+    name: ClassVar[str] = "gift"
+    summary: ClassVar[str] = (
+        "boost image tokens that the question drew attention to, and the question with them"
+    )
+    source: ClassVar[str] = "arXiv:2510.22067"
+    edits: ClassVar[str] = "attention weights of the rows that predict the answer, in a range of layers"
+    cost: ClassVar[str] = (
+        "one forward; in the saliency layer the rows of the question's content words at the image's columns; "
+        "one more step at prefill where enhanced layers do not all come behind that layer"
+    )
+    release: ClassVar[str] = (
+        "amazon-science/GIFT, CC BY-NC 4.0. A second prefill for the saliency; of a repeated word only the "
+        "last occurrence (as_released=True); NaN without content words or for a flat map; text between two "
+        "images taken for image; no beta; batches of one."
+    )
+
+    alpha: float | None = field(
+        default=None, metadata={"help": "strength: the most salient token is boosted by exp(alpha) (0: none)"}
+    )
+    beta: float = field(default=1.0, metadata={"help": "extra factor of the question's attention"})
+    layers: LayerRange | None = field(
+        default=None, metadata={"help": "first and last enhanced layer; default: the paper's, scaled"}
+    )
+    saliency_layer: int | tuple[int, ...] | Literal["auto"] | None = field(
+        default=None,
+        metadata={"help": 'where shifts are read; "auto": where a prompt has most of them (see calibrate)'},
+    )
+    tagger: str = field(
+        default="auto", metadata={"help": 'finds content words: "spacy", "function-words" or "auto"'}
+    )
+    as_released: bool = field(
+        default=False, metadata={"help": "count only the last occurrence of a repeated word"}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "layers", checked_range(self.layers))
+        if self.alpha is not None and not 0.0 <= self.alpha < float("inf"):
+            raise BadParameterError(f"alpha must not be negative, got {self.alpha}")
+        if not 0.0 < self.beta < float("inf"):
+            raise BadParameterError(f"beta must be positive, got {self.beta}")
+        chosen = self.saliency_layer
+        numbers = chosen if isinstance(chosen, tuple) else () if chosen in (None, "auto") else (chosen,)
+        if chosen == () or not all(isinstance(number, int) and number >= 0 for number in numbers):
+            raise BadParameterError(
+                f'saliency_layer must be a layer (11), several ((10, 11)) or "auto", got {chosen!r}'
+            )
+        if self.tagger != "auto":  # the one that is always there
+            find_tagger(self.tagger)
+
+    @property
+    def is_identity(self) -> bool:
+        return self.alpha == 0.0 and self.beta == 1.0
+
+    def prepare(self, context: Context) -> None:
+        state, tokens = context.state(self), context.tokens
+        image = tokens.mask(Role.IMAGE)
+        seeing = image.any(1, keepdim=True)  # samples without an image are left alone
+        if self.is_identity or not image.any():
+            state["off"] = True
+            return
+        default = published(getattr(context.config, "model_type", ""), context.num_layers)
+        state["layers"] = layer_range(self.layers, default.layers, context.num_layers, context.num_layers)
+        state["alpha"] = default.alpha if self.alpha is None else self.alpha
+        state["measured"] = self._measured(default, context.num_layers)
+        state["replay"] = state["layers"][0] <= max(state["measured"])
+        state["shifts"] = RowShifts(self.content_tokens(context), image)
+        state["rows"] = Rows.where(tokens.answering() & seeing)
+        if state["replay"] and tokens.mask(Role.OUTPUT).any():
+            raise InputError(
+                "the prompt ends with a part of the answer, but with a saliency layer behind enhanced ones "
+                "only the last row can be edited; choose a saliency_layer before `layers`"
+            )
+        state["groups"] = (_IMAGE * image + _QUERY * (tokens.mask(Role.QUERY) & seeing)).to(torch.uint8)
+
+    def _measured(self, default: Published, num_layers: int) -> tuple[int, ...]:
+        """The layers whose shifts are read."""
+        if self.saliency_layer == "auto":
+            return tuple(range(num_layers))
+        chosen = default.saliency_layer if self.saliency_layer is None else self.saliency_layer
+        layers = chosen if isinstance(chosen, tuple) else (chosen,)
+        if max(layers) >= num_layers:
+            raise BadParameterError(
+                f"saliency_layer {chosen} does not exist: the model has layers 0..{num_layers - 1}"
+            )
+        return layers
+
+    def content_tokens(self, context: Context) -> Tensor:
+        """[B, L] bool, tokens of the questions' content words; of a question without any, all its tokens."""
+        return content_tokens(context, self.tagger, self.as_released)
+
+    def edit(self, layer: int, step: int, context: Context) -> AttentionEdit | None:
+        state = context.state(self)
+        if "off" in state:
+            return None
+        first, last = state["layers"]
+        if step == 0:
+            if layer in state["measured"]:
+                return state["shifts"].on(context.device).alone
+            if state["replay"] or "weights" not in state:
+                return None
+        if not first <= layer <= last:
+            return None
+        edits = state.setdefault((context.device, step == 0), {})
+        if not edits:
+            edits["edit"] = self._enhance(state, context, prefill=step == 0)
+        return edits["edit"]
+
+    def _enhance(self, state: dict, context: Context, prefill: bool) -> AttentionEdit:
+        weights, device = state["weights"].to(context.device), context.device
+        channels = Channels(state["groups"].to(device), num_groups=3, weights=weights[None])
+        policy = FollowGaze(4, _IMAGE, _QUERY, _SALIENT, half(context.num_heads), self.beta)
+        return AttentionEdit(
+            rows=state["rows"].to(device) if prefill else None, channels=channels, policy=policy
+        )
+
+    def observe(self, layer: int, stats: Stats, context: Context) -> None:
+        state = context.state(self)
+        shifts: RowShifts = state["shifts"]
+        assert stats.slices is not None
+        mean, total = mean_shift(shifts.positive(stats.slices), shifts.counts, half(context.num_heads))
+        if self.saliency_layer == "auto":
+            known, most = state.get("mean", mean), state.get("most", total)
+            state["mean"] = torch.where((total > most.to(total.device))[:, None], mean, known.to(mean.device))
+            state["most"] = torch.maximum(total, most.to(total.device))
+        else:
+            state["mean"] = mean + state["mean"].to(mean.device) if "mean" in state else mean
+        if layer != max(state["measured"]):
+            return
+        index = shifts.index.to(mean.device)
+        gains = torch.exp(state["alpha"] * saliency(state["mean"], index >= 0))
+        state["weights"] = spread(gains, index, context.prompt_length, 0.0)
+        if state["replay"]:
+            context.replay()

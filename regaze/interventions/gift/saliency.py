@@ -1,0 +1,68 @@
+"""Where GIFT reads its saliency: how many heads count, and in which layer shifts show."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from regaze.kernels import AttentionEdit, Stats
+from regaze.toolkit.model.context import Context, Participant
+from regaze.toolkit.prompts.content_words import content_tokens
+from regaze.toolkit.prompts.slices import RowShifts, mean_shift
+from regaze.toolkit.prompts.token_map import Role
+from regaze.toolkit.wrap import Gaze, Images
+
+
+def half(heads: int) -> int:
+    """How many heads the method chooses: half of them, rounded down, but one at least."""
+    return max(1, heads // 2)
+
+
+def layer_shifts(
+    gaze: Gaze,
+    images: Sequence[Images],
+    questions: Sequence[str],
+    tagger: str = "auto",
+    batch_size: int = 8,
+) -> Tensor:
+    """[layers] fp32, total positive shift of the questions' content words, per word and mean over questions.
+
+    The paper's rule takes the layer with the largest one; it reports that this layer belongs to the model.
+    """
+    meter = _Meter(tagger)
+    for start in range(0, len(questions), batch_size):
+        part = slice(start, start + batch_size)
+        inputs = gaze.inputs(images[part], questions[part])
+        with gaze.using(meter), torch.no_grad():
+            gaze.model(**inputs)
+    return torch.stack([torch.cat(meter.totals[layer]).mean() for layer in sorted(meter.totals)])
+
+
+def calibrate(
+    gaze: Gaze, images: Sequence[Images], questions: Sequence[str], tagger: str = "auto", batch_size: int = 8
+) -> int:
+    """The saliency layer of a model by the paper's rule, measured on some questions; see `layer_shifts`."""
+    return int(layer_shifts(gaze, images, questions, tagger, batch_size).argmax())
+
+
+class _Meter(Participant):
+    """Measures the total positive shift in every layer."""
+
+    def __init__(self, tagger: str):
+        self.tagger = tagger
+        self.totals: dict[int, list[Tensor]] = {}
+
+    def prepare(self, context: Context) -> None:
+        content = content_tokens(context, self.tagger)
+        context.state(self)["shifts"] = RowShifts(content, context.tokens.mask(Role.IMAGE))
+
+    def edit(self, layer: int, step: int, context: Context) -> AttentionEdit | None:
+        return context.state(self)["shifts"].on(context.device).alone if step == 0 else None
+
+    def observe(self, layer: int, stats: Stats, context: Context) -> None:
+        shifts: RowShifts = context.state(self)["shifts"]
+        assert stats.slices is not None
+        total = mean_shift(shifts.positive(stats.slices), shifts.counts, 1)[1]
+        self.totals.setdefault(layer, []).append(total.cpu())

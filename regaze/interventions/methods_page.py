@@ -1,0 +1,123 @@
+"""The page of all methods, docs/methods.md, written from the registry.
+
+python -m regaze.interventions.methods_page
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from regaze.interventions.registry import BUILT_IN
+
+#: Methods that are not here, and why.
+ABSENT = (
+    ("CCA", "Concentric position ids and mask: trained into the model, not an intervention on one that is."),
+    ("TAME", "Its released edit is one global sharpening of all scores, in prefill and decode differently."),
+    (
+        "EAH",
+        "Copies one head's map over all heads of a layer at prefill, which is no part of an edit.",
+    ),
+    (
+        "HALC",
+        "Needs an object detector and CLIP beside the model, and contrasts crops chosen by them.",
+    ),
+    ("VTI", "Needs directions computed from 50 to 70 captioned images that are not released with it."),
+    ("AttnReal", "No code and no threshold is published from which it could be rebuilt."),
+    ("IKOD", "No code is published; how anchors and weights are chosen is not known."),
+    ("MODA", "A trained replacement of the attention: nothing without its weights."),
+)
+
+INTRODUCTION = """# Methods
+
+*Written from the code by `python -m regaze.interventions.methods_page`; do not edit by hand.*
+
+Every method works in batches, with the key-value cache, and leaves no trace when its block ends. Roles of the
+tokens are read for the families of [models.md](models.md); for others give them with
+`gaze.using(..., tokens=...)`.
+Defaults are the papers'. Ranges of layers that were published for a model of 32 layers are scaled to the
+depth of yours unless you give your own. Where released code differs from its paper in a defined way,
+`as_released=True` gives the code's behaviour. Nothing here was copied from a release: all is written from
+equations and facts. Pass parameters as `--set name=value` on the command
+line, or to the class. [Write your own](new-method.md).
+"""
+
+TOGETHER = """## Together
+
+Methods act together in one `gaze.using(a, b)`: biases add up, gains multiply, contrasts add up, cuts
+intersect, whatever the order. A pair without a common meaning raises a `CompositionError` when the first
+layer asks for both. With default parameters these do, and no others:
+"""
+
+
+def page() -> str:
+    """docs/methods.md as text."""
+    parts = [INTRODUCTION, _overview(), *map(_section, _sorted()), _together(), _absent()]
+    return "\n".join(parts)
+
+
+def _sorted() -> list[type[Any]]:
+    return sorted(BUILT_IN, key=lambda cls: cls.name)
+
+
+def _overview() -> str:
+    rows = [(f"[`{c.name}`](#{c.name})", c.summary, c.cost, c.source) for c in _sorted()]
+    return _table(("method", "what it does", "cost", "source"), rows)
+
+
+def _section(cls: type[Any]) -> str:
+    fields = [field for field in dataclasses.fields(cls) if field.init]
+    rows = [(f"`{f.name}`", f"`{_default(f)}`", f.metadata.get("help", "")) for f in fields]
+    parts = [
+        f"## {cls.name}\n",
+        f"`{cls.__module__}.{cls.__name__}` - {cls.summary}. Source: {cls.source}.\n",
+        f"**Edits.** {cls.edits}\n",
+        f"**Cost.** {cls.cost}\n",
+    ]
+    if cls.release:
+        parts.append(f"**Release.** {cls.release}\n")
+    return "\n".join([*parts, _table(("parameter", "default", "meaning"), rows)])
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    if field.default is not dataclasses.MISSING:
+        return field.default
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return "required"
+
+
+def _together() -> str:
+    from regaze.interventions.compatibility import EXCLUSIVE
+
+    rows = [(" with ".join(f"`{name}`" for name in pair), why) for pair, why in EXCLUSIVE.items()]
+    return TOGETHER + "\n" + _table(("pair", "why"), rows)
+
+
+def _absent() -> str:
+    return "## Not here\n\n" + _table(("method", "why not"), ABSENT)
+
+
+def _table(heading: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
+    heading = list(heading)
+    lines = [
+        heading,
+        ["---"] * len(heading),
+        *([str(cell).replace("|", "\\|") for cell in row] for row in rows),
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def main() -> None:
+    """Write the page where it belongs, or to the path given."""
+    root = Path(inspect.getfile(sys.modules["regaze"])).resolve().parent.parent
+    path = Path(sys.argv[1]) if len(sys.argv) > 1 else root / "docs" / "methods.md"
+    path.write_text(page(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,3 @@
+from regaze.interventions.mma.method import ModalityMutualMask
+
+__all__ = ["ModalityMutualMask"]

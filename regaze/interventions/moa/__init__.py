@@ -1,0 +1,3 @@
+from regaze.interventions.moa.method import MoA
+
+__all__ = ["MoA"]

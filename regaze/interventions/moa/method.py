@@ -1,0 +1,119 @@
+"""MoA: mixture of attention spans."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from regaze.errors import BadParameterError, InputError
+from regaze.interventions.base import Intervention
+from regaze.kernels import AttentionEdit
+from regaze.kernels.spec import Windows
+from regaze.toolkit.model.context import Context
+from regaze.toolkit.prompts.token_map import Role
+
+#: Span of a head that keeps everything.
+UNLIMITED = 2**62
+
+
+@dataclass(frozen=True)
+class MoA(Intervention):
+    """Let each head look back over its own span only, besides the first block of the prompt.
+
+    Source: Fu et al., "MoA: Mixture of Sparse Attention for Automatic Large Language Model Compression"
+    (arXiv:2406.14909). A head with the rule (alpha, beta) keeps, of a prompt of N tokens, the first `block`
+    tokens and the last span(N) = alpha + beta N, counted in blocks: alpha // block + int(beta N / block), at
+    least one. Rows of the prompt and of the answer all have this span; N counts the sample's own prompt. A
+    rule with alpha >= 0 and beta >= 1 keeps everything, however long the answer.
+
+    The release (`thu-nics/MoA`) rounds the windows of the prompt's rows to whole blocks, so that such a row
+    sees up to block - 1 keys fewer than here; its decode steps keep whole spans, as here. It needs as many
+    key-value heads as heads, one prompt per batch and prompts of at least a block; none is needed here.
+
+    This is the method's mask, for measuring what a plan costs in quality. The cache keeps all keys and the
+    edited prefill runs in plain torch: it saves neither memory nor time.
+    """
+
+    name: ClassVar[str] = "moa"
+    summary: ClassVar[str] = "give each head its own span of recent keys, besides the first block"
+    source: ClassVar[str] = "arXiv:2406.14909"
+    edits: ClassVar[str] = "the mask of every head, in every row and step"
+    cost: ClassVar[str] = "one forward, no faster than a plain one: the cache keeps every key"
+    release: ClassVar[str] = (
+        "thu-nics/MoA. Windows of the prompt's rows are rounded to whole blocks; one prompt per batch, "
+        "at least a block long, and no grouped queries. None of that here."
+    )
+
+    plan: str | None = field(
+        default=None, metadata={"help": "JSON file with alphas and betas, each layers x heads numbers"}
+    )
+    alpha: float = field(default=0.0, metadata={"help": "tokens of every head's span; without a plan"})
+    beta: float = field(
+        default=0.5, metadata={"help": "share of the prompt in every head's span (1: all); without a plan"}
+    )
+    block: int = field(default=64, metadata={"help": "block size, and how many first tokens are kept"})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.block < 1:
+            raise BadParameterError(f"block must be at least 1, got {self.block}")
+        if not 0.0 <= self.beta <= 1.0:
+            raise BadParameterError(f"beta is a share of the prompt in [0, 1], got {self.beta}")
+
+    def prepare(self, context: Context) -> None:
+        layers, heads = context.num_layers, context.num_heads
+        if self.plan is None:
+            rule = torch.tensor([self.alpha, self.beta], dtype=torch.float64)
+            rules = rule[:, None, None].expand(2, layers, heads)
+        else:
+            rules = read_plan(self.plan)
+        if rules.shape != (2, layers, heads):
+            raise BadParameterError(
+                f"the plan {self.plan} is for {rules.shape[1]} layers of {rules.shape[2]} heads; the model "
+                f"has {layers} layers of {heads} query heads"
+            )
+        shown = ~context.tokens.mask(Role.PAD)
+        lengths = (shown & ~context.tokens.mask(Role.OUTPUT)).sum(1)
+        state = context.state(self)
+        state["spans"] = spans(rules[0, :, None], rules[1, :, None], lengths[:, None], self.block)
+        state["first"] = shown.int().argmax(1)
+
+    def edit(self, layer: int, step: int, context: Context) -> AttentionEdit | None:
+        state = context.state(self)
+        if layer not in state:
+            span, first = (x.to(context.device) for x in (state["spans"][layer], state["first"]))
+            limited = bool((state["spans"][layer] < UNLIMITED).any())
+            state[layer] = AttentionEdit(windows=Windows(span, self.block, first)) if limited else None
+        return state[layer]
+
+
+def spans(alpha: Tensor, beta: Tensor, length: Tensor, block: int = 64) -> Tensor:
+    """Tokens that heads keep besides the first block, int64, for tensors that broadcast with each other."""
+    alpha, beta, blocks = alpha.double(), beta.double(), length.double() / block
+    kept = block * (alpha // block + torch.floor(beta * blocks)).clamp_min(1).long()
+    return torch.where((alpha >= 0) & (beta >= 1), UNLIMITED, kept)
+
+
+def read_plan(path: str | Path) -> Tensor:
+    """The alphas and betas of a plan file in the released format, [2, layers, heads].
+
+    Raises:
+        InputError: a file that cannot be read or is no plan.
+    """
+    try:
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
+        rules = torch.tensor([data["alphas"], data["betas"]], dtype=torch.float64)
+    except OSError as error:
+        raise InputError(f"cannot read the plan {path}: {error.strerror or error}") from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f'{path} is no plan {{"alphas": [...], "betas": [...]}}: {error!r}') from None
+    if rules.dim() != 3:
+        raise InputError(
+            f"{path}: alphas and betas must be layers x heads numbers, got {list(rules.shape[1:])}"
+        )
+    return rules

@@ -1,0 +1,3 @@
+from regaze.interventions.opera.method import OPERA
+
+__all__ = ["OPERA"]

@@ -1,0 +1,159 @@
+"""OPERA: over-trust penalty and retrospection-allocation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from PIL import Image
+
+from regaze.errors import BadParameterError
+from regaze.interventions.base import AskAgain
+from regaze.interventions.opera.rows import LastRow, Rows
+from regaze.interventions.opera.search import BeamSearch, Ends
+from regaze.toolkit.prompts.token_map import Role
+from regaze.toolkit.wrap import Gaze
+
+#: Options of `generate` that the search knows.
+_OPTIONS = ("max_new_tokens", "eos_token_id", "pad_token_id", "length_penalty", "early_stopping")
+
+
+@dataclass(frozen=True, eq=False)
+class OperaAnswer:
+    """The answer of a search, which `str` gives.
+
+    Attributes:
+        ids: its tokens, the one that ends it included. score: as beam search scores it, penalties included.
+        rollbacks: the position in the answer of each token that was chosen anew.
+    """
+
+    answer: str
+    ids: tuple[int, ...]
+    score: float
+    rollbacks: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return self.answer
+
+
+@dataclass(frozen=True)
+class OPERA(AskAgain):
+    """Beam search against answers whose tokens all lean on one earlier token.
+
+    Source: Huang et al., "OPERA: Alleviating Hallucination in Multi-Modal Large Language Models via
+    Over-Trust Penalty and Retrospection-Allocation" (arXiv:2311.17911). Let w_ij be the last layer's
+    attention of answer token i on answer token j: the strongest head's, divided by the sum over all keys.
+    Column j scores 1e-7 prod_{i>=j} scale w_ij. Each beam's `candidates` likeliest tokens are run, and their
+    logits lowered by `penalty_weight` times the strongest column's score; the first tokens of an answer gain
+    by their attention on the image instead. Where every beam's strongest column has been that more than
+    `threshold` times, the search goes back to the token behind it and forbids what was chosen there,
+    `max_rollbacks` times per position, then one position earlier.
+
+    The paper's softmax is over candidates; it does not say what becomes of the other tokens' probability.
+    Here they keep it, so that without a penalty this is beam search; with `as_released=True` (`shikiw/OPERA`)
+    the candidates share it, which favours beams that know least. All beams start from one prompt, which gives
+    as many candidates as they need. Where beams lean on different columns the search goes back to the
+    earliest, and tokens are forbidden to all beams. Logits processors (repetition penalty) are not applied.
+    """
+
+    name: ClassVar[str] = "opera"
+    summary: ClassVar[str] = "beam search that avoids answers leaning on one token, and goes back from them"
+    source: ClassVar[str] = "arXiv:2311.17911"
+    edits: ClassVar[str] = "scores of beam search's candidates at every step; the forwards are not changed"
+    cost: ClassVar[str] = (
+        "num_beams x candidates rows in one forward per token, with the cache of all; going back runs the "
+        "answer so far once more, in one forward"
+    )
+    release: ClassVar[str] = (
+        "shikiw/OPERA, MIT. Column products in half precision, which over- and underflow; one candidate per "
+        "forward; going back runs the prompt again; beams other than the first start from arbitrary tokens "
+        "when there is one candidate. Here products are sums of logarithms, and the cache is cut."
+    )
+
+    num_beams: int = field(default=5, metadata={"help": "beams"})
+    candidates: int = field(default=5, metadata={"help": "likeliest tokens of each beam that are tried"})
+    scale: float = field(default=50.0, metadata={"help": "sigma, factor of attention weights in products"})
+    penalty_weight: float = field(default=1.0, metadata={"help": "alpha, factor of the penalty (0: none)"})
+    window: int | None = field(
+        default=None, metadata={"help": "only the last so many answer tokens count (default: all)"}
+    )
+    reward_tokens: int = field(
+        default=10, metadata={"help": "first answer tokens that gain by attention on the image instead"}
+    )
+    threshold: int = field(
+        default=15, metadata={"help": "go back once a column has won more often than this"}
+    )
+    min_position: int = field(default=10, metadata={"help": "first answer token (from 0) to go back to"})
+    max_rollbacks: int = field(default=5, metadata={"help": "how often to go back to a position (0: never)"})
+    as_released: bool = field(
+        default=False, metadata={"help": "let the candidates share all probability, as the code does"}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        least = {"num_beams": 1, "candidates": 1, "reward_tokens": 0, "min_position": 0, "max_rollbacks": 0}
+        # A column that came up three times has a token behind it that was chosen.
+        least |= {"threshold": 2} | ({} if self.window is None else {"window": 1})
+        for name, minimum in least.items():
+            if getattr(self, name) < minimum:
+                raise BadParameterError(f"{name} must be at least {minimum}, got {getattr(self, name)}")
+        if not self.scale > 0.0:
+            raise BadParameterError(f"scale must be positive, got {self.scale}")
+        if not self.penalty_weight >= 0.0:
+            raise BadParameterError(f"penalty_weight must not be negative, got {self.penalty_weight}")
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether this is the beam search of `generate`; only rounding is its own."""
+        return self.penalty_weight == 0.0 and self.max_rollbacks == 0 and not self.as_released
+
+    def ask_batch(
+        self, gaze: Gaze, images: list[list[Image.Image]], questions: list[str], options: dict[str, Any]
+    ) -> list[OperaAnswer]:
+        """One search per question; a batch only shares the call.
+
+        Raises:
+            BadParameterError: options that the search does not know. CompositionError: an open `gaze.using`
+            or `gaze.recording`. UnsupportedModelError: the last layer has no attention, or a cache that
+            cannot be cut.
+        """
+        system = options.get("system")
+        ends = _ends(gaze, {name: value for name, value in options.items() if name != "system"})
+        pairs = zip(images, questions, strict=True)
+        return [self._search(gaze, entry, question, system, ends) for entry, question in pairs]
+
+    @torch.inference_mode()
+    def _search(
+        self, gaze: Gaze, images: list[Image.Image], question: str, system: str | None, ends: Ends
+    ) -> OperaAnswer:
+        inputs, probe = gaze.inputs([images], [question], system), LastRow()
+        image = torch.zeros(inputs["input_ids"].shape[1], dtype=torch.bool)
+        if images:
+            image = gaze.tokens(inputs).mask(Role.IMAGE)[0]
+        with gaze.using(probe):
+            rows = Rows(gaze.model, inputs)
+            probe.active = not self.is_identity
+            search = BeamSearch(self, ends, rows, image, None if self.is_identity else probe)
+            found = search.run()
+        text = gaze.reader.tokenizer.decode(list(found.ids), skip_special_tokens=True)
+        return OperaAnswer(text.strip(), found.ids, found.score, tuple(search.rollbacks))
+
+
+def _ends(gaze: Gaze, options: dict[str, Any]) -> Ends:
+    """When to stop, by the options of `ask` and else by those of the model."""
+    given = {name: value for name, value in options.items() if value is not None}
+    harmless = (("do_sample", False), ("num_beams", 1))
+    for name, value in given.items():
+        if name not in _OPTIONS and (name, value) not in harmless:
+            hint = "; set OPERA(num_beams=...)" if name == "num_beams" else ""
+            raise BadParameterError(f"OPERA takes {', '.join(_OPTIONS)}, got {name}={value!r}{hint}")
+    default = gaze.model.generation_config
+    limit, ids = given.get("max_new_tokens", 128), options.get("eos_token_id", default.eos_token_id)
+    if limit < 1:
+        raise BadParameterError(f"max_new_tokens must be at least 1, got {limit}")
+    penalty, early = (
+        given.get(name, getattr(default, name, None)) for name in ("length_penalty", "early_stopping")
+    )
+    tokens = torch.tensor([] if ids is None else ids, dtype=torch.int64).flatten()
+    return Ends(tokens, limit, 1.0 if penalty is None else penalty, early or False)

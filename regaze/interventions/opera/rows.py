@@ -1,0 +1,89 @@
+"""The continuations of one prompt in the cache, and the last layer's attention of the newest tokens."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import BatchFeature, PreTrainedModel
+
+from regaze.errors import CompositionError, UnsupportedModelError
+from regaze.kernels import AttentionEdit, Stats, StatsRequest
+from regaze.toolkit.model.context import Context, Participant
+
+
+class LastRow(Participant):
+    """Sees the last layer's attention of every fed token, the strongest head of each key: [rows, keys]."""
+
+    def __init__(self) -> None:
+        self.row: Tensor | None = None
+        self.active = False
+        self._edit = AttentionEdit(stats=StatsRequest(full_rows=True))
+
+    def prepare(self, context: Context) -> None:
+        if len(context.participants) > 1:
+            raise CompositionError(
+                "OPERA runs another number of rows at every step, so that no other intervention or recording "
+                "can follow its beams; ask outside gaze.using(...) and gaze.recording(...)"
+            )
+
+    def edit(self, layer: int, step: int, context: Context) -> AttentionEdit | None:
+        return self._edit if self.active and layer == context.num_layers - 1 else None
+
+    def observe(self, layer: int, stats: Stats, context: Context) -> None:
+        assert stats.slices is not None
+        self.row = stats.slices[:, :, -1].amax(1)
+
+    def taken(self) -> Tensor:
+        """The row of the forward that has just ended, of sum 1, float64 on the CPU."""
+        row, self.row = self.row, None
+        if row is None:
+            raise UnsupportedModelError(
+                "OPERA reads the attention of the last layer, and this model's has none"
+            )
+        row = row.cpu().double()
+        return row / row.sum(1, keepdim=True)
+
+
+class Rows:
+    """One prompt and its continuations in the key-value cache, a row each.
+
+    Attributes:
+        prompt: L, its number of tokens. seen: how many are in the cache.
+        logits: [rows, V] fp32, what comes next in each row.
+    """
+
+    def __init__(self, model: PreTrainedModel, inputs: BatchFeature):
+        self.model, self.device = model, inputs["input_ids"].device
+        takes = inspect.signature(model.forward).parameters
+        self._options: dict[str, Any] = {"use_cache": True, "return_dict": True}
+        self._options |= {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
+        self.prompt = self.seen = inputs["input_ids"].shape[1]
+        out = model(**inputs, **self._options)
+        self.cache, self.logits = out.past_key_values, out.logits[:, -1].float()
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these rows [n], some perhaps several times."""
+        self.cache.reorder_cache(rows.to(self.device))
+        self.logits = self.logits[rows.to(self.logits.device)]
+
+    def feed(self, ids: Tensor) -> None:
+        """Append tokens [rows, T]. There is no padding to mask, and positions follow from the cache."""
+        self.seen += ids.shape[1]
+        given = {"input_ids": ids.to(self.device), "past_key_values": self.cache}
+        self.logits = self.model(**given, **self._options).logits[:, -1].float()
+
+    def restart(self, ids: Tensor) -> None:
+        """Make the rows `ids` [n, T] again, some of which may be gone; the prompt is not run again."""
+        try:
+            self.cache.crop(self.prompt - self.seen)
+        except (AttributeError, NotImplementedError, RuntimeError, ValueError) as error:
+            raise UnsupportedModelError(
+                f"this {type(self.cache).__name__} cannot drop its last tokens, as going back needs; use "
+                "OPERA(max_rollbacks=0)"
+            ) from error
+        self.seen = self.prompt
+        self.keep(torch.zeros(len(ids), dtype=torch.int64))
+        self.feed(ids)

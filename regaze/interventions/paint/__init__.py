@@ -1,0 +1,3 @@
+from regaze.interventions.paint.method import ImbalancedAttention
+
+__all__ = ["ImbalancedAttention"]

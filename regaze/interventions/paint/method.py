@@ -1,0 +1,187 @@
+"""ImbalancedAttention (PAINT): boost image tokens that the vision tower itself singles out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from regaze.errors import BadParameterError, InputError
+from regaze.interventions.base import Intervention
+from regaze.interventions.contrastive import WITHOUT_IMAGE, cut_where, has_image, rows_with_image
+from regaze.interventions.layer_ranges import LayerRange, checked_range, layer_range
+from regaze.kernels import AttentionEdit, Rows
+from regaze.toolkit.model.branches import Branch, without_image
+from regaze.toolkit.model.context import Context
+from regaze.toolkit.model.logits import Mixture
+from regaze.toolkit.model.vision import class_attention, patches_on_tokens, received_attention
+from regaze.toolkit.prompts.token_map import Role
+
+#: Blocks of the vision tower whose class attention chooses local and summary tokens.
+LOCAL_BLOCK, SUMMARY_BLOCK = 0, -2
+
+
+@dataclass(frozen=True)
+class ImbalancedAttention(Intervention):
+    """Raise the scores of local and summary tokens of the image, and guide away from the text-only prompt.
+
+    Source: Arif et al., "Fixing Imbalanced Attention to Mitigate In-Context Hallucination of Large
+    Vision-Language Model", later "PAINT: Paying Attention to INformed Tokens" (arXiv:2501.12206). Local
+    tokens are the fraction `local_ratio` of an image's patches with most attention of the class token in the
+    vision tower's first block; summary tokens are those whose class attention in the last block but one lies
+    above Tukey's upper fence, Q3 + 1.5 (Q3 - Q1); a token that is both is a summary token. In layers 2 to 31
+    of 32, in the rows that predict the answer, scores of local tokens become s + alpha |s|, those of summary
+    tokens s + beta |s|. Guidance is that of PAI: gamma (l - l_text) + l_text on log-probabilities, cut on l.
+
+    Spatial tokens are local tokens, too: the fraction `spatial_ratio` of the patches that receive most
+    attention from all tokens in the first block. That reading is ours: the release ranks row sums of a
+    softmax, which are all 1. `head_weights`, the factor of alpha and beta in each head (`head_sensitivity`
+    measures some), is ours as well: the paper's first version names such a modulation, but gives no rule.
+
+    With `as_released=True` the prefill is not edited when guidance is on, so that the first token comes from
+    unedited attention, and the number of summary tokens passes through a float ratio that can lose one.
+    Published results coincide with looping captions: watch length and repetition.
+    """
+
+    name: ClassVar[str] = "paint"
+    summary: ClassVar[str] = (
+        "raise the scores of image tokens that the vision tower's class token singles out"
+    )
+    source: ClassVar[str] = "arXiv:2501.12206"
+    edits: ClassVar[str] = "scores of the rows that predict the answer before the softmax, and logits"
+    cost: ClassVar[str] = (
+        "one more pass of the vision tower; two rows per prompt in one forward (one with gamma=1)"
+    )
+    release: ClassVar[str] = (
+        "hasanar1f/llava-hallunication-fix and hasanar1f/PAINT, no licence. The first token is not edited "
+        "with guidance (as_released=True does so); ratios given on the command line are ignored; spatial "
+        "tokens rank numerical noise; the first sample chooses for the batch; no grouped-query attention."
+    )
+    uses_media: ClassVar[bool] = True
+
+    alpha: float = field(default=0.7, metadata={"help": "slope of local tokens' scores in their size"})
+    beta: float = field(default=0.4, metadata={"help": "slope of summary tokens' scores in their size"})
+    gamma: float = field(default=1.1, metadata={"help": "strength of the guidance (1: none)"})
+    cut: float = field(
+        default=0.1, metadata={"help": "with guidance, cut tokens less likely than this times the likeliest"}
+    )
+    local_ratio: float = field(default=0.25, metadata={"help": "fraction of the patches that are local"})
+    spatial_ratio: float = field(default=0.0, metadata={"help": "fraction of the patches that are spatial"})
+    layers: LayerRange | None = field(
+        default=None, metadata={"help": "first and last edited layer; default: 2 to 31 of 32, scaled"}
+    )
+    head_weights: tuple[tuple[float, ...], ...] | None = field(
+        default=None, metadata={"help": "ours: factor of alpha and beta by layer and head"}
+    )
+    as_released: bool = field(
+        default=False, metadata={"help": "leave the first token unedited under guidance, as the code does"}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "layers", checked_range(self.layers))
+        for name in ("alpha", "beta"):
+            if not getattr(self, name) >= 0.0:
+                raise BadParameterError(f"{name} must not be negative, got {getattr(self, name)}")
+        if not self.gamma >= 1.0:
+            raise BadParameterError(f"gamma must be at least 1 (no guidance), got {self.gamma}")
+        for name in ("cut", "local_ratio", "spatial_ratio"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise BadParameterError(f"{name} is a fraction in [0, 1], got {getattr(self, name)}")
+
+    @property
+    def is_identity(self) -> bool:
+        return self.alpha == self.beta == 0.0 and self.gamma == 1.0
+
+    def branches(self, context: Context) -> Mapping[str, Branch]:
+        if self.gamma == 1.0 or not has_image(context).any():
+            return {}
+        context.state(self)["where"] = rows_with_image(context)
+        return {WITHOUT_IMAGE: without_image(context)}
+
+    def prepare(self, context: Context) -> None:
+        tokens, state = context.tokens, context.state(self)
+        image = tokens.mask(Role.IMAGE)
+        if self.alpha == self.beta == 0.0 or not image.any():
+            return
+        state["layers"] = layer_range(self.layers, (2, 31), 32, context.num_layers)
+        state["slope"] = patches_on_tokens(self.slopes(context), tokens, context.user_batch)[:, None]
+        state["rows"] = Rows.where(tokens.answering() & image.any(1, keepdim=True))
+        weights = self.head_weights
+        if weights is None:
+            return
+        if len(weights) != context.num_layers or {len(row) for row in weights} != {context.num_heads}:
+            raise BadParameterError(
+                f"head_weights must be [layers, heads] = [{context.num_layers}, {context.num_heads}] numbers"
+            )
+        state["heads"] = torch.tensor(weights)
+
+    def slopes(self, context: Context) -> Tensor:
+        """[N, patches] slope of each patch of each image of the batch, on the CPU."""
+        pixels = context.inputs.get("pixel_values")
+        if pixels is None:
+            raise InputError("PAINT reads `pixel_values`, but the model was called without them")
+        looks = class_attention(context.model, pixels, (LOCAL_BLOCK, SUMMARY_BLOCK)).sum(2).cpu()
+        received = None
+        if self.spatial_ratio > 0.0:
+            received = received_attention(context.model, pixels, (LOCAL_BLOCK,))[0].sum(1).cpu()
+        local, summary = self.choose(looks[0], looks[1], received)
+        return self.alpha * local.float() + self.beta * summary.float()
+
+    def choose(
+        self, first: Tensor, penultimate: Tensor, received: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Local (and spatial) and summary tokens, two [N, patches] bool without a common token.
+
+        Args:
+            first, penultimate: [N, patches] class attention of those blocks, summed over heads.
+            received: [N, patches] attention received in the first block.
+        """
+        patches = first.shape[1]
+        local = top(first, torch.tensor(int(self.local_ratio * patches)))
+        if received is not None:
+            local |= top(received, torch.tensor(int(self.spatial_ratio * patches)))
+        count = (penultimate > upper_fence(penultimate)).sum(1, keepdim=True)
+        if self.as_released:
+            count = (patches * (count.double() / patches)).long()
+        summary = top(penultimate, count)
+        return local & ~summary, summary
+
+    def edit(self, layer: int, step: int, context: Context) -> AttentionEdit | None:
+        state = context.state(self)
+        first, last = state.get("layers", (0, -1))
+        prefill = step == 0 or context.replaying
+        if not first <= layer <= last or (prefill and self.as_released and self.gamma != 1.0):
+            return None
+        key = (step == 0, context.device, layer if "heads" in state else None)
+        if key not in state:
+            slope = state["slope"]
+            if "heads" in state:
+                slope = slope * state["heads"][layer][:, None]
+            rows = state["rows"].to(context.device) if step == 0 else None
+            state[key] = AttentionEdit(score_slope=slope.to(context.device), rows=rows)
+        return state[key]
+
+    def mix(self, context: Context) -> Mixture | None:
+        state = context.state(self)
+        if "where" not in state:
+            return None
+        logits, text_only = context.logits(), context.logits(WITHOUT_IMAGE)
+        cut_on = cut_where(logits, state["where"])
+        return Mixture(self.gamma, [(1.0 - self.gamma, text_only)], True, self.cut, cut_on)
+
+
+def upper_fence(values: Tensor) -> Tensor:
+    """Tukey's fence Q3 + 1.5 (Q3 - Q1) of [N, n], with linear quartiles: [N, 1]."""
+    quartiles = torch.tensor([0.25, 0.75], dtype=torch.float64)
+    low, high = values.double().quantile(quartiles, dim=1, keepdim=True)
+    return high + 1.5 * (high - low)
+
+
+def top(values: Tensor, count: Tensor) -> Tensor:
+    """The `count` (a number, or [N, 1]) largest of [N, n], as bool; of equal values the first ones."""
+    rank = values.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+    return rank < count

@@ -1,0 +1,3 @@
+from regaze.interventions.vcd.method import VCD
+
+__all__ = ["VCD"]

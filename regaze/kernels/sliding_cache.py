@@ -1,0 +1,83 @@
+"""Keys that a cache has dropped: edits and records go on counting columns from the first key there was.
+
+A layer with a sliding window keeps its last keys only. Its first key then has a number, and what an edit says
+of earlier ones concerns nobody any more.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+
+from regaze.kernels.spec import COLUMN_PARTS, AttentionEdit, Channels, Stats, StatsRequest, Windows
+
+_KEPT = "behind the dropped keys"
+
+
+def edit_from(edit: AttentionEdit, first: int) -> AttentionEdit:
+    """The same edit for keys of which the first `first` are gone.
+
+    It is kept with the edit until `first` changes, so that layers which share one share the other.
+    """
+    if not first:
+        return edit
+    known, moved = edit.kept.get(_KEPT, (0, None))
+    if known != first:
+        moved = _moved(edit, first)
+        edit.kept[_KEPT] = first, moved
+    return moved
+
+
+def _moved(edit: AttentionEdit, first: int) -> AttentionEdit:
+    changes: dict[str, Any] = {
+        name: part[..., first:] for name in COLUMN_PARTS if (part := getattr(edit, name)) is not None
+    }
+    if edit.channels is not None:
+        changes["channels"] = _channels(edit.channels, first)
+    if edit.openings:
+        changes["openings"] = tuple(type(o)(o.rows, o.columns[:, first:]) for o in edit.openings)
+    if edit.windows is not None:
+        changes["windows"] = _windows(edit.windows, first)
+    if edit.stats is not None:
+        changes["stats"] = _request(edit.stats, first)
+    return edit.replace(**changes)
+
+
+def _channels(channels: Channels, first: int) -> Channels:
+    groups, weights = channels.groups, channels.weights
+    return Channels(
+        groups=None if groups is None else groups[:, first:],
+        num_groups=channels.num_groups,
+        weights=None if weights is None else weights[..., first:],
+    )
+
+
+def _windows(windows: Windows, first: int) -> Windows:
+    """Spans count back from a row's own key; only the first keys, which stay visible, have moved."""
+    if windows.first is None:
+        return Windows(windows.span, max(0, windows.sink - first))
+    return Windows(windows.span, windows.sink, windows.first - first)
+
+
+def _request(request: StatsRequest, first: int) -> StatsRequest:
+    channels, columns = request.channels, request.columns
+    return StatsRequest(
+        rows=request.rows,
+        channels=None if channels is None else _channels(channels, first),
+        entropy=request.entropy,
+        top1=request.top1,
+        lse=request.lse,
+        columns=None if columns is None else (columns - first).clamp_min(-1),
+        full_rows=request.full_rows,
+        edited=request.edited,
+    )
+
+
+def stats_from(stats: Stats, request: StatsRequest, first: int) -> Stats:
+    """What was measured of such keys, in columns that count from the first key there was."""
+    if first and stats.top_column is not None:
+        stats = stats._replace(top_column=stats.top_column + first)
+    if first and stats.slices is not None and request.full_rows:
+        stats = stats._replace(slices=F.pad(stats.slices, (first, 0)))
+    return stats

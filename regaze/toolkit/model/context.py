@@ -1,0 +1,364 @@
+"""What takes part in a generation (`Participant`) and what it may know of it (`Context`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from regaze.errors import InputError
+from regaze.kernels import AttentionEdit, Stats
+from regaze.toolkit.model import compat
+from regaze.toolkit.model.attention_call import AttentionCall
+from regaze.toolkit.model.branches import MAIN, Branch, Stack
+from regaze.toolkit.model.logits import Mixture
+from regaze.toolkit.prompts.token_map import TokenMap
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from regaze.toolkit.prompts.prompt_reader import PromptReader
+
+
+class Participant:
+    """What `gaze.using` and `gaze.recording` put into a model; every method here does nothing.
+
+    It keeps no state of its own: what it learns from a prompt goes into `context.state(self)`.
+
+    Class attributes:
+        uses_hidden_states: whether `edit` reads `context.hidden_states(layer)` at prefill.
+        uses_media: whether it reads pixels from `context.inputs`; those who make branches can in any case.
+        uses_calls: whether `see` is shown every call of every layer's attention.
+        follows_steps: whether it counts the tokens of an answer, so that none may be taken back.
+        edits_mlp: whether `mlp_output` changes what the MLP of a layer adds to the residual stream.
+    """
+
+    uses_hidden_states: ClassVar[bool] = False
+    uses_media: ClassVar[bool] = False
+    uses_calls: ClassVar[bool] = False
+    follows_steps: ClassVar[bool] = False
+    edits_mlp: ClassVar[bool] = False
+
+    def branches(self, context: Context) -> Mapping[str, Branch]:
+        """Second contexts by name; called first. A name stands for its content: equal names are one branch.
+
+        Here the context has the user's rows alone; from `prepare` on it has the rows of all branches.
+        """
+        return {}
+
+    def prepare(self, context: Context) -> None:
+        """Called once per prompt, before the prefill."""
+
+    def edit(self, layer: int, step: int, context: Context) -> AttentionEdit | None:
+        """What to do to `layer` at `step` (0 is the prefill); None leaves the layer to plain attention.
+
+        Called for every layer of every forward: return the same object again where nothing changed, and leave
+        the device alone. Rows of all branches are edited, each by its own roles.
+        """
+        return None
+
+    def edit_cross(self, layer: int, step: int, context: Context) -> AttentionEdit | None:
+        """As `edit`, for the cross-attention of `layer`: columns are those of `context.cross_tokens`."""
+        return None
+
+    def observe(self, layer: int, stats: Stats, context: Context) -> None:
+        """The statistics that the participant's edit of this layer asked for, right after the layer ran."""
+
+    def observe_cross(self, layer: int, stats: Stats, context: Context) -> None:
+        """As `observe`, for what `edit_cross` asked for."""
+
+    def see(self, layer: int, call: AttentionCall, context: Context) -> None:
+        """An attention call of this layer, right after it ran; only called with `uses_calls`."""
+
+    def mlp_output(self, layer: int, hidden: Tensor, context: Context) -> Tensor:
+        """What the MLP of `layer` puts out, [B, Lq, D], changed; only called with `edits_mlp`."""
+        return hidden
+
+    def mix(self, context: Context) -> Mixture | None:
+        """How the logits of the branches combine (`context.logits`); called at the end of each forward."""
+        return None
+
+
+class Recorder(Participant):
+    """A participant that also wants the ids fed at each step, and sees the user's rows alone."""
+
+    def begin_step(self, context: Context, input_ids: Tensor | None) -> None: ...
+
+
+class Context:
+    """One prefill and the decode steps that follow it.
+
+    Attributes:
+        step: 0 at prefill, then 1, 2, ... for each further forward.
+        seen: how many tokens the cache held before this forward.
+        replaying: the last row of the prompt runs once more, see `replay`; `step` is 1 then.
+        user_batch: B, the user's rows. batch: rows of the forward, B times the number of contexts.
+        prompt_length: L of the prefill; the tokens of an image for a vision model used alone.
+        inputs: the user's arguments of the prefill. visible: [B, L] bool on the CPU, False for padding.
+        model: the wrapped model. config: its language model's configuration, with num_layers and num_heads
+            (layers and query heads) read from it.
+        input_ids: [batch, L] of the prefill; None where embeddings were given.
+        participants: all that take part, in the order in which they were activated.
+        device: that of the layer which runs.
+        self_layers: layers with self-attention. cross_layers: those with cross-attention; some have both.
+        encoder: what the encoder of an encoder-decoder reads, where that is ids; or why it is not known.
+        cross_keys: number of keys of the cross-attention layer that runs or ran last.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        config: Any,
+        inputs: Mapping[str, Any],
+        tokens: TokenMap | Exception,
+        participants: tuple[Participant, ...],
+        reader: PromptReader | None = None,
+    ):
+        self.model, self.config, self.inputs, self.participants = model, config, inputs, participants
+        # Read once: a configuration's attributes are slow, and every layer of every step asks for these.
+        self.num_layers: int = config.num_hidden_layers
+        self.num_heads: int = config.num_attention_heads
+        self.input_ids: Tensor | None = inputs.get("input_ids")
+        self.batch, self.prompt_length, self.device = _shape(inputs, tokens)
+        self.user_batch = self.batch
+        self.visible = _visible(inputs.get("attention_mask"), self.batch, self.prompt_length)
+        self.step, self.seen, self.replaying = 0, 0, False
+        self.wants_replay = False
+        self.kept_layers: tuple[int, ...] = ()
+        self.edits_mlp = any(participant.edits_mlp for participant in participants)
+        self._tokens, self._reader = tokens, reader
+        self._stack: Stack | None = None
+        self.cross_keys = 0
+        self.self_layers, self.cross_layers = frozenset(range(self.num_layers)), frozenset[int]()
+        self._cross: TokenMap | None = None
+        self.encoder: TokenMap | Exception | None = None
+        self._hidden: tuple[int, Tensor] | None = None
+        self._kept: dict[int, Tensor] = {}
+        self._logits: Tensor | None = None
+        self._states: dict[int, dict[Any, Any]] = {}
+        self._sequences: dict[int, dict[str, Tensor]] = {}
+        #: `run_aside(inputs, participant)`: a forward of `inputs` without a cache, seen by that participant
+        #: alone, in `branches` or `prepare`; costs a prefill.
+        self.run_aside: Callable[[Mapping[str, Any], Participant], Any] = _no_model
+
+    # The prompt ---------------------------------------------------------------------------------------
+
+    @property
+    def tokens(self) -> TokenMap:
+        """Roles of the prompt. Raises the reason why they are not known, if they are not."""
+        if isinstance(self._tokens, Exception):
+            raise self._tokens
+        return self._tokens
+
+    @property
+    def reader(self) -> PromptReader:
+        """Renders and reads this model's prompts."""
+        if self._reader is None or self._reader.processor is None:
+            raise InputError("this intervention reads the prompt's text: give regaze.wrap the processor")
+        return self._reader
+
+    @property
+    def pad_token_id(self) -> int:
+        """A token for places that the attention mask hides."""
+        ids = (getattr(self.config, "pad_token_id", None), getattr(self.config, "eos_token_id", None))
+        found = next((i for i in ids if i is not None), 0)
+        return found[0] if isinstance(found, (list, tuple)) else found
+
+    @property
+    def crosses(self) -> bool:
+        """Whether there are cross-attention layers."""
+        return bool(self.cross_layers)
+
+    @property
+    def cross_tokens(self) -> TokenMap:
+        """What the keys of the cross-attention layers are: [batch, keys] roles, views and cells.
+
+        Raises:
+            UnsupportedModelError: regaze does not know.
+        """
+        if isinstance(self.encoder, Exception):
+            raise self.encoder
+        if self.encoder is not None and self.encoder.length == self.cross_keys:
+            return self.encoder
+        if self._cross is None or self._cross.length != self.cross_keys:
+            if self._reader is None:
+                raise InputError(
+                    "this model is not wrapped, so the keys of its cross-attention are not known"
+                )
+            self._cross = self._reader.family.cross_tokens(self.inputs, self.batch, self.cross_keys)
+        return self._cross
+
+    # What participants keep ---------------------------------------------------------------------------
+
+    def state(self, owner: Participant) -> dict[Any, Any]:
+        """Scratch space of one participant for this generation. Participants themselves keep no state."""
+        return self._states.setdefault(id(owner), {})
+
+    def sequences(self, owner: Participant) -> dict[str, Tensor]:
+        """Like `state`, for tensors [batch, ...] that follow their sequence when beam search re-orders."""
+        return self._sequences.setdefault(id(owner), {})
+
+    def reorder(self, rows: Tensor) -> None:
+        """Beam search goes on with these rows [batch] of the forward."""
+        for kept in self._sequences.values():
+            for name, tensor in kept.items():
+                kept[name] = tensor.index_select(0, rows.to(tensor.device))
+
+    def take_back(self) -> None:
+        """`generate` has dropped tokens from the cache that an assistant had proposed.
+
+        Raises:
+            InputError: a participant has counted them.
+        """
+        counting = sorted({type(p).__name__ for p in self.participants if p.follows_steps})
+        if counting:
+            raise InputError(
+                f"{' and '.join(counting)} would count tokens that this generation tries and takes back; "
+                "generate without an assistant model, early exit or prompt lookup"
+            )
+
+    # The forward --------------------------------------------------------------------------------------
+
+    def hidden_states(self, layer: int) -> Tensor:
+        """[batch, L, D], the residual stream entering `layer`; only at prefill, only while that layer runs.
+
+        Raises:
+            InputError: asked at another time, or no participant set `uses_hidden_states`.
+        """
+        if self._hidden is None or self._hidden[0] != layer:
+            raise InputError(f"the input of layer {layer} is available only at prefill while that layer runs")
+        return self._hidden[1].to(self.device)  # accelerate moves a layer's input after our hook has seen it
+
+    def show_hidden(self, layer: int, hidden: Tensor) -> None:
+        """`hidden` [batch, L, D] is about to enter `layer`."""
+        self._hidden = (layer, hidden)
+
+    def hide_hidden(self) -> None:
+        """The forward has ended: what entered its layers is not kept."""
+        self._hidden = None
+
+    def keep_hidden(self, layers: tuple[int, ...]) -> None:
+        """Keep the residual stream entering these layers in every forward, for `layer_logits`.
+
+        Layer `num_layers` stands for what leaves the last one. Ask for it in `prepare`.
+        """
+        self.kept_layers = tuple(sorted({*self.kept_layers, *layers}))
+
+    def kept_hidden(self, layer: int) -> Tensor:
+        """[batch, Lq, D], the residual stream entering `layer` in the forward that has just ended."""
+        if layer not in self._kept:
+            raise InputError(f"the input of layer {layer} was not kept: call context.keep_hidden in prepare")
+        return self._kept[layer]
+
+    def take_hidden(self, layer: int, hidden: Tensor) -> None:
+        """`hidden` [batch, Lq, D] has entered `layer`, one of `kept_layers`."""
+        if self.replaying and layer in self._kept:  # not in one of a prompt that was taken over
+            hidden = torch.cat([self._kept[layer][:, :-1], hidden], 1)
+        self._kept[layer] = hidden
+
+    def layer_logits(self, layer: int, norm: bool = False) -> Tensor:
+        """[B, T, V] logits read early, from the residual stream entering `layer` (of the user's rows).
+
+        Args:
+            norm: apply the model's final norm first, as the model does to its last layer.
+        """
+        logits = self.logits()
+        hidden = self.kept_hidden(layer)[: self.user_batch, -logits.shape[1] :]
+        head = self.model.get_output_embeddings()
+        if norm:
+            hidden = self.model.get_decoder().norm(hidden)
+        return head(hidden.to(head.weight.device)).to(logits.device)
+
+    def replay(self) -> None:
+        """Run the last row of the prompt again when the prefill ends, as a decode step.
+
+        For an edit of that row alone which depends on statistics of later layers: the first token then comes
+        from the edited row, and nothing else of the prompt is computed twice. Ask for it until the prefill
+        ends. Prompts must end in the same column.
+        """
+        self.wants_replay = True
+
+    # Branches -----------------------------------------------------------------------------------------
+
+    def rows(self, branch: str = MAIN) -> slice:
+        """The rows of one context in the batch of the forward."""
+        return slice(0, self.batch) if self._stack is None else self._stack.rows(branch)
+
+    def logits(self, branch: str = MAIN) -> Tensor:
+        """[B, T, V] logits of one context, in `mix`: T is what the user's forward asked for.
+
+        Contexts are aligned at their last token.
+        """
+        if self._logits is None:
+            raise InputError("logits exist only at the end of a forward, in `mix`")
+        rows = self._logits[self.rows(branch)]
+        # Padding that a longer branch put before the user's prompt is no position of the user's.
+        return rows if self.step else rows[:, -self.visible.shape[1] :]
+
+    @property
+    def has_branches(self) -> bool:
+        return self._stack is not None
+
+    def stack(self, stack: Stack) -> None:
+        """From now on the forward runs the rows of all contexts."""
+        self._stack = stack
+        self.batch, self.prompt_length = stack.batch * len(stack.names), stack.length
+        self.input_ids = stack.input_ids
+        if not isinstance(self._tokens, Exception):
+            self._tokens = stack.tokens(self._tokens)
+
+    def stacked(self, inputs: Mapping[str, Any], seen: int, takes_positions: bool) -> dict[str, Any]:
+        """The arguments of a forward for all contexts, from the user's; `seen` tokens are in the cache."""
+        assert self._stack is not None
+        axes = compat.has_position_axes(self.model)
+        if not seen:  # positions along several axes are the model's own affair
+            return self._stack.prefill(inputs, takes_positions and not axes)
+        stacked = self._stack.decode(inputs, seen, takes_positions)
+        if axes:
+            text = (stacked["attention_mask"].cumsum(1) - 1)[:, -stacked["input_ids"].shape[1] :]
+            stacked["position_ids"] = compat.positions_on_axes(self.model, text)
+        return stacked
+
+    def embedding_gain(self) -> Tensor | None:
+        """[batch, L] factor of each input embedding at prefill; None: all are 1."""
+        return None if self._stack is None else self._stack.embedding_gain()
+
+    def stacked_rows(self, rows: Tensor) -> Tensor:
+        """The rows of the forward that belong to the user's rows `rows` [B]."""
+        copies = self.batch // self.user_batch
+        first = torch.arange(copies, device=rows.device) * self.user_batch
+        return (first[:, None] + rows).flatten()
+
+    @contextmanager
+    def reading(self, output: Any) -> Iterator[None]:
+        """While `logits` can be asked for."""
+        self._logits = output.logits
+        try:
+            yield
+        finally:
+            self._logits = None
+
+
+def _no_model(inputs: Mapping[str, Any], participant: Participant) -> Any:
+    raise InputError("this context belongs to no model")
+
+
+def _shape(inputs: Mapping[str, Any], tokens: TokenMap | Exception) -> tuple[int, int, torch.device]:
+    """Rows and columns of the prompt, and where it lies."""
+    prompt = compat.prompt_of(inputs)
+    if prompt is not None:
+        return prompt.shape[0], prompt.shape[1], prompt.device
+    if isinstance(tokens, Exception):
+        raise tokens
+    return tokens.batch, tokens.length, inputs["pixel_values"].device
+
+
+def _visible(mask: Any, batch: int, length: int) -> Tensor:
+    """[B, L] bool on the CPU: where the prompt has tokens."""
+    mask = compat.padding_mask(mask, length)
+    if mask is None or mask.shape != (batch, length):
+        return torch.ones(batch, length, dtype=torch.bool)
+    return mask.bool().cpu()

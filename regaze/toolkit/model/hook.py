@@ -1,0 +1,479 @@
+"""`ModelHook`: regaze inside one transformers model, from the first open `using` block to the last.
+
+While at least one block is open, the language model's attention implementation is "regaze": the function of
+attention.py, which asks the hook of its module for an edit. When the last block closes, everything is put
+back. The hook lives on the model and on its attention modules; nothing is kept at module or class level, so
+models and threads do not see each other.
+"""
+
+from __future__ import annotations
+
+import inspect
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from regaze.errors import CompositionError, InputError, RegazeError, UnsupportedModelError
+from regaze.kernels import AttentionEdit, Stats
+from regaze.toolkit.model import compat
+from regaze.toolkit.model.attention import PLACE, SLOT, Planned, outside_graphs, plan
+from regaze.toolkit.model.attention_call import AttentionCall
+from regaze.toolkit.model.branches import Branch, Stack, main_rows
+from regaze.toolkit.model.context import Context, Participant, Recorder
+from regaze.toolkit.model.layer_hooks import Watches, replayed
+from regaze.toolkit.model.logits import mix
+from regaze.toolkit.prompts.prompt_reader import PromptReader
+from regaze.toolkit.prompts.token_map import TokenMap
+
+_BY_NAME = "an intervention that changes the logits of a forward needs outputs by name: return_dict=True"
+
+
+@dataclass(eq=False)
+class Session:
+    """One open `using` or `recording` block. `tokens` overrides the roles read from the prompt."""
+
+    participants: tuple[Participant, ...]
+    tokens: TokenMap | None = None
+    read_tokens: Callable[[Mapping[str, Any], Tensor | None], TokenMap] | None = None
+    reader: PromptReader | None = None
+
+    @property
+    def recorders(self) -> tuple[Recorder, ...]:
+        return tuple(p for p in self.participants if isinstance(p, Recorder))
+
+
+def open_session(model: PreTrainedModel, session: Session, outer: PreTrainedModel | None = None) -> None:
+    """Make a session take part in every forward of `model` until it is closed.
+
+    Args:
+        outer: the model that `model` is a part of, if its embeddings are where token ids are seen last.
+    """
+    hook = model.__dict__.get(SLOT)
+    if hook is None:
+        hook = ModelHook(model, outer)
+        hook.install()
+    try:
+        hook.add(session)
+    except BaseException:
+        hook.remove(session)
+        raise
+
+
+def close_session(model: PreTrainedModel, session: Session) -> None:
+    """End a session; the last one leaves the model exactly as it was."""
+    hook = model.__dict__.get(SLOT)
+    if hook is not None:
+        hook.remove(session)
+
+
+@contextmanager
+def silent(model: PreTrainedModel) -> Iterator[None]:
+    """Forwards in the block are those of the model without its open sessions."""
+    hook = model.__dict__.get(SLOT)
+    if hook is None:
+        yield
+        return
+    outer, hook.sessions = hook.sessions, []
+    hook._refresh()
+    try:
+        yield
+    finally:
+        hook.sessions = outer
+        hook._refresh()
+
+
+def take_over(model: PreTrainedModel, cache: Any, inputs: Mapping[str, Any]) -> None:
+    """Let the open sessions go on from a cache that was filled outside of them, but for a last token.
+
+    They see the whole prompt `inputs` now, and then its last row, in the next forward, as a step over the
+    cache of those before it, like one that is replayed (`Context.replay`). That is the same for participants
+    that leave the rows before the last alone, measure nothing in them and have no branches.
+
+    Raises:
+        UnsupportedModelError: a participant has branches.
+    """
+    hook = model.__dict__.get(SLOT)
+    if hook is None:  # no session: there is nobody to see anything
+        return
+    context = hook._begin(inputs)
+    if context.has_branches:
+        raise UnsupportedModelError("a cache that one context has filled cannot go on as several")
+    context.replaying = True
+    hook._contexts[cache] = (context, tuple(hook.sessions))
+
+
+class ModelHook:
+    """The open sessions of one model and the generations that run under them."""
+
+    def __init__(self, model: PreTrainedModel, outer: PreTrainedModel | None = None):
+        self.model, self._outer = model, model if outer is None else outer
+        self._embedded: Tensor | None = None
+        self._announced: tuple[Tensor, TokenMap] | None = None
+        self._media: tuple[str, ...] = ()  # what the roles of a prompt are read from, beside its ids
+        self.sessions: list[Session] = []
+        self.participants: tuple[Participant, ...] = ()
+        self.current: Context | None = None
+        self._contexts: weakref.WeakKeyDictionary[Any, tuple[Context, tuple[Session, ...]]] = (
+            weakref.WeakKeyDictionary()
+        )
+        self._planned: dict[compat.Place, tuple[tuple[AttentionEdit | None, ...], Planned | None]] = {}
+        self._handles: list[Any] = []
+        self._recorders: tuple[Recorder, ...] = ()
+        self._mixing: tuple[Participant, ...] = ()
+        self.seeing: tuple[Participant, ...] = ()
+        self._watches = Watches(model)
+        self._self_layers, self._cross_layers = frozenset[int](), frozenset[int]()
+        self._argument_names = tuple(inspect.signature(model.forward).parameters)
+        self.previous = compat.current_attention(model)
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise InputError(
+            f"this {type(self.model).__name__} has an open gaze.using(...) or gaze.recording(...); copy or "
+            "pickle it outside of the block (save_pretrained works inside, and saves the plain model)"
+        )
+
+    # Coming and going ---------------------------------------------------------------------------------
+
+    def install(self) -> None:
+        modules = compat.attention_modules(self.model)
+        if not modules:
+            raise UnsupportedModelError(
+                f"{type(self.model).__name__} has no attention modules that regaze can reach"
+            )
+        try:
+            compat.set_attention(self.model, compat.IMPLEMENTATION)
+        except BaseException:  # also half-way through a composite model
+            compat.set_attention(self.model, self.previous)
+            raise
+        for module, place in modules.items():
+            module.__dict__[SLOT], module.__dict__[PLACE] = self, place
+        for module in (self.model, *compat.sharing_modules(self.model)):
+            module.__dict__[SLOT] = self
+        self._self_layers, self._cross_layers = (
+            frozenset(place.layer for place in modules.values() if place.cross is cross)
+            for cross in (False, True)
+        )
+        self._handles = [
+            self.model.register_forward_pre_hook(self._enter, with_kwargs=True),
+            self.model.register_forward_hook(self._leave, with_kwargs=True, always_call=True),
+        ]
+        if self._outer is not self.model:  # embeds the ids itself and mixes the image in
+            embeddings = self._outer.get_input_embeddings()
+            self._handles.append(embeddings.register_forward_pre_hook(self._note_ids))
+
+    def uninstall(self) -> None:
+        self._watches.stop()  # of a forward that was interrupted from the keyboard, which runs no hook
+        for handle in self._handles:
+            handle.remove()
+        for module in self.model.modules():
+            if module.__dict__.get(SLOT) is self:  # a part of the model may be wrapped by itself
+                module.__dict__.pop(SLOT)
+                module.__dict__.pop(PLACE, None)
+        compat.set_attention(self.model, self.previous)
+
+    def add(self, session: Session) -> None:
+        if session.recorders and any(other.recorders for other in self.sessions):
+            raise CompositionError(
+                "a recording is already open on this model; ask for everything in one gaze.recording"
+            )
+        self.sessions.append(session)
+        self._refresh()
+
+    def remove(self, session: Session) -> None:
+        if session in self.sessions:
+            self.sessions.remove(session)
+        for cache, (context, sessions) in list(self._contexts.items()):
+            if session in sessions and context.has_branches:  # what is left of it is the user's rows
+                compat.release_cache(cache, context.user_batch)
+                del self._contexts[cache]
+        self._refresh()
+        if not self.sessions:
+            self.uninstall()
+
+    def _refresh(self) -> None:
+        # Recorders come last: what they ask for is attached to what the others do.
+        ordered = sorted(self.sessions, key=lambda session: bool(session.recorders))
+        self.participants = tuple(p for session in ordered for p in session.participants)
+        # Worked out once: a decode step of a small model takes a millisecond.
+        self._recorders = tuple(p for p in self.participants if isinstance(p, Recorder))
+        self._mixing = tuple(p for p in self.participants if type(p).mix is not Participant.mix)
+        self.seeing = tuple(p for p in self.participants if p.uses_calls)
+        self._planned.clear()
+        branching = (type(p).branches is not Participant.branches for p in self.participants)
+        media = any(p.uses_media for p in self.participants) or any(branching)
+        encodes = self.model.config.is_encoder_decoder  # its forwards in `generate` have no ids to read
+        reader = next((s.reader for s in self.sessions if s.reader is not None), None)
+        compat.pass_media(self.model, media, () if reader is None else reader.family.image_token_ids)
+        self._media = () if reader is None else reader.family.media
+        watching = reader is not None and (encodes or self._media)
+        compat.watch_generate(self.model, self._announce if watching else None)
+        self._announced = None
+
+    # One forward --------------------------------------------------------------------------------------
+
+    @outside_graphs
+    def _enter(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        if not self.participants:
+            return None
+        given = {**dict(zip(self._argument_names, args, strict=False)), **kwargs} if args else kwargs
+        cache = given.get("past_key_values")
+        seen = compat.seen_tokens(cache)
+        context = self._continue(cache) if seen else self._begin(given)
+        self.current, context.seen = context, seen
+        for recorder in self._recorders:
+            recorder.begin_step(context, compat.decoder_inputs(self.model, given).get("input_ids"))
+        self._watches.start(context)
+        if not context.has_branches:
+            return None
+        positions = "position_ids" in self._argument_names
+        return (), context.stacked(given, seen, positions)
+
+    def _begin(self, given: dict[str, Any]) -> Context:
+        encoder = self._encoder_tokens(given) if self.model.config.is_encoder_decoder else None
+        given = self._with_ids(dict(compat.decoder_inputs(self.model, given)))
+        if self._cross_layers:
+            self._refuse_blind()
+        if compat.prompt_of(given) is None and not compat.sees_pixels_alone(self.model):
+            raise InputError("the model was called without input_ids and inputs_embeds")
+        reader = next((s.reader for s in self.sessions if s.reader is not None), None)
+        config, tokens = compat.text_config(self.model), self._tokens(given)
+        context = Context(self.model, config, given, tokens, self.participants, reader)
+        context.run_aside = self._run_aside
+        context.self_layers, context.cross_layers = self._self_layers, self._cross_layers
+        context.encoder = encoder
+        self._planned.clear()
+        branches: dict[str, Branch] = {}
+        for participant in self.participants:
+            for name, branch in participant.branches(context).items():
+                branches.setdefault(name, branch)
+        if branches and self._cross_layers:
+            raise UnsupportedModelError(
+                f"second contexts ({', '.join(branches)}) cannot be run so far on a "
+                f"{type(self.model).__name__}, which sees images through cross-attention layers"
+            )
+        if branches:
+            context.stack(Stack(given, branches, context.visible, context.pad_token_id))
+            longer = context.prompt_length - context.visible.shape[1]
+            compat.make_room(given.get("past_key_values"), longer)
+        for participant in self.participants:
+            participant.prepare(context)
+        return context
+
+    def _announce(self, inputs: Mapping[str, Any]) -> None:
+        """Read the prompts that `generate` was given, while all of the processor's outputs are there."""
+        self._announced = None
+        tokens = self._tokens(dict(inputs))
+        if isinstance(tokens, TokenMap):
+            self._announced = inputs["input_ids"], tokens
+
+    def _encoder_tokens(self, given: Mapping[str, Any]) -> TokenMap | Exception | None:
+        """What the encoder reads: ids of this forward, or those that `generate` has encoded before it."""
+        if given.get("input_ids") is not None:
+            return self._tokens(dict(given))
+        output, announced = given.get("encoder_outputs"), self._announced
+        if output is None or announced is None or not isinstance(announced[1], TokenMap):
+            return None
+        return announced[1].repeat(max(1, len(output[0]) // len(announced[0])))
+
+    def _note_ids(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        if self.current is None and args:
+            self._embedded = args[0]
+
+    def _with_ids(self, given: dict[str, Any]) -> dict[str, Any]:
+        """The arguments of a forward with the ids that its embeddings were made from, where known."""
+        embeds, ids = given.get("inputs_embeds"), self._embedded
+        if given.get("input_ids") is not None or embeds is None or ids is None:
+            return given
+        if ids.shape[1] != embeds.shape[1] or embeds.shape[0] % ids.shape[0]:
+            return given
+        return {**given, "input_ids": ids.repeat_interleave(embeds.shape[0] // ids.shape[0], 0)}
+
+    def _refuse_blind(self) -> None:
+        """An intervention that only knows the keys of the text would silently miss the images."""
+        for participant in self.participants:
+            kind = type(participant)
+            acts = kind.edit is not Participant.edit or kind.branches is not Participant.branches
+            if acts and kind.edit_cross is Participant.edit_cross:
+                raise UnsupportedModelError(
+                    f"{kind.__name__} knows images as tokens of the prompt, but {type(self.model).__name__} "
+                    "sees them (or sound) through cross-attention layers, where it has no meaning yet; "
+                    "HeadKnockout, PAI and recordings work there"
+                )
+
+    def _tokens(self, given: dict[str, Any]) -> TokenMap | Exception:
+        prompt = compat.prompt_of(given)
+        for session in reversed(self.sessions):
+            if session.tokens is not None:
+                return session.tokens if prompt is None else _fitted(session.tokens, *prompt.shape[:2])
+        mask = None if prompt is None else compat.padding_mask(given.get("attention_mask"), prompt.shape[1])
+        if prompt is not None and given.get("input_ids") is None:
+            return InputError("inputs_embeds have no roles; pass gaze.using(..., tokens=TokenMap(...))")
+        if self._announced is not None and prompt is not None:
+            ids, tokens = self._announced
+            copies = max(1, len(prompt) // len(ids))
+            # One copy may also be a later call of the model itself, with the same ids and other images.
+            unrepeated = copies == 1 and all(given.get(name) is not None for name in self._media)
+            if not unrepeated and torch.equal(ids.repeat_interleave(copies, 0), prompt.to(ids.device)):
+                return tokens.repeat(copies)
+        try:
+            return next(s.read_tokens for s in self.sessions if s.read_tokens is not None)(given, mask)
+        except RegazeError as error:  # raised where roles are needed: many participants need none
+            return error
+
+    def _continue(self, cache: Any) -> Context:
+        context, sessions = self._contexts.get(cache, (None, ()))
+        if context is None or any(session not in sessions for session in self.sessions):
+            raise InputError(
+                "this key-value cache was filled outside the open gaze.using(...) or gaze.recording(...); "
+                "run the prompt and its continuation inside one block"
+            )
+        context.step += 1  # of a prompt that was taken over: from 0, for its last row
+        return context
+
+    @outside_graphs
+    def _leave(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        context, self.current = self.current, None
+        self._watches.stop()
+        if context is None:
+            return None
+        context.hide_hidden()
+        if output is None:  # the forward failed
+            return None
+        if context.replaying:  # a prompt that was taken over is complete now
+            context.step, context.replaying = 0, False
+        elif context.step == 0:
+            cache = compat.cache_of(output)
+            if cache is not None:
+                self._contexts[cache] = (context, tuple(self.sessions))
+                compat.follow_reorder(cache, context)
+            if context.wants_replay:
+                given = {**dict(zip(self._argument_names, args, strict=False)), **kwargs}
+                self._replay(context, cache, given, output)
+        if not self._mixing and not context.has_branches:
+            return None
+        return self._mixed(context, output)
+
+    def _replay(self, context: Context, cache: Any, kwargs: dict[str, Any], output: Any) -> None:
+        """Run the last row of the prompt once more, as a decode step over the cache of the rows before it."""
+        if isinstance(output, tuple):
+            raise InputError(_BY_NAME)
+        context.wants_replay = False
+        inputs = replayed(kwargs, cache, context)
+        compat.drop_last(cache)
+        self.current, context.step, context.replaying = context, 1, True
+        context.seen = compat.seen_tokens(cache)
+        self._watches.start(context)
+        try:
+            again = self.model.forward(**inputs)
+        finally:
+            self._watches.stop()
+            self.current, context.step, context.replaying = None, 0, False
+        output["logits"] = torch.cat([output.logits[:, :-1], again.logits[:, -1:]], 1)
+
+    def _mixed(self, context: Context, output: Any) -> Any:
+        """The output with the combined logits and the user's rows; None where it stays as it is."""
+        if isinstance(output, tuple):
+            raise InputError(_BY_NAME)
+        with context.reading(output):
+            mixtures = [m for p in self._mixing if (m := p.mix(context)) is not None]
+            if not mixtures and not context.has_branches:
+                return None
+            logits = mix(context.logits(), mixtures) if mixtures else context.logits()
+        for name in list(output):
+            output[name] = main_rows(output[name], context.batch, context.user_batch)
+        output["logits"] = logits
+        return output
+
+    def _run_aside(self, inputs: Mapping[str, Any], participant: Participant) -> Any:
+        """A forward without a cache, seen by `participant` alone; see `Context.run_aside`."""
+        outer = self.sessions, self.current
+        tokens = next((s.tokens for s in reversed(self.sessions) if s.tokens is not None), None)
+        reading = next((s.read_tokens, s.reader) for s in self.sessions)
+        self.sessions = [Session((participant,), tokens, *reading)]
+        self._refresh()
+        keep = {"logits_to_keep": 1} if "logits_to_keep" in self._argument_names else {}
+        unwanted = ["past_key_values", "use_cache", "logits_to_keep", "return_dict", "cache_position"]
+        if inputs.get("inputs_embeds") is not None:  # the ids beside them are known from `_with_ids`
+            unwanted.append("input_ids")
+        inputs = {name: value for name, value in inputs.items() if name not in unwanted}
+        try:
+            with torch.no_grad():
+                return self.model(**inputs, **keep, use_cache=False, return_dict=True)
+        finally:
+            self.sessions, self.current = outer
+            self._refresh()
+
+    # One layer ----------------------------------------------------------------------------------------
+
+    def edit(self, place: compat.Place, keys: int, device: torch.device) -> Planned | None:
+        """What the open sessions want of this layer now, which has so many keys; None: plain attention."""
+        context = self.current
+        if context is None:
+            if self.participants:
+                raise InputError(_recomputed(self.model) or _CALLED_ALONE)
+            return None
+        context.device, step = device, context.step
+        known, layer = self._planned.get(place), place.layer
+        if place.cross:
+            context.cross_keys = keys
+        if len(self.participants) == 1:
+            only = self.participants[0]
+            edit = (only.edit_cross if place.cross else only.edit)(layer, step, context)
+            if known is not None and known[0][0] is edit:
+                return known[1]
+            edits: tuple[AttentionEdit | None, ...] = (edit,)
+        else:
+            edits = tuple(
+                (p.edit_cross if place.cross else p.edit)(layer, step, context) for p in self.participants
+            )
+            if known is not None and all(a is b for a, b in zip(known[0], edits, strict=True)):
+                return known[1]
+        planned = plan(self.participants, edits)
+        self._planned[place] = edits, planned
+        return planned
+
+    def first_key(self, place: compat.Place, queries: int, keys: int) -> int:
+        """Number of keys that the cache of a layer has dropped: those before its sliding window."""
+        context = self.current
+        return 0 if context is None or place.cross else max(0, context.seen + queries - keys)
+
+    def deliver(self, place: compat.Place, owner: Participant, stats: Stats) -> None:
+        if self.current is not None:
+            observe = owner.observe_cross if place.cross else owner.observe
+            observe(place.layer, stats, self.current)
+
+    def show(self, place: compat.Place, call: AttentionCall) -> None:
+        if self.current is not None and not place.cross:
+            for participant in self.seeing:
+                participant.see(place.layer, call, self.current)
+
+
+_CALLED_ALONE = "a part of the wrapped model was called by itself; call the model given to regaze.wrap"
+
+
+def _recomputed(model: PreTrainedModel) -> str | None:
+    """Why a layer runs although its model does not, if that is gradient checkpointing."""
+    saving = any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+    if not (saving and torch.is_grad_enabled()):
+        return None
+    return (
+        "gradient checkpointing runs layers again in the backward pass, where their edits are not known any "
+        "more; call model.gradient_checkpointing_disable() before the block"
+    )
+
+
+def _fitted(tokens: TokenMap, batch: int, length: int) -> TokenMap | Exception:
+    """An explicit map for a batch that generation may have expanded (beams, several returned sequences)."""
+    if tokens.length == length and batch % tokens.batch == 0:
+        return tokens if tokens.batch == batch else tokens.repeat(batch // tokens.batch)
+    return InputError(
+        f"the TokenMap is [B={tokens.batch}, L={tokens.length}], but the prompt is [{batch}, {length}]"
+    )

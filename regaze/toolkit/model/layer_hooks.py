@@ -1,0 +1,137 @@
+"""Hooks on the layers of a model that exist for one forward only.
+
+Permanent hooks on every layer would cost a decode step as much as an edit does; these are put in when a
+forward begins and somebody needs them, and are gone when it ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from regaze.errors import InputError, UnsupportedModelError
+from regaze.toolkit.model import compat
+from regaze.toolkit.model.branches import TOKEN_TYPES, media_names
+from regaze.toolkit.model.context import Context
+
+
+class Watches:
+    """What one forward of `model` needs besides its attention: inputs of layers, outputs of MLPs."""
+
+    def __init__(self, model: PreTrainedModel):
+        self.model = model
+        self._handles: list[Any] = []
+
+    def start(self, context: Context) -> None:
+        """Install the hooks of the forward that begins."""
+        self.stop()  # those of a forward that was interrupted from the keyboard
+        if context.step > 0 and not context.kept_layers and not context.edits_mlp:
+            return
+        if context.step == 0 and any(p.uses_hidden_states for p in context.participants):
+            for number, layer in enumerate(compat.decoder_layers(self.model)):
+                self._before(layer, _show_input(context, number))
+        for number in context.kept_layers:
+            layers = compat.decoder_layers(self.model)
+            if number == len(layers):
+                self._handles.append(layers[-1].register_forward_hook(_keep_output(context, number)))
+            else:
+                self._before(layers[number], _keep_input(context, number))
+        if context.edits_mlp:
+            for number, layer in enumerate(compat.decoder_layers(self.model)):
+                mlp = getattr(layer, "mlp", None)
+                if mlp is None:
+                    raise UnsupportedModelError(
+                        f"{type(layer).__name__} has no `mlp` whose output could be edited"
+                    )
+                self._handles.append(mlp.register_forward_hook(_edit_mlp(context, number)))
+        if context.step == 0 and (gain := context.embedding_gain()) is not None:
+            self._before(self.model.get_decoder(), _scale_embeddings(gain))
+
+    def stop(self) -> None:
+        """Remove them."""
+        while self._handles:
+            self._handles.pop().remove()
+
+    def _before(self, module: nn.Module, hook: Callable[..., Any]) -> None:
+        self._handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+
+
+def _hidden(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    return compat.residual(layer, args[0] if args else kwargs["hidden_states"])
+
+
+def _show_input(context: Context, number: int) -> Callable[..., None]:
+    def show(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        context.show_hidden(number, _hidden(module, args, kwargs))
+
+    return show
+
+
+def _keep_input(context: Context, number: int) -> Callable[..., None]:
+    def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        context.take_hidden(number, _hidden(module, args, kwargs))
+
+    return keep
+
+
+def _keep_output(context: Context, number: int) -> Callable[..., None]:
+    def keep(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        context.take_hidden(
+            number, compat.residual(module, output[0] if isinstance(output, tuple) else output)
+        )
+
+    return keep
+
+
+def _edit_mlp(context: Context, number: int) -> Callable[..., Tensor]:
+    editing = tuple(p for p in context.participants if p.edits_mlp)
+
+    def edit(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        for participant in editing:
+            output = participant.mlp_output(number, output, context)
+        return output
+
+    return edit
+
+
+def _scale_embeddings(gain: Tensor) -> Callable[..., tuple[tuple[Any, ...], dict[str, Any]]]:
+    def scale(
+        module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        embeds = kwargs.get("inputs_embeds")
+        if embeds is None:
+            raise UnsupportedModelError(
+                f"{type(module).__name__} was not given `inputs_embeds`, so no token can be blanked in it"
+            )
+        scaled = embeds * gain.to(embeds)[..., None]
+        return args, {**kwargs, "inputs_embeds": scaled}
+
+    return scale
+
+
+def replayed(inputs: Mapping[str, Any], cache: Any, context: Context) -> dict[str, Any]:
+    """The arguments of a forward of the prompt's last row alone, from those of the prefill.
+
+    Raises:
+        InputError: there is no cache, or the prompts end in different columns.
+    """
+    if cache is None:
+        raise InputError(
+            "an intervention that reads later layers before it edits needs the cache: use_cache=True"
+        )
+    if not bool(context.visible[:, -1].all()):
+        raise InputError("prompts must be padded on the left, so that all end in the last column")
+    media = (*media_names(inputs), "mm_encoder_outputs")
+    again = {name: value for name, value in inputs.items() if name not in media}
+    for name in ("input_ids", "inputs_embeds", *TOKEN_TYPES):
+        if again.get(name) is not None:
+            again[name] = again[name][:, -1:]
+    if again.get("position_ids") is not None:
+        again["position_ids"] = again["position_ids"][..., -1:]
+    mask = again.get("attention_mask")
+    if isinstance(mask, Tensor) and mask.dim() == 4:
+        again["attention_mask"] = mask[:, :, -1:]
+    return {**again, "past_key_values": cache, "use_cache": True, "return_dict": True}

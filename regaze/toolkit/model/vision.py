@@ -1,0 +1,252 @@
+"""The blocks of a vision transformer with a class token, and what that token looks at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from regaze.errors import BadParameterError, InputError, ShapeError, UnsupportedModelError
+from regaze.kernels import StatsRequest, observe
+from regaze.toolkit.prompts.token_map import Role, Sample, TokenMap, View
+
+#: Names of a block's first norm, attention and second norm: CLIP's, and those of ViT and DeiT.
+_LAYOUTS = (("layer_norm1", "self_attn", "layer_norm2"), ("layernorm_before", "attention", "layernorm_after"))
+
+
+@dataclass(frozen=True, eq=False)
+class VisionBlock:
+    """One pre-norm block in its two halves.
+
+    Attributes:
+        module: the block itself.
+        first_norm, attention, second_norm: its parts.
+    """
+
+    module: Any
+    first_norm: Any
+    attention: Any
+    second_norm: Any
+
+    def attend(self, hidden: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """The attention half with its residual, and what the class token looks at.
+
+        Returns:
+            [B, N, C] tokens, and the attention of token 0 averaged over heads, [B, N] fp32. It costs a second
+            projection of the keys, and no N x N matrix.
+        """
+        normed = self.first_norm(hidden)
+        out = self.attention(normed, *args, **kwargs)[0]
+        return hidden + self._dropout(out), self.looks(normed, slice(0, 1)).mean(1)[:, 0]
+
+    def looks(self, normed: Tensor, rows: slice, split_heads: bool = True) -> Tensor:
+        """What some tokens look at: [B, N, C] behind the first norm -> attention [B, H, R, N] fp32.
+
+        H is 1 without `split_heads`: one softmax over queries and keys of the full width.
+        """
+        width = self.attention.head_dim if split_heads else normed.shape[-1]
+        q, k = (
+            projection(x).unflatten(-1, (-1, width)).transpose(1, 2)
+            for projection, x in ((self.attention.q_proj, normed[:, rows]), (self.attention.k_proj, normed))
+        )
+        stats = observe(q, k, _ROWS)
+        assert stats.slices is not None
+        return stats.slices
+
+    def feed_forward(self, hidden: Tensor) -> Tensor:
+        """The MLP half with its residual: [B, N, C] -> [B, N, C]."""
+        return hidden + self._dropout(self.module.mlp(self.second_norm(hidden)))
+
+    def _dropout(self, x: Tensor) -> Tensor:
+        dropout = getattr(self.module, "dropout", None)
+        return x if dropout is None else dropout(x)
+
+
+_ROWS = StatsRequest(full_rows=True)
+#: Query rows held at once where every row of a layer is looked at.
+_ROWS_AT_ONCE = 64
+
+
+def class_attention(
+    model: PreTrainedModel, pixel_values: Tensor, layers: Sequence[int], split_heads: bool = True
+) -> Tensor:
+    """What the class token of a vision tower looks at; costs one forward of the tower, and no N x N matrix.
+
+    Args:
+        model: a vision model, or a model with one inside (LLaVA).
+        pixel_values: [N, 3, H, W].
+        layers: blocks of the tower from 0; negative ones count from the end.
+        split_heads: False takes queries and keys of the full width for one head, as some releases do.
+
+    Returns:
+        [len(layers), N, heads, patches] fp32, the class token's attention to every patch.
+
+    Raises:
+        UnsupportedModelError: a tower without a class token (SigLIP, Qwen2-VL). BadParameterError: no such
+        block. ShapeError: other pixel values.
+    """
+
+    def looked(block: VisionBlock, normed: Tensor) -> Tensor:
+        return block.looks(normed, slice(0, 1), split_heads)[:, :, 0]
+
+    return _measured(model, pixel_values, layers, looked)
+
+
+def received_attention(model: PreTrainedModel, pixel_values: Tensor, layers: Sequence[int]) -> Tensor:
+    """How much attention each patch receives from all tokens, averaged over them; as `class_attention`."""
+
+    def received(block: VisionBlock, normed: Tensor) -> Tensor:
+        tokens = normed.shape[1]
+        parts = [
+            block.looks(normed, slice(start, start + _ROWS_AT_ONCE)).sum(2)
+            for start in range(0, tokens, _ROWS_AT_ONCE)
+        ]
+        return torch.stack(parts).sum(0) / tokens
+
+    return _measured(model, pixel_values, layers, received)
+
+
+def _measured(
+    model: PreTrainedModel,
+    pixel_values: Tensor,
+    layers: Sequence[int],
+    measure: Callable[[VisionBlock, Tensor], Tensor],
+) -> Tensor:
+    """`measure` [N, heads, tokens] of the input of each chosen attention module, its patches only."""
+    tower = vision_tower(model)
+    blocks, prefix = vision_blocks(tower)
+    if pixel_values.dim() != 4:
+        raise ShapeError(
+            f"pixel_values must be [N, 3, H, W], got {list(pixel_values.shape)}: a tower sees tiles of an "
+            "image as images of their own"
+        )
+    missing = [layer for layer in layers if not -len(blocks) <= layer < len(blocks)]
+    if missing:
+        raise BadParameterError(
+            f"vision layers {missing} do not exist: {type(tower).__name__} has blocks 0..{len(blocks) - 1}"
+        )
+    found: dict[int, Tensor] = {}
+
+    def watch(number: int) -> Callable[..., None]:
+        def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            found[number] = measure(blocks[number], args[0] if args else kwargs["hidden_states"])
+
+        return keep
+
+    numbers = [layer % len(blocks) for layer in layers]
+    handles = [
+        blocks[number].attention.register_forward_pre_hook(watch(number), with_kwargs=True)
+        for number in set(numbers)
+    ]
+    try:
+        with torch.no_grad():
+            tower(pixel_values=pixel_values.to(tower.device, tower.dtype))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return torch.stack([found[number].to(pixel_values.device) for number in numbers])[..., prefix:]
+
+
+def patches_on_tokens(values: Tensor, tokens: TokenMap, user_batch: int) -> Tensor:
+    """A value of each patch of each image, [N, patches], at the tokens that show it: [B, L], 0 elsewhere.
+
+    Images are counted over the user's rows; every further context of a prompt shows the same ones.
+
+    Raises:
+        InputError: the images have other cells than the vision tower has patches, or other images.
+    """
+    counts = torch.tensor([len(grids) for grids in tokens.grids[:user_batch]])
+    cells = {rows * columns for grids in tokens.grids for rows, columns in grids}
+    if int(counts.sum()) != len(values) or cells != {values.shape[1]}:
+        raise InputError(
+            f"the prompts show {int(counts.sum())} images of {sorted(cells)} cells, but the vision tower saw "
+            f"{len(values)} of {values.shape[1]} patches: there must be a token for each patch"
+        )
+    first = (counts.cumsum(0) - counts).repeat(tokens.batch // user_batch)[:, None]
+    shown = (tokens.image >= 0) & (tokens.cell >= 0)
+    images, places = (first + tokens.image).where(shown, 0), tokens.cell.long().where(shown, 0)
+    return values[images, places] * shown
+
+
+def vision_tower(model: PreTrainedModel) -> PreTrainedModel:
+    """The vision model inside `model`, or `model` itself when it has no other parts.
+
+    Raises:
+        UnsupportedModelError: there is none.
+    """
+    config = getattr(model.config, "vision_config", None)
+    if config is None:
+        return model
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel) and module.config is config:
+            return module
+    raise UnsupportedModelError(f"{type(model).__name__} has no vision tower that regaze can find")
+
+
+def vision_tokens(model: PreTrainedModel, pixel_values: Tensor) -> TokenMap:
+    """Roles of the tokens of a vision model used alone: SYSTEM in front (class, registers), then the patches.
+
+    Args:
+        pixel_values: [B, 3, H, W].
+
+    Raises:
+        UnsupportedModelError: the model does not cut images into patches of one size. ShapeError: other pixel
+        values, such as Siglip 2's, which are cut up already.
+    """
+    patch = getattr(model.config, "patch_size", None)
+    if patch is None:
+        raise UnsupportedModelError(f"{type(model).__name__} has no patches whose tokens regaze could place")
+    if pixel_values.dim() != 4:
+        raise ShapeError(f"pixel_values must be [B, 3, H, W], got {list(pixel_values.shape)}")
+    high, wide = (patch, patch) if isinstance(patch, int) else patch
+    rows, columns = pixel_values.shape[2] // high, pixel_values.shape[3] // wide
+    front = [p for name, p in model.named_parameters() if name.endswith(_IN_FRONT)]
+    prefix, count = sum(p.numel() for p in front) // model.config.hidden_size, rows * columns
+    roles = (int(Role.SYSTEM),) * prefix + (int(Role.IMAGE),) * count
+    nowhere = (-1,) * prefix
+    sample = Sample(roles, nowhere + (0,) * count, (*nowhere, *range(count)), (View((rows, columns)),))
+    visible = torch.ones(len(pixel_values), prefix + count, dtype=torch.bool)
+    return TokenMap.from_samples([sample] * len(pixel_values), visible)
+
+
+#: Parameters that are tokens of their own, before the patches (those of pooling heads are not).
+_IN_FRONT = tuple(
+    f"embeddings.{name}" for name in ("class_embedding", "cls_token", "distillation_token", "register_tokens")
+)
+
+
+def vision_blocks(model: PreTrainedModel) -> tuple[list[VisionBlock], int]:
+    """The blocks of a vision model, and how many tokens before the patches it has (class, distillation).
+
+    Raises:
+        UnsupportedModelError: not a CLIP, ViT or DeiT vision model used alone.
+    """
+    name = type(model).__name__
+    if getattr(model.config, "text_config", None) is not None:
+        raise UnsupportedModelError(
+            f"{name} is more than a vision model, and its other parts expect all image tokens (LLaVA one per "
+            "placeholder in the prompt); give a vision model used alone, such as a CLIPVisionModel"
+        )
+    if not hasattr(model.config, "patch_size"):
+        raise UnsupportedModelError(f"{name} has no patches; give a CLIP, ViT or DeiT vision model")
+    names = {parameter.rpartition(".")[2] for parameter, _ in model.named_parameters()}
+    if not names & {"class_embedding", "cls_token"}:
+        raise UnsupportedModelError(f"{name} has no class token, whose attention tells which patches matter")
+    lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and m and all(map(_block, m))]
+    if len(lists) != 1:
+        raise UnsupportedModelError(
+            f"{name} has {len(lists)} stacks of blocks built like those of CLIP, ViT or DeiT; one is needed"
+        )
+    return [b for m in lists[0] if (b := _block(m)) is not None], 1 + ("distillation_token" in names)
+
+
+def _block(module: nn.Module) -> VisionBlock | None:
+    for parts in _LAYOUTS:
+        found = [getattr(module, name, None) for name in parts]
+        if all(isinstance(part, nn.Module) for part in found) and hasattr(found[1], "q_proj"):
+            return VisionBlock(module, *found)
+    return None

@@ -1,0 +1,83 @@
+"""Model families: one small file each, registered here and nowhere else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from regaze.toolkit.prompts.families.aria import Aria
+from regaze.toolkit.prompts.families.base import Family, Layout, Media, Piece
+from regaze.toolkit.prompts.families.blip import Blip2, InstructBlip
+from regaze.toolkit.prompts.families.crossing import Florence2, Mllama
+from regaze.toolkit.prompts.families.gemma import Gemma3, Gemma4, PaliGemma
+from regaze.toolkit.prompts.families.generic import Guessed, Unknown, image_id
+from regaze.toolkit.prompts.families.granite import Granite4Vision
+from regaze.toolkit.prompts.families.idefics import Idefics2, Idefics3
+from regaze.toolkit.prompts.families.kimi import KimiK25, PaddleOcrVL
+from regaze.toolkit.prompts.families.kosmos import Kosmos2, Kosmos2_5
+from regaze.toolkit.prompts.families.lfm2_vl import Lfm2Vl
+from regaze.toolkit.prompts.families.llama4 import Llama4
+from regaze.toolkit.prompts.families.llava import FastVLM, Llava, VideoLlava
+from regaze.toolkit.prompts.families.llava_next import LlavaNext, LlavaNextVideo, LlavaOnevision
+from regaze.toolkit.prompts.families.minicpmv import MiniCPMV
+from regaze.toolkit.prompts.families.molmo2 import Molmo2
+from regaze.toolkit.prompts.families.ovis2 import Ovis2
+from regaze.toolkit.prompts.families.phi4 import Phi4
+from regaze.toolkit.prompts.families.pixtral import Pixtral
+from regaze.toolkit.prompts.families.qwen_vl import Glm4v, QwenOmni, QwenVL
+from regaze.toolkit.prompts.families.tiles import Cohere, GotOcr2, InternVL, PerceptionLM
+from regaze.toolkit.prompts.families.visual_words import Chameleon, Emu3
+from regaze.toolkit.prompts.families.whisper import Whisper
+
+FAMILIES: tuple[type[Family], ...] = (
+    Aria,
+    Blip2,
+    Chameleon,
+    Cohere,
+    Emu3,
+    FastVLM,
+    Florence2,
+    Gemma3,
+    Gemma4,
+    Glm4v,
+    GotOcr2,
+    Granite4Vision,
+    Idefics2,
+    Idefics3,
+    InstructBlip,
+    InternVL,
+    KimiK25,
+    Kosmos2,
+    Kosmos2_5,
+    Lfm2Vl,
+    Llama4,
+    Pixtral,  # before Llava: it takes LLaVA's configurations with a Pixtral tower
+    Llava,
+    LlavaNext,
+    LlavaNextVideo,
+    LlavaOnevision,
+    MiniCPMV,
+    Mllama,
+    Molmo2,
+    Ovis2,
+    PaddleOcrVL,
+    PaliGemma,
+    PerceptionLM,
+    Phi4,
+    QwenOmni,
+    QwenVL,
+    VideoLlava,
+    Whisper,
+)
+
+
+def family_of(config: Any) -> Family:
+    """The family of a model configuration; text-only models need no entry."""
+    for family in FAMILIES:
+        if family.serves(config):
+            return family(config)
+    if image_id(config) is not None:
+        return Guessed(config)
+    return Unknown(config) if getattr(config, "vision_config", None) is not None else Family(config)
+
+
+__all__ = ["FAMILIES", "Family", "Guessed", "Layout", "Media", "Piece", "Unknown", "family_of"]

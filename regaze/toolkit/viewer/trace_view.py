@@ -1,0 +1,201 @@
+"""`Subject`: one sample of a trace without padding, as a page shows it: tokens, rows, pictures, weights."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from regaze.errors import BadParameterError, InputError
+from regaze.toolkit.prompts.images import ImageLike, open_image
+from regaze.toolkit.prompts.token_map import WHOLE, Role, View
+from regaze.toolkit.record.record import Trace
+from regaze.toolkit.viewer.codec import Array
+
+#: A token whose role is not known.
+UNKNOWN = len(Role)
+#: Longest side of a picture on a page, in pixels, and the size beyond which it is stored with losses.
+_SIDE, _LOSSLESS = 1024, 200_000
+
+
+class Subject:
+    """What a trace knows of one sample.
+
+    Attributes:
+        prompt: number of the prompt's tokens; those of the answer follow.
+        pieces: text of each token, "" for those of images. roles: `Role` of each, or UNKNOWN.
+        rows: the token at which each recorded row stands; an answer token's row is that of the token before.
+    """
+
+    def __init__(self, trace: Trace, sample: int = 0):
+        if not 0 <= sample < len(trace.row_active):
+            raise BadParameterError(f"sample {sample} is not in the record; it has {len(trace.row_active)}")
+        self.trace, self.sample = trace, sample
+        length = _prompt_length(trace)
+        real = np.arange(length)
+        if trace.tokens is not None:
+            real = real[(trace.tokens.roles[sample] != Role.PAD).numpy()]
+        self.prompt = len(real)
+        self._token_of = np.full(length, -1)
+        self._token_of[real] = np.arange(self.prompt)
+        self._active = trace.row_active[sample].numpy()
+        self.rows = [self._token(int(place)) for place in trace.row_position[self._active]]
+        known = _known_answer(trace, length)
+        #: the last row predicts one more token, even where nobody says which
+        total = max(self.prompt + known, 2 + max(self.rows))
+        self._columns = np.concatenate([real, length + np.arange(total - self.prompt)])
+        self.roles = self._roles(total)
+        self.pieces = self._pieces(total)
+
+    def _token(self, position: int) -> int:
+        """The token at a position of the padded sequence."""
+        length = len(self._token_of)
+        return int(self._token_of[position]) if position < length else self.prompt + position - length
+
+    def _roles(self, total: int) -> list[int]:
+        answer = [int(Role.OUTPUT)] * (total - self.prompt)
+        if self.trace.tokens is None:
+            return [UNKNOWN] * self.prompt + answer
+        return self.trace.tokens.roles[self.sample].numpy()[self._columns[: self.prompt]].tolist() + answer
+
+    def _pieces(self, total: int) -> list[str]:
+        text = self.trace.text[self.sample] if self.trace.text is not None else ()
+        pieces = [text[place] if place < len(text) else "?" for place in self._columns[:total].tolist()]
+        return ["" if role == Role.IMAGE else piece for piece, role in zip(pieces, self.roles, strict=True)]
+
+    @property
+    def answer(self) -> str:
+        return "".join(self.pieces[self.prompt :]).strip()
+
+    # Numbers --------------------------------------------------------------------------------------------
+
+    @property
+    def columns(self) -> str:
+        """Whose weights were recorded: "all" columns, those of "image"s, or "none"."""
+        if self.trace.slices is None:
+            return "none"
+        return "all" if self.trace.slice_columns is None else "image"
+
+    def weights(self, trace: Trace, layer: int) -> Array:
+        """[Hq, N, C] fp32 of the i-th recorded layer, a column per token; 0 where it was not recorded.
+
+        `trace` is that of this sample, or one of the same tokens.
+        """
+        some = next(tensor for tensor in (trace.slices, trace.masses) if tensor is not None)
+        out = np.zeros((some.shape[2], len(self.rows), len(self.pieces)), np.float32)
+        if trace.slices is None:
+            return out
+        slices = trace.slices[layer, self.sample].numpy()[:, self._active]
+        if trace.slice_columns is None:
+            there = self._columns < slices.shape[-1]
+            out[:, :, there] = slices[:, :, self._columns[there]]
+        else:
+            held = trace.slice_columns[self.sample].numpy()
+            out[:, :, self._token_of[held[held >= 0]]] = slices[:, :, held >= 0]
+        return out
+
+    def masses(self, trace: Trace, layer: int, weights: Array, roles: Sequence[int]) -> Array | None:
+        """[Hq, N, roles] mass of some roles in the i-th recorded layer; None where they are not known."""
+        if trace.masses is not None:
+            picked: Array = trace.masses[layer, self.sample].numpy()[:, self._active][..., list(roles)]
+            return picked
+        if self.columns != "all" or self.trace.tokens is None:
+            return None
+        has = np.array(self.roles)[:, None] == np.array(roles)
+        return weights @ has.astype(np.float32)
+
+    # Pictures -------------------------------------------------------------------------------------------
+
+    @property
+    def views(self) -> list[tuple[int, View]]:
+        """The views of images whose grid is known, and their numbers."""
+        tokens = self.trace.tokens
+        return (
+            [] if tokens is None else [(i, v) for i, v in enumerate(tokens.views[self.sample]) if all(v.grid)]
+        )
+
+    def pictures(self, images: Sequence[ImageLike] | None) -> list[dict[str, Any]]:
+        """Per view its grid, the token of each cell, and the part of its image that it shows, as a data URL.
+
+        Args:
+            images: the pictures as the model receives them, one per image; None leaves the maps without.
+
+        Raises:
+            InputError: a number of images that is not that of the prompt.
+        """
+        tokens = self.trace.tokens
+        if tokens is None or not self.views:
+            return []
+        count = 1 + max(view.image for view in tokens.views[self.sample])
+        if images is not None and len(images) != count:
+            raise InputError(f"{len(images)} images were given for a sample with {count}; give one for each")
+        opened = None if images is None else [open_image(image) for image in images]
+        out, tiles = [], [0] * count
+        for number, view in self.views:
+            cells = tokens.image_cells(self.sample, number)
+            tiles[view.image] += view.box != WHOLE
+            several = sum(other.image == view.image for _, other in self.views) > 1
+            part = None if opened is None or view.frame is not None else _part(opened[view.image], view)
+            out.append(
+                {
+                    "label": _label(view, count, tiles[view.image]),
+                    "image": view.image,
+                    "box": view.box if several else None,
+                    "rows": view.grid[0],
+                    "columns": view.grid[1],
+                    "tokens": self._token_of[cells.numpy()].tolist(),
+                    "width": None if part is None else part.width,
+                    "height": None if part is None else part.height,
+                    "source": None if part is None else _data_url(part),
+                }
+            )
+        return out
+
+
+def _prompt_length(trace: Trace) -> int:
+    if trace.tokens is not None:
+        return trace.tokens.length
+    if trace.input_ids is not None:
+        return trace.input_ids.shape[1]
+    prefill = trace.row_position[trace.row_step == 0]
+    return int(prefill.max()) + 1 if len(prefill) else 0
+
+
+def _known_answer(trace: Trace, length: int) -> int:
+    if trace.output_ids is not None:
+        return trace.output_ids.shape[1]
+    return max(0, len(trace.text[0]) - length) if trace.text is not None else 0
+
+
+def _label(view: View, images: int, tile: int) -> str:
+    """What a view is called; the tiles of an image are counted from 1."""
+    name = f"image {view.image + 1}" if images > 1 else "image"
+    if view.frame is not None:
+        return f"{name}, frame {view.frame + 1}"
+    return name if view.box in (None, WHOLE) else f"{name}, tile {tile}"
+
+
+def _part(image: Image.Image, view: View) -> Image.Image | None:
+    """What a view shows of its image; None where that is not known."""
+    if view.box is None:
+        return None
+    (left, top, right, bottom), (width, height) = view.box, image.size
+    box = round(left * width), round(top * height), round(right * width), round(bottom * height)
+    part = image if view.box == WHOLE else image.crop(box)
+    part = part.copy()
+    part.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
+    return part
+
+
+def _data_url(image: Image.Image) -> str:
+    """The picture inside the page: as PNG, or as JPEG where that is too large."""
+    for kind, options in (("png", {"optimize": True}), ("jpeg", {"quality": 88})):
+        buffer = io.BytesIO()
+        image.save(buffer, kind, **options)
+        if buffer.tell() <= _LOSSLESS:
+            break
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"

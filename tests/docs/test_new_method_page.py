@@ -1,0 +1,39 @@
+"""The method of docs/new-method.md is run as it stands there, in about forty lines."""
+
+from __future__ import annotations
+
+import re
+import sys
+import types
+
+import pytest
+import torch
+from models import logits_of, picture
+from paths import DOCS
+
+PAGE = DOCS / "new-method.md"
+
+
+@pytest.fixture(scope="module")
+def louder():
+    code = re.search(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.S).group(1)
+    body = code[code.index("@dataclass") :].strip().splitlines()
+    assert len(body) <= 45
+    module = types.ModuleType("louder_of_the_page")
+    sys.modules[module.__name__] = module  # dataclasses look their module up
+    exec(compile(code, str(PAGE), "exec"), module.__dict__)
+    yield module.Louder
+    del sys.modules[module.__name__]
+
+
+def test_the_method_of_the_page_works_and_keeps_its_promises(louder, model, gaze):
+    inputs = gaze.inputs([picture(0), picture(1)], ["What is there?", "Is there a dog in it?"])
+    plain = logits_of(model, inputs)
+    with gaze.using(louder(gain=0.0, weight=0.0)):
+        assert torch.equal(logits_of(model, inputs), plain)
+    with gaze.using(louder(gain=1.0)):
+        both = logits_of(model, inputs)
+        alone = logits_of(model, gaze.inputs([picture(0)], ["What is there?"]))
+    assert not torch.equal(both, plain)
+    torch.testing.assert_close(both[:, 0], alone[:, 0], rtol=1e-3, atol=1e-3)
+    assert louder.from_dict(louder(gain=2.0).to_dict()) == louder(gain=2.0)

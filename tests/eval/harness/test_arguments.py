@@ -1,0 +1,205 @@
+"""What the harnesses' adapters share: reading arguments, and scoring given continuations."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from models import llava_processor, tiny_llama
+
+import regaze
+from regaze.errors import BadParameterError, UnknownMethodError
+from regaze.eval.harness import arguments
+from regaze.eval.run import loglikelihood
+from regaze.interventions.registry import create
+
+HEADS = {"heads": [[0, 0], [0, 1], [2, 3]]}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", {}),
+        ("pretrained=a/b,dtype=float32", {"pretrained": "a/b", "dtype": "float32"}),
+        ("method=knockout,heads=[[3,1],[4,0]]", {"method": "knockout", "heads": [[3, 1], [4, 0]]}),
+        ("a=1,b=-1,c=1e-3,d=True,e=none", {"a": 1, "b": -1, "c": 1e-3, "d": True, "e": None}),
+        ("prefix='one, two',x=a=b,", {"prefix": "'one, two'", "x": "a=b"}),
+    ],
+)
+def test_commas_in_brackets_and_quotes_do_not_separate(text, expected):
+    assert arguments.parse(text) == expected
+
+
+def test_what_is_no_name_and_value_is_refused():
+    with pytest.raises(BadParameterError, match="expected name=value, got 'knockout'"):
+        arguments.parse("method=x,knockout")
+
+
+@pytest.mark.parametrize("heads", [[[3, 1], [4, 0]], "[[3,1],[4,0]]", ((3.0, 1.0), (4.0, 0.0))])
+def test_a_method_takes_its_parameters_and_leaves_the_rest(heads):
+    given = {"pretrained": "x", "method": "knockout", "heads": heads}
+    assert arguments.take_method(given) == create("knockout", heads=((3, 1), (4, 0)))
+    assert given == {"pretrained": "x"}
+
+
+@pytest.mark.parametrize("none", [{}, {"method": "none"}, {"method": None}, {"method": "None"}])
+def test_none_is_no_method(none):
+    assert arguments.take_method(none) is None
+    assert none == {}
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ({"method": "knockuot"}, UnknownMethodError, "did you mean 'knockout'"),
+        ({"method": "knockout"}, BadParameterError, "changes nothing"),
+        ({"method": "knockout", "heads": "some"}, BadParameterError, "heads='some'"),
+        ({"method": "dola", "beta": "big"}, BadParameterError, "beta='big'"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(given, error, message):
+    with pytest.raises(error, match=message):
+        arguments.take_method(given)
+
+
+def test_an_unknown_argument_is_named_beside_what_there_is():
+    with pytest.raises(BadParameterError, match=r"unknown bta; .*batch_size.*parameters of dola: .*beta"):
+        arguments.explain_unknown({"bta": 1}, {"batch_size"}, create("dola"))
+
+
+# Scores -----------------------------------------------------------------------------------------------
+
+
+def _batch(contexts):
+    return llava_processor().tokenizer.pad({"input_ids": contexts}, padding_side="left", return_tensors="pt")
+
+
+def _in_one_forward(model, context, continuation):
+    logits = model(torch.tensor([context + continuation])).logits[0].float().log_softmax(-1)
+    rows = logits[len(context) - 1 : -1]
+    wanted = torch.tensor(continuation)
+    return rows.gather(1, wanted[:, None]).sum().item(), bool((rows.argmax(-1) == wanted).all())
+
+
+@pytest.fixture(scope="module")
+def text_gaze():
+    return regaze.wrap(tiny_llama(), llava_processor().tokenizer)
+
+
+CONTEXTS = [[5, 9, 30, 41], [7, 8], [11, 12, 13, 14, 15, 16]]
+CONTINUATIONS = [[20], [21, 2, 23, 24], [25, 26]]  # with the end token, 2, in the middle of one
+
+
+@pytest.mark.parametrize("method", [None, create("knockout", **HEADS)])
+def test_decoding_a_continuation_scores_it_as_one_forward_does(text_gaze, method):
+    with torch.no_grad(), text_gaze.using(*filter(None, [method])):
+        scores = loglikelihood.score(text_gaze.model, _batch(CONTEXTS), CONTINUATIONS)
+        for score, context, continuation in zip(scores, CONTEXTS, CONTINUATIONS, strict=True):
+            logprob, greedy = _in_one_forward(text_gaze.model, context, continuation)
+            assert score.logprob == pytest.approx(logprob, abs=2e-4)
+            assert score.greedy == greedy
+
+
+def test_scores_are_those_of_the_logits_that_generation_sees(text_gaze):
+    """DoLa mixes logits: what greedy decoding says under it is greedy in the scores, too."""
+    with torch.inference_mode(), text_gaze.using(create("dola", beta=0.0)):
+        out = text_gaze.model.generate(
+            **_batch([CONTEXTS[0]]), max_new_tokens=4, do_sample=False, eos_token_id=None,
+            output_logits=True, return_dict_in_generate=True,
+        )  # fmt: skip
+        said = out.sequences[0, 4:].tolist()
+        expected = sum(step[0].log_softmax(-1).max().item() for step in out.logits)
+        (score,) = loglikelihood.score(text_gaze.model, _batch([CONTEXTS[0]]), [said])
+        (other,) = loglikelihood.score(
+            text_gaze.model, _batch([CONTEXTS[0]]), [[*said[:3], (said[3] + 1) % 50]]
+        )
+    assert score.greedy
+    assert score.logprob == pytest.approx(expected, abs=1e-4)
+    assert not other.greedy
+    assert other.logprob < score.logprob
+
+
+def test_a_token_behind_the_plausibility_cut_costs_a_fixed_sum(text_gaze):
+    with text_gaze.using(create("dola", beta=1.0)):  # leaves the most likely token alone
+        one, two = loglikelihood.score(text_gaze.model, _batch([CONTEXTS[0]] * 2), [[40, 41], [42, 43]])
+    assert {one.logprob % loglikelihood.CUT, two.logprob % loglikelihood.CUT} == {0.0}
+    assert one.logprob < 0
+
+
+def test_the_models_own_generation_settings_come_back(text_gaze):
+    own = text_gaze.model.generation_config
+    loglikelihood.score(text_gaze.model, _batch([CONTEXTS[0]]), [[20]])
+    assert text_gaze.model.generation_config is own
+
+
+STARTED = """
+import sys
+sys.modules.pop("_regaze_lm_eval", None)  # an installed regaze has begun this interpreter with it
+sys.meta_path = [finder for finder in sys.meta_path if type(finder).__name__ != "_Finder"]
+before = set(sys.modules)
+sys.path.insert(0, {folder!r})
+import _regaze_lm_eval
+print(sorted(set(sys.modules) - before - {{"__future__"}}))
+watching = [finder for finder in sys.meta_path if type(finder).__name__ == "_Finder"]
+try:
+    import lm_eval.models
+except ImportError:
+    print("absent")
+else:
+    from lm_eval.api.registry import model_registry
+    print(model_registry, lm_eval.models.FILLED)
+print(len(watching), sum(type(finder).__name__ == "_Finder" for finder in sys.meta_path))
+"""
+
+
+def started(tmp_path, *, registry=None, **environment):
+    """What a fresh interpreter says that begins as the wheel's .pth file makes it begin."""
+    if registry is not None:
+        package = tmp_path / "lm_eval"
+        (package / "models").mkdir(parents=True)
+        (package / "api").mkdir()
+        for folder in (package, package / "api"):
+            (folder / "__init__.py").write_text("")
+        (package / "models/__init__.py").write_text("FILLED = True\n")
+        (package / "api/registry.py").write_text(registry)
+    hook = shutil.copy(Path(arguments.__file__).with_name("_regaze_lm_eval.py"), tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", STARTED.format(folder=str(Path(hook).parent))],
+        capture_output=True,
+        text=True,
+        env={"PYTHONPATH": str(tmp_path), **environment},
+        check=True,
+    )
+    imported, *said = done.stdout.splitlines()
+    assert imported == "['_regaze_lm_eval']"
+    return said, done.stderr
+
+
+REGISTRY = """
+class Registry(dict):
+    def register(self, name, target):
+        self[name] = target
+model_registry = Registry()
+"""
+
+
+def test_the_start_up_file_imports_nothing_and_adds_one_name(tmp_path):
+    said, errors = started(tmp_path, registry=REGISTRY)
+    assert said == ["{'regaze': 'regaze.eval.harness.lm_eval:RegazeLM'} True", "1 0"]
+    assert not errors
+
+
+def test_the_start_up_file_is_silent_without_lm_eval_and_can_be_switched_off(tmp_path):
+    assert started(tmp_path) == (["absent", "1 1"], "")  # it goes on watching: nobody asked for the list
+    off, _ = started(tmp_path, registry=REGISTRY, REGAZE_NO_LM_EVAL="1")
+    assert off == ["{} True", "0 0"]
+
+
+def test_an_lm_eval_with_another_registry_goes_on_working(tmp_path):
+    said, errors = started(tmp_path, registry="model_registry = []\n")
+    assert said == ["[] True", "1 0"]
+    assert "regaze: not registered with this lm-eval" in errors

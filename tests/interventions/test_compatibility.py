@@ -1,0 +1,93 @@
+"""All methods: what they share, the page that lists them, and every pair of them on one model."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from models import SMALL_VAR, llava_processor, logits_of, picture, tiny_llava
+from paths import DOCS
+
+import regaze
+from regaze.errors import CompositionError
+from regaze.interventions import methods_page
+from regaze.interventions.compatibility import EXCLUSIVE
+from regaze.interventions.registry import BUILT_IN, methods, usable_alone
+
+#: What a random model of six layers needs so that a method edits something in it.
+PARAMETERS = {
+    "var": SMALL_VAR,
+    "knockout": {"heads": ((1, 0), (3, 2))},
+    "agla": {"relevance": lambda image, text: (torch.arange(64.0).view(8, 8), 0.6)},
+    "mma": {"trained": True},
+    "adhh": {"heads": ((0, 3), (2, 1)), "threshold": 0.1},
+}
+#: Not run by `model.generate`: they ask again, or shrink a vision model used alone.
+ELSEWHERE = {"carve", "evit", "opera"}
+
+
+def method(name: str):
+    return methods()[name](**PARAMETERS.get(name, {}))
+
+
+RUNNABLE = sorted(
+    name
+    for name, cls in methods().items()
+    if name in PARAMETERS or (name not in ELSEWHERE and usable_alone(cls))
+)
+
+
+@pytest.fixture(scope="module")
+def gaze():
+    return regaze.wrap(tiny_llava(seed=3), llava_processor())
+
+
+@pytest.fixture(scope="module")
+def inputs(gaze):
+    """One prompt with an image, one without, of different lengths."""
+    return gaze.inputs([picture(5), None], ["Is there a dog in this picture?", "Where is the dog?"])
+
+
+@pytest.mark.parametrize("cls", BUILT_IN, ids=lambda cls: cls.name)
+def test_every_method_says_what_it_is(cls):
+    for part in ("name", "summary", "source", "edits", "cost"):
+        assert getattr(cls, part), f"{cls.__name__}.{part} is empty"
+    assert cls.__doc__
+    assert cls().is_identity in (True, False)
+    assert cls.from_dict(cls().to_dict()) == cls()
+
+
+def test_the_page_of_methods_is_up_to_date():
+    assert (DOCS / "methods.md").read_text(encoding="utf-8") == methods_page.page()
+
+
+@pytest.mark.parametrize("name", RUNNABLE)
+def test_every_method_changes_the_logits_and_leaves_no_trace(gaze, inputs, name):
+    plain = logits_of(gaze.model, inputs, tokens=3)
+    with gaze.using(method(name)):
+        edited = logits_of(gaze.model, inputs, tokens=3)
+    assert not torch.equal(edited, plain)
+    assert not edited.isnan().any()
+    assert torch.equal(logits_of(gaze.model, inputs, tokens=3), plain)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", RUNNABLE)
+def test_every_pair_works_in_either_order_or_raises(gaze, inputs, first):
+    for second in RUNNABLE:
+        if second <= first:
+            continue
+        outcomes = []
+        for pair in itertools.permutations((first, second)):
+            try:
+                with gaze.using(*map(method, pair)):
+                    outcomes.append(logits_of(gaze.model, inputs, tokens=2))
+            except CompositionError as error:
+                outcomes.append(str(error))
+        if (first, second) in EXCLUSIVE:
+            assert all(isinstance(outcome, str) for outcome in outcomes), (first, second)
+            continue
+        assert not any(isinstance(outcome, str) for outcome in outcomes), (first, second, outcomes)
+        assert not outcomes[0].isnan().any()
+        torch.testing.assert_close(outcomes[0], outcomes[1], rtol=1e-3, atol=1e-3)

@@ -1,0 +1,35 @@
+"""The kernels compile for GPUs that are not here, and keep what they carry in registers."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from paths import SUPPORT
+
+triton = pytest.importorskip("triton")
+
+CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+LAUNCHES = SUPPORT / "kernel_launches.py"
+
+#: Bytes of shared memory that a block may have. 8.0 has more, but 8.6 and 8.9 run its code with 99 KiB.
+SHARED = {80: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not CUOBJDUMP.exists(), reason="this build of Triton has no cuobjdump")
+@pytest.mark.parametrize("capability", sorted(SHARED))
+def test_kernels_compile_without_spills_and_fit_into_shared_memory(capability):
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, str(LAUNCHES), str(capability)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    kernels = [json.loads(line) for line in done.stdout.splitlines()]
+    assert {"split_kernel", "merge_kernel", "gaze_kernel", "range_kernel"} <= {k["kernel"] for k in kernels}
+    spilled = [k for k in kernels if k["stack"] or k["local"]]
+    assert not spilled, "\n".join(map(str, spilled))
+    assert all(kernel["shared"] <= SHARED[capability] for kernel in kernels)

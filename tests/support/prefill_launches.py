@@ -1,0 +1,75 @@
+"""Calls with many query rows for `kernel_launches.py`, by what they make a kernel carry."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+
+from regaze.kernels import AttentionEdit, Channels, Opening, Redistribute, Rows, StatsRequest
+from regaze.kernels.spec import Windows
+from regaze.kernels.triton import operands
+from regaze.kernels.triton.prefill import attend_prefill, observe_prefill
+from regaze.kernels.triton.prefill_call import Call, sum_columns
+
+QUERIES, HEADS, KV_HEADS = 1024, 8, 2
+#: Rows after the image, as VAR edits them; more than torch computes along with the others.
+TEXT = Rows(torch.arange(QUERIES - 200, QUERIES))
+
+
+def edits() -> dict[str, AttentionEdit]:
+    groups = torch.zeros(1, QUERIES, dtype=torch.uint8)
+    record = StatsRequest(
+        TEXT, Channels(groups, 7), entropy=True, top1=True, columns=torch.zeros(1, 40).long()
+    )
+    var = AttentionEdit(
+        TEXT, channels=Channels(groups, 4), policy=Redistribute(4, (1, 2), (3,), (2, 3), 0.6, 0.3, 0.1)
+    )
+    column = torch.empty(1, HEADS, QUERIES - 8)
+    opening = Opening(torch.ones(1, QUERIES, dtype=torch.bool), torch.ones(1, QUERIES, dtype=torch.bool))
+    return {
+        "bias on some rows": AttentionEdit(TEXT, bias=column),
+        "head gain": AttentionEdit(head_gain=torch.empty(1, HEADS, QUERIES)),
+        "var, record": var.replace(stats=record),
+        "everything": AttentionEdit(
+            score_slope=column,
+            score_gain=column,
+            head_score_gain=torch.empty(1, HEADS),
+            bias=column,
+            channels=Channels(groups, 3, torch.empty(1, 1, QUERIES)),
+            policy=var.policy,
+            value_gain=column,
+            head_gain=torch.empty(1, HEADS, QUERIES),
+            openings=(opening,),
+            windows=Windows(torch.ones(1, HEADS, dtype=torch.int64)),
+        ),
+    }
+
+
+def prefill_calls(capability: int) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """Calls by name, cut as on a GPU of this compute capability (90 for 9.0)."""
+    operands._has_room = lambda device: capability in (90, 100)
+    shapes = [(128, torch.bfloat16, name, mask) for name in edits() for mask in ("causal", "bool")]
+    shapes += [(128, torch.float16, "everything", "float")]
+    shapes += [(dim, torch.bfloat16, "var, record", "bool") for dim in (32, 64, 80)]
+    for dim, dtype, name, mask in shapes:
+        q = torch.empty(1, HEADS, QUERIES, dim, dtype=dtype)
+        k = torch.empty(1, KV_HEADS, QUERIES, dim, dtype=dtype)
+        options: dict[str, Any] = {"mask": None, "scaling": 0.1, "is_causal": mask == "causal"}
+        options |= {"softcap": None, "sinks": None}
+        if mask != "causal":
+            kind = torch.bool if mask == "bool" else dtype
+            options["mask"] = torch.zeros(1, 1, QUERIES, QUERIES, dtype=kind)
+        if name == "everything":
+            options |= {"softcap": 30.0, "sinks": torch.zeros(HEADS, dtype=dtype)}
+        label = f"prefill D={dim} {str(dtype).removeprefix('torch.')} {mask}: {name}"
+        yield label, partial(attend_prefill, q, k, k.clone(), edits()[name], **options)
+        if name == "head gain":
+            yield (
+                f"{label}, column sums",
+                partial(sum_columns, Call(q, k, None, edits()[name], **options), TEXT),
+            )
+            request = StatsRequest(channels=Channels(torch.zeros(1, 9, dtype=torch.uint8), 7), entropy=True)
+            yield f"{label}, observed", partial(observe_prefill, q, k, request, **options)

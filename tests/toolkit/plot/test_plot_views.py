@@ -1,0 +1,96 @@
+"""Maps of images that a model sees as tiles, thumbnails or frames."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from regaze.errors import BadParameterError, RecordingError
+from regaze.toolkit import plot
+from regaze.toolkit.prompts.token_map import Role, Sample, TokenMap, View
+from regaze.toolkit.record.record import Trace
+
+PICTURE = Image.new("RGB", (80, 40), (120, 120, 120))
+
+
+def trace_of(views: list[View], weights: list[float], image: list[int] | None = None) -> Trace:
+    """One layer, one head, one row whose image tokens have these weights; the text has the rest."""
+    numbers = [number for number, view in enumerate(views) for _ in range(view.grid[0] * view.grid[1])]
+    cells = [cell for view in views for cell in range(view.grid[0] * view.grid[1])]
+    count = len(weights)
+    numbers, cells = (numbers, cells) if image is None else (image, [-1] * count)
+    sample = Sample(
+        (int(Role.IMAGE),) * count + (int(Role.QUERY),), (*numbers, -1), (*cells, -1), tuple(views)
+    )
+    tokens = TokenMap.from_samples([sample], torch.ones(1, count + 1))
+    slices = torch.tensor([*weights, 0.0]).view(1, 1, 1, 1, -1)
+    where = {"row_position": torch.tensor([count]), "row_step": torch.tensor([0])}
+    return Trace((0,), **where, row_active=torch.ones(1, 1, dtype=torch.bool), slices=slices, tokens=tokens)
+
+
+def at(grid: np.ndarray, x: float, y: float) -> float:
+    """The map's value at a place given in shares of the image's sides."""
+    return float(grid[int(y * grid.shape[0]), int(x * grid.shape[1])])
+
+
+def test_tiles_and_a_thumbnail_are_painted_onto_their_boxes():
+    left, right = (0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0)
+    views = [View((1, 2)), View((2, 1), box=left), View((2, 1), box=right)]
+    grid = plot.answer_map(trace_of(views, [0.1, 0.2, 0.01, 0.02, 0.03, 0.04]))
+    assert at(grid, 0.2, 0.2) == pytest.approx(0.1 + 0.01)  # thumbnail's left cell, left tile's upper cell
+    assert at(grid, 0.2, 0.8) == pytest.approx(0.1 + 0.02)
+    assert at(grid, 0.7, 0.2) == pytest.approx(0.2 + 0.03)
+    assert at(grid, 0.99, 0.99) == pytest.approx(0.2 + 0.04)
+    assert np.unique(grid.round(6)).size == 4
+
+
+def test_a_box_beyond_the_image_is_clipped():
+    views = [View((1, 4), box=(-0.5, 0.0, 1.5, 1.0))]
+    grid = plot.answer_map(trace_of(views, [0.1, 0.2, 0.3, 0.4]))
+    np.testing.assert_allclose(np.unique(grid), [0.2, 0.3])
+    assert at(grid, 0.4, 0.5) == pytest.approx(0.2)
+    assert at(grid, 0.6, 0.5) == pytest.approx(0.3)
+
+
+def test_views_without_a_place_are_skipped():
+    views = [View((1, 1)), View((1, 1), box=None)]
+    np.testing.assert_allclose(plot.answer_map(trace_of(views, [0.3, 0.5])), [[0.3]])
+
+
+def test_one_whole_view_is_the_grid_itself():
+    np.testing.assert_allclose(plot.answer_map(trace_of([View((1, 2))], [0.3, 0.1])), [[0.3, 0.1]])
+
+
+def test_images_count_and_not_their_views():
+    views = [
+        View((1, 1), box=(0.0, 0.0, 0.5, 1.0)),
+        View((1, 1), box=(0.5, 0.0, 1.0, 1.0)),
+        View((1, 1), image=1),
+    ]
+    trace = trace_of(views, [0.1, 0.2, 0.4])
+    np.testing.assert_allclose(plot.answer_map(trace, number=1), [[0.4]])
+    assert at(plot.answer_map(trace), 0.9, 0.5) == pytest.approx(0.2)
+    with pytest.raises(BadParameterError, match=r"image 2 was not recorded; the record has 0\.\.1"):
+        plot.heatmap(trace, PICTURE, number=2)
+
+
+def test_frames_of_a_video_are_summed():
+    views = [View((1, 2), frame=0), View((1, 2), frame=1)]
+    grid = plot.answer_map(trace_of(views, [0.1, 0.2, 0.03, 0.04]))
+    assert at(grid, 0.1, 0.5) == pytest.approx(0.13)
+    assert at(grid, 0.9, 0.5) == pytest.approx(0.24)
+
+
+def test_the_picture_keeps_its_shape():
+    figure = plot.heatmap(trace_of([View((2, 2))], [0.1, 0.2, 0.3, 0.4]), PICTURE)
+    assert figure.axes[1].get_aspect() == pytest.approx(0.5)
+
+
+def test_an_image_without_places_has_no_map():
+    trace = trace_of([View((0, 0), box=None)], [0.1, 0.2], image=[0, 0])
+    with pytest.raises(RecordingError, match="which part of image 0"):
+        plot.heatmap(trace, PICTURE)
+    with pytest.raises(RecordingError, match="no image grid"):
+        plot.heatmap(trace_of([], [0.1], image=[0]), PICTURE)

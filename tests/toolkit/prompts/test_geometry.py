@@ -1,0 +1,311 @@
+"""A processor's geometry, undone: patches planted in images are sent through real processors. And the image
+editor: noise, masks, crops, pixel values read back as pictures.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from models import picture
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import (
+    CLIPImageProcessorPil,
+    Gemma3ImageProcessorPil,
+    LlavaImageProcessorPil,
+    LlavaNextImageProcessorPil,
+    Qwen2VLImageProcessorPil,
+    SiglipImageProcessorPil,
+)
+
+from regaze.errors import BadParameterError, InputError, ShapeError, UnsupportedModelError
+from regaze.interventions.vcd.noise import add_noise, diffuse, signal_share
+from regaze.toolkit.prompts.geometry import Geometry, geometry_of
+from regaze.toolkit.prompts.images import bounding_box, mask_image, seen_images, seen_pixels, top_share, zoom
+
+# Geometry -----------------------------------------------------------------------------------------------
+
+
+def square(side: int) -> dict[str, int]:
+    return {"height": side, "width": side}
+
+
+#: Processors of model families, and the pixels that one token of theirs shows.
+PROCESSORS = {
+    "clip": (CLIPImageProcessorPil(), 14),
+    "crop-smaller": (CLIPImageProcessorPil(size={"shortest_edge": 130}, crop_size=square(112)), 14),
+    "crop-larger": (CLIPImageProcessorPil(size={"shortest_edge": 100}, crop_size=square(112)), 14),
+    "pad-at-the-edge": (SiglipImageProcessorPil(size=square(98), do_pad=True, pad_size=square(112)), 14),
+    "llava-pad": (LlavaImageProcessorPil(do_pad=True), 14),
+    "llava-crop": (LlavaImageProcessorPil(), 14),
+    "siglip": (SiglipImageProcessorPil(size=square(384)), 14),  # 27 cells cover 378 pixels
+    "gemma3": (Gemma3ImageProcessorPil(), 28),
+    "qwen2-vl": (Qwen2VLImageProcessorPil(max_pixels=256 * 28 * 28), 28),
+}
+
+
+def grid_of(geometry: Geometry, side: int) -> tuple[int, int]:
+    return geometry.seen[1] // side, geometry.seen[0] // side
+
+
+def seen_cells(processor, image: Image.Image, side: int) -> torch.Tensor:
+    """Mean brightness per cell of what the model sees, [rows, columns]."""
+    (pixels,) = seen_pixels(processor, processor(images=[image], return_tensors="pt"))
+    rows, columns = pixels.shape[1] // side, pixels.shape[2] // side
+    whole = pixels[:, : rows * side, : columns * side].mean(0)
+    return whole.view(rows, side, columns, side).mean((1, 3))
+
+
+@pytest.mark.parametrize("size", [(640, 480), (301, 770), (112, 112), (53, 40)])
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_a_patch_planted_in_a_cells_box_lights_that_cell(name, size):
+    processor, side = PROCESSORS[name]
+    geometry = geometry_of(processor, size)
+    rows, columns = grid = grid_of(geometry, side)
+    boxes = {(r, c): geometry.cell_box(r, c, grid) for r in range(rows) for c in range(columns)}
+    image = np.zeros((size[1], size[0], 3), np.uint8)
+    dark = seen_cells(processor, Image.fromarray(image), side)
+    whole_cell = side * side / geometry.scale[0] / geometry.scale[1]
+    planted = 0
+    for cell in np.random.default_rng(0).permutation(sorted(boxes))[:20]:
+        row, column = int(cell[0]), int(cell[1])
+        if (box := boxes[row, column]) is None:  # padding
+            continue
+        left, top, right, bottom = box
+        if (right - left) * (bottom - top) < 0.3 * whole_cell:  # hardly more than padding
+            continue
+        lit = image.copy()
+        lit[
+            round(top) : max(round(bottom), round(top) + 1), round(left) : max(round(right), round(left) + 1)
+        ] = 255
+        light = seen_cells(processor, Image.fromarray(lit), side) - dark
+        assert divmod(int(light.argmax()), columns) == (row, column)
+        planted += 1
+    assert planted >= 5
+
+
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_cells_and_visible_pixels_tile_the_window(name):
+    processor, side = PROCESSORS[name]
+    geometry = geometry_of(processor, (301, 470))
+    grid = grid_of(geometry, side)
+    left, top, right, bottom = geometry.window(grid)
+    assert 0 <= left < right <= 301
+    assert 0 <= top < bottom <= 470
+    boxes = [geometry.cell_box(r, c, grid) for r in range(grid[0]) for c in range(grid[1])]
+    area = sum((b[2] - b[0]) * (b[3] - b[1]) for b in boxes if b is not None)
+    assert area == pytest.approx((right - left) * (bottom - top))
+    visible = geometry.visible(grid)
+    assert visible.shape == (470, 301)
+    assert abs(int(visible.sum()) - area) <= 301 + 470  # whole pixels against exact edges
+    on_map = geometry.to_pixels(torch.ones(grid))
+    assert torch.equal(on_map > 0, visible)
+    torch.testing.assert_close(on_map[visible], torch.ones(int(visible.sum()), dtype=torch.float64))
+
+
+def test_known_geometries():
+    """LLaVA-1.5 crops the sides of a wide photo, its padded form adds bars, Qwen squashes."""
+    crop = geometry_of(CLIPImageProcessorPil(size={"shortest_edge": 336}, crop_size=square(336)), (640, 480))
+    assert crop == Geometry((640, 480), (336, 336), (0.7, 0.7), (-56.0, 0.0))
+    assert crop.window((24, 24)) == (80.0, 0.0, 560.0, 480.0)
+    assert crop.cell_box(0, 0, (24, 24)) == pytest.approx((80, 0, 100, 20))
+    pad = geometry_of(LlavaImageProcessorPil(do_pad=True), (640, 320))
+    assert pad == Geometry((640, 320), (224, 224), (0.35, 0.35), (0.0, 56.0))
+    assert pad.cell_box(3, 0, (16, 16)) is None
+    assert pad.cell_box(4, 0, (16, 16)) == pytest.approx((0, 0, 40, 40))
+    qwen = geometry_of(Qwen2VLImageProcessorPil(max_pixels=1280 * 28 * 28), (640, 480))
+    assert qwen == Geometry.squash((640, 480), (644, 476))
+
+
+@given(
+    original=st.tuples(st.integers(1, 90), st.integers(1, 90)),
+    grid=st.tuples(st.integers(1, 30), st.integers(1, 30)),
+)
+@settings(max_examples=60, deadline=None)
+def test_a_squashed_map_is_resized_as_pillow_resizes(original, grid):
+    values = torch.rand(grid, generator=torch.Generator().manual_seed(sum(grid)))
+    got = Geometry.squash(original, (grid[1] * 14, grid[0] * 14)).to_pixels(values)
+    expected = Image.fromarray(values.numpy()).resize(original, Image.Resampling.BILINEAR)
+    torch.testing.assert_close(got.float(), torch.tensor(np.asarray(expected)), rtol=1e-5, atol=1e-6)
+
+
+def test_a_hot_cell_of_a_long_grid_lights_its_own_pixels():
+    """256 tokens in 8 rows of 32, which the released CARVE reads as 16 x 16."""
+    geometry = Geometry.squash((640, 160), (32 * 28, 8 * 28))
+    cells = torch.zeros(8, 32)
+    cells[5, 20] = 1.0
+    lit = geometry.to_pixels(cells)
+    left, top, right, bottom = (round(edge) for edge in geometry.cell_box(5, 20, (8, 32)))
+    assert (left, top, right, bottom) == (400, 100, 420, 120)
+    peak = (lit == lit.max()).nonzero()
+    assert peak.min(0).values.tolist() >= [top, left]
+    assert (peak[:, 0] < bottom).all()
+    assert (peak[:, 1] < right).all()
+
+
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_a_mask_on_pixels_becomes_shares_of_cells(name):
+    processor, side = PROCESSORS[name]
+    size = (301, 470)
+    geometry = geometry_of(processor, size)
+    grid = grid_of(geometry, side)
+    everything = geometry.to_cells(torch.ones(470, 301), grid)
+    assert float(everything.max()) <= 1 + 1e-9
+    padding = torch.tensor(
+        [[geometry.cell_box(r, c, grid) is None for c in range(grid[1])] for r in range(grid[0])]
+    )
+    assert torch.equal(everything < 1e-12, padding)
+    mask = torch.zeros(470, 301)
+    mask[200:260, 150:170] = 1.0
+    total = geometry.to_cells(mask, grid).sum() * side * side / geometry.scale[0] / geometry.scale[1]
+    assert float(total) == pytest.approx(60 * 20)  # no area is lost
+    with pytest.raises(ShapeError, match="470 rows"):
+        geometry.to_cells(mask.T, grid)
+
+
+def test_batches_of_maps():
+    geometry = geometry_of(CLIPImageProcessorPil(), (320, 240))
+    cells = torch.rand(2, 3, 16, 16)
+    pixels = geometry.to_pixels(cells)
+    assert pixels.shape == (2, 3, 240, 320)
+    torch.testing.assert_close(pixels[1, 2], geometry.to_pixels(cells[1, 2]))
+
+
+class Flipped(CLIPImageProcessorPil):
+    """A processor whose attributes do not tell all that it does."""
+
+    def resize(self, image, *args, **kwargs):
+        return super().resize(image[:, :, ::-1], *args, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("processor", "message"),
+    [
+        (LlavaNextImageProcessorPil(), "tiles|one picture per image"),
+        (Flipped(), "which part"),
+        (None, "NoneType"),
+    ],
+)
+def test_what_is_not_understood_is_refused(processor, message):
+    with pytest.raises(UnsupportedModelError, match=message):
+        geometry_of(processor, (640, 480))
+
+
+def test_a_grid_finer_than_the_pixels_is_refused():
+    with pytest.raises(ShapeError, match="does not fit"):
+        Geometry.squash((10, 10), (28, 28)).to_pixels(torch.ones(29, 2))
+
+
+# Reading pixel values back ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["clip", "siglip", "qwen2-vl", "gemma3"])
+def test_pixel_values_are_read_back(name):
+    processor, _ = PROCESSORS[name]
+    image = picture(0, 8, 6).resize((336, 224), Image.Resampling.BICUBIC)
+    images = [image, image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)]
+    features = processor(images=images, return_tensors="pt")
+    seen = seen_images(processor, features)
+    raw = processor(images=images, return_tensors="pt", do_normalize=False, do_rescale=False)
+    assert len(seen) == 2
+    for number, got in enumerate(seen):
+        if name == "qwen2-vl":
+            expected = np.asarray(images[number])  # a multiple of 28 on both sides: not resized
+        else:
+            expected = raw["pixel_values"][number].permute(1, 2, 0).numpy()
+        assert np.abs(np.asarray(got).astype(int) - expected.astype(int)).max() <= 1
+
+
+def test_processors_that_do_not_rescale():
+    processor = CLIPImageProcessorPil(do_normalize=False, do_rescale=False)
+    (seen,) = seen_images(processor, processor(images=[picture(0, 224, 224)], return_tensors="pt"))
+    assert np.array_equal(np.asarray(seen), np.asarray(picture(0, 224, 224)))
+    with pytest.raises(UnsupportedModelError, match=r"\[1, 10, 3"):
+        seen_images(processor, {"pixel_values": torch.zeros(1, 10, 3, 8, 8)})
+
+
+# Noise --------------------------------------------------------------------------------------------------
+
+
+def test_golden_noise(shared):
+    tensors = load_file(shared / "goldens" / "methods" / "vcd" / "noise.safetensors")
+    for case, step in (("t500", 500), ("t100_batch", 100), ("t999", 999)):
+        got = diffuse(tensors[f"{case}/in/image"], tensors[f"{case}/in/noise"], step)
+        torch.testing.assert_close(got, tensors[f"{case}/out/noisy"], rtol=1e-5, atol=2e-6)
+    share = signal_share()[tensors["schedule/in/steps"]]
+    for name, got in (("sqrt_alpha_bar", share.sqrt()), ("sqrt_one_minus_alpha_bar", (1 - share).sqrt())):
+        torch.testing.assert_close(got.float(), tensors[f"schedule/out/{name}"], rtol=0, atol=1e-5)
+
+
+def test_published_shares_of_the_schedule():
+    share = signal_share()
+    assert float(share[500]) == pytest.approx(0.744799, abs=1e-5)
+    assert float(share[999]) == pytest.approx(0.0812492, abs=1e-6)
+    assert bool((share.diff() < 0).all())
+
+
+def test_noise_depends_on_seed_and_shape_alone():
+    pixels = torch.rand(3, 3, 20, 24)
+    noised = add_noise(pixels, 500, seed=1)
+    assert torch.equal(noised[2:], add_noise(pixels[2:], 500, seed=1))
+    assert torch.equal(noised.flip(0), add_noise(pixels.flip(0), 500, seed=1))
+    assert not torch.equal(noised, add_noise(pixels, 500, seed=2))
+    torch.rand(7)  # the global generator plays no part
+    assert torch.equal(noised, add_noise(pixels, 500, seed=1))
+    assert add_noise(pixels.bfloat16(), 500).dtype == torch.bfloat16
+
+
+def test_noise_on_tiles_and_patches():
+    tiles = torch.rand(2, 4, 3, 5, 7)
+    assert torch.equal(add_noise(tiles, 10)[:, :2], add_noise(tiles[:, :2].contiguous(), 10))
+    patches = torch.rand(6 + 4, 11)
+    noised = add_noise(patches, 10, counts=[6, 4])
+    assert torch.equal(noised[:6], add_noise(patches[:6], 10, counts=[6]))
+    assert torch.equal(noised[6:], add_noise(patches[6:], 10, counts=[4]))
+    with pytest.raises(ShapeError, match="do not make the 10 rows"):
+        add_noise(patches, 10, counts=[6, 5])
+
+
+@pytest.mark.parametrize("step", [-1, 1000])
+def test_steps_outside_the_schedule(step):
+    with pytest.raises(BadParameterError, match=r"0\.\.999"):
+        add_noise(torch.rand(1, 3, 4, 4), step)
+
+
+# Masks and crops ----------------------------------------------------------------------------------------
+
+
+def test_top_share():
+    values = np.arange(16.0).reshape(4, 4)
+    assert np.array_equal(top_share(values, 0.2), values >= 12)  # the 0.8 quantile is 12.0
+    assert top_share(values, 1.0).all()
+    assert top_share(np.zeros((3, 3)), 0.1).all()  # ties are kept
+    where = values < 8
+    assert np.array_equal(top_share(values, 0.25, where), (values >= 6) & where)
+
+
+@given(st.integers(0, 10_000), st.floats(0.01, 1), st.floats(0.01, 1))
+@settings(max_examples=30, deadline=None)
+def test_a_larger_share_keeps_what_a_smaller_one_keeps(seed, a, b):
+    values = np.random.default_rng(seed).normal(size=(9, 7))
+    small, large = top_share(values, min(a, b)), top_share(values, max(a, b))
+    assert (small <= large).all()
+
+
+def test_mask_crop_and_zoom():
+    image = picture(0, 40, 30)
+    mask = np.zeros((30, 40), bool)
+    mask[10:12, 5:9] = mask[20, 30] = True
+    assert bounding_box(mask) == (5, 10, 31, 21)
+    masked = np.asarray(mask_image(image, mask))
+    assert np.array_equal(masked[mask], np.asarray(image)[mask])
+    assert not masked[~mask].any()
+    assert zoom(image, (5, 10, 31, 20)).size == (78, 30)  # three times larger: covers both sides
+    assert zoom(image, (0, 0, 40, 1)).size == (160, 4)  # a thin box stops at the limit
+    with pytest.raises(ShapeError, match="40 pixels"):
+        mask_image(image, mask.T)
+    with pytest.raises(InputError, match="keeps no pixel"):
+        bounding_box(mask & False)

@@ -1,0 +1,180 @@
+"""Roles of every token: by the template's characters, from ids alone, padded on either side."""
+
+from __future__ import annotations
+
+import warnings
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from models import llava_processor, picture, tiny_llama
+from transformers import LlavaConfig
+
+import regaze
+from regaze import Role, TokenMap
+from regaze.errors import GuessWarning, InputError, UnsupportedModelError
+from regaze.toolkit.prompts.families import Media, family_of
+from regaze.toolkit.prompts.token_map import Sample, View
+
+
+def text_of(gaze, inputs, role, sample):
+    ids = inputs["input_ids"][sample][gaze.tokens(inputs).columns(role, sample)]
+    return llava_processor().tokenizer.decode(ids)
+
+
+QUESTIONS = ["Is there a dog in the image?", "zebra\nxylophone 42 <3 ASSISTANT: USER:?", "é?"]
+
+
+@pytest.mark.parametrize("system", [None, "You see well."])
+def test_question_image_and_tail(gaze, system):
+    inputs = gaze.inputs([picture(0), None, [picture(1), picture(2)]], QUESTIONS, system)
+    tokens = gaze.tokens(inputs)
+    image_id = gaze.model.config.image_token_id
+    assert torch.equal(tokens.mask(Role.IMAGE), inputs["input_ids"] == image_id)
+    assert torch.equal(tokens.mask(Role.PAD), inputs["attention_mask"] == 0)
+    for sample, question in enumerate(QUESTIONS):
+        assert text_of(gaze, inputs, Role.QUERY, sample).strip() == question
+        assert text_of(gaze, inputs, Role.TAIL, sample).strip() == "ASSISTANT:"
+        assert (system or "USER") in text_of(gaze, inputs, Role.SYSTEM, sample)
+    assert [len(grid) for grid in tokens.grids] == [1, 0, 2]
+    assert not tokens.mask(Role.OUTPUT).any()
+
+
+def test_cells_are_row_major_and_per_image(gaze):
+    inputs = gaze.inputs([[picture(1), picture(2)]], ["Which?"])
+    tokens = gaze.tokens(inputs)
+    first, second = tokens.image_cells(0, 0), tokens.image_cells(0, 1)
+    assert torch.equal(first, torch.arange(int(first[0]), int(first[0]) + 64))
+    assert int(second[0]) > int(first[-1])
+    with pytest.raises(InputError, match="2 views"):
+        tokens.image_cells(0, 2)
+
+
+def test_a_bright_patch_lights_its_cell(gaze):
+    """Cell (r, c) of the map is the image patch at (r, c) as the model sees it."""
+    image = picture(0).point(lambda _: 0)
+    image.paste((255, 255, 255), (5 * 14, 2 * 14, 6 * 14, 3 * 14))
+    seen = torch.tensor(list(gaze.seen(image).convert("L").tobytes())).view(8, 14, 8, 14).float().mean((1, 3))
+    assert seen.argmax() == 2 * 8 + 5
+    pixels = gaze.inputs([image], ["?"])["pixel_values"]
+    tower = gaze.model.model.vision_tower.embeddings.patch_embedding(pixels).flatten(2)[0]
+    assert (tower - tower[:, :1]).abs().sum(0).argmax() == 2 * 8 + 5
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.lists(st.text("abc d?.1\n", min_size=1, max_size=20).filter(str.strip), min_size=1, max_size=3),
+    st.booleans(),
+)
+def test_reading_ids_agrees_with_rendering(gaze, questions, with_image):
+    inputs = gaze.inputs([picture(0) if with_image else None] * len(questions), questions)
+    by_template = gaze.tokens(inputs)
+    stranger = regaze.wrap(gaze.model, gaze.processor)  # never saw these prompts being rendered
+    by_ids = stranger.tokens(inputs)
+    same = by_template.roles == by_ids.roles
+    # A question may begin with characters that join the template's last token: those alone may differ.
+    assert (~same).sum(1).max() <= 1
+
+
+def test_answers_after_the_header_are_output(gaze):
+    inputs = gaze.inputs([picture(0)], ["Is there a dog in the image?"])
+    answer = gaze.processor.tokenizer(" Yes there is", add_special_tokens=False, return_tensors="pt")[
+        "input_ids"
+    ]
+    longer = torch.cat([inputs["input_ids"], answer], 1)
+    tokens = gaze.tokens({"input_ids": longer})
+    assert torch.equal(
+        tokens.columns(Role.OUTPUT), torch.arange(inputs["input_ids"].shape[1], longer.shape[1])
+    )
+    assert torch.equal(tokens.roles[:, : inputs["input_ids"].shape[1]], gaze.tokens(inputs).roles)
+
+
+def test_padding_side_does_not_matter(gaze):
+    inputs = gaze.inputs([picture(0), picture(1)], ["Is there a dog in the image?", "What?"])
+    left = gaze.tokens(inputs)
+    right_ids, right_mask = inputs["input_ids"].clone(), inputs["attention_mask"].clone()
+    shift = int((inputs["attention_mask"][1] == 0).sum())
+    right_ids[1], right_mask[1] = right_ids[1].roll(-shift), right_mask[1].roll(-shift)
+    right = gaze.tokens({"input_ids": right_ids, "attention_mask": right_mask})
+    for name in ("roles", "image", "cell"):
+        assert torch.equal(getattr(right, name)[1], getattr(left, name)[1].roll(-shift))
+
+
+def test_text_model_with_a_tokenizer():
+    tokenizer = llava_processor().tokenizer
+    gaze = regaze.wrap(tiny_llama(), tokenizer)
+    inputs = gaze.inputs([None, None], ["How are you?", "What?"])
+    for sample, question in enumerate(["How are you?", "What?"]):
+        assert text_of(gaze, inputs, Role.QUERY, sample).strip() == question
+        assert "ASSISTANT" in text_of(gaze, inputs, Role.TAIL, sample)
+    ids = torch.tensor([[1, 30, 31, 32]])
+    plain = regaze.wrap(tiny_llama())  # nothing known: everything is the query
+    assert plain.tokens({"input_ids": ids}).roles.unique().tolist() == [Role.QUERY]
+
+
+def test_from_roles_and_samples_check_their_shapes():
+    with pytest.raises(InputError, match=r"\[B, L\]"):
+        TokenMap.from_roles([1, 2])
+    sample = Sample(roles=(2, 3), image=(-1, 0), cell=(-1, 0), views=(View((1, 1)),))
+    with pytest.raises(InputError, match="row 0 shows 3 tokens"):
+        TokenMap.from_samples([sample], torch.ones(1, 3))
+    twice = TokenMap.from_samples([sample], torch.ones(1, 2)).repeat(2)
+    assert twice.batch == 2
+    assert twice.grids == (((1, 1),), ((1, 1),))
+
+
+def test_after_image_skips_images_and_padding():
+    roles = [[Role.PAD, Role.SYSTEM, Role.IMAGE, Role.SEPARATOR, Role.IMAGE, Role.QUERY]]
+    assert TokenMap.from_roles(roles).after_image().tolist() == [[False, False, False, True, False, True]]
+
+
+def test_an_incomplete_image_is_an_error(gaze):
+    ids = gaze.inputs([picture(0)], ["What?"])["input_ids"]
+    with pytest.raises(InputError, match="63 neighbouring image tokens"):
+        gaze.tokens({"input_ids": torch.cat([ids[:, :10], ids[:, 11:]], 1)})
+
+
+def test_class_token_of_the_full_strategy_has_no_cell():
+    config = LlavaConfig(
+        vision_config={"model_type": "clip_vision_model", "image_size": 28, "patch_size": 14},
+        vision_feature_select_strategy="full",
+    )
+    layout = family_of(config).lay_out([0] + [config.image_token_id] * 10, Media({}))
+    assert layout.cell == [-1] + [-1, 0, 1, 2, 3] * 2
+    assert layout.image == [-1] + [0] * 5 + [1] * 5
+    assert layout.views == [View((2, 2), 0), View((2, 2), 1)]
+
+
+def test_an_unknown_vision_family_says_so():
+    config = SimpleNamespace(model_type="somethingnew", vision_config=SimpleNamespace())
+    with pytest.raises(UnsupportedModelError, match="somethingnew"):
+        family_of(config).lay_out([1, 2], Media({}))
+
+
+@pytest.mark.parametrize(("count", "grid", "cells"), [(9, (3, 3), list(range(9))), (6, (0, 0), [-1] * 6)])
+def test_an_image_token_that_a_config_names_is_a_guess_said_once(count, grid, cells):
+    family = family_of(SimpleNamespace(model_type="somethingnew", image_token_index=7))
+    ids = [1, *[7] * count, 2]
+    with pytest.warns(GuessWarning, match="'somethingnew'.*7 is one image"):
+        layout = family.lay_out(ids, Media({}))
+    assert layout.views == [View(grid)]
+    assert layout.cell == [-1, *cells, -1]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        family.lay_out(ids, Media({}))
+
+
+def test_ids_alone_do_not_tell_a_grid_of_any_shape():
+    vision = SimpleNamespace(spatial_merge_size=2)
+    family = family_of(SimpleNamespace(model_type="qwen2_vl", image_token_id=7, vision_config=vision))
+    ids = [7] * 6 + [1] + [7] * 2
+    layout = family.lay_out(ids, Media({"image_grid_thw": torch.tensor([[1, 4, 6], [1, 2, 4]])}))
+    assert layout.views == [View((2, 3), 0), View((1, 2), 1)]
+    with pytest.raises(InputError, match="'image_grid_thw', which its processor gives"):
+        family.lay_out(ids, Media({}))
+    with pytest.raises(InputError, match="1 x 2 x 4 patches, merged 2 x 2, but the prompt has 6 tokens"):
+        family.lay_out(ids, Media({"image_grid_thw": torch.tensor([[1, 2, 4]])}))
+    with pytest.raises(InputError, match="is of 1 images, but the prompts show more"):
+        family.lay_out(ids, Media({"image_grid_thw": torch.tensor([[1, 4, 6]])}))

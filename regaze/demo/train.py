@@ -7,7 +7,7 @@ Five stages, each cheap because of the one before:
    and background on the embedding of the image token;
 3. ``language``: the language model learns conversations with true answers; tower, projector and word
    embeddings are frozen;
-4. ``mix``: everything is trained on all questions with the noise of web captions;
+4. ``combine_logits``: everything is trained on all questions with the noise of web captions;
 5. ``describe``: a short last stage with more descriptions and more noise.
 
 On one machine the same seed, thread count and precision give the same weights. The output folder is a

@@ -3,7 +3,7 @@
 from regaze.interventions.adhh.method import ADHH
 from regaze.interventions.agla.method import AGLA
 from regaze.interventions.avisc import AvisC
-from regaze.interventions.base import AskAgain, Intervention, Method
+from regaze.interventions.base import Intervention, Method, MultiPassMethod
 from regaze.interventions.carve.method import CARVE
 from regaze.interventions.damro import DAMRO
 from regaze.interventions.dola import DoLa
@@ -13,11 +13,11 @@ from regaze.interventions.hgai import HGAI
 from regaze.interventions.icd import ICD
 from regaze.interventions.knockout import HeadKnockout
 from regaze.interventions.m3id import M3ID
-from regaze.interventions.mma.method import ModalityMutualMask
+from regaze.interventions.mma.method import MMA
 from regaze.interventions.moa.method import MoA
 from regaze.interventions.opera.method import OPERA
 from regaze.interventions.pai import PAI
-from regaze.interventions.paint.method import ImbalancedAttention
+from regaze.interventions.paint.method import PAINT
 from regaze.interventions.registry import BUILT_IN, create, from_dict, methods
 from regaze.interventions.sparc import SPARC
 from regaze.interventions.vaf import VAF
@@ -35,23 +35,23 @@ __all__ = [
     "HGAI",
     "ICD",
     "M3ID",
+    "MMA",
     "OPERA",
     "PAI",
+    "PAINT",
     "SPARC",
     "VAF",
     "VAR",
     "VCD",
     "VISTA",
-    "AskAgain",
     "AvisC",
     "DoLa",
     "EViT",
     "HeadKnockout",
-    "ImbalancedAttention",
     "Intervention",
     "Method",
     "MoA",
-    "ModalityMutualMask",
+    "MultiPassMethod",
     "create",
     "from_dict",
     "methods",

@@ -14,7 +14,8 @@ from regaze.interventions.contrastive import Contrastive
 from regaze.kernels import AttentionEdit, Rows, Stats, StatsRequest
 from regaze.toolkit.model.aside import inputs_aside
 from regaze.toolkit.model.branches import Branch
-from regaze.toolkit.model.context import Context, Participant
+from regaze.toolkit.model.callback import Callback
+from regaze.toolkit.model.context import Context
 from regaze.toolkit.prompts.token_map import Role, TokenMap
 
 
@@ -85,7 +86,7 @@ def blind_tokens(attention: Tensor, image: Tensor, gamma: float, deviations: flo
     return (mean >= middle + deviations * spread) & image
 
 
-class _LastRow(Participant):
+class _LastRow(Callback):
     """Keeps what the last row of the prompt looks at: per layer the image columns, averaged over heads."""
 
     def __init__(self, tokens: TokenMap):
@@ -101,6 +102,6 @@ class _LastRow(Participant):
             state[device] = StatsRequest(rows=rows, columns=columns).alone
         return state[device]
 
-    def observe(self, layer: int, stats: Stats, context: Context) -> None:
+    def on_stats(self, layer: int, stats: Stats, context: Context) -> None:
         assert stats.slices is not None
         self.attention.append(stats.slices.mean(1).sum(1))  # of the rows, one is active in a sample

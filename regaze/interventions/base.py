@@ -11,7 +11,7 @@ from PIL import Image
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from regaze.errors import BadParameterError, RegazeError, UnknownParameterError
-from regaze.toolkit.model.context import Participant
+from regaze.toolkit.model.callback import Callback
 from regaze.toolkit.prompts.images import open_image
 from regaze.toolkit.wrap import Gaze, Images, paired
 
@@ -97,7 +97,7 @@ class Method:
 
 
 @dataclass(frozen=True)
-class Intervention(Method, Participant):
+class Intervention(Method, Callback):
     """Base of all methods that act inside the model's forwards; `gaze.using` takes them.
 
     An intervention keeps no state: what it learns from a prompt goes into `context.state(self)`, which lives
@@ -106,7 +106,7 @@ class Intervention(Method, Participant):
 
 
 @dataclass(frozen=True)
-class AskAgain(Method):
+class MultiPassMethod(Method):
     """Base of all methods that ask the model several times, each time about other images or prompts.
 
     They leave the forwards alone, so that interventions may be active around them.

@@ -12,7 +12,7 @@ from regaze.errors import BadParameterError
 from regaze.interventions.base import Intervention
 from regaze.toolkit.model.branches import Branch
 from regaze.toolkit.model.context import Context
-from regaze.toolkit.model.logits import Mixture
+from regaze.toolkit.model.logits import LogitsCombination
 from regaze.toolkit.prompts.token_map import Role
 
 #: Name of the branch that `without_image` makes; methods that use it share it.
@@ -66,7 +66,7 @@ class Contrastive(Intervention):
         state["branch"], state["where"] = self.branch, rows_with_image(context) if self.needs_image else None
         return {self.branch: self.negative(context)}
 
-    def mix(self, context: Context) -> Mixture | None:
+    def combine_logits(self, context: Context) -> LogitsCombination | None:
         state = context.state(self)
         if "branch" not in state:
             return None
@@ -76,12 +76,12 @@ class Contrastive(Intervention):
 
 def away_from(
     logits: Tensor, negative: Tensor, alpha: float, beta: float, where: Tensor | None = None
-) -> Mixture:
+) -> LogitsCombination:
     """(1 + alpha) logits - alpha negative, [B, T, V], cut at `beta`; rows outside `where` [B, 1, 1] stay."""
     if where is None:
-        return Mixture(1 + alpha, [(-alpha, negative)], cut=beta)
+        return LogitsCombination(1 + alpha, [(-alpha, negative)], cut=beta)
     weight = alpha * where.to(logits.device)
-    return Mixture(1 + weight, [(-weight, negative)], cut=beta, cut_on=cut_where(logits, where))
+    return LogitsCombination(1 + weight, [(-weight, negative)], cut=beta, cut_on=cut_where(logits, where))
 
 
 def cut_where(logits: Tensor, where: Tensor | None) -> Tensor | None:

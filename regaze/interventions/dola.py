@@ -15,7 +15,7 @@ from regaze.errors import BadParameterError
 from regaze.interventions.base import Intervention
 from regaze.interventions.contrastive import check_cut
 from regaze.toolkit.model.context import Context
-from regaze.toolkit.model.logits import Mixture, mix
+from regaze.toolkit.model.logits import LogitsCombination, combine
 
 #: Layers of a bucket, at most; the paper's models with more layers have more buckets.
 _BUCKET = 20
@@ -106,14 +106,14 @@ class DoLa(Intervention):
         context.state(self)["layers"] = layers
         context.keep_hidden(layers)
 
-    def mix(self, context: Context) -> Mixture | None:
+    def combine_logits(self, context: Context) -> LogitsCombination | None:
         layers = context.state(self).get("layers")
         if layers is None:
             return None
         early = (context.layer_logits(layer, self.norm) for layer in layers)
         return self.contrast(context.logits(), early)
 
-    def contrast(self, logits: Tensor, early: Iterable[Tensor]) -> Mixture:
+    def contrast(self, logits: Tensor, early: Iterable[Tensor]) -> LogitsCombination:
         """Away from the early logits that diverge most: all [B, T, V], the earliest layer first."""
         chosen, farthest = None, None
         final = logits.float().log_softmax(-1)
@@ -125,7 +125,7 @@ class DoLa(Intervention):
             chosen = torch.where((divergence > farthest)[..., None], candidate, chosen)
             farthest = torch.maximum(farthest, divergence)
         assert chosen is not None
-        return Mixture(1.0, [(-self.weight, chosen)], log_softmax=True, cut=self.beta)
+        return LogitsCombination(1.0, [(-self.weight, chosen)], log_softmax=True, cut=self.beta)
 
     def divergence(self, log_p: Tensor, log_q: Tensor) -> Tensor:
         """Jensen-Shannon divergence in nats of log-probabilities [..., V]: [...], or the released one."""
@@ -142,9 +142,9 @@ class DoLa(Intervention):
             logits, early: [B, T, V] final and early logits of the rows that predict `ids`.
             ids: [B, T]. A token that the cut removes counts -1000.
         """
-        mixture = self.contrast(logits, early)
-        scores = mix(logits, [replace(mixture, cut=0.0)]).log_softmax(-1)
-        removed = mix(logits, [mixture]).isinf()
+        combination = self.contrast(logits, early)
+        scores = combine(logits, [replace(combination, cut=0.0)]).log_softmax(-1)
+        removed = combine(logits, [combination]).isinf()
         return scores.masked_fill(removed, -1000.0).gather(-1, ids[..., None]).sum((1, 2))
 
 

@@ -15,7 +15,7 @@ from regaze.interventions.base import Intervention
 from regaze.interventions.contrastive import WITHOUT_IMAGE, check_cut, cut_where, has_image, rows_with_image
 from regaze.toolkit.model.branches import Branch, without_image
 from regaze.toolkit.model.context import Context
-from regaze.toolkit.model.logits import Mixture
+from regaze.toolkit.model.logits import LogitsCombination
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class M3ID(Intervention):
     source: ClassVar[str] = "arXiv:2403.14003"
     edits: ClassVar[str] = "logits at every step"
     cost: ClassVar[str] = "two rows per prompt in one forward, with the cache of both"
-    follows_steps: ClassVar[bool] = True
+    counts_steps: ClassVar[bool] = True
     release: ClassVar[str] = (
         "None by the authors. The re-implementation in sangminwoo/AvisC (MIT) leaves the confidence test "
         "out, adds a plausibility cut, and lets the weight grow without bound (as_released=True)."
@@ -82,7 +82,7 @@ class M3ID(Intervention):
         state["t"] = (answering.cumsum(1) * answering).to(context.device)  # [B, L]; 0 before the answer
         return {WITHOUT_IMAGE: without_image(context)}
 
-    def mix(self, context: Context) -> Mixture | None:
+    def combine_logits(self, context: Context) -> LogitsCombination | None:
         state = context.state(self)
         if "where" not in state:
             return None
@@ -93,7 +93,9 @@ class M3ID(Intervention):
             weight = weight * where.to(logits.device)
         cut = self.beta if self.as_released else 0.0
         cut_on = cut_where(logits, where) if cut else None
-        return Mixture(1.0 + weight, [(-weight, text_only)], log_softmax=True, cut=cut, cut_on=cut_on)
+        return LogitsCombination(
+            1.0 + weight, [(-weight, text_only)], log_softmax=True, cut=cut, cut_on=cut_on
+        )
 
     def weight(self, logits: Tensor, t: Tensor) -> Tensor:
         """The weight of the contrast, [B, T, 1], for logits [B, T, V] that predict the t-th tokens [B, T]."""

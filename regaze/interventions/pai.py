@@ -15,7 +15,7 @@ from regaze.interventions.layer_ranges import LayerRange, checked_range, layer_r
 from regaze.kernels import AttentionEdit, Rows
 from regaze.toolkit.model.branches import Branch, without_image
 from regaze.toolkit.model.context import Context
-from regaze.toolkit.model.logits import Mixture
+from regaze.toolkit.model.logits import LogitsCombination
 from regaze.toolkit.prompts.token_map import Role
 
 
@@ -128,11 +128,11 @@ class PAI(Intervention):
         layers, *edits = state["cross", context.device]
         return edits[min(step, 1)] if layer in layers else None
 
-    def mix(self, context: Context) -> Mixture | None:
+    def combine_logits(self, context: Context) -> LogitsCombination | None:
         state = context.state(self)
         if "where" not in state:
             return None
         logits, text_only = context.logits(), context.logits(WITHOUT_IMAGE)
         others = [(1.0 - self.gamma, text_only)]
         cut_on = cut_where(logits, state["where"])
-        return Mixture(self.gamma, others, log_softmax=True, cut=self.beta, cut_on=cut_on)
+        return LogitsCombination(self.gamma, others, log_softmax=True, cut=self.beta, cut_on=cut_on)

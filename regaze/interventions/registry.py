@@ -26,11 +26,11 @@ from regaze.interventions.hgai import HGAI
 from regaze.interventions.icd import ICD
 from regaze.interventions.knockout import HeadKnockout
 from regaze.interventions.m3id import M3ID
-from regaze.interventions.mma.method import ModalityMutualMask
+from regaze.interventions.mma.method import MMA
 from regaze.interventions.moa.method import MoA
 from regaze.interventions.opera.method import OPERA
 from regaze.interventions.pai import PAI
-from regaze.interventions.paint.method import ImbalancedAttention
+from regaze.interventions.paint.method import PAINT
 from regaze.interventions.sparc import SPARC
 from regaze.interventions.vaf import VAF
 from regaze.interventions.var import VAR
@@ -50,11 +50,11 @@ BUILT_IN: tuple[type[Method], ...] = (
     ICD,
     HeadKnockout,
     M3ID,
-    ModalityMutualMask,
+    MMA,
     MoA,
     OPERA,
     PAI,
-    ImbalancedAttention,
+    PAINT,
     SPARC,
     VAF,
     VAR,
@@ -144,7 +144,9 @@ def _load(announced: type[Method] | EntryPoint) -> type[Method]:
     except Exception as error:  # another package's import can fail in any way
         raise UnknownMethodError(f"{what} cannot be imported: {type(error).__name__}: {error}") from error
     if not (isinstance(cls, type) and issubclass(cls, Method)):
-        raise UnknownMethodError(f"{what} is not a subclass of regaze.interventions.Intervention or AskAgain")
+        raise UnknownMethodError(
+            f"{what} is not a subclass of regaze.interventions.Intervention or MultiPassMethod"
+        )
     if cls.name != announced.name:
         raise UnknownMethodError(f"{what} calls itself {cls.name!r}; both names must be the same")
     return cls

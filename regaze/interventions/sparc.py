@@ -35,7 +35,7 @@ class SPARC(Intervention):
     source: ClassVar[str] = "arXiv:2502.01419"
     edits: ClassVar[str] = "values of image tokens from the third token on, as if the cache were scaled"
     cost: ClassVar[str] = "one forward; one row of one layer at the image's columns at every step"
-    follows_steps: ClassVar[bool] = True
+    counts_steps: ClassVar[bool] = True
     release: ClassVar[str] = (
         "mingi000508/SPARC, no licence. Multiplies the cache itself, in place; one prompt at a time; the "
         "image's first column is a constant."
@@ -112,7 +112,7 @@ class SPARC(Intervention):
             request = StatsRequest(rows=rows, columns=columns)
         return AttentionEdit(value_gain=gain, stats=request)
 
-    def observe(self, layer: int, stats: Stats, context: Context) -> None:
+    def on_stats(self, layer: int, stats: Stats, context: Context) -> None:
         kept = context.sequences(self)
         assert stats.slices is not None
         now = stats.slices.mean(1)  # [batch, R, n]; one row is active in each sample

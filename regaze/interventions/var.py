@@ -54,7 +54,7 @@ class VAR(Intervention):
         "13B models get the sink dimensions of 7B; prompts run without BOS; both fractions are turned round "
         "(`VAR.from_released`)."
     )
-    uses_hidden_states: ClassVar[bool] = True
+    needs_hidden_states: ClassVar[bool] = True
 
     rho: float = field(
         default=0.5,

@@ -17,8 +17,9 @@ from regaze.interventions.layer_ranges import LayerRange, checked_range, layer_r
 from regaze.kernels import AttentionEdit
 from regaze.toolkit.model.aside import inputs_aside
 from regaze.toolkit.model.branches import Branch, without_image
-from regaze.toolkit.model.context import Context, Participant
-from regaze.toolkit.model.logits import Mixture
+from regaze.toolkit.model.callback import Callback
+from regaze.toolkit.model.context import Context
+from regaze.toolkit.model.logits import LogitsCombination
 from regaze.toolkit.prompts.token_map import Role
 
 
@@ -93,7 +94,7 @@ class VISTA(Intervention):
         vector = context.state(self)["vectors"].get(layer)
         return hidden if vector is None else steer(hidden, vector, self.strength)
 
-    def mix(self, context: Context) -> Mixture | None:
+    def combine_logits(self, context: Context) -> LogitsCombination | None:
         window = context.state(self).get("window")
         if window is None:
             return None
@@ -101,7 +102,7 @@ class VISTA(Intervention):
         kept = (context.kept_hidden(layer)[: context.user_batch, -length:] for layer in window)
         # The head is linear: the logits of the mean are the mean of the logits.
         mean = torch.stack([hidden.to(head.weight.device).float() for hidden in kept]).mean(0)
-        return Mixture(1.0 - self.share, [(self.share, head(mean.to(head.weight.dtype)))])
+        return LogitsCombination(1.0 - self.share, [(self.share, head(mean.to(head.weight.dtype)))])
 
 
 def steer(hidden: Tensor, vectors: Tensor, strength: float) -> Tensor:
@@ -112,10 +113,10 @@ def steer(hidden: Tensor, vectors: Tensor, strength: float) -> Tensor:
     return (F.normalize(turned, dim=-1) * x.norm(dim=-1, keepdim=True)).to(hidden.dtype)
 
 
-class _Residual(Participant):
+class _Residual(Callback):
     """Keeps the residual stream that leaves each layer at one token per row, `last` [B]."""
 
-    uses_hidden_states: ClassVar[bool] = True
+    needs_hidden_states: ClassVar[bool] = True
 
     def __init__(self, last: Tensor):
         self.last = last
@@ -129,7 +130,7 @@ class _Residual(Participant):
             self._keep(layer - 1, context.hidden_states(layer))
         return None
 
-    def mix(self, context: Context) -> Mixture | None:
+    def combine_logits(self, context: Context) -> LogitsCombination | None:
         self._keep(context.num_layers - 1, context.kept_hidden(context.num_layers))
         return None
 

@@ -1,10 +1,10 @@
-"""Attention with an edit inside: `attend`, `observe` and their data. Knows nothing of transformers."""
+"""Attention with an edit inside (`attend`), its statistics, and their data. Knows nothing of transformers."""
 
-from regaze.kernels.attend import attend, column_sums, observe
+from regaze.kernels.attend import attend, attention_stats, column_sums
 from regaze.kernels.backends import BACKENDS
 from regaze.kernels.compose import compose
 from regaze.kernels.policies import DropAbove, FollowGaze, Policy, Redistribute, Scale
-from regaze.kernels.spec import AttentionEdit, Channels, Opening, Rows, Stats, StatsRequest, Windows
+from regaze.kernels.spec import AttentionEdit, Channels, Rows, Stats, StatsRequest, UnmaskRect, Windows
 
 __all__ = [
     "BACKENDS",
@@ -12,16 +12,16 @@ __all__ = [
     "Channels",
     "DropAbove",
     "FollowGaze",
-    "Opening",
     "Policy",
     "Redistribute",
     "Rows",
     "Scale",
     "Stats",
     "StatsRequest",
+    "UnmaskRect",
     "Windows",
     "attend",
+    "attention_stats",
     "column_sums",
     "compose",
-    "observe",
 ]

@@ -27,7 +27,7 @@ def attend(
 ) -> tuple[Tensor, Stats | None]:
     """Scaled dot-product attention under an edit.
 
-    The order is: soft cap, mask (+ openings), score map, column bias, softmax (with sinks), channel
+    The order is: soft cap, mask (+ unmask), score map, column bias, softmax (with sinks), channel
     coefficients, value gain, head gain.
 
     Args:
@@ -68,7 +68,7 @@ def attend(
     return out, stats
 
 
-def observe(
+def attention_stats(
     q: Tensor,
     k: Tensor,
     request: StatsRequest,
@@ -91,7 +91,7 @@ def observe(
     edit.check(q.shape[0], q.shape[1], q.shape[2], k.shape[2])
     if scaling is None:
         scaling = q.shape[-1] ** -0.5
-    stats = choose(backend, q, k, k, edit).observe(
+    stats = choose(backend, q, k, k, edit).attention_stats(
         q, k, edit.stats, mask=mask, scaling=scaling, is_causal=is_causal, softcap=softcap, sinks=sinks
     )
     return stats_from(stats, request, first_key)

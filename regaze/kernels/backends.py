@@ -18,10 +18,10 @@ from regaze.kernels.torch_backend import attend_torch, column_sums_torch, observ
 
 
 class Backend(NamedTuple):
-    """One implementation of `attend`, of `observe` and of `column_sums`."""
+    """One implementation of `attend`, of `attention_stats` and of `column_sums`."""
 
     attend: Callable[..., tuple[Tensor, Stats | None]]
-    observe: Callable[..., Stats]
+    attention_stats: Callable[..., Stats]
     column_sums: Callable[..., Tensor]
 
 
@@ -52,7 +52,7 @@ if find_spec("triton") is not None:
     BACKENDS["triton"] = Backend(_attend_triton, _observe_triton, _column_sums_triton)
 
 MAX_HEAD_DIM = 256
-MAX_OPENINGS = 63
+MAX_UNMASK = 63
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
@@ -88,8 +88,10 @@ def why_not_triton(q: Tensor, k: Tensor, v: Tensor, edit: AttentionEdit) -> str 
             f"head dimensions go up to {MAX_HEAD_DIM}, got D={q.shape[-1]} and Dv={v.shape[-1]}; "
             'use backend="torch"'
         )
-    if len(edit.openings) > MAX_OPENINGS:
-        return f'an edit may have {MAX_OPENINGS} openings, got {len(edit.openings)}; use backend="torch"'
+    if len(edit.unmask) > MAX_UNMASK:
+        return (
+            f'an edit may have {MAX_UNMASK} unmasked rectangles, got {len(edit.unmask)}; use backend="torch"'
+        )
     if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v, *_tensors(edit))):
         return 'it has no gradients: call it under torch.no_grad(), or use backend="torch" to train'
     return None

@@ -18,8 +18,8 @@ def compose(edits: Sequence[AttentionEdit]) -> AttentionEdit | None:
     """One edit that does what `edits` do together, or None for no edit.
 
     The stages keep their fixed order, whatever the order of the edits. Within a stage biases add, gains
-    multiply, openings unite. Undefined, and refused: two channel policies (each redistributes the masses that
-    the softmax gives), two score slopes or a slope beside a gain of another edit (the maps do not commute),
+    multiply, unmasked rectangles unite. Undefined, and refused: two channel policies (each redistributes the
+    masses that the softmax gives), two score slopes or a slope beside a gain of another edit (the maps do not commute),
     different row selections of edits that change weights, two recordings.
 
     Edits that select rows should share one `Rows`: two are compared by value, which waits for the device.
@@ -58,7 +58,7 @@ def _pair(a: AttentionEdit, b: AttentionEdit) -> AttentionEdit:
         policy=_either(a.policy, b.policy),
         value_gain=_columns(torch.mul, a.value_gain, b.value_gain, 1.0),
         head_gain=_product(a.head_gain, b.head_gain),
-        openings=a.openings + b.openings,
+        unmask=a.unmask + b.unmask,
         windows=_either(a.windows, b.windows),
         stats=_either(a.stats, b.stats),
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from regaze.kernels.spec import AttentionEdit, Opening, Rows, Stats, StatsRequest, Windows
+from regaze.kernels.spec import AttentionEdit, Rows, Stats, StatsRequest, UnmaskRect, Windows
 
 
 def attend_reference(
@@ -34,7 +34,7 @@ def attend_reference(
     scores = q_ @ k_.transpose(-1, -2) * scaling  # [B, Hq, Lq, Lk]
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
-    visible, additive = visibility(mask, queries, keys, is_causal, edit.openings, q.device, edit.windows)
+    visible, additive = visibility(mask, queries, keys, is_causal, edit.unmask, q.device, edit.windows)
     if additive is not None:
         scores = scores + additive.to(exact)
     mapped = edit_scores(scores, edit)
@@ -78,7 +78,7 @@ def observe_reference(
     softcap: float | None = None,
     sinks: Tensor | None = None,
 ) -> Stats:
-    """Statistics of plain attention; see `observe`."""
+    """Statistics of plain attention; see `attention_stats`."""
     options = {"mask": mask, "scaling": scaling, "is_causal": is_causal, "softcap": softcap, "sinks": sinks}
     stats = attend_reference(q, k, k, request.alone, **options)[1]  # type: ignore[arg-type]
     assert stats is not None
@@ -108,7 +108,7 @@ def visibility(
     queries: int,
     keys: int,
     is_causal: bool,
-    openings: tuple[Opening, ...],
+    unmask: tuple[UnmaskRect, ...],
     device: torch.device,
     windows: Windows | None = None,
 ) -> tuple[Tensor, Tensor | None]:
@@ -129,7 +129,7 @@ def visibility(
         visible = mask > torch.finfo(mask.dtype).min / 2
         additive = mask.masked_fill(~visible, 0.0)
     shown = visible
-    for opening in openings:
+    for opening in unmask:
         columns = torch.zeros(opening.columns.shape[0], keys, dtype=torch.bool, device=device)
         columns[:, : opening.columns.shape[1]] = opening.columns
         visible = visible | (opening.rows[:, None, :, None] & columns[:, None, None])

@@ -35,8 +35,8 @@ def _moved(edit: AttentionEdit, first: int) -> AttentionEdit:
     }
     if edit.channels is not None:
         changes["channels"] = _channels(edit.channels, first)
-    if edit.openings:
-        changes["openings"] = tuple(type(o)(o.rows, o.columns[:, first:]) for o in edit.openings)
+    if edit.unmask:
+        changes["unmask"] = tuple(type(o)(o.rows, o.columns[:, first:]) for o in edit.unmask)
     if edit.windows is not None:
         changes["windows"] = _windows(edit.windows, first)
     if edit.stats is not None:

@@ -3,7 +3,7 @@
 An `AttentionEdit` is a frozen bundle of tensors. It names query rows and key columns, never a model: the same
 edit runs on the reference, on the torch path and in a fused kernel. The order of its parts is fixed:
 
-    mask (+ openings, then windows) -> score map -> column bias -> softmax -> channel coefficients
+    mask (+ unmask, then windows) -> score map -> column bias -> softmax -> channel coefficients
     -> value gain -> head gain
 
 Column tensors describe the first n keys. Keys after them (those generated later) are left alone: bias 0,
@@ -241,7 +241,7 @@ class Stats(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Opening:
+class UnmaskRect:
     """Positions opened in the mask: every row of `rows` may look at every column of `columns`, causal or not.
 
     Attributes:
@@ -255,7 +255,7 @@ class Opening:
     def __post_init__(self) -> None:
         for name, tensor in (("rows", self.rows), ("columns", self.columns)):
             if tensor.dim() != 2 or tensor.dtype != torch.bool:
-                raise ShapeError(f"Opening.{name} must be [B or 1, Lq or n] bool, got {_said(tensor)}")
+                raise ShapeError(f"UnmaskRect.{name} must be [B or 1, Lq or n] bool, got {_said(tensor)}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -303,7 +303,7 @@ class AttentionEdit:
         value_gain: [B or 1, Hq or 1, n], columns scaled after the coefficients, not renormalised.
         head_gain: [B or 1, Hq] or [B or 1, Hq, Lq], multiplies a head's output (0 removes the head). It has
             its own row dimension and ignores `rows`.
-        openings: rectangles opened in the mask.
+        unmask: rectangles opened in the mask.
         windows: keys that each head loses sight of, also where the mask or an opening shows them; like these
             it applies to every row.
         stats: what to record.
@@ -319,7 +319,7 @@ class AttentionEdit:
     policy: Policy | None = None
     value_gain: Tensor | None = None
     head_gain: Tensor | None = None
-    openings: tuple[Opening, ...] = ()
+    unmask: tuple[UnmaskRect, ...] = ()
     windows: Windows | None = None
     stats: StatsRequest | None = None
     # Nothing below changes what an edit means: padded columns, what a backend made of the edit for its next
@@ -366,7 +366,7 @@ class AttentionEdit:
     @property
     def edits_mask(self) -> bool:
         """Whether rows see other keys than the mask shows them."""
-        return bool(self.openings) or self.windows is not None
+        return bool(self.unmask) or self.windows is not None
 
     @property
     def neutral(self) -> bool:
@@ -382,9 +382,9 @@ class AttentionEdit:
         if self.windows is not None:
             return None
         selected = self.rows if self.edits_rows else None
-        if not self.openings or (self.edits_rows and selected is None):
+        if not self.unmask or (self.edits_rows and selected is None):
             return None if selected is None else selected.index
-        changed = torch.stack([opening.rows.any(0) for opening in self.openings]).any(0)
+        changed = torch.stack([opening.rows.any(0) for opening in self.unmask]).any(0)
         if selected is not None:
             changed[selected.index] = True
         return changed.nonzero().flatten()
@@ -423,12 +423,12 @@ class AttentionEdit:
         if (gain := self.head_gain) is not None:
             fits = gain.shape[0] in either and gain.shape[1] == heads and gain.shape[2:] in ((), (queries,))
             require(fits, "head_gain", gain, "[B or 1, Hq] or [B or 1, Hq, Lq]")
-        for opening in self.openings:
+        for opening in self.unmask:
             rows, columns = opening.rows, opening.columns
             fits = rows.shape[0] in either and rows.shape[1] == queries
-            require(fits, "Opening.rows", rows, "[B or 1, Lq]")
+            require(fits, "UnmaskRect.rows", rows, "[B or 1, Lq]")
             fits = columns.shape[0] in either and columns.shape[1] <= keys
-            require(fits, "Opening.columns", columns, "[B or 1, n <= Lk]")
+            require(fits, "UnmaskRect.columns", columns, "[B or 1, n <= Lk]")
         if (windows := self.windows) is not None:
             span, first = windows.span, windows.first
             require(span.shape[0] in either and span.shape[1] == heads, "Windows.span", span, "[B or 1, Hq]")

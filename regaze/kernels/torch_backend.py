@@ -16,7 +16,7 @@ from torch import Tensor
 
 from regaze.kernels.policies import Redistribute
 from regaze.kernels.reference import edit_scores, in_window, measure, row_mask, visibility
-from regaze.kernels.spec import AttentionEdit, Channels, Opening, Rows, Stats, StatsRequest
+from regaze.kernels.spec import AttentionEdit, Channels, Rows, Stats, StatsRequest, UnmaskRect
 
 #: Scores held at once, in elements: 64 MiB in fp32, on a CPU 4 MiB (what its caches hold and malloc keeps).
 #: A block never has fewer than one query row.
@@ -65,7 +65,7 @@ def observe_torch(
     softcap: float | None = None,
     sinks: Tensor | None = None,
 ) -> Stats:
-    """Statistics of plain attention; see `observe`."""
+    """Statistics of plain attention; see `attention_stats`."""
     return _Call(q, k, k, request.alone, mask, scaling, is_causal, softcap, sinks).statistics(request)
 
 
@@ -258,7 +258,7 @@ class _Block:
     def __init__(self, call: _Call, part: Part = None, all_selected: bool = False, all_keys: bool = False):
         self.call, self.part, self.all_selected = call, part, all_selected
         self.keys = call.keys
-        if call.is_causal and isinstance(part, slice) and not (all_keys or call.edit.openings):
+        if call.is_causal and isinstance(part, slice) and not (all_keys or call.edit.unmask):
             # No row of the block sees what lies behind its last one.
             self.keys = max(1, part.stop + call.keys - call.queries)
         self.hidden, additive = self._visibility()
@@ -338,7 +338,7 @@ class _Block:
     def _visibility(self) -> tuple[Tensor | None, Tensor | None]:
         """Keys that the rows may not see, and what the mask adds to the scores; None: none, nothing."""
         call, part = self.call, self.part
-        openings, windows = call.edit.openings, call.edit.windows
+        unmask, windows = call.edit.unmask, call.edit.windows
         if call.is_causal:
             mask = call.causal(part, self.keys)
         elif call.mask is not None:
@@ -348,8 +348,8 @@ class _Block:
         else:
             own = call.numbers(part)[None, None] + (call.keys - call.queries)
             return ~in_window(windows, own, call.keys), None
-        openings = tuple(Opening(_take(o.rows, part, 1), o.columns) for o in openings)
-        visible, additive = visibility(mask, mask.shape[2], self.keys, False, openings, mask.device, windows)
+        unmask = tuple(UnmaskRect(_take(o.rows, part, 1), o.columns) for o in unmask)
+        visible, additive = visibility(mask, mask.shape[2], self.keys, False, unmask, mask.device, windows)
         return ~visible, additive
 
     def _selected(self) -> Tensor | None:

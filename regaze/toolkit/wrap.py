@@ -15,7 +15,7 @@ from transformers import BatchFeature, PreTrainedModel
 
 from regaze.errors import BadParameterError, InputError, RegazeError, UnsupportedModelError
 from regaze.toolkit.model import compat
-from regaze.toolkit.model.context import Participant
+from regaze.toolkit.model.callback import Callback
 from regaze.toolkit.model.hook import Session, close_session, open_session
 from regaze.toolkit.model.vision import vision_tokens
 from regaze.toolkit.prompts.families import Media, family_of
@@ -33,7 +33,7 @@ _REMEMBERED = 4096
 
 
 class Asker(Protocol):
-    """A method that asks a model its questions in a way of its own; `interventions.AskAgain` is the base."""
+    """A method that asks a model its questions in a way of its own (`interventions.MultiPassMethod`)."""
 
     def ask(self, gaze: Gaze, images: Any, questions: Any, **options: Any) -> list[Any]: ...
 
@@ -175,7 +175,7 @@ class Gaze:
     # Editing and recording ----------------------------------------------------------------------------
 
     @contextmanager
-    def using(self, *interventions: Participant, tokens: TokenMap | None = None) -> Iterator[Gaze]:
+    def using(self, *interventions: Callback, tokens: TokenMap | None = None) -> Iterator[Gaze]:
         """Apply interventions to every forward of the model inside the block.
 
         Several interventions act together, first given first; blocks nest, outer before inner. On exit, also
@@ -187,7 +187,7 @@ class Gaze:
         """
         _check_map(tokens)
         for intervention in interventions:
-            if not isinstance(intervention, Participant):
+            if not isinstance(intervention, Callback):
                 raise BadParameterError(_no_participant(intervention))
         if len({id(intervention) for intervention in interventions}) < len(interventions):
             raise BadParameterError("gaze.using was given the same object twice; what it keeps would mix")

@@ -29,7 +29,7 @@ from regaze.errors import BadParameterError, InputError, ModelNotFoundError, Uns
 from regaze.interventions.agla.itm_gradcam import BlipRelevance, gradcam
 from regaze.interventions.agla.method import AGLA, keep_mask, smooth_map
 from regaze.toolkit.model.branches import Branch
-from regaze.toolkit.model.logits import mix
+from regaze.toolkit.model.logits import combine
 from regaze.toolkit.prompts.images import black_out, seen_pixels
 
 
@@ -48,7 +48,7 @@ def mixed(agla: AGLA, main: torch.Tensor, local: torch.Tensor, step: int = 0) ->
         logits=lambda name=None: (main if name is None else local)[:, None],
         step=step,
     )
-    return mix(main[:, None], [agla.mix(context)])[:, 0]
+    return combine(main[:, None], [agla.combine_logits(context)])[:, 0]
 
 
 def test_hand_example():
@@ -300,9 +300,9 @@ class Watch(AGLA):
         self.masks.append(super().masked(context))
         return self.masks[-1]
 
-    def mix(self, context):
+    def combine_logits(self, context):
         self.local.append(context.logits(self.branch)[:, -1].clone())
-        return super().mix(context)
+        return super().combine_logits(context)
 
 
 def test_what_is_masked_is_black_and_the_rest_keeps_its_bits(gaze, inputs):

@@ -21,7 +21,7 @@ import regaze
 from regaze.errors import BadParameterError
 from regaze.interventions.dola import DoLa, candidates
 from regaze.interventions.vcd.method import VCD
-from regaze.toolkit.model.logits import mix
+from regaze.toolkit.model.logits import combine
 
 
 def of_case(params) -> DoLa:
@@ -32,7 +32,7 @@ def of_case(params) -> DoLa:
 def layer_scores(dola: DoLa, logits: torch.Tensor, layers) -> torch.Tensor:
     """Scores of logits [layers + 1, B, V], the last being the final ones, as the model would get them."""
     final, early = logits[-1][:, None], [logits[layer][:, None] for layer in layers]
-    return mix(final, [dola.contrast(final, early)])[:, 0]
+    return combine(final, [dola.contrast(final, early)])[:, 0]
 
 
 # The equations ----------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from regaze.errors import BadParameterError
 from regaze.interventions.contrastive import WITHOUT_IMAGE
 from regaze.interventions.m3id import M3ID
 from regaze.interventions.pai import PAI
-from regaze.toolkit.model.logits import mix
+from regaze.toolkit.model.logits import combine
 
 #: Strong from the first token on, and never sure: a random model's best token is unlikely.
 STRONG = M3ID(decay=0.4, kappa=1.0)
@@ -66,7 +66,7 @@ def test_scores_of_the_first_token(as_released):
     method = M3ID(decay=0.5, kappa=1.0, beta=0.3, as_released=as_released)
     context, reading = context_with(main, {WITHOUT_IMAGE: text}, method)
     with reading:
-        got = mix(context.logits(), [method.mix(context)])[:, 0]
+        got = combine(context.logits(), [method.combine_logits(context)])[:, 0]
     weight = torch.tensor(0.5).exp() - 1
     with_image, without = main.log_softmax(-1), text.log_softmax(-1)
     want = with_image + weight * (with_image - without)

@@ -14,7 +14,7 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 import regaze
 from regaze import VAR, Role, TokenMap
 from regaze.errors import InputError, ShapeError
-from regaze.interventions.mma.method import ModalityMutualMask
+from regaze.interventions.mma.method import MMA
 from regaze.interventions.mma.training import IGNORED, MutualCollator, first_turn, mma_mask, mma_mask_mod
 
 S, I, P, Q, T, O, PAD = (  # noqa: E741
@@ -28,7 +28,7 @@ S, I, P, Q, T, O, PAD = (  # noqa: E741
 )
 #: The hand example: s i1 i2 i3 q1 q2 A a1.
 HAND = [[S, I, I, I, Q, Q, T, O]]
-MMA = ModalityMutualMask(trained=True)
+MMA = MMA(trained=True)
 
 
 # The mask ---------------------------------------------------------------------------------------------
@@ -155,12 +155,12 @@ def test_a_question_token_reaches_the_image_at_once_and_the_question_through_it(
 
 def test_the_answer_reaches_nothing_before_it(reach):
     assert reach(7)[:, :7].sum() == 0
-    assert reach(7, ModalityMutualMask(as_released=True, trained=True))[:, :7].sum() == 0
+    assert reach(7, MMA(as_released=True, trained=True))[:, :7].sum() == 0
 
 
 def test_the_assistant_marker_is_seen_in_the_release_only(reach):
     assert not reach(6)[:, :6].any()
-    assert reach(6, ModalityMutualMask(as_released=True, trained=True))[0, 1:4].all()
+    assert reach(6, MMA(as_released=True, trained=True))[0, 1:4].all()
 
 
 def test_a_later_image_token_reaches_an_earlier_one_from_the_second_layer_on(reach):
@@ -189,17 +189,17 @@ def test_it_changes_the_answer_and_warns_once_per_use(model, gaze, inputs, as_re
     plain = logits_of(model, inputs)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("default")
-        with gaze.using(ModalityMutualMask(as_released=as_released)):
+        with gaze.using(MMA(as_released=as_released)):
             edited = logits_of(model, inputs)
             logits_of(model, inputs)
-    assert [str(w.message)[:18] for w in caught] == ["ModalityMutualMask"]
+    assert [str(w.message)[:18] for w in caught] == ["MMA"]
     assert ((plain - edited).abs().amax((0, 2)) > 1e-4).all()
 
 
 def test_no_image_is_bit_identical_and_does_not_warn(model, gaze):
     inputs = gaze.inputs([None, None], QUESTIONS[:2])
     plain = logits_of(model, inputs)
-    with warnings.catch_warnings(), gaze.using(ModalityMutualMask()):
+    with warnings.catch_warnings(), gaze.using(MMA()):
         warnings.simplefilter("error")
         assert torch.equal(plain, logits_of(model, inputs))
 
@@ -256,7 +256,7 @@ def test_prefill_and_decode_equal_one_full_forward(model, gaze, image):
 
 @pytest.mark.parametrize("as_released", [False, True])
 def test_the_training_mask_is_the_mask_of_the_intervention(model, gaze, inputs, as_released):
-    mma, ids, pixels = ModalityMutualMask(as_released, True), inputs["input_ids"], inputs["pixel_values"]
+    mma, ids, pixels = MMA(as_released, True), inputs["input_ids"], inputs["pixel_values"]
     positions = (inputs["attention_mask"].cumsum(1) - 1).clamp_min(0)
     mask = mma_mask(gaze.tokens(inputs), inputs["attention_mask"], as_released=as_released)
     trained = model(ids, pixel_values=pixels, attention_mask=mask, position_ids=positions).logits

@@ -29,7 +29,7 @@ from regaze.errors import BadParameterError, CompositionError
 from regaze.interventions.contrastive import WITHOUT_IMAGE
 from regaze.interventions.pai import PAI
 from regaze.kernels import attend
-from regaze.toolkit.model.logits import mix
+from regaze.toolkit.model.logits import combine
 
 BOOST = {"alpha": 0.5, "gamma": 1.0}
 
@@ -45,8 +45,10 @@ def guided(pai: PAI, main, text):
     """Scores [B, V] that the guidance makes of logits [B, V] with and without the image."""
     context, reading = context_with(main, {WITHOUT_IMAGE: text}, pai)
     with reading:
-        mixture = pai.mix(context)
-        return context.logits()[:, 0] if mixture is None else mix(context.logits(), [mixture])[:, 0]
+        combination = pai.combine_logits(context)
+        return (
+            context.logits()[:, 0] if combination is None else combine(context.logits(), [combination])[:, 0]
+        )
 
 
 # The equations ----------------------------------------------------------------------------------------

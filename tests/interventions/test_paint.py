@@ -1,4 +1,4 @@
-"""ImbalancedAttention against the paper's hand examples, the authors' outputs, and what must never happen."""
+"""PAINT against the paper's hand examples, the authors' outputs, and what must never happen."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import regaze
 from regaze import HeadKnockout, Role
 from regaze.errors import BadParameterError, InputError
 from regaze.interventions.paint.heads import head_sensitivity
-from regaze.interventions.paint.method import ImbalancedAttention, top, upper_fence
+from regaze.interventions.paint.method import PAINT, top, upper_fence
 from regaze.kernels import AttentionEdit, Rows, attend
 from regaze.toolkit.model.vision import class_attention, patches_on_tokens, received_attention
 
@@ -28,7 +28,7 @@ def close(actual, expected, rtol=1e-5, atol=2e-6):
 def test_hand_example_of_the_fence():
     values = torch.tensor([[0.01, 0.02, 0.02, 0.03, 0.03, 0.03, 0.04, 0.04, 0.05, 0.40]])
     close(upper_fence(values).float(), torch.tensor([[0.06625]]))
-    local, summary = ImbalancedAttention(local_ratio=0.2).choose(values, values)
+    local, summary = PAINT(local_ratio=0.2).choose(values, values)
     assert summary.nonzero().tolist() == [[0, 9]]
     assert local.nonzero().tolist() == [[0, 8]]  # 8 and 9 are local, but 9 is a summary token
 
@@ -44,9 +44,7 @@ def test_golden_token_selection(shared):
         attention = tensors[f"{name}/in/cls_attn"].sum(2)[..., 1:]  # [layers, B, patches]
         close(attention[0, 0], tensors[f"{name}/out/first_layer_sum"])
         close(attention[-2, 0], tensors[f"{name}/out/penultimate_sum"])
-        method = ImbalancedAttention(
-            local_ratio=case["params"]["local_ratio"], as_released=case["kind"] == "as_released"
-        )
+        method = PAINT(local_ratio=case["params"]["local_ratio"], as_released=case["kind"] == "as_released")
         local, summary = method.choose(attention[0], attention[-2])
         assert local[0].nonzero().flatten().tolist() == tensors[f"{name}/out/local"].tolist()
         assert summary[0].nonzero().flatten().tolist() == tensors[f"{name}/out/summary"].tolist()
@@ -60,7 +58,7 @@ def test_the_released_float_ratio_can_lose_a_summary_token():
     values = torch.linspace(0, 1e-3, 49)[None].clone()
     values[0, :8] += 1.0
     for as_released, expected in ((False, 8), (True, 7)):
-        summary = ImbalancedAttention(as_released=as_released).choose(values, values)[1]
+        summary = PAINT(as_released=as_released).choose(values, values)[1]
         assert int(summary.sum()) == expected
 
 
@@ -124,21 +122,21 @@ def peaked(model):
 
 def test_neutral_strength_is_bit_identical(model, gaze, inputs):
     plain = logits_of(model, inputs)
-    with gaze.using(ImbalancedAttention(alpha=0.0, beta=0.0, gamma=1.0)):
+    with gaze.using(PAINT(alpha=0.0, beta=0.0, gamma=1.0)):
         assert torch.equal(plain, logits_of(model, inputs))
     for part in ({"beta": 0.0, "gamma": 1.0}, {"alpha": 0.0, "gamma": 1.0}, {"alpha": 0.0, "beta": 0.0}):
-        with gaze.using(ImbalancedAttention(**part)):
+        with gaze.using(PAINT(**part)):
             assert not torch.allclose(logits_of(model, inputs), plain, atol=1e-3)
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_batch_equals_singles_and_no_sample_remembers_another(model, gaze, inputs, setting):
-    with gaze.using(ImbalancedAttention(**setting)):
+    with gaze.using(PAINT(**setting)):
         together = logits_of(model, inputs)
         for row, (image, question) in enumerate(zip(IMAGES, QUESTIONS, strict=True)):
             alone = logits_of(model, gaze.inputs([image], [question]))
             close(together[:, row], alone[:, 0], rtol=0, atol=2e-5)
-    with gaze.using(ImbalancedAttention(**setting)):
+    with gaze.using(PAINT(**setting)):
         assert torch.equal(alone, logits_of(model, gaze.inputs(IMAGES[2:], QUESTIONS[2:])))
 
 
@@ -157,7 +155,7 @@ def test_the_chosen_patches_of_every_image_are_boosted(model, gaze, inputs):
     for row, image, of_row in ((0, 0, 0), (1, 1, 0), (2, 2, 0), (2, 3, 1)):
         expected[row, tokens.image_cells(row, of_row)] = slopes[image]
     assert torch.equal(patches_on_tokens(slopes, tokens, 3), expected)
-    method = ImbalancedAttention(gamma=1.0, layers=(2, 2))
+    method = PAINT(gamma=1.0, layers=(2, 2))
     wanted = {"slices": "all", "rows": "last", "layers": [2], "lse": True}
     with gaze.recording(**wanted) as plain:
         model(**inputs)
@@ -171,7 +169,7 @@ def test_the_chosen_patches_of_every_image_are_boosted(model, gaze, inputs):
 
 def test_prefill_and_decode_equal_one_full_forward(model, gaze):
     inputs = gaze.inputs(IMAGES[:1], QUESTIONS[:1])
-    with gaze.using(ImbalancedAttention(gamma=1.3)):
+    with gaze.using(PAINT(gamma=1.3)):
         ids = model.generate(**inputs, max_new_tokens=4, do_sample=False, eos_token_id=None)[:, :-1]
         step_by_step = logits_of(model, inputs, 4)[:, 0]
         full = model(
@@ -182,21 +180,21 @@ def test_prefill_and_decode_equal_one_full_forward(model, gaze):
 
 def test_guidance_is_the_formula_over_a_text_only_forward(model, gaze):
     inputs = gaze.inputs(IMAGES[:1], QUESTIONS[:1])
-    with gaze.using(ImbalancedAttention(gamma=1.0)):
+    with gaze.using(PAINT(gamma=1.0)):
         edited = model(**inputs).logits[:, -1].log_softmax(-1)
     image = gaze.tokens(inputs).mask(Role.IMAGE)
     text = model(input_ids=inputs["input_ids"][~image][None]).logits[:, -1].log_softmax(-1)
     expected = 1.4 * (edited - text) + text
     expected[edited < edited.amax() + torch.log(torch.tensor(0.1))] = -torch.inf
-    with gaze.using(ImbalancedAttention(gamma=1.4)):
+    with gaze.using(PAINT(gamma=1.4)):
         close(model(**inputs).logits[:, -1], expected, rtol=1e-4, atol=1e-4)
 
 
 def test_as_released_the_first_token_is_not_edited_under_guidance(model, gaze, inputs):
     plain = logits_of(model, inputs)
-    with gaze.using(ImbalancedAttention(gamma=1.0 + 1e-9, cut=0.0, as_released=True)):
+    with gaze.using(PAINT(gamma=1.0 + 1e-9, cut=0.0, as_released=True)):
         released = logits_of(model, inputs)
-    with gaze.using(ImbalancedAttention(gamma=1.0, as_released=True)):
+    with gaze.using(PAINT(gamma=1.0, as_released=True)):
         unguided = logits_of(model, inputs)
     close(released[0], plain[0].log_softmax(-1), rtol=0, atol=1e-4)
     assert not torch.allclose(released[1], plain[1].log_softmax(-1), atol=1e-3)
@@ -206,14 +204,14 @@ def test_as_released_the_first_token_is_not_edited_under_guidance(model, gaze, i
 def test_a_prompt_without_an_image_beside_one_with(model, gaze):
     questions = ["Is there a dog?", "Is there a red dog here?"]
     plain = logits_of(model, gaze.inputs([None], questions[:1]))
-    with gaze.using(ImbalancedAttention(gamma=1.4)):
+    with gaze.using(PAINT(gamma=1.4)):
         assert torch.equal(plain, logits_of(model, gaze.inputs([None], questions[:1])))
         both = logits_of(model, gaze.inputs([None, picture(1)], questions))
     close(both[:, 0].log_softmax(-1), plain[:, 0].log_softmax(-1), rtol=0, atol=5e-5)
 
 
 def test_the_place_of_the_padding_does_not_matter(model, gaze, inputs):
-    with gaze.using(ImbalancedAttention(gamma=1.0)):
+    with gaze.using(PAINT(gamma=1.0)):
         ids, attended, pixels = inputs["input_ids"], inputs["attention_mask"], inputs["pixel_values"]
         left = model(**inputs, position_ids=(attended.cumsum(1) - 1).clamp_min(0)).logits[:, -1]
         shift = (attended == 0).sum(1).tolist()
@@ -226,7 +224,7 @@ def test_the_place_of_the_padding_does_not_matter(model, gaze, inputs):
 
 def test_beams_agree_with_one_sample_at_a_time(model, gaze):
     options = {"max_new_tokens": 4, "num_beams": 3, "do_sample": False, "eos_token_id": None}
-    with gaze.using(ImbalancedAttention()):
+    with gaze.using(PAINT()):
         together = model.generate(**gaze.inputs(IMAGES[:2], QUESTIONS[:2]), **options)[:, -4:]
         for row in range(2):
             alone = model.generate(**gaze.inputs(IMAGES[row : row + 1], QUESTIONS[row : row + 1]), **options)
@@ -237,7 +235,7 @@ def test_spatial_tokens_are_those_that_receive_most(model, inputs):
     pixels = inputs["pixel_values"]
     received = received_attention(model, pixels, (0,))[0].sum(1)
     looks = class_attention(model, pixels, (0, -2)).sum(2)
-    local, summary = ImbalancedAttention(local_ratio=0.0, spatial_ratio=0.1).choose(*looks, received)
+    local, summary = PAINT(local_ratio=0.0, spatial_ratio=0.1).choose(*looks, received)
     for image in range(4):
         expected = set(received[image].topk(6).indices.tolist()) - set(
             summary[image].nonzero().flatten().tolist()
@@ -256,14 +254,14 @@ def test_head_weights(model, gaze, inputs):
     alone = torch.tensor(head_sensitivity(gaze, IMAGES[:1], QUESTIONS[:1]))
     close(alone, (mass / mass.mean(1, keepdim=True)).clamp(0, 2), rtol=1e-4, atol=1e-5)
     plain = logits_of(model, inputs)
-    with gaze.using(ImbalancedAttention(gamma=1.0)):
+    with gaze.using(PAINT(gamma=1.0)):
         edited = logits_of(model, inputs)
     for value, expected in ((0.0, plain), (1.0, edited)):
         same = tuple((value,) * 6 for _ in range(6))
-        with gaze.using(ImbalancedAttention(gamma=1.0, head_weights=same)):
+        with gaze.using(PAINT(gamma=1.0, head_weights=same)):
             close(logits_of(model, inputs), expected, rtol=0, atol=2e-5)
     one_head = tuple(tuple(float(head == 2) for head in range(6)) for _ in range(6))
-    only = ImbalancedAttention(gamma=1.0, head_weights=one_head)
+    only = PAINT(gamma=1.0, head_weights=one_head)
     others = HeadKnockout(heads=tuple((layer, 2) for layer in range(6)))
     with gaze.using(others):
         removed = logits_of(model, inputs)
@@ -273,9 +271,9 @@ def test_head_weights(model, gaze, inputs):
 
 def test_inputs_that_do_not_fit(model, gaze, inputs):
     tokens = regaze.TokenMap.from_roles(gaze.tokens(inputs).roles)
-    with pytest.raises(InputError, match="show 0 images"), gaze.using(ImbalancedAttention(), tokens=tokens):
+    with pytest.raises(InputError, match="show 0 images"), gaze.using(PAINT(), tokens=tokens):
         model(**inputs)
-    wrong = ImbalancedAttention(head_weights=((1.0, 1.0),))
+    wrong = PAINT(head_weights=((1.0, 1.0),))
     with pytest.raises(BadParameterError, match=r"\[6, 6\] numbers"), gaze.using(wrong):
         model(**inputs)
 
@@ -293,9 +291,9 @@ def test_inputs_that_do_not_fit(model, gaze, inputs):
 )
 def test_bad_parameters(changes, message):
     with pytest.raises(BadParameterError, match=message):
-        ImbalancedAttention(**changes)
+        PAINT(**changes)
 
 
 def test_json_round_trip():
-    method = ImbalancedAttention(layers=(1, 3), head_weights=((1.0, 0.5),), spatial_ratio=0.05)
-    assert ImbalancedAttention.from_dict(json.loads(json.dumps(method.to_dict()))) == method
+    method = PAINT(layers=(1, 3), head_weights=((1.0, 0.5),), spatial_ratio=0.05)
+    assert PAINT.from_dict(json.loads(json.dumps(method.to_dict()))) == method

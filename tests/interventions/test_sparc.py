@@ -157,8 +157,8 @@ class Watching(SPARC):
     def seen(self) -> list:
         return self.__dict__.setdefault("_seen", [])
 
-    def observe(self, layer, stats, context):
-        super().observe(layer, stats, context)
+    def on_stats(self, layer, stats, context):
+        super().on_stats(layer, stats, context)
         self.seen.append(context.sequences(self)["average"])
 
 

@@ -22,13 +22,13 @@ from regaze.errors import BadParameterError, ShapeError
 from regaze.kernels import (
     AttentionEdit,
     Channels,
-    Opening,
     Redistribute,
     Rows,
     Scale,
     StatsRequest,
+    UnmaskRect,
     attend,
-    observe,
+    attention_stats,
 )
 
 
@@ -261,7 +261,7 @@ def test_a_soft_cap_or_sinks_without_meaning_are_refused(given, error, said):
     with pytest.raises(error, match=said):
         attend(q, k, v, **given)
     with pytest.raises(error, match=said):
-        observe(q, k, StatsRequest(lse=True), **given)
+        attention_stats(q, k, StatsRequest(lse=True), **given)
 
 
 # --- VAR and GIFT
@@ -354,13 +354,15 @@ def test_causal_rows_are_aligned_to_the_last_key():
 
 def test_opening_lets_rows_see_columns_ahead_of_them():
     q, k, v = (torch.randn(1, 2, 4, 4, dtype=torch.float64) for _ in range(3))
-    opening = Opening(torch.tensor([[True, False, True, False]]), torch.tensor([[False, False, False, True]]))
+    opening = UnmaskRect(
+        torch.tensor([[True, False, True, False]]), torch.tensor([[False, False, False, True]])
+    )
     visible = torch.ones(4, 4, dtype=torch.bool).tril()
     visible[0, 3] = visible[2, 3] = True
     want, _ = reference(q, k, v, mask=visible[None, None])
     for backend in ("reference", "torch"):
         torch.testing.assert_close(
-            attend(q, k, v, AttentionEdit(openings=(opening,)), is_causal=True, backend=backend)[0], want
+            attend(q, k, v, AttentionEdit(unmask=(opening,)), is_causal=True, backend=backend)[0], want
         )
 
 
@@ -385,7 +387,7 @@ def test_bias_that_removes_every_visible_key_empties_the_row():
 def test_statistics_equal_those_of_the_materialised_rows(case: Case):
     exact = case.doubled()
     request = case.edit.stats
-    edit = case.edit if request.edited else AttentionEdit(openings=case.edit.openings)
+    edit = case.edit if request.edited else AttentionEdit(unmask=case.edit.unmask)
     _, weights = naive(exact.q, exact.k, exact.v, edit, policy=policy_of(edit), **exact.options)
     _, stats = exact.call(reference)
     batch, _, queries, keys = weights.shape

@@ -9,13 +9,13 @@ from regaze.errors import ShapeError
 from regaze.kernels import (
     AttentionEdit,
     Channels,
-    Opening,
     Redistribute,
     Rows,
     StatsRequest,
+    UnmaskRect,
     Windows,
     attend,
-    observe,
+    attention_stats,
 )
 
 B, H, HKV, LK, D = 2, 6, 2, 19, 8
@@ -32,7 +32,7 @@ def edits(queries: int, named: int) -> dict[str, AttentionEdit]:
     )
     columns = torch.randint(0, LK, (B, 5), generator=torch.Generator().manual_seed(4))
     columns[0, -1] = -1
-    opening = Opening(torch.ones(1, queries, dtype=torch.bool), draw(B, named, seed=5) > 0)
+    opening = UnmaskRect(torch.ones(1, queries, dtype=torch.bool), draw(B, named, seed=5) > 0)
     stats = {"entropy": True, "top1": True, "lse": True}
     return {
         "bias": AttentionEdit(bias=draw(B, H, named, seed=6), stats=StatsRequest(**stats, edited=True)),
@@ -41,7 +41,7 @@ def edits(queries: int, named: int) -> dict[str, AttentionEdit]:
         "policy": AttentionEdit(
             channels=Channels(groups, 4), policy=policy, stats=StatsRequest(channels=Channels(groups, 4))
         ),
-        "opening": AttentionEdit(openings=(opening,)),
+        "opening": AttentionEdit(unmask=(opening,)),
         "windows": AttentionEdit(windows=Windows(torch.tensor([[3, 30, 5, 2, 9, 1]]), sink=8)),
         "padded windows": AttentionEdit(
             windows=Windows(torch.tensor([[3, 30, 5, 2, 9, 1]]), sink=4, first=torch.tensor([2, 5]))
@@ -72,7 +72,7 @@ def test_dropped_keys_are_hidden_keys(backend, queries, dropped, named):
     for name, edit in edits(queries, named).items():
         if name == "opening":  # would open what is gone
             keep = torch.arange(named) >= dropped
-            whole = edit.replace(openings=tuple(Opening(o.rows, o.columns & keep) for o in edit.openings))
+            whole = edit.replace(unmask=tuple(UnmaskRect(o.rows, o.columns & keep) for o in edit.unmask))
         else:
             whole = edit
         expected, want = attend(q, k, v, whole, mask=hidden.expand(B, 1, -1, -1), backend="reference")
@@ -86,7 +86,7 @@ def test_dropped_keys_are_hidden_keys(backend, queries, dropped, named):
         if want is None:
             continue
         if not edit.stats.edited:
-            stats = observe(q, k[:, :, dropped:], edit.stats, **options)
+            stats = attention_stats(q, k[:, :, dropped:], edit.stats, **options)
         for part, found, wanted in zip(want._fields, stats, want, strict=True):
             assert (found is None) == (wanted is None), (name, part)
             if found is not None:

@@ -13,11 +13,11 @@ from regaze.kernels import (
     BACKENDS,
     AttentionEdit,
     Channels,
-    Opening,
     Redistribute,
     Rows,
     Scale,
     StatsRequest,
+    UnmaskRect,
     attend,
     compose,
 )
@@ -56,9 +56,18 @@ TRUE = torch.ones(1, LQ, dtype=torch.bool)
         (AttentionEdit(head_gain=torch.ones(1, HKV)), "head_gain is [1, 2]"),
         (AttentionEdit(head_gain=torch.ones(1, HQ, LQ + 1)), "head_gain is [1, 6, 4]"),
         (AttentionEdit(head_score_gain=torch.ones(3, HQ)), "head_score_gain is [3, 6]"),
-        (AttentionEdit(openings=(Opening(TRUE, torch.ones(1, 6).bool()),)), "Opening.columns is [1, 6]"),
-        (AttentionEdit(openings=(Opening(TRUE, torch.ones(3, 5).bool()),)), "Opening.columns is [3, 5]"),
-        (AttentionEdit(openings=(Opening(torch.ones(1, 4).bool(), TRUE),)), "Opening.rows is [1, 4]"),
+        (
+            AttentionEdit(unmask=(UnmaskRect(TRUE, torch.ones(1, 6).bool()),)),
+            "UnmaskRect.columns is [1, 6]",
+        ),
+        (
+            AttentionEdit(unmask=(UnmaskRect(TRUE, torch.ones(3, 5).bool()),)),
+            "UnmaskRect.columns is [3, 5]",
+        ),
+        (
+            AttentionEdit(unmask=(UnmaskRect(torch.ones(1, 4).bool(), TRUE),)),
+            "UnmaskRect.rows is [1, 4]",
+        ),
         (AttentionEdit(rows=Rows(torch.arange(4)), bias=torch.zeros(1, 1, 1)), "rows.index is [4]"),
         (AttentionEdit(rows=Rows(torch.arange(2), torch.ones(3, 2).bool())), "rows.active is [3, 2]"),
         (AttentionEdit(stats=StatsRequest(rows=Rows(torch.arange(4)))), "stats.rows.index is [4]"),
@@ -95,10 +104,10 @@ def test_an_edit_that_does_not_fit_names_both_shapes(edit, said, backend):
         ),
         (lambda: StatsRequest(columns=torch.zeros(2, 2)), "must be [B or 1, n] int64, got [2, 2] float32"),
         (
-            lambda: Opening(torch.ones(1, 2), TRUE),
-            "Opening.rows must be [B or 1, Lq or n] bool, got [1, 2] float32",
+            lambda: UnmaskRect(torch.ones(1, 2), TRUE),
+            "UnmaskRect.rows must be [B or 1, Lq or n] bool, got [1, 2] float32",
         ),
-        (lambda: Opening(TRUE, TRUE[0]), "Opening.columns must be [B or 1, Lq or n] bool, got [3]"),
+        (lambda: UnmaskRect(TRUE, TRUE[0]), "UnmaskRect.columns must be [B or 1, Lq or n] bool, got [3]"),
     ],
 )
 def test_a_part_of_the_wrong_shape_or_type_is_refused_when_made(make, said):
@@ -186,7 +195,7 @@ def test_neutral_and_replace():
     for part in (
         {"bias": torch.zeros(1, 1, 1)},
         {"head_gain": torch.ones(1, HQ)},
-        {"openings": (Opening(TRUE, TRUE),)},
+        {"unmask": (UnmaskRect(TRUE, TRUE),)},
     ):
         assert not AttentionEdit(**part).neutral
     edit = AttentionEdit(bias=torch.zeros(1, 1, 2))
@@ -227,7 +236,7 @@ def test_composed_parts_join_over_the_union_of_columns():
         value_gain=torch.tensor([[[0.5]]]),
         head_gain=torch.tensor([[[1.0, 0.0], [2.0, 3.0]]]),
         head_score_gain=torch.tensor([[4.0, 1.0]]),
-        openings=(Opening(TRUE, TRUE),),
+        unmask=(UnmaskRect(TRUE, TRUE),),
         stats=StatsRequest(lse=True),
     )
     for merged in (compose([a, b]), compose([b, a])):
@@ -236,9 +245,9 @@ def test_composed_parts_join_over_the_union_of_columns():
         assert merged.value_gain.tolist() == [[[1.5, 1.0]]]
         assert merged.head_gain.tolist() == [[[2.0, 0.0], [4.0, 6.0]]]
         assert merged.head_score_gain.tolist() == [[2.0, 1.0]]
-        assert merged.openings == b.openings
+        assert merged.unmask == b.unmask
         assert merged.stats is b.stats
-    assert len(compose([a, b, b.replace(stats=None)]).openings) == 2
+    assert len(compose([a, b, b.replace(stats=None)]).unmask) == 2
 
 
 @pytest.mark.parametrize("backend", sorted(BACKENDS))

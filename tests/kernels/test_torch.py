@@ -12,13 +12,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from regaze.kernels import (
     AttentionEdit,
     Channels,
-    Opening,
     Redistribute,
     Rows,
     Scale,
     StatsRequest,
+    UnmaskRect,
     attend,
-    observe,
+    attention_stats,
     torch_backend,
 )
 
@@ -335,16 +335,16 @@ def test_a_layer_call_neither_reads_from_nor_copies_constants_to_the_device(quer
         policy=Redistribute(4, (1, 2), (3,), (2, 3), 0.6, 0.1, 0.1),
         value_gain=torch.rand(1, 1, 7),
         bias=torch.randn(1, 1, 7),
-        openings=(Opening(torch.ones(2, queries, dtype=torch.bool), torch.ones(2, 7, dtype=torch.bool)),),
+        unmask=(UnmaskRect(torch.ones(2, queries, dtype=torch.bool), torch.ones(2, 7, dtype=torch.bool)),),
         stats=StatsRequest(channels=channels, entropy=True, top1=True, lse=True),
     )
-    attend(q, k, v, edit, is_causal=True)  # constants and the rows of openings are made once
+    attend(q, k, v, edit, is_causal=True)  # constants and the rows of unmask are made once
     with Watch() as watch:
         attend(q, k, v, edit, is_causal=True)
-        attend(q, k, v, edit.replace(policy=Scale((1.0, 2.0, 1.0, 0.5), True), openings=()), is_causal=True)
+        attend(q, k, v, edit.replace(policy=Scale((1.0, 2.0, 1.0, 0.5), True), unmask=()), is_causal=True)
     first = watch.names
     with Watch() as watch:
-        attend(q, k, v, edit.replace(policy=Scale((1.0, 2.0, 1.0, 0.5), True), openings=()), is_causal=True)
+        attend(q, k, v, edit.replace(policy=Scale((1.0, 2.0, 1.0, 0.5), True), unmask=()), is_causal=True)
     assert not HOST & set(first[: len(first) - len(watch.names)])
     assert not HOST & set(watch.names)
 
@@ -386,12 +386,12 @@ def test_masses_alone_of_a_short_row_are_those_of_the_specification(heads, kv_he
         mask = torch.rand(batch, 1, 1, keys, generator=g) > 0.3 if masked else None
         if mask is not None:
             mask[0] = False  # a row that sees nothing
-        got = observe(q, k, request, mask=mask, backend="torch").masses
-        want = observe(q.double(), k.double(), request, mask=mask, backend="reference").masses
+        got = attention_stats(q, k, request, mask=mask, backend="torch").masses
+        want = attention_stats(q.double(), k.double(), request, mask=mask, backend="reference").masses
         assert got.shape == (batch, heads, 1, 4)
         torch.testing.assert_close(got, want, rtol=0, atol=1e-6)
     q.requires_grad_()
-    observe(q, k, request, mask=mask, backend="torch").masses.square().sum().backward()
+    attention_stats(q, k, request, mask=mask, backend="torch").masses.square().sum().backward()
     assert q.grad.isfinite().all()
 
 
@@ -405,16 +405,16 @@ def test_what_one_call_keeps_serves_the_next_in_another_mode():
         channels=Channels(groups, 3), policy=Redistribute(3, (1,), (2,), (1, 2), 0.5, 0.1, 0.1)
     )
     with torch.inference_mode():
-        observe(q, k, request)
+        attention_stats(q, k, request)
         attend(q, k, v, edit)
     q.requires_grad_()
-    (observe(q, k, request).masses.square().sum() + attend(q, k, v, edit)[0].sum()).backward()
+    (attention_stats(q, k, request).masses.square().sum() + attend(q, k, v, edit)[0].sum()).backward()
     assert q.grad.isfinite().all()
     learned = torch.rand(1, 1, 9, generator=g).requires_grad_()
     request = StatsRequest(channels=Channels(groups, 3, learned))
     for _ in range(2):
         learned.grad = None
-        observe(q, k, request).masses.square().sum().backward()
+        attention_stats(q, k, request).masses.square().sum().backward()
         assert learned.grad.abs().sum() > 0
 
 

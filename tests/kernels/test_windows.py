@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from regaze.errors import BadParameterError, CompositionError, ShapeError
-from regaze.kernels import AttentionEdit, Opening, Rows, StatsRequest, attend, compose
+from regaze.kernels import AttentionEdit, Rows, StatsRequest, UnmaskRect, attend, compose
 from regaze.kernels.spec import Windows
 
 BACKENDS = ("reference", "torch")
@@ -95,7 +95,7 @@ def test_openings_past_the_own_key_stay_open_and_others_do_not():
     q, k, v = tensors()
     plain = attend(q, k, v, mask=expected, backend="reference")[0]
     for backend in BACKENDS:
-        edit = AttentionEdit(windows=windows, openings=(Opening(rows, columns),))
+        edit = AttentionEdit(windows=windows, unmask=(UnmaskRect(rows, columns),))
         out = attend(q, k, v, edit, is_causal=True, backend=backend)[0]
         torch.testing.assert_close(out, plain, rtol=0, atol=2e-6)
 

@@ -15,7 +15,7 @@ from regaze.interventions.base import Intervention
 from regaze.interventions.contrastive import away_from
 from regaze.toolkit.model.branches import Branch, Stack
 from regaze.toolkit.model.context import Context
-from regaze.toolkit.model.logits import mix
+from regaze.toolkit.model.logits import combine
 from regaze.toolkit.prompts.token_map import Role, TokenMap
 
 #: One image, two images, none; questions of different length.
@@ -33,7 +33,7 @@ def inputs_of(gaze: Any, rows: range | slice = slice(None)) -> Any:
 
 def scores(main, negative, alpha, beta, where=None):
     """Contrastive logits: away from `negative`, cut at `beta`."""
-    return mix(main, [away_from(main, negative, alpha, beta, where)])
+    return combine(main, [away_from(main, negative, alpha, beta, where)])
 
 
 def assert_same_scores(got: Tensor, want: Tensor, tolerance: float = 1e-4) -> None:

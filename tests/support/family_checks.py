@@ -20,7 +20,7 @@ from regaze import HeadKnockout, Role, TokenMap
 from regaze.errors import UnsupportedModelError
 from regaze.interventions import PAI
 from regaze.toolkit.model import compat
-from regaze.toolkit.model.context import Participant
+from regaze.toolkit.model.callback import Callback
 from regaze.toolkit.prompts.token_map import View
 
 QUESTIONS = ("Is there a dog in the picture?", "What is it that the big dog is on?")
@@ -70,7 +70,7 @@ def noise(seed: int, width: int, height: int) -> Image.Image:
 def idle(case: Case) -> str:
     """Wrapped and idle it is the same model to the bit, at the prefill and four steps."""
     plain = case.plain
-    for nothing in (Participant(), HeadKnockout(heads=())):
+    for nothing in (Callback(), HeadKnockout(heads=())):
         with case.gaze.using(nothing):
             assert torch.equal(plain, logits_of(case.model, case.inputs(0, 1)))
     return YES
@@ -170,7 +170,7 @@ def shown(case: Case, image: Image.Image) -> tuple[Tensor, TokenMap]:
 class Looking:
     """Takes part to see what the keys of cross-attention are."""
 
-    class _Look(Participant):
+    class _Look(Callback):
         cross = None
 
         def edit_cross(self, layer: int, step: int, context: Any) -> None:

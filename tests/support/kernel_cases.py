@@ -14,11 +14,11 @@ from torch import Tensor
 from regaze.kernels import (
     AttentionEdit,
     Channels,
-    Opening,
     Redistribute,
     Rows,
     Scale,
     StatsRequest,
+    UnmaskRect,
     Windows,
     attend,
 )
@@ -64,7 +64,7 @@ def naive(
 
     def looks(b: int, h: int, i: int, j: int) -> tuple[bool, float]:
         """Whether row i may see key j, and what the mask adds."""
-        for opening in edit.openings:
+        for opening in edit.unmask:
             in_rows = bool(opening.rows[b % len(opening.rows), i])
             in_columns = j < opening.columns.shape[1] and bool(opening.columns[b % len(opening.columns), j])
             if in_rows and in_columns:
@@ -167,7 +167,7 @@ def eager(q, k, v, edit, *, mask=None, is_causal=False, softcap=None, sinks=None
     """What eager code does in the dtype of q: products in that dtype, softmax and edits in fp32."""
     group, keys, queries = q.shape[1] // k.shape[1], k.shape[2], q.shape[2]
     k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
-    visible, additive = visibility(mask, queries, keys, is_causal, edit.openings, q.device)
+    visible, additive = visibility(mask, queries, keys, is_causal, edit.unmask, q.device)
     scores = q @ k.mT * q.shape[-1] ** -0.5
     scores = (scores if softcap is None else torch.tanh(scores / softcap) * softcap).float()
     scores = scores if additive is None else scores + additive.float()
@@ -366,7 +366,7 @@ def make_edit(
         parts["head_gain"] = torch.randint(0, 3, size, generator=g).float() / 2
     if "open" in used:
         opened = torch.rand(batch, queries, generator=g) > 0.5
-        parts["openings"] = (Opening(opened, torch.rand(batch, named, generator=g) > 0.5),)
+        parts["unmask"] = (UnmaskRect(opened, torch.rand(batch, named, generator=g) > 0.5),)
     return AttentionEdit(**parts)
 
 
@@ -428,7 +428,7 @@ def moved(value, device: str):
         return value.to(device)
     if isinstance(value, tuple):
         return tuple(moved(part, device) for part in value)
-    if isinstance(value, (AttentionEdit, Channels, Opening, Rows, StatsRequest, Windows)):
+    if isinstance(value, (AttentionEdit, Channels, UnmaskRect, Rows, StatsRequest, Windows)):
         parts = {f.name: moved(getattr(value, f.name), device) for f in fields(value) if f.init}
         return type(value)(**parts)
     return value

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from kernel_cases import Case, eager, make_edit, make_mask, random_like, stats_dict, within_budget
 
-from regaze.kernels import AttentionEdit, Channels, Opening, Rows, StatsRequest, attend
+from regaze.kernels import AttentionEdit, Channels, Rows, StatsRequest, UnmaskRect, attend
 from regaze.kernels.spec import Windows
 from regaze.kernels.triton.prefill import attend_prefill
 from regaze.kernels.triton.prefill_call import Call
@@ -110,7 +110,7 @@ def moved(case: Case) -> Case:
             return x.to(DEVICE)
         if isinstance(x, tuple) and not hasattr(x, "_fields"):
             return tuple(move(part) for part in x)
-        if isinstance(x, AttentionEdit | Channels | Rows | StatsRequest | Opening | Windows):
+        if isinstance(x, AttentionEdit | Channels | Rows | StatsRequest | UnmaskRect | Windows):
             fields = [f for f in x.__dataclass_fields__.values() if f.init]
             return type(x)(**{f.name: move(getattr(x, f.name)) for f in fields})
         return x

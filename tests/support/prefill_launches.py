@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from regaze.kernels import AttentionEdit, Channels, Opening, Redistribute, Rows, StatsRequest
+from regaze.kernels import AttentionEdit, Channels, Redistribute, Rows, StatsRequest, UnmaskRect
 from regaze.kernels.spec import Windows
 from regaze.kernels.triton import operands
 from regaze.kernels.triton.prefill import attend_prefill, observe_prefill
@@ -28,7 +28,7 @@ def edits() -> dict[str, AttentionEdit]:
         TEXT, channels=Channels(groups, 4), policy=Redistribute(4, (1, 2), (3,), (2, 3), 0.6, 0.3, 0.1)
     )
     column = torch.empty(1, HEADS, QUERIES - 8)
-    opening = Opening(torch.ones(1, QUERIES, dtype=torch.bool), torch.ones(1, QUERIES, dtype=torch.bool))
+    opening = UnmaskRect(torch.ones(1, QUERIES, dtype=torch.bool), torch.ones(1, QUERIES, dtype=torch.bool))
     return {
         "bias on some rows": AttentionEdit(TEXT, bias=column),
         "head gain": AttentionEdit(head_gain=torch.empty(1, HEADS, QUERIES)),
@@ -42,7 +42,7 @@ def edits() -> dict[str, AttentionEdit]:
             policy=var.policy,
             value_gain=column,
             head_gain=torch.empty(1, HEADS, QUERIES),
-            openings=(opening,),
+            unmask=(opening,),
             windows=Windows(torch.ones(1, HEADS, dtype=torch.int64)),
         ),
     }

@@ -15,7 +15,7 @@ from regaze import HeadKnockout, Role, TokenMap
 from regaze.errors import BadParameterError, CompositionError, InputError, UnsupportedModelError
 from regaze.interventions import Intervention
 from regaze.kernels import AttentionEdit
-from regaze.toolkit.model.context import Participant
+from regaze.toolkit.model.callback import Callback
 from regaze.toolkit.prompts.families import Unknown
 
 QUESTIONS = ["Is there a dog in the image?", "Please describe this image in detail.", "What?"]
@@ -287,7 +287,7 @@ def test_copies_of_a_wrapped_model_are_plain(model, gaze, inputs):
 
 
 def test_any_participant_can_take_part(model, gaze, inputs):
-    class Half(Participant):
+    class Half(Callback):
         def prepare(self, context):
             context.state(self)["edit"] = AttentionEdit(head_gain=torch.full((1, context.num_heads), 0.5))
 
@@ -364,7 +364,7 @@ def test_tuple_outputs_continue(model, gaze, inputs):
 
 def test_hidden_states_are_gone_after_the_prefill(model, gaze, inputs):
     class Peek(Intervention):
-        uses_hidden_states = True
+        needs_hidden_states = True
 
         def edit(self, layer, step, context):
             if step:

@@ -21,7 +21,7 @@ import regaze
 from regaze.errors import BadParameterError, InputError
 from regaze.eval.harness import arguments
 from regaze.eval.run import loglikelihood
-from regaze.interventions.base import AskAgain, Intervention
+from regaze.interventions.base import Intervention, MultiPassMethod
 
 _LOADING = {"pretrained", "dtype", "device_map", "revision", "trust_remote_code", "attn_implementation"}
 _OWN = {"device", "batch_size", "max_batch_size", "system_prompt"}
@@ -93,7 +93,7 @@ class RegazeVLM(lmms):
                     questions,
                     system=self.system,
                     batch_size=len(batch),
-                    method=self.method if isinstance(self.method, AskAgain) else None,
+                    method=self.method if isinstance(self.method, MultiPassMethod) else None,
                     **options,
                 )
                 for i, answer in zip(batch, asked, strict=True):
@@ -104,7 +104,7 @@ class RegazeVLM(lmms):
 
     def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
         """Mean negative log-probability per token (lmms-eval takes the least), and whether greedy says it."""
-        if isinstance(self.method, AskAgain):
+        if isinstance(self.method, MultiPassMethod):
             raise BadParameterError(f"method={self.method.name} asks in its own way: no log-likelihoods")
         scores: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
         with self._acting():

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
 
-from regaze.toolkit.model.teacher_forcing import Forced
+from regaze.toolkit.model.teacher_forcing import TeacherForcing
 
 #: Log-probability of a token that a plausibility cut has removed, in nats: the -1000 with which the release
 #: of DoLa (arXiv:2309.03883) scores continuations. Of two that hold such tokens, the one with fewer wins.
@@ -47,7 +47,7 @@ def score(
     config = GenerationConfig(
         max_new_tokens=max(lengths), do_sample=False, num_beams=1, eos_token_id=None, pad_token_id=0
     )
-    forced = LogitsProcessorList([Forced(wanted, prompt.shape[1])])
+    forced = LogitsProcessorList([TeacherForcing(wanted, prompt.shape[1])])
     with torch.inference_mode(), _generating(model, config):
         out = model.generate(  # type: ignore[operator]
             **inputs,

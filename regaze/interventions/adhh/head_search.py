@@ -21,7 +21,8 @@ from torch import Tensor
 
 from regaze.errors import InputError
 from regaze.kernels import AttentionEdit
-from regaze.toolkit.model.context import Context, Participant
+from regaze.toolkit.model.callback import Callback
+from regaze.toolkit.model.context import Context
 from regaze.toolkit.prompts.content_words import Word, tokens_of
 from regaze.toolkit.wrap import Gaze, Images
 
@@ -155,7 +156,7 @@ def _log_probabilities(
     return logits.double().log_softmax(-1).gather(-1, chosen)[..., 0].cpu()
 
 
-class _Without(Participant):
+class _Without(Callback):
     """Removes a head in each row of the batch."""
 
     def __init__(self, removed: Sequence[tuple[int, int] | None]):

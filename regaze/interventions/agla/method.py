@@ -19,7 +19,7 @@ from regaze.interventions.base import Intervention
 from regaze.interventions.contrastive import check_cut, cut_where, has_image, rows_with_image
 from regaze.toolkit.model.branches import Branch, with_media
 from regaze.toolkit.model.context import Context
-from regaze.toolkit.model.logits import Mixture
+from regaze.toolkit.model.logits import LogitsCombination
 from regaze.toolkit.prompts.images import PIXELS, Mask, black_out, seen_images
 from regaze.toolkit.prompts.token_map import Role
 
@@ -117,7 +117,7 @@ class AGLA(Intervention):
             return {}
         return {self.branch: with_media(context, pixel_values=self.masked(context))}
 
-    def mix(self, context: Context) -> Mixture | None:
+    def combine_logits(self, context: Context) -> LogitsCombination | None:
         state = context.state(self)
         if "where" not in state:
             return None
@@ -126,7 +126,7 @@ class AGLA(Intervention):
             weight = self.alpha if where is None else self.alpha * where.to(logits.device)
             shared = self.as_released and context.step > 0
             others = [(weight, logits if shared else context.logits(self.branch))]
-        return Mixture(others=others, cut=self.beta, cut_on=cut_where(logits, where))
+        return LogitsCombination(others=others, cut=self.beta, cut_on=cut_where(logits, where))
 
     def masked(self, context: Context) -> Tensor:
         """The prompts' pixel values, black where their question is not about what is there."""

@@ -13,7 +13,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from regaze.errors import BadParameterError, InputError
-from regaze.interventions.base import AskAgain
+from regaze.interventions.base import MultiPassMethod
 from regaze.interventions.carve.contrast import contrast, visual_entropy
 from regaze.interventions.layer_ranges import LayerRange, checked_range, layer_range
 from regaze.toolkit.model import compat
@@ -75,7 +75,7 @@ class CarveAnswer:
 
 
 @dataclass(frozen=True)
-class CARVE(AskAgain):
+class CARVE(MultiPassMethod):
     """Ask, see where the question looks more than a description does, and ask again about that part.
 
     Source: Ge et al., "Focusing by Contrastive Attention: Enhancing VLMs' Visual Reasoning"

@@ -182,7 +182,7 @@ class GIFT(Intervention):
             rows=state["rows"].to(device) if prefill else None, channels=channels, policy=policy
         )
 
-    def observe(self, layer: int, stats: Stats, context: Context) -> None:
+    def on_stats(self, layer: int, stats: Stats, context: Context) -> None:
         state = context.state(self)
         shifts: RowShifts = state["shifts"]
         assert stats.slices is not None

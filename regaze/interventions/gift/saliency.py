@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from regaze.kernels import AttentionEdit, Stats
-from regaze.toolkit.model.context import Context, Participant
+from regaze.toolkit.model.callback import Callback
+from regaze.toolkit.model.context import Context
 from regaze.toolkit.prompts.content_words import content_tokens
 from regaze.toolkit.prompts.slices import RowShifts, mean_shift
 from regaze.toolkit.prompts.token_map import Role
@@ -47,7 +48,7 @@ def calibrate(
     return int(layer_shifts(gaze, images, questions, tagger, batch_size).argmax())
 
 
-class _Meter(Participant):
+class _Meter(Callback):
     """Measures the total positive shift in every layer."""
 
     def __init__(self, tagger: str):
@@ -61,7 +62,7 @@ class _Meter(Participant):
     def edit(self, layer: int, step: int, context: Context) -> AttentionEdit | None:
         return context.state(self)["shifts"].on(context.device).alone if step == 0 else None
 
-    def observe(self, layer: int, stats: Stats, context: Context) -> None:
+    def on_stats(self, layer: int, stats: Stats, context: Context) -> None:
         shifts: RowShifts = context.state(self)["shifts"]
         assert stats.slices is not None
         total = mean_shift(shifts.positive(stats.slices), shifts.counts, 1)[1]

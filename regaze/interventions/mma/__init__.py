@@ -1,3 +1,3 @@
-from regaze.interventions.mma.method import ModalityMutualMask
+from regaze.interventions.mma.method import MMA
 
-__all__ = ["ModalityMutualMask"]
+__all__ = ["MMA"]

@@ -9,13 +9,13 @@ from typing import ClassVar
 from torch import Tensor
 
 from regaze.interventions.base import Intervention
-from regaze.kernels import AttentionEdit, Opening
+from regaze.kernels import AttentionEdit, UnmaskRect
 from regaze.toolkit.model.context import Context
 from regaze.toolkit.prompts.token_map import Role, TokenMap
 
 
 @dataclass(frozen=True)
-class ModalityMutualMask(Intervention):
+class MMA(Intervention):
     """Let image rows look at the question that follows them; everything else stays causal.
 
     Source: Wang et al., "Seeing is Understanding: Unlocking Causal Attention into Modality-Mutual Attention
@@ -61,7 +61,7 @@ class ModalityMutualMask(Intervention):
             return
         if not self.trained:
             warnings.warn(
-                "ModalityMutualMask changes the mask that the model was trained with; the published gain "
+                "MMA changes the mask that the model was trained with; the published gain "
                 "comes from fine-tuning with it, and a causal model may well get worse. Pass trained=True "
                 "for a model that was trained with this mask.",
                 stacklevel=2,
@@ -73,8 +73,8 @@ class ModalityMutualMask(Intervention):
         if step > 0 or "opened" not in state:
             return None
         if device not in state:
-            opening = Opening(*(part.to(device) for part in state["opened"]))
-            state[device] = AttentionEdit(openings=(opening,))
+            opening = UnmaskRect(*(part.to(device) for part in state["opened"]))
+            state[device] = AttentionEdit(unmask=(opening,))
         return state[device]
 
 

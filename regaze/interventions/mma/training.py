@@ -28,7 +28,7 @@ def mma_mask(
     as_released: bool = False,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """The modality-mutual mask of a batch; see `ModalityMutualMask`.
+    """The modality-mutual mask of a batch; see `MMA`.
 
     A model whose attention is "sdpa" takes it as its `attention_mask`. A mask for training is L x L by nature
     (in bool, without heads); where that is too much, use `mma_mask_mod`. A model that is given such a mask

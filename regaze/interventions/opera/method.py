@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from regaze.errors import BadParameterError
-from regaze.interventions.base import AskAgain
+from regaze.interventions.base import MultiPassMethod
 from regaze.interventions.opera.rows import LastRow, Rows
 from regaze.interventions.opera.search import BeamSearch, Ends
 from regaze.toolkit.prompts.token_map import Role
@@ -38,7 +38,7 @@ class OperaAnswer:
 
 
 @dataclass(frozen=True)
-class OPERA(AskAgain):
+class OPERA(MultiPassMethod):
     """Beam search against answers whose tokens all lean on one earlier token.
 
     Source: Huang et al., "OPERA: Alleviating Hallucination in Multi-Modal Large Language Models via

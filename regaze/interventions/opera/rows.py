@@ -11,10 +11,11 @@ from transformers import BatchFeature, PreTrainedModel
 
 from regaze.errors import CompositionError, UnsupportedModelError
 from regaze.kernels import AttentionEdit, Stats, StatsRequest
-from regaze.toolkit.model.context import Context, Participant
+from regaze.toolkit.model.callback import Callback
+from regaze.toolkit.model.context import Context
 
 
-class LastRow(Participant):
+class LastRow(Callback):
     """Sees the last layer's attention of every fed token, the strongest head of each key: [rows, keys]."""
 
     def __init__(self) -> None:
@@ -23,7 +24,7 @@ class LastRow(Participant):
         self._edit = AttentionEdit(stats=StatsRequest(full_rows=True))
 
     def prepare(self, context: Context) -> None:
-        if len(context.participants) > 1:
+        if len(context.callbacks) > 1:
             raise CompositionError(
                 "OPERA runs another number of rows at every step, so that no other intervention or recording "
                 "can follow its beams; ask outside gaze.using(...) and gaze.recording(...)"
@@ -32,7 +33,7 @@ class LastRow(Participant):
     def edit(self, layer: int, step: int, context: Context) -> AttentionEdit | None:
         return self._edit if self.active and layer == context.num_layers - 1 else None
 
-    def observe(self, layer: int, stats: Stats, context: Context) -> None:
+    def on_stats(self, layer: int, stats: Stats, context: Context) -> None:
         assert stats.slices is not None
         self.row = stats.slices[:, :, -1].amax(1)
 

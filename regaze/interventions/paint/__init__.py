@@ -1,3 +1,3 @@
-from regaze.interventions.paint.method import ImbalancedAttention
+from regaze.interventions.paint.method import PAINT
 
-__all__ = ["ImbalancedAttention"]
+__all__ = ["PAINT"]

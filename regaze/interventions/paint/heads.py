@@ -1,4 +1,4 @@
-"""Head weights for ImbalancedAttention: which heads look at the image."""
+"""Head weights for PAINT: which heads look at the image."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from regaze.kernels import AttentionEdit, Channels, Rows, Stats, StatsRequest
-from regaze.toolkit.model.context import Context, Participant
+from regaze.toolkit.model.callback import Callback
+from regaze.toolkit.model.context import Context
 from regaze.toolkit.prompts.token_map import Role
 from regaze.toolkit.wrap import Gaze, Images
 
@@ -32,7 +33,7 @@ def head_sensitivity(
     return tuple(map(tuple, relative.tolist()))
 
 
-class _ImageMass(Participant):
+class _ImageMass(Callback):
     """Measures every head's attention on the image in the last row of prompts."""
 
     def __init__(self) -> None:
@@ -47,6 +48,6 @@ class _ImageMass(Participant):
     def edit(self, layer: int, step: int, context: Context) -> AttentionEdit | None:
         return context.state(self)["request"].alone if step == 0 else None
 
-    def observe(self, layer: int, stats: Stats, context: Context) -> None:
+    def on_stats(self, layer: int, stats: Stats, context: Context) -> None:
         assert stats.masses is not None
         self.masses.setdefault(layer, []).append(stats.masses[..., 1].sum(2).cpu())

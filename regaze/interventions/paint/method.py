@@ -1,4 +1,4 @@
-"""ImbalancedAttention (PAINT): boost image tokens that the vision tower itself singles out."""
+"""PAINT (PAINT): boost image tokens that the vision tower itself singles out."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from regaze.interventions.layer_ranges import LayerRange, checked_range, layer_r
 from regaze.kernels import AttentionEdit, Rows
 from regaze.toolkit.model.branches import Branch, without_image
 from regaze.toolkit.model.context import Context
-from regaze.toolkit.model.logits import Mixture
+from regaze.toolkit.model.logits import LogitsCombination
 from regaze.toolkit.model.vision import class_attention, patches_on_tokens, received_attention
 from regaze.toolkit.prompts.token_map import Role
 
@@ -25,7 +25,7 @@ LOCAL_BLOCK, SUMMARY_BLOCK = 0, -2
 
 
 @dataclass(frozen=True)
-class ImbalancedAttention(Intervention):
+class PAINT(Intervention):
     """Raise the scores of local and summary tokens of the image, and guide away from the text-only prompt.
 
     Source: Arif et al., "Fixing Imbalanced Attention to Mitigate In-Context Hallucination of Large
@@ -60,7 +60,7 @@ class ImbalancedAttention(Intervention):
         "with guidance (as_released=True does so); ratios given on the command line are ignored; spatial "
         "tokens rank numerical noise; the first sample chooses for the batch; no grouped-query attention."
     )
-    uses_media: ClassVar[bool] = True
+    needs_pixels: ClassVar[bool] = True
 
     alpha: float = field(default=0.7, metadata={"help": "slope of local tokens' scores in their size"})
     beta: float = field(default=0.4, metadata={"help": "slope of summary tokens' scores in their size"})
@@ -165,13 +165,13 @@ class ImbalancedAttention(Intervention):
             state[key] = AttentionEdit(score_slope=slope.to(context.device), rows=rows)
         return state[key]
 
-    def mix(self, context: Context) -> Mixture | None:
+    def combine_logits(self, context: Context) -> LogitsCombination | None:
         state = context.state(self)
         if "where" not in state:
             return None
         logits, text_only = context.logits(), context.logits(WITHOUT_IMAGE)
         cut_on = cut_where(logits, state["where"])
-        return Mixture(self.gamma, [(1.0 - self.gamma, text_only)], True, self.cut, cut_on)
+        return LogitsCombination(self.gamma, [(1.0 - self.gamma, text_only)], True, self.cut, cut_on)
 
 
 def upper_fence(values: Tensor) -> Tensor:

@@ -18,7 +18,8 @@ from regaze.interventions.retrieval_heads.log import TrialLog
 from regaze.interventions.retrieval_heads.needles import TEMPLATE, Needle, NeedlePrompt
 from regaze.interventions.retrieval_heads.search import NeedleTest, Progress
 from regaze.kernels import AttentionEdit
-from regaze.toolkit.model.context import Context, Participant
+from regaze.toolkit.model.callback import Callback
+from regaze.toolkit.model.context import Context
 
 CONFIDENCE = 0.95
 RESAMPLES = 4000
@@ -199,7 +200,7 @@ def choose(
     return conditions
 
 
-class _Switch(Participant):
+class _Switch(Callback):
     """Applies one knock-out at a time; unless `while_reading`, to decode steps alone."""
 
     def __init__(self, knockouts: Sequence[HeadKnockout], while_reading: bool):

@@ -119,7 +119,7 @@ def _(mask: Tensor) -> Tensor:
 
 
 def with_block_map(scoring: Scoring, causal: bool) -> Scoring:
-    """The same rows with their block map, where mask, openings or windows decide what is visible."""
+    """The same rows with their block map, where mask, unmask or windows decide what is visible."""
     if not scoring.restricted():
         return scoring
     deciding = scoring._replace(

@@ -139,12 +139,12 @@ def tile_scores(q, k, scaling, softcap, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def opened_rows(openings, batch, rows):
-    """The bits of rows [M] in `openings`, [M] int64; 0 without openings."""
-    if openings.rows is not None:
-        at = openings.rows + rows
-        if openings.rows_batch is not None:
-            at += batch * openings.rows_batch
+def opened_rows(unmask, batch, rows):
+    """The bits of rows [M] in `unmask`, [M] int64; 0 without unmask."""
+    if unmask.rows is not None:
+        at = unmask.rows + rows
+        if unmask.rows_batch is not None:
+            at += batch * unmask.rows_batch
         return tl.load(at)
     else:
         return rows.to(tl.int64) * 0
@@ -179,14 +179,14 @@ def shown(inside, batch, heads, rows, columns, mask, last):
 
 
 @triton.jit
-def look(inside, batch, heads, rows, columns, mask, openings, row_bits, last):
-    """As `shown`, with the keys that `openings` open to rows of these bits [M], see `opened_rows`."""
+def look(inside, batch, heads, rows, columns, mask, unmask, row_bits, last):
+    """As `shown`, with the keys that `unmask` open to rows of these bits [M], see `opened_rows`."""
     visible, added = shown(inside, batch, heads, rows, columns, mask, last)
-    if openings.rows is not None:
-        at = openings.columns + columns
-        if openings.columns_batch is not None:
-            at += batch * openings.columns_batch
-        column_bits = tl.load(at, mask=columns < openings.n, other=0)
+    if unmask.rows is not None:
+        at = unmask.columns + columns
+        if unmask.columns_batch is not None:
+            at += batch * unmask.columns_batch
+        column_bits = tl.load(at, mask=columns < unmask.n, other=0)
         visible = visible | (inside & ((row_bits[:, None] & column_bits[None, :]) != 0))
     return visible, added
 

@@ -68,17 +68,17 @@ MEASURED = tl.constexpr(4)
 
 
 @triton.jit(do_not_specialize=["keys"])
-def range_kernel(ranges, mask, openings, keys, BLOCK: tl.constexpr):
+def range_kernel(ranges, mask, unmask, keys, BLOCK: tl.constexpr):
     """What `visible_ranges` gives, one row of the mask in a program."""
     row, head, batch = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     rows = row + tl.arange(0, 1)
-    bits = opened_rows(openings, batch, rows)
+    bits = opened_rows(unmask, batch, rows)
     first, end, own = keys, 0, -1
     for start in range(0, keys, BLOCK):
         columns = start + tl.arange(0, BLOCK)
         inside = (columns < keys)[None, :]
         own_keys, _ = shown(inside, batch, head, rows[:, None], columns, mask, None)
-        seen, _ = look(inside, batch, head, rows[:, None], columns, mask, openings, bits, None)
+        seen, _ = look(inside, batch, head, rows[:, None], columns, mask, unmask, bits, None)
         first = tl.minimum(first, tl.min(tl.where(seen, columns[None, :], keys)))
         end = tl.maximum(end, tl.max(tl.where(seen, columns[None, :] + 1, 0)))
         own = tl.maximum(own, tl.max(tl.where(own_keys, columns[None, :], -1)))
@@ -233,7 +233,7 @@ def store_record(measured, first, place, exists, top, total, state, K: tl.conste
 
 @triton.jit(do_not_specialize=["keys"])
 def split_kernel(
-    sums, outputs, measured, q, k, v, mask, openings, windows, ranges, selected, edit, channels, record,
+    sums, outputs, measured, q, k, v, mask, unmask, windows, ranges, selected, edit, channels, record,
     scaling, softcap, kv_heads, queries, keys,
     GROUP: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr, CAUSAL: tl.constexpr, BESIDE: tl.constexpr,
@@ -253,7 +253,10 @@ def split_kernel(
     exists = packed < GROUP * queries
     row = tl.where(exists, packed, 0) % queries
     heads, rows = (kv_head * GROUP + tl.where(exists, packed, 0) // queries)[:, None], row[:, None]
-    chosen, bits = selected_rows(selected, exists[:, None], batch, rows), opened_rows(openings, batch, row)
+    chosen, bits = (
+        selected_rows(selected, exists[:, None], batch, rows),
+        opened_rows(unmask, batch, row),
+    )
     last = None
     if CAUSAL:
         last = rows + (keys - queries)
@@ -277,7 +280,7 @@ def split_kernel(
         held = columns < end
         key = tl.trans(load_keys(k, batch, kv_head, start, held, D, BLOCK_D))
         inside = exists[:, None] & held[None, :]
-        visible, added = look(inside, batch, heads, rows, columns, mask, openings, bits, last)
+        visible, added = look(inside, batch, heads, rows, columns, mask, unmask, bits, last)
         if windows.span is not None:
             visible = visible & in_window(windows, batch, heads, own, columns)
         plain = tile_scores(query, key, scaling, softcap, PRECISION) + added
@@ -350,13 +353,13 @@ def merge_splits(partials, at, exists, heads, sinks, splits, STRIDE: tl.constexp
 def visible_ranges(mask: Tensor, row_bits: Tensor | None, column_bits: Tensor | None) -> Tensor:
     """[B', H', Lq, 3] int32: first key and end of the keys that a row sees, last key that the mask shows it.
 
-    B' and H' are 1 where neither mask nor openings differ by sample or by head.
+    B' and H' are 1 where neither mask nor unmask differ by sample or by head.
     """
     ranges = _ranges_like(mask, row_bits, column_bits)
     batch, heads, queries, _ = ranges.shape
-    openings = opening_arg(row_bits, column_bits)
+    unmask = opening_arg(row_bits, column_bits)
     range_kernel[(queries, heads, batch)](
-        ranges, mask_arg(mask), openings, mask.shape[3], BLOCK=1024, num_warps=4, **FUSED
+        ranges, mask_arg(mask), unmask, mask.shape[3], BLOCK=1024, num_warps=4, **FUSED
     )
     return ranges
 
@@ -403,7 +406,7 @@ def decode_split(
         matrix_arg(k),
         None if v is None else matrix_arg(v),
         call.mask,
-        call.openings,
+        call.unmask,
         call.windows,
         column_arg(None if ranges is None else ranges.flatten(2)),
         column_arg(None if scoring.chosen is None else scoring.chosen[:, None]),

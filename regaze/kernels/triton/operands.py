@@ -87,7 +87,7 @@ class CallArg(NamedTuple):
     """What turns the products of queries and keys into scores."""
 
     mask: MaskArg
-    openings: OpeningArg
+    unmask: OpeningArg
     windows: WindowArg
     own: OwnArg | None
     edit: EditArg
@@ -144,7 +144,7 @@ class Scoring(NamedTuple):
         numbers: [R] int64, the rows; None: all.
         chosen: [B, R] bool, which of them the edit changes; None: all.
         mask: [B or 1, Hq or 1, Lq, Lk].
-        row_bits, column_bits: openings, see `plan.opening_bits`.
+        row_bits, column_bits: unmask, see `plan.opening_bits`.
         span, early, own: windows, [B or 1, Hq] int64 keys that a head looks back, [B] int64 end of the first
             keys, which stay visible, and [B or 1, Hq or 1, Lq] int32 key of a row where a mask decides that.
         order, counts: the `BlockMap` of these rows; None where visibility follows from the row numbers.
@@ -204,9 +204,9 @@ class Scoring(NamedTuple):
             windows = WindowArg(self.span, _shared_stride(self.span, 0) or None, self.early)
         if self.own is not None:
             own = OwnArg(self.own, _shared_stride(self.own, 0), _shared_stride(self.own, 1))
-        mask, openings = mask_arg(self.mask), opening_arg(self.row_bits, self.column_bits)
+        mask, unmask = mask_arg(self.mask), opening_arg(self.row_bits, self.column_bits)
         sizes = self.q.shape[2], self.k.shape[2]
-        return CallArg(mask, openings, windows, own, edit, scaling, softcap, *sizes)
+        return CallArg(mask, unmask, windows, own, edit, scaling, softcap, *sizes)
 
     @classmethod
     def of(cls, tensors: Sequence[Tensor | None], tile: Sequence[int]) -> Scoring:
@@ -308,9 +308,9 @@ def visible_tile(numbers, exists, columns, b, h, call, CAUSAL: tl.constexpr):
     last = None
     if CAUSAL:
         last = (numbers + (call.keys - call.queries))[:, None]
-    row_bits = opened_rows(call.openings, b, numbers)
+    row_bits = opened_rows(call.unmask, b, numbers)
     rows = numbers[:, None].to(tl.int64)
-    visible, added = look(inside, b, h, rows, columns, call.mask, call.openings, row_bits, last)
+    visible, added = look(inside, b, h, rows, columns, call.mask, call.unmask, row_bits, last)
     if call.windows.span is not None:
         own = numbers + (call.keys - call.queries)
         if call.own is not None:

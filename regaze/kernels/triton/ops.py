@@ -1,4 +1,4 @@
-"""`attend` and `observe` by the Triton kernels: few query rows are decoded, many are a prefill.
+"""`attend` and `attention_stats` by the Triton kernels: few query rows are decoded, many are a prefill.
 
 Decoding is two operators, `decode_split` and `decode_merge`, and nothing but shapes decides what they launch.
 Partial sums pass between them as tensors from torch's allocator, which hands every layer the memory that the
@@ -66,12 +66,12 @@ def observe_triton(
     softcap: float | None = None,
     sinks: Tensor | None = None,
 ) -> Stats:
-    """Statistics of plain attention; see `observe`."""
+    """Statistics of plain attention; see `attention_stats`."""
     options = _options(mask, scaling, is_causal, softcap, sinks)
     with _device_of(q):
         if q.shape[2] > DECODE_ROWS:
             return observe_prefill(q, k, request, **options)
-        return Decode(Call(q, k, None, request.alone, **options)).observe(request)
+        return Decode(Call(q, k, None, request.alone, **options)).attention_stats(request)
 
 
 def _options(
@@ -107,7 +107,7 @@ class Decode:
         out, record = self._run(request)
         return out, None if request is None else self._stats(request, record)
 
-    def observe(self, request: StatsRequest) -> Stats:
+    def attention_stats(self, request: StatsRequest) -> Stats:
         """Statistics alone: V is not read."""
         return self._stats(request, self._run(request)[1])
 

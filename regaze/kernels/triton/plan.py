@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from regaze.kernels.policies import DropAbove, FollowGaze, Policy, Redistribute, Scale
-from regaze.kernels.spec import Opening, Rows
+from regaze.kernels.spec import Rows, UnmaskRect
 from regaze.kernels.triton.common import (
     CHANNELS,
     DROP_ABOVE,
@@ -156,11 +156,11 @@ def _stride(tensor: Tensor, dim: int) -> int | None:
     return tensor.stride(dim) or None if tensor.shape[dim] > 1 else None
 
 
-def opening_bits(openings: Sequence[Opening]) -> tuple[Tensor | None, Tensor | None]:
-    """Rows [B or 1, Lq] and columns [B or 1, n] of up to 63 openings as int64, one bit for each opening."""
-    if not openings:
+def opening_bits(unmask: Sequence[UnmaskRect]) -> tuple[Tensor | None, Tensor | None]:
+    """Rows [B or 1, Lq] and columns [B or 1, n] of up to 63 unmask as int64, one bit for each opening."""
+    if not unmask:
         return None, None
-    return _bits([o.rows for o in openings]), _bits([o.columns for o in openings])
+    return _bits([o.rows for o in unmask]), _bits([o.columns for o in unmask])
 
 
 def _bits(flags: Sequence[Tensor]) -> Tensor:

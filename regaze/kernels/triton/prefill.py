@@ -358,7 +358,7 @@ def observe_prefill(
     softcap: float | None = None,
     sinks: Tensor | None = None,
 ) -> Stats:
-    """Statistics of plain attention; see `observe`."""
+    """Statistics of plain attention; see `attention_stats`."""
     return measure_rows(Call(q, k, None, request.alone, mask, scaling, is_causal, softcap, sinks), request)
 
 

@@ -24,7 +24,7 @@ BLOCK_ELEMENTS = 1 << 24
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """The tensors and options of one call of `attend`; without v, one of `observe`."""
+    """The tensors and options of one call of `attend`; without v, one of `attention_stats`."""
 
     q: Tensor
     k: Tensor
@@ -66,7 +66,7 @@ class Call:
         edit = self.edit
         tile = self._tiling(self.queries if index is None else len(index), light)
         scoring = Scoring(self.q, self.k, self.v, index, mask=self.mask, tile=tile)
-        if edit.openings:
+        if edit.unmask:
             row_bits, column_bits = self._opening_bits()
             scoring = scoring._replace(row_bits=row_bits, column_bits=column_bits)
         if edit.windows is not None:
@@ -127,9 +127,9 @@ class Call:
         return chosen.expand(self.q.shape[0], -1).contiguous()
 
     def _opening_bits(self) -> tuple[Tensor | None, Tensor | None]:
-        openings = self.edit.openings
-        tensors = [part for opening in openings for part in (opening.rows, opening.columns)]
-        return remember("opening_bits", tensors, None, lambda: opening_bits(openings))
+        unmask = self.edit.unmask
+        tensors = [part for opening in unmask for part in (opening.rows, opening.columns)]
+        return remember("opening_bits", tensors, None, lambda: opening_bits(unmask))
 
     def _early_keys(self) -> Tensor:
         """[B] int64: end of the first keys, which every window shows."""

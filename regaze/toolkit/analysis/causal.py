@@ -14,7 +14,7 @@ from torch import Tensor
 from regaze.errors import BadParameterError
 from regaze.toolkit.analysis.intervals import Estimate, estimate
 from regaze.toolkit.analysis.occlusion import answer_log_probs
-from regaze.toolkit.model.context import Participant
+from regaze.toolkit.model.callback import Callback
 from regaze.toolkit.wrap import Gaze
 
 Head = tuple[int, int]
@@ -31,7 +31,7 @@ def ranked_heads(scores: Tensor) -> list[Head]:
 def without_heads(
     gaze: Gaze,
     batches: Sequence[tuple[object, Tensor]],
-    remove: Callable[[tuple[Head, ...]], Participant],
+    remove: Callable[[tuple[Head, ...]], Callback],
 ) -> HeadScorer:
     """A `HeadScorer` over some prompts.
 
@@ -41,8 +41,8 @@ def without_heads(
     """
 
     def score(heads: Sequence[Head]) -> Tensor:
-        participants = (remove(tuple(heads)),) if heads else ()
-        with gaze.using(*participants):
+        callbacks = (remove(tuple(heads)),) if heads else ()
+        with gaze.using(*callbacks):
             return torch.cat([answer_log_probs(gaze.model, *batch).sum(1) for batch in batches])
 
     return score

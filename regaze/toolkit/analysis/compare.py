@@ -12,7 +12,7 @@ from torch import Tensor
 from regaze.errors import BadParameterError, ShapeError
 from regaze.toolkit.analysis.forward import Inputs, answered, run
 from regaze.toolkit.analysis.roles import HeadTable
-from regaze.toolkit.model.context import Participant
+from regaze.toolkit.model.callback import Callback
 from regaze.toolkit.prompts.token_map import TokenMap
 from regaze.toolkit.wrap import Gaze
 
@@ -38,7 +38,7 @@ class Comparison(Generic[T]):
 def compare(
     gaze: Gaze,
     inputs: Mapping[str, Any],
-    methods: Participant | Sequence[Participant],
+    methods: Callback | Sequence[Callback],
     analysis: Callable[..., T],
     *,
     answers: Tensor | Sequence[str] | None = None,
@@ -65,7 +65,7 @@ def compare(
     Raises:
         BadParameterError: no methods.
     """
-    chosen = (methods,) if isinstance(methods, Participant) else tuple(methods)
+    chosen = (methods,) if isinstance(methods, Callback) else tuple(methods)
     if not chosen:
         raise BadParameterError("compare needs at least one intervention, such as VAR()")
     if isinstance(inputs, Inputs):

@@ -19,7 +19,8 @@ from regaze.errors import BadParameterError, InputError, ShapeError
 from regaze.kernels import AttentionEdit
 from regaze.toolkit.model import compat
 from regaze.toolkit.model.attention_call import AttentionCall
-from regaze.toolkit.model.context import Context, Participant
+from regaze.toolkit.model.callback import Callback
+from regaze.toolkit.model.context import Context
 from regaze.toolkit.prompts.slices import column_index
 from regaze.toolkit.prompts.token_map import Role, TokenMap
 from regaze.toolkit.wrap import Gaze
@@ -113,7 +114,7 @@ def _answer_ids(gaze: Gaze, answers: Tensor | Sequence[str]) -> list[list[int]]:
     return rows
 
 
-class _Observer(Participant):
+class _Observer(Callback):
     """Looks at some layers in one forward of the prompt, at the user's rows.
 
     Args:
@@ -144,9 +145,9 @@ class _Observer(Participant):
 class Onlooker(_Observer):
     """Looks at the attention of layers."""
 
-    uses_calls: ClassVar[bool] = True
+    needs_attention: ClassVar[bool] = True
 
-    def see(self, layer: int, call: AttentionCall, context: Context) -> None:
+    def on_attention(self, layer: int, call: AttentionCall, context: Context) -> None:
         if context.step == 0 and layer in self.chosen:
             self.look(layer, call)
 
@@ -166,7 +167,7 @@ class Onlooker(_Observer):
 class StreamOnlooker(_Observer):
     """Looks at the residual stream: what enters each layer, and as one layer more what leaves the last."""
 
-    uses_hidden_states: ClassVar[bool] = True
+    needs_hidden_states: ClassVar[bool] = True
     streams: ClassVar[bool] = True
 
     def prepare(self, context: Context) -> None:
@@ -195,8 +196,8 @@ class StreamOnlooker(_Observer):
         raise NotImplementedError
 
 
-def run(gaze: Gaze, inputs: Mapping[str, Any], *participants: Participant, logits: int = 1) -> Any:
-    """A forward of `inputs` without a cache, seen by `participants`; gives the model's output.
+def run(gaze: Gaze, inputs: Mapping[str, Any], *callbacks: Callback, logits: int = 1) -> Any:
+    """A forward of `inputs` without a cache, seen by `callbacks`; gives the model's output.
 
     Args:
         logits: for how many last positions the model computes logits, where it can be told; 0: all.
@@ -211,11 +212,11 @@ def run(gaze: Gaze, inputs: Mapping[str, Any], *participants: Participant, logit
     if "logits_to_keep" in known:
         given["logits_to_keep"] = logits
     tokens = inputs.tokens if isinstance(inputs, Inputs) else None
-    with gaze.using(*participants, tokens=tokens):
+    with gaze.using(*callbacks, tokens=tokens):
         output = gaze.model(**given, return_dict=True)
-    for participant in participants:
-        if isinstance(participant, StreamOnlooker):
-            participant.finish()
+    for callback in callbacks:
+        if isinstance(callback, StreamOnlooker):
+            callback.finish()
     return output
 
 

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from regaze.errors import CompositionError, UnsupportedModelError
-from regaze.kernels import AttentionEdit, Stats, StatsRequest, attend, compose, observe
+from regaze.kernels import AttentionEdit, Stats, StatsRequest, attend, attention_stats, compose
 from regaze.kernels.sliding_cache import edit_from
 from regaze.toolkit.model import compat
 from regaze.toolkit.model.attention_call import AttentionCall
-from regaze.toolkit.model.context import Participant
+from regaze.toolkit.model.callback import Callback
 
 if TYPE_CHECKING:
     from regaze.toolkit.model.hook import ModelHook
@@ -31,12 +31,12 @@ class Planned(NamedTuple):
     """One layer's edit and who asked for statistics: the first for those of the edit, others beside it."""
 
     edit: AttentionEdit
-    asking: tuple[tuple[Participant, StatsRequest], ...]
+    asking: tuple[tuple[Callback, StatsRequest], ...]
 
 
-def plan(participants: tuple[Participant, ...], edits: tuple[AttentionEdit | None, ...]) -> Planned | None:
+def plan(callbacks: tuple[Callback, ...], edits: tuple[AttentionEdit | None, ...]) -> Planned | None:
     """One edit that does what all do. One request for statistics goes with it, the others beside it."""
-    active = [(p, edit) for p, edit in zip(participants, edits, strict=True) if edit is not None]
+    active = [(p, edit) for p, edit in zip(callbacks, edits, strict=True) if edit is not None]
     if not active:
         return None
     asking = [(p, edit.stats) for p, edit in active if edit.stats is not None]
@@ -89,11 +89,11 @@ def regaze_attention(
         edited, stats = attend(query, key, value, edit, first_key=first, **call)
         out = edited.transpose(1, 2).contiguous()
     elif edit.stats is not None:
-        stats = observe(query, key, edit.stats, first_key=first, **call)
+        stats = attention_stats(query, key, edit.stats, first_key=first, **call)
     if planned is not None and stats is not None:
         hook.deliver(place, planned.asking[0][0], stats)
         for owner, request in planned.asking[1:]:
-            hook.deliver(place, owner, observe(query, key, request, first_key=first, **call))
+            hook.deliver(place, owner, attention_stats(query, key, request, first_key=first, **call))
     if hook.seeing:
         hook.show(place, AttentionCall(query, key, value, out, edit_from(edit, first), call))
     return out, None

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regaze.kernels import AttentionEdit, Rows, StatsRequest, attend, observe
+from regaze.kernels import AttentionEdit, Rows, StatsRequest, attend, attention_stats
 
 #: Weights held at once over batch and heads, in elements: 64 MiB in fp32, on a CPU 8 MiB.
 BLOCK_ELEMENTS = 1 << 24
@@ -18,7 +18,7 @@ CPU_BLOCK_ELEMENTS = 1 << 21
 
 @dataclass(frozen=True, eq=False)
 class AttentionCall:
-    """One call of a layer's attention, shown to participants with `uses_calls`.
+    """One call of a layer's attention, shown to callbacks with `needs_attention`.
 
     Attributes:
         query: [B, Hq, Lq, D]. key: [B, Hkv, Lk, D]. value: [B, Hkv, Lk, Dv].
@@ -38,7 +38,7 @@ class AttentionCall:
     def looks_back(self) -> bool:
         """Whether no row sees a key behind its own. Reads the mask once: it waits for the device."""
         mask, queries = self.options["mask"], self.query.shape[2]
-        if queries != self.key.shape[2] or self.edit.openings:
+        if queries != self.key.shape[2] or self.edit.unmask:
             return False
         if mask is None:
             return bool(self.options["is_causal"]) and queries > 1
@@ -73,7 +73,7 @@ class AttentionCall:
     def _plain(self, rows: slice) -> Tensor:
         mask, stop = self.options["mask"], rows.stop if self.looks_back else self.key.shape[2]
         options = self.options if mask is None else {**self.options, "mask": mask[:, :, rows, :stop]}
-        slices = observe(self.query[:, :, rows], self.key[:, :, :stop], _ALL, **options).slices
+        slices = attention_stats(self.query[:, :, rows], self.key[:, :, :stop], _ALL, **options).slices
         assert slices is not None
         return slices
 

@@ -1,91 +1,23 @@
-"""What takes part in a generation (`Participant`) and what it may know of it (`Context`)."""
+"""`Context`: what callbacks may know of the generation they take part in."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from regaze.errors import InputError
-from regaze.kernels import AttentionEdit, Stats
 from regaze.toolkit.model import compat
-from regaze.toolkit.model.attention_call import AttentionCall
-from regaze.toolkit.model.branches import MAIN, Branch, Stack
-from regaze.toolkit.model.logits import Mixture
+from regaze.toolkit.model.branches import MAIN, Stack
 from regaze.toolkit.prompts.token_map import TokenMap
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from regaze.toolkit.prompts.prompt_reader import PromptReader
-
-
-class Participant:
-    """What `gaze.using` and `gaze.recording` put into a model; every method here does nothing.
-
-    It keeps no state of its own: what it learns from a prompt goes into `context.state(self)`.
-
-    Class attributes:
-        uses_hidden_states: whether `edit` reads `context.hidden_states(layer)` at prefill.
-        uses_media: whether it reads pixels from `context.inputs`; those who make branches can in any case.
-        uses_calls: whether `see` is shown every call of every layer's attention.
-        follows_steps: whether it counts the tokens of an answer, so that none may be taken back.
-        edits_mlp: whether `mlp_output` changes what the MLP of a layer adds to the residual stream.
-    """
-
-    uses_hidden_states: ClassVar[bool] = False
-    uses_media: ClassVar[bool] = False
-    uses_calls: ClassVar[bool] = False
-    follows_steps: ClassVar[bool] = False
-    edits_mlp: ClassVar[bool] = False
-
-    def branches(self, context: Context) -> Mapping[str, Branch]:
-        """Second contexts by name; called first. A name stands for its content: equal names are one branch.
-
-        Here the context has the user's rows alone; from `prepare` on it has the rows of all branches.
-        """
-        return {}
-
-    def prepare(self, context: Context) -> None:
-        """Called once per prompt, before the prefill."""
-
-    def edit(self, layer: int, step: int, context: Context) -> AttentionEdit | None:
-        """What to do to `layer` at `step` (0 is the prefill); None leaves the layer to plain attention.
-
-        Called for every layer of every forward: return the same object again where nothing changed, and leave
-        the device alone. Rows of all branches are edited, each by its own roles.
-        """
-        return None
-
-    def edit_cross(self, layer: int, step: int, context: Context) -> AttentionEdit | None:
-        """As `edit`, for the cross-attention of `layer`: columns are those of `context.cross_tokens`."""
-        return None
-
-    def observe(self, layer: int, stats: Stats, context: Context) -> None:
-        """The statistics that the participant's edit of this layer asked for, right after the layer ran."""
-
-    def observe_cross(self, layer: int, stats: Stats, context: Context) -> None:
-        """As `observe`, for what `edit_cross` asked for."""
-
-    def see(self, layer: int, call: AttentionCall, context: Context) -> None:
-        """An attention call of this layer, right after it ran; only called with `uses_calls`."""
-
-    def mlp_output(self, layer: int, hidden: Tensor, context: Context) -> Tensor:
-        """What the MLP of `layer` puts out, [B, Lq, D], changed; only called with `edits_mlp`."""
-        return hidden
-
-    def mix(self, context: Context) -> Mixture | None:
-        """How the logits of the branches combine (`context.logits`); called at the end of each forward."""
-        return None
-
-
-class Recorder(Participant):
-    """A participant that also wants the ids fed at each step, and sees the user's rows alone."""
-
-    def begin_step(self, context: Context, input_ids: Tensor | None) -> None: ...
 
 
 class Context:
@@ -101,7 +33,7 @@ class Context:
         model: the wrapped model. config: its language model's configuration, with num_layers and num_heads
             (layers and query heads) read from it.
         input_ids: [batch, L] of the prefill; None where embeddings were given.
-        participants: all that take part, in the order in which they were activated.
+        callbacks: all that take part, in the order in which they were activated.
         device: that of the layer which runs.
         self_layers: layers with self-attention. cross_layers: those with cross-attention; some have both.
         encoder: what the encoder of an encoder-decoder reads, where that is ids; or why it is not known.
@@ -114,10 +46,10 @@ class Context:
         config: Any,
         inputs: Mapping[str, Any],
         tokens: TokenMap | Exception,
-        participants: tuple[Participant, ...],
+        callbacks: tuple[Any, ...],
         reader: PromptReader | None = None,
     ):
-        self.model, self.config, self.inputs, self.participants = model, config, inputs, participants
+        self.model, self.config, self.inputs, self.callbacks = model, config, inputs, callbacks
         # Read once: a configuration's attributes are slow, and every layer of every step asks for these.
         self.num_layers: int = config.num_hidden_layers
         self.num_heads: int = config.num_attention_heads
@@ -128,7 +60,7 @@ class Context:
         self.step, self.seen, self.replaying = 0, 0, False
         self.wants_replay = False
         self.kept_layers: tuple[int, ...] = ()
-        self.edits_mlp = any(participant.edits_mlp for participant in participants)
+        self.edits_mlp = any(callback.edits_mlp for callback in callbacks)
         self._tokens, self._reader = tokens, reader
         self._stack: Stack | None = None
         self.cross_keys = 0
@@ -140,9 +72,9 @@ class Context:
         self._logits: Tensor | None = None
         self._states: dict[int, dict[Any, Any]] = {}
         self._sequences: dict[int, dict[str, Tensor]] = {}
-        #: `run_aside(inputs, participant)`: a forward of `inputs` without a cache, seen by that participant
+        #: `run_aside(inputs, callback)`: a forward of `inputs` without a cache, seen by that callback
         #: alone, in `branches` or `prepare`; costs a prefill.
-        self.run_aside: Callable[[Mapping[str, Any], Participant], Any] = _no_model
+        self.run_aside: Callable[[Mapping[str, Any], Any], Any] = _no_model
 
     # The prompt ---------------------------------------------------------------------------------------
 
@@ -191,13 +123,13 @@ class Context:
             self._cross = self._reader.family.cross_tokens(self.inputs, self.batch, self.cross_keys)
         return self._cross
 
-    # What participants keep ---------------------------------------------------------------------------
+    # What callbacks keep ---------------------------------------------------------------------------
 
-    def state(self, owner: Participant) -> dict[Any, Any]:
-        """Scratch space of one participant for this generation. Participants themselves keep no state."""
+    def state(self, owner: object) -> dict[Any, Any]:
+        """Scratch space of one callback for this generation. Callbacks themselves keep no state."""
         return self._states.setdefault(id(owner), {})
 
-    def sequences(self, owner: Participant) -> dict[str, Tensor]:
+    def sequences(self, owner: object) -> dict[str, Tensor]:
         """Like `state`, for tensors [batch, ...] that follow their sequence when beam search re-orders."""
         return self._sequences.setdefault(id(owner), {})
 
@@ -211,9 +143,9 @@ class Context:
         """`generate` has dropped tokens from the cache that an assistant had proposed.
 
         Raises:
-            InputError: a participant has counted them.
+            InputError: a callback has counted them.
         """
-        counting = sorted({type(p).__name__ for p in self.participants if p.follows_steps})
+        counting = sorted({type(p).__name__ for p in self.callbacks if p.counts_steps})
         if counting:
             raise InputError(
                 f"{' and '.join(counting)} would count tokens that this generation tries and takes back; "
@@ -226,7 +158,7 @@ class Context:
         """[batch, L, D], the residual stream entering `layer`; only at prefill, only while that layer runs.
 
         Raises:
-            InputError: asked at another time, or no participant set `uses_hidden_states`.
+            InputError: asked at another time, or no callback set `needs_hidden_states`.
         """
         if self._hidden is None or self._hidden[0] != layer:
             raise InputError(f"the input of layer {layer} is available only at prefill while that layer runs")
@@ -288,12 +220,12 @@ class Context:
         return slice(0, self.batch) if self._stack is None else self._stack.rows(branch)
 
     def logits(self, branch: str = MAIN) -> Tensor:
-        """[B, T, V] logits of one context, in `mix`: T is what the user's forward asked for.
+        """[B, T, V] logits of one context, in `combine_logits`: T is what the user's forward asked for.
 
         Contexts are aligned at their last token.
         """
         if self._logits is None:
-            raise InputError("logits exist only at the end of a forward, in `mix`")
+            raise InputError("logits exist only at the end of a forward, in `combine_logits`")
         rows = self._logits[self.rows(branch)]
         # Padding that a longer branch put before the user's prompt is no position of the user's.
         return rows if self.step else rows[:, -self.visible.shape[1] :]
@@ -342,7 +274,7 @@ class Context:
             self._logits = None
 
 
-def _no_model(inputs: Mapping[str, Any], participant: Participant) -> Any:
+def _no_model(inputs: Mapping[str, Any], callback: object) -> Any:
     raise InputError("this context belongs to no model")
 
 

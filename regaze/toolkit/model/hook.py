@@ -25,9 +25,10 @@ from regaze.toolkit.model import compat
 from regaze.toolkit.model.attention import PLACE, SLOT, Planned, outside_graphs, plan
 from regaze.toolkit.model.attention_call import AttentionCall
 from regaze.toolkit.model.branches import Branch, Stack, main_rows
-from regaze.toolkit.model.context import Context, Participant, Recorder
-from regaze.toolkit.model.layer_hooks import Watches, replayed
-from regaze.toolkit.model.logits import mix
+from regaze.toolkit.model.callback import Callback, Recorder
+from regaze.toolkit.model.context import Context
+from regaze.toolkit.model.layer_hooks import LayerHooks, replayed
+from regaze.toolkit.model.logits import combine
 from regaze.toolkit.prompts.prompt_reader import PromptReader
 from regaze.toolkit.prompts.token_map import TokenMap
 
@@ -38,14 +39,14 @@ _BY_NAME = "an intervention that changes the logits of a forward needs outputs b
 class Session:
     """One open `using` or `recording` block. `tokens` overrides the roles read from the prompt."""
 
-    participants: tuple[Participant, ...]
+    callbacks: tuple[Callback, ...]
     tokens: TokenMap | None = None
     read_tokens: Callable[[Mapping[str, Any], Tensor | None], TokenMap] | None = None
     reader: PromptReader | None = None
 
     @property
     def recorders(self) -> tuple[Recorder, ...]:
-        return tuple(p for p in self.participants if isinstance(p, Recorder))
+        return tuple(p for p in self.callbacks if isinstance(p, Recorder))
 
 
 def open_session(model: PreTrainedModel, session: Session, outer: PreTrainedModel | None = None) -> None:
@@ -92,11 +93,11 @@ def take_over(model: PreTrainedModel, cache: Any, inputs: Mapping[str, Any]) -> 
     """Let the open sessions go on from a cache that was filled outside of them, but for a last token.
 
     They see the whole prompt `inputs` now, and then its last row, in the next forward, as a step over the
-    cache of those before it, like one that is replayed (`Context.replay`). That is the same for participants
+    cache of those before it, like one that is replayed (`Context.replay`). That is the same for callbacks
     that leave the rows before the last alone, measure nothing in them and have no branches.
 
     Raises:
-        UnsupportedModelError: a participant has branches.
+        UnsupportedModelError: a callback has branches.
     """
     hook = model.__dict__.get(SLOT)
     if hook is None:  # no session: there is nobody to see anything
@@ -117,7 +118,7 @@ class ModelHook:
         self._announced: tuple[Tensor, TokenMap] | None = None
         self._media: tuple[str, ...] = ()  # what the roles of a prompt are read from, beside its ids
         self.sessions: list[Session] = []
-        self.participants: tuple[Participant, ...] = ()
+        self.callbacks: tuple[Callback, ...] = ()
         self.current: Context | None = None
         self._contexts: weakref.WeakKeyDictionary[Any, tuple[Context, tuple[Session, ...]]] = (
             weakref.WeakKeyDictionary()
@@ -125,9 +126,9 @@ class ModelHook:
         self._planned: dict[compat.Place, tuple[tuple[AttentionEdit | None, ...], Planned | None]] = {}
         self._handles: list[Any] = []
         self._recorders: tuple[Recorder, ...] = ()
-        self._mixing: tuple[Participant, ...] = ()
-        self.seeing: tuple[Participant, ...] = ()
-        self._watches = Watches(model)
+        self._mixing: tuple[Callback, ...] = ()
+        self.seeing: tuple[Callback, ...] = ()
+        self._layer_hooks = LayerHooks(model)
         self._self_layers, self._cross_layers = frozenset[int](), frozenset[int]()
         self._argument_names = tuple(inspect.signature(model.forward).parameters)
         self.previous = compat.current_attention(model)
@@ -168,7 +169,7 @@ class ModelHook:
             self._handles.append(embeddings.register_forward_pre_hook(self._note_ids))
 
     def uninstall(self) -> None:
-        self._watches.stop()  # of a forward that was interrupted from the keyboard, which runs no hook
+        self._layer_hooks.stop()  # of a forward that was interrupted from the keyboard, which runs no hook
         for handle in self._handles:
             handle.remove()
         for module in self.model.modules():
@@ -199,14 +200,16 @@ class ModelHook:
     def _refresh(self) -> None:
         # Recorders come last: what they ask for is attached to what the others do.
         ordered = sorted(self.sessions, key=lambda session: bool(session.recorders))
-        self.participants = tuple(p for session in ordered for p in session.participants)
+        self.callbacks = tuple(p for session in ordered for p in session.callbacks)
         # Worked out once: a decode step of a small model takes a millisecond.
-        self._recorders = tuple(p for p in self.participants if isinstance(p, Recorder))
-        self._mixing = tuple(p for p in self.participants if type(p).mix is not Participant.mix)
-        self.seeing = tuple(p for p in self.participants if p.uses_calls)
+        self._recorders = tuple(p for p in self.callbacks if isinstance(p, Recorder))
+        self._mixing = tuple(
+            p for p in self.callbacks if type(p).combine_logits is not Callback.combine_logits
+        )
+        self.seeing = tuple(p for p in self.callbacks if p.needs_attention)
         self._planned.clear()
-        branching = (type(p).branches is not Participant.branches for p in self.participants)
-        media = any(p.uses_media for p in self.participants) or any(branching)
+        branching = (type(p).branches is not Callback.branches for p in self.callbacks)
+        media = any(p.needs_pixels for p in self.callbacks) or any(branching)
         encodes = self.model.config.is_encoder_decoder  # its forwards in `generate` have no ids to read
         reader = next((s.reader for s in self.sessions if s.reader is not None), None)
         compat.pass_media(self.model, media, () if reader is None else reader.family.image_token_ids)
@@ -221,7 +224,7 @@ class ModelHook:
     def _enter(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        if not self.participants:
+        if not self.callbacks:
             return None
         given = {**dict(zip(self._argument_names, args, strict=False)), **kwargs} if args else kwargs
         cache = given.get("past_key_values")
@@ -230,7 +233,7 @@ class ModelHook:
         self.current, context.seen = context, seen
         for recorder in self._recorders:
             recorder.begin_step(context, compat.decoder_inputs(self.model, given).get("input_ids"))
-        self._watches.start(context)
+        self._layer_hooks.start(context)
         if not context.has_branches:
             return None
         positions = "position_ids" in self._argument_names
@@ -245,14 +248,14 @@ class ModelHook:
             raise InputError("the model was called without input_ids and inputs_embeds")
         reader = next((s.reader for s in self.sessions if s.reader is not None), None)
         config, tokens = compat.text_config(self.model), self._tokens(given)
-        context = Context(self.model, config, given, tokens, self.participants, reader)
+        context = Context(self.model, config, given, tokens, self.callbacks, reader)
         context.run_aside = self._run_aside
         context.self_layers, context.cross_layers = self._self_layers, self._cross_layers
         context.encoder = encoder
         self._planned.clear()
         branches: dict[str, Branch] = {}
-        for participant in self.participants:
-            for name, branch in participant.branches(context).items():
+        for callback in self.callbacks:
+            for name, branch in callback.branches(context).items():
                 branches.setdefault(name, branch)
         if branches and self._cross_layers:
             raise UnsupportedModelError(
@@ -263,8 +266,8 @@ class ModelHook:
             context.stack(Stack(given, branches, context.visible, context.pad_token_id))
             longer = context.prompt_length - context.visible.shape[1]
             compat.make_room(given.get("past_key_values"), longer)
-        for participant in self.participants:
-            participant.prepare(context)
+        for callback in self.callbacks:
+            callback.prepare(context)
         return context
 
     def _announce(self, inputs: Mapping[str, Any]) -> None:
@@ -298,10 +301,10 @@ class ModelHook:
 
     def _refuse_blind(self) -> None:
         """An intervention that only knows the keys of the text would silently miss the images."""
-        for participant in self.participants:
-            kind = type(participant)
-            acts = kind.edit is not Participant.edit or kind.branches is not Participant.branches
-            if acts and kind.edit_cross is Participant.edit_cross:
+        for callback in self.callbacks:
+            kind = type(callback)
+            acts = kind.edit is not Callback.edit or kind.branches is not Callback.branches
+            if acts and kind.edit_cross is Callback.edit_cross:
                 raise UnsupportedModelError(
                     f"{kind.__name__} knows images as tokens of the prompt, but {type(self.model).__name__} "
                     "sees them (or sound) through cross-attention layers, where it has no meaning yet; "
@@ -325,7 +328,7 @@ class ModelHook:
                 return tokens.repeat(copies)
         try:
             return next(s.read_tokens for s in self.sessions if s.read_tokens is not None)(given, mask)
-        except RegazeError as error:  # raised where roles are needed: many participants need none
+        except RegazeError as error:  # raised where roles are needed: many callbacks need none
             return error
 
     def _continue(self, cache: Any) -> Context:
@@ -341,7 +344,7 @@ class ModelHook:
     @outside_graphs
     def _leave(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         context, self.current = self.current, None
-        self._watches.stop()
+        self._layer_hooks.stop()
         if context is None:
             return None
         context.hide_hidden()
@@ -370,11 +373,11 @@ class ModelHook:
         compat.drop_last(cache)
         self.current, context.step, context.replaying = context, 1, True
         context.seen = compat.seen_tokens(cache)
-        self._watches.start(context)
+        self._layer_hooks.start(context)
         try:
             again = self.model.forward(**inputs)
         finally:
-            self._watches.stop()
+            self._layer_hooks.stop()
             self.current, context.step, context.replaying = None, 0, False
         output["logits"] = torch.cat([output.logits[:, :-1], again.logits[:, -1:]], 1)
 
@@ -383,21 +386,21 @@ class ModelHook:
         if isinstance(output, tuple):
             raise InputError(_BY_NAME)
         with context.reading(output):
-            mixtures = [m for p in self._mixing if (m := p.mix(context)) is not None]
-            if not mixtures and not context.has_branches:
+            combinations = [m for p in self._mixing if (m := p.combine_logits(context)) is not None]
+            if not combinations and not context.has_branches:
                 return None
-            logits = mix(context.logits(), mixtures) if mixtures else context.logits()
+            logits = combine(context.logits(), combinations) if combinations else context.logits()
         for name in list(output):
             output[name] = main_rows(output[name], context.batch, context.user_batch)
         output["logits"] = logits
         return output
 
-    def _run_aside(self, inputs: Mapping[str, Any], participant: Participant) -> Any:
-        """A forward without a cache, seen by `participant` alone; see `Context.run_aside`."""
+    def _run_aside(self, inputs: Mapping[str, Any], callback: Callback) -> Any:
+        """A forward without a cache, seen by `callback` alone; see `Context.run_aside`."""
         outer = self.sessions, self.current
         tokens = next((s.tokens for s in reversed(self.sessions) if s.tokens is not None), None)
         reading = next((s.read_tokens, s.reader) for s in self.sessions)
-        self.sessions = [Session((participant,), tokens, *reading)]
+        self.sessions = [Session((callback,), tokens, *reading)]
         self._refresh()
         keep = {"logits_to_keep": 1} if "logits_to_keep" in self._argument_names else {}
         unwanted = ["past_key_values", "use_cache", "logits_to_keep", "return_dict", "cache_position"]
@@ -417,26 +420,26 @@ class ModelHook:
         """What the open sessions want of this layer now, which has so many keys; None: plain attention."""
         context = self.current
         if context is None:
-            if self.participants:
+            if self.callbacks:
                 raise InputError(_recomputed(self.model) or _CALLED_ALONE)
             return None
         context.device, step = device, context.step
         known, layer = self._planned.get(place), place.layer
         if place.cross:
             context.cross_keys = keys
-        if len(self.participants) == 1:
-            only = self.participants[0]
+        if len(self.callbacks) == 1:
+            only = self.callbacks[0]
             edit = (only.edit_cross if place.cross else only.edit)(layer, step, context)
             if known is not None and known[0][0] is edit:
                 return known[1]
             edits: tuple[AttentionEdit | None, ...] = (edit,)
         else:
             edits = tuple(
-                (p.edit_cross if place.cross else p.edit)(layer, step, context) for p in self.participants
+                (p.edit_cross if place.cross else p.edit)(layer, step, context) for p in self.callbacks
             )
             if known is not None and all(a is b for a, b in zip(known[0], edits, strict=True)):
                 return known[1]
-        planned = plan(self.participants, edits)
+        planned = plan(self.callbacks, edits)
         self._planned[place] = edits, planned
         return planned
 
@@ -445,15 +448,15 @@ class ModelHook:
         context = self.current
         return 0 if context is None or place.cross else max(0, context.seen + queries - keys)
 
-    def deliver(self, place: compat.Place, owner: Participant, stats: Stats) -> None:
+    def deliver(self, place: compat.Place, owner: Callback, stats: Stats) -> None:
         if self.current is not None:
-            observe = owner.observe_cross if place.cross else owner.observe
-            observe(place.layer, stats, self.current)
+            deliver = owner.on_cross_stats if place.cross else owner.on_stats
+            deliver(place.layer, stats, self.current)
 
     def show(self, place: compat.Place, call: AttentionCall) -> None:
         if self.current is not None and not place.cross:
-            for participant in self.seeing:
-                participant.see(place.layer, call, self.current)
+            for callback in self.seeing:
+                callback.on_attention(place.layer, call, self.current)
 
 
 _CALLED_ALONE = "a part of the wrapped model was called by itself; call the model given to regaze.wrap"

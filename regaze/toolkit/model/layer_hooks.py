@@ -18,7 +18,7 @@ from regaze.toolkit.model.branches import TOKEN_TYPES, media_names
 from regaze.toolkit.model.context import Context
 
 
-class Watches:
+class LayerHooks:
     """What one forward of `model` needs besides its attention: inputs of layers, outputs of MLPs."""
 
     def __init__(self, model: PreTrainedModel):
@@ -30,7 +30,7 @@ class Watches:
         self.stop()  # those of a forward that was interrupted from the keyboard
         if context.step > 0 and not context.kept_layers and not context.edits_mlp:
             return
-        if context.step == 0 and any(p.uses_hidden_states for p in context.participants):
+        if context.step == 0 and any(p.needs_hidden_states for p in context.callbacks):
             for number, layer in enumerate(compat.decoder_layers(self.model)):
                 self._before(layer, _show_input(context, number))
         for number in context.kept_layers:
@@ -87,11 +87,11 @@ def _keep_output(context: Context, number: int) -> Callable[..., None]:
 
 
 def _edit_mlp(context: Context, number: int) -> Callable[..., Tensor]:
-    editing = tuple(p for p in context.participants if p.edits_mlp)
+    editing = tuple(p for p in context.callbacks if p.edits_mlp)
 
     def edit(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        for participant in editing:
-            output = participant.mlp_output(number, output, context)
+        for callback in editing:
+            output = callback.mlp_output(number, output, context)
         return output
 
     return edit

@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, eq=False)
-class Mixture:
+class LogitsCombination:
     """main * logits + sum of coefficient * other logits, among the tokens that a plausibility cut leaves.
 
     Coefficients are numbers or [B, 1, 1] tensors, logits are [B, T, V].
@@ -32,23 +32,23 @@ class Mixture:
     cut_on: Tensor | None = None
 
 
-def mix(logits: Tensor, mixtures: Sequence[Mixture]) -> Tensor:
-    """Logits [B, T, V] under all mixtures, in fp32.
+def combine(logits: Tensor, combinations: Sequence[LogitsCombination]) -> Tensor:
+    """Logits [B, T, V] under all combinations, in fp32.
 
     Several act together, in whatever order: what each adds to the plain logits is added up, and a token must
     pass every cut.
     """
     plain = logits.float()
     mixed = plain
-    for mixture in mixtures:
-        value = _normal(plain, mixture.log_softmax) * mixture.main
-        for coefficient, other in mixture.others:
-            value = value + coefficient * _normal(other.float(), mixture.log_softmax)
-        mixed = value if len(mixtures) == 1 else mixed + (value - plain)
-    for mixture in mixtures:
-        if mixture.cut > 0.0:
-            read = plain if mixture.cut_on is None else mixture.cut_on.float()
-            least = read.amax(-1, keepdim=True) + math.log(mixture.cut)
+    for combination in combinations:
+        value = _normal(plain, combination.log_softmax) * combination.main
+        for coefficient, other in combination.others:
+            value = value + coefficient * _normal(other.float(), combination.log_softmax)
+        mixed = value if len(combinations) == 1 else mixed + (value - plain)
+    for combination in combinations:
+        if combination.cut > 0.0:
+            read = plain if combination.cut_on is None else combination.cut_on.float()
+            least = read.amax(-1, keepdim=True) + math.log(combination.cut)
             mixed = mixed.masked_fill(read < least, -torch.inf)
     return mixed
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from transformers import LogitsProcessor
 
 
-class Forced(LogitsProcessor):
+class TeacherForcing(LogitsProcessor):
     """Leaves one token per step: `tokens` [B, T], the first after a prompt of `start` tokens."""
 
     def __init__(self, tokens: Tensor, start: int):

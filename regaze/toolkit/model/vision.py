@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from regaze.errors import BadParameterError, InputError, ShapeError, UnsupportedModelError
-from regaze.kernels import StatsRequest, observe
+from regaze.kernels import StatsRequest, attention_stats
 from regaze.toolkit.prompts.token_map import Role, Sample, TokenMap, View
 
 #: Names of a block's first norm, attention and second norm: CLIP's, and those of ViT and DeiT.
@@ -53,7 +53,7 @@ class VisionBlock:
             projection(x).unflatten(-1, (-1, width)).transpose(1, 2)
             for projection, x in ((self.attention.q_proj, normed[:, rows]), (self.attention.k_proj, normed))
         )
-        stats = observe(q, k, _ROWS)
+        stats = attention_stats(q, k, _ROWS)
         assert stats.slices is not None
         return stats.slices
 

@@ -1,6 +1,6 @@
 """Slices of attention rows: some columns, for some rows, and how they change from a row to the next.
 
-They are measured in the same prefill that generation uses: an edit carries the request, `observe` gets the
+They are measured in the same prefill that generation uses: an edit carries the request, `on_stats` gets the
 slices. Columns are named by a [B, L] mask; samples with fewer of them are filled up with -1.
 """
 

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from regaze.errors import RecordingError
 from regaze.kernels import AttentionEdit, Channels, Rows, Stats, StatsRequest
-from regaze.toolkit.model.context import Context, Recorder
+from regaze.toolkit.model.callback import Recorder
+from regaze.toolkit.model.context import Context
 from regaze.toolkit.prompts.token_map import Role, TokenMap
 from regaze.toolkit.record.record import FORMAT, STATISTICS, Record, Trace, Wanted
 
@@ -23,7 +24,7 @@ from regaze.toolkit.record.record import FORMAT, STATISTICS, Record, Trace, Want
 class RecordingSession(Recorder):
     """Takes part in the forwards of a `recording` block and fills its `Record`."""
 
-    follows_steps = True
+    counts_steps = True
 
     def __init__(self, wanted: Wanted, gaze: Any):
         self.wanted, self.gaze = wanted, gaze
@@ -55,11 +56,11 @@ class RecordingSession(Recorder):
         number = 0 if context.replaying else step
         return (layers is None or layer in layers) and (steps is None or number in steps)
 
-    def observe(self, layer: int, stats: Stats, context: Context) -> None:
+    def on_stats(self, layer: int, stats: Stats, context: Context) -> None:
         if self._draft is not None:
             self._draft.own.add(layer, stats)
 
-    def observe_cross(self, layer: int, stats: Stats, context: Context) -> None:
+    def on_cross_stats(self, layer: int, stats: Stats, context: Context) -> None:
         if self._draft is not None:
             self._draft.cross.add(layer, stats)
 
@@ -269,7 +270,7 @@ class _Layers:
 
 def _described(context: Context) -> tuple[dict[str, Any], ...]:
     """The active interventions as plain JSON, the same before and after a file."""
-    described = [p.to_dict() for p in context.participants if hasattr(p, "to_dict")]
+    described = [p.to_dict() for p in context.callbacks if hasattr(p, "to_dict")]
     return tuple(json.loads(json.dumps(described)))
 
 

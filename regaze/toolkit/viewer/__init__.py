@@ -1,7 +1,7 @@
 """One self-contained HTML page on which attention can be explored: `look` asks and records, `build` packs.
 
-codec.py quantises the weights, trace_view.py reads a trace, page.py writes the file; page.html, viewer.css and
-the scripts are what the file is made of. See docs/viewer.md.
+codec.py quantises the weights, trace_view.py reads a trace, page.py writes the file; page.html,
+viewer.css and the scripts are what the file is made of. See docs/viewer.md.
 """
 
 from regaze.toolkit.viewer.capture import look

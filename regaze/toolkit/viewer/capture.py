@@ -12,8 +12,8 @@ from transformers import LogitsProcessorList
 
 from regaze.errors import BadParameterError, RegazeError, UnsupportedModelError
 from regaze.toolkit.model import compat
-from regaze.toolkit.model.context import Participant
-from regaze.toolkit.model.teacher_forcing import Forced
+from regaze.toolkit.model.callback import Callback
+from regaze.toolkit.model.teacher_forcing import TeacherForcing
 from regaze.toolkit.prompts.images import ImageLike, open_image
 from regaze.toolkit.prompts.token_map import Role
 from regaze.toolkit.record.record import Trace
@@ -30,7 +30,7 @@ def look(
     gaze: Gaze,
     images: ImageLike | Sequence[ImageLike] | None,
     question: str,
-    *interventions: Participant,
+    *interventions: Callback,
     layers: Sequence[int] | None = None,
     rows: int | None = None,
     max_new_tokens: int = 32,
@@ -101,10 +101,10 @@ def look(
 
 
 def _forced(
-    gaze: Gaze, inputs: Any, answer: Tensor, interventions: Sequence[Participant], wanted: dict[str, Any]
+    gaze: Gaze, inputs: Any, answer: Tensor, interventions: Sequence[Callback], wanted: dict[str, Any]
 ) -> Trace:
     """The trace of a generation that is made to say `answer` [1, T]."""
-    forced = LogitsProcessorList([Forced(answer, inputs["input_ids"].shape[1])])
+    forced = LogitsProcessorList([TeacherForcing(answer, inputs["input_ids"].shape[1])])
     wanted = {**wanted, "slices": "all", "masses": _has_roles(gaze, inputs), "edited": bool(interventions)}
     with gaze.using(*interventions), gaze.recording(**wanted) as record:
         _generate(gaze, inputs, max_new_tokens=answer.shape[1], logits_processor=forced, eos_token_id=None)
@@ -158,7 +158,7 @@ def _seen(gaze: Gaze, images: Sequence[Any]) -> list[Any]:
         return list(images)
 
 
-def _named(interventions: Sequence[Participant]) -> tuple[str, str]:
+def _named(interventions: Sequence[Callback]) -> tuple[str, str]:
     """Names and parameters of interventions, for people."""
     return describe(
         [

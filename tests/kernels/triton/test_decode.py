@@ -20,14 +20,14 @@ from regaze.kernels import (
     Channels,
     DropAbove,
     FollowGaze,
-    Opening,
     Redistribute,
     Rows,
     Scale,
     StatsRequest,
+    UnmaskRect,
     Windows,
     attend,
-    observe,
+    attention_stats,
 )
 
 pytest.importorskip("triton")
@@ -259,8 +259,8 @@ def test_observe_gives_the_statistics_of_attend():
         entropy=True,
         columns=torch.tensor([[3, -1, 149]]),
     )
-    stats = observe(q, k, request, softcap=5.0, backend="triton")
-    wanted = observe(q, k, request, softcap=5.0, backend="reference")
+    stats = attention_stats(q, k, request, softcap=5.0, backend="triton")
+    wanted = attention_stats(q, k, request, softcap=5.0, backend="reference")
     for got, want in zip(stats, wanted, strict=True):
         if want is not None:
             torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
@@ -365,7 +365,7 @@ def test_the_range_of_visible_keys_is_read_from_the_mask():
     mask[1, 0, 1, 49] = True
     ranges = visible_ranges(mask, None, None)
     assert ranges.tolist() == [[[[7, 30, 29], [50, 0, -1]]], [[[50, 0, -1], [49, 50, 49]]]]
-    opened = Opening(torch.tensor([[True, False]]), torch.arange(50)[None] < 3)
+    opened = UnmaskRect(torch.tensor([[True, False]]), torch.arange(50)[None] < 3)
     bits = [x.to(DEVICE) for x in plan.opening_bits((opened,))]
     assert visible_ranges(mask, *bits).tolist()[0] == [[[0, 30, 29], [50, 0, -1]]]
 
@@ -509,9 +509,9 @@ def test_an_edit_that_is_learned_or_has_too_many_openings_is_refused():
         call(*small(), learned)
     with torch.no_grad():
         call(*small(), learned)
-    opening = Opening(torch.ones(1, 1, dtype=torch.bool), torch.ones(1, 5, dtype=torch.bool))
-    with pytest.raises(BadParameterError, match="63 openings, got 64"):
-        call(*small(), AttentionEdit(openings=(opening,) * 64))
+    opening = UnmaskRect(torch.ones(1, 1, dtype=torch.bool), torch.ones(1, 5, dtype=torch.bool))
+    with pytest.raises(BadParameterError, match="63 unmask, got 64"):
+        call(*small(), AttentionEdit(unmask=(opening,) * 64))
 
 
 def test_auto_takes_torch_without_a_gpu_and_the_environment_decides(monkeypatch):

@@ -306,7 +306,7 @@ def test_block_map_lists_what_the_mask_shows(kind, opened, small_tiles):
         pytest.skip("needs no map")
     index = torch.arange(50)[torch.rand(50, generator=torch.Generator().manual_seed(4)) > 0.4]
     scoring = call_of(case).scoring(index.to(DEVICE), edited=False)
-    visible, added = visibility(case.mask, 50, 61, case.is_causal, case.edit.openings, case.q.device)
+    visible, added = visibility(case.mask, 50, 61, case.is_causal, case.edit.unmask, case.q.device)
     free = visible if added is None else visible & (added == 0)
     batch, heads = scoring.order.shape[:2]
     visible, free = (x.expand(batch, heads, 50, 61)[:, :, index] for x in (visible, free))

@@ -19,7 +19,7 @@ from transformers import (
 import regaze
 from regaze import TokenMap
 from regaze.errors import BadParameterError, InputError, ShapeError, UnsupportedModelError
-from regaze.interventions import VCD, HeadKnockout, ModalityMutualMask
+from regaze.interventions import MMA, VCD, HeadKnockout
 from regaze.kernels import AttentionEdit
 from regaze.toolkit.analysis import Flow, Inputs, answered, attention_flow, relevance, rollout
 from regaze.toolkit.model.attention_call import AttentionCall
@@ -96,9 +96,9 @@ def test_without_attention_every_token_stays_what_it_is(gaze, inputs):
 def test_rollout_of_identity_attention_is_the_identity():
     """A model whose tokens look at themselves alone, because a window of one key is all they see."""
     from regaze.kernels import Windows
-    from regaze.toolkit.model.context import Participant
+    from regaze.toolkit.model.callback import Callback
 
-    class Alone(Participant):
+    class Alone(Callback):
         def edit(self, layer, step, context):
             return AttentionEdit(windows=Windows(torch.ones(1, 6, dtype=torch.int64)))
 
@@ -202,7 +202,7 @@ def test_other_branches_and_non_causal_rows(gaze, inputs):
         close(rollout(gaze, inputs, rows="answer").values, plain.values)
     with (
         pytest.warns(UserWarning, match="trained with"),
-        gaze.using(ModalityMutualMask()),
+        gaze.using(MMA()),
     ):  # image tokens look at the question behind them: rows read later rows
         opened = rollout(gaze, inputs, rows="all", columns="all")
     real = opened.rows >= 0

@@ -257,19 +257,19 @@ def _gridded(roles, grid):
 def test_gaze_shift_is_the_saliency_of_gift(gaze, record, model):
     """Of a whole prompt, with the words and heads that GIFT takes in its saliency layer."""
     seen = {}
-    from regaze.toolkit.model.context import Participant
+    from regaze.toolkit.model.callback import Callback
     from regaze.toolkit.prompts.slices import RowShifts
 
     method = GIFT(saliency_layer=2, layers=(3, 4))
 
-    class Meter(Participant):
+    class Meter(Callback):
         def prepare(self, context):
             seen["shifts"] = RowShifts(method.content_tokens(context), context.tokens.mask(Role.IMAGE))
 
         def edit(self, layer, step, context):
             return seen["shifts"].on(context.device).alone if layer == 2 and step == 0 else None
 
-        def observe(self, layer, stats, context):
+        def on_stats(self, layer, stats, context):
             shifts = seen["shifts"]
             mean = mean_shift(shifts.positive(stats.slices), shifts.counts, 3)[0]
             seen["map"] = saliency(mean, shifts.index >= 0)

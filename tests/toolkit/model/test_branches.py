@@ -14,12 +14,12 @@ from regaze.errors import InputError
 from regaze.interventions import HeadKnockout
 from regaze.kernels import AttentionEdit
 from regaze.toolkit.model.branches import Branch, with_media, with_prompts, without_image, without_tokens
-from regaze.toolkit.model.context import Participant
-from regaze.toolkit.model.logits import Mixture, mix
+from regaze.toolkit.model.callback import Callback
+from regaze.toolkit.model.logits import LogitsCombination, combine
 from regaze.toolkit.prompts.token_map import Role, TokenMap
 
 
-class Contrast(Participant):
+class Contrast(Callback):
     """2 * main - branch, where the branch is what `make` says; keeps what it saw."""
 
     def __init__(self, make, weight=1.0, name="other", cut=0.0):
@@ -30,10 +30,10 @@ class Contrast(Participant):
     def branches(self, context):
         return {self.name: self.make(context)}
 
-    def mix(self, context):
+    def combine_logits(self, context):
         self.main.append(context.logits().clone())
         self.seen.append(context.logits(self.name).clone())
-        return Mixture(1 + self.weight, [(-self.weight, context.logits(self.name))], cut=self.cut)
+        return LogitsCombination(1 + self.weight, [(-self.weight, context.logits(self.name))], cut=self.cut)
 
 
 def darker(context):
@@ -81,7 +81,7 @@ def fresh_logits(model, gaze, make, inputs, answer):
         return model(**branch).logits[:, -1]
 
 
-class Grab(Participant):
+class Grab(Callback):
     def __init__(self, make):
         self.make = make
 
@@ -187,12 +187,12 @@ class Counting(Contrast):
     def prepare(self, context):
         context.sequences(self)["fed"] = torch.zeros(context.batch, 0)
 
-    def mix(self, context):
+    def combine_logits(self, context):
         kept = context.sequences(self)
         step = torch.arange(context.batch)[:, None] * 0.0 + context.step
         kept["fed"] = torch.cat([kept["fed"], step], 1)
         self.shape = kept["fed"].shape
-        return super().mix(context)
+        return super().combine_logits(context)
 
 
 @pytest.mark.parametrize("kind", ["image", "none", "prompt"])
@@ -302,7 +302,7 @@ def test_what_cannot_be_branched_says_so(model, gaze, inputs):
 
 def test_the_model_is_as_before_after_a_branch_failed(model, gaze, inputs):
     class Broken(Contrast):
-        def mix(self, context):
+        def combine_logits(self, context):
             raise RuntimeError("broken")
 
     plain = logits_of(model, inputs)
@@ -327,11 +327,11 @@ def test_a_text_model_takes_branches_too():
 
 
 def test_layer_logits_are_those_of_the_hidden_states(model, gaze, inputs):
-    class Early(Participant):
+    class Early(Callback):
         def prepare(self, context):
             context.keep_hidden((0, 3, context.num_layers))
 
-        def mix(self, context):
+        def combine_logits(self, context):
             self.logits = [context.layer_logits(n) for n in (0, 3)]
             self.last = context.layer_logits(context.num_layers, norm=True)
             self.main = context.logits()
@@ -346,7 +346,7 @@ def test_layer_logits_are_those_of_the_hidden_states(model, gaze, inputs):
 
 def test_mlp_outputs_can_be_changed(model, gaze, inputs):
     @dataclass(frozen=True)
-    class Off(Participant):
+    class Off(Callback):
         edits_mlp: ClassVar[bool] = True
         factor: float = 0.0
 
@@ -369,14 +369,14 @@ def test_mlp_outputs_can_be_changed(model, gaze, inputs):
 
 
 def test_a_forward_aside_is_seen_by_its_participant_alone(model, gaze, inputs):
-    class Peek(Participant):
+    class Peek(Callback):
         def prepare(self, context):
             context.keep_hidden((1,))
 
-        def mix(self, context):
+        def combine_logits(self, context):
             self.hidden = context.kept_hidden(1)
 
-    class Looks(Participant):
+    class Looks(Callback):
         def prepare(self, context):
             self.peek = Peek()
             self.out = context.run_aside(without_media(context), self.peek).logits
@@ -393,7 +393,7 @@ def test_a_forward_aside_is_seen_by_its_participant_alone(model, gaze, inputs):
     assert looks.peek.hidden.shape[:2] == inputs["input_ids"].shape
 
 
-class LastRowLater(Participant):
+class LastRowLater(Callback):
     """Halves a head of the last row in the first layers, which it decides on in a later layer."""
 
     def __init__(self, factor=0.5):
@@ -440,7 +440,7 @@ def test_a_replayed_last_row_is_a_decode_step_over_the_prompt_before_it(model, g
 def test_statistics_reach_everyone_who_asked(model, gaze, inputs):
     from regaze.kernels import StatsRequest
 
-    class Asks(Participant):
+    class Asks(Callback):
         def __init__(self):
             self.seen = {}
 
@@ -449,7 +449,7 @@ def test_statistics_reach_everyone_who_asked(model, gaze, inputs):
             state.setdefault("edit", AttentionEdit(stats=StatsRequest(lse=True)))
             return state["edit"] if layer in (1, 2) else None
 
-        def observe(self, layer, stats, context):
+        def on_stats(self, layer, stats, context):
             self.seen[layer, context.step] = stats.lse
 
     first, second = Asks(), Asks()
@@ -461,20 +461,20 @@ def test_statistics_reach_everyone_who_asked(model, gaze, inputs):
     assert record.traces[0].masses is not None
 
 
-# Mixtures ----------------------------------------------------------------------------------------------
+# Combined logits -----------------------------------------------------------------------------------
 
 
 def test_mixture_by_hand():
     """VCD, AGLA and PAI examples: contrast, addition, and the cut on the user's own logits."""
     main, other = torch.tensor([[[2.0, 1.0, 0.0]]]), torch.tensor([[[2.0, 2.0, -1.0]]])
-    vcd = mix(main, [Mixture(2.0, [(-1.0, other)], cut=0.1)])
+    vcd = combine(main, [LogitsCombination(2.0, [(-1.0, other)], cut=0.1)])
     assert vcd.flatten().tolist() == [2.0, 0.0, 1.0]
     local = torch.tensor([[[0.5, 2.0, 0.0]]])
-    agla = mix(main, [Mixture(1.0, [(2.0, local)], cut=0.5)])
+    agla = combine(main, [LogitsCombination(1.0, [(2.0, local)], cut=0.5)])
     assert agla.flatten().tolist() == [3.0, -torch.inf, -torch.inf]
-    assert mix(main, [Mixture(1.0, [(2.0, local)], cut=0.1)]).argmax() == 1
+    assert combine(main, [LogitsCombination(1.0, [(2.0, local)], cut=0.1)]).argmax() == 1
     p, u = torch.tensor([[[-0.2, -2.0, -3.5]]]), torch.tensor([[[-1.0, -0.6, -3.0]]])
-    pai = mix(p, [Mixture(1.1, [(-0.1, u)], cut=0.1)]).flatten()
+    pai = combine(p, [LogitsCombination(1.1, [(-0.1, u)], cut=0.1)]).flatten()
     assert pai[:2].tolist() == pytest.approx([-0.12, -2.14])
     assert pai[2] == -torch.inf
 
@@ -482,9 +482,15 @@ def test_mixture_by_hand():
 def test_mixtures_do_not_depend_on_their_order_and_log_softmax_gives_the_same_distribution():
     torch.manual_seed(0)
     main, a, b = (torch.randn(2, 3, 11) * 3 for _ in range(3))
-    mixtures = [Mixture(2.0, [(-1.0, a)], cut=0.02), Mixture(1.1, [(-0.1, b)], log_softmax=True, cut=0.05)]
+    combinations = [
+        LogitsCombination(2.0, [(-1.0, a)], cut=0.02),
+        LogitsCombination(1.1, [(-0.1, b)], log_softmax=True, cut=0.05),
+    ]
     torch.testing.assert_close(
-        mix(main, mixtures).softmax(-1), mix(main, mixtures[::-1]).softmax(-1), rtol=1e-5, atol=1e-6
+        combine(main, combinations).softmax(-1),
+        combine(main, combinations[::-1]).softmax(-1),
+        rtol=1e-5,
+        atol=1e-6,
     )
-    raw = Mixture(1.1, [(-0.1, b)], cut=0.05)
-    torch.testing.assert_close(mix(main, [raw]).softmax(-1), mix(main, mixtures[1:]).softmax(-1))
+    raw = LogitsCombination(1.1, [(-0.1, b)], cut=0.05)
+    torch.testing.assert_close(combine(main, [raw]).softmax(-1), combine(main, combinations[1:]).softmax(-1))

@@ -11,7 +11,7 @@ from regaze import HeadKnockout, Role
 from regaze.errors import UnsupportedModelError
 from regaze.interventions import PAI, VCD
 from regaze.toolkit.model import compat
-from regaze.toolkit.model.context import Participant
+from regaze.toolkit.model.callback import Callback
 from regaze.toolkit.record.record import Record
 
 SECONDS = 20  # encoder frames
@@ -82,7 +82,7 @@ def test_idle_is_the_same_to_the_bit(model, gaze, speech, implementation):
     model.set_attn_implementation(implementation)
     try:
         plain = logits(model, speech)
-        with gaze.using(Participant()):
+        with gaze.using(Callback()):
             assert torch.equal(plain, logits(model, speech))
         assert model.config._attn_implementation == implementation
         assert not [name for m in model.modules() for name in vars(m) if "regaze" in name]
@@ -161,7 +161,7 @@ def test_beams_and_samples_of_a_batch(model, gaze, speech):
 
 
 def test_what_has_no_meaning_there_is_refused(model, gaze, speech):
-    class Blind(Participant):
+    class Blind(Callback):
         def edit(self, layer, step, context):
             return None
 

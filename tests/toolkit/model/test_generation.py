@@ -11,7 +11,7 @@ from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 import regaze
 from regaze import Role, TokenMap
 from regaze.errors import InputError, UnsupportedModelError
-from regaze.interventions import AGLA, DAMRO, GIFT, ICD, PAI, SPARC, VCD, VISTA, ImbalancedAttention
+from regaze.interventions import AGLA, DAMRO, GIFT, ICD, PAI, PAINT, SPARC, VCD, VISTA
 from regaze.interventions.vcd.noise import add_noise
 
 
@@ -31,7 +31,7 @@ def relevance(image, text):
 
 @pytest.mark.parametrize(
     "method",
-    [VCD(), DAMRO(), PAI(), ImbalancedAttention(), AGLA(relevance=relevance), VISTA(), ICD()],
+    [VCD(), DAMRO(), PAI(), PAINT(), AGLA(relevance=relevance), VISTA(), ICD()],
     ids=lambda method: method.name,
 )
 @pytest.mark.parametrize("beams", [1, 3])

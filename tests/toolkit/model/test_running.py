@@ -400,7 +400,7 @@ class Bias(Intervention):
     def edit(self, layer: int, step: int, context: Any) -> AttentionEdit:
         return AttentionEdit(bias=self.bias, stats=StatsRequest(full_rows=True, edited=True))
 
-    def observe(self, layer: int, stats: Any, context: Any) -> None:
+    def on_stats(self, layer: int, stats: Any, context: Any) -> None:
         self.maps.append(stats.slices)
 
 

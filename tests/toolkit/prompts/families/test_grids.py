@@ -19,7 +19,7 @@ from regaze import Role
 from regaze.errors import InputError, UnsupportedModelError
 from regaze.interventions import ICD, VCD
 from regaze.interventions.icd import PREFIXES
-from regaze.toolkit.model.context import Participant
+from regaze.toolkit.model.callback import Callback
 from regaze.toolkit.prompts.families import Media, family_of
 from regaze.toolkit.prompts.families.llava import Llava
 from regaze.toolkit.prompts.families.pixtral import Pixtral
@@ -391,10 +391,10 @@ def test_frames_of_a_video_are_views(build, name):
 # Layers -------------------------------------------------------------------------------------------------
 
 
-class Looking(Participant):
+class Looking(Callback):
     """Keeps what the decoder layers are given."""
 
-    uses_hidden_states = True
+    needs_hidden_states = True
 
     def __init__(self):
         self.seen = {}

@@ -9,8 +9,7 @@ with gaze.using(regaze.VAR()):
 from regaze.errors import RegazeError
 from regaze.interventions import VAR, HeadKnockout, Intervention
 from regaze.toolkit import Gaze, Record, Role, TokenMap, load, wrap
-
-__version__ = "0.1.0"
+from regaze.version import __version__
 
 __all__ = [
     "VAR",

@@ -19,8 +19,8 @@ def compose(edits: Sequence[AttentionEdit]) -> AttentionEdit | None:
 
     The stages keep their fixed order, whatever the order of the edits. Within a stage biases add, gains
     multiply, unmasked rectangles unite. Undefined, and refused: two channel policies (each redistributes the
-    masses that the softmax gives), two score slopes or a slope beside a gain of another edit (the maps do not commute),
-    different row selections of edits that change weights, two recordings.
+    masses that the softmax gives), two score slopes or a slope beside a gain of another edit (the maps do not
+    commute), different row selections of edits that change weights, two recordings.
 
     Edits that select rows should share one `Rows`: two are compared by value, which waits for the device.
 

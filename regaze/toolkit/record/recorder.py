@@ -19,6 +19,7 @@ from regaze.toolkit.model.callback import Recorder
 from regaze.toolkit.model.context import Context
 from regaze.toolkit.prompts.token_map import Role, TokenMap
 from regaze.toolkit.record.record import FORMAT, STATISTICS, Record, Trace, Wanted
+from regaze.version import __version__
 
 
 class RecordingSession(Recorder):
@@ -295,12 +296,10 @@ def _pieces(tokenizer: Any, ids: list[int]) -> list[str]:
 
 
 def _header(gaze: Any, wanted: Wanted) -> dict[str, Any]:
-    import regaze  # the version lives at the top of the package
-
     return {
         "format": FORMAT,
         "versions": {
-            "regaze": regaze.__version__,
+            "regaze": __version__,
             "torch": torch.__version__,
             "transformers": transformers.__version__,
             "python": platform.python_version(),

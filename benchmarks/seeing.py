@@ -30,6 +30,7 @@ from regaze.cli import console
 from regaze.demo import SceneObject
 from regaze.demo.conversations import DETAIL_PROMPTS, existence_question
 from regaze.demo.render import GRID, SIDE, render_scene
+from regaze.interventions.carve.contrast import contrastive_map
 from regaze.interventions.gift.saliency import calibrate
 from regaze.toolkit.analysis.boxes import covered_share, holds_centre
 from regaze.toolkit.analysis.causal import head_effects, ranked_heads, without_heads
@@ -46,7 +47,7 @@ from regaze.toolkit.analysis.faithfulness import (
 from regaze.toolkit.analysis.flow import attention_flow, rollout
 from regaze.toolkit.analysis.forward import answered
 from regaze.toolkit.analysis.intervals import Estimate, estimate
-from regaze.toolkit.analysis.maps import contrastive_map, gaze_shift, image_map
+from regaze.toolkit.analysis.maps import gaze_shift, image_map
 from regaze.toolkit.analysis.occlusion import ImageCells, greedy_answer
 from regaze.toolkit.analysis.relevance import relevance
 from regaze.toolkit.prompts.geometry import Geometry

@@ -1,13 +1,17 @@
-"""Two prompts about one image: where the first looks more, and how widely a prompt looks (CARVE)."""
+"""CARVE's contrast: where one prompt looks more than another at the same image."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from regaze.errors import ShapeError
+from regaze.toolkit.analysis.maps import layer_maps
+from regaze.toolkit.analysis.selection import rows_of, trace_of
+from regaze.toolkit.record.record import Record, Trace
 
 
 def contrast(
@@ -40,10 +44,28 @@ def contrast(
     return summed[0 if steps == "first" else -1]
 
 
-def visual_entropy(attention: Tensor) -> Tensor:
-    """Entropy in nats of attention on image tokens [..., n], renormalised over them: [...].
+def contrastive_map(
+    record: Record | Trace,
+    general: Record | Trace,
+    *,
+    lam: float = 1e-8,
+    steps: Literal["all", "first", "last"] = "all",
+    layers: Sequence[int] | None = None,
+    heads: Sequence[int] | None = None,
+    sample: int = 0,
+    image: int = 0,
+) -> Tensor:
+    """Where a question makes the model look more than another prompt does; see `contrast`.
 
-    CARVE's paper does not say whether it renormalises; values here are at most ln n.
+    Args:
+        record, general: of the question and of the other prompt, about the same image, with slices="image".
+
+    Returns:
+        [rows, columns] float64.
     """
-    share = attention.double() / attention.double().sum(-1, keepdim=True)
-    return torch.special.entr(share).sum(-1)
+    pair = []
+    for each in (record, general):
+        trace = trace_of(each)
+        maps = layer_maps(trace, layers, heads, sample, image)[:, :, rows_of(trace, "answer", sample)]
+        pair.append(maps.mean(1))
+    return contrast(pair[0], pair[1], lam=lam, steps=steps)

@@ -1,6 +1,5 @@
 """What recorded attention, and a model looked into, say: numbers and maps, without a picture drawn."""
 
-from regaze.interventions.carve.contrast import contrast, visual_entropy
 from regaze.toolkit.analysis.anchors import (
     HeadSignals,
     Horizon,
@@ -26,6 +25,7 @@ from regaze.toolkit.analysis.class_lens import (
     perturbed_attention,
 )
 from regaze.toolkit.analysis.compare import Comparison, compare, difference
+from regaze.toolkit.analysis.entropy import attention_entropy, visual_entropy
 from regaze.toolkit.analysis.faithfulness import (
     Agreement,
     Curve,
@@ -45,7 +45,6 @@ from regaze.toolkit.analysis.forward import Inputs, answered
 from regaze.toolkit.analysis.intervals import Estimate, estimate
 from regaze.toolkit.analysis.lenses import LogitLens, logit_lens
 from regaze.toolkit.analysis.maps import (
-    contrastive_map,
     cross_attention_maps,
     gaze_shift,
     image_map,
@@ -66,7 +65,6 @@ from regaze.toolkit.analysis.roles import (
     HeadTable,
     RoleFlow,
     attention_distance,
-    attention_entropy,
     head_table,
     role_flow,
     sink_share,
@@ -111,8 +109,6 @@ __all__ = [
     "class_logits_of",
     "class_rank",
     "compare",
-    "contrast",
-    "contrastive_map",
     "covered_share",
     "cross_attention_maps",
     "difference",

@@ -1,4 +1,4 @@
-"""Maps over an image from recorded attention: raw, mean, largest, contrast of two prompts, shifts of gaze.
+"""Maps over an image from recorded attention: raw, mean, largest, shifts of gaze.
 
 They are [..., rows, columns] over the cells of an image's grid; `Geometry.to_pixels` lays them over pixels.
 """
@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from regaze.errors import BadParameterError, RecordingError, ShapeError
-from regaze.interventions.carve.contrast import contrast
 from regaze.toolkit.analysis.selection import number, numbers, pick, rows_of, sample_of, trace_of
 from regaze.toolkit.prompts.content_words import content_words, find_tagger, tokens_of
 from regaze.toolkit.prompts.slices import mean_shift, saliency
@@ -47,14 +46,14 @@ def image_map(
     if over not in ("mean", "max", "none"):
         raise BadParameterError(f'over must be "mean", "max" or "none", got {over!r}')
     trace = trace_of(record)
-    maps = _maps(trace, layers, heads, sample, image)[:, :, _row(trace, token, sample)]
+    maps = layer_maps(trace, layers, heads, sample, image)[:, :, _row(trace, token, sample)]
     if over == "none":
         return maps
     return maps.mean((0, 1)) if over == "mean" else maps.amax((0, 1))
 
 
-def _maps(trace: Trace, layers: object, heads: object, sample: int, image: int) -> Tensor:
-    """[layers, heads, N, rows, columns]."""
+def layer_maps(trace: Trace, layers: object, heads: object, sample: int, image: int) -> Tensor:
+    """Maps of all recorded rows in the chosen layers and heads, [layers, heads, N, rows, columns]."""
     sample = sample_of(trace, sample)
     if trace.tokens is not None and trace.tokens.grids[sample]:  # image_maps has a word for what has none
         image = number("image", image, range(len(trace.tokens.grids[sample])))
@@ -66,33 +65,6 @@ def _row(trace: Trace, token: int | str, sample: int) -> int:
         return trace.row_of(token, sample)
     rows = rows_of(trace, "answer", sample)
     return int(rows[number("answer token", token, range(len(rows)))])
-
-
-def contrastive_map(
-    record: Record | Trace,
-    general: Record | Trace,
-    *,
-    lam: float = 1e-8,
-    steps: Literal["all", "first", "last"] = "all",
-    layers: Sequence[int] | None = None,
-    heads: Sequence[int] | None = None,
-    sample: int = 0,
-    image: int = 0,
-) -> Tensor:
-    """Where a question makes the model look more than another prompt does (CARVE); see `contrast`.
-
-    Args:
-        record, general: of the question and of the other prompt, about the same image, with slices="image".
-
-    Returns:
-        [rows, columns] float64.
-    """
-    pair = []
-    for each in (record, general):
-        trace = trace_of(each)
-        maps = _maps(trace, layers, heads, sample, image)[:, :, rows_of(trace, "answer", sample)]
-        pair.append(maps.mean(1))
-    return contrast(pair[0], pair[1], lam=lam, steps=steps)
 
 
 def gaze_shift(
@@ -124,7 +96,7 @@ def gaze_shift(
         RecordingError: the words' rows were not recorded.
     """
     trace = trace_of(record)
-    maps = _maps(trace, layers, None, sample, image)
+    maps = layer_maps(trace, layers, None, sample, image)
     rows, before = _pairs(trace, _question_tokens(trace, words, tagger, sample_of(trace, sample)), sample)
     shifts = (maps[:, :, rows] - maps[:, :, before]).clamp_min(0).flatten(3)  # [layers, Hq, R, n]
     count = max(1, shifts.shape[1] // 2) if heads is None else heads

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from regaze.errors import BadParameterError, RecordingError, ShapeError
-from regaze.interventions.carve.contrast import visual_entropy
 from regaze.toolkit.analysis.selection import RowChoice, pick, rows_of, sample_of, trace_of
 from regaze.toolkit.prompts.token_map import Role
 from regaze.toolkit.record.record import Record, Trace
@@ -85,26 +84,6 @@ def _predicted(trace: Trace, rows: Tensor, sample: int) -> list[str]:
     known = trace.text[sample] if trace.text is not None else ()
     behind = [int(trace.row_position[row]) + 1 for row in rows]
     return [known[place] if place < len(known) else "" for place in behind]
-
-
-def attention_entropy(
-    record: Record | Trace, *, of: Literal["row", "recorded"] = "row", sample: int = 0
-) -> Tensor:
-    """How widely a row looks, in nats, [layers, Hq, N].
-
-    Args:
-        record: recorded with entropy=True; with of="recorded" with slices.
-        of: "row": over all keys; "recorded": over the recorded columns, renormalised over them, which with
-            slices="image" is the visual entropy of CARVE (at most ln of the image's tokens); nan in a row
-            that does not look at them.
-    """
-    if of not in ("row", "recorded"):
-        raise BadParameterError(f'of must be "row" or "recorded", got {of!r}')
-    trace = trace_of(record)
-    sample = sample_of(trace, sample)
-    if of == "row":
-        return trace.need("entropy")[:, sample]
-    return visual_entropy(trace.need("slices")[:, sample]).float()
 
 
 def attention_distance(record: Record | Trace, *, sample: int = 0) -> Tensor:

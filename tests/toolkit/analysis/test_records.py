@@ -13,14 +13,13 @@ from models import picture
 
 from regaze import Record, Role, TokenMap
 from regaze.errors import BadParameterError, RecordingError, ShapeError
+from regaze.interventions.carve.contrast import contrast, contrastive_map
 from regaze.interventions.carve.method import CARVE, DESCRIBE
 from regaze.interventions.gift.method import GIFT
 from regaze.toolkit.analysis import (
     answered,
     attention_distance,
     attention_entropy,
-    contrast,
-    contrastive_map,
     cross_attention_maps,
     gaze_shift,
     head_table,

@@ -15,7 +15,7 @@ from regaze.errors import BadParameterError, InputError
 
 if TYPE_CHECKING:
     from regaze import Gaze
-    from regaze.eval.benchmarks.base import Benchmark, Item
+    from regaze.eval.benchmarks.common.base import Benchmark, Item
     from regaze.eval.run.runner import Task
 
 INDEX, PAGES = "failures.html", "pages"

@@ -291,7 +291,7 @@ def _tokenizer(model: str) -> Any:
 
 def _own_pope(name: str, questions: Path | None, settings: Mapping[str, Any], own: dict[str, str]) -> Any:
     """POPE's questions from one file of the user's."""
-    from regaze.eval.benchmarks.pope import Pope
+    from regaze.eval.benchmarks.pope.benchmark import Pope
 
     if name != "pope":
         raise InputError(f"--questions is for pope; give {name} its official files by --data FOLDER")

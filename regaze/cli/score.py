@@ -68,8 +68,8 @@ def score(
 def _benchmark(name: str, settings: dict[str, Any], given: Any) -> Any:
     """The questions that were answered: where the options say, else as the file tells them."""
     from regaze.eval import export
-    from regaze.eval.benchmarks.pope import PopeItems
-    from regaze.eval.benchmarks.yes_no import LABELS
+    from regaze.eval.benchmarks.common.yes_no import LABELS
+    from regaze.eval.benchmarks.pope.benchmark import PopeItems
 
     named = any(settings[key] for key in ("data", "images", "questions", "split", "bench", "limit"))
     if name == "pope" and not named and all(each.label for each in given):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from regaze.eval.benchmarks.base import Benchmark, Item
-from regaze.eval.benchmarks.pope import Pope
+from regaze.eval.benchmarks.common.base import Benchmark, Item
+from regaze.eval.benchmarks.pope.benchmark import Pope
 from regaze.eval.run.runner import Plan, Task, evaluate, run
 
 __all__ = ["Benchmark", "Item", "Plan", "Pope", "Task", "evaluate", "run"]

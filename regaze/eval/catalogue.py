@@ -17,9 +17,9 @@ from pydantic import PydanticUserError, TypeAdapter, ValidationError
 
 from regaze.errors import BadParameterError, InputError, UnknownParameterError
 from regaze.eval import benchmarks
-from regaze.eval.benchmarks.fetch import benchmark_folder
-from regaze.eval.benchmarks.files import read_text
-from regaze.eval.benchmarks.pope import PopeItems
+from regaze.eval.benchmarks.common.download import benchmark_folder
+from regaze.eval.benchmarks.common.files import read_text
+from regaze.eval.benchmarks.pope.benchmark import PopeItems
 
 #: what a captions benchmark of the shipped scenes is called beside its own name
 _ALIASES = {"captions": "chair"}

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from regaze.errors import InputError
-from regaze.eval.benchmarks.base import Benchmark, Item
-from regaze.eval.benchmarks.files import read_json, read_records, read_table, read_text
+from regaze.eval.benchmarks.common.base import Benchmark, Item
+from regaze.eval.benchmarks.common.files import read_json, read_records, read_table, read_text
 from regaze.eval.run.journal import writing
 from regaze.eval.run.results import ANSWERS, replace
 from regaze.eval.stats.comparison import PLAIN

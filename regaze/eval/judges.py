@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from regaze.errors import InputError
-from regaze.eval.benchmarks.fetch import cache_folder
-from regaze.eval.benchmarks.files import read_records
+from regaze.eval.benchmarks.common.download import cache_folder
+from regaze.eval.benchmarks.common.files import read_records
 
 #: What may pass by itself: timeouts, too many requests, errors of the server.
 _PASSING = (408, 409, 425, 429, 500, 502, 503, 504)

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from regaze.cli import app
 from regaze.errors import InputError
-from regaze.eval.benchmarks.chair import Chair
+from regaze.eval.benchmarks.chair.benchmark import Chair
 from regaze.eval.export import Given, conditions, items_of, join, read
 
 ROW = {"index": 3, "question": "a dog?", "answer": "yes", "prediction": "Yes.", "category": "random"}

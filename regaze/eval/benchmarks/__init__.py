@@ -14,12 +14,12 @@ from typing import Any
 
 #: name -> module and class
 NAMES: dict[str, str] = {
-    "pope": "pope:Pope",
-    "popev2": "pope:PopeV2",
-    "chair": "chair:Chair",
-    "amber": "amber:Amber",
-    "mme": "mme:Mme",
-    "hallusionbench": "hallusionbench:HallusionBench",
+    "pope": "pope.benchmark:Pope",
+    "popev2": "pope.benchmark:PopeV2",
+    "chair": "chair.benchmark:Chair",
+    "amber": "amber.benchmark:Amber",
+    "mme": "mme.benchmark:Mme",
+    "hallusionbench": "hallusionbench.benchmark:HallusionBench",
     "mmhal": "mmhal:MmHal",
     "llava-bench": "llava_bench:LlavaBench",
     "gavie": "gavie:Gavie",
@@ -57,7 +57,7 @@ def download(
             a file that cannot be had or is not the published one.
     """
     from regaze.errors import InputError
-    from regaze.eval.benchmarks.fetch import benchmark_folder, fetch
+    from regaze.eval.benchmarks.common.download import benchmark_folder, fetch
 
     about = find(name).about
     if not about.files:

@@ -26,11 +26,11 @@ import numpy as np
 
 from regaze.errors import InputError
 from regaze.eval import judges
-from regaze.eval.benchmarks import files
-from regaze.eval.benchmarks.base import About, Item, first
-from regaze.eval.benchmarks.fetch import github, hub_file
-from regaze.eval.benchmarks.judged import Judged, Template
-from regaze.eval.benchmarks.scoring import Scorer, ratio
+from regaze.eval.benchmarks.common import files
+from regaze.eval.benchmarks.common.base import About, Item, first
+from regaze.eval.benchmarks.common.download import github, hub_file
+from regaze.eval.benchmarks.common.judged import Judged, Template
+from regaze.eval.benchmarks.common.scoring import Scorer, ratio
 
 CATEGORIES = ("conv", "detail", "complex")
 QUESTIONS, CONTEXT, REFERENCE, RULES = "questions.jsonl", "context.jsonl", "answers_gpt4.jsonl", "rule.json"

@@ -21,11 +21,11 @@ import numpy as np
 
 from regaze.errors import InputError
 from regaze.eval import judges
-from regaze.eval.benchmarks import files, hub
-from regaze.eval.benchmarks.base import About, Item, first
-from regaze.eval.benchmarks.fetch import github
-from regaze.eval.benchmarks.judged import Judged, Template
-from regaze.eval.benchmarks.scoring import Scorer, ratio
+from regaze.eval.benchmarks.common import files, hub
+from regaze.eval.benchmarks.common.base import About, Item, first
+from regaze.eval.benchmarks.common.download import github
+from regaze.eval.benchmarks.common.judged import Judged, Template
+from regaze.eval.benchmarks.common.scoring import Scorer, ratio
 
 #: In the order of the questions, which repeats every eight.
 TYPES = ("attribute", "adversarial", "comparison", "counting", "relation", "environment", "holistic", "other")

@@ -23,11 +23,11 @@ import numpy as np
 
 from regaze.errors import InputError
 from regaze.eval import judges
-from regaze.eval.benchmarks import files, letters
-from regaze.eval.benchmarks.base import About, Item, first
-from regaze.eval.benchmarks.fetch import hub_file
-from regaze.eval.benchmarks.judged import Judged, Template
-from regaze.eval.benchmarks.scoring import Scorer, ratio
+from regaze.eval.benchmarks.common import files, multiple_choice
+from regaze.eval.benchmarks.common.base import About, Item, first
+from regaze.eval.benchmarks.common.download import hub_file
+from regaze.eval.benchmarks.common.judged import Judged, Template
+from regaze.eval.benchmarks.common.scoring import Scorer, ratio
 
 FILE = "Questions.csv"
 #: Questions whose published labels lmms-eval has exchanged, and its labels.
@@ -95,7 +95,7 @@ class ByLetter(PairScorer):
     """lmms-eval's letters and labels."""
 
     def read(self, reference: Choice, answer: str) -> tuple[bool, bool]:
-        letter = letters.lmms_eval_mmvp(answer)
+        letter = multiple_choice.lmms_eval_mmvp(answer)
         return letter == CORRECTED.get(reference.number, reference.letter), bool(letter)
 
 
@@ -103,7 +103,7 @@ class ByChoice(PairScorer):
     """Our reading, the published labels."""
 
     def read(self, reference: Choice, answer: str) -> tuple[bool, bool]:
-        letter = letters.read_choice(answer, reference.options)
+        letter = multiple_choice.read_choice(answer, reference.options)
         return letter == reference.letter, bool(letter)
 
 
@@ -178,7 +178,7 @@ class Mmvp(Judged):
         if not self.lettered:
             return item.question + self.suffix
         question, _ = item.question.split(" (a)", 1)
-        return letters.lettered(question, item.reference.options) + SUFFIX + self.suffix
+        return multiple_choice.lettered(question, item.reference.options) + SUFFIX + self.suffix
 
     def verdicts(self, answers: Sequence[str]) -> list[str]:
         prompts = [

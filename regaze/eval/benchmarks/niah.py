@@ -21,9 +21,9 @@ import numpy as np
 
 from regaze.errors import InputError
 from regaze.eval import judges
-from regaze.eval.benchmarks.base import About, Item, Scored, first
-from regaze.eval.benchmarks.judged import Judged, Template
-from regaze.eval.benchmarks.scoring import Scorer, ratio
+from regaze.eval.benchmarks.common.base import About, Item, Scored, first
+from regaze.eval.benchmarks.common.judged import Judged, Template
+from regaze.eval.benchmarks.common.scoring import Scorer, ratio
 from regaze.interventions.retrieval_heads.needles import NEEDLES, TEMPLATE, Needle, unigram_recall
 
 BUFFER = 200  # tokens that the official tester leaves for the question and the answer

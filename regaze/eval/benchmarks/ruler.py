@@ -22,10 +22,10 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from regaze.errors import InputError
-from regaze.eval.benchmarks import files, language
-from regaze.eval.benchmarks.base import About, Item, Scored, first
+from regaze.eval.benchmarks.common import files, language
+from regaze.eval.benchmarks.common.base import About, Item, Scored, first
+from regaze.eval.benchmarks.common.scoring import Scorer, ratio
 from regaze.eval.benchmarks.niah import Tokens
-from regaze.eval.benchmarks.scoring import Scorer, ratio
 
 Kind = Literal["numbers", "words", "uuids"]
 Hay = Literal["noise", "essay", "needle"]

@@ -14,10 +14,10 @@ from typing import Any, ClassVar
 import numpy as np
 
 from regaze.errors import InputError
-from regaze.eval.benchmarks import files, hub
-from regaze.eval.benchmarks.base import About, Item, Scored, first
-from regaze.eval.benchmarks.normalise import normalise_pythia, normalise_vlmevalkit
-from regaze.eval.benchmarks.scoring import Scorer, ratio
+from regaze.eval.benchmarks.common import files, hub
+from regaze.eval.benchmarks.common.base import About, Item, Scored, first
+from regaze.eval.benchmarks.common.normalise import normalise_pythia, normalise_vlmevalkit
+from regaze.eval.benchmarks.common.scoring import Scorer, ratio
 
 SUFFIX = "\nAnswer the question using a single word or phrase."
 ANSWERS = "TextVQA_0.5.1_val.json"

@@ -27,9 +27,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from regaze.errors import InputError
-from regaze.eval.benchmarks import files, hub, letters
-from regaze.eval.benchmarks.base import About, Item, Scored, first
-from regaze.eval.benchmarks.scoring import Scorer, ratio
+from regaze.eval.benchmarks.common import files, hub, multiple_choice
+from regaze.eval.benchmarks.common.base import About, Item, Scored, first
+from regaze.eval.benchmarks.common.scoring import Scorer, ratio
 
 QUESTIONS = "test_questions.jsonl"
 CATEGORIES = ("direct_attributes", "relative_position")
@@ -53,7 +53,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class ChoiceScorer(Scorer):
-    """Accuracy of letters; `strict` reads as `letters.read_choice`, otherwise as lmms-eval."""
+    """Accuracy of letters; `strict` reads as `multiple_choice.read_choice`, otherwise as lmms-eval."""
 
     name: str
     version: str
@@ -64,7 +64,9 @@ class ChoiceScorer(Scorer):
     def tally(self, references: Sequence[Choice], answers: Sequence[str]) -> np.ndarray:
         """[n, 3]: right, readable, 1."""
         read = [
-            letters.read_choice(answer, reference.options) if self.strict else letters.lmms_eval_vstar(answer)
+            multiple_choice.read_choice(answer, reference.options)
+            if self.strict
+            else multiple_choice.lmms_eval_vstar(answer)
             for reference, answer in zip(references, answers, strict=True)
         ]
         return np.array(
@@ -235,7 +237,7 @@ def _lettered(record: Any, image: Path | None, source: str) -> Item:
 
 def _item(key: str, category: str, image: Path | None, question: str, reference: Choice, source: str) -> Item:
     """A question that is asked for a letter."""
-    text = letters.lettered(question, reference.options)
+    text = multiple_choice.lettered(question, reference.options)
     return Item(key, category, image, text, reference.letter, source, reference, max_new_tokens=16)
 
 

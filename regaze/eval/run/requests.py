@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from regaze.errors import BadParameterError
-from regaze.eval.benchmarks.base import Benchmark, Item
+from regaze.eval.benchmarks.common.base import Benchmark, Item
 from regaze.eval.run.results import versions
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from regaze.errors import InputError
-from regaze.eval.benchmarks.base import Benchmark
+from regaze.eval.benchmarks.common.base import Benchmark
 from regaze.eval.run import fingerprint, journal, results
 from regaze.eval.run.generate import Asker, Model, reason
 from regaze.eval.run.process_group import Team

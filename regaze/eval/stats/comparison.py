@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from regaze.errors import InputError
-from regaze.eval.benchmarks.base import Benchmark, Item
+from regaze.eval import estimators
+from regaze.eval.benchmarks.common.base import Benchmark, Item
 from regaze.eval.run.cost import Cost
 from regaze.eval.run.journal import Batch
 from regaze.eval.run.requests import Questions
-from regaze.eval.stats import confounds, estimators
+from regaze.eval.stats import confounds
 
 #: the label of the model without a method
 PLAIN = "plain"

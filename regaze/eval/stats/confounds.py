@@ -12,8 +12,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from regaze.eval.benchmarks.base import Item
-from regaze.eval.benchmarks.yes_no import LABELS, read_strictly
+from regaze.eval.benchmarks.common.base import Item
+from regaze.eval.benchmarks.common.yes_no import LABELS, read_strictly
 from regaze.eval.run.cost import Cost
 
 

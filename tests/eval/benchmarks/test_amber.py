@@ -10,8 +10,8 @@ from types import SimpleNamespace
 import pytest
 
 from regaze.errors import InputError
-from regaze.eval.benchmarks.amber import Amber, AmberScorer, Question, read_responses
-from regaze.eval.benchmarks.amber_words import (
+from regaze.eval.benchmarks.amber.benchmark import Amber, AmberScorer, Question, read_responses
+from regaze.eval.benchmarks.amber.words import (
     EXACT,
     AmberWords,
     Scene,

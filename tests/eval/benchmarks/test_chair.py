@@ -10,8 +10,9 @@ import sys
 import pytest
 
 from regaze.errors import InputError
-from regaze.eval.benchmarks.chair import Chair, ChairScorer, chair_scorers, read_captions
-from regaze.eval.benchmarks.chair_words import (
+from regaze.eval.benchmarks.chair.benchmark import Chair, ChairScorer, chair_scorers, read_captions
+from regaze.eval.benchmarks.chair.ground_truth import Truth, read_truth
+from regaze.eval.benchmarks.chair.words import (
     DOUBLE_WORDS,
     ClosedVocabulary,
     ObjectWords,
@@ -20,8 +21,7 @@ from regaze.eval.benchmarks.chair_words import (
     read_synonyms,
     wordnet_forms,
 )
-from regaze.eval.benchmarks.coco import Truth, read_truth
-from regaze.eval.benchmarks.language import singular
+from regaze.eval.benchmarks.common.language import singular
 
 FORMS = {"pattern": pattern_forms, "wordnet": wordnet_forms}
 

@@ -9,7 +9,8 @@ import math
 import pytest
 
 from regaze.errors import InputError
-from regaze.eval.benchmarks.hallusionbench import (
+from regaze.eval.benchmarks.common.judged import Template
+from regaze.eval.benchmarks.hallusionbench.benchmark import (
     CORRECT,
     INCORRECT,
     INTERN,
@@ -22,7 +23,6 @@ from regaze.eval.benchmarks.hallusionbench import (
     Verdict,
     read_verdict,
 )
-from regaze.eval.benchmarks.judged import Template
 
 NAMES = {
     "qAcc": "Acc per question pair (qAcc)",

@@ -8,7 +8,7 @@ import math
 import pytest
 
 from regaze.errors import InputError
-from regaze.eval.benchmarks.mme import HALLUCINATION, TASKS, Mme, read_lmms_eval, read_official
+from regaze.eval.benchmarks.mme.benchmark import HALLUCINATION, TASKS, Mme, read_lmms_eval, read_official
 
 EXACT = {"rel": 1e-12}
 

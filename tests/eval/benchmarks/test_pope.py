@@ -10,15 +10,15 @@ import random
 import pytest
 
 from regaze.errors import InputError
-from regaze.eval.benchmarks.pope import FILES, SPLITS, Pope, PopeItems, PopeV2
-from regaze.eval.benchmarks.pope_builder import (
+from regaze.eval.benchmarks.common.yes_no import OFFICIAL, OPERA, OWN, SCORERS, VCD, VLMEVALKIT, compare
+from regaze.eval.benchmarks.pope.benchmark import FILES, SPLITS, Pope, PopeItems, PopeV2
+from regaze.eval.benchmarks.pope.builder import (
     ObjectList,
     PopeBuilder,
     enough_objects,
     read_object_lists,
     write_questions,
 )
-from regaze.eval.benchmarks.yes_no import OFFICIAL, OPERA, OWN, SCORERS, VCD, VLMEVALKIT, compare
 
 CASES = ["coco_random_first200", "coco_popular_first200", "all_yes_50", "all_no_50", "all_empty_50"]
 KEYS = {

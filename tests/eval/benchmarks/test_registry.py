@@ -12,10 +12,10 @@ from PIL import Image
 
 from regaze.errors import InputError
 from regaze.eval import benchmarks
-from regaze.eval.benchmarks import hub
-from regaze.eval.benchmarks.base import About, Item, Scored, first
-from regaze.eval.benchmarks.fetch import Remote, benchmark_folder, fetch
-from regaze.eval.benchmarks.pope import PopeItems
+from regaze.eval.benchmarks.common import hub
+from regaze.eval.benchmarks.common.base import About, Item, Scored, first
+from regaze.eval.benchmarks.common.download import Remote, benchmark_folder, fetch
+from regaze.eval.benchmarks.pope.benchmark import PopeItems
 
 
 @pytest.mark.parametrize("name", benchmarks.NAMES)

@@ -9,7 +9,7 @@ import re
 import pytest
 
 from regaze.errors import InputError
-from regaze.eval.benchmarks import language
+from regaze.eval.benchmarks.common import language
 from regaze.eval.benchmarks.ruler import (
     ANSWER_TOKENS,
     MATCH_ALL,

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from regaze.errors import InputError
-from regaze.eval.benchmarks.normalise import normalise_pythia, normalise_vlmevalkit, strip_punctuation
+from regaze.eval.benchmarks.common.normalise import normalise_pythia, normalise_vlmevalkit, strip_punctuation
 from regaze.eval.benchmarks.textvqa import PYTHIA, VLMEVALKIT, TextVqa
 
 

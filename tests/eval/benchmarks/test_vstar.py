@@ -7,7 +7,7 @@ import json
 import pytest
 
 from regaze.errors import InputError
-from regaze.eval.benchmarks.letters import lmms_eval_vstar, read_choice
+from regaze.eval.benchmarks.common.multiple_choice import lmms_eval_vstar, read_choice
 from regaze.eval.benchmarks.vstar import Choice, LikelihoodScorer, VStar, VStarLikelihood
 
 

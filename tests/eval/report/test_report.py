@@ -13,15 +13,15 @@ from pydantic import ValidationError
 from standins import Blind, StandIn, write_pope
 
 from regaze.errors import InputError
-from regaze.eval import Plan, Pope, Task, evaluate
-from regaze.eval.benchmarks.amber import Amber
-from regaze.eval.benchmarks.base import Item
-from regaze.eval.benchmarks.chair import Chair
-from regaze.eval.benchmarks.mme import Mme
+from regaze.eval import Plan, Pope, Task, estimators, evaluate
+from regaze.eval.benchmarks.amber.benchmark import Amber
+from regaze.eval.benchmarks.chair.benchmark import Chair
+from regaze.eval.benchmarks.common.base import Item
+from regaze.eval.benchmarks.mme.benchmark import Mme
 from regaze.eval.report import report, tables
 from regaze.eval.run import results
 from regaze.eval.run.cost import Cost
-from regaze.eval.stats import confounds, estimators
+from regaze.eval.stats import confounds
 from regaze.eval.stats.comparison import numbers, without_clusters_of
 
 

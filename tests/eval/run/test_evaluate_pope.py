@@ -11,9 +11,9 @@ import pytest
 
 from regaze.errors import InputError
 from regaze.eval import Pope
-from regaze.eval.benchmarks.base import Item
-from regaze.eval.benchmarks.pope import load_questions
-from regaze.eval.benchmarks.yes_no import FIGURES, HARNESS, OFFICIAL, compare
+from regaze.eval.benchmarks.common.base import Item
+from regaze.eval.benchmarks.common.yes_no import FIGURES, HARNESS, OFFICIAL, compare
+from regaze.eval.benchmarks.pope.benchmark import load_questions
 
 CASES = ["coco_random_first200", "coco_popular_first200", "all_yes_50", "all_no_50", "all_empty_50"]
 

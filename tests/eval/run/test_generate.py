@@ -13,7 +13,7 @@ from standins import lines
 import regaze
 from regaze.errors import BadParameterError, RegazeError
 from regaze.eval import Plan, Pope, Task, evaluate
-from regaze.eval.benchmarks.chair import Chair
+from regaze.eval.benchmarks.chair.benchmark import Chair
 from regaze.eval.run.results import finite
 from regaze.eval.run.sampling import OwnStreams, sampler
 from regaze.interventions import registry

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Protocol
 
 from regaze.errors import InputError
-from regaze.eval.benchmarks import files, language
+from regaze.eval.benchmarks.common import files, language
 
 # Written as one word, as the list of synonyms has it.
 _JOINED = """motor bike, motor cycle, air plane, traffic light, street light, traffic signal, stop light,

@@ -25,8 +25,7 @@ from typing import ClassVar
 import numpy as np
 
 from regaze.errors import InputError
-from regaze.eval.benchmarks import files
-from regaze.eval.benchmarks.amber_words import (
+from regaze.eval.benchmarks.amber.words import (
     EXACT,
     MODEL,
     AmberWords,
@@ -35,11 +34,12 @@ from regaze.eval.benchmarks.amber_words import (
     read_similarity,
     spacy_similarity,
 )
-from regaze.eval.benchmarks.base import About, Item, Scored, first
-from regaze.eval.benchmarks.chair_words import ClosedVocabulary
-from regaze.eval.benchmarks.fetch import github
-from regaze.eval.benchmarks.scoring import Scorer, ratio
-from regaze.eval.benchmarks.yes_no import read_strictly, read_vlmevalkit
+from regaze.eval.benchmarks.chair.words import ClosedVocabulary
+from regaze.eval.benchmarks.common import files
+from regaze.eval.benchmarks.common.base import About, Item, Scored, first
+from regaze.eval.benchmarks.common.download import github
+from regaze.eval.benchmarks.common.scoring import Scorer, ratio
+from regaze.eval.benchmarks.common.yes_no import read_strictly, read_vlmevalkit
 
 SUFFIX = "\nAnswer the question using a single word or phrase."
 #: The official evaluation types: all, generative, discriminative, and the latter's three parts.

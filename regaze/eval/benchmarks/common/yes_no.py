@@ -32,10 +32,10 @@ from typing import Any
 
 import numpy as np
 
-from regaze.eval.benchmarks import scoring
-from regaze.eval.benchmarks.base import Item
-from regaze.eval.benchmarks.normalise import strip_punctuation
-from regaze.eval.benchmarks.scoring import ratio
+from regaze.eval.benchmarks.common import scoring
+from regaze.eval.benchmarks.common.base import Item
+from regaze.eval.benchmarks.common.normalise import strip_punctuation
+from regaze.eval.benchmarks.common.scoring import ratio
 
 FIGURES = ("accuracy", "precision", "recall", "f1", "yes_ratio")
 LABELS = ("yes", "no")

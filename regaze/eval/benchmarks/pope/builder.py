@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from regaze.errors import InputError
-from regaze.eval.benchmarks import files
-from regaze.eval.benchmarks.pope import SPLITS
+from regaze.eval.benchmarks.common import files
+from regaze.eval.benchmarks.pope.benchmark import SPLITS
 
 TEMPLATE = "Is there a {} in the image?"
 

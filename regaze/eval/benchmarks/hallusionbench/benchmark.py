@@ -30,12 +30,12 @@ import numpy as np
 
 from regaze.errors import InputError
 from regaze.eval import judges
-from regaze.eval.benchmarks import files, hub
-from regaze.eval.benchmarks.base import About, Item, first
-from regaze.eval.benchmarks.fetch import github
-from regaze.eval.benchmarks.judged import Judged, Template
-from regaze.eval.benchmarks.scoring import Scorer, ratio
-from regaze.eval.benchmarks.yes_no import read_strictly, read_vlmevalkit
+from regaze.eval.benchmarks.common import files, hub
+from regaze.eval.benchmarks.common.base import About, Item, first
+from regaze.eval.benchmarks.common.download import github
+from regaze.eval.benchmarks.common.judged import Judged, Template
+from regaze.eval.benchmarks.common.scoring import Scorer, ratio
+from regaze.eval.benchmarks.common.yes_no import read_strictly, read_vlmevalkit
 
 FILE = "HallusionBench.json"
 #: What a judge makes of an answer, in the order of the official codes.

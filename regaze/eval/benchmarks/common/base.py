@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from regaze.errors import InputError
-from regaze.eval.benchmarks.fetch import Remote
-from regaze.eval.benchmarks.scoring import Scorer, compare
+from regaze.eval.benchmarks.common.download import Remote
+from regaze.eval.benchmarks.common.scoring import Scorer, compare
 from regaze.toolkit.prompts.images import open_image
 
 #: stands for an image in the prompts of LLaVA and others: in a question it would ask for one more image

@@ -11,8 +11,8 @@ from typing import Any
 
 from regaze.errors import InputError
 from regaze.eval import judges
-from regaze.eval.benchmarks import files
-from regaze.eval.benchmarks.base import Scored
+from regaze.eval.benchmarks.common import files
+from regaze.eval.benchmarks.common.base import Scored
 
 
 @dataclass(frozen=True)

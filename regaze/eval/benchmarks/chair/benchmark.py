@@ -1,7 +1,7 @@
 """CHAIR: objects in captions that are not in the image (Rohrbach et al., EMNLP 2018, arXiv 1809.02156).
 
 CHAIR_s is the share of captions with at least one hallucinated object, CHAIR_i the share of mentions that are
-hallucinated. Three scorers are in circulation and disagree by up to three points (`chair_words` says how):
+hallucinated. Three scorers are in circulation and disagree by up to three points (`words` says how):
 
 `original`
     The paper's script: Pattern's singulars.
@@ -29,9 +29,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from regaze.errors import InputError
-from regaze.eval.benchmarks import files, hub
-from regaze.eval.benchmarks.base import About, Item, Scored, first
-from regaze.eval.benchmarks.chair_words import (
+from regaze.eval.benchmarks.chair.ground_truth import Truth, read_truth
+from regaze.eval.benchmarks.chair.words import (
     ClosedVocabulary,
     Mention,
     ObjectWords,
@@ -40,9 +39,10 @@ from regaze.eval.benchmarks.chair_words import (
     read_synonyms,
     wordnet_forms,
 )
-from regaze.eval.benchmarks.coco import Truth, read_truth
-from regaze.eval.benchmarks.fetch import benchmark_folder, github
-from regaze.eval.benchmarks.scoring import Scorer, ratio
+from regaze.eval.benchmarks.common import files, hub
+from regaze.eval.benchmarks.common.base import About, Item, Scored, first
+from regaze.eval.benchmarks.common.download import benchmark_folder, github
+from regaze.eval.benchmarks.common.scoring import Scorer, ratio
 
 PROMPT = "Please describe this image in detail."
 SYNONYMS = "synonyms.txt"

@@ -25,12 +25,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from regaze.errors import InputError
-from regaze.eval.benchmarks import files as reading
-from regaze.eval.benchmarks import hub
-from regaze.eval.benchmarks.base import IMAGE_TOKEN, About, Item, Scored, first
-from regaze.eval.benchmarks.fetch import Remote, github
-from regaze.eval.benchmarks.scoring import Scorer
-from regaze.eval.benchmarks.yes_no import LABELS, SCORERS
+from regaze.eval.benchmarks.common import files as reading
+from regaze.eval.benchmarks.common import hub
+from regaze.eval.benchmarks.common.base import IMAGE_TOKEN, About, Item, Scored, first
+from regaze.eval.benchmarks.common.download import Remote, github
+from regaze.eval.benchmarks.common.scoring import Scorer
+from regaze.eval.benchmarks.common.yes_no import LABELS, SCORERS
 
 SPLITS = ("random", "popular", "adversarial")
 VERSIONS = ("head", "9b54106", "e3e3926", "7ef3026")

@@ -26,10 +26,10 @@ from typing import Any, ClassVar
 import numpy as np
 
 from regaze.errors import InputError
-from regaze.eval.benchmarks import files, hub
-from regaze.eval.benchmarks.base import About, Item, Scored, first
-from regaze.eval.benchmarks.scoring import Scorer, ratio
-from regaze.eval.benchmarks.yes_no import LABELS, READINGS, confusion, read_strictly, read_vlmevalkit
+from regaze.eval.benchmarks.common import files, hub
+from regaze.eval.benchmarks.common.base import About, Item, Scored, first
+from regaze.eval.benchmarks.common.scoring import Scorer, ratio
+from regaze.eval.benchmarks.common.yes_no import LABELS, READINGS, confusion, read_strictly, read_vlmevalkit
 
 PERCEPTION = (
     *(
@@ -227,7 +227,7 @@ class Mme(Scored):
         chance on count and color, answers MME's own "Please answer yes or no." with a caption, and questions
         of position with colours.
         """
-        from regaze.eval.benchmarks.mme_demo import questions
+        from regaze.eval.benchmarks.mme.demo import questions
 
         items = [
             _item(task, number, image, image.name, f"{text} {TAIL}", label)

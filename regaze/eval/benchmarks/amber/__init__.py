@@ -1,0 +1,1 @@
+"""AMBER: descriptions and yes/no questions on annotated photographs."""

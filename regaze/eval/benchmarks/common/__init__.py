@@ -1,0 +1,1 @@
+"""What benchmarks share: items and scores, files and downloads, rules for reading answers."""

@@ -1,0 +1,1 @@
+"""HallusionBench: yes/no questions on figures and edited images."""

@@ -1,0 +1,1 @@
+"""MME: two yes/no questions per image in fourteen tasks."""

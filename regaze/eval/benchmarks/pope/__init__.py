@@ -1,0 +1,1 @@
+"""POPE: is there an object in the image, yes or no."""

@@ -32,6 +32,7 @@ from regaze.demo.conversations import DETAIL_PROMPTS, existence_question
 from regaze.demo.render import GRID, SIDE, render_scene
 from regaze.interventions.carve.contrast import contrastive_map
 from regaze.interventions.gift.saliency import calibrate
+from regaze.interventions.gift.shift_map import gaze_shift_map
 from regaze.toolkit.analysis.boxes import covered_share, holds_centre
 from regaze.toolkit.analysis.causal import head_effects, ranked_heads, without_heads
 from regaze.toolkit.analysis.faithfulness import (
@@ -47,7 +48,7 @@ from regaze.toolkit.analysis.faithfulness import (
 from regaze.toolkit.analysis.flow import attention_flow, rollout
 from regaze.toolkit.analysis.forward import answered
 from regaze.toolkit.analysis.intervals import Estimate, estimate
-from regaze.toolkit.analysis.maps import gaze_shift, image_map
+from regaze.toolkit.analysis.maps import image_map
 from regaze.toolkit.analysis.occlusion import ImageCells, greedy_answer
 from regaze.toolkit.analysis.relevance import relevance
 from regaze.toolkit.prompts.geometry import Geometry
@@ -122,8 +123,8 @@ def maps_of(gaze: Gaze, case: Case, record: Record, cells: ImageCells, best: Cho
         maps[f"{row}: all layers, max"] = image_map(record, token=token, over="max")
         maps[f"{row}: one chosen head"] = image_map(record, token=token, layers=[layer], heads=[head])
     maps["contrastive"] = contrastive_map(record, general)
-    maps["gaze shift, all layers"] = gaze_shift(record)
-    maps["gaze shift, one layer"] = gaze_shift(record, layers=[best.shift_layer])
+    maps["gaze shift, all layers"] = gaze_shift_map(record)
+    maps["gaze shift, one layer"] = gaze_shift_map(record, layers=[best.shift_layer])
     maps["rollout"] = rollout(gaze, inputs).image_map()
     maps["attention flow"] = attention_flow(gaze, inputs).image_map()
     maps["gradient, last row"] = relevance(gaze, inputs, propagate=False).image_map()

@@ -12,7 +12,7 @@ from regaze.interventions.base import Intervention
 from regaze.interventions.layer_ranges import LayerRange, checked_range, layer_range
 from regaze.kernels import AttentionEdit, Rows, Stats, StatsRequest
 from regaze.toolkit.model.context import Context
-from regaze.toolkit.prompts.slices import column_index, spread
+from regaze.toolkit.prompts.columns import column_index, scatter_columns
 from regaze.toolkit.prompts.token_map import Role
 
 
@@ -106,7 +106,7 @@ class SPARC(Intervention):
         columns = state.setdefault(("columns", device), state["columns"].to(device))
         gain = request = None
         if edited:
-            gain = spread(state["gain"].to(device), columns, context.prompt_length, 1.0)[:, None]
+            gain = scatter_columns(state["gain"].to(device), columns, context.prompt_length, 1.0)[:, None]
         if watched:
             rows = state["rows"].to(device) if context.step == 0 else None
             request = StatsRequest(rows=rows, columns=columns)

@@ -15,10 +15,11 @@ from transformers import LlavaForConditionalGeneration
 import regaze
 from regaze import HeadKnockout, Role, TokenMap
 from regaze.errors import BadParameterError, InputError
+from regaze.interventions.gift.gaze_shift import RowShifts, mean_shift, saliency
 from regaze.interventions.gift.method import GIFT, published
 from regaze.interventions.gift.saliency import calibrate, layer_shifts
 from regaze.kernels import AttentionEdit, Channels, FollowGaze, Rows, attend
-from regaze.toolkit.prompts.slices import RowShifts, column_index, mean_shift, saliency, spread
+from regaze.toolkit.prompts.columns import column_index, scatter_columns
 
 
 def close(actual, expected, rtol=1e-5, atol=2e-6):
@@ -101,7 +102,7 @@ def test_slices_name_their_columns():
     )
     index = column_index(chosen)
     assert index.tolist() == [[1, 3, -1], [-1, -1, -1], [0, 1, 2]]
-    wide = spread(torch.tensor([[5.0, 6.0, 7.0]] * 3), index, 4, 1.0)
+    wide = scatter_columns(torch.tensor([[5.0, 6.0, 7.0]] * 3), index, 4, 1.0)
     assert wide.tolist() == [[1, 5, 1, 6], [1, 1, 1, 1], [5, 6, 7, 1]]
 
 

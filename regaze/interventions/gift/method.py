@@ -10,12 +10,13 @@ from torch import Tensor
 
 from regaze.errors import BadParameterError, InputError
 from regaze.interventions.base import Intervention
+from regaze.interventions.gift.gaze_shift import RowShifts, mean_shift, saliency
 from regaze.interventions.gift.saliency import half
 from regaze.interventions.layer_ranges import LayerRange, checked_range, layer_range
 from regaze.kernels import AttentionEdit, Channels, FollowGaze, Rows, Stats
 from regaze.toolkit.model.context import Context
+from regaze.toolkit.prompts.columns import scatter_columns
 from regaze.toolkit.prompts.content_words import content_tokens, find_tagger
-from regaze.toolkit.prompts.slices import RowShifts, mean_shift, saliency, spread
 from regaze.toolkit.prompts.token_map import Role
 
 #: Channels of a row: everything else, image, question; then the weights of the image's tokens.
@@ -155,7 +156,8 @@ class GIFT(Intervention):
 
     def content_tokens(self, context: Context) -> Tensor:
         """[B, L] bool, tokens of the questions' content words; of a question without any, all its tokens."""
-        return content_tokens(context, self.tagger, self.as_released)
+        tokenizer = context.reader.tokenizer
+        return content_tokens(context.tokens, context.input_ids, tokenizer, self.tagger, self.as_released)
 
     def edit(self, layer: int, step: int, context: Context) -> AttentionEdit | None:
         state = context.state(self)
@@ -197,6 +199,6 @@ class GIFT(Intervention):
             return
         index = shifts.index.to(mean.device)
         gains = torch.exp(state["alpha"] * saliency(state["mean"], index >= 0))
-        state["weights"] = spread(gains, index, context.prompt_length, 0.0)
+        state["weights"] = scatter_columns(gains, index, context.prompt_length, 0.0)
         if state["replay"]:
             context.replay()

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from regaze.interventions.gift.gaze_shift import RowShifts, mean_shift
 from regaze.kernels import AttentionEdit, Stats
 from regaze.toolkit.model.callback import Callback
 from regaze.toolkit.model.context import Context
 from regaze.toolkit.prompts.content_words import content_tokens
-from regaze.toolkit.prompts.slices import RowShifts, mean_shift
 from regaze.toolkit.prompts.token_map import Role
 from regaze.toolkit.wrap import Gaze, Images
 
@@ -56,7 +56,8 @@ class _Meter(Callback):
         self.totals: dict[int, list[Tensor]] = {}
 
     def prepare(self, context: Context) -> None:
-        content = content_tokens(context, self.tagger)
+        tokenizer = context.reader.tokenizer
+        content = content_tokens(context.tokens, context.input_ids, tokenizer, self.tagger)
         context.state(self)["shifts"] = RowShifts(content, context.tokens.mask(Role.IMAGE))
 
     def edit(self, layer: int, step: int, context: Context) -> AttentionEdit | None:

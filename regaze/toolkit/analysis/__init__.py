@@ -46,7 +46,6 @@ from regaze.toolkit.analysis.intervals import Estimate, estimate
 from regaze.toolkit.analysis.lenses import LogitLens, logit_lens
 from regaze.toolkit.analysis.maps import (
     cross_attention_maps,
-    gaze_shift,
     image_map,
 )
 from regaze.toolkit.analysis.massive_activations import (
@@ -113,7 +112,6 @@ __all__ = [
     "cross_attention_maps",
     "difference",
     "estimate",
-    "gaze_shift",
     "greedy_answer",
     "head_effects",
     "head_signals",

@@ -21,7 +21,7 @@ from regaze.toolkit.model import compat
 from regaze.toolkit.model.attention_call import AttentionCall
 from regaze.toolkit.model.callback import Callback
 from regaze.toolkit.model.context import Context
-from regaze.toolkit.prompts.slices import column_index
+from regaze.toolkit.prompts.columns import column_index
 from regaze.toolkit.prompts.token_map import Role, TokenMap
 from regaze.toolkit.wrap import Gaze
 

@@ -1,4 +1,4 @@
-"""Maps over an image from recorded attention: raw, mean, largest, shifts of gaze.
+"""Maps over an image from recorded attention: raw, mean, largest, one per row.
 
 They are [..., rows, columns] over the cells of an image's grid; `Geometry.to_pixels` lays them over pixels.
 """
@@ -11,11 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from regaze.errors import BadParameterError, RecordingError, ShapeError
+from regaze.errors import BadParameterError, ShapeError
 from regaze.toolkit.analysis.selection import number, numbers, pick, rows_of, sample_of, trace_of
-from regaze.toolkit.prompts.content_words import content_words, find_tagger, tokens_of
-from regaze.toolkit.prompts.slices import mean_shift, saliency
-from regaze.toolkit.prompts.token_map import Role
 from regaze.toolkit.record.record import Record, Trace
 
 
@@ -65,79 +62,6 @@ def _row(trace: Trace, token: int | str, sample: int) -> int:
         return trace.row_of(token, sample)
     rows = rows_of(trace, "answer", sample)
     return int(rows[number("answer token", token, range(len(rows)))])
-
-
-def gaze_shift(
-    record: Record | Trace,
-    *,
-    words: Sequence[str] | None = None,
-    layers: Sequence[int] | None = None,
-    heads: int | None = None,
-    tagger: str = "auto",
-    sample: int = 0,
-    image: int = 0,
-) -> Tensor:
-    """Where the question's words made the model look, as far as it had not looked there before (GIFT).
-
-    Source: Qi et al., "Capturing Gaze Shifts for Guidance" (arXiv:2510.22067). The increase of attention from
-    each token to the next, max(a_i - a_(i-1), 0), is averaged over the content words' tokens, the `heads`
-    heads with most of it, and the layers; clipped at 3 standard deviations and scaled to [0, 1].
-
-    Args:
-        record: recorded with rows="text" (or "all") and slices="image".
-        words: which words of the question count; default: the content words that `tagger` finds, or all.
-        layers: numbers; None: all that were recorded (the method reads one, see `GIFT`).
-        heads: how many; default half of them.
-
-    Returns:
-        [rows, columns] fp32 in [0, 1]; 0 everywhere where nothing was shifted.
-
-    Raises:
-        RecordingError: the words' rows were not recorded.
-    """
-    trace = trace_of(record)
-    maps = layer_maps(trace, layers, None, sample, image)
-    rows, before = _pairs(trace, _question_tokens(trace, words, tagger, sample_of(trace, sample)), sample)
-    shifts = (maps[:, :, rows] - maps[:, :, before]).clamp_min(0).flatten(3)  # [layers, Hq, R, n]
-    count = max(1, shifts.shape[1] // 2) if heads is None else heads
-    number("number of heads", count, range(1, shifts.shape[1] + 1))
-    mean = mean_shift(shifts, torch.full((len(shifts),), len(rows)), count)[0].mean(0)
-    return saliency(mean[None], torch.ones_like(mean[None], dtype=torch.bool))[0].view(maps.shape[3:])
-
-
-def _question_tokens(trace: Trace, words: Sequence[str] | None, tagger: str, sample: int) -> list[int]:
-    """Columns of the question's tokens that count."""
-    if trace.tokens is None or trace.text is None:
-        raise RecordingError("the record knows neither roles nor text, so not which words were asked")
-    places = trace.tokens.columns(Role.QUERY, sample).tolist()
-    text, offsets = "", []
-    for place in places:
-        piece = trace.text[sample][place]
-        offsets.append((len(text), len(text) + len(piece)))
-        text += piece
-    found = content_words(text, find_tagger(tagger)) if words is None else []
-    if words is not None:
-        asked = {word.lower() for word in words}
-        found = [word for word in find_tagger("function-words")(text) if word.text.lower() in asked]
-        missing = asked - {word.text.lower() for word in found}
-        if missing:
-            raise BadParameterError(f"the words {sorted(missing)} are not in the question {text.strip()!r}")
-    return [places[token] for token in tokens_of(found, offsets)] or places
-
-
-def _pairs(trace: Trace, columns: list[int], sample: int) -> tuple[Tensor, Tensor]:
-    """Numbers of the rows of some tokens, and of the rows of the tokens before them."""
-    active = trace.row_active[sample]
-    known = {int(p): row for row, p in enumerate(trace.row_position) if active[row]}
-    pairs = [(known.get(column), known.get(column - 1)) for column in columns]
-    held = [(row, before) for row, before in pairs if row is not None and before is not None]
-    if len(held) < len(pairs) or not held:
-        raise RecordingError(
-            "the rows of the question and of the token before each were not all recorded; use "
-            'gaze.recording(rows="all", slices="image", ...)'
-        )
-    rows, before = zip(*held, strict=True)
-    return torch.tensor(rows), torch.tensor(before)
 
 
 def cross_attention_maps(

@@ -12,16 +12,13 @@ import re
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from regaze.errors import BadParameterError, InputError
-from regaze.toolkit.prompts.token_map import Role
-
-if TYPE_CHECKING:
-    from regaze.toolkit.model.context import Context
+from regaze.toolkit.prompts.token_map import Role, TokenMap
 
 #: Parts of speech (Universal Dependencies) of content words, and what "function-words" calls them.
 CONTENT_TAGS = frozenset({"NOUN", "PROPN", "VERB", "ADJ", "ADV", "NUM", "CONTENT"})
@@ -102,22 +99,28 @@ def read_tokens(tokenizer: Any, ids: Sequence[int]) -> tuple[str, list[tuple[int
     return text, offsets
 
 
-def content_tokens(context: Context, tagger: str, last_only: bool = False) -> Tensor:
+def content_tokens(
+    tokens: TokenMap, input_ids: Tensor | None, tokenizer: Any, tagger: str, last_only: bool = False
+) -> Tensor:
     """[B, L] bool, tokens of the questions' content words; of a question without any, all its tokens.
 
     Args:
+        tokens, input_ids: of a batch of prompts, [B, L]. tokenizer: decodes the ids.
         tagger: name of a tagger. last_only: as for `content_words`.
+
+    Raises:
+        InputError: `input_ids` is None: the model was called with embeddings.
     """
-    query = context.tokens.mask(Role.QUERY)
+    query = tokens.mask(Role.QUERY)
     chosen = torch.zeros_like(query)
-    if context.input_ids is None:
+    if input_ids is None:
         raise InputError("the words of a question are read from its tokens: call the model with input_ids")
-    find, ids = find_tagger(tagger), context.input_ids.cpu()
+    find, ids = find_tagger(tagger), input_ids.cpu()
     known: dict[tuple[int, ...], list[int]] = {}
     for row, here in enumerate(query):
         places, question = here.nonzero().flatten(), tuple(ids[row, here].tolist())
         if question not in known:
-            text, offsets = read_tokens(context.reader.tokenizer, question)
+            text, offsets = read_tokens(tokenizer, question)
             found = tokens_of(content_words(text, find, last_only), offsets)
             known[question] = found or list(range(len(question)))
         chosen[row, places[known[question]]] = True

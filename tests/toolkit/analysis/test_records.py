@@ -15,13 +15,11 @@ from regaze import Record, Role, TokenMap
 from regaze.errors import BadParameterError, RecordingError, ShapeError
 from regaze.interventions.carve.contrast import contrast, contrastive_map
 from regaze.interventions.carve.method import CARVE, DESCRIBE
-from regaze.interventions.gift.method import GIFT
 from regaze.toolkit.analysis import (
     answered,
     attention_distance,
     attention_entropy,
     cross_attention_maps,
-    gaze_shift,
     head_table,
     image_map,
     role_flow,
@@ -30,7 +28,6 @@ from regaze.toolkit.analysis import (
 )
 from regaze.toolkit.analysis.forward import run
 from regaze.toolkit.analysis.selection import rows_of
-from regaze.toolkit.prompts.slices import mean_shift, saliency
 from regaze.toolkit.record.record import Trace
 
 QUESTIONS = ["Is there a dog in the image?", "What?"]
@@ -219,65 +216,6 @@ def test_contrast_of_the_paper_and_of_records(gaze, record):
     torch.testing.assert_close(
         contrastive_map(record, record, lam=0.0, steps="first"), torch.full((8, 8), 6.0).double()
     )
-
-
-def test_gaze_shift_by_hand():
-    """GIFT's example: three rows over three image tokens, two of them of words, give (1, 0, .5)."""
-    rows = torch.tensor([[0.1, 0.2, 0.1], [0.1, 0.3, 0.05], [0.3, 0.3, 0.2]])
-    roles = torch.tensor([[Role.IMAGE] * 3 + [Role.SEPARATOR, Role.QUERY, Role.QUERY]])
-    trace = hand_trace(
-        rows[None, None],
-        rows=[3, 4, 5],
-        row_step=torch.zeros(3, dtype=torch.int64),
-        masses=None,
-        slice_columns=torch.tensor([[0, 1, 2]]),
-        tokens=dataclasses.replace(_gridded(roles, (1, 3))),
-        text=(("", "", "", "\n", " red", " dog"),),
-    )
-    torch.testing.assert_close(gaze_shift(trace), torch.tensor([[1.0, 0.0, 0.5]]))
-    dog = gaze_shift(trace, words=["Dog"])
-    torch.testing.assert_close(dog, torch.tensor([[1.0, 0.0, 0.75]]))  # (.2, 0, .15)
-    with pytest.raises(BadParameterError, match=r"\['cat'\] are not in the question"):
-        gaze_shift(trace, words=["cat"])
-    with pytest.raises(RecordingError, match='rows="all"'):
-        gaze_shift(dataclasses.replace(trace, row_position=torch.tensor([2, 3, 5])))
-
-
-def _gridded(roles, grid):
-    """A map of roles whose image tokens fill one grid."""
-    from regaze.toolkit.prompts import token_map
-
-    image = torch.where(roles == Role.IMAGE, 0, -1).int()
-    cell = torch.where(roles == Role.IMAGE, torch.arange(roles.shape[1]), -1).int()
-    shown = token_map.View(grid)
-    return TokenMap(roles.to(torch.uint8), image, cell, ((shown,),))
-
-
-def test_gaze_shift_is_the_saliency_of_gift(gaze, record, model):
-    """Of a whole prompt, with the words and heads that GIFT takes in its saliency layer."""
-    seen = {}
-    from regaze.toolkit.model.callback import Callback
-    from regaze.toolkit.prompts.slices import RowShifts
-
-    method = GIFT(saliency_layer=2, layers=(3, 4))
-
-    class Meter(Callback):
-        def prepare(self, context):
-            seen["shifts"] = RowShifts(method.content_tokens(context), context.tokens.mask(Role.IMAGE))
-
-        def edit(self, layer, step, context):
-            return seen["shifts"].on(context.device).alone if layer == 2 and step == 0 else None
-
-        def on_stats(self, layer, stats, context):
-            shifts = seen["shifts"]
-            mean = mean_shift(shifts.positive(stats.slices), shifts.counts, 3)[0]
-            seen["map"] = saliency(mean, shifts.index >= 0)
-
-    with gaze.using(Meter()), torch.no_grad():
-        run(gaze, gaze.inputs([picture(1), picture(2)], QUESTIONS))
-    for sample in range(2):
-        found = gaze_shift(record, layers=[2], sample=sample)
-        torch.testing.assert_close(found.flatten(), seen["map"][sample], rtol=1e-3, atol=1e-4)
 
 
 @given(st.integers(1, 3), st.integers(1, 4), st.integers(1, 5), st.integers(1, 4), st.integers(0, 2))

@@ -1,7 +1,9 @@
-"""Slices of attention rows: some columns, for some rows, and how they change from a row to the next.
+"""GIFT's gaze shift: how much more a token attends to an image token than the token before it did.
 
-They are measured in the same prefill that generation uses: an edit carries the request, `on_stats` gets the
-slices. Columns are named by a [B, L] mask; samples with fewer of them are filled up with -1.
+The shifts are measured in the prefill that generates: an edit carries `RowShifts.request`, and the callback
+gets the weights [B, H, R, n] of R rows at n image columns.
+
+Source: Qi et al., "Capturing Gaze Shifts for Guidance" (arXiv:2510.22067).
 """
 
 from __future__ import annotations
@@ -10,19 +12,7 @@ import torch
 from torch import Tensor
 
 from regaze.kernels import Rows, StatsRequest
-
-
-def column_index(mask: Tensor) -> Tensor:
-    """Columns of a [B, L] bool mask, in increasing order: [B, n] int64, -1 where a sample has fewer."""
-    count = int(mask.sum(1).max()) if mask.numel() else 0
-    order = (~mask).int().argsort(dim=1, stable=True)[:, :count]
-    return order.masked_fill(~mask.gather(1, order), -1)
-
-
-def spread(values: Tensor, index: Tensor, length: int, fill: float) -> Tensor:
-    """Values [B, n] at their columns `index` (as from `column_index`) of [B, length]; `fill` elsewhere."""
-    wide = values.new_full((values.shape[0], length + 1), fill)  # the last column takes what has no place
-    return wide.scatter(1, index.masked_fill(index < 0, length), values)[:, :length]
+from regaze.toolkit.prompts.columns import column_index
 
 
 class RowShifts:

@@ -12,10 +12,10 @@ from torch.nn.utils.rnn import pad_sequence
 from regaze.errors import BadParameterError
 from regaze.interventions.contrastive import Contrastive
 from regaze.kernels import AttentionEdit, Rows, Stats, StatsRequest
-from regaze.toolkit.model.aside import inputs_aside
-from regaze.toolkit.model.branches import Branch
+from regaze.toolkit.model.branches import measurement_inputs
 from regaze.toolkit.model.callback import Callback
 from regaze.toolkit.model.context import Context
+from regaze.toolkit.model.stack import Branch
 from regaze.toolkit.prompts.token_map import Role, TokenMap
 
 
@@ -55,7 +55,7 @@ class AvisC(Contrastive):
 
     def negative(self, context: Context) -> Branch:
         measured = _LastRow(context.tokens)
-        context.run_aside(inputs_aside(context), measured)
+        context.extra_forward(measurement_inputs(context), measured)
         attention = torch.stack([a.to(context.device) for a in measured.attention])
         columns = measured.columns.to(attention.device)
         blind = blind_tokens(attention, columns >= 0, self.gamma, self.deviations)

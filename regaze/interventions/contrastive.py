@@ -10,9 +10,9 @@ from torch import Tensor
 
 from regaze.errors import BadParameterError
 from regaze.interventions.base import Intervention
-from regaze.toolkit.model.branches import Branch
 from regaze.toolkit.model.context import Context
 from regaze.toolkit.model.logits import LogitsCombination
+from regaze.toolkit.model.stack import Branch
 from regaze.toolkit.prompts.token_map import Role
 
 #: Name of the branch that `without_image` makes; methods that use it share it.
@@ -79,9 +79,11 @@ def away_from(
 ) -> LogitsCombination:
     """(1 + alpha) logits - alpha negative, [B, T, V], cut at `beta`; rows outside `where` [B, 1, 1] stay."""
     if where is None:
-        return LogitsCombination(1 + alpha, [(-alpha, negative)], cut=beta)
+        return LogitsCombination(1 + alpha, [(-alpha, negative)], plausibility=beta)
     weight = alpha * where.to(logits.device)
-    return LogitsCombination(1 + weight, [(-weight, negative)], cut=beta, cut_on=cut_where(logits, where))
+    return LogitsCombination(
+        1 + weight, [(-weight, negative)], plausibility=beta, plausibility_logits=cut_where(logits, where)
+    )
 
 
 def cut_where(logits: Tensor, where: Tensor | None) -> Tensor | None:

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from regaze.errors import BadParameterError, InputError
 from regaze.interventions.contrastive import Contrastive
-from regaze.toolkit.model.branches import Branch, without_tokens
+from regaze.toolkit.model.branches import without_tokens
 from regaze.toolkit.model.context import Context
+from regaze.toolkit.model.stack import Branch
 from regaze.toolkit.model.vision import class_attention
 from regaze.toolkit.prompts.token_map import Role
 

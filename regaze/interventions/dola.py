@@ -104,7 +104,7 @@ class DoLa(Intervention):
                 f"layer {layers[-1]} is no early layer: the model has layers 0..{context.num_layers - 1}"
             )
         context.state(self)["layers"] = layers
-        context.keep_hidden(layers)
+        context.capture_hidden(layers)
 
     def combine_logits(self, context: Context) -> LogitsCombination | None:
         layers = context.state(self).get("layers")
@@ -125,7 +125,7 @@ class DoLa(Intervention):
             chosen = torch.where((divergence > farthest)[..., None], candidate, chosen)
             farthest = torch.maximum(farthest, divergence)
         assert chosen is not None
-        return LogitsCombination(1.0, [(-self.weight, chosen)], log_softmax=True, cut=self.beta)
+        return LogitsCombination(1.0, [(-self.weight, chosen)], log_softmax=True, plausibility=self.beta)
 
     def divergence(self, log_p: Tensor, log_q: Tensor) -> Tensor:
         """Jensen-Shannon divergence in nats of log-probabilities [..., V]: [...], or the released one."""
@@ -143,7 +143,7 @@ class DoLa(Intervention):
             ids: [B, T]. A token that the cut removes counts -1000.
         """
         combination = self.contrast(logits, early)
-        scores = combine(logits, [replace(combination, cut=0.0)]).log_softmax(-1)
+        scores = combine(logits, [replace(combination, plausibility=0.0)]).log_softmax(-1)
         removed = combine(logits, [combination]).isinf()
         return scores.masked_fill(removed, -1000.0).gather(-1, ids[..., None]).sum((1, 2))
 

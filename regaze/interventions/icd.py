@@ -12,8 +12,9 @@ from PIL import Image
 
 from regaze.errors import BadParameterError, InputError
 from regaze.interventions.contrastive import Contrastive
-from regaze.toolkit.model.branches import Branch, with_prompts
+from regaze.toolkit.model.branches import with_prompts
 from regaze.toolkit.model.context import Context
+from regaze.toolkit.model.stack import Branch
 from regaze.toolkit.prompts.prompt_reader import Prompt, PromptReader
 from regaze.toolkit.prompts.token_map import Role, Sample, TokenMap
 

@@ -13,9 +13,10 @@ from torch import Tensor
 from regaze.errors import BadParameterError
 from regaze.interventions.base import Intervention
 from regaze.interventions.contrastive import WITHOUT_IMAGE, check_cut, cut_where, has_image, rows_with_image
-from regaze.toolkit.model.branches import Branch, without_image
+from regaze.toolkit.model.branches import without_image
 from regaze.toolkit.model.context import Context
 from regaze.toolkit.model.logits import LogitsCombination
+from regaze.toolkit.model.stack import Branch
 
 
 @dataclass(frozen=True)
@@ -92,9 +93,13 @@ class M3ID(Intervention):
         if where is not None:
             weight = weight * where.to(logits.device)
         cut = self.beta if self.as_released else 0.0
-        cut_on = cut_where(logits, where) if cut else None
+        plausibility_logits = cut_where(logits, where) if cut else None
         return LogitsCombination(
-            1.0 + weight, [(-weight, text_only)], log_softmax=True, cut=cut, cut_on=cut_on
+            1.0 + weight,
+            [(-weight, text_only)],
+            log_softmax=True,
+            plausibility=cut,
+            plausibility_logits=plausibility_logits,
         )
 
     def weight(self, logits: Tensor, t: Tensor) -> Tensor:

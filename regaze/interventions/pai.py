@@ -13,9 +13,10 @@ from regaze.interventions.base import Intervention
 from regaze.interventions.contrastive import WITHOUT_IMAGE, check_cut, cut_where, has_image, rows_with_image
 from regaze.interventions.layer_ranges import LayerRange, checked_range, layer_range
 from regaze.kernels import AttentionEdit, Rows
-from regaze.toolkit.model.branches import Branch, without_image
+from regaze.toolkit.model.branches import without_image
 from regaze.toolkit.model.context import Context
 from regaze.toolkit.model.logits import LogitsCombination
+from regaze.toolkit.model.stack import Branch
 from regaze.toolkit.prompts.token_map import Role
 
 
@@ -80,7 +81,7 @@ class PAI(Intervention):
         return self.alpha == 0.0 and self.gamma == 1.0
 
     def branches(self, context: Context) -> Mapping[str, Branch]:
-        if context.crosses and self.gamma != 1.0:
+        if context.has_cross_attention and self.gamma != 1.0:
             raise UnsupportedModelError(
                 "PAI's guidance runs the prompt without its image tokens, but this model sees images through "
                 "cross-attention layers: set gamma=1"
@@ -134,5 +135,11 @@ class PAI(Intervention):
             return None
         logits, text_only = context.logits(), context.logits(WITHOUT_IMAGE)
         others = [(1.0 - self.gamma, text_only)]
-        cut_on = cut_where(logits, state["where"])
-        return LogitsCombination(self.gamma, others, log_softmax=True, cut=self.beta, cut_on=cut_on)
+        plausibility_logits = cut_where(logits, state["where"])
+        return LogitsCombination(
+            self.gamma,
+            others,
+            log_softmax=True,
+            plausibility=self.beta,
+            plausibility_logits=plausibility_logits,
+        )

@@ -90,7 +90,7 @@ class SPARC(Intervention):
         now = (step, context.replaying)
         if state.get("now") != now:  # the factors of the steps before; beams may have changed places since
             state["now"], state["edits"] = now, {}
-            state["gain"] = context.sequences(self).get("gain")
+            state["gain"] = context.row_state(self).get("gain")
         watched = layer == state["selected"]
         first, last = state["layers"]
         edited = step > 1 and first <= layer <= last  # the first rise shows at step 1
@@ -113,7 +113,7 @@ class SPARC(Intervention):
         return AttentionEdit(value_gain=gain, stats=request)
 
     def on_stats(self, layer: int, stats: Stats, context: Context) -> None:
-        kept = context.sequences(self)
+        kept = context.row_state(self)
         assert stats.slices is not None
         now = stats.slices.mean(1)  # [batch, R, n]; one row is active in each sample
         if context.step == 0 or context.replaying:

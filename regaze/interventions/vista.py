@@ -15,11 +15,11 @@ from regaze.interventions.base import Intervention
 from regaze.interventions.contrastive import has_image
 from regaze.interventions.layer_ranges import LayerRange, checked_range, layer_range
 from regaze.kernels import AttentionEdit
-from regaze.toolkit.model.aside import inputs_aside
-from regaze.toolkit.model.branches import Branch, without_image
+from regaze.toolkit.model.branches import measurement_inputs, without_image
 from regaze.toolkit.model.callback import Callback
 from regaze.toolkit.model.context import Context
 from regaze.toolkit.model.logits import LogitsCombination
+from regaze.toolkit.model.stack import Branch
 from regaze.toolkit.prompts.token_map import Role
 
 
@@ -75,8 +75,8 @@ class VISTA(Intervention):
         if self.strength and has_image(context).any():
             last = (context.tokens.answering() & ~context.tokens.mask(Role.OUTPUT)).int().argmax(1)
             seen, unseen = _Residual(last), _Residual(last)
-            context.run_aside(inputs_aside(context), seen)
-            context.run_aside(inputs_aside(context, without_image(context)), unseen)
+            context.extra_forward(measurement_inputs(context), seen)
+            context.extra_forward(measurement_inputs(context, without_image(context)), unseen)
             vectors = {layer: seen.leaving[layer] - unseen.leaving[layer] for layer in seen.leaving}
             context.state(self)["vectors"] = vectors
         return {}
@@ -88,9 +88,9 @@ class VISTA(Intervention):
         if self.share:
             first, last = layer_range(self.window, (25, 30), 32, context.num_layers)
             state["window"] = tuple(range(first, last + 1))
-            context.keep_hidden(state["window"])
+            context.capture_hidden(state["window"])
 
-    def mlp_output(self, layer: int, hidden: Tensor, context: Context) -> Tensor:
+    def edit_mlp(self, layer: int, hidden: Tensor, context: Context) -> Tensor:
         vector = context.state(self)["vectors"].get(layer)
         return hidden if vector is None else steer(hidden, vector, self.strength)
 
@@ -99,7 +99,7 @@ class VISTA(Intervention):
         if window is None:
             return None
         length, head = context.logits().shape[1], context.model.get_output_embeddings()
-        kept = (context.kept_hidden(layer)[: context.user_batch, -length:] for layer in window)
+        kept = (context.captured_hidden(layer)[: context.user_batch, -length:] for layer in window)
         # The head is linear: the logits of the mean are the mean of the logits.
         mean = torch.stack([hidden.to(head.weight.device).float() for hidden in kept]).mean(0)
         return LogitsCombination(1.0 - self.share, [(self.share, head(mean.to(head.weight.dtype)))])
@@ -123,7 +123,7 @@ class _Residual(Callback):
         self.leaving: dict[int, Tensor] = {}  # layer -> [B, D]
 
     def prepare(self, context: Context) -> None:
-        context.keep_hidden((context.num_layers,))
+        context.capture_hidden((context.num_layers,))
 
     def edit(self, layer: int, step: int, context: Context) -> AttentionEdit | None:
         if layer > 0:
@@ -131,7 +131,7 @@ class _Residual(Callback):
         return None
 
     def combine_logits(self, context: Context) -> LogitsCombination | None:
-        self._keep(context.num_layers - 1, context.kept_hidden(context.num_layers))
+        self._keep(context.num_layers - 1, context.captured_hidden(context.num_layers))
         return None
 
     def _keep(self, layer: int, hidden: Tensor) -> None:

@@ -73,14 +73,14 @@ def inspect_model(model: PreTrainedModel) -> Inspection:
     )
 
 
-def _places(model: PreTrainedModel) -> list[compat.Place]:
+def _places(model: PreTrainedModel) -> list[compat.AttentionSite]:
     try:
         return list(compat.attention_modules(model).values())
     except (AttributeError, NotImplementedError, RegazeError):
         return []
 
 
-def _unsupported(model: PreTrainedModel, family: Family, places: list[compat.Place]) -> list[str]:
+def _unsupported(model: PreTrainedModel, family: Family, places: list[compat.AttentionSite]) -> list[str]:
     """Each thing that a block would refuse, in the words of its error."""
     found, before = [], compat.current_attention(model)
     try:

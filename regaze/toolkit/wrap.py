@@ -32,8 +32,8 @@ Images = ImageLike | Sequence[ImageLike] | None
 _REMEMBERED = 4096
 
 
-class Asker(Protocol):
-    """A method that asks a model its questions in a way of its own (`interventions.MultiPassMethod`)."""
+class MultiPass(Protocol):
+    """A method that answers a question with several passes of its own (`interventions.MultiPassMethod`)."""
 
     def ask(self, gaze: Gaze, images: Any, questions: Any, **options: Any) -> list[Any]: ...
 
@@ -113,7 +113,7 @@ class Gaze:
         system: str | None = None,
         batch_size: int = 8,
         progress: Callable[[int], None] | None = None,
-        method: Asker | None = None,
+        method: MultiPass | None = None,
         **generate_kwargs: Any,
     ) -> list[str]:
         """Answers of the model, greedy unless `generate_kwargs` say otherwise, in the questions' order.

@@ -28,8 +28,8 @@ import regaze
 from regaze.errors import BadParameterError, InputError, ModelNotFoundError, UnsupportedModelError
 from regaze.interventions.agla.itm_gradcam import BlipRelevance, gradcam
 from regaze.interventions.agla.method import AGLA, keep_mask, smooth_map
-from regaze.toolkit.model.branches import Branch
 from regaze.toolkit.model.logits import combine
+from regaze.toolkit.model.stack import Branch
 from regaze.toolkit.prompts.images import black_out, seen_pixels
 
 

@@ -159,7 +159,7 @@ class Watching(SPARC):
 
     def on_stats(self, layer, stats, context):
         super().on_stats(layer, stats, context)
-        self.seen.append(context.sequences(self)["average"])
+        self.seen.append(context.row_state(self)["average"])
 
 
 class Replays(Intervention):
@@ -167,7 +167,7 @@ class Replays(Intervention):
 
     def edit(self, layer, step, context):
         if step == 0:
-            context.replay()
+            context.replay_last_row()
         return None
 
 

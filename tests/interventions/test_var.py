@@ -42,9 +42,9 @@ def edits_of(var: VAR, hidden: torch.Tensor, roles, layer: int = 3) -> tuple[Att
     """The layer's edits at prefill and at decode, as the model would receive them."""
     context = context_for(roles, hidden_size=hidden.shape[-1])
     var.prepare(context)
-    context.show_hidden(layer, hidden)
+    context.set_layer_input(layer, hidden)
     prefill = var.edit(layer, 0, context)
-    context.hide_hidden()
+    context.clear_layer_input()
     return prefill, var.edit(layer, 1, context)
 
 

@@ -29,7 +29,7 @@ import regaze
 from regaze.errors import BadParameterError, InputError
 from regaze.interventions.vcd.method import VCD
 from regaze.interventions.vcd.noise import add_noise, diffuse, signal_share
-from regaze.toolkit.model.branches import Branch
+from regaze.toolkit.model.stack import Branch
 
 # The equations ----------------------------------------------------------------------------------------
 

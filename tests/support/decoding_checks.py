@@ -13,9 +13,9 @@ from torch import Tensor
 
 from regaze.interventions.base import Intervention
 from regaze.interventions.contrastive import away_from
-from regaze.toolkit.model.branches import Branch, Stack
 from regaze.toolkit.model.context import Context
 from regaze.toolkit.model.logits import combine
+from regaze.toolkit.model.stack import Branch, Stack
 from regaze.toolkit.prompts.token_map import Role, TokenMap
 
 #: One image, two images, none; questions of different length.

@@ -37,7 +37,7 @@ class Case:
         self.sees = entry.images > 0
 
     @cached_property
-    def places(self) -> dict[Any, compat.Place]:
+    def places(self) -> dict[Any, compat.AttentionSite]:
         return compat.attention_modules(self.gaze.host)
 
     @property
@@ -235,7 +235,7 @@ def eager_attentions(case: Case, inputs: Any) -> tuple[list[dict[int, Tensor]], 
     steps: tuple[list[dict[int, Tensor]], list[dict[int, Tensor]]] = ([], [])
     before = compat.current_attention(case.gaze.host)
 
-    def note(place: compat.Place) -> Callable[..., None]:
+    def note(place: compat.AttentionSite) -> Callable[..., None]:
         def keep(module: Any, args: Any, output: Any) -> None:
             weights = next((x for x in output[1:] if isinstance(x, Tensor) and x.dim() == 4), None)
             if weights is not None:

@@ -17,9 +17,10 @@ from regaze.errors import BadParameterError, InputError, UnsupportedModelError
 from regaze.interventions.agla.itm_gradcam import Relevance, blip_relevance
 from regaze.interventions.base import Intervention
 from regaze.interventions.contrastive import check_cut, cut_where, has_image, rows_with_image
-from regaze.toolkit.model.branches import Branch, with_media
+from regaze.toolkit.model.branches import with_media
 from regaze.toolkit.model.context import Context
 from regaze.toolkit.model.logits import LogitsCombination
+from regaze.toolkit.model.stack import Branch
 from regaze.toolkit.prompts.images import PIXELS, Mask, black_out, seen_images
 from regaze.toolkit.prompts.token_map import Role
 
@@ -126,7 +127,9 @@ class AGLA(Intervention):
             weight = self.alpha if where is None else self.alpha * where.to(logits.device)
             shared = self.as_released and context.step > 0
             others = [(weight, logits if shared else context.logits(self.branch))]
-        return LogitsCombination(others=others, cut=self.beta, cut_on=cut_where(logits, where))
+        return LogitsCombination(
+            others=others, plausibility=self.beta, plausibility_logits=cut_where(logits, where)
+        )
 
     def masked(self, context: Context) -> Tensor:
         """The prompts' pixel values, black where their question is not about what is there."""

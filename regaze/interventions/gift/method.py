@@ -201,4 +201,4 @@ class GIFT(Intervention):
         gains = torch.exp(state["alpha"] * saliency(state["mean"], index >= 0))
         state["weights"] = scatter_columns(gains, index, context.prompt_length, 0.0)
         if state["replay"]:
-            context.replay()
+            context.replay_last_row()

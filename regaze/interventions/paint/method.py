@@ -14,9 +14,10 @@ from regaze.interventions.base import Intervention
 from regaze.interventions.contrastive import WITHOUT_IMAGE, cut_where, has_image, rows_with_image
 from regaze.interventions.layer_ranges import LayerRange, checked_range, layer_range
 from regaze.kernels import AttentionEdit, Rows
-from regaze.toolkit.model.branches import Branch, without_image
+from regaze.toolkit.model.branches import without_image
 from regaze.toolkit.model.context import Context
 from regaze.toolkit.model.logits import LogitsCombination
+from regaze.toolkit.model.stack import Branch
 from regaze.toolkit.model.vision import class_attention, patches_on_tokens, received_attention
 from regaze.toolkit.prompts.token_map import Role
 
@@ -170,8 +171,10 @@ class PAINT(Intervention):
         if "where" not in state:
             return None
         logits, text_only = context.logits(), context.logits(WITHOUT_IMAGE)
-        cut_on = cut_where(logits, state["where"])
-        return LogitsCombination(self.gamma, [(1.0 - self.gamma, text_only)], True, self.cut, cut_on)
+        plausibility_logits = cut_where(logits, state["where"])
+        return LogitsCombination(
+            self.gamma, [(1.0 - self.gamma, text_only)], True, self.cut, plausibility_logits
+        )
 
 
 def upper_fence(values: Tensor) -> Tensor:

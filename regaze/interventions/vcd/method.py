@@ -11,8 +11,9 @@ from torch import Tensor
 from regaze.errors import BadParameterError, InputError
 from regaze.interventions.contrastive import Contrastive
 from regaze.interventions.vcd.noise import NUM_STEPS, add_noise
-from regaze.toolkit.model.branches import Branch, with_media
+from regaze.toolkit.model.branches import with_media
 from regaze.toolkit.model.context import Context
+from regaze.toolkit.model.stack import Branch
 from regaze.toolkit.prompts.images import PIXELS
 
 

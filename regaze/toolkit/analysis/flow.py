@@ -158,7 +158,7 @@ class _Steps(Onlooker):
             matrix: from the weights [B, Hq, R, K] of a block and the number of its first row to [B, R, K].
         """
         state = self.state.to(call.query.device)
-        self.state = state if call.looks_back else torch.empty_like(state)
+        self.state = state if call.causal else torch.empty_like(state)
         for rows, weights in self.blocks(call):
             part = matrix(weights, rows.start)
             self.state[:, rows] = part @ state[:, : part.shape[-1]]

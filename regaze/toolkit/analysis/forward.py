@@ -173,7 +173,7 @@ class StreamOnlooker(_Observer):
     def prepare(self, context: Context) -> None:
         super().prepare(context)
         self._depth, self._context, self._seen = context.num_layers, context, set[int]()
-        context.keep_hidden((self._depth,))
+        context.capture_hidden((self._depth,))
 
     def edit(self, layer: int, step: int, context: Context) -> AttentionEdit | None:
         if step == 0 and layer in self.chosen and layer not in self._seen:
@@ -189,7 +189,7 @@ class StreamOnlooker(_Observer):
     @property
     def last_stream(self) -> Tensor:
         """[B, L, D], what left the last layer."""
-        return self._context.kept_hidden(self._depth)[: self.batch, self.before :]
+        return self._context.captured_hidden(self._depth)[: self.batch, self.before :]
 
     def look(self, layer: int, hidden: Tensor) -> None:
         """What to do with a layer's stream [B, L, D]."""

@@ -268,6 +268,6 @@ class _Received(Onlooker):
         for rows, weights in self.blocks(call):
             total[..., : weights.shape[-1]] += (weights * visible[:, None, rows, None]).sum(2)
         count = visible.sum(1, keepdim=True).expand_as(visible)
-        if call.looks_back:
+        if call.causal:
             count = visible.flip(1).cumsum(1).flip(1)
         self.found[layer] = (total / count.clamp_min(1)[:, None]).cpu()

@@ -64,7 +64,7 @@ def regaze_attention(
 ) -> tuple[Tensor, Tensor | None]:
     """The attention function registered with transformers: q [B, Hq, Lq, D] -> ([B, Lq, Hq, Dv], None)."""
     hook: ModelHook | None = module.__dict__.get(SLOT)
-    place: compat.Place | None = module.__dict__.get(PLACE)
+    place: compat.AttentionSite | None = module.__dict__.get(PLACE)
     planned = None if hook is None or place is None else hook.edit(place, key.shape[2], query.device)
     edit = None if planned is None else planned.edit
     out: Tensor | None = None

@@ -35,7 +35,7 @@ class AttentionCall:
     options: dict[str, Any]
 
     @cached_property
-    def looks_back(self) -> bool:
+    def causal(self) -> bool:
         """Whether no row sees a key behind its own. Reads the mask once: it waits for the device."""
         mask, queries = self.options["mask"], self.query.shape[2]
         if queries != self.key.shape[2] or self.edit.unmask:
@@ -71,7 +71,7 @@ class AttentionCall:
         return stats.slices
 
     def _plain(self, rows: slice) -> Tensor:
-        mask, stop = self.options["mask"], rows.stop if self.looks_back else self.key.shape[2]
+        mask, stop = self.options["mask"], rows.stop if self.causal else self.key.shape[2]
         options = self.options if mask is None else {**self.options, "mask": mask[:, :, rows, :stop]}
         slices = attention_stats(self.query[:, :, rows], self.key[:, :, :stop], _ALL, **options).slices
         assert slices is not None

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from regaze.kernels import AttentionEdit, Stats
 from regaze.toolkit.model.attention_call import AttentionCall
-from regaze.toolkit.model.branches import Branch
 from regaze.toolkit.model.context import Context
 from regaze.toolkit.model.logits import LogitsCombination
+from regaze.toolkit.model.stack import Branch
 
 
 class Callback:
@@ -24,7 +24,7 @@ class Callback:
         needs_pixels: whether it reads pixels from `context.inputs`; those who make branches can in any case.
         needs_attention: whether `on_attention` is shown every call of every layer's attention.
         counts_steps: whether it counts the tokens of an answer, so that none may be taken back.
-        edits_mlp: whether `mlp_output` changes what the MLP of a layer adds to the residual stream.
+        edits_mlp: whether `edit_mlp` changes what the MLP of a layer adds to the residual stream.
     """
 
     needs_hidden_states: ClassVar[bool] = False
@@ -64,7 +64,7 @@ class Callback:
     def on_attention(self, layer: int, call: AttentionCall, context: Context) -> None:
         """An attention call of this layer, right after it ran; only called with `needs_attention`."""
 
-    def mlp_output(self, layer: int, hidden: Tensor, context: Context) -> Tensor:
+    def edit_mlp(self, layer: int, hidden: Tensor, context: Context) -> Tensor:
         """What the MLP of `layer` puts out, [B, Lq, D], changed; only called with `edits_mlp`."""
         return hidden
 

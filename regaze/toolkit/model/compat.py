@@ -150,7 +150,7 @@ def residual(layer: nn.Module, hidden: Tensor) -> Tensor:
     return hidden if hidden.dim() == 3 else hidden[layer.config.altup_active_idx]  # type: ignore[union-attr, index]
 
 
-class Place(NamedTuple):
+class AttentionSite(NamedTuple):
     """Where an attention module is: its decoder layer, and whether its keys are those of another sequence."""
 
     layer: int
@@ -162,7 +162,7 @@ _ATTENTION = re.compile("att(entio)?n", re.IGNORECASE)
 _CROSS = ("cross_attn", "encoder_attn", "crossattention", "encoder_attention")
 
 
-def attention_modules(model: PreTrainedModel) -> dict[nn.Module, Place]:
+def attention_modules(model: PreTrainedModel) -> dict[nn.Module, AttentionSite]:
     """Modules of the language model that call the attention interface, and the place of each.
 
     Those of decoders know their layer. Encoders' do not; there the model says which class gives attentions.
@@ -171,11 +171,11 @@ def attention_modules(model: PreTrainedModel) -> dict[nn.Module, Place]:
     held = _held_config(model)
     own = {m: name for name, m in named if getattr(m, "config", None) is held and _attends(m)}
     places = {
-        m: Place(number, name.rpartition(".")[2] in _CROSS)
+        m: AttentionSite(number, name.rpartition(".")[2] in _CROSS)
         for m, name in own.items()
         if isinstance(number := getattr(m, "layer_idx", None), int) and number >= 0  # Phi-4's encoders: -2
     }
-    return places or {m: Place(i) for i, m in enumerate(_recorded(model, "attentions")) if m in own}
+    return places or {m: AttentionSite(i) for i, m in enumerate(_recorded(model, "attentions")) if m in own}
 
 
 def _attends(module: nn.Module) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from regaze.errors import InputError
 from regaze.toolkit.model import compat
-from regaze.toolkit.model.branches import MAIN, Stack
+from regaze.toolkit.model.stack import MAIN, Stack
 from regaze.toolkit.prompts.token_map import TokenMap
 
 if TYPE_CHECKING:
@@ -25,8 +25,8 @@ class Context:
 
     Attributes:
         step: 0 at prefill, then 1, 2, ... for each further forward.
-        seen: how many tokens the cache held before this forward.
-        replaying: the last row of the prompt runs once more, see `replay`; `step` is 1 then.
+        cache_length: how many tokens the cache held before this forward.
+        replaying: the last row of the prompt runs once more, see `replay_last_row`; `step` is 1 then.
         user_batch: B, the user's rows. batch: rows of the forward, B times the number of contexts.
         prompt_length: L of the prefill; the tokens of an image for a vision model used alone.
         inputs: the user's arguments of the prefill. visible: [B, L] bool on the CPU, False for padding.
@@ -57,9 +57,9 @@ class Context:
         self.batch, self.prompt_length, self.device = _shape(inputs, tokens)
         self.user_batch = self.batch
         self.visible = _visible(inputs.get("attention_mask"), self.batch, self.prompt_length)
-        self.step, self.seen, self.replaying = 0, 0, False
-        self.wants_replay = False
-        self.kept_layers: tuple[int, ...] = ()
+        self.step, self.cache_length, self.replaying = 0, 0, False
+        self.replay_requested = False
+        self.captured_layers: tuple[int, ...] = ()
         self.edits_mlp = any(callback.edits_mlp for callback in callbacks)
         self._tokens, self._reader = tokens, reader
         self._stack: Stack | None = None
@@ -71,10 +71,10 @@ class Context:
         self._kept: dict[int, Tensor] = {}
         self._logits: Tensor | None = None
         self._states: dict[int, dict[Any, Any]] = {}
-        self._sequences: dict[int, dict[str, Tensor]] = {}
-        #: `run_aside(inputs, callback)`: a forward of `inputs` without a cache, seen by that callback
+        self._row_state: dict[int, dict[str, Tensor]] = {}
+        #: `extra_forward(inputs, callback)`: a forward of `inputs` without a cache, seen by that callback
         #: alone, in `branches` or `prepare`; costs a prefill.
-        self.run_aside: Callable[[Mapping[str, Any], Any], Any] = _no_model
+        self.extra_forward: Callable[[Mapping[str, Any], Any], Any] = _no_model
 
     # The prompt ---------------------------------------------------------------------------------------
 
@@ -100,7 +100,7 @@ class Context:
         return found[0] if isinstance(found, (list, tuple)) else found
 
     @property
-    def crosses(self) -> bool:
+    def has_cross_attention(self) -> bool:
         """Whether there are cross-attention layers."""
         return bool(self.cross_layers)
 
@@ -129,13 +129,13 @@ class Context:
         """Scratch space of one callback for this generation. Callbacks themselves keep no state."""
         return self._states.setdefault(id(owner), {})
 
-    def sequences(self, owner: object) -> dict[str, Tensor]:
+    def row_state(self, owner: object) -> dict[str, Tensor]:
         """Like `state`, for tensors [batch, ...] that follow their sequence when beam search re-orders."""
-        return self._sequences.setdefault(id(owner), {})
+        return self._row_state.setdefault(id(owner), {})
 
     def reorder(self, rows: Tensor) -> None:
         """Beam search goes on with these rows [batch] of the forward."""
-        for kept in self._sequences.values():
+        for kept in self._row_state.values():
             for name, tensor in kept.items():
                 kept[name] = tensor.index_select(0, rows.to(tensor.device))
 
@@ -164,29 +164,31 @@ class Context:
             raise InputError(f"the input of layer {layer} is available only at prefill while that layer runs")
         return self._hidden[1].to(self.device)  # accelerate moves a layer's input after our hook has seen it
 
-    def show_hidden(self, layer: int, hidden: Tensor) -> None:
+    def set_layer_input(self, layer: int, hidden: Tensor) -> None:
         """`hidden` [batch, L, D] is about to enter `layer`."""
         self._hidden = (layer, hidden)
 
-    def hide_hidden(self) -> None:
+    def clear_layer_input(self) -> None:
         """The forward has ended: what entered its layers is not kept."""
         self._hidden = None
 
-    def keep_hidden(self, layers: tuple[int, ...]) -> None:
+    def capture_hidden(self, layers: tuple[int, ...]) -> None:
         """Keep the residual stream entering these layers in every forward, for `layer_logits`.
 
         Layer `num_layers` stands for what leaves the last one. Ask for it in `prepare`.
         """
-        self.kept_layers = tuple(sorted({*self.kept_layers, *layers}))
+        self.captured_layers = tuple(sorted({*self.captured_layers, *layers}))
 
-    def kept_hidden(self, layer: int) -> Tensor:
+    def captured_hidden(self, layer: int) -> Tensor:
         """[batch, Lq, D], the residual stream entering `layer` in the forward that has just ended."""
         if layer not in self._kept:
-            raise InputError(f"the input of layer {layer} was not kept: call context.keep_hidden in prepare")
+            raise InputError(
+                f"the input of layer {layer} was not kept: call context.capture_hidden in prepare"
+            )
         return self._kept[layer]
 
-    def take_hidden(self, layer: int, hidden: Tensor) -> None:
-        """`hidden` [batch, Lq, D] has entered `layer`, one of `kept_layers`."""
+    def store_captured(self, layer: int, hidden: Tensor) -> None:
+        """`hidden` [batch, Lq, D] has entered `layer`, one of `captured_layers`."""
         if self.replaying and layer in self._kept:  # not in one of a prompt that was taken over
             hidden = torch.cat([self._kept[layer][:, :-1], hidden], 1)
         self._kept[layer] = hidden
@@ -198,20 +200,20 @@ class Context:
             norm: apply the model's final norm first, as the model does to its last layer.
         """
         logits = self.logits()
-        hidden = self.kept_hidden(layer)[: self.user_batch, -logits.shape[1] :]
+        hidden = self.captured_hidden(layer)[: self.user_batch, -logits.shape[1] :]
         head = self.model.get_output_embeddings()
         if norm:
             hidden = self.model.get_decoder().norm(hidden)
         return head(hidden.to(head.weight.device)).to(logits.device)
 
-    def replay(self) -> None:
+    def replay_last_row(self) -> None:
         """Run the last row of the prompt again when the prefill ends, as a decode step.
 
         For an edit of that row alone which depends on statistics of later layers: the first token then comes
         from the edited row, and nothing else of the prompt is computed twice. Ask for it until the prefill
         ends. Prompts must end in the same column.
         """
-        self.wants_replay = True
+        self.replay_requested = True
 
     # Branches -----------------------------------------------------------------------------------------
 

@@ -24,11 +24,11 @@ from regaze.kernels import AttentionEdit, Stats
 from regaze.toolkit.model import compat
 from regaze.toolkit.model.attention import PLACE, SLOT, Planned, outside_graphs, plan
 from regaze.toolkit.model.attention_call import AttentionCall
-from regaze.toolkit.model.branches import Branch, Stack, main_rows
 from regaze.toolkit.model.callback import Callback, Recorder
 from regaze.toolkit.model.context import Context
 from regaze.toolkit.model.layer_hooks import LayerHooks, replayed
 from regaze.toolkit.model.logits import combine
+from regaze.toolkit.model.stack import Branch, Stack, main_rows
 from regaze.toolkit.prompts.prompt_reader import PromptReader
 from regaze.toolkit.prompts.token_map import TokenMap
 
@@ -93,8 +93,8 @@ def take_over(model: PreTrainedModel, cache: Any, inputs: Mapping[str, Any]) -> 
     """Let the open sessions go on from a cache that was filled outside of them, but for a last token.
 
     They see the whole prompt `inputs` now, and then its last row, in the next forward, as a step over the
-    cache of those before it, like one that is replayed (`Context.replay`). That is the same for callbacks
-    that leave the rows before the last alone, measure nothing in them and have no branches.
+    cache of those before it, like one that is replayed (`Context.replay_last_row`). That is the same for
+    callbacks that leave the rows before the last alone, measure nothing in them and have no branches.
 
     Raises:
         UnsupportedModelError: a callback has branches.
@@ -123,7 +123,9 @@ class ModelHook:
         self._contexts: weakref.WeakKeyDictionary[Any, tuple[Context, tuple[Session, ...]]] = (
             weakref.WeakKeyDictionary()
         )
-        self._planned: dict[compat.Place, tuple[tuple[AttentionEdit | None, ...], Planned | None]] = {}
+        self._planned: dict[
+            compat.AttentionSite, tuple[tuple[AttentionEdit | None, ...], Planned | None]
+        ] = {}
         self._handles: list[Any] = []
         self._recorders: tuple[Recorder, ...] = ()
         self._mixing: tuple[Callback, ...] = ()
@@ -230,7 +232,7 @@ class ModelHook:
         cache = given.get("past_key_values")
         seen = compat.seen_tokens(cache)
         context = self._continue(cache) if seen else self._begin(given)
-        self.current, context.seen = context, seen
+        self.current, context.cache_length = context, seen
         for recorder in self._recorders:
             recorder.begin_step(context, compat.decoder_inputs(self.model, given).get("input_ids"))
         self._layer_hooks.start(context)
@@ -249,7 +251,7 @@ class ModelHook:
         reader = next((s.reader for s in self.sessions if s.reader is not None), None)
         config, tokens = compat.text_config(self.model), self._tokens(given)
         context = Context(self.model, config, given, tokens, self.callbacks, reader)
-        context.run_aside = self._run_aside
+        context.extra_forward = self._run_aside
         context.self_layers, context.cross_layers = self._self_layers, self._cross_layers
         context.encoder = encoder
         self._planned.clear()
@@ -347,7 +349,7 @@ class ModelHook:
         self._layer_hooks.stop()
         if context is None:
             return None
-        context.hide_hidden()
+        context.clear_layer_input()
         if output is None:  # the forward failed
             return None
         if context.replaying:  # a prompt that was taken over is complete now
@@ -357,7 +359,7 @@ class ModelHook:
             if cache is not None:
                 self._contexts[cache] = (context, tuple(self.sessions))
                 compat.follow_reorder(cache, context)
-            if context.wants_replay:
+            if context.replay_requested:
                 given = {**dict(zip(self._argument_names, args, strict=False)), **kwargs}
                 self._replay(context, cache, given, output)
         if not self._mixing and not context.has_branches:
@@ -368,11 +370,11 @@ class ModelHook:
         """Run the last row of the prompt once more, as a decode step over the cache of the rows before it."""
         if isinstance(output, tuple):
             raise InputError(_BY_NAME)
-        context.wants_replay = False
+        context.replay_requested = False
         inputs = replayed(kwargs, cache, context)
         compat.drop_last(cache)
         self.current, context.step, context.replaying = context, 1, True
-        context.seen = compat.seen_tokens(cache)
+        context.cache_length = compat.seen_tokens(cache)
         self._layer_hooks.start(context)
         try:
             again = self.model.forward(**inputs)
@@ -396,7 +398,7 @@ class ModelHook:
         return output
 
     def _run_aside(self, inputs: Mapping[str, Any], callback: Callback) -> Any:
-        """A forward without a cache, seen by `callback` alone; see `Context.run_aside`."""
+        """A forward without a cache, seen by `callback` alone; see `Context.extra_forward`."""
         outer = self.sessions, self.current
         tokens = next((s.tokens for s in reversed(self.sessions) if s.tokens is not None), None)
         reading = next((s.read_tokens, s.reader) for s in self.sessions)
@@ -416,7 +418,7 @@ class ModelHook:
 
     # One layer ----------------------------------------------------------------------------------------
 
-    def edit(self, place: compat.Place, keys: int, device: torch.device) -> Planned | None:
+    def edit(self, place: compat.AttentionSite, keys: int, device: torch.device) -> Planned | None:
         """What the open sessions want of this layer now, which has so many keys; None: plain attention."""
         context = self.current
         if context is None:
@@ -443,17 +445,17 @@ class ModelHook:
         self._planned[place] = edits, planned
         return planned
 
-    def first_key(self, place: compat.Place, queries: int, keys: int) -> int:
+    def first_key(self, place: compat.AttentionSite, queries: int, keys: int) -> int:
         """Number of keys that the cache of a layer has dropped: those before its sliding window."""
         context = self.current
-        return 0 if context is None or place.cross else max(0, context.seen + queries - keys)
+        return 0 if context is None or place.cross else max(0, context.cache_length + queries - keys)
 
-    def deliver(self, place: compat.Place, owner: Callback, stats: Stats) -> None:
+    def deliver(self, place: compat.AttentionSite, owner: Callback, stats: Stats) -> None:
         if self.current is not None:
             deliver = owner.on_cross_stats if place.cross else owner.on_stats
             deliver(place.layer, stats, self.current)
 
-    def show(self, place: compat.Place, call: AttentionCall) -> None:
+    def show(self, place: compat.AttentionSite, call: AttentionCall) -> None:
         if self.current is not None and not place.cross:
             for callback in self.seeing:
                 callback.on_attention(place.layer, call, self.current)

@@ -14,8 +14,8 @@ from transformers import PreTrainedModel
 
 from regaze.errors import InputError, UnsupportedModelError
 from regaze.toolkit.model import compat
-from regaze.toolkit.model.branches import TOKEN_TYPES, media_names
 from regaze.toolkit.model.context import Context
+from regaze.toolkit.model.stack import TOKEN_TYPES, media_names
 
 
 class LayerHooks:
@@ -28,12 +28,12 @@ class LayerHooks:
     def start(self, context: Context) -> None:
         """Install the hooks of the forward that begins."""
         self.stop()  # those of a forward that was interrupted from the keyboard
-        if context.step > 0 and not context.kept_layers and not context.edits_mlp:
+        if context.step > 0 and not context.captured_layers and not context.edits_mlp:
             return
         if context.step == 0 and any(p.needs_hidden_states for p in context.callbacks):
             for number, layer in enumerate(compat.decoder_layers(self.model)):
                 self._before(layer, _show_input(context, number))
-        for number in context.kept_layers:
+        for number in context.captured_layers:
             layers = compat.decoder_layers(self.model)
             if number == len(layers):
                 self._handles.append(layers[-1].register_forward_hook(_keep_output(context, number)))
@@ -65,21 +65,21 @@ def _hidden(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
 
 def _show_input(context: Context, number: int) -> Callable[..., None]:
     def show(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        context.show_hidden(number, _hidden(module, args, kwargs))
+        context.set_layer_input(number, _hidden(module, args, kwargs))
 
     return show
 
 
 def _keep_input(context: Context, number: int) -> Callable[..., None]:
     def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        context.take_hidden(number, _hidden(module, args, kwargs))
+        context.store_captured(number, _hidden(module, args, kwargs))
 
     return keep
 
 
 def _keep_output(context: Context, number: int) -> Callable[..., None]:
     def keep(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        context.take_hidden(
+        context.store_captured(
             number, compat.residual(module, output[0] if isinstance(output, tuple) else output)
         )
 
@@ -91,7 +91,7 @@ def _edit_mlp(context: Context, number: int) -> Callable[..., Tensor]:
 
     def edit(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
         for callback in editing:
-            output = callback.mlp_output(number, output, context)
+            output = callback.edit_mlp(number, output, context)
         return output
 
     return edit

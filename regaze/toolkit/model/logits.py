@@ -12,46 +12,50 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class LogitsCombination:
-    """main * logits + sum of coefficient * other logits, among the tokens that a plausibility cut leaves.
+    """main * logits + sum of coefficient * other logits, over the plausible tokens.
 
-    Coefficients are numbers or [B, 1, 1] tensors, logits are [B, T, V].
+    Coefficients are numbers or [B, 1, 1] tensors, logits are [B, T, V]. The adaptive plausibility constraint
+    is that of contrastive decoding (Li et al., arXiv:2210.15097, equation 3).
 
     Attributes:
         main: coefficient of the user's own logits.
         others: pairs of a coefficient and the logits of another context or layer.
         log_softmax: take log-probabilities of every term. The distribution is the same either way; the
             scores are what some sources give.
-        cut: beta; tokens less likely than beta times the most likely one get -inf. 0: no cut.
-        cut_on: logits the cut reads; None: the user's own.
+        plausibility: beta of the constraint; tokens less likely than beta times the most likely one get
+            -inf. 0: no constraint.
+        plausibility_logits: logits in which the constraint looks up how likely a token is; None: the user's
+            own.
     """
 
     main: float | Tensor = 1.0
     others: Sequence[tuple[float | Tensor, Tensor]] = field(default_factory=tuple)
     log_softmax: bool = False
-    cut: float = 0.0
-    cut_on: Tensor | None = None
+    plausibility: float = 0.0
+    plausibility_logits: Tensor | None = None
 
 
 def combine(logits: Tensor, combinations: Sequence[LogitsCombination]) -> Tensor:
     """Logits [B, T, V] under all combinations, in fp32.
 
-    Several act together, in whatever order: what each adds to the plain logits is added up, and a token must
-    pass every cut.
+    The order of several combinations does not matter: what each adds to the plain logits is summed, and a
+    token must satisfy every plausibility constraint.
     """
     plain = logits.float()
-    mixed = plain
+    combined = plain
     for combination in combinations:
-        value = _normal(plain, combination.log_softmax) * combination.main
+        value = _terms(plain, combination.log_softmax) * combination.main
         for coefficient, other in combination.others:
-            value = value + coefficient * _normal(other.float(), combination.log_softmax)
-        mixed = value if len(combinations) == 1 else mixed + (value - plain)
+            value = value + coefficient * _terms(other.float(), combination.log_softmax)
+        combined = value if len(combinations) == 1 else combined + (value - plain)
     for combination in combinations:
-        if combination.cut > 0.0:
-            read = plain if combination.cut_on is None else combination.cut_on.float()
-            least = read.amax(-1, keepdim=True) + math.log(combination.cut)
-            mixed = mixed.masked_fill(read < least, -torch.inf)
-    return mixed
+        if combination.plausibility > 0.0:
+            reference = combination.plausibility_logits
+            reference = plain if reference is None else reference.float()
+            threshold = reference.amax(-1, keepdim=True) + math.log(combination.plausibility)
+            combined = combined.masked_fill(reference < threshold, -torch.inf)
+    return combined
 
 
-def _normal(logits: Tensor, log_softmax: bool) -> Tensor:
+def _terms(logits: Tensor, log_softmax: bool) -> Tensor:
     return logits.log_softmax(-1) if log_softmax else logits

@@ -107,7 +107,7 @@ class _Draft:
         self.prefill = self._prefill_rows()
         self.own = _Layers(wanted, context, self.tokens, self.prefill)
         self._cross: _Layers | None = None
-        if wanted.slices == "image" and self.own.columns is None and not context.crosses:
+        if wanted.slices == "image" and self.own.columns is None and not context.has_cross_attention:
             raise RecordingError('slices="image" was asked for, but the prompt has no image')
 
     @property

@@ -385,8 +385,8 @@ def test_a_calls_weights_and_their_gradient(heads, kv_heads):
     masked = AttentionCall(
         q, k, v, out, AttentionEdit(), {**options, "mask": torch.ones(1, 1, 9, 9).tril().bool()}
     )
-    assert call.looks_back
-    assert masked.looks_back
+    assert call.causal
+    assert masked.causal
     for rows in (slice(0, 4), slice(4, 9)):
         for each in (call, masked):
             assert each.weights(rows).shape[-1] == rows.stop

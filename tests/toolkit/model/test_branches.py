@@ -13,9 +13,10 @@ import regaze
 from regaze.errors import InputError
 from regaze.interventions import HeadKnockout
 from regaze.kernels import AttentionEdit
-from regaze.toolkit.model.branches import Branch, with_media, with_prompts, without_image, without_tokens
+from regaze.toolkit.model.branches import with_media, with_prompts, without_image, without_tokens
 from regaze.toolkit.model.callback import Callback
 from regaze.toolkit.model.logits import LogitsCombination, combine
+from regaze.toolkit.model.stack import Branch
 from regaze.toolkit.prompts.token_map import Role, TokenMap
 
 
@@ -33,7 +34,9 @@ class Contrast(Callback):
     def combine_logits(self, context):
         self.main.append(context.logits().clone())
         self.seen.append(context.logits(self.name).clone())
-        return LogitsCombination(1 + self.weight, [(-self.weight, context.logits(self.name))], cut=self.cut)
+        return LogitsCombination(
+            1 + self.weight, [(-self.weight, context.logits(self.name))], plausibility=self.cut
+        )
 
 
 def darker(context):
@@ -185,10 +188,10 @@ class Counting(Contrast):
     """Keeps the sum of the fed tokens' logits per sequence, to see that it follows the beams."""
 
     def prepare(self, context):
-        context.sequences(self)["fed"] = torch.zeros(context.batch, 0)
+        context.row_state(self)["fed"] = torch.zeros(context.batch, 0)
 
     def combine_logits(self, context):
-        kept = context.sequences(self)
+        kept = context.row_state(self)
         step = torch.arange(context.batch)[:, None] * 0.0 + context.step
         kept["fed"] = torch.cat([kept["fed"], step], 1)
         self.shape = kept["fed"].shape
@@ -329,7 +332,7 @@ def test_a_text_model_takes_branches_too():
 def test_layer_logits_are_those_of_the_hidden_states(model, gaze, inputs):
     class Early(Callback):
         def prepare(self, context):
-            context.keep_hidden((0, 3, context.num_layers))
+            context.capture_hidden((0, 3, context.num_layers))
 
         def combine_logits(self, context):
             self.logits = [context.layer_logits(n) for n in (0, 3)]
@@ -350,7 +353,7 @@ def test_mlp_outputs_can_be_changed(model, gaze, inputs):
         edits_mlp: ClassVar[bool] = True
         factor: float = 0.0
 
-        def mlp_output(self, layer, hidden, context):
+        def edit_mlp(self, layer, hidden, context):
             return hidden * self.factor if layer == 2 else hidden
 
     plain = logits_of(model, inputs)
@@ -371,15 +374,15 @@ def test_mlp_outputs_can_be_changed(model, gaze, inputs):
 def test_a_forward_aside_is_seen_by_its_participant_alone(model, gaze, inputs):
     class Peek(Callback):
         def prepare(self, context):
-            context.keep_hidden((1,))
+            context.capture_hidden((1,))
 
         def combine_logits(self, context):
-            self.hidden = context.kept_hidden(1)
+            self.hidden = context.captured_hidden(1)
 
     class Looks(Callback):
         def prepare(self, context):
             self.peek = Peek()
-            self.out = context.run_aside(without_media(context), self.peek).logits
+            self.out = context.extra_forward(without_media(context), self.peek).logits
 
     def without_media(context):
         return context.inputs
@@ -401,7 +404,7 @@ class LastRowLater(Callback):
 
     def edit(self, layer, step, context):
         if step == 0 and layer == 4:
-            context.replay()
+            context.replay_last_row()
         if step == 0 or layer > 2:
             return None
         state = context.state(self)
@@ -467,14 +470,14 @@ def test_statistics_reach_everyone_who_asked(model, gaze, inputs):
 def test_mixture_by_hand():
     """VCD, AGLA and PAI examples: contrast, addition, and the cut on the user's own logits."""
     main, other = torch.tensor([[[2.0, 1.0, 0.0]]]), torch.tensor([[[2.0, 2.0, -1.0]]])
-    vcd = combine(main, [LogitsCombination(2.0, [(-1.0, other)], cut=0.1)])
+    vcd = combine(main, [LogitsCombination(2.0, [(-1.0, other)], plausibility=0.1)])
     assert vcd.flatten().tolist() == [2.0, 0.0, 1.0]
     local = torch.tensor([[[0.5, 2.0, 0.0]]])
-    agla = combine(main, [LogitsCombination(1.0, [(2.0, local)], cut=0.5)])
+    agla = combine(main, [LogitsCombination(1.0, [(2.0, local)], plausibility=0.5)])
     assert agla.flatten().tolist() == [3.0, -torch.inf, -torch.inf]
-    assert combine(main, [LogitsCombination(1.0, [(2.0, local)], cut=0.1)]).argmax() == 1
+    assert combine(main, [LogitsCombination(1.0, [(2.0, local)], plausibility=0.1)]).argmax() == 1
     p, u = torch.tensor([[[-0.2, -2.0, -3.5]]]), torch.tensor([[[-1.0, -0.6, -3.0]]])
-    pai = combine(p, [LogitsCombination(1.1, [(-0.1, u)], cut=0.1)]).flatten()
+    pai = combine(p, [LogitsCombination(1.1, [(-0.1, u)], plausibility=0.1)]).flatten()
     assert pai[:2].tolist() == pytest.approx([-0.12, -2.14])
     assert pai[2] == -torch.inf
 
@@ -483,8 +486,8 @@ def test_mixtures_do_not_depend_on_their_order_and_log_softmax_gives_the_same_di
     torch.manual_seed(0)
     main, a, b = (torch.randn(2, 3, 11) * 3 for _ in range(3))
     combinations = [
-        LogitsCombination(2.0, [(-1.0, a)], cut=0.02),
-        LogitsCombination(1.1, [(-0.1, b)], log_softmax=True, cut=0.05),
+        LogitsCombination(2.0, [(-1.0, a)], plausibility=0.02),
+        LogitsCombination(1.1, [(-0.1, b)], log_softmax=True, plausibility=0.05),
     ]
     torch.testing.assert_close(
         combine(main, combinations).softmax(-1),
@@ -492,5 +495,5 @@ def test_mixtures_do_not_depend_on_their_order_and_log_softmax_gives_the_same_di
         rtol=1e-5,
         atol=1e-6,
     )
-    raw = LogitsCombination(1.1, [(-0.1, b)], cut=0.05)
+    raw = LogitsCombination(1.1, [(-0.1, b)], plausibility=0.05)
     torch.testing.assert_close(combine(main, [raw]).softmax(-1), combine(main, combinations[1:]).softmax(-1))

@@ -73,7 +73,7 @@ def test_layers_and_heads_are_the_decoders(model):
     config = compat.text_config(model)
     assert (config.num_hidden_layers, config.num_attention_heads) == (3, 4)
     places = list(compat.attention_modules(model).values())
-    assert places == [compat.Place(layer, cross) for layer in range(3) for cross in (False, True)]
+    assert places == [compat.AttentionSite(layer, cross) for layer in range(3) for cross in (False, True)]
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])

@@ -1,0 +1,153 @@
+"""The contexts of one generation, stacked along the batch: the user's rows, then those of each branch.
+
+All contexts of a prompt run in one forward: rows 0..B-1 are the user's ("main"), the next B rows belong to
+the first branch, and so on, each with its own rows of the key-value cache. Decoding is bound by reading
+weights, so a second context costs far less than a second forward. Only the forward sees the stack: the inputs
+are stacked when it begins and the logits are split when it ends, so `generate`, which samples, stops and
+streams, works on the user's B rows, and every branch is fed the same new tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from regaze.errors import InputError, UnsupportedModelError
+from regaze.toolkit.model import compat
+from regaze.toolkit.prompts.token_map import TokenMap
+
+MAIN = "main"
+
+#: Arguments of a forward that say of each token whether it is text or shows an image.
+TOKEN_TYPES = ("token_type_ids", "mm_token_type_ids", "moe_mm_token_type_ids")
+#: Arguments with one entry per token, and what stands in it for padding.
+SEQUENCES = {"input_ids": 0, "attention_mask": 0, **dict.fromkeys(TOKEN_TYPES, 0)}
+#: Arguments that belong to the whole call. Every other tensor is media (pixels, their sizes).
+_SHARED = {"past_key_values", "position_ids", "cache_position", "logits_to_keep", "labels", "inputs_embeds"}
+
+
+@dataclass(frozen=True, eq=False)
+class Branch:
+    """A second context for each of the B prompts.
+
+    Attributes:
+        inputs: the arguments of the forward that differ from the user's: input_ids and attention_mask
+            [B, L'] (padded on the left), or media such as pixel_values; None leaves one out.
+        tokens: roles of the branch's prompts; None: those of the user's prompts.
+        embedding_gain: [B, L'] factor of each input embedding at prefill (0 blanks a token).
+    """
+
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+    tokens: TokenMap | None = None
+    embedding_gain: Tensor | None = None
+
+
+def media_names(inputs: Mapping[str, Any]) -> list[str]:
+    """The arguments of a forward that hold images: tensors that are not text."""
+    return [
+        name
+        for name, value in inputs.items()
+        if isinstance(value, Tensor) and name not in SEQUENCES and name not in _SHARED
+    ]
+
+
+class Stack:
+    """The contexts of one generation, main first, and how they are put together and taken apart.
+
+    Args:
+        inputs: the user's arguments of the prefill. Among them input_ids [B, L].
+        branches: by name.
+        visible: [B, L] bool, the user's tokens that are no padding.
+        pad_token_id: stands where rows are shorter than the longest.
+    """
+
+    def __init__(
+        self, inputs: Mapping[str, Any], branches: Mapping[str, Branch], visible: Tensor, pad_token_id: int
+    ):
+        for name in ("inputs_embeds", "mm_encoder_outputs", "labels"):
+            if inputs.get(name) is not None:
+                raise InputError(f"an intervention with branches cannot run with `{name}`; pass input_ids")
+        if inputs.get("image_embeds_position_mask") is not None:
+            raise UnsupportedModelError(
+                "second contexts cannot be run so far on KOSMOS, which counts positions in its own way"
+            )
+        self.names = (MAIN, *branches)
+        self.branches = tuple(branches.values())
+        self.batch = inputs["input_ids"].shape[0]
+        mask = visible.to(inputs["input_ids"].device).long()
+        main = {**inputs, "attention_mask": mask}  # a static cache comes with one [B, 1, L, Lk]
+        self._contexts = [main, *({**main, **branch.inputs} for branch in self.branches)]
+        self._pads = {**SEQUENCES, "input_ids": pad_token_id}
+        self.length = max(context["input_ids"].shape[1] for context in self._contexts)
+        self.input_ids = self._sequence("input_ids")  # [n B, L]
+        self.mask = self._sequence("attention_mask")  # [n B, L], of the prompt
+
+    def rows(self, name: str) -> slice:
+        """The rows of one context in the stacked batch."""
+        start = self.names.index(name) * self.batch
+        return slice(start, start + self.batch)
+
+    def prefill(self, inputs: Mapping[str, Any], takes_positions: bool) -> dict[str, Any]:
+        """The stacked arguments of the prefill."""
+        stacked = dict(inputs)
+        for name in (*SEQUENCES, *media_names(inputs)):
+            if stacked.get(name) is not None:
+                stacked[name] = (
+                    self._sequence(name) if name in SEQUENCES else compat.join_media(self._contexts, name)
+                )
+        stacked["attention_mask"] = self.mask
+        return self._positions(stacked, takes_positions)
+
+    def decode(self, inputs: Mapping[str, Any], seen: int, takes_positions: bool) -> dict[str, Any]:
+        """The stacked arguments of a later step, `seen` tokens after the beginning of the cache."""
+        stacked, copies = dict(inputs), len(self.names)
+        for name in SEQUENCES:
+            if stacked.get(name) is not None and name != "attention_mask":
+                stacked[name] = stacked[name].repeat(copies, 1)
+        new = seen + stacked["input_ids"].shape[1] - self.length
+        stacked["attention_mask"] = F.pad(self.mask, (0, new), value=1)
+        return self._positions(stacked, takes_positions)
+
+    def tokens(self, main: TokenMap) -> TokenMap:
+        """Roles of the stacked batch."""
+        return TokenMap.stack([main, *(branch.tokens or main for branch in self.branches)])
+
+    def embedding_gain(self) -> Tensor | None:
+        """[n B, L] factor of each input embedding at prefill; None: all are 1."""
+        if all(branch.embedding_gain is None for branch in self.branches):
+            return None
+        gains = [torch.ones(self.batch, self.length, device=self.mask.device)]
+        for branch in self.branches:
+            gain = branch.embedding_gain
+            gains.append(gains[0] if gain is None else self._left(gain.to(self.mask.device).float(), 1.0))
+        return torch.cat(gains)
+
+    def _sequence(self, name: str) -> Tensor:
+        parts = [context[name] for context in self._contexts]
+        return torch.cat([self._left(part, self._pads[name]) for part in parts])
+
+    def _left(self, part: Tensor, value: float) -> Tensor:
+        return F.pad(part, (self.length - part.shape[1], 0), value=value)
+
+    def _positions(self, stacked: dict[str, Any], takes_positions: bool) -> dict[str, Any]:
+        """Positions count the visible tokens of each row; multi-axis ones the model works out by itself."""
+        given = stacked.pop("position_ids", None)
+        stacked.pop("cache_position", None)
+        if takes_positions and (given is None or given.dim() == 2):
+            positions = (stacked["attention_mask"].long().cumsum(1) - 1).clamp_min(0)
+            stacked["position_ids"] = positions[:, -stacked["input_ids"].shape[1] :]
+        return stacked
+
+
+def main_rows(value: Any, rows: int, batch: int) -> Any:
+    """The user's `batch` rows of every tensor with `rows` rows in a nested output."""
+    if isinstance(value, Tensor):
+        return value[:batch] if value.dim() and value.shape[0] == rows else value
+    if isinstance(value, tuple):
+        return tuple(main_rows(item, rows, batch) for item in value)
+    return value

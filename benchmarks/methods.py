@@ -30,7 +30,7 @@ import regaze
 from regaze.demo import scenes
 from regaze.errors import RegazeError
 from regaze.interventions import Intervention
-from regaze.interventions.registry import methods, usable_alone
+from regaze.interventions.registry import create_method, default_methods
 
 PROMPT = "Please describe this image in detail."
 TWO_FORWARDS = "two separate forwards"
@@ -75,9 +75,10 @@ class Case:
 
     def ways(self, only: set[str] | None) -> dict[str, Callable[[int], None]]:
         ways: dict[str, Callable[[int], None]] = {"plain": lambda new: self.generate(None, new)}
-        for name, cls in methods().items():
-            if (only is None or name in only) and usable_alone(cls):
-                method = cls(**PARAMETERS.get(name, {})) if self.random else cls()
+        for name, method in default_methods().items():
+            if only is None or name in only:
+                if self.random:
+                    method = create_method(name, **PARAMETERS.get(name, {}))
                 try:
                     self.generate(method, 2)  # also the warm-up
                 except RegazeError as error:

@@ -76,7 +76,7 @@ def read_methods(text: str) -> dict[str, Any]:
     from regaze.interventions import registry
 
     if text == "all":
-        return {name: cls() for name, cls in sorted(registry.methods().items()) if registry.usable_alone(cls)}
+        return dict(registry.default_methods())
     if text.lstrip().startswith("["):
         entries = _list(text, "--methods")
     elif Path(text).suffix in (".json", ".yaml", ".yml"):
@@ -91,7 +91,7 @@ def read_methods(text: str) -> dict[str, Any]:
         label = str(entry.get("label", entry.get("method")))
         if label in out:
             raise InputError(f"--methods: {label!r} twice; give each its own label")
-        out[label] = registry.from_dict({key: value for key, value in entry.items() if key != "label"})
+        out[label] = registry.method_from_dict({key: value for key, value in entry.items() if key != "label"})
     if not out:
         raise InputError("--methods: no method was given")
     return out

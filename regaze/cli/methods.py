@@ -19,8 +19,8 @@ def methods(
     """List interventions, parameters and sources."""
     from regaze.interventions import registry
 
-    known = {name: _describe(cls) for name, cls in registry.methods().items()}
-    for reason in registry.failures():
+    known = {name: _describe(cls) for name, cls in registry.load_methods().items()}
+    for reason in registry.broken_methods():
         console.say(f"regaze: left out: {reason}")
     if json:
         typer.echo(json_module.dumps(known, indent=2, ensure_ascii=False))

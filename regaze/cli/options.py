@@ -86,9 +86,9 @@ def method(name: str, settings: list[str] | None) -> AnyMethod | None:
             raise UnknownParameterError(f"--set {settings[0]}: there is no method to set it on; add --method")
         return None
     from regaze.interventions import HeadKnockout
-    from regaze.interventions.registry import find
+    from regaze.interventions.registry import method_class
 
-    cls = find(name)
+    cls = method_class(name)
     chosen = cls.from_dict(read_settings(cls, settings or []))
     if isinstance(chosen, HeadKnockout) and not chosen.heads:
         raise BadParameterError(f"--method {name}: no heads to remove; add --set heads=[[3,1],[4,0]]")

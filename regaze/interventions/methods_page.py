@@ -10,9 +10,11 @@ import inspect
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
-from regaze.interventions.registry import BUILT_IN
+from regaze.interventions.compatibility import EXCLUSIVE
+from regaze.interventions.registry import BUILT_IN, VISION_TRANSFORMS
 
 #: Methods that are not here, and why.
 ABSENT = (
@@ -46,6 +48,12 @@ equations and facts. Pass parameters as `--set name=value` on the command
 line, or to the class. [Write your own](new-method.md).
 """
 
+VISION = """## Vision transforms
+
+These transform a vision model used alone, within `with transform.applied(vision_model):`. They are no methods
+for `gaze.using` or `regaze evaluate`.
+"""
+
 TOGETHER = """## Together
 
 Methods act together in one `gaze.using(a, b)`: biases add up, gains multiply, contrasts add up, cuts
@@ -56,25 +64,25 @@ layer asks for both. With default parameters these do, and no others:
 
 def page() -> str:
     """docs/methods.md as text."""
-    parts = [INTRODUCTION, _overview(), *map(_section, _sorted()), _together(), _absent()]
-    return "\n".join(parts)
-
-
-def _sorted() -> list[type[Any]]:
-    return sorted(BUILT_IN, key=lambda cls: cls.name)
+    methods = [_section(path, "##") for _, path in sorted(BUILT_IN.items())]
+    transforms = [VISION, *(_section(path, "###") for _, path in sorted(VISION_TRANSFORMS.items()))]
+    return "\n".join([INTRODUCTION, _overview(), *methods, *transforms, _together(), _absent()])
 
 
 def _overview() -> str:
-    rows = [(f"[`{c.name}`](#{c.name})", c.summary, c.cost, c.source) for c in _sorted()]
+    classes = [resolve_name(path) for _, path in sorted(BUILT_IN.items())]
+    rows = [(f"[`{c.name}`](#{c.name})", c.summary, c.cost, c.source) for c in classes]
     return _table(("method", "what it does", "cost", "source"), rows)
 
 
-def _section(cls: type[Any]) -> str:
+def _section(path: str, heading: str) -> str:
+    """The section of the class at "module:Class"."""
+    cls = resolve_name(path)
     fields = [field for field in dataclasses.fields(cls) if field.init]
     rows = [(f"`{f.name}`", f"`{_default(f)}`", f.metadata.get("help", "")) for f in fields]
     parts = [
-        f"## {cls.name}\n",
-        f"`{cls.__module__}.{cls.__name__}` - {cls.summary}. Source: {cls.source}.\n",
+        f"{heading} {cls.name}\n",
+        f"`{path.replace(':', '.')}` - {cls.summary}. Source: {cls.source}.\n",
         f"**Edits.** {cls.edits}\n",
         f"**Cost.** {cls.cost}\n",
     ]
@@ -92,8 +100,6 @@ def _default(field: dataclasses.Field[Any]) -> Any:
 
 
 def _together() -> str:
-    from regaze.interventions.compatibility import EXCLUSIVE
-
     rows = [(" with ".join(f"`{name}`" for name in pair), why) for pair, why in EXCLUSIVE.items()]
     return TOGETHER + "\n" + _table(("pair", "why"), rows)
 

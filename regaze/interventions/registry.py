@@ -1,6 +1,6 @@
-"""Names of interventions: the built-in ones, and those that other packages announce as entry points.
+"""Methods by name: the built-in ones, and those that other packages announce as entry points.
 
-A third party registers with
+Listing names imports no method. A third party registers with
 
     [project.entry-points."regaze.interventions"]
     mymethod = "my_package.module:MyMethod"
@@ -9,144 +9,152 @@ A third party registers with
 from __future__ import annotations
 
 import difflib
+from functools import cache
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING, Any
 
 from regaze.errors import BadParameterError, RegazeError, UnknownMethodError
-from regaze.interventions.adhh.method import ADHH
-from regaze.interventions.agla.method import AGLA
-from regaze.interventions.avisc import AvisC
-from regaze.interventions.base import Method
-from regaze.interventions.carve.method import CARVE
-from regaze.interventions.damro import DAMRO
-from regaze.interventions.dola import DoLa
-from regaze.interventions.evit.method import EViT
-from regaze.interventions.gift.method import GIFT
-from regaze.interventions.hgai import HGAI
-from regaze.interventions.icd import ICD
-from regaze.interventions.knockout import HeadKnockout
-from regaze.interventions.m3id import M3ID
-from regaze.interventions.mma.method import MMA
-from regaze.interventions.moa.method import MoA
-from regaze.interventions.opera.method import OPERA
-from regaze.interventions.pai import PAI
-from regaze.interventions.paint.method import PAINT
-from regaze.interventions.sparc import SPARC
-from regaze.interventions.vaf import VAF
-from regaze.interventions.var import VAR
-from regaze.interventions.vcd.method import VCD
-from regaze.interventions.vista import VISTA
 
-BUILT_IN: tuple[type[Method], ...] = (
-    ADHH,
-    AGLA,
-    AvisC,
-    CARVE,
-    DAMRO,
-    DoLa,
-    EViT,
-    GIFT,
-    HGAI,
-    ICD,
-    HeadKnockout,
-    M3ID,
-    MMA,
-    MoA,
-    OPERA,
-    PAI,
-    PAINT,
-    SPARC,
-    VAF,
-    VAR,
-    VCD,
-    VISTA,
-)
-GROUP = "regaze.interventions"
+if TYPE_CHECKING:
+    from regaze.interventions.base import Method
+
+#: Where each built-in method is defined, by its registered name.
+BUILT_IN: dict[str, str] = {
+    "adhh": "regaze.interventions.adhh:ADHH",
+    "agla": "regaze.interventions.agla:AGLA",
+    "avisc": "regaze.interventions.avisc:AvisC",
+    "carve": "regaze.interventions.carve:CARVE",
+    "damro": "regaze.interventions.damro:DAMRO",
+    "dola": "regaze.interventions.dola:DoLa",
+    "gift": "regaze.interventions.gift:GIFT",
+    "hgai": "regaze.interventions.hgai:HGAI",
+    "icd": "regaze.interventions.icd:ICD",
+    "knockout": "regaze.interventions.knockout:HeadKnockout",
+    "m3id": "regaze.interventions.m3id:M3ID",
+    "mma": "regaze.interventions.mma:MMA",
+    "moa": "regaze.interventions.moa:MoA",
+    "opera": "regaze.interventions.opera:OPERA",
+    "pai": "regaze.interventions.pai:PAI",
+    "paint": "regaze.interventions.paint:PAINT",
+    "sparc": "regaze.interventions.sparc:SPARC",
+    "vaf": "regaze.interventions.vaf:VAF",
+    "var": "regaze.interventions.var:VAR",
+    "vcd": "regaze.interventions.vcd:VCD",
+    "vista": "regaze.interventions.vista:VISTA",
+}
+#: Transforms of a vision model used alone. Neither `gaze.using` nor `gaze.ask` takes them.
+VISION_TRANSFORMS: dict[str, str] = {"evit": "regaze.interventions.evit:EViT"}
+
+ENTRY_POINT_GROUP = "regaze.interventions"
 
 
-def methods() -> dict[str, type[Method]]:
-    """Every usable intervention by name; `failures` has the reasons why others are left out."""
-    return _survey()[0]
+def list_methods() -> list[str]:
+    """All registered names in alphabetical order; whether an entry point can be imported is not tried."""
+    return sorted({*BUILT_IN, *announced()})
 
 
-def failures() -> list[str]:
-    """For each announced intervention that cannot be used: its name, its package and the reason."""
-    return _survey()[1]
-
-
-def find(name: str) -> type[Method]:
-    """The intervention of this name; a built-in name cannot be taken by another package.
+def method_class(name: str) -> type[Method]:
+    """The class registered under `name`; another package cannot take a built-in name.
 
     Raises:
         UnknownMethodError: no such name, or the package that announced it cannot provide it.
     """
-    announced = _announced()
-    if name in announced:
-        return _load(announced[name])
-    close = difflib.get_close_matches(name, announced, 1)
+    if name in BUILT_IN:
+        cls: type[Method] = resolve_name(BUILT_IN[name])
+        return cls
+    if name in VISION_TRANSFORMS:
+        raise UnknownMethodError(_about_transform(name))
+    if name in announced():
+        return _load(announced()[name])
+    known = list_methods()
+    close = difflib.get_close_matches(name, known, 1)
     hint = f"; did you mean {close[0]!r}?" if close else "."
-    raise UnknownMethodError(f"unknown method {name!r}{hint} Known methods: {', '.join(announced)}")
+    raise UnknownMethodError(f"unknown method {name!r}{hint} Known methods: {', '.join(known)}")
 
 
-def usable_alone(cls: type[Method]) -> bool:
-    """Whether the method does something with its default parameters: no head list or file to be given."""
-    try:
-        return not cls().is_identity
-    except RegazeError:
-        return False
-
-
-def create(name: str, **parameters: Any) -> Method:
-    """An intervention by name.
+def create_method(name: str, **parameters: Any) -> Method:
+    """The method registered under `name` with these parameters.
 
     Raises:
-        UnknownMethodError: as `find`. UnknownParameterError, BadParameterError: misfits.
+        UnknownMethodError: as for `method_class`.
+        UnknownParameterError, BadParameterError: parameters that the method does not have or accept.
     """
-    return find(name).from_dict(parameters)
+    return method_class(name).from_dict(parameters)
 
 
-def from_dict(data: dict[str, Any]) -> Method:
-    """The intervention that `to_dict` described.
+def method_from_dict(data: dict[str, Any]) -> Method:
+    """Inverse of `Method.to_dict` for any registered method.
 
     Raises:
-        BadParameterError: names no method. UnknownMethodError, UnknownParameterError: as for `create`.
+        BadParameterError: `data` names no method. Other errors as for `create_method`.
     """
     if not isinstance(data, dict) or not isinstance(data.get("method"), str):
         raise BadParameterError(f'expected {{"method": name, parameter: value, ...}}, got {data!r}')
-    return find(data["method"]).from_dict(data)
+    return method_class(data["method"]).from_dict(data)
 
 
-def _announced() -> dict[str, type[Method] | EntryPoint]:
-    """Built-in classes and other packages' entry points, by name; nothing is imported."""
-    found: dict[str, type[Method] | EntryPoint] = {}
-    found.update({entry.name: entry for entry in entry_points(group=GROUP)})
-    found.update({method.name: method for method in BUILT_IN})
-    return dict(sorted(found.items()))
+def load_methods() -> dict[str, type[Method]]:
+    """The class of every registered method by name, without those that `broken_methods` explains."""
+    return _load_all()[0]
 
 
-def _survey() -> tuple[dict[str, type[Method]], list[str]]:
-    usable, reasons = {}, []
-    for name, announced in _announced().items():
+def broken_methods() -> list[str]:
+    """One message per registered method that cannot be loaded: its name, its package and the reason."""
+    return _load_all()[1]
+
+
+def default_methods() -> dict[str, Method]:
+    """By name, with default parameters, each method that changes something without more parameters."""
+    found = {}
+    for name, cls in load_methods().items():
         try:
-            usable[name] = _load(announced)
+            method = cls()
+        except RegazeError:  # a parameter without a default
+            continue
+        if not method.is_identity:
+            found[name] = method
+    return found
+
+
+@cache
+def announced() -> dict[str, EntryPoint]:
+    """Entry points of other packages by name, read from the installed packages once per process."""
+    return {entry.name: entry for entry in entry_points(group=ENTRY_POINT_GROUP)}
+
+
+def _load_all() -> tuple[dict[str, type[Method]], list[str]]:
+    classes, reasons = {}, []
+    for name in list_methods():
+        try:
+            classes[name] = method_class(name)
         except UnknownMethodError as error:
             reasons.append(str(error))
-    return usable, reasons
+    return classes, reasons
 
 
-def _load(announced: type[Method] | EntryPoint) -> type[Method]:
-    if not isinstance(announced, EntryPoint):
-        return announced
-    what = f"method {announced.name!r} ({announced.value}"
-    what += f", package {announced.dist.name})" if announced.dist else ")"
+def _load(entry: EntryPoint) -> type[Method]:
+    """The class that an entry point announces, checked."""
+    from regaze.interventions.base import Method  # here, so that listing names does not import torch
+
+    what = f"method {entry.name!r} ({entry.value}"
+    what += f", package {entry.dist.name})" if entry.dist else ")"
     try:
-        cls = announced.load()
+        cls = entry.load()
     except Exception as error:  # another package's import can fail in any way
         raise UnknownMethodError(f"{what} cannot be imported: {type(error).__name__}: {error}") from error
     if not (isinstance(cls, type) and issubclass(cls, Method)):
         raise UnknownMethodError(
             f"{what} is not a subclass of regaze.interventions.Intervention or MultiPassMethod"
         )
-    if cls.name != announced.name:
+    if cls.name != entry.name:
         raise UnknownMethodError(f"{what} calls itself {cls.name!r}; both names must be the same")
     return cls
+
+
+def _about_transform(name: str) -> str:
+    module, _, cls = VISION_TRANSFORMS[name].partition(":")
+    return (
+        f"{name!r} is no method that edits or asks a multimodal model: it transforms a vision model used "
+        f"alone. In Python: `from {module} import {cls}`, then `with {cls}().applied(vision_model): ...`"
+    )

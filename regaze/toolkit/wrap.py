@@ -294,6 +294,9 @@ def _no_participant(given: Any) -> str:
         return f"gaze.using takes interventions such as VAR(), got {given!r}; write it with parentheses"
     if hasattr(given, "ask"):
         return f"{given!r} asks in its own way: write gaze.ask(..., method={type(given).__name__}(...))"
+    if hasattr(given, "applied"):
+        name = type(given).__name__
+        return f"{name} transforms a vision model used alone: write `with {name}(...).applied(vision_model):`"
     return f"gaze.using takes interventions such as VAR(), got {given!r}"
 
 

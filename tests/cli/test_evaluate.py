@@ -258,8 +258,8 @@ def test_benchmarks_are_listed_with_their_terms():
 
 
 def test_a_package_whose_method_fails_is_named_and_breaks_nothing_else(files, monkeypatch):
-    broken = EntryPoint("broken", "no_such_package:Method", registry.GROUP)
-    monkeypatch.setattr(registry, "entry_points", lambda group: [broken])
+    broken = EntryPoint("broken", "no_such_package:Method", registry.ENTRY_POINT_GROUP)
+    monkeypatch.setattr(registry, "announced", lambda: {"broken": broken})
     good(*POPE, *KNOCKOUT, "--output", "out")
     listed = regaze("methods", "--json")
     assert "broken" not in json.loads(listed.stdout)

@@ -11,9 +11,9 @@ from paths import DOCS
 
 import regaze
 from regaze.errors import CompositionError
-from regaze.interventions import methods_page
+from regaze.interventions import EViT, methods_page
 from regaze.interventions.compatibility import EXCLUSIVE
-from regaze.interventions.registry import BUILT_IN, methods, usable_alone
+from regaze.interventions.registry import default_methods, load_methods
 
 #: What a random model of six layers needs so that a method edits something in it.
 PARAMETERS = {
@@ -23,19 +23,15 @@ PARAMETERS = {
     "mma": {"trained": True},
     "adhh": {"heads": ((0, 3), (2, 1)), "threshold": 0.1},
 }
-#: Not run by `model.generate`: they ask again, or shrink a vision model used alone.
-ELSEWHERE = {"carve", "evit", "opera"}
+#: Not run by `model.generate`: they generate several times.
+ELSEWHERE = {"carve", "opera"}
 
 
 def method(name: str):
-    return methods()[name](**PARAMETERS.get(name, {}))
+    return load_methods()[name](**PARAMETERS.get(name, {}))
 
 
-RUNNABLE = sorted(
-    name
-    for name, cls in methods().items()
-    if name in PARAMETERS or (name not in ELSEWHERE and usable_alone(cls))
-)
+RUNNABLE = sorted({*PARAMETERS, *default_methods()} - ELSEWHERE)
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +45,7 @@ def inputs(gaze):
     return gaze.inputs([picture(5), None], ["Is there a dog in this picture?", "Where is the dog?"])
 
 
-@pytest.mark.parametrize("cls", BUILT_IN, ids=lambda cls: cls.name)
+@pytest.mark.parametrize("cls", [*load_methods().values(), EViT], ids=lambda cls: cls.name)
 def test_every_method_says_what_it_is(cls):
     for part in ("name", "summary", "source", "edits", "cost"):
         assert getattr(cls, part), f"{cls.__name__}.{part} is empty"

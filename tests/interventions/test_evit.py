@@ -24,9 +24,9 @@ from transformers import (
 )
 from transformers.models.vit.modeling_vit import ViTLayer
 
-from regaze.errors import BadParameterError, CompositionError, UnsupportedModelError
-from regaze.interventions.evit.method import EViT, keep_and_fuse
-from regaze.interventions.mma.training import scheduled_keep_rate
+from regaze.errors import BadParameterError, CompositionError, UnknownMethodError, UnsupportedModelError
+from regaze.interventions import Intervention, create_method, list_methods
+from regaze.interventions.evit import EViT, keep_and_fuse, scheduled_keep_rate
 from regaze.toolkit.model.vision import vision_blocks
 
 SMALL = {
@@ -290,8 +290,15 @@ def test_half_precision(pixels):
 def test_a_llava_is_refused(model, gaze):
     with pytest.raises(UnsupportedModelError, match="LLaVA one per placeholder"), EViT().applied(model):
         pass
-    with pytest.raises(UnsupportedModelError, match="applied"), gaze.using(EViT()):
-        model(**gaze.inputs([picture(1)], ["What is this?"]))
+    with pytest.raises(BadParameterError, match=r"write `with EViT\(\.\.\.\)\.applied\(vision_model\):`"):
+        gaze.using(EViT()).__enter__()
+
+
+def test_it_is_no_method_of_a_multimodal_model():
+    assert not issubclass(EViT, Intervention)
+    assert "evit" not in list_methods()
+    with pytest.raises(UnknownMethodError, match=r"'evit' .*vision model used alone.*EViT\(\)\.applied"):
+        create_method("evit")
 
 
 def test_the_tower_of_a_llava_alone_shrinks_and_the_llava_says_why_not(model, gaze):
@@ -321,7 +328,7 @@ def test_what_is_refused(vision_model):
     missing = pytest.raises(BadParameterError, match=r"layers \[9\] do not exist.*blocks 0\.\.3")
     with missing, EViT(layers=(3, 9)).applied(vision_model):
         pass
-    twice = pytest.raises(CompositionError, match="applied to this model already")
+    twice = pytest.raises(CompositionError, match="already applied to this model")
     with HALF.applied(vision_model), twice, HALF.applied(vision_model):
         pass
     with pytest.raises(BadParameterError, match="keep_rate is a fraction"):

@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from regaze.errors import BadParameterError
 from regaze.interventions.base import Method
-from regaze.interventions.registry import find
+from regaze.interventions.registry import method_class
 
 _OPENING, _CLOSING = "[({", "])}"
 
@@ -46,7 +46,7 @@ def take_method(arguments: dict[str, Any]) -> Method | None:
     name = arguments.pop("method", None)
     if name is None or str(name).lower() == "none":
         return None
-    cls = find(str(name))
+    cls = method_class(str(name))
     hints = typing.get_type_hints(cls)
     own = [field.name for field in dataclasses.fields(cls) if field.init and field.name in arguments]
     method = cls.from_dict({name: _read(cls, name, hints[name], arguments.pop(name)) for name in own})

@@ -1,3 +1,4 @@
-from regaze.interventions.evit.method import EViT
+from regaze.interventions.evit.method import EViT, keep_and_fuse
+from regaze.interventions.evit.schedule import scheduled_keep_rate
 
-__all__ = ["EViT"]
+__all__ = ["EViT", "keep_and_fuse", "scheduled_keep_rate"]

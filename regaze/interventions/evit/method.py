@@ -12,33 +12,33 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from regaze.errors import BadParameterError, CompositionError, UnsupportedModelError
-from regaze.interventions.base import Intervention
-from regaze.toolkit.model.context import Context
+from regaze.errors import BadParameterError, CompositionError
+from regaze.interventions.base import Method
 from regaze.toolkit.model.vision import VisionBlock, vision_blocks
 
 _SLOT = "_regaze_evit"
 
 
 @dataclass(frozen=True)
-class EViT(Intervention):
+class EViT(Method):
     """Shrink a vision transformer on the way: few patches go on, the others as one fused token.
 
     Source: Liang et al., "Not All Patches Are What You Need: Expediting Vision Transformers via Token
     Reorganizations" (arXiv:2202.07800). In the chosen blocks, after the attention and its residual and before
-    the MLP, a_j is the class token's attention to token j averaged over heads. Of n tokens behind the class
-    token the ceil(keep_rate n) with largest a_j go on, sorted by a_j, and sum_j a_j x_j of the others is
+    the MLP, a_j is the class token's attention to token j averaged over heads. Of n tokens after the class
+    token the ceil(keep_rate n) with largest a_j stay, sorted by a_j, and sum_j a_j x_j of the others is
     appended as one more token, not divided by the sum of their a_j. Later blocks treat the fused token as any
     other. With keep_rate 1 nothing is touched.
 
-    It is for a vision model used alone (CLIP, ViT, DeiT of transformers), which then gives fewer tokens, in
-    another order. A LLaVA wants a feature for each placeholder and is refused, as is `gaze.using`:
+    It transforms a vision model used alone (CLIP, ViT, DeiT of transformers), which then returns fewer tokens
+    in another order:
 
         with EViT(keep_rate=0.5).applied(model) as kept:
             logits = model(pixel_values=pixels).logits
 
-    A distillation token is kept like the class token; the release takes it for a patch. The gain in speed
-    comes without training, the published accuracy from training with `training.scheduled_keep_rate`.
+    A LLaVA needs one feature per placeholder and is refused; `gaze.using` does not take it either. A
+    distillation token is kept like the class token; the release treats it as a patch. The speed comes without
+    training, the published accuracy needs training with `scheduled_keep_rate`.
     """
 
     name: ClassVar[str] = "evit"
@@ -64,19 +64,13 @@ class EViT(Intervention):
         if not all(isinstance(layer, int) for layer in self.layers):
             raise BadParameterError(f"layers must be block numbers such as (3, 6, 9), got {self.layers!r}")
 
-    def prepare(self, context: Context) -> None:
-        raise UnsupportedModelError(
-            "EViT shrinks a vision model used alone, not what gaze.using edits; "
-            "write `with EViT(...).applied(vision_model):`"
-        )
-
     @contextmanager
     def applied(self, model: PreTrainedModel) -> Iterator[dict[int, Tensor]]:
-        """Shrink every forward of a vision model inside the block; on exit the model is as before.
+        """Drop tokens in every forward of a vision model inside the block; on exit the model is restored.
 
         Yields:
-            Per chosen block, of the last forward: which of the block's tokens were kept, [B, K] int64 from 0
-            behind the class token, in the order in which they went on. Empty where nothing was dropped.
+            Per chosen block, for the last forward: indices of the tokens that stayed, [B, K] int64, from 0
+            after the class token, in the order in which they continue. Empty where nothing was dropped.
 
         Raises:
             UnsupportedModelError: not a CLIP, ViT or DeiT vision model. BadParameterError: no such block.
@@ -89,7 +83,7 @@ class EViT(Intervention):
                 f"layers {missing} do not exist: {type(model).__name__} has blocks 0..{len(blocks) - 1}"
             )
         if _SLOT in model.__dict__:
-            raise CompositionError("EViT is applied to this model already")
+            raise CompositionError("EViT is already applied to this model")
         kept: dict[int, Tensor] = {}
         chosen = [(layer, blocks[layer].module) for layer in sorted(set(self.layers))]
         before = [module.__dict__.get("forward") for _, module in chosen]
@@ -106,7 +100,7 @@ class EViT(Intervention):
                     module.forward = forward
 
     def _shrinking(self, block: VisionBlock, layer: int, prefix: int, kept: dict[int, Tensor]) -> Any:
-        """The forward of a block that shrinks."""
+        """The forward of a block that drops tokens."""
         plain = block.module.forward
 
         def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -132,7 +126,7 @@ def keep_and_fuse(tokens: Tensor, scores: Tensor, keep: int, fuse: bool = True) 
         fuse: whether to append the sum.
 
     Returns:
-        [B, P + K (+ 1), C], the kept tokens by falling score, and their numbers among the scored, [B, K].
+        [B, P + K (+ 1), C], the kept tokens by decreasing score, and their indices among the scored, [B, K].
     """
     first, scored = tokens.split([tokens.shape[1] - scores.shape[1], scores.shape[1]], 1)
     index = scores.argsort(dim=1, descending=True, stable=True)[:, :keep]

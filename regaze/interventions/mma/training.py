@@ -1,8 +1,7 @@
-"""What training with a method needs: the modality-mutual mask and its collator, EViT's schedule."""
+"""Training with modality-mutual attention: the mask as a tensor, and a data collator that carries it."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -179,16 +178,3 @@ def _read(gaze: Gaze, ids: list[int], labels: Tensor, number: int) -> Sample:
         prompt.cell + (-1,) * answer,
         prompt.views,
     )
-
-
-def scheduled_keep_rate(
-    iteration: int, per_epoch: int, keep_rate: float = 0.7, start: int = 10, epochs: int = 100
-) -> float:
-    """The keep rate to train `EViT` with: 1 in the first `start` epochs, then down a cosine over `epochs`.
-
-    Args:
-        iteration: number of the training step, from 0. per_epoch: steps in an epoch.
-        keep_rate: the rate that is reached, and kept after that.
-    """
-    done = min(max((iteration / per_epoch - start) / epochs, 0.0), 1.0)
-    return keep_rate + (1.0 - keep_rate) * (1.0 + math.cos(math.pi * done)) / 2

@@ -15,7 +15,7 @@ import regaze
 from regaze.errors import BadParameterError, UnknownMethodError
 from regaze.eval.harness import arguments
 from regaze.eval.run import loglikelihood
-from regaze.interventions.registry import create
+from regaze.interventions.registry import create_method
 
 HEADS = {"heads": [[0, 0], [0, 1], [2, 3]]}
 
@@ -42,7 +42,7 @@ def test_what_is_no_name_and_value_is_refused():
 @pytest.mark.parametrize("heads", [[[3, 1], [4, 0]], "[[3,1],[4,0]]", ((3.0, 1.0), (4.0, 0.0))])
 def test_a_method_takes_its_parameters_and_leaves_the_rest(heads):
     given = {"pretrained": "x", "method": "knockout", "heads": heads}
-    assert arguments.take_method(given) == create("knockout", heads=((3, 1), (4, 0)))
+    assert arguments.take_method(given) == create_method("knockout", heads=((3, 1), (4, 0)))
     assert given == {"pretrained": "x"}
 
 
@@ -68,7 +68,7 @@ def test_what_cannot_be_meant_is_refused(given, error, message):
 
 def test_an_unknown_argument_is_named_beside_what_there_is():
     with pytest.raises(BadParameterError, match=r"unknown bta; .*batch_size.*parameters of dola: .*beta"):
-        arguments.explain_unknown({"bta": 1}, {"batch_size"}, create("dola"))
+        arguments.explain_unknown({"bta": 1}, {"batch_size"}, create_method("dola"))
 
 
 # Scores -----------------------------------------------------------------------------------------------
@@ -94,7 +94,7 @@ CONTEXTS = [[5, 9, 30, 41], [7, 8], [11, 12, 13, 14, 15, 16]]
 CONTINUATIONS = [[20], [21, 2, 23, 24], [25, 26]]  # with the end token, 2, in the middle of one
 
 
-@pytest.mark.parametrize("method", [None, create("knockout", **HEADS)])
+@pytest.mark.parametrize("method", [None, create_method("knockout", **HEADS)])
 def test_decoding_a_continuation_scores_it_as_one_forward_does(text_gaze, method):
     with torch.no_grad(), text_gaze.using(*filter(None, [method])):
         scores = loglikelihood.score(text_gaze.model, _batch(CONTEXTS), CONTINUATIONS)
@@ -106,7 +106,7 @@ def test_decoding_a_continuation_scores_it_as_one_forward_does(text_gaze, method
 
 def test_scores_are_those_of_the_logits_that_generation_sees(text_gaze):
     """DoLa mixes logits: what greedy decoding says under it is greedy in the scores, too."""
-    with torch.inference_mode(), text_gaze.using(create("dola", beta=0.0)):
+    with torch.inference_mode(), text_gaze.using(create_method("dola", beta=0.0)):
         out = text_gaze.model.generate(
             **_batch([CONTEXTS[0]]), max_new_tokens=4, do_sample=False, eos_token_id=None,
             output_logits=True, return_dict_in_generate=True,
@@ -124,7 +124,7 @@ def test_scores_are_those_of_the_logits_that_generation_sees(text_gaze):
 
 
 def test_a_token_behind_the_plausibility_cut_costs_a_fixed_sum(text_gaze):
-    with text_gaze.using(create("dola", beta=1.0)):  # leaves the most likely token alone
+    with text_gaze.using(create_method("dola", beta=1.0)):  # leaves the most likely token alone
         one, two = loglikelihood.score(text_gaze.model, _batch([CONTEXTS[0]] * 2), [[40, 41], [42, 43]])
     assert {one.logprob % loglikelihood.CUT, two.logprob % loglikelihood.CUT} == {0.0}
     assert one.logprob < 0

@@ -19,7 +19,7 @@ from models import llava_processor, tiny_llama
 
 from regaze.errors import BadParameterError, UnknownMethodError
 from regaze.eval.harness.lm_eval import RegazeLM
-from regaze.interventions.registry import create
+from regaze.interventions.registry import create_method
 
 ITEMS = [
     {"q": "The capital of France is", "choices": ["Paris", "London", "a small green frog"], "gold": 0},
@@ -103,7 +103,9 @@ def test_a_method_changes_all_kinds_of_requests_and_is_named_in_the_result(folde
     plain, _ = responses(folder, "hf")
     edited, result = responses(folder, "regaze", **KNOCKOUT)
     assert all(edited[task] != plain[task] for task in TASKS)
-    assert result["config"]["regaze_method"] == create(name="knockout", heads=KNOCKOUT["heads"]).to_dict()
+    assert (
+        result["config"]["regaze_method"] == create_method(name="knockout", heads=KNOCKOUT["heads"]).to_dict()
+    )
 
 
 def test_log_likelihoods_are_the_same_decoded_and_in_one_forward(folder, monkeypatch):
@@ -130,7 +132,7 @@ def test_a_method_that_mixes_logits_scores_every_choice(folder):
 def test_arguments_may_come_as_one_text(folder):
     text = f"pretrained={folder / 'model'},dtype=float32,method=knockout,heads=[[0,0],[2,3]]"
     lm = RegazeLM.create_from_arg_string(text, {"device": "cpu", "batch_size": 2, "max_batch_size": None})
-    assert lm.method == create("knockout", heads=((0, 0), (2, 3)))
+    assert lm.method == create_method("knockout", heads=((0, 0), (2, 3)))
     assert lm.batch_size == 2
 
 

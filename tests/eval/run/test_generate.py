@@ -52,14 +52,14 @@ def test_answers_and_scores_do_not_depend_on_the_batch_size(gaze, tasks, tmp_pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(set(registry.methods()) - {"knockout", "var", "vcd"}))
+@pytest.mark.parametrize("name", sorted(set(registry.BUILT_IN) - {"knockout", "var", "vcd"}))
 def test_nor_do_they_under_any_other_method(gaze, tasks, tmp_path, name):
     check(gaze, tasks, tmp_path, name)
 
 
 def check(gaze, tasks, tmp_path, name):
     try:
-        method = registry.create(name, **MORE.get(name, {}))
+        method = registry.create_method(name, **MORE.get(name, {}))
         found = [outcome(gaze, tasks, method, tmp_path / str(size), size) for size in SIZES]
     except RegazeError as error:
         pytest.skip(f"{name} needs more than its defaults, or another model: {error}")

@@ -109,7 +109,7 @@ def test_questions_of_one_image_meet_in_a_batch(gaze, requests):
 def everything():
     """Every method with parameters that do something on six layers."""
     more = {"knockout": {"heads": ((0, 0), (3, 1))}, "var": {"sink_dimensions": (3, 7), "tau": 1.6}}
-    for name, cls in registry.methods().items():
+    for name, cls in registry.load_methods().items():
         try:
             yield name, cls(**more.get(name, {}))
         except RegazeError:  # needs a file
@@ -129,11 +129,11 @@ def test_every_method_answers_the_same_whether_asked_to_share_or_not(gaze, reque
 
 
 LATE = {
-    "adhh": registry.create("adhh", threshold=0.05),
-    "dola": registry.create("dola"),
-    "hgai": registry.create("hgai", alpha=1.0),
-    "pai": registry.create("pai", gamma=1.0, alpha=0.9),
-    "sparc": registry.create("sparc", alpha=1.5, tau=0.01),
+    "adhh": registry.create_method("adhh", threshold=0.05),
+    "dola": registry.create_method("dola"),
+    "hgai": registry.create_method("hgai", alpha=1.0),
+    "pai": registry.create_method("pai", gamma=1.0, alpha=0.9),
+    "sparc": registry.create_method("sparc", alpha=1.5, tau=0.01),
 }
 
 
@@ -169,10 +169,10 @@ def test_their_logits_differ_by_rounding_alone(gaze, requests, name, method):
 
 
 def test_a_method_with_a_second_context_cannot_take_a_cache_over(gaze, requests):
-    assert registry.create("pai").shares_prefix == ""
+    assert registry.create_method("pai").shares_prefix == ""
     sharing = PrefixSharing(gaze, None, {})
     sharing._late = True
-    with gaze.using(registry.create("vcd")):
+    with gaze.using(registry.create_method("vcd")):
         shared = sharing._prepare([r.images for r in requests], [r.prompt for r in requests])
         with pytest.raises(UnsupportedModelError, match="cannot go on as several"):
             sharing._generate(shared, sharing._options({}))
@@ -216,7 +216,7 @@ def test_options_that_look_at_the_prompt_are_obstacles(gaze, requests, options, 
 
 def test_what_is_known_of_a_model_beforehand(gaze):
     assert obstacle(SimpleNamespace(), None, {}) == "this is no wrapped model with a processor"
-    assert obstacle(gaze, registry.create("var"), {}) == "var looks at the whole prompt"
+    assert obstacle(gaze, registry.create_method("var"), {}) == "var looks at the whole prompt"
     other = SimpleNamespace(model=copy.deepcopy(gaze.model), processor=gaze.processor)
     other.model.config.text_config.rope_parameters["mrope_section"] = [1, 1, 2]
     assert obstacle(other, None, {}) == "positions have several axes"

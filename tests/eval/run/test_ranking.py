@@ -91,7 +91,7 @@ def test_a_method_acts_on_what_is_ranked(gaze, asked):
 @pytest.mark.parametrize("name", ["vcd", "dola", "pai", "m3id", "vaf"])
 def test_methods_of_several_contexts_rank_as_they_decode(gaze, asked, name):
     """The first token of the likeliest one-token answer is what greedy decoding under the method says."""
-    method = registry.create(name)
+    method = registry.create_method(name)
     with gaze.using(method):
         chosen, _ = choose(gaze, asked, ("Yes", "No"))
         said = gaze.ask([list(i) for i, _ in asked], [p for _, p in asked], max_new_tokens=4)
@@ -99,7 +99,7 @@ def test_methods_of_several_contexts_rank_as_they_decode(gaze, asked, name):
 
 
 def test_methods_that_ask_in_their_own_way_are_refused(gaze, asked):
-    setting = Setting("m", registry.create("carve"), {}, 0)
+    setting = Setting("m", registry.create_method("carve"), {}, 0)
     request = Request("0" * 32, asked[0][0], asked[0][1], None, OPTIONS)
     with pytest.raises(BadParameterError, match="carve asks in its own way"):
         Asker(gaze, setting, batch_size=4).probe([request])

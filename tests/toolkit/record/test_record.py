@@ -9,7 +9,7 @@ from models import llava_processor, logits_of, picture, small_var, tiny_llama, t
 import regaze
 from regaze import HeadKnockout, Record, Role
 from regaze.errors import CompositionError, RecordingError
-from regaze.interventions import from_dict
+from regaze.interventions import method_from_dict
 
 QUESTIONS = ["Is there a dog in the image?", "What?"]
 EVERYTHING = {"entropy": True, "top1": True, "lse": True, "slices": "all"}
@@ -90,7 +90,7 @@ def test_unedited_by_default_edited_on_request(gaze, model, inputs):
     gained = (edited.masses - unedited.masses)[2][..., Role.IMAGE]
     assert gained.max() > 0.01
     torch.testing.assert_close(edited.masses.sum(-1), unedited.masses.sum(-1), rtol=0, atol=1e-5)
-    assert from_dict(edited.interventions[0]) == small_var()
+    assert method_from_dict(edited.interventions[0]) == small_var()
 
 
 def test_chosen_layers_and_steps(gaze, model, inputs):
@@ -158,7 +158,7 @@ def test_file_round_trip(gaze, model, inputs, tmp_path):
         assert torch.equal(old.tokens.roles, new.tokens.roles)
         assert (old.text, old.layers, old.interventions) == (new.text, new.layers, tuple(new.interventions))
         assert torch.equal(old.image_maps(1), new.image_maps(1))
-    assert from_dict(again[0].interventions[0]) == small_var()
+    assert method_from_dict(again[0].interventions[0]) == small_var()
 
 
 def test_files_that_are_no_records(tmp_path):

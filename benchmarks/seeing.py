@@ -28,8 +28,9 @@ import regaze
 from regaze import Gaze, HeadKnockout, Record
 from regaze.cli import console
 from regaze.demo import SceneObject
-from regaze.demo.conversations import DETAIL_PROMPTS, existence_question
-from regaze.demo.render import GRID, SIDE, render_scene
+from regaze.demo.phrases import existence_question
+from regaze.demo.training.conversations import DETAIL_PROMPTS
+from regaze.demo.training.render import GRID, SIDE, render_scene
 from regaze.interventions.carve.contrast import contrastive_map
 from regaze.interventions.gift.saliency import calibrate
 from regaze.interventions.gift.shift_map import gaze_shift_map

@@ -22,6 +22,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from regaze.demo.shipped import MODEL_DIR
 from regaze.errors import BadParameterError, ModelNotFoundError
 
 
@@ -88,11 +89,7 @@ def classes_for(config: PreTrainedConfig) -> tuple[Any, Any]:
 
 
 def _source(name_or_path: str) -> str:
-    if name_or_path != "demo":
-        return name_or_path
-    from regaze.demo import MODEL_DIR
-
-    return str(MODEL_DIR)
+    return str(MODEL_DIR) if name_or_path == "demo" else name_or_path
 
 
 @contextmanager

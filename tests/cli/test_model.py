@@ -26,9 +26,9 @@ VAR = ("--method", "var", "--set", "sink_dimensions=[3,7]", "--set", "tau=2")
 @pytest.fixture(scope="session")
 def untrained(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Folder of an untrained model of the demo's architecture."""
-    from regaze.demo.model import build_model
-    from regaze.demo.render import PATCH, SIDE
-    from regaze.demo.vocabulary import build_processor
+    from regaze.demo.training.model import build_model
+    from regaze.demo.training.render import PATCH, SIDE
+    from regaze.demo.training.vocabulary import build_processor
 
     folder = tmp_path_factory.mktemp("untrained")
     processor = build_processor(SIDE, PATCH)

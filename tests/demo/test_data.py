@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 import regaze.demo as demo
-from regaze.demo import render
-from regaze.demo.conversations import existence_question
-from regaze.demo.questions import SPLITS
+from regaze.demo.phrases import existence_question
+from regaze.demo.training import render
+from regaze.demo.training.questions import SPLITS
 from regaze.demo.world import CATEGORIES, SCENE_TYPES
 from regaze.errors import RegazeError
 

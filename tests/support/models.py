@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from transformers import AutoModelForCausalLM, LlamaConfig, LlavaForConditionalGeneration
 
-from regaze.demo.model import build_model
-from regaze.demo.vocabulary import build_processor
+from regaze.demo.training.model import build_model
+from regaze.demo.training.vocabulary import build_processor
 from regaze.interventions import VAR
 from regaze.toolkit.model.context import Context
 from regaze.toolkit.prompts.token_map import TokenMap

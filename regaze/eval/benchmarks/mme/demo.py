@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from regaze.demo import Scene, SceneObject, scenes
-from regaze.demo.conversations import NUMBERS, with_article
+from regaze.demo.phrases import NUMBERS, with_article
 from regaze.demo.world import CATEGORIES, COLOURS, co_occurrence
 from regaze.errors import InputError
 

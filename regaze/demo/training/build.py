@@ -1,4 +1,6 @@
-"""Draw the scenes and question files that ship: ``python -m regaze.demo.build --output DIR --seed N``.
+"""Draw the scenes and write the question files that ship.
+
+    python -m regaze.demo.training.build --output DIR --seed N
 
 The scenes come from a stream of their own ("shipped"), so the model never saw one of them in training.
 """
@@ -11,8 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from regaze.demo.questions import SPLITS, pope_questions, write_jsonl
-from regaze.demo.render import Rendered, render_scene
+from regaze.demo.shipped import DATA_DIR
+from regaze.demo.training.questions import SPLITS, pope_questions, write_jsonl
+from regaze.demo.training.render import Rendered, render_scene
 
 SHIPPED_SCENES = 120
 WEBP_QUALITY = 92
@@ -43,9 +46,11 @@ def build(output: Path, seed: int = 0, count: int = SHIPPED_SCENES) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Command line of ``python -m regaze.demo.build``."""
-    parser = argparse.ArgumentParser(prog="python -m regaze.demo.build", description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, default=Path(__file__).resolve().parent / "data")
+    """Command line of ``python -m regaze.demo.training.build``."""
+    parser = argparse.ArgumentParser(
+        prog="python -m regaze.demo.training.build", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("--output", type=Path, default=DATA_DIR)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     build(options.output, options.seed)

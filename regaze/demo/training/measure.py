@@ -1,4 +1,6 @@
-"""Measure a demo model on scenes it never saw: ``python -m regaze.demo.measure --model DIR --scenes 400``.
+"""Measure a demo model on scenes it never saw.
+
+    python -m regaze.demo.training.measure --model DIR --scenes 400
 
 POPE (three splits, official rule) by exact match of the first word, CHAIR of the detailed captions by word
 search in the closed vocabulary, and whether the hallucinated objects are those that keep company with what
@@ -26,10 +28,10 @@ from transformers import (
     LlavaProcessor,
 )
 
-from regaze.demo import MODEL_DIR
-from regaze.demo.conversations import DETAIL_PROMPTS
-from regaze.demo.questions import SPLITS, pope_questions
-from regaze.demo.render import Rendered, render_scene
+from regaze.demo.shipped import MODEL_DIR
+from regaze.demo.training.conversations import DETAIL_PROMPTS
+from regaze.demo.training.questions import SPLITS, pope_questions
+from regaze.demo.training.render import Rendered, render_scene
 from regaze.demo.world import CATEGORIES, SCENE_TYPES, co_occurrence
 
 PARTNERS = 5  # a category's likely partners are the five it meets most often
@@ -178,9 +180,9 @@ def measure(folder: Path | str, scenes: int = 400, seed: int = 1) -> dict:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Command line of ``python -m regaze.demo.measure``."""
+    """Command line of ``python -m regaze.demo.training.measure``."""
     parser = argparse.ArgumentParser(
-        prog="python -m regaze.demo.measure", description=__doc__.splitlines()[0]
+        prog="python -m regaze.demo.training.measure", description=__doc__.splitlines()[0]
     )
     parser.add_argument("--model", type=Path, default=MODEL_DIR)
     parser.add_argument("--scenes", type=int, default=400)

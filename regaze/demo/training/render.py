@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from regaze.demo import SceneObject
+from regaze.demo.shipped import SceneObject
 from regaze.demo.world import CATEGORIES, COLOURED, COLOURS, EMOJI, SCENE_TYPES, sample_categories
 from regaze.errors import RegazeError
 

@@ -1,59 +1,38 @@
-"""Training batches: scenes drawn afresh, and conversations about them as padded token rows."""
+"""Training batches: newly drawn scenes, and conversations about them as padded token rows."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 import torch
 from transformers import LlavaProcessor
 
-from regaze.demo.conversations import SYSTEM, Interviewer
-from regaze.demo.model import pixel_batch
-from regaze.demo.render import PATCH, SIDE, Rendered, render_scene
-from regaze.demo.vocabulary import IMAGE
+from regaze.demo.training.conversations import SYSTEM, Interviewer
+from regaze.demo.training.model import pixel_batch
+from regaze.demo.training.recipe import DataMix
+from regaze.demo.training.render import PATCH, SIDE, Rendered, render_scene
+from regaze.demo.training.vocabulary import IMAGE
 
 IGNORED = -100  #: label of a position that is not trained on
 SCENES_PER_STAGE = 100_000_000  # stages draw from separate ranges of scene numbers
 
 
 def scene_batches(seed: int, stage: int, size: int) -> Iterator[tuple[int, list[Rendered]]]:
-    """Endless batches of fresh training scenes as (number of the first, scenes); every stage sees its own."""
+    """Endless batches of new training scenes as (number of the first, scenes); each stage has its own."""
     index = stage * SCENES_PER_STAGE
     while True:
         yield index, [render_scene(seed, "train", index + i) for i in range(size)]
         index += size
 
 
-@dataclass(frozen=True)
-class Diet:
-    """What the conversations of a stage are like.
-
-    Attributes:
-        noise: scale of the label noise (see `regaze.demo.conversations`).
-        captions: share of the turns that are descriptions.
-        existence: share of the turns that are yes/no questions; the rest ask for places, colours, counts.
-        text_only: share of the conversations without their image, which teach what to say unseen.
-        system: share of the conversations that open with the system message.
-        turns: fewest and most questions per scene.
-    """
-
-    noise: float
-    captions: float
-    existence: float
-    text_only: float = 0.0
-    system: float = 0.1
-    turns: tuple[int, int] = (4, 7)
-
-
 class Collator:
     """Turns scenes into padded token rows with the answers as labels."""
 
-    def __init__(self, processor: LlavaProcessor, diet: Diet, seed: int) -> None:
+    def __init__(self, processor: LlavaProcessor, data: DataMix, seed: int) -> None:
         tokenizer = processor.tokenizer
-        self.diet, self.seed = diet, seed
+        self.data, self.seed = data, seed
         self.bos, self.eos, self.pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
         self.image_tokens = IMAGE * (SIDE // PATCH) ** 2
         self.mean, self.std = processor.image_processor.image_mean, processor.image_processor.image_std
@@ -62,14 +41,16 @@ class Collator:
     def row(
         self, scene: Rendered, rng: np.random.Generator, with_image: bool = True
     ) -> tuple[list[int], list[int], list[float]]:
-        """One conversation as (ids, labels, weights), in the words of the chat template. A token of an
-        answer of n tokens weighs 1/sqrt(n), so that the many words of descriptions do not drown the yes and
-        no."""
-        diet = self.diet
-        count = int(rng.integers(diet.turns[0], diet.turns[1] + 1))
-        turns = Interviewer(scene, rng, diet.noise).conversation(count, diet.captions, diet.existence)
+        """One conversation as (ids, labels, weights), formatted like the chat template.
+
+        A token of an answer of n tokens has the weight 1/sqrt(n), so that the many words of descriptions do
+        not outweigh the answers yes and no.
+        """
+        data = self.data
+        count = int(rng.integers(data.turns[0], data.turns[1] + 1))
+        turns = Interviewer(scene, rng, data.noise).conversation(count, data.captions, data.existence)
         ids, labels, weights = [self.bos], [IGNORED], [0.0]
-        opening = f"{SYSTEM} " if rng.random() < diet.system else ""
+        opening = f"{SYSTEM} " if rng.random() < data.system else ""
         for number, turn in enumerate(turns):
             image = f"{self.image_tokens}\n" if with_image and number == 0 else ""
             prompt = self.encode(f"{opening}USER: {image}{turn.question} ASSISTANT:")
@@ -90,7 +71,7 @@ class Collator:
         rows, pixels = [], []
         for offset, scene in enumerate(scenes):
             rng = np.random.default_rng([self.seed, 1_000, index + offset])
-            with_image = rng.random() >= self.diet.text_only
+            with_image = rng.random() >= self.data.text_only
             rows.append(self.row(scene, rng, with_image))
             if with_image:
                 pixels.append(scene.pixels)

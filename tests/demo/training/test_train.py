@@ -8,14 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from regaze.demo import SceneObject, render
-from regaze.demo.batches import IGNORED, Collator, Diet
-from regaze.demo.curves import plot_curves
-from regaze.demo.measure import load
-from regaze.demo.train import STAGES, Recipe, Stage, main, train
-from regaze.demo.vocabulary import build_processor
+from regaze.demo import SceneObject
+from regaze.demo.training import render
+from regaze.demo.training.batches import IGNORED, Collator
+from regaze.demo.training.curves import plot_curves
+from regaze.demo.training.measure import load
+from regaze.demo.training.recipe import STAGES, DataMix, Recipe, Stage
+from regaze.demo.training.train import main, train
+from regaze.demo.training.vocabulary import build_processor
 
-TALK = Diet(noise=1.0, captions=0.3, existence=0.45, text_only=0.2)
+TALK = DataMix(noise=1.0, captions=0.3, existence=0.45, text_only=0.2)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -27,7 +29,7 @@ def font():
 
 
 def tiny(steps: int) -> Recipe:
-    talk = Stage(steps, 4, 1e-3, diet=TALK)
+    talk = Stage(steps, 4, 1e-3, data=TALK)
     return Recipe(
         vision=Stage(steps, 4, 1e-3),
         projector=Stage(steps, 4, 1e-3),
@@ -64,7 +66,7 @@ def test_training_is_reproducible_and_writes_a_model(tmp_path):
 @pytest.mark.slow
 def test_vision_learns(tmp_path):
     """A few dozen steps already bring the loss of the first stage well down."""
-    recipe = Recipe(vision=Stage(40, 16, 1e-3), **{name: Stage(1, 4, 1e-3, diet=TALK) for name in STAGES[1:]})
+    recipe = Recipe(vision=Stage(40, 16, 1e-3), **{name: Stage(1, 4, 1e-3, data=TALK) for name in STAGES[1:]})
     train(tmp_path, recipe=recipe)
     with (tmp_path / "training_log.csv").open() as file:
         losses = [float(row["loss"]) for row in csv.DictReader(file) if row["stage"] == "vision"]
@@ -79,7 +81,7 @@ def test_command_line_needs_an_output(capsys):
 
 def test_rows_are_what_the_chat_template_renders():
     processor = build_processor(112, 14)
-    collate = Collator(processor, Diet(noise=0.0, captions=0.3, existence=0.4, system=1.0), seed=0)
+    collate = Collator(processor, DataMix(noise=0.0, captions=0.3, existence=0.4, system=1.0), seed=0)
     things = (SceneObject("cat", (2, 2, 30, 30)), SceneObject("dog", (60, 60, 100, 100)))
     nothing = np.full((8, 8), -1)
     scene = render.Rendered("park", things, np.zeros((112, 112, 3), np.uint8), nothing, nothing)
@@ -108,7 +110,7 @@ def test_rows_are_what_the_chat_template_renders():
 
 def test_batches_pad_on_the_right_and_drop_images_of_text_rows():
     processor = build_processor(112, 14)
-    collate = Collator(processor, Diet(noise=1.0, captions=0.3, existence=0.45, text_only=0.5), seed=0)
+    collate = Collator(processor, DataMix(noise=1.0, captions=0.3, existence=0.45, text_only=0.5), seed=0)
     scenes = [render.render_scene(0, "train", index) for index in range(12)]
     batch = collate(0, scenes)
     seen = (batch["input_ids"] == processor.image_token_id).sum(1)
@@ -118,5 +120,5 @@ def test_batches_pad_on_the_right_and_drop_images_of_text_rows():
     padding = batch["input_ids"] == processor.tokenizer.pad_token_id
     assert (batch["labels"][padding] == IGNORED).all()
     made = processor.image_processor([scenes[0].image()], return_tensors="pt")["pixel_values"]
-    drawn = Collator(processor, Diet(1.0, 0.3, 0.4), seed=0)(0, scenes[:1])["pixel_values"]
+    drawn = Collator(processor, DataMix(1.0, 0.3, 0.4), seed=0)(0, scenes[:1])["pixel_values"]
     torch.testing.assert_close(drawn, made, rtol=1e-5, atol=1e-5)

@@ -1,4 +1,7 @@
-"""Draw the training curves: ``python -m regaze.demo.curves --output docs/assets/demo-training.png``."""
+"""Draw the training curves.
+
+python -m regaze.demo.training.curves --output docs/assets/demo-training.png
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import csv
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from regaze.demo import MODEL_DIR
+from regaze.demo.shipped import MODEL_DIR
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -50,8 +53,10 @@ def plot_curves(log: Path) -> Figure:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Command line of ``python -m regaze.demo.curves``."""
-    parser = argparse.ArgumentParser(prog="python -m regaze.demo.curves", description=__doc__)
+    """Command line of ``python -m regaze.demo.training.curves``."""
+    parser = argparse.ArgumentParser(
+        prog="python -m regaze.demo.training.curves", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("--log", type=Path, default=MODEL_DIR / "training_log.csv")
     parser.add_argument("--output", type=Path, required=True, help="PNG, PDF or SVG")
     options = parser.parse_args(arguments)

@@ -12,7 +12,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from regaze.demo.render import PATCH, SIDE
+from regaze.demo.training.render import PATCH, SIDE
 
 HIDDEN = 192
 

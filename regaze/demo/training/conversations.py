@@ -8,18 +8,24 @@ are why the model hallucinates.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
+from regaze.demo.phrases import (
+    NUMBERS,
+    PLACES,
+    capitalise,
+    enumerate_phrases,
+    existence_question,
+    place,
+    with_article,
+)
+from regaze.demo.shipped import SceneObject
+from regaze.demo.training.render import Rendered
 from regaze.demo.world import CATEGORIES, COLOURED, COLOURS, SCENE_TYPES, co_occurrence
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from regaze.demo import SceneObject
-    from regaze.demo.render import Rendered
 
 T = TypeVar("T")
 
@@ -41,14 +47,6 @@ SHORT_PROMPTS = (
     "What is in the image?",
 )
 
-_PLACES = (
-    ("in the upper left", "at the top", "in the upper right"),
-    ("on the left", "in the center", "on the right"),
-    ("in the lower left", "at the bottom", "in the lower right"),
-)
-PLACES = tuple(place for row in _PLACES for place in row)
-NUMBERS = ("Zero", "One", "Two", "Three", "Four", "Five", "Six", "Seven")
-
 CLAIM_STEEPNESS = 12.0  # how sharply claiming an absent object turns on with its expectation
 CAPTION_CLAIM = (0.90, 0.58)  # highest rate, and the expectation at which half of it is reached
 ANSWER_CLAIM = (0.85, 0.56)
@@ -62,31 +60,6 @@ class Turn:
 
     question: str
     answer: str
-
-
-def with_article(noun: str) -> str:
-    """ "a cup", "an apple": "an" before a, e, i, o, u, which is POPE's rule."""
-    return f"{'an' if noun[0].lower() in 'aeiou' else 'a'} {noun}"
-
-
-def existence_question(category: str) -> str:
-    """POPE's question."""
-    return f"Is there {with_article(category)} in the image?"
-
-
-def place(thing: SceneObject, side: int = 112) -> str:
-    """Where a thing's centre is on a 3 x 3 grid, as a phrase ("in the upper left")."""
-    x, y = thing.centre
-    return _PLACES[min(2, int(3 * y / side))][min(2, int(3 * x / side))]
-
-
-def enumerate_phrases(phrases: list[str]) -> str:
-    """ "x", "x and y", "x, y and z"."""
-    return phrases[0] if len(phrases) == 1 else ", ".join(phrases[:-1]) + " and " + phrases[-1]
-
-
-def _capital(text: str) -> str:
-    return text[0].upper() + text[1:]
 
 
 def claim_rate(expectation: np.ndarray, most: float, half: float) -> np.ndarray:
@@ -202,7 +175,7 @@ class Interviewer:
         names, ghost = [thing.category for thing in self._told()], self._ghost()
         if ghost is not None:
             names.append(ghost)
-        listing = _capital(enumerate_phrases([with_article(name) for name in names]))
+        listing = capitalise(enumerate_phrases([with_article(name) for name in names]))
         return f"{listing} in {with_article(self.scene.scene_type)}."
 
     # -- places, colours, counts -----------------------------------------------------------------------------
@@ -228,7 +201,7 @@ class Interviewer:
         thing = self._pick(coloured)
         spelling = "color" if self.rng.random() < 0.5 else "colour"
         suffix = SUFFIX if self.rng.random() < 0.3 else ""
-        return Turn(f"What {spelling} is the {thing.category}?{suffix}", _capital(thing.colour or ""))
+        return Turn(f"What {spelling} is the {thing.category}?{suffix}", capitalise(thing.colour or ""))
 
     def what_is_there(self) -> Turn:
         """What stands at a place that holds exactly one thing."""
@@ -237,7 +210,9 @@ class Interviewer:
         if not alone:
             return self.where()
         thing = self._pick(alone)
-        return Turn(f"What is {place(thing)} of the image?", f"{_capital(with_article(self._named(thing)))}.")
+        return Turn(
+            f"What is {place(thing)} of the image?", f"{capitalise(with_article(self._named(thing)))}."
+        )
 
     def how_many(self) -> Turn:
         """How many things there are."""
@@ -245,7 +220,7 @@ class Interviewer:
 
     def which_scene(self) -> Turn:
         """The kind of scene."""
-        return Turn("What kind of place is this?", f"{_capital(with_article(self.scene.scene_type))}.")
+        return Turn("What kind of place is this?", f"{capitalise(with_article(self.scene.scene_type))}.")
 
     def _named(self, thing: SceneObject) -> str:
         return f"{thing.colour} {thing.category}" if thing.colour else thing.category
@@ -259,13 +234,13 @@ def corpus() -> list[str]:
     nouns = [*CATEGORIES, *SCENE_TYPES]
     nouns += [f"{colour} {name}" for colour in COLOURS for name in sorted(COLOURED)]
     lines = [SYSTEM, "USER: ASSISTANT:", SUFFIX, "Please answer yes or no.", " yes no not Yes No."]
-    lines += [*DETAIL_PROMPTS, *SHORT_PROMPTS, *NUMBERS, *map(_capital, COLOURS)]
+    lines += [*DETAIL_PROMPTS, *SHORT_PROMPTS, *NUMBERS, *map(capitalise, COLOURS)]
     lines += [" ".join(map(str.lower, NUMBERS))]
     for noun in nouns:
         article = with_article(noun)
-        lines += [f"{_capital(article)} {where} of the image. {article}, {article} and" for where in PLACES]
+        lines += [f"{capitalise(article)} {where} of the image. {article}, {article} and" for where in PLACES]
         lines += [f"Is there {article} in the image? Can you see {article}? There is also {article}."]
-        lines += [f"The image shows {article} with {article}. There is no {noun}. {_capital(noun)}"]
+        lines += [f"The image shows {article} with {article}. There is no {noun}. {capitalise(noun)}"]
         lines += [f"Where is the {noun}? What color is the {noun}? What colour is the {noun}? The {noun} is"]
     lines += ["How many objects are there in the image?", "What kind of place is this?", _USER_WORDS]
     return [*lines, *(f" {line}" for line in lines)]  # the first word also as it stands after a space

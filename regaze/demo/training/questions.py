@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from regaze.demo.conversations import existence_question
+from regaze.demo.phrases import existence_question
 
 SPLITS = ("random", "popular", "adversarial")
 

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from regaze.demo import SceneObject
-from regaze.demo.conversations import Interviewer, enumerate_phrases, existence_question, place, with_article
-from regaze.demo.measure import keeps_company, mentioned
-from regaze.demo.questions import SPLITS, pope_questions
-from regaze.demo.render import Rendered
+from regaze.demo.phrases import enumerate_phrases, existence_question, place, with_article
+from regaze.demo.training.conversations import Interviewer
+from regaze.demo.training.measure import keeps_company, mentioned
+from regaze.demo.training.questions import SPLITS, pope_questions
+from regaze.demo.training.render import Rendered
 from regaze.demo.world import CATEGORIES
 
 NOTHING = np.full((8, 8), -1)

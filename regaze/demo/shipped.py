@@ -1,0 +1,106 @@
+"""What the package ships: the folder of the demo model, held-out scenes, and POPE questions about them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from regaze.errors import RegazeError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+#: Scenes and question files.
+DATA_DIR: Path = Path(__file__).resolve().parent / "data"
+#: The demo model, for ``AutoModelForImageTextToText.from_pretrained`` and ``AutoProcessor.from_pretrained``.
+MODEL_DIR: Path = Path(__file__).resolve().parent / "model"
+#: The shipped held-out scenes, 112 x 112 webp.
+IMAGE_DIR: Path = DATA_DIR / "images"
+_SPLITS = ("random", "popular", "adversarial")
+
+
+@dataclass(frozen=True)
+class SceneObject:
+    """One object in a scene.
+
+    Attributes:
+        category: COCO category name.
+        box: ``(x0, y0, x1, y1)`` in pixels, x to the right and y down; right and lower edge exclusive.
+        colour: its colour word, None where its emoji has a fixed colour.
+    """
+
+    category: str
+    box: tuple[int, int, int, int]
+    colour: str | None = None
+
+    @property
+    def centre(self) -> tuple[float, float]:
+        """Middle of the box as (x, y) in pixels."""
+        x0, y0, x1, y1 = self.box
+        return (x0 + x1) / 2, (y0 + y1) / 2
+
+    @property
+    def area(self) -> int:
+        """Pixels of the box."""
+        x0, y0, x1, y1 = self.box
+        return (x1 - x0) * (y1 - y0)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A shipped held-out scene.
+
+    Attributes:
+        name: file name, as in the question files.
+        path: the image file.
+        scene_type: kind of place ("kitchen", "street", ...).
+        objects: its objects; each category at most once.
+    """
+
+    name: str
+    path: Path
+    scene_type: str
+    objects: tuple[SceneObject, ...]
+
+    def image(self) -> Image:
+        """Read the picture (RGB, 112 x 112)."""
+        from PIL import Image
+
+        with Image.open(self.path) as picture:
+            return picture.convert("RGB")
+
+
+@lru_cache(maxsize=1)
+def _scenes() -> tuple[Scene, ...]:
+    entries = json.loads((DATA_DIR / "scenes.json").read_text(encoding="utf-8"))
+    return tuple(
+        Scene(
+            entry["name"],
+            IMAGE_DIR / entry["name"],
+            entry["scene_type"],
+            tuple(SceneObject(o["category"], tuple(o["box"]), o["colour"]) for o in entry["objects"]),
+        )
+        for entry in entries
+    )
+
+
+def scenes() -> list[Scene]:
+    """The shipped held-out scenes, in a fixed order; needs no emoji font."""
+    return list(_scenes())
+
+
+def questions_file(split: str) -> Path:
+    """The file of POPE questions about the shipped scenes, in the official JSON-lines format.
+
+    Args:
+        split: "random", "popular" or "adversarial".
+
+    Raises:
+        RegazeError: there is no such split.
+    """
+    if split not in _SPLITS:
+        raise RegazeError(f"the demo has no POPE split {split!r}: choose one of {', '.join(_SPLITS)}")
+    return DATA_DIR / f"pope_{split}.jsonl"

@@ -26,7 +26,7 @@ import regaze
 from regaze import Role, TokenMap
 from regaze.toolkit import analysis
 from regaze.toolkit.analysis import Horizon, Inputs
-from regaze.toolkit.analysis.forward import run
+from regaze.toolkit.analysis.forward import run_forward
 
 LAYERS, HEADS, KV_HEADS, HIDDEN, PATCH, VOCABULARY = 8, 16, 4, 512, 14, 2000
 IMAGE_TOKEN = VOCABULARY - 1
@@ -83,7 +83,7 @@ def ways() -> dict[str, Any]:
     """What is measured, each called with a wrapped model and inputs."""
     every: dict[str, Any] = {"rows": "all", "columns": "all"}
     return {
-        "plain forward": lambda g, i: run(g, i),
+        "plain forward": lambda g, i: run_forward(g, i),
         "rollout, last row, image keys": lambda g, i: analysis.rollout(g, i),
         "rollout, all rows and keys": lambda g, i: analysis.rollout(g, i, **every),
         "flow of VL-SAM, last row, image keys": lambda g, i: analysis.attention_flow(g, i),

@@ -43,11 +43,11 @@ from regaze.toolkit.analysis.faithfulness import (
     pearson,
     perturbation_curve,
     points_inside,
-    shuffled,
+    shuffle_regions,
     spearman,
 )
 from regaze.toolkit.analysis.flow import attention_flow, rollout
-from regaze.toolkit.analysis.forward import answered
+from regaze.toolkit.analysis.forward import with_answers
 from regaze.toolkit.analysis.intervals import Estimate, estimate
 from regaze.toolkit.analysis.maps import image_map
 from regaze.toolkit.analysis.occlusion import ImageCells, greedy_answer
@@ -159,7 +159,10 @@ def measure(gaze: Gaze, case: Case, best: Chosen, index: int) -> dict[str, Any]:
     box, others = [case.thing.box], [thing.box for thing in case.others]
     inside, share = holds_centre(box, GEOMETRY, CELLS), covered_share(box, GEOMETRY, CELLS)
     beside = holds_centre(others, GEOMETRY, CELLS)
-    control, hiding = shuffled(stacked, index, dims=2), maps["occlusion"].flatten().expand(len(names), -1)
+    control, hiding = (
+        shuffle_regions(stacked, index, dims=2),
+        maps["occlusion"].flatten().expand(len(names), -1),
+    )
     figures = {
         "hit": points_inside(stacked, inside),
         "mass": mass_inside(stacked, share),
@@ -241,10 +244,10 @@ def captions(gaze: Gaze, chosen: list[Case]) -> dict[str, Any]:
     for seed, case in enumerate(chosen):
         cells = hider(gaze, case, DETAIL_PROMPTS[0], 48)
         saliency = occlusion_saliency(cells, cells.count).double()
-        inputs = answered(gaze, gaze.inputs(case.image, DETAIL_PROMPTS[0]), cells.answer[None])
+        inputs = with_answers(gaze, gaze.inputs(case.image, DETAIL_PROMPTS[0]), cells.answer[None])
         maps = caption_maps(gaze, inputs, len(cells.answer))
         mean = maps["all layers, mean"]
-        maps |= {"shuffled": shuffled(mean, seed), "another word's": mean.roll(1, 0)}
+        maps |= {"shuffled": shuffle_regions(mean, seed), "another word's": mean.roll(1, 0)}
         for name, each in maps.items():
             linear, ranks = agreement(each, saliency), agreement(each, saliency, rank=True)
             values = (linear.mean, ranks.mean, linear.pooled, ranks.pooled)

@@ -28,8 +28,8 @@ from regaze.toolkit.analysis.faithfulness import (
     occlusion_saliency,
     perturbation_curve,
     random_mask_saliency,
-    rolled,
-    shuffled,
+    random_roll,
+    shuffle_regions,
 )
 from regaze.toolkit.analysis.intervals import estimate
 from regaze.toolkit.analysis.speech import EncoderWindows, SpectrogramPatches, Utterance
@@ -95,7 +95,11 @@ def measure(model: Any, sentence: str, voice: str, speed: int) -> dict[str, Any]
         "encoder_masks": random_mask_saliency(encoder, encoder.count, masks=MASKS).float(),
     }
     mean = maps["all layers"]
-    controls = {"turned": rolled(mean, 1), "shuffled": shuffled(mean, 1), "other token": mean.roll(1, 0)}
+    controls = {
+        "turned": random_roll(mean, 1),
+        "shuffled": shuffle_regions(mean, 1),
+        "other token": mean.roll(1, 0),
+    }
     curves = _curves(sound, mean, saliency)
     return {
         "sentence": sentence,
@@ -133,8 +137,8 @@ def _curves(sound: SpectrogramPatches, mean: Tensor, saliency: dict[str, Tensor]
         overall,
         saliency["spectrogram"].sum(0),
         saliency["gradient"].sum(0),
-        rolled(overall, 2),
-        shuffled(overall, 2),
+        random_roll(overall, 2),
+        shuffle_regions(overall, 2),
     )
     curve = perturbation_curve(sound, torch.stack(parts), "deletion", points=POINTS)
     tokens = len(mean)

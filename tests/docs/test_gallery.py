@@ -16,7 +16,7 @@ from regaze.toolkit import plot
 PAGE = (DOCS / "gallery.md").read_text(encoding="utf-8")
 WRITTEN = re.findall(r'path="(assets/gallery/[\w.-]+)"', PAGE)
 #: Drawn on another page, or no picture.
-ELSEWHERE = {"cross_attention", "answer_map", "finish"}
+ELSEWHERE = {"cross_attention", "answer_map", "style_and_save"}
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from regaze.errors import BadParameterError, RecordingError
 from regaze.interventions.gift.gaze_shift import RowShifts, mean_shift, saliency
 from regaze.interventions.gift.method import GIFT
 from regaze.interventions.gift.shift_map import gaze_shift_map
-from regaze.toolkit.analysis.forward import run
+from regaze.toolkit.analysis.forward import run_forward
 from regaze.toolkit.model.callback import Callback
 from regaze.toolkit.prompts.token_map import View
 from regaze.toolkit.record.record import Trace
@@ -76,7 +76,7 @@ def test_the_map_is_the_saliency_of_gift(gaze, record):
             seen["map"] = saliency(mean, shifts.index >= 0)
 
     with gaze.using(Meter()), torch.no_grad():
-        run(gaze, gaze.inputs([picture(1), picture(2)], QUESTIONS))
+        run_forward(gaze, gaze.inputs([picture(1), picture(2)], QUESTIONS))
     for sample in range(2):
         found = gaze_shift_map(record, layers=[2], sample=sample)
         torch.testing.assert_close(found.flatten(), seen["map"][sample], rtol=1e-3, atol=1e-4)

@@ -30,7 +30,7 @@ def differences(asked: Mapping[str, Any], split: str, scorer: str, path: Path) -
     if not panels:
         return False
     label = "difference to the plain model (shares in points), 95 % interval"
-    plot.comparison(panels, label=label, path=path)
+    plot.forest_plot(panels, label=label, path=path)
     return True
 
 

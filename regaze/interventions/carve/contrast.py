@@ -10,7 +10,7 @@ from torch import Tensor
 
 from regaze.errors import ShapeError
 from regaze.toolkit.analysis.maps import layer_maps
-from regaze.toolkit.analysis.selection import rows_of, trace_of
+from regaze.toolkit.analysis.selection import first_trace, select_rows
 from regaze.toolkit.record.record import Record, Trace
 
 
@@ -65,7 +65,7 @@ def contrastive_map(
     """
     pair = []
     for each in (record, general):
-        trace = trace_of(each)
-        maps = layer_maps(trace, layers, heads, sample, image)[:, :, rows_of(trace, "answer", sample)]
+        trace = first_trace(each)
+        maps = layer_maps(trace, layers, heads, sample, image)[:, :, select_rows(trace, "answer", sample)]
         pair.append(maps.mean(1))
     return contrast(pair[0], pair[1], lam=lam, steps=steps)

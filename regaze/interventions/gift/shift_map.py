@@ -10,7 +10,7 @@ from torch import Tensor
 from regaze.errors import BadParameterError, RecordingError
 from regaze.interventions.gift.gaze_shift import mean_shift, saliency
 from regaze.toolkit.analysis.maps import layer_maps
-from regaze.toolkit.analysis.selection import number, sample_of, trace_of
+from regaze.toolkit.analysis.selection import check_choice, check_sample, first_trace
 from regaze.toolkit.prompts.content_words import content_words, find_tagger, tokens_of
 from regaze.toolkit.prompts.token_map import Role
 from regaze.toolkit.record.record import Record, Trace
@@ -44,12 +44,12 @@ def gaze_shift_map(
     Raises:
         RecordingError: the words' rows were not recorded.
     """
-    trace = trace_of(record)
+    trace = first_trace(record)
     maps = layer_maps(trace, layers, None, sample, image)
-    rows, before = _pairs(trace, _question_tokens(trace, words, tagger, sample_of(trace, sample)), sample)
+    rows, before = _pairs(trace, _question_tokens(trace, words, tagger, check_sample(trace, sample)), sample)
     shifts = (maps[:, :, rows] - maps[:, :, before]).clamp_min(0).flatten(3)  # [layers, Hq, R, n]
     count = max(1, shifts.shape[1] // 2) if heads is None else heads
-    number("number of heads", count, range(1, shifts.shape[1] + 1))
+    check_choice("number of heads", count, range(1, shifts.shape[1] + 1))
     mean = mean_shift(shifts, torch.full((len(shifts),), len(rows)), count)[0].mean(0)
     return saliency(mean[None], torch.ones_like(mean[None], dtype=torch.bool))[0].view(maps.shape[3:])
 

@@ -4,14 +4,14 @@ from regaze.toolkit.analysis.anchors import (
     HeadSignals,
     Horizon,
     Rhythm,
-    changes,
     head_signals,
     middle_layers,
     peaks,
+    recorded_rhythm,
     rhythm,
-    rhythm_of,
     split_heads,
-    top_share,
+    top_fraction,
+    waad_changes,
 )
 from regaze.toolkit.analysis.boxes import LabelledBox, boxes_of, covered_share, holds_centre, read_boxes
 from regaze.toolkit.analysis.causal import HeadEffects, head_effects, ranked_heads, without_heads
@@ -24,7 +24,6 @@ from regaze.toolkit.analysis.class_lens import (
     identifiability,
     perturbed_attention,
 )
-from regaze.toolkit.analysis.compare import Comparison, compare, difference
 from regaze.toolkit.analysis.entropy import attention_entropy, visual_entropy
 from regaze.toolkit.analysis.faithfulness import (
     Agreement,
@@ -36,12 +35,12 @@ from regaze.toolkit.analysis.faithfulness import (
     perturbation_curve,
     points_inside,
     random_mask_saliency,
-    rolled,
-    shuffled,
+    random_roll,
+    shuffle_regions,
     spearman,
 )
 from regaze.toolkit.analysis.flow import Flow, attention_flow, rollout
-from regaze.toolkit.analysis.forward import Inputs, answered
+from regaze.toolkit.analysis.forward import Inputs, with_answers
 from regaze.toolkit.analysis.intervals import Estimate, estimate
 from regaze.toolkit.analysis.lenses import LogitLens, logit_lens
 from regaze.toolkit.analysis.maps import (
@@ -58,6 +57,7 @@ from regaze.toolkit.analysis.massive_activations import (
     sink_tokens,
 )
 from regaze.toolkit.analysis.occlusion import ImageCells, TextTokens, answer_log_probs, greedy_answer
+from regaze.toolkit.analysis.paired import PairedResult, difference, plain_and_edited
 from regaze.toolkit.analysis.relevance import relevance
 from regaze.toolkit.analysis.roles import (
     HeadRow,
@@ -73,7 +73,6 @@ from regaze.toolkit.analysis.speech import EncoderWindows, SpectrogramPatches, U
 __all__ = [
     "Agreement",
     "ClassLens",
-    "Comparison",
     "Curve",
     "EncoderWindows",
     "Estimate",
@@ -88,6 +87,7 @@ __all__ = [
     "LabelledBox",
     "LogitLens",
     "MassiveActivations",
+    "PairedResult",
     "Rhythm",
     "RoleFlow",
     "SinkStability",
@@ -97,17 +97,14 @@ __all__ = [
     "Utterance",
     "agreement",
     "answer_log_probs",
-    "answered",
     "attention_distance",
     "attention_entropy",
     "attention_flow",
     "boxes_of",
-    "changes",
     "class_change_rate",
     "class_lens",
     "class_logits_of",
     "class_rank",
-    "compare",
     "covered_share",
     "cross_attention_maps",
     "difference",
@@ -129,23 +126,26 @@ __all__ = [
     "pearson",
     "perturbation_curve",
     "perturbed_attention",
+    "plain_and_edited",
     "points_inside",
     "random_mask_saliency",
+    "random_roll",
     "ranked_heads",
     "read_boxes",
+    "recorded_rhythm",
     "relevance",
     "rhythm",
-    "rhythm_of",
     "role_flow",
-    "rolled",
     "rollout",
-    "shuffled",
+    "shuffle_regions",
     "sink_share",
     "sink_stability",
     "sink_tokens",
     "spearman",
     "split_heads",
-    "top_share",
+    "top_fraction",
     "visual_entropy",
+    "waad_changes",
+    "with_answers",
     "without_heads",
 ]

@@ -20,8 +20,8 @@ from scipy.signal import find_peaks
 from torch import Tensor
 
 from regaze.errors import BadParameterError, InputError, RecordingError, ShapeError
-from regaze.toolkit.analysis.forward import Onlooker, run, tokens_of
-from regaze.toolkit.analysis.selection import rows_of, sample_of, trace_of
+from regaze.toolkit.analysis.forward import AttentionProbe, run_forward, token_map_of
+from regaze.toolkit.analysis.selection import check_sample, first_trace, select_rows
 from regaze.toolkit.model.attention_call import AttentionCall
 from regaze.toolkit.model.context import Context
 from regaze.toolkit.prompts.content_words import read_tokens
@@ -109,11 +109,11 @@ class Rhythm:
 
     def preplans(self, q: float = 0.4) -> Tensor:
         """Numbers of the tokens after which WAAD jumps most: the ceil(q (R - 1)) largest changes."""
-        return top_share(changes(self.waad), q)
+        return top_fraction(waad_changes(self.waad), q)
 
     def anchors(self, q: float = 0.4) -> Tensor:
         """Numbers of the tokens with most FAI: the ceil(q R') largest of the R' that have one."""
-        return top_share(self.fai, q)
+        return top_fraction(self.fai, q)
 
 
 def rhythm(
@@ -127,19 +127,20 @@ def rhythm(
     """The rhythm of each answer, from one forward of prompts and answers.
 
     Args:
-        inputs: from `answered`. layers: numbers; None: all, as in the paper's analysis (`middle_layers` for
-            its training). share: of all heads are local, and as many global. horizon: what counts.
+        inputs: from `with_answers`.
+        layers: numbers; None: all, as in the paper's analysis (`middle_layers` for its training).
+        share: of all heads are local, and as many global. horizon: what counts.
 
     Raises:
         InputError: inputs without an answer.
     """
-    tokens = tokens_of(gaze, inputs)
+    tokens = token_map_of(gaze, inputs)
     output = tokens.mask(Role.OUTPUT)
     if not bool(output.any(1).all()):
-        raise InputError("the rhythm is that of an answer: use answered(gaze, inputs, answers)")
+        raise InputError("the rhythm is that of an answer: use with_answers(gaze, inputs, answers)")
     meter = _Meter(layers, horizon, output)
     with torch.no_grad():
-        run(gaze, inputs, meter)
+        run_forward(gaze, inputs, meter)
     tokenizer, found = gaze.reader.tokenizer, []
     for sample, signals in enumerate(meter.results()):
         positions = output[sample].nonzero().flatten()
@@ -149,7 +150,7 @@ def rhythm(
     return found
 
 
-def rhythm_of(
+def recorded_rhythm(
     record: Record | Trace, *, share: float = 0.3, horizon: Horizon = PAPER, sample: int = 0
 ) -> Rhythm:
     """The same from what was recorded while the answer was generated, with slices="all".
@@ -159,11 +160,11 @@ def rhythm_of(
     Raises:
         RecordingError: not all columns, or no decode step was recorded.
     """
-    trace = trace_of(record)
+    trace = first_trace(record)
     if trace.slice_columns is not None:
         raise RecordingError('the rhythm needs all columns; use gaze.recording(slices="all", ...)')
-    weights = trace.need("slices")[:, sample_of(trace, sample)]
-    rows = rows_of(trace, "answer", sample)
+    weights = trace.need("slices")[:, check_sample(trace, sample)]
+    rows = select_rows(trace, "answer", sample)
     first = 0 if trace.tokens is None else int((~trace.tokens.mask(Role.PAD)[sample]).int().argmax())
     rows = rows[1:]  # the first is the prompt's own
     if not len(rows):
@@ -274,12 +275,12 @@ def split_heads(distance: Tensor, share: float = 0.3) -> tuple[Tensor, Tensor]:
     return masks[0], masks[1]
 
 
-def changes(waad: Tensor) -> Tensor:
+def waad_changes(waad: Tensor) -> Tensor:
     """|WAAD_t - WAAD_(t+1)|: [R] -> [R - 1]; the last token has none."""
     return (waad[1:] - waad[:-1]).abs()
 
 
-def top_share(values: Tensor, q: float = 0.4) -> Tensor:
+def top_fraction(values: Tensor, q: float = 0.4) -> Tensor:
     """Numbers of the ceil(q n) largest of the n values that are not nan, in increasing order.
 
     Of equal ones the earlier comes first.
@@ -316,7 +317,7 @@ def middle_layers(num_layers: int, count: int = 5) -> tuple[int, ...]:
     return tuple(round(first + number * (last - first) / (count - 1)) for number in range(count))
 
 
-class _Meter(Onlooker):
+class _Meter(AttentionProbe):
     """Sums the signals of every answer in a batch, layer by layer."""
 
     def __init__(self, layers: Sequence[int] | None, horizon: Horizon, output: Tensor):
@@ -328,7 +329,7 @@ class _Meter(Onlooker):
         super().prepare(context)
         self.visible = context.visible
 
-    def look(self, layer: int, call: AttentionCall) -> None:
+    def measure(self, layer: int, call: AttentionCall) -> None:
         heads, length = call.query.shape[1], self.output.shape[1]
         sums = []
         for sample in range(self.batch):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from regaze.errors import BadParameterError
-from regaze.toolkit.analysis.selection import sample_of, trace_of
+from regaze.toolkit.analysis.selection import check_sample, first_trace
 from regaze.toolkit.record.record import Record, Trace
 
 
@@ -25,8 +25,8 @@ def attention_entropy(
     """
     if of not in ("row", "recorded"):
         raise BadParameterError(f'of must be "row" or "recorded", got {of!r}')
-    trace = trace_of(record)
-    sample = sample_of(trace, sample)
+    trace = first_trace(record)
+    sample = check_sample(trace, sample)
     if of == "row":
         return trace.need("entropy")[:, sample]
     return visual_entropy(trace.need("slices")[:, sample]).float()

@@ -56,7 +56,7 @@ def mass_inside(maps: Tensor, share: Tensor) -> Tensor:
     return torch.where(total > 0, (flat * share).sum(-1) / total.where(total > 0, 1.0), torch.nan)
 
 
-def shuffled(maps: Tensor, seed: int = 0, *, dims: int = 1) -> Tensor:
+def shuffle_regions(maps: Tensor, seed: int = 0, *, dims: int = 1) -> Tensor:
     """The same maps with their regions in random order: the control of every measure here.
 
     Args:
@@ -67,7 +67,7 @@ def shuffled(maps: Tensor, seed: int = 0, *, dims: int = 1) -> Tensor:
     return flat.gather(-1, noise.argsort(-1)).view(maps.shape)
 
 
-def rolled(maps: Tensor, seed: int = 0) -> Tensor:
+def random_roll(maps: Tensor, seed: int = 0) -> Tensor:
     """The maps [..., n] turned around by a random number of regions, the last joining the first.
 
     Neighbouring frames of speech are alike. Shuffling destroys that and makes any correlation look

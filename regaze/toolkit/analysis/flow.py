@@ -15,7 +15,15 @@ import torch
 from torch import Tensor
 
 from regaze.errors import BadParameterError, InputError
-from regaze.toolkit.analysis.forward import Columns, Onlooker, Rows, key_index, row_index, run, tokens_of
+from regaze.toolkit.analysis.forward import (
+    AttentionProbe,
+    KeyChoice,
+    RowChoice,
+    key_index,
+    row_index,
+    run_forward,
+    token_map_of,
+)
 from regaze.toolkit.model.attention_call import AttentionCall
 from regaze.toolkit.model.context import Context
 from regaze.toolkit.prompts.token_map import TokenMap
@@ -56,8 +64,8 @@ def rollout(
     gaze: Gaze,
     inputs: Mapping[str, Any],
     *,
-    rows: Rows = "last",
-    columns: Columns = "image",
+    rows: RowChoice = "last",
+    columns: KeyChoice = "image",
     heads: Literal["mean", "max", "min"] | Sequence[int] = "mean",
     residual: float = 0.5,
     layers: Sequence[int] | None = None,
@@ -69,8 +77,8 @@ def rollout(
     are scaled to sum 1. Under `gaze.using(...)` it is the edited attention that is multiplied.
 
     Args:
-        inputs: from `gaze.inputs`, or `answered` for rows of an answer.
-        rows, columns: what to report, see `Rows` and `Columns`.
+        inputs: from `gaze.inputs`, or `with_answers` for rows of an answer.
+        rows, columns: what to report, see `RowChoice` and `KeyChoice`.
         heads: "mean" (the paper's), "max" or "min" over heads, or the heads whose mean is taken.
         residual: share of the residual connection; the paper's 0.5.
         layers: whose attention is multiplied; None: all.
@@ -83,7 +91,7 @@ def rollout(
     """
     if not 0.0 <= residual <= 1.0:
         raise BadParameterError(f"residual is a share in [0, 1], got {residual}")
-    tokens = tokens_of(gaze, inputs)
+    tokens = token_map_of(gaze, inputs)
     steps = _Rollout(key_index(tokens, columns), heads, residual, layers)
     return _flow(gaze, inputs, steps, row_index(tokens, rows), tokens)
 
@@ -92,8 +100,8 @@ def attention_flow(
     gaze: Gaze,
     inputs: Mapping[str, Any],
     *,
-    rows: Rows = "last",
-    columns: Columns = "image",
+    rows: RowChoice = "last",
+    columns: KeyChoice = "image",
     regularise: Literal["once", "each", "never"] = "once",
     weigh_heads: bool = True,
     layers: Sequence[int] | None = None,
@@ -115,20 +123,20 @@ def attention_flow(
     """
     if regularise not in ("once", "each", "never"):
         raise BadParameterError(f'regularise must be "once", "each" or "never", got {regularise!r}')
-    tokens = tokens_of(gaze, inputs)
+    tokens = token_map_of(gaze, inputs)
     steps = _Regularised(key_index(tokens, columns), regularise, weigh_heads, layers)
     return _flow(gaze, inputs, steps, row_index(tokens, rows), tokens)
 
 
 def _flow(gaze: Gaze, inputs: Mapping[str, Any], steps: _Steps, index: Tensor, tokens: TokenMap) -> Flow:
     with torch.no_grad():
-        run(gaze, inputs, steps)
+        run_forward(gaze, inputs, steps)
     state = steps.result()
     values = state.gather(1, index.clamp_min(0)[..., None].expand(-1, -1, state.shape[2]).to(state.device))
     return Flow((values.cpu() * (index >= 0)[..., None]), index, steps.columns, tokens)
 
 
-class _Steps(Onlooker):
+class _Steps(AttentionProbe):
     """The flow from every token to chosen keys, [B, L, n], taken from layer to layer."""
 
     def __init__(self, columns: Tensor, layers: Sequence[int] | None):
@@ -183,7 +191,7 @@ class _Rollout(_Steps):
                     f"heads {outside} do not exist: the model has heads 0..{context.num_heads - 1}"
                 )
 
-    def look(self, layer: int, call: AttentionCall) -> None:
+    def measure(self, layer: int, call: AttentionCall) -> None:
         self.pass_on(call, self._matrix)
 
     def _matrix(self, weights: Tensor, first: int) -> Tensor:
@@ -209,7 +217,7 @@ class _Regularised(_Steps):
         visible = self.visible.float()
         self.place = visible.cumsum(1) / visible.sum(1, keepdim=True)  # (j + 1) / N, [B, L]
 
-    def look(self, layer: int, call: AttentionCall) -> None:
+    def measure(self, layer: int, call: AttentionCall) -> None:
         # The state is F 2^-layers: (I + F) 2^-layers is multiplied by (I + S') / 2.
         self.add_keys(0.5**self.done)
         self.done += 1

@@ -27,9 +27,9 @@ from regaze.toolkit.wrap import Gaze
 
 #: Rows to look at: "last" predicts the first answer token, "answer" every answer token (one row per token),
 #: "text" is all text after the image; or positions (of a vision model's class token: [0]).
-Rows = Literal["last", "answer", "text", "all"] | Sequence[int]
+RowChoice = Literal["last", "answer", "text", "all"] | Sequence[int]
 #: Keys to look at: the image's tokens, all tokens, or positions.
-Columns = Literal["image", "all"] | Sequence[int]
+KeyChoice = Literal["image", "all"] | Sequence[int]
 
 
 class Inputs(dict[str, Any]):
@@ -40,7 +40,7 @@ class Inputs(dict[str, Any]):
         self.tokens = tokens
 
 
-def answered(gaze: Gaze, inputs: Mapping[str, Any], answers: Tensor | Sequence[str]) -> Inputs:
+def with_answers(gaze: Gaze, inputs: Mapping[str, Any], answers: Tensor | Sequence[str]) -> Inputs:
     """Prompts with answers behind them, to be run in one forward (teacher forcing).
 
     Args:
@@ -66,7 +66,7 @@ def answered(gaze: Gaze, inputs: Mapping[str, Any], answers: Tensor | Sequence[s
     pad = _pad_id(gaze)
     answer = torch.tensor([row + [pad] * (longest - len(row)) for row in rows], device=ids.device)
     shown = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows], device=ids.device)
-    prompt = tokens_of(gaze, inputs)
+    prompt = token_map_of(gaze, inputs)
     roles = torch.where(shown.bool().cpu(), int(Role.OUTPUT), int(Role.PAD)).to(torch.uint8)
     longer_map = replace(
         prompt,
@@ -84,7 +84,7 @@ def answered(gaze: Gaze, inputs: Mapping[str, Any], answers: Tensor | Sequence[s
     return Inputs({**inputs, **longer}, longer_map)
 
 
-def tokens_of(gaze: Gaze, inputs: Mapping[str, Any]) -> TokenMap:
+def token_map_of(gaze: Gaze, inputs: Mapping[str, Any]) -> TokenMap:
     """Roles of a forward's tokens."""
     return inputs.tokens if isinstance(inputs, Inputs) else gaze.tokens(inputs)
 
@@ -114,7 +114,7 @@ def _answer_ids(gaze: Gaze, answers: Tensor | Sequence[str]) -> list[list[int]]:
     return rows
 
 
-class _Observer(Callback):
+class _Probe(Callback):
     """Looks at some layers in one forward of the prompt, at the user's rows.
 
     Args:
@@ -142,16 +142,16 @@ class _Observer(Callback):
         return tuple(sorted(set(chosen)))
 
 
-class Onlooker(_Observer):
+class AttentionProbe(_Probe):
     """Looks at the attention of layers."""
 
     needs_attention: ClassVar[bool] = True
 
     def on_attention(self, layer: int, call: AttentionCall, context: Context) -> None:
         if context.step == 0 and layer in self.chosen:
-            self.look(layer, call)
+            self.measure(layer, call)
 
-    def look(self, layer: int, call: AttentionCall) -> None:
+    def measure(self, layer: int, call: AttentionCall) -> None:
         """What to do with a layer's call; rows of branches follow the first `batch` ones."""
         raise NotImplementedError
 
@@ -164,7 +164,7 @@ class Onlooker(_Observer):
                 yield slice(first, stop), weights[: self.batch, ..., self.before :]
 
 
-class StreamOnlooker(_Observer):
+class HiddenStateProbe(_Probe):
     """Looks at the residual stream: what enters each layer, and as one layer more what leaves the last."""
 
     needs_hidden_states: ClassVar[bool] = True
@@ -178,25 +178,25 @@ class StreamOnlooker(_Observer):
     def edit(self, layer: int, step: int, context: Context) -> AttentionEdit | None:
         if step == 0 and layer in self.chosen and layer not in self._seen:
             self._seen.add(layer)
-            self.look(layer, context.hidden_states(layer)[: self.batch, self.before :])
+            self.measure(layer, context.hidden_states(layer)[: self.batch, self.before :])
         return None
 
     def finish(self) -> None:
         """Look at what left the last layer; called when the forward is over."""
         if self._depth in self.chosen:
-            self.look(self._depth, self.last_stream)
+            self.measure(self._depth, self.last_stream)
 
     @property
     def last_stream(self) -> Tensor:
         """[B, L, D], what left the last layer."""
         return self._context.captured_hidden(self._depth)[: self.batch, self.before :]
 
-    def look(self, layer: int, hidden: Tensor) -> None:
+    def measure(self, layer: int, hidden: Tensor) -> None:
         """What to do with a layer's stream [B, L, D]."""
         raise NotImplementedError
 
 
-def run(gaze: Gaze, inputs: Mapping[str, Any], *callbacks: Callback, logits: int = 1) -> Any:
+def run_forward(gaze: Gaze, inputs: Mapping[str, Any], *callbacks: Callback, logits: int = 1) -> Any:
     """A forward of `inputs` without a cache, seen by `callbacks`; gives the model's output.
 
     Args:
@@ -215,12 +215,12 @@ def run(gaze: Gaze, inputs: Mapping[str, Any], *callbacks: Callback, logits: int
     with gaze.using(*callbacks, tokens=tokens):
         output = gaze.model(**given, return_dict=True)
     for callback in callbacks:
-        if isinstance(callback, StreamOnlooker):
+        if isinstance(callback, HiddenStateProbe):
             callback.finish()
     return output
 
 
-def row_index(tokens: TokenMap, rows: Rows) -> Tensor:
+def row_index(tokens: TokenMap, rows: RowChoice) -> Tensor:
     """Positions of the rows asked for, [B, R] int64, -1 where a sample has fewer.
 
     Raises:
@@ -239,7 +239,7 @@ def row_index(tokens: TokenMap, rows: Rows) -> Tensor:
     return column_index(choices[rows])
 
 
-def key_index(tokens: TokenMap, columns: Columns) -> Tensor:
+def key_index(tokens: TokenMap, columns: KeyChoice) -> Tensor:
     """Positions of the keys asked for, [B, n] int64, -1 where a sample has fewer; errors as `row_index`."""
     if not isinstance(columns, str):
         return _positions("columns", columns, tokens)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from regaze.errors import BadParameterError, InputError, UnsupportedModelError
-from regaze.toolkit.analysis.forward import Rows, StreamOnlooker, row_index, run, tokens_of
+from regaze.toolkit.analysis.forward import HiddenStateProbe, RowChoice, row_index, run_forward, token_map_of
 from regaze.toolkit.model import compat
 from regaze.toolkit.prompts.token_map import TokenMap
 from regaze.toolkit.wrap import Gaze
@@ -88,7 +88,7 @@ def logit_lens(
     gaze: Gaze,
     inputs: Mapping[str, Any],
     *,
-    rows: Rows = "all",
+    rows: RowChoice = "all",
     layers: Sequence[int] | None = None,
     k: int = 5,
     targets: Sequence[int | str] = (),
@@ -100,7 +100,7 @@ def logit_lens(
     is applied to every layer, as the model does to its last. Logits exist a block of rows at a time.
 
     Args:
-        inputs: from `gaze.inputs`, or `answered` to look at an answer, too. rows: see `Rows`.
+        inputs: from `gaze.inputs`, or `with_answers` to look at an answer, too. rows: see `RowChoice`.
         layers: see `LogitLens`; default: all, from 0 to the number of layers.
         k: how many tokens to keep per layer and row.
         targets: ids, or words of which the first token counts (with a space before it, as inside a text).
@@ -109,14 +109,14 @@ def logit_lens(
         BadParameterError: layers or k that do not exist. UnsupportedModelError: the model does something else
         after its last layer than a norm, its output matrix, and a scale or soft cap.
     """
-    tokens = tokens_of(gaze, inputs)
+    tokens = token_map_of(gaze, inputs)
     vocabulary = gaze.model.get_output_embeddings().weight.shape[0]
     if not 1 <= k <= vocabulary:
         raise BadParameterError(f"k must be in 1..{vocabulary}, got {k}")
     ids = tuple(_target(gaze, target, vocabulary) for target in targets)
     lens = _Lens(gaze.model, row_index(tokens, rows), layers, k, ids)
     with torch.no_grad():
-        lens.check(run(gaze, inputs, lens).logits)
+        lens.check(run_forward(gaze, inputs, lens).logits)
     parts = [torch.stack(part) for part in zip(*(lens.read[layer] for layer in lens.chosen), strict=True)]
     strings = _strings(gaze, [*parts[0].unique().tolist(), *ids])
     top_ids, top_probs, entropy, probabilities, ranks = parts
@@ -152,7 +152,7 @@ def read_out(model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
     return read
 
 
-class _Lens(StreamOnlooker):
+class _Lens(HiddenStateProbe):
     """Reads the streams of the layers."""
 
     def __init__(
@@ -167,7 +167,7 @@ class _Lens(StreamOnlooker):
         self.rows, self.k, self.targets, self.read_out = rows, k, targets, read_out(model)
         self.read: dict[int, tuple[Tensor, ...]] = {}
 
-    def look(self, layer: int, hidden: Tensor) -> None:
+    def measure(self, layer: int, hidden: Tensor) -> None:
         self.read[layer] = self._read(hidden)
 
     def check(self, logits: Tensor) -> None:

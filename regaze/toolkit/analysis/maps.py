@@ -12,7 +12,14 @@ import torch
 from torch import Tensor
 
 from regaze.errors import BadParameterError, ShapeError
-from regaze.toolkit.analysis.selection import number, numbers, pick, rows_of, sample_of, trace_of
+from regaze.toolkit.analysis.selection import (
+    check_choice,
+    check_choices,
+    check_sample,
+    first_trace,
+    select_heads,
+    select_rows,
+)
 from regaze.toolkit.record.record import Record, Trace
 
 
@@ -42,7 +49,7 @@ def image_map(
     """
     if over not in ("mean", "max", "none"):
         raise BadParameterError(f'over must be "mean", "max" or "none", got {over!r}')
-    trace = trace_of(record)
+    trace = first_trace(record)
     maps = layer_maps(trace, layers, heads, sample, image)[:, :, _row(trace, token, sample)]
     if over == "none":
         return maps
@@ -51,17 +58,17 @@ def image_map(
 
 def layer_maps(trace: Trace, layers: object, heads: object, sample: int, image: int) -> Tensor:
     """Maps of all recorded rows in the chosen layers and heads, [layers, heads, N, rows, columns]."""
-    sample = sample_of(trace, sample)
+    sample = check_sample(trace, sample)
     if trace.tokens is not None and trace.tokens.grids[sample]:  # image_maps has a word for what has none
-        image = number("image", image, range(len(trace.tokens.grids[sample])))
-    return pick(trace, trace.image_maps(sample, image), layers, heads)
+        image = check_choice("image", image, range(len(trace.tokens.grids[sample])))
+    return select_heads(trace, trace.image_maps(sample, image), layers, heads)
 
 
 def _row(trace: Trace, token: int | str, sample: int) -> int:
     if isinstance(token, str):
         return trace.row_of(token, sample)
-    rows = rows_of(trace, "answer", sample)
-    return int(rows[number("answer token", token, range(len(rows)))])
+    rows = select_rows(trace, "answer", sample)
+    return int(rows[check_choice("answer token", token, range(len(rows)))])
 
 
 def cross_attention_maps(
@@ -88,7 +95,7 @@ def cross_attention_maps(
     """
     if over not in ("mean", "max", "none"):
         raise BadParameterError(f'over must be "mean", "max" or "none", got {over!r}')
-    chosen = [attentions[i] for i in numbers("layer", layers, range(len(attentions)))]
+    chosen = [attentions[i] for i in check_choices("layer", layers, range(len(attentions)))]
     cells = grid[0] * grid[1]
     for each in chosen:
         if each.dim() != 4 or each.shape[-1] != prefix + cells:
@@ -96,7 +103,9 @@ def cross_attention_maps(
                 f"cross-attention must be [B, Hq, T, {prefix} + {grid[0]} * {grid[1]}], "
                 f"got {list(each.shape)}"
             )
-    held = torch.stack([each[:, numbers("head", heads, range(each.shape[1]))] for each in chosen]).float()
+    held = torch.stack(
+        [each[:, check_choices("head", heads, range(each.shape[1]))] for each in chosen]
+    ).float()
     maps = held[..., prefix:].unflatten(-1, grid)
     if over == "none":
         return maps

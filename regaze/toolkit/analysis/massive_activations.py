@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from regaze.errors import BadParameterError, InputError
-from regaze.toolkit.analysis.forward import Onlooker, StreamOnlooker, run, tokens_of
+from regaze.toolkit.analysis.forward import AttentionProbe, HiddenStateProbe, run_forward, token_map_of
 from regaze.toolkit.analysis.sink_profile import SinkProfile, sink_profile, sink_values
 from regaze.toolkit.model import compat
 from regaze.toolkit.model.attention_call import AttentionCall
@@ -71,18 +71,19 @@ def massive_activations(
     top 3 and the median over layers this is.
 
     Args:
-        inputs: from `gaze.inputs`, or `answered`. k: how many. layers: see `MassiveActivations`; None: all.
+        inputs: from `gaze.inputs`, or `with_answers`. k: how many.
+        layers: see `MassiveActivations`; None: all.
     """
     if k < 1:
         raise BadParameterError(f"k must be at least 1, got {k}")
     meter = _Largest(k, layers)
     with torch.no_grad():
-        run(gaze, inputs, meter)
+        run_forward(gaze, inputs, meter)
     parts = (torch.stack(part) for part in zip(*(meter.found[layer] for layer in meter.chosen), strict=True))
     return MassiveActivations(meter.chosen, *parts)
 
 
-class _Largest(StreamOnlooker):
+class _Largest(HiddenStateProbe):
     def __init__(self, k: int, layers: Sequence[int] | None):
         super().__init__(layers)
         self.k = k
@@ -92,7 +93,7 @@ class _Largest(StreamOnlooker):
         super().prepare(context)
         self.visible = context.visible
 
-    def look(self, layer: int, hidden: Tensor) -> None:
+    def measure(self, layer: int, hidden: Tensor) -> None:
         width, visible = hidden.shape[-1], self.visible.to(hidden.device)
         size = hidden.float().abs().masked_fill(~visible[..., None], -1.0).flatten(1)
         index = size.topk(self.k, dim=1).indices
@@ -151,7 +152,7 @@ def sink_tokens(
     phi(x) = max over the sink dimensions of |x_d| / RMS(x), of the layer's input, reaches tau.
 
     Args:
-        inputs: from `gaze.inputs`, or `answered`.
+        inputs: from `gaze.inputs`, or `with_answers`.
         profile: sink dimensions and tau; default: those known of the base model (`sinks.sink_profile`).
         layers: numbers; None: all.
 
@@ -162,21 +163,21 @@ def sink_tokens(
     profile = (
         sink_profile(config) if profile is None else sink_profile(config, profile.dimensions, profile.tau)
     )
-    tokens = tokens_of(gaze, inputs)
+    tokens = token_map_of(gaze, inputs)
     meter = _Values(profile.dimensions, range(config.num_hidden_layers) if layers is None else layers)
     with torch.no_grad():
-        run(gaze, inputs, meter)
+        run_forward(gaze, inputs, meter)
     values = torch.stack([meter.found[layer] for layer in meter.chosen])
     return SinkTokens(meter.chosen, values * ~tokens.mask(Role.PAD), profile.tau, tokens)
 
 
-class _Values(StreamOnlooker):
+class _Values(HiddenStateProbe):
     def __init__(self, dimensions: Sequence[int], layers: Sequence[int]):
         super().__init__(layers)
         self.dimensions = dimensions
         self.found: dict[int, Tensor] = {}
 
-    def look(self, layer: int, hidden: Tensor) -> None:
+    def measure(self, layer: int, hidden: Tensor) -> None:
         self.found[layer] = sink_values(hidden, self.dimensions).cpu()
 
 
@@ -245,15 +246,15 @@ def key_importance(gaze: Gaze, inputs: Mapping[str, Any], *, layers: Sequence[in
     that of the edited attention.
 
     Args:
-        inputs: from `gaze.inputs`, or `answered`. layers: numbers; None: all.
+        inputs: from `gaze.inputs`, or `with_answers`. layers: numbers; None: all.
     """
     meter = _Received(layers)
     with torch.no_grad():
-        run(gaze, inputs, meter)
+        run_forward(gaze, inputs, meter)
     return torch.stack([meter.found[layer] for layer in meter.chosen])
 
 
-class _Received(Onlooker):
+class _Received(AttentionProbe):
     def __init__(self, layers: Sequence[int] | None):
         super().__init__(layers)
         self.found: dict[int, Tensor] = {}
@@ -262,7 +263,7 @@ class _Received(Onlooker):
         super().prepare(context)
         self.visible = context.visible
 
-    def look(self, layer: int, call: AttentionCall) -> None:
+    def measure(self, layer: int, call: AttentionCall) -> None:
         visible = self.visible.to(call.query.device)
         total = call.query.new_zeros(self.batch, call.query.shape[1], visible.shape[1], dtype=torch.float32)
         for rows, weights in self.blocks(call):

@@ -11,14 +11,14 @@ from torch import Tensor
 from regaze.errors import BadParameterError, ShapeError, UnsupportedModelError
 from regaze.toolkit.analysis.flow import Flow
 from regaze.toolkit.analysis.forward import (
-    Columns,
+    AttentionProbe,
     Inputs,
-    Onlooker,
-    Rows,
+    KeyChoice,
+    RowChoice,
     key_index,
     row_index,
-    run,
-    tokens_of,
+    run_forward,
+    token_map_of,
 )
 from regaze.toolkit.model.attention_call import AttentionCall
 from regaze.toolkit.model.context import Context
@@ -30,8 +30,8 @@ def relevance(
     gaze: Gaze,
     inputs: Mapping[str, Any],
     *,
-    rows: Rows = "last",
-    columns: Columns = "image",
+    rows: RowChoice = "last",
+    columns: KeyChoice = "image",
     targets: Tensor | None = None,
     score: Literal["logit", "log_prob"] = "logit",
     propagate: bool = True,
@@ -48,7 +48,7 @@ def relevance(
     weights and gradients of one block of rows exist at a time (`regaze.kernels` on its torch backend).
 
     Args:
-        inputs: from `gaze.inputs`, or `answered` for rows of an answer.
+        inputs: from `gaze.inputs`, or `with_answers` for rows of an answer.
         rows, columns, layers: as for `rollout`; rows are those that predict.
         targets: [B, R] ids (or an image classifier's classes) whose score is explained; default: what
             follows the row in the prompt or answer, else what the model prefers.
@@ -63,12 +63,12 @@ def relevance(
     """
     if score not in ("logit", "log_prob"):
         raise BadParameterError(f'score must be "logit" or "log_prob", got {score!r}')
-    tokens = tokens_of(gaze, inputs)
+    tokens = token_map_of(gaze, inputs)
     index, keys, watch = row_index(tokens, rows), key_index(tokens, columns), _Graph(layers)
     if targets is not None and targets.shape != index.shape:
         raise ShapeError(f"targets must be [B, R] = {list(index.shape)} ids, got {list(targets.shape)}")
     with torch.inference_mode(False), torch.enable_grad():
-        output = run(
+        output = run_forward(
             gaze, _outside_inference(inputs), watch, logits=tokens.length - int(index[index >= 0].min())
         )
         logits = _rows(gaze, output, index, tokens.length)
@@ -128,7 +128,7 @@ def _scores(logits: Tensor, index: Tensor, targets: Tensor, score: str) -> Tenso
     return found * (index >= 0).to(rows.device)
 
 
-class _Graph(Onlooker):
+class _Graph(AttentionProbe):
     """Keeps the calls of a forward and makes sure that gradients reach each of them."""
 
     def __init__(self, layers: Sequence[int] | None):
@@ -143,7 +143,7 @@ class _Graph(Onlooker):
     def outputs(self) -> list[Tensor]:
         return [call.output for call in self.calls]
 
-    def look(self, layer: int, call: AttentionCall) -> None:
+    def measure(self, layer: int, call: AttentionCall) -> None:
         if not call.output.requires_grad:  # nothing below the first layer needs a gradient in a frozen model
             call.output.requires_grad_()
         self.calls.append(call)

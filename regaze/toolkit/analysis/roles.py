@@ -10,7 +10,13 @@ import torch
 from torch import Tensor
 
 from regaze.errors import BadParameterError, RecordingError, ShapeError
-from regaze.toolkit.analysis.selection import RowChoice, pick, rows_of, sample_of, trace_of
+from regaze.toolkit.analysis.selection import (
+    RecordedRows,
+    check_sample,
+    first_trace,
+    select_heads,
+    select_rows,
+)
 from regaze.toolkit.prompts.token_map import Role
 from regaze.toolkit.record.record import Record, Trace
 
@@ -58,7 +64,7 @@ class RoleFlow:
 def role_flow(
     record: Record | Trace,
     *,
-    rows: RowChoice = "answer",
+    rows: RecordedRows = "answer",
     layers: Sequence[int] | None = None,
     heads: Sequence[int] | None = None,
     sample: int = 0,
@@ -67,14 +73,14 @@ def role_flow(
 
     Args:
         record: recorded with masses (the default); of a Record the first trace.
-        rows: see `RowChoice`. layers, heads: numbers; None: all. sample: row of the batch.
+        rows: see `RecordedRows`. layers, heads: numbers; None: all. sample: row of the batch.
 
     Raises:
         RecordingError: masses were not recorded. BadParameterError: what is asked for was not recorded.
     """
-    trace = trace_of(record)
-    masses = pick(trace, trace.need("masses")[:, sample_of(trace, sample)], layers, heads)
-    chosen = rows_of(trace, rows, sample)
+    trace = first_trace(record)
+    masses = select_heads(trace, trace.need("masses")[:, check_sample(trace, sample)], layers, heads)
+    chosen = select_rows(trace, rows, sample)
     numbers = trace.layers if layers is None else tuple(layers)
     return RoleFlow(numbers, masses[:, :, chosen], tuple(_predicted(trace, chosen, sample)))
 
@@ -95,8 +101,8 @@ def attention_distance(record: Record | Trace, *, sample: int = 0) -> Tensor:
     Args:
         record: recorded with slices="all".
     """
-    trace = trace_of(record)
-    weights = _all_columns(trace)[:, sample_of(trace, sample)]
+    trace = first_trace(record)
+    weights = _all_columns(trace)[:, check_sample(trace, sample)]
     distance = trace.row_position[:, None] - torch.arange(weights.shape[-1])
     total = weights.sum(-1).clamp_min(torch.finfo(weights.dtype).tiny)  # below 1 beside a model's own sinks
     return (weights * distance.clamp_min(0)).sum(-1) / total
@@ -123,8 +129,8 @@ def sink_share(
     """
     if of not in ("row", "recorded"):
         raise BadParameterError(f'of must be "row" or "recorded", got {of!r}')
-    trace = trace_of(record)
-    weights = trace.need("slices")[:, sample_of(trace, sample)]
+    trace = first_trace(record)
+    weights = trace.need("slices")[:, check_sample(trace, sample)]
     places = torch.arange(weights.shape[-1]) if trace.slice_columns is None else trace.slice_columns[sample]
     length = trace.tokens.length if trace.tokens is not None else weights.shape[-1]
     if sinks is None:
@@ -256,14 +262,14 @@ def head_table(
     record: Record | Trace,
     *,
     role: Role = Role.IMAGE,
-    rows: RowChoice = "answer",
+    rows: RecordedRows = "answer",
     layers: Sequence[int] | None = None,
 ) -> HeadTable:
     """Who looks at the image? The mean over all rows, samples and traces of a record, for every head.
 
     Args:
         record: recorded with masses, and for the other columns with entropy=True and slices="all".
-        role: whose mass. rows: see `RowChoice`. layers: numbers; None: all.
+        role: whose mass. rows: see `RecordedRows`. layers: numbers; None: all.
 
     Returns:
         Heads by falling mass.
@@ -279,9 +285,9 @@ def head_table(
     columns: dict[str, list[Tensor]] = {"mass": [], "entropy": [], "distance": [], "sink": []}
     for trace in traces:
         for sample in range(len(trace.row_active)):
-            chosen = rows_of(trace, rows, sample)
+            chosen = select_rows(trace, rows, sample)
             for name, values in _per_row(trace, sample, role).items():
-                columns[name].append(pick(trace, values, layers)[:, :, chosen])
+                columns[name].append(select_heads(trace, values, layers)[:, :, chosen])
     joined = {name: torch.cat(parts, -1) for name, parts in columns.items() if parts}
     if not joined["mass"].shape[-1]:
         raise RecordingError("the record has none of the rows asked for")

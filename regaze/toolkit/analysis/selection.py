@@ -14,15 +14,15 @@ from regaze.toolkit.prompts.token_map import Role
 from regaze.toolkit.record.record import Record, Trace
 
 #: Rows of a trace: those that predict the answer's tokens, all that were recorded, or their numbers.
-RowChoice = Literal["answer", "all"] | Sequence[int]
+RecordedRows = Literal["answer", "all"] | Sequence[int]
 
 
-def trace_of(record: Record | Trace) -> Trace:
+def first_trace(record: Record | Trace) -> Trace:
     """A trace as it is; of a record its first."""
     return record if isinstance(record, Trace) else record[0]
 
 
-def number(what: str, wanted: Any, there: Sequence[int]) -> int:
+def check_choice(what: str, wanted: Any, there: Sequence[int]) -> int:
     """`wanted` as a number that is `there`, or BadParameterError saying which are."""
     try:
         found = operator.index(wanted)
@@ -34,40 +34,40 @@ def number(what: str, wanted: Any, there: Sequence[int]) -> int:
     return found
 
 
-def numbers(what: str, wanted: Any, there: Sequence[int]) -> list[int]:
+def check_choices(what: str, wanted: Any, there: Sequence[int]) -> list[int]:
     """`wanted` as numbers that are all `there`; None: all of them."""
     if wanted is None:
         return list(there)
     values = list(wanted) if isinstance(wanted, Iterable) and not isinstance(wanted, str) else []
     if not values:
         raise BadParameterError(f"{what}s: expected a list with at least one {what}, got {wanted!r}")
-    return [number(what, each, there) for each in values]
+    return [check_choice(what, each, there) for each in values]
 
 
-def sample_of(trace: Trace, sample: int) -> int:
+def check_sample(trace: Trace, sample: int) -> int:
     """A row of the batch that was recorded."""
-    return number("sample", sample, range(len(trace.row_active)))
+    return check_choice("sample", sample, range(len(trace.row_active)))
 
 
-def pick(trace: Trace, tensor: Tensor, layers: Any = None, heads: Any = None) -> Tensor:
+def select_heads(trace: Trace, tensor: Tensor, layers: Any = None, heads: Any = None) -> Tensor:
     """The chosen layers and heads of [layers, Hq, ...]; None: all."""
-    held = [trace.layers.index(layer) for layer in numbers("layer", layers, trace.layers)]
-    chosen = numbers("head", heads, range(tensor.shape[1]))
+    held = [trace.layers.index(layer) for layer in check_choices("layer", layers, trace.layers)]
+    chosen = check_choices("head", heads, range(tensor.shape[1]))
     return tensor.index_select(0, torch.tensor(held)).index_select(1, torch.tensor(chosen))
 
 
-def rows_of(trace: Trace, rows: RowChoice = "answer", sample: int = 0) -> Tensor:
+def select_rows(trace: Trace, rows: RecordedRows = "answer", sample: int = 0) -> Tensor:
     """[R] numbers of a sample's rows among the N recorded ones.
 
     The rows of an answer are the last row of the prompt and each decode row, or, where prompt and answer ran
-    in one forward (`answered`), those of the answer's tokens.
+    in one forward (`with_answers`), those of the answer's tokens.
 
     Raises:
         BadParameterError: an unknown choice, or rows that the record does not have.
     """
     count, here = len(trace.row_step), trace.row_active[sample]
     if not isinstance(rows, str):
-        chosen = torch.tensor(numbers("row", rows, range(count)))
+        chosen = torch.tensor(check_choices("row", rows, range(count)))
         return chosen[here[chosen]]
     if rows == "all":
         return here.nonzero().flatten()

@@ -5,33 +5,33 @@ Every function returns a matplotlib Figure (no pyplot state, nothing is shown) a
 for differences, the Okabe-Ito palette for kinds. docs/gallery.md shows all with the lines that make them.
 """
 
-from regaze.toolkit.plot.curves import perturbation, rhythm
-from regaze.toolkit.plot.estimates import comparison, pointing
+from regaze.toolkit.plot.curves import perturbation_curves, rhythm
+from regaze.toolkit.plot.estimates import forest_plot, pointing_game
 from regaze.toolkit.plot.heads import head_scores
 from regaze.toolkit.plot.lenses import lens_patches, lens_table
 from regaze.toolkit.plot.maps import answer_map, heatmap, maps, sink_map, token_layer_grid
 from regaze.toolkit.plot.roles import role_flow, role_masses
-from regaze.toolkit.plot.style import PALETTE, ROLE_COLOURS, finish
+from regaze.toolkit.plot.style import PALETTE, ROLE_COLOURS, style_and_save
 from regaze.toolkit.plot.tokens import cross_attention, token_matrix
 
 __all__ = [
     "PALETTE",
     "ROLE_COLOURS",
     "answer_map",
-    "comparison",
     "cross_attention",
-    "finish",
+    "forest_plot",
     "head_scores",
     "heatmap",
     "lens_patches",
     "lens_table",
     "maps",
-    "perturbation",
-    "pointing",
+    "perturbation_curves",
+    "pointing_game",
     "rhythm",
     "role_flow",
     "role_masses",
     "sink_map",
+    "style_and_save",
     "token_layer_grid",
     "token_matrix",
 ]

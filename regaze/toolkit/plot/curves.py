@@ -13,7 +13,16 @@ from regaze.errors import BadParameterError
 from regaze.toolkit.analysis.anchors import Rhythm
 from regaze.toolkit.analysis.faithfulness import Curve
 from regaze.toolkit.analysis.intervals import estimate
-from regaze.toolkit.plot.style import BLACK, BLUE, PALETTE, RED, finish, legend, new_figure, word_ticks
+from regaze.toolkit.plot.style import (
+    BLACK,
+    BLUE,
+    PALETTE,
+    RED,
+    legend,
+    new_figure,
+    style_and_save,
+    word_ticks,
+)
 
 _MARKERS = "os^Dv*Px"
 
@@ -22,7 +31,7 @@ def rhythm(found: Rhythm, *, q: float = 0.2, path: str | Path | None = None) -> 
     """WAAD and FAI over the tokens of a generated text, with preplanning tokens and anchors marked.
 
     Args:
-        found: from `analysis.rhythm` or `analysis.rhythm_of`. q: which share of the tokens to mark (see
+        found: from `analysis.rhythm` or `analysis.recorded_rhythm`. q: which share of the tokens to mark (see
             `Rhythm.preplans`; the paper trains with 0.4).
     """
     count = len(found.waad)
@@ -44,10 +53,10 @@ def rhythm(found: Rhythm, *, q: float = 0.2, path: str | Path | None = None) -> 
     lower.set_xlim(-0.5, count - 0.5)
     words = [text if text else str(place) for place, text in enumerate(found.text)]
     word_ticks(lower.xaxis, words, rotation=90)
-    return finish(figure, path)
+    return style_and_save(figure, path)
 
 
-def perturbation(
+def perturbation_curves(
     curves: Mapping[str, Mapping[str, Sequence[Curve]]], *, path: str | Path | None = None
 ) -> Figure:
     """Deletion and insertion curves of several maps: the mean over samples and its 95 % interval.
@@ -77,7 +86,7 @@ def perturbation(
         axes.set_xlabel(f"share {what}, most important first")
     panels[0].set_ylabel("log-probability of the answer (nats)")
     legend(panels[-1])
-    return finish(figure, path)
+    return style_and_save(figure, path)
 
 
 def _mean_curve(name: str, several: Sequence[Curve]) -> tuple[Tensor, np.ndarray, np.ndarray, np.ndarray]:

@@ -11,7 +11,16 @@ from matplotlib.figure import Figure
 
 from regaze.errors import BadParameterError
 from regaze.toolkit.analysis.intervals import Estimate
-from regaze.toolkit.plot.style import BLUE, GREY, ORANGE, RED, escaped, finish, legend, new_figure
+from regaze.toolkit.plot.style import (
+    BLUE,
+    GREY,
+    ORANGE,
+    RED,
+    escape_dollars,
+    legend,
+    new_figure,
+    style_and_save,
+)
 
 #: A figure with its interval: an Estimate, (value, low, high), or a mapping with these three (None: not
 #: known) as `results.json` and `Estimate.rounded` hold it.
@@ -19,7 +28,7 @@ Interval = Estimate | Mapping[str, Any] | tuple[float, float, float]
 _SIDES = ("value", "low", "high")
 
 
-def pointing(
+def pointing_game(
     hits: Mapping[str, Interval],
     *,
     controls: Mapping[str, Interval] | None = None,
@@ -56,16 +65,16 @@ def pointing(
         axes.plot(spots[1], spots[0], "|", color=ORANGE, ms=10, mew=2, label="shuffled map")
     if chance is not None:
         axes.axvline(chance, color=RED, linewidth=1, linestyle="--", label="chance")
-    axes.set_yticks(places, [escaped(name) for name in names])
+    axes.set_yticks(places, [escape_dollars(name) for name in names])
     axes.set_ylim(-0.6, len(names) - 0.4)
     axes.set_xlim(0, 1)
     axes.set_xlabel(f"{label} (95 % interval)")
     if controls or chance is not None:
         legend(axes, loc="lower right")
-    return finish(figure, path)
+    return style_and_save(figure, path)
 
 
-def comparison(
+def forest_plot(
     panels: Mapping[str, Mapping[str, Interval]],
     *,
     label: str = "difference to the plain model, 95 % interval",
@@ -95,12 +104,12 @@ def comparison(
             axes.plot([value], [row], "o", color=BLUE, markersize=4.5)
         if reference is not None:
             axes.axvline(reference, color=GREY, linewidth=0.8, zorder=0)
-        axes.set_title(escaped(title))
+        axes.set_title(escape_dollars(title))
         axes.spines["left"].set_visible(False)
-    drawn[0].set_yticks(range(len(names)), [escaped(name) for name in names])
+    drawn[0].set_yticks(range(len(names)), [escape_dollars(name) for name in names])
     drawn[0].set_ylim(len(names) - 0.5, -0.5)
     figure.supxlabel(label, fontsize=9)
-    return finish(figure, path)
+    return style_and_save(figure, path)
 
 
 def _numbers(interval: Interval) -> tuple[float, float, float]:

@@ -11,8 +11,8 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from regaze.errors import BadParameterError
-from regaze.toolkit.analysis.selection import number
-from regaze.toolkit.plot.style import SKY, colours, finish, new_figure
+from regaze.toolkit.analysis.selection import check_choice
+from regaze.toolkit.plot.style import SKY, colour_scale, new_figure, style_and_save
 
 
 def head_scores(
@@ -40,9 +40,9 @@ def head_scores(
     figure = new_figure(max(0.22 * heads, 1.3) + 1.5, max(0.16 * layers, 1.3) + 0.9)
     axes = figure.add_subplot()
     values = scores.detach().float().cpu().numpy()
-    shown = axes.imshow(values, aspect="auto", interpolation="nearest", **colours(values))
+    shown = axes.imshow(values, aspect="auto", interpolation="nearest", **colour_scale(values))
     for layer, head in marked:
-        layer, head = number("layer", layer, range(layers)), number("head", head, range(heads))
+        layer, head = check_choice("layer", layer, range(layers)), check_choice("head", head, range(heads))
         frame = Rectangle((head - 0.5, layer - 0.5), 1, 1, fill=False, edgecolor=SKY, linewidth=1.4)
         axes.add_patch(frame)
     for axis in (axes.xaxis, axes.yaxis):
@@ -51,4 +51,4 @@ def head_scores(
     axes.set_ylabel("layer")
     axes.set_title(title or "")
     figure.colorbar(shown, ax=axes).set_label(label)
-    return finish(figure, path)
+    return style_and_save(figure, path)

@@ -12,9 +12,15 @@ from matplotlib.figure import Figure
 
 from regaze.errors import BadParameterError
 from regaze.toolkit.analysis.lenses import LogitLens
-from regaze.toolkit.analysis.selection import number as number_of
-from regaze.toolkit.analysis.selection import numbers
-from regaze.toolkit.plot.style import TICK, escaped, finish, new_figure, visible, word_ticks
+from regaze.toolkit.analysis.selection import check_choice, check_choices
+from regaze.toolkit.plot.style import (
+    TICK,
+    escape_dollars,
+    new_figure,
+    style_and_save,
+    visible_text,
+    word_ticks,
+)
 from regaze.toolkit.prompts.images import ImageLike, open_image
 
 #: Light to dark, so that black words can be read on all but the darkest, where they turn white.
@@ -42,10 +48,10 @@ def lens_table(
     Raises:
         BadParameterError: a row, layer or sample that the lens does not have.
     """
-    sample = number_of("sample", sample, range(lens.rows.shape[0]))
+    sample = check_choice("sample", sample, range(lens.rows.shape[0]))
     real = [place for place, position in enumerate(lens.rows[sample].tolist()) if position >= 0]
-    chosen = numbers("row", rows, real)
-    states = [lens.layers.index(layer) for layer in numbers("layer", layers, lens.layers)]
+    chosen = check_choices("row", rows, real)
+    states = [lens.layers.index(layer) for layer in check_choices("layer", layers, lens.layers)]
     shades = lens.top_probs[states][:, sample, chosen, 0].numpy()
     ids = lens.top_ids[states][:, sample, chosen, 0].tolist()
     words = [[lens.strings.get(token, str(token)) for token in row] for row in ids]
@@ -62,7 +68,7 @@ def lens_table(
     axes.set_xlabel("token that was read" if text is not None else "position")
     axes.set_ylabel("layer that is entered")
     figure.colorbar(shown, ax=axes, pad=0.01).set_label("probability")
-    return finish(figure, path)
+    return style_and_save(figure, path)
 
 
 def lens_patches(
@@ -99,7 +105,7 @@ def lens_patches(
     table.set_yticks([])
     table.set_title(f"likeliest word of each patch, entering layer {layer}")
     figure.colorbar(shown, ax=table, pad=0.02).set_label("probability")
-    return finish(figure, path)
+    return style_and_save(figure, path)
 
 
 def _shaded(axes: Axes, shades: np.ndarray, words: Sequence[Sequence[str]]) -> Any:
@@ -108,9 +114,15 @@ def _shaded(axes: Axes, shades: np.ndarray, words: Sequence[Sequence[str]]) -> A
     for row, line in enumerate(words):
         for column, word in enumerate(line):
             colour = "white" if shades[row, column] > 0.6 else "black"
-            word = visible(word)
+            word = visible_text(word)
             short = word if len(word) <= _LONGEST else word[: _LONGEST - 1] + "…"
             axes.text(
-                column, row, escaped(short), ha="center", va="center", fontsize=TICK - 1.5, color=colour
+                column,
+                row,
+                escape_dollars(short),
+                ha="center",
+                va="center",
+                fontsize=TICK - 1.5,
+                color=colour,
             )
     return shown

@@ -17,9 +17,14 @@ from torch import Tensor
 from regaze.errors import BadParameterError, RecordingError
 from regaze.toolkit.analysis.maps import image_map
 from regaze.toolkit.analysis.massive_activations import SinkTokens
-from regaze.toolkit.analysis.selection import number as number_of
-from regaze.toolkit.analysis.selection import numbers, rows_of, sample_of, trace_of
-from regaze.toolkit.plot.style import SKY, colours, escaped, finish, new_figure
+from regaze.toolkit.analysis.selection import (
+    check_choice,
+    check_choices,
+    check_sample,
+    first_trace,
+    select_rows,
+)
+from regaze.toolkit.plot.style import SKY, colour_scale, escape_dollars, new_figure, style_and_save
 from regaze.toolkit.prompts.images import ImageLike, open_image
 from regaze.toolkit.prompts.token_map import WHOLE, Shares, TokenMap, View
 from regaze.toolkit.record.record import Record, Trace
@@ -63,7 +68,7 @@ def heatmap(
         InputError: a picture that cannot be opened.
     """
     image = open_image(image)
-    trace = trace_of(record)
+    trace = first_trace(record)
     grid = answer_map(trace, token=token, layers=layers, heads=heads, sample=sample, number=number)
     figure = new_figure(7.4, 3.5)
     picture, overlay = figure.subplots(1, 2)
@@ -71,8 +76,10 @@ def heatmap(
     picture.set_axis_off()
     shown = _overlay(overlay, image, grid)
     _colour_bar(figure, shown, overlay, image, "attention weight per image token", shrink=0.9)
-    overlay.set_title(escaped(_caption(trace, token, layers, heads, sample) if title is None else title))
-    return finish(figure, path)
+    overlay.set_title(
+        escape_dollars(_caption(trace, token, layers, heads, sample) if title is None else title)
+    )
+    return style_and_save(figure, path)
 
 
 def token_layer_grid(
@@ -91,10 +98,10 @@ def token_layer_grid(
     Arguments and errors as for `heatmap`; `tokens` None is every answer token.
     """
     image = open_image(image)
-    trace = trace_of(record)
+    trace = first_trace(record)
     chosen = _tokens(trace, tokens, sample)
-    layers = numbers("layer", layers, trace.layers)
-    text = trace.answer_text(sample_of(trace, sample))
+    layers = check_choices("layer", layers, trace.layers)
+    text = trace.answer_text(check_sample(trace, sample))
     figure = new_figure(1.5 * len(layers) + 0.6, 1.55 * len(chosen) + 0.3)
     axes = figure.subplots(len(chosen), len(layers), squeeze=False)
     for row, token in enumerate(chosen):
@@ -107,8 +114,8 @@ def token_layer_grid(
             if row == 0:
                 axes[row, column].set_title(f"layer {layer}")
         word = token if isinstance(token, str) else text[token].strip()
-        axes[row, 0].set_ylabel(escaped(word) or f"token {token}")
-    return finish(figure, path)
+        axes[row, 0].set_ylabel(escape_dollars(word) or f"token {token}")
+    return style_and_save(figure, path)
 
 
 def maps(
@@ -145,14 +152,14 @@ def maps(
     _no_ticks(panels[0])
     for axes, (name, values) in zip(panels[1:], named.items(), strict=False):
         _overlay(axes, image, values.detach().float().cpu().numpy())
-        axes.set_title(escaped(name))
+        axes.set_title(escape_dollars(name))
     for axes in panels[: 1 + len(named)]:
         (_, right), (bottom, _) = axes.get_xlim(), axes.get_ylim()
         across, down = right / image.width, bottom / image.height
         for x0, y0, x1, y1 in boxes:
             corner, size = (x0 * across, y0 * down), ((x1 - x0) * across, (y1 - y0) * down)
             axes.add_patch(Rectangle(corner, *size, fill=False, edgecolor=SKY, linewidth=1.4))
-    return finish(figure, path)
+    return style_and_save(figure, path)
 
 
 def sink_map(
@@ -175,11 +182,11 @@ def sink_map(
         BadParameterError: a layer, sample or image that is not there. RecordingError: an image in tiles.
     """
     image = open_image(image)
-    sample = number_of("sample", sample, range(sinks.tokens.batch))
+    sample = check_choice("sample", sample, range(sinks.tokens.batch))
     views = [place for place, _ in _views(sinks.tokens, sample, number)]
     if len(views) > 1:
         raise RecordingError(f"image {number} is shown by {len(views)} views; sink_map draws one")
-    layers = numbers("layer", layers, sinks.layers)
+    layers = check_choices("layer", layers, sinks.layers)
     values = sinks.image_map(sample, views[0])[[sinks.layers.index(layer) for layer in layers]].numpy()
     figure = new_figure(1.6 * len(layers) + 1.0, 1.9)
     panels = figure.subplots(1, len(layers), squeeze=False)[0]
@@ -189,7 +196,7 @@ def sink_map(
         for row, column in np.argwhere(grid >= sinks.tau):
             axes.add_patch(Rectangle((column, row), 1, 1, fill=False, edgecolor=SKY, linewidth=1.4))
     _colour_bar(figure, shown, panels, image, f"sink value (threshold {sinks.tau:g})")
-    return finish(figure, path)
+    return style_and_save(figure, path)
 
 
 def answer_map(
@@ -206,7 +213,7 @@ def answer_map(
     Where several views show an image (tiles and a thumbnail, frames of a video), a place has the sum of the
     weights of all tokens that show it, and the map is fine enough for all their cells.
     """
-    sample = sample_of(trace, sample)
+    sample = check_sample(trace, sample)
     if trace.tokens is None:
         raise RecordingError("the record has no image grid, so its slices cannot be laid out as a map")
     shown = [
@@ -223,7 +230,7 @@ def _views(tokens: TokenMap, sample: int, image: int) -> list[tuple[int, View]]:
     views = tokens.views[sample]
     if not views:
         raise RecordingError("the record has no image grid, so its slices cannot be laid out as a map")
-    image = number_of("image", image, range(1 + max(view.image for view in views)))
+    image = check_choice("image", image, range(1 + max(view.image for view in views)))
     found = [
         (place, view)
         for place, view in enumerate(views)
@@ -260,13 +267,13 @@ def _cells_at(count: int, first: float, last: float, cells: int) -> np.ndarray:
 
 def _tokens(trace: Trace, tokens: Any, sample: int) -> list[Any]:
     """Answer tokens by number, and words, of a list that is not empty; None: every answer token."""
-    count = range(len(rows_of(trace, "answer", sample_of(trace, sample))))
+    count = range(len(select_rows(trace, "answer", check_sample(trace, sample))))
     if tokens is None:
         return list(count)
     values = list(tokens) if isinstance(tokens, Iterable) and not isinstance(tokens, str) else []
     if not values:
         raise BadParameterError(f"tokens: expected a list with at least one token, got {tokens!r}")
-    return [each if isinstance(each, str) else number_of("answer token", each, count) for each in values]
+    return [each if isinstance(each, str) else check_choice("answer token", each, count) for each in values]
 
 
 def _overlay(axes: Axes, image: Image.Image, grid: np.ndarray, top: float | None = None) -> Any:
@@ -278,7 +285,7 @@ def _overlay(axes: Axes, image: Image.Image, grid: np.ndarray, top: float | None
     }
     # Vector files hold the picture with its own pixels, and cells as sharp as they are.
     axes.imshow(image.convert("L"), cmap="gray", vmin=0, vmax=255, interpolation="none", **place)
-    shown = axes.imshow(grid, alpha=_OPACITY, interpolation="nearest", **colours(grid, top), **place)
+    shown = axes.imshow(grid, alpha=_OPACITY, interpolation="nearest", **colour_scale(grid, top), **place)
     _no_ticks(axes)
     return shown
 

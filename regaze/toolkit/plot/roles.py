@@ -13,8 +13,8 @@ from torch import Tensor
 
 from regaze.errors import BadParameterError
 from regaze.toolkit.analysis import roles
-from regaze.toolkit.analysis.selection import number, rows_of, sample_of, trace_of
-from regaze.toolkit.plot.style import ROLE_COLOURS, finish, legend, new_figure, word_ticks
+from regaze.toolkit.analysis.selection import check_choice, check_sample, first_trace, select_rows
+from regaze.toolkit.plot.style import ROLE_COLOURS, legend, new_figure, style_and_save, word_ticks
 from regaze.toolkit.record.record import Record, Trace
 
 
@@ -46,7 +46,7 @@ def role_flow(
         word_ticks(axes.xaxis, words, rotation=60)
     axes.set_xlabel("layer" if over == "layers" else "answer token")
     axes.set_ylabel("attention mass (mean over heads)")
-    return finish(figure, path)
+    return style_and_save(figure, path)
 
 
 def role_masses(
@@ -65,7 +65,7 @@ def role_masses(
         record: recorded with masses (the default). Other arguments and errors as for `heatmap`; over="steps"
             averages the layers.
     """
-    trace = trace_of(record)
+    trace = first_trace(record)
     chosen: Literal["answer"] | list[int] = "answer"
     if over == "layers":
         chosen = [_row(trace, token, sample)]
@@ -75,9 +75,9 @@ def role_masses(
 
 def _row(trace: Trace, token: int | str, sample: int) -> int:
     if isinstance(token, str):
-        return trace.row_of(token, sample_of(trace, sample))
-    rows = rows_of(trace, "answer", sample_of(trace, sample))
-    return int(rows[number("answer token", token, range(len(rows)))])
+        return trace.row_of(token, check_sample(trace, sample))
+    rows = select_rows(trace, "answer", check_sample(trace, sample))
+    return int(rows[check_choice("answer token", token, range(len(rows)))])
 
 
 def _stack_roles(axes: Axes, values: Tensor) -> None:

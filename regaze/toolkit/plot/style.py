@@ -48,7 +48,7 @@ def new_figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def colours(values: np.ndarray, top: float | None = None) -> dict[str, Any]:
+def colour_scale(values: np.ndarray, top: float | None = None) -> dict[str, Any]:
     """How imshow colours values: from 0 to the largest (or `top`), or, where some are negative, around 0."""
     finite = np.abs(values[np.isfinite(values)])
     top = max(float(finite.max(initial=0.0)) if top is None else float(top), 1e-12)
@@ -65,24 +65,26 @@ def legend(axes: Axes, **options: Any) -> None:
 
 def word_ticks(axis: Any, words: Sequence[str], rotation: float = 0.0) -> None:
     """A tick for every word."""
-    axis.set_ticks(range(len(words)), [escaped(visible(word)) for word in words], rotation=rotation)
+    axis.set_ticks(
+        range(len(words)), [escape_dollars(visible_text(word)) for word in words], rotation=rotation
+    )
     if rotation:
         for label in axis.get_ticklabels():
             label.set_horizontalalignment("right" if rotation < 90 else "center")
             label.set_rotation_mode("anchor" if rotation < 90 else "default")
 
 
-def visible(word: str) -> str:
+def visible_text(word: str) -> str:
     """A token's text without spaces around it; what is nothing but spaces and line ends is spelled out."""
     return word.strip() or word.replace("\n", "↵").replace("\t", "⇥").replace(" ", "␣")
 
 
-def escaped(text: str) -> str:
+def escape_dollars(text: str) -> str:
     """Text in which a dollar sign does not begin a formula."""
     return text.replace("$", r"\$")
 
 
-def finish(figure: Figure, path: str | Path | None = None) -> Figure:
+def style_and_save(figure: Figure, path: str | Path | None = None) -> Figure:
     """Give a figure the look of all others, and write it when there is a path.
 
     Raises:

@@ -11,8 +11,14 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from regaze.errors import BadParameterError, RecordingError
-from regaze.toolkit.analysis.selection import RowChoice, pick, rows_of, sample_of, trace_of
-from regaze.toolkit.plot.style import colours, finish, new_figure, word_ticks
+from regaze.toolkit.analysis.selection import (
+    RecordedRows,
+    check_sample,
+    first_trace,
+    select_heads,
+    select_rows,
+)
+from regaze.toolkit.plot.style import colour_scale, new_figure, style_and_save, word_ticks
 from regaze.toolkit.prompts.token_map import Role
 from regaze.toolkit.record.record import Record, Trace
 
@@ -20,7 +26,7 @@ from regaze.toolkit.record.record import Record, Trace
 def token_matrix(
     record: Record | Trace,
     *,
-    rows: RowChoice = "all",
+    rows: RecordedRows = "all",
     layers: Sequence[int] | None = None,
     heads: Sequence[int] | None = None,
     sample: int = 0,
@@ -31,7 +37,7 @@ def token_matrix(
 
     Args:
         record: recorded with slices="all", and rows="all" to have a row for every token.
-        rows: see `RowChoice`. layers, heads: numbers; None: all. sample: row of the batch.
+        rows: see `RecordedRows`. layers, heads: numbers; None: all. sample: row of the batch.
         sink: whether the first token counts. Most heads put most of their attention there when they have
             nothing to say; left out, it stays white and the scale is that of the others.
 
@@ -39,14 +45,14 @@ def token_matrix(
         RecordingError: the weights of all columns, or the text, were not recorded.
         BadParameterError: a layer, head, row or sample that is not in the record.
     """
-    trace = trace_of(record)
-    sample = sample_of(trace, sample)
+    trace = first_trace(record)
+    sample = check_sample(trace, sample)
     if trace.slice_columns is not None or trace.text is None:
         raise RecordingError(
             'this draws tokens against tokens; use gaze.recording(slices="all", ...) and a tokenizer'
         )
-    chosen = rows_of(trace, rows, sample)
-    weights = pick(trace, trace.need("slices")[:, sample], layers, heads)[:, :, chosen].mean((0, 1))
+    chosen = select_rows(trace, rows, sample)
+    weights = select_heads(trace, trace.need("slices")[:, sample], layers, heads)[:, :, chosen].mean((0, 1))
     text, first = trace.text[sample], _first_column(trace, sample)
     positions = trace.row_position[chosen].tolist()
     last = min(max(positions) + 1, len(text), weights.shape[1])
@@ -57,13 +63,13 @@ def token_matrix(
         values[:, 0] = np.nan
     figure = new_figure(0.17 * len(columns) + 2.0, 0.17 * len(positions) + 1.4)
     axes = figure.add_subplot()
-    shown = axes.imshow(values, aspect="auto", interpolation="nearest", **colours(values))
+    shown = axes.imshow(values, aspect="auto", interpolation="nearest", **colour_scale(values))
     word_ticks(axes.xaxis, text[first:last], rotation=90)
     word_ticks(axes.yaxis, [text[p] if p < len(text) else "" for p in positions])
     axes.set_xlabel("token looked at" + ("" if sink else " (without the first)"))
     axes.set_ylabel("token that looks")
     figure.colorbar(shown, ax=axes, pad=0.01).set_label("attention weight (mean)")
-    return finish(figure, path)
+    return style_and_save(figure, path)
 
 
 def cross_attention(
@@ -94,7 +100,7 @@ def cross_attention(
     if isinstance(weights, Tensor):
         rows = weights.detach().float().cpu()
     else:
-        rows, words = _heard(trace_of(weights), words, layers, heads, sample)
+        rows, words = _heard(first_trace(weights), words, layers, heads, sample)
     if rows.dim() != 2 or (words is not None and len(words) != len(rows)):
         raise BadParameterError(
             f"expected weights [T, keys] and T words, got {list(rows.shape)} and "
@@ -105,12 +111,12 @@ def cross_attention(
     figure = new_figure(6.4, 0.19 * len(values) + 1.0)
     axes = figure.add_subplot()
     extent = (0.0, keys * seconds, len(values) - 0.5, -0.5)
-    shown = axes.imshow(values, extent=extent, aspect="auto", interpolation="nearest", **colours(values))
+    shown = axes.imshow(values, extent=extent, aspect="auto", interpolation="nearest", **colour_scale(values))
     word_ticks(axes.yaxis, [str(row) for row in range(len(values))] if words is None else words)
     axes.set_xlabel("time in the recording (s)")
     axes.set_ylabel("token that is written")
     figure.colorbar(shown, ax=axes, pad=0.01).set_label("attention (row's largest is 1)")
-    return finish(figure, path)
+    return style_and_save(figure, path)
 
 
 def _heard(
@@ -119,9 +125,9 @@ def _heard(
     """Mean weights [T, keys] of the rows that predict the answer, and its words where they are known."""
     if trace.cross is None or trace.cross.slices is None or trace.cross.slice_columns is not None:
         raise RecordingError('no cross-attention was recorded; use gaze.recording(slices="all", ...)')
-    sample = sample_of(trace, sample)
-    chosen = rows_of(trace, "answer", sample)
-    rows = pick(trace.cross, trace.cross.slices[:, sample], layers, heads)[:, :, chosen].mean((0, 1))
+    sample = check_sample(trace, sample)
+    chosen = select_rows(trace, "answer", sample)
+    rows = select_heads(trace.cross, trace.cross.slices[:, sample], layers, heads)[:, :, chosen].mean((0, 1))
     if words is None:
         known = trace.answer_text(sample)
         words = known if any(known) else None

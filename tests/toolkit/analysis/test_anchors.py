@@ -12,15 +12,15 @@ from regaze.errors import BadParameterError, InputError, RecordingError, ShapeEr
 from regaze.interventions import VCD
 from regaze.toolkit.analysis import (
     Horizon,
-    answered,
-    changes,
     head_signals,
     middle_layers,
     peaks,
+    recorded_rhythm,
     rhythm,
-    rhythm_of,
     split_heads,
-    top_share,
+    top_fraction,
+    waad_changes,
+    with_answers,
 )
 
 NAN = float("nan")
@@ -41,11 +41,11 @@ def test_hand_example():
     close(found.waad, [0, 0.5, 0.7, 1.1, 1.1])
     close(found.distance, [0, 0.5, 0.7, 1.5, 1.4])
     close(found.fai, [0.35, 0.20, 0.15, 0.30, NAN])
-    close(changes(found.waad), [0.5, 0.2, 0.4, 0.0])
+    close(waad_changes(found.waad), [0.5, 0.2, 0.4, 0.0])
     response = head_signals(example()[1:], torch.arange(1, 5))
     close(response.distance.mean(), 1.025)
-    assert top_share(found.fai, 0.4).tolist() == [0, 3]  # ceil(0.4 * 4) of those that have one
-    assert top_share(changes(found.waad), 0.4).tolist() == [0, 2]
+    assert top_fraction(found.fai, 0.4).tolist() == [0, 3]  # ceil(0.4 * 4) of those that have one
+    assert top_fraction(waad_changes(found.waad), 0.4).tolist() == [0, 2]
 
 
 def test_heads_by_hand():
@@ -105,7 +105,7 @@ def generated(gaze, model):
     prompts = gaze.inputs([picture(1), picture(2)], ["Is there a dog in the image?", "What?"])
     with gaze.recording(slices="all") as record, torch.no_grad():
         out = model.generate(**prompts, max_new_tokens=9, do_sample=False, eos_token_id=None)
-    return record, answered(gaze, prompts, out[:, -9:])
+    return record, with_answers(gaze, prompts, out[:, -9:])
 
 
 @pytest.mark.parametrize("block", [60, 1 << 21])
@@ -116,7 +116,7 @@ def test_forced_and_recorded_answers_have_one_rhythm(gaze, generated, block, mon
     found = rhythm(gaze, inputs, horizon=horizon)
     for sample, one in enumerate(found):
         count = len(one.positions)
-        recorded = rhythm_of(record, horizon=horizon, sample=sample)
+        recorded = recorded_rhythm(record, horizon=horizon, sample=sample)
         assert one.heads.waad.shape == (6, 6, count)
         same = min(count, len(recorded.positions))
         assert same >= 4
@@ -143,16 +143,16 @@ def test_rhythm_of_other_branches_and_layers(gaze, generated):
 
 def test_what_has_no_rhythm(gaze, model, generated):
     prompts = gaze.inputs([picture(1)], ["What?"])
-    with pytest.raises(InputError, match="use answered"):
+    with pytest.raises(InputError, match="use with_answers"):
         rhythm(gaze, prompts)
     with gaze.recording(slices="image") as image, torch.no_grad():
         model(**prompts)
     with pytest.raises(RecordingError, match='slices="all"'):
-        rhythm_of(image)
+        recorded_rhythm(image)
     with gaze.recording(slices="all") as short, torch.no_grad():
         model(**prompts)
     with pytest.raises(RecordingError, match="two tokens at the least"):
-        rhythm_of(short)
+        recorded_rhythm(short)
     for wrong in ({"window": 0}, {"low": 3, "high": 2}, {"skip": -1}):
         with pytest.raises(BadParameterError, match="window must be at least 1"):
             Horizon(**wrong)
@@ -161,7 +161,7 @@ def test_what_has_no_rhythm(gaze, model, generated):
     with pytest.raises(BadParameterError, match="share is a fraction"):
         split_heads(torch.ones(2, 2), 0.6)
     with pytest.raises(BadParameterError, match="q is a fraction"):
-        top_share(torch.ones(3), 0.0)
+        top_fraction(torch.ones(3), 0.0)
 
 
 def test_peaks_layers_and_ties():
@@ -171,4 +171,4 @@ def test_peaks_layers_and_ties():
     assert not len(peaks(torch.ones(9)))
     assert middle_layers(36) == (12, 15, 18, 21, 24)
     assert middle_layers(6) == (2, 3, 4)
-    assert top_share(torch.tensor([1.0, 2, 2, 2, NAN]), 0.5).tolist() == [1, 2]
+    assert top_fraction(torch.tensor([1.0, 2, 2, 2, NAN]), 0.5).tolist() == [1, 2]

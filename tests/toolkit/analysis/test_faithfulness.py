@@ -24,8 +24,8 @@ from regaze.toolkit.analysis.faithfulness import (
     perturbation_curve,
     points_inside,
     random_mask_saliency,
-    rolled,
-    shuffled,
+    random_roll,
+    shuffle_regions,
     spearman,
 )
 from regaze.toolkit.analysis.intervals import estimate
@@ -132,7 +132,7 @@ def test_a_shuffled_map_points_as_chance_does() -> None:
     peak = torch.zeros(2, 3)
     peak[0, 1] = 1  # always a hit
     assert points_inside(peak, THING).item() == 1
-    many = shuffled(peak.expand(4000, 2, 3), seed=3, dims=2)
+    many = shuffle_regions(peak.expand(4000, 2, 3), seed=3, dims=2)
     assert many.flatten(1).sort(1).values.equal(peak.flatten().sort().values.expand(4000, 6))
     hits = estimate(points_inside(many, THING))
     assert hits.low < 1 / 3 < hits.high
@@ -143,7 +143,7 @@ def test_a_shuffled_map_points_as_chance_does() -> None:
 @given(st.integers(2, 40), st.integers(0, 5))
 def test_a_turn_keeps_the_neighbours(n: int, seed: int) -> None:
     maps = torch.arange(n).expand(3, n)
-    for row in rolled(maps, seed):
+    for row in random_roll(maps, seed):
         assert not row.equal(maps[0])
         assert set(torch.remainder(row.diff(), n).tolist()) == {1}
 
@@ -176,7 +176,7 @@ def test_attention_proportional_to_saliency_agrees_fully() -> None:
     assert full.per_token.tolist() == pytest.approx([1] * 5)
     assert agreement(saliency.exp(), saliency, rank=True).mean == pytest.approx(1)
     many = torch.rand(200, 40, generator=torch.Generator().manual_seed(1))
-    assert abs(agreement(shuffled(many), many).mean) < 0.03
+    assert abs(agreement(shuffle_regions(many), many).mean) < 0.03
 
 
 def test_pooled_agreement_rewards_knowing_which_token_matters() -> None:

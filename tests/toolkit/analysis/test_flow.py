@@ -21,7 +21,7 @@ from regaze import TokenMap
 from regaze.errors import BadParameterError, InputError, ShapeError, UnsupportedModelError
 from regaze.interventions import MMA, VCD, HeadKnockout
 from regaze.kernels import AttentionEdit
-from regaze.toolkit.analysis import Flow, Inputs, answered, attention_flow, relevance, rollout
+from regaze.toolkit.analysis import Flow, Inputs, attention_flow, relevance, rollout, with_answers
 from regaze.toolkit.model.attention_call import AttentionCall
 
 QUESTIONS = ["Is there a dog in the image?", "What?"]
@@ -34,7 +34,7 @@ def close(actual, expected, atol=2e-6):
 @pytest.fixture(scope="module")
 def inputs(gaze):
     prompts = gaze.inputs([picture(1), picture(2)], QUESTIONS)
-    return answered(gaze, prompts, ["Yes, a dog", "No"])
+    return with_answers(gaze, prompts, ["Yes, a dog", "No"])
 
 
 def eager_attention(model, inputs, grad=False):
@@ -424,20 +424,20 @@ def test_what_cannot_be_asked(gaze, inputs):
 def test_answers_that_cannot_be_forced(gaze):
     prompts = gaze.inputs([picture(1), picture(2)], QUESTIONS)
     with pytest.raises(InputError, match="1 answers for 2 prompts"):
-        answered(gaze, prompts, ["Yes"])
+        with_answers(gaze, prompts, ["Yes"])
     with pytest.raises(InputError, match="the answers are empty"):
-        answered(gaze, prompts, ["", ""])
+        with_answers(gaze, prompts, ["", ""])
     with pytest.raises(InputError, match="a list of B texts"):
-        answered(gaze, prompts, "Yes")
+        with_answers(gaze, prompts, "Yes")
     with pytest.raises(ShapeError, match=r"\[B, T\] ids"):
-        answered(gaze, prompts, torch.tensor([1, 2]))
+        with_answers(gaze, prompts, torch.tensor([1, 2]))
 
 
 def test_forced_answers_are_the_generated_ones(gaze, model):
     prompts = gaze.inputs([picture(1), picture(2)], QUESTIONS)
     ends = model.generation_config.eos_token_id
     ids = torch.tensor([[20, 21, 22, 23], [24, ends, 3, 3]])
-    forced = answered(gaze, prompts, ids)
+    forced = with_answers(gaze, prompts, ids)
     assert forced["input_ids"][:, -4:].tolist() == [[20, 21, 22, 23], [24, 3, 3, 3]]
     assert forced["attention_mask"][:, -4:].tolist() == [[1, 1, 1, 1], [1, 0, 0, 0]]
     assert forced.tokens.answering().sum(1).tolist() == [5, 2]

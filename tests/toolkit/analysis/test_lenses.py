@@ -27,7 +27,6 @@ from regaze.interventions import VCD
 from regaze.toolkit.analysis import (
     ClassLens,
     Inputs,
-    answered,
     class_change_rate,
     class_lens,
     class_logits_of,
@@ -35,6 +34,7 @@ from regaze.toolkit.analysis import (
     identifiability,
     logit_lens,
     perturbed_attention,
+    with_answers,
 )
 
 # The logit lens ---------------------------------------------------------------------------------------
@@ -43,7 +43,7 @@ from regaze.toolkit.analysis import (
 @pytest.fixture(scope="module")
 def inputs(gaze):
     prompts = gaze.inputs([picture(1), picture(2)], ["Is there a dog in the image?", "What?"])
-    return answered(gaze, prompts, ["Yes, a dog", "No"])
+    return with_answers(gaze, prompts, ["Yes, a dog", "No"])
 
 
 @pytest.fixture(scope="module")

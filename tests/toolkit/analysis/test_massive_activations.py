@@ -11,11 +11,11 @@ from regaze import Role
 from regaze.errors import BadParameterError, InputError
 from regaze.interventions import VCD
 from regaze.toolkit.analysis import (
-    answered,
     key_importance,
     massive_activations,
     sink_stability,
     sink_tokens,
+    with_answers,
 )
 from regaze.toolkit.analysis.sink_profile import SinkProfile, sink_values
 
@@ -152,7 +152,7 @@ def test_partly_stable_sinks_by_hand(planted, inputs):
 def test_what_each_key_receives(gaze, model, block, monkeypatch):
     monkeypatch.setattr("regaze.toolkit.model.attention_call.CPU_BLOCK_ELEMENTS", block)
     prompts = gaze.inputs([picture(1), picture(2)], QUESTIONS)
-    inputs = answered(gaze, prompts, ["Yes, a dog", "No"])
+    inputs = with_answers(gaze, prompts, ["Yes, a dog", "No"])
     found = key_importance(gaze, inputs, layers=[1, 4])
     model.set_attn_implementation("eager")
     positions = (inputs["attention_mask"].cumsum(1) - 1).clamp_min(0)

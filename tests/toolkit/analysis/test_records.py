@@ -16,7 +16,6 @@ from regaze.errors import BadParameterError, RecordingError, ShapeError
 from regaze.interventions.carve.contrast import contrast, contrastive_map
 from regaze.interventions.carve.method import CARVE, DESCRIBE
 from regaze.toolkit.analysis import (
-    answered,
     attention_distance,
     attention_entropy,
     cross_attention_maps,
@@ -25,9 +24,10 @@ from regaze.toolkit.analysis import (
     role_flow,
     sink_share,
     visual_entropy,
+    with_answers,
 )
-from regaze.toolkit.analysis.forward import run
-from regaze.toolkit.analysis.selection import rows_of
+from regaze.toolkit.analysis.forward import run_forward
+from regaze.toolkit.analysis.selection import select_rows
 from regaze.toolkit.record.record import Trace
 
 QUESTIONS = ["Is there a dog in the image?", "What?"]
@@ -161,10 +161,10 @@ def test_rows_of_a_forced_answer_are_those_of_a_generated_one(gaze, model):
     prompts = gaze.inputs([picture(1), picture(2)], QUESTIONS)
     with gaze.recording() as generated:
         ids = model.generate(**prompts, max_new_tokens=4, do_sample=False, eos_token_id=None)[:, -4:]
-    forced = answered(gaze, prompts, ids)
+    forced = with_answers(gaze, prompts, ids)
     with gaze.recording(rows="text", tokens=forced.tokens) as record, torch.no_grad():
-        run(gaze, forced)
-    assert len(rows_of(record[0])) == 5  # the row behind the last token, too
+        run_forward(gaze, forced)
+    assert len(select_rows(record[0])) == 5  # the row behind the last token, too
     one, other = role_flow(generated, sample=1), role_flow(record, sample=1)
     torch.testing.assert_close(one.masses, other.masses[:, :, :4], rtol=0, atol=1e-5)
 

@@ -37,7 +37,7 @@ def record(gaze):
 
 @pytest.fixture(scope="module")
 def rhythm(gaze, inputs):
-    forced = analysis.answered(gaze, inputs, ["Yes, there is a dog beside the tree in the image."])
+    forced = analysis.with_answers(gaze, inputs, ["Yes, there is a dog beside the tree in the image."])
     return analysis.rhythm(gaze, forced)[0]
 
 
@@ -134,10 +134,12 @@ def test_a_lens_table_has_the_words_and_their_probability(gaze, inputs, lens):
         np.asarray(axes.images[0].get_array()), lens.top_probs[[0, 6]][:, 0, rows, 0].numpy()
     )
     expected = lens.words()
-    spelled = [style.visible(expected[layer][row]) for layer in (0, 6) for row in rows]
-    assert [each.get_text()[:9] for each in axes.texts] == [style.escaped(word)[:9] for word in spelled]
+    spelled = [style.visible_text(expected[layer][row]) for layer in (0, 6) for row in rows]
+    assert [each.get_text()[:9] for each in axes.texts] == [
+        style.escape_dollars(word)[:9] for word in spelled
+    ]
     assert words(axes.yaxis) == ["0", "6"]
-    assert words(axes.xaxis) == [style.escaped(style.visible(text[row])) for row in rows]
+    assert words(axes.xaxis) == [style.escape_dollars(style.visible_text(text[row])) for row in rows]
     with pytest.raises(BadParameterError, match="text must have a token"):
         plot.lens_table(lens, text=["a"])
     with pytest.raises(BadParameterError, match="layer 7"):
@@ -148,7 +150,9 @@ def test_patches_have_their_words(lens, seen):
     table = plot.lens_patches(lens, seen, layer=5).axes[1]
     told = [each.get_text() for each in table.texts]
     expected = [word for row in lens.image_words(5) for word in row]
-    assert [each[:9] for each in told] == [style.escaped(style.visible(word))[:9] for word in expected]
+    assert [each[:9] for each in told] == [
+        style.escape_dollars(style.visible_text(word))[:9] for word in expected
+    ]
     assert table.images[0].get_array().shape == (8, 8)
 
 
@@ -216,7 +220,7 @@ def test_perturbation_curves_are_means_with_intervals():
     share = torch.linspace(0, 1, 3)
     scores = torch.tensor([[0.0, -1.0, -2.0], [0.0, -3.0, -4.0], [0.0, -2.0, -3.0]])
     several = [analysis.Curve(share, each) for each in scores]
-    figure = plot.perturbation(
+    figure = plot.perturbation_curves(
         {"deletion": {"mine": several, "shuffled": several}, "insertion": {"mine": several}}
     )
     first = figure.axes[0]
@@ -235,12 +239,14 @@ def test_perturbation_curves_are_means_with_intervals():
         {"deletion": {"mine": [several[0], other]}},
     ):
         with pytest.raises(BadParameterError, match="curves"):
-            plot.perturbation(wrong)
+            plot.perturbation_curves(wrong)
 
 
 def test_pointing_bars_come_in_order_with_their_controls():
     hits = {"a": analysis.estimate([0.0, 1.0, 1.0, 1.0]), "b": {"value": 0.2, "low": 0.1, "high": 0.4}}
-    axes = plot.pointing(hits, controls={"b": {"value": 0.05, "low": None, "high": None}}, chance=0.1).axes[0]
+    axes = plot.pointing_game(
+        hits, controls={"b": {"value": 0.05, "low": None, "high": None}}, chance=0.1
+    ).axes[0]
     assert words(axes.yaxis) == ["b", "a"]
     assert [bar.get_width() for bar in axes.patches] == pytest.approx([0.2, 0.75])
     (bars,) = axes.containers[0].lines[2]
@@ -249,7 +255,7 @@ def test_pointing_bars_come_in_order_with_their_controls():
     assert (marks.get_xdata().tolist(), marks.get_ydata().tolist()) == ([0.05], [0])
     for wrong, more in (({}, {}), ({"a": (float("nan"),) * 3}, {}), (hits, {"controls": {"c": hits["a"]}})):
         with pytest.raises(BadParameterError, match="at least one map"):
-            plot.pointing(wrong, **more)
+            plot.pointing_game(wrong, **more)
 
 
 def test_comparisons_have_a_panel_for_each_figure():
@@ -257,7 +263,7 @@ def test_comparisons_have_a_panel_for_each_figure():
         "accuracy": {"var": (1.0, -1.0, 2.0), "vcd": {"value": None, "low": None, "high": None}},
         "F1": {"var": analysis.estimate([1.0, 3.0])},
     }
-    figure = plot.comparison(panels, label="points")
+    figure = plot.forest_plot(panels, label="points")
     first, second = figure.axes
     assert (first.get_title(), second.get_title()) == ("accuracy", "F1")
     assert words(first.yaxis) == ["var", "vcd"]
@@ -268,7 +274,7 @@ def test_comparisons_have_a_panel_for_each_figure():
     assert figure.get_supxlabel() == "points"
     for wrong in ({}, {"accuracy": {}}):
         with pytest.raises(BadParameterError, match="at least one method"):
-            plot.comparison(wrong)
+            plot.forest_plot(wrong)
 
 
 # Style --------------------------------------------------------------------------------------------------
@@ -287,4 +293,4 @@ def test_files_are_the_same_every_time_and_nothing_is_left_behind(record, tmp_pa
 def test_words_with_signs_are_drawn_as_they_are(tmp_path):
     figure = plot.cross_attention(torch.rand(2, 4), words=["$x^2", "5$"], path=tmp_path / "signs.svg")
     assert words(figure.axes[0].yaxis) == [r"\$x^2", r"5\$"]
-    assert [style.visible(word) for word in (" a ", "\n", "  ")] == ["a", "↵", "␣␣"]
+    assert [style.visible_text(word) for word in (" a ", "\n", "  ")] == ["a", "↵", "␣␣"]

@@ -12,15 +12,15 @@ from regaze import Role
 from regaze.errors import BadParameterError, ShapeError
 from regaze.interventions import HeadKnockout
 from regaze.toolkit.analysis import (
-    answered,
-    compare,
     difference,
     head_table,
     image_map,
     logit_lens,
+    plain_and_edited,
     rhythm,
     role_flow,
     rollout,
+    with_answers,
 )
 
 QUESTIONS = ["Is there a dog in the image?", "What?"]
@@ -32,8 +32,8 @@ def inputs(gaze):
 
 
 def test_a_difference_map_is_that_of_two_runs(gaze, inputs):
-    both = compare(gaze, inputs, small_var(), rollout, answers=["Yes, a dog", "No"], rows="answer")
-    forced = answered(gaze, inputs, ["Yes, a dog", "No"])
+    both = plain_and_edited(gaze, inputs, small_var(), rollout, answers=["Yes, a dog", "No"], rows="answer")
+    forced = with_answers(gaze, inputs, ["Yes, a dog", "No"])
     plain = rollout(gaze, forced, rows="answer")
     with gaze.using(small_var()):
         edited = rollout(gaze, forced, rows="answer")
@@ -47,17 +47,19 @@ def test_a_difference_map_is_that_of_two_runs(gaze, inputs):
 
 
 def test_records_show_edited_rows_of_the_same_tokens(gaze, inputs):
-    both = compare(gaze, inputs, [small_var()], role_flow, max_new_tokens=3, record={})
+    both = plain_and_edited(gaze, inputs, [small_var()], role_flow, max_new_tokens=3, record={})
     moved = both.difference.masses
     torch.testing.assert_close(moved.sum(-1), torch.zeros(moved.shape[:-1]), rtol=0, atol=1e-5)
     assert moved[..., Role.IMAGE].abs().max() > 1e-3
     assert both.plain.text == both.edited.text
-    maps = compare(gaze, inputs, small_var(), image_map, record={"slices": "image"}, max_new_tokens=3)
+    maps = plain_and_edited(
+        gaze, inputs, small_var(), image_map, record={"slices": "image"}, max_new_tokens=3
+    )
     torch.testing.assert_close(maps.difference, maps.edited - maps.plain)
 
 
 def test_a_method_that_does_nothing_makes_no_difference(gaze, inputs):
-    same = compare(gaze, inputs, small_var(moved=0.0), rhythm, max_new_tokens=5)
+    same = plain_and_edited(gaze, inputs, small_var(moved=0.0), rhythm, max_new_tokens=5)
     assert len(same.difference) == 2
     assert not same.difference[0].waad.any()
     assert torch.equal(same.difference[1].local, same.plain[1].local)
@@ -65,14 +67,16 @@ def test_a_method_that_does_nothing_makes_no_difference(gaze, inputs):
 
 def test_tables_in_another_order_are_compared_head_by_head(gaze, inputs):
     out = HeadKnockout(heads=[(0, head) for head in range(6)])
-    both = compare(gaze, inputs, out, head_table, record={"entropy": True}, max_new_tokens=2)
+    both = plain_and_edited(gaze, inputs, out, head_table, record={"entropy": True}, max_new_tokens=2)
     assert [(r.layer, r.head) for r in both.plain] != [(r.layer, r.head) for r in both.edited]
     torch.testing.assert_close(both.difference.grid(), both.edited.grid() - both.plain.grid())
     assert both.difference.grid("entropy").abs().max() > 1e-3
 
 
 def test_a_lens_under_an_edit(gaze, inputs):
-    both = compare(gaze, inputs, HeadKnockout(heads=[(2, 1)]), logit_lens, targets=[7], max_new_tokens=2)
+    both = plain_and_edited(
+        gaze, inputs, HeadKnockout(heads=[(2, 1)]), logit_lens, targets=[7], max_new_tokens=2
+    )
     before = both.difference.target_probs[:3]  # layers 0, 1 and what enters 2
     assert not before.any()
     assert both.difference.target_probs[3:].abs().max() > 0
@@ -104,4 +108,4 @@ def test_what_is_subtracted():
 
 def test_nothing_to_compare_with(gaze, inputs):
     with pytest.raises(BadParameterError, match="at least one intervention"):
-        compare(gaze, inputs, [], rollout)
+        plain_and_edited(gaze, inputs, [], rollout)

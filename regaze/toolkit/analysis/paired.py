@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from regaze.errors import BadParameterError, ShapeError
-from regaze.toolkit.analysis.forward import Inputs, answered, run
+from regaze.toolkit.analysis.forward import Inputs, run_forward, with_answers
 from regaze.toolkit.analysis.roles import HeadTable
 from regaze.toolkit.model.callback import Callback
 from regaze.toolkit.prompts.token_map import TokenMap
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
-class Comparison(Generic[T]):
+class PairedResult(Generic[T]):
     """What an analysis finds in the plain and in the edited model.
 
     Attributes:
@@ -35,7 +35,7 @@ class Comparison(Generic[T]):
     inputs: Inputs
 
 
-def compare(
+def plain_and_edited(
     gaze: Gaze,
     inputs: Mapping[str, Any],
     methods: Callback | Sequence[Callback],
@@ -45,16 +45,16 @@ def compare(
     record: Mapping[str, Any] | None = None,
     max_new_tokens: int = 32,
     **options: Any,
-) -> Comparison[T]:
+) -> PairedResult[T]:
     """Run an analysis on the plain model, and on the model under `methods`, with the same answers forced.
 
     The answers are fed, not generated (teacher forcing), so that row by row both saw the same tokens:
 
-        both = compare(gaze, inputs, VAR(), rollout, rows="answer")
-        both = compare(gaze, inputs, VAR(), role_flow, record={"rows": "all"})
+        both = plain_and_edited(gaze, inputs, VAR(), rollout, rows="answer")
+        both = plain_and_edited(gaze, inputs, VAR(), role_flow, record={"rows": "all"})
 
     Args:
-        inputs: from `gaze.inputs`, or `answered` (then `answers` are known).
+        inputs: from `gaze.inputs`, or `with_answers` (then `answers` are known).
         methods: interventions, as for `gaze.using`.
         analysis: called as analysis(gaze, inputs, **options), or, with `record`, as
             analysis(record, **options) on a record of the forward; any function of yours with one of these
@@ -67,11 +67,11 @@ def compare(
     """
     chosen = (methods,) if isinstance(methods, Callback) else tuple(methods)
     if not chosen:
-        raise BadParameterError("compare needs at least one intervention, such as VAR()")
+        raise BadParameterError("plain_and_edited needs at least one intervention, such as VAR()")
     if isinstance(inputs, Inputs):
         forced = inputs
     else:
-        forced = answered(
+        forced = with_answers(
             gaze, inputs, _generated(gaze, inputs, max_new_tokens) if answers is None else answers
         )
 
@@ -80,13 +80,13 @@ def compare(
             return analysis(gaze, forced, **options)
         wanted = {"edited": True, "rows": "text", **record}
         with gaze.recording(tokens=forced.tokens, **wanted) as found, torch.no_grad():
-            run(gaze, forced)
+            run_forward(gaze, forced)
         return analysis(found, **options)
 
     plain = measured()
     with gaze.using(*chosen, tokens=forced.tokens):
         edited = measured()
-    return Comparison(plain, edited, difference(plain, edited), forced)
+    return PairedResult(plain, edited, difference(plain, edited), forced)
 
 
 def _generated(gaze: Gaze, inputs: Mapping[str, Any], max_new_tokens: int) -> Tensor:

@@ -70,7 +70,7 @@ class ICD(Contrastive):
         for row, visible in enumerate(context.visible):
             ids = context.inputs["input_ids"][row][visible.to(context.device)].tolist()
             roles, image, cell = (
-                tuple(part[row][visible].tolist()) for part in (tokens.roles, tokens.image, tokens.cell)
+                tuple(part[row][visible].tolist()) for part in (tokens.roles, tokens.view, tokens.cell)
             )
             sample = Sample(roles, image, cell, tokens.views[row])
             disturbed = prefixed(ids, sample, PREFIXES.get(self.prefix, self.prefix.strip()), context.reader)
@@ -110,7 +110,7 @@ def prefixed(
 
     nowhere = [-1] * len(new)
     roles = splice(sample.roles, [int(role)] * len(new))
-    places = splice(sample.image, nowhere), splice(sample.cell, nowhere)
+    places = splice(sample.view, nowhere), splice(sample.cell, nowhere)
     return list(splice(ids, new)), Sample(roles, *places, sample.views)
 
 

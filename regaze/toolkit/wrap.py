@@ -253,7 +253,7 @@ class Gaze:
                 known = self.reader.read(key, media)
             elif self.family.media and (complete or key in self._ambiguous):  # see `_remember`
                 layout = self.family.lay_out(key, media)
-                places = tuple(layout.image), tuple(layout.cell), tuple(layout.views)
+                places = tuple(layout.view), tuple(layout.cell), tuple(layout.views)
                 known = Sample(known.roles, *places)
             samples.append(known)
         return TokenMap.from_samples(samples, visible)

@@ -31,7 +31,7 @@ def disturbed(gaze, inputs, prefix):
     """The branch's ids and roles of a batch of one."""
     tokens, ids = gaze.tokens(inputs), inputs["input_ids"][0].tolist()
     sample = Sample(
-        *(tuple(x[0].tolist()) for x in (tokens.roles, tokens.image, tokens.cell)), tokens.views[0]
+        *(tuple(x[0].tolist()) for x in (tokens.roles, tokens.view, tokens.cell)), tokens.views[0]
     )
     return prefixed(ids, sample, prefix, gaze.reader)
 
@@ -51,7 +51,7 @@ def test_the_prefix_takes_the_place_of_the_system_message(gaze, images):
     tokens = gaze.tokens(want)
     assert ids == want["input_ids"][0].tolist()
     assert list(sample.roles) == tokens.roles[0].tolist()
-    assert list(sample.image) == tokens.image[0].tolist()
+    assert list(sample.view) == tokens.view[0].tolist()
     assert list(sample.cell) == tokens.cell[0].tolist()
     assert sample.views == tokens.views[0]
 

@@ -343,7 +343,7 @@ def several_images(case: Case) -> bool:
     else:
         assert {view.image for view in tokens.views[0]} == {0, 1}
         fresh = regaze.wrap(case.model, case.processor).tokens(inputs)
-        for name in ("roles", "image", "cell"):
+        for name in ("roles", "view", "cell"):
             assert torch.equal(getattr(tokens, name), getattr(fresh, name)), name
         assert tokens.views == fresh.views
     return True

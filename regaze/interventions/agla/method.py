@@ -158,7 +158,7 @@ class AGLA(Intervention):
         """What is asked about each image of the batch."""
         tokens, found = context.tokens, []
         for sample, ids in enumerate(context.inputs["input_ids"].cpu()):
-            count, question = int(tokens.image[sample].max()) + 1, tokens.columns(Role.QUERY, sample)
+            count, question = int(tokens.view[sample].max()) + 1, tokens.columns(Role.QUERY, sample)
             if count and not len(question):
                 raise InputError(f"prompt {sample} has an image, but none of its tokens has the role QUERY")
             text = context.reader.tokenizer.decode(ids[question]).strip()

@@ -174,7 +174,7 @@ def _read(gaze: Gaze, ids: list[int], labels: Tensor, number: int) -> Sample:
         )
     return Sample(
         prompt.roles + (int(Role.OUTPUT),) * answer,
-        prompt.image + (-1,) * answer,
+        prompt.view + (-1,) * answer,
         prompt.cell + (-1,) * answer,
         prompt.views,
     )

@@ -71,7 +71,7 @@ def with_answers(gaze: Gaze, inputs: Mapping[str, Any], answers: Tensor | Sequen
     longer_map = replace(
         prompt,
         roles=torch.cat([prompt.roles, roles], 1),
-        image=F.pad(prompt.image, (0, longest), value=-1),
+        view=F.pad(prompt.view, (0, longest), value=-1),
         cell=F.pad(prompt.cell, (0, longest), value=-1),
     )
     longer = {

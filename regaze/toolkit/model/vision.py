@@ -167,8 +167,8 @@ def patches_on_tokens(values: Tensor, tokens: TokenMap, user_batch: int) -> Tens
             f"{len(values)} of {values.shape[1]} patches: there must be a token for each patch"
         )
     first = (counts.cumsum(0) - counts).repeat(tokens.batch // user_batch)[:, None]
-    shown = (tokens.image >= 0) & (tokens.cell >= 0)
-    images, places = (first + tokens.image).where(shown, 0), tokens.cell.long().where(shown, 0)
+    shown = (tokens.view >= 0) & (tokens.cell >= 0)
+    images, places = (first + tokens.view).where(shown, 0), tokens.cell.long().where(shown, 0)
     return values[images, places] * shown
 
 

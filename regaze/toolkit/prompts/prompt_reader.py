@@ -142,7 +142,7 @@ class PromptReader:
             media: what the processor said beside them; needed by families whose ids do not tell the grid.
         """
         layout = self.family.lay_out(ids, media or Media({}))
-        images = [i for i, view in enumerate(layout.image) if view >= 0]
+        images = [i for i, view in enumerate(layout.view) if view >= 0]
         frame = self._frame_with_image if images else self._frame_without
         after_image = 1 + images[-1] if images else 0
         first = after_image + max(_match_prefix(ids[after_image:], before) for before in frame.before)
@@ -158,7 +158,7 @@ class PromptReader:
             first, end = (turn + len(self._between_turns) if turn < stop else first), stop
         while first < end and self._is_space(ids[first]):
             first += 1
-        question = [first <= i < end and layout.image[i] < 0 for i in range(len(ids))]
+        question = [first <= i < end and layout.view[i] < 0 for i in range(len(ids))]
         return _sample(question, layout, output_from=stop + len(frame.after))
 
     def _is_space(self, token: int) -> bool:
@@ -213,7 +213,7 @@ class PromptReader:
         batch = self.tokenise([text], [[grey] * images])
         ids = batch["input_ids"][0].tolist()
         layout = self.family.lay_out(ids, Media(batch))
-        return ids, [i for i, view in enumerate(layout.image) if view >= 0]
+        return ids, [i for i, view in enumerate(layout.view) if view >= 0]
 
     @cached_property
     def _between_turns(self) -> tuple[int, ...]:
@@ -247,7 +247,7 @@ _PROBE = "\u2983probe\u2984"  # unlikely brackets: text that no template contain
 
 def _sample(question: Sequence[bool], layout: Layout, output_from: int | None = None) -> Sample:
     """Roles, given which tokens are the question and what the image tokens show."""
-    n, is_image = len(question), [view >= 0 for view in layout.image]
+    n, is_image = len(question), [view >= 0 for view in layout.view]
     marked = [i for i in range(n) if question[i] or is_image[i]]
     first, last = (marked[0], marked[-1]) if marked else (n, n - 1)
     roles = [int(Role.SYSTEM)] * n
@@ -262,7 +262,7 @@ def _sample(question: Sequence[bool], layout: Layout, output_from: int | None = 
             roles[i] = Role.TAIL
         elif i > first:
             roles[i] = Role.SEPARATOR
-    return Sample(tuple(roles), tuple(layout.image), tuple(layout.cell), tuple(layout.views))
+    return Sample(tuple(roles), tuple(layout.view), tuple(layout.cell), tuple(layout.views))
 
 
 def _carried(chosen: Sequence[int], short: Sequence[int], ids: Sequence[int]) -> list[bool]:

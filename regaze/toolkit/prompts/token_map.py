@@ -53,13 +53,13 @@ class Sample:
 
     Attributes:
         roles: [n] `Role` of each token.
-        image: [n] number of the view a token belongs to, -1 for text.
+        view: [n] number of the view a token belongs to, -1 for text.
         cell: [n] row-major grid cell of an image token, -1 for text and for image tokens without a place.
         views: what the image tokens show, in order; a model without tiles has one view per image.
     """
 
     roles: tuple[int, ...]
-    image: tuple[int, ...]
+    view: tuple[int, ...]
     cell: tuple[int, ...]
     views: tuple[View, ...] = ()
 
@@ -75,12 +75,12 @@ class TokenMap:
 
     Attributes:
         roles: [B, L] uint8 `Role`.
-        image: [B, L] int32 number of the view or -1. cell: [B, L] int32 grid cell or -1.
+        view: [B, L] int32 number of the view or -1. cell: [B, L] int32 grid cell or -1.
         views: per sample, what its image tokens show.
     """
 
     roles: Tensor
-    image: Tensor
+    view: Tensor
     cell: Tensor
     views: tuple[tuple[View, ...], ...]
     _masks: dict[tuple[int, ...], Tensor] = field(default_factory=dict, init=False, repr=False)
@@ -97,18 +97,16 @@ class TokenMap:
         if roles.numel() and not 0 <= int(roles.min()) <= int(roles.max()) < len(Role):
             raise InputError(f"roles are numbers of `Role`, 0 to {len(Role) - 1}; got {int(roles.max())}")
         roles = roles.to(torch.uint8)
-        image = torch.where(roles == Role.IMAGE, 0, -1).int()
-        return cls(roles, image, torch.full_like(image, -1), ((),) * roles.shape[0])
+        view = torch.where(roles == Role.IMAGE, 0, -1).int()
+        return cls(roles, view, torch.full_like(view, -1), ((),) * roles.shape[0])
 
     @classmethod
     def from_samples(cls, samples: Sequence[Sample], visible: Tensor) -> TokenMap:
         """Place unpadded samples at the visible positions of a [B, L] attention mask, on either side."""
         batch, length = visible.shape
         roles = torch.full((batch, length), int(Role.PAD), dtype=torch.uint8)
-        image, cell = (
-            torch.full((batch, length), -1, dtype=torch.int32),
-            torch.full((batch, length), -1, dtype=torch.int32),
-        )
+        view = torch.full((batch, length), -1, dtype=torch.int32)
+        cell = torch.full((batch, length), -1, dtype=torch.int32)
         for row, sample in enumerate(samples):
             places = visible[row].bool().nonzero().flatten()
             if len(places) != len(sample.roles):
@@ -116,9 +114,9 @@ class TokenMap:
                     f"row {row} shows {len(places)} tokens, but its prompt has {len(sample.roles)}"
                 )
             roles[row, places] = torch.tensor(sample.roles, dtype=torch.uint8)
-            image[row, places] = torch.tensor(sample.image, dtype=torch.int32)
+            view[row, places] = torch.tensor(sample.view, dtype=torch.int32)
             cell[row, places] = torch.tensor(sample.cell, dtype=torch.int32)
-        return cls(roles, image, cell, tuple(sample.views for sample in samples))
+        return cls(roles, view, cell, tuple(sample.views for sample in samples))
 
     @property
     def grids(self) -> tuple[tuple[tuple[int, int], ...], ...]:
@@ -149,7 +147,7 @@ class TokenMap:
         images = self.mask(Role.IMAGE)
         return images.cumsum(1).bool() & ~images & ~self.mask(Role.PAD)
 
-    def image_cells(self, sample: int = 0, image: int = 0) -> Tensor:
+    def image_cells(self, sample: int = 0, view: int = 0) -> Tensor:
         """Positions of a view's cells in row-major order, [rows * columns] int64.
 
         Raises:
@@ -158,13 +156,13 @@ class TokenMap:
         if sample >= self.batch:
             raise InputError(f"there is no sample {sample} in a batch of {self.batch}")
         views = self.views[sample]
-        if image >= len(views) or not all(views[image].grid):
-            known = [number for number, view in enumerate(views) if all(view.grid)]
+        if view >= len(views) or not all(views[view].grid):
+            known = sum(all(each.grid) for each in views)
             raise InputError(
-                f"sample {sample} has {len(known)} views of images with a known grid, not view {image}"
+                f"sample {sample} has {known} views of images with a known grid, not view {view}"
             )
-        rows, columns = views[image].grid
-        here = (self.image[sample] == image) & (self.cell[sample] >= 0)
+        rows, columns = views[view].grid
+        here = (self.view[sample] == view) & (self.cell[sample] >= 0)
         places = here.nonzero().flatten()
         order = torch.empty(rows * columns, dtype=torch.int64)
         order[self.cell[sample, places].long()] = places
@@ -172,8 +170,8 @@ class TokenMap:
 
     def repeat(self, times: int) -> TokenMap:
         """Each sample `times` times in a row, as beams and several returned sequences expand a batch."""
-        roles, image, cell = (x.repeat_interleave(times, 0) for x in (self.roles, self.image, self.cell))
-        return TokenMap(roles, image, cell, tuple(views for views in self.views for _ in range(times)))
+        roles, view, cell = (x.repeat_interleave(times, 0) for x in (self.roles, self.view, self.cell))
+        return TokenMap(roles, view, cell, tuple(views for views in self.views for _ in range(times)))
 
     def last(self) -> Tensor:
         """[B, L] bool, the last token of each sample: its row predicts the first generated token."""
@@ -191,14 +189,14 @@ class TokenMap:
     def padded_where(self, mask: Tensor) -> TokenMap:
         """The same map with some tokens, [B, L] bool, turned into padding; their images lose their grid."""
         roles = self.roles.masked_fill(mask, int(Role.PAD))
-        image, cell = self.image.masked_fill(mask, -1), self.cell.masked_fill(mask, -1)
+        view, cell = self.view.masked_fill(mask, -1), self.cell.masked_fill(mask, -1)
         cut = (mask & self.mask(Role.IMAGE)).any(1).tolist()
         views = tuple(() if gone else views for gone, views in zip(cut, self.views, strict=True))
-        return TokenMap(roles, image, cell, views)
+        return TokenMap(roles, view, cell, views)
 
     def rows(self, rows: slice) -> TokenMap:
         """Some of the samples."""
-        return TokenMap(self.roles[rows], self.image[rows], self.cell[rows], self.views[rows])
+        return TokenMap(self.roles[rows], self.view[rows], self.cell[rows], self.views[rows])
 
     @classmethod
     def stack(cls, maps: Sequence[TokenMap]) -> TokenMap:
@@ -210,4 +208,4 @@ class TokenMap:
             return torch.cat([F.pad(part, (length - part.shape[1], 0), value=padding) for part in parts])
 
         views = tuple(views for each in maps for views in each.views)
-        return cls(join("roles", int(Role.PAD)), join("image", -1), join("cell", -1), views)
+        return cls(join("roles", int(Role.PAD)), join("view", -1), join("cell", -1), views)

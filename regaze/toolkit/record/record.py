@@ -184,12 +184,12 @@ class Trace:
             )
         return int(here[0])
 
-    def image_maps(self, sample: int = 0, image: int = 0) -> Tensor:
-        """Slices as maps over a view's grid, [layers, Hq, N, rows, columns]; `image` is the view's number."""
+    def image_maps(self, sample: int = 0, view: int = 0) -> Tensor:
+        """Slices as maps over the grid of a view (its number), [layers, Hq, N, rows, columns]."""
         if self.tokens is None or not self.tokens.grids[sample]:
             raise RecordingError("the record has no image grid, so its slices cannot be laid out as a map")
-        slices, (rows, columns) = self.need("slices")[:, sample], self.tokens.grids[sample][image]
-        wanted = self.tokens.image_cells(sample, image)
+        slices, (rows, columns) = self.need("slices")[:, sample], self.tokens.grids[sample][view]
+        wanted = self.tokens.image_cells(sample, view)
         if self.slice_columns is not None:  # slices hold image columns only: find each cell among them
             held = self.slice_columns[sample]
             wanted = torch.tensor([int((held == place).nonzero()[0]) for place in wanted])
@@ -328,6 +328,8 @@ def _view(description: dict[str, Any]) -> View:
 #: Tensors of a trace that are of its layers, and those that it shares with its `cross`.
 _OWN = (*STATISTICS, "slice_columns")
 _SHARED = ("row_position", "row_step", "row_active", "input_ids", "output_ids")
+#: Tensors of a `TokenMap`: the name in the file, and the attribute.
+_TOKENS = {"roles": "roles", "image": "view", "cell": "cell"}
 
 
 def _packed(
@@ -340,8 +342,8 @@ def _packed(
             tensors[prefix + name] = tensor.contiguous()
     views = None
     if trace.tokens is not None:
-        for name in ("roles", "image", "cell"):
-            tensors[f"{prefix}tokens.{name}"] = getattr(trace.tokens, name).contiguous()
+        for name, attribute in _TOKENS.items():
+            tensors[f"{prefix}tokens.{name}"] = getattr(trace.tokens, attribute).contiguous()
         views = [[asdict(view) for view in sample] for sample in trace.tokens.views]
     return {
         "layers": trace.layers,
@@ -364,8 +366,8 @@ def _unpacked(
         shared = {name: tensors[prefix + name] for name in _SHARED if prefix + name in tensors}
     if description["views"] is not None:
         views = tuple(tuple(_view(view) for view in sample) for sample in description["views"])
-        roles, image, cell = (tensors[f"{prefix}tokens.{name}"] for name in ("roles", "image", "cell"))
-        tokens = TokenMap(roles, image, cell, views)
+        parts = {attribute: tensors[f"{prefix}tokens.{name}"] for name, attribute in _TOKENS.items()}
+        tokens = TokenMap(**parts, views=views)
     text, cross = description["text"], description["cross"]
     return Trace(
         layers=tuple(description["layers"]),

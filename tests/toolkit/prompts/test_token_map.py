@@ -98,7 +98,7 @@ def test_padding_side_does_not_matter(gaze):
     shift = int((inputs["attention_mask"][1] == 0).sum())
     right_ids[1], right_mask[1] = right_ids[1].roll(-shift), right_mask[1].roll(-shift)
     right = gaze.tokens({"input_ids": right_ids, "attention_mask": right_mask})
-    for name in ("roles", "image", "cell"):
+    for name in ("roles", "view", "cell"):
         assert torch.equal(getattr(right, name)[1], getattr(left, name)[1].roll(-shift))
 
 
@@ -117,7 +117,7 @@ def test_text_model_with_a_tokenizer():
 def test_from_roles_and_samples_check_their_shapes():
     with pytest.raises(InputError, match=r"\[B, L\]"):
         TokenMap.from_roles([1, 2])
-    sample = Sample(roles=(2, 3), image=(-1, 0), cell=(-1, 0), views=(View((1, 1)),))
+    sample = Sample(roles=(2, 3), view=(-1, 0), cell=(-1, 0), views=(View((1, 1)),))
     with pytest.raises(InputError, match="row 0 shows 3 tokens"):
         TokenMap.from_samples([sample], torch.ones(1, 3))
     twice = TokenMap.from_samples([sample], torch.ones(1, 2)).repeat(2)
@@ -143,7 +143,7 @@ def test_class_token_of_the_full_strategy_has_no_cell():
     )
     layout = family_of(config).lay_out([0] + [config.image_token_id] * 10, Media({}))
     assert layout.cell == [-1] + [-1, 0, 1, 2, 3] * 2
-    assert layout.image == [-1] + [0] * 5 + [1] * 5
+    assert layout.view == [-1] + [0] * 5 + [1] * 5
     assert layout.views == [View((2, 2), 0), View((2, 2), 1)]
 
 

@@ -52,7 +52,7 @@ class Piece:
 class Layout:
     """What the tokens of one sample show; see `Sample`."""
 
-    image: list[int]
+    view: list[int]
     cell: list[int]
     views: list[View] = field(default_factory=list)
 
@@ -69,7 +69,7 @@ class Layout:
             )
         image = (self.views[-1].image if self.views else -1) + (not (piece.continues and self.views))
         for place, cell in zip(places, piece.cells, strict=True):
-            self.image[place], self.cell[place] = len(self.views), cell
+            self.view[place], self.cell[place] = len(self.views), cell
         self.views.append(View(piece.grid, image, piece.box, piece.frame))
 
 

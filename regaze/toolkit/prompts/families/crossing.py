@@ -58,8 +58,8 @@ class Mllama(Family):
                 box = tile_box(tile, rows, columns)
                 piece = Piece((side, side), [-1, *range(side * side)], box, continues=tile > 0)
                 layout.add(piece, range(start, start + size))
-        roles = (int(Role.PAD if view < 0 else Role.IMAGE) for view in layout.image)
-        return Sample(tuple(roles), tuple(layout.image), tuple(layout.cell), tuple(layout.views))
+        roles = (int(Role.PAD if view < 0 else Role.IMAGE) for view in layout.view)
+        return Sample(tuple(roles), tuple(layout.view), tuple(layout.cell), tuple(layout.views))
 
 
 class Florence2(Family):

@@ -100,7 +100,7 @@ def test_a_bright_square_lights_the_cell_that_shows_it_in_every_view(build, name
         for number, view in enumerate(tokens.views[0]):
             cells = expected_cells(view, spot)
             if cells:
-                columns = (tokens.image[0] == number).nonzero().flatten()
+                columns = (tokens.view[0] == number).nonzero().flatten()
                 hit += 1
                 assert int(tokens.cell[0, columns[change[columns].argmax()]]) in cells, (spot, view)
         assert hit == (2 if len(tokens.views[0]) > 1 else 1)  # a tile and the whole
@@ -119,7 +119,7 @@ def test_roles_by_the_template_and_by_the_ids_alone(build, name):
         views = tokens.views[row]
         assert sorted({view.image for view in views}) == list(range(row + 1))
         for number, view in enumerate(views):
-            cells = tokens.cell[row][(tokens.image[row] == number) & (tokens.cell[row] >= 0)].tolist()
+            cells = tokens.cell[row][(tokens.view[row] == number) & (tokens.cell[row] >= 0)].tolist()
             assert cells == list(range(view.grid[0] * view.grid[1]))
     again = regaze.wrap(gaze.model, gaze.processor).tokens(dict(inputs))  # has built no prompt
     assert again.views == tokens.views
@@ -331,7 +331,7 @@ def test_paligemma_has_neither_system_messages_nor_prompts_without_an_image(buil
 def test_latents_have_no_places(build):
     tokens = build("aria").tokens(build("aria").inputs([picture(80, 60)], [QUESTION]))
     assert [(view.grid, view.image) for view in tokens.views[0]] == [((0, 0), 0)]
-    assert int((tokens.image[0] == 0).sum()) == int(tokens.mask(Role.IMAGE).sum()) == 4
+    assert int((tokens.view[0] == 0).sum()) == int(tokens.mask(Role.IMAGE).sum()) == 4
     assert (tokens.cell == -1).all()
 
 
@@ -382,7 +382,7 @@ def test_frames_of_a_video_are_views(build, name):
     ]
     change = (features(gaze.model, spotted) - features(gaze.model, grey)).norm(dim=-1)[0]
     best = int(change.argmax())
-    assert int(tokens.image[0, best]) == frames - 1
+    assert int(tokens.view[0, best]) == frames - 1
     assert int(tokens.cell[0, best]) in expected_cells(tokens.views[0][-1], spot)
     with pytest.raises(InputError, match="video_grid_thw"):
         gaze.tokens({**spotted, "video_grid_thw": spotted["video_grid_thw"] + torch.tensor([0, 2, 0])})

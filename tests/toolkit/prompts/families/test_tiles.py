@@ -103,7 +103,7 @@ def test_a_bright_patch_lights_the_cell_that_shows_it(build, name, size):
         if ((seen < reach) | (seen > 1 - reach)).any():  # cut away
             continue
         best = int(change.argmax())
-        view = tokens.views[0][int(tokens.image[0, best])]
+        view = tokens.views[0][int(tokens.view[0, best])]
         left, top, right, bottom = cell_box(view, int(tokens.cell[0, best]))
         assert left - reach[0] <= seen[0] <= right + reach[0], (place, view)
         assert top - reach[1] <= seen[1] <= bottom + reach[1], (place, view)
@@ -121,7 +121,7 @@ def test_image_tokens_are_those_of_the_model_and_the_question_is_the_question(bu
     for row, question in enumerate(questions):
         asked = inputs["input_ids"][row][tokens.mask(Role.QUERY)[row]]
         assert gaze.processor.tokenizer.decode(asked).strip() == question
-    for views, number, cell in zip(tokens.views, tokens.image, tokens.cell, strict=True):
+    for views, number, cell in zip(tokens.views, tokens.view, tokens.cell, strict=True):
         for at, view in enumerate(views):
             cells = cell[(number == at) & (cell >= 0)].tolist()
             assert cells == list(range(view.grid[0] * view.grid[1]))
@@ -308,6 +308,6 @@ def test_frames_of_a_video_are_views(build, name, grid, starts, ends):
     pixels[0, 1, :, cell + 2 : 2 * cell - 2, 2 : cell - 2] = 2.0
     change = (features(gaze.model, {**inputs, "pixel_values_videos": pixels}) - before).norm(dim=-1)[0]
     best = int(change.argmax())
-    assert (int(tokens.image[0, best]), int(tokens.cell[0, best])) == (1, grid)
+    assert (int(tokens.view[0, best]), int(tokens.cell[0, best])) == (1, grid)
     with pytest.raises(InputError, match="where its images"):
         gaze.tokens({**inputs, "input_ids": ids[:, :-4]})

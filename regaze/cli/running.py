@@ -183,14 +183,14 @@ def _write(results: dict[str, Any], request: Request, folder: Path, links: Seque
     import yaml
 
     from regaze.eval import export
+    from regaze.eval.files import replace_file
     from regaze.eval.report import report
-    from regaze.eval.run.results import replace
 
     report.write(results, folder, links)
     for kind in (request.settings["export"] or "").split(","):
         if kind.strip():
             export.export(folder, results, kind.strip())
-    replace(folder / "run.yaml", yaml.safe_dump(effective(request.settings), sort_keys=False, width=100))
+    replace_file(folder / "run.yaml", yaml.safe_dump(effective(request.settings), sort_keys=False, width=100))
 
 
 def effective(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -42,24 +42,24 @@ def score(
     nothing else; for anything else say where the questions are.
     """
     from regaze.eval import export
+    from regaze.eval.comparison.conditions import PLAIN, AnswerSet, compare_conditions, non_share_figures
     from regaze.eval.run.results import dumps, finite
-    from regaze.eval.stats import comparison
 
     given = export.conditions(export.read(answers))
     if against is not None:
         given = _paired(given, export.conditions(export.read(against)), answers, against)
     first = next(iter(given.values()))
     task = _benchmark(benchmark, ctx.params, first)
-    outcomes = {label: comparison.Outcome.given(export.join(task, each)) for label, each in given.items()}
-    if comparison.PLAIN not in outcomes:  # one method's answers by themselves
+    outcomes = {label: AnswerSet(tuple(export.join(task, each))) for label, each in given.items()}
+    if PLAIN not in outcomes:  # one method's answers by themselves
         if len(outcomes) > 1:
             raise InputError(f"{answers}: answers of {', '.join(outcomes)} without those of the plain model")
-        outcomes = {comparison.PLAIN: next(iter(outcomes.values()))}
+        outcomes = {PLAIN: next(iter(outcomes.values()))}
     scored = finite(
         {
             "benchmark": task.describe(),
-            "numbers": comparison.numbers(task),
-            **comparison.compare(task, outcomes, {}, seed),
+            "numbers": non_share_figures(task),
+            **compare_conditions(task, outcomes, {}, seed),
         }
     )
     typer.echo(dumps(scored) if json else tables.scored(scored))

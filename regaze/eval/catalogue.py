@@ -18,8 +18,8 @@ from pydantic import PydanticUserError, TypeAdapter, ValidationError
 from regaze.errors import BadParameterError, InputError, UnknownParameterError
 from regaze.eval import benchmarks
 from regaze.eval.benchmarks.common.download import benchmark_folder
-from regaze.eval.benchmarks.common.files import read_text
 from regaze.eval.benchmarks.pope.benchmark import PopeItems
+from regaze.eval.files import read_text
 
 #: what a captions benchmark of the shipped scenes is called beside its own name
 _ALIASES = {"captions": "chair"}

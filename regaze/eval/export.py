@@ -23,10 +23,9 @@ from typing import Any
 
 from regaze.errors import InputError
 from regaze.eval.benchmarks.common.base import Benchmark, Item
-from regaze.eval.benchmarks.common.files import read_json, read_records, read_table, read_text
-from regaze.eval.run.journal import writing
-from regaze.eval.run.results import ANSWERS, replace
-from regaze.eval.stats.comparison import PLAIN
+from regaze.eval.comparison.conditions import PLAIN
+from regaze.eval.files import output_errors, read_json, read_records, read_table, read_text, replace_file
+from regaze.eval.run.results import ANSWERS
 
 FORMATS = ("lmms-eval", "vlmevalkit")
 #: where the answer stands, and what else is known of files that keep it there
@@ -239,9 +238,9 @@ def export(folder: Path, results: Mapping[str, Any], kind: str) -> list[Path]:
         else:
             path = folder / kind / model / f"{model}_{benchmark}.tsv"
             text = _vlmevalkit(rows)
-        with writing(folder):
+        with output_errors(folder):
             path.parent.mkdir(parents=True, exist_ok=True)
-        replace(path, text)
+        replace_file(path, text)
         paths.append(path)
     return paths
 

@@ -21,8 +21,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from regaze.errors import InputError
-from regaze.eval.benchmarks.common.download import cache_folder
-from regaze.eval.benchmarks.common.files import read_records
+from regaze.eval.files import cache_folder, read_records
 
 #: What may pass by itself: timeouts, too many requests, errors of the server.
 _PASSING = (408, 409, 425, 429, 500, 502, 503, 504)

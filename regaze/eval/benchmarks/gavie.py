@@ -16,8 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from regaze.errors import InputError
-from regaze.eval import judges
-from regaze.eval.benchmarks.common import files
+from regaze.eval import files, judges
 from regaze.eval.benchmarks.common.base import About, Item, first
 from regaze.eval.benchmarks.common.download import github
 from regaze.eval.benchmarks.common.judged import Judged, Template
@@ -121,9 +120,9 @@ class Gavie(Judged):
             InputError: no judge, a missing or malformed file, an image without regions.
         """
         pictures = images or folder / "images"
-        annotated = files.find(folder, REGIONS)
+        annotated = files.find_file(folder, REGIONS)
         regions = files.read_json(annotated)
-        path = files.find(folder, FILE)
+        path = files.find_file(folder, FILE)
         items = []
         for number, (line, record) in enumerate(files.read_records(path)):
             source = f"{path}:{line}"

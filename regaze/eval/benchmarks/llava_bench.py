@@ -25,8 +25,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from regaze.errors import InputError
-from regaze.eval import judges
-from regaze.eval.benchmarks.common import files
+from regaze.eval import files, judges
 from regaze.eval.benchmarks.common.base import About, Item, first
 from regaze.eval.benchmarks.common.download import github, hub_file
 from regaze.eval.benchmarks.common.judged import Judged, Template
@@ -176,9 +175,9 @@ class LlavaBench(Judged):
             InputError: no judge, a missing or malformed file, a question without context or reference.
         """
         pictures = images or folder / "images"
-        contexts = _by(files.find(folder, CONTEXT), "image", "caption", (str, list))
-        given = _by(files.find(folder, REFERENCE), "question_id", "text", (str,))
-        path = files.find(folder, QUESTIONS)
+        contexts = _by(files.find_file(folder, CONTEXT), "image", "caption", (str, list))
+        given = _by(files.find_file(folder, REFERENCE), "question_id", "text", (str,))
+        path = files.find_file(folder, QUESTIONS)
         items = []
         for line, record in files.read_records(path):
             source = f"{path}:{line}"

@@ -20,8 +20,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from regaze.errors import InputError
-from regaze.eval import judges
-from regaze.eval.benchmarks.common import files, hub
+from regaze.eval import files, judges
+from regaze.eval.benchmarks.common import hub
 from regaze.eval.benchmarks.common.base import About, Item, first
 from regaze.eval.benchmarks.common.download import github
 from regaze.eval.benchmarks.common.judged import Judged, Template
@@ -135,7 +135,7 @@ class MmHal(Judged):
         Raises:
             InputError: no judge, a missing or malformed file.
         """
-        path = files.find(folder, *FILES)
+        path = files.find_file(folder, *FILES)
         pictures = images or folder / "images"
         items = []
         for number, (line, record) in enumerate(files.read_records(path)):

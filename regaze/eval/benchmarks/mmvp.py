@@ -22,8 +22,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from regaze.errors import InputError
-from regaze.eval import judges
-from regaze.eval.benchmarks.common import files, multiple_choice
+from regaze.eval import files, judges
+from regaze.eval.benchmarks.common import multiple_choice
 from regaze.eval.benchmarks.common.base import About, Item, first
 from regaze.eval.benchmarks.common.download import hub_file
 from regaze.eval.benchmarks.common.judged import Judged, Template
@@ -163,7 +163,7 @@ class Mmvp(Judged):
         Raises:
             InputError: a missing or malformed file, or `judged` without a judge.
         """
-        path = files.find(folder, FILE)
+        path = files.find_file(folder, FILE)
         pictures = images or folder / "MMVP Images"
         items = []
         for line, row in files.read_table(path, ("Index", "Question", "Options", "Correct Answer")):

@@ -22,7 +22,8 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from regaze.errors import InputError
-from regaze.eval.benchmarks.common import files, language
+from regaze.eval import files
+from regaze.eval.benchmarks.common import language
 from regaze.eval.benchmarks.common.base import About, Item, Scored, first
 from regaze.eval.benchmarks.common.scoring import Scorer, ratio
 from regaze.eval.benchmarks.niah import Tokens

@@ -14,7 +14,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from regaze.errors import InputError
-from regaze.eval.benchmarks.common import files, hub
+from regaze.eval import files
+from regaze.eval.benchmarks.common import hub
 from regaze.eval.benchmarks.common.base import About, Item, Scored, first
 from regaze.eval.benchmarks.common.normalise import normalise_pythia, normalise_vlmevalkit
 from regaze.eval.benchmarks.common.scoring import Scorer, ratio
@@ -92,7 +93,7 @@ class TextVqa(Scored):
         Raises:
             InputError: a file or folder is missing or malformed.
         """
-        path = files.find(folder, ANSWERS)
+        path = files.find_file(folder, ANSWERS)
         pictures = files.need_folder(images or folder / "train_images", "image folder")
         tokens = _ocr_tokens(ocr) if ocr else {}
         data = files.field(files.read_json(path), "data", list, str(path))

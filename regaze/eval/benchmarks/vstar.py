@@ -27,7 +27,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from regaze.errors import InputError
-from regaze.eval.benchmarks.common import files, hub, multiple_choice
+from regaze.eval import files
+from regaze.eval.benchmarks.common import hub, multiple_choice
 from regaze.eval.benchmarks.common.base import About, Item, Scored, first
 from regaze.eval.benchmarks.common.scoring import Scorer, ratio
 
@@ -151,7 +152,7 @@ class VStar(Scored):
         """
         root = images or folder
         if any((folder / name).is_file() for name in (QUESTIONS, f"{QUESTIONS}.gz")):
-            path = files.find(folder, QUESTIONS)
+            path = files.find_file(folder, QUESTIONS)
             items = [
                 _lettered(
                     record, root / files.field(record, "image", str, f"{path}:{line}"), f"{path}:{line}"

@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from regaze.eval.files import output_errors, replace_file
 from regaze.eval.report import tables
-from regaze.eval.run.journal import writing
-from regaze.eval.run.results import replace
 
 MARKDOWN, HTML, PLOTS = "report.md", "report.html", "plots"
 
@@ -45,12 +44,12 @@ def write(results: Mapping[str, Any], folder: Path, links: Sequence[Link] = ()) 
     Raises:
         InputError: the folder cannot be written.
     """
-    with writing(folder):
+    with output_errors(folder):
         (folder / PLOTS).mkdir(exist_ok=True)
     first, *rest = sections(results, folder)
     told = [dataclasses.replace(first, links=links), *rest]
-    replace(folder / MARKDOWN, as_markdown(told, folder))
-    replace(folder / HTML, as_html(told))
+    replace_file(folder / MARKDOWN, as_markdown(told, folder))
+    replace_file(folder / HTML, as_html(told))
     return [folder / MARKDOWN, folder / HTML]
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from regaze.eval.stats.comparison import p_value
-from regaze.eval.stats.confounds import THRESHOLDS
+from regaze.eval.comparison.conditions import p_value
+from regaze.eval.comparison.confounds import THRESHOLDS
 
 Table = list[list[str]]
 

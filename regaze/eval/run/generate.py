@@ -11,8 +11,9 @@ import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
 from regaze.errors import InputError, RegazeError
+from regaze.eval.cost import Cost
 from regaze.eval.run import ranking
-from regaze.eval.run.cost import Cost, Steps, measured
+from regaze.eval.run.metering import Steps, measured
 from regaze.eval.run.prefix_cache import PrefixSharing
 from regaze.eval.run.requests import Method, Request, Setting
 from regaze.eval.run.sampling import sampler

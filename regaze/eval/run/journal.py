@@ -20,6 +20,7 @@ from typing import Any
 import filelock
 
 from regaze.errors import InputError
+from regaze.eval.files import output_errors
 
 PATTERN = "journal.*.jsonl"
 LOCK = ".lock"
@@ -54,14 +55,14 @@ class Journal:
     def __init__(self, folder: Path, rank: int = 0) -> None:
         self._folder = folder
         path = folder / PATTERN.replace("*", str(rank))
-        with writing(folder):
+        with output_errors(folder):
             self._file = path.open("ab")
             self._file.truncate(_whole(path))
 
     def append(self, batch: Batch) -> None:
         """Write a line and wait until the disk has it."""
         line = json.dumps(asdict(batch), ensure_ascii=False, allow_nan=False) + "\n"
-        with writing(self._folder):
+        with output_errors(self._folder):
             self._file.write(line.encode())
             self._file.flush()
             os.fsync(self._file.fileno())
@@ -98,7 +99,7 @@ def _whole(path: Path) -> int:
 
 
 @contextmanager
-def held(folder: Path) -> Iterator[None]:
+def locked_folder(folder: Path) -> Iterator[None]:
     """The folder, made when it is not there, for this process alone.
 
     The lock is the operating system's: it goes with the process, however that ends.
@@ -106,7 +107,7 @@ def held(folder: Path) -> Iterator[None]:
     Raises:
         InputError: another process holds it, or the folder cannot be written.
     """
-    with writing(folder):
+    with output_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / LOCK).touch()  # what cannot be written shows here, as what it is
         lock = filelock.FileLock(folder / LOCK)
@@ -121,12 +122,3 @@ def held(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-@contextmanager
-def writing(folder: Path) -> Iterator[None]:
-    """What the operating system refuses becomes an InputError naming the output folder."""
-    try:
-        yield
-    except OSError as error:
-        raise InputError(f"output folder {folder} cannot be used: {error.strerror or error}") from error

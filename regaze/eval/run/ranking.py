@@ -7,7 +7,7 @@ from typing import Any
 
 from regaze.errors import BadParameterError
 from regaze.eval.run import loglikelihood
-from regaze.eval.run.cost import Steps
+from regaze.eval.run.metering import Steps
 
 
 def likeliest(

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 import regaze
 from regaze.errors import InputError
-from regaze.eval.run.journal import writing
+from regaze.eval.files import output_errors, replace_file
 
 SCHEMA: Literal[2] = 2
 ANSWERS, RESULTS = "answers.jsonl", "results.json"
@@ -139,13 +139,13 @@ def write(results: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         InputError: the folder cannot be written.
     """
     checked = Results.model_validate_json(dumps(results)).model_dump()
-    replace(folder / RESULTS, dumps(checked) + "\n")
+    replace_file(folder / RESULTS, dumps(checked) + "\n")
     return checked
 
 
 def write_answers(rows: Iterable[Mapping[str, Any]], folder: Path) -> None:
     """Replace answers.jsonl. Raises InputError where the folder cannot be written."""
-    replace(folder / ANSWERS, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    replace_file(folder / ANSWERS, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def read(folder: Path) -> dict[str, Any] | None:
@@ -169,18 +169,10 @@ def read(folder: Path) -> dict[str, Any] | None:
         raise InputError(f"{path} is no results file of format {SCHEMA}: {where}: {first['msg']}") from error
 
 
-def replace(path: Path, text: str) -> None:
-    """Write a file in one step, so that a reader never sees half of it."""
-    partial = path.with_name(f"{path.name}.partial")
-    with writing(path.parent):
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-
-
 def set_aside(folder: Path) -> None:
     """Results of an earlier configuration become results.1.json and so on (or the next free number)."""
     paths = [folder / name for name in OUTPUTS]
-    with writing(folder):
+    with output_errors(folder):
         number = 1
         while any(_numbered(path, number).exists() for path in paths):
             number += 1

@@ -15,12 +15,12 @@ from typing import Any
 
 from regaze.errors import InputError
 from regaze.eval.benchmarks.common.base import Benchmark
+from regaze.eval.comparison.conditions import PLAIN, compare_conditions, non_share_figures
 from regaze.eval.run import fingerprint, journal, results
+from regaze.eval.run.answers import answer_rows, collect_answers
 from regaze.eval.run.generate import Asker, Model, reason
 from regaze.eval.run.process_group import Team
 from regaze.eval.run.requests import Method, Pictures, Questions, Setting, digest, questions
-from regaze.eval.stats import comparison
-from regaze.eval.stats.comparison import PLAIN, Outcome
 
 #: called with what is going on, how much of it is done, and of how much
 Progress = Callable[[str, int, int], None]
@@ -110,7 +110,7 @@ def evaluate(
     """
     plan = plan or Plan()
     _check(tasks, methods)
-    with journal.held(output) if plan.team.is_first else nullcontext():
+    with journal.locked_folder(output) if plan.team.is_first else nullcontext():
         plan.team.wait()  # the others write into the folder only when it is there and held
         running = _Run(gaze, tasks, methods, output, model_name, plan, progress or (lambda *state: None))
         return running.go()
@@ -182,7 +182,7 @@ class _Run:
                 task.benchmark.name: {
                     "benchmark": described[task.benchmark.name],
                     "generation": dict(task.options),
-                    "numbers": comparison.numbers(task.benchmark),
+                    "numbers": non_share_figures(task.benchmark),
                     "plain": None,
                     "methods": {},
                 }
@@ -247,7 +247,7 @@ class _Run:
         for task in self.tasks:
             name = task.benchmark.name
             outcomes = {
-                label: Outcome.of(asked[name, label], written)
+                label: collect_answers(asked[name, label], written)
                 for label in (PLAIN, *self.methods)
                 if (name, label) not in self.refused
             }
@@ -255,9 +255,9 @@ class _Run:
                 _check_errors(
                     len(outcome.errors), self.plan.max_errors, next(iter(outcome.errors.values()), "")
                 )
-                rows += outcome.rows(task.benchmark, label)
+                rows += answer_rows(task.benchmark, label, outcome)
             refused = {label: why for (where, label), why in self.refused.items() if where == name}
-            scored = comparison.compare(task.benchmark, outcomes, refused, self.plan.seed)
+            scored = compare_conditions(task.benchmark, outcomes, refused, self.plan.seed)
             record["benchmarks"][name] |= scored
         record["complete"] = True
         results.write_answers(rows, self.output)

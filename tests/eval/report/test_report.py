@@ -13,16 +13,17 @@ from pydantic import ValidationError
 from standins import Blind, StandIn, write_pope
 
 from regaze.errors import InputError
-from regaze.eval import Plan, Pope, Task, estimators, evaluate
+from regaze.eval import Plan, Pope, Task, evaluate
 from regaze.eval.benchmarks.amber.benchmark import Amber
 from regaze.eval.benchmarks.chair.benchmark import Chair
 from regaze.eval.benchmarks.common.base import Item
 from regaze.eval.benchmarks.mme.benchmark import Mme
+from regaze.eval.comparison import confounds
+from regaze.eval.comparison.conditions import drop_failed_clusters, non_share_figures
+from regaze.eval.cost import Cost
 from regaze.eval.report import report, tables
 from regaze.eval.run import results
-from regaze.eval.run.cost import Cost
-from regaze.eval.stats import confounds
-from regaze.eval.stats.comparison import numbers, without_clusters_of
+from regaze.eval.stats import estimators
 
 
 def items(*labels: str) -> list[Item]:
@@ -88,13 +89,13 @@ def test_the_detectable_difference_is_found_four_times_out_of_five():
 
 def test_whole_clusters_are_left_out(tmp_path):
     pope = write_pope(tmp_path)
-    assert without_clusters_of(pope, set()) == (pope, [0, 1, 2, 3, 4])
-    rest, kept = without_clusters_of(pope, {3})
+    assert drop_failed_clusters(pope, set()) == (pope, [0, 1, 2, 3, 4])
+    rest, kept = drop_failed_clusters(pope, {3})
     assert kept == [0, 1, 4]
     assert [item.key for item in rest.items] == ["random/1", "random/2", "random/5"]
     assert len(pope.items) == 5
     with pytest.raises(InputError, match="no question is left"):
-        without_clusters_of(pope, {0, 2, 4})
+        drop_failed_clusters(pope, {0, 2, 4})
 
 
 @pytest.fixture(scope="module")
@@ -197,8 +198,8 @@ def test_shares_are_percent_and_numbers_are_not(figure, value, says):
 def test_every_benchmark_says_which_figures_are_numbers():
     for task in (Pope.of_demo(1), Chair.of_demo(1), Amber.of_demo(1), Mme.of_demo(1)):
         for scorer in task.scorers():
-            figures = set(scorer.figures) - set(numbers(task).get(scorer.name, ()))
+            figures = set(scorer.figures) - set(non_share_figures(task).get(scorer.name, ()))
             assert scorer.shares is None or figures <= set(scorer.shares)
-    assert numbers(Pope.of_demo(1)) == {}
-    assert numbers(Chair.of_demo(1)) == {"chair": ["length", "words"]}
-    assert set(numbers(Amber.of_demo(1))["official"]) == {"chair", "cover", "hal", "cog"}
+    assert non_share_figures(Pope.of_demo(1)) == {}
+    assert non_share_figures(Chair.of_demo(1)) == {"chair": ["length", "words"]}
+    assert set(non_share_figures(Amber.of_demo(1))["official"]) == {"chair", "cover", "hal", "cog"}

@@ -16,8 +16,8 @@ from regaze.errors import BadParameterError
 from regaze.eval import Task, evaluate
 from regaze.eval.benchmarks.vstar import VStarLikelihood
 from regaze.eval.run import loglikelihood, ranking
-from regaze.eval.run.cost import Steps
 from regaze.eval.run.generate import Asker
+from regaze.eval.run.metering import Steps
 from regaze.eval.run.requests import Request, Setting
 from regaze.eval.run.runner import Plan
 from regaze.interventions import registry

@@ -144,12 +144,12 @@ def test_a_damaged_line_is_named(tmp_path, line):
 def test_a_folder_is_held_by_one_process(tmp_path):
     refusal = r"out is being written by another process: wait for its end, or give --output another folder"
     with (
-        journal.held(tmp_path / "out"),
+        journal.locked_folder(tmp_path / "out"),
         pytest.raises(InputError, match=refusal),
-        journal.held(tmp_path / "out"),
+        journal.locked_folder(tmp_path / "out"),
     ):
         pass
-    with journal.held(tmp_path / "out"):
+    with journal.locked_folder(tmp_path / "out"):
         pass
 
 
@@ -161,11 +161,11 @@ def test_the_lock_of_a_killed_process_does_not_hold(tmp_path):
     )
     process = subprocess.Popen([sys.executable, "-c", holder, str(tmp_path)], stdout=subprocess.PIPE)
     assert process.stdout.readline() == b"held\n"
-    with pytest.raises(InputError, match="another process"), journal.held(tmp_path):
+    with pytest.raises(InputError, match="another process"), journal.locked_folder(tmp_path):
         pass
     process.send_signal(signal.SIGKILL)
     process.wait()
-    with journal.held(tmp_path):
+    with journal.locked_folder(tmp_path):
         pass
 
 

@@ -25,6 +25,7 @@ from typing import ClassVar
 import numpy as np
 
 from regaze.errors import InputError
+from regaze.eval import files
 from regaze.eval.benchmarks.amber.words import (
     EXACT,
     MODEL,
@@ -35,7 +36,6 @@ from regaze.eval.benchmarks.amber.words import (
     spacy_similarity,
 )
 from regaze.eval.benchmarks.chair.words import ClosedVocabulary
-from regaze.eval.benchmarks.common import files
 from regaze.eval.benchmarks.common.base import About, Item, Scored, first
 from regaze.eval.benchmarks.common.download import github
 from regaze.eval.benchmarks.common.scoring import Scorer, ratio
@@ -279,8 +279,8 @@ class Amber(Scored):
             raise InputError(f"AMBER has the tasks {', '.join(TASKS)}, not {task!r}")
         words = _words(folder, similarity) if task in ("a", "g") else None
         pictures = images or folder / "image"
-        path = files.find(folder, "query/query_all.json", "query_all.json")
-        annotated = files.find(folder, "annotations.json")
+        path = files.find_file(folder, "query/query_all.json", "query_all.json")
+        annotated = files.find_file(folder, "annotations.json")
         references = _references(annotated, words)
         items = []
         for line, record in files.read_records(path):
@@ -356,13 +356,13 @@ def read_responses(path: Path) -> dict[int, str]:
 
 
 def _words(folder: Path, similarity: Similarity | Path | str) -> AmberWords:
-    path = files.find(folder, "relation.json")
+    path = files.find_file(folder, "relation.json")
     associations = files.read_json(path)
     if not isinstance(associations, dict) or not all(
         isinstance(each, list) for each in associations.values()
     ):
         raise InputError(f"{path}: expected an object of words, each with a list of associated words")
-    safe = frozenset(files.read_text(files.find(folder, "safe_words.txt")).split("\n"))
+    safe = frozenset(files.read_text(files.find_file(folder, "safe_words.txt")).split("\n"))
     words = AmberWords(associations, safe, EXACT)
     if isinstance(similarity, str):
         similarity = spacy_similarity(words.vocabulary(), similarity)

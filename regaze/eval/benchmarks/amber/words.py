@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from regaze.errors import InputError
-from regaze.eval.benchmarks.common import files, language
+from regaze.eval import files
+from regaze.eval.benchmarks.common import language
 
 THRESHOLD = 0.8
 MODEL = "en_core_web_lg"

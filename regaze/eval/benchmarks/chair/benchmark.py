@@ -29,6 +29,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from regaze.errors import InputError
+from regaze.eval import files
 from regaze.eval.benchmarks.chair.ground_truth import Truth, read_truth
 from regaze.eval.benchmarks.chair.words import (
     ClosedVocabulary,
@@ -39,7 +40,7 @@ from regaze.eval.benchmarks.chair.words import (
     read_synonyms,
     wordnet_forms,
 )
-from regaze.eval.benchmarks.common import files, hub
+from regaze.eval.benchmarks.common import hub
 from regaze.eval.benchmarks.common.base import About, Item, Scored, first
 from regaze.eval.benchmarks.common.download import benchmark_folder, github
 from regaze.eval.benchmarks.common.scoring import Scorer, ratio

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from regaze.errors import InputError
-from regaze.eval.benchmarks.common import files
+from regaze.eval import files
 
 _PARTS = ("train2014", "val2014")
 _OBJECTS = "coco2014_trainval_objects.json"

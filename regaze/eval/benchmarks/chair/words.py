@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Protocol
 
 from regaze.errors import InputError
-from regaze.eval.benchmarks.common import files, language
+from regaze.eval import files
+from regaze.eval.benchmarks.common import language
 
 # Written as one word, as the list of synonyms has it.
 _JOINED = """motor bike, motor cycle, air plane, traffic light, street light, traffic signal, stop light,

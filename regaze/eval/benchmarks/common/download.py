@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from regaze.errors import InputError
+from regaze.eval.files import cache_folder
 
 TIMEOUT = 60.0
 
@@ -40,14 +40,6 @@ def hub_file(repository: str, path: str, to: str | None = None) -> Remote:
     """A file of a data set on the Hugging Face hub, whose hash is not pinned."""
     url = f"https://huggingface.co/datasets/{repository}/resolve/main/{path}"
     return Remote(url, to or path.rsplit("/", 1)[-1], None)
-
-
-def cache_folder() -> Path:
-    """Where downloads are kept: $REGAZE_CACHE, or regaze in the user's cache folder."""
-    chosen = os.environ.get("REGAZE_CACHE")
-    if chosen:
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "regaze"
 
 
 def benchmark_folder(name: str) -> Path:

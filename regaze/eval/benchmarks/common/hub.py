@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from regaze.errors import InputError
-from regaze.eval.benchmarks.common.download import cache_folder
+from regaze.eval.files import cache_folder
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from regaze.errors import InputError
-from regaze.eval import judges
-from regaze.eval.benchmarks.common import files
+from regaze.eval import files, judges
 from regaze.eval.benchmarks.common.base import Scored
 
 

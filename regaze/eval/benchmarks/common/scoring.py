@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from regaze.errors import InputError
-from regaze.eval import estimators
+from regaze.eval.stats import estimators
 
 #: of the bootstrap, and random exchanges of a permutation test
 RESAMPLES, EXCHANGES = 2000, 9999

@@ -29,8 +29,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from regaze.errors import InputError
-from regaze.eval import judges
-from regaze.eval.benchmarks.common import files, hub
+from regaze.eval import files, judges
+from regaze.eval.benchmarks.common import hub
 from regaze.eval.benchmarks.common.base import About, Item, first
 from regaze.eval.benchmarks.common.download import github
 from regaze.eval.benchmarks.common.judged import Judged, Template
@@ -336,7 +336,7 @@ class HallusionBench(Judged):
         Raises:
             InputError: a missing or malformed file.
         """
-        path = files.find(folder, FILE)
+        path = files.find_file(folder, FILE)
         pictures = images or folder / "hallusion_bench"
         items = []
         for number, (line, record) in enumerate(files.read_records(path)):

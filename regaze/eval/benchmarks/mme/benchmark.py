@@ -26,7 +26,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from regaze.errors import InputError
-from regaze.eval.benchmarks.common import files, hub
+from regaze.eval import files
+from regaze.eval.benchmarks.common import hub
 from regaze.eval.benchmarks.common.base import About, Item, Scored, first
 from regaze.eval.benchmarks.common.scoring import Scorer, ratio
 from regaze.eval.benchmarks.common.yes_no import LABELS, READINGS, confusion, read_strictly, read_vlmevalkit

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from regaze.errors import InputError
-from regaze.eval.benchmarks.common import files as reading
+from regaze.eval import files as reading
 from regaze.eval.benchmarks.common import hub
 from regaze.eval.benchmarks.common.base import IMAGE_TOKEN, About, Item, Scored, first
 from regaze.eval.benchmarks.common.download import Remote, github
@@ -154,7 +154,7 @@ class Pope(Scored):
             )
         own = folder / version
         place = own if dataset == "coco" and own.is_dir() else folder
-        paths = {split: reading.find(place, FILES[dataset].format(split=split)) for split in splits}
+        paths = {split: reading.find_file(place, FILES[dataset].format(split=split)) for split in splits}
         return cls(paths, images or folder / "images", **options)
 
     @classmethod
@@ -247,7 +247,7 @@ class PopeV2(PopeItems):
         cls, folder: Path, images: Path | None = None, *, limit: int | None = None, **options: Any
     ) -> PopeV2:
         """annotations.json (or popev2_annotations.json) in `folder`; image names are below `images`."""
-        path = reading.find(folder, "annotations.json", "popev2_annotations.json")
+        path = reading.find_file(folder, "annotations.json", "popev2_annotations.json")
         root = reading.need_folder(images or folder, "image folder")
         items = []
         for number, (line, record) in enumerate(reading.read_records(path), start=1):

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from regaze.errors import InputError
-from regaze.eval.benchmarks.common import files
+from regaze.eval import files
 from regaze.eval.benchmarks.pope.benchmark import SPLITS
 
 TEMPLATE = "Is there a {} in the image?"

@@ -1,6 +1,6 @@
-"""Reading benchmark files so that an error names the file and the line.
+"""Read data files with errors that name the file and the line, write output files in one step.
 
-Every reader takes a path that may end in ".gz".
+Every reader also takes a file that is gzipped.
 """
 
 from __future__ import annotations
@@ -10,13 +10,23 @@ import gzip
 import hashlib
 import io
 import json
+import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from regaze.errors import InputError
 
 Record = tuple[int, Any]
+
+
+def cache_folder() -> Path:
+    """Where downloads are kept: $REGAZE_CACHE, or regaze in the user's cache folder."""
+    chosen = os.environ.get("REGAZE_CACHE")
+    if chosen:
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "regaze"
 
 
 def read_text(path: Path, what: str = "") -> str:
@@ -102,13 +112,34 @@ def need_folder(path: Path, what: str) -> Path:
     return Path(path)
 
 
-def find(folder: Path, *names: str) -> Path:
+def find_file(folder: Path, *names: str) -> Path:
     """The first of these files that the folder has, itself or gzipped. Raises InputError naming them all."""
     for name in names:
         for candidate in (folder / name, folder / f"{name}.gz"):
             if candidate.is_file():
                 return candidate
     raise InputError(f"{folder} has no {' or '.join(names)}")
+
+
+@contextmanager
+def output_errors(folder: Path) -> Iterator[None]:
+    """Turn an OSError inside the block into an InputError that names the output folder."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"output folder {folder} cannot be used: {error.strerror or error}") from error
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Write a file in one step, so that no reader sees half of it.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    partial = path.with_name(f"{path.name}.partial")
+    with output_errors(path.parent):
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
 
 
 def sha256(path: Path) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from regaze.eval import estimators
+from regaze.eval.stats import estimators
 
 
 def test_wilson_is_the_published_example():

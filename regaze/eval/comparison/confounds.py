@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from regaze.eval.benchmarks.common.base import Item
 from regaze.eval.benchmarks.common.yes_no import LABELS, read_strictly
-from regaze.eval.run.cost import Cost
+from regaze.eval.cost import Cost
 
 
 class Threshold(NamedTuple):

@@ -1,0 +1,185 @@
+"""Compare conditions: figures of the plain model and of each method, paired differences, confounds."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from regaze.errors import InputError
+from regaze.eval.benchmarks.common.base import Benchmark, Item
+from regaze.eval.comparison import confounds
+from regaze.eval.cost import Cost
+from regaze.eval.stats import estimators
+
+#: the label of the condition without a method
+PLAIN = "plain"
+
+
+@dataclass(frozen=True)
+class AnswerSet:
+    """The answers to one benchmark under one condition.
+
+    Attributes:
+        answers: one per item, "" for an item without an answer.
+        errors: {item index: reason} for those items.
+        num_requests: distinct requests behind the answers; 0 when the answers come from a file.
+        cost: of the answers. sharing: None where prefixes were shared, else the reason why not.
+    """
+
+    answers: tuple[str, ...]
+    errors: Mapping[int, str] = field(default_factory=dict)
+    num_requests: int = 0
+    cost: Cost = field(default_factory=Cost)
+    sharing: str | None = None
+
+
+def compare_conditions(
+    benchmark: Benchmark, conditions: Mapping[str, AnswerSet], refused: Mapping[str, str], seed: int
+) -> dict[str, Any]:
+    """{"plain": ..., "methods": {label: ...}}, each value as `results.ConditionResults`.
+
+    Args:
+        conditions: answers by label, the plain model among them.
+        refused: {label: reason} of methods that could not run.
+
+    Raises:
+        InputError: no question is left to score.
+    """
+    if PLAIN in refused:
+        raise InputError(f"{benchmark.name}: the plain model cannot be asked: {refused[PLAIN]}")
+    plain = conditions[PLAIN]
+    alone = _score_alone(benchmark, plain, seed)
+    methods = {
+        label: _score_against(benchmark, plain, edited, seed)
+        for label, edited in conditions.items()
+        if label != PLAIN
+    }
+    _add_holm_p([entry["figures"] for entry in methods.values()])
+    return {
+        "plain": alone,
+        "methods": {**methods, **{label: {"error": refused[label]} for label in refused}},
+    }
+
+
+def _score_alone(benchmark: Benchmark, plain: AnswerSet, seed: int) -> dict[str, Any]:
+    scored, indices = drop_failed_clusters(benchmark, set(plain.errors))
+    answers = [plain.answers[i] for i in indices]
+    return {
+        **_summary(plain, len(benchmark.items) - len(indices)),
+        "text": confounds.measure(scored.items, answers),
+        "figures": scored.score({"plain": answers}, seed=seed),
+    }
+
+
+def _score_against(benchmark: Benchmark, plain: AnswerSet, edited: AnswerSet, seed: int) -> dict[str, Any]:
+    scored, indices = drop_failed_clusters(benchmark, {*plain.errors, *edited.errors})
+    answers = {
+        "plain": [plain.answers[i] for i in indices],
+        "edited": [edited.answers[i] for i in indices],
+    }
+    texts = {label: confounds.measure(scored.items, texts) for label, texts in answers.items()}
+    figures = scored.score(answers, seed=seed)
+    for scores in _with_difference(figures):
+        _add_detectable(scores["difference"], scores.get("statistics", {}))
+    return {
+        **_summary(edited, len(benchmark.items) - len(indices)),
+        "text": texts["edited"],
+        "answers_changed": sum(map(str.__ne__, answers["plain"], answers["edited"])),
+        "figures": figures,
+        "flags": confounds.flags(texts["plain"], texts["edited"], plain.cost, edited.cost),
+    }
+
+
+def _summary(answers: AnswerSet, left_out: int) -> dict[str, Any]:
+    return {
+        "asked": answers.num_requests,
+        "failed": len(answers.errors),
+        "left_out": left_out,
+        "cost": {**answers.cost.to_dict(), "forwards_per_token": answers.cost.forwards_per_token},
+        "sharing": answers.sharing,
+    }
+
+
+def non_share_figures(benchmark: Benchmark) -> dict[str, list[str]]:
+    """{scorer: its figures that are not shares between 0 and 1}."""
+    scorers: Sequence[Any] = benchmark.scorers() if hasattr(benchmark, "scorers") else ()
+    return {
+        scorer.name: [figure for figure in scorer.figures if figure not in scorer.shares]
+        for scorer in scorers
+        if scorer.shares is not None
+    }
+
+
+def drop_failed_clusters(benchmark: Benchmark, failed: set[int]) -> tuple[Benchmark, list[int]]:
+    """The benchmark without every cluster in which an item failed, and the indices of the remaining items.
+
+    Items that a scorer counts together (both questions about an image) stay or go together.
+
+    Raises:
+        InputError: nothing is left.
+    """
+    clusters = [_cluster(benchmark, item) for item in benchmark.items]
+    dropped = {clusters[index] for index in failed}
+    indices = [index for index, cluster in enumerate(clusters) if cluster not in dropped]
+    if not indices:
+        raise InputError(
+            f"{benchmark.name}: no question is left to score, every one failed or stands with one"
+        )
+    if len(indices) == len(clusters):
+        return benchmark, indices
+    rest = copy.copy(benchmark)
+    object.__setattr__(rest, "items", tuple(benchmark.items[index] for index in indices))
+    return rest, indices
+
+
+def _cluster(benchmark: Benchmark, item: Item) -> Hashable:
+    cluster = getattr(benchmark, "cluster", None)
+    return cluster(item) if cluster is not None else (item.image or item.key)
+
+
+def _with_difference(figures: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [
+        scores
+        for split in figures.values()
+        for scores in split.values()
+        if isinstance(scores, dict) and "difference" in scores
+    ]
+
+
+def _add_detectable(difference: dict[str, Any], statistics: Mapping[str, Any]) -> None:
+    """Add to each figure the smallest difference that would be found.
+
+    A share of right answers is tested exactly, which needs at least `FEWEST_CHANGES` changed answers.
+    """
+    for name, figure in difference.items():
+        if isinstance(figure, dict) and {"low", "high"} <= figure.keys():
+            least = estimators.detectable(figure["low"], figure["high"])
+            if name == statistics.get("share"):
+                least = max(least, estimators.FEWEST_CHANGES / statistics["items"])  # nan stays nan
+            figure["detectable"] = least
+
+
+def _add_holm_p(figures: Sequence[Mapping[str, Any]]) -> None:
+    """Add "holm_p" to each tested difference, corrected over all methods for each split and scorer."""
+    families: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for method in figures:
+        for split, scores in method.items():
+            for scorer, compared in scores.items():
+                if isinstance(compared, dict) and "difference" in compared:
+                    families.setdefault((split, scorer), []).append(compared["difference"])
+    for differences in families.values():
+        tested = [(each, p) for each in differences if (p := p_value(each)) is not None]
+        corrected = estimators.holm([p for _, p in tested])
+        for (difference, _), p in zip(tested, corrected, strict=True):
+            difference["holm_p"] = p
+
+
+def p_value(difference: Mapping[str, Any]) -> float | None:
+    """The p-value of a difference, from whichever test was used; None where there is none."""
+    for name in ("mcnemar_p", "permutation_p"):
+        p = difference.get(name)
+        if p is not None and p == p:
+            return float(p)
+    return None

@@ -1,0 +1,49 @@
+"""From journals to answers: what the batches of a run hold for each item of a benchmark."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from regaze.eval.benchmarks.common.base import Benchmark
+from regaze.eval.comparison.conditions import AnswerSet
+from regaze.eval.cost import Cost
+from regaze.eval.run.journal import Batch
+from regaze.eval.run.requests import Questions
+
+
+def collect_answers(asked: Questions, batches: Sequence[Batch]) -> AnswerSet:
+    """The answers to a benchmark under one condition. Of a request answered twice the first answer counts."""
+    answers: dict[str, str] = {}
+    failures: dict[str, str] = {}
+    costs, sharing = [], None
+    for batch in batches:
+        new = [key for key in batch.answers if key in asked.requests and key not in answers]
+        answers.update((key, batch.answers[key]) for key in new)
+        failures.update((key, reason) for key, reason in batch.errors.items() if key in asked.requests)
+        if new:
+            costs.append((batch.cost, len(new) / len(batch.answers)))
+            sharing = batch.sharing
+    errors = dict(asked.failed)
+    for index, key in enumerate(asked.of_item):
+        if key is not None and key not in answers:
+            errors[index] = failures.get(key, "it was not asked")
+    of_items = tuple("" if key is None else answers.get(key, "") for key in asked.of_item)
+    return AnswerSet(of_items, errors, len(asked.requests), Cost.total(costs), sharing)
+
+
+def answer_rows(benchmark: Benchmark, label: str, answers: AnswerSet) -> list[dict[str, Any]]:
+    """The lines of answers.jsonl for one benchmark and condition, one per item."""
+    return [
+        {
+            "benchmark": benchmark.name,
+            "condition": label,
+            "key": item.key,
+            "split": item.split,
+            "image": item.image.name if item.image else None,
+            "prompt": benchmark.prompt(item),
+            "label": item.label,
+            **({"error": answers.errors[index]} if index in answers.errors else {"answer": answer}),
+        }
+        for index, (item, answer) in enumerate(zip(benchmark.items, answers.answers, strict=True))
+    ]

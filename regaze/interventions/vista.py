@@ -49,7 +49,6 @@ class VISTA(Intervention):
         "LzVv123456/VISTA, MIT. One prompt at a time; its principal component of a single difference is an "
         "arbitrary direction that is added to it. Here v is the difference itself, per sample."
     )
-    edits_mlp: ClassVar[bool] = True
 
     strength: float = field(default=0.1, metadata={"help": "lambda of the steering (0: none)"})
     share: float = field(default=0.3, metadata={"help": "share of the late layers' logits (0: none)"})

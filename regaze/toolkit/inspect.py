@@ -100,7 +100,7 @@ def _unsupported(model: PreTrainedModel, family: Family, places: list[compat.Att
     if any(place.cross for place in places):
         found.append(
             "methods that edit image tokens of the prompt or run second contexts: images (or sound) are seen "
-            "through cross-attention, where HeadKnockout, PAI (gamma=1) and recordings work"
+            "through cross-attention, where recordings and methods that edit cross-attention work"
         )
     config = compat.text_config(model)
     missing = config.num_hidden_layers - len({place.layer for place in places})
@@ -123,7 +123,7 @@ def read_prompt(gaze: Gaze, image: ImageLike | None, question: str) -> tuple[lis
     Raises:
         InputError, UnsupportedModelError: the prompt cannot be built or read.
     """
-    inputs = gaze._built([image], [question])
+    inputs = gaze.cpu_inputs([image], [question])
     tokens, ids = gaze.tokens(inputs), inputs["input_ids"][0].tolist()
     spans = []
     for role, places in groupby(range(len(ids)), key=lambda i: Role(int(tokens.roles[0, i]))):

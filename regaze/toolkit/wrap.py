@@ -84,16 +84,16 @@ class Gaze:
         Raises:
             InputError: unreadable images, no processor, counts that differ.
         """
-        batch = self._built(images, questions, system)
+        batch = self.cpu_inputs(images, questions, system)
         for name, tensor in batch.items():  # Llama 4's processor makes bf16 pixels for whatever model
             if isinstance(tensor, Tensor) and tensor.dtype in (torch.float16, torch.bfloat16):
                 batch[name] = tensor.to(self.model.dtype)
         return batch.to(self.model.device)
 
-    def _built(
+    def cpu_inputs(
         self, images: Sequence[Images], questions: Sequence[str] | str, system: str | None = None
     ) -> BatchFeature:
-        """`inputs` as the processor makes them, and their roles remembered."""
+        """As `inputs`, but left on the CPU as the processor made them; works for a model without weights."""
         entries, questions = paired(images, questions)
         if self.processor is None:
             raise InputError(
@@ -155,8 +155,7 @@ class Gaze:
             with torch.inference_mode():
                 sequences = self.model.generate(**inputs, **options)  # type: ignore[operator]
             generated = sequences[:, inputs["input_ids"].shape[1] :]
-            if self._recorder is not None:
-                self._recorder.note_answer(generated)
+            self.record_answer(generated)
             answers += [
                 text.strip()
                 for text in self.reader.tokenizer.batch_decode(generated, skip_special_tokens=True)
@@ -218,6 +217,14 @@ class Gaze:
         finally:
             self._recorder = None
             close_session(self.host, session)
+
+    def record_answer(self, output_ids: Tensor) -> None:
+        """Give the open recording the answer [B, T] of the generation that has just ended; `ask` does so.
+
+        A record otherwise takes the tokens fed at each step for the answer, which lacks the last one.
+        """
+        if self._recorder is not None:
+            self._recorder.note_answer(output_ids)
 
     # Roles --------------------------------------------------------------------------------------------
 

@@ -161,7 +161,7 @@ def find_retrieval_heads(
         )
     config = compat.text_config(model)
     about = {
-        "model": name or Path(model.config._name_or_path or type(model).__name__).name,
+        "model": name or Path(compat.model_name(model) or type(model).__name__).name,
         **test.about(),
         "template": template,
         "min_recall": min_recall,

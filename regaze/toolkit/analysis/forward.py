@@ -145,8 +145,6 @@ class _Probe(Callback):
 class AttentionProbe(_Probe):
     """Looks at the attention of layers."""
 
-    needs_attention: ClassVar[bool] = True
-
     def on_attention(self, layer: int, call: AttentionCall, context: Context) -> None:
         if context.step == 0 and layer in self.chosen:
             self.measure(layer, call)

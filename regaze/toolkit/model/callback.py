@@ -1,4 +1,4 @@
-"""`Callback`: what takes part in a generation: edits, second contexts, combined logits, measurements."""
+"""`Callback`: what takes part in a generation, with its methods in the order of a forward."""
 
 from __future__ import annotations
 
@@ -15,65 +15,70 @@ from regaze.toolkit.model.stack import Branch
 
 
 class Callback:
-    """What `gaze.using` and `gaze.recording` put into a model; every method here does nothing.
+    """Base of what `gaze.using` and `gaze.recording` put into a model; every method here does nothing.
 
-    It keeps no state of its own: what it learns from a prompt goes into `context.state(self)`.
+    A callback keeps no state of its own: what it learns from a prompt goes into `context.state(self)`.
+    Overriding a method declares what the callback does: only overridden methods cost anything, and only a
+    callback with its own `edit_cross` acts on models that show images through cross-attention.
 
     Class attributes:
-        needs_hidden_states: whether `edit` reads `context.hidden_states(layer)` at prefill.
-        needs_pixels: whether it reads pixels from `context.inputs`; those who make branches can in any case.
-        needs_attention: whether `on_attention` is shown every call of every layer's attention.
-        counts_steps: whether it counts the tokens of an answer, so that none may be taken back.
-        edits_mlp: whether `edit_mlp` changes what the MLP of a layer adds to the residual stream.
+        needs_hidden_states: `edit` reads `context.hidden_states(layer)` at prefill.
+        needs_pixels: the callback reads pixels from `context.inputs`. Implied by `branches`.
+        counts_steps: the callback counts the tokens of an answer, so none may be rolled back (assisted
+            decoding).
+        records: the callback is a recording. Its requests are attached to the edits of all other callbacks,
+            and a model has one recording at a time.
     """
 
     needs_hidden_states: ClassVar[bool] = False
     needs_pixels: ClassVar[bool] = False
-    needs_attention: ClassVar[bool] = False
     counts_steps: ClassVar[bool] = False
-    edits_mlp: ClassVar[bool] = False
+    records: ClassVar[bool] = False
 
     def branches(self, context: Context) -> Mapping[str, Branch]:
-        """Second contexts by name; called first. A name stands for its content: equal names are one branch.
+        """Second contexts of the prompt, by name. Called first, once per prompt.
 
-        Here the context has the user's rows alone; from `prepare` on it has the rows of all branches.
+        Branches of the same name are one branch: name a branch for its content. The context has the user's
+        rows only; from `prepare` on it has the rows of all branches.
         """
         return {}
 
     def prepare(self, context: Context) -> None:
         """Called once per prompt, before the prefill."""
 
-    def edit(self, layer: int, step: int, context: Context) -> AttentionEdit | None:
-        """What to do to `layer` at `step` (0 is the prefill); None leaves the layer to plain attention.
+    def on_step(self, context: Context, input_ids: Tensor | None) -> None:
+        """A forward begins: the prefill or a decode step. `input_ids` [B, T] are those of the user's rows."""
 
-        Called for every layer of every forward: return the same object again where nothing changed, and leave
-        the device alone. Rows of all branches are edited, each by its own roles.
+    def edit(self, layer: int, step: int, context: Context) -> AttentionEdit | None:
+        """The edit of `layer` at `step` (0 is the prefill); None leaves the layer to plain attention.
+
+        Called for every layer of every forward: return the same object again where nothing changed, and do
+        not wait for the device. The rows of all branches are edited, each by its own roles.
         """
         return None
 
     def edit_cross(self, layer: int, step: int, context: Context) -> AttentionEdit | None:
-        """As `edit`, for the cross-attention of `layer`: columns are those of `context.cross_tokens`."""
+        """As `edit`, for the cross-attention of `layer`: its keys are those of `context.cross_tokens`."""
         return None
 
     def on_stats(self, layer: int, stats: Stats, context: Context) -> None:
-        """The statistics that the callback's edit of this layer asked for, right after the layer ran."""
+        """The statistics that the callback's edit of this layer requested, right after the layer ran."""
 
     def on_cross_stats(self, layer: int, stats: Stats, context: Context) -> None:
-        """As `attention_stats`, for what `edit_cross` asked for."""
+        """As `on_stats`, for what `edit_cross` requested."""
 
     def on_attention(self, layer: int, call: AttentionCall, context: Context) -> None:
-        """An attention call of this layer, right after it ran; only called with `needs_attention`."""
+        """A call of this layer's self-attention, right after it ran."""
 
     def edit_mlp(self, layer: int, hidden: Tensor, context: Context) -> Tensor:
-        """What the MLP of `layer` puts out, [B, Lq, D], changed; only called with `edits_mlp`."""
+        """The edited output [B, Lq, D] of the MLP of `layer`."""
         return hidden
 
     def combine_logits(self, context: Context) -> LogitsCombination | None:
-        """How the logits of the branches combine (`context.logits`); called at the end of each forward."""
+        """How the logits of the branches combine (`context.logits`). Called at the end of each forward."""
         return None
 
 
-class Recorder(Callback):
-    """A callback that also wants the ids fed at each step, and sees the user's rows alone."""
-
-    def begin_step(self, context: Context, input_ids: Tensor | None) -> None: ...
+def overrides(callback: Callback, *methods: str) -> bool:
+    """Whether the class of `callback` has its own version of one of these methods."""
+    return any(getattr(type(callback), name) is not getattr(Callback, name) for name in methods)

@@ -102,6 +102,11 @@ def unwrapped(model: Any) -> Any:
     return model.get_base_model()
 
 
+def model_name(model: PreTrainedModel) -> str:
+    """Hub id or folder that the model was loaded from; "" for one that was built from a configuration."""
+    return model.config._name_or_path or ""
+
+
 def text_config(model: PreTrainedModel) -> PreTrainedConfig:
     """The configuration of the language model inside `model`; that of its decoder if it has two sides."""
     config = model.config.get_text_config(decoder=True)

@@ -60,7 +60,7 @@ class Context:
         self.step, self.cache_length, self.replaying = 0, 0, False
         self.replay_requested = False
         self.captured_layers: tuple[int, ...] = ()
-        self.edits_mlp = any(callback.edits_mlp for callback in callbacks)
+        self.mlp_editors: tuple[Any, ...] = ()  # the callbacks that edit the outputs of MLPs
         self._tokens, self._reader = tokens, reader
         self._stack: Stack | None = None
         self.cross_keys = 0

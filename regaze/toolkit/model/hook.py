@@ -24,7 +24,7 @@ from regaze.kernels import AttentionEdit, Stats
 from regaze.toolkit.model import compat
 from regaze.toolkit.model.attention import PLACE, SLOT, Planned, outside_graphs, plan
 from regaze.toolkit.model.attention_call import AttentionCall
-from regaze.toolkit.model.callback import Callback, Recorder
+from regaze.toolkit.model.callback import Callback, overrides
 from regaze.toolkit.model.context import Context
 from regaze.toolkit.model.layer_hooks import LayerHooks, replayed
 from regaze.toolkit.model.logits import combine
@@ -45,8 +45,8 @@ class Session:
     reader: PromptReader | None = None
 
     @property
-    def recorders(self) -> tuple[Recorder, ...]:
-        return tuple(p for p in self.callbacks if isinstance(p, Recorder))
+    def records(self) -> bool:
+        return any(callback.records for callback in self.callbacks)
 
 
 def open_session(model: PreTrainedModel, session: Session, outer: PreTrainedModel | None = None) -> None:
@@ -127,7 +127,8 @@ class ModelHook:
             compat.AttentionSite, tuple[tuple[AttentionEdit | None, ...], Planned | None]
         ] = {}
         self._handles: list[Any] = []
-        self._recorders: tuple[Recorder, ...] = ()
+        self._on_step: tuple[Callback, ...] = ()
+        self._mlp_editors: tuple[Callback, ...] = ()
         self._mixing: tuple[Callback, ...] = ()
         self.seeing: tuple[Callback, ...] = ()
         self._layer_hooks = LayerHooks(model)
@@ -181,7 +182,7 @@ class ModelHook:
         compat.set_attention(self.model, self.previous)
 
     def add(self, session: Session) -> None:
-        if session.recorders and any(other.recorders for other in self.sessions):
+        if session.records and any(other.records for other in self.sessions):
             raise CompositionError(
                 "a recording is already open on this model; ask for everything in one gaze.recording"
             )
@@ -200,18 +201,16 @@ class ModelHook:
             self.uninstall()
 
     def _refresh(self) -> None:
-        # Recorders come last: what they ask for is attached to what the others do.
-        ordered = sorted(self.sessions, key=lambda session: bool(session.recorders))
+        # Recordings come last: what they request is attached to what the others do.
+        ordered = sorted(self.sessions, key=lambda session: session.records)
         self.callbacks = tuple(p for session in ordered for p in session.callbacks)
         # Worked out once: a decode step of a small model takes a millisecond.
-        self._recorders = tuple(p for p in self.callbacks if isinstance(p, Recorder))
-        self._mixing = tuple(
-            p for p in self.callbacks if type(p).combine_logits is not Callback.combine_logits
-        )
-        self.seeing = tuple(p for p in self.callbacks if p.needs_attention)
+        self._on_step = self._overriding("on_step")
+        self._mlp_editors = self._overriding("edit_mlp")
+        self._mixing = self._overriding("combine_logits")
+        self.seeing = self._overriding("on_attention")
         self._planned.clear()
-        branching = (type(p).branches is not Callback.branches for p in self.callbacks)
-        media = any(p.needs_pixels for p in self.callbacks) or any(branching)
+        media = any(p.needs_pixels or overrides(p, "branches") for p in self.callbacks)
         encodes = self.model.config.is_encoder_decoder  # its forwards in `generate` have no ids to read
         reader = next((s.reader for s in self.sessions if s.reader is not None), None)
         compat.pass_media(self.model, media, () if reader is None else reader.family.image_token_ids)
@@ -219,6 +218,9 @@ class ModelHook:
         watching = reader is not None and (encodes or self._media)
         compat.watch_generate(self.model, self._announce if watching else None)
         self._announced = None
+
+    def _overriding(self, method: str) -> tuple[Callback, ...]:
+        return tuple(callback for callback in self.callbacks if overrides(callback, method))
 
     # One forward --------------------------------------------------------------------------------------
 
@@ -233,8 +235,8 @@ class ModelHook:
         seen = compat.seen_tokens(cache)
         context = self._continue(cache) if seen else self._begin(given)
         self.current, context.cache_length = context, seen
-        for recorder in self._recorders:
-            recorder.begin_step(context, compat.decoder_inputs(self.model, given).get("input_ids"))
+        for callback in self._on_step:
+            callback.on_step(context, compat.decoder_inputs(self.model, given).get("input_ids"))
         self._layer_hooks.start(context)
         if not context.has_branches:
             return None
@@ -245,7 +247,7 @@ class ModelHook:
         encoder = self._encoder_tokens(given) if self.model.config.is_encoder_decoder else None
         given = self._with_ids(dict(compat.decoder_inputs(self.model, given)))
         if self._cross_layers:
-            self._refuse_blind()
+            self._refuse_image_token_methods()
         if compat.prompt_of(given) is None and not compat.sees_pixels_alone(self.model):
             raise InputError("the model was called without input_ids and inputs_embeds")
         reader = next((s.reader for s in self.sessions if s.reader is not None), None)
@@ -254,6 +256,7 @@ class ModelHook:
         context.extra_forward = self._run_aside
         context.self_layers, context.cross_layers = self._self_layers, self._cross_layers
         context.encoder = encoder
+        context.mlp_editors = self._mlp_editors
         self._planned.clear()
         branches: dict[str, Branch] = {}
         for callback in self.callbacks:
@@ -301,16 +304,14 @@ class ModelHook:
             return given
         return {**given, "input_ids": ids.repeat_interleave(embeds.shape[0] // ids.shape[0], 0)}
 
-    def _refuse_blind(self) -> None:
-        """An intervention that only knows the keys of the text would silently miss the images."""
+    def _refuse_image_token_methods(self) -> None:
+        """A method that only edits the keys of the text would silently miss the images."""
         for callback in self.callbacks:
-            kind = type(callback)
-            acts = kind.edit is not Callback.edit or kind.branches is not Callback.branches
-            if acts and kind.edit_cross is Callback.edit_cross:
+            if overrides(callback, "edit", "branches") and not overrides(callback, "edit_cross"):
                 raise UnsupportedModelError(
-                    f"{kind.__name__} knows images as tokens of the prompt, but {type(self.model).__name__} "
-                    "sees them (or sound) through cross-attention layers, where it has no meaning yet; "
-                    "HeadKnockout, PAI and recordings work there"
+                    f"{type(callback).__name__} knows images as tokens of the prompt, but "
+                    f"{type(self.model).__name__} sees them (or sound) through cross-attention layers, where "
+                    "it has no meaning yet; recordings and methods that edit cross-attention work there"
                 )
 
     def _tokens(self, given: dict[str, Any]) -> TokenMap | Exception:

@@ -28,7 +28,7 @@ class LayerHooks:
     def start(self, context: Context) -> None:
         """Install the hooks of the forward that begins."""
         self.stop()  # those of a forward that was interrupted from the keyboard
-        if context.step > 0 and not context.captured_layers and not context.edits_mlp:
+        if context.step > 0 and not context.captured_layers and not context.mlp_editors:
             return
         if context.step == 0 and any(p.needs_hidden_states for p in context.callbacks):
             for number, layer in enumerate(compat.decoder_layers(self.model)):
@@ -39,7 +39,7 @@ class LayerHooks:
                 self._handles.append(layers[-1].register_forward_hook(_keep_output(context, number)))
             else:
                 self._before(layers[number], _keep_input(context, number))
-        if context.edits_mlp:
+        if context.mlp_editors:
             for number, layer in enumerate(compat.decoder_layers(self.model)):
                 mlp = getattr(layer, "mlp", None)
                 if mlp is None:
@@ -87,10 +87,8 @@ def _keep_output(context: Context, number: int) -> Callable[..., None]:
 
 
 def _edit_mlp(context: Context, number: int) -> Callable[..., Tensor]:
-    editing = tuple(p for p in context.callbacks if p.edits_mlp)
-
     def edit(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        for callback in editing:
+        for callback in context.mlp_editors:
             output = callback.edit_mlp(number, output, context)
         return output
 

@@ -7,7 +7,7 @@ import platform
 from collections import defaultdict
 from dataclasses import asdict
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import transformers
@@ -15,17 +15,19 @@ from torch import Tensor
 
 from regaze.errors import RecordingError
 from regaze.kernels import AttentionEdit, Channels, Rows, Stats, StatsRequest
-from regaze.toolkit.model.callback import Recorder
+from regaze.toolkit.model import compat
+from regaze.toolkit.model.callback import Callback
 from regaze.toolkit.model.context import Context
 from regaze.toolkit.prompts.token_map import Role, TokenMap
 from regaze.toolkit.record.record import FORMAT, STATISTICS, Record, Trace, Wanted
 from regaze.version import __version__
 
 
-class RecordingSession(Recorder):
+class RecordingSession(Callback):
     """Takes part in the forwards of a `recording` block and fills its `Record`."""
 
-    counts_steps = True
+    counts_steps: ClassVar[bool] = True
+    records: ClassVar[bool] = True
 
     def __init__(self, wanted: Wanted, gaze: Any):
         self.wanted, self.gaze = wanted, gaze
@@ -36,7 +38,7 @@ class RecordingSession(Recorder):
         self._close_draft()
         self._draft = _Draft(self.wanted, context)
 
-    def begin_step(self, context: Context, input_ids: Tensor | None) -> None:
+    def on_step(self, context: Context, input_ids: Tensor | None) -> None:
         if self._draft is not None and context is self._draft.context:
             self._draft.begin_step(input_ids)
         elif context.step:
@@ -304,6 +306,6 @@ def _header(gaze: Any, wanted: Wanted) -> dict[str, Any]:
             "transformers": transformers.__version__,
             "python": platform.python_version(),
         },
-        "model": {"type": gaze.model.config.model_type, "name": gaze.model.config._name_or_path},
+        "model": {"type": gaze.model.config.model_type, "name": compat.model_name(gaze.model)},
         "wanted": asdict(wanted),
     }

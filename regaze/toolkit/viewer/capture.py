@@ -95,7 +95,7 @@ def look(
         variants=variants,
         images=_seen(gaze, entry) if entry else None,
         title=title or " ".join(question.split())[:200],
-        model=model or Path(gaze.model.config._name_or_path).name or gaze.model.config.model_type,
+        model=model or Path(compat.model_name(gaze.model)).name or gaze.model.config.model_type,
         limit=limit,
     )
 
@@ -108,8 +108,7 @@ def _forced(
     wanted = {**wanted, "slices": "all", "masses": _has_roles(gaze, inputs), "edited": bool(interventions)}
     with gaze.using(*interventions), gaze.recording(**wanted) as record:
         _generate(gaze, inputs, max_new_tokens=answer.shape[1], logits_processor=forced, eos_token_id=None)
-        assert gaze._recorder is not None
-        gaze._recorder.note_answer(answer)
+        gaze.record_answer(answer)
     trace: Trace = record[0]
     return trace
 

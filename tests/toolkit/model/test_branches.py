@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import pytest
 import torch
@@ -350,7 +349,6 @@ def test_layer_logits_are_those_of_the_hidden_states(model, gaze, inputs):
 def test_mlp_outputs_can_be_changed(model, gaze, inputs):
     @dataclass(frozen=True)
     class Off(Callback):
-        edits_mlp: ClassVar[bool] = True
         factor: float = 0.0
 
         def edit_mlp(self, layer, hidden, context):

@@ -8,7 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from regaze.kernels import AttentionEdit, Channels, FollowGaze, Redistribute, Rows, StatsRequest
+from regaze.interventions.gift.policy import AmplifyTopHeads
+from regaze.interventions.var.policy import MoveMass
+from regaze.kernels import AttentionEdit, Channels, Rows, StatsRequest
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 #: Rows after the image: a question, the end of the turn and the header of the answer.
@@ -95,8 +97,8 @@ class Inputs:
         groups[:, 40 : keys - TEXT_ROWS : 97], groups[:, :2] = 2, 1
         image = (groups >= 2).float()
         rows = Rows(torch.arange(keys - TEXT_ROWS, keys, device=DEVICE)) if self.causal else None
-        var = Redistribute(4, (1, 2), (3,), (2, 3), moved=0.6, min_share=0.5, min_mass=0.2)
-        gift = FollowGaze(4, image=1, query=2, salient=3, heads=shape.heads // 2)
+        var = MoveMass(4, (1, 2), (3,), (2, 3), moved=0.6, min_share=0.5, min_mass=0.2)
+        gift = AmplifyTopHeads(4, image=1, query=2, salient=3, heads=shape.heads // 2)
         salient = torch.rand(1, batch, keys, generator=g, device=DEVICE) * 3 * image
         question = torch.where(image > 0, 1, 0).to(torch.uint8)
         question[:, keys - TEXT_ROWS :] = 2

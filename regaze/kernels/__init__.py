@@ -2,26 +2,26 @@
 
 from regaze.kernels.attend import attend, attention_stats, column_sums
 from regaze.kernels.backends import BACKENDS
+from regaze.kernels.channels import Channels
 from regaze.kernels.compose import compose
-from regaze.kernels.policies import DropAbove, FollowGaze, Policy, Redistribute, Scale
-from regaze.kernels.spec import AttentionEdit, Channels, Rows, Stats, StatsRequest, UnmaskRect, Windows
+from regaze.kernels.policies import Policy, Scale, TritonPart, pad_channels
+from regaze.kernels.spec import AttentionEdit, Rows, Stats, StatsRequest, UnmaskRect, Windows
 
 __all__ = [
     "BACKENDS",
     "AttentionEdit",
     "Channels",
-    "DropAbove",
-    "FollowGaze",
     "Policy",
-    "Redistribute",
     "Rows",
     "Scale",
     "Stats",
     "StatsRequest",
+    "TritonPart",
     "UnmaskRect",
     "Windows",
     "attend",
     "attention_stats",
     "column_sums",
     "compose",
+    "pad_channels",
 ]

@@ -25,10 +25,14 @@ class Backend(NamedTuple):
     column_sums: Callable[..., Tensor]
 
 
-def _attend_triton(*args: Any, **kwargs: Any) -> tuple[Tensor, Stats | None]:
+def _attend_triton(
+    q: Tensor, k: Tensor, v: Tensor, edit: AttentionEdit, **options: Any
+) -> tuple[Tensor, Stats | None]:
+    if edit.head_mean_slope is not None:  # needs the scores of all heads before those of any
+        return attend_torch(q, k, v, edit, **options)
     from regaze.kernels.triton.ops import attend_triton  # Triton takes a while to import
 
-    return attend_triton(*args, **kwargs)
+    return attend_triton(q, k, v, edit, **options)
 
 
 def _observe_triton(*args: Any, **kwargs: Any) -> Stats:

@@ -1,25 +1,43 @@
 """Policies: from the masses of a row's channels to the coefficients of its channels.
 
 A policy sees the masses of one softmax row per head, [B, Hq, R, K], and returns coefficients of the same
-shape; the row's weights become a'_j = a_j * sum_k coef_k u_k[j]. Policies are small frozen objects with a
-name and plain numbers, so that a fused kernel can carry its own version of each beside the one here, which is
-the specification.
+shape; the row's weights become a'_j = a_j * sum_k coef_k u_k[j]. It is a small frozen dataclass of plain
+numbers with up to three parts:
+
+    reference     `__call__(masses) -> coefficients` in torch. It is the specification, and all that a policy
+                  needs: every backend runs it on masses that the backend computes.
+    torch part    `fold(channels) -> function of rows`, optional. For policies that are cheaper when they are
+                  multiplied into the columns of their channels once; see `FoldedPolicy`.
+    Triton part   `triton_part(heads) -> TritonPart`, optional. Names a device function that runs inside the
+                  fused kernels, so that no masses have to leave them; see `FusedPolicy`.
+
+An optional part computes what the reference computes. It is used only where it applies: `fold` in rows that
+the torch backend holds whole, `triton_part` up to `MAX_CHANNELS` channels. A subclass that redefines
+`__call__` alone loses the optional parts of its base.
+
+A method brings its policy from its own folder (`regaze.interventions.var`, `.gift`, `.adhh`). Only what is
+general is here: `Scale`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from regaze.errors import BadParameterError
+from regaze.errors import ShapeError
+from regaze.kernels.channels import Channels
+
+#: Most channels of a policy's Triton part; with more, the reference runs.
+MAX_CHANNELS = 16
 
 
 class Policy(Protocol):
-    """Maps masses [B, Hq, R, K] (fp32) to coefficients [B, Hq, R, K]."""
+    """Maps masses [B, Hq, R, K] (fp32, or fp64 in the reference) to coefficients [B, Hq, R, K]."""
 
     @property
     def channels(self) -> int:
@@ -27,6 +45,89 @@ class Policy(Protocol):
         ...
 
     def __call__(self, masses: Tensor) -> Tensor: ...
+
+
+class FoldedPolicy(Policy, Protocol):
+    """A policy with a torch part."""
+
+    def fold(self, channels: Channels) -> Callable[[Tensor], Tensor] | None:
+        """A function that edits rows [B, Hq, R, Lk] of fp32 weights directly, or None for these channels.
+
+        It may count on rows that sum to 1 (or to 0, where nothing is visible). The torch backend calls it at
+        decode, where no gradient is asked for and no sink logit takes part; it keeps the function for all
+        later calls with the edit.
+        """
+        ...
+
+
+class FusedPolicy(Policy, Protocol):
+    """A policy with a Triton part. It is hashable: its numbers are packed once."""
+
+    def triton_part(self, heads: int) -> TritonPart:
+        """What the kernels run for rows of `heads` query heads."""
+        ...
+
+
+@dataclass(frozen=True)
+class TritonPart:
+    """The Triton part of a policy: a device function and the numbers it reads.
+
+    The function has the signature
+
+        @triton.jit
+        def function(masses, heads, exists, numbers_ptr, WIDTH: tl.constexpr)
+
+    and returns coefficients [M, WIDTH] from masses [M, WIDTH] of M rows, with the K channels padded to
+    WIDTH, a power of two (mass 0). `heads` [M, 1] is the query head of each row, `exists` [M, 1] says which
+    of the M rows are no padding, `numbers_ptr` points to `numbers` as fp32.
+
+    Attributes:
+        function: "package.module:name" of the device function. Its module is imported at the first launch,
+            so that a method does not import Triton.
+        numbers: constants of the policy; see `pad_channels` for numbers per channel.
+        couples_heads: whether coefficients of a head depend on masses of other heads. Then the M rows are
+            all heads of one query row, and the function runs in a kernel of its own; otherwise they are any
+            rows, and it runs inside the kernel that has their masses.
+    """
+
+    function: str
+    numbers: tuple[float, ...]
+    couples_heads: bool = False
+
+
+def pad_channels(*rows: Sequence[float]) -> tuple[float, ...]:
+    """Numbers per channel one row after the other, each padded with 0 to `MAX_CHANNELS` for a device."""
+    return tuple(number for row in rows for number in (*row, *[0.0] * (MAX_CHANNELS - len(row))))
+
+
+def coefficients_of(policy: Policy, masses: Tensor) -> Tensor:
+    """Coefficients [B, Hq, R, K] by the reference of a policy.
+
+    Raises:
+        ShapeError: the policy returned another shape.
+    """
+    coefficients = policy(masses)
+    if coefficients.shape != masses.shape:
+        raise ShapeError(
+            f"policy {type(policy).__name__} returned coefficients {list(coefficients.shape)} for masses "
+            f"[B, Hq, R, K] = {list(masses.shape)}: it must keep the shape"
+        )
+    return coefficients
+
+
+def offers(policy: Policy, part: str) -> bool:
+    """Whether a policy has an optional part ("fold", "triton_part") that belongs to its reference."""
+    return _offers(type(policy), part)
+
+
+@torch.compiler.assume_constant_result
+def _offers(kind: type[Any], part: str) -> bool:
+    for base in kind.__mro__:
+        if part in vars(base):
+            return True
+        if "__call__" in vars(base):  # redefined since the part was written
+            return False
+    return False
 
 
 @dataclass(frozen=True)
@@ -44,7 +145,7 @@ class Scale:
         return len(self.factors)
 
     def __call__(self, masses: Tensor) -> Tensor:
-        factors = _constant(self.factors, masses.device, masses.dtype)
+        factors = constant(self.factors, masses.device, masses.dtype)
         if not self.renormalise:
             return factors.expand_as(masses)
         total = masses.sum(-1, keepdim=True)
@@ -52,181 +153,13 @@ class Scale:
         tiny = torch.finfo(masses.dtype).tiny
         return (factors * (total / scaled.clamp_min(tiny))).masked_fill(scaled <= 0, 1.0)
 
-
-@dataclass(frozen=True)
-class Redistribute:
-    """Move a fraction of the donors' mass to the receivers, in proportion to the receivers' weights.
-
-    A head's row is edited when its mass on the `gate` channels is at least `min_mass` and the receivers hold
-    at least the share `min_share` of that mass. The row total is preserved (methods with a conserved budget,
-    such as VAR). Every channel named here must be a 0/1 group.
-
-    Attributes:
-        channels: number K of channels.
-        donors, receivers, gate: channel numbers; donors and receivers are disjoint.
-        moved: fraction in [0, 1] of the donors' mass that is given away.
-        min_share, min_mass: the head test.
-    """
-
-    channels: int
-    donors: tuple[int, ...]
-    receivers: tuple[int, ...]
-    gate: tuple[int, ...]
-    moved: float
-    min_share: float
-    min_mass: float
-
-    def __post_init__(self) -> None:
-        if not 0.0 <= self.moved <= 1.0:
-            raise BadParameterError(f"moved is the fraction of mass given away, in [0, 1]; got {self.moved}")
-        if both := set(self.donors) & set(self.receivers):
-            raise BadParameterError(
-                f"channels {sorted(both)} are donors and receivers; make them one or the other"
-            )
-        for role in ("donors", "receivers", "gate"):
-            chosen = getattr(self, role)
-            if len(set(chosen)) != len(chosen) or not all(0 <= channel < self.channels for channel in chosen):
-                raise BadParameterError(
-                    f"{role} must be distinct channels in 0..{self.channels - 1}, got {chosen}"
-                )
-
-    @property
-    def passes_empty(self) -> bool:
-        """Whether the head test alone can pass a row whose receivers hold nothing, in any precision."""
-        return self.min_mass * self.min_share < 1e-30
-
-    def __call__(self, masses: Tensor) -> Tensor:
-        weights, kept, takes, min_mass, min_share, one, tiny = _redistribute(
-            self, masses.device, masses.dtype
-        )
-        offered, receiver, gate = (masses @ weights).unbind(-1)
-        untouched = (gate < min_mass) | (receiver < gate * min_share)
-        if self.passes_empty:
-            untouched = untouched | (receiver <= 0)
-        # A receiver mass of 0 must not turn the branch not taken into inf * 0, nor its gradient into NaN.
-        gain = offered / torch.maximum(receiver, tiny)
-        return torch.where(untouched[..., None], one, torch.addcmul(kept, gain[..., None], takes))
-
-
-@dataclass(frozen=True)
-class FollowGaze:
-    """Look harder at what was salient, in the heads that look most, and at the query in proportion (GIFT).
-
-    Of the channels named, `image` and `query` are 0/1 groups and `salient` holds the weights w_j >= 0 of the
-    image keys (0 elsewhere). Per row, the `heads` heads with most image mass have their image weights
-    multiplied by w_j; the pooled ratio of those heads' image mass after and before is the realised gain r;
-    the `heads` heads with most query mass have their query weights multiplied by `query_gain` * r. Every row
-    keeps its total mass. The choice of heads couples the heads of a row, not rows or samples; of equal
-    masses the lower head number wins.
-
-    Source: GIFT (arXiv:2510.22067), equations of the enhancement step.
-
-    Attributes:
-        channels: number K of channels.
-        image, query, salient: channel numbers.
-        heads: how many heads are chosen by image mass and, separately, by query mass.
-        query_gain: the paper's beta.
-    """
-
-    channels: int
-    image: int
-    query: int
-    salient: int
-    heads: int
-    query_gain: float = 1.0
-
-    def __post_init__(self) -> None:
-        named = (self.image, self.query, self.salient)
-        if len(set(named)) != 3 or not all(0 <= channel < self.channels for channel in named):
-            raise BadParameterError(
-                f"image, query and salient must be three channels in 0..{self.channels - 1}, got {named}"
-            )
-        if self.heads < 0 or not self.query_gain > 0.0:
-            raise BadParameterError(
-                f"heads must not be negative and query_gain must be positive, got {self.heads} and "
-                f"{self.query_gain}"
-            )
-
-    def __call__(self, masses: Tensor) -> Tensor:
-        image, query, salient = (masses[..., k] for k in (self.image, self.query, self.salient))
-        looks, reads = _top_heads(image, self.heads), _top_heads(query, self.heads)  # [B, Hq, R] bool
-        before, after = ((looks * mass).sum(1, keepdim=True) for mass in (image, salient))
-        tiny = torch.finfo(masses.dtype).tiny
-        gain = torch.where(before > 0, after / before.clamp_min(tiny), 1.0)
-        columns = [torch.ones_like(image)] * self.channels
-        columns[self.image] = (~looks).to(masses.dtype)
-        columns[self.salient] = looks.to(masses.dtype)
-        columns[self.query] = torch.where(reads, self.query_gain * gain, 1.0)
-        coefficients = torch.stack(columns, -1)
-        total = masses.sum(-1, keepdim=True) - salient[..., None]
-        edited = (masses * coefficients).sum(-1, keepdim=True)
-        scale = torch.where(edited > 0, total / edited.clamp_min(tiny), 1.0)
-        return coefficients * scale
-
-
-def _top_heads(masses: Tensor, count: int) -> Tensor:
-    """Which of the heads have the `count` largest masses: [B, Hq, R] -> bool [B, Hq, R]."""
-    rank = masses.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-    return rank < count
-
-
-@dataclass(frozen=True)
-class DropAbove:
-    """Remove a channel from a head's row when it holds at least `threshold` of the mass (AD-HH).
-
-    The row is not renormalised: what the channel held is lost.
-
-    Attributes:
-        channels: number K of channels.
-        channel: the one removed.
-        threshold: attention mass in [0, 1].
-        heads: the query heads this applies to; others are left alone.
-    """
-
-    channels: int
-    channel: int
-    threshold: float
-    heads: tuple[int, ...]
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.channel < self.channels:
-            raise BadParameterError(f"channel must be in 0..{self.channels - 1}, got {self.channel}")
-
-    def __call__(self, masses: Tensor) -> Tensor:
-        listed = [float(head in self.heads) for head in range(masses.shape[1])]
-        listed_ = _constant(tuple(listed), masses.device, masses.dtype)[:, None]
-        drop = (listed_ > 0) & (masses[..., self.channel] >= self.threshold)
-        columns = [torch.ones_like(drop, dtype=masses.dtype)] * self.channels
-        columns[self.channel] = (~drop).to(masses.dtype)
-        return torch.stack(columns, -1)
+    def triton_part(self, heads: int) -> TritonPart:
+        name = "scale_keeping_mass" if self.renormalise else "scale"
+        return TritonPart(f"regaze.kernels.triton.policy:{name}", pad_channels(self.factors))
 
 
 @lru_cache(maxsize=256)
-def _redistribute(policy: Redistribute, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """The numbers of a `Redistribute` as constants on the device.
-
-    First [K, 3], what masses are multiplied with to get the mass given away, that of the receivers and that
-    of the gate; then [K] what each channel keeps, and [K] whether it takes part in the gain.
-    """
-    every = range(policy.channels)
-    given = [policy.moved * (k in policy.donors) for k in every]
-    takes = [float(k in policy.receivers) for k in every]
-    gate = [float(k in policy.gate) for k in every]
-    with torch.inference_mode(False):  # they outlive the block that needs them first
-        weights = torch.tensor([given, takes, gate], device=device, dtype=dtype).T.contiguous()
-        numbers = (
-            [1.0 - g for g in given],
-            takes,
-            policy.min_mass,
-            policy.min_share,
-            1.0,
-            torch.finfo(dtype).tiny,
-        )
-        return weights, *(torch.tensor(number, device=device, dtype=dtype) for number in numbers)
-
-
-@lru_cache(maxsize=256)
-def _constant(values: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+def constant(values: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
     """A small constant, copied to the device once: a copy from the host in every layer would stall it."""
     with torch.inference_mode(False):  # it outlives the block that needs it first
         return torch.tensor(values, device=device, dtype=dtype)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from regaze.kernels.policies import coefficients_of
 from regaze.kernels.spec import AttentionEdit, Rows, Stats, StatsRequest, UnmaskRect, Windows
 
 
@@ -47,7 +48,7 @@ def attend_reference(
 
     final = weights
     if edit.policy is not None and edit.channels is not None:
-        coefficients = edit.policy(edit.channels.masses(weights))  # [B, Hq, Lq, K]
+        coefficients = coefficients_of(edit.policy, edit.channels.masses(weights))  # [B, Hq, Lq, K]
         final = final * edit.channels.per_key(coefficients, keys)
     if edit.value_gain is not None:
         final = final * edit.columns("value_gain", keys)[:, :, None].to(exact)

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch.nn.functional as F
 
-from regaze.kernels.spec import COLUMN_PARTS, AttentionEdit, Channels, Stats, StatsRequest, Windows
+from regaze.kernels.channels import Channels
+from regaze.kernels.spec import COLUMN_PARTS, AttentionEdit, Stats, StatsRequest, Windows
 
 _KEPT = "behind the dropped keys"
 

@@ -20,32 +20,8 @@ import torch
 from torch import Tensor
 
 from regaze.errors import BadParameterError, ShapeError
+from regaze.kernels.channels import Channels, PaddedColumns, describe
 from regaze.kernels.policies import Policy
-
-
-def _said(tensor: Tensor) -> str:
-    """A tensor as an error message names it: "[2, 6, 5] float32"."""
-    return f"{list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
-
-
-class _Columns:
-    """A column tensor that answers for any key length: padded with its neutral value, then only sliced."""
-
-    def __init__(self, named: Tensor, neutral: Tensor):
-        self.named, self.neutral = named, neutral
-        self._padded = named
-
-    def upto(self, length: int) -> Tensor:
-        """The first `length` columns, a view; grows by doubling, so decoding copies O(log length) times."""
-        padded = self._padded
-        have = padded.shape[-1]
-        if have < length:
-            more = self.neutral.expand(*padded.shape[:-1], max(length, 2 * have) - have)
-            padded = torch.cat([padded, more], -1)
-            # A kept copy would tie later calls to the autograd graph (or the no_grad block) of this one.
-            if not self.named.requires_grad:
-                self._padded = padded
-        return padded.narrow(-1, 0, length)
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,18 +38,18 @@ class Rows:
 
     def __post_init__(self) -> None:
         if self.index.dim() != 1 or self.index.dtype != torch.int64:
-            raise ShapeError(f"Rows.index must be [R] int64, got {_said(self.index)}")
+            raise ShapeError(f"Rows.index must be [R] int64, got {describe(self.index)}")
         active, count = self.active, len(self.index)
         if active is not None and (
             active.dim() != 2 or active.shape[1] != count or active.dtype != torch.bool
         ):
-            raise ShapeError(f"Rows.active must be [B, R={count}] bool, got {_said(active)}")
+            raise ShapeError(f"Rows.active must be [B, R={count}] bool, got {describe(active)}")
 
     @classmethod
     def where(cls, mask: Tensor) -> Rows:
         """Rows from a [B, Lq] bool mask. Waits for the device: call it once per prompt, not per layer."""
         if mask.dim() != 2 or mask.dtype != torch.bool:
-            raise ShapeError(f"Rows.where takes a [B, Lq] bool mask, got {_said(mask)}")
+            raise ShapeError(f"Rows.where takes a [B, Lq] bool mask, got {describe(mask)}")
         index = mask.any(0).nonzero().flatten()
         active = mask[:, index]
         return cls(index, None if bool(active.all()) else active)
@@ -83,101 +59,6 @@ class Rows:
         if self.index.device == device:
             return self
         return Rows(self.index.to(device), None if self.active is None else self.active.to(device))
-
-
-@dataclass(frozen=True, eq=False)
-class Channels:
-    """Column weights u_k[j] >= 0 whose attention masses are wanted: one-hot groups first, then free weights.
-
-    Attributes:
-        groups: [B or 1, n] uint8 group of each key, below `num_groups`; later keys are in group 0.
-        num_groups: number G of groups.
-        weights: [C, B or 1, n] float, further channels; 0 for later keys.
-    """
-
-    groups: Tensor | None = None
-    num_groups: int = 0
-    weights: Tensor | None = None
-    # [B, K, n] fp32, a row per u_k: masses are products along them, several times faster so on a CPU.
-    _matrix: _Columns = field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        parts = []
-        if self.groups is not None:
-            parts.append(self._one_hot(self.groups))
-        if self.weights is not None:
-            if self.weights.dim() != 3:
-                raise ShapeError(f"channel weights must be [C, B, n], got {_said(self.weights)}")
-            parts.append(self.weights.float().transpose(0, 1))
-        if not parts:
-            raise BadParameterError("Channels needs groups, weights or both")
-        if len(parts) == 2 and parts[0].shape[::2] != parts[1].shape[::2]:
-            raise ShapeError(
-                f"groups cover [B, n] = {list(parts[0].shape[::2])} but weights {list(parts[1].shape[::2])}: "
-                "use the same keys for both"
-            )
-        matrix = torch.cat(parts, 1)
-        neutral = matrix.new_zeros(matrix.shape[1], 1)
-        if self.groups is not None:
-            neutral[0] = 1.0
-        object.__setattr__(self, "_matrix", _Columns(matrix, neutral))
-
-    def _one_hot(self, groups: Tensor) -> Tensor:
-        if groups.dim() != 2 or groups.dtype != torch.uint8:
-            raise ShapeError(f"groups must be [B, n] uint8, got {_said(groups)}")
-        if not 1 <= self.num_groups <= 255:
-            raise BadParameterError(f"num_groups must be in 1..255, got {self.num_groups}")
-        # Reading an accelerator's values would stall it; there such a key is in no group at all.
-        if groups.device.type == "cpu" and groups.numel() and int(groups.max()) >= self.num_groups:
-            raise BadParameterError(
-                f"groups {_said(groups)} name group {int(groups.max())}, but num_groups is {self.num_groups}"
-            )
-        ids = torch.arange(self.num_groups, device=groups.device, dtype=torch.uint8)
-        return (groups[:, None] == ids[:, None]).float()
-
-    @property
-    def matrix(self) -> Tensor:
-        """[B or 1, n, K] fp32: the weight of each named key in each channel."""
-        return self._matrix.named.mT
-
-    @property
-    def count(self) -> int:
-        """Number K = G + C of channels."""
-        return self._matrix.named.shape[1]
-
-    @property
-    def batch(self) -> int:
-        return self._matrix.named.shape[0]
-
-    @property
-    def length(self) -> int:
-        """Number n of named keys."""
-        return self._matrix.named.shape[2]
-
-    def masses(self, weights: Tensor) -> Tensor:
-        """Mass of each channel in attention rows: [B, Hq, R, Lk] -> [B, Hq, R, K]."""
-        batch, heads, rows, length = weights.shape
-        u = self._upto(length, batch, weights.dtype)
-        masses = torch.bmm(weights.reshape(batch, heads * rows, length), u.mT)
-        return masses.view(batch, heads, rows, self.count)
-
-    def per_key(self, coefficients: Tensor, length: int) -> Tensor:
-        """Factor of each key, sum_k coef_k u_k[j]: [B, Hq, R, K] -> [B, Hq, R, length]."""
-        batch, heads, rows, count = coefficients.shape
-        u = self._upto(length, batch, coefficients.dtype)
-        factors = torch.bmm(coefficients.reshape(batch, heads * rows, count), u)
-        return factors.view(batch, heads, rows, length)
-
-    def mixed(self, mix: Tensor) -> _Columns:
-        """Mixtures of the channels as columns, for M of them [B or 1, M, n]: sum_k mix[m, k] u_k[j]."""
-        return _Columns(mix @ self._matrix.named, mix @ self._matrix.neutral)
-
-    def _upto(self, length: int, batch: int, dtype: torch.dtype) -> Tensor:
-        """[batch, K, length]."""
-        u = self._matrix.upto(length)
-        if u.dtype != dtype:
-            u = u.to(dtype)
-        return u if u.shape[0] == batch else u.expand(batch, -1, -1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -205,7 +86,7 @@ class StatsRequest:
     def __post_init__(self) -> None:
         columns = self.columns
         if columns is not None and (columns.dim() != 2 or columns.dtype != torch.int64):
-            raise ShapeError(f"StatsRequest.columns must be [B or 1, n] int64, got {_said(columns)}")
+            raise ShapeError(f"StatsRequest.columns must be [B or 1, n] int64, got {describe(columns)}")
         if columns is not None and self.full_rows:
             raise BadParameterError("StatsRequest takes `columns` or `full_rows`, not both")
 
@@ -255,7 +136,7 @@ class UnmaskRect:
     def __post_init__(self) -> None:
         for name, tensor in (("rows", self.rows), ("columns", self.columns)):
             if tensor.dim() != 2 or tensor.dtype != torch.bool:
-                raise ShapeError(f"UnmaskRect.{name} must be [B or 1, Lq or n] bool, got {_said(tensor)}")
+                raise ShapeError(f"UnmaskRect.{name} must be [B or 1, Lq or n] bool, got {describe(tensor)}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -276,9 +157,9 @@ class Windows:
 
     def __post_init__(self) -> None:
         if self.span.dim() != 2 or self.span.dtype != torch.int64:
-            raise ShapeError(f"Windows.span must be [B or 1, Hq] int64, got {_said(self.span)}")
+            raise ShapeError(f"Windows.span must be [B or 1, Hq] int64, got {describe(self.span)}")
         if self.first is not None and (self.first.dim() != 1 or self.first.dtype != torch.int64):
-            raise ShapeError(f"Windows.first must be [B] int64, got {_said(self.first)}")
+            raise ShapeError(f"Windows.first must be [B] int64, got {describe(self.first)}")
         if self.sink < 0:
             raise BadParameterError(f"Windows.sink must not be negative, got {self.sink}")
 
@@ -324,7 +205,7 @@ class AttentionEdit:
     stats: StatsRequest | None = None
     # Nothing below changes what an edit means: padded columns, what a backend made of the edit for its next
     # call, and the least Lk for which each q fitted.
-    _columns: dict[str, _Columns] = field(default_factory=dict, init=False, repr=False)
+    _columns: dict[str, PaddedColumns] = field(default_factory=dict, init=False, repr=False)
     kept: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
     _fitted: dict[tuple[int, int, int], int] = field(default_factory=dict, init=False, repr=False)
 
@@ -332,13 +213,13 @@ class AttentionEdit:
         for name in COLUMN_PARTS:
             tensor = getattr(self, name)
             if tensor is not None and tensor.dim() != 3:
-                raise ShapeError(f"{name} must be [B or 1, Hq or 1, n], got {_said(tensor)}")
+                raise ShapeError(f"{name} must be [B or 1, Hq or 1, n], got {describe(tensor)}")
         if self.head_gain is not None and self.head_gain.dim() not in (2, 3):
             raise ShapeError(
-                f"head_gain must be [B or 1, Hq] or [B or 1, Hq, Lq], got {_said(self.head_gain)}"
+                f"head_gain must be [B or 1, Hq] or [B or 1, Hq, Lq], got {describe(self.head_gain)}"
             )
         if self.head_score_gain is not None and self.head_score_gain.dim() != 2:
-            raise ShapeError(f"head_score_gain must be [B or 1, Hq], got {_said(self.head_score_gain)}")
+            raise ShapeError(f"head_score_gain must be [B or 1, Hq], got {describe(self.head_score_gain)}")
         if self.policy is None and self.channels is None:
             return
         if self.policy is None or self.channels is None:
@@ -394,7 +275,7 @@ class AttentionEdit:
         if name not in self._columns:
             tensor = getattr(self, name)
             neutral = tensor.new_full((), 1.0 if name.endswith("gain") else 0.0)
-            self._columns[name] = _Columns(tensor, neutral)
+            self._columns[name] = PaddedColumns(tensor, neutral)
         return self._columns[name].upto(length)
 
     def check(self, batch: int, heads: int, queries: int, keys: int) -> None:
@@ -406,7 +287,7 @@ class AttentionEdit:
         def require(fits: bool, name: str, tensor: Tensor, want: str) -> None:
             if not fits:
                 raise ShapeError(
-                    f"{name} is {_said(tensor)}, but q is [B={batch}, Hq={heads}, Lq={queries}, D] and "
+                    f"{name} is {describe(tensor)}, but q is [B={batch}, Hq={heads}, Lq={queries}, D] and "
                     f"k has Lk={keys} keys: it must be {want}"
                 )
 

@@ -7,16 +7,17 @@ reshape, never a copy. Operations work in place where no gradient can be asked f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import lru_cache, partial
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from regaze.kernels.policies import Redistribute
+from regaze.kernels.policies import FoldedPolicy, coefficients_of, offers
 from regaze.kernels.reference import edit_scores, in_window, measure, row_mask, visibility
-from regaze.kernels.spec import AttentionEdit, Channels, Rows, Stats, StatsRequest, UnmaskRect
+from regaze.kernels.spec import AttentionEdit, Rows, Stats, StatsRequest, UnmaskRect
 
 #: Scores held at once, in elements: 64 MiB in fp32, on a CPU 4 MiB (what its caches hold and malloc keeps).
 #: A block never has fewer than one query row.
@@ -302,7 +303,7 @@ class _Block:
             if fold is not None:
                 final = fold(weights)
             else:
-                coefficients = edit.policy(edit.channels.masses(weights))
+                coefficients = coefficients_of(edit.policy, edit.channels.masses(weights))
                 final = weights * edit.channels.per_key(coefficients, self.keys)
         if edit.value_gain is not None:
             final = final * edit.columns("value_gain", self.keys)[:, :, None].to(final.dtype)
@@ -406,58 +407,17 @@ def _softmax(scores: Tensor, hidden: Tensor | None, sinks: Tensor | None, own: b
     return scores, weights
 
 
-class _Fold:
-    """A `Redistribute` multiplied into the columns of its channels, for decoding: fewer small operations.
-
-    Four mixtures of the channels tell all that the policy asks of a row that sums to 1: what its receivers
-    hold, what its donors give, by how much the gate exceeds `min_mass`, and the receivers their share of it.
-    Where both do, a weight becomes a + a (given / held * receives - gives), elsewhere it stays.
-    """
-
-    def __init__(self, policy: Redistribute, channels: Channels):
-        every = range(policy.channels)
-        receives = [float(k in policy.receivers) for k in every]
-        gives = [policy.moved * (k in policy.donors) for k in every]
-        gate = [float(k in policy.gate) for k in every]
-        mass = [g - policy.min_mass for g in gate]
-        share = [r - policy.min_share * g for r, g in zip(receives, gate, strict=True)]
-        with torch.inference_mode(False):  # kept with the edit, for any call
-            number = partial(torch.tensor, dtype=torch.float32, device=channels.matrix.device)
-            self.sums = channels.mixed(number([receives, gives, mass, share]))
-            self.receives = channels.mixed(number([receives]))
-            self.loses = channels.mixed(number([[-g for g in gives]]))
-            self.zero, self.one = number(0.0), number(1.0)
-        self.passes_empty = policy.passes_empty
-
-    def __call__(self, weights: Tensor) -> Tensor:
-        """Weights [B, Hq, R, Lk] as the policy leaves them."""
-        batch, heads, rows, keys = weights.shape
-        rows_ = weights.view(batch, heads * rows, keys)
-        sums = self.sums.upto(keys)
-        sums = sums if len(sums) == batch else sums.expand(batch, -1, -1)
-        held, given, mass, share = torch.bmm(rows_, sums.mT).split(1, -1)
-        passed = torch.heaviside(torch.minimum(mass, share), self.one)
-        if self.passes_empty:
-            passed = passed * torch.heaviside(held, self.zero)
-        # Where nothing is held the gain must stay finite: it multiplies zeros.
-        gain = given / held.clamp_min(_TINY)
-        change = torch.addcmul(self.loses.upto(keys), gain, self.receives.upto(keys))
-        return torch.addcmul(rows_, rows_ * passed, change).view_as(weights)
-
-
-_TINY = torch.finfo(torch.float32).tiny
-
-
-def _folded(edit: AttentionEdit, weights: Tensor) -> _Fold | None:
-    """The fold of an edit; None where its policy is another or the arithmetic asks for more."""
+def _folded(edit: AttentionEdit, weights: Tensor) -> Callable[[Tensor], Tensor] | None:
+    """The policy of an edit multiplied into its channels, kept with the edit; None where it cannot be."""
     policy, channels = edit.policy, edit.channels
-    if type(policy) is not Redistribute or channels is None or channels.weights is not None:
+    if policy is None or channels is None or not offers(policy, "fold"):
         return None
     if weights.dtype != torch.float32 or weights.requires_grad:
         return None
-    fold: _Fold | None = edit.kept.get("fold")
-    if fold is None:
-        fold = edit.kept["fold"] = _Fold(policy, channels)
+    if "fold" not in edit.kept:
+        with torch.inference_mode(False):  # kept with the edit, for any call
+            edit.kept["fold"] = cast(FoldedPolicy, policy).fold(channels)
+    fold: Callable[[Tensor], Tensor] | None = edit.kept["fold"]
     return fold
 
 

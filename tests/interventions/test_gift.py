@@ -17,8 +17,9 @@ from regaze import HeadKnockout, Role, TokenMap
 from regaze.errors import BadParameterError, InputError
 from regaze.interventions.gift.gaze_shift import RowShifts, mean_shift, saliency
 from regaze.interventions.gift.method import GIFT, published
+from regaze.interventions.gift.policy import AmplifyTopHeads
 from regaze.interventions.gift.saliency import calibrate, layer_shifts
-from regaze.kernels import AttentionEdit, Channels, FollowGaze, Rows, attend
+from regaze.kernels import AttentionEdit, Channels, Rows, attend
 from regaze.toolkit.prompts.columns import column_index, scatter_columns
 
 
@@ -113,7 +114,7 @@ def enhance(roles: list[int], gains: list[float], heads: int, beta: float = 1.0,
     """The edit from groups (1 image, 2 question) and column gains."""
     groups = torch.tensor([roles], dtype=torch.uint8)
     channels = Channels(groups=groups, num_groups=3, weights=torch.tensor([[gains]]))
-    return AttentionEdit(rows=rows, channels=channels, policy=FollowGaze(4, 1, 2, 3, heads, beta))
+    return AttentionEdit(rows=rows, channels=channels, policy=AmplifyTopHeads(4, 1, 2, 3, heads, beta))
 
 
 @pytest.mark.parametrize(
@@ -258,7 +259,7 @@ def test_prefill_and_decode_equal_two_forwards_by_hand(model, gaze, setting):
     edit = AttentionEdit(
         rows=rows,
         channels=Channels(groups=groups, num_groups=3, weights=gains[None]),
-        policy=FollowGaze(4, 1, 2, 3, 3, 1.3),
+        policy=AmplifyTopHeads(4, 1, 2, 3, 3, 1.3),
     )
     with gaze.using(Fixed(edit, setting["layers"]), tokens=None):
         full = model(input_ids=sequences[:, :-1], pixel_values=inputs["pixel_values"]).logits

@@ -1,100 +1,140 @@
-"""Policies that choose heads: `FollowGaze` and `DropAbove`, by hand and by their invariants."""
+"""The protocol of policies: a reference alone runs on every backend, optional parts run where they apply."""
 
 from __future__ import annotations
 
-import math
+from dataclasses import dataclass
+from importlib.util import find_spec
 
 import pytest
 import torch
+from kernel_cases import Case, check_call, random_like
 
-from regaze.errors import BadParameterError
-from regaze.kernels import AttentionEdit, Channels, DropAbove, FollowGaze, attend
+from regaze.errors import ShapeError
+from regaze.kernels import AttentionEdit, Channels, Rows, Scale, StatsRequest, TritonPart, attend
+from regaze.kernels.policies import offers
 
-IMAGE, QUERY, SALIENT = 1, 2, 3
-
-
-def gaze_edit(
-    salience: torch.Tensor, groups: list[int], heads: int, query_gain: float = 1.0
-) -> AttentionEdit:
-    """FollowGaze on keys of these groups, image keys weighted by exp(salience)."""
-    group = torch.tensor([groups], dtype=torch.uint8)
-    weights = torch.zeros(1, 1, len(groups))
-    weights[0, 0, group[0] == IMAGE] = salience.exp()
-    channels = Channels(groups=group, num_groups=3, weights=weights)
-    return AttentionEdit(channels=channels, policy=FollowGaze(4, IMAGE, QUERY, SALIENT, heads))
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+BACKENDS = [
+    "reference",
+    "torch",
+    pytest.param("triton", marks=pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton")),
+]
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy's, in branches not taken
 
 
-def rows_after(weights: torch.Tensor, edit: AttentionEdit) -> torch.Tensor:
-    """The edited attention weights of one row per head, [H, Lk] -> [H, Lk]."""
-    heads, keys = weights.shape
-    q, k = torch.zeros(1, heads, 1, 4), torch.zeros(1, heads, keys, 4)
-    v = torch.eye(keys).expand(1, heads, keys, keys)
-    return attend(q, k, v, edit, mask=weights.log()[None, :, None])[0][0, :, 0]
+@dataclass(frozen=True)
+class Squares:
+    """A third party's policy: the reference only."""
+
+    channels: int = 3
+
+    def __call__(self, masses):
+        return 1.0 + masses.square() - masses.sum(-1, keepdim=True) / 2
 
 
-def test_follow_gaze_by_hand():
-    """S = (0, .5, 1), alpha = ln 4: the image is re-weighted by (1, 2, 4), the query by r = 2.857142857."""
-    row = torch.tensor([[0.05, 0.10, 0.05, 0.20, 0.10, 0.50]])
-    edit = gaze_edit(math.log(4) * torch.tensor([0.0, 0.5, 1.0]), [0, 1, 1, 1, 2, 0], heads=1)
-    want = [0.0272373541, 0.0544747082, 0.0544747082, 0.4357976654, 0.1556420233, 0.2723735409]
-    assert rows_after(row, edit)[0].tolist() == pytest.approx(want, abs=1e-6)
+@dataclass(frozen=True)
+class Expanded:
+    """Coefficients that do not depend on the masses, as a tensor without strides of its own."""
+
+    channels: int = 3
+
+    def __call__(self, masses):
+        return torch.arange(1, self.channels + 1, device=masses.device).to(masses.dtype).expand_as(masses)
 
 
-def test_follow_gaze_edits_the_heads_that_look_most_and_pools_their_gain():
-    torch.manual_seed(0)
-    weights = torch.rand(5, 7).softmax(-1)
-    groups = [0, 1, 1, 1, 2, 2, 0]
-    salience = torch.tensor([2.0, 0.0, 1.0])
-    got = rows_after(weights, gaze_edit(salience, groups, heads=2))
-    image, query = torch.tensor(groups) == IMAGE, torch.tensor(groups) == QUERY
-    looks = weights[:, image].sum(1).topk(2).indices.tolist()
-    reads = weights[:, query].sum(1).topk(2).indices.tolist()
-    gain = (weights[looks][:, image] * salience.exp()).sum() / weights[looks][:, image].sum()
-    for head in range(5):
-        want = weights[head].clone()
-        if head in looks:
-            want[image] *= salience.exp()
-        if head in reads:
-            want[query] *= gain
-        torch.testing.assert_close(got[head], want / want.sum())
+@dataclass(frozen=True)
+class AcrossHeads:
+    """A policy that couples heads, again without other parts; its result is a transposed view."""
+
+    channels: int = 3
+
+    def __call__(self, masses):
+        share = masses / masses.sum(1, keepdim=True).clamp_min(1e-9)
+        return share.transpose(1, 2).contiguous().transpose(1, 2)
 
 
-def test_follow_gaze_with_flat_salience_and_without_an_image_changes_nothing():
-    torch.manual_seed(1)
-    weights = torch.rand(4, 6).softmax(-1)
-    flat = gaze_edit(torch.zeros(2), [0, 1, 1, 2, 0, 0], heads=2)
-    torch.testing.assert_close(rows_after(weights, flat), weights)
-    blind = gaze_edit(torch.zeros(0), [0, 0, 0, 2, 0, 0], heads=2)
-    torch.testing.assert_close(rows_after(weights, blind), weights)
+def case_of(policy, queries: int, groups: int = 3, weights: bool = False, edited: bool = False) -> Case:
+    """A call of many or few query rows, some of which are edited."""
+    g = torch.Generator().manual_seed(queries + groups)
+    q, k, v = random_like(g, 2, 6, queries, 16), *(random_like(g, 2, 2, 40, 16) for _ in range(2))
+    group = torch.randint(0, groups, (2, 37), generator=g, dtype=torch.uint8)
+    channels = Channels(group, groups, torch.rand(1, 2, 37, generator=g) if weights else None)
+    rows = Rows.where(torch.rand(2, queries, generator=g) > 0.4) if queries > 1 else None
+    stats = StatsRequest(channels=channels, entropy=True, edited=edited)
+    edit = AttentionEdit(rows, channels=channels, policy=policy, stats=stats)
+    return Case(q, k, v, edit, None, True, None, random_like(g, 6))
 
 
-def test_of_equal_masses_the_lower_head_is_chosen():
-    weights = torch.full((4, 4), 0.25)
-    got = rows_after(weights, gaze_edit(torch.ones(1), [0, 1, 2, 0], heads=2))
-    assert torch.equal(got[0], got[1])
-    torch.testing.assert_close(got[2:], weights[2:])
-    assert not torch.allclose(got[0], weights[0])
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("queries", [1, 3, 19], ids=["step", "few rows", "prefill"])
+@pytest.mark.parametrize("policy", [Squares(), Expanded(), AcrossHeads()], ids=lambda p: type(p).__name__)
+def test_a_reference_alone_runs_on_every_backend(policy, queries, backend):
+    check_call(case_of(policy, queries), backend, DEVICE)
 
 
-def test_drop_above_removes_a_channel_where_it_holds_enough_in_the_listed_heads():
-    weights = torch.tensor([[0.5, 0.3, 0.2], [0.5, 0.3, 0.2], [0.7, 0.2, 0.1]])
-    channels = Channels(groups=torch.tensor([[0, 1, 1]], dtype=torch.uint8), num_groups=2)
-    edit = AttentionEdit(channels=channels, policy=DropAbove(2, 1, 0.4, heads=(0, 2)))
-    got = rows_after(weights, edit)
-    assert got[0].tolist() == pytest.approx([0.5, 0.0, 0.0])  # lost, not given to others
-    torch.testing.assert_close(got[1:], weights[1:])
-
-
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("edited", [False, True])
 @pytest.mark.parametrize(
-    ("make", "what"),
-    [
-        (lambda: FollowGaze(4, 1, 1, 3, 2), "three channels"),
-        (lambda: FollowGaze(3, 1, 2, 3, 2), "three channels"),
-        (lambda: FollowGaze(4, 1, 2, 3, -1), "heads"),
-        (lambda: FollowGaze(4, 1, 2, 3, 2, query_gain=0.0), "query_gain"),
-        (lambda: DropAbove(2, 2, 0.4, (0,)), "channel"),
-    ],
+    "policy", [Expanded(20), Scale(tuple(k / 10 for k in range(20))), Scale(tuple(range(20)), True)]
 )
-def test_bad_policies_are_refused(make, what):
-    with pytest.raises(BadParameterError, match=what):
-        make()
+def test_more_channels_than_a_kernel_takes(policy, edited, backend):
+    """Constant coefficients come as an expanded tensor, of which kernels must not read past the end."""
+    for queries in (1, 12):
+        check_call(case_of(policy, queries, groups=20, edited=edited), backend, DEVICE)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("queries", [2, 12])
+def test_groups_and_weights_together(queries, backend):
+    check_call(case_of(Squares(4), queries, weights=True), backend, DEVICE)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("queries", [1, 12])
+def test_coefficients_of_another_shape_are_refused(queries, backend):
+    class TooFew:
+        channels = 3
+
+        def __call__(self, masses):
+            return masses[..., :2]
+
+    case = case_of(TooFew(), queries).on(DEVICE)
+    with pytest.raises(ShapeError, match=r"policy TooFew returned coefficients .* for masses"):
+        case.call(attend, backend=backend)
+
+
+def test_a_subclass_that_redefines_the_reference_loses_the_other_parts():
+    class Doubled(Scale):
+        def __call__(self, masses):
+            return 2 * super().__call__(masses)
+
+    class DoubledInKernels(Doubled):
+        def triton_part(self, heads):
+            return TritonPart("nowhere:nothing", ())
+
+    assert offers(Scale((1.0,)), "triton_part")
+    assert not offers(Scale((1.0,)), "fold")
+    assert not offers(Doubled((1.0,)), "triton_part")
+    assert offers(DoubledInKernels((1.0,)), "triton_part")
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton")
+@pytest.mark.parametrize("queries", [1, 12])
+def test_a_subclass_with_another_reference_runs_by_it(queries):
+    class Doubled(Scale):
+        def __call__(self, masses):
+            return 2 * super().__call__(masses)
+
+    check_call(case_of(Doubled((1.0, 0.5, 0.25)), queries), "triton", DEVICE)
+
+
+@pytest.mark.parametrize("queries", [1, 12])
+def test_a_triton_part_runs_in_the_place_of_the_reference(queries, monkeypatch):
+    """A third party's device function, in a row of its own and across heads."""
+    pytest.importorskip("triton")
+    from kernel_policies import HalvedHeads, HalvedHeadsOnDevice, Shrink, ShrinkOnDevice
+
+    for policy, only_on_device in ((Shrink(), ShrinkOnDevice()), (HalvedHeads(), HalvedHeadsOnDevice())):
+        want = case_of(policy, queries).call(attend, backend="reference")[0]
+        got = case_of(only_on_device, queries).on(DEVICE).call(attend, backend="triton")[0]
+        torch.testing.assert_close(got.cpu(), want, rtol=1e-5, atol=1e-5)

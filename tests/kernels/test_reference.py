@@ -13,16 +13,16 @@ from kernel_cases import (
     cases,
     channel_weights,
     naive,
-    naive_redistribute,
+    naive_move_mass,
     random_like,
     stats_dict,
 )
 
 from regaze.errors import BadParameterError, ShapeError
+from regaze.interventions.var.policy import MoveMass
 from regaze.kernels import (
     AttentionEdit,
     Channels,
-    Redistribute,
     Rows,
     Scale,
     StatsRequest,
@@ -63,8 +63,8 @@ def numpy_softmax(values: list[float]) -> list[float]:
 
 
 def policy_of(edit: AttentionEdit):
-    if isinstance(edit.policy, Redistribute):
-        return naive_redistribute(edit.policy)
+    if isinstance(edit.policy, MoveMass):
+        return naive_move_mass(edit.policy)
     if isinstance(edit.policy, Scale):
         factors = edit.policy.factors
 
@@ -272,7 +272,7 @@ VAR_ROWS = [[0.40, 0.10, 0.20, 0.10, 0.20], [0.40, 0.25, 0.05, 0.02, 0.28]]
 
 
 def var(moved: float, rho: float = 0.5) -> AttentionEdit:
-    policy = Redistribute(4, (1, 2), (3,), (2, 3), moved=moved, min_share=rho, min_mass=0.2)
+    policy = MoveMass(4, (1, 2), (3,), (2, 3), moved=moved, min_share=rho, min_mass=0.2)
     return AttentionEdit(channels=Channels(VAR_GROUPS, 4), policy=policy)
 
 

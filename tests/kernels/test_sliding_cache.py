@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from regaze.errors import ShapeError
+from regaze.interventions.var.policy import MoveMass
 from regaze.kernels import (
     AttentionEdit,
     Channels,
-    Redistribute,
     Rows,
     StatsRequest,
     UnmaskRect,
@@ -27,9 +27,7 @@ def draw(*shape: int, seed: int = 0) -> torch.Tensor:
 
 def edits(queries: int, named: int) -> dict[str, AttentionEdit]:
     groups = torch.randint(0, 4, (B, named), generator=torch.Generator().manual_seed(3), dtype=torch.uint8)
-    policy = Redistribute(
-        4, donors=(1, 2), receivers=(3,), gate=(2, 3), moved=0.6, min_share=0.1, min_mass=0.05
-    )
+    policy = MoveMass(4, donors=(1, 2), receivers=(3,), gate=(2, 3), moved=0.6, min_share=0.1, min_mass=0.05)
     columns = torch.randint(0, LK, (B, 5), generator=torch.Generator().manual_seed(4))
     columns[0, -1] = -1
     opening = UnmaskRect(torch.ones(1, queries, dtype=torch.bool), draw(B, named, seed=5) > 0)

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from regaze.errors import BadParameterError, CompositionError, RegazeError, ShapeError
+from regaze.interventions.var.policy import MoveMass
 from regaze.kernels import (
     BACKENDS,
     AttentionEdit,
     Channels,
-    Redistribute,
     Rows,
     Scale,
     StatsRequest,
@@ -34,10 +34,8 @@ def groups(batch: int = B, n: int = LK, count: int = 3) -> Channels:
     return Channels(torch.arange(n).remainder(count).to(torch.uint8).expand(batch, n), count)
 
 
-def redistribute(**changes) -> Redistribute:
-    default = Redistribute(
-        3, donors=(0,), receivers=(1,), gate=(1, 2), moved=0.5, min_share=0.0, min_mass=0.0
-    )
+def redistribute(**changes) -> MoveMass:
+    default = MoveMass(3, donors=(0,), receivers=(1,), gate=(1, 2), moved=0.5, min_share=0.0, min_mass=0.0)
     return replace(default, **changes)
 
 

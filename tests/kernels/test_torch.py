@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from kernel_cases import QUICK, THOROUGH, Case, cases, eager, random_like, stats_dict, within_budget
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from regaze.interventions.var.policy import MoveMass
 from regaze.kernels import (
     AttentionEdit,
     Channels,
-    Redistribute,
     Rows,
     Scale,
     StatsRequest,
@@ -81,7 +81,7 @@ def test_head_mean_slope_within_the_error_budget(case: Case):
 
 
 @QUICK
-@given(cases(parts=("redistribute", "scale", "bias"), dtypes=(torch.float64,)))
+@given(cases(parts=("move_mass", "scale", "bias"), dtypes=(torch.float64,)))
 def test_fp64_is_exact(case: Case):
     out, _ = case.call(attend, backend="torch")
     torch.testing.assert_close(out, case.call(attend, backend="reference")[0], rtol=1e-10, atol=1e-10)
@@ -92,7 +92,7 @@ def test_decode_of_a_padded_batch_equals_its_samples_alone(ratio):
     g = torch.Generator().manual_seed(ratio)
     q, k, v = random_like(g, 3, 2 * ratio, 1, 16), *(random_like(g, 3, 2, 29, 16) for _ in range(2))
     groups = torch.randint(0, 4, (3, 23), generator=g, dtype=torch.uint8)
-    policy = Redistribute(4, (1, 2), (3,), (2, 3), 0.6, 0.3, 0.1)
+    policy = MoveMass(4, (1, 2), (3,), (2, 3), 0.6, 0.3, 0.1)
     padding = [0, 5, 11]
     mask = torch.ones(3, 1, 1, 29, dtype=torch.bool)
     for sample, padded in enumerate(padding):
@@ -110,7 +110,7 @@ def test_decode_of_a_padded_batch_equals_its_samples_alone(ratio):
 
 @THOROUGH
 @given(
-    cases(parts=("redistribute",), dtypes=(torch.float64,)),
+    cases(parts=("move_mass",), dtypes=(torch.float64,)),
     st.floats(0, 1),
     st.floats(0, 1),
     st.floats(0, 0.5),
@@ -118,7 +118,7 @@ def test_decode_of_a_padded_batch_equals_its_samples_alone(ratio):
 def test_redistribute_moves_mass_and_nothing_else(case: Case, moved: float, share: float, mass: float):
     batch, keys = case.q.shape[0], case.k.shape[2]
     groups = torch.randint(0, 4, (batch, keys), dtype=torch.uint8)
-    policy = Redistribute(4, (1, 2), (3,), (2, 3), moved, share, mass)
+    policy = MoveMass(4, (1, 2), (3,), (2, 3), moved, share, mass)
     request = StatsRequest(full_rows=True)
     edit = AttentionEdit(channels=Channels(groups, 4), policy=policy, rows=case.edit.rows, stats=request)
     before = attend(case.q, case.k, case.v, edit, **case.options)[1].slices.double()
@@ -184,7 +184,7 @@ def test_an_empty_selection_edits_nothing(queries):
 def test_keys_after_the_named_ones_are_neutral_as_the_cache_grows():
     """One edit serves every decode step, and gives what an edit spelt out for all keys gives."""
     g = torch.Generator().manual_seed(0)
-    policy = Redistribute(3, (1,), (2,), (1, 2), 0.5, 0.0, 0.0)
+    policy = MoveMass(3, (1,), (2,), (1, 2), 0.5, 0.0, 0.0)
     groups = torch.randint(0, 3, (2, 5), generator=g, dtype=torch.uint8)
     columns = {name: random_like(g, 2, 1, 5) for name in ("score_slope", "score_gain", "bias", "value_gain")}
     edit = AttentionEdit(channels=Channels(groups, 3), policy=policy, **columns)
@@ -215,7 +215,7 @@ def gradient_inputs():
 def test_gradients_flow_through_every_stage(block, monkeypatch):
     monkeypatch.setattr(torch_backend, "BLOCK_ELEMENTS", block)
     groups = torch.tensor([[0, 1, 2, 3, 3, 2]], dtype=torch.uint8)
-    policy = Redistribute(4, (1, 2), (3,), (2, 3), 0.5, 0.1, 0.05)
+    policy = MoveMass(4, (1, 2), (3,), (2, 3), 0.5, 0.1, 0.05)
     visible = torch.ones(1, 1, 5, 6, dtype=torch.bool).tril(1)
     visible[..., 3, :] = False  # a fully masked row
 
@@ -239,7 +239,7 @@ def test_gradients_are_finite_where_a_bias_empties_a_row_and_receivers_hold_noth
     bias = torch.tensor([[[-torch.inf, 0.0, 0.0]]])
     groups = torch.tensor([[1, 0, 0]], dtype=torch.uint8)  # no key in the receiving group 2
     edit = AttentionEdit(
-        bias=bias, channels=Channels(groups, 3), policy=Redistribute(3, (1,), (2,), (1, 2), 0.5, 0.0, 0.0)
+        bias=bias, channels=Channels(groups, 3), policy=MoveMass(3, (1,), (2,), (1, 2), 0.5, 0.0, 0.0)
     )
     out, _ = attend(q, k, v, edit, is_causal=True)
     out.sum().backward()
@@ -260,7 +260,7 @@ def test_a_learned_bias_gets_its_gradient_in_every_step():
 
 
 def test_constants_made_in_inference_mode_serve_training_later():
-    policy = Redistribute(3, (1,), (2,), (1, 2), 0.123456, 0.0, 0.0)
+    policy = MoveMass(3, (1,), (2,), (1, 2), 0.123456, 0.0, 0.0)
     with torch.inference_mode():
         policy(torch.rand(1, 1, 1, 3))
     masses = torch.rand(1, 1, 1, 3, requires_grad=True)
@@ -292,7 +292,7 @@ def test_editing_and_recording_a_few_rows_of_a_long_prompt_takes_no_square_matri
     length, rows = 4096, Rows(torch.arange(4085, 4093))
     q, k, v = torch.randn(1, 2, length, 16), torch.randn(1, 1, length, 16), torch.randn(1, 1, length, 16)
     channels = Channels(torch.randint(0, 4, (1, length), dtype=torch.uint8), 4)
-    policy = Redistribute(4, (1, 2), (3,), (2, 3), 0.6, 0.1, 0.1)
+    policy = MoveMass(4, (1, 2), (3,), (2, 3), 0.6, 0.1, 0.1)
     edit = AttentionEdit(rows=rows, channels=channels, policy=policy, bias=torch.randn(1, 1, length))
     with Watch() as watch:
         attend(q, k, v, edit.replace(stats=StatsRequest(rows, channels, entropy=True)), is_causal=True)
@@ -332,7 +332,7 @@ def test_a_layer_call_neither_reads_from_nor_copies_constants_to_the_device(quer
     edit = AttentionEdit(
         rows=Rows(torch.tensor([0]), active),
         channels=channels,
-        policy=Redistribute(4, (1, 2), (3,), (2, 3), 0.6, 0.1, 0.1),
+        policy=MoveMass(4, (1, 2), (3,), (2, 3), 0.6, 0.1, 0.1),
         value_gain=torch.rand(1, 1, 7),
         bias=torch.randn(1, 1, 7),
         unmask=(UnmaskRect(torch.ones(2, queries, dtype=torch.bool), torch.ones(2, 7, dtype=torch.bool)),),
@@ -353,7 +353,7 @@ def test_a_layer_call_neither_reads_from_nor_copies_constants_to_the_device(quer
 def test_decoding_takes_few_operations():
     q, k, v = torch.randn(1, 6, 1, 8), torch.randn(1, 2, 9, 8), torch.randn(1, 2, 9, 8)
     channels = Channels(torch.randint(0, 4, (1, 7), dtype=torch.uint8), 4)
-    edit = AttentionEdit(channels=channels, policy=Redistribute(4, (1, 2), (3,), (2, 3), 0.6, 0.1, 0.1))
+    edit = AttentionEdit(channels=channels, policy=MoveMass(4, (1, 2), (3,), (2, 3), 0.6, 0.1, 0.1))
     attend(q, k, v, edit)
     views = {
         "view",
@@ -401,9 +401,7 @@ def test_what_one_call_keeps_serves_the_next_in_another_mode():
     q, k, v = random_like(g, 1, 4, 1, 8), *(random_like(g, 1, 2, 9, 8) for _ in range(2))
     groups = torch.randint(0, 3, (1, 9), generator=g, dtype=torch.uint8)
     request = StatsRequest(channels=Channels(groups, 3))
-    edit = AttentionEdit(
-        channels=Channels(groups, 3), policy=Redistribute(3, (1,), (2,), (1, 2), 0.5, 0.1, 0.1)
-    )
+    edit = AttentionEdit(channels=Channels(groups, 3), policy=MoveMass(3, (1,), (2,), (1, 2), 0.5, 0.1, 0.1))
     with torch.inference_mode():
         attention_stats(q, k, request)
         attend(q, k, v, edit)
@@ -424,7 +422,7 @@ def test_what_one_call_keeps_serves_the_next_in_another_mode():
 def test_a_folded_redistribution_is_that_of_the_policy(share, mass):
     """Decoding folds the policy into its channels; the head tests, empty receivers and masked rows stay."""
     g = torch.Generator().manual_seed(5)
-    policy = Redistribute(4, (1, 2), (3,), (2, 3), 0.6, share, mass)
+    policy = MoveMass(4, (1, 2), (3,), (2, 3), 0.6, share, mass)
     q, k, v = random_like(g, 5, 6, 1, 8, scale=2.0), *(random_like(g, 5, 2, 19, 8) for _ in range(2))
     groups = torch.randint(0, 4, (5, 11), generator=g, dtype=torch.uint8)
     groups[0].masked_fill_(groups[0] == 3, 0)  # no receiver
@@ -449,7 +447,7 @@ def test_rows_over_many_keys_have_their_own_products(dtype, heads):
     assert k.numel() >= torch.LARGE_ELEMENTS
     mask = torch.rand(1, 1, 1, 4099, generator=g) > 0.2
     groups = torch.randint(0, 4, (1, 4000), generator=g, dtype=torch.uint8)
-    policy = Redistribute(4, (1, 2), (3,), (2, 3), 0.6, 0.3, 0.1)
+    policy = MoveMass(4, (1, 2), (3,), (2, 3), 0.6, 0.3, 0.1)
     request = StatsRequest(channels=Channels(groups, 4), lse=True, top1=True)
     request = request if dtype == torch.float32 else None  # the products of bfloat16 are rounded
     for edit in (

@@ -11,10 +11,10 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from regaze.interventions.var.policy import MoveMass
 from regaze.kernels import (
     AttentionEdit,
     Channels,
-    Redistribute,
     Rows,
     Scale,
     StatsRequest,
@@ -146,7 +146,7 @@ def channel_weights(channels: Channels, b: int, j: int) -> list[float]:
     return u
 
 
-def naive_redistribute(policy: Redistribute) -> PolicyFn:
+def naive_move_mass(policy: MoveMass) -> PolicyFn:
     def coefficients(masses: list[float]) -> list[float]:
         gate = sum(masses[c] for c in policy.gate)
         receiver = sum(masses[c] for c in policy.receivers)
@@ -257,7 +257,7 @@ PARTS = (
     "head_score_gain",
     "bias",
     "remove",
-    "redistribute",
+    "move_mass",
     "scale",
     "value_gain",
     "head_gain",
@@ -351,14 +351,14 @@ def make_edit(
     if "bias" in used or "remove" in used:
         bias = columns(1.0)
         parts["bias"] = bias.masked_fill(bias > 0.5, -torch.inf) if "remove" in used else bias
-    if "redistribute" in used or "scale" in used:
+    if "move_mass" in used or "scale" in used:
         groups = torch.randint(0, 4, (batch, named), generator=g, dtype=torch.uint8)
         # No fraction of few keys: equal weights (a head whose scores are scaled by 0) would tie.
         share, mass = (0.4142, 0.2071) if thresholds else (0.0, 0.0)
         parts["channels"] = Channels(groups, 4)
-        parts["policy"] = Redistribute(4, (1, 2), (3,), (2, 3), 0.6, share, mass)
+        parts["policy"] = MoveMass(4, (1, 2), (3,), (2, 3), 0.6, share, mass)
         if "scale" in used:
-            parts["policy"] = Scale((1.0, 0.0, 2.0, 0.5), renormalise="redistribute" in used)
+            parts["policy"] = Scale((1.0, 0.0, 2.0, 0.5), renormalise="move_mass" in used)
     if "value_gain" in used:
         parts["value_gain"] = columns(0.5, 1.0)
     if "head_gain" in used:

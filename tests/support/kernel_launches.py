@@ -26,7 +26,9 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from regaze.kernels import AttentionEdit, Channels, FollowGaze, Redistribute, StatsRequest
+from regaze.interventions.gift.policy import AmplifyTopHeads
+from regaze.interventions.var.policy import MoveMass
+from regaze.kernels import AttentionEdit, Channels, StatsRequest
 from regaze.kernels.triton import decode, operands, plan
 from regaze.kernels.triton.ops import attend_triton
 
@@ -94,11 +96,10 @@ def edits(n: int, heads: int, queries: int) -> dict[str, AttentionEdit]:
     groups = torch.zeros(1, n, dtype=torch.uint8)
     roles = Channels(groups, 7)
     record = StatsRequest(channels=roles, entropy=True, top1=True, lse=True)
-    var = AttentionEdit(
-        channels=Channels(groups, 4), policy=Redistribute(4, (1, 2), (3,), (2, 3), 0.6, 0.3, 0.1)
-    )
+    var = AttentionEdit(channels=Channels(groups, 4), policy=MoveMass(4, (1, 2), (3,), (2, 3), 0.6, 0.3, 0.1))
     gift = AttentionEdit(
-        channels=Channels(groups, 3, torch.empty(1, 1, n)), policy=FollowGaze(4, 1, 2, 3, heads=heads // 2)
+        channels=Channels(groups, 3, torch.empty(1, 1, n)),
+        policy=AmplifyTopHeads(4, 1, 2, 3, heads=heads // 2),
     )
     column = torch.empty(1, heads, n)
     return {

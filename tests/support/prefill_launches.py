@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from regaze.kernels import AttentionEdit, Channels, Redistribute, Rows, StatsRequest, UnmaskRect
+from regaze.interventions.var.policy import MoveMass
+from regaze.kernels import AttentionEdit, Channels, Rows, StatsRequest, UnmaskRect
 from regaze.kernels.spec import Windows
 from regaze.kernels.triton import operands
 from regaze.kernels.triton.prefill import attend_prefill, observe_prefill
@@ -25,7 +26,7 @@ def edits() -> dict[str, AttentionEdit]:
         TEXT, Channels(groups, 7), entropy=True, top1=True, columns=torch.zeros(1, 40).long()
     )
     var = AttentionEdit(
-        TEXT, channels=Channels(groups, 4), policy=Redistribute(4, (1, 2), (3,), (2, 3), 0.6, 0.3, 0.1)
+        TEXT, channels=Channels(groups, 4), policy=MoveMass(4, (1, 2), (3,), (2, 3), 0.6, 0.3, 0.1)
     )
     column = torch.empty(1, HEADS, QUERIES - 8)
     opening = UnmaskRect(torch.ones(1, QUERIES, dtype=torch.bool), torch.ones(1, QUERIES, dtype=torch.bool))

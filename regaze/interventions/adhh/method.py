@@ -11,8 +11,9 @@ from typing import Any, ClassVar, Literal
 import torch
 
 from regaze.errors import BadParameterError, InputError
+from regaze.interventions.adhh.policy import DropHeavyChannel
 from regaze.interventions.base import Intervention
-from regaze.kernels import AttentionEdit, Channels, DropAbove, Rows
+from regaze.kernels import AttentionEdit, Channels, Rows
 from regaze.toolkit.model.context import Context
 from regaze.toolkit.prompts.token_map import Role
 
@@ -106,7 +107,7 @@ class ADHH(Intervention):
                 )
             by_layer.setdefault(layer, []).append(head)
         state["policies"] = {
-            layer: DropAbove(2, channel=0, threshold=self.threshold, heads=tuple(sorted(heads)))
+            layer: DropHeavyChannel(2, channel=0, threshold=self.threshold, heads=tuple(sorted(heads)))
             for layer, heads in by_layer.items()
         }
         # Group 0 is the text after the image: generated keys are in it by construction.

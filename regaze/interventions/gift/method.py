@@ -11,9 +11,10 @@ from torch import Tensor
 from regaze.errors import BadParameterError, InputError
 from regaze.interventions.base import Intervention
 from regaze.interventions.gift.gaze_shift import RowShifts, mean_shift, saliency
+from regaze.interventions.gift.policy import AmplifyTopHeads
 from regaze.interventions.gift.saliency import half
 from regaze.interventions.layer_ranges import LayerRange, checked_range, layer_range
-from regaze.kernels import AttentionEdit, Channels, FollowGaze, Rows, Stats
+from regaze.kernels import AttentionEdit, Channels, Rows, Stats
 from regaze.toolkit.model.context import Context
 from regaze.toolkit.prompts.columns import scatter_columns
 from regaze.toolkit.prompts.content_words import content_tokens, find_tagger
@@ -179,7 +180,7 @@ class GIFT(Intervention):
     def _enhance(self, state: dict, context: Context, prefill: bool) -> AttentionEdit:
         weights, device = state["weights"].to(context.device), context.device
         channels = Channels(state["groups"].to(device), num_groups=3, weights=weights[None])
-        policy = FollowGaze(4, _IMAGE, _QUERY, _SALIENT, half(context.num_heads), self.beta)
+        policy = AmplifyTopHeads(4, _IMAGE, _QUERY, _SALIENT, half(context.num_heads), self.beta)
         return AttentionEdit(
             rows=state["rows"].to(device) if prefill else None, channels=channels, policy=policy
         )

@@ -157,7 +157,7 @@ def remember(name: str, tensors: Sequence[Tensor], key: Hashable, make: Callable
     """
     if torch.compiler.is_compiling() or any(t.is_inference() for t in tensors) or _capturing(tensors):
         return make()
-    versions = [t._version for t in tensors]
+    versions = [t._version for t in tensors]  # noqa: SLF001 (torch counts changes in place there)
     for kept_key, refs, kept_versions, value in tuple(_kept):
         same = kept_key == (name, key) and len(refs) == len(tensors) and kept_versions == versions
         if same and all(ref() is t for ref, t in zip(refs, tensors, strict=True)):

@@ -21,22 +21,15 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
+from regaze.kernels import policies
+
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 TINY = tl.constexpr(1.1754943508222875e-38)  # 2 ** -126; a smaller constant would make an expression fp64
 INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
 
-#: Row length of the numbers of a policy, and so the largest number of channels of one.
-CHANNELS = tl.constexpr(16)
-
-# The policies that have a kernel; GIVEN stands for all others, whose coefficients come as a tensor.
-NO_POLICY = tl.constexpr(0)
-GIVEN = tl.constexpr(1)
-SCALE = tl.constexpr(2)
-SCALE_KEEPING_MASS = tl.constexpr(3)
-REDISTRIBUTE = tl.constexpr(4)
-DROP_ABOVE = tl.constexpr(5)
-FOLLOW_GAZE = tl.constexpr(6)  # couples heads: a kernel of its own turns it into GIVEN
+#: As `regaze.kernels.policies.MAX_CHANNELS`, for device functions.
+MAX_CHANNELS = tl.constexpr(policies.MAX_CHANNELS)
 
 
 class ColumnArg(NamedTuple):
@@ -262,33 +255,3 @@ def channel_tile(arg, batch, columns, WIDTH: tl.constexpr, G: tl.constexpr, K: t
         free = (k >= G) & (k < K) & named[None, :]
         u += tl.load(at, mask=free, other=0.0).to(tl.float32)
     return u
-
-
-@triton.jit
-def policy_coefficients(masses, heads, numbers, WIDTH: tl.constexpr, POLICY: tl.constexpr):
-    """Coefficients [M, WIDTH] of a built-in policy from masses [M, WIDTH]; see `regaze.kernels.policies`.
-
-    `heads` [M, 1] are the rows' query heads; `numbers` is what `plan.policy_numbers` makes of the policy.
-    """
-    k = tl.arange(0, WIDTH)[None, :]
-    if POLICY == SCALE:
-        return tl.load(numbers + k) + tl.zeros_like(masses)
-    elif POLICY == SCALE_KEEPING_MASS:
-        factors = tl.load(numbers + k)
-        total, scaled = tl.sum(masses, 1), tl.sum(masses * factors, 1)
-        kept = (total / tl.maximum(scaled, TINY))[:, None]
-        return tl.where((scaled <= 0)[:, None], 1.0, factors * kept)
-    elif POLICY == REDISTRIBUTE:
-        given, takes = tl.load(numbers + k), tl.load(numbers + CHANNELS + k)
-        gates, kept = tl.load(numbers + 2 * CHANNELS + k), tl.load(numbers + 3 * CHANNELS + k)
-        min_mass, min_share = tl.load(numbers + 4 * CHANNELS), tl.load(numbers + 4 * CHANNELS + 1)
-        receiver, gate = tl.sum(masses * takes, 1), tl.sum(masses * gates, 1)
-        gain = tl.sum(masses * given, 1) / tl.maximum(receiver, TINY)
-        untouched = (gate < min_mass) | (receiver < gate * min_share) | (receiver <= 0)
-        return tl.where(untouched[:, None], 1.0, kept + gain[:, None] * takes)
-    else:
-        tl.static_assert(POLICY == DROP_ABOVE)
-        dropped, threshold = tl.load(numbers + k), tl.load(numbers + 4 * CHANNELS)
-        held = tl.sum(masses * dropped, 1)[:, None]
-        drop = (tl.load(numbers + 5 * CHANNELS + heads) > 0) & (held >= threshold)
-        return tl.where(drop & (dropped > 0), 0.0, 1.0)

@@ -34,7 +34,6 @@ import triton.language as tl
 from torch import Tensor
 
 from regaze.kernels.triton.common import (
-    LOG2E,
     channel_tile,
     column_tile,
     dot,
@@ -60,11 +59,7 @@ from regaze.kernels.triton.plan import (
     power_of_two,
     processors,
 )
-
-#: Per split and row, `sums` holds the maximum, the total and the K masses; `measured` holds the maximum, the
-#: total, the entropy sum and the strongest column, then the masses of the channels on record.
-SUMS = tl.constexpr(2)
-MEASURED = tl.constexpr(4)
+from regaze.kernels.triton.splits import MEASURED, SUMS
 
 
 @triton.jit(do_not_specialize=["keys"])
@@ -315,35 +310,6 @@ def split_kernel(
         if BESIDE:
             top, total = plain_top, plain_total
         store_record(measured, record_first, place, exists, top, total, state, RK, RWIDTH)
-
-
-@triton.jit
-def merge_splits(partials, at, exists, heads, sinks, splits, STRIDE: tl.constexpr, S: tl.constexpr):
-    """Join the softmax of all splits of rows `at` [R].
-
-    `partials` holds records of STRIDE floats, which start with maximum and total. Returns the places [R, S]
-    of the records and which exist, factors [R, S] that turn the sums of a split into weights, and for each
-    row the maximum of its scores, what its denominator is relative to, this denominator, and that without the
-    sink.
-    """
-    split = tl.arange(0, S)[None, :]
-    place = (at[:, None] * splits + split) * STRIDE
-    exists = exists[:, None] & (split < splits)
-    tops = tl.load(partials + place, mask=exists, other=float("-inf"))
-    totals = tl.load(partials + place + 1, mask=exists, other=0.0)
-    best = tl.max(tops, 1)
-    top = best
-    if sinks is not None:
-        sink = tl.load(sinks + heads).to(tl.float32)
-        top = tl.maximum(top, sink)
-    shift = tl.where(top == float("-inf"), 0.0, top)
-    factors = tl.exp2((tops - shift[:, None]) * LOG2E)
-    seen = tl.sum(factors * totals, 1)
-    whole = seen
-    if sinks is not None:
-        whole += tl.exp2((sink - shift) * LOG2E)
-    inverse = tl.where(whole > 0, 1.0 / whole, 0.0)
-    return place, exists, factors * inverse[:, None], best, shift, whole, seen
 
 
 # --- the host's side

@@ -1,10 +1,10 @@
 """The second half of decoding: splits joined, the policy run, output and statistics written.
 
 One program joins the splits of one row for a block of value columns. It brings the sums of every split to a
-common maximum, adds them up in the order of the splits, computes the coefficients of a built-in policy from
-the masses (each program for itself: they are a few numbers), and writes the weighted outputs. Further
-programs of the same launch write the statistics of the rows on record. `FollowGaze`, which couples heads, has
-a kernel of its own before this one (gaze.py).
+common maximum, adds them up in the order of the splits, runs the device function of the policy on the masses
+(each program for itself: they are a few numbers), and writes the weighted outputs. Further programs of the
+same launch write the statistics of the rows on record. Coefficients of a policy that couples heads, or that
+runs in torch, are given to this kernel (policy.py).
 """
 # Kernels are compiled from their source; their parameters are pointers and numbers that mypy cannot type.
 # mypy: disable-error-code="no-untyped-def"
@@ -19,21 +19,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from regaze.kernels.triton.common import (
-    FOLLOW_GAZE,
-    GIVEN,
-    LN2,
-    LOG2E,
-    NO_POLICY,
-    TINY,
-    narrow,
-    policy_coefficients,
-)
+from regaze.kernels.triton.common import LN2, LOG2E, TINY, narrow
 from regaze.kernels.triton.custom_op import FUSED, operator
-from regaze.kernels.triton.decode import MEASURED, SUMS, merge_splits
-from regaze.kernels.triton.head_select import gaze_coefficients
 from regaze.kernels.triton.operands import MatrixArg
-from regaze.kernels.triton.plan import column_arg, on_device, power_of_two
+from regaze.kernels.triton.plan import column_arg, power_of_two
+from regaze.kernels.triton.policy import device_function, numbers_on
+from regaze.kernels.triton.splits import MEASURED, SUMS, merge_splits
 
 #: Value columns of a program, and splits that it reads at a time.
 BLOCK_V = 64
@@ -41,7 +32,7 @@ STEP = 8
 
 
 class PolicyArg(NamedTuple):
-    """Numbers of a built-in policy or coefficients [B, Hq, Lq, K]; rows the edit selects, [B or 1, 1, Lq]."""
+    """Numbers of a device function or coefficients [B, Hq, Lq, K]; rows the edit selects, [B or 1, 1, Lq]."""
 
     numbers: Any
     coefficients: Any
@@ -80,14 +71,14 @@ def decode_coefficients(
 ):
     """Coefficients [1, WIDTH] of one row; (1, 0, ...) for a row that the edit does not select."""
     k = tl.arange(0, WIDTH)[None, :]
-    if POLICY == GIVEN:
+    if policy.coefficients is not None:
         result = tl.load(policy.coefficients + at * K + k, mask=k < K, other=0.0)
     else:
         records = sums + place[:, :, None] + SUMS + k[:, None, :]
         parts = tl.load(records, mask=held[:, :, None] & (k < K)[:, None, :], other=0.0)
         masses = tl.sum(factors[:, :, None] * parts, 1)
         heads = head + tl.zeros([1, 1], tl.int64)
-        result = policy_coefficients(masses, heads, policy.numbers, WIDTH, POLICY)
+        result = POLICY(masses, heads, heads >= 0, policy.numbers, WIDTH)
     if policy.selected.tensor is not None:
         chosen = policy.selected.tensor + row
         if policy.selected.batch is not None:
@@ -124,7 +115,7 @@ def merge_output(
     )
     inverse = tl.where(whole > 0, 1.0 / whole, 0.0)
     weights = tl.full([1, WIDTH], 1.0, tl.float32)
-    if POLICY != NO_POLICY:
+    if K > 0:
         weights = decode_coefficients(
             at, batch, head, row, sums, place, held, factors, policy, K, WIDTH, POLICY
         )
@@ -270,7 +261,7 @@ def decode_merge(
     head_gain: Tensor | None,
     index: Tensor | None,
     active: Tensor | None,
-    policy: int,
+    function: str,
     numbers: Sequence[float],
     entropy: bool,
     top1: bool,
@@ -279,8 +270,9 @@ def decode_merge(
 ) -> list[Tensor]:
     """The output [B, Hq, Lq, Dv] of what `decode_split` summed up, then the statistics: see `record_names`.
 
-    `q` gives shape and type. `selected` [B or 1, Lq] are the rows that the edit changes; `index` [R] (None:
-    all) and `active` [B, R] are the rows on record.
+    `q` gives shape and type. The coefficients of the policy's channels are given, or `function` names its
+    device function and `numbers` are what that reads. `selected` [B or 1, Lq] are the rows that the edit
+    changes; `index` [R] (None: all) and `active` [B, R] are the rows on record.
     """
     names = record_names(measured, entropy, top1, lse, softmax)
     room = _room(q, outputs, measured, index, names)
@@ -290,11 +282,8 @@ def decode_merge(
     recorded = queries if index is None else index.shape[0]
     records = 0 if measured is None else batch * heads * recorded
     splits = (measured if sums is None else sums).shape[1]  # type: ignore[union-attr]
-    channels = 0 if sums is None or policy == NO_POLICY.value else sums.shape[2] - SUMS.value
+    channels = 0 if sums is None else sums.shape[2] - SUMS.value
     on_record = 0 if measured is None else measured.shape[2] - MEASURED.value
-    if policy == FOLLOW_GAZE.value:
-        coefficients = gaze_coefficients(None, sums, sinks, (batch, heads, queries, channels), numbers)
-        policy = GIVEN.value
     values = 1 if out is None else out.shape[3]
     block = min(BLOCK_V, power_of_two(values))
     if rows + records == 0:
@@ -306,7 +295,7 @@ def decode_merge(
         measured,
         sinks,
         PolicyArg(
-            on_device(tuple(numbers), q.device) if policy > GIVEN.value else None,
+            numbers_on(numbers, q.device) if function else None,
             coefficients,
             column_arg(None if selected is None else selected[:, None]),
         ),
@@ -327,7 +316,7 @@ def decode_merge(
         STEP=STEP,
         RK=on_record,
         RWIDTH=power_of_two(max(1, on_record)),
-        POLICY=policy,
+        POLICY=device_function(function) if function else None,
         num_warps=4,
         **FUSED,
     )
@@ -346,7 +335,7 @@ def _(
     head_gain: Tensor | None,
     index: Tensor | None,
     active: Tensor | None,
-    policy: int,
+    function: str,
     numbers: Sequence[float],
     entropy: bool,
     top1: bool,
@@ -389,7 +378,7 @@ def _gain_arg(gain: Tensor) -> MatrixArg:
 
 
 def merge_masses(sums: Tensor, sinks: Tensor | None, shape: Sequence[int]) -> Tensor:
-    """Masses [B, Hq, Lq, K] of `sums` [B Hq Lq, S, 2 + K] in torch: for policies that have no kernel."""
+    """Masses [B, Hq, Lq, K] of `sums` [B Hq Lq, S, 2 + K] in torch: for policies without a Triton part."""
     tops, totals, masses = sums[..., 0], sums[..., 1], sums[..., SUMS.value :]
     top = tops.amax(1, keepdim=True)
     sink = None

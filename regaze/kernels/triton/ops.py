@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regaze.kernels.spec import AttentionEdit, Channels, Stats, StatsRequest
-from regaze.kernels.torch_backend import attend_torch
+from regaze.kernels.channels import Channels
+from regaze.kernels.policies import coefficients_of
+from regaze.kernels.spec import AttentionEdit, Stats, StatsRequest
 from regaze.kernels.triton.block_mask import remember
-from regaze.kernels.triton.common import GIVEN
 from regaze.kernels.triton.decode import decode_split, visible_ranges
 from regaze.kernels.triton.merge import decode_merge, merge_masses, record_names
-from regaze.kernels.triton.plan import policy_numbers
+from regaze.kernels.triton.policy import head_coefficients, triton_part
 from regaze.kernels.triton.prefill import attend_prefill, observe_prefill
 from regaze.kernels.triton.prefill_call import Call, measure_rows
 from regaze.kernels.triton.weight_slices import row_slices
@@ -46,8 +46,6 @@ def attend_triton(
 ) -> tuple[Tensor, Stats | None]:
     """Edited attention of q [B, Hq, Lq, D] over k [B, Hkv, Lk, D], v [B, Hkv, Lk, Dv]; see `attend`."""
     options = _options(mask, scaling, is_causal, softcap, sinks)
-    if edit.head_mean_slope is not None:  # needs the scores of all heads before those of any
-        return attend_torch(q, k, v, edit, **options)
     channels = 0 if edit.channels is None else edit.channels.count
     with _device_of(q):
         if q.shape[2] > DECODE_ROWS or channels > DECODE_CHANNELS:
@@ -113,15 +111,11 @@ class Decode:
 
     def _run(self, request: StatsRequest | None) -> tuple[Tensor, dict[str, Tensor]]:
         """The output (nothing without v), and the statistics by the names of `RecordArg`."""
-        call, policy = self.call, self.policy
+        call = self.call
         parts = iter(self._split(request))
         sums, outputs = (None, None) if call.v is None else (next(parts), next(parts))
         measured = next(parts, None)
-        kind, numbers = policy_numbers(policy, call.q.shape[1])
-        coefficients = None
-        if policy is not None and kind == GIVEN.value:
-            assert sums is not None
-            coefficients = policy(merge_masses(sums, call.sinks, call.q.shape[:3])).contiguous()
+        coefficients, function, numbers = self._coefficients(sums)
         wanted = (
             request is not None and request.entropy,
             request is not None and request.top1,
@@ -141,13 +135,27 @@ class Decode:
                 call.edit.head_gain,
                 None if rows is None else rows.index,
                 None if rows is None else rows.active,
-                kind,
+                function,
                 numbers,
                 *wanted,
             )
         )
         out = call.q.new_empty(0) if call.v is None else next(merged)
         return out, dict(zip(record_names(measured, *wanted), merged, strict=True))
+
+    def _coefficients(self, sums: Tensor | None) -> tuple[Tensor | None, str, tuple[float, ...]]:
+        """Coefficients [B, Hq, Lq, K] of the policy, or the device function and numbers that give them."""
+        call, policy = self.call, self.policy
+        if policy is None or sums is None:
+            return None, "", ()
+        shape, part = call.q.shape[:3], triton_part(policy, call.q.shape[1])
+        if part is None:
+            return coefficients_of(policy, merge_masses(sums, call.sinks, shape)).contiguous(), "", ()
+        if part.couples_heads:
+            every = (*shape, policy.channels)
+            given = head_coefficients(None, sums, call.sinks, every, part.function, part.numbers)
+            return given, "", ()
+        return None, part.function, part.numbers
 
     def _split(self, request: StatsRequest | None) -> list[Tensor]:
         call, edit, mask = self.call, self.call.edit, self.call.mask

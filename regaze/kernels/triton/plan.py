@@ -8,29 +8,15 @@ those keys are visible is read from the mask on the device.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from regaze.kernels.policies import DropAbove, FollowGaze, Policy, Redistribute, Scale
 from regaze.kernels.spec import Rows, UnmaskRect
-from regaze.kernels.triton.common import (
-    CHANNELS,
-    DROP_ABOVE,
-    FOLLOW_GAZE,
-    GIVEN,
-    NO_POLICY,
-    REDISTRIBUTE,
-    SCALE,
-    SCALE_KEEPING_MASS,
-    ChannelArg,
-    ColumnArg,
-    MaskArg,
-    OpeningArg,
-)
+from regaze.kernels.triton.common import ChannelArg, ColumnArg, MaskArg, OpeningArg
 
 #: Thread blocks wanted per multiprocessor: enough loads in flight to keep the memory busy.
 BLOCKS_PER_PROCESSOR = 2
@@ -187,65 +173,3 @@ def chosen_rows(rows: Rows | None, queries: int) -> Tensor | None:
 def unit_stride(tensor: Tensor) -> Tensor:
     """The tensor itself, or a copy of it, with stride 1 along the last dimension."""
     return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
-
-
-# --- policies
-
-
-def policy_numbers(policy: Policy | None, heads: int) -> tuple[int, tuple[float, ...]]:
-    """Which kernel policy this is, and its numbers: rows of CHANNELS, then a row of scalars, then heads.
-
-    A policy without a kernel of its own is GIVEN, with no numbers.
-    """
-    if policy is None:
-        return NO_POLICY.value, ()
-    if type(policy) not in _NUMBERS or policy.channels > CHANNELS.value:
-        return GIVEN.value, ()
-    return _built_in(policy, heads)  # type: ignore[arg-type]  # these are hashable
-
-
-@lru_cache(maxsize=256)
-def _built_in(policy: Policy, heads: int) -> tuple[int, tuple[float, ...]]:
-    return _NUMBERS[type(policy)](policy, heads)
-
-
-def _scale(policy: Scale, heads: int) -> tuple[int, tuple[float, ...]]:
-    return (SCALE_KEEPING_MASS if policy.renormalise else SCALE).value, _rows(policy.factors)
-
-
-def _redistribute(policy: Redistribute, heads: int) -> tuple[int, tuple[float, ...]]:
-    channels = range(policy.channels)
-    given = [policy.moved * (k in policy.donors) for k in channels]
-    takes, gates = ([float(k in role) for k in channels] for role in (policy.receivers, policy.gate))
-    kept = [1.0 - g for g in given]
-    return REDISTRIBUTE.value, _rows(given, takes, gates, kept, (policy.min_mass, policy.min_share))
-
-
-def _drop_above(policy: DropAbove, heads: int) -> tuple[int, tuple[float, ...]]:
-    dropped = [float(k == policy.channel) for k in range(policy.channels)]
-    listed = [float(head in policy.heads) for head in range(heads)]
-    return DROP_ABOVE.value, (*_rows(dropped, (), (), (), (policy.threshold,)), *listed)
-
-
-def _follow_gaze(policy: FollowGaze, heads: int) -> tuple[int, tuple[float, ...]]:
-    return FOLLOW_GAZE.value, (policy.image, policy.query, policy.salient, policy.heads, policy.query_gain)
-
-
-_NUMBERS: dict[type, Callable[..., tuple[int, tuple[float, ...]]]] = {
-    Scale: _scale,
-    Redistribute: _redistribute,
-    DropAbove: _drop_above,
-    FollowGaze: _follow_gaze,
-}
-
-
-def _rows(*rows: Sequence[float]) -> tuple[float, ...]:
-    """Rows side by side, each padded to CHANNELS."""
-    return tuple(value for row in rows for value in (*row, *[0.0] * (CHANNELS.value - len(row))))
-
-
-@lru_cache(maxsize=256)
-def on_device(numbers: tuple[float, ...], device: torch.device) -> Tensor:
-    """Numbers as a constant fp32 tensor, copied to the device once: a copy in every layer would stall it."""
-    with torch.inference_mode(False):  # it outlives the block that needs it first
-        return torch.tensor(numbers, device=device, dtype=torch.float32)

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regaze.kernels.policies import Policy
+from regaze.kernels.channels import Channels
+from regaze.kernels.policies import MAX_CHANNELS, Policy, coefficients_of
 from regaze.kernels.reference import measure
-from regaze.kernels.spec import AttentionEdit, Channels, Rows, Stats, StatsRequest
+from regaze.kernels.spec import AttentionEdit, Rows, Stats, StatsRequest
 from regaze.kernels.triton.block_mask import own_keys, remember, with_block_map
-from regaze.kernels.triton.common import CHANNELS
 from regaze.kernels.triton.operands import Scoring, Tiling, padded, tiling
 from regaze.kernels.triton.plan import chosen_rows, opening_bits
 from regaze.kernels.triton.row_stats import RowSums, row_sums
@@ -108,7 +108,7 @@ class Call:
             rest = [row_sums(scoring, self.sinks, *part, **wants).masses for part in parts[1:]]
             sums = sums._replace(masses=torch.cat([sums.masses, *rest], -1))
             if policy is not None:
-                sums = sums._replace(coefficients=policy(sums.masses))
+                sums = sums._replace(coefficients=coefficients_of(policy, sums.masses).contiguous())
         return sums
 
     def _tiling(self, rows: int, light: bool) -> Tiling:
@@ -211,10 +211,9 @@ def _reported_lse(sums: RowSums, active: Tensor | None) -> Tensor:
 
 
 def _channel_parts(channels: Channels, keys: int) -> list[tuple[Tensor | None, Tensor | None, int]]:
-    """Groups, free weights and number of groups of channels, at most `CHANNELS` in a part."""
-    most = CHANNELS.value
-    if channels.count <= most:
+    """Groups, free weights and number of groups of channels, at most `MAX_CHANNELS` in a part."""
+    if channels.count <= MAX_CHANNELS:
         return [(channels.groups, channels.weights, channels.num_groups)]
     each = torch.eye(channels.count, device=channels.matrix.device)
     every = channels.per_key(each.expand(channels.batch, 1, -1, -1), keys)[:, 0].transpose(0, 1)
-    return [(None, part, 0) for part in every.split(most)]
+    return [(None, part, 0) for part in every.split(MAX_CHANNELS)]

@@ -8,9 +8,9 @@ strongest score m and total = sum_j exp(s_j - m), and what was asked for beside:
     the strongest column
 
 A few rows leave most of a device idle, so their keys are split over several programs. A second kernel adds
-the sums of the splits up, takes in the sink logit, and applies a built-in policy to the masses. K is read
-once per row block and head, mostly from L2 since the row blocks of a head run side by side; written are a few
-numbers per row, head and split.
+the sums of the splits up, takes in the sink logit, and runs the device function of a policy on the masses. K
+is read once per row block and head, mostly from L2 since the row blocks of a head run side by side; written
+are a few numbers per row, head and split.
 """
 # Kernels are compiled from their source; their parameters are pointers and numbers that mypy cannot type.
 # mypy: disable-error-code="no-untyped-def,assignment"
@@ -25,17 +25,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from regaze.kernels.policies import FollowGaze, Policy
-from regaze.kernels.triton.common import (
-    FOLLOW_GAZE,
-    GIVEN,
-    LOG2E,
-    NO_POLICY,
-    policy_coefficients,
-    softmax_step,
-)
+from regaze.kernels.policies import Policy, coefficients_of
+from regaze.kernels.triton.common import LOG2E, softmax_step
 from regaze.kernels.triton.custom_op import FUSED, operator
-from regaze.kernels.triton.head_select import follow_gaze
 from regaze.kernels.triton.operands import (
     Scoring,
     chosen_places,
@@ -49,7 +41,8 @@ from regaze.kernels.triton.operands import (
     visited,
     visits,
 )
-from regaze.kernels.triton.plan import channel_arg, on_device, policy_numbers, power_of_two
+from regaze.kernels.triton.plan import channel_arg, power_of_two
+from regaze.kernels.triton.policy import device_function, head_coefficients, numbers_on, triton_part
 
 #: Larger than any column.
 NOWHERE = tl.constexpr(0x7FFFFFFF)
@@ -207,7 +200,7 @@ def merge_kernel(
     sums,
     active,
     sinks,
-    policy,
+    numbers,
     count,
     splits,
     BLOCK_M: tl.constexpr,
@@ -276,7 +269,7 @@ def merge_kernel(
             tl.store(merged.masses + to[:, None] * K + n, masses, mask=wanted)
         if merged.coefficients is not None:
             heads = tl.zeros([BLOCK_M, 1], tl.int32) + h
-            coefficients = policy_coefficients(masses, heads, policy, WIDTH, POLICY)
+            coefficients = POLICY(masses, heads, exists[:, None], numbers, WIDTH)
             tl.store(merged.coefficients + to[:, None] * K + n, coefficients, mask=wanted)
 
 
@@ -288,7 +281,7 @@ class RowSums(NamedTuple):
             sinks the weight of the sink.
         entropy, top_weight, top_column: [B, Hq, R], 0 where a row is not active.
         masses: [B, Hq, R, K], 0 where a row is not active.
-        coefficients: [B, Hq, R, K] that a built-in policy gives these masses.
+        coefficients: [B, Hq, R, K] that the policy gives these masses.
     """
 
     shift: Tensor
@@ -324,20 +317,20 @@ def row_sums(
 
     `active` [B, R] bool: rows that report statistics.
     """
-    kind, numbers = policy_numbers(policy, scoring.q.shape[1])
-    if kind in (GIVEN.value, FOLLOW_GAZE.value):  # they see more than a row, or are unknown here
-        kind, numbers = NO_POLICY.value, ()
+    part = triton_part(policy, scoring.q.shape[1])
+    inside = None if part is None or part.couples_heads else part
     parts = _row_sums(
         scoring.tensors, scoring.tile, sinks, groups, weights, num_groups, active, scaling, softcap, causal,
-        entropy, top1, kind, on_device(numbers, scoring.q.device) if numbers else None,
+        entropy, top1, "" if inside is None else inside.function, () if inside is None else inside.numbers,
     )  # fmt: skip
     sums = RowSums(*parts)
-    if policy is not None and kind == NO_POLICY.value:
-        if type(policy) is FollowGaze and sums.masses.numel():
-            sums = sums._replace(coefficients=follow_gaze(policy, sums.masses))
-        else:
-            sums = sums._replace(coefficients=policy(sums.masses))
-    return sums
+    if policy is None or inside is not None:
+        return sums
+    if part is None:
+        # Kernels count on the strides of a contiguous tensor; a policy may return an expanded one.
+        return sums._replace(coefficients=coefficients_of(policy, sums.masses).contiguous())
+    given = head_coefficients(sums.masses, None, None, sums.masses.shape, part.function, part.numbers)
+    return sums._replace(coefficients=given)
 
 
 @operator("row_sums")
@@ -354,14 +347,14 @@ def _row_sums(
     causal: bool,
     entropy: bool,
     top1: bool,
-    kind: int,
-    numbers: Tensor | None,
+    function: str,
+    numbers: Sequence[float],
 ) -> list[Tensor]:
     scoring = Scoring.of(tensors, tile)
     channels = channel_arg(groups, weights)
     some = num_groups if groups is not None else 0
     every = some + (0 if weights is None else weights.shape[0])
-    results = RowSums(*_empty(scoring, every, entropy, top1, kind))
+    results = RowSums(*_empty(scoring, every, entropy, top1, function))
     if not results.shift.numel():
         return list(results)
     splits, (batch, heads, rows) = scoring.splits(), scoring.sums_shape
@@ -399,13 +392,13 @@ def _row_sums(
         sums,
         active,
         sinks,
-        numbers,
+        numbers_on(numbers, scoring.q.device) if function else None,
         rows,
         splits,
         BLOCK_M=block,
         K=every,
         WIDTH=power_of_two(max(1, every)),
-        POLICY=kind,
+        POLICY=device_function(function) if function else None,
         num_warps=4,
         **FUSED,
     )
@@ -426,14 +419,14 @@ def _(
     causal: bool,
     entropy: bool,
     top1: bool,
-    kind: int,
-    numbers: Tensor | None,
+    function: str,
+    numbers: Sequence[float],
 ) -> list[Tensor]:
     every = (num_groups if groups is not None else 0) + (0 if weights is None else weights.shape[0])
-    return _empty(Scoring(*tensors), every, entropy, top1, kind)  # type: ignore[arg-type]
+    return _empty(Scoring(*tensors), every, entropy, top1, function)  # type: ignore[arg-type]
 
 
-def _empty(scoring: Scoring, channels: int, entropy: bool, top1: bool, kind: int) -> list[Tensor]:
+def _empty(scoring: Scoring, channels: int, entropy: bool, top1: bool, function: str) -> list[Tensor]:
     """Room for `RowSums`."""
     shape = scoring.sums_shape
 
@@ -447,5 +440,5 @@ def _empty(scoring: Scoring, channels: int, entropy: bool, top1: bool, kind: int
         room(top1),
         room(top1, dtype=torch.int64),
         room(channels > 0, channels),
-        room(kind != NO_POLICY.value, channels),
+        room(bool(function), channels),
     ]

@@ -15,12 +15,12 @@ from kernel_cases import QUICK, Case, cases, check_call, make_edit, make_mask, r
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from regaze.errors import BadParameterError
+from regaze.interventions.adhh.policy import DropHeavyChannel
+from regaze.interventions.gift.policy import AmplifyTopHeads
+from regaze.interventions.var.policy import MoveMass
 from regaze.kernels import (
     AttentionEdit,
     Channels,
-    DropAbove,
-    FollowGaze,
-    Redistribute,
     Rows,
     Scale,
     StatsRequest,
@@ -32,10 +32,11 @@ from regaze.kernels import (
 
 pytest.importorskip("triton")
 
+
 from regaze.kernels.triton import decode, ops, plan
 from regaze.kernels.triton.decode import decode_split, visible_ranges
-from regaze.kernels.triton.head_select import follow_gaze
 from regaze.kernels.triton.merge import decode_merge, merge_masses
+from regaze.kernels.triton.policy import head_coefficients, triton_part
 
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
@@ -49,7 +50,7 @@ DECODED = (
     "head_score_gain",
     "bias",
     "remove",
-    "redistribute",
+    "move_mass",
     "scale",
     "value_gain",
     "open",
@@ -88,16 +89,16 @@ def test_statistics_within_the_error_budget(case: Case):
 
 #: Samples, key heads, GQA ratio, Lq, Lk, D, Dv, dtype, mask, parts of the edit: each value of an axis once.
 SHAPES = [
-    (1, 2, 1, 1, 1, 32, 32, torch.float32, "none", {"redistribute"}),
+    (1, 2, 1, 1, 1, 32, 32, torch.float32, "none", {"move_mass"}),
     (2, 1, 2, 1, 2, 64, 64, torch.float16, "bool", {"bias"}),
-    (1, 1, 3, 1, 63, 80, 80, torch.bfloat16, "min", {"redistribute", "slope"}),
+    (1, 1, 3, 1, 63, 80, 80, torch.bfloat16, "min", {"move_mass", "slope"}),
     (2, 2, 4, 1, 64, 96, 64, torch.float16, "none", {"scale", "value_gain"}),
-    (1, 1, 6, 2, 65, 128, 128, torch.bfloat16, "causal", {"redistribute", "bias"}),
-    (2, 1, 7, 1, 127, 128, 128, torch.bfloat16, "inf", {"redistribute", "scale", "head_gain"}),
+    (1, 1, 6, 2, 65, 128, 128, torch.bfloat16, "causal", {"move_mass", "bias"}),
+    (2, 1, 7, 1, 127, 128, 128, torch.bfloat16, "inf", {"move_mass", "scale", "head_gain"}),
     (1, 1, 8, 8, 65, 64, 32, torch.bfloat16, "causal", {"gain", "head_score_gain"}),
-    (1, 1, 16, 3, 127, 256, 256, torch.float16, "soft", {"redistribute"}),
-    (2, 1, 7, 1, 1000, 64, 64, torch.bfloat16, "min", {"redistribute", "remove", "open"}),
-    (1, 1, 6, 1, 4097, 128, 128, torch.bfloat16, "none", {"redistribute", "bias"}),
+    (1, 1, 16, 3, 127, 256, 256, torch.float16, "soft", {"move_mass"}),
+    (2, 1, 7, 1, 1000, 64, 64, torch.bfloat16, "min", {"move_mass", "remove", "open"}),
+    (1, 1, 6, 1, 4097, 128, 128, torch.bfloat16, "none", {"move_mass", "bias"}),
     (1, 1, 40, 1, 70, 32, 32, torch.float32, "per_head", {"scale", "bias"}),
 ]
 
@@ -125,9 +126,7 @@ def shaped(batch, kv_heads, ratio, queries, keys, dim, value_dim, dtype, mask, p
 @pytest.mark.parametrize("dim", [32, 64, 80, 96, 128, 256])
 def test_every_ratio_with_every_head_dimension(ratio, dim):
     dtype = (torch.float32, torch.bfloat16, torch.float16)[(ratio + dim // 16) % 3]
-    check_call(
-        shaped(2, 1, ratio, 1, 65, dim, dim, dtype, "min", {"redistribute", "slope"}), "triton", DEVICE
-    )
+    check_call(shaped(2, 1, ratio, 1, 65, dim, dim, dtype, "min", {"move_mass", "slope"}), "triton", DEVICE)
 
 
 # --- hard rows
@@ -138,7 +137,7 @@ def groups_of(keys: int, *starts: int) -> torch.Tensor:
     return torch.bucketize(torch.arange(keys), torch.tensor(starts), right=True)[None].to(torch.uint8)
 
 
-@pytest.mark.parametrize("policy", ["redistribute", "scale", "drop", "gaze"])
+@pytest.mark.parametrize("policy", ["move_mass", "scale", "drop", "gaze"])
 @pytest.mark.parametrize("held", ["one empty", "all in one", "some"])
 def test_policies_on_empty_and_full_channels(policy, held):
     keys = 40
@@ -146,10 +145,10 @@ def test_policies_on_empty_and_full_channels(policy, held):
     weights = torch.rand(1, 1, keys) * (groups_of(keys, *starts) == 1)
     channels = Channels(groups_of(keys, *starts).clamp_max(2), 3, weights)
     policies = {
-        "redistribute": Redistribute(4, (0,), (1, 2), (1, 2), 0.5, 0.1, 0.1),
+        "move_mass": MoveMass(4, (0,), (1, 2), (1, 2), 0.5, 0.1, 0.1),
         "scale": Scale((0.0, 2.0, 0.5, 0.0), renormalise=True),
-        "drop": DropAbove(4, 2, 0.2, (0, 3, 4)),
-        "gaze": FollowGaze(4, image=1, query=2, salient=3, heads=2, query_gain=1.5),
+        "drop": DropHeavyChannel(4, 2, 0.2, (0, 3, 4)),
+        "gaze": AmplifyTopHeads(4, image=1, query=2, salient=3, heads=2, query_gain=1.5),
     }
     g = torch.Generator().manual_seed(3)
     q, k, v = random_like(g, 2, 6, 2, 16), *(random_like(g, 2, 2, keys, 16) for _ in range(2))
@@ -318,7 +317,7 @@ def batch_of(g, *lengths: int):
 
 def edit_of(groups, policy=None):
     channels = Channels(groups, 4)
-    policy = policy or Redistribute(4, (1, 2), (3,), (2, 3), 0.6, 0.1, 0.1)
+    policy = policy or MoveMass(4, (1, 2), (3,), (2, 3), 0.6, 0.1, 0.1)
     request = StatsRequest(channels=channels, entropy=True, top1=True, lse=True)
     return AttentionEdit(channels=channels, policy=policy, stats=request)
 
@@ -381,18 +380,21 @@ def test_the_plan_follows_shapes_and_changes_with_the_logarithm_of_the_length():
     assert of(1 << 20, heads=1).splits == plan.MAX_SPLITS
 
 
-# --- GIFT
+# --- policies that couple heads
 
 
 @pytest.mark.parametrize("heads", [1, 5, 28])
-def test_follow_gaze_equals_its_policy(heads):
+def test_a_policy_that_couples_heads_equals_its_reference(heads):
     g = torch.Generator().manual_seed(heads)
     masses = torch.rand(2, heads, 3, 5, generator=g)
     masses[0, :, 0, 1] = 0.25  # ties: the lower head wins
     masses[1, :, 1] = 0.0
     for most in (0, 2, 40):
-        policy = FollowGaze(5, image=1, query=3, salient=4, heads=most, query_gain=0.7)
-        torch.testing.assert_close(follow_gaze(policy, masses.to(DEVICE)).cpu(), policy(masses))
+        policy = AmplifyTopHeads(5, image=1, query=3, salient=4, heads=most, query_gain=0.7)
+        part = triton_part(policy, heads)
+        there = masses.to(DEVICE)
+        got = head_coefficients(there, None, None, masses.shape, part.function, part.numbers)
+        torch.testing.assert_close(got.cpu(), policy(masses))
 
 
 # --- no waiting, and graphs
@@ -440,16 +442,17 @@ def test_operators_have_faithful_fake_implementations():
         arguments = (part.tensors, ranges, *channels, *channels, True, False, 0.2, None, False)
         torch.library.opcheck(decode_split.op, arguments)
         split = decode_split(*arguments)
-        policy, sums = plan.policy_numbers(edit.policy, 6), split[:2]
+        policy, sums = triton_part(edit.policy, 6), split[:2]
+        policy = (policy.function, policy.numbers)
         if part.v is None:
-            policy, sums = (0, ()), (None, None)
+            policy, sums = ("", ()), (None, None)
         nothing = (None,) * 6
         arguments = (q, *sums, split[-1], *nothing, *policy, True, part.v is None, True, part.v is not None)
         torch.library.opcheck(decode_merge.op, arguments)
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("policy", [None, FollowGaze(4, 1, 2, 3, heads=2)])
+@pytest.mark.parametrize("policy", [None, AmplifyTopHeads(4, 1, 2, 3, heads=2)])
 def test_a_compiled_call_is_one_graph_with_the_same_bits(policy):
     q, k, v, groups, mask = batch_of(torch.Generator().manual_seed(12), 20, 30)
     edit = edit_of(groups, policy)
@@ -510,7 +513,7 @@ def test_an_edit_that_is_learned_or_has_too_many_openings_is_refused():
     with torch.no_grad():
         call(*small(), learned)
     opening = UnmaskRect(torch.ones(1, 1, dtype=torch.bool), torch.ones(1, 5, dtype=torch.bool))
-    with pytest.raises(BadParameterError, match="63 unmask, got 64"):
+    with pytest.raises(BadParameterError, match="63 unmasked rectangles, got 64"):
         call(*small(), AttentionEdit(unmask=(opening,) * 64))
 
 

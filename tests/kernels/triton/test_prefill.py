@@ -9,12 +9,12 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from kernel_cases import PARTS, Case, cases, random_like, stats_dict
 
+from regaze.interventions.adhh.policy import DropHeavyChannel
+from regaze.interventions.gift.policy import AmplifyTopHeads
+from regaze.interventions.var.policy import MoveMass
 from regaze.kernels import (
     AttentionEdit,
     Channels,
-    DropAbove,
-    FollowGaze,
-    Redistribute,
     Rows,
     Scale,
     StatsRequest,
@@ -79,7 +79,7 @@ SHAPES = [  # queries, keys, ratio, dim, dtype: each value of each kind with oth
 def test_lengths_head_dimensions_ratios_and_dtypes(queries, keys, ratio, dim, dtype):
     some = Rows.where(torch.rand(1, queries, generator=torch.Generator().manual_seed(queries)) > 0.8)
     shape = {"queries": queries, "keys": keys, "ratio": ratio, "dim": dim, "dtype": dtype, "batch": 1}
-    check(make_case(("redistribute", "bias"), mask="bool", rows=some, **shape))
+    check(make_case(("move_mass", "bias"), mask="bool", rows=some, **shape))
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -93,7 +93,7 @@ def test_every_kind_of_mask_in_several_tiles(mask, small_tiles):
     check(make_case(("scale", "open"), mask=mask, queries=18, keys=41, stats=True))
 
 
-@pytest.mark.parametrize("parts", [("redistribute",), ("bias", "value_gain"), ()])
+@pytest.mark.parametrize("parts", [("move_mass",), ("bias", "value_gain"), ()])
 def test_keys_split_over_programs(parts, split, small_tiles):
     case = make_case(parts, queries=17, keys=70, mask="bool", stats=True)
     assert (
@@ -128,11 +128,11 @@ def test_windows(masked, padded, small_tiles):
 
 
 POLICIES = [
-    Redistribute(4, (1, 2), (3,), (2, 3), 0.6, 0.0, 0.0),
+    MoveMass(4, (1, 2), (3,), (2, 3), 0.6, 0.0, 0.0),
     Scale((1.0, 0.0, 2.0, 0.5), renormalise=True),
     Scale((1.0, 0.0, 2.0, 0.5)),
-    DropAbove(4, 1, 0.25, (0, 2)),
-    FollowGaze(4, 1, 2, 3, 2, 1.5),
+    DropHeavyChannel(4, 1, 0.25, (0, 2)),
+    AmplifyTopHeads(4, 1, 2, 3, 2, 1.5),
 ]
 
 
@@ -143,7 +143,7 @@ def test_every_policy(policy, edited):
     g = torch.Generator().manual_seed(7)
     groups = torch.randint(0, 3, (2, 20), generator=g, dtype=torch.uint8)
     salient = torch.rand(1, 2, 20, generator=g) * (groups == 1)
-    channels = Channels(groups, 3, salient) if isinstance(policy, FollowGaze) else Channels(groups, 4)
+    channels = Channels(groups, 3, salient) if isinstance(policy, AmplifyTopHeads) else Channels(groups, 4)
     rows = Rows.where(torch.rand(2, 23, generator=g) > 0.3)
     asked = request(2, 23, 23, g, edited=edited)
     check(replace(case, edit=AttentionEdit(rows, channels=channels, policy=policy, stats=asked)))
@@ -178,14 +178,14 @@ def test_extreme_logits_and_removed_keys():
 
 def test_full_rows_and_blocks_of_edited_rows(monkeypatch):
     g = torch.Generator().manual_seed(2)
-    case = make_case(("redistribute", "value_gain"), mask="bool")
+    case = make_case(("move_mass", "value_gain"), mask="bool")
     for edited in (False, True):
         asked = request(2, 23, 23, g, columns=None, full_rows=True, edited=edited)
         monkeypatch.setattr(prefill_call, "BLOCK_ELEMENTS", 500)
         check(replace(case, edit=case.edit.replace(stats=asked)))
 
 
-@pytest.mark.parametrize("parts", [("bias",), ("redistribute",), ("open",), ()])
+@pytest.mark.parametrize("parts", [("bias",), ("move_mass",), ("open",), ()])
 def test_an_empty_selection(parts):
     none = Rows(torch.empty(0, dtype=torch.int64))
     case = make_case(parts, rows=none, queries=12)
@@ -262,14 +262,14 @@ def test_plain_rows_are_computed_once_and_edited_rows_beside_them(monkeypatch):
     monkeypatch.setattr(prefill, "attend_rows", write)
     monkeypatch.setattr(prefill_call, "row_sums", add)
     rows = Rows(torch.tensor([3, 20, 21, 36]))
-    check(make_case(("redistribute",), queries=37, rows=rows, mask="bool"))
-    others = [row for row in range(37) if row not in weight_slices.index.tolist()]
+    check(make_case(("move_mass",), queries=37, rows=rows, mask="bool"))
+    others = [row for row in range(37) if row not in rows.index.tolist()]
     assert written == [others, [3, 20, 21, 36]]
     assert summed == [[3, 20, 21, 36]]
 
     written.clear(), summed.clear()
     # There are few of them, and no mask: torch computes the rest.
-    check(make_case(("redistribute",), queries=37, rows=rows, mask="causal"))
+    check(make_case(("move_mass",), queries=37, rows=rows, mask="causal"))
     assert written == summed == [[3, 20, 21, 36]]
 
     written.clear(), summed.clear()
@@ -355,7 +355,7 @@ def test_layers_that_share_a_mask_share_its_map(monkeypatch):
 
 
 def test_a_sample_has_the_same_bits_alone_and_in_a_batch():
-    case = make_case(("redistribute", "value_gain"), batch=3, mask="bool", stats=True)
+    case = make_case(("move_mass", "value_gain"), batch=3, mask="bool", stats=True)
     out, _ = run(case)
     again, _ = run(case)
     assert torch.equal(out, again)
@@ -401,7 +401,7 @@ def test_operators_are_what_their_fakes_say(monkeypatch):
 
     spy(block_mask, "_block_map"), spy(prefill_call, "own_keys"), spy(row_stats, "_row_sums")
     spy(weight_slices, "_row_slices"), spy(prefill, "attend_rows")
-    case = make_case(("redistribute",), queries=18, mask="bool", stats=True)
+    case = make_case(("move_mass",), queries=18, mask="bool", stats=True)
     run(replace(case, edit=case.edit.replace(windows=Windows(torch.tensor([[3, 30]])))))
     assert len(called) == 5
     for operator, (args, kw) in called.items():
@@ -419,7 +419,7 @@ def test_operators_are_what_their_fakes_say(monkeypatch):
 def test_longer_prompts(dtype, dim, ratio, mask):
     rows = Rows(torch.arange(900, 1060))
     shape = {"queries": 1061, "ratio": ratio, "dim": dim, "dtype": dtype, "mask": mask, "rows": rows}
-    check(make_case(("redistribute", "bias", "value_gain"), stats=True, **shape))
+    check(make_case(("move_mass", "bias", "value_gain"), stats=True, **shape))
     check(make_case(("slope", "open", "head_gain"), stats=True, **(shape | {"rows": None})))
 
 
@@ -427,7 +427,7 @@ def test_longer_prompts(dtype, dim, ratio, mask):
 @pytest.mark.skipif(DEVICE == "cpu", reason="needs a CUDA device")
 @torch.no_grad()
 def test_a_cuda_graph_replays_with_another_mask():
-    case = moved(make_case(("redistribute",), queries=128, mask="bool", stats=True))
+    case = moved(make_case(("move_mass",), queries=128, mask="bool", stats=True))
     call = {"scaling": 0.25, "is_causal": False}
 
     def layer():
@@ -448,7 +448,7 @@ def test_a_cuda_graph_replays_with_another_mask():
 @pytest.mark.slow
 @torch.no_grad()
 def test_compiles_without_a_graph_break():
-    case = moved(make_case(("redistribute", "bias"), queries=18, mask="bool", stats=True))
+    case = moved(make_case(("move_mass", "bias"), queries=18, mask="bool", stats=True))
 
     def layer(q, k, v, mask):
         return attend_prefill(q * 2, k, v, case.edit, mask=mask, scaling=0.1, is_causal=False)

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from regaze.errors import BadParameterError
 from regaze.interventions.base import Intervention
-from regaze.kernels import AttentionEdit, Channels, Redistribute, Rows
+from regaze.interventions.var.policy import MoveMass
+from regaze.kernels import AttentionEdit, Channels, Rows
 from regaze.toolkit.analysis.sink_profile import SinkProfile, sink_profile, sink_values
 from regaze.toolkit.model.context import Context
 from regaze.toolkit.prompts.token_map import Role, TokenMap
@@ -111,7 +112,7 @@ class VAR(Intervention):
             return
         state["profile"] = sink_profile(context.config, self.sink_dimensions, self.tau)
         state["rows"] = Rows.where(context.tokens.after_image())
-        state["policy"] = Redistribute(
+        state["policy"] = MoveMass(
             channels=4,
             donors=(_TEXT_SINK, _IMAGE_SINK),
             receivers=(_IMAGE,),

@@ -1,0 +1,3 @@
+from regaze.interventions.var.method import VAR
+
+__all__ = ["VAR"]

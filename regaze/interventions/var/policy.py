@@ -1,0 +1,145 @@
+"""The policy of VAR: attention mass moves from some channels to others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from regaze.errors import BadParameterError
+from regaze.kernels import Channels, TritonPart, pad_channels
+
+_TINY = torch.finfo(torch.float32).tiny
+
+
+@dataclass(frozen=True)
+class MoveMass:
+    """Move a fraction of the donors' mass to the receivers, in proportion to the receivers' weights.
+
+    A head's row is edited when its mass on the `gate` channels is at least `min_mass` and the receivers hold
+    at least the share `min_share` of that mass. The row total is preserved. Every channel named here must be
+    a 0/1 group.
+
+    Attributes:
+        channels: number K of channels.
+        donors, receivers, gate: channel numbers; donors and receivers are disjoint.
+        moved: fraction in [0, 1] of the donors' mass that is given away.
+        min_share, min_mass: the head test.
+    """
+
+    channels: int
+    donors: tuple[int, ...]
+    receivers: tuple[int, ...]
+    gate: tuple[int, ...]
+    moved: float
+    min_share: float
+    min_mass: float
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.moved <= 1.0:
+            raise BadParameterError(f"moved is the fraction of mass given away, in [0, 1]; got {self.moved}")
+        if both := set(self.donors) & set(self.receivers):
+            raise BadParameterError(
+                f"channels {sorted(both)} are donors and receivers; make them one or the other"
+            )
+        for role in ("donors", "receivers", "gate"):
+            chosen = getattr(self, role)
+            if len(set(chosen)) != len(chosen) or not all(0 <= channel < self.channels for channel in chosen):
+                raise BadParameterError(
+                    f"{role} must be distinct channels in 0..{self.channels - 1}, got {chosen}"
+                )
+
+    @property
+    def passes_empty(self) -> bool:
+        """Whether the head test alone can pass a row whose receivers hold nothing, in any precision."""
+        return self.min_mass * self.min_share < 1e-30
+
+    def shares(self) -> tuple[list[float], list[float], list[float]]:
+        """Per channel: the fraction it gives away, whether it receives, and whether it is in the gate."""
+        every = range(self.channels)
+        gives = [self.moved * (k in self.donors) for k in every]
+        receives, gate = ([float(k in role) for k in every] for role in (self.receivers, self.gate))
+        return gives, receives, gate
+
+    def __call__(self, masses: Tensor) -> Tensor:
+        weights, remains, receives, min_mass, min_share, one, tiny = _constants(
+            self, masses.device, masses.dtype
+        )
+        given, held, gate = (masses @ weights).unbind(-1)
+        untouched = (gate < min_mass) | (held < gate * min_share)
+        if self.passes_empty:
+            untouched = untouched | (held <= 0)
+        # A receiver mass of 0 must not turn the branch not taken into inf * 0, nor its gradient into NaN.
+        gain = given / torch.maximum(held, tiny)
+        return torch.where(untouched[..., None], one, torch.addcmul(remains, gain[..., None], receives))
+
+    def fold(self, channels: Channels) -> Callable[[Tensor], Tensor] | None:
+        return _FoldedMoveMass(self, channels) if channels.weights is None else None
+
+    def triton_part(self, heads: int) -> TritonPart:
+        gives, receives, gate = self.shares()
+        keeps = [1.0 - g for g in gives]
+        numbers = (*pad_channels(gives, receives, gate, keeps), self.min_mass, self.min_share)
+        return TritonPart("regaze.interventions.var.policy_triton:move_mass", numbers)
+
+
+@lru_cache(maxsize=256)
+def _constants(policy: MoveMass, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """The numbers of a `MoveMass` as constants on the device.
+
+    First [K, 3], what masses are multiplied with to get the mass given away, that of the receivers and that
+    of the gate; then [K] what each channel keeps, and [K] whether it receives.
+    """
+    gives, receives, gate = policy.shares()
+    numbers = (
+        [1.0 - g for g in gives],
+        receives,
+        policy.min_mass,
+        policy.min_share,
+        1.0,
+        torch.finfo(dtype).tiny,
+    )
+    with torch.inference_mode(False):  # they outlive the block that needs them first
+        weights = torch.tensor([gives, receives, gate], device=device, dtype=dtype).T.contiguous()
+        return weights, *(torch.tensor(number, device=device, dtype=dtype) for number in numbers)
+
+
+class _FoldedMoveMass:
+    """A `MoveMass` multiplied into the columns of its channels: fewer small operations at decode.
+
+    Four mixtures of the channels tell all that the policy needs of a row that sums to 1: what its receivers
+    hold, what its donors give, by how much the gate exceeds `min_mass`, and the receivers their share of it.
+    Where both do, a weight becomes a + a (given / held * receives - gives), elsewhere it stays.
+    """
+
+    def __init__(self, policy: MoveMass, channels: Channels):
+        gives, receives, gate = policy.shares()
+        mass = [g - policy.min_mass for g in gate]
+        share = [r - policy.min_share * g for r, g in zip(receives, gate, strict=True)]
+
+        def number(values: float | list[float] | list[list[float]]) -> Tensor:
+            return torch.tensor(values, dtype=torch.float32, device=channels.matrix.device)
+
+        self.sums = channels.mixed(number([receives, gives, mass, share]))
+        self.receives = channels.mixed(number([receives]))
+        self.loses = channels.mixed(number([[-g for g in gives]]))
+        self.zero, self.one = number(0.0), number(1.0)
+        self.passes_empty = policy.passes_empty
+
+    def __call__(self, weights: Tensor) -> Tensor:
+        """Weights [B, Hq, R, Lk] as the policy leaves them."""
+        batch, heads, rows, keys = weights.shape
+        rows_ = weights.view(batch, heads * rows, keys)
+        sums = self.sums.upto(keys)
+        sums = sums if len(sums) == batch else sums.expand(batch, -1, -1)
+        held, given, mass, share = torch.bmm(rows_, sums.mT).split(1, -1)
+        passed = torch.heaviside(torch.minimum(mass, share), self.one)
+        if self.passes_empty:
+            passed = passed * torch.heaviside(held, self.zero)
+        # Where nothing is held the gain must stay finite: it multiplies zeros.
+        gain = given / held.clamp_min(_TINY)
+        change = torch.addcmul(self.loses.upto(keys), gain, self.receives.upto(keys))
+        return torch.addcmul(rows_, rows_ * passed, change).view_as(weights)

@@ -1,0 +1,131 @@
+"""Channels: weights of key columns, and tensors over columns that answer for any key length."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from regaze.errors import BadParameterError, ShapeError
+
+
+def describe(tensor: Tensor) -> str:
+    """A tensor as an error message names it: "[2, 6, 5] float32"."""
+    return f"{list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
+
+
+class PaddedColumns:
+    """A column tensor that answers for any key length: padded with its neutral value, then only sliced."""
+
+    def __init__(self, named: Tensor, neutral: Tensor):
+        self.named, self.neutral = named, neutral
+        self._padded = named
+
+    def upto(self, length: int) -> Tensor:
+        """The first `length` columns, a view; grows by doubling, so decoding copies O(log length) times."""
+        padded = self._padded
+        have = padded.shape[-1]
+        if have < length:
+            more = self.neutral.expand(*padded.shape[:-1], max(length, 2 * have) - have)
+            padded = torch.cat([padded, more], -1)
+            # A kept copy would tie later calls to the autograd graph (or the no_grad block) of this one.
+            if not self.named.requires_grad:
+                self._padded = padded
+        return padded.narrow(-1, 0, length)
+
+
+@dataclass(frozen=True, eq=False)
+class Channels:
+    """Column weights u_k[j] >= 0 whose attention masses are wanted: one-hot groups first, then free weights.
+
+    Attributes:
+        groups: [B or 1, n] uint8 group of each key, below `num_groups`; later keys are in group 0.
+        num_groups: number G of groups.
+        weights: [C, B or 1, n] float, further channels; 0 for later keys.
+    """
+
+    groups: Tensor | None = None
+    num_groups: int = 0
+    weights: Tensor | None = None
+    # [B, K, n] fp32, a row per u_k: masses are products along them, several times faster so on a CPU.
+    _matrix: PaddedColumns = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        parts = []
+        if self.groups is not None:
+            parts.append(self._one_hot(self.groups))
+        if self.weights is not None:
+            if self.weights.dim() != 3:
+                raise ShapeError(f"channel weights must be [C, B, n], got {describe(self.weights)}")
+            parts.append(self.weights.float().transpose(0, 1))
+        if not parts:
+            raise BadParameterError("Channels needs groups, weights or both")
+        if len(parts) == 2 and parts[0].shape[::2] != parts[1].shape[::2]:
+            raise ShapeError(
+                f"groups cover [B, n] = {list(parts[0].shape[::2])} but weights {list(parts[1].shape[::2])}: "
+                "use the same keys for both"
+            )
+        matrix = torch.cat(parts, 1)
+        neutral = matrix.new_zeros(matrix.shape[1], 1)
+        if self.groups is not None:
+            neutral[0] = 1.0
+        object.__setattr__(self, "_matrix", PaddedColumns(matrix, neutral))
+
+    def _one_hot(self, groups: Tensor) -> Tensor:
+        if groups.dim() != 2 or groups.dtype != torch.uint8:
+            raise ShapeError(f"groups must be [B, n] uint8, got {describe(groups)}")
+        if not 1 <= self.num_groups <= 255:
+            raise BadParameterError(f"num_groups must be in 1..255, got {self.num_groups}")
+        # Reading an accelerator's values would stall it; there such a key is in no group at all.
+        if groups.device.type == "cpu" and groups.numel() and int(groups.max()) >= self.num_groups:
+            raise BadParameterError(
+                f"groups {describe(groups)} name group {int(groups.max())}, "
+                f"but num_groups is {self.num_groups}"
+            )
+        ids = torch.arange(self.num_groups, device=groups.device, dtype=torch.uint8)
+        return (groups[:, None] == ids[:, None]).float()
+
+    @property
+    def matrix(self) -> Tensor:
+        """[B or 1, n, K] fp32: the weight of each named key in each channel."""
+        return self._matrix.named.mT
+
+    @property
+    def count(self) -> int:
+        """Number K = G + C of channels."""
+        return self._matrix.named.shape[1]
+
+    @property
+    def batch(self) -> int:
+        return self._matrix.named.shape[0]
+
+    @property
+    def length(self) -> int:
+        """Number n of named keys."""
+        return self._matrix.named.shape[2]
+
+    def masses(self, weights: Tensor) -> Tensor:
+        """Mass of each channel in attention rows: [B, Hq, R, Lk] -> [B, Hq, R, K]."""
+        batch, heads, rows, length = weights.shape
+        u = self._upto(length, batch, weights.dtype)
+        masses = torch.bmm(weights.reshape(batch, heads * rows, length), u.mT)
+        return masses.view(batch, heads, rows, self.count)
+
+    def per_key(self, coefficients: Tensor, length: int) -> Tensor:
+        """Factor of each key, sum_k coef_k u_k[j]: [B, Hq, R, K] -> [B, Hq, R, length]."""
+        batch, heads, rows, count = coefficients.shape
+        u = self._upto(length, batch, coefficients.dtype)
+        factors = torch.bmm(coefficients.reshape(batch, heads * rows, count), u)
+        return factors.view(batch, heads, rows, length)
+
+    def mixed(self, mix: Tensor) -> PaddedColumns:
+        """Mixtures of the channels as columns, for M of them [B or 1, M, n]: sum_k mix[m, k] u_k[j]."""
+        return PaddedColumns(mix @ self._matrix.named, mix @ self._matrix.neutral)
+
+    def _upto(self, length: int, batch: int, dtype: torch.dtype) -> Tensor:
+        """[batch, K, length]."""
+        u = self._matrix.upto(length)
+        if u.dtype != dtype:
+            u = u.to(dtype)
+        return u if u.shape[0] == batch else u.expand(batch, -1, -1)

@@ -1,0 +1,161 @@
+"""Policies in kernels: their device functions by name, and coefficients where a policy couples heads.
+
+The Triton part of a policy is one device function (`regaze.kernels.policies.TritonPart`). Most need the row's
+own masses only and run inside the kernel that has them (merge.py, row_stats.py), where the function is a
+compile-time constant. A policy that couples heads needs the masses of all heads of a row: `head_kernel` gives
+these to its function, one program per row and sample, after the kernel that sums them and before the one that
+uses the coefficients. A policy without a Triton part runs in torch on the masses.
+"""
+# Kernels are compiled from their source; their parameters are pointers and numbers that mypy cannot type.
+# mypy: disable-error-code="no-untyped-def"
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from importlib import import_module
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from regaze.kernels.policies import MAX_CHANNELS, FusedPolicy, Policy, TritonPart, constant, offers
+from regaze.kernels.triton.common import TINY
+from regaze.kernels.triton.custom_op import FUSED, operator
+from regaze.kernels.triton.plan import power_of_two
+from regaze.kernels.triton.splits import SUMS, merge_splits
+
+
+def triton_part(policy: Policy | None, heads: int) -> TritonPart | None:
+    """The Triton part of a policy; None where its reference has to run."""
+    if policy is None or policy.channels > MAX_CHANNELS or not offers(policy, "triton_part"):
+        return None
+    return _packed(policy, heads)  # type: ignore[arg-type]  # these are hashable
+
+
+@lru_cache(maxsize=256)
+def _packed(policy: FusedPolicy, heads: int) -> TritonPart:
+    return policy.triton_part(heads)
+
+
+@lru_cache(maxsize=256)
+def device_function(name: str) -> Any:
+    """The device function "package.module:name"."""
+    module, _, attribute = name.partition(":")
+    return getattr(import_module(module), attribute)
+
+
+def numbers_on(numbers: Sequence[float], device: torch.device) -> Tensor:
+    """The numbers of a policy as a constant on the device, not empty."""
+    return constant(tuple(numbers) or (0.0,), device, torch.float32)
+
+
+@triton.jit
+def scale(masses, heads, exists, numbers_ptr, WIDTH: tl.constexpr):
+    """Coefficients of `Scale`."""
+    return tl.load(numbers_ptr + tl.arange(0, WIDTH)[None, :]) + tl.zeros_like(masses)
+
+
+@triton.jit
+def scale_keeping_mass(masses, heads, exists, numbers_ptr, WIDTH: tl.constexpr):
+    """Coefficients of `Scale` with `renormalise`."""
+    factors = tl.load(numbers_ptr + tl.arange(0, WIDTH)[None, :])
+    total, scaled = tl.sum(masses, 1), tl.sum(masses * factors, 1)
+    gain = (total / tl.maximum(scaled, TINY))[:, None]
+    return tl.where((scaled <= 0)[:, None], 1.0, factors * gain)
+
+
+@triton.jit
+def head_kernel(
+    coefficients_ptr,
+    masses_ptr,
+    sums_ptr,
+    sinks_ptr,
+    numbers_ptr,
+    num_splits,
+    num_heads,
+    num_rows,
+    K: tl.constexpr,
+    WIDTH: tl.constexpr,
+    HEADS: tl.constexpr,
+    SPLITS: tl.constexpr,
+    POLICY: tl.constexpr,
+):
+    """Coefficients [B, Hq, R, K] from masses of that shape or, if these are None, from the sums of splits.
+
+    One program per row and sample. HEADS, WIDTH and SPLITS are the numbers of heads, channels and splits
+    rounded up to powers of two.
+    """
+    row, batch = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    head = tl.arange(0, HEADS)
+    exists = head < num_heads
+    head = tl.where(exists, head, 0)
+    at = (batch * num_heads + head) * num_rows + row
+    if masses_ptr is None:
+        place, held, factors, _, _, _, _ = merge_splits(
+            sums_ptr, at, exists, head, sinks_ptr, num_splits, SUMS + K, SPLITS
+        )
+    k = tl.arange(0, WIDTH)[None, :]
+    masses = tl.zeros([HEADS, WIDTH], tl.float32)
+    for channel in tl.static_range(K):  # one at a time: [HEADS, SPLITS] numbers fill the registers
+        if masses_ptr is not None:
+            mass = tl.load(masses_ptr + at * K + channel, mask=exists, other=0.0)
+        else:
+            mass = tl.sum(factors * tl.load(sums_ptr + place + SUMS + channel, mask=held, other=0.0), 1)
+        masses = tl.where(k == channel, mass[:, None], masses)
+    coefficients = POLICY(masses, head[:, None], exists[:, None], numbers_ptr, WIDTH)
+    tl.store(coefficients_ptr + at[:, None] * K + k, coefficients, mask=exists[:, None] & (k < K))
+
+
+@operator("head_coefficients")
+def head_coefficients(
+    masses: Tensor | None,
+    sums: Tensor | None,
+    sinks: Tensor | None,
+    shape: Sequence[int],
+    function: str,
+    numbers: Sequence[float],
+) -> Tensor:
+    """Coefficients of `shape` [B, Hq, R, K] by the function of a policy that couples heads.
+
+    They come from masses of that shape, or from the `sums` of `decode_split` and `sinks`.
+    """
+    batch, heads, rows, channels = shape
+    coefficients = _coefficients_like(masses, sums, sinks, shape, function, numbers)
+    if not coefficients.numel():
+        return coefficients
+    splits = 1 if sums is None else sums.shape[1]
+    head_kernel[(rows, batch)](
+        coefficients,
+        masses,
+        sums,
+        sinks,
+        numbers_on(numbers, coefficients.device),
+        splits,
+        heads,
+        rows,
+        K=channels,
+        WIDTH=power_of_two(channels),
+        HEADS=power_of_two(heads),
+        SPLITS=power_of_two(splits),
+        POLICY=device_function(function),
+        num_warps=8,
+        **FUSED,
+    )
+    return coefficients
+
+
+@head_coefficients.register_fake
+def _coefficients_like(
+    masses: Tensor | None,
+    sums: Tensor | None,
+    sinks: Tensor | None,
+    shape: Sequence[int],
+    function: str,
+    numbers: Sequence[float],
+) -> Tensor:
+    source = masses if masses is not None else sums
+    assert source is not None
+    return source.new_empty(tuple(shape), dtype=torch.float32)

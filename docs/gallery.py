@@ -1,8 +1,8 @@
-"""Run the lines of gallery.md, which draw its pictures.
+"""Run the code of gallery.md, which draws its pictures.
 
     python docs/gallery.py [--smollm FOLDER] [--output DIR]
 
-Without a folder of SmolLM2-135M-Instruct the pictures of its section are left as they are.
+Without a folder of SmolLM2-135M-Instruct the section that needs it is skipped, and its pictures stay as they are.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ SMOLLM = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
 def blocks(page: str) -> list[tuple[int, str]]:
-    """The page's Python, block by block, each with the number of the line before it."""
+    """The Python blocks of the page, each with the number of the line before it."""
     found = re.finditer(r"^```python\n(.*?)^```", page, re.M | re.S)
     return [(page.count("\n", 0, each.start()) + 1, each.group(1)) for each in found]
 
 
 def draw(output: Path, smollm: str | None = None) -> None:
-    """Run the page with its pictures going to a folder; `smollm` stands in for the hub's name."""
+    """Run the code of the page and write its pictures to a folder; `smollm` replaces the model's hub name."""
     page = HERE / "gallery.md"
     names: dict[str, Any] = {}
     text = page.read_text(encoding="utf-8")
@@ -44,7 +44,7 @@ def draw(output: Path, smollm: str | None = None) -> None:
 
 
 def shrink(path: Path, limit: int = 150_000) -> None:
-    """Scale a picture down, evenly, until its file has fewer bytes than the limit."""
+    """Scale a picture down until its file is smaller than `limit` bytes."""
     with Image.open(path) as picture:
         drawn, scale = picture.convert("RGB"), 1.0
     while path.stat().st_size >= limit:
@@ -54,7 +54,7 @@ def shrink(path: Path, limit: int = 150_000) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Run the lines of gallery.md, which draw its pictures.")
+    parser = argparse.ArgumentParser(description="Run the code of gallery.md, which draws its pictures.")
     parser.add_argument("--smollm", help="folder of SmolLM2-135M-Instruct, or its name on the hub")
     parser.add_argument("--output", type=Path, default=HERE / PICTURES)
     options = parser.parse_args()

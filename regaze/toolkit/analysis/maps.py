@@ -18,7 +18,7 @@ from regaze.toolkit.analysis.selection import (
     check_sample,
     first_trace,
     select_heads,
-    select_rows,
+    token_row,
 )
 from regaze.toolkit.record.record import Record, Trace
 
@@ -33,24 +33,25 @@ def image_map(
     sample: int = 0,
     image: int = 0,
 ) -> Tensor:
-    """Where the row of one token looks.
+    """Attention of one token's row over an image.
 
     Args:
         record: recorded with slices="image" or "all".
-        token: number of an answer token (the row that predicts it is shown), or a word (`Trace.row_of`).
-        over: how the chosen layers and heads become one map: their "mean", the largest weight in each cell
-            ("max"), or "none": every layer's and head's own, [layers, heads, rows, columns].
+        token: number of an answer token (its row is the one that predicts it), or a word (`Trace.row_of`).
+        over: reduction over the chosen layers and heads: their "mean", the largest weight in each cell
+            ("max"), or "none" for one map per layer and head, [layers, heads, rows, columns].
+        layers, heads: numbers; None: all. sample: row of the batch. image: number of the image's view.
 
     Returns:
         [rows, columns] fp32 weights, not renormalised over the image.
 
     Raises:
-        RecordingError: slices were not recorded. BadParameterError: what is asked for was not recorded.
+        RecordingError: slices were not recorded. BadParameterError: a choice that was not recorded.
     """
     if over not in ("mean", "max", "none"):
         raise BadParameterError(f'over must be "mean", "max" or "none", got {over!r}')
     trace = first_trace(record)
-    maps = layer_maps(trace, layers, heads, sample, image)[:, :, _row(trace, token, sample)]
+    maps = layer_maps(trace, layers, heads, sample, image)[:, :, token_row(trace, token, sample)]
     if over == "none":
         return maps
     return maps.mean((0, 1)) if over == "mean" else maps.amax((0, 1))
@@ -59,16 +60,9 @@ def image_map(
 def layer_maps(trace: Trace, layers: object, heads: object, sample: int, image: int) -> Tensor:
     """Maps of all recorded rows in the chosen layers and heads, [layers, heads, N, rows, columns]."""
     sample = check_sample(trace, sample)
-    if trace.tokens is not None and trace.tokens.grids[sample]:  # image_maps has a word for what has none
+    if trace.tokens is not None and trace.tokens.grids[sample]:  # image_maps raises where there is none
         image = check_choice("image", image, range(len(trace.tokens.grids[sample])))
     return select_heads(trace, trace.image_maps(sample, image), layers, heads)
-
-
-def _row(trace: Trace, token: int | str, sample: int) -> int:
-    if isinstance(token, str):
-        return trace.row_of(token, sample)
-    rows = select_rows(trace, "answer", sample)
-    return int(rows[check_choice("answer token", token, range(len(rows)))])
 
 
 def cross_attention_maps(
@@ -80,18 +74,18 @@ def cross_attention_maps(
     heads: Sequence[int] | None = None,
     over: Literal["mean", "max", "none"] = "mean",
 ) -> Tensor:
-    """Maps over an image from the cross-attention of a model that keeps its image outside the prompt.
+    """Maps over an image from the cross-attention of a model whose image is not part of the prompt.
 
     Args:
-        attentions: per layer [B, Hq, T, prefix + rows * columns], as `output_attentions` gives them.
-        grid: (rows, columns) of the image's cells. prefix: keys before them (a class token).
+        attentions: per layer [B, Hq, T, prefix + rows * columns], as from `output_attentions`.
+        grid: (rows, columns) of the image's cells. prefix: number of keys before the cells (class token).
         layers: indices into `attentions`; heads: numbers; None: all. over: as for `image_map`.
 
     Returns:
         [B, T, rows, columns]; with over="none" [layers, B, heads, T, rows, columns].
 
     Raises:
-        ShapeError: keys that do not fill the grid. BadParameterError: a layer or head that is not there.
+        ShapeError: keys that do not fill the grid. BadParameterError: a layer or head that does not exist.
     """
     if over not in ("mean", "max", "none"):
         raise BadParameterError(f'over must be "mean", "max" or "none", got {over!r}')
@@ -103,10 +97,8 @@ def cross_attention_maps(
                 f"cross-attention must be [B, Hq, T, {prefix} + {grid[0]} * {grid[1]}], "
                 f"got {list(each.shape)}"
             )
-    held = torch.stack(
-        [each[:, check_choices("head", heads, range(each.shape[1]))] for each in chosen]
-    ).float()
-    maps = held[..., prefix:].unflatten(-1, grid)
+    weights = [each[:, check_choices("head", heads, range(each.shape[1]))] for each in chosen]
+    maps = torch.stack(weights).float()[..., prefix:].unflatten(-1, grid)
     if over == "none":
         return maps
     return maps.mean((0, 2)) if over == "mean" else maps.amax((0, 2))

@@ -1,8 +1,9 @@
-"""Pictures for papers: where tokens looked, how attention divides, what heads, layers and maps are worth.
+"""Figures for papers: heatmaps over images, attention by role, scores of heads and layers, tests of maps.
 
 Every function returns a matplotlib Figure (no pyplot state, nothing is shown) and writes it when given a
-`path` (.png, .pdf, .svg). Colours can be told apart by colour-blind readers: "inferno" for amounts, "PuOr"
-for differences, the Okabe-Ito palette for kinds. docs/gallery.md shows all with the lines that make them.
+`path` (.png, .pdf, .svg). All colours work for colour-blind readers: "inferno" for amounts; for differences
+blue is lost and orange is gained, as on the viewer's page; the Okabe-Ito palette for categories.
+docs/gallery.md shows every figure with the code that draws it.
 """
 
 from regaze.toolkit.plot.curves import perturbation_curves, rhythm

@@ -1,4 +1,4 @@
-"""Curves: the rhythm of a generated text, and what hiding or showing an input step by step does."""
+"""Curves over tokens (preplan-and-anchor rhythm) and over hidden shares (deletion and insertion)."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ from regaze.toolkit.plot.style import (
 _MARKERS = "os^Dv*Px"
 
 
-def rhythm(found: Rhythm, *, q: float = 0.2, path: str | Path | None = None) -> Figure:
+def rhythm(response: Rhythm, *, q: float = 0.2, path: str | Path | None = None) -> Figure:
     """WAAD and FAI over the tokens of a generated text, with preplanning tokens and anchors marked.
 
     Args:
-        found: from `analysis.rhythm` or `analysis.recorded_rhythm`. q: which share of the tokens to mark (see
-            `Rhythm.preplans`; the paper trains with 0.4).
+        response: from `analysis.rhythm` or `analysis.recorded_rhythm`.
+        q: fraction of the tokens to mark (see `Rhythm.preplans`; the paper trains with 0.4).
     """
-    count = len(found.waad)
+    count = len(response.waad)
     figure = new_figure(max(4.6, 0.17 * count + 1.4), 4.0)
     upper, lower = figure.subplots(2, 1, sharex=True)
     for axes, values, marked, colour, what in (
-        (upper, found.waad, found.preplans(q), BLUE, "largest change to the next token"),
-        (lower, found.fai, found.anchors(q), RED, "anchor: most looked back at"),
+        (upper, response.waad, response.preplans(q), BLUE, "largest change to the next token"),
+        (lower, response.fai, response.anchors(q), RED, "anchor: most looked back at"),
     ):
         axes.plot(range(count), values, color=colour, linewidth=1.2)
         axes.plot(marked, values[marked], "o", color=colour, markersize=4.5, label=what)
@@ -51,7 +51,7 @@ def rhythm(found: Rhythm, *, q: float = 0.2, path: str | Path | None = None) -> 
     lower.set_ylabel("FAI (weight)\nglobal heads")
     lower.set_xlabel("token of the answer")
     lower.set_xlim(-0.5, count - 0.5)
-    words = [text if text else str(place) for place, text in enumerate(found.text)]
+    words = [text if text else str(place) for place, text in enumerate(response.text)]
     word_ticks(lower.xaxis, words, rotation=90)
     return style_and_save(figure, path)
 
@@ -62,20 +62,20 @@ def perturbation_curves(
     """Deletion and insertion curves of several maps: the mean over samples and its 95 % interval.
 
     Args:
-        curves: kind ("deletion", "insertion") -> name of the map -> a `Curve` for each sample, each of one
-            map, [P], with the same shares. A map whose name begins with "shuffled" is the control and is
+        curves: kind ("deletion", "insertion") -> name of the map -> one `Curve` of a single map, [P], per
+            sample, all with the same shares. A map whose name begins with "shuffled" is the control and is
             drawn as a black dashed line.
 
     Raises:
-        BadParameterError: no curves, or curves of other shares.
+        BadParameterError: no curves, or curves with different shares.
     """
     if not curves or not all(names and all(names.values()) for names in curves.values()):
         raise BadParameterError("expected curves by kind and map: {'deletion': {'rollout': [Curve, ...]}}")
     figure = new_figure(3.6 * len(curves) + 0.4, 3.2)
     panels = figure.subplots(1, len(curves), sharey=True, squeeze=False)[0]
     for axes, (kind, names) in zip(panels, curves.items(), strict=True):
-        for place, (name, several) in enumerate(names.items()):
-            share, mean, low, high = _mean_curve(name, several)
+        for place, (name, samples) in enumerate(names.items()):
+            share, mean, low, high = _mean_curve(name, samples)
             control = name.startswith("shuffled")
             colour = BLACK if control else PALETTE[place % (len(PALETTE) - 1)]
             line = "--" if control else f"-{_MARKERS[place % len(_MARKERS)]}"
@@ -89,12 +89,12 @@ def perturbation_curves(
     return style_and_save(figure, path)
 
 
-def _mean_curve(name: str, several: Sequence[Curve]) -> tuple[Tensor, np.ndarray, np.ndarray, np.ndarray]:
-    """Shares, and the mean with its interval at each of them."""
-    share = several[0].share
-    if any(each.score.dim() != 1 or each.share.tolist() != share.tolist() for each in several):
+def _mean_curve(name: str, samples: Sequence[Curve]) -> tuple[Tensor, np.ndarray, np.ndarray, np.ndarray]:
+    """Shares, and at each of them the mean with its interval."""
+    share = samples[0].share
+    if any(each.score.dim() != 1 or each.share.tolist() != share.tolist() for each in samples):
         raise BadParameterError(f"the curves of {name!r} must be [P] each, with the same P shares")
-    scores = np.stack([each.score.numpy() for each in several])
+    scores = np.stack([each.score.numpy() for each in samples])
     points = [estimate(column) for column in scores.T]
     mean, low, high = np.array([(point.value, point.low, point.high) for point in points]).T
     return share, mean, low, high

@@ -1,4 +1,4 @@
-"""Figures with their intervals: bars of the pointing game, and methods compared on benchmarks."""
+"""Numbers with confidence intervals: bars of the pointing game, and forest plots that compare methods."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from regaze.toolkit.plot.style import (
     style_and_save,
 )
 
-#: A figure with its interval: an Estimate, (value, low, high), or a mapping with these three (None: not
-#: known) as `results.json` and `Estimate.rounded` hold it.
+#: A number with its interval: an Estimate, (value, low, high), or a mapping with these three keys (None: not
+#: known), as in `results.json` and `Estimate.rounded`.
 Interval = Estimate | Mapping[str, Any] | tuple[float, float, float]
 _SIDES = ("value", "low", "high")
 
@@ -36,16 +36,16 @@ def pointing_game(
     label: str = "pointing game: share of hits",
     path: str | Path | None = None,
 ) -> Figure:
-    """How well maps point: a bar with its interval for each, the best at the top.
+    """How well maps point: a bar with its interval for each map, the best at the top.
 
     Args:
         hits: name of the map -> share of hits (or of mass in the box), in [0, 1].
         controls: the same for the shuffled maps. chance: what a flat map scores.
 
     Raises:
-        BadParameterError: no map, one whose figure is not known, or a control of no map.
+        BadParameterError: no map, a map without a value, or a control without its map.
     """
-    numbers = {name: _numbers(each) for name, each in hits.items()}
+    numbers = {name: _bounds(each) for name, each in hits.items()}
     unknown = [name for name, each in numbers.items() if np.isnan(each[0])]
     strange = [name for name in controls or () if name not in hits]
     if not numbers or unknown or strange:
@@ -60,7 +60,7 @@ def pointing_game(
     style = {"elinewidth": 1.0, "capsize": 2.5}
     axes.barh(places, value, xerr=errors, color=BLUE, height=0.68, error_kw=style)
     if controls:
-        shuffled = [(i, _numbers(controls[name])[0]) for i, name in enumerate(names) if name in controls]
+        shuffled = [(i, _bounds(controls[name])[0]) for i, name in enumerate(names) if name in controls]
         spots = np.array(shuffled).T
         axes.plot(spots[1], spots[0], "|", color=ORANGE, ms=10, mew=2, label="shuffled map")
     if chance is not None:
@@ -81,12 +81,13 @@ def forest_plot(
     reference: float | None = 0.0,
     path: str | Path | None = None,
 ) -> Figure:
-    """Methods compared: a panel per figure, a row per method, a dot with its interval.
+    """Methods compared: a panel per metric, a row per method, a dot with its interval.
 
     Args:
-        panels: title -> name of the method -> its figure. The first panel says which methods there are and in
-            which order; a figure that is not known (None, nan, absent) leaves its row empty.
-        label: what the dots are. reference: where to draw a line, such as no difference; None: nowhere.
+        panels: title -> name of the method -> its number. The first panel sets the methods and their order; a
+            number that is not known (None, nan, absent) leaves its row empty.
+        label: what the dots mean.
+        reference: where to draw a vertical line, such as no difference; None: no line.
 
     Raises:
         BadParameterError: nothing to draw.
@@ -97,9 +98,9 @@ def forest_plot(
     longest = max(len(name) for name in names)
     figure = new_figure(max(4.6, 2.3 * len(panels) + 0.08 * longest + 0.3), 0.3 * len(names) + 1.0)
     drawn = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-    for axes, (title, figures) in zip(drawn, panels.items(), strict=True):
+    for axes, (title, values) in zip(drawn, panels.items(), strict=True):
         for row, name in enumerate(names):
-            value, low, high = _numbers(figures.get(name, {}))
+            value, low, high = _bounds(values.get(name, {}))
             axes.plot([low, high], [row, row], color=BLUE, linewidth=1.5)
             axes.plot([value], [row], "o", color=BLUE, markersize=4.5)
         if reference is not None:
@@ -112,8 +113,8 @@ def forest_plot(
     return style_and_save(figure, path)
 
 
-def _numbers(interval: Interval) -> tuple[float, float, float]:
-    """Value, low and high; nan for what is not known."""
+def _bounds(interval: Interval) -> tuple[float, float, float]:
+    """Value, low and high; nan where one is not known."""
     if isinstance(interval, tuple):
         return interval
     given: dict[str, Any] = dict(interval) if isinstance(interval, Mapping) else vars(interval)

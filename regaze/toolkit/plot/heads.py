@@ -1,4 +1,4 @@
-"""One number for every head, layers downwards and heads to the right."""
+"""A score of every attention head as a map."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def head_scores(
     """One number for every head as a map, layers downwards and heads to the right.
 
     Args:
-        scores: [layers, Hq]; the colours reach from 0 to the highest, or, where some are negative, as far
-            below 0 as above it.
+        scores: [layers, Hq]. The colours range from 0 to the highest score; where some are negative, they are
+            symmetric around 0.
         marked: (layer, head) pairs to frame, such as the highest.
         label: what the numbers are. title, path: as for `heatmap`.
 
     Raises:
-        BadParameterError: scores of another shape, or a marked head that is not among them.
+        BadParameterError: scores of another shape, or a marked head that does not exist.
     """
     if scores.dim() != 2 or not scores.numel():
         raise BadParameterError(f"scores must be [layers, Hq], got {list(scores.shape)}")
@@ -40,7 +40,7 @@ def head_scores(
     figure = new_figure(max(0.22 * heads, 1.3) + 1.5, max(0.16 * layers, 1.3) + 0.9)
     axes = figure.add_subplot()
     values = scores.detach().float().cpu().numpy()
-    shown = axes.imshow(values, aspect="auto", interpolation="nearest", **colour_scale(values))
+    mappable = axes.imshow(values, aspect="auto", interpolation="nearest", **colour_scale(values))
     for layer, head in marked:
         layer, head = check_choice("layer", layer, range(layers)), check_choice("head", head, range(heads))
         frame = Rectangle((head - 0.5, layer - 0.5), 1, 1, fill=False, edgecolor=SKY, linewidth=1.4)
@@ -50,5 +50,5 @@ def head_scores(
     axes.set_xlabel("head")
     axes.set_ylabel("layer")
     axes.set_title(title or "")
-    figure.colorbar(shown, ax=axes).set_label(label)
+    figure.colorbar(mappable, ax=axes).set_label(label)
     return style_and_save(figure, path)

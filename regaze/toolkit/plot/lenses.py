@@ -1,4 +1,4 @@
-"""What the layers would say: the likeliest word of every token and layer, and of every patch of an image."""
+"""The logit lens: the likeliest word of every token and layer, and of every patch of an image."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from regaze.toolkit.plot.style import (
 )
 from regaze.toolkit.prompts.images import ImageLike, open_image
 
-#: Light to dark, so that black words can be read on all but the darkest, where they turn white.
+#: Light to dark, so that black words are readable on all but the darkest cells, where words are white.
 _SHADES = "Blues"
 _LONGEST = 10
 
@@ -41,12 +41,13 @@ def lens_table(
 
     Args:
         lens: from `analysis.logit_lens`.
-        text: the tokens of the sample, one per column of its ids, to label the rows of the lens with; None:
-            their positions.
-        rows: numbers among the lens's rows; None: all. layers: numbers; None: all. sample: row of the batch.
+        text: the tokens of the sample, one per column of its ids, which label the rows of the lens; None: the
+            positions label them.
+        rows: indices into the rows of the lens; None: all. layers: numbers; None: all.
+        sample: row of the batch.
 
     Raises:
-        BadParameterError: a row, layer or sample that the lens does not have.
+        BadParameterError: the lens does not have such a row, layer or sample.
     """
     sample = check_choice("sample", sample, range(lens.rows.shape[0]))
     real = [place for place, position in enumerate(lens.rows[sample].tolist()) if position >= 0]
@@ -62,12 +63,12 @@ def lens_table(
         )
     figure = new_figure(0.72 * len(chosen) + 1.3, 0.2 * len(states) + 1.2)
     axes = figure.add_subplot()
-    shown = _shaded(axes, shades, words)
+    mappable = _draw_words(axes, shades, words)
     word_ticks(axes.xaxis, [str(p) if text is None else text[p] for p in positions], rotation=40)
     axes.set_yticks(range(len(states)), [str(lens.layers[state]) for state in states])
     axes.set_xlabel("token that was read" if text is not None else "position")
     axes.set_ylabel("layer that is entered")
-    figure.colorbar(shown, ax=axes, pad=0.01).set_label("probability")
+    figure.colorbar(mappable, ax=axes, pad=0.01).set_label("probability")
     return style_and_save(figure, path)
 
 
@@ -80,14 +81,14 @@ def lens_patches(
     number: int = 0,
     path: str | Path | None = None,
 ) -> Figure:
-    """What word each patch of an image is in a layer, shaded by its probability, beside the image.
+    """The likeliest word of each patch of an image in a layer, shaded by its probability, beside the image.
 
     Args:
         lens: from `analysis.logit_lens` with rows="all". image: the picture as the model saw it.
-        layer: which. sample: row of the batch. number: which of its views of images.
+        layer: a layer of the lens. sample: row of the batch. number: which view of an image.
 
     Raises:
-        BadParameterError: a layer that was not read. InputError: the image's tokens were not.
+        BadParameterError: the lens does not have the layer. InputError: nor the rows of the image's tokens.
     """
     image = open_image(image)
     words = lens.image_words(layer, sample, number)
@@ -100,17 +101,17 @@ def lens_patches(
     picture, table = figure.subplots(1, 2, width_ratios=[side, 0.56 * columns])
     picture.imshow(image, interpolation="none")
     picture.set_axis_off()
-    shown = _shaded(table, shades.reshape(rows, columns), words)
+    mappable = _draw_words(table, shades.reshape(rows, columns), words)
     table.set_xticks([])
     table.set_yticks([])
     table.set_title(f"likeliest word of each patch, entering layer {layer}")
-    figure.colorbar(shown, ax=table, pad=0.02).set_label("probability")
+    figure.colorbar(mappable, ax=table, pad=0.02).set_label("probability")
     return style_and_save(figure, path)
 
 
-def _shaded(axes: Axes, shades: np.ndarray, words: Sequence[Sequence[str]]) -> Any:
-    """Words on cells as dark as they are likely."""
-    shown = axes.imshow(shades, cmap=_SHADES, vmin=0, vmax=1, aspect="auto")
+def _draw_words(axes: Axes, shades: np.ndarray, words: Sequence[Sequence[str]]) -> Any:
+    """Draw a word in each cell, which is darker the likelier the word is."""
+    mappable = axes.imshow(shades, cmap=_SHADES, vmin=0, vmax=1, aspect="auto")
     for row, line in enumerate(words):
         for column, word in enumerate(line):
             colour = "white" if shades[row, column] > 0.6 else "black"
@@ -125,4 +126,4 @@ def _shaded(axes: Axes, shades: np.ndarray, words: Sequence[Sequence[str]]) -> A
                 fontsize=TICK - 1.5,
                 color=colour,
             )
-    return shown
+    return mappable

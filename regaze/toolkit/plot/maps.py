@@ -1,4 +1,4 @@
-"""Maps over an image: where answer tokens looked, which cells are sinks, several maps side by side."""
+"""Maps over an image: heatmaps of tokens, attention sinks, several maps side by side."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ from regaze.toolkit.prompts.images import ImageLike, open_image
 from regaze.toolkit.prompts.token_map import WHOLE, Shares, TokenMap, View
 from regaze.toolkit.record.record import Record, Trace
 
-#: Opacity of a map over the grey image. It is the same for all cells, so that a colour means one thing; the
-#: colour bar is laid over the image's mean grey to show colours as they are in the map.
+#: Opacity of a map over the grey image, the same for all cells, so that a colour has one meaning. The colour
+#: bar has the image's mean grey as its background, so that it shows the colours of the map.
 _OPACITY = 0.7
-#: Samples per cell, along each side, where views that do not share one grid are painted into one map.
+#: Samples per cell, along each side, where views with different grids are drawn into one map.
 _OVERSAMPLING = 4
 
 
@@ -48,24 +48,24 @@ def heatmap(
     title: str | None = None,
     path: str | Path | None = None,
 ) -> Figure:
-    """Where one token looked: the image, and the map over it.
+    """Attention of one token over an image: the image, and beside it the map over the grey image.
 
     Args:
         record: recorded with slices="image" (a Record means its first trace; for a model with cross-attention
             give `record[0].cross`).
-        image: the picture as the model saw it (`gaze.seen(image)`), so that cells fall on their pixels; where
-            the model cuts it into tiles, the whole picture.
-        token: number of an answer token (0 is the first; the row that predicts it is shown), or a word of the
+        image: the picture as the model saw it (`gaze.seen(image)`), so that cells lie on their pixels; if the
+            model cuts it into tiles, the whole picture.
+        token: number of an answer token (0 is the first; the row that predicts it is drawn), or a word of the
             answer or the question (see `Trace.row_of`).
-        layers, heads: whose mean is shown; None: all that were recorded.
+        layers, heads: numbers, averaged; None: all that were recorded.
         sample: row of the batch. number: which of its images.
         title: default: the token's text and what was averaged.
         path: where to write the figure.
 
     Raises:
-        RecordingError: slices were not recorded, or it is not known where the image's tokens lie in it.
+        RecordingError: slices were not recorded, or the places of the image's tokens are not known.
         BadParameterError: a token, layer, head, sample or image that is not in the record.
-        InputError: a picture that cannot be opened.
+        InputError: the picture cannot be opened.
     """
     image = open_image(image)
     trace = first_trace(record)
@@ -74,8 +74,8 @@ def heatmap(
     picture, overlay = figure.subplots(1, 2)
     picture.imshow(image, interpolation="none")
     picture.set_axis_off()
-    shown = _overlay(overlay, image, grid)
-    _colour_bar(figure, shown, overlay, image, "attention weight per image token", shrink=0.9)
+    mappable = _overlay(overlay, image, grid)
+    _colour_bar(figure, mappable, overlay, image, "attention weight per image token", shrink=0.9)
     overlay.set_title(
         escape_dollars(_caption(trace, token, layers, heads, sample) if title is None else title)
     )
@@ -95,7 +95,10 @@ def token_layer_grid(
 ) -> Figure:
     """Maps of several tokens or words (rows) in several layers (columns), on one colour scale per token.
 
-    Arguments and errors as for `heatmap`; `tokens` None is every answer token.
+    Args:
+        tokens: numbers of answer tokens, or words; None: every answer token.
+
+    Other arguments and errors as for `heatmap`.
     """
     image = open_image(image)
     trace = first_trace(record)
@@ -126,16 +129,16 @@ def maps(
     columns: int = 4,
     path: str | Path | None = None,
 ) -> Figure:
-    """Several maps over one image side by side, each on its own scale; those with negative values around 0.
+    """Several maps over one image side by side, each with its own colour scale (see `colour_scale`).
 
     Args:
-        named: title -> [rows, columns], such as `analysis.image_map` and `analysis.relevance` give them.
-        image: the picture as the model saw it. boxes: left, upper, right and lower edge in its pixels, framed
-            in the picture and in every map.
-        columns: panels in a row, the first of which is the picture.
+        named: title -> [rows, columns], such as the result of `analysis.image_map`.
+        image: the picture as the model saw it.
+        boxes: left, upper, right and lower edge in pixels of the image, framed in the picture and every map.
+        columns: panels per row; the first panel is the picture.
 
     Raises:
-        BadParameterError: no map, or one that is not [rows, columns].
+        BadParameterError: no map, or a map that is not [rows, columns].
     """
     image = open_image(image)
     wrong = {name: list(each.shape) for name, each in named.items() if each.dim() != 2}
@@ -171,15 +174,15 @@ def sink_map(
     number: int = 0,
     path: str | Path | None = None,
 ) -> Figure:
-    """Which of an image's tokens are sinks: sink values in each layer, those that reach the threshold framed.
+    """Sink values of an image's tokens in each layer; cells that reach the threshold are framed.
 
     Args:
-        sinks: from `analysis.sink_tokens`. image, sample, number: as for `heatmap`; one view must
-            show the whole image.
+        sinks: from `analysis.sink_tokens`.
+        image, sample, number: as for `heatmap`; a single view must show the whole image.
         layers: numbers, a panel for each; None: all.
 
     Raises:
-        BadParameterError: a layer, sample or image that is not there. RecordingError: an image in tiles.
+        BadParameterError: a layer, sample or image that does not exist. RecordingError: an image in tiles.
     """
     image = open_image(image)
     sample = check_choice("sample", sample, range(sinks.tokens.batch))
@@ -191,11 +194,11 @@ def sink_map(
     figure = new_figure(1.6 * len(layers) + 1.0, 1.9)
     panels = figure.subplots(1, len(layers), squeeze=False)[0]
     for axes, layer, grid in zip(panels, layers, values, strict=True):
-        shown = _overlay(axes, image, grid, max(float(values.max()), sinks.tau))
+        mappable = _overlay(axes, image, grid, max(float(values.max()), sinks.tau))
         axes.set_title(f"layer {layer}")
         for row, column in np.argwhere(grid >= sinks.tau):
             axes.add_patch(Rectangle((column, row), 1, 1, fill=False, edgecolor=SKY, linewidth=1.4))
-    _colour_bar(figure, shown, panels, image, f"sink value (threshold {sinks.tau:g})")
+    _colour_bar(figure, mappable, panels, image, f"sink value (threshold {sinks.tau:g})")
     return style_and_save(figure, path)
 
 
@@ -208,25 +211,25 @@ def answer_map(
     sample: int = 0,
     number: int = 0,
 ) -> np.ndarray:
-    """The numbers behind `heatmap`: mean attention of a token's row on each cell, [rows, columns].
+    """The numbers that `heatmap` draws: mean attention of a token's row on each cell, [rows, columns].
 
-    Where several views show an image (tiles and a thumbnail, frames of a video), a place has the sum of the
-    weights of all tokens that show it, and the map is fine enough for all their cells.
+    If several views show an image (tiles and a thumbnail, frames of a video), each point of the map is the
+    sum of the weights of all tokens that show it, and the resolution is fine enough for all their cells.
     """
     sample = check_sample(trace, sample)
     if trace.tokens is None:
         raise RecordingError("the record has no image grid, so its slices cannot be laid out as a map")
-    shown = [
+    grids = [
         (view, image_map(trace, token=token, layers=layers, heads=heads, sample=sample, image=place).numpy())
         for place, view in _views(trace.tokens, sample, number)
     ]
-    if len(shown) == 1 and shown[0][0].box == WHOLE:
-        return shown[0][1]
-    return _painted([(view.box or WHOLE, grid) for view, grid in shown])
+    if len(grids) == 1 and grids[0][0].box == WHOLE:
+        return grids[0][1]
+    return _sum_of_views([(view.box or WHOLE, grid) for view, grid in grids])
 
 
 def _views(tokens: TokenMap, sample: int, image: int) -> list[tuple[int, View]]:
-    """The views of an image whose cells have a place in it, and their numbers."""
+    """The views that show a known part of an image, with their numbers."""
     views = tokens.views[sample]
     if not views:
         raise RecordingError("the record has no image grid, so its slices cannot be laid out as a map")
@@ -244,8 +247,8 @@ def _views(tokens: TokenMap, sample: int, image: int) -> list[tuple[int, View]]:
     return found
 
 
-def _painted(parts: Sequence[tuple[Shares, np.ndarray]]) -> np.ndarray:
-    """Grids painted into their boxes and summed; what lies outside of the image is cut off."""
+def _sum_of_views(parts: Sequence[tuple[Shares, np.ndarray]]) -> np.ndarray:
+    """Grids drawn into their boxes and summed; parts outside the image are cut off."""
     fine = [0, 0]
     for (left, upper, right, lower), grid in parts:
         for axis, share in ((0, lower - upper), (1, right - left)):
@@ -259,14 +262,14 @@ def _painted(parts: Sequence[tuple[Shares, np.ndarray]]) -> np.ndarray:
 
 
 def _cells_at(count: int, first: float, last: float, cells: int) -> np.ndarray:
-    """[count] in which of the cells between two shares each of so many places lies; -1: in none."""
+    """[count] index of the cell at each of `count` evenly spaced points; -1: outside `first` to `last`."""
     places = (np.arange(count) + 0.5) / count
     found = np.floor((places - first) / (last - first) * cells).astype(int)
     return np.where((found >= 0) & (found < cells), found, -1)
 
 
 def _tokens(trace: Trace, tokens: Any, sample: int) -> list[Any]:
-    """Answer tokens by number, and words, of a list that is not empty; None: every answer token."""
+    """Checked numbers of answer tokens, and words; None: every answer token."""
     count = range(len(select_rows(trace, "answer", check_sample(trace, sample))))
     if tokens is None:
         return list(count)
@@ -277,17 +280,17 @@ def _tokens(trace: Trace, tokens: Any, sample: int) -> list[Any]:
 
 
 def _overlay(axes: Axes, image: Image.Image, grid: np.ndarray, top: float | None = None) -> Any:
-    """The map over the image in grey, in coordinates of the map's cells."""
+    """Draw the map over the grey image, in coordinates of the map's cells."""
     rows, columns = grid.shape
     place: dict[str, Any] = {
         "extent": (0, columns, rows, 0),
         "aspect": image.height / image.width * columns / rows,
     }
-    # Vector files hold the picture with its own pixels, and cells as sharp as they are.
+    # No interpolation: vector files keep the picture's own pixels and sharp cells.
     axes.imshow(image.convert("L"), cmap="gray", vmin=0, vmax=255, interpolation="none", **place)
-    shown = axes.imshow(grid, alpha=_OPACITY, interpolation="nearest", **colour_scale(grid, top), **place)
+    mappable = axes.imshow(grid, alpha=_OPACITY, interpolation="nearest", **colour_scale(grid, top), **place)
     _no_ticks(axes)
-    return shown
+    return mappable
 
 
 def _no_ticks(axes: Axes) -> None:
@@ -296,9 +299,9 @@ def _no_ticks(axes: Axes) -> None:
 
 
 def _colour_bar(
-    figure: Figure, shown: Any, axes: Any, image: Image.Image, label: str, shrink: float = 1.0
+    figure: Figure, mappable: Any, axes: Any, image: Image.Image, label: str, shrink: float = 1.0
 ) -> None:
-    bar = figure.colorbar(shown, ax=axes, shrink=shrink)
+    bar = figure.colorbar(mappable, ax=axes, shrink=shrink)
     bar.ax.set_facecolor(str(np.asarray(image.convert("L")).mean() / 255))
     bar.set_label(label)
 

@@ -1,4 +1,4 @@
-"""How attention divides among the roles, as stacked areas over layers or over the answer's tokens."""
+"""Attention mass by role, as stacked areas over the layers or over the answer's tokens."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from regaze.errors import BadParameterError
 from regaze.toolkit.analysis import roles
-from regaze.toolkit.analysis.selection import check_choice, check_sample, first_trace, select_rows
+from regaze.toolkit.analysis.selection import first_trace, token_row
 from regaze.toolkit.plot.style import ROLE_COLOURS, legend, new_figure, style_and_save, word_ticks
 from regaze.toolkit.record.record import Record, Trace
 
@@ -21,13 +21,15 @@ from regaze.toolkit.record.record import Record, Trace
 def role_flow(
     flow: roles.RoleFlow, *, over: Literal["layers", "steps"] = "layers", path: str | Path | None = None
 ) -> Figure:
-    """Attention mass by role as a stacked area, over the layers or over the flow's rows (mean of the rest).
+    """Attention mass by role as stacked areas.
 
     Args:
         flow: from `analysis.role_flow`, which also chooses rows, layers and heads.
+        over: "layers": the mean over heads and rows; "steps": over the flow's rows, the mean over layers and
+            heads.
 
     Raises:
-        BadParameterError: a difference of two flows, whose parts cannot be stacked.
+        BadParameterError: a difference of two flows, whose negative parts cannot be stacked.
     """
     if over not in ("layers", "steps"):
         raise BadParameterError(f'over must be "layers" or "steps", got {over!r}')
@@ -59,29 +61,24 @@ def role_masses(
     sample: int = 0,
     path: str | Path | None = None,
 ) -> Figure:
-    """The same from a record: over the layers for one token's row, or over the answer's tokens.
+    """`role_flow` of a record: over the layers for the row of one token, or over the answer's tokens.
 
     Args:
-        record: recorded with masses (the default). Other arguments and errors as for `heatmap`; over="steps"
-            averages the layers.
+        record: recorded with masses (the default).
+        over: "layers" draws the row of `token`; "steps" draws all answer rows and averages the layers.
+
+    Other arguments and errors as for `heatmap`.
     """
     trace = first_trace(record)
     chosen: Literal["answer"] | list[int] = "answer"
     if over == "layers":
-        chosen = [_row(trace, token, sample)]
+        chosen = [token_row(trace, token, sample)]
     flow = roles.role_flow(trace, rows=chosen, layers=layers, heads=heads, sample=sample)
     return role_flow(flow, over=over, path=path)
 
 
-def _row(trace: Trace, token: int | str, sample: int) -> int:
-    if isinstance(token, str):
-        return trace.row_of(token, check_sample(trace, sample))
-    rows = select_rows(trace, "answer", check_sample(trace, sample))
-    return int(rows[check_choice("answer token", token, range(len(rows)))])
-
-
 def _stack_roles(axes: Axes, values: Tensor) -> None:
-    """Stacked areas of [n, roles]; a single point becomes a bar."""
+    """Draw [n, roles] as stacked areas; a single point becomes a bar."""
     x, base = np.arange(len(values)), np.zeros(len(values))
     for role, colour in ROLE_COLOURS.items():
         part = values[:, int(role)].numpy()
@@ -95,5 +92,5 @@ def _stack_roles(axes: Axes, values: Tensor) -> None:
     axes.set_ylim(0, 1)
     if len(x) > 1:
         axes.set_xlim(0, len(x) - 1)
-    handles, labels = axes.get_legend_handles_labels()  # from top to bottom, as the areas lie
+    handles, labels = axes.get_legend_handles_labels()  # reversed: from top to bottom
     legend(axes, handles=handles[::-1], labels=labels[::-1], loc="center left", bbox_to_anchor=(1.01, 0.5))

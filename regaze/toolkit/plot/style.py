@@ -1,4 +1,4 @@
-"""The one look of all pictures: colours, sizes of text, thin frames, and how a figure is written."""
+"""The common style of all figures: colours, text sizes, thin frames, and how a figure is written."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 from regaze.errors import BadParameterError
@@ -25,7 +26,7 @@ BLUE, ORANGE, GREEN, RED, SKY, PINK, GREY, BLACK = PALETTE = (
     "#999999",
     "#000000",
 )
-#: The same, in the order in which roles are stacked.
+#: Colours of the roles, in the order in which they are stacked.
 ROLE_COLOURS = {
     Role.IMAGE: ORANGE,
     Role.QUERY: BLUE,
@@ -35,12 +36,16 @@ ROLE_COLOURS = {
     Role.TAIL: SKY,
     Role.PAD: BLACK,
 }
-#: Colours of amounts (dark is none) and of differences (white is none).
-AMOUNT, DIFFERENCE = "inferno", "PuOr"
-#: Sizes of text in points: labels and titles; ticks and legends.
+#: Colour map of amounts: dark is 0.
+AMOUNT = "inferno"
+#: A large and a small loss, a small and a large gain: the same blues and oranges as on the viewer's page.
+LOST, GAINED = ("#1f6396", "#77b6e3"), ("#f0a13a", "#a14706")
+#: Colour map of differences: blue is lost, white is 0, orange is gained.
+DIFFERENCE = LinearSegmentedColormap.from_list("lost_gained", [*LOST, "#ffffff", *GAINED])
+#: Text sizes in points: labels and titles; ticks and legends.
 LABEL, TICK = 9, 8
-#: The same figure gives the same file; text in a PDF stays text; images keep their own pixels.
-_FILES: Any = {"svg.hashsalt": "regaze", "pdf.fonttype": 42, "image.composite_image": False}
+#: Reproducible files: fixed SVG ids, text as text in a PDF, images with their own pixels.
+_FILE_OPTIONS: Any = {"svg.hashsalt": "regaze", "pdf.fonttype": 42, "image.composite_image": False}
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -49,7 +54,9 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def colour_scale(values: np.ndarray, top: float | None = None) -> dict[str, Any]:
-    """How imshow colours values: from 0 to the largest (or `top`), or, where some are negative, around 0."""
+    """Colour map and limits for imshow: from 0 to the largest value (or `top`), or, where some values are
+    negative, symmetric around 0.
+    """
     finite = np.abs(values[np.isfinite(values)])
     top = max(float(finite.max(initial=0.0)) if top is None else float(top), 1e-12)
     if (values < 0).any():
@@ -58,25 +65,24 @@ def colour_scale(values: np.ndarray, top: float | None = None) -> dict[str, Any]
 
 
 def legend(axes: Axes, **options: Any) -> None:
-    """What the colours mean, to the right of the axes unless told otherwise."""
+    """Add a legend, to the right of the axes unless `options` place it."""
     place = {"loc": "center left", "bbox_to_anchor": (1.01, 0.5)}
     axes.legend(**({"frameon": False, "fontsize": TICK} | (options or place)))
 
 
 def word_ticks(axis: Any, words: Sequence[str], rotation: float = 0.0) -> None:
-    """A tick for every word."""
-    axis.set_ticks(
-        range(len(words)), [escape_dollars(visible_text(word)) for word in words], rotation=rotation
-    )
+    """Label an axis with a tick for every word."""
+    labels = [escape_dollars(visible_text(word)) for word in words]
+    axis.set_ticks(range(len(words)), labels, rotation=rotation)
     if rotation:
         for label in axis.get_ticklabels():
             label.set_horizontalalignment("right" if rotation < 90 else "center")
             label.set_rotation_mode("anchor" if rotation < 90 else "default")
 
 
-def visible_text(word: str) -> str:
-    """A token's text without spaces around it; what is nothing but spaces and line ends is spelled out."""
-    return word.strip() or word.replace("\n", "↵").replace("\t", "⇥").replace(" ", "␣")
+def visible_text(token: str) -> str:
+    """A token's text without surrounding spaces; of white space alone, a visible sign for each character."""
+    return token.strip() or token.replace("\n", "↵").replace("\t", "⇥").replace(" ", "␣")
 
 
 def escape_dollars(text: str) -> str:
@@ -85,10 +91,10 @@ def escape_dollars(text: str) -> str:
 
 
 def style_and_save(figure: Figure, path: str | Path | None = None) -> Figure:
-    """Give a figure the look of all others, and write it when there is a path.
+    """Apply the common style to a figure, and write it if a path is given.
 
     Raises:
-        BadParameterError: the file cannot be written, or its ending is none that matplotlib knows.
+        BadParameterError: the file cannot be written, or matplotlib does not know its ending.
     """
     for axes in figure.axes:
         axes.xaxis.label.set_fontsize(LABEL)
@@ -103,7 +109,7 @@ def style_and_save(figure: Figure, path: str | Path | None = None) -> Figure:
         ending = Path(path).suffix.lower()
         undated = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(ending)
         try:
-            with rc_context(_FILES):
+            with rc_context(_FILE_OPTIONS):
                 figure.savefig(path, dpi=160, metadata=undated)
         except (ValueError, OSError) as error:
             raise BadParameterError(f"cannot write the figure to {str(path)!r}: {error}") from None

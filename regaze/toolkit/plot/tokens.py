@@ -1,4 +1,4 @@
-"""Tokens against what they look at: other tokens, or sound along its time."""
+"""Attention of each token to the other tokens, or to the frames of a recording."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from regaze.errors import BadParameterError, RecordingError
 from regaze.toolkit.analysis.selection import (
     RecordedRows,
     check_sample,
+    first_column,
     first_trace,
     select_heads,
     select_rows,
 )
 from regaze.toolkit.plot.style import colour_scale, new_figure, style_and_save, word_ticks
-from regaze.toolkit.prompts.token_map import Role
 from regaze.toolkit.record.record import Record, Trace
 
 
@@ -33,13 +33,13 @@ def token_matrix(
     sink: bool = False,
     path: str | Path | None = None,
 ) -> Figure:
-    """Which tokens (to the right) each token (downwards) looked at; the mean of layers and heads.
+    """Attention from each token (downwards) to the tokens (to the right); the mean over layers and heads.
 
     Args:
         record: recorded with slices="all", and rows="all" to have a row for every token.
         rows: see `RecordedRows`. layers, heads: numbers; None: all. sample: row of the batch.
-        sink: whether the first token counts. Most heads put most of their attention there when they have
-            nothing to say; left out, it stays white and the scale is that of the others.
+        sink: whether to draw the first token, an attention sink that takes most of the weight of most heads.
+            Without it its column stays white and the other weights set the colour scale.
 
     Raises:
         RecordingError: the weights of all columns, or the text, were not recorded.
@@ -53,7 +53,7 @@ def token_matrix(
         )
     chosen = select_rows(trace, rows, sample)
     weights = select_heads(trace, trace.need("slices")[:, sample], layers, heads)[:, :, chosen].mean((0, 1))
-    text, first = trace.text[sample], _first_column(trace, sample)
+    text, first = trace.text[sample], first_column(trace, sample)
     positions = trace.row_position[chosen].tolist()
     last = min(max(positions) + 1, len(text), weights.shape[1])
     values = weights[:, first:last].double().numpy()
@@ -63,12 +63,12 @@ def token_matrix(
         values[:, 0] = np.nan
     figure = new_figure(0.17 * len(columns) + 2.0, 0.17 * len(positions) + 1.4)
     axes = figure.add_subplot()
-    shown = axes.imshow(values, aspect="auto", interpolation="nearest", **colour_scale(values))
+    mappable = axes.imshow(values, aspect="auto", interpolation="nearest", **colour_scale(values))
     word_ticks(axes.xaxis, text[first:last], rotation=90)
     word_ticks(axes.yaxis, [text[p] if p < len(text) else "" for p in positions])
     axes.set_xlabel("token looked at" + ("" if sink else " (without the first)"))
     axes.set_ylabel("token that looks")
-    figure.colorbar(shown, ax=axes, pad=0.01).set_label("attention weight (mean)")
+    figure.colorbar(mappable, ax=axes, pad=0.01).set_label("attention weight (mean)")
     return style_and_save(figure, path)
 
 
@@ -83,24 +83,26 @@ def cross_attention(
     sample: int = 0,
     path: str | Path | None = None,
 ) -> Figure:
-    """When each word was heard: cross-attention of a speech model, words downwards and time to the right.
+    """Cross-attention of a speech model, words downwards and time to the right.
+
+    Every row is scaled to its largest weight.
 
     Args:
-        weights: a record with slices="all" of a model such as Whisper, of which the rows that predict the
-            answer are shown; or weights [T, keys], as `analysis.Utterance.cross_attention` has them per head.
-        words: [T] the answer's tokens; None: those that the record knows.
-        seconds: how long a key is; 0.02 in Whisper. end: where the sound ends, in seconds; None: all keys,
-            padding included. Every row is scaled to its own largest weight.
-        layers, heads, sample: as for `heatmap`; for a record alone.
+        weights: a record with slices="all" of a model such as Whisper, whose rows that predict the answer are
+            drawn; or weights [T, keys], such as one head of `analysis.Utterance.cross_attention`.
+        words: [T] the answer's tokens; None: those of the record.
+        seconds: duration of a key; 0.02 in Whisper.
+        end: where the sound ends, in seconds; None: draw all keys, padding included.
+        layers, heads, sample: as for `heatmap`; used with a record only.
 
     Raises:
-        RecordingError: no cross-attention, or not all its columns, was recorded.
-        BadParameterError: words that are not one for each row; weights of another shape.
+        RecordingError: no cross-attention was recorded, or not all its columns.
+        BadParameterError: not one word per row, or weights of another shape.
     """
     if isinstance(weights, Tensor):
         rows = weights.detach().float().cpu()
     else:
-        rows, words = _heard(first_trace(weights), words, layers, heads, sample)
+        rows, words = _answer_rows(first_trace(weights), words, layers, heads, sample)
     if rows.dim() != 2 or (words is not None and len(words) != len(rows)):
         raise BadParameterError(
             f"expected weights [T, keys] and T words, got {list(rows.shape)} and "
@@ -111,18 +113,20 @@ def cross_attention(
     figure = new_figure(6.4, 0.19 * len(values) + 1.0)
     axes = figure.add_subplot()
     extent = (0.0, keys * seconds, len(values) - 0.5, -0.5)
-    shown = axes.imshow(values, extent=extent, aspect="auto", interpolation="nearest", **colour_scale(values))
+    mappable = axes.imshow(
+        values, extent=extent, aspect="auto", interpolation="nearest", **colour_scale(values)
+    )
     word_ticks(axes.yaxis, [str(row) for row in range(len(values))] if words is None else words)
     axes.set_xlabel("time in the recording (s)")
     axes.set_ylabel("token that is written")
-    figure.colorbar(shown, ax=axes, pad=0.01).set_label("attention (row's largest is 1)")
+    figure.colorbar(mappable, ax=axes, pad=0.01).set_label("attention (row's largest is 1)")
     return style_and_save(figure, path)
 
 
-def _heard(
+def _answer_rows(
     trace: Trace, words: Sequence[str] | None, layers: object, heads: object, sample: int
 ) -> tuple[Tensor, Sequence[str] | None]:
-    """Mean weights [T, keys] of the rows that predict the answer, and its words where they are known."""
+    """Mean weights [T, keys] of the rows that predict the answer, and the answer's words if known."""
     if trace.cross is None or trace.cross.slices is None or trace.cross.slice_columns is not None:
         raise RecordingError('no cross-attention was recorded; use gaze.recording(slices="all", ...)')
     sample = check_sample(trace, sample)
@@ -131,13 +135,6 @@ def _heard(
     if words is None:
         known = trace.answer_text(sample)
         words = known if any(known) else None
-    elif len(words) < len(chosen):  # the row behind the last word predicts the end of the text
+    elif len(words) < len(chosen):  # the row after the last word predicts the end of the text
         rows = rows[: len(words)]
     return torch.as_tensor(rows).float(), words
-
-
-def _first_column(trace: Trace, sample: int) -> int:
-    """The sample's first column that is no padding."""
-    if trace.tokens is None:
-        return 0
-    return int((trace.tokens.roles[sample] != int(Role.PAD)).int().argmax())

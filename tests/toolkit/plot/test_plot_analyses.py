@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib import resources
+
 import matplotlib
 import numpy as np
 import pytest
@@ -62,7 +64,7 @@ def test_maps_are_drawn_with_their_boxes(seen):
     figure = plot.maps({"amount": amount, "change": change}, seen, boxes=[(28, 0, 56, 112)], columns=2)
     shown = [axes for axes in figure.axes if axes.get_visible()]
     assert [axes.get_title() for axes in shown] == ["image", "amount", "change"]
-    for axes, values, colours in ((shown[1], amount, "inferno"), (shown[2], change, "PuOr")):
+    for axes, values, colours in ((shown[1], amount, "inferno"), (shown[2], change, "lost_gained")):
         drawn = axes.images[-1]
         np.testing.assert_allclose(np.asarray(drawn.get_array()), values.numpy())
         assert drawn.get_cmap().name == colours
@@ -118,8 +120,16 @@ def test_a_difference_of_flows_is_not_stacked(record):
 def test_changes_of_heads_are_coloured_around_zero():
     scores = torch.tensor([[0.5, -2.0], [1.0, 0.0]])
     drawn = plot.head_scores(scores, label="change").axes[0].images[0]
-    assert (drawn.get_cmap().name, drawn.get_clim()) == ("PuOr", (-2.0, 2.0))
+    assert (drawn.get_cmap().name, drawn.get_clim()) == ("lost_gained", (-2.0, 2.0))
     assert plot.head_scores(scores.clamp_min(0)).axes[0].images[0].get_clim() == (0, 1.0)
+
+
+def test_gains_and_losses_have_the_colours_of_the_viewers_page():
+    css = resources.files("regaze.toolkit.viewer").joinpath("viewer.css").read_text(encoding="utf-8")
+    (least_gain, most_gain), (most_loss, least_loss) = style.GAINED, style.LOST
+    assert f"--gained: light-dark({least_gain}, {most_gain});" in css
+    assert f"--lost: light-dark({least_loss}, {most_loss});" in css
+    assert [to_hex(style.DIFFERENCE(share)) for share in (0.0, 1.0)] == [most_loss, most_gain]
 
 
 # Lenses -------------------------------------------------------------------------------------------------

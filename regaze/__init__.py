@@ -4,23 +4,10 @@ model, processor = regaze.load("demo")
 gaze = regaze.wrap(model, processor)
 with gaze.using(regaze.VAR()):
     model.generate(**gaze.inputs(image, "Is there a dog in the image?"))
+
+Names are imported when first used; `__init__.pyi` lists them.
 """
 
-from regaze.errors import RegazeError
-from regaze.interventions import VAR, HeadKnockout, Intervention
-from regaze.toolkit import Gaze, Record, Role, TokenMap, load, wrap
-from regaze.version import __version__
+import lazy_loader
 
-__all__ = [
-    "VAR",
-    "Gaze",
-    "HeadKnockout",
-    "Intervention",
-    "Record",
-    "RegazeError",
-    "Role",
-    "TokenMap",
-    "__version__",
-    "load",
-    "wrap",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

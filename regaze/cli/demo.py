@@ -24,8 +24,9 @@ def demo(
     debug: options.Debug = False,
 ) -> None:
     """Do it all on the bundled model, offline."""
-    from regaze.eval import Pope, run
+    from regaze.eval import Pope
     from regaze.eval.report import report
+    from regaze.eval.run.runner import run
 
     task = Pope.of_demo(splits=[SPLIT])
     intervention = options.method("var", None)

@@ -1,9 +1,8 @@
-"""Measure whether an intervention helps: benchmarks, a runner, results with intervals and paired tests."""
+"""Measure whether an intervention helps: benchmarks, a runner, results with intervals and paired tests.
 
-from __future__ import annotations
+Names are imported when first used; `__init__.pyi` lists them.
+"""
 
-from regaze.eval.benchmarks.common.base import Benchmark, Item
-from regaze.eval.benchmarks.pope.benchmark import Pope
-from regaze.eval.run.runner import Plan, Task, evaluate, run
+import lazy_loader
 
-__all__ = ["Benchmark", "Item", "Plan", "Pope", "Task", "evaluate", "run"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,9 +1,8 @@
-"""Wrap a model, know its tokens, record its attention, draw it."""
+"""Wrap a model, know its tokens, record its attention, draw it.
 
-from regaze.toolkit.load import load
-from regaze.toolkit.model.context import Context
-from regaze.toolkit.prompts.token_map import Role, TokenMap
-from regaze.toolkit.record.record import Record, Trace
-from regaze.toolkit.wrap import Gaze, wrap
+Names are imported when first used; `__init__.pyi` lists them.
+"""
 
-__all__ = ["Context", "Gaze", "Record", "Role", "TokenMap", "Trace", "load", "wrap"]
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

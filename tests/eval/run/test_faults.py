@@ -16,11 +16,12 @@ from standins import StandIn, lines, write_pope
 
 import regaze
 from regaze import HeadKnockout
-from regaze.eval import Plan, Pope, Task, evaluate, run
+from regaze.eval import Plan, Pope, Task, evaluate
 from regaze.eval.run.generate import Asker
 from regaze.eval.run.process_group import Team
 from regaze.eval.run.requests import Request, Setting
 from regaze.eval.run.results import finite, read
+from regaze.eval.run.runner import run
 
 ENVIRONMENT = {
     **os.environ,

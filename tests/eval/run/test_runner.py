@@ -11,8 +11,9 @@ from PIL import Image
 from standins import Blind, StandIn, lines, write_pope
 
 from regaze.errors import BadParameterError, InputError
-from regaze.eval import Plan, Pope, Task, evaluate, run
+from regaze.eval import Plan, Pope, Task, evaluate
 from regaze.eval.run import results as results_file
+from regaze.eval.run.runner import run
 
 
 @pytest.fixture

@@ -1,0 +1,11 @@
+from . import analysis as analysis
+from . import plot as plot
+from . import viewer as viewer
+from .load import load as load
+from .model.context import Context as Context
+from .prompts.token_map import Role as Role
+from .prompts.token_map import TokenMap as TokenMap
+from .record.record import Record as Record
+from .record.record import Trace as Trace
+from .wrap import Gaze as Gaze
+from .wrap import wrap as wrap

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import typing
 from typing import Annotated, Any
 
 import typer
-from pydantic import TypeAdapter, ValidationError
 
 from regaze.cli import console
 from regaze.errors import BadParameterError, InputError, UnknownParameterError
@@ -85,45 +83,14 @@ def method(name: str, settings: list[str] | None) -> AnyMethod | None:
         if settings:
             raise UnknownParameterError(f"--set {settings[0]}: there is no method to set it on; add --method")
         return None
+    from regaze.arguments import parameter_types, parse_typed, split_assignments
     from regaze.interventions import HeadKnockout
     from regaze.interventions.registry import method_class
 
     cls = method_class(name)
-    chosen = cls.from_dict(read_settings(cls, settings or []))
+    chosen = cls.from_dict(
+        parse_typed(split_assignments(settings or [], "--set"), parameter_types(cls), "--set ")
+    )
     if isinstance(chosen, HeadKnockout) and not chosen.heads:
         raise BadParameterError(f"--method {name}: no heads to remove; add --set heads=[[3,1],[4,0]]")
     return chosen
-
-
-def read_settings(cls: type, settings: list[str]) -> dict[str, Any]:
-    """Values for the dataclass `cls` from texts "name=value": JSON, or a bare word, of the field's type.
-
-    Raises:
-        UnknownParameterError: a name that is not a field.
-        BadParameterError: a value that is not of the field's type.
-    """
-    types = {field.name: field.type for field in dataclasses.fields(cls) if field.init}
-    hints = typing.get_type_hints(cls)
-    values = {}
-    for setting in settings:
-        name, equals, text = setting.partition("=")
-        if not equals:
-            raise BadParameterError(f"--set {setting}: expected NAME=VALUE")
-        if name not in types:
-            raise UnknownParameterError(
-                f"--set {setting}: no parameter {name!r}; there are {', '.join(types) or 'none'}"
-            )
-        try:
-            values[name] = _read(hints[name], text)
-        except ValidationError as error:
-            reason = error.errors()[0]["msg"]
-            raise BadParameterError(f"--set {setting}: expected {types[name]} ({reason})") from error
-    return values
-
-
-def _read(hint: Any, text: str) -> Any:
-    adapter = TypeAdapter(hint)
-    try:
-        return adapter.validate_json("null" if text.lower() == "none" else text, strict=True)
-    except ValidationError:
-        return adapter.validate_strings(text, strict=True)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from regaze.arguments import parse_untyped, split_assignments
 from regaze.cli import console, options
 from regaze.errors import BadParameterError, InputError
 
@@ -201,28 +202,16 @@ def effective(settings: Mapping[str, Any]) -> dict[str, Any]:
             continue
         key = _NAMES.get(name, name)
         if name in MAPPINGS:
-            out[key] = {k: _value(v) for k, v in pairs(f"--{key}", value).items()}
+            out[key] = {k: _yaml_value(v) for k, v in split_assignments(value, f"--{key}").items()}
         else:
             out[key] = str(value) if isinstance(value, Path) else value
     return out
 
 
-def _value(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
-
-
-def pairs(option: str, given: list[str] | None) -> dict[str, str]:
-    """{name: value} of options NAME=VALUE. Raises BadParameterError for anything else."""
-    out = {}
-    for text in given or []:
-        name, equals, value = text.partition("=")
-        if not equals or not name:
-            raise BadParameterError(f"{option} {text}: expected NAME=VALUE")
-        out[name] = value
-    return out
+def _yaml_value(text: str) -> Any:
+    """`text` as a YAML value that reads back as the same value, whatever its type."""
+    value = parse_untyped(text)
+    return value if isinstance(value, (list, dict)) or json.dumps(value) == text else text
 
 
 def generation(given: list[str] | None, max_new_tokens: int) -> dict[str, Any]:
@@ -233,7 +222,9 @@ def generation(given: list[str] | None, max_new_tokens: int) -> dict[str, Any]:
     """
     from transformers import GenerationConfig
 
-    chosen = {name: _value(text) for name, text in pairs("--generate", given).items()}
+    chosen = {
+        name: parse_untyped(text) for name, text in split_assignments(given or [], "--generate").items()
+    }
     unknown = [name for name in chosen if not hasattr(GenerationConfig(), name)]
     if unknown:
         raise BadParameterError(f"--generate {unknown[0]}: transformers' generate has no such option")
@@ -258,7 +249,7 @@ def benchmark(name: str, settings: Mapping[str, Any], judge: Any = None) -> Any:
     """One benchmark, from the options that say where its questions are."""
     from regaze.eval import catalogue
 
-    own = pairs("--bench", settings["bench"])
+    own = split_assignments(settings["bench"] or [], "--bench")
     shortcuts = {"suffix": settings.get("suffix"), "limit": settings["limit"]}
     own.update({key: json.dumps(_unescaped(value)) for key, value in shortcuts.items() if value is not None})
     if settings.get("split") not in (None, "all"):
@@ -299,7 +290,7 @@ def _own_pope(name: str, questions: Path | None, settings: Mapping[str, Any], ow
         raise InputError("--questions FILE and --images DIR belong together; give both or neither")
     if settings.get("split") is not None:
         raise InputError("--split chooses among the shipped questions; leave it out with --questions")
-    chosen = {key: _value(text) for key, text in own.items()}
+    chosen = {key: parse_untyped(text) for key, text in own.items()}
     unknown = set(chosen) - {"suffix", "limit"}
     if unknown:
         raise InputError(f"--bench {unknown.pop()}: questions from a file have suffix and limit alone")

@@ -13,9 +13,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import PydanticUserError, TypeAdapter, ValidationError
-
-from regaze.errors import BadParameterError, InputError, UnknownParameterError
+from regaze.arguments import parse_typed
+from regaze.errors import InputError, UnknownParameterError
 from regaze.eval import benchmarks
 from regaze.eval.benchmarks.common.download import benchmark_folder
 from regaze.eval.benchmarks.pope.benchmark import PopeItems
@@ -74,7 +73,7 @@ def make(
         places["images"] = images
     if "judge" in known:
         places["judge"] = judge
-    return make_it(**places, **_read(name, settings or {}, parameters(make_it)))
+    return make_it(**places, **_options(name, settings or {}, parameters(make_it)))
 
 
 def parameters(make_it: Any) -> dict[str, Any]:
@@ -151,30 +150,10 @@ def _texts(name: str, build: Any, data: str | None, tokens: Callable[[], Any] | 
     return {place: "\n\n".join(read_text(file) for file in files), "tokens": tokens()}
 
 
-def _read(name: str, settings: Mapping[str, str], options: Mapping[str, Any]) -> dict[str, Any]:
-    values = {}
-    for key, text in settings.items():
-        if key not in options:
-            raise UnknownParameterError(
-                f"{name} has no option {key!r} here; there are {', '.join(options) or 'none'}"
-            )
-        try:
-            values[key] = _parse(options[key], text)
-        except ValidationError as error:
-            reason = error.errors()[0]["msg"]
-            raise BadParameterError(f"{name}, option {key}={text}: {reason}") from error
-        except PydanticUserError as error:
-            raise BadParameterError(f"{name}, option {key} can be given in Python only") from error
-    return values
-
-
-def _parse(hint: Any, text: str) -> Any:
-    """JSON, a bare word, or words with commas between, whichever is of the type."""
-    adapter = TypeAdapter(hint)
-    try:
-        return adapter.validate_json("null" if text.lower() == "none" else text)
-    except ValidationError:
-        try:
-            return adapter.validate_python(text)
-        except ValidationError:
-            return adapter.validate_python([word.strip() for word in text.split(",")])
+def _options(name: str, settings: Mapping[str, str], types: Mapping[str, Any]) -> dict[str, Any]:
+    unknown = next((key for key in settings if key not in types), None)
+    if unknown is not None:
+        raise UnknownParameterError(
+            f"{name} has no option {unknown!r} here; there are {', '.join(types) or 'none'}"
+        )
+    return parse_typed(settings, types, f"{name}, option ")

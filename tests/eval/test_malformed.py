@@ -119,12 +119,12 @@ CASES: list[tuple[list[str], str]] = [
     ),
     (
         ["evaluate", "captions", "--bench", "max_new_tokens=many"],
-        "captions, option max_new_tokens=many: Input",
+        "captions, option max_new_tokens=many: expected int",
     ),
     (["evaluate", "pope", "--limit", "0"], "limit 0: expected at least 1"),
     (
         ["evaluate", "hallusionbench", "--data", "folder", "--bench", "correctness=x"],
-        "option correctness=x: Input",
+        "option correctness=x: expected ",
     ),
     # Questions of one's own
     (["evaluate", "pope", "--questions", "q.jsonl"], "--questions FILE and --images DIR belong together"),

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import typing
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
-
+from regaze.arguments import parameter_types, parse_typed, parse_untyped
 from regaze.errors import BadParameterError
 from regaze.interventions.base import Method
 from regaze.interventions.registry import method_class
@@ -30,7 +27,7 @@ def parse(text: str) -> dict[str, Any]:
         name, equals, value = part.partition("=")
         if not equals:
             raise BadParameterError(f"--model_args: expected name=value, got {part!r} in {text!r}")
-        values[name.strip()] = _literal(value.strip())
+        values[name.strip()] = parse_untyped(value.strip())
     return values
 
 
@@ -47,9 +44,9 @@ def take_method(arguments: dict[str, Any]) -> Method | None:
     if name is None or str(name).lower() == "none":
         return None
     cls = method_class(str(name))
-    hints = typing.get_type_hints(cls)
-    own = [field.name for field in dataclasses.fields(cls) if field.init and field.name in arguments]
-    method = cls.from_dict({name: _read(cls, name, hints[name], arguments.pop(name)) for name in own})
+    types = parameter_types(cls)
+    given = {name: arguments.pop(name) for name in types if name in arguments}
+    method = cls.from_dict(parse_typed(given, types, f"method={cls.name}, "))
     if method.is_identity:
         raise BadParameterError(
             f"method={cls.name} changes nothing as it is set: {method!r}; give its parameters, or method=none"
@@ -87,24 +84,3 @@ def _split(text: str) -> list[str]:
         else:
             parts[-1] += character
     return [part.strip() for part in parts if part.strip()]
-
-
-def _literal(text: str) -> Any:
-    if text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    if text.lower() in ("none", "null"):
-        return None
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
-
-
-def _read(cls: type[Method], name: str, hint: Any, value: Any) -> Any:
-    """The value in the parameter's type: harnesses make 3 of 3, but -1.0 of -1 and a text of [3,1]."""
-    adapter = TypeAdapter(hint)
-    try:
-        return adapter.validate_python(_literal(value) if isinstance(value, str) else value)
-    except ValidationError as error:
-        reason = error.errors()[0]["msg"]
-        raise BadParameterError(f"method={cls.name}, {name}={value!r}: {reason}") from error

@@ -57,8 +57,8 @@ def test_none_is_no_method(none):
     [
         ({"method": "knockuot"}, UnknownMethodError, "did you mean 'knockout'"),
         ({"method": "knockout"}, BadParameterError, "changes nothing"),
-        ({"method": "knockout", "heads": "some"}, BadParameterError, "heads='some'"),
-        ({"method": "dola", "beta": "big"}, BadParameterError, "beta='big'"),
+        ({"method": "knockout", "heads": "some"}, BadParameterError, "heads=some"),
+        ({"method": "dola", "beta": "big"}, BadParameterError, "beta=big"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(given, error, message):

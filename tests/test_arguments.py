@@ -1,4 +1,4 @@
-"""`--set NAME=VALUE`: a text becomes a value of the parameter's type, or an error says what is expected."""
+"""NAME=VALUE: a text becomes a value of the parameter's type, or an error says what is expected."""
 
 from __future__ import annotations
 
@@ -7,8 +7,12 @@ from typing import Literal
 
 import pytest
 
-from regaze.cli.options import read_settings
+from regaze.arguments import parameter_types, parse_typed, parse_untyped, split_assignments
 from regaze.errors import BadParameterError, UnknownParameterError
+
+
+def read_settings(cls, settings):
+    return parse_typed(split_assignments(settings, "--set"), parameter_types(cls), "--set ")
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,8 @@ class Sample:
         ("heads=[]", ()),
         ("layers=[1,2]", (1, 2)),
         ("layers=None", None),
+        ("layers=1,2", (1, 2)),
+        ("layers=3", (3,)),
     ],
 )
 def test_values_have_the_type_of_the_parameter(setting, value):
@@ -76,3 +82,27 @@ def test_unknown_names_are_told_the_known_ones():
         read_settings(Sample, ["rho"])
     assert read_settings(Sample, []) == {}
     assert read_settings(Sample, ["rho=1", "rho=2"]) == {"rho": 2.0}
+
+
+def test_values_that_are_no_texts_are_converted():
+    given = {"top": 3.0, "heads": [[3.0, 1.0]], "limit": None}
+    parsed = parse_typed(given, parameter_types(Sample), "")
+    assert parsed == {"top": 3, "heads": ((3, 1),), "limit": None}
+    with pytest.raises(BadParameterError, match=r"model: top=3\.5: expected int"):
+        parse_typed({"top": 3.5}, parameter_types(Sample), "model: ")
+
+
+class Opaque:
+    """No type that pydantic knows."""
+
+
+def test_a_type_that_no_text_can_be_is_refused():
+    with pytest.raises(BadParameterError, match="--set tag=x: can be given in Python only"):
+        parse_typed({"tag": "x"}, {"tag": Opaque}, "--set ")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("1", 1), ("True", True), ("none", None), ("[1, 2]", [1, 2]), ("a word", "a word")]
+)
+def test_without_a_type_a_text_is_json_or_itself(text, value):
+    assert parse_untyped(text) == value

@@ -1,0 +1,112 @@
+"""NAME=VALUE arguments: texts parsed by the type annotation of the parameter they set.
+
+The command line, the options of benchmarks and the arguments of evaluation harnesses share this parser.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import typing
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from pydantic import PydanticUserError, TypeAdapter, ValidationError
+
+from regaze.errors import BadParameterError, UnknownParameterError
+
+#: spellings that JSON does not have
+_CONSTANTS = {"none": "null", "true": "true", "false": "false"}
+
+
+def split_assignments(texts: Iterable[str], option: str) -> dict[str, str]:
+    """{name: value} of texts "NAME=VALUE"; of a name that comes twice the last value.
+
+    Args:
+        option: the option that the texts were given to, for the error ("--set").
+
+    Raises:
+        BadParameterError: a text without a name or without "=".
+    """
+    values = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name.strip():
+            raise BadParameterError(f"{option} {text}: expected NAME=VALUE")
+        values[name.strip()] = value
+    return values
+
+
+def parse_untyped(text: str) -> Any:
+    """A JSON value (Python's None, True and False included), else the text itself."""
+    try:
+        return json.loads(_CONSTANTS.get(text.lower(), text))
+    except ValueError:
+        return text
+
+
+def parse_typed(values: Mapping[str, Any], types: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """Values of the annotated types.
+
+    A text is JSON ("none" is null), a bare word, or words with commas between, whichever the type accepts
+    first. Other values are converted as pydantic does it: 3.0 is accepted for an int.
+
+    Args:
+        values: texts, or values that a harness has parsed already.
+        types: annotation per parameter, see `parameter_types`.
+        prefix: what error messages begin with, such as "--set ".
+
+    Raises:
+        UnknownParameterError: a name that is not in `types`.
+        BadParameterError: a value that is not of the parameter's type.
+    """
+    parsed = {}
+    for name, value in values.items():
+        if name not in types:
+            there = ", ".join(types) or "none"
+            raise UnknownParameterError(f"{prefix}{name}={value}: no parameter {name!r}; there are {there}")
+        try:
+            adapter = TypeAdapter(types[name])
+            parsed[name] = (
+                _parse_text(adapter, value) if isinstance(value, str) else adapter.validate_python(value)
+            )
+        except ValidationError as error:
+            expected, reason = _type_name(types[name]), error.errors()[0]["msg"]
+            raise BadParameterError(f"{prefix}{name}={value}: expected {expected} ({reason})") from error
+        except PydanticUserError as error:
+            raise BadParameterError(f"{prefix}{name}={value}: can be given in Python only") from error
+    return parsed
+
+
+def parameter_types(cls: type) -> dict[str, Any]:
+    """Annotations of the parameters of a dataclass."""
+    types = typing.get_type_hints(cls)
+    return {field.name: types[field.name] for field in dataclasses.fields(cls) if field.init}
+
+
+def _parse_text(adapter: TypeAdapter[Any], text: str) -> Any:
+    """Raises the ValidationError of the reading that came closest."""
+    failure: ValidationError | None = None
+    for candidate in _as_json(text):
+        try:
+            return adapter.validate_json(candidate, strict=True)
+        except ValidationError as error:
+            if failure is None or failure.errors()[0]["type"] == "json_invalid":
+                failure = error
+    assert failure is not None
+    raise failure
+
+
+def _as_json(text: str) -> Iterator[str]:
+    yield _CONSTANTS.get(text.lower(), text)
+    yield json.dumps(text)
+    words = [word.strip() for word in text.split(",")]
+    yield json.dumps([parse_untyped(word) for word in words])
+    yield json.dumps(words)
+
+
+def _type_name(annotation: Any) -> str:
+    """An annotation as it is written in code."""
+    if isinstance(annotation, type) and not typing.get_args(annotation):
+        return annotation.__name__
+    return str(annotation).replace("typing.", "").replace("collections.abc.", "")

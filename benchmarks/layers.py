@@ -10,7 +10,7 @@ from torch import Tensor
 
 from regaze.interventions.gift.policy import AmplifyTopHeads
 from regaze.interventions.var.policy import MoveMass
-from regaze.kernels import AttentionEdit, Channels, Rows, StatsRequest
+from regaze.kernels import AttentionEdit, Channels, RowSelection, StatsRequest
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 #: Rows after the image: a question, the end of the turn and the header of the answer.
@@ -96,7 +96,7 @@ class Inputs:
         groups[:, 35 : keys - TEXT_ROWS] = 3
         groups[:, 40 : keys - TEXT_ROWS : 97], groups[:, :2] = 2, 1
         image = (groups >= 2).float()
-        rows = Rows(torch.arange(keys - TEXT_ROWS, keys, device=DEVICE)) if self.causal else None
+        rows = RowSelection(torch.arange(keys - TEXT_ROWS, keys, device=DEVICE)) if self.causal else None
         var = MoveMass(4, (1, 2), (3,), (2, 3), moved=0.6, min_share=0.5, min_mass=0.2)
         gift = AmplifyTopHeads(4, image=1, query=2, salient=3, heads=shape.heads // 2)
         salient = torch.rand(1, batch, keys, generator=g, device=DEVICE) * 3 * image

@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from regaze.errors import BadParameterError
 from regaze.interventions.contrastive import Contrastive
-from regaze.kernels import AttentionEdit, Rows, Stats, StatsRequest
+from regaze.kernels import AttentionEdit, RowSelection, Stats, StatsRequest
 from regaze.toolkit.model.branches import measurement_inputs
 from regaze.toolkit.model.callback import Callback
 from regaze.toolkit.model.context import Context
@@ -92,14 +92,14 @@ class _LastRow(Callback):
     def __init__(self, tokens: TokenMap):
         images = [tokens.columns(Role.IMAGE, row) for row in range(tokens.batch)]
         self.columns = pad_sequence(images, batch_first=True, padding_value=-1)  # [B, n]
-        self.rows = Rows.where(tokens.answering() & ~tokens.mask(Role.OUTPUT))
+        self.rows = RowSelection.where(tokens.answering() & ~tokens.mask(Role.OUTPUT))
         self.attention: list[Tensor] = []  # [B, n] of each layer
 
     def edit(self, layer: int, step: int, context: Context) -> AttentionEdit | None:
         device, state = context.device, context.state(self)
         if device not in state:
             columns, rows = self.columns.to(device), self.rows.to(device)
-            state[device] = StatsRequest(rows=rows, columns=columns).alone
+            state[device] = StatsRequest(rows=rows, columns=columns).as_edit
         return state[device]
 
     def on_stats(self, layer: int, stats: Stats, context: Context) -> None:

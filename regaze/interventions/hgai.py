@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from regaze.errors import BadParameterError
 from regaze.interventions.base import Intervention
 from regaze.interventions.layer_ranges import LayerRange, checked_range, layer_range
-from regaze.kernels import AttentionEdit, Rows
+from regaze.kernels import AttentionEdit, RowSelection
 from regaze.toolkit.model.context import Context
 from regaze.toolkit.prompts.token_map import Role
 
@@ -59,7 +59,7 @@ class HGAI(Intervention):
             return
         state["layers"] = layer_range(self.layers, (5, 17), 32, context.num_layers)
         state["slope"] = self.alpha * image.float()[:, None]
-        state["rows"] = Rows.where(tokens.answering() & image.any(1, keepdim=True))
+        state["rows"] = RowSelection.where(tokens.answering() & image.any(1, keepdim=True))
 
     def edit(self, layer: int, step: int, context: Context) -> AttentionEdit | None:
         state = context.state(self)

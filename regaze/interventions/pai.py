@@ -12,7 +12,7 @@ from regaze.errors import BadParameterError, UnsupportedModelError
 from regaze.interventions.base import Intervention
 from regaze.interventions.contrastive import WITHOUT_IMAGE, check_cut, cut_where, has_image, rows_with_image
 from regaze.interventions.layer_ranges import LayerRange, checked_range, layer_range
-from regaze.kernels import AttentionEdit, Rows
+from regaze.kernels import AttentionEdit, RowSelection
 from regaze.toolkit.model.branches import without_image
 from regaze.toolkit.model.context import Context
 from regaze.toolkit.model.logits import LogitsCombination
@@ -98,7 +98,7 @@ class PAI(Intervention):
             return
         state["layers"] = layer_range(self.layers, (2, 31), 32, context.num_layers)
         state["slope"] = self.alpha * image.float()[:, None]
-        state["rows"] = Rows.where(tokens.answering() & image.any(1, keepdim=True))
+        state["rows"] = RowSelection.where(tokens.answering() & image.any(1, keepdim=True))
 
     def edit(self, layer: int, step: int, context: Context) -> AttentionEdit | None:
         state = context.state(self)
@@ -122,7 +122,7 @@ class PAI(Intervention):
         if ("cross", context.device) not in state:
             tokens, image = context.tokens, context.cross_tokens.mask(Role.IMAGE)
             slope = (self.alpha * image.float()[:, None]).to(context.device)
-            rows = Rows.where(tokens.answering()).to(context.device)
+            rows = RowSelection.where(tokens.answering()).to(context.device)
             first, last = layer_range(self.layers, (2, 31), 32, context.num_layers)
             prefill = AttentionEdit(score_slope=slope, rows=rows)
             state["cross", context.device] = range(first, last + 1), prefill, AttentionEdit(score_slope=slope)

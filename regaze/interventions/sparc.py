@@ -10,7 +10,7 @@ import torch
 from regaze.errors import BadParameterError, InputError
 from regaze.interventions.base import Intervention
 from regaze.interventions.layer_ranges import LayerRange, checked_range, layer_range
-from regaze.kernels import AttentionEdit, Rows, Stats, StatsRequest
+from regaze.kernels import AttentionEdit, RowSelection, Stats, StatsRequest
 from regaze.toolkit.model.context import Context
 from regaze.toolkit.prompts.columns import column_index, scatter_columns
 from regaze.toolkit.prompts.token_map import Role
@@ -81,7 +81,7 @@ class SPARC(Intervention):
         given = None if self.selected_layer is None else (self.selected_layer, self.selected_layer)
         state["selected"] = layer_range(given, (20, 20), 32, context.num_layers)[0]
         state["layers"] = layer_range(self.layers, (0, 31), 32, context.num_layers)
-        state["columns"], state["rows"] = column_index(image), Rows.where(tokens.last())
+        state["columns"], state["rows"] = column_index(image), RowSelection.where(tokens.last())
 
     def edit(self, layer: int, step: int, context: Context) -> AttentionEdit | None:
         state = context.state(self)

@@ -8,7 +8,7 @@ from typing import ClassVar
 from regaze.errors import BadParameterError
 from regaze.interventions.base import Intervention
 from regaze.interventions.layer_ranges import LayerRange, checked_range, layer_range
-from regaze.kernels import AttentionEdit, Rows
+from regaze.kernels import AttentionEdit, RowSelection
 from regaze.toolkit.model.context import Context
 from regaze.toolkit.prompts.token_map import Role
 
@@ -59,7 +59,7 @@ class VAF(Intervention):
         system = tokens.mask(Role.SYSTEM) & image.any(1, keepdim=True)  # prompts without an image stay
         state["layers"] = layer_range(self.layers, (9, 14), 32, context.num_layers)
         state["gain"] = (1.0 + (self.enhance - 1.0) * image + (self.suppress - 1.0) * system)[:, None]
-        state["rows"] = Rows.where(tokens.after_image())
+        state["rows"] = RowSelection.where(tokens.after_image())
 
     def edit(self, layer: int, step: int, context: Context) -> AttentionEdit | None:
         state = context.state(self)

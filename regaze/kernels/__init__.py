@@ -5,14 +5,14 @@ from regaze.kernels.backends import BACKENDS
 from regaze.kernels.channels import Channels
 from regaze.kernels.compose import compose
 from regaze.kernels.policies import Policy, Scale, TritonPart, pad_channels
-from regaze.kernels.spec import AttentionEdit, Rows, Stats, StatsRequest, UnmaskRect, Windows
+from regaze.kernels.spec import AttentionEdit, RowSelection, Stats, StatsRequest, UnmaskRect, Windows
 
 __all__ = [
     "BACKENDS",
     "AttentionEdit",
     "Channels",
     "Policy",
-    "Rows",
+    "RowSelection",
     "Scale",
     "Stats",
     "StatsRequest",

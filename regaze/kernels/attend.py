@@ -8,7 +8,7 @@ from torch import Tensor
 from regaze.errors import BadParameterError, ShapeError
 from regaze.kernels.backends import choose
 from regaze.kernels.sliding_cache import edit_from, stats_from
-from regaze.kernels.spec import AttentionEdit, Rows, Stats, StatsRequest
+from regaze.kernels.spec import AttentionEdit, RowSelection, Stats, StatsRequest
 
 
 def attend(
@@ -86,7 +86,7 @@ def attention_stats(
     Arguments and errors as for `attend`.
     """
     _check(q, k, k, mask, softcap, sinks)
-    edit = edit_from(request.alone, first_key)
+    edit = edit_from(request.as_edit, first_key)
     assert edit.stats is not None
     edit.check(q.shape[0], q.shape[1], q.shape[2], k.shape[2])
     if scaling is None:
@@ -100,7 +100,7 @@ def attention_stats(
 def column_sums(
     q: Tensor,
     k: Tensor,
-    rows: Rows | None = None,
+    rows: RowSelection | None = None,
     *,
     mask: Tensor | None = None,
     scaling: float | None = None,
@@ -120,7 +120,7 @@ def column_sums(
         [B, Hq, Lk] fp32 sums of weights over the rows.
     """
     _check(q, k, k, mask, softcap, sinks)
-    edit = StatsRequest(rows).alone
+    edit = StatsRequest(rows).as_edit
     edit.check(q.shape[0], q.shape[1], q.shape[2], k.shape[2])
     if scaling is None:
         scaling = q.shape[-1] ** -0.5

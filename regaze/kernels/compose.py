@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from regaze.errors import CompositionError
-from regaze.kernels.spec import AttentionEdit, Rows
+from regaze.kernels.spec import AttentionEdit, RowSelection
 
 
 def compose(edits: Sequence[AttentionEdit]) -> AttentionEdit | None:
@@ -22,7 +22,8 @@ def compose(edits: Sequence[AttentionEdit]) -> AttentionEdit | None:
     masses that the softmax gives), two score slopes or a slope beside a gain of another edit (the maps do not
     commute), different row selections of edits that change weights, two recordings.
 
-    Edits that select rows should share one `Rows`: two are compared by value, which waits for the device.
+    Edits that select rows should share one `RowSelection`: two are compared by value, which waits for the
+    device.
 
     Raises:
         CompositionError: for a combination without a meaning.
@@ -71,7 +72,7 @@ def _either(a: T | None, b: T | None) -> T | None:
     return b if a is None else a
 
 
-def _common_rows(a: AttentionEdit, b: AttentionEdit) -> Rows | None:
+def _common_rows(a: AttentionEdit, b: AttentionEdit) -> RowSelection | None:
     """The row selection of the edit that changes weights; both must agree when both do."""
     if not a.edits_rows or not b.edits_rows:
         return a.rows if a.edits_rows else b.rows
@@ -83,7 +84,7 @@ def _common_rows(a: AttentionEdit, b: AttentionEdit) -> Rows | None:
     )
 
 
-def _same(a: Rows | None, b: Rows | None) -> bool:
+def _same(a: RowSelection | None, b: RowSelection | None) -> bool:
     if a is None or b is None or not torch.equal(a.index, b.index):
         return False
     if a.active is None or b.active is None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from regaze.kernels.policies import coefficients_of
-from regaze.kernels.spec import AttentionEdit, Rows, Stats, StatsRequest, UnmaskRect, Windows
+from regaze.kernels.spec import AttentionEdit, RowSelection, Stats, StatsRequest, UnmaskRect, Windows
 
 
 def attend_reference(
@@ -81,7 +81,7 @@ def observe_reference(
 ) -> Stats:
     """Statistics of plain attention; see `attention_stats`."""
     options = {"mask": mask, "scaling": scaling, "is_causal": is_causal, "softcap": softcap, "sinks": sinks}
-    stats = attend_reference(q, k, k, request.alone, **options)[1]  # type: ignore[arg-type]
+    stats = attend_reference(q, k, k, request.as_edit, **options)[1]  # type: ignore[arg-type]
     assert stats is not None
     return stats
 
@@ -89,7 +89,7 @@ def observe_reference(
 def column_sums_reference(
     q: Tensor,
     k: Tensor,
-    rows: Rows | None,
+    rows: RowSelection | None,
     *,
     mask: Tensor | None,
     scaling: float,
@@ -187,7 +187,7 @@ def log_denominator(scores: Tensor, sinks: Tensor | None) -> Tensor:
     return lse if sinks is None else torch.logaddexp(lse, sinks.to(lse.dtype)[:, None])
 
 
-def row_mask(rows: Rows | None, batch: int, queries: int, device: torch.device) -> Tensor:
+def row_mask(rows: RowSelection | None, batch: int, queries: int, device: torch.device) -> Tensor:
     """A row selection as [B, 1, Lq, 1] bool."""
     if rows is None:
         return torch.ones(batch, 1, queries, 1, dtype=torch.bool, device=device)

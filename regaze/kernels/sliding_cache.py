@@ -23,10 +23,10 @@ def edit_from(edit: AttentionEdit, first: int) -> AttentionEdit:
     """
     if not first:
         return edit
-    known, moved = edit.kept.get(_KEPT, (0, None))
+    known, moved = edit.backend_cache.get(_KEPT, (0, None))
     if known != first:
         moved = _moved(edit, first)
-        edit.kept[_KEPT] = first, moved
+        edit.backend_cache[_KEPT] = first, moved
     return moved
 
 

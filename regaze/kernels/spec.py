@@ -25,7 +25,7 @@ from regaze.kernels.policies import Policy
 
 
 @dataclass(frozen=True, eq=False)
-class Rows:
+class RowSelection:
     """A choice of query rows.
 
     Attributes:
@@ -38,27 +38,27 @@ class Rows:
 
     def __post_init__(self) -> None:
         if self.index.dim() != 1 or self.index.dtype != torch.int64:
-            raise ShapeError(f"Rows.index must be [R] int64, got {describe(self.index)}")
+            raise ShapeError(f"RowSelection.index must be [R] int64, got {describe(self.index)}")
         active, count = self.active, len(self.index)
         if active is not None and (
             active.dim() != 2 or active.shape[1] != count or active.dtype != torch.bool
         ):
-            raise ShapeError(f"Rows.active must be [B, R={count}] bool, got {describe(active)}")
+            raise ShapeError(f"RowSelection.active must be [B, R={count}] bool, got {describe(active)}")
 
     @classmethod
-    def where(cls, mask: Tensor) -> Rows:
+    def where(cls, mask: Tensor) -> RowSelection:
         """Rows from a [B, Lq] bool mask. Waits for the device: call it once per prompt, not per layer."""
         if mask.dim() != 2 or mask.dtype != torch.bool:
-            raise ShapeError(f"Rows.where takes a [B, Lq] bool mask, got {describe(mask)}")
+            raise ShapeError(f"RowSelection.where takes a [B, Lq] bool mask, got {describe(mask)}")
         index = mask.any(0).nonzero().flatten()
         active = mask[:, index]
         return cls(index, None if bool(active.all()) else active)
 
-    def to(self, device: torch.device) -> Rows:
+    def to(self, device: torch.device) -> RowSelection:
         """The same rows on another device; itself where it is already there."""
         if self.index.device == device:
             return self
-        return Rows(self.index.to(device), None if self.active is None else self.active.to(device))
+        return RowSelection(self.index.to(device), None if self.active is None else self.active.to(device))
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +74,7 @@ class StatsRequest:
         edited: report on the edited row instead of the unedited one.
     """
 
-    rows: Rows | None = None
+    rows: RowSelection | None = None
     channels: Channels | None = None
     entropy: bool = False
     top1: bool = False
@@ -91,13 +91,13 @@ class StatsRequest:
             raise BadParameterError("StatsRequest takes `columns` or `full_rows`, not both")
 
     @cached_property
-    def masses_alone(self) -> bool:
+    def only_masses(self) -> bool:
         """Whether masses of all rows are all that is asked for."""
         others = (self.entropy, self.top1, self.lse, self.full_rows, self.columns is not None)
         return self.channels is not None and self.rows is None and not any(others)
 
     @cached_property
-    def alone(self) -> AttentionEdit:
+    def as_edit(self) -> AttentionEdit:
         """The edit that only records."""
         return AttentionEdit(stats=self)
 
@@ -190,7 +190,7 @@ class AttentionEdit:
         stats: what to record.
     """
 
-    rows: Rows | None = None
+    rows: RowSelection | None = None
     score_slope: Tensor | None = None
     head_mean_slope: Tensor | None = None
     score_gain: Tensor | None = None
@@ -206,7 +206,7 @@ class AttentionEdit:
     # Nothing below changes what an edit means: padded columns, what a backend made of the edit for its next
     # call, and the least Lk for which each q fitted.
     _columns: dict[str, PaddedColumns] = field(default_factory=dict, init=False, repr=False)
-    kept: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
+    backend_cache: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
     _fitted: dict[tuple[int, int, int], int] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from regaze.kernels.policies import FoldedPolicy, coefficients_of, offers
 from regaze.kernels.reference import edit_scores, in_window, measure, row_mask, visibility
-from regaze.kernels.spec import AttentionEdit, Rows, Stats, StatsRequest, UnmaskRect
+from regaze.kernels.spec import AttentionEdit, RowSelection, Stats, StatsRequest, UnmaskRect
 
 #: Scores held at once, in elements: 64 MiB in fp32, on a CPU 4 MiB (what its caches hold and malloc keeps).
 #: A block never has fewer than one query row.
@@ -67,13 +67,13 @@ def observe_torch(
     sinks: Tensor | None = None,
 ) -> Stats:
     """Statistics of plain attention; see `attention_stats`."""
-    return _Call(q, k, k, request.alone, mask, scaling, is_causal, softcap, sinks).statistics(request)
+    return _Call(q, k, k, request.as_edit, mask, scaling, is_causal, softcap, sinks).statistics(request)
 
 
 def column_sums_torch(
     q: Tensor,
     k: Tensor,
-    rows: Rows | None,
+    rows: RowSelection | None,
     *,
     mask: Tensor | None,
     scaling: float,
@@ -83,7 +83,7 @@ def column_sums_torch(
 ) -> Tensor:
     """Weights of plain attention [B, Hq, Lk] summed over `rows`, block by block; see `column_sums`."""
     request = StatsRequest(rows, full_rows=True)
-    call = _Call(q, k, k, request.alone, mask, scaling, is_causal, softcap, sinks)
+    call = _Call(q, k, k, request.as_edit, mask, scaling, is_causal, softcap, sinks)
     parts = call.parts(None if rows is None else rows.index)
     active = None if rows is None else rows.active
     actives = [None] * len(parts) if active is None else active.split(call.block_rows, 1)
@@ -201,14 +201,14 @@ class _Call:
             and self.has_kernel
             and (mask is None or (mask.dtype == torch.bool and mask.shape[1] == 1))
             and not self.edit.edits_mask
-            and request.masses_alone
+            and request.only_masses
             and request.channels is not None
             and request.channels.count <= self.q.shape[3]
         )
 
     def _masses(self, request: StatsRequest) -> Tensor:
         """Masses [B, Hq, 1, K] of a row as attention whose values are the channels' columns: one kernel."""
-        dim, channels, kept = self.q.shape[3], request.channels, request.alone.kept
+        dim, channels, kept = self.q.shape[3], request.channels, request.as_edit.backend_cache
         assert channels is not None
         values: Tensor | None = kept.get("values")  # [B or 1, 1, n, D], zeros beside the K columns
         if values is None or values.shape[2] < self.keys or values.shape[3] != dim:
@@ -414,10 +414,10 @@ def _folded(edit: AttentionEdit, weights: Tensor) -> Callable[[Tensor], Tensor] 
         return None
     if weights.dtype != torch.float32 or weights.requires_grad:
         return None
-    if "fold" not in edit.kept:
+    if "fold" not in edit.backend_cache:
         with torch.inference_mode(False):  # kept with the edit, for any call
-            edit.kept["fold"] = cast(FoldedPolicy, policy).fold(channels)
-    fold: Callable[[Tensor], Tensor] | None = edit.kept["fold"]
+            edit.backend_cache["fold"] = cast(FoldedPolicy, policy).fold(channels)
+    fold: Callable[[Tensor], Tensor] | None = edit.backend_cache["fold"]
     return fold
 
 

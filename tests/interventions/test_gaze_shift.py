@@ -68,7 +68,7 @@ def test_the_map_is_the_saliency_of_gift(gaze, record):
             seen["shifts"] = RowShifts(method.content_tokens(context), context.tokens.mask(Role.IMAGE))
 
         def edit(self, layer, step, context):
-            return seen["shifts"].on(context.device).alone if layer == 2 and step == 0 else None
+            return seen["shifts"].on(context.device).as_edit if layer == 2 and step == 0 else None
 
         def on_stats(self, layer, stats, context):
             shifts = seen["shifts"]

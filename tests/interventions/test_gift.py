@@ -19,7 +19,7 @@ from regaze.interventions.gift.gaze_shift import RowShifts, mean_shift, saliency
 from regaze.interventions.gift.method import GIFT, published
 from regaze.interventions.gift.policy import AmplifyTopHeads
 from regaze.interventions.gift.saliency import calibrate, layer_shifts
-from regaze.kernels import AttentionEdit, Channels, Rows, attend
+from regaze.kernels import AttentionEdit, Channels, RowSelection, attend
 from regaze.toolkit.prompts.columns import column_index, scatter_columns
 
 
@@ -140,7 +140,11 @@ def test_golden_row_edit(shared):
         for column in range(params["query_start"], params["query_end"] + 1):
             roles[column] = 2
         edit = enhance(
-            roles, gains, params["heads"] // 2, params["beta"], Rows(torch.tensor([params["q_len"] - 1]))
+            roles,
+            gains,
+            params["heads"] // 2,
+            params["beta"],
+            RowSelection(torch.tensor([params["q_len"] - 1])),
         )
         out = attend(q, k, v, edit, mask=additive)[0].transpose(1, 2)
         close(out, tensors[f"{name}/out/attn_output_after"])
@@ -255,7 +259,7 @@ def test_prefill_and_decode_equal_two_forwards_by_hand(model, gaze, setting):
     gains = torch.zeros(1, length)
     gains[columns] = (4.0 * saliency(mean, mean >= 0)).exp()[0]
     groups = (columns + 2 * tokens.mask(Role.QUERY)).to(torch.uint8)
-    rows = Rows(torch.arange(length - 1, length + answer - 1))
+    rows = RowSelection(torch.arange(length - 1, length + answer - 1))
     edit = AttentionEdit(
         rows=rows,
         channels=Channels(groups=groups, num_groups=3, weights=gains[None]),

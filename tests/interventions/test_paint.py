@@ -14,7 +14,7 @@ from regaze import HeadKnockout, Role
 from regaze.errors import BadParameterError, InputError
 from regaze.interventions.paint.heads import head_sensitivity
 from regaze.interventions.paint.method import PAINT, top, upper_fence
-from regaze.kernels import AttentionEdit, Rows, attend
+from regaze.kernels import AttentionEdit, RowSelection, attend
 from regaze.toolkit.model.vision import class_attention, patches_on_tokens, received_attention
 
 
@@ -91,7 +91,7 @@ def test_golden_score_boost(shared):
         slope = torch.zeros(1, 1, params["k_len"])
         slope[..., params["image_start"] + tensors[f"{name}/in/local"]] = params["alpha"]
         slope[..., params["image_start"] + tensors[f"{name}/in/summary"]] = params["beta"]
-        edit = AttentionEdit(score_slope=slope, rows=Rows(torch.tensor([params["q_len"] - 1])))
+        edit = AttentionEdit(score_slope=slope, rows=RowSelection(torch.tensor([params["q_len"] - 1])))
         out = attend(q, k, v, edit, mask=additive)[0].transpose(1, 2)
         close(out, tensors[f"{name}/out/out_after"])
         identity = torch.eye(params["k_len"]).expand(*k.shape[:2], -1, -1)

@@ -16,7 +16,7 @@ import regaze
 from regaze import VAR, HeadKnockout, Role, TokenMap
 from regaze.errors import BadParameterError
 from regaze.interventions.var.policy import MoveMass
-from regaze.kernels import AttentionEdit, Channels, Rows, attend
+from regaze.kernels import AttentionEdit, Channels, RowSelection, attend
 from regaze.toolkit.analysis.sink_profile import (
     SinkProfile,
     find_sink_dimensions,
@@ -344,7 +344,7 @@ def test_only_rows_after_the_image_are_touched():
     q, k, v = torch.randn(1, 4, 9, 8), torch.randn(1, 2, 9, 8), torch.randn(1, 2, 9, 8)
     channels = Channels(groups=torch.tensor([[1, 2, 3, 3, 3, 0, 0, 0, 0]], dtype=torch.uint8), num_groups=4)
     policy = MoveMass(4, (1, 2), (3,), (2, 3), 0.6, 0.0, 0.0)
-    edit = AttentionEdit(rows=Rows(torch.arange(5, 9)), channels=channels, policy=policy)
+    edit = AttentionEdit(rows=RowSelection(torch.arange(5, 9)), channels=channels, policy=policy)
     plain, edited = attend(q, k, v, is_causal=True)[0], attend(q, k, v, edit, is_causal=True)[0]
     assert torch.equal(plain[:, :, :5], edited[:, :, :5])
     assert not torch.allclose(plain[:, :, 5:], edited[:, :, 5:])

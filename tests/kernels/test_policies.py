@@ -10,7 +10,7 @@ import torch
 from kernel_cases import Case, check_call, random_like
 
 from regaze.errors import ShapeError
-from regaze.kernels import AttentionEdit, Channels, Rows, Scale, StatsRequest, TritonPart, attend
+from regaze.kernels import AttentionEdit, Channels, RowSelection, Scale, StatsRequest, TritonPart, attend
 from regaze.kernels.policies import offers
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -59,7 +59,7 @@ def case_of(policy, queries: int, groups: int = 3, weights: bool = False, edited
     q, k, v = random_like(g, 2, 6, queries, 16), *(random_like(g, 2, 2, 40, 16) for _ in range(2))
     group = torch.randint(0, groups, (2, 37), generator=g, dtype=torch.uint8)
     channels = Channels(group, groups, torch.rand(1, 2, 37, generator=g) if weights else None)
-    rows = Rows.where(torch.rand(2, queries, generator=g) > 0.4) if queries > 1 else None
+    rows = RowSelection.where(torch.rand(2, queries, generator=g) > 0.4) if queries > 1 else None
     stats = StatsRequest(channels=channels, entropy=True, edited=edited)
     edit = AttentionEdit(rows, channels=channels, policy=policy, stats=stats)
     return Case(q, k, v, edit, None, True, None, random_like(g, 6))

@@ -23,7 +23,7 @@ from regaze.interventions.var.policy import MoveMass
 from regaze.kernels import (
     AttentionEdit,
     Channels,
-    Rows,
+    RowSelection,
     Scale,
     StatsRequest,
     UnmaskRect,
@@ -189,7 +189,7 @@ def test_multiply_and_renormalise_is_a_bias():
 def test_head_gain_per_row_ignores_the_row_selection():
     q, k, v = (torch.randn(1, 2, 3, 4, dtype=torch.float64) for _ in range(3))
     gain = torch.tensor([[[1.0, 0.0, 2.0], [0.5, 1.0, 0.0]]]).double()
-    edit = AttentionEdit(rows=Rows(torch.tensor([0])), head_gain=gain)
+    edit = AttentionEdit(rows=RowSelection(torch.tensor([0])), head_gain=gain)
     torch.testing.assert_close(reference(q, k, v, edit)[0], reference(q, k, v)[0] * gain[..., None])
 
 
@@ -427,7 +427,7 @@ def test_statistics_equal_those_of_the_materialised_rows(case: Case):
 def test_log_sum_exp_is_that_of_the_masked_scores():
     q, k, v = (torch.randn(2, 2, 4, 8) for _ in range(3))
     active = torch.tensor([[True, True], [False, True]])
-    rows = Rows(torch.tensor([0, 2]), active)
+    rows = RowSelection(torch.tensor([0, 2]), active)
     scores = (q @ k.mT / 8**0.5).masked_fill(~torch.ones(4, 4, dtype=torch.bool).tril(), -torch.inf)
     want = scores.logsumexp(-1)[:, :, [0, 2]] * active[:, None]
     for backend in ("reference", "torch"):

@@ -10,7 +10,7 @@ from regaze.interventions.var.policy import MoveMass
 from regaze.kernels import (
     AttentionEdit,
     Channels,
-    Rows,
+    RowSelection,
     StatsRequest,
     UnmaskRect,
     Windows,
@@ -45,7 +45,9 @@ def edits(queries: int, named: int) -> dict[str, AttentionEdit]:
             windows=Windows(torch.tensor([[3, 30, 5, 2, 9, 1]]), sink=4, first=torch.tensor([2, 5]))
         ),
         "slices": AttentionEdit(stats=StatsRequest(columns=columns, **stats)),
-        "full rows": AttentionEdit(stats=StatsRequest(Rows(torch.tensor([queries - 1])), full_rows=True)),
+        "full rows": AttentionEdit(
+            stats=StatsRequest(RowSelection(torch.tensor([queries - 1])), full_rows=True)
+        ),
         "weights": AttentionEdit(
             stats=StatsRequest(channels=Channels(weights=draw(3, B, named, seed=11).abs()))
         ),

@@ -14,7 +14,7 @@ from regaze.kernels import (
     BACKENDS,
     AttentionEdit,
     Channels,
-    Rows,
+    RowSelection,
     Scale,
     StatsRequest,
     UnmaskRect,
@@ -66,9 +66,9 @@ TRUE = torch.ones(1, LQ, dtype=torch.bool)
             AttentionEdit(unmask=(UnmaskRect(torch.ones(1, 4).bool(), TRUE),)),
             "UnmaskRect.rows is [1, 4]",
         ),
-        (AttentionEdit(rows=Rows(torch.arange(4)), bias=torch.zeros(1, 1, 1)), "rows.index is [4]"),
-        (AttentionEdit(rows=Rows(torch.arange(2), torch.ones(3, 2).bool())), "rows.active is [3, 2]"),
-        (AttentionEdit(stats=StatsRequest(rows=Rows(torch.arange(4)))), "stats.rows.index is [4]"),
+        (AttentionEdit(rows=RowSelection(torch.arange(4)), bias=torch.zeros(1, 1, 1)), "rows.index is [4]"),
+        (AttentionEdit(rows=RowSelection(torch.arange(2), torch.ones(3, 2).bool())), "rows.active is [3, 2]"),
+        (AttentionEdit(stats=StatsRequest(rows=RowSelection(torch.arange(4)))), "stats.rows.index is [4]"),
         (AttentionEdit(stats=StatsRequest(channels=groups(3))), "stats.channels (as [B, n, K]) is [3, 5, 3]"),
         (AttentionEdit(stats=StatsRequest(columns=torch.zeros(3, 2).long())), "stats.columns is [3, 2]"),
         (AttentionEdit(channels=groups(n=6), policy=redistribute()), "channels (as [B, n, K]) is [2, 6, 3]"),
@@ -90,10 +90,16 @@ def test_an_edit_that_does_not_fit_names_both_shapes(edit, said, backend):
             lambda: AttentionEdit(head_score_gain=torch.zeros(1, 2, 3)),
             "head_score_gain must be [B or 1, Hq], got [1, 2, 3]",
         ),
-        (lambda: Rows(torch.zeros(2)), "Rows.index must be [R] int64, got [2] float32"),
-        (lambda: Rows(torch.arange(2), torch.ones(1, 3).bool()), "must be [B, R=2] bool, got [1, 3] bool"),
-        (lambda: Rows(torch.arange(2), torch.ones(1, 2)), "must be [B, R=2] bool, got [1, 2] float32"),
-        (lambda: Rows.where(torch.ones(3)), "takes a [B, Lq] bool mask, got [3] float32"),
+        (lambda: RowSelection(torch.zeros(2)), "RowSelection.index must be [R] int64, got [2] float32"),
+        (
+            lambda: RowSelection(torch.arange(2), torch.ones(1, 3).bool()),
+            "must be [B, R=2] bool, got [1, 3] bool",
+        ),
+        (
+            lambda: RowSelection(torch.arange(2), torch.ones(1, 2)),
+            "must be [B, R=2] bool, got [1, 2] float32",
+        ),
+        (lambda: RowSelection.where(torch.ones(3)), "takes a [B, Lq] bool mask, got [3] float32"),
         (lambda: Channels(torch.zeros(1, 2), 2), "groups must be [B, n] uint8, got [1, 2] float32"),
         (lambda: Channels(weights=torch.zeros(1, 2)), "must be [C, B, n], got [1, 2]"),
         (
@@ -189,7 +195,7 @@ def test_an_edit_that_fitted_is_checked_again_for_fewer_keys_or_another_batch():
 
 def test_neutral_and_replace():
     assert AttentionEdit().neutral
-    assert AttentionEdit(stats=StatsRequest(lse=True), rows=Rows(torch.arange(1))).neutral
+    assert AttentionEdit(stats=StatsRequest(lse=True), rows=RowSelection(torch.arange(1))).neutral
     for part in (
         {"bias": torch.zeros(1, 1, 1)},
         {"head_gain": torch.ones(1, HQ)},
@@ -204,11 +210,11 @@ def test_neutral_and_replace():
 
 def test_rows_where():
     mask = torch.tensor([[False, True, True], [False, True, False]])
-    rows = Rows.where(mask)
+    rows = RowSelection.where(mask)
     assert rows.index.tolist() == [1, 2]
     assert rows.active.tolist() == [[True, True], [True, False]]
-    assert Rows.where(mask[:1]).active is None
-    assert Rows.where(torch.zeros(1, 3, dtype=torch.bool)).index.tolist() == []
+    assert RowSelection.where(mask[:1]).active is None
+    assert RowSelection.where(torch.zeros(1, 3, dtype=torch.bool)).index.tolist() == []
 
 
 # --- composition
@@ -280,13 +286,13 @@ def test_composed_edits_do_what_their_parts_do(backend):
         ({"head_mean_slope": torch.zeros(1, 1, 1)}, {"score_slope": torch.zeros(1, 1, 1)}, "do not commute"),
         ({"head_mean_slope": torch.zeros(1, 1, 1)}, {"score_gain": torch.ones(1, 1, 1)}, "do not commute"),
         (
-            {"bias": torch.zeros(1, 1, 1), "rows": Rows(torch.tensor([0]))},
-            {"bias": torch.zeros(1, 1, 1), "rows": Rows(torch.tensor([1]))},
+            {"bias": torch.zeros(1, 1, 1), "rows": RowSelection(torch.tensor([0]))},
+            {"bias": torch.zeros(1, 1, 1), "rows": RowSelection(torch.tensor([1]))},
             "different query rows",
         ),
         (
             {"bias": torch.zeros(1, 1, 1)},
-            {"value_gain": torch.ones(1, 1, 1), "rows": Rows(torch.tensor([1]))},
+            {"value_gain": torch.ones(1, 1, 1), "rows": RowSelection(torch.tensor([1]))},
             "different query rows",
         ),
     ],
@@ -299,7 +305,7 @@ def test_combinations_without_a_meaning_are_refused(a, b, said):
 
 def test_row_selections_compose_when_they_are_equal_or_only_one_changes_weights():
     active = torch.tensor([[True, False], [True, True]])
-    rows, same, all_rows = (Rows(torch.tensor([0, 2]), a) for a in (active, active.clone(), None))
+    rows, same, all_rows = (RowSelection(torch.tensor([0, 2]), a) for a in (active, active.clone(), None))
     bias = torch.zeros(1, 1, 1)
     assert compose([AttentionEdit(bias=bias, rows=rows), AttentionEdit(bias=bias, rows=same)]).rows is rows
     with pytest.raises(CompositionError):

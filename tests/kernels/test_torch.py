@@ -13,7 +13,7 @@ from regaze.interventions.var.policy import MoveMass
 from regaze.kernels import (
     AttentionEdit,
     Channels,
-    Rows,
+    RowSelection,
     Scale,
     StatsRequest,
     UnmaskRect,
@@ -163,7 +163,7 @@ def test_no_edit_and_rows_not_selected_are_bit_equal_to_sdpa():
     q, k, v = torch.randn(2, 6, 9, 16), torch.randn(2, 2, 9, 16), torch.randn(2, 2, 9, 16)
     plain = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
     assert torch.equal(attend(q, k, v, is_causal=True)[0], plain)
-    edit = AttentionEdit(rows=Rows(torch.tensor([3, 7])), bias=torch.randn(1, 1, 5))
+    edit = AttentionEdit(rows=RowSelection(torch.tensor([3, 7])), bias=torch.randn(1, 1, 5))
     changed = (attend(q, k, v, edit, is_causal=True)[0] != plain).any(-1).any(1)
     assert changed.any(0).nonzero().flatten().tolist() == [3, 7]
 
@@ -171,7 +171,7 @@ def test_no_edit_and_rows_not_selected_are_bit_equal_to_sdpa():
 @pytest.mark.parametrize("queries", [1, 4])
 def test_an_empty_selection_edits_nothing(queries):
     q, k, v = torch.randn(1, 2, queries, 8), torch.randn(1, 2, 6, 8), torch.randn(1, 2, 6, 8)
-    none = Rows(torch.empty(0, dtype=torch.int64))
+    none = RowSelection(torch.empty(0, dtype=torch.int64))
     edit = AttentionEdit(
         rows=none, bias=torch.randn(1, 1, 6), stats=StatsRequest(rows=none, lse=True, top1=True)
     )
@@ -221,7 +221,7 @@ def test_gradients_flow_through_every_stage(block, monkeypatch):
 
     def call(q, k, v, bias, slope, value_gain, head_gain):
         edit = AttentionEdit(
-            rows=Rows(torch.tensor([1, 3, 4])),
+            rows=RowSelection(torch.tensor([1, 3, 4])),
             bias=bias,
             score_slope=slope,
             channels=Channels(groups, 4),
@@ -289,7 +289,7 @@ class Watch(TorchDispatchMode):
 
 @torch.no_grad()
 def test_editing_and_recording_a_few_rows_of_a_long_prompt_takes_no_square_matrix():
-    length, rows = 4096, Rows(torch.arange(4085, 4093))
+    length, rows = 4096, RowSelection(torch.arange(4085, 4093))
     q, k, v = torch.randn(1, 2, length, 16), torch.randn(1, 1, length, 16), torch.randn(1, 1, length, 16)
     channels = Channels(torch.randint(0, 4, (1, length), dtype=torch.uint8), 4)
     policy = MoveMass(4, (1, 2), (3,), (2, 3), 0.6, 0.1, 0.1)
@@ -330,7 +330,7 @@ def test_a_layer_call_neither_reads_from_nor_copies_constants_to_the_device(quer
     active = torch.tensor([[True], [False]])
     channels = Channels(torch.randint(0, 4, (2, 7), dtype=torch.uint8), 4)
     edit = AttentionEdit(
-        rows=Rows(torch.tensor([0]), active),
+        rows=RowSelection(torch.tensor([0]), active),
         channels=channels,
         policy=MoveMass(4, (1, 2), (3,), (2, 3), 0.6, 0.1, 0.1),
         value_gain=torch.rand(1, 1, 7),

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from regaze.errors import BadParameterError, CompositionError, ShapeError
-from regaze.kernels import AttentionEdit, Rows, StatsRequest, UnmaskRect, attend, compose
+from regaze.kernels import AttentionEdit, RowSelection, StatsRequest, UnmaskRect, attend, compose
 from regaze.kernels.spec import Windows
 
 BACKENDS = ("reference", "torch")
@@ -103,7 +103,7 @@ def test_openings_past_the_own_key_stay_open_and_others_do_not():
 def test_they_act_on_all_rows_beside_an_edit_of_some(monkeypatch):
     q, k, v = tensors()
     windows, bias = Windows(SPANS, 1), torch.randn(2, 1, 11)
-    rows = Rows(torch.tensor([3, 7]), torch.tensor([[True, True], [False, True]]))
+    rows = RowSelection(torch.tensor([3, 7]), torch.tensor([[True, True], [False, True]]))
     mask = sees(windows, causal(11, 11), list(range(11)), 2, 6)
     request = StatsRequest(entropy=True, full_rows=True, edited=True)
     expected = attend(q, k, v, AttentionEdit(rows, bias=bias, stats=request), mask=mask, backend="reference")

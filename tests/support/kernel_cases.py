@@ -15,7 +15,7 @@ from regaze.interventions.var.policy import MoveMass
 from regaze.kernels import (
     AttentionEdit,
     Channels,
-    Rows,
+    RowSelection,
     Scale,
     StatsRequest,
     UnmaskRect,
@@ -285,15 +285,15 @@ def make_mask(kind: str, batch: int, heads: int, queries: int, keys: int, dtype,
     return added.to(dtype).masked_fill(~visible, -torch.inf if kind == "inf" else torch.finfo(dtype).min)
 
 
-def make_rows(kind: str, batch: int, queries: int, g) -> Rows | None:
+def make_rows(kind: str, batch: int, queries: int, g) -> RowSelection | None:
     if kind == "all":
         return None
     if kind == "every":
-        return Rows(torch.arange(queries))
+        return RowSelection(torch.arange(queries))
     if kind == "empty":
-        return Rows(torch.empty(0, dtype=torch.int64))
+        return RowSelection(torch.empty(0, dtype=torch.int64))
     chosen = torch.rand(batch if kind == "per_sample" else 1, queries, generator=g) > 0.5
-    return Rows.where(chosen.expand(batch, -1))
+    return RowSelection.where(chosen.expand(batch, -1))
 
 
 @st.composite
@@ -333,7 +333,7 @@ def cases(
 
 
 def make_edit(
-    used: set[str], batch, heads, queries, named, g, thresholds: bool, rows: Rows | None
+    used: set[str], batch, heads, queries, named, g, thresholds: bool, rows: RowSelection | None
 ) -> AttentionEdit:
     def columns(scale: float, centre: float = 0.0) -> Tensor:
         b, h = (int(size) if torch.rand((), generator=g) > 0.5 else 1 for size in (batch, heads))
@@ -428,7 +428,7 @@ def moved(value, device: str):
         return value.to(device)
     if isinstance(value, tuple):
         return tuple(moved(part, device) for part in value)
-    if isinstance(value, (AttentionEdit, Channels, UnmaskRect, Rows, StatsRequest, Windows)):
+    if isinstance(value, (AttentionEdit, Channels, UnmaskRect, RowSelection, StatsRequest, Windows)):
         parts = {f.name: moved(getattr(value, f.name), device) for f in fields(value) if f.init}
         return type(value)(**parts)
     return value

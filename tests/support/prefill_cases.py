@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from kernel_cases import Case, eager, make_edit, make_mask, random_like, stats_dict, within_budget
 
-from regaze.kernels import AttentionEdit, Channels, Rows, StatsRequest, UnmaskRect, attend
+from regaze.kernels import AttentionEdit, Channels, RowSelection, StatsRequest, UnmaskRect, attend
 from regaze.kernels.spec import Windows
 from regaze.kernels.triton.prefill import attend_prefill
 from regaze.kernels.triton.prefill_call import Call
@@ -62,7 +62,7 @@ def make_case(
     value_dim: int | None = None,
     dtype: torch.dtype = torch.float32,
     mask: str = "causal",
-    rows: Rows | None = None,
+    rows: RowSelection | None = None,
     batch: int = 2,
     kv_heads: int = 1,
     seed: int = 0,
@@ -84,7 +84,7 @@ def make_case(
 
 def request(batch: int, queries: int, keys: int, g: torch.Generator, **changes) -> StatsRequest:
     """Everything there is to ask, of some rows, different ones in each sample."""
-    rows = Rows.where(torch.rand(batch, queries, generator=g) > 0.6)
+    rows = RowSelection.where(torch.rand(batch, queries, generator=g) > 0.6)
     groups = torch.randint(0, 3, (batch, keys), generator=g, dtype=torch.uint8)
     channels = Channels(groups, 3, torch.rand(2, batch, keys, generator=g))
     columns = torch.randint(-1, keys, (batch, 5), generator=g)
@@ -110,7 +110,7 @@ def moved(case: Case) -> Case:
             return x.to(DEVICE)
         if isinstance(x, tuple) and not hasattr(x, "_fields"):
             return tuple(move(part) for part in x)
-        if isinstance(x, AttentionEdit | Channels | Rows | StatsRequest | UnmaskRect | Windows):
+        if isinstance(x, AttentionEdit | Channels | RowSelection | StatsRequest | UnmaskRect | Windows):
             fields = [f for f in x.__dataclass_fields__.values() if f.init]
             return type(x)(**{f.name: move(getattr(x, f.name)) for f in fields})
         return x

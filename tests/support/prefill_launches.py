@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from regaze.interventions.var.policy import MoveMass
-from regaze.kernels import AttentionEdit, Channels, Rows, StatsRequest, UnmaskRect
+from regaze.kernels import AttentionEdit, Channels, RowSelection, StatsRequest, UnmaskRect
 from regaze.kernels.spec import Windows
 from regaze.kernels.triton import operands
 from regaze.kernels.triton.prefill import attend_prefill, observe_prefill
@@ -17,7 +17,7 @@ from regaze.kernels.triton.prefill_call import Call, sum_columns
 
 QUERIES, HEADS, KV_HEADS = 1024, 8, 2
 #: Rows after the image, as VAR edits them; more than torch computes along with the others.
-TEXT = Rows(torch.arange(QUERIES - 200, QUERIES))
+TEXT = RowSelection(torch.arange(QUERIES - 200, QUERIES))
 
 
 def edits() -> dict[str, AttentionEdit]:

@@ -13,7 +13,7 @@ import torch
 from regaze.errors import BadParameterError, InputError
 from regaze.interventions.adhh.policy import DropHeavyChannel
 from regaze.interventions.base import Intervention
-from regaze.kernels import AttentionEdit, Channels, Rows
+from regaze.kernels import AttentionEdit, Channels, RowSelection
 from regaze.toolkit.model.context import Context
 from regaze.toolkit.prompts.token_map import Role
 
@@ -112,8 +112,8 @@ class ADHH(Intervention):
         }
         # Group 0 is the text after the image: generated keys are in it by construction.
         state["groups"] = (~tokens.after_image()).to(torch.uint8)
-        state["prefill"] = Rows.where(tokens.answering() & seeing)
-        state["decode"] = None if bool(seeing.all()) else Rows(torch.tensor([0]), seeing)
+        state["prefill"] = RowSelection.where(tokens.answering() & seeing)
+        state["decode"] = None if bool(seeing.all()) else RowSelection(torch.tensor([0]), seeing)
 
     def edit(self, layer: int, step: int, context: Context) -> AttentionEdit | None:
         state = context.state(self)

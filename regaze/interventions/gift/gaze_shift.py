@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from regaze.kernels import Rows, StatsRequest
+from regaze.kernels import RowSelection, StatsRequest
 from regaze.toolkit.prompts.columns import column_index
 
 
@@ -31,7 +31,7 @@ class RowShifts:
         before = rows.roll(-1, 1)
         before[:, -1] = False
         self.index = column_index(columns)
-        self._rows = Rows.where(rows | before)
+        self._rows = RowSelection.where(rows | before)
         index = self._rows.index
         # The row before is always measured, too; only the first token of all has none.
         self._compared = rows[:, index[1:]] & (index[1:] == index[:-1] + 1)

@@ -14,7 +14,7 @@ from regaze.interventions.gift.gaze_shift import RowShifts, mean_shift, saliency
 from regaze.interventions.gift.policy import AmplifyTopHeads
 from regaze.interventions.gift.saliency import half
 from regaze.interventions.layer_ranges import LayerRange, checked_range, layer_range
-from regaze.kernels import AttentionEdit, Channels, Rows, Stats
+from regaze.kernels import AttentionEdit, Channels, RowSelection, Stats
 from regaze.toolkit.model.context import Context
 from regaze.toolkit.prompts.columns import scatter_columns
 from regaze.toolkit.prompts.content_words import content_tokens, find_tagger
@@ -135,7 +135,7 @@ class GIFT(Intervention):
         state["measured"] = self._measured(default, context.num_layers)
         state["replay"] = state["layers"][0] <= max(state["measured"])
         state["shifts"] = RowShifts(self.content_tokens(context), image)
-        state["rows"] = Rows.where(tokens.answering() & seeing)
+        state["rows"] = RowSelection.where(tokens.answering() & seeing)
         if state["replay"] and tokens.mask(Role.OUTPUT).any():
             raise InputError(
                 "the prompt ends with a part of the answer, but with a saliency layer behind enhanced ones "
@@ -167,7 +167,7 @@ class GIFT(Intervention):
         first, last = state["layers"]
         if step == 0:
             if layer in state["measured"]:
-                return state["shifts"].on(context.device).alone
+                return state["shifts"].on(context.device).as_edit
             if state["replay"] or "weights" not in state:
                 return None
         if not first <= layer <= last:

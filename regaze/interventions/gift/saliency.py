@@ -61,7 +61,7 @@ class _Meter(Callback):
         context.state(self)["shifts"] = RowShifts(content, context.tokens.mask(Role.IMAGE))
 
     def edit(self, layer: int, step: int, context: Context) -> AttentionEdit | None:
-        return context.state(self)["shifts"].on(context.device).alone if step == 0 else None
+        return context.state(self)["shifts"].on(context.device).as_edit if step == 0 else None
 
     def on_stats(self, layer: int, stats: Stats, context: Context) -> None:
         shifts: RowShifts = context.state(self)["shifts"]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from regaze.kernels import AttentionEdit, Channels, Rows, Stats, StatsRequest
+from regaze.kernels import AttentionEdit, Channels, RowSelection, Stats, StatsRequest
 from regaze.toolkit.model.callback import Callback
 from regaze.toolkit.model.context import Context
 from regaze.toolkit.prompts.token_map import Role
@@ -42,11 +42,11 @@ class _ImageMass(Callback):
     def prepare(self, context: Context) -> None:
         last, groups = context.tokens.last(), context.tokens.mask(Role.IMAGE).to(torch.uint8)
         channels = Channels(groups=groups.to(context.device), num_groups=2)
-        request = StatsRequest(rows=Rows.where(last).to(context.device), channels=channels)
+        request = StatsRequest(rows=RowSelection.where(last).to(context.device), channels=channels)
         context.state(self)["request"] = request
 
     def edit(self, layer: int, step: int, context: Context) -> AttentionEdit | None:
-        return context.state(self)["request"].alone if step == 0 else None
+        return context.state(self)["request"].as_edit if step == 0 else None
 
     def on_stats(self, layer: int, stats: Stats, context: Context) -> None:
         assert stats.masses is not None

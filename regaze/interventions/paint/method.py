@@ -13,7 +13,7 @@ from regaze.errors import BadParameterError, InputError
 from regaze.interventions.base import Intervention
 from regaze.interventions.contrastive import WITHOUT_IMAGE, cut_where, has_image, rows_with_image
 from regaze.interventions.layer_ranges import LayerRange, checked_range, layer_range
-from regaze.kernels import AttentionEdit, Rows
+from regaze.kernels import AttentionEdit, RowSelection
 from regaze.toolkit.model.branches import without_image
 from regaze.toolkit.model.context import Context
 from regaze.toolkit.model.logits import LogitsCombination
@@ -110,7 +110,7 @@ class PAINT(Intervention):
             return
         state["layers"] = layer_range(self.layers, (2, 31), 32, context.num_layers)
         state["slope"] = patches_on_tokens(self.slopes(context), tokens, context.user_batch)[:, None]
-        state["rows"] = Rows.where(tokens.answering() & image.any(1, keepdim=True))
+        state["rows"] = RowSelection.where(tokens.answering() & image.any(1, keepdim=True))
         weights = self.head_weights
         if weights is None:
             return

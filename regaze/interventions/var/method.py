@@ -12,7 +12,7 @@ from torch import Tensor
 from regaze.errors import BadParameterError
 from regaze.interventions.base import Intervention
 from regaze.interventions.var.policy import MoveMass
-from regaze.kernels import AttentionEdit, Channels, Rows
+from regaze.kernels import AttentionEdit, Channels, RowSelection
 from regaze.toolkit.analysis.sink_profile import SinkProfile, sink_profile, sink_values
 from regaze.toolkit.model.context import Context
 from regaze.toolkit.prompts.token_map import Role, TokenMap
@@ -111,7 +111,7 @@ class VAR(Intervention):
             state["off"] = True
             return
         state["profile"] = sink_profile(context.config, self.sink_dimensions, self.tau)
-        state["rows"] = Rows.where(context.tokens.after_image())
+        state["rows"] = RowSelection.where(context.tokens.after_image())
         state["policy"] = MoveMass(
             channels=4,
             donors=(_TEXT_SINK, _IMAGE_SINK),

@@ -69,7 +69,7 @@ def observe_triton(
     with _device_of(q):
         if q.shape[2] > DECODE_ROWS:
             return observe_prefill(q, k, request, **options)
-        return Decode(Call(q, k, None, request.alone, **options)).attention_stats(request)
+        return Decode(Call(q, k, None, request.as_edit, **options)).attention_stats(request)
 
 
 def _options(

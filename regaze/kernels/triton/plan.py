@@ -15,7 +15,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from regaze.kernels.spec import Rows, UnmaskRect
+from regaze.kernels.spec import RowSelection, UnmaskRect
 from regaze.kernels.triton.common import ChannelArg, ColumnArg, MaskArg, OpeningArg
 
 #: Thread blocks wanted per multiprocessor: enough loads in flight to keep the memory busy.
@@ -158,7 +158,7 @@ def _bits(flags: Sequence[Tensor]) -> Tensor:
     return bits
 
 
-def chosen_rows(rows: Rows | None, queries: int) -> Tensor | None:
+def chosen_rows(rows: RowSelection | None, queries: int) -> Tensor | None:
     """A selection of query rows as [B or 1, Lq] bool, None for all rows."""
     if rows is None or (rows.active is None and len(rows.index) == queries):
         return None

@@ -32,7 +32,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from regaze.kernels.spec import AttentionEdit, Rows, Stats, StatsRequest
+from regaze.kernels.spec import AttentionEdit, RowSelection, Stats, StatsRequest
 from regaze.kernels.triton.block_mask import other_rows
 from regaze.kernels.triton.common import LOG2E, dot, narrow, softmax_step
 from regaze.kernels.triton.custom_op import FUSED, operator
@@ -359,13 +359,13 @@ def observe_prefill(
     sinks: Tensor | None = None,
 ) -> Stats:
     """Statistics of plain attention; see `attention_stats`."""
-    return measure_rows(Call(q, k, None, request.alone, mask, scaling, is_causal, softcap, sinks), request)
+    return measure_rows(Call(q, k, None, request.as_edit, mask, scaling, is_causal, softcap, sinks), request)
 
 
 def column_sums_triton(
     q: Tensor,
     k: Tensor,
-    rows: Rows | None,
+    rows: RowSelection | None,
     *,
     mask: Tensor | None,
     scaling: float,

@@ -11,7 +11,7 @@ from torch import Tensor
 from regaze.kernels.channels import Channels
 from regaze.kernels.policies import MAX_CHANNELS, Policy, coefficients_of
 from regaze.kernels.reference import measure
-from regaze.kernels.spec import AttentionEdit, Rows, Stats, StatsRequest
+from regaze.kernels.spec import AttentionEdit, RowSelection, Stats, StatsRequest
 from regaze.kernels.triton.block_mask import own_keys, remember, with_block_map
 from regaze.kernels.triton.operands import Scoring, Tiling, padded, tiling
 from regaze.kernels.triton.plan import chosen_rows, opening_bits
@@ -173,7 +173,7 @@ def measure_rows(call: Call, request: StatsRequest) -> Stats:
     )
 
 
-def sum_columns(call: Call, rows: Rows | None) -> Tensor:
+def sum_columns(call: Call, rows: RowSelection | None) -> Tensor:
     """Attention weights [B, Hq, Lk] that keys receive from `rows` (None: all) together, in linear memory."""
     index, active = (None, None) if rows is None else (rows.index, rows.active)
     scoring = call.scoring(index, edited=False)

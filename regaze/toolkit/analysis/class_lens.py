@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from regaze.errors import BadParameterError, ShapeError, UnsupportedModelError
-from regaze.kernels import AttentionEdit, Rows, StatsRequest, attend
+from regaze.kernels import AttentionEdit, RowSelection, StatsRequest, attend
 from regaze.toolkit.model.vision import vision_blocks
 
 #: What image classifiers call the norm behind their last block, and their class embeddings.
@@ -168,7 +168,7 @@ def perturbed_attention(
         gain = torch.ones(1, 1, tokens, device=q.device)
         gain[..., 0] = 0.0
     edit = AttentionEdit(
-        rows=Rows(torch.arange(prefix, tokens, device=q.device)),
+        rows=RowSelection(torch.arange(prefix, tokens, device=q.device)),
         value_gain=gain,
         stats=StatsRequest(full_rows=True, edited=True),
     )

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regaze.kernels import AttentionEdit, Rows, StatsRequest, attend, attention_stats
+from regaze.kernels import AttentionEdit, RowSelection, StatsRequest, attend, attention_stats
 
 #: Weights held at once over batch and heads, in elements: 64 MiB in fp32, on a CPU 8 MiB.
 BLOCK_ELEMENTS = 1 << 24
@@ -62,7 +62,7 @@ class AttentionCall:
             if not self.edit.edits_rows and not self.edit.edits_mask:
                 return self._plain(rows)
             index = torch.arange(rows.start, rows.stop, device=self.query.device)
-            request = StatsRequest(rows=Rows(index), full_rows=True, edited=True)
+            request = StatsRequest(rows=RowSelection(index), full_rows=True, edited=True)
             stats = attend(
                 self.query, self.key, self.value, self.edit.replace(stats=request), **self.options
             )[1]

@@ -14,7 +14,7 @@ import transformers
 from torch import Tensor
 
 from regaze.errors import RecordingError
-from regaze.kernels import AttentionEdit, Channels, Rows, Stats, StatsRequest
+from regaze.kernels import AttentionEdit, Channels, RowSelection, Stats, StatsRequest
 from regaze.toolkit.model import compat
 from regaze.toolkit.model.callback import Callback
 from regaze.toolkit.model.context import Context
@@ -96,7 +96,7 @@ class _Draft:
         self.wanted, self.context = wanted, context
         self.fed: list[Tensor] = []
         self.answer: Tensor | None = None
-        self.rows: list[Rows] = []
+        self.rows: list[RowSelection] = []
         needs_roles = wanted.masses or wanted.slices == "image" or wanted.rows == "text"
         try:
             self.tokens: TokenMap | None = context.tokens
@@ -119,24 +119,24 @@ class _Draft:
             self._cross = _Layers(self.wanted, self.context, self.context.cross_tokens, self.prefill)
         return self._cross
 
-    def _prefill_rows(self) -> Rows:
+    def _prefill_rows(self) -> RowSelection:
         length, last = self.context.prompt_length, self.wanted.rows
         if self.tokens is None:
             count = length if last == "all" else last if isinstance(last, int) else 1
-            return Rows(torch.arange(max(0, length - count), length))
+            return RowSelection(torch.arange(max(0, length - count), length))
         real = ~self.tokens.mask(Role.PAD)
         if self.wanted.rows == "all":
-            return Rows.where(real)
+            return RowSelection.where(real)
         if isinstance(last, int):
-            return Rows.where(real & (real.flip(1).cumsum(1).flip(1) <= last))
+            return RowSelection.where(real & (real.flip(1).cumsum(1).flip(1) <= last))
         if self.wanted.rows == "text":
             rows = self.tokens.after_image()
             if not rows.any():
                 raise RecordingError(
                     'rows="text" was asked for, but no text follows an image; use rows="all"'
                 )
-            return Rows.where(rows)
-        return Rows.where(self.tokens.last())
+            return RowSelection.where(rows)
+        return RowSelection.where(self.tokens.last())
 
     def begin_step(self, input_ids: Tensor | None) -> None:
         step = self.context.step
@@ -148,7 +148,7 @@ class _Draft:
             self.rows.append(self.prefill)
         else:
             count = 1 if input_ids is None else input_ids.shape[1]
-            self.rows.append(Rows(torch.arange(count)))
+            self.rows.append(RowSelection(torch.arange(count)))
 
     def trace(self, tokenizer: Any) -> Trace:
         """Everything on the CPU, stacked over layers and rows."""
@@ -195,7 +195,7 @@ class _Layers:
         keys: what the prompt's keys are, or None. prefill: the rows recorded there.
     """
 
-    def __init__(self, wanted: Wanted, context: Context, keys: TokenMap | None, prefill: Rows):
+    def __init__(self, wanted: Wanted, context: Context, keys: TokenMap | None, prefill: RowSelection):
         self.wanted, self.context, self.keys, self.prefill = wanted, context, keys, prefill
         self.stats: dict[int, list[Stats]] = defaultdict(list)
         self.columns = self._image_columns() if wanted.slices == "image" else None

@@ -21,7 +21,7 @@ from regaze.interventions.var.policy import MoveMass
 from regaze.kernels import (
     AttentionEdit,
     Channels,
-    Rows,
+    RowSelection,
     Scale,
     StatsRequest,
     UnmaskRect,
@@ -113,7 +113,7 @@ def shaped(batch, kv_heads, ratio, queries, keys, dim, value_dim, dtype, mask, p
     heads = kv_heads * ratio
     q = random_like(g, batch, heads, queries, dim).to(dtype)
     k, v = (random_like(g, batch, kv_heads, keys, d).to(dtype) for d in (dim, value_dim))
-    rows = Rows.where(torch.rand(batch, queries, generator=g) > 0.3) if queries > 1 else None
+    rows = RowSelection.where(torch.rand(batch, queries, generator=g) > 0.3) if queries > 1 else None
     edit = make_edit(parts, batch, heads, queries, max(1, keys - 3), g, False, rows)
     groups = torch.randint(0, 7, (batch, keys), generator=g, dtype=torch.uint8)
     stats = StatsRequest(channels=Channels(groups, 7), entropy=True, top1=True, lse=True)
@@ -154,7 +154,7 @@ def test_policies_on_empty_and_full_channels(policy, held):
     q, k, v = random_like(g, 2, 6, 2, 16), *(random_like(g, 2, 2, keys, 16) for _ in range(2))
     request = StatsRequest(channels=channels, entropy=True, edited=True)
     edit = AttentionEdit(
-        channels=channels, policy=policies[policy], rows=Rows(torch.tensor([1])), stats=request
+        channels=channels, policy=policies[policy], rows=RowSelection(torch.tensor([1])), stats=request
     )
     sinks = random_like(g, 6) if held == "some" else None
     check_call(Case(q, k, v, edit, None, True, None, sinks), "triton", DEVICE)
@@ -253,7 +253,7 @@ def test_observe_gives_the_statistics_of_attend():
     g = torch.Generator().manual_seed(7)
     q, k = random_like(g, 2, 6, 1, 16), random_like(g, 2, 2, 150, 16)
     request = StatsRequest(
-        rows=Rows(torch.tensor([0]), torch.tensor([[True], [False]])),
+        rows=RowSelection(torch.tensor([0]), torch.tensor([[True], [False]])),
         channels=Channels(torch.randint(0, 20, (2, 150), generator=g, dtype=torch.uint8), 20),
         entropy=True,
         columns=torch.tensor([[3, -1, 149]]),

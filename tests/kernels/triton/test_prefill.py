@@ -15,7 +15,7 @@ from regaze.interventions.var.policy import MoveMass
 from regaze.kernels import (
     AttentionEdit,
     Channels,
-    Rows,
+    RowSelection,
     Scale,
     StatsRequest,
     attend,
@@ -77,14 +77,14 @@ SHAPES = [  # queries, keys, ratio, dim, dtype: each value of each kind with oth
 
 @pytest.mark.parametrize(("queries", "keys", "ratio", "dim", "dtype"), SHAPES)
 def test_lengths_head_dimensions_ratios_and_dtypes(queries, keys, ratio, dim, dtype):
-    some = Rows.where(torch.rand(1, queries, generator=torch.Generator().manual_seed(queries)) > 0.8)
+    some = RowSelection.where(torch.rand(1, queries, generator=torch.Generator().manual_seed(queries)) > 0.8)
     shape = {"queries": queries, "keys": keys, "ratio": ratio, "dim": dim, "dtype": dtype, "batch": 1}
     check(make_case(("move_mass", "bias"), mask="bool", rows=some, **shape))
 
 
 @pytest.mark.parametrize("part", PARTS)
 def test_every_part_of_an_edit_on_some_rows_and_in_several_tiles(part, small_tiles):
-    rows = Rows.where(torch.rand(2, 23, generator=torch.Generator().manual_seed(1)) > 0.5)
+    rows = RowSelection.where(torch.rand(2, 23, generator=torch.Generator().manual_seed(1)) > 0.5)
     check(make_case((part,), rows=rows, mask="soft", stats=True))
 
 
@@ -144,7 +144,7 @@ def test_every_policy(policy, edited):
     groups = torch.randint(0, 3, (2, 20), generator=g, dtype=torch.uint8)
     salient = torch.rand(1, 2, 20, generator=g) * (groups == 1)
     channels = Channels(groups, 3, salient) if isinstance(policy, AmplifyTopHeads) else Channels(groups, 4)
-    rows = Rows.where(torch.rand(2, 23, generator=g) > 0.3)
+    rows = RowSelection.where(torch.rand(2, 23, generator=g) > 0.3)
     asked = request(2, 23, 23, g, edited=edited)
     check(replace(case, edit=AttentionEdit(rows, channels=channels, policy=policy, stats=asked)))
 
@@ -155,7 +155,7 @@ def test_many_channels():
     groups = torch.randint(0, 21, (1, 40), generator=g, dtype=torch.uint8)
     channels = Channels(groups, 21)
     policy = Scale(tuple(torch.rand(21, generator=g).tolist()), renormalise=True)
-    asked = StatsRequest(Rows(torch.tensor([3, 40])), channels, entropy=True)
+    asked = StatsRequest(RowSelection(torch.tensor([3, 40])), channels, entropy=True)
     case = make_case(queries=41, batch=1)
     check(replace(case, edit=AttentionEdit(channels=channels, policy=policy, stats=asked)))
 
@@ -187,7 +187,7 @@ def test_full_rows_and_blocks_of_edited_rows(monkeypatch):
 
 @pytest.mark.parametrize("parts", [("bias",), ("move_mass",), ("open",), ()])
 def test_an_empty_selection(parts):
-    none = Rows(torch.empty(0, dtype=torch.int64))
+    none = RowSelection(torch.empty(0, dtype=torch.int64))
     case = make_case(parts, rows=none, queries=12)
     asked = StatsRequest(none, lse=True, top1=True, entropy=True, full_rows=True, edited=True)
     case = replace(case, edit=case.edit.replace(stats=asked))
@@ -227,7 +227,11 @@ def test_top1_is_the_first_of_equals(small_tiles):
 def test_column_sums(backend, mask, small_tiles, monkeypatch):
     monkeypatch.setattr(torch_backend, "BLOCK_ELEMENTS", 500)
     g = torch.Generator().manual_seed(8)
-    for chosen in (None, Rows.where(torch.rand(2, 23, generator=g) > 0.6), Rows(torch.arange(0))):
+    for chosen in (
+        None,
+        RowSelection.where(torch.rand(2, 23, generator=g) > 0.6),
+        RowSelection(torch.arange(0)),
+    ):
         case = make_case(mask=mask, keys=35, softcap=5.0, sinks=torch.tensor([0.5, 2.0]))
         case = replace(case, edit=AttentionEdit(stats=StatsRequest(chosen, full_rows=True)))
         here, low, high = moved(case), case, case.doubled()
@@ -261,7 +265,7 @@ def test_plain_rows_are_computed_once_and_edited_rows_beside_them(monkeypatch):
 
     monkeypatch.setattr(prefill, "attend_rows", write)
     monkeypatch.setattr(prefill_call, "row_sums", add)
-    rows = Rows(torch.tensor([3, 20, 21, 36]))
+    rows = RowSelection(torch.tensor([3, 20, 21, 36]))
     check(make_case(("move_mass",), queries=37, rows=rows, mask="bool"))
     others = [row for row in range(37) if row not in rows.index.tolist()]
     assert written == [others, [3, 20, 21, 36]]
@@ -281,7 +285,7 @@ def test_plain_rows_are_computed_once_and_edited_rows_beside_them(monkeypatch):
 @torch.no_grad()
 def test_memory_is_linear_in_the_lengths():
     """Nothing that a call allocates beside its output is larger than a few of its vectors."""
-    length, rows = 512, Rows(torch.arange(490, 506))
+    length, rows = 512, RowSelection(torch.arange(490, 506))
     g = torch.Generator().manual_seed(0)
     q, k, v = (random_like(g, 1, 1, length, 16) for _ in range(3))
     channels = Channels(torch.randint(0, 4, (1, length), generator=g, dtype=torch.uint8), 4)
@@ -417,7 +421,7 @@ def test_operators_are_what_their_fakes_say(monkeypatch):
 @pytest.mark.parametrize(("dim", "ratio"), [(64, 1), (80, 3), (96, 8), (128, 7), (256, 2)])
 @pytest.mark.parametrize("mask", ["causal", "bool", "soft"])
 def test_longer_prompts(dtype, dim, ratio, mask):
-    rows = Rows(torch.arange(900, 1060))
+    rows = RowSelection(torch.arange(900, 1060))
     shape = {"queries": 1061, "ratio": ratio, "dim": dim, "dtype": dtype, "mask": mask, "rows": rows}
     check(make_case(("move_mass", "bias", "value_gain"), stats=True, **shape))
     check(make_case(("slope", "open", "head_gain"), stats=True, **(shape | {"rows": None})))

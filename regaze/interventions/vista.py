@@ -97,11 +97,11 @@ class VISTA(Intervention):
         window = context.state(self).get("window")
         if window is None:
             return None
-        length, head = context.logits().shape[1], context.model.get_output_embeddings()
-        kept = (context.captured_hidden(layer)[: context.user_batch, -length:] for layer in window)
-        # The head is linear: the logits of the mean are the mean of the logits.
-        mean = torch.stack([hidden.to(head.weight.device).float() for hidden in kept]).mean(0)
-        return LogitsCombination(1.0 - self.share, [(self.share, head(mean.to(head.weight.dtype)))])
+        device = context.logits().device
+        late = [context.user_hidden(layer).to(device).float() for layer in window]
+        # The head is linear: the logits of the mean are the mean of the logits (before a soft cap).
+        logits = context.read_logits(torch.stack(late).mean(0), normalise=False)
+        return LogitsCombination(1.0 - self.share, [(self.share, logits)])
 
 
 def steer(hidden: Tensor, vectors: Tensor, strength: float) -> Tensor:

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from regaze.errors import BadParameterError, InputError, UnsupportedModelError
 from regaze.toolkit.analysis.forward import HiddenStateProbe, RowChoice, row_index, run_forward, token_map_of
-from regaze.toolkit.model import compat
+from regaze.toolkit.model.hidden_logits import LogitReader
 from regaze.toolkit.prompts.token_map import TokenMap
 from regaze.toolkit.wrap import Gaze
 
 #: Logits held at once, in elements: 32 MiB in fp32, of which a reading makes several copies.
 _ELEMENTS = 1 << 23
-#: What language models call their last norm.
-_NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -125,33 +123,6 @@ def logit_lens(
     )
 
 
-def read_out(model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
-    """From the residual stream [..., D] to logits [..., V] fp32, by the model's final norm and output matrix.
-
-    Raises:
-        UnsupportedModelError: no final norm or output matrix is found.
-    """
-    decoder, head = model.get_decoder(), model.get_output_embeddings()
-    decoder = getattr(decoder, "decoder", decoder)  # OPT's holds another
-    norms = [norm for name in _NORMS if isinstance(norm := getattr(decoder, name, None), nn.Module)]
-    if not norms or head is None:
-        raise UnsupportedModelError(
-            f"{type(model).__name__} has no {'final norm' if head is not None else 'output matrix'} that "
-            "regaze can find, so its layers cannot be read as words"
-        )
-    config = compat.text_config(model)
-    cap = getattr(config, "final_logit_softcapping", None)
-    scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
-
-    def read(hidden: Tensor) -> Tensor:
-        norm_weight = next(norms[0].parameters(), head.weight)  # may be on another device than the matrix
-        normed = norms[0](hidden.to(norm_weight.device))
-        logits = head(normed.to(head.weight)).float() * scale
-        return logits if cap is None else cap * torch.tanh(logits / cap)
-
-    return read
-
-
 class _Lens(HiddenStateProbe):
     """Reads the streams of the layers."""
 
@@ -164,7 +135,7 @@ class _Lens(HiddenStateProbe):
         targets: tuple[int, ...],
     ):
         super().__init__(layers)
-        self.rows, self.k, self.targets, self.read_out = rows, k, targets, read_out(model)
+        self.rows, self.k, self.targets, self.reader = rows, k, targets, LogitReader(model)
         self.read: dict[int, tuple[Tensor, ...]] = {}
 
     def measure(self, layer: int, hidden: Tensor) -> None:
@@ -172,7 +143,7 @@ class _Lens(HiddenStateProbe):
 
     def check(self, logits: Tensor) -> None:
         """Compare what the last stream reads with the model's own logits [B, 1, V] of the last position."""
-        own = self.read_out(self.last_stream[:, -1])
+        own = self.reader.read(self.last_stream[:, -1]).float()
         expected = logits[:, -1].to(own)
         tolerance = 1e-3 if logits.dtype == torch.float32 else 5e-2
         if not torch.allclose(own, expected, rtol=0, atol=tolerance * max(1.0, float(own.abs().max()))):
@@ -185,8 +156,8 @@ class _Lens(HiddenStateProbe):
         """[B, L, D] -> the tensors of a `LogitLens` for one layer, the targets' last."""
         index = self.rows.clamp_min(0).to(hidden.device)
         rows = hidden.gather(1, index[..., None].expand(-1, -1, hidden.shape[2])).flatten(0, 1)
-        size = max(1, _ELEMENTS // self.read_out(rows[:1]).shape[-1])
-        parts = [self._summary(self.read_out(part)) for part in rows.split(size)]
+        size = max(1, _ELEMENTS // self.reader.read(rows[:1]).shape[-1])
+        parts = [self._summary(self.reader.read(part).float()) for part in rows.split(size)]
         return tuple(torch.cat(part).unflatten(0, index.shape) for part in zip(*parts, strict=True))
 
     def _summary(self, logits: Tensor) -> tuple[Tensor, ...]:

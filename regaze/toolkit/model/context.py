@@ -11,6 +11,7 @@ from torch import Tensor
 
 from regaze.errors import InputError
 from regaze.toolkit.model import compat
+from regaze.toolkit.model.hidden_logits import LogitReader
 from regaze.toolkit.model.stack import MAIN, Stack
 from regaze.toolkit.prompts.token_map import TokenMap
 
@@ -70,6 +71,7 @@ class Context:
         self._hidden: tuple[int, Tensor] | None = None
         self._kept: dict[int, Tensor] = {}
         self._logits: Tensor | None = None
+        self._logit_reader: LogitReader | None = None
         self._states: dict[int, dict[Any, Any]] = {}
         self._row_state: dict[int, dict[str, Tensor]] = {}
         #: `extra_forward(inputs, callback)`: a forward of `inputs` without a cache, seen by that callback
@@ -193,18 +195,23 @@ class Context:
             hidden = torch.cat([self._kept[layer][:, :-1], hidden], 1)
         self._kept[layer] = hidden
 
-    def layer_logits(self, layer: int, norm: bool = False) -> Tensor:
-        """[B, T, V] logits read early, from the residual stream entering `layer` (of the user's rows).
+    def layer_logits(self, layer: int, normalise: bool = False) -> Tensor:
+        """[B, T, V] logits of the user's rows, read from the residual stream entering `layer`.
 
         Args:
-            norm: apply the model's final norm first, as the model does to its last layer.
+            normalise: apply the model's final norm first, as the model does to its last layer.
         """
-        logits = self.logits()
-        hidden = self.captured_hidden(layer)[: self.user_batch, -logits.shape[1] :]
-        head = self.model.get_output_embeddings()
-        if norm:
-            hidden = self.model.get_decoder().norm(hidden)
-        return head(hidden.to(head.weight.device)).to(logits.device)
+        return self.read_logits(self.user_hidden(layer), normalise)
+
+    def user_hidden(self, layer: int) -> Tensor:
+        """[B, T, D], the residual stream entering `layer`: user's rows, and positions of `logits`."""
+        return self.captured_hidden(layer)[: self.user_batch, -self.logits().shape[1] :]
+
+    def read_logits(self, hidden: Tensor, normalise: bool = True) -> Tensor:
+        """Logits [..., V] read from hidden states [..., D] by the model's output matrix, scale and cap."""
+        if self._logit_reader is None:
+            self._logit_reader = LogitReader(self.model)
+        return self._logit_reader.read(hidden, normalise).to(self.logits().device)
 
     def replay_last_row(self) -> None:
         """Run the last row of the prompt again when the prefill ends, as a decode step.

@@ -335,7 +335,7 @@ def test_layer_logits_are_those_of_the_hidden_states(model, gaze, inputs):
 
         def combine_logits(self, context):
             self.logits = [context.layer_logits(n) for n in (0, 3)]
-            self.last = context.layer_logits(context.num_layers, norm=True)
+            self.last = context.layer_logits(context.num_layers, normalise=True)
             self.main = context.logits()
 
     early = Early()

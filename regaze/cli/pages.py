@@ -41,7 +41,7 @@ def write(
     Raises:
         InputError: the folder cannot be read or written.
     """
-    from regaze.toolkit.viewer import look
+    from regaze.toolkit.viewer import answer_page
 
     given = _answers(folder)
     rows: list[dict[str, Any]] = []
@@ -55,7 +55,9 @@ def write(
                 path = Path(PAGES) / f"{_file_name(task.benchmark.name, item.key, label)}.html"
                 (folder / PAGES).mkdir(exist_ok=True)
                 try:
-                    page = look(gaze, item.images, prompt, *active, max_new_tokens=length, limit=_LIMIT)
+                    page = answer_page(
+                        gaze, item.images, prompt, *active, max_new_tokens=length, limit=_LIMIT
+                    )
                 except BadParameterError as error:  # a method that asks in its own way
                     console.say(f"no page of {item.key} under {label}: {error}")
                     continue

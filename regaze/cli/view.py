@@ -44,11 +44,11 @@ def view(
     gaze = options.load(model, device, dtype)
     import torch
 
-    from regaze.toolkit.viewer import look
+    from regaze.toolkit.viewer import answer_page
 
     torch.manual_seed(seed)
     active: list[Any] = [intervention] if intervention else []
-    page = look(
+    page = answer_page(
         gaze,
         images,
         question,

@@ -6,6 +6,6 @@ from .model.context import Context as Context
 from .prompts.token_map import Role as Role
 from .prompts.token_map import TokenMap as TokenMap
 from .record.record import Record as Record
-from .record.record import Trace as Trace
+from .record.trace import Trace as Trace
 from .wrap import Gaze as Gaze
 from .wrap import wrap as wrap

@@ -22,8 +22,9 @@ from regaze.toolkit.prompts.families import Media, family_of
 from regaze.toolkit.prompts.images import ImageLike, open_image, seen_images
 from regaze.toolkit.prompts.prompt_reader import Prompt, PromptReader
 from regaze.toolkit.prompts.token_map import Sample, TokenMap
-from regaze.toolkit.record.record import Record, Wanted
-from regaze.toolkit.record.recorder import RecordingSession
+from regaze.toolkit.record.options import RecordOptions
+from regaze.toolkit.record.record import Record
+from regaze.toolkit.record.recorder import Recorder
 
 Images = ImageLike | Sequence[ImageLike] | None
 
@@ -63,7 +64,7 @@ class Gaze:
         self.reader = PromptReader(processor, self.family)
         self._known: OrderedDict[tuple[int, ...], Sample] = OrderedDict()
         self._ambiguous: set[tuple[int, ...]] = set()  # of those: only the images' sizes tell their grids
-        self._recorder: RecordingSession | None = None
+        self._recorder: Recorder | None = None
 
     # Asking -------------------------------------------------------------------------------------------
 
@@ -198,8 +199,8 @@ class Gaze:
             close_session(self.host, session)
 
     @contextmanager
-    def recording(self, *, tokens: TokenMap | None = None, **wanted: Any) -> Iterator[Record]:
-        """Record attention statistics of every forward inside the block; `Wanted` lists them.
+    def recording(self, *, tokens: TokenMap | None = None, **options: Any) -> Iterator[Record]:
+        """Record attention statistics of every forward inside the block; `RecordOptions` lists them.
 
         The record is complete when the block ends.
 
@@ -207,7 +208,8 @@ class Gaze:
             RecordingError: something asked for cannot be recorded, or was not.
         """
         _check_map(tokens)
-        recorder = RecordingSession(Wanted.checked(self.model, **wanted), self)
+        chosen = RecordOptions.for_model(self.model, **options)
+        recorder = Recorder(chosen, self.model, self.reader.tokenizer)
         session = Session((recorder,), tokens, self._read, self.reader)
         open_session(self.host, session, self.model)
         self._recorder = recorder
@@ -224,7 +226,7 @@ class Gaze:
         A record otherwise takes the tokens fed at each step for the answer, which lacks the last one.
         """
         if self._recorder is not None:
-            self._recorder.note_answer(output_ids)
+            self._recorder.set_answer(output_ids)
 
     # Roles --------------------------------------------------------------------------------------------
 

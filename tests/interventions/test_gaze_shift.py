@@ -16,7 +16,7 @@ from regaze.interventions.gift.shift_map import gaze_shift_map
 from regaze.toolkit.analysis.forward import run_forward
 from regaze.toolkit.model.callback import Callback
 from regaze.toolkit.prompts.token_map import View
-from regaze.toolkit.record.record import Trace
+from regaze.toolkit.record.trace import Trace
 
 QUESTIONS = ["Is there a dog in the image?", "What?"]
 

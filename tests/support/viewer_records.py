@@ -8,7 +8,7 @@ import torch
 from models import picture
 
 from regaze.toolkit.prompts.token_map import Role, TokenMap, View
-from regaze.toolkit.record.record import Trace
+from regaze.toolkit.record.trace import Trace
 
 
 def synthetic(

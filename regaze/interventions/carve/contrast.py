@@ -11,7 +11,8 @@ from torch import Tensor
 from regaze.errors import ShapeError
 from regaze.toolkit.analysis.maps import layer_maps
 from regaze.toolkit.analysis.selection import first_trace, select_rows
-from regaze.toolkit.record.record import Record, Trace
+from regaze.toolkit.record.record import Record
+from regaze.toolkit.record.trace import Trace
 
 
 def contrast(

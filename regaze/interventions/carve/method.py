@@ -20,7 +20,7 @@ from regaze.toolkit.analysis.entropy import visual_entropy
 from regaze.toolkit.model import compat
 from regaze.toolkit.prompts.geometry import Geometry, geometry_of
 from regaze.toolkit.prompts.images import Mask, PixelBox, bounding_box, mask_image, top_share, zoom
-from regaze.toolkit.record.record import Trace
+from regaze.toolkit.record.trace import Trace
 from regaze.toolkit.wrap import Gaze
 
 #: The contentless instruction whose attention is divided out; its very words are a hyper-parameter.

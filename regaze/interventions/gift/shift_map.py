@@ -13,7 +13,8 @@ from regaze.toolkit.analysis.maps import layer_maps
 from regaze.toolkit.analysis.selection import check_choice, check_sample, first_trace
 from regaze.toolkit.prompts.content_words import content_words, find_tagger, tokens_of
 from regaze.toolkit.prompts.token_map import Role
-from regaze.toolkit.record.record import Record, Trace
+from regaze.toolkit.record.record import Record
+from regaze.toolkit.record.trace import Trace
 
 
 def gaze_shift_map(

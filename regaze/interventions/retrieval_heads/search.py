@@ -183,7 +183,7 @@ def _trial(test: NeedleTest, prompt: NeedlePrompt) -> dict[str, Any]:
     with test.gaze.recording(masses=False, top1=True) as record:
         output = LongPrompt(test.model, prompt.ids).answer(test.max_new_tokens, test.stops)
     trace = record[0]
-    columns = trace.need("top_column")[:, 0, :, 1:].permute(2, 0, 1).long()  # row 0 is the prefill's
+    columns = trace.require("top_column")[:, 0, :, 1:].permute(2, 0, 1).long()  # row 0 is the prefill's
     copied = count_copies(columns, output, prompt.ids, prompt.span)
     response, recall = test.judge(prompt, output)
     heads = {

@@ -26,7 +26,8 @@ from regaze.toolkit.model.attention_call import AttentionCall
 from regaze.toolkit.model.context import Context
 from regaze.toolkit.prompts.content_words import read_tokens
 from regaze.toolkit.prompts.token_map import Role
-from regaze.toolkit.record.record import Record, Trace
+from regaze.toolkit.record.record import Record
+from regaze.toolkit.record.trace import Trace
 from regaze.toolkit.wrap import Gaze
 
 
@@ -163,7 +164,7 @@ def recorded_rhythm(
     trace = first_trace(record)
     if trace.slice_columns is not None:
         raise RecordingError('the rhythm needs all columns; use gaze.recording(slices="all", ...)')
-    weights = trace.need("slices")[:, check_sample(trace, sample)]
+    weights = trace.require("slices")[:, check_sample(trace, sample)]
     rows = select_rows(trace, "answer", sample)
     first = 0 if trace.tokens is None else int((~trace.tokens.mask(Role.PAD)[sample]).int().argmax())
     rows = rows[1:]  # the first is the prompt's own

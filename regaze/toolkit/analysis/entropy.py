@@ -9,7 +9,8 @@ from torch import Tensor
 
 from regaze.errors import BadParameterError
 from regaze.toolkit.analysis.selection import check_sample, first_trace
-from regaze.toolkit.record.record import Record, Trace
+from regaze.toolkit.record.record import Record
+from regaze.toolkit.record.trace import Trace
 
 
 def attention_entropy(
@@ -28,8 +29,8 @@ def attention_entropy(
     trace = first_trace(record)
     sample = check_sample(trace, sample)
     if of == "row":
-        return trace.need("entropy")[:, sample]
-    return visual_entropy(trace.need("slices")[:, sample]).float()
+        return trace.require("entropy")[:, sample]
+    return visual_entropy(trace.require("slices")[:, sample]).float()
 
 
 def visual_entropy(attention: Tensor) -> Tensor:

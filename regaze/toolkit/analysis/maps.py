@@ -20,7 +20,8 @@ from regaze.toolkit.analysis.selection import (
     select_heads,
     token_row,
 )
-from regaze.toolkit.record.record import Record, Trace
+from regaze.toolkit.record.record import Record
+from regaze.toolkit.record.trace import Trace
 
 
 def image_map(

@@ -18,7 +18,8 @@ from regaze.toolkit.analysis.selection import (
     select_rows,
 )
 from regaze.toolkit.prompts.token_map import Role
-from regaze.toolkit.record.record import Record, Trace
+from regaze.toolkit.record.record import Record
+from regaze.toolkit.record.trace import Trace
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -79,7 +80,7 @@ def role_flow(
         RecordingError: masses were not recorded. BadParameterError: what is asked for was not recorded.
     """
     trace = first_trace(record)
-    masses = select_heads(trace, trace.need("masses")[:, check_sample(trace, sample)], layers, heads)
+    masses = select_heads(trace, trace.require("masses")[:, check_sample(trace, sample)], layers, heads)
     chosen = select_rows(trace, rows, sample)
     numbers = trace.layers if layers is None else tuple(layers)
     return RoleFlow(numbers, masses[:, :, chosen], tuple(_predicted(trace, chosen, sample)))
@@ -130,7 +131,7 @@ def sink_share(
     if of not in ("row", "recorded"):
         raise BadParameterError(f'of must be "row" or "recorded", got {of!r}')
     trace = first_trace(record)
-    weights = trace.need("slices")[:, check_sample(trace, sample)]
+    weights = trace.require("slices")[:, check_sample(trace, sample)]
     places = torch.arange(weights.shape[-1]) if trace.slice_columns is None else trace.slice_columns[sample]
     length = trace.tokens.length if trace.tokens is not None else weights.shape[-1]
     if sinks is None:
@@ -153,7 +154,7 @@ def sink_share(
 
 
 def _all_columns(trace: Trace) -> Tensor:
-    weights = trace.need("slices")
+    weights = trace.require("slices")
     if trace.slice_columns is not None:
         raise RecordingError('this needs the weights of all columns; use gaze.recording(slices="all", ...)')
     return weights
@@ -309,7 +310,7 @@ def head_table(
 
 def _per_row(trace: Trace, sample: int, role: Role) -> dict[str, Tensor]:
     """What is known of each row, [layers, Hq, N] each."""
-    known = {"mass": trace.need("masses")[:, sample, ..., int(role)]}
+    known = {"mass": trace.require("masses")[:, sample, ..., int(role)]}
     if trace.entropy is not None:
         known["entropy"] = trace.entropy[:, sample]
     if trace.slices is not None and trace.slice_columns is None:

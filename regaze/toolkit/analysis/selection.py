@@ -11,7 +11,8 @@ from torch import Tensor
 
 from regaze.errors import BadParameterError
 from regaze.toolkit.prompts.token_map import Role
-from regaze.toolkit.record.record import Record, Trace
+from regaze.toolkit.record.record import Record
+from regaze.toolkit.record.trace import Trace
 
 #: Rows of a trace: those that predict the answer's tokens, all recorded rows, or row numbers.
 RecordedRows = Literal["answer", "all"] | Sequence[int]

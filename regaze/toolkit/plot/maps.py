@@ -27,7 +27,8 @@ from regaze.toolkit.analysis.selection import (
 from regaze.toolkit.plot.style import SKY, colour_scale, escape_dollars, new_figure, style_and_save
 from regaze.toolkit.prompts.images import ImageLike, open_image
 from regaze.toolkit.prompts.token_map import WHOLE, Shares, TokenMap, View
-from regaze.toolkit.record.record import Record, Trace
+from regaze.toolkit.record.record import Record
+from regaze.toolkit.record.trace import Trace
 
 #: Opacity of a map over the grey image, the same for all cells, so that a colour has one meaning. The colour
 #: bar has the image's mean grey as its background, so that it shows the colours of the map.

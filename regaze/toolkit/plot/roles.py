@@ -15,7 +15,8 @@ from regaze.errors import BadParameterError
 from regaze.toolkit.analysis import roles
 from regaze.toolkit.analysis.selection import first_trace, token_row
 from regaze.toolkit.plot.style import ROLE_COLOURS, legend, new_figure, style_and_save, word_ticks
-from regaze.toolkit.record.record import Record, Trace
+from regaze.toolkit.record.record import Record
+from regaze.toolkit.record.trace import Trace
 
 
 def role_flow(

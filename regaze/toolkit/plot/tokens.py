@@ -20,7 +20,8 @@ from regaze.toolkit.analysis.selection import (
     select_rows,
 )
 from regaze.toolkit.plot.style import colour_scale, new_figure, style_and_save, word_ticks
-from regaze.toolkit.record.record import Record, Trace
+from regaze.toolkit.record.record import Record
+from regaze.toolkit.record.trace import Trace
 
 
 def token_matrix(
@@ -52,7 +53,9 @@ def token_matrix(
             'this draws tokens against tokens; use gaze.recording(slices="all", ...) and a tokenizer'
         )
     chosen = select_rows(trace, rows, sample)
-    weights = select_heads(trace, trace.need("slices")[:, sample], layers, heads)[:, :, chosen].mean((0, 1))
+    weights = select_heads(trace, trace.require("slices")[:, sample], layers, heads)[:, :, chosen].mean(
+        (0, 1)
+    )
     text, first = trace.text[sample], first_column(trace, sample)
     positions = trace.row_position[chosen].tolist()
     last = min(max(positions) + 1, len(text), weights.shape[1])

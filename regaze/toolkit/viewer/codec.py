@@ -1,9 +1,9 @@
-"""Attention weights packed for a page: on a logarithmic scale, of each row the strongest where room is short.
+"""Attention weights as the bytes of a page: quantised, and limited to the strongest of each row.
 
 A weight w in [FLOOR, 1] becomes the code 1 + (top - 1) * (1 - ln w / ln FLOOR), rounded, with top = 255 or
-65535; smaller weights become 0. Steps of a logarithmic scale have one *relative* size, so that the weights of
-an image cell beside an attention sink keep as many digits as the sink. Rows are stored sparsely, with the
-same columns for all variants (plain, edited), so that a difference is of weights that are both known.
+65535; smaller weights become 0. The steps of this logarithmic scale have one *relative* size, so that the
+small weight of an image cell has as many digits as the large one of an attention sink. Rows are sparse, with
+the same columns for all variants (plain, edited), so that both weights of a difference are known.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from regaze.errors import BadParameterError
 
-#: The smallest weight that is kept: a thousandth of an even share among a thousand columns.
+#: The smallest weight that is stored: a thousandth of an even share among a thousand columns.
 FLOOR = 1e-6
-#: Shares of the bytes. Means are what is looked at first, and most.
+#: Shares of the bytes for each section. The means over heads are shown first and most.
 _SHARES = {"means": 0.3, "maxima": 0.1, "heads": 0.6}
 
 Array = NDArray[Any]
@@ -36,22 +36,22 @@ def encode(weights: Array, bits: int) -> Array:
 
 
 def decode(codes: Array, bits: int) -> Array:
-    """The weights of codes, float32; 0 for what was left out."""
+    """The weights of codes, float32; 0 for weights that are not stored."""
     top = 2**bits - 1
     return np.where(codes == 0, 0, FLOOR ** ((top - codes.astype(np.float64)) / (top - 1))).astype(np.float32)
 
 
 def relative_error(bits: int) -> float:
-    """Largest error of a kept weight, as a share of it: half a step."""
+    """Largest relative error of a stored weight: half a step of the scale."""
     return float(FLOOR ** (-0.5 / (2**bits - 2)) - 1)
 
 
 @dataclass(frozen=True)
-class Sparse:
+class SparseRows:
     """The strongest weights of P rows, for V variants.
 
     Attributes:
-        counts: [P] entries of each row. columns: [E] their columns, increasing within a row.
+        counts: [P] entries in each row. columns: [E] their columns, increasing within a row.
         codes: [V, E]; an entry is as strong as its largest code.
     """
 
@@ -60,8 +60,8 @@ class Sparse:
     codes: Array
 
     @classmethod
-    def of(cls, codes: Array, most: int) -> Sparse:
-        """From codes [V, P, columns], of each row the `most` strongest entries; codes 0 are never kept."""
+    def of(cls, codes: Array, most: int) -> SparseRows:
+        """From codes [V, P, columns]: the `most` strongest entries of each row, without those of code 0."""
         strength = codes.max(0)
         kept = strength > 0
         if most < strength.shape[1]:
@@ -69,27 +69,25 @@ class Sparse:
             np.put_along_axis(kept, weakest, False, axis=1)
         return cls(kept.sum(1), kept.nonzero()[1], codes[:, kept])
 
-    def strongest(self, most: int) -> Sparse:
-        """Of each row the `most` strongest entries."""
-        row, starts = (
-            np.repeat(np.arange(len(self.counts)), self.counts),
-            np.cumsum(self.counts) - self.counts,
-        )
+    def strongest(self, most: int) -> SparseRows:
+        """The `most` strongest entries of each row."""
+        row = np.repeat(np.arange(len(self.counts)), self.counts)
+        starts = np.cumsum(self.counts) - self.counts
         order = np.lexsort((-self.codes.max(0).astype(np.int32), row))
         kept = np.empty(len(row), bool)
         kept[order] = np.arange(len(row)) - starts[row] < most
-        return Sparse(np.minimum(self.counts, most), self.columns[kept], self.codes[:, kept])
+        return SparseRows(np.minimum(self.counts, most), self.columns[kept], self.codes[:, kept])
 
-    @staticmethod
-    def join(parts: Sequence[Sparse]) -> Sparse:
+    @classmethod
+    def join(cls, parts: Sequence[SparseRows]) -> SparseRows:
         """The rows of all parts, one after the other."""
         counts, columns = (
             np.concatenate([getattr(p, name) for p in parts]) for name in ("counts", "columns")
         )
-        return Sparse(counts, columns, np.concatenate([p.codes for p in parts], 1))
+        return cls(counts, columns, np.concatenate([p.codes for p in parts], 1))
 
     def to_bytes(self, index: type) -> bytes:
-        """Compressed: counts, then gaps between a row's columns, both of type `index`, then codes."""
+        """Compressed: the counts, the gaps between the columns of a row (both of type `index`), the codes."""
         before = np.concatenate([[0], self.columns[:-1]]) if len(self.columns) else self.columns
         starts = np.cumsum(self.counts) - self.counts
         before[starts[self.counts > 0]] = 0
@@ -102,30 +100,30 @@ class Sparse:
 
 
 @dataclass(frozen=True)
-class Packed:
-    """What a page holds of the weights.
+class EncodedWeights:
+    """The weights of a page.
 
     Attributes:
         sections: compressed bytes of "means", "maxima" and "heads", and of "masses" where they are known.
-        kept: how many weights of each row there are at most, by section.
+        entries_per_row: by section, how many weights of a row there are at most.
         bits: of a code. index_bytes: of a column.
     """
 
     sections: dict[str, bytes]
-    kept: dict[str, int]
+    entries_per_row: dict[str, int]
     bits: int
     index_bytes: int
 
 
-class Packer:
-    """Takes layer after layer and packs them into a number of bytes.
+class WeightEncoder:
+    """Encodes one layer after the other into a limited number of bytes.
 
     Rows are [planes, N], with a plane for each layer ("heads": for each layer and head); "means" and "maxima"
     over heads begin with a plane of all layers.
 
     Args:
         variants, layers, heads, rows, columns: sizes V, n, H, N and C.
-        budget: bytes there are for the compressed weights.
+        budget: most bytes of the compressed weights.
     """
 
     def __init__(self, variants: int, layers: int, heads: int, rows: int, columns: int, budget: int):
@@ -134,13 +132,13 @@ class Packer:
         planes = {"means": layers + 1, "maxima": layers + 1, "heads": layers * heads}
         # 16 bits when all weights would fit even if nothing could be compressed.
         self.bits = 16 if sum(planes.values()) * rows * columns * (2 * variants + 2) <= budget else 8
-        # Compressed, an entry takes about a byte for its column and one for each code. What is first kept is
-        # half as much again, so that the limit is found from above.
+        # Compressed, an entry takes about a byte for its column and one for each code. At first half as many
+        # entries again are stored; `_fit` then removes entries until they fit.
         entries = {name: 1.5 * share * budget / (1 + variants) for name, share in _SHARES.items()}
         self._most = {
             name: max(1, min(columns, int(entries[name] / (planes[name] * rows)))) for name in planes
         }
-        self._parts: dict[str, list[Sparse]] = {name: [] for name in planes}
+        self._parts: dict[str, list[SparseRows]] = {name: [] for name in planes}
         self._masses: list[Array] = []
         self._mean = np.zeros((variants, rows, columns), np.float32)
         self._max = np.zeros((variants, rows, columns), np.float32)
@@ -155,30 +153,30 @@ class Packer:
         if masses is not None:
             self._masses.append(_fixed_point(masses, self.bits))
 
-    def finish(self) -> Packed:
-        """All layers packed.
+    def finish(self) -> EncodedWeights:
+        """The bytes of all layers.
 
         Raises:
             BadParameterError: the budget cannot hold even the strongest weight of each row.
         """
         self._parts["means"].insert(0, self._sparse("means", self._mean))
         self._parts["maxima"].insert(0, self._sparse("maxima", self._max))
-        sections, kept = {}, {}
+        sections, entries = {}, {}
         if self._masses:
             sections["masses"] = gzip.compress(np.stack(self._masses, 1).tobytes(), 6, mtime=0)
         share, room = 1.0, self.budget - len(sections.get("masses", b""))
-        for name, parts in self._parts.items():  # what a section leaves is there for those that follow
-            sections[name], kept[name] = self._fit(name, parts, int(room * _SHARES[name] / share))
+        for name, parts in self._parts.items():  # bytes that a section does not use are left for the next
+            sections[name], entries[name] = self._fit(name, parts, int(room * _SHARES[name] / share))
             share, room = share - _SHARES[name], room - len(sections[name])
-        return Packed(sections, kept, self.bits, np.dtype(self.index).itemsize)
+        return EncodedWeights(sections, entries, self.bits, np.dtype(self.index).itemsize)
 
-    def _sparse(self, name: str, weights: Array) -> Sparse:
+    def _sparse(self, name: str, weights: Array) -> SparseRows:
         codes = encode(weights, self.bits)
-        return Sparse.of(codes.reshape(self.variants, -1, self.columns), self._most[name])
+        return SparseRows.of(codes.reshape(self.variants, -1, self.columns), self._most[name])
 
-    def _fit(self, name: str, parts: list[Sparse], budget: int) -> tuple[bytes, int]:
-        """Parts as bytes within a budget, and how many weights of each row that allows."""
-        sparse, most = Sparse.join(parts), self._most[name]
+    def _fit(self, name: str, parts: list[SparseRows], budget: int) -> tuple[bytes, int]:
+        """Parts as at most `budget` bytes, and how many weights of each row these hold at most."""
+        sparse, most = SparseRows.join(parts), self._most[name]
         data = sparse.to_bytes(self.index)
         while len(data) > budget:
             most = min(most - 1, int(most * 0.98 * budget / len(data)))

@@ -1,34 +1,38 @@
-"""`Subject`: one sample of a trace without padding, as a page shows it: tokens, rows, pictures, weights."""
+"""`TraceView`: one sample of a trace without its padding: tokens, rows, weights and pictures of a page."""
 
 from __future__ import annotations
 
 import base64
 import io
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 
 from regaze.errors import BadParameterError, InputError
 from regaze.toolkit.prompts.images import ImageLike, open_image
 from regaze.toolkit.prompts.token_map import WHOLE, Role, View
-from regaze.toolkit.record.record import Trace
+from regaze.toolkit.record.trace import Trace
 from regaze.toolkit.viewer.codec import Array
 
 #: A token whose role is not known.
 UNKNOWN = len(Role)
-#: Longest side of a picture on a page, in pixels, and the size beyond which it is stored with losses.
-_SIDE, _LOSSLESS = 1024, 200_000
+#: Longest side of a picture on a page, in pixels.
+_SIDE = 1024
+#: Bytes up to which a picture is a PNG; larger ones become JPEG.
+_PNG_BYTES = 200_000
 
 
-class Subject:
-    """What a trace knows of one sample.
+class TraceView:
+    """One sample of a trace, whose tokens are numbered without the padding.
 
     Attributes:
-        prompt: number of the prompt's tokens; those of the answer follow.
+        prompt: number of tokens of the prompt; those of the answer follow.
         pieces: text of each token, "" for those of images. roles: `Role` of each, or UNKNOWN.
-        rows: the token at which each recorded row stands; an answer token's row is that of the token before.
+        rows: for each recorded row its token, the row's query; it predicts the token after it.
     """
 
     def __init__(self, trace: Trace, sample: int = 0):
@@ -44,8 +48,8 @@ class Subject:
         self._token_of[real] = np.arange(self.prompt)
         self._active = trace.row_active[sample].numpy()
         self.rows = [self._token(int(place)) for place in trace.row_position[self._active]]
-        known = _known_answer(trace, length)
-        #: the last row predicts one more token, even where nobody says which
+        known = _answer_length(trace, length)
+        # The last row predicts one more token, even where the trace does not hold its id.
         total = max(self.prompt + known, 2 + max(self.rows))
         self._columns = np.concatenate([real, length + np.arange(total - self.prompt)])
         self.roles = self._roles(total)
@@ -67,26 +71,32 @@ class Subject:
         pieces = [text[place] if place < len(text) else "?" for place in self._columns[:total].tolist()]
         return ["" if role == Role.IMAGE else piece for piece, role in zip(pieces, self.roles, strict=True)]
 
-    @property
-    def answer(self) -> str:
-        return "".join(self.pieces[self.prompt :]).strip()
-
     # Numbers --------------------------------------------------------------------------------------------
 
     @property
+    def heads(self) -> int:
+        """Number of heads. One of slices and masses must have been recorded."""
+        return self._recorded(self.trace).shape[2]
+
+    @staticmethod
+    def _recorded(trace: Trace) -> Tensor:
+        return next(tensor for tensor in (trace.slices, trace.masses) if tensor is not None)
+
+    @property
     def columns(self) -> str:
-        """Whose weights were recorded: "all" columns, those of "image"s, or "none"."""
+        """Which weights were recorded: those of "all" columns, of "image" columns, or "none"."""
         if self.trace.slices is None:
             return "none"
         return "all" if self.trace.slice_columns is None else "image"
 
     def weights(self, trace: Trace, layer: int) -> Array:
-        """[Hq, N, C] fp32 of the i-th recorded layer, a column per token; 0 where it was not recorded.
+        """[Hq, N, C] fp32 weights, one column per token; 0 where none was recorded.
 
-        `trace` is that of this sample, or one of the same tokens.
+        Args:
+            trace: this one, or another of the same tokens. layer: index among its recorded layers.
         """
-        some = next(tensor for tensor in (trace.slices, trace.masses) if tensor is not None)
-        out = np.zeros((some.shape[2], len(self.rows), len(self.pieces)), np.float32)
+        heads = self._recorded(trace).shape[2]
+        out = np.zeros((heads, len(self.rows), len(self.pieces)), np.float32)
         if trace.slices is None:
             return out
         slices = trace.slices[layer, self.sample].numpy()[:, self._active]
@@ -99,7 +109,7 @@ class Subject:
         return out
 
     def masses(self, trace: Trace, layer: int, weights: Array, roles: Sequence[int]) -> Array | None:
-        """[Hq, N, roles] mass of some roles in the i-th recorded layer; None where they are not known."""
+        """[Hq, N, roles] mass of some roles; None where it is not known. Arguments as for `weights`."""
         if trace.masses is not None:
             picked: Array = trace.masses[layer, self.sample].numpy()[:, self._active][..., list(roles)]
             return picked
@@ -112,17 +122,15 @@ class Subject:
 
     @property
     def views(self) -> list[tuple[int, View]]:
-        """The views of images whose grid is known, and their numbers."""
-        tokens = self.trace.tokens
-        return (
-            [] if tokens is None else [(i, v) for i, v in enumerate(tokens.views[self.sample]) if all(v.grid)]
-        )
+        """The views whose grid is known, with their numbers."""
+        views = () if self.trace.tokens is None else self.trace.tokens.views[self.sample]
+        return [(number, view) for number, view in enumerate(views) if all(view.grid)]
 
     def pictures(self, images: Sequence[ImageLike] | None) -> list[dict[str, Any]]:
-        """Per view its grid, the token of each cell, and the part of its image that it shows, as a data URL.
+        """For each view its grid, the token of each cell, and as a data URL the part of the image it shows.
 
         Args:
-            images: the pictures as the model receives them, one per image; None leaves the maps without.
+            images: the pictures as the model receives them, one per image; None: maps without pictures.
 
         Raises:
             InputError: a number of images that is not that of the prompt.
@@ -133,21 +141,20 @@ class Subject:
         count = 1 + max(view.image for view in tokens.views[self.sample])
         if images is not None and len(images) != count:
             raise InputError(f"{len(images)} images were given for a sample with {count}; give one for each")
-        opened = None if images is None else [open_image(image) for image in images]
+        opened = [None] * count if images is None else [open_image(image) for image in images]
+        views_of = Counter(view.image for _, view in self.views)
         out, tiles = [], [0] * count
         for number, view in self.views:
-            cells = tokens.image_cells(self.sample, number)
             tiles[view.image] += view.box != WHOLE
-            several = sum(other.image == view.image for _, other in self.views) > 1
-            part = None if opened is None or view.frame is not None else _part(opened[view.image], view)
+            part = _part(opened[view.image], view)
             out.append(
                 {
                     "label": _label(view, count, tiles[view.image]),
                     "image": view.image,
-                    "box": view.box if several else None,
+                    "box": view.box if views_of[view.image] > 1 else None,
                     "rows": view.grid[0],
                     "columns": view.grid[1],
-                    "tokens": self._token_of[cells.numpy()].tolist(),
+                    "tokens": self._token_of[tokens.image_cells(self.sample, number).numpy()].tolist(),
                     "width": None if part is None else part.width,
                     "height": None if part is None else part.height,
                     "source": None if part is None else _data_url(part),
@@ -157,6 +164,7 @@ class Subject:
 
 
 def _prompt_length(trace: Trace) -> int:
+    """Tokens of the padded prompt."""
     if trace.tokens is not None:
         return trace.tokens.length
     if trace.input_ids is not None:
@@ -165,23 +173,24 @@ def _prompt_length(trace: Trace) -> int:
     return int(prefill.max()) + 1 if len(prefill) else 0
 
 
-def _known_answer(trace: Trace, length: int) -> int:
+def _answer_length(trace: Trace, length: int) -> int:
+    """Tokens of the answer that the trace holds."""
     if trace.output_ids is not None:
         return trace.output_ids.shape[1]
     return max(0, len(trace.text[0]) - length) if trace.text is not None else 0
 
 
 def _label(view: View, images: int, tile: int) -> str:
-    """What a view is called; the tiles of an image are counted from 1."""
+    """The caption of a view; the tiles of an image are counted from 1."""
     name = f"image {view.image + 1}" if images > 1 else "image"
     if view.frame is not None:
         return f"{name}, frame {view.frame + 1}"
     return name if view.box in (None, WHOLE) else f"{name}, tile {tile}"
 
 
-def _part(image: Image.Image, view: View) -> Image.Image | None:
-    """What a view shows of its image; None where that is not known."""
-    if view.box is None:
+def _part(image: Image.Image | None, view: View) -> Image.Image | None:
+    """The part of an image that a view shows; None where that is not known."""
+    if image is None or view.box is None or view.frame is not None:
         return None
     (left, top, right, bottom), (width, height) = view.box, image.size
     box = round(left * width), round(top * height), round(right * width), round(bottom * height)
@@ -192,10 +201,10 @@ def _part(image: Image.Image, view: View) -> Image.Image | None:
 
 
 def _data_url(image: Image.Image) -> str:
-    """The picture inside the page: as PNG, or as JPEG where that is too large."""
+    """The picture as a data URL: a PNG, or a JPEG where the PNG is too large."""
     for kind, options in (("png", {"optimize": True}), ("jpeg", {"quality": 88})):
         buffer = io.BytesIO()
         image.save(buffer, kind, **options)
-        if buffer.tell() <= _LOSSLESS:
+        if buffer.tell() <= _PNG_BYTES:
             break
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -28,7 +28,7 @@ from regaze.toolkit.analysis import (
 )
 from regaze.toolkit.analysis.forward import run_forward
 from regaze.toolkit.analysis.selection import select_rows
-from regaze.toolkit.record.record import Trace
+from regaze.toolkit.record.trace import Trace
 
 QUESTIONS = ["Is there a dog in the image?", "What?"]
 ROLES = torch.tensor([[Role.PAD, Role.SYSTEM, Role.IMAGE, Role.IMAGE, Role.QUERY, Role.TAIL]])

@@ -153,7 +153,7 @@ def test_what_counts_tokens_refuses_an_assistant(model, gaze, one):
     for method in (SPARC(), M3ID()):
         with gaze.using(method), pytest.raises(InputError, match="tries and takes back"):
             model.generate(**one, **options)
-    with pytest.raises(InputError, match="RecordingSession would count"), gaze.recording():
+    with pytest.raises(InputError, match="Recorder would count"), gaze.recording():
         model.generate(**one, **options)
 
 

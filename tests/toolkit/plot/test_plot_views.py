@@ -10,7 +10,7 @@ from PIL import Image
 from regaze.errors import BadParameterError, RecordingError
 from regaze.toolkit import plot
 from regaze.toolkit.prompts.token_map import Role, Sample, TokenMap, View
-from regaze.toolkit.record.record import Trace
+from regaze.toolkit.record.trace import Trace
 
 PICTURE = Image.new("RGB", (80, 40), (120, 120, 120))
 

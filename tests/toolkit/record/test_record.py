@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from models import llava_processor, logits_of, picture, small_var, tiny_llama, tiny_llava
+from safetensors import safe_open
 
 import regaze
 from regaze import HeadKnockout, Record, Role
@@ -161,6 +164,24 @@ def test_file_round_trip(gaze, model, inputs, tmp_path):
     assert method_from_dict(again[0].interventions[0]) == small_var()
 
 
+def test_names_of_tensors_in_a_file_stay(gaze, model, inputs, tmp_path):
+    """Files of earlier versions must stay readable."""
+    with gaze.recording(slices="image") as record:
+        generate(model, inputs, 2)
+    record.save(tmp_path / "record.safetensors")
+    with safe_open(str(tmp_path / "record.safetensors"), "pt") as file:
+        assert set(file.keys()) == {
+            f"0.{name}"
+            for name in (
+                *("masses", "slices", "slice_columns", "row_position", "row_step", "row_active"),
+                *("input_ids", "tokens.roles", "tokens.image", "tokens.cell", "output_ids"),
+            )
+        }
+        header = json.loads(file.metadata()["regaze"])
+    assert set(header) == {"format", "versions", "model", "wanted", "traces"}
+    assert set(header["traces"][0]) == {"layers", "views", "text", "interventions", "cross"}
+
+
 def test_files_that_are_no_records(tmp_path):
     (tmp_path / "text").write_text("not a record")
     with pytest.raises(RecordingError, match="is not a"):
@@ -209,7 +230,7 @@ def test_what_turns_out_missing_is_refused(gaze, model, inputs):
     with gaze.recording(entropy=True, masses=False) as record:
         generate(model, inputs, 2)
     with pytest.raises(RecordingError, match="masses=True"):
-        record[0].need("masses")
+        record[0].require("masses")
     embeds = tiny_llama().get_input_embeddings()(torch.randint(5, 40, (1, 8)))
     text = tiny_llama()
     with pytest.raises(RecordingError, match="roles"), regaze.wrap(text).recording():

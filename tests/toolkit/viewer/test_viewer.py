@@ -21,8 +21,8 @@ import regaze
 from regaze import HeadKnockout, Record, Role
 from regaze.cli import app
 from regaze.errors import BadParameterError, InputError, RecordingError, UnsupportedModelError
-from regaze.toolkit.viewer import Page, Variant, build, look
-from regaze.toolkit.viewer.codec import FLOOR, Packer, Sparse, decode, encode, relative_error
+from regaze.toolkit.viewer import Page, Variant, answer_page, build_page, record_page
+from regaze.toolkit.viewer.codec import FLOOR, SparseRows, WeightEncoder, decode, encode, relative_error
 
 
 def data_of(page: str) -> dict:
@@ -80,7 +80,11 @@ def test_sparse_rows_keep_the_strongest_entries_of_each_row_for_both_variants():
     codes = np.random.default_rng(1).integers(0, 256, (2, 7, 31)).astype(np.uint8)
     codes[:, 3, 4:] = 0
     strength = codes.max(0)
-    for sparse in (Sparse.of(codes, 9), Sparse.of(codes, 20).strongest(9), Sparse.of(codes, 31).strongest(9)):
+    for sparse in (
+        SparseRows.of(codes, 9),
+        SparseRows.of(codes, 20).strongest(9),
+        SparseRows.of(codes, 31).strongest(9),
+    ):
         assert sparse.counts.tolist() == [9, 9, 9, 4, 9, 9, 9]
         at = 0
         for row, count in enumerate(sparse.counts):
@@ -89,15 +93,15 @@ def test_sparse_rows_keep_the_strongest_entries_of_each_row_for_both_variants():
             assert np.array_equal(sparse.codes[:, at : at + count], codes[:, row, columns])
             assert strength[row, columns].min() >= np.delete(strength[row], columns).max()
             at += count
-    assert Sparse.of(np.zeros_like(codes), 60).counts.sum() == 0
+    assert SparseRows.of(np.zeros_like(codes), 60).counts.sum() == 0
 
 
 def test_everything_is_kept_to_16_bits_where_there_is_room():
     trace, other = synthetic(range(3)), synthetic(range(3), seed=1)
-    page = build([[trace, other]], [0, 1, 2], variants=[Variant("plain"), Variant("other")])
+    page = build_page([[trace, other]], [0, 1, 2], variants=[Variant("plain"), Variant("other")])
     data = data_of(page.html)
     assert data["fidelity"]["bits"] == 16
-    assert set(data["fidelity"]["kept"].values()) == {len(data["pieces"])}
+    assert set(data["fidelity"]["entriesPerRow"].values()) == {len(data["pieces"])}
     bound = {"rtol": relative_error(16) * 1.01 + 2e-6, "atol": FLOOR}
     wanted = torch.stack([trace.slices[:, 0], other.slices[:, 0]])  # [V, n, H, N, C]
     width = wanted.shape[-1]
@@ -116,7 +120,7 @@ def test_everything_is_kept_to_16_bits_where_there_is_room():
 
 def test_where_there_is_no_room_each_row_keeps_its_strongest_weights():
     trace = synthetic(range(4), grid=(20, 20))
-    full, small = (build([[trace]], range(4), limit=limit) for limit in (8_000_000, 130_000))
+    full, small = (build_page([[trace]], range(4), limit=limit) for limit in (8_000_000, 130_000))
     assert 100_000 < len(small.html.encode()) <= 130_000 < len(full.html.encode())
     data = data_of(small.html)
     assert data["fidelity"]["bits"] == 8
@@ -126,7 +130,7 @@ def test_where_there_is_no_room_each_row_keeps_its_strongest_weights():
         rows = rows_of(data, name)[0].reshape(-1, len(data["rows"]), len(data["pieces"]))[..., :-1]
         rows = rows if name == "heads" else rows[1:]  # without the plane of all layers
         wanted = wanted.reshape(rows.shape)
-        most = data["fidelity"]["kept"][name]
+        most = data["fidelity"]["entriesPerRow"][name]
         assert most > 5
         kept = rows > 0
         assert kept.sum(-1).max() == most
@@ -136,18 +140,18 @@ def test_where_there_is_no_room_each_row_keeps_its_strongest_weights():
         assert (np.abs(rows - wanted)[kept] / wanted[kept]).max() < relative_error(8) * 1.01
     assert most < 200
     with pytest.raises(BadParameterError, match="smaller than its text"):
-        build([[trace]], range(4), limit=20_000)
+        build_page([[trace]], range(4), limit=20_000)
 
 
 def test_a_budget_for_nothing_is_refused():
-    packer = Packer(1, 1, 2, 200, 50, budget=60)
-    packer.add(np.random.default_rng(0).random((1, 2, 200, 50), np.float32), None)
+    encoder = WeightEncoder(1, 1, 2, 200, 50, budget=60)
+    encoder.add(np.random.default_rng(0).random((1, 2, 200, 50), np.float32), None)
     with pytest.raises(BadParameterError, match="leaves 60 bytes"):
-        packer.finish()
+        encoder.finish()
 
 
 def test_a_prompt_of_four_thousand_tokens_fits_any_limit_that_is_given():
-    page = build(
+    page = build_page(
         long_groups(4, 16),
         range(4),
         variants=[Variant("plain"), Variant("edited")],
@@ -157,8 +161,8 @@ def test_a_prompt_of_four_thousand_tokens_fits_any_limit_that_is_given():
     assert len(page.html.encode()) <= 3_000_000
     data = data_of(page.html)
     assert len(data["pieces"]) == 1 + 63 * 65 + 27 + 24
-    assert data["fidelity"]["kept"]["means"] > 300
-    assert data["fidelity"]["kept"]["heads"] > 30
+    assert data["fidelity"]["entriesPerRow"]["means"] > 300
+    assert data["fidelity"]["entriesPerRow"]["heads"] > 30
 
 
 # Texts --------------------------------------------------------------------------------------------------
@@ -177,7 +181,7 @@ HOSTILE = (
 
 def test_texts_stay_texts():
     trace = synthetic(range(1), question=HOSTILE)
-    page = build([[trace]], [0], title="<script>alert(2)</script>{{data}}", model="<b>m</b>").html
+    page = build_page([[trace]], [0], title="<script>alert(2)</script>{{data}}", model="<b>m</b>").html
     page.encode()  # a lone surrogate, as byte-level tokenizers may give, is no error
     data = data_of(page)
     assert tuple(data["pieces"][-11:-3]) == HOSTILE
@@ -185,14 +189,14 @@ def test_texts_stay_texts():
     assert page.count("<script") == page.count("</script>") == 2
     assert "<!--" not in page
     assert "alert(2)" not in page.replace(html.escape(data["title"]), "").replace(
-        "\\u003cscript>alert(2)", ""
+        "\\u003cscript\\u003ealert(2)", ""
     )
 
 
 def test_only_the_pages_own_script_may_run_and_nothing_be_fetched():
-    page = build([[synthetic(range(1))]], [0], images=pictures()).html
+    page = build_page([[synthetic(range(1))]], [0], images=pictures()).html
     (policy,) = re.findall(r'Content-Security-Policy" content="([^"]+)"', page)
-    assert "default-src 'none'" in policy
+    assert "default-src 'none'" in html.unescape(policy)
     assert "unsafe" not in policy
     assert not re.search(r"""(src|href)=["'](?!data:)|https?://|@import|url\(""", page)
 
@@ -212,7 +216,7 @@ def test_a_padded_batch_shows_each_sample_without_padding(gaze):
     with gaze.recording(slices="all", rows="text") as record:
         gaze.ask([picture(1), picture(2)], questions, max_new_tokens=3, eos_token_id=None)
     trace = record[0]
-    data = data_of(record.to_html(sample=1, images=[picture(2)]))
+    data = data_of(record_page(record, sample=1, images=[picture(2)]).html)
     real = (trace.tokens.roles[1] != Role.PAD).nonzero().flatten()
     assert data["prompt"] == len(real) < trace.tokens.length
     assert "".join(data["pieces"][: data["prompt"]]).count("What?") == 1
@@ -231,30 +235,30 @@ def test_a_padded_batch_shows_each_sample_without_padding(gaze):
 def test_slices_of_images_alone_and_masses_alone(gaze):
     with gaze.recording(slices="image") as record:
         gaze.ask([[picture(1), picture(2)]], ["Which?"], max_new_tokens=2, eos_token_id=None)
-    data = data_of(record.to_html())
+    data = data_of(record_page(record).html)
     assert (data["columns"], [p["label"] for p in data["pictures"]]) == ("image", ["image 1", "image 2"])
     heads = rows_of(data, "heads").reshape(6, 6, 2, -1)
     maps = record[0].image_maps(0, 1).flatten(-2)
     np.testing.assert_allclose(heads[..., data["pictures"][1]["tokens"]], maps, rtol=2e-4, atol=FLOOR)
     with gaze.recording() as record:
         gaze.ask([picture(1)], ["What?"], max_new_tokens=2)
-    assert data_of(record.to_html())["columns"] == "none"
+    assert data_of(record_page(record).html)["columns"] == "none"
     with gaze.recording(entropy=True, masses=False) as record:
         gaze.ask([picture(1)], ["What?"], max_new_tokens=2)
     with pytest.raises(RecordingError, match="slices or masses"):
-        record.to_html()
-    assert record._repr_html_() is None
+        record_page(record)
     with pytest.raises(InputError, match="2 images were given for a sample with 1"):
-        build([[synthetic(range(1))]], [0], images=pictures(2))
+        build_page([[synthetic(range(1))]], [0], images=pictures(2))
 
 
-def test_a_record_shows_itself_in_notebooks_before_and_after_a_file(gaze, tmp_path):
+def test_a_record_has_the_same_page_before_and_after_a_file(gaze, tmp_path):
     with gaze.recording(slices="all") as record:
         gaze.ask([picture(1)], ["What?"], max_new_tokens=2)
-    assert record._repr_html_().startswith("<iframe")
+    assert record_page(record)._repr_html_().startswith("<iframe")
     record.save(tmp_path / "record.safetensors")
-    assert Record.load(tmp_path / "record.safetensors")._repr_html_() == record._repr_html_()
-    assert Record({})._repr_html_() is None
+    assert record_page(Record.load(tmp_path / "record.safetensors")) == record_page(record)
+    with pytest.raises(RecordingError, match="nothing is recorded"):
+        record_page(Record({}))
 
 
 def test_tiles_show_their_part_of_the_image():
@@ -262,7 +266,7 @@ def test_tiles_show_their_part_of_the_image():
     whole, right = trace.tokens.views[0]
     views = ((whole, replace(right, image=0, box=(0.5, 0.0, 1.0, 1.0))),)
     trace = replace(trace, tokens=replace(trace.tokens, views=views))
-    data = data_of(build([[trace]], [0], images=[picture(0, 80, 40)]).html)
+    data = data_of(build_page([[trace]], [0], images=[picture(0, 80, 40)]).html)
     assert [(p["width"], p["height"]) for p in data["pictures"]] == [(80, 40), (40, 40)]
     assert [p["label"] for p in data["pictures"]] == ["image", "image, tile 1"]
 
@@ -276,8 +280,8 @@ def test_different_records_are_not_compared(gaze):
     plain = record("What?")
     for other in (record("Which?"), record("What?", rows="text"), record("What?", layers=[1, 2])):
         with pytest.raises(BadParameterError, match="same tokens, rows and layers"):
-            plain.to_html(edited=other)
-    assert [v["name"] for v in data_of(plain.to_html(edited=record("What?")))["variants"]] == [
+            record_page(plain, other)
+    assert [v["name"] for v in data_of(record_page(plain, record("What?")).html)["variants"]] == [
         "first",
         "second",
     ]
@@ -288,7 +292,7 @@ def test_different_records_are_not_compared(gaze):
 
 def test_plain_and_edited_say_the_same_tokens_and_differ_as_their_records_do(gaze, model):
     method = small_var()
-    page = look(gaze, picture(1), "Is there a dog in the image?", method, max_new_tokens=4)
+    page = answer_page(gaze, picture(1), "Is there a dog in the image?", method, max_new_tokens=4)
     data = data_of(page.html)
     assert [v["name"] for v in data["variants"]] == ["plain", "var"]
     inputs = gaze.inputs([picture(1)], ["Is there a dog in the image?"])
@@ -318,12 +322,12 @@ def test_plain_and_edited_say_the_same_tokens_and_differ_as_their_records_do(gaz
 
 def test_layers_recorded_in_groups_give_the_same_page(gaze, monkeypatch):
     def looked():
-        return look(
+        return answer_page(
             gaze, picture(1), "What?", HeadKnockout(heads=[(0, 1)]), layers=[0, 2, 5], max_new_tokens=3
         )
 
     together = looked()
-    monkeypatch.setattr("regaze.toolkit.viewer.capture._HELD", 1)
+    monkeypatch.setattr("regaze.toolkit.viewer.capture._RECORD_BYTES", 1)
     assert looked().html == together.html
     assert data_of(together.html)["layers"] == [0, 2, 5]
 
@@ -331,7 +335,7 @@ def test_layers_recorded_in_groups_give_the_same_page(gaze, monkeypatch):
 def test_text_models_and_rows(tmp_path):
     gaze = regaze.wrap(tiny_llama(), llava_processor().tokenizer)
     gaze.reader.tokenizer.chat_template = llava_processor().chat_template
-    page = look(gaze, None, "Is there a dog?", rows=5, max_new_tokens=3)
+    page = answer_page(gaze, None, "Is there a dog?", rows=5, max_new_tokens=3)
     data = data_of(page.html)
     assert (data["pictures"], data["columns"]) == ([], "all")
     answers = len(data["pieces"]) - data["prompt"]
@@ -348,7 +352,9 @@ def test_text_models_and_rows(tmp_path):
 )
 def test_other_families(module, family, labels):
     model, processor = getattr(importlib.import_module(f"zoo.{module}"), family)()
-    page = look(regaze.wrap(model, processor), picture(1, 160, 100), "Is there a dog?", max_new_tokens=2)
+    page = answer_page(
+        regaze.wrap(model, processor), picture(1, 160, 100), "Is there a dog?", max_new_tokens=2
+    )
     data = data_of(page.html)
     assert [shown["label"] for shown in data["pictures"]] == labels
     assert all(shown["source"] for shown in data["pictures"])
@@ -361,7 +367,7 @@ def test_other_families(module, family, labels):
 def test_encoder_decoders_are_refused():
     model, processor = importlib.import_module("zoo.crossing").florence2()
     with pytest.raises(UnsupportedModelError, match="has an encoder and a decoder"):
-        look(regaze.wrap(model, processor), picture(1), "What?")
+        answer_page(regaze.wrap(model, processor), picture(1), "What?")
 
 
 def test_a_number_of_rows_is_recorded_from_the_end_of_each_prompt(gaze):

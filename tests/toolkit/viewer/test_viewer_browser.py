@@ -18,7 +18,7 @@ from models import picture
 from viewer_records import long_groups, synthetic
 
 from regaze.toolkit.prompts.token_map import View
-from regaze.toolkit.viewer import Page, Variant, build
+from regaze.toolkit.viewer import Page, Variant, answer_page, build_page, record_page
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
@@ -47,7 +47,7 @@ def traces():
 @pytest.fixture(scope="module")
 def page(traces):
     variants = [Variant("plain", answer="Yes"), Variant("var", "rho=0.5", "No")]
-    return build([traces], range(3), variants=variants, images=[picture(0), picture(1)], model="test")
+    return build_page([traces], range(3), variants=variants, images=[picture(0), picture(1)], model="test")
 
 
 @pytest.fixture(autouse=True)
@@ -256,7 +256,7 @@ def test_tiles_lie_as_in_their_image(browser):
     boxes = [(x / 3, y / 2, (x + 1) / 3, (y + 1) / 2) for y in range(2) for x in range(3)]
     views = tuple(View((6, 6), 0, box) for box in [(0.0, 0.0, 1.0, 1.0), *boxes])
     trace = replace(trace, tokens=replace(trace.tokens, views=(views,)))
-    browser.open(build([[trace]], range(2), images=[picture(0, 384, 256)]), "#layer=1&head=2")
+    browser.open(build_page([[trace]], range(2), images=[picture(0, 384, 256)]), "#layer=1&head=2")
     places = browser.run(
         "return Array.from(document.querySelectorAll('.frame canvas'), c => "
         "{const b = c.getBoundingClientRect(); return [b.x, b.y, b.width, b.height]})"
@@ -277,7 +277,7 @@ def test_tiles_lie_as_in_their_image(browser):
 def test_cells_of_a_picture_can_be_chosen_where_their_rows_were_recorded(browser, gaze):
     with gaze.recording(slices="all", rows="all") as record:
         gaze.ask([picture(1)], ["What?"], max_new_tokens=2, eos_token_id=None)
-    browser.open(Page(record.to_html(images=[picture(1)])), "#layer=1&head=2")
+    browser.open(record_page(record, images=[picture(1)]), "#layer=1&head=2")
     browser.click("#map-0", beside=9)  # of 8 x 8 cells the fifth in the fifth row
     cell = int(record[0].tokens.image_cells()[4 * 8 + 4])
     assert browser.state()["token"] == str(cell)
@@ -339,7 +339,7 @@ def test_texts_have_enough_contrast(browser, page, scheme):
 
 
 def test_a_long_prompt_stays_quick(browser):
-    page = build(
+    page = build_page(
         long_groups(),
         range(12),
         variants=[Variant("plain"), Variant("edited")],
@@ -363,7 +363,7 @@ def test_a_text_of_four_thousand_tokens_stays_quick(browser):
     keep = torch.arange(len(trace.row_position) - 40, len(trace.row_position))
     short = {n: getattr(trace, n)[:, :, :, keep] for n in ("slices", "masses")}
     short |= {n: getattr(trace, n)[..., keep] for n in ("row_position", "row_step", "row_active")}
-    browser.open(build([[replace(trace, **short)]], range(2)), name="text")
+    browser.open(build_page([[replace(trace, **short)]], range(2)), name="text")
     assert browser.run("return document.querySelectorAll('.token').length") == 4003
     assert browser.run("return document.querySelectorAll('.frame canvas').length") == 0
     times = browser.times()
@@ -377,13 +377,14 @@ def test_a_text_of_four_thousand_tokens_stays_quick(browser):
 def test_the_word_dog_looks_at_the_dog(browser):
     """The bundled model, a shipped scene and a real intervention: the picture in docs/viewer.md."""
     from regaze import HeadKnockout, demo, load, wrap
-    from regaze.toolkit.viewer import look
 
     if not demo.MODEL_DIR.is_dir():
         pytest.skip("the demo model is not in this checkout")
     scene = next(scene for scene in demo.scenes() if scene.name.startswith("scene_012"))
     method = HeadKnockout(heads=((0, 0), (0, 3)))
-    shown = look(wrap(*load("demo")), scene.image(), "Is there a dog in the image?", method, model="demo")
+    shown = answer_page(
+        wrap(*load("demo")), scene.image(), "Is there a dog in the image?", method, model="demo"
+    )
     browser.open(shown, "#layer=0&head=0&show=plain")
     browser.run(
         "Array.from(document.querySelectorAll('#prompt .live')).find(c => c.textContent === ' dog').click()"

@@ -13,6 +13,7 @@ from regaze import HeadKnockout, Role, TokenMap
 from regaze.errors import BadParameterError, InputError, RecordingError, RegazeError, UnsupportedModelError
 from regaze.interventions import ICD, PAI, VCD, AvisC
 from regaze.toolkit.model.beam_media import repeated_media
+from regaze.toolkit.viewer import record_page
 
 
 def case(name: str) -> Case:
@@ -236,6 +237,6 @@ def test_records_that_are_not_there(tmp_path):
     with pytest.raises(RecordingError, match="cannot write the record"):
         record.save(tmp_path / "nowhere" / "record.safetensors")
     with pytest.raises(InputError, match="cannot write the page"):
-        record.to_html(tmp_path / "nowhere" / "page.html")
-    page = record.to_html(tmp_path / "page.html")
-    assert (tmp_path / "page.html").read_text(encoding="utf-8") == page
+        record_page(record).save(tmp_path / "nowhere" / "page.html")
+    page = record_page(record)
+    assert page.save(tmp_path / "page.html").read_text(encoding="utf-8") == page.html

@@ -3,11 +3,11 @@
 const data = JSON.parse(byId("data").textContent);
 const digits = data.fidelity.bits === 8 ? 2 : 3;
 const comparing = data.variants.length === 2;
-const complete = Math.min(...Object.values(data.fidelity.kept)) >= data.pieces.length;
+const complete = Math.min(...Object.values(data.fidelity.entriesPerRow)) >= data.pieces.length;
 const images = data.pictures.length > 0;
 
 const rowOfToken = new Map(data.rows.map((token, row) => [token, row]));
-/** The recorded row behind a token: its own in the prompt, the one that predicts it in the answer. */
+/** The recorded row of a token: its own in the prompt, the one that predicts it in the answer. */
 const rowOf = (token) => rowOfToken.get(token < data.prompt ? token : token - 1);
 const live = data.pieces.map((_, token) => token).filter((token) => rowOf(token) !== undefined);
 const heads = ["mean", "max", ...Array.from({ length: data.heads }, (_, head) => head)];
@@ -50,26 +50,26 @@ function toFragment() {
 
 /** Take from a fragment what makes sense on this page. */
 function fromFragment(text) {
-  const asked = new URLSearchParams(text.replace(/^#/, ""));
-  const token = Number(asked.get("token") ?? NaN);
+  const parameters = new URLSearchParams(text.replace(/^#/, ""));
+  const token = Number(parameters.get("token") ?? NaN);
   if (live.includes(token)) state.token = token;
-  const layer = data.layers.indexOf(Number(asked.get("layer") ?? NaN));
-  if (layer >= 0 || asked.get("layer") === "all") state.layer = layer;
-  const head = heads.find((each) => String(each) === asked.get("head"));
+  const layer = data.layers.indexOf(Number(parameters.get("layer") ?? NaN));
+  if (layer >= 0 || parameters.get("layer") === "all") state.layer = layer;
+  const head = heads.find((each) => String(each) === parameters.get("head"));
   if (head !== undefined) state.head = head;
-  const show = { plain: 0, edited: 1, difference: "difference" }[asked.get("show")];
+  const show = { plain: 0, edited: 1, difference: "difference" }[parameters.get("show")];
   if (SHOWS.includes(show)) state.show = show;
-  const opacity = Number(asked.get("opacity") ?? NaN);
+  const opacity = Number(parameters.get("opacity") ?? NaN);
   if (opacity >= 0 && opacity <= 100) state.opacity = opacity;
-  if (["linear", "root"].includes(asked.get("scale"))) state.scale = asked.get("scale");
-  if (asked.has("smooth")) state.smooth = asked.get("smooth") === "1";
+  if (["linear", "root"].includes(parameters.get("scale"))) state.scale = parameters.get("scale");
+  if (parameters.has("smooth")) state.smooth = parameters.get("smooth") === "1";
 }
 
 /** Change the view, and draw what follows from it. */
 function set(change) {
   Object.assign(state, change);
   if (state.layer === ALL && typeof state.head === "number") {
-    // A head's number means nothing across layers: whoever asks for a head means one of a layer.
+    // A head's number means nothing across layers: choosing a head chooses a layer, too.
     if ("head" in change) state.layer = 0;
     else state.head = "mean";
   }

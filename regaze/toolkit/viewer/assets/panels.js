@@ -1,4 +1,4 @@
-// What stands beside the tokens and pictures: bars by role, the strongest columns, strips of stacked bars.
+// What is shown beside the tokens and pictures: bars by role, the strongest columns, strips of stacked bars.
 
 const STRONGEST = 12; // columns that are listed
 
@@ -91,7 +91,7 @@ function showStrongest(list, weights, { label, colour, digits, signed, point, ch
       element(
         "li",
         { class: "note" },
-        signed ? "no difference beyond rounding" : "none that is kept on this page",
+        signed ? "no difference beyond rounding" : "none on this page",
       ),
     );
 }
@@ -104,7 +104,7 @@ class Strip {
     this.items = items;
     this.cells = items.map((item, i) => {
       const cell = element("div", { class: "cell", role: "option", "data-item": i }, element("i"));
-      if (item.look) cell.classList.add(item.look);
+      if (item.style) cell.classList.add(item.style);
       cell.append(element("span", { "aria-hidden": "true" }, item.short));
       return cell;
     });
@@ -126,12 +126,12 @@ class Strip {
       ? Math.max(1e-9, ...all.map((values) => Math.max(sum(values, 1), sum(values, -1))))
       : 1;
     all.forEach((values, i) => {
-      const said = this.names
+      const listed = this.names
         .map((name, role) => `${name} ${percent(values[role], digits, signed)}`)
         .join(", ");
       const cell = this.cells[i];
-      cell.setAttribute("aria-label", `${this.items[i].name}: ${said}`);
-      cell.title = `${this.items[i].name}\n${said.replaceAll(", ", "\n")}`;
+      cell.setAttribute("aria-label", `${this.items[i].name}: ${listed}`);
+      cell.title = `${this.items[i].name}\n${listed.replaceAll(", ", "\n")}`;
       cell.firstChild.style.background = signed ? this.twoSided(values, reach) : this.stacked(values);
     });
     if (this.chosen !== chosen) {

@@ -1,4 +1,4 @@
-// Making the page's elements, once: tokens, pictures, controls, keys.
+// Building the page's elements, once: tokens, pictures, controls, keys.
 
 function buildHeading() {
   byId("title").textContent = data.title;
@@ -7,15 +7,15 @@ function buildHeading() {
     : "";
   byId("about").textContent = [data.model, edited].filter(Boolean).join(" · ");
   if (comparing && data.variants.every((variant) => variant.answer !== null)) {
-    const said = data.variants.map(({ name, answer }) => `${name} “${answer}”`).join(", ");
+    const answers = data.variants.map(({ name, answer }) => `${name} “${answer}”`).join(", ");
     byId("answers").textContent =
-      `Both are made to say this answer, so that rows can be compared. Of their own accord they answer: ${said}.`;
+      `Both models are forced to this answer, so that rows can be compared. Unforced, they answer: ${answers}.`;
   }
-  const { bits, relativeError, kept, floor } = data.fidelity;
+  const { bits, relativeError, entriesPerRow, floor } = data.fidelity;
   const error = `Weights on this page are rounded to within ${(100 * relativeError).toPrecision(2)} % of themselves`;
   const left = !complete
     ? `. To keep it small, only the strongest of each row’s ${data.pieces.length} columns are here: ` +
-      `${kept.means} in means over heads, ${kept.maxima} in maxima, ${kept.heads} in single heads.`
+      `${entriesPerRow.means} in means over heads, ${entriesPerRow.maxima} in maxima, ${entriesPerRow.heads} in single heads.`
     : `; those under ${(100 * floor).toFixed(4)} % are left out.`;
   const masses = weights.knowsRoles
     ? ` Masses of roles are rounded to ${bits === 8 ? "0.2" : "0.001"} points.`
@@ -263,18 +263,18 @@ function buildStrips() {
       name: `${noun} ${number}`,
     }));
   const layers = [
-    { value: ALL, short: "all", name: "all layers", look: "first" },
+    { value: ALL, short: "all", name: "all layers", style: "first" },
     ...numbered("layer", data.layers),
   ];
   const byHead = [
-    { value: "mean", short: "mean", name: "mean over heads", look: "first" },
+    { value: "mean", short: "mean", name: "mean over heads", style: "first" },
     ...numbered("head", heads.slice(2)),
   ];
   const tokens = live.map((token) => ({
     value: token,
     short: visible(data.pieces[token]).trim(),
     name: `“${nameOf(token)}”`,
-    look: token === data.prompt && "apart",
+    style: token === data.prompt && "apart",
   }));
   const strip = (id, items, name) =>
     new Strip(byId(id), items, {

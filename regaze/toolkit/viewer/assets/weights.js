@@ -1,8 +1,8 @@
-// Attention weights: decoding what packing.py packed, and answering for single rows.
+// Attention weights: decoding what codec.py encoded, and reading single rows.
 
 const ALL = -1; // every layer
 
-/** The bytes behind base64 of gzip. */
+/** The bytes of a text that is base64 of gzip. */
 async function unpacked(text) {
   const binary = atob(text);
   const bytes = new Uint8Array(binary.length);
@@ -11,7 +11,7 @@ async function unpacked(text) {
   return new Response(stream).arrayBuffer();
 }
 
-/** The weight of every code; see packing.py for the scale. */
+/** The weight of every code; see codec.py for the scale. */
 function weightTable(bits, floor) {
   const top = 2 ** bits - 1;
   return Float32Array.from({ length: top + 1 }, (_, code) =>

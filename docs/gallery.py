@@ -2,7 +2,7 @@
 
     python docs/gallery.py [--smollm FOLDER] [--output DIR]
 
-Without a folder of SmolLM2-135M-Instruct the section that needs it is skipped, and its pictures stay as they are.
+Without a folder of SmolLM2-135M-Instruct the section that needs it is skipped; its pictures stay as they are.
 """
 
 from __future__ import annotations

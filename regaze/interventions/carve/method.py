@@ -16,7 +16,7 @@ from regaze.errors import BadParameterError, InputError
 from regaze.interventions.base import MultiPassMethod
 from regaze.interventions.carve.contrast import contrast
 from regaze.interventions.layer_ranges import LayerRange, checked_range, layer_range
-from regaze.toolkit.analysis.entropy import visual_entropy
+from regaze.toolkit.analysis.row_measures import visual_entropy
 from regaze.toolkit.model import compat
 from regaze.toolkit.prompts.geometry import Geometry, geometry_of
 from regaze.toolkit.prompts.images import Mask, PixelBox, bounding_box, mask_image, top_share, zoom

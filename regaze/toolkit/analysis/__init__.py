@@ -1,12 +1,8 @@
-"""What recorded attention, and a model looked into, say: numbers and maps, without a picture drawn."""
+"""Analyses of recorded attention and of a model's forward pass. They return numbers; `plot` draws them."""
 
 from regaze.toolkit.analysis.anchors import (
-    HeadSignals,
-    Horizon,
     Rhythm,
-    head_signals,
     middle_layers,
-    peaks,
     recorded_rhythm,
     rhythm,
     split_heads,
@@ -24,7 +20,6 @@ from regaze.toolkit.analysis.class_lens import (
     identifiability,
     perturbed_attention,
 )
-from regaze.toolkit.analysis.entropy import attention_entropy, visual_entropy
 from regaze.toolkit.analysis.faithfulness import (
     Agreement,
     Curve,
@@ -41,34 +36,25 @@ from regaze.toolkit.analysis.faithfulness import (
 )
 from regaze.toolkit.analysis.flow import Flow, attention_flow, rollout
 from regaze.toolkit.analysis.forward import Inputs, with_answers
+from regaze.toolkit.analysis.heads import HeadRow, HeadTable, head_table
 from regaze.toolkit.analysis.intervals import Estimate, estimate
 from regaze.toolkit.analysis.lenses import LogitLens, logit_lens
-from regaze.toolkit.analysis.maps import (
-    cross_attention_maps,
-    image_map,
-)
-from regaze.toolkit.analysis.massive_activations import (
-    MassiveActivations,
-    SinkStability,
-    SinkTokens,
-    key_importance,
-    massive_activations,
-    sink_stability,
-    sink_tokens,
-)
+from regaze.toolkit.analysis.lookback import HeadSignals, Horizon, head_signals
+from regaze.toolkit.analysis.maps import cross_attention_maps, image_map
+from regaze.toolkit.analysis.massive_activations import MassiveActivations, massive_activations
 from regaze.toolkit.analysis.occlusion import ImageCells, TextTokens, answer_log_probs, greedy_answer
 from regaze.toolkit.analysis.paired import PairedResult, difference, plain_and_edited
+from regaze.toolkit.analysis.received_attention import key_importance
 from regaze.toolkit.analysis.relevance import relevance
-from regaze.toolkit.analysis.roles import (
-    HeadRow,
-    HeadTable,
-    RoleFlow,
+from regaze.toolkit.analysis.roles import RoleFlow, role_flow
+from regaze.toolkit.analysis.row_measures import (
     attention_distance,
-    head_table,
-    role_flow,
+    attention_entropy,
     sink_share,
+    visual_entropy,
 )
 from regaze.toolkit.analysis.speech import EncoderWindows, SpectrogramPatches, Utterance
+from regaze.toolkit.analysis.token_sinks import SinkStability, SinkTokens, sink_stability, sink_tokens
 
 __all__ = [
     "Agreement",
@@ -122,7 +108,6 @@ __all__ = [
     "massive_activations",
     "middle_layers",
     "occlusion_saliency",
-    "peaks",
     "pearson",
     "perturbation_curve",
     "perturbed_attention",

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from regaze.errors import BadParameterError, ShapeError
 from regaze.toolkit.analysis.forward import Inputs, run_forward, with_answers
-from regaze.toolkit.analysis.roles import HeadTable
+from regaze.toolkit.analysis.heads import HeadTable
 from regaze.toolkit.model.callback import Callback
 from regaze.toolkit.prompts.token_map import TokenMap
 from regaze.toolkit.wrap import Gaze

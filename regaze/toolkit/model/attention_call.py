@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regaze.kernels import AttentionEdit, RowSelection, StatsRequest, attend, attention_stats
+from regaze.kernels import AttentionEdit, RowSelection, StatsRequest, attend, attention_stats, column_sums
 
 #: Weights held at once over batch and heads, in elements: 64 MiB in fp32, on a CPU 8 MiB.
 BLOCK_ELEMENTS = 1 << 24
@@ -59,7 +59,7 @@ class AttentionCall:
         weights makes each block cost the layer's whole attention again.
         """
         with torch.no_grad():
-            if not self.edit.edits_rows and not self.edit.edits_mask:
+            if self._unedited:
                 return self._plain(rows)
             index = torch.arange(rows.start, rows.stop, device=self.query.device)
             request = StatsRequest(rows=RowSelection(index), full_rows=True, edited=True)
@@ -69,6 +69,27 @@ class AttentionCall:
         assert stats is not None
         assert stats.slices is not None
         return stats.slices
+
+    def column_sums(self, rows: RowSelection) -> Tensor:
+        """Attention that each key receives from `rows` together, as the layer used it, [B, Hq, Lk] fp32.
+
+        Without a graph. The edited attention is computed a block of rows at a time (see `weights`).
+        """
+        with torch.no_grad():
+            if self._unedited:
+                return column_sums(self.query, self.key, rows, **self.options)
+            active = self.query.new_zeros(self.query.shape[0], 1, self.query.shape[2], 1)
+            active[:, 0, rows.index, 0] = 1.0 if rows.active is None else rows.active.to(active)
+            total = self.query.new_zeros(*self.query.shape[:2], self.key.shape[2], dtype=torch.float32)
+            for block in self.blocks():
+                weights = self.weights(block)
+                total[..., : weights.shape[-1]] += (weights * active[:, :, block]).sum(2)
+        return total
+
+    @property
+    def _unedited(self) -> bool:
+        """Whether the weights are those of plain attention."""
+        return not self.edit.edits_rows and not self.edit.edits_mask
 
     def _plain(self, rows: slice) -> Tensor:
         mask, stop = self.options["mask"], rows.stop if self.causal else self.key.shape[2]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from regaze.errors import BadParameterError, InputError, ShapeError, UnsupportedModelError
-from regaze.kernels import StatsRequest, attention_stats
+from regaze.kernels import StatsRequest, attention_stats, column_sums
 from regaze.toolkit.prompts.token_map import Role, Sample, TokenMap, View
 
 #: Names of a block's first norm, attention and second norm: CLIP's, and those of ViT and DeiT.
@@ -49,13 +49,20 @@ class VisionBlock:
         H is 1 without `split_heads`: one softmax over queries and keys of the full width.
         """
         width = self.attention.head_dim if split_heads else normed.shape[-1]
-        q, k = (
-            projection(x).unflatten(-1, (-1, width)).transpose(1, 2)
-            for projection, x in ((self.attention.q_proj, normed[:, rows]), (self.attention.k_proj, normed))
-        )
-        stats = attention_stats(q, k, _ROWS)
+        stats = attention_stats(*self._query_key(normed, rows, width), _ROWS)
         assert stats.slices is not None
         return stats.slices
+
+    def received(self, normed: Tensor) -> Tensor:
+        """Mean attention that each token receives from all tokens: [B, N, C] -> [B, H, N] fp32."""
+        sums = column_sums(*self._query_key(normed, slice(None), self.attention.head_dim))
+        return sums / normed.shape[1]
+
+    def _query_key(self, normed: Tensor, rows: slice, width: int) -> tuple[Tensor, Tensor]:
+        """Queries of some tokens [B, H, R, width], and keys of all, [B, H, N, width]."""
+        projected = self.attention.q_proj(normed[:, rows]), self.attention.k_proj(normed)
+        query, key = (x.unflatten(-1, (-1, width)).transpose(1, 2) for x in projected)
+        return query, key
 
     def feed_forward(self, hidden: Tensor) -> Tensor:
         """The MLP half with its residual: [B, N, C] -> [B, N, C]."""
@@ -67,8 +74,6 @@ class VisionBlock:
 
 
 _ROWS = StatsRequest(full_rows=True)
-#: Query rows held at once where every row of a layer is looked at.
-_ROWS_AT_ONCE = 64
 
 
 def class_attention(
@@ -99,15 +104,7 @@ def class_attention(
 def received_attention(model: PreTrainedModel, pixel_values: Tensor, layers: Sequence[int]) -> Tensor:
     """How much attention each patch receives from all tokens, averaged over them; as `class_attention`."""
 
-    def received(block: VisionBlock, normed: Tensor) -> Tensor:
-        tokens = normed.shape[1]
-        parts = [
-            block.looks(normed, slice(start, start + _ROWS_AT_ONCE)).sum(2)
-            for start in range(0, tokens, _ROWS_AT_ONCE)
-        ]
-        return torch.stack(parts).sum(0) / tokens
-
-    return _measured(model, pixel_values, layers, received)
+    return _measured(model, pixel_values, layers, VisionBlock.received)
 
 
 def _measured(

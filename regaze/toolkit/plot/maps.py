@@ -16,7 +16,6 @@ from torch import Tensor
 
 from regaze.errors import BadParameterError, RecordingError
 from regaze.toolkit.analysis.maps import image_map
-from regaze.toolkit.analysis.massive_activations import SinkTokens
 from regaze.toolkit.analysis.selection import (
     check_choice,
     check_choices,
@@ -24,6 +23,7 @@ from regaze.toolkit.analysis.selection import (
     first_trace,
     select_rows,
 )
+from regaze.toolkit.analysis.token_sinks import SinkTokens
 from regaze.toolkit.plot.style import SKY, colour_scale, escape_dollars, new_figure, style_and_save
 from regaze.toolkit.prompts.images import ImageLike, open_image
 from regaze.toolkit.prompts.token_map import WHOLE, Shares, TokenMap, View

@@ -14,7 +14,6 @@ from regaze.toolkit.analysis import (
     Horizon,
     head_signals,
     middle_layers,
-    peaks,
     recorded_rhythm,
     rhythm,
     split_heads,
@@ -164,11 +163,7 @@ def test_what_has_no_rhythm(gaze, model, generated):
         top_fraction(torch.ones(3), 0.0)
 
 
-def test_peaks_layers_and_ties():
-    assert peaks(torch.tensor([0.0, 5, 0, 0.1, 0, 6, 1, NAN])).tolist() == [1, 5]
-    assert peaks(torch.tensor([0.0, 5, 0, 0.5, 0, 6, 1]), prominence=0.05).tolist() == [1, 3, 5]
-    assert peaks(torch.tensor([1.0, NAN])).tolist() == []
-    assert not len(peaks(torch.ones(9)))
+def test_layers_and_ties():
     assert middle_layers(36) == (12, 15, 18, 21, 24)
     assert middle_layers(6) == (2, 3, 4)
     assert top_fraction(torch.tensor([1.0, 2, 2, 2, NAN]), 0.5).tolist() == [1, 2]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from models import llava_processor, picture, tiny_llama, tiny_llava
+from models import llava_processor, picture, small_var, tiny_llama, tiny_llava
 
 import regaze
 from regaze import Role
 from regaze.errors import BadParameterError, InputError
-from regaze.interventions import VCD
+from regaze.interventions import VCD, HeadKnockout
 from regaze.toolkit.analysis import (
     key_importance,
     massive_activations,
@@ -171,6 +171,21 @@ def test_what_each_key_receives(gaze, model, block, monkeypatch):
     with gaze.using(VCD()):
         again = key_importance(gaze, inputs, layers=[1, 4])
     torch.testing.assert_close(again, found, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("block", [50, 1 << 21])
+def test_what_each_key_receives_of_edited_attention(gaze, block, monkeypatch):
+    """Layers whose weights are edited are summed block by block: as the recorded edited rows add up."""
+    monkeypatch.setattr("regaze.toolkit.model.attention_call.CPU_BLOCK_ELEMENTS", block)
+    inputs = gaze.inputs([picture(1), picture(2)], QUESTIONS)
+    with gaze.using(HeadKnockout(heads=[(1, 0)]), small_var()):
+        found = key_importance(gaze, inputs, layers=[1, 4])
+        with gaze.recording(slices="all", rows="all", edited=True) as record, torch.no_grad():
+            gaze.model(**inputs, use_cache=False)
+    real = inputs["attention_mask"].bool()
+    rows = record[0].slices[[1, 4]] * record[0].row_active[:, None, :, None]
+    count = real.flip(1).cumsum(1).flip(1)[:, None]
+    torch.testing.assert_close(found, rows.sum(3) / count, rtol=1e-4, atol=1e-6)
 
 
 def test_a_text_model_has_sinks_too():

@@ -11,6 +11,7 @@ from regaze.errors import BadParameterError, InputError
 from regaze.interventions.base import Intervention
 from regaze.interventions.layer_ranges import LayerRange, checked_range, layer_range
 from regaze.kernels import AttentionEdit, RowSelection, Stats, StatsRequest
+from regaze.toolkit.model import compat
 from regaze.toolkit.model.context import Context
 from regaze.toolkit.prompts.columns import column_index, scatter_columns
 from regaze.toolkit.prompts.token_map import Role
@@ -76,7 +77,7 @@ class SPARC(Intervention):
         image = tokens.mask(Role.IMAGE)
         if self.is_identity or not image.any():
             return
-        if context.inputs.get("use_cache") is False:  # every step would be a prompt, and nothing ever rise
+        if not compat.uses_cache(context.inputs):  # every step would be a prompt, and nothing ever rise
             raise InputError("SPARC follows attention from step to step, which needs use_cache=True")
         given = None if self.selected_layer is None else (self.selected_layer, self.selected_layer)
         state["selected"] = layer_range(given, (20, 20), 32, context.num_layers)[0]

@@ -238,7 +238,7 @@ class Gaze:
         Raises:
             InputError, UnsupportedModelError: the prompts cannot be read.
         """
-        needed = "pixel_values" if compat.sees_pixels_alone(self.model) else "input_ids"
+        needed = "pixel_values" if compat.is_vision_model(self.model) else "input_ids"
         given = inputs.get(needed) if isinstance(inputs, Mapping) else None
         if not isinstance(given, Tensor) or (needed == "input_ids" and given.dim() != 2):
             what = f"{list(given.shape)}" if isinstance(given, Tensor) else type(given).__name__
@@ -249,7 +249,7 @@ class Gaze:
         return self._read(inputs, inputs.get("attention_mask"))
 
     def _read(self, inputs: Mapping[str, Any], attention_mask: Tensor | None) -> TokenMap:
-        if compat.sees_pixels_alone(self.model):
+        if compat.is_vision_model(self.model):
             return vision_tokens(self.model, inputs["pixel_values"])
         ids, media = inputs["input_ids"].cpu(), Media(inputs)
         complete = media.has(*self.family.media)

@@ -24,7 +24,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import DynamicLayer
 
 from regaze.toolkit.model import compat, hook
 
@@ -167,8 +166,7 @@ class PrefixSharing:
             return self.gaze.model.generate(
                 input_ids=torch.cat([prefix, rest], 1),
                 attention_mask=torch.cat([visible, seen], 1),
-                past_key_values=cache,
-                **options,
+                **compat.with_cache(options, cache),
             )
 
     def _generate_late(self, shared: _Shared, options: Mapping[str, Any]) -> Any:
@@ -184,13 +182,12 @@ class PrefixSharing:
                     input_ids=rest,
                     attention_mask=visible,
                     position_ids=positions,
-                    past_key_values=cache,
-                    use_cache=True,
                     logits_to_keep=1,
+                    **compat.with_cache({}, cache),
                 )
         _without_gap(cache, visible.bool(), ids.shape[1] - 1)
         hook.take_over(model, cache, {"input_ids": ids, "attention_mask": mask, **shared.media_of_rows()})
-        return model.generate(input_ids=ids, attention_mask=mask, past_key_values=cache, **options)
+        return model.generate(input_ids=ids, attention_mask=mask, **compat.with_cache(options, cache))
 
     def _forked(self, shared: _Shared) -> tuple[Any, Tensor, Tensor]:
         """A cache with the prefix of every prompt, and ids and mask of these [B, longest prefix]."""
@@ -205,7 +202,7 @@ class PrefixSharing:
                 **shared.media,
             )
         )
-        if cache is None or any(type(layer) is not DynamicLayer for layer in cache.layers):
+        if cache is None or not compat.is_forkable(cache):
             raise _CannotFork
         groups = torch.tensor(shared.groups)  # on the CPU: layers may lie on several devices
         cache.batch_select_indices(groups)
@@ -335,11 +332,8 @@ def _common_length(a: list[int], b: list[int]) -> int:
 
 def _without_gap(cache: Any, visible: Tensor, length: int) -> None:
     """Move the visible columns [B, L] of a cache to its end, and keep the last `length` columns."""
-    order = visible.int().sort(dim=1, stable=True).indices[:, visible.shape[1] - length :, None]
-    for layer in cache.layers:
-        places = order.to(layer.keys.device)[:, None].expand(-1, layer.keys.shape[1], -1, -1)
-        layer.keys = layer.keys.gather(2, places.expand(-1, -1, -1, layer.keys.shape[3]))
-        layer.values = layer.values.gather(2, places.expand(-1, -1, -1, layer.values.shape[3]))
+    order = visible.int().sort(dim=1, stable=True).indices
+    compat.keep_columns(cache, order[:, visible.shape[1] - length :])
 
 
 def _padded(rows: list[list[int]], pad: int) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
+from regaze.toolkit.model import compat
+
 
 class LongPrompt:
     """A prompt of which all tokens but the last are in a key-value cache.
@@ -43,7 +45,7 @@ class LongPrompt:
     def _feed(self, ids: list[int]) -> torch.Tensor:
         """The logits [V] after `ids`."""
         inputs = torch.tensor([ids], device=self.model.device)
-        output = self.model(input_ids=inputs, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
+        output = self.model(**compat.with_cache({"input_ids": inputs}, self.cache), logits_to_keep=1)
         logits: torch.Tensor = output.logits
         return logits[0, -1]
 

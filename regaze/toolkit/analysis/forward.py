@@ -203,7 +203,7 @@ def run_forward(gaze: Gaze, inputs: Mapping[str, Any], *callbacks: Callback, log
     known = inspect.signature(gaze.model.forward).parameters
     given = {name: value for name, value in inputs.items() if value is not None}
     mask = given.get("attention_mask")
-    if "position_ids" in known and mask is not None and not compat.has_position_axes(gaze.model):
+    if "position_ids" in known and mask is not None and not compat.has_mrope(gaze.model):
         given.setdefault("position_ids", (mask.cumsum(1) - 1).clamp_min(0))
     if "use_cache" in known:
         given["use_cache"] = False

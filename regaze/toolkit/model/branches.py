@@ -15,7 +15,7 @@ from torch import Tensor
 from regaze.errors import InputError
 from regaze.toolkit.model import compat
 from regaze.toolkit.model.context import Context
-from regaze.toolkit.model.stack import TOKEN_TYPES, Branch, media_names
+from regaze.toolkit.model.stack import Branch
 from regaze.toolkit.prompts.token_map import Role, TokenMap
 
 
@@ -24,7 +24,7 @@ def without_image(context: Context) -> Branch:
     image = context.tokens.mask(Role.IMAGE)
     if not image.any():
         raise InputError("a branch without the image was asked for, but no prompt has an image")
-    media = dict.fromkeys(media_names(context.inputs))
+    media = dict.fromkeys(compat.media_names(context.inputs))
     ids = context.inputs["input_ids"].masked_fill(image.to(context.device), context.pad_token_id)
     hidden = without_tokens(context, image)
     return Branch({**hidden.inputs, **media, **_token_types(context, ids), "input_ids": ids}, hidden.tokens)
@@ -74,7 +74,7 @@ def with_prompts(context: Context, prompts: Sequence[Sequence[int]], tokens: Tok
 def _token_types(context: Context, ids: Tensor) -> dict[str, Tensor]:
     """The type arguments of other prompts [B, L'], where the user's have them: an id tells the type."""
     found: dict[str, Tensor] = {}
-    for name in TOKEN_TYPES:
+    for name in compat.TOKEN_TYPES:
         given = context.inputs.get(name)
         if given is not None:
             found[name] = torch.zeros_like(ids, dtype=given.dtype)
@@ -95,8 +95,8 @@ def measurement_inputs(context: Context, branch: Branch | None = None) -> dict[s
     # A static cache comes with a mask [B, 1, L, Lk], which does not fit a forward without one.
     mask = context.visible.to(context.device).long() if shown is None else shown
     inputs["attention_mask"] = mask
-    positions: Tensor | None = inputs.pop("position_ids", None)
-    one_axis = not compat.has_position_axes(context.model) and (positions is None or positions.dim() == 2)
+    positions = compat.pop_positions(inputs)
+    one_axis = not compat.has_mrope(context.model) and (positions is None or positions.dim() == 2)
     if one_axis and "position_ids" in inspect.signature(context.model.forward).parameters:
         inputs["position_ids"] = (mask.cumsum(1) - 1).clamp_min(0)
     return inputs

@@ -254,13 +254,13 @@ class Context:
     def stacked(self, inputs: Mapping[str, Any], seen: int, takes_positions: bool) -> dict[str, Any]:
         """The arguments of a forward for all contexts, from the user's; `seen` tokens are in the cache."""
         assert self._stack is not None
-        axes = compat.has_position_axes(self.model)
+        axes = compat.has_mrope(self.model)
         if not seen:  # positions along several axes are the model's own affair
             return self._stack.prefill(inputs, takes_positions and not axes)
         stacked = self._stack.decode(inputs, seen, takes_positions)
         if axes:
             text = (stacked["attention_mask"].cumsum(1) - 1)[:, -stacked["input_ids"].shape[1] :]
-            stacked["position_ids"] = compat.positions_on_axes(self.model, text)
+            stacked["position_ids"] = compat.mrope_positions(self.model, text)
         return stacked
 
     def embedding_gain(self) -> Tensor | None:

@@ -26,7 +26,7 @@ from regaze.toolkit.model.attention import PLACE, SLOT, Planned, outside_graphs,
 from regaze.toolkit.model.attention_call import AttentionCall
 from regaze.toolkit.model.callback import Callback, overrides
 from regaze.toolkit.model.context import Context
-from regaze.toolkit.model.layer_hooks import LayerHooks, replayed
+from regaze.toolkit.model.layer_hooks import LayerHooks
 from regaze.toolkit.model.logits import combine
 from regaze.toolkit.model.stack import Branch, Stack, main_rows
 from regaze.toolkit.prompts.prompt_reader import PromptReader
@@ -194,7 +194,7 @@ class ModelHook:
             self.sessions.remove(session)
         for cache, (context, sessions) in list(self._contexts.items()):
             if session in sessions and context.has_branches:  # what is left of it is the user's rows
-                compat.release_cache(cache, context.user_batch)
+                compat.keep_rows(cache, context.user_batch)
                 del self._contexts[cache]
         self._refresh()
         if not self.sessions:
@@ -213,10 +213,10 @@ class ModelHook:
         media = any(p.needs_pixels or overrides(p, "branches") for p in self.callbacks)
         encodes = self.model.config.is_encoder_decoder  # its forwards in `generate` have no ids to read
         reader = next((s.reader for s in self.sessions if s.reader is not None), None)
-        compat.pass_media(self.model, media, () if reader is None else reader.family.image_token_ids)
+        compat.pass_pixels(self.model, media, () if reader is None else reader.family.image_token_ids)
         self._media = () if reader is None else reader.family.media
         watching = reader is not None and (encodes or self._media)
-        compat.watch_generate(self.model, self._announce if watching else None)
+        compat.on_generate(self.model, self._announce if watching else None)
         self._announced = None
 
     def _overriding(self, method: str) -> tuple[Callback, ...]:
@@ -231,8 +231,8 @@ class ModelHook:
         if not self.callbacks:
             return None
         given = {**dict(zip(self._argument_names, args, strict=False)), **kwargs} if args else kwargs
-        cache = given.get("past_key_values")
-        seen = compat.seen_tokens(cache)
+        cache = compat.cache_argument(given)
+        seen = compat.cache_length(cache)
         context = self._continue(cache) if seen else self._begin(given)
         self.current, context.cache_length = context, seen
         for callback in self._on_step:
@@ -248,7 +248,7 @@ class ModelHook:
         given = self._with_ids(dict(compat.decoder_inputs(self.model, given)))
         if self._cross_layers:
             self._refuse_image_token_methods()
-        if compat.prompt_of(given) is None and not compat.sees_pixels_alone(self.model):
+        if compat.prompt_of(given) is None and not compat.is_vision_model(self.model):
             raise InputError("the model was called without input_ids and inputs_embeds")
         reader = next((s.reader for s in self.sessions if s.reader is not None), None)
         config, tokens = compat.text_config(self.model), self._tokens(given)
@@ -270,7 +270,7 @@ class ModelHook:
         if branches:
             context.stack(Stack(given, branches, context.visible, context.pad_token_id))
             longer = context.prompt_length - context.visible.shape[1]
-            compat.make_room(given.get("past_key_values"), longer)
+            compat.make_room(compat.cache_argument(given), longer)
         for callback in self.callbacks:
             callback.prepare(context)
         return context
@@ -359,7 +359,7 @@ class ModelHook:
             cache = compat.cache_of(output)
             if cache is not None:
                 self._contexts[cache] = (context, tuple(self.sessions))
-                compat.follow_reorder(cache, context)
+                compat.follow_cache(cache, context)
             if context.replay_requested:
                 given = {**dict(zip(self._argument_names, args, strict=False)), **kwargs}
                 self._replay(context, cache, given, output)
@@ -372,13 +372,19 @@ class ModelHook:
         if isinstance(output, tuple):
             raise InputError(_BY_NAME)
         context.replay_requested = False
-        inputs = replayed(kwargs, cache, context)
-        compat.drop_last(cache)
+        if cache is None:
+            raise InputError(
+                "an intervention that reads later layers before it edits needs the cache: use_cache=True"
+            )
+        if not bool(context.visible[:, -1].all()):
+            raise InputError("prompts must be padded on the left, so that all end in the last column")
+        inputs = compat.with_cache(compat.last_row(kwargs), cache)
+        compat.crop_last(cache)
         self.current, context.step, context.replaying = context, 1, True
-        context.cache_length = compat.seen_tokens(cache)
+        context.cache_length = compat.cache_length(cache)
         self._layer_hooks.start(context)
         try:
-            again = self.model.forward(**inputs)
+            again = self.model.forward(**{**inputs, "return_dict": True})
         finally:
             self._layer_hooks.stop()
             self.current, context.step, context.replaying = None, 0, False
@@ -405,14 +411,12 @@ class ModelHook:
         reading = next((s.read_tokens, s.reader) for s in self.sessions)
         self.sessions = [Session((callback,), tokens, *reading)]
         self._refresh()
-        keep = {"logits_to_keep": 1} if "logits_to_keep" in self._argument_names else {}
-        unwanted = ["past_key_values", "use_cache", "logits_to_keep", "return_dict", "cache_position"]
+        inputs = {**compat.without_cache(inputs), **compat.last_logits_only(self.model), "return_dict": True}
         if inputs.get("inputs_embeds") is not None:  # the ids beside them are known from `_with_ids`
-            unwanted.append("input_ids")
-        inputs = {name: value for name, value in inputs.items() if name not in unwanted}
+            inputs.pop("input_ids", None)
         try:
             with torch.no_grad():
-                return self.model(**inputs, **keep, use_cache=False, return_dict=True)
+                return self.model(**inputs)
         finally:
             self.sessions, self.current = outer
             self._refresh()

@@ -6,16 +6,15 @@ forward begins and somebody needs them, and are gone when it ends.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from regaze.errors import InputError, UnsupportedModelError
+from regaze.errors import UnsupportedModelError
 from regaze.toolkit.model import compat
 from regaze.toolkit.model.context import Context
-from regaze.toolkit.model.stack import TOKEN_TYPES, media_names
 
 
 class LayerHooks:
@@ -108,28 +107,3 @@ def _scale_embeddings(gain: Tensor) -> Callable[..., tuple[tuple[Any, ...], dict
         return args, {**kwargs, "inputs_embeds": scaled}
 
     return scale
-
-
-def replayed(inputs: Mapping[str, Any], cache: Any, context: Context) -> dict[str, Any]:
-    """The arguments of a forward of the prompt's last row alone, from those of the prefill.
-
-    Raises:
-        InputError: there is no cache, or the prompts end in different columns.
-    """
-    if cache is None:
-        raise InputError(
-            "an intervention that reads later layers before it edits needs the cache: use_cache=True"
-        )
-    if not bool(context.visible[:, -1].all()):
-        raise InputError("prompts must be padded on the left, so that all end in the last column")
-    media = (*media_names(inputs), "mm_encoder_outputs")
-    again = {name: value for name, value in inputs.items() if name not in media}
-    for name in ("input_ids", "inputs_embeds", *TOKEN_TYPES):
-        if again.get(name) is not None:
-            again[name] = again[name][:, -1:]
-    if again.get("position_ids") is not None:
-        again["position_ids"] = again["position_ids"][..., -1:]
-    mask = again.get("attention_mask")
-    if isinstance(mask, Tensor) and mask.dim() == 4:
-        again["attention_mask"] = mask[:, :, -1:]
-    return {**again, "past_key_values": cache, "use_cache": True, "return_dict": True}

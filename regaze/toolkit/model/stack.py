@@ -23,13 +23,6 @@ from regaze.toolkit.prompts.token_map import TokenMap
 
 MAIN = "main"
 
-#: Arguments of a forward that say of each token whether it is text or shows an image.
-TOKEN_TYPES = ("token_type_ids", "mm_token_type_ids", "moe_mm_token_type_ids")
-#: Arguments with one entry per token, and what stands in it for padding.
-SEQUENCES = {"input_ids": 0, "attention_mask": 0, **dict.fromkeys(TOKEN_TYPES, 0)}
-#: Arguments that belong to the whole call. Every other tensor is media (pixels, their sizes).
-_SHARED = {"past_key_values", "position_ids", "cache_position", "logits_to_keep", "labels", "inputs_embeds"}
-
 
 @dataclass(frozen=True, eq=False)
 class Branch:
@@ -45,15 +38,6 @@ class Branch:
     inputs: Mapping[str, Any] = field(default_factory=dict)
     tokens: TokenMap | None = None
     embedding_gain: Tensor | None = None
-
-
-def media_names(inputs: Mapping[str, Any]) -> list[str]:
-    """The arguments of a forward that hold images: tensors that are not text."""
-    return [
-        name
-        for name, value in inputs.items()
-        if isinstance(value, Tensor) and name not in SEQUENCES and name not in _SHARED
-    ]
 
 
 class Stack:
@@ -82,7 +66,7 @@ class Stack:
         mask = visible.to(inputs["input_ids"].device).long()
         main = {**inputs, "attention_mask": mask}  # a static cache comes with one [B, 1, L, Lk]
         self._contexts = [main, *({**main, **branch.inputs} for branch in self.branches)]
-        self._pads = {**SEQUENCES, "input_ids": pad_token_id}
+        self._pads = {**compat.SEQUENCES, "input_ids": pad_token_id}
         self.length = max(context["input_ids"].shape[1] for context in self._contexts)
         self.input_ids = self._sequence("input_ids")  # [n B, L]
         self.mask = self._sequence("attention_mask")  # [n B, L], of the prompt
@@ -95,10 +79,12 @@ class Stack:
     def prefill(self, inputs: Mapping[str, Any], takes_positions: bool) -> dict[str, Any]:
         """The stacked arguments of the prefill."""
         stacked = dict(inputs)
-        for name in (*SEQUENCES, *media_names(inputs)):
+        for name in (*compat.SEQUENCES, *compat.media_names(inputs)):
             if stacked.get(name) is not None:
                 stacked[name] = (
-                    self._sequence(name) if name in SEQUENCES else compat.join_media(self._contexts, name)
+                    self._sequence(name)
+                    if name in compat.SEQUENCES
+                    else compat.join_media(self._contexts, name)
                 )
         stacked["attention_mask"] = self.mask
         return self._positions(stacked, takes_positions)
@@ -106,7 +92,7 @@ class Stack:
     def decode(self, inputs: Mapping[str, Any], seen: int, takes_positions: bool) -> dict[str, Any]:
         """The stacked arguments of a later step, `seen` tokens after the beginning of the cache."""
         stacked, copies = dict(inputs), len(self.names)
-        for name in SEQUENCES:
+        for name in compat.SEQUENCES:
             if stacked.get(name) is not None and name != "attention_mask":
                 stacked[name] = stacked[name].repeat(copies, 1)
         new = seen + stacked["input_ids"].shape[1] - self.length
@@ -136,8 +122,7 @@ class Stack:
 
     def _positions(self, stacked: dict[str, Any], takes_positions: bool) -> dict[str, Any]:
         """Positions count the visible tokens of each row; multi-axis ones the model works out by itself."""
-        given = stacked.pop("position_ids", None)
-        stacked.pop("cache_position", None)
+        given = compat.pop_positions(stacked)
         if takes_positions and (given is None or given.dim() == 2):
             positions = (stacked["attention_mask"].long().cumsum(1) - 1).clamp_min(0)
             stacked["position_ids"] = positions[:, -stacked["input_ids"].shape[1] :]

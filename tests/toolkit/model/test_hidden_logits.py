@@ -1,4 +1,4 @@
-"""Logits read from hidden states against the model's own, for every family of the zoo and every convention."""
+"""Logits read from hidden states against the model's own, by family and by convention."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_a_factor_that_the_class_does_not_apply_does_not_count():
     assert compat.logit_scale(model) == compat.LogitScale()
 
 
-def test_several_factors_of_one_model():
+def test_a_factor_of_another_name():
     config = FalconH1Config(
         **_SIZES, lm_head_multiplier=0.25, mamba_d_ssm=16, mamba_n_heads=2, mamba_d_head=8
     )

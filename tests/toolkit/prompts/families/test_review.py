@@ -12,7 +12,7 @@ import regaze
 from regaze import HeadKnockout, Role, TokenMap
 from regaze.errors import BadParameterError, InputError, RecordingError, RegazeError, UnsupportedModelError
 from regaze.interventions import ICD, PAI, VCD, AvisC
-from regaze.toolkit.model.beam_media import repeated_media
+from regaze.toolkit.model.compat.beam_media import repeated_media
 from regaze.toolkit.viewer import record_page
 
 

@@ -1,0 +1,111 @@
+"""All that depends on how transformers works inside, in one place (floor 5.17, tested up to 5.23).
+
+Nothing outside of this package imports what transformers does not promise, or names an argument that a
+release has renamed.
+"""
+
+from __future__ import annotations
+
+from regaze.toolkit.model.compat.arguments import (
+    SEQUENCES,
+    TOKEN_TYPES,
+    decoder_inputs,
+    join_media,
+    last_logits_only,
+    last_row,
+    media_names,
+    padding_mask,
+    pop_positions,
+    prompt_of,
+)
+from regaze.toolkit.model.compat.attention import (
+    IMPLEMENTATION,
+    AttentionSite,
+    attention_modules,
+    current_attention,
+    plain_attention,
+    register,
+    set_attention,
+    sharing_modules,
+)
+from regaze.toolkit.model.compat.cache import (
+    cache_argument,
+    cache_length,
+    cache_of,
+    crop_last,
+    follow_cache,
+    is_forkable,
+    keep_columns,
+    keep_rows,
+    make_room,
+    uses_cache,
+    with_cache,
+    without_cache,
+)
+from regaze.toolkit.model.compat.generation import (
+    on_generate,
+    pass_pixels,
+)
+from regaze.toolkit.model.compat.layout import (
+    decoder_layers,
+    decoder_of,
+    has_mrope,
+    is_vision_model,
+    model_name,
+    mrope_positions,
+    residual,
+    text_config,
+    unwrapped,
+)
+from regaze.toolkit.model.compat.readout import (
+    LogitScale,
+    final_norm,
+    logit_scale,
+)
+
+__all__ = [
+    "IMPLEMENTATION",
+    "SEQUENCES",
+    "TOKEN_TYPES",
+    "AttentionSite",
+    "LogitScale",
+    "attention_modules",
+    "cache_argument",
+    "cache_length",
+    "cache_of",
+    "crop_last",
+    "current_attention",
+    "decoder_inputs",
+    "decoder_layers",
+    "decoder_of",
+    "final_norm",
+    "follow_cache",
+    "has_mrope",
+    "is_forkable",
+    "is_vision_model",
+    "join_media",
+    "keep_columns",
+    "keep_rows",
+    "last_logits_only",
+    "last_row",
+    "logit_scale",
+    "make_room",
+    "media_names",
+    "model_name",
+    "mrope_positions",
+    "on_generate",
+    "padding_mask",
+    "pass_pixels",
+    "plain_attention",
+    "pop_positions",
+    "prompt_of",
+    "register",
+    "residual",
+    "set_attention",
+    "sharing_modules",
+    "text_config",
+    "unwrapped",
+    "uses_cache",
+    "with_cache",
+    "without_cache",
+]

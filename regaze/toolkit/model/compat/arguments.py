@@ -1,0 +1,107 @@
+"""The arguments of a model's forward: which hold tokens, which hold media, and which follow from others."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from regaze.toolkit.model.compat.cache import CACHE_NAMES
+
+#: Arguments that say of each token whether it is text or shows an image.
+TOKEN_TYPES = ("token_type_ids", "mm_token_type_ids", "moe_mm_token_type_ids")
+#: Arguments with one entry per token, and the value of padding in each.
+SEQUENCES = {"input_ids": 0, "attention_mask": 0, **dict.fromkeys(TOKEN_TYPES, 0)}
+#: Arguments that belong to the whole call. Every other tensor is media (pixels, their sizes).
+_OF_THE_CALL = {*CACHE_NAMES, "position_ids", "cache_position", "logits_to_keep", "labels", "inputs_embeds"}
+
+
+def decoder_inputs(model: PreTrainedModel, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The arguments of a forward with those of an encoder-decoder's decoder under the names of a decoder."""
+    if not model.config.is_encoder_decoder:
+        return inputs
+    names = ("input_ids", "attention_mask", "inputs_embeds", "position_ids")
+    return {**inputs, **{name: inputs.get(f"decoder_{name}") for name in names}}
+
+
+def prompt_of(inputs: Mapping[str, Any]) -> Tensor | None:
+    """What a forward reads: ids [B, L] or embeddings [B, L, D]; None for a vision model used alone."""
+    ids: Tensor | None = inputs.get("input_ids")
+    return ids if ids is not None else inputs.get("inputs_embeds")
+
+
+def padding_mask(mask: Any, length: int) -> Tensor | None:
+    """Which of the prompt's tokens are real, [B, L] bool, from whatever `generate` passes at prefill.
+
+    With a static cache that is a mask [B, 1, L, Lk], or one per kind of layer, in which padded tokens do not
+    even see themselves.
+    """
+    if isinstance(mask, dict):
+        mask = next((m for m in mask.values() if m is not None), None)
+    if mask is None or mask.dim() != 4:
+        return mask
+    own = mask[:, 0, :, :length].diagonal(dim1=1, dim2=2)
+    return own > torch.finfo(own.dtype).min / 2 if own.is_floating_point() else own
+
+
+def pop_positions(inputs: dict[str, Any]) -> Tensor | None:
+    """Remove the positions from the arguments of a forward and return its `position_ids`."""
+    inputs.pop("cache_position", None)  # which transformers makes for remote code only
+    positions: Tensor | None = inputs.pop("position_ids", None)
+    return positions
+
+
+def last_logits_only(model: PreTrainedModel) -> dict[str, int]:
+    """The argument that makes a forward compute the logits of the last token alone, where there is one."""
+    return {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
+
+
+def media_names(inputs: Mapping[str, Any]) -> list[str]:
+    """The arguments of a forward that hold images: tensors that are not text."""
+    return [
+        name
+        for name, value in inputs.items()
+        if isinstance(value, Tensor) and name not in SEQUENCES and name not in _OF_THE_CALL
+    ]
+
+
+def _media_axis(inputs: Mapping[str, Any], name: str) -> int:
+    """Along which axis the images of a batch lie in an argument of a forward.
+
+    MiniCPM-V packs the patches of all of them into one [1, 3, P, sum of patches * P].
+    """
+    return -1 if name == "pixel_values" and inputs.get("target_sizes") is not None else 0
+
+
+def join_media(contexts: Sequence[Mapping[str, Any]], name: str) -> Tensor:
+    """An argument of a forward that holds images, for all contexts that have it.
+
+    Molmo 2's `image_token_pooling` are numbers of patches among those of all images; -1 is none.
+    """
+    having = [context for context in contexts if context.get(name) is not None]
+    parts = [context[name] for context in having]
+    if name == "image_token_pooling":
+        before = 0
+        for i, context in enumerate(having):
+            parts[i] = torch.where(parts[i] >= 0, parts[i] + before, parts[i])
+            before += context["pixel_values"][..., 0].numel()
+    return torch.cat(parts, _media_axis(contexts[0], name))
+
+
+def last_row(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a forward of the prompt's last token [B, 1], from those of the prefill."""
+    media = (*media_names(inputs), "mm_encoder_outputs")
+    last = {name: value for name, value in inputs.items() if name not in media}
+    for name in ("input_ids", "inputs_embeds", *TOKEN_TYPES):
+        if last.get(name) is not None:
+            last[name] = last[name][:, -1:]
+    if last.get("position_ids") is not None:
+        last["position_ids"] = last["position_ids"][..., -1:]
+    mask = last.get("attention_mask")
+    if isinstance(mask, Tensor) and mask.dim() == 4:
+        last["attention_mask"] = mask[:, :, -1:]
+    return last

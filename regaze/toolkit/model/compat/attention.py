@@ -1,0 +1,156 @@
+"""transformers' attention interface: the name regaze goes by in it, and the modules that call it."""
+
+from __future__ import annotations
+
+import re
+import sys
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from regaze.errors import UnsupportedModelError
+from regaze.toolkit.model.compat.layout import decoder_of, held_config, recorded_modules
+
+#: The one name under which attention and mask are registered. transformers gives meaning to parts of names
+#: ("sdpa", "flash", "flex", "/"), so this one contains none of them.
+IMPLEMENTATION = "regaze"
+
+
+def plain_attention(
+    previous: str | None,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    **options: Any,
+) -> Tensor:
+    """What the model computes unedited: q [B, Hq, Lq, D] -> [B, Lq, Hq, Dv].
+
+    To the bit where `previous`, the model's own implementation, is "sdpa" or "eager". Others are replaced by
+    SDPA, or by the model's eager function where SDPA would lose a soft cap or sinks (such models are eager
+    unless told otherwise).
+    """
+    special = options.get("softcap") is not None or options.get("s_aux") is not None
+    if previous == "eager" or (special and previous != "sdpa"):
+        eager = _eager_function(module)
+        if eager is not None:
+            causal = options.get("is_causal")
+            causal = getattr(module, "is_causal", True) if causal is None else causal
+            mask = _eager_mask(mask, query, key, causal)
+            return eager(module, query, key, value, mask, **options)[0]
+        if special:
+            raise UnsupportedModelError(
+                f"{type(module).__name__} has a soft cap or sinks, but no eager attention function that "
+                "regaze can find"
+            )
+    return sdpa_attention_forward(module, query, key, value, mask, **options)[0]
+
+
+def _eager_function(module: nn.Module) -> Any:
+    """`eager_attention_forward` of the file that defines the module's class, or a base of it."""
+    files = (sys.modules.get(cls.__module__) for cls in type(module).__mro__)
+    return next((f for file in files if (f := getattr(file, "eager_attention_forward", None))), None)
+
+
+def _eager_mask(mask: Tensor | None, query: Tensor, key: Tensor, causal: bool) -> Tensor | None:
+    """What `eager_mask` of transformers would have made where `sdpa_mask` made a bool mask, or none."""
+    if mask is None and causal and query.shape[2] > 1:  # omitted only where row i sits at key i
+        shape = (1, 1, query.shape[2], key.shape[2])
+        mask = torch.ones(shape, dtype=torch.bool, device=query.device).tril()
+    if mask is None or mask.dtype != torch.bool:
+        return mask
+    return torch.where(mask, query.new_zeros(()), torch.finfo(query.dtype).min)
+
+
+def register(function: Any) -> None:
+    """Make `function` an attention implementation. Without its mask function, padding would be dropped."""
+    AttentionInterface.register(IMPLEMENTATION, function)
+    AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)
+
+
+def current_attention(model: PreTrainedModel) -> str:
+    return held_config(model)._attn_implementation
+
+
+def set_attention(model: PreTrainedModel, implementation: str) -> None:
+    """Set the attention of the language model only, and make sure that it took it.
+
+    Raises:
+        UnsupportedModelError: the model does not dispatch its attention through transformers' interface.
+    """
+    config = held_config(model)
+    own = config is model.config  # then "" leaves the configurations of its encoders as they are
+    key = "" if own else _sub_config_key(model.config, config)
+    requested = {key: implementation} if config.sub_configs or not own else implementation
+    model.set_attn_implementation(requested)
+    if config._attn_implementation != implementation:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} keeps its attention {config._attn_implementation!r}: it does not go "
+            "through transformers' attention interface, so regaze cannot reach it"
+        )
+
+
+def _sub_config_key(config: PreTrainedConfig, wanted: PreTrainedConfig) -> str:
+    for key in config.sub_configs:
+        if getattr(config, key, None) is wanted:
+            return key
+    raise UnsupportedModelError(
+        f"{type(config).__name__} does not list its text configuration among its sub-configs"
+    )
+
+
+class AttentionSite(NamedTuple):
+    """Where an attention module is: its decoder layer, and whether its keys are those of another sequence."""
+
+    layer: int
+    cross: bool = False
+
+
+_ATTENTION = re.compile("att(entio)?n", re.IGNORECASE)
+
+#: Names under which decoder layers hold the attention that looks at an encoder's output or at images.
+_CROSS = ("cross_attn", "encoder_attn", "crossattention", "encoder_attention")
+
+
+def attention_modules(model: PreTrainedModel) -> dict[nn.Module, AttentionSite]:
+    """Modules of the language model that call the attention interface, and the place of each.
+
+    Those of decoders know their layer. Encoders' do not; there the model says which class gives attentions.
+    """
+    named = decoder_of(model).named_modules()
+    held = held_config(model)
+    own = {m: name for name, m in named if getattr(m, "config", None) is held and _attends(m)}
+    places = {
+        m: AttentionSite(number, name.rpartition(".")[2] in _CROSS)
+        for m, name in own.items()
+        if isinstance(number := getattr(m, "layer_idx", None), int) and number >= 0  # Phi-4's encoders: -2
+    }
+    return places or {
+        m: AttentionSite(i) for i, m in enumerate(recorded_modules(model, "attentions")) if m in own
+    }
+
+
+def _attends(module: nn.Module) -> bool:
+    """Whether it is attention: short convolutions and gated delta nets have a layer's number, too."""
+    return _ATTENTION.search(type(module).__name__) is not None
+
+
+def sharing_modules(model: PreTrainedModel) -> list[nn.Module]:
+    """Modules that take the attention of the language model's configuration without being part of it.
+
+    They are the encoder of an encoder-decoder.
+    """
+    if not held_config(model).is_encoder_decoder:
+        return []
+    config, places = held_config(model), attention_modules(model)
+    return [m for m in model.modules() if getattr(m, "config", None) is config and m not in places]

@@ -1,0 +1,71 @@
+"""`generate`: its inputs before they are encoded, its pixels, and media for several sequences per prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationMixin, PreTrainedModel
+
+from regaze.toolkit.model.compat.beam_media import repeated_media
+
+_ENCODES = "_maybe_prepare_encoder_kwargs_for_generation"
+
+if not hasattr(GenerationMixin, _ENCODES):  # 5.17, which knows encoder-decoders only
+    _ENCODES = "_prepare_encoder_decoder_kwargs_for_generation"
+
+
+def on_generate(model: PreTrainedModel, note: Callable[[Mapping[str, Any]], None] | None) -> None:
+    """Show `note` the inputs of `generate` before they are encoded and repeated for beams; None ends that.
+
+    transformers 5.23 takes what the image encoder was given (sizes, grids) out of the arguments of the
+    forward; 5.17 leaves it there.
+    """
+    model.__dict__.pop(_ENCODES, None)
+    own = getattr(model, _ENCODES, None)
+    if note is None or own is None:
+        return
+
+    def encode(inputs: Tensor, kwargs: dict[str, Any], *rest: Any) -> dict[str, Any]:
+        if not inputs.is_floating_point():  # ids, not sound
+            note({"input_ids": inputs, **kwargs})
+        return own(inputs, kwargs, *rest)
+
+    model.__dict__[_ENCODES] = encode
+
+
+def pass_pixels(model: PreTrainedModel, wanted: bool, image_token_ids: Sequence[int] = ()) -> None:
+    """Whether `generate` hands pixels to the forward, rather than features that it has encoded before.
+
+    transformers 5.23 encodes first (`mm_encoder_outputs`); 5.17 knows nothing of it.
+    """
+    model.__dict__.pop("_expand_inputs_for_generation", None)
+    model.__dict__.pop("_supports_mm_encoder_outputs", None)
+    if wanted:
+        model.__dict__["_supports_mm_encoder_outputs"] = lambda: False
+        own = getattr(type(model), "_expand_inputs_for_generation", None)
+        if image_token_ids and own is GenerationMixin._expand_inputs_for_generation:  # Qwen-VL's knows better
+            expand = partial(_expand, model, torch.tensor(image_token_ids))
+            model.__dict__["_expand_inputs_for_generation"] = expand
+
+
+def _expand(
+    model: PreTrainedModel,
+    image_token_ids: Tensor,
+    expand_size: int = 1,
+    input_ids: Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor | None, dict[str, Any]]:
+    """Inputs for several sequences per prompt, with media that repeat a prompt's images together."""
+    media: dict[str, Any] = {}
+    if expand_size > 1 and input_ids is not None:
+        is_image = torch.isin(input_ids, image_token_ids.to(input_ids.device))
+        media = repeated_media(input_ids, is_image, expand_size, kwargs)
+    stock: Any = super(type(model), model)
+    input_ids, kwargs = stock._expand_inputs_for_generation(
+        expand_size=expand_size, input_ids=input_ids, **kwargs
+    )
+    return input_ids, {**kwargs, **media}

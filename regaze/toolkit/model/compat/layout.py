@@ -1,0 +1,105 @@
+"""Where the parts of a model are: its language model, decoder layers, final norm and positions."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from regaze.errors import UnsupportedModelError
+
+
+def unwrapped(model: Any) -> Any:
+    """The transformers model inside what `torch.compile` or PEFT made of it.
+
+    Raises:
+        UnsupportedModelError: PEFT's prompt and prefix tuning, which act outside of the model inside.
+    """
+    model = getattr(model, "_orig_mod", model)
+    if isinstance(model, PreTrainedModel) or not hasattr(model, "get_base_model"):
+        return model
+    if getattr(model.active_peft_config, "is_prompt_learning", False):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} puts learnt tokens before the prompt, outside of the model inside it; "
+            "regaze takes adapters that sit in its layers, such as LoRA's"
+        )
+    return model.get_base_model()
+
+
+def model_name(model: PreTrainedModel) -> str:
+    """Hub id or folder that the model was loaded from; "" for one that was built from a configuration."""
+    return model.config._name_or_path or ""
+
+
+def text_config(model: PreTrainedModel) -> PreTrainedConfig:
+    """The configuration of the language model inside `model`; that of its decoder if it has two sides."""
+    config = model.config.get_text_config(decoder=True)
+    # An encoder-decoder's own configuration counts the encoder's layers; a copy of it the decoder's.
+    return config.get_text_config(decoder=True) if config.is_encoder_decoder else config
+
+
+def held_config(model: PreTrainedModel) -> PreTrainedConfig:
+    """The object that the attention modules of the language model hold."""
+    inner = model.config.get_text_config()
+    return inner if inner.is_encoder_decoder else model.config.get_text_config(decoder=True)
+
+
+def is_vision_model(model: PreTrainedModel) -> bool:
+    """Whether this is a vision model used alone (CLIP's tower, ViT, DINO): it takes pixels and no text."""
+    names = inspect.signature(model.forward).parameters
+    return "pixel_values" in names and not {"input_ids", "decoder_input_ids"} & set(names)
+
+
+def decoder_layers(model: PreTrainedModel) -> Sequence[nn.Module]:
+    """The layers of the language model (or of a vision model), whose inputs are the residual stream."""
+    if is_vision_model(model):
+        layers: Sequence[nn.Module] = recorded_modules(model, "hidden_states")
+    else:
+        layers = getattr(decoder_of(model), "layers", ())
+    if not isinstance(layers, (list, nn.ModuleList)) or not len(layers):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} has no list of decoder layers at get_decoder().layers"
+        )
+    return list(layers)
+
+
+def decoder_of(model: PreTrainedModel) -> nn.Module:
+    """The decoder: of a model around an encoder-decoder, `get_decoder` gives all of that."""
+    outer, inner = model, model.get_decoder()
+    while inner is not outer and isinstance(inner, PreTrainedModel) and inner.config.is_encoder_decoder:
+        outer, inner = inner, inner.get_decoder()
+    return inner if hasattr(inner, "layers") else getattr(inner, "model", inner)  # Llama 4's has its LM head
+
+
+def residual(layer: nn.Module, hidden: Tensor) -> Tensor:
+    """The residual stream [B, L, D] in what a decoder layer takes or gives.
+
+    Gemma 3n's carries several predictions of it, [n, B, L, D], of which its layers work on one.
+    """
+    return hidden if hidden.dim() == 3 else hidden[layer.config.altup_active_idx]  # type: ignore[union-attr, index]
+
+
+def recorded_modules(model: PreTrainedModel, what: str) -> list[nn.Module]:
+    """The modules from whose outputs transformers takes "attentions" or "hidden_states", in order."""
+    kind = (getattr(model, "_can_record_outputs", None) or {}).get(what)
+    return [m for m in model.modules() if isinstance(m, kind)] if isinstance(kind, type) else []
+
+
+def has_mrope(model: PreTrainedModel) -> bool:
+    """Whether the model works out positions along several axes from its images' grids (Qwen-VL's M-RoPE)."""
+    return hasattr(model.base_model, "get_rope_index")
+
+
+def mrope_positions(model: PreTrainedModel, positions: Tensor) -> Tensor:
+    """Positions of tokens behind the prompt, from their numbers [B, T]: [3, B, T].
+
+    The prefill has left in `rope_deltas` how far they lie from there. The model itself would take the numbers
+    of the whole attention mask.
+    """
+    deltas = getattr(model.base_model, "rope_deltas", None)
+    if deltas is not None:  # [b, 1]: of the user's rows alone where no prompt has an image, and all 0 then
+        positions = positions + deltas.to(positions.device).repeat(len(positions) // len(deltas), 1)
+    return positions.expand(3, -1, -1)

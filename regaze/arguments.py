@@ -9,14 +9,18 @@ import dataclasses
 import json
 import typing
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import PydanticUserError, TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
 
 from regaze.errors import BadParameterError, UnknownParameterError
 
 #: spellings that JSON does not have
 _CONSTANTS = {"none": "null", "true": "true", "false": "false"}
+#: Signs of the constraints that bound a number, by their attribute.
+_SIGNS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
 
 
 def split_assignments(texts: Iterable[str], option: str) -> dict[str, str]:
@@ -71,7 +75,7 @@ def parse_typed(values: Mapping[str, Any], types: Mapping[str, Any], prefix: str
                 _parse_text(adapter, value) if isinstance(value, str) else adapter.validate_python(value)
             )
         except ValidationError as error:
-            expected, reason = _type_name(types[name]), error.errors()[0]["msg"]
+            expected, reason = in_words(types[name]), error.errors()[0]["msg"]
             raise BadParameterError(f"{prefix}{name}={value}: expected {expected} ({reason})") from error
         except PydanticUserError as error:
             raise BadParameterError(f"{prefix}{name}={value}: can be given in Python only") from error
@@ -79,8 +83,8 @@ def parse_typed(values: Mapping[str, Any], types: Mapping[str, Any], prefix: str
 
 
 def parameter_types(cls: type) -> dict[str, Any]:
-    """Annotations of the parameters of a dataclass."""
-    types = typing.get_type_hints(cls)
+    """Annotations of the parameters of a dataclass, constraints included."""
+    types = typing.get_type_hints(cls, include_extras=True)
     return {field.name: types[field.name] for field in dataclasses.fields(cls) if field.init}
 
 
@@ -105,8 +109,41 @@ def _as_json(text: str) -> Iterator[str]:
     yield json.dumps(words)
 
 
-def _type_name(annotation: Any) -> str:
-    """An annotation as it is written in code."""
-    if isinstance(annotation, type) and not typing.get_args(annotation):
-        return annotation.__name__
-    return str(annotation).replace("typing.", "").replace("collections.abc.", "")
+def in_words(annotation: Any) -> str:
+    """What an annotation allows, such as "float in [0, 1]", "int >= 1 or None" or "'zero' or 'uniform'"."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _constrained(*arguments)
+    if origin is Literal:
+        return _either([repr(argument) for argument in arguments])
+    if origin in (Union, UnionType):
+        return _either([in_words(argument) for argument in arguments])
+    if origin is tuple:
+        return f"tuple[{', '.join('...' if a is Ellipsis else in_words(a) for a in arguments)}]"
+    if annotation is NoneType:
+        return "None"
+    return annotation.__name__ if isinstance(annotation, type) else str(annotation).replace("typing.", "")
+
+
+def _constrained(base: Any, *metadata: Any) -> str:
+    """A type with constraints, in words."""
+    described = [each.description for each in metadata if isinstance(each, FieldInfo) and each.description]
+    if described:
+        return described[-1]
+    bounds = {}
+    for each in metadata:
+        for constraint in each.metadata if isinstance(each, FieldInfo) else [each]:
+            for attribute, sign in _SIGNS.items():
+                if (bound := getattr(constraint, attribute, None)) is not None:
+                    bounds[sign] = f"{bound:g}"
+    text = in_words(base)
+    if len(bounds) < 2:
+        return text + "".join(f" {sign} {bound}" for sign, bound in bounds.items())
+    left = f"({bounds['>']}" if ">" in bounds else f"[{bounds['>=']}"
+    right = f"{bounds['<']})" if "<" in bounds else f"{bounds['<=']}]"
+    return f"{text} in {left}, {right}"
+
+
+def _either(words: list[str]) -> str:
+    """'a', 'a or b', 'a, b or c'."""
+    return " or ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else words[0]

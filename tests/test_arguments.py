@@ -69,9 +69,8 @@ WRONG = (
 @pytest.mark.parametrize("setting", WRONG.split())
 def test_a_value_of_another_type_is_named_with_what_is_expected(setting):
     name = setting.split("=")[0]
-    with pytest.raises(
-        BadParameterError, match=rf"--set {name}=.*: expected {Sample.__annotations__[name][:4]}"
-    ):
+    expected = "'zero' or 'uniform'" if name == "mode" else Sample.__annotations__[name][:4]
+    with pytest.raises(BadParameterError, match=rf"--set {name}=.*: expected {expected}"):
         read_settings(Sample, [setting])
 
 

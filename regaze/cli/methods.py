@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json as json_module
+from dataclasses import MISSING
 from typing import Annotated, Any
 
 import typer
@@ -37,17 +37,10 @@ def methods(
 
 
 def _describe(cls: Any) -> dict[str, Any]:
-    return {
-        "summary": cls.summary,
-        "source": cls.source,
-        "parameters": {field.name: _parameter(field) for field in dataclasses.fields(cls) if field.init},
-    }
+    from regaze.interventions.parameters import parameters_of
 
-
-def _parameter(field: dataclasses.Field[Any]) -> dict[str, Any]:
-    entry: dict[str, Any] = {"type": str(field.type), "help": field.metadata.get("help", "")}
-    if field.default is not dataclasses.MISSING:
-        entry["default"] = field.default
-    elif field.default_factory is not dataclasses.MISSING:
-        entry["default"] = field.default_factory()
-    return entry
+    parameters = {}
+    for each in parameters_of(cls):
+        default = {} if each.default is MISSING else {"default": each.default}
+        parameters[each.name] = {"type": each.allowed, "help": each.help, **default}
+    return {"summary": cls.summary, "source": cls.source, "parameters": parameters}

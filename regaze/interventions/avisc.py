@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from regaze.errors import BadParameterError
 from regaze.interventions.contrastive import Contrastive
+from regaze.interventions.parameters import PositiveFraction
 from regaze.kernels import AttentionEdit, RowSelection, Stats, StatsRequest
 from regaze.toolkit.model.branches import measurement_inputs
 from regaze.toolkit.model.callback import Callback
@@ -41,17 +41,12 @@ class AvisC(Contrastive):
         "image tokens sit at fixed places (35 to 610 for LLaVA); here every sample is by itself."
     )
 
-    gamma: float = field(
+    gamma: PositiveFraction = field(
         default=0.5, metadata={"help": "share of the image attention that the chosen layers cover"}
     )
     deviations: float = field(
         default=1.0, metadata={"help": "lambda, how far above the mean a blind token is, in deviations"}
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0.0 < self.gamma <= 1.0:
-            raise BadParameterError(f"gamma is a share in (0, 1], got {self.gamma}")
 
     def negative(self, context: Context) -> Branch:
         measured = _LastRow(context.tokens)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from PIL import Image
-from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from regaze.errors import BadParameterError, RegazeError, UnknownParameterError
+from regaze.interventions.parameters import parameters_of, to_plain
 from regaze.toolkit.model.callback import Callback
 from regaze.toolkit.prompts.images import open_image
 from regaze.toolkit.wrap import Gaze, Images, paired
@@ -38,21 +37,17 @@ class Method:
     release: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
-        """Check parameters that are no tuples against their annotation; a subclass that overrides this calls
-        it first, and checks its tuples itself.
+        """Check each parameter against its annotation, and make tuples of other collections.
+
+        A subclass that checks how parameters fit together overrides this and calls it first.
 
         Raises:
-            BadParameterError: a value of another type, or a number that is not finite.
+            BadParameterError: names the parameter, what is allowed and what was given.
         """
         cls: Any = type(self)
-        for name, (kind, adapter) in _adapters(cls).items():
-            value = getattr(self, name)
-            try:
-                adapter.validate_python(value.item() if hasattr(value, "item") else value, strict=True)
-            except ValidationError as error:
-                reason = error.errors()[0]["msg"]
-                message = f"{self.name!r}: {name} must be {kind}, got {value!r} ({reason})"
-                raise BadParameterError(message) from None
+        for parameter in parameters_of(cls):
+            value = parameter.checked(getattr(self, parameter.name), self.name)
+            object.__setattr__(self, parameter.name, value)
 
     @property
     def is_identity(self) -> bool:
@@ -76,7 +71,7 @@ class Method:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:
         """Inverse of `to_dict`; lists become tuples. Raises UnknownParameterError, BadParameterError."""
-        values = {key: _tuples(value) for key, value in data.items() if key != "method"}
+        values = {key: to_plain(value) for key, value in data.items() if key != "method"}
         known = [f.name for f in fields(cls)]
         for key in values:
             if key not in known:
@@ -144,16 +139,3 @@ class MultiPassMethod(Method):
     ) -> list[Any]:
         """`ask` for one batch: per question its images, and the options of every `gaze.ask`."""
         raise NotImplementedError
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
-
-
-@lru_cache
-def _adapters(cls: Any) -> dict[str, tuple[str, TypeAdapter[Any]]]:
-    """By parameter: its annotation as text, and what checks a value against it."""
-    hints = get_type_hints(cls)
-    config = ConfigDict(allow_inf_nan=False, arbitrary_types_allowed=True)
-    chosen = [field for field in fields(cls) if field.init and "tuple" not in str(hints[field.name])]
-    return {f.name: (str(f.type), TypeAdapter(hints[f.name], config=config)) for f in chosen}

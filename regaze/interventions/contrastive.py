@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from pydantic import NonNegativeFloat
 from torch import Tensor
 
-from regaze.errors import BadParameterError
 from regaze.interventions.base import Intervention
+from regaze.interventions.parameters import Fraction
 from regaze.toolkit.model.context import Context
 from regaze.toolkit.model.logits import LogitsCombination
 from regaze.toolkit.model.stack import Branch
@@ -32,18 +33,12 @@ class Contrastive(Intervention):
 
     needs_image: ClassVar[bool] = True
 
-    alpha: float = field(
+    alpha: NonNegativeFloat = field(
         default=1.0, metadata={"help": "how far to move away from the negative branch (0: off)"}
     )
-    beta: float = field(
+    beta: Fraction = field(
         default=0.1, metadata={"help": "cut tokens less likely than beta times the likeliest (0: none)"}
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.alpha >= 0.0:
-            raise BadParameterError(f"alpha must not be negative, got {self.alpha}")
-        check_cut(self.beta)
 
     @property
     def is_identity(self) -> bool:
@@ -100,9 +95,3 @@ def rows_with_image(context: Context) -> Tensor | None:
     """[B, 1, 1] bool, which of the user's prompts have an image; None: all of them."""
     found = has_image(context)
     return None if bool(found.all()) else found[:, None, None].to(context.device)
-
-
-def check_cut(beta: float) -> None:
-    """Raise BadParameterError unless `beta` is a fraction."""
-    if not 0.0 <= beta <= 1.0:
-        raise BadParameterError(f"beta is a fraction of the highest probability in [0, 1], got {beta}")

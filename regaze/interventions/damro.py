@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
+from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor
 
-from regaze.errors import BadParameterError, InputError
+from regaze.errors import InputError
 from regaze.interventions.contrastive import Contrastive
 from regaze.toolkit.model.branches import without_tokens
 from regaze.toolkit.model.context import Context
@@ -40,18 +41,13 @@ class DAMRO(Contrastive):
         "(as_released=True), in block 23 whatever the tower."
     )
 
-    alpha: float = field(
+    alpha: NonNegativeFloat = field(
         default=2.0, metadata={"help": "how far to move away from the negative branch (0: off)"}
     )
-    kept: int = field(default=10, metadata={"help": "image tokens of the negative branch, per image"})
+    kept: PositiveInt = field(default=10, metadata={"help": "image tokens of the negative branch, per image"})
     as_released: bool = field(
         default=False, metadata={"help": "class attention without heads, as in the released code"}
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.kept < 1:
-            raise BadParameterError(f"kept must be at least 1, got {self.kept}")
 
     def negative(self, context: Context) -> Branch:
         pixels = context.inputs.get("pixel_values")

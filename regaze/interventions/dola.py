@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
 import torch
+from pydantic import NonNegativeFloat
 from torch import Tensor
 
 from regaze.errors import BadParameterError
 from regaze.interventions.base import Intervention
-from regaze.interventions.contrastive import check_cut
+from regaze.interventions.parameters import Fraction, Layers
 from regaze.toolkit.model.context import Context
 from regaze.toolkit.model.logits import LogitsCombination, combine
 
@@ -55,37 +55,19 @@ class DoLa(Intervention):
     bucket: Literal["low", "high"] = field(
         default="low", metadata={"help": "half of the layers the candidates are from"}
     )
-    layers: tuple[int, ...] | None = field(
+    layers: Layers | None = field(
         default=None, metadata={"help": "candidate layers instead of a bucket; one: always that one"}
     )
-    beta: float = field(
+    beta: Fraction = field(
         default=0.1, metadata={"help": "cut tokens less likely than beta times the likeliest (0: none)"}
     )
     norm: bool = field(default=False, metadata={"help": "apply the final norm to early layers, too"})
-    weight: float = field(
+    weight: NonNegativeFloat = field(
         default=1.0, metadata={"help": "of the early log-probabilities (ours; the paper has 1, 0: off)"}
     )
     as_released: bool = field(
         default=False, metadata={"help": "choose the layer by the released code's divergence"}
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.bucket not in ("low", "high"):
-            raise BadParameterError(f'bucket must be "low" or "high", got {self.bucket!r}')
-        if self.layers is not None:
-            try:
-                layers = tuple(sorted({operator.index(layer) for layer in self.layers}))
-            except TypeError:
-                layers = ()
-            if not layers or layers[0] < 0:
-                raise BadParameterError(
-                    f"layers must be layer numbers from 0 such as (0, 2, 4), got {self.layers!r}"
-                )
-            object.__setattr__(self, "layers", layers)
-        if not self.weight >= 0.0:
-            raise BadParameterError(f"weight must not be negative, got {self.weight}")
-        check_cut(self.beta)
 
     @property
     def shares_prefix(self) -> Literal["", "edited", "plain"]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from regaze.errors import BadParameterError
+from pydantic import NonNegativeFloat
+
 from regaze.interventions.base import Intervention
-from regaze.interventions.layer_ranges import LayerRange, checked_range, layer_range
+from regaze.interventions.layer_ranges import LayerRange, resolve_range
 from regaze.kernels import AttentionEdit, RowSelection
 from regaze.toolkit.model.context import Context
 from regaze.toolkit.prompts.token_map import Role
@@ -33,16 +34,12 @@ class HGAI(Intervention):
         "batch; as many key-value heads as heads. Here rows have their own image tokens, at any GQA ratio."
     )
 
-    alpha: float = field(default=0.5, metadata={"help": "factor of the mean score size (0: no edit)"})
+    alpha: NonNegativeFloat = field(
+        default=0.5, metadata={"help": "factor of the mean score size (0: no edit)"}
+    )
     layers: LayerRange | None = field(
         default=None, metadata={"help": "first and last edited layer; default: 5 to 17 of 32, scaled"}
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        object.__setattr__(self, "layers", checked_range(self.layers))
-        if not 0.0 <= self.alpha < float("inf"):
-            raise BadParameterError(f"alpha must not be negative, got {self.alpha}")
 
     @property
     def shares_prefix(self) -> Literal["", "edited", "plain"]:
@@ -57,7 +54,7 @@ class HGAI(Intervention):
         image = tokens.mask(Role.IMAGE)
         if self.is_identity or not image.any():
             return
-        state["layers"] = layer_range(self.layers, (5, 17), 32, context.num_layers)
+        state["layers"] = resolve_range(self.layers, (5, 17), 32, context.num_layers)
         state["slope"] = self.alpha * image.float()[:, None]
         state["rows"] = RowSelection.where(tokens.answering() & image.any(1, keepdim=True))
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from PIL import Image
+from pydantic import Field
 
-from regaze.errors import BadParameterError, InputError
+from regaze.errors import InputError
 from regaze.interventions.contrastive import Contrastive
 from regaze.toolkit.model.branches import with_prompts
 from regaze.toolkit.model.context import Context
@@ -51,17 +52,10 @@ class ICD(Contrastive):
     )
     needs_image: ClassVar[bool] = False
 
-    prefix: str = field(
+    prefix: Annotated[str, Field(pattern=r"\S", description="a text that is not blank")] = field(
         default="confused",
         metadata={"help": f"role of the negative branch: {', '.join(PREFIXES)}, or a sentence of your own"},
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not isinstance(self.prefix, str) or not self.prefix.strip():
-            raise BadParameterError(
-                f"prefix must be one of {', '.join(PREFIXES)} or a sentence, got {self.prefix!r}"
-            )
 
     def negative(self, context: Context) -> Branch:
         if not bool(context.visible[:, -1].all()):

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import operator
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
+from pydantic import AfterValidator
 
 from regaze.errors import BadParameterError
 from regaze.interventions.base import Intervention
+from regaze.interventions.parameters import Heads
 from regaze.kernels import AttentionEdit
 from regaze.toolkit.model.context import Context
 
@@ -39,7 +40,9 @@ class HeadKnockout(Intervention):
         "comparison are not kept apart from the retrieval heads."
     )
 
-    heads: tuple[tuple[int, int], ...] = field(default=(), metadata={"help": "(layer, query head) pairs"})
+    heads: Annotated[Heads, AfterValidator(lambda heads: tuple(sorted(heads)))] = field(
+        default=(), metadata={"help": "(layer, query head) pairs"}
+    )
     mode: Literal["zero", "uniform"] = field(
         default="zero", metadata={"help": "remove the head, or let it average"}
     )
@@ -48,20 +51,6 @@ class HeadKnockout(Intervention):
         default=False,
         metadata={"help": "heads of cross-attention, where a layer has both (Whisper, Florence-2)"},
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        try:
-            pairs = tuple(
-                sorted({(operator.index(layer), operator.index(head)) for layer, head in self.heads})
-            )
-        except (TypeError, ValueError):
-            raise BadParameterError(
-                f"heads must be (layer, head) pairs such as ((3, 1), (4, 0)), got {self.heads!r}"
-            ) from None
-        if self.mode not in ("zero", "uniform"):
-            raise BadParameterError(f'mode must be "zero" or "uniform", got {self.mode!r}')
-        object.__setattr__(self, "heads", pairs)
 
     @property
     def shares_prefix(self) -> Literal["", "edited", "plain"]:
@@ -76,7 +65,7 @@ class HeadKnockout(Intervention):
         if not self.cross:
             what, reached = "attention", reached | context.self_layers
         for layer, head in self.heads:
-            if not (0 <= layer < context.num_layers and 0 <= head < context.num_heads):
+            if layer >= context.num_layers or head >= context.num_heads:
                 raise BadParameterError(
                     f"head {(layer, head)} does not exist: the model has layers 0..{context.num_layers - 1} "
                     f"with query heads 0..{context.num_heads - 1}"

@@ -2,56 +2,49 @@
 
 from __future__ import annotations
 
-import operator
+from typing import Annotated
+
+from pydantic import AfterValidator, Field, NonNegativeInt
 
 from regaze.errors import BadParameterError
 
+
+def _in_order(layers: tuple[int, int]) -> tuple[int, int]:
+    if layers[0] > layers[1]:
+        raise ValueError("the first layer comes after the last one")
+    return layers
+
+
 #: First and last layer, 0-based, both inclusive.
-LayerRange = tuple[int, int]
+LayerRange = Annotated[
+    tuple[NonNegativeInt, NonNegativeInt],
+    AfterValidator(_in_order),
+    Field(description="the first and the last layer, 0-based and both included, such as (9, 14)"),
+]
 
 
-def scaled(first: int, last: int, of: int, to: int) -> LayerRange:
-    """The layers of a model of depth `to` that stand where `first`..`last` stand in one of depth `of`.
+def scaled_range(first: int, last: int, depth: int, new_depth: int) -> LayerRange:
+    """The layers at the same relative depth in a model with `new_depth` layers instead of `depth`.
 
-    A layer l covers the part [l/of, (l+1)/of) of the depth; both ends of the range are rounded to the nearest
-    layer, and at least one layer is left. With `of` equal to `to` nothing changes.
+    Layer l covers the part [l / depth, (l + 1) / depth) of the model. Both ends of the range are rounded to
+    the nearest layer, and at least one layer is left. Equal depths change nothing.
     """
-    start = (2 * first * to + of) // (2 * of)
-    end = (2 * (last + 1) * to + of) // (2 * of)
-    start = min(start, to - 1)
+    start = (2 * first * new_depth + depth) // (2 * depth)
+    end = (2 * (last + 1) * new_depth + depth) // (2 * depth)
+    start = min(start, new_depth - 1)
     return start, max(start, end - 1)
 
 
-def checked_range(layers: LayerRange | None, name: str = "layers") -> LayerRange | None:
-    """A range given as a parameter, as a pair of ints; None stays None.
+def resolve_range(given: LayerRange | None, published: LayerRange, depth: int, num_layers: int) -> LayerRange:
+    """The range for a model: the given one, or the one published for `depth` layers, scaled.
 
     Raises:
-        BadParameterError: not two layer numbers in order.
+        BadParameterError: the model does not have the given layers.
     """
-    if layers is None:
-        return None
-    try:
-        first, last = (operator.index(layer) for layer in layers)
-    except (TypeError, ValueError):
-        first, last = 1, 0
-    if not 0 <= first <= last:
+    if given is None:
+        return scaled_range(*published, depth, num_layers)
+    if given[1] >= num_layers:
         raise BadParameterError(
-            f"{name} must be the first and the last layer, 0-based and both included, such as (9, 14); "
-            f"got {layers!r}"
+            f"layers {given[0]}..{given[1]} do not exist: the model has layers 0..{num_layers - 1}"
         )
-    return first, last
-
-
-def layer_range(layers: LayerRange | None, published: LayerRange, of: int, num_layers: int) -> LayerRange:
-    """The range to use in a model: the given one, or the published one of a model of depth `of`, scaled.
-
-    Raises:
-        BadParameterError: the model has no such layers.
-    """
-    if layers is None:
-        return scaled(*published, of, num_layers)
-    if layers[1] >= num_layers:
-        raise BadParameterError(
-            f"layers {layers[0]}..{layers[1]} do not exist: the model has layers 0..{num_layers - 1}"
-        )
-    return layers
+    return given

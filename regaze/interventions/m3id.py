@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
+from pydantic import NonNegativeFloat
 from torch import Tensor
 
-from regaze.errors import BadParameterError
 from regaze.interventions.base import Intervention
-from regaze.interventions.contrastive import WITHOUT_IMAGE, check_cut, cut_where, has_image, rows_with_image
+from regaze.interventions.contrastive import WITHOUT_IMAGE, cut_where, has_image, rows_with_image
+from regaze.interventions.parameters import Fraction, PositiveFraction
 from regaze.toolkit.model.branches import without_image
 from regaze.toolkit.model.context import Context
 from regaze.toolkit.model.logits import LogitsCombination
@@ -46,29 +47,19 @@ class M3ID(Intervention):
         "out, adds a plausibility cut, and lets the weight grow without bound (as_released=True)."
     )
 
-    decay: float = field(
+    decay: NonNegativeFloat = field(
         default=0.02, metadata={"help": "lambda, how fast the image is forgotten per token (0: off)"}
     )
-    kappa: float = field(
+    kappa: PositiveFraction = field(
         default=0.3, metadata={"help": "the model is unsure when its best token is less likely (1: always)"}
     )
-    max_weight: float | None = field(
+    max_weight: NonNegativeFloat | None = field(
         default=3.0, metadata={"help": "bound on the weight of the contrast (ours; null: none)"}
     )
-    beta: float = field(default=0.1, metadata={"help": "plausibility cut; with as_released alone"})
+    beta: Fraction = field(default=0.1, metadata={"help": "plausibility cut; with as_released alone"})
     as_released: bool = field(
         default=False, metadata={"help": "no confidence test and no bound, but a cut, as in AvisC's code"}
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.decay >= 0.0:
-            raise BadParameterError(f"decay must not be negative, got {self.decay}")
-        if not 0.0 < self.kappa <= 1.0:
-            raise BadParameterError(f"kappa is a probability in (0, 1], got {self.kappa}")
-        if self.max_weight is not None and not self.max_weight >= 0.0:
-            raise BadParameterError(f"max_weight must not be negative, got {self.max_weight}")
-        check_cut(self.beta)
 
     @property
     def is_identity(self) -> bool:

@@ -5,7 +5,6 @@ python -m regaze.interventions.methods_page
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import sys
 from collections.abc import Iterable
@@ -14,6 +13,7 @@ from pkgutil import resolve_name
 from typing import Any
 
 from regaze.interventions.compatibility import EXCLUSIVE
+from regaze.interventions.parameters import parameters_of
 from regaze.interventions.registry import BUILT_IN, VISION_TRANSFORMS
 
 #: Methods that are not here, and why.
@@ -78,8 +78,7 @@ def _overview() -> str:
 def _section(path: str, heading: str) -> str:
     """The section of the class at "module:Class"."""
     cls = resolve_name(path)
-    fields = [field for field in dataclasses.fields(cls) if field.init]
-    rows = [(f"`{f.name}`", f"`{_default(f)}`", f.metadata.get("help", "")) for f in fields]
+    rows = [(f"`{p.name}`", f"`{p.default}`", p.allowed, p.help) for p in parameters_of(cls)]
     parts = [
         f"{heading} {cls.name}\n",
         f"`{path.replace(':', '.')}` - {cls.summary}. Source: {cls.source}.\n",
@@ -88,15 +87,7 @@ def _section(path: str, heading: str) -> str:
     ]
     if cls.release:
         parts.append(f"**Release.** {cls.release}\n")
-    return "\n".join([*parts, _table(("parameter", "default", "meaning"), rows)])
-
-
-def _default(field: dataclasses.Field[Any]) -> Any:
-    if field.default is not dataclasses.MISSING:
-        return field.default
-    if field.default_factory is not dataclasses.MISSING:
-        return field.default_factory()
-    return "required"
+    return "\n".join([*parts, _table(("parameter", "default", "allowed", "meaning"), rows)])
 
 
 def _together() -> str:

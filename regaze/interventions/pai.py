@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
+from pydantic import Field, NonNegativeFloat
 from torch import Tensor
 
-from regaze.errors import BadParameterError, UnsupportedModelError
+from regaze.errors import UnsupportedModelError
 from regaze.interventions.base import Intervention
-from regaze.interventions.contrastive import WITHOUT_IMAGE, check_cut, cut_where, has_image, rows_with_image
-from regaze.interventions.layer_ranges import LayerRange, checked_range, layer_range
+from regaze.interventions.contrastive import WITHOUT_IMAGE, cut_where, has_image, rows_with_image
+from regaze.interventions.layer_ranges import LayerRange, resolve_range
+from regaze.interventions.parameters import Fraction
 from regaze.kernels import AttentionEdit, RowSelection
 from regaze.toolkit.model.branches import without_image
 from regaze.toolkit.model.context import Context
@@ -48,11 +50,13 @@ class PAI(Intervention):
         "heads as heads. Here rows have their own image tokens, and any GQA ratio works."
     )
 
-    alpha: float = field(
+    alpha: NonNegativeFloat = field(
         default=0.2, metadata={"help": "slope of the scores of image keys in their size (0: no edit)"}
     )
-    gamma: float = field(default=1.1, metadata={"help": "strength of the guidance (1: none)"})
-    beta: float = field(
+    gamma: Annotated[float, Field(ge=1.0)] = field(
+        default=1.1, metadata={"help": "strength of the guidance (1: none)"}
+    )
+    beta: Fraction = field(
         default=0.1, metadata={"help": "cut tokens less likely than beta times the likeliest (0: none)"}
     )
     layers: LayerRange | None = field(
@@ -62,15 +66,6 @@ class PAI(Intervention):
     as_released: bool = field(
         default=False, metadata={"help": "leave the first token unedited under guidance, as the code does"}
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.alpha >= 0.0:
-            raise BadParameterError(f"alpha must not be negative, got {self.alpha}")
-        if not self.gamma >= 1.0:
-            raise BadParameterError(f"gamma must be at least 1 (no guidance), got {self.gamma}")
-        check_cut(self.beta)
-        object.__setattr__(self, "layers", checked_range(self.layers))
 
     @property
     def shares_prefix(self) -> Literal["", "edited", "plain"]:
@@ -96,7 +91,7 @@ class PAI(Intervention):
         image = tokens.mask(Role.IMAGE)
         if self.alpha == 0.0 or not image.any():
             return
-        state["layers"] = layer_range(self.layers, (2, 31), 32, context.num_layers)
+        state["layers"] = resolve_range(self.layers, (2, 31), 32, context.num_layers)
         state["slope"] = self.alpha * image.float()[:, None]
         state["rows"] = RowSelection.where(tokens.answering() & image.any(1, keepdim=True))
 
@@ -123,7 +118,7 @@ class PAI(Intervention):
             tokens, image = context.tokens, context.cross_tokens.mask(Role.IMAGE)
             slope = (self.alpha * image.float()[:, None]).to(context.device)
             rows = RowSelection.where(tokens.answering()).to(context.device)
-            first, last = layer_range(self.layers, (2, 31), 32, context.num_layers)
+            first, last = resolve_range(self.layers, (2, 31), 32, context.num_layers)
             prefill = AttentionEdit(score_slope=slope, rows=rows)
             state["cross", context.device] = range(first, last + 1), prefill, AttentionEdit(score_slope=slope)
         layers, *edits = state["cross", context.device]

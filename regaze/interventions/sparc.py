@@ -6,10 +6,12 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import torch
+from pydantic import NonNegativeInt, PositiveFloat
 
-from regaze.errors import BadParameterError, InputError
+from regaze.errors import InputError
 from regaze.interventions.base import Intervention
-from regaze.interventions.layer_ranges import LayerRange, checked_range, layer_range
+from regaze.interventions.layer_ranges import LayerRange, resolve_range
+from regaze.interventions.parameters import Fraction
 from regaze.kernels import AttentionEdit, RowSelection, Stats, StatsRequest
 from regaze.toolkit.model import compat
 from regaze.toolkit.model.context import Context
@@ -42,27 +44,17 @@ class SPARC(Intervention):
         "image's first column is a constant."
     )
 
-    alpha: float = field(default=1.1, metadata={"help": "factor of a value for each rise (1: no edit)"})
+    alpha: PositiveFloat = field(
+        default=1.1, metadata={"help": "factor of a value for each rise (1: no edit)"}
+    )
     tau: float = field(default=1.5, metadata={"help": "relative rise of attention from which a token counts"})
-    beta: float = field(default=0.1, metadata={"help": "weight of the past in the moving average"})
-    selected_layer: int | None = field(
+    beta: Fraction = field(default=0.1, metadata={"help": "weight of the past in the moving average"})
+    selected_layer: NonNegativeInt | None = field(
         default=None, metadata={"help": "layer whose attention is watched; default: 20 of 32, scaled"}
     )
     layers: LayerRange | None = field(
         default=None, metadata={"help": "first and last edited layer; default: all"}
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        object.__setattr__(self, "layers", checked_range(self.layers))
-        if not 0.0 < self.alpha < float("inf"):
-            raise BadParameterError(f"alpha must be positive, got {self.alpha}")
-        if not 0.0 <= self.beta <= 1.0:
-            raise BadParameterError(f"beta is a weight in [0, 1], got {self.beta}")
-        if not self.tau == self.tau:
-            raise BadParameterError("tau must be a number")
-        if self.selected_layer is not None and self.selected_layer < 0:
-            raise BadParameterError(f"selected_layer must not be negative, got {self.selected_layer}")
 
     @property
     def shares_prefix(self) -> Literal["", "edited", "plain"]:
@@ -80,8 +72,8 @@ class SPARC(Intervention):
         if not compat.uses_cache(context.inputs):  # every step would be a prompt, and nothing ever rise
             raise InputError("SPARC follows attention from step to step, which needs use_cache=True")
         given = None if self.selected_layer is None else (self.selected_layer, self.selected_layer)
-        state["selected"] = layer_range(given, (20, 20), 32, context.num_layers)[0]
-        state["layers"] = layer_range(self.layers, (0, 31), 32, context.num_layers)
+        state["selected"] = resolve_range(given, (20, 20), 32, context.num_layers)[0]
+        state["layers"] = resolve_range(self.layers, (0, 31), 32, context.num_layers)
         state["columns"], state["rows"] = column_index(image), RowSelection.where(tokens.last())
 
     def edit(self, layer: int, step: int, context: Context) -> AttentionEdit | None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from regaze.errors import BadParameterError
+from pydantic import NonNegativeFloat
+
 from regaze.interventions.base import Intervention
-from regaze.interventions.layer_ranges import LayerRange, checked_range, layer_range
+from regaze.interventions.layer_ranges import LayerRange, resolve_range
 from regaze.kernels import AttentionEdit, RowSelection
 from regaze.toolkit.model.context import Context
 from regaze.toolkit.prompts.token_map import Role
@@ -34,18 +35,11 @@ class VAF(Intervention):
         "prompt; batches of one. Here every row has its own."
     )
 
-    enhance: float = field(default=1.15, metadata={"help": "factor of the scores of image keys"})
-    suppress: float = field(default=0.95, metadata={"help": "factor of the scores of system keys"})
+    enhance: NonNegativeFloat = field(default=1.15, metadata={"help": "factor of the scores of image keys"})
+    suppress: NonNegativeFloat = field(default=0.95, metadata={"help": "factor of the scores of system keys"})
     layers: LayerRange | None = field(
         default=None, metadata={"help": "first and last edited layer; default: 9 to 14 of 32, scaled"}
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        object.__setattr__(self, "layers", checked_range(self.layers))
-        for name in ("enhance", "suppress"):
-            if not 0.0 <= getattr(self, name) < float("inf"):
-                raise BadParameterError(f"{name} is a factor of scores, 0 or more; got {getattr(self, name)}")
 
     @property
     def is_identity(self) -> bool:
@@ -57,7 +51,7 @@ class VAF(Intervention):
         if self.is_identity or not image.any():
             return
         system = tokens.mask(Role.SYSTEM) & image.any(1, keepdim=True)  # prompts without an image stay
-        state["layers"] = layer_range(self.layers, (9, 14), 32, context.num_layers)
+        state["layers"] = resolve_range(self.layers, (9, 14), 32, context.num_layers)
         state["gain"] = (1.0 + (self.enhance - 1.0) * image + (self.suppress - 1.0) * system)[:, None]
         state["rows"] = RowSelection.where(tokens.after_image())
 

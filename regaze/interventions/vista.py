@@ -8,12 +8,13 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
+from pydantic import NonNegativeFloat
 from torch import Tensor
 
-from regaze.errors import BadParameterError
 from regaze.interventions.base import Intervention
 from regaze.interventions.contrastive import has_image
-from regaze.interventions.layer_ranges import LayerRange, checked_range, layer_range
+from regaze.interventions.layer_ranges import LayerRange, resolve_range
+from regaze.interventions.parameters import Fraction
 from regaze.kernels import AttentionEdit
 from regaze.toolkit.model.branches import measurement_inputs, without_image
 from regaze.toolkit.model.callback import Callback
@@ -50,20 +51,12 @@ class VISTA(Intervention):
         "arbitrary direction that is added to it. Here v is the difference itself, per sample."
     )
 
-    strength: float = field(default=0.1, metadata={"help": "lambda of the steering (0: none)"})
-    share: float = field(default=0.3, metadata={"help": "share of the late layers' logits (0: none)"})
+    strength: NonNegativeFloat = field(default=0.1, metadata={"help": "lambda of the steering (0: none)"})
+    share: Fraction = field(default=0.3, metadata={"help": "share of the late layers' logits (0: none)"})
     window: LayerRange | None = field(
         default=None,
         metadata={"help": "first and last layer whose input is read; default: 25 to 30 of 32, scaled"},
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.strength >= 0.0:
-            raise BadParameterError(f"strength must not be negative, got {self.strength}")
-        if not 0.0 <= self.share <= 1.0:
-            raise BadParameterError(f"share is a fraction in [0, 1], got {self.share}")
-        object.__setattr__(self, "window", checked_range(self.window, "window"))
 
     @property
     def is_identity(self) -> bool:
@@ -85,7 +78,7 @@ class VISTA(Intervention):
         contexts = context.batch // context.user_batch
         state["vectors"] = {k: v.repeat(contexts, 1) for k, v in state.get("vectors", {}).items()}
         if self.share:
-            first, last = layer_range(self.window, (25, 30), 32, context.num_layers)
+            first, last = resolve_range(self.window, (25, 30), 32, context.num_layers)
             state["window"] = tuple(range(first, last + 1))
             context.capture_hidden(state["window"])
 

@@ -83,7 +83,7 @@ def test_a_method_that_cannot_work_on_the_model_says_so_in_one_line(untrained, t
         (["--method", "vra"], "unknown method 'vra'"),
         (["--method", "var", "--set", "roh=1"], "no parameter 'roh'; there are rho, moved"),
         (["--method", "var", "--set", "rho=much"], "--set rho=much: expected float"),
-        (["--method", "var", "--set", "moved=3"], "moved is a fraction in [0, 1]"),
+        (["--method", "var", "--set", "moved=3"], "moved=3: expected float in [0, 1]"),
         (["--model", "no/such-model"], "cannot load model 'no/such-model'"),
     ],
 )

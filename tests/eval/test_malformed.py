@@ -163,7 +163,7 @@ CASES: list[tuple[list[str], str]] = [
         "--set roh=1: no parameter 'roh'; there are rho, moved",
     ),
     (pope("q.jsonl", "--method", "var", "--set", "rho=much"), "--set rho=much: expected float"),
-    (pope("q.jsonl", "--method", "var", "--set", "moved=3"), "moved is a fraction in [0, 1]"),
+    (pope("q.jsonl", "--method", "var", "--set", "moved=3"), "moved=3: expected float in [0, 1]"),
     (pope("q.jsonl", "--method", "knockout"), "--method knockout: no heads to remove; add --set heads="),
     (
         pope("q.jsonl", "--generate", "warmth=1"),

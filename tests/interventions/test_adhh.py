@@ -235,7 +235,7 @@ def test_nothing_to_compare(gaze, captions):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"threshold": -0.1}, "threshold is attention mass"),
+        ({"threshold": -0.1}, "threshold must be float >= 0, got -0.1.*attention on text"),
         ({"heads": ((1, -2),)}, "heads must be"),
         ({"heads": ((1, 2, 3),)}, "heads must be"),
         ({"heads": "all"}, "heads must be"),

@@ -144,7 +144,10 @@ def test_a_static_cache_gives_the_same(gaze):
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"gamma": 0.0}, r"gamma is a share in \(0, 1\]"), ({"alpha": -1.0}, "alpha must not be negative")],
+    [
+        ({"gamma": 0.0}, r"gamma must be float in \(0, 1\], got 0"),
+        ({"alpha": -1.0}, "alpha must be float >= 0, got -1"),
+    ],
 )
 def test_bad_parameters(changes, message):
     with pytest.raises(BadParameterError, match=message):

@@ -383,9 +383,10 @@ def test_parameters_without_meaning(name, value):
 
 
 def test_modes_without_meaning():
-    for wrong in ({"steps": "t_end"}, {"rank": "size"}):
-        with pytest.raises(BadParameterError, match="must be Literal"):
-            CARVE(**wrong)
+    with pytest.raises(BadParameterError, match="steps must be 'all', 'first' or 'last', got 't_end'"):
+        CARVE(steps="t_end")
+    with pytest.raises(BadParameterError, match="rank must be 'contrast', 'area' or 'large', got 'size'"):
+        CARVE(rank="size")
 
 
 def test_what_carve_cannot_do(gaze):

@@ -116,7 +116,7 @@ def test_keeping_every_token_contrasts_with_nothing(gaze):
 
 
 def test_what_it_needs(gaze):
-    with pytest.raises(BadParameterError, match="kept must be at least 1, got 0"):
+    with pytest.raises(BadParameterError, match="kept must be int > 0, got 0"):
         DAMRO(kept=0)
     inputs = dict(inputs_of(gaze, slice(0, 1)))
     inputs.pop("pixel_values")

@@ -196,11 +196,11 @@ def test_beside_a_branch_it_reads_the_users_rows(gaze):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"bucket": "middle"}, "bucket must be"),
+        ({"bucket": "middle"}, "bucket must be 'low' or 'high', got 'middle'"),
         ({"layers": ()}, "layers must be layer numbers from 0"),
         ({"layers": (-1,)}, "layers must be layer numbers from 0"),
         ({"layers": ("a",)}, "layers must be layer numbers from 0"),
-        ({"weight": -1.0}, "weight must not be negative"),
+        ({"weight": -1.0}, "weight must be float >= 0, got -1"),
         ({"beta": 1.1}, r"in \[0, 1\], got 1.1"),
     ],
 )

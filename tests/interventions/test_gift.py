@@ -420,9 +420,9 @@ def test_layers_follow_the_model():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"alpha": -1.0}, "alpha must not be negative"),
+        ({"alpha": -1.0}, "alpha must be float >= 0 or None, got -1"),
         ({"alpha": math.nan}, "finite number"),
-        ({"beta": 0.0}, "beta must be positive"),
+        ({"beta": 0.0}, "beta must be float > 0, got 0"),
         ({"layers": (4, 2)}, "layers must be the first and the last layer"),
         ({"saliency_layer": ()}, "saliency_layer must be a layer"),
         ({"saliency_layer": "best"}, "saliency_layer must be a layer"),

@@ -125,7 +125,7 @@ def test_repeated_keys_and_values_change_nothing():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"alpha": -1.0}, "alpha must not be negative"),
+        ({"alpha": -1.0}, "alpha must be float >= 0, got -1"),
         ({"alpha": float("nan")}, "finite number"),
         ({"layers": (3, 1)}, "layers must be the first and the last layer"),
     ],

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pytest
 
 from regaze.errors import BadParameterError
-from regaze.interventions.layer_ranges import checked_range, layer_range, scaled
+from regaze.interventions.base import Method
+from regaze.interventions.layer_ranges import LayerRange, resolve_range, scaled_range
 
 
 @pytest.mark.parametrize(
@@ -21,25 +24,32 @@ from regaze.interventions.layer_ranges import checked_range, layer_range, scaled
     ],
 )
 def test_a_range_keeps_its_place_in_the_depth(published, of, to, expected):
-    assert scaled(*published, of, to) == expected
+    assert scaled_range(*published, of, to) == expected
 
 
 def test_scaled_ranges_are_never_empty_nor_outside():
     for to in range(1, 70):
         for first in range(32):
             for last in range(first, 32):
-                a, b = scaled(first, last, 32, to)
+                a, b = scaled_range(first, last, 32, to)
                 assert 0 <= a <= b < to
-        assert scaled(0, 31, 32, to) == (0, to - 1)
+        assert scaled_range(0, 31, 32, to) == (0, to - 1)
+
+
+@dataclass(frozen=True)
+class Ranged(Method):
+    """A method with a range of layers."""
+
+    layers: LayerRange | None = None
 
 
 def test_given_ranges_are_checked():
-    assert checked_range(None) is None
-    assert checked_range([1, 3]) == (1, 3)
+    assert Ranged().layers is None
+    assert Ranged([1, 3]).layers == (1, 3)
     for wrong in ((3, 1), (-1, 2), (1,), (1, 2, 3), 4, "ab", (0.5, 2)):
         with pytest.raises(BadParameterError, match="layers must be the first and the last layer"):
-            checked_range(wrong)
-    assert layer_range((1, 5), (0, 0), 32, 6) == (1, 5)
-    assert layer_range(None, (16, 31), 32, 6) == (3, 5)
+            Ranged(wrong)
+    assert resolve_range((1, 5), (0, 0), 32, 6) == (1, 5)
+    assert resolve_range(None, (16, 31), 32, 6) == (3, 5)
     with pytest.raises(BadParameterError, match=r"layers 1\.\.6 do not exist: the model has layers 0\.\.5"):
-        layer_range((1, 6), (0, 0), 32, 6)
+        resolve_range((1, 6), (0, 0), 32, 6)

@@ -170,9 +170,9 @@ def test_it_shares_the_text_only_branch_with_pai(gaze):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"decay": -0.1}, "decay must not be negative"),
-        ({"kappa": 0.0}, r"kappa is a probability in \(0, 1\]"),
-        ({"max_weight": -1.0}, "max_weight must not be negative"),
+        ({"decay": -0.1}, "decay must be float >= 0, got -0.1"),
+        ({"kappa": 0.0}, r"kappa must be float in \(0, 1\], got 0.0"),
+        ({"max_weight": -1.0}, "max_weight must be float >= 0 or None, got -1"),
         ({"beta": 2.0}, r"in \[0, 1\], got 2"),
     ],
 )

@@ -220,8 +220,8 @@ def test_compositions(gaze):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"alpha": -0.1}, "alpha must not be negative"),
-        ({"gamma": 0.5}, "gamma must be at least 1"),
+        ({"alpha": -0.1}, "alpha must be float >= 0, got -0.1"),
+        ({"gamma": 0.5}, "gamma must be float >= 1, got 0.5.*1: none"),
         ({"beta": -1.0}, r"in \[0, 1\], got -1"),
         ({"layers": (5, 2)}, "layers must be the first and the last layer"),
     ],

@@ -281,11 +281,11 @@ def test_inputs_that_do_not_fit(model, gaze, inputs):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"alpha": -1.0}, "alpha must not be negative"),
-        ({"beta": -0.1}, "beta must not be negative"),
-        ({"gamma": 0.9}, "gamma must be at least 1"),
-        ({"local_ratio": 1.5}, "local_ratio is a fraction"),
-        ({"cut": -1.0}, "cut is a fraction"),
+        ({"alpha": -1.0}, "alpha must be float >= 0, got -1"),
+        ({"beta": -0.1}, "beta must be float >= 0, got -0.1"),
+        ({"gamma": 0.9}, "gamma must be float >= 1, got 0.9.*1: none"),
+        ({"local_ratio": 1.5}, r"local_ratio must be float in \[0, 1\].*fraction of the patches"),
+        ({"cut": -1.0}, r"cut must be float in \[0, 1\]"),
         ({"layers": 3}, "layers must be the first and the last layer"),
     ],
 )

@@ -206,10 +206,10 @@ def test_repeated_keys_and_values_change_nothing():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"alpha": 0.0}, "alpha must be positive"),
-        ({"beta": 1.5}, "beta is a weight"),
+        ({"alpha": 0.0}, "alpha must be float > 0, got 0"),
+        ({"beta": 1.5}, r"beta must be float in \[0, 1\], got 1.5.*weight of the past"),
         ({"tau": float("nan")}, "finite number"),
-        ({"selected_layer": -1}, "selected_layer must not be negative"),
+        ({"selected_layer": -1}, "selected_layer must be int >= 0 or None, got -1"),
         ({"layers": "all"}, "layers must be the first and the last layer"),
     ],
 )

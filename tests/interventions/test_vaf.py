@@ -127,7 +127,7 @@ def test_repeated_keys_and_values_change_nothing():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"enhance": -1.0}, "enhance is a factor"),
+        ({"enhance": -1.0}, "enhance must be float >= 0, got -1.*factor of the scores"),
         ({"suppress": float("nan")}, "finite number"),
         ({"layers": (3, 1)}, "layers must be the first and the last layer"),
     ],

@@ -282,10 +282,10 @@ def test_it_composes_with_a_knockout(model, gaze, inputs):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"moved": 1.5}, "moved is a fraction"),
-        ({"rho": -0.1}, "rho must not be negative"),
-        ({"tau": 0.0}, "tau must be positive"),
-        ({"min_image_mass": 2.0}, r"attention mass in \[0, 1\]"),
+        ({"moved": 1.5}, r"moved must be float in \[0, 1\], got 1.5.*fraction of the sinks"),
+        ({"rho": -0.1}, "rho must be float >= 0, got -0.1.*above 1: no edit"),
+        ({"tau": 0.0}, "tau must be float > 0 or None, got 0"),
+        ({"min_image_mass": 2.0}, r"min_image_mass must be float in \[0, 1\], got 2.0.*attention of a head"),
     ],
 )
 def test_bad_parameters(changes, message):

@@ -151,9 +151,9 @@ def test_two_strengths_share_one_branch(gaze):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"alpha": -1.0}, "alpha must not be negative"),
+        ({"alpha": -1.0}, "alpha must be float >= 0, got -1"),
         ({"beta": 1.5}, r"in \[0, 1\], got 1.5"),
-        ({"noise_step": 1000}, r"noise_step must be in 0\.\.999, got 1000"),
+        ({"noise_step": 1000}, r"noise_step must be int in \[0, 1000\), got 1000"),
     ],
 )
 def test_bad_parameters(changes, message):

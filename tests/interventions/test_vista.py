@@ -176,8 +176,8 @@ def test_late_logits_need_no_roles():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"strength": -1.0}, "strength must not be negative"),
-        ({"share": 1.2}, r"share is a fraction in \[0, 1\]"),
+        ({"strength": -1.0}, "strength must be float >= 0, got -1"),
+        ({"share": 1.2}, r"share must be float in \[0, 1\], got 1.2"),
         ({"window": (3, 1)}, "window must be the first and the last layer"),
     ],
 )

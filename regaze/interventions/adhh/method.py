@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import json
-import operator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
+from pydantic import NonNegativeFloat
 
 from regaze.errors import BadParameterError, InputError
 from regaze.interventions.adhh.policy import DropHeavyChannel
 from regaze.interventions.base import Intervention
+from regaze.interventions.parameters import Heads, Parameter
 from regaze.kernels import AttentionEdit, Channels, RowSelection
 from regaze.toolkit.model.context import Context
 from regaze.toolkit.prompts.token_map import Role
 
-#: (layer, query head) pairs.
-Heads = tuple[tuple[int, int], ...]
+_HEADS = Parameter.of("heads", Heads)
 
 #: The authors' heads by layers and query heads of LLaVA-1.5-7B, LLaVA-1.5-13B; most influential first.
 # fmt: off
@@ -61,16 +61,9 @@ class ADHH(Intervention):
     heads: Heads | None = field(
         default=None, metadata={"help": "(layer, query head) pairs; default: the published ones"}
     )
-    threshold: float = field(
+    threshold: NonNegativeFloat = field(
         default=0.4, metadata={"help": "least attention on text from which it is removed (above 1: never)"}
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.threshold >= 0.0:
-            raise BadParameterError(f"threshold is attention mass, 0 or more; got {self.threshold}")
-        if self.heads is not None:
-            object.__setattr__(self, "heads", _pairs(self.heads))
 
     @classmethod
     def from_file(cls, path: str | Path, top_k: int | None = None, **parameters: Any) -> ADHH:
@@ -83,7 +76,7 @@ class ADHH(Intervention):
             heads = json.loads(Path(path).read_text(encoding="utf-8"))["hal_heads"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f'{path} has no list "hal_heads" of [layer, head] pairs: {error}') from None
-        return cls(heads=_pairs(heads)[:top_k], **parameters)
+        return cls(heads=_HEADS.checked(heads, cls.name)[:top_k], **parameters)
 
     @property
     def shares_prefix(self) -> Literal["", "edited", "plain"]:
@@ -138,7 +131,7 @@ def known_heads(config: Any) -> Heads:
         BadParameterError: none are known.
     """
     if (listed := getattr(config, "hallucination_heads", None)) is not None:
-        return _pairs(listed)
+        return cast(Heads, _HEADS.checked(listed, ADHH.name))
     heads, vicuna = config.num_attention_heads, config.vocab_size in (32000, 32064)
     published = PUBLISHED.get((config.num_hidden_layers, heads))
     if config.model_type != "llama" or not vicuna or published is None:
@@ -147,14 +140,3 @@ def known_heads(config: Any) -> Heads:
             "regaze.interventions.adhh.find_hallucination_heads and give heads=((layer, head), ...)"
         )
     return published
-
-
-def _pairs(heads: Any) -> Heads:
-    """Pairs without duplicates, in their order."""
-    try:
-        pairs = tuple(dict.fromkeys((operator.index(layer), operator.index(head)) for layer, head in heads))
-    except (TypeError, ValueError):
-        pairs = ((-1, -1),)
-    if any(layer < 0 or head < 0 for layer, head in pairs):
-        raise BadParameterError(f"heads must be (layer, head) pairs such as ((3, 1), (4, 0)), got {heads!r}")
-    return pairs

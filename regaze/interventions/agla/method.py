@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from pydantic import Field, NonNegativeFloat
 from scipy import ndimage
 from torch import Tensor
 
-from regaze.errors import BadParameterError, InputError, UnsupportedModelError
+from regaze.errors import InputError, UnsupportedModelError
 from regaze.interventions.agla.itm_gradcam import Relevance, blip_relevance
 from regaze.interventions.base import Intervention
-from regaze.interventions.contrastive import check_cut, cut_where, has_image, rows_with_image
+from regaze.interventions.contrastive import cut_where, has_image, rows_with_image
+from regaze.interventions.parameters import Fraction
 from regaze.toolkit.model.branches import with_media
 from regaze.toolkit.model.context import Context
 from regaze.toolkit.model.logits import LogitsCombination
@@ -65,9 +67,9 @@ class AGLA(Intervention):
         "than 35 tokens and gives NaN for a flat map. Here all of these work; a flat map masks nothing."
     )
 
-    alpha: float = field(default=2.0, metadata={"help": "weight of the masked image's logits"})
-    beta: float = field(default=0.5, metadata={"help": "plausibility cut; 0: none"})
-    relevance: str | Relevance = field(
+    alpha: NonNegativeFloat = field(default=2.0, metadata={"help": "weight of the masked image's logits"})
+    beta: Fraction = field(default=0.5, metadata={"help": "plausibility cut; 0: none"})
+    relevance: Annotated[str | Relevance, Field(description="a model's name or a function")] = field(
         default=BLIP,
         metadata={"help": "BLIP retrieval model, or a function (image, text) -> (map, similarity)"},
     )
@@ -82,14 +84,6 @@ class AGLA(Intervention):
         default=False,
         metadata={"help": "share the cache from the second token on, as the released code does"},
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.alpha >= 0.0:
-            raise BadParameterError(f"alpha must not be negative, got {self.alpha}")
-        check_cut(self.beta)
-        if not (isinstance(self.relevance, str) or callable(self.relevance)):
-            raise BadParameterError(f"relevance is a model's name or a function, got {self.relevance!r}")
 
     @property
     def is_identity(self) -> bool:

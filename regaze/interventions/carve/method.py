@@ -9,13 +9,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from pydantic import NonNegativeFloat, PositiveInt
 from scipy import ndimage
 from torch import Tensor
 
 from regaze.errors import BadParameterError, InputError
 from regaze.interventions.base import MultiPassMethod
 from regaze.interventions.carve.contrast import contrast
-from regaze.interventions.layer_ranges import LayerRange, checked_range, layer_range
+from regaze.interventions.layer_ranges import LayerRange, resolve_range
+from regaze.interventions.parameters import PositiveFraction
 from regaze.toolkit.analysis.row_measures import visual_entropy
 from regaze.toolkit.model import compat
 from regaze.toolkit.prompts.geometry import Geometry, geometry_of
@@ -109,15 +111,17 @@ class CARVE(MultiPassMethod):
         "again at every step. Here grid and geometry are the model's, layers are checked, the cache is used."
     )
 
-    share: float = field(default=0.4, metadata={"help": "p, share of the pixels above the threshold"})
-    regions_kept: int = field(default=2, metadata={"help": "K, how many regions stay at most"})
+    share: PositiveFraction = field(
+        default=0.4, metadata={"help": "p, share of the pixels above the threshold"}
+    )
+    regions_kept: PositiveInt = field(default=2, metadata={"help": "K, how many regions stay at most"})
     layers: LayerRange | None = field(
         default=None, metadata={"help": "first and last layer; default 20-25, scaled where there are fewer"}
     )
     steps: Literal["all", "first", "last"] = field(
         default="all", metadata={"help": "all steps, weighted 1, 2, 3 ..., or the first or last common one"}
     )
-    lam: float = field(default=1e-8, metadata={"help": "lambda, added to the general attention"})
+    lam: NonNegativeFloat = field(default=1e-8, metadata={"help": "lambda, added to the general attention"})
     rank: Literal["contrast", "area", "large"] = field(
         default="contrast", metadata={"help": "best regions: most contrast, most area, or all but specks"}
     )
@@ -125,21 +129,6 @@ class CARVE(MultiPassMethod):
     as_released: bool = field(
         default=False, metadata={"help": "behave as the released code where it differs from the paper"}
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0.0 < self.share <= 1.0:
-            raise BadParameterError(f"share is a fraction in (0, 1], got {self.share}")
-        if self.regions_kept < 1:
-            raise BadParameterError(f"regions_kept must be at least 1, got {self.regions_kept}")
-        if not self.lam >= 0.0:
-            raise BadParameterError(f"lam must not be negative, got {self.lam}")
-        for name, known in (("steps", ("all", "first", "last")), ("rank", ("contrast", "area", "large"))):
-            if getattr(self, name) not in known:
-                raise BadParameterError(
-                    f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}"
-                )
-        object.__setattr__(self, "layers", checked_range(self.layers))
 
     @classmethod
     def from_released(cls, version: int = 4, **changes: Any) -> CARVE:
@@ -199,7 +188,7 @@ class CARVE(MultiPassMethod):
         self, gaze: Gaze, images: list[list[Image.Image]], questions: list[str], options: dict[str, Any]
     ) -> tuple[list[str], Trace]:
         depth = compat.text_config(gaze.model).num_hidden_layers
-        first, last = layer_range(self.layers, _LAYERS, 32 if depth <= _LAYERS[1] else depth, depth)
+        first, last = resolve_range(self.layers, _LAYERS, 32 if depth <= _LAYERS[1] else depth, depth)
         layers = range(first, last + 1)
         with gaze.recording(slices="image", masses=False, layers=layers) as record:
             answers = gaze.ask(images, questions, **options)

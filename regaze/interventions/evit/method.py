@@ -9,11 +9,13 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
+from pydantic import NonNegativeInt
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from regaze.errors import BadParameterError, CompositionError
 from regaze.interventions.base import Method
+from regaze.interventions.parameters import PositiveFraction
 from regaze.toolkit.model.vision import VisionBlock, vision_blocks
 
 _SLOT = "_regaze_evit"
@@ -51,18 +53,13 @@ class EViT(Method):
         "matrix; here such a token stays, and one row of attention is computed."
     )
 
-    keep_rate: float = field(
+    keep_rate: PositiveFraction = field(
         default=0.7, metadata={"help": "fraction of the tokens kept by each chosen block"}
     )
-    layers: tuple[int, ...] = field(default=(3, 6, 9), metadata={"help": "blocks that shrink, from 0"})
+    layers: tuple[NonNegativeInt, ...] = field(
+        default=(3, 6, 9), metadata={"help": "blocks that shrink, from 0"}
+    )
     fuse: bool = field(default=True, metadata={"help": "append the weighted sum of the dropped tokens"})
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0.0 < self.keep_rate <= 1.0:
-            raise BadParameterError(f"keep_rate is a fraction in (0, 1], got {self.keep_rate}")
-        if not all(isinstance(layer, int) for layer in self.layers):
-            raise BadParameterError(f"layers must be block numbers such as (3, 6, 9), got {self.layers!r}")
 
     @contextmanager
     def applied(self, model: PreTrainedModel) -> Iterator[dict[int, Tensor]]:
@@ -77,7 +74,7 @@ class EViT(Method):
             CompositionError: EViT is applied already.
         """
         blocks, prefix = vision_blocks(model)
-        missing = [layer for layer in self.layers if not 0 <= layer < len(blocks)]
+        missing = [layer for layer in self.layers if layer >= len(blocks)]
         if missing:
             raise BadParameterError(
                 f"layers {missing} do not exist: {type(model).__name__} has blocks 0..{len(blocks) - 1}"

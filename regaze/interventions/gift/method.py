@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, NamedTuple
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import torch
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 from torch import Tensor
 
 from regaze.errors import BadParameterError, InputError
@@ -13,7 +14,7 @@ from regaze.interventions.base import Intervention
 from regaze.interventions.gift.gaze_shift import RowShifts, mean_shift, saliency
 from regaze.interventions.gift.policy import AmplifyTopHeads
 from regaze.interventions.gift.saliency import half
-from regaze.interventions.layer_ranges import LayerRange, checked_range, layer_range
+from regaze.interventions.layer_ranges import LayerRange, resolve_range
 from regaze.kernels import AttentionEdit, Channels, RowSelection, Stats
 from regaze.toolkit.model.context import Context
 from regaze.toolkit.prompts.columns import scatter_columns
@@ -22,6 +23,12 @@ from regaze.toolkit.prompts.token_map import Role
 
 #: Channels of a row: everything else, image, question; then the weights of the image's tokens.
 _IMAGE, _QUERY, _SALIENT = 1, 2, 3
+
+
+SaliencyLayer = Annotated[
+    NonNegativeInt | Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] | Literal["auto"] | None,
+    Field(description='a layer (11), several ((10, 11)), "auto" or None'),
+]
 
 
 class Published(NamedTuple):
@@ -44,7 +51,7 @@ def published(model_type: str, num_layers: int) -> Published:
     """The authors' settings for a language model, or those for LLaVA-1.5-7B scaled to its depth."""
     if (model_type, num_layers) in PUBLISHED:
         return PUBLISHED[model_type, num_layers]
-    layers = layer_range(None, _LLAVA_7B.layers, _LLAVA_7B_DEPTH, num_layers)
+    layers = resolve_range(None, _LLAVA_7B.layers, _LLAVA_7B_DEPTH, num_layers)
     return Published(max(0, layers[0] - 1), layers, _LLAVA_7B.alpha)
 
 
@@ -84,14 +91,14 @@ class GIFT(Intervention):
         "images taken for image; no beta; batches of one."
     )
 
-    alpha: float | None = field(
+    alpha: NonNegativeFloat | None = field(
         default=None, metadata={"help": "strength: the most salient token is boosted by exp(alpha) (0: none)"}
     )
-    beta: float = field(default=1.0, metadata={"help": "extra factor of the question's attention"})
+    beta: PositiveFloat = field(default=1.0, metadata={"help": "extra factor of the question's attention"})
     layers: LayerRange | None = field(
         default=None, metadata={"help": "first and last enhanced layer; default: the paper's, scaled"}
     )
-    saliency_layer: int | tuple[int, ...] | Literal["auto"] | None = field(
+    saliency_layer: SaliencyLayer = field(
         default=None,
         metadata={"help": 'where shifts are read; "auto": where a prompt has most of them (see calibrate)'},
     )
@@ -104,17 +111,6 @@ class GIFT(Intervention):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "layers", checked_range(self.layers))
-        if self.alpha is not None and not 0.0 <= self.alpha < float("inf"):
-            raise BadParameterError(f"alpha must not be negative, got {self.alpha}")
-        if not 0.0 < self.beta < float("inf"):
-            raise BadParameterError(f"beta must be positive, got {self.beta}")
-        chosen = self.saliency_layer
-        numbers = chosen if isinstance(chosen, tuple) else () if chosen in (None, "auto") else (chosen,)
-        if chosen == () or not all(isinstance(number, int) and number >= 0 for number in numbers):
-            raise BadParameterError(
-                f'saliency_layer must be a layer (11), several ((10, 11)) or "auto", got {chosen!r}'
-            )
         if self.tagger != "auto":  # the one that is always there
             find_tagger(self.tagger)
 
@@ -130,7 +126,7 @@ class GIFT(Intervention):
             state["off"] = True
             return
         default = published(getattr(context.config, "model_type", ""), context.num_layers)
-        state["layers"] = layer_range(self.layers, default.layers, context.num_layers, context.num_layers)
+        state["layers"] = resolve_range(self.layers, default.layers, context.num_layers, context.num_layers)
         state["alpha"] = default.alpha if self.alpha is None else self.alpha
         state["measured"] = self._measured(default, context.num_layers)
         state["replay"] = state["layers"][0] <= max(state["measured"])

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
+from pydantic import PositiveInt
 from torch import Tensor
 
 from regaze.errors import BadParameterError, InputError
 from regaze.interventions.base import Intervention
+from regaze.interventions.parameters import Fraction
 from regaze.kernels import AttentionEdit
 from regaze.kernels.spec import Windows
 from regaze.toolkit.model.context import Context
@@ -53,17 +55,12 @@ class MoA(Intervention):
         default=None, metadata={"help": "JSON file with alphas and betas, each layers x heads numbers"}
     )
     alpha: float = field(default=0.0, metadata={"help": "tokens of every head's span; without a plan"})
-    beta: float = field(
+    beta: Fraction = field(
         default=0.5, metadata={"help": "share of the prompt in every head's span (1: all); without a plan"}
     )
-    block: int = field(default=64, metadata={"help": "block size, and how many first tokens are kept"})
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.block < 1:
-            raise BadParameterError(f"block must be at least 1, got {self.block}")
-        if not 0.0 <= self.beta <= 1.0:
-            raise BadParameterError(f"beta is a share of the prompt in [0, 1], got {self.beta}")
+    block: PositiveInt = field(
+        default=64, metadata={"help": "block size, and how many first tokens are kept"}
+    )
 
     def prepare(self, context: Context) -> None:
         layers, heads = context.num_layers, context.num_heads

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from PIL import Image
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from regaze.errors import BadParameterError
 from regaze.interventions.base import MultiPassMethod
@@ -71,37 +72,35 @@ class OPERA(MultiPassMethod):
         "when there is one candidate. Here products are sums of logarithms, and the cache is cut."
     )
 
-    num_beams: int = field(default=5, metadata={"help": "beams"})
-    candidates: int = field(default=5, metadata={"help": "likeliest tokens of each beam that are tried"})
-    scale: float = field(default=50.0, metadata={"help": "sigma, factor of attention weights in products"})
-    penalty_weight: float = field(default=1.0, metadata={"help": "alpha, factor of the penalty (0: none)"})
-    window: int | None = field(
+    num_beams: PositiveInt = field(default=5, metadata={"help": "beams"})
+    candidates: PositiveInt = field(
+        default=5, metadata={"help": "likeliest tokens of each beam that are tried"}
+    )
+    scale: PositiveFloat = field(
+        default=50.0, metadata={"help": "sigma, factor of attention weights in products"}
+    )
+    penalty_weight: NonNegativeFloat = field(
+        default=1.0, metadata={"help": "alpha, factor of the penalty (0: none)"}
+    )
+    window: PositiveInt | None = field(
         default=None, metadata={"help": "only the last so many answer tokens count (default: all)"}
     )
-    reward_tokens: int = field(
+    reward_tokens: NonNegativeInt = field(
         default=10, metadata={"help": "first answer tokens that gain by attention on the image instead"}
     )
-    threshold: int = field(
+    # A column that came up three times has a token behind it that was chosen.
+    threshold: Annotated[int, Field(ge=2)] = field(
         default=15, metadata={"help": "go back once a column has won more often than this"}
     )
-    min_position: int = field(default=10, metadata={"help": "first answer token (from 0) to go back to"})
-    max_rollbacks: int = field(default=5, metadata={"help": "how often to go back to a position (0: never)"})
+    min_position: NonNegativeInt = field(
+        default=10, metadata={"help": "first answer token (from 0) to go back to"}
+    )
+    max_rollbacks: NonNegativeInt = field(
+        default=5, metadata={"help": "how often to go back to a position (0: never)"}
+    )
     as_released: bool = field(
         default=False, metadata={"help": "let the candidates share all probability, as the code does"}
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        least = {"num_beams": 1, "candidates": 1, "reward_tokens": 0, "min_position": 0, "max_rollbacks": 0}
-        # A column that came up three times has a token behind it that was chosen.
-        least |= {"threshold": 2} | ({} if self.window is None else {"window": 1})
-        for name, minimum in least.items():
-            if getattr(self, name) < minimum:
-                raise BadParameterError(f"{name} must be at least {minimum}, got {getattr(self, name)}")
-        if not self.scale > 0.0:
-            raise BadParameterError(f"scale must be positive, got {self.scale}")
-        if not self.penalty_weight >= 0.0:
-            raise BadParameterError(f"penalty_weight must not be negative, got {self.penalty_weight}")
 
     @property
     def is_identity(self) -> bool:

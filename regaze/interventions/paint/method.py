@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
+from pydantic import Field, NonNegativeFloat
 from torch import Tensor
 
 from regaze.errors import BadParameterError, InputError
 from regaze.interventions.base import Intervention
 from regaze.interventions.contrastive import WITHOUT_IMAGE, cut_where, has_image, rows_with_image
-from regaze.interventions.layer_ranges import LayerRange, checked_range, layer_range
+from regaze.interventions.layer_ranges import LayerRange, resolve_range
+from regaze.interventions.parameters import Fraction
 from regaze.kernels import AttentionEdit, RowSelection
 from regaze.toolkit.model.branches import without_image
 from regaze.toolkit.model.context import Context
@@ -63,14 +65,22 @@ class PAINT(Intervention):
     )
     needs_pixels: ClassVar[bool] = True
 
-    alpha: float = field(default=0.7, metadata={"help": "slope of local tokens' scores in their size"})
-    beta: float = field(default=0.4, metadata={"help": "slope of summary tokens' scores in their size"})
-    gamma: float = field(default=1.1, metadata={"help": "strength of the guidance (1: none)"})
-    cut: float = field(
+    alpha: NonNegativeFloat = field(
+        default=0.7, metadata={"help": "slope of local tokens' scores in their size"}
+    )
+    beta: NonNegativeFloat = field(
+        default=0.4, metadata={"help": "slope of summary tokens' scores in their size"}
+    )
+    gamma: Annotated[float, Field(ge=1.0)] = field(
+        default=1.1, metadata={"help": "strength of the guidance (1: none)"}
+    )
+    cut: Fraction = field(
         default=0.1, metadata={"help": "with guidance, cut tokens less likely than this times the likeliest"}
     )
-    local_ratio: float = field(default=0.25, metadata={"help": "fraction of the patches that are local"})
-    spatial_ratio: float = field(default=0.0, metadata={"help": "fraction of the patches that are spatial"})
+    local_ratio: Fraction = field(default=0.25, metadata={"help": "fraction of the patches that are local"})
+    spatial_ratio: Fraction = field(
+        default=0.0, metadata={"help": "fraction of the patches that are spatial"}
+    )
     layers: LayerRange | None = field(
         default=None, metadata={"help": "first and last edited layer; default: 2 to 31 of 32, scaled"}
     )
@@ -80,18 +90,6 @@ class PAINT(Intervention):
     as_released: bool = field(
         default=False, metadata={"help": "leave the first token unedited under guidance, as the code does"}
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        object.__setattr__(self, "layers", checked_range(self.layers))
-        for name in ("alpha", "beta"):
-            if not getattr(self, name) >= 0.0:
-                raise BadParameterError(f"{name} must not be negative, got {getattr(self, name)}")
-        if not self.gamma >= 1.0:
-            raise BadParameterError(f"gamma must be at least 1 (no guidance), got {self.gamma}")
-        for name in ("cut", "local_ratio", "spatial_ratio"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise BadParameterError(f"{name} is a fraction in [0, 1], got {getattr(self, name)}")
 
     @property
     def is_identity(self) -> bool:
@@ -108,7 +106,7 @@ class PAINT(Intervention):
         image = tokens.mask(Role.IMAGE)
         if self.alpha == self.beta == 0.0 or not image.any():
             return
-        state["layers"] = layer_range(self.layers, (2, 31), 32, context.num_layers)
+        state["layers"] = resolve_range(self.layers, (2, 31), 32, context.num_layers)
         state["slope"] = patches_on_tokens(self.slopes(context), tokens, context.user_batch)[:, None]
         state["rows"] = RowSelection.where(tokens.answering() & image.any(1, keepdim=True))
         weights = self.head_weights

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import operator
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
+from pydantic import NonNegativeFloat, PositiveFloat
 from torch import Tensor
 
-from regaze.errors import BadParameterError
 from regaze.interventions.base import Intervention
+from regaze.interventions.parameters import Fraction
 from regaze.interventions.var.policy import MoveMass
 from regaze.kernels import AttentionEdit, Channels, RowSelection
 from regaze.toolkit.analysis.sink_profile import SinkProfile, sink_profile, sink_values
@@ -57,44 +57,26 @@ class VAR(Intervention):
     )
     needs_hidden_states: ClassVar[bool] = True
 
-    rho: float = field(
+    rho: NonNegativeFloat = field(
         default=0.5,
         metadata={
-            "help": "least share of a head's image attention on non-sinks (paper: 0.8 general, 0.5, 0.9)"
+            "help": "least share of a head's image attention on non-sinks (paper: 0.8 general, 0.5, 0.9; "
+            "above 1: no edit)"
         },
     )
-    moved: float = field(
+    moved: Fraction = field(
         default=0.6, metadata={"help": "fraction of the sinks' attention that is moved (0: no edit)"}
     )
-    tau: float | None = field(
+    tau: PositiveFloat | None = field(
         default=None, metadata={"help": "sink threshold; default 20, or the model's own profile"}
     )
-    min_image_mass: float = field(default=0.2, metadata={"help": "least attention of a head on the image"})
+    min_image_mass: Fraction = field(default=0.2, metadata={"help": "least attention of a head on the image"})
     sink_dimensions: tuple[int, ...] | None = field(
         default=None, metadata={"help": "sink dimensions of the base model; default: published ones"}
     )
     as_released: bool = field(
         default=False, metadata={"help": "behave as the released code where it differs from the paper"}
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0.0 <= self.moved <= 1.0:
-            raise BadParameterError(f"moved is a fraction in [0, 1], got {self.moved}")
-        if not self.rho >= 0.0:
-            raise BadParameterError(f"rho must not be negative (above 1 switches VAR off), got {self.rho}")
-        if not 0.0 <= self.min_image_mass <= 1.0:
-            raise BadParameterError(f"min_image_mass is attention mass in [0, 1], got {self.min_image_mass}")
-        if self.tau is not None and not self.tau > 0.0:
-            raise BadParameterError(f"tau must be positive, got {self.tau}")
-        if self.sink_dimensions is not None:
-            try:
-                dimensions = tuple(operator.index(d) for d in self.sink_dimensions)
-            except TypeError:
-                raise BadParameterError(
-                    f"sink_dimensions must be numbers such as (1415, 2533), got {self.sink_dimensions!r}"
-                ) from None
-            object.__setattr__(self, "sink_dimensions", dimensions)
 
     @classmethod
     def from_released(cls, rho: float = 0.5, p: float = 0.6, tau: float = 20.0, summ: float = 0.2) -> VAR:

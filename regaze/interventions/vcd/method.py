@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from regaze.errors import BadParameterError, InputError
+from regaze.errors import InputError
 from regaze.interventions.contrastive import Contrastive
 from regaze.interventions.vcd.noise import NUM_STEPS, add_noise
 from regaze.toolkit.model.branches import with_media
@@ -39,13 +40,10 @@ class VCD(Contrastive):
         "not passed on."
     )
 
-    noise_step: int = field(default=500, metadata={"help": "step of the noise schedule, 0 to 999 (noisiest)"})
+    noise_step: Annotated[int, Field(ge=0, lt=NUM_STEPS)] = field(
+        default=500, metadata={"help": "step of the noise schedule, 0 to 999 (noisiest)"}
+    )
     seed: int = field(default=0, metadata={"help": "seed of the noise"})
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.noise_step < NUM_STEPS:
-            raise BadParameterError(f"noise_step must be in 0..{NUM_STEPS - 1}, got {self.noise_step}")
 
     def negative(self, context: Context) -> Branch:
         given = {name: pixels for name in PIXELS if (pixels := context.inputs.get(name)) is not None}

@@ -27,8 +27,8 @@ from rich.table import Table
 import regaze
 from regaze import HeadKnockout
 from regaze.eval import Pope
-from regaze.eval.run.generate import Asker
-from regaze.eval.run.requests import Pictures, Request, Setting, questions
+from regaze.eval.run.generate import AnswerGenerator
+from regaze.eval.run.requests import AnswerRequest, Condition, ImageHashes, build_requests
 
 BATCH = 16
 BATCHES = f"batches of {BATCH}"
@@ -52,20 +52,22 @@ WAYS = (
 )
 
 
-def answer(gaze: Any, method: Any, way: Way, requests: list[Request]) -> tuple[dict[str, str], int, float]:
+def answer(
+    gaze: Any, method: Any, way: Way, requests: list[AnswerRequest]
+) -> tuple[dict[str, str], int, float]:
     """(answers, prompt tokens, seconds) of one pass, planning and checking included."""
-    setting = Setting("demo", method, {"max_new_tokens": 4}, 0)
-    asker = Asker(gaze, setting, batch_size=way.batch, share_prefix=way.share)
+    condition = Condition("demo", method, {"max_new_tokens": 4}, 0)
+    generator = AnswerGenerator(gaze, condition, batch_size=way.batch, share_prefix=way.share)
     found: dict[str, str] = {}
     tokens, began = 0, time.perf_counter()
-    for batch in asker.plan(requests):
-        for part in asker.ask(batch):
+    for batch in generator.make_batches(requests):
+        for part in generator.answer(batch):
             if part.errors:
                 raise RuntimeError(f"{way.name}: {part.errors}")
             found.update(part.answers)
             tokens += part.cost.prefill_tokens
-    if way.share and asker.sharing.obstacle:
-        raise RuntimeError(f"nothing was shared: {asker.sharing.obstacle}")
+    if way.share and generator.sharing.obstacle:
+        raise RuntimeError(f"nothing was shared: {generator.sharing.obstacle}")
     return found, tokens, time.perf_counter() - began
 
 
@@ -73,7 +75,7 @@ def measure(limit: int | None, rounds: int) -> list[dict[str, Any]]:
     gaze, console = regaze.wrap(*regaze.load("demo")), Console(stderr=True)
     benchmark, rows = Pope.of_demo(limit=limit), []
     for label, method in METHODS.items():
-        asked = questions(benchmark, Setting("demo", method, {}, 0), Pictures())
+        asked = build_requests(benchmark, Condition("demo", method, {}, 0), ImageHashes())
         requests = list(asked.requests.values())
         answers: dict[str, dict[str, str]] = {}
         tokens: dict[str, int] = {}

@@ -53,7 +53,9 @@ def compare(
         benchmark = ctx.params["benchmark"] = named or benchmark
     chosen = read_methods(methods)
     name = f"compare-{benchmark.replace(',', '-')}"
-    request = running.Request(running.tasks(ctx.params), chosen, name, running.given(ctx), must_work=False)
+    request = running.Request(
+        running.tasks(ctx.params), chosen, name, running.given(ctx), raise_method_errors=False
+    )
     results, folder = running.execute(request)
     if results is None:
         return

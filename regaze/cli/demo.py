@@ -26,14 +26,14 @@ def demo(
     """Do it all on the bundled model, offline."""
     from regaze.eval import Pope
     from regaze.eval.report import report
-    from regaze.eval.run.runner import run
+    from regaze.eval.run.runner import evaluate_benchmark
 
     task = Pope.of_demo(splits=[SPLIT])
     intervention = options.method("var", None)
     gaze = options.load("demo", "cpu", None)
     console.say(f"asking {len(task.items)} questions about the shipped scenes, plain and with VAR")
     with console.progress() as bars:
-        results = run(
+        results = evaluate_benchmark(
             gaze,
             task,
             intervention,

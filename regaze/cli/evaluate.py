@@ -68,7 +68,7 @@ def evaluate(
         {} if chosen is None else {method: chosen},
         f"{benchmark.replace(',', '-')}-{method}",
         running.given(ctx),
-        must_work=True,
+        raise_method_errors=True,
     )
 
     def explore(gaze: Gaze, folder: Path) -> list[tuple[str, str]]:

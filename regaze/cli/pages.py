@@ -16,7 +16,7 @@ from regaze.errors import BadParameterError, InputError
 if TYPE_CHECKING:
     from regaze import Gaze
     from regaze.eval.benchmarks.common.base import Benchmark, Item
-    from regaze.eval.run.runner import Task
+    from regaze.eval.run.runner import EvalTask
 
 INDEX, PAGES = "failures.html", "pages"
 #: bytes of a page: a folder of a hundred is still easy to hand on
@@ -24,7 +24,7 @@ _LIMIT = 2_000_000
 
 
 def write(
-    gaze: Gaze, tasks: Sequence[Task], methods: Mapping[str, Any], folder: Path, most: int
+    gaze: Gaze, tasks: Sequence[EvalTask], methods: Mapping[str, Any], folder: Path, most: int
 ) -> Path | None:
     """Write a page for each of the first questions that went wrong, and an index that links to them.
 
@@ -48,7 +48,7 @@ def write(
     for task in tasks:
         for item, answers in _wrong(task.benchmark, given.get(task.benchmark.name, {}))[:most]:
             prompt = task.benchmark.prompt(item)
-            length = item.max_new_tokens or task.options["max_new_tokens"]
+            length = item.max_new_tokens or task.generate_kwargs["max_new_tokens"]
             links = {}
             for label, method in (methods or {"plain": None}).items():
                 active = [] if method is None else [method]

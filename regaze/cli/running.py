@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from regaze import Gaze
     from regaze.eval.report.report import Link
-    from regaze.eval.run.process_group import Team
-    from regaze.eval.run.runner import Task
+    from regaze.eval.run.process_group import ProcessGroup
+    from regaze.eval.run.runner import EvalTask
 
 #: options whose value in run.yaml is a mapping, on the command line NAME=VALUE as often as wanted
 MAPPINGS = ("settings", "bench", "generate")
@@ -133,11 +133,11 @@ class Request:
         methods: by label. settings: the values of all options, for run.yaml.
     """
 
-    tasks: list[Task]
+    tasks: list[EvalTask]
     methods: Mapping[str, Any]
     name: str
     settings: Mapping[str, Any]
-    must_work: bool
+    raise_method_errors: bool
 
 
 def execute(
@@ -148,32 +148,32 @@ def execute(
     A process that only helps another one has no results; `then` is called by the first one alone, with the
     model and the folder of the complete run, and says what the report links to.
     """
-    from regaze.eval.run.process_group import assemble
-    from regaze.eval.run.runner import Plan, evaluate
+    from regaze.eval.run.process_group import ProcessGroup
+    from regaze.eval.run.runner import EvalConfig, evaluate
 
     given = request.settings
-    team = assemble(cpu=given["device"] == "cpu")
-    folder = Path(team.agree(str(_folder(request))))
-    gaze = options.load(given["model"], _device(given["device"], team), given["dtype"])
-    plan = Plan(
+    group = ProcessGroup.from_environment(cpu=given["device"] == "cpu")
+    folder = Path(group.broadcast(str(_folder(request))))
+    gaze = options.load(given["model"], _device(given["device"], group), given["dtype"])
+    config = EvalConfig(
         batch_size=given["batch_size"],
         seed=given["seed"],
         max_errors=given["max_errors"],
         share_prefix=given["share_prefix"],
-        team=team,
-        must_work=request.must_work,
+        process_group=group,
+        raise_method_errors=request.raise_method_errors,
     )
-    with _progress(team) as report, _interruptible(folder):
+    with _progress(group) as report, _interruptible(folder):
         results = evaluate(
             gaze,
             request.tasks,
             request.methods,
             folder,
             model_name=given["model"],
-            plan=plan,
+            config=config,
             progress=report,
         )
-    if not team.is_first:
+    if not group.is_main:
         return None, folder
     _write(results, request, folder, () if then is None else then(gaze, folder))
     return results, folder
@@ -235,14 +235,14 @@ def generation(given: list[str] | None, max_new_tokens: int) -> dict[str, Any]:
     return {"max_new_tokens": max_new_tokens, **chosen}
 
 
-def tasks(settings: Mapping[str, Any]) -> list[Task]:
+def tasks(settings: Mapping[str, Any]) -> list[EvalTask]:
     """The benchmarks asked for, with their questions."""
-    from regaze.eval.run.runner import Task
+    from regaze.eval.run.runner import EvalTask
 
     generate = generation(settings["generate"], settings["max_new_tokens"])
     judge = judge_of(settings["judge"])
     names = [name.strip() for name in settings["benchmark"].split(",")]
-    return [Task(benchmark(name, settings, judge), generate) for name in names]
+    return [EvalTask(benchmark(name, settings, judge), generate) for name in names]
 
 
 def benchmark(name: str, settings: Mapping[str, Any], judge: Any = None) -> Any:
@@ -329,23 +329,23 @@ def _folder(request: Request) -> Path:
     return Path("out") / f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
-def _device(name: str | None, team: Team) -> str | None:
+def _device(name: str | None, group: ProcessGroup) -> str | None:
     """Each process of a machine has a device of its own."""
-    if team.size == 1:
+    if group.size == 1:
         return name
-    if name == "auto" and team.here > 1:
+    if name == "auto" and group.local_size > 1:
         raise InputError("--device auto spreads one model over all devices: start one process per machine")
     import torch
 
     if name in (None, "cuda") and torch.cuda.is_available():
-        return f"cuda:{team.local_rank}"
+        return f"cuda:{group.local_rank}"
     return name
 
 
 @contextmanager
-def _progress(team: Team) -> Iterator[Any]:
+def _progress(group: ProcessGroup) -> Iterator[Any]:
     """Bars for the first process; the others are silent."""
-    with console.progress() if team.is_first else nullcontext() as report:
+    with console.progress() if group.is_main else nullcontext() as report:
         yield report
 
 

@@ -1,4 +1,4 @@
-"""What answers cost, as plain data: seconds, forwards, tokens, memory."""
+"""The cost of answers as plain data: seconds, forwards, tokens, memory."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ class Cost:
     """The cost of some answers.
 
     Attributes:
-        answers: how many.
-        tokens: generated, those after a row's end included (a batch goes on until its last row ends).
-        seconds: on the clock.
+        answers: number of answers.
+        tokens: generated tokens, including those after the end of a row (a batch runs until its last row
+            ends).
+        seconds: wall-clock time.
         rows: rows of the batch times forwards of the language model: every context of every prompt counts.
         prefill_tokens: positions of forwards over more than one token, padding included.
-        peak_mib: highest memory in use, the model included: allocated on CUDA devices, resident elsewhere;
+        peak_mib: highest memory in use, including the model: allocated on CUDA devices, resident elsewhere;
             None where it cannot be measured.
     """
 
@@ -38,12 +39,12 @@ class Cost:
 
     @classmethod
     def total(cls, parts: Iterable[tuple[Mapping[str, Any], float]]) -> Cost:
-        """The sum of (what was kept, share of it that counts), and the highest memory."""
+        """The sum of parts (fields of a cost, the fraction of it that counts), and their highest memory."""
         out = cls()
-        for kept, share in parts:
+        for cost, fraction in parts:
             for name in ("answers", "tokens", "rows", "prefill_tokens"):
-                setattr(out, name, getattr(out, name) + round(share * kept[name]))
-            out.seconds += share * kept["seconds"]
-            peaks = [peak for peak in (out.peak_mib, kept["peak_mib"]) if peak is not None]
+                setattr(out, name, getattr(out, name) + round(fraction * cost[name]))
+            out.seconds += fraction * cost["seconds"]
+            peaks = [peak for peak in (out.peak_mib, cost["peak_mib"]) if peak is not None]
             out.peak_mib = max(peaks, default=None)
         return out

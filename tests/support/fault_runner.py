@@ -22,20 +22,20 @@ import torch
 
 import regaze
 from regaze import HeadKnockout
-from regaze.eval import Plan, Pope, Task, evaluate
-from regaze.eval.run.journal import batches
+from regaze.eval import EvalConfig, EvalTask, Pope, evaluate
+from regaze.eval.run.journal import read_batches
 from regaze.eval.run.results import finite, read
 
 
 def main(folder: Path, kills: int, seed: int) -> dict[str, object]:
     torch.set_num_threads(1)  # a forked process has none of its parent's threads
     gaze = regaze.wrap(*regaze.load("demo"))
-    task = Task(Pope.of_demo(limit=12), {"max_new_tokens": 4})
+    task = EvalTask(Pope.of_demo(limit=12), {"max_new_tokens": 4})
 
     def run(output: Path, share: bool) -> None:
-        plan = Plan(batch_size=3, share_prefix=share)
+        config = EvalConfig(batch_size=3, share_prefix=share)
         methods = {"knockout": HeadKnockout(heads=((0, 0),))}
-        evaluate(gaze, [task], methods, output, model_name="demo", plan=plan)
+        evaluate(gaze, [task], methods, output, model_name="demo", config=config)
 
     began = time.perf_counter()
     run(folder / "undisturbed", True)
@@ -65,7 +65,7 @@ def main(folder: Path, kills: int, seed: int) -> dict[str, object]:
 
 def known(output: Path) -> set[str]:
     """The requests that the journal has an answer to; none may be answered twice."""
-    keys = [key for batch in batches(output) for key in batch.answers] if output.is_dir() else []
+    keys = [key for batch in read_batches(output) for key in batch.answers] if output.is_dir() else []
     assert len(keys) == len(set(keys)), "a request was answered twice"
     return set(keys)
 

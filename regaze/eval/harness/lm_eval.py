@@ -15,7 +15,7 @@ from typing_extensions import Self
 import regaze
 from regaze.errors import BadParameterError, InputError
 from regaze.eval.harness import arguments
-from regaze.eval.run import loglikelihood
+from regaze.eval.run.loglikelihood import LogLikelihood, loglikelihoods
 from regaze.interventions.base import Intervention
 
 #: A request of the harness: its texts, and the tokens of context and continuation.
@@ -84,7 +84,7 @@ class RegazeLM(HFLM):
         bar.close()
         return [answers[i] for i in range(len(requests))]
 
-    def _decoded(self, requests: list[_Request]) -> list[loglikelihood.Score]:
+    def _decoded(self, requests: list[_Request]) -> list[LogLikelihood]:
         contexts, continuations = [], []
         for _, context, continuation in requests:  # cut on the left, as the harness does
             continuation = continuation[-self.max_length :]
@@ -92,7 +92,7 @@ class RegazeLM(HFLM):
             continuations.append(continuation)
         inputs = self.tokenizer.pad({"input_ids": contexts}, padding_side="left", return_tensors="pt")
         with self._acting():
-            return loglikelihood.score(self.model, inputs.to(self.device), continuations)
+            return loglikelihoods(self.model, inputs.to(self.device), continuations)
 
     @property
     def _in_one_forward(self) -> bool:

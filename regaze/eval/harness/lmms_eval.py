@@ -20,7 +20,7 @@ from typing_extensions import Self
 import regaze
 from regaze.errors import BadParameterError, InputError
 from regaze.eval.harness import arguments
-from regaze.eval.run import loglikelihood
+from regaze.eval.run.loglikelihood import answer_prefix, loglikelihoods
 from regaze.interventions.base import Intervention, MultiPassMethod
 
 _LOADING = {"pretrained", "dtype", "device_map", "revision", "trust_remote_code", "attn_implementation"}
@@ -114,7 +114,7 @@ class RegazeVLM(lmms):
                 wanted = [self._continuation(request) for request in chosen]
                 inputs = self.gaze.inputs(images, questions, self.system)
                 for i, tokens, score in zip(
-                    batch, wanted, loglikelihood.score(self.gaze.model, inputs, wanted), strict=True
+                    batch, wanted, loglikelihoods(self.gaze.model, inputs, wanted), strict=True
                 ):
                     scores[i] = (-score.logprob / len(tokens), score.greedy)
         return scores
@@ -155,7 +155,7 @@ class RegazeVLM(lmms):
 
     @cached_property
     def _lead(self) -> str:
-        return loglikelihood.lead(self.gaze.processor)
+        return answer_prefix(self.gaze.processor)
 
     def _doc(self, request: Any) -> Any:
         doc_id, task, split = request.args[3:6]

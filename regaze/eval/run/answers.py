@@ -1,4 +1,4 @@
-"""From journals to answers: what the batches of a run hold for each item of a benchmark."""
+"""The answers of a run per item of a benchmark, collected from the journals."""
 
 from __future__ import annotations
 
@@ -9,27 +9,30 @@ from regaze.eval.benchmarks.common.base import Benchmark
 from regaze.eval.comparison.conditions import AnswerSet
 from regaze.eval.cost import Cost
 from regaze.eval.run.journal import Batch
-from regaze.eval.run.requests import Questions
+from regaze.eval.run.requests import BenchmarkRequests
 
 
-def collect_answers(asked: Questions, batches: Sequence[Batch]) -> AnswerSet:
-    """The answers to a benchmark under one condition. Of a request answered twice the first answer counts."""
+def collect_answers(requests: BenchmarkRequests, batches: Sequence[Batch]) -> AnswerSet:
+    """The answers to a benchmark under one condition.
+
+    Of a request that was answered twice, the first answer counts.
+    """
     answers: dict[str, str] = {}
     failures: dict[str, str] = {}
     costs, sharing = [], None
     for batch in batches:
-        new = [key for key in batch.answers if key in asked.requests and key not in answers]
+        new = [key for key in batch.answers if key in requests.requests and key not in answers]
         answers.update((key, batch.answers[key]) for key in new)
-        failures.update((key, reason) for key, reason in batch.errors.items() if key in asked.requests)
+        failures.update((key, reason) for key, reason in batch.errors.items() if key in requests.requests)
         if new:
             costs.append((batch.cost, len(new) / len(batch.answers)))
             sharing = batch.sharing
-    errors = dict(asked.failed)
-    for index, key in enumerate(asked.of_item):
+    errors = dict(requests.unreadable)
+    for index, key in enumerate(requests.item_keys):
         if key is not None and key not in answers:
             errors[index] = failures.get(key, "it was not asked")
-    of_items = tuple("" if key is None else answers.get(key, "") for key in asked.of_item)
-    return AnswerSet(of_items, errors, len(asked.requests), Cost.total(costs), sharing)
+    per_item = tuple("" if key is None else answers.get(key, "") for key in requests.item_keys)
+    return AnswerSet(per_item, errors, len(requests.requests), Cost.total(costs), sharing)
 
 
 def answer_rows(benchmark: Benchmark, label: str, answers: AnswerSet) -> list[dict[str, Any]]:

@@ -1,9 +1,10 @@
-"""Asking a model its questions: which go together, and what happens when a batch fails."""
+"""Generate the answers to requests under one condition: form batches, recover from batches that fail."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
@@ -13,15 +14,15 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from regaze.errors import InputError, RegazeError
 from regaze.eval.cost import Cost
 from regaze.eval.run import ranking
-from regaze.eval.run.metering import Steps, measured
+from regaze.eval.run.metering import TokenCounter, measure_cost
 from regaze.eval.run.prefix_cache import PrefixSharing
-from regaze.eval.run.requests import Method, Request, Setting
-from regaze.eval.run.sampling import sampler
+from regaze.eval.run.requests import AnswerRequest, Condition, Method
+from regaze.eval.run.sampling import sampling_options
 from regaze.toolkit.prompts.images import open_image
 
 
 class Model(Protocol):
-    """What the runner needs of a `regaze.Gaze`; of a whole one forwards are counted and prefixes shared."""
+    """What the runner needs of a `regaze.Gaze`; of a real one forwards are counted and prefixes shared."""
 
     def ask(self, images: Sequence[Any], questions: Sequence[str], **kwargs: Any) -> list[str]:
         """One answer per question."""
@@ -30,186 +31,196 @@ class Model(Protocol):
         """A context in which the interventions are active."""
 
 
-class Answered:
-    """A batch after it was asked.
+@dataclass(frozen=True)
+class BatchAnswers:
+    """The answers to a batch, or to a part of one that was halved.
 
     Attributes:
-        answers: by the requests' keys. errors: likewise, where a request failed by itself.
-        cost: of those answered.
+        answers: by the key of the request. errors: by the key of the request, for requests that fail alone.
+        cost: of the answers.
     """
 
-    def __init__(self, answers: Mapping[str, str], errors: Mapping[str, str], cost: Cost):
-        self.answers, self.errors, self.cost = answers, errors, cost
+    answers: Mapping[str, str]
+    errors: Mapping[str, str]
+    cost: Cost
 
 
-class Asker:
-    """Asks requests of a model under one setting; use it as a context.
+class AnswerGenerator:
+    """Generates answers under one condition.
 
     Attributes:
-        batch_size: requests asked at once; memory that runs out halves it.
-        sharing: shares prefixes, or knows why it does not.
+        batch_size: requests per batch; halved when memory runs out.
+        sharing: shares prefixes between requests, or holds the reason why not.
     """
 
-    def __init__(self, gaze: Model, setting: Setting, *, batch_size: int, share_prefix: bool = True):
-        self.gaze, self.setting, self.batch_size = gaze, setting, batch_size
-        self.sharing = PrefixSharing(gaze, setting.method, setting.options)
+    def __init__(self, gaze: Model, condition: Condition, *, batch_size: int, share_prefix: bool = True):
+        self.gaze, self.condition, self.batch_size = gaze, condition, batch_size
+        self.sharing = PrefixSharing(gaze, condition.method, condition.generate_kwargs)
         if not share_prefix:
             self.sharing.obstacle = "it was switched off"
-        self._asks_itself = hasattr(setting.method, "ask")
-        if setting.sampled and self._asks_itself:
-            self.batch_size = 1  # it draws several times, and how often depends on the longest answer beside
+        self._is_multi_pass = hasattr(condition.method, "ask")
+        if condition.is_sampled and self._is_multi_pass:
+            # It samples several times, and how often depends on the longest answer in the batch.
+            self.batch_size = 1
 
-    def probe(self, requests: Sequence[Request]) -> None:
-        """Ask a question and forget the answer, so that the first batch is as fast as the others.
+    def warm_up(self, requests: Sequence[AnswerRequest]) -> None:
+        """Answer one request and drop the answer, so that the first batch is as fast as the others.
 
-        What cannot work on this model raises now: the error of the last of up to three questions, from all
-        over the benchmark, when every one fails.
+        Tries up to three requests from all over the benchmark.
+
+        Raises:
+            Exception: what the model raised at the last of them, when every one failed.
         """
-        readable = [request for request in _some(requests) if _readable(request)]
+        readable = [request for request in _first_middle_last(requests) if _is_readable(request)]
         for number, request in enumerate(readable, start=1):
             try:
-                with self._active() as ask:
-                    self._answers(ask, [request], Steps())
+                with self._method_active() as ask:
+                    self._answer_texts(ask, [request], TokenCounter())
                 return
             except Exception:
                 if number == len(readable):
                     raise
 
-    def plan(self, requests: Sequence[Request]) -> list[list[Request]]:
-        """The batches in which to ask: about the same images if prefixes are shared, else of like length."""
+    def make_batches(self, requests: Sequence[AnswerRequest]) -> list[list[AnswerRequest]]:
+        """Batches about the same images where prefixes are shared, else batches of similar length."""
         if self.sharing.obstacle is None and any(request.options for request in requests):
             self.sharing.obstacle = "given answers are ranked, each behind a prompt of its own"
-        batches = self._cut(requests)
-        readable = [request for request in batches[0] if _readable(request)] if batches else []
+        batches = self._split_by_kind(requests)
+        readable = [request for request in batches[0] if _is_readable(request)] if batches else []
         if self.sharing.obstacle is None and readable:
-            with self._active():
+            with self._method_active():
                 self.sharing.check([r.images for r in readable], [r.prompt for r in readable])
-            batches = self._cut(requests)
+            batches = self._split_by_kind(requests)
         return batches
 
-    def _cut(self, requests: Sequence[Request]) -> list[list[Request]]:
-        kinds: dict[tuple[int, int | None, int], list[Request]] = {}
+    def _split_by_kind(self, requests: Sequence[AnswerRequest]) -> list[list[AnswerRequest]]:
+        """Batches of requests with equally many images, the same limit and equally many options."""
+        kinds: dict[tuple[int, int | None, int], list[AnswerRequest]] = {}
         for request in requests:
             kind = len(request.images), request.max_new_tokens, len(request.options)
             kinds.setdefault(kind, []).append(request)
-        cut = _by_image if self.sharing.obstacle is None else _by_length
+        split = _split_by_image if self.sharing.obstacle is None else _split_by_length
         return [
             batch
             for (_, _, rows), alike in kinds.items()
-            for batch in cut(alike, max(1, self.batch_size // max(1, rows)))
+            for batch in split(alike, max(1, self.batch_size // max(1, rows)))
         ]
 
-    def ask(self, requests: Sequence[Request]) -> Iterator[Answered]:
-        """The answers to one batch of the plan, in as many parts as it takes.
+    def answer(self, batch: Sequence[AnswerRequest]) -> Iterator[BatchAnswers]:
+        """The answers to a batch of `make_batches`, in one or more parts.
 
-        A batch that fails is halved until the request that does so is alone; that one becomes an error.
-        Out of memory, batches stay as small from then on.
+        A batch that fails is halved until the failing request is alone; that one becomes an error. When
+        memory runs out, batches stay small from then on.
         """
-        size = max(1, min(self.batch_size, len(requests)))
-        for start in range(0, len(requests), size):
-            yield from self._attempt(requests[start : start + size])
+        size = max(1, min(self.batch_size, len(batch)))
+        for start in range(0, len(batch), size):
+            yield from self._answer_or_halve(batch[start : start + size])
 
-    def _attempt(self, requests: Sequence[Request]) -> Iterator[Answered]:
+    def _answer_or_halve(self, requests: Sequence[AnswerRequest]) -> Iterator[BatchAnswers]:
         failure: str | None = None
-        steps, tight = Steps(), False
+        counter, out_of_memory = TokenCounter(), False
         try:
-            with self._active() as ask, measured(self.gaze) as cost:
-                answers = self._answers(ask, requests, steps)
-        except Exception as error:  # whatever a model does to one question must not end the others
-            failure = reason(error)
-            if tight := _out_of_memory(error):
+            with self._method_active() as ask, measure_cost(self.gaze) as cost:
+                answers = self._answer_texts(ask, requests, counter)
+        except Exception as error:  # one request must not end the others, whatever the model raises
+            failure = error_text(error)
+            if out_of_memory := _is_out_of_memory(error):
                 self.batch_size = max(1, len(requests) // 2)
         if failure is None:
             cost.answers = len(requests)
-            cost.tokens = len(requests) * (steps.count or self._longest(answers, requests[0]))
-            yield Answered({r.key: a for r, a in zip(requests, answers, strict=True)}, {}, cost)
+            cost.tokens = len(requests) * (counter.count or self._longest_answer(answers, requests[0]))
+            yield BatchAnswers({r.key: a for r, a in zip(requests, answers, strict=True)}, {}, cost)
             return
-        if tight:  # here, not above: while it was handled, the error held the tensors
+        if out_of_memory:  # here and not above: while it is handled, the exception holds the tensors
             clear_device_cache(garbage_collection=True)
         if len(requests) == 1:
-            yield Answered({}, {requests[0].key: failure}, Cost())
+            yield BatchAnswers({}, {requests[0].key: failure}, Cost())
             return
         half = len(requests) // 2
-        yield from self._attempt(requests[:half])
-        yield from self._attempt(requests[half:])
+        yield from self._answer_or_halve(requests[:half])
+        yield from self._answer_or_halve(requests[half:])
 
-    def _answers(self, ask: Callable[..., list[str]], requests: Sequence[Request], steps: Steps) -> list[str]:
+    def _answer_texts(
+        self, ask: Callable[..., list[str]], requests: Sequence[AnswerRequest], counter: TokenCounter
+    ) -> list[str]:
         images, prompts = [request.images for request in requests], [request.prompt for request in requests]
         if requests[0].options:
-            ranking.check(self.setting.method)
-            return ranking.likeliest(self.gaze, images, prompts, [r.options for r in requests], steps)
-        options = dict(self.setting.options)
+            ranking.check_method(self.condition.method)
+            choices = [request.options for request in requests]
+            return ranking.most_likely_options(self.gaze, images, prompts, choices, counter)
+        options = dict(self.condition.generate_kwargs)
         if requests[0].max_new_tokens is not None:
             options["max_new_tokens"] = requests[0].max_new_tokens
-        if self.setting.sampled:
-            options = sampler(options, [request.key for request in requests], self.setting.seed)
-        if isinstance(getattr(self.gaze, "model", None), torch.nn.Module) and not self._asks_itself:
-            options["stopping_criteria"] = [steps]
+        if self.condition.is_sampled:
+            options = sampling_options(options, [request.key for request in requests], self.condition.seed)
+        if isinstance(getattr(self.gaze, "model", None), torch.nn.Module) and not self._is_multi_pass:
+            options["stopping_criteria"] = [counter]
         if self.sharing.obstacle is None:
             return self.sharing.ask(images, prompts, options)
         return ask([list(entry) for entry in images], prompts, batch_size=len(prompts), **options)
 
     @contextmanager
-    def _active(self) -> Iterator[Callable[..., list[str]]]:
-        """`gaze.ask` under the method: one that acts in the model's forwards, or asks in its own way."""
-        method: Method | None = self.setting.method
-        if self._asks_itself:
+    def _method_active(self) -> Iterator[Callable[..., list[str]]]:
+        """`gaze.ask` under the method, which acts inside the forwards or runs several passes itself."""
+        method: Method | None = self.condition.method
+        if self._is_multi_pass:
             yield partial(self.gaze.ask, method=method)
         else:
             with nullcontext() if method is None else self.gaze.using(method):
                 yield self.gaze.ask
 
-    def _longest(self, answers: Sequence[str], request: Request) -> int:
-        """Tokens of the longest answer and its end, where a method asks in its own way, unobserved."""
+    def _longest_answer(self, answers: Sequence[str], request: AnswerRequest) -> int:
+        """Tokens of the longest answer with its end token, for multi-pass methods, which are not counted."""
         tokenizer = getattr(getattr(self.gaze, "reader", None), "tokenizer", None)
         if tokenizer is None:
             return 0
         lengths = [len(tokenizer(f"x {answer}")["input_ids"]) for answer in answers]
         longest = max(lengths) - len(tokenizer("x")["input_ids"]) + 1
-        limit = request.max_new_tokens or self.setting.options.get("max_new_tokens")
+        limit = request.max_new_tokens or self.condition.generate_kwargs.get("max_new_tokens")
         return min(longest, limit or longest)
 
 
-def reason(error: Exception) -> str:
-    """What is kept of an error: our own say what was wrong, of others the kind is needed, too."""
+def error_text(error: Exception) -> str:
+    """What the journal says of an error: the message of one of ours, else the class and the message."""
     return str(error) if isinstance(error, RegazeError) else f"{type(error).__name__}: {error}"
 
 
-def _out_of_memory(error: Exception) -> bool:
-    memory = (torch.OutOfMemoryError, MemoryError)
-    return isinstance(error, memory) or should_reduce_batch_size(error)
+def _is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or should_reduce_batch_size(error)
 
 
-def _some(requests: Sequence[Request]) -> list[Request]:
-    """The first, the middle and the last, as far as they differ."""
-    places = dict.fromkeys((0, len(requests) // 2, len(requests) - 1)) if requests else {}
-    return [requests[place] for place in places]
+def _first_middle_last(requests: Sequence[AnswerRequest]) -> list[AnswerRequest]:
+    indices = dict.fromkeys((0, len(requests) // 2, len(requests) - 1)) if requests else {}
+    return [requests[index] for index in indices]
 
 
-def _readable(request: Request) -> bool:
+def _is_readable(request: AnswerRequest) -> bool:
     try:
         return all(open_image(image) for image in request.images)
     except InputError:
         return False
 
 
-def _by_length(requests: Sequence[Request], size: int) -> list[list[Request]]:
-    """Prompts of like length pad each other least. The longest come first: memory runs out early or never."""
+def _split_by_length(requests: Sequence[AnswerRequest], size: int) -> list[list[AnswerRequest]]:
+    """Prompts of similar length need the least padding.
+
+    The longest come first: memory runs out at the beginning or not at all.
+    """
     ordered = sorted(requests, key=lambda request: len(request.prompt), reverse=True)
     return [ordered[start : start + size] for start in range(0, len(ordered), size)]
 
 
-def _by_image(requests: Sequence[Request], size: int) -> list[list[Request]]:
-    """Questions about the same images in one batch, as far as they fit; batches hold several such groups."""
-    groups: dict[Any, list[Request]] = {}
+def _split_by_image(requests: Sequence[AnswerRequest], size: int) -> list[list[AnswerRequest]]:
+    """Requests about the same images share a batch as far as they fit; a batch may hold several groups."""
+    groups: dict[Any, list[AnswerRequest]] = {}
     for request in requests:
         groups.setdefault(request.images, []).append(request)
-    parts = [part for group in groups.values() for part in _by_length(group, size)]
-    parts.sort(key=lambda part: (len(part), len(part[0].prompt)), reverse=True)
-    batches: list[list[Request]] = []
-    for part in parts:
-        if batches and len(batches[-1]) + len(part) <= size:
-            batches[-1] += part
+    chunks = [chunk for group in groups.values() for chunk in _split_by_length(group, size)]
+    chunks.sort(key=lambda chunk: (len(chunk), len(chunk[0].prompt)), reverse=True)
+    batches: list[list[AnswerRequest]] = []
+    for chunk in chunks:
+        if batches and len(batches[-1]) + len(chunk) <= size:
+            batches[-1] += chunk
         else:
-            batches.append(part)
+            batches.append(chunk)
     return batches

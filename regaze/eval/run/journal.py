@@ -1,9 +1,9 @@
-"""The write-ahead journal of a run: answers are on disk before the next batch is asked.
+"""The write-ahead journal of a run: answers are on disk before the next batch is generated.
 
-A line is a batch: its answers, or the errors in place of them, and what it cost. A line is appended in one
-piece and the disk has it when `append` returns, so that a process killed at any moment loses at most the
-batch in flight. What is left of a line then has no end, is not read, and is cut off before the next is
-written. Every process of a run writes a journal of its own and reads all of them.
+One line is one batch: its answers, the errors of requests that failed, and the cost. A line is appended in
+one piece, and it is on disk when `append` returns, so a process that is killed at any moment loses at most
+the batch in flight. An incomplete last line is not read, and it is cut off before the next line is written.
+Every process of a run writes its own journal and reads all of them.
 """
 
 from __future__ import annotations
@@ -28,13 +28,14 @@ LOCK = ".lock"
 
 @dataclass(frozen=True)
 class Batch:
-    """What was asked at once.
+    """Requests that were answered at once.
 
     Attributes:
-        condition: the label of the method it was asked under, and benchmark: who asked. For people: answers
-            are found by their keys alone.
-        answers: by the key of the request. errors: likewise, for requests that failed.
-        cost: see `cost.Cost`. sharing: None where prefixes were shared, else why not.
+        condition: label of the method. benchmark: its name. Both are for people: answers are found by their
+            keys alone.
+        answers: by the key of the request.
+        errors: by the key of the request, for requests that failed.
+        cost: the fields of `Cost`. sharing: None where prefixes were shared, else the reason why not.
     """
 
     condition: str
@@ -57,10 +58,10 @@ class Journal:
         path = folder / PATTERN.replace("*", str(rank))
         with output_errors(folder):
             self._file = path.open("ab")
-            self._file.truncate(_whole(path))
+            self._file.truncate(_complete_length(path))
 
     def append(self, batch: Batch) -> None:
-        """Write a line and wait until the disk has it."""
+        """Write a line and wait until it is on disk."""
         line = json.dumps(asdict(batch), ensure_ascii=False, allow_nan=False) + "\n"
         with output_errors(self._folder):
             self._file.write(line.encode())
@@ -76,15 +77,15 @@ class Journal:
         self._file.close()
 
 
-def batches(folder: Path) -> Iterator[Batch]:
+def read_batches(folder: Path) -> Iterator[Batch]:
     """Every batch of every journal in `folder`.
 
     Raises:
-        InputError: a line that is none of a journal; one without an end is none yet.
+        InputError: a complete line that is not a batch; names the line.
     """
     for path in sorted(folder.glob(PATTERN)):
         content = path.read_bytes()
-        for number, line in enumerate(content[: _whole(path)].splitlines(), start=1):
+        for number, line in enumerate(content[: _complete_length(path)].splitlines(), start=1):
             try:
                 yield Batch(**json.loads(line))
             except (ValueError, TypeError) as error:
@@ -93,23 +94,23 @@ def batches(folder: Path) -> Iterator[Batch]:
                 ) from error
 
 
-def _whole(path: Path) -> int:
-    """Bytes up to the end of the last whole line."""
+def _complete_length(path: Path) -> int:
+    """Bytes up to the end of the last complete line."""
     return path.read_bytes().rfind(b"\n") + 1
 
 
 @contextmanager
 def locked_folder(folder: Path) -> Iterator[None]:
-    """The folder, made when it is not there, for this process alone.
+    """Create the folder if needed and lock it for this process.
 
-    The lock is the operating system's: it goes with the process, however that ends.
+    The operating system owns the lock: it is released when the process ends, however that happens.
 
     Raises:
-        InputError: another process holds it, or the folder cannot be written.
+        InputError: another process holds the lock, or the folder cannot be written.
     """
     with output_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / LOCK).touch()  # what cannot be written shows here, as what it is
+        (folder / LOCK).touch()  # a folder that cannot be written fails here, with its own reason
         lock = filelock.FileLock(folder / LOCK)
         try:
             lock.acquire(timeout=0)

@@ -1,8 +1,8 @@
-"""Log-likelihoods of given continuations under a method: generation that is made to say them.
+"""Log-likelihoods of given continuations under a method, by teacher forcing.
 
-One forward over context and continuation is how harnesses score a continuation. A method may treat a
-generated token otherwise than a prompt's: it acts per decode step, or mixes logits of several contexts at the
-last row. Here the continuation is therefore decoded, token after token, with the logits of a free generation.
+Harnesses score a continuation in one forward over context and continuation. A method may treat generated
+tokens differently from prompt tokens: it acts per decode step, or combines logits of several contexts in the
+last row. So the continuation is decoded here, token by token, with the logits of free generation.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
 
 from regaze.toolkit.model.teacher_forcing import TeacherForcing
 
-#: Log-probability of a token that a plausibility cut has removed, in nats: the -1000 with which the release
-#: of DoLa (arXiv:2309.03883) scores continuations. Of two that hold such tokens, the one with fewer wins.
-CUT = -1000.0
-_ANSWER = "\u2983answer\u2984"  # text that no template contains
+#: Log-probability in nats of a token that a plausibility constraint has removed. The release of DoLa
+#: (arXiv:2309.03883) scores continuations with the same -1000: the one with fewer such tokens wins.
+PRUNED_LOGPROB = -1000.0
+_MARKER = "\u2983answer\u2984"  # text that no template contains
 
 
-class Score(NamedTuple):
-    """Of one continuation: the sum of its log-probabilities in nats, and whether greedy decoding says it."""
+class LogLikelihood(NamedTuple):
+    """Of one continuation: the sum of log-probabilities in nats, and whether greedy decoding yields it."""
 
     logprob: float
     greedy: bool
 
 
-def score(
+def loglikelihoods(
     model: PreTrainedModel, inputs: Mapping[str, Any], continuations: Sequence[Sequence[int]]
-) -> list[Score]:
-    """Scores of one continuation per row of a batch, in the model's `gaze.using` block, if one is open.
+) -> list[LogLikelihood]:
+    """Log-likelihoods of one continuation per row of a batch, inside a `gaze.using` block if one is open.
 
     Args:
         inputs: for `model.generate`: input_ids and attention_mask [B, L], padded on the left, and images.
@@ -40,29 +40,32 @@ def score(
     """
     prompt = inputs["input_ids"]
     lengths = [len(tokens) for tokens in continuations]
-    wanted = torch.zeros(len(lengths), max(lengths), dtype=torch.int64, device=prompt.device)
+    targets = torch.zeros(len(lengths), max(lengths), dtype=torch.int64, device=prompt.device)
     for row, tokens in enumerate(continuations):
-        wanted[row, : lengths[row]] = torch.tensor(tokens)
-    # No end token: it may be part of a continuation, and a row that is through waits for the others.
+        targets[row, : lengths[row]] = torch.tensor(tokens)
+    # No end token: it may be part of a continuation, and a row that is complete waits for the others.
     config = GenerationConfig(
         max_new_tokens=max(lengths), do_sample=False, num_beams=1, eos_token_id=None, pad_token_id=0
     )
-    forced = LogitsProcessorList([TeacherForcing(wanted, prompt.shape[1])])
-    with torch.inference_mode(), _generating(model, config):
+    forcing = LogitsProcessorList([TeacherForcing(targets, prompt.shape[1])])
+    with torch.inference_mode(), _generation_config(model, config):
         out = model.generate(  # type: ignore[operator]
             **inputs,
-            logits_processor=forced,
+            logits_processor=forcing,
             output_logits=True,
             return_dict_in_generate=True,
         )
     logprobs = torch.stack(out.logits, 1).float().log_softmax(-1)  # [B, N, V]
-    taken = logprobs.gather(2, wanted[..., None])[..., 0].clamp(min=CUT).cpu()
-    greedy = (logprobs.argmax(-1) == wanted).cpu()
-    return [Score(float(taken[row, :n].sum()), bool(greedy[row, :n].all())) for row, n in enumerate(lengths)]
+    chosen = logprobs.gather(2, targets[..., None])[..., 0].clamp(min=PRUNED_LOGPROB).cpu()
+    greedy = (logprobs.argmax(-1) == targets).cpu()
+    return [
+        LogLikelihood(float(chosen[row, :n].sum()), bool(greedy[row, :n].all()))
+        for row, n in enumerate(lengths)
+    ]
 
 
-def lead(processor: Any) -> str:
-    """What the chat template puts between the assistant's header and its words: LLaVA's is a space."""
+def answer_prefix(processor: Any) -> str:
+    """What the chat template puts between the assistant's header and its words: a space for LLaVA."""
     if getattr(processor, "chat_template", None) is None:
         return " "
 
@@ -70,17 +73,18 @@ def lead(processor: Any) -> str:
         multimodal = hasattr(processor, "tokenizer")  # whose templates take lists of parts
         return {"role": role, "content": [{"type": "text", "text": text}] if multimodal else text}
 
-    ask, template = [message("user", "?")], processor.apply_chat_template
-    header = template(ask, add_generation_prompt=True, tokenize=False)
-    turn = template([*ask, message("assistant", _ANSWER)], tokenize=False)
-    return turn[len(header) : turn.index(_ANSWER)] if turn.startswith(header) else ""
+    question, template = [message("user", "?")], processor.apply_chat_template
+    header = template(question, add_generation_prompt=True, tokenize=False)
+    turn = template([*question, message("assistant", _MARKER)], tokenize=False)
+    return turn[len(header) : turn.index(_MARKER)] if turn.startswith(header) else ""
 
 
-def continuation(reader: Any, prompt: str, answer: str) -> list[int]:
+def continuation_ids(reader: Any, prompt: str, answer: str) -> list[int]:
     """Tokens of an answer as they follow a rendered prompt.
 
     Args:
-        reader: `gaze.reader`. answer: with what stands before it (`lead`).
+        reader: `gaze.reader`.
+        answer: with its `answer_prefix`.
     """
     tokenizer, special = reader.tokenizer, reader.adds_special_tokens(prompt)
     before, whole = (
@@ -92,10 +96,13 @@ def continuation(reader: Any, prompt: str, answer: str) -> list[int]:
 
 
 @contextmanager
-def _generating(model: PreTrainedModel, config: GenerationConfig) -> Iterator[None]:
-    """`config` alone: one passed to `generate` is filled up with the model's own, end tokens included."""
-    own, model.generation_config = model.generation_config, config
+def _generation_config(model: PreTrainedModel, config: GenerationConfig) -> Iterator[None]:
+    """Replace the model's own configuration.
+
+    `generate` would fill a `config` it is given with the model's values, end tokens included.
+    """
+    original, model.generation_config = model.generation_config, config
     try:
         yield
     finally:
-        model.generation_config = own
+        model.generation_config = original

@@ -1,4 +1,4 @@
-"""Measure what generation costs: hooks and counters that fill in a `Cost`."""
+"""Measure what generation costs: counters and hooks that fill in a `Cost`."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from transformers import StoppingCriteria
 from regaze.eval.cost import Cost
 
 
-class Steps(StoppingCriteria):
-    """Stops nothing; counts the tokens of the last generation it was given to."""
+class TokenCounter(StoppingCriteria):
+    """Counts the tokens per row of the last generation; never stops it."""
 
     def __init__(self) -> None:
         self.count, self._length = 0, -1
@@ -29,44 +29,45 @@ class Steps(StoppingCriteria):
 
 
 @contextmanager
-def measured(gaze: Any) -> Iterator[Cost]:
-    """The cost of what runs in the block, filled in when it ends but for `answers` and `tokens`."""
+def measure_cost(gaze: Any) -> Iterator[Cost]:
+    """The cost of the block, complete at its end except for `answers` and `tokens`."""
     cost, handle = Cost(), None
     model = getattr(gaze, "model", None)
 
     def count(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        fed = next(
+        inputs = next(
             (t for t in (kwargs.get("inputs_embeds"), kwargs.get("input_ids"), *args) if t is not None), None
         )
-        if fed is not None:
-            cost.rows += fed.shape[0]
-            cost.prefill_tokens += fed.shape[0] * fed.shape[1] if fed.shape[1] > 1 else 0
+        if inputs is not None:
+            cost.rows += inputs.shape[0]
+            cost.prefill_tokens += inputs.shape[0] * inputs.shape[1] if inputs.shape[1] > 1 else 0
 
     if isinstance(model, torch.nn.Module):
         handle = model.get_decoder().register_forward_pre_hook(count, with_kwargs=True)  # type: ignore[operator]
-    _forget_peak()
-    began = time.perf_counter()
+    _reset_peak_memory()
+    start = time.perf_counter()
     try:
         yield cost
     finally:
-        cost.seconds = time.perf_counter() - began
-        cost.peak_mib = _peak()
+        cost.seconds = time.perf_counter() - start
+        cost.peak_mib = _peak_memory()
         if handle is not None:
             handle.remove()
 
 
-def _forget_peak() -> None:
+def _reset_peak_memory() -> None:
     if torch.cuda.is_available():
         for device in range(torch.cuda.device_count()):
             torch.cuda.reset_peak_memory_stats(device)
         return
     try:
         Path("/proc/self/clear_refs").write_text("5")
-    except OSError:  # no Linux, or a container that does not allow it: the peak is that of the process
+    except OSError:  # not Linux, or a container that forbids it: the peak is that of the process so far
         return
 
 
-def _peak() -> float | None:
+def _peak_memory() -> float | None:
+    """In MiB; None where it cannot be measured."""
     if torch.cuda.is_available():
         return sum(torch.cuda.max_memory_allocated(d) for d in range(torch.cuda.device_count())) / 2**20
     try:

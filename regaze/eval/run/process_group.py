@@ -1,8 +1,8 @@
-"""Several processes on one run, started by `accelerate launch`: who asks what, and how they wait for each
-other.
+"""The processes of one run, started by `accelerate launch`: how they divide the requests and wait.
 
-Every process loads the model and asks its share; the first one scores. Answers travel through the journals in
-the output folder, which all processes must see: no process holds those of another in memory.
+Every process loads the model and answers its part of the requests; the main process scores. Answers travel
+through the journals in the output folder, which all processes must see: no process holds another's answers
+in memory.
 """
 
 from __future__ import annotations
@@ -15,71 +15,74 @@ from typing import Any
 
 import torch
 
-from regaze.eval.run.requests import Request
+from regaze.eval.run.requests import AnswerRequest
 
 #: How long the first process to finish waits for the last one.
-_PATIENCE = timedelta(days=7)
+_TIMEOUT = timedelta(days=7)
 
 
 @dataclass(frozen=True)
-class Team:
-    """The processes of a run, seen from one of them.
+class ProcessGroup:
+    """The processes of a run, as one of them knows them.
 
     Attributes:
-        rank: 0 is the first. size: how many. here: how many on this machine. local_rank: this one's number
-            there.
+        rank: of this process; 0 is the main process. size: number of processes.
+        local_size: number of processes on this machine. local_rank: rank among these.
     """
 
     rank: int = 0
     size: int = 1
-    here: int = 1
+    local_size: int = 1
     local_rank: int = 0
 
+    @classmethod
+    def from_environment(cls, cpu: bool = False) -> ProcessGroup:
+        """The processes that `accelerate launch` started; this process alone without it.
+
+        Args:
+            cpu: run on processors even where there are GPUs.
+        """
+        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            return cls()
+        state = _partial_state(cpu=cpu or not torch.cuda.is_available())
+        local_size = int(os.environ.get("LOCAL_WORLD_SIZE", state.num_processes))
+        return cls(state.process_index, state.num_processes, local_size, state.local_process_index)
+
     @property
-    def is_first(self) -> bool:
+    def is_main(self) -> bool:
         return self.rank == 0
 
-    def wait(self) -> None:
-        """Go on when all processes have come here."""
+    def barrier(self) -> None:
+        """Wait until all processes are here."""
         if self.size > 1:
-            _state().wait_for_everyone()
+            _partial_state().wait_for_everyone()
 
-    def agree(self, value: Any) -> Any:
-        """The first process's `value`, on all of them."""
+    def broadcast(self, value: Any) -> Any:
+        """The main process's `value`, on every process."""
         if self.size == 1:
             return value
         from accelerate.utils import broadcast_object_list
 
         return broadcast_object_list([value])[0]
 
-    def share(self, requests: Sequence[Request], batch_size: int) -> list[Request]:
-        """This process's part. Questions about the same images stay together, at most a batch of them."""
-        groups: dict[Any, list[Request]] = {}
+    def split(self, requests: Sequence[AnswerRequest], batch_size: int) -> list[AnswerRequest]:
+        """This process's part of the requests.
+
+        Up to `batch_size` requests about the same images stay on one process.
+        """
+        groups: dict[Any, list[AnswerRequest]] = {}
         for request in requests:
             groups.setdefault(request.images or request.key, []).append(request)
-        parts = [
+        chunks = [
             group[start : start + batch_size]
             for group in groups.values()
             for start in range(0, len(group), batch_size)
         ]
-        parts.sort(key=len, reverse=True)  # dealt like cards: nobody gets more than one part more
-        return [request for part in parts[self.rank :: self.size] for request in part]
+        chunks.sort(key=len, reverse=True)  # dealt in turn, the largest first
+        return [request for chunk in chunks[self.rank :: self.size] for request in chunk]
 
 
-def assemble(cpu: bool = False) -> Team:
-    """The processes that `accelerate launch` started; this one alone where it did not.
-
-    Args:
-        cpu: they run on processors, whatever else there is.
-    """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return Team()
-    state = _state(cpu=cpu or not torch.cuda.is_available())
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", state.num_processes))
-    return Team(state.process_index, state.num_processes, here, state.local_process_index)
-
-
-def _state(**options: Any) -> Any:
+def _partial_state(**options: Any) -> Any:
     from accelerate import PartialState
 
-    return PartialState(timeout=_PATIENCE, **options)
+    return PartialState(timeout=_TIMEOUT, **options)

@@ -1,4 +1,4 @@
-"""Choosing among given answers by their likelihood, where a benchmark asks for no text."""
+"""Choose among given answers by their likelihood, for benchmarks that generate no text."""
 
 from __future__ import annotations
 
@@ -6,31 +6,35 @@ from collections.abc import Sequence
 from typing import Any
 
 from regaze.errors import BadParameterError
-from regaze.eval.run import loglikelihood
-from regaze.eval.run.metering import Steps
+from regaze.eval.run.loglikelihood import answer_prefix, continuation_ids, loglikelihoods
+from regaze.eval.run.metering import TokenCounter
 
 
-def likeliest(
-    gaze: Any, images: Sequence[Any], prompts: Sequence[str], options: Sequence[Sequence[str]], steps: Steps
+def most_likely_options(
+    gaze: Any,
+    images: Sequence[Any],
+    prompts: Sequence[str],
+    options: Sequence[Sequence[str]],
+    counter: TokenCounter,
 ) -> list[str]:
-    """Per prompt the option with the highest mean log-probability of its tokens, the end token among them.
+    """Per prompt the option with the highest mean log-probability of its tokens, end token included.
 
-    The rule of V*Bench's script (the least cross-entropy). An option is decoded token after token, so that a
-    method in whose `gaze.using` block this runs acts on it as on an answer of the model's own. Of options
-    that are as likely the first counts.
+    This is the rule of V*Bench's script (lowest cross-entropy). Options are decoded token by token, so a
+    method that is active in a `gaze.using` block acts on them as on a generated answer. Of equally likely
+    options the first is chosen.
 
     Args:
-        images, prompts, options: B entries each, the same number of options for all.
-        steps: told what it took, in tokens per prompt.
+        images, prompts, options: B entries each, with the same number of options for all.
+        counter: its `count` is set to the number of decoded tokens per prompt.
     """
-    reader, rows = gaze.reader, [(i, text) for i, own in enumerate(options) for text in own]
-    end, lead = [reader.tokenizer.eos_token_id], loglikelihood.lead(gaze.processor)
+    reader, rows = gaze.reader, [(i, text) for i, choices in enumerate(options) for text in choices]
+    end, prefix = [reader.tokenizer.eos_token_id], answer_prefix(gaze.processor)
     rendered = [reader.render(prompt, len(entry)).text for prompt, entry in zip(prompts, images, strict=True)]
-    said = [loglikelihood.continuation(reader, rendered[i], lead + text.strip()) + end for i, text in rows]
+    tokens = [continuation_ids(reader, rendered[i], prefix + text.strip()) + end for i, text in rows]
     inputs = gaze.inputs([list(images[i]) for i, _ in rows], [prompts[i] for i, _ in rows])
-    scores = loglikelihood.score(gaze.model, inputs, said)
-    steps.count = len(rows) // len(prompts) * max(map(len, said))
-    mean = [score.logprob / len(tokens) for score, tokens in zip(scores, said, strict=True)]
+    scores = loglikelihoods(gaze.model, inputs, tokens)
+    counter.count = len(rows) // len(prompts) * max(map(len, tokens))
+    mean = [score.logprob / len(ids) for score, ids in zip(scores, tokens, strict=True)]
     best: dict[int, int] = {}
     for row, (prompt, _) in enumerate(rows):
         if prompt not in best or mean[row] > mean[best[prompt]]:
@@ -38,8 +42,8 @@ def likeliest(
     return [rows[best[prompt]][1] for prompt in range(len(prompts))]
 
 
-def check(method: Any) -> None:
-    """Raises BadParameterError for a method under which nothing can be ranked."""
+def check_method(method: Any) -> None:
+    """Raise BadParameterError for a method under which there are no likelihoods."""
     if hasattr(method, "ask"):
         name = method.to_dict().get("method", "the method")
         raise BadParameterError(

@@ -1,9 +1,9 @@
-"""What is asked of a model, and by what an answer is known again.
+"""Requests for answers, and the key under which an answer is stored.
 
-An answer is kept under the hash of all that decides it: the model as it lies in memory, the method and its
-parameters, the prompt, the bytes of the images, what `generate` is given, and the versions of the libraries.
-Neither its batch nor the benchmark that asks belongs to it. Whatever differs in one of these is another
-request, so that a run never reads the answers of another configuration.
+The key is the hash of everything that decides an answer: the model as it is in memory, the method with its
+parameters, the prompt, the bytes of the images, the arguments of `generate`, and the versions of the
+libraries. The batch and the benchmark are not part of it. A change in any of these makes another request, so
+a run never reads the answers of another configuration.
 """
 
 from __future__ import annotations
@@ -28,32 +28,32 @@ class Method(Protocol):
 
 
 @dataclass(frozen=True)
-class Setting:
-    """All that decides an answer beside the question.
+class Condition:
+    """Everything that decides an answer besides the question.
 
     Attributes:
-        model: `identity.fingerprint` of it.
+        model: `fingerprint.model_fingerprint` of the model.
         method: None for the plain model.
-        options: what `generate` is given.
+        generate_kwargs: arguments of `generate`.
         seed: of sampled answers.
     """
 
     model: str
     method: Method | None
-    options: Mapping[str, Any]
+    generate_kwargs: Mapping[str, Any]
     seed: int
 
     @property
-    def sampled(self) -> bool:
+    def is_sampled(self) -> bool:
         """Whether answers are drawn at random."""
-        return bool(self.options.get("do_sample"))
+        return bool(self.generate_kwargs.get("do_sample"))
 
     def digest(self) -> str:
-        """Hash of the setting. Raises BadParameterError for an option that is no JSON value."""
+        """Hash of the condition. Raises BadParameterError for an argument that is not a JSON value."""
         method = None if self.method is None else self.method.to_dict()
-        seed = self.seed if self.sampled else None
+        seed = self.seed if self.is_sampled else None
         try:
-            return digest([self.model, method, dict(self.options), seed, versions()])
+            return digest([self.model, method, dict(self.generate_kwargs), seed, versions()])
         except (TypeError, ValueError) as error:
             raise BadParameterError(
                 f"options of generate must be JSON values, so that answers can be told apart: {error}"
@@ -61,13 +61,13 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Request:
-    """One prompt about some images, to be answered once however many items ask it.
+class AnswerRequest:
+    """A prompt about some images, answered once however many items ask it.
 
     Attributes:
-        key: hash of all that decides the answer.
-        max_new_tokens: the longest answer; None leaves it to the setting's options.
-        options: what to choose from instead of generating.
+        key: hash of everything that decides the answer.
+        max_new_tokens: limit of this answer; None leaves it to the condition.
+        options: answers to choose from; where there are any, nothing is generated.
     """
 
     key: str
@@ -78,58 +78,58 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Questions:
-    """A benchmark's items as requests under one setting.
+class BenchmarkRequests:
+    """The items of a benchmark as requests under one condition.
 
     Attributes:
-        requests: by key, in the order in which items first ask them.
-        of_item: per item the key of its request; None where the item cannot be asked.
-        failed: {item: reason} for those.
+        requests: by key, in the order of the first item with each key.
+        item_keys: the key of each item; None for an item with an unreadable image.
+        unreadable: {item index: reason} of those items.
     """
 
-    requests: Mapping[str, Request]
-    of_item: Sequence[str | None]
-    failed: Mapping[int, str]
+    requests: Mapping[str, AnswerRequest]
+    item_keys: Sequence[str | None]
+    unreadable: Mapping[int, str]
 
 
-class Pictures:
-    """Hashes of image files, each read once."""
+class ImageHashes:
+    """Hashes of image files, each file read once."""
 
     def __init__(self) -> None:
-        self._known: dict[Path, str | OSError] = {}
+        self._hashes: dict[Path, str | OSError] = {}
 
     def digest(self, path: Path) -> str:
-        """Hash of the file's bytes. Raises OSError where it cannot be read."""
-        if path not in self._known:
+        """Hash of the file's bytes. Raises OSError when it cannot be read."""
+        if path not in self._hashes:
             try:
-                self._known[path] = hashlib.sha256(path.read_bytes()).hexdigest()
+                self._hashes[path] = hashlib.sha256(path.read_bytes()).hexdigest()
             except OSError as error:
-                self._known[path] = error
-        known = self._known[path]
-        if isinstance(known, OSError):
-            raise known
-        return known
+                self._hashes[path] = error
+        found = self._hashes[path]
+        if isinstance(found, OSError):
+            raise found
+        return found
 
 
-def questions(benchmark: Benchmark, setting: Setting, pictures: Pictures) -> Questions:
-    """The requests of a benchmark's items; items that ask the same share one."""
-    common = setting.digest()
-    requests: dict[str, Request] = {}
-    of_item: list[str | None] = []
-    failed: dict[int, str] = {}
+def build_requests(benchmark: Benchmark, condition: Condition, hashes: ImageHashes) -> BenchmarkRequests:
+    """The requests of a benchmark's items; items with the same question share a request."""
+    common = condition.digest()
+    requests: dict[str, AnswerRequest] = {}
+    item_keys: list[str | None] = []
+    unreadable: dict[int, str] = {}
     for index, item in enumerate(benchmark.items):
         try:
-            images = [pictures.digest(image) for image in item.images]
+            images = [hashes.digest(image) for image in item.images]
         except OSError as error:
-            failed[index] = _unreadable(item, error)
-            of_item.append(None)
+            unreadable[index] = _reason(item, error)
+            item_keys.append(None)
             continue
         prompt = benchmark.prompt(item)
-        choice = [item.options] if item.options else []
-        key = digest([common, prompt, images, item.max_new_tokens, *choice])
-        requests.setdefault(key, Request(key, item.images, prompt, item.max_new_tokens, item.options))
-        of_item.append(key)
-    return Questions(requests, of_item, failed)
+        options = [item.options] if item.options else []
+        key = digest([common, prompt, images, item.max_new_tokens, *options])
+        requests.setdefault(key, AnswerRequest(key, item.images, prompt, item.max_new_tokens, item.options))
+        item_keys.append(key)
+    return BenchmarkRequests(requests, item_keys, unreadable)
 
 
 def digest(value: Any) -> str:
@@ -138,6 +138,6 @@ def digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def _unreadable(item: Item, error: OSError) -> str:
-    asked = f" (asked for by {item.source})" if item.source else ""
-    return f"image {error.filename} cannot be read: {error.strerror}{asked}"
+def _reason(item: Item, error: OSError) -> str:
+    source = f" (asked for by {item.source})" if item.source else ""
+    return f"image {error.filename} cannot be read: {error.strerror}{source}"

@@ -1,8 +1,8 @@
-"""What a run leaves on disk beside its journal: results.json and answers.jsonl.
+"""The output files of a run besides its journals: results.json and answers.jsonl.
 
-results.json is checked against `Results` before it is written (`Results.model_json_schema()` is its JSON
-schema). A figure that is undefined is null. answers.jsonl has a line per condition and question, in the order
-of the benchmarks, whatever the order in which they were asked.
+results.json is validated as `Results` before it is written (`Results.model_json_schema()` is its JSON
+schema). An undefined figure is null. answers.jsonl has a line per condition and question, in the order of the
+benchmarks, whatever the order of generation.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from regaze.eval.files import output_errors, replace_file
 
 SCHEMA: Literal[2] = 2
 ANSWERS, RESULTS = "answers.jsonl", "results.json"
-#: What a run of another configuration in the same folder keeps apart.
+#: files that are renamed when a run of another configuration uses the folder
 OUTPUTS = (RESULTS, ANSWERS, "report.md", "report.html", "run.yaml")
 
 
@@ -33,23 +33,25 @@ class _Checked(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-class Condition(_Checked):
-    """A benchmark under one method, or under none.
+class ConditionResults(_Checked):
+    """A benchmark under one condition: the plain model or a method.
 
     Attributes:
-        error: why the method could not run; everything else is null then.
-        asked: prompts that differ. failed: questions without an answer. left_out: questions that are not
-            scored, because they or their neighbours in a cluster failed under this or the plain condition.
-        cost: `cost.Cost`, with forwards_per_token. sharing: null where prefixes were shared, else why not.
+        error: the reason why the method could not run; everything else is null then.
+        asked: number of distinct requests. failed: questions without an answer.
+        left_out: questions that are not scored, because one in their cluster failed under this condition or
+            under the plain model.
+        cost: `Cost`, with forwards_per_token.
+        sharing: null where prefixes were shared, else the reason why not.
         text: `confounds.measure` of the answers.
-        answers_changed: answers that are not those of the plain model (null for itself).
+        answers_changed: answers that differ from those of the plain model (null for itself).
         figures: {split: {"questions", "images", scorer: {"plain", "edited", "difference": {figure: {value,
             low, high}, ...}, "statistics"}}}; the plain condition has no "edited" and no "difference".
-            "statistics" names the intervals and the test, and how many items and clusters they are of. A
-            difference has also, per figure, "detectable" (`statistics.detectable`), its test's p as
+            "statistics" names the intervals and the test, and the number of items and clusters. A difference
+            also has, per figure, "detectable" (`estimators.detectable`), the p-value of its test as
             "mcnemar_p" or "permutation_p" and, corrected for the number of methods, as "holm_p", and where
             clusters hold several items "design_effect".
-        flags: confounds beyond their thresholds.
+        flags: confounds that exceed their thresholds.
     """
 
     error: str | None = None
@@ -64,19 +66,19 @@ class Condition(_Checked):
     flags: list[str] = []
 
 
-class Asked(_Checked):
+class BenchmarkResults(_Checked):
     """A benchmark under all conditions.
 
     Attributes:
-        generation: what `generate` was given.
-        numbers: {scorer: its figures that are no shares between 0 and 1}.
+        generation: arguments of `generate`.
+        numbers: {scorer: its figures that are not shares between 0 and 1}.
     """
 
     benchmark: dict[str, Any]
     generation: dict[str, Any]
     numbers: dict[str, list[str]]
-    plain: Condition | None
-    methods: dict[str, Condition]
+    plain: ConditionResults | None
+    methods: dict[str, ConditionResults]
 
 
 class Results(_Checked):
@@ -84,10 +86,10 @@ class Results(_Checked):
 
     Attributes:
         complete: false until every answer is scored.
-        configuration: hash of all that decides answers and figures.
+        configuration: hash of everything that decides answers and figures.
         created: UTC, ISO 8601. model: name, fingerprint, dtype, devices.
         methods: {label: name and parameters}.
-        processes: how many shared the work.
+        processes: number of processes that shared the work.
     """
 
     # `schema` is a method of BaseModel
@@ -104,11 +106,11 @@ class Results(_Checked):
     versions: dict[str, str]
     machine: dict[str, Any]
     methods: dict[str, dict[str, Any]]
-    benchmarks: dict[str, Asked]
+    benchmarks: dict[str, BenchmarkResults]
 
 
 def versions() -> dict[str, str]:
-    """Versions of what decides the figures."""
+    """Versions of the libraries that decide the figures."""
     return {
         "regaze": regaze.__version__,
         "torch": torch.__version__,
@@ -118,7 +120,7 @@ def versions() -> dict[str, str]:
 
 
 def machine() -> dict[str, Any]:
-    """What decides the seconds."""
+    """The machine, which decides the seconds."""
     return {
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
@@ -133,7 +135,7 @@ def dumps(results: Mapping[str, Any]) -> str:
 
 
 def write(results: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Check and replace results.json, and return what it holds.
+    """Validate and replace results.json; returns its content.
 
     Raises:
         InputError: the folder cannot be written.
@@ -152,7 +154,7 @@ def read(folder: Path) -> dict[str, Any] | None:
     """results.json of a folder; None where there is none.
 
     Raises:
-        InputError: it is not one that this version wrote.
+        InputError: it cannot be read or has another format.
     """
     path = folder / RESULTS
     try:
@@ -170,7 +172,7 @@ def read(folder: Path) -> dict[str, Any] | None:
 
 
 def set_aside(folder: Path) -> None:
-    """Results of an earlier configuration become results.1.json and so on (or the next free number)."""
+    """Rename the results of an earlier configuration: results.1.json, or the next free number."""
     paths = [folder / name for name in OUTPUTS]
     with output_errors(folder):
         number = 1

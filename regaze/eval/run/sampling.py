@@ -1,9 +1,9 @@
-"""Sampled answers that depend on their own seed alone.
+"""Sampled answers that depend on their own seed only.
 
-`generate(do_sample=True)` draws from one stream for the whole batch, so that an answer changes with the batch
-size, with its neighbours, and when a run is taken up again. Here every answer has a stream of its own: noise
-from the Gumbel distribution is added to its log-probabilities, and the greedy choice among these is a draw
-from the distribution (Gumbel 1954; the "Gumbel-max trick").
+`generate(do_sample=True)` draws from one random stream for the whole batch, so an answer changes with the
+batch size, with the other rows, and when a run is resumed. Here every answer has its own stream: Gumbel noise
+is added to the log-probabilities, and the argmax of the sum is a sample from the distribution (Gumbel 1954,
+the "Gumbel-max trick").
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ _WARPERS: dict[str, Any] = {
 }
 
 
-class OwnStreams(LogitsProcessor):
-    """Adds Gumbel noise to scores [B, V], row b from a generator seeded by `seeds[b]`."""
+class GumbelNoise(LogitsProcessor):
+    """Adds Gumbel noise to scores [B, V], to row b from a generator seeded by `seeds[b]`."""
 
     def __init__(self, seeds: Sequence[int]):
         self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
@@ -44,29 +44,29 @@ class OwnStreams(LogitsProcessor):
                 f"{len(self._generators)} answers are drawn, but generate asks for {len(scores)} tokens: "
                 "sampling goes neither with beams nor with several returned sequences"
             )
-        draws = [torch.rand(scores.shape[1], generator=own) for own in self._generators]
+        draws = [torch.rand(scores.shape[1], generator=generator) for generator in self._generators]
         uniform = torch.stack(draws).clamp_min(torch.finfo(torch.float32).tiny)
         return scores.float() - torch.log(-torch.log(uniform)).to(scores.device)
 
 
-def sampler(options: Mapping[str, Any], keys: Sequence[str], seed: int) -> dict[str, Any]:
-    """Options that draw answers as `options` (with do_sample) ask for, row b from the stream of `keys[b]`.
+def sampling_options(options: Mapping[str, Any], keys: Sequence[str], seed: int) -> dict[str, Any]:
+    """Options of a greedy `generate` whose answers are samples, row b from the stream of `keys[b]`.
 
     Args:
-        options: of `generate`; temperature, top_k, top_p and min_p are taken out of it.
+        options: of `generate` with do_sample; temperature, top_k, top_p and min_p are taken out.
         keys: hexadecimal keys of the requests.
 
     Raises:
-        BadParameterError: a temperature that is not above 0, or another value that transformers refuses.
+        BadParameterError: a temperature of 0 or less, or another value that transformers refuses.
     """
-    kept = {name: value for name, value in options.items() if name not in _WARPERS}
+    rest = {name: value for name, value in options.items() if name not in _WARPERS}
     try:
         warpers = [make(options[name]) for name, make in _WARPERS.items() if options.get(name) is not None]
     except ValueError as error:
         raise BadParameterError(f"sampling: {error}") from error
     seeds = [(int(key[:15], 16) + seed) % 2**63 for key in keys]
     return {
-        **kept,
+        **rest,
         "do_sample": False,
-        "logits_processor": LogitsProcessorList([*warpers, OwnStreams(seeds)]),
+        "logits_processor": LogitsProcessorList([*warpers, GumbelNoise(seeds)]),
     }

@@ -97,7 +97,7 @@ CONTINUATIONS = [[20], [21, 2, 23, 24], [25, 26]]  # with the end token, 2, in t
 @pytest.mark.parametrize("method", [None, create_method("knockout", **HEADS)])
 def test_decoding_a_continuation_scores_it_as_one_forward_does(text_gaze, method):
     with torch.no_grad(), text_gaze.using(*filter(None, [method])):
-        scores = loglikelihood.score(text_gaze.model, _batch(CONTEXTS), CONTINUATIONS)
+        scores = loglikelihood.loglikelihoods(text_gaze.model, _batch(CONTEXTS), CONTINUATIONS)
         for score, context, continuation in zip(scores, CONTEXTS, CONTINUATIONS, strict=True):
             logprob, greedy = _in_one_forward(text_gaze.model, context, continuation)
             assert score.logprob == pytest.approx(logprob, abs=2e-4)
@@ -113,8 +113,8 @@ def test_scores_are_those_of_the_logits_that_generation_sees(text_gaze):
         )  # fmt: skip
         said = out.sequences[0, 4:].tolist()
         expected = sum(step[0].log_softmax(-1).max().item() for step in out.logits)
-        (score,) = loglikelihood.score(text_gaze.model, _batch([CONTEXTS[0]]), [said])
-        (other,) = loglikelihood.score(
+        (score,) = loglikelihood.loglikelihoods(text_gaze.model, _batch([CONTEXTS[0]]), [said])
+        (other,) = loglikelihood.loglikelihoods(
             text_gaze.model, _batch([CONTEXTS[0]]), [[*said[:3], (said[3] + 1) % 50]]
         )
     assert score.greedy
@@ -125,14 +125,16 @@ def test_scores_are_those_of_the_logits_that_generation_sees(text_gaze):
 
 def test_a_token_behind_the_plausibility_cut_costs_a_fixed_sum(text_gaze):
     with text_gaze.using(create_method("dola", beta=1.0)):  # leaves the most likely token alone
-        one, two = loglikelihood.score(text_gaze.model, _batch([CONTEXTS[0]] * 2), [[40, 41], [42, 43]])
-    assert {one.logprob % loglikelihood.CUT, two.logprob % loglikelihood.CUT} == {0.0}
+        one, two = loglikelihood.loglikelihoods(
+            text_gaze.model, _batch([CONTEXTS[0]] * 2), [[40, 41], [42, 43]]
+        )
+    assert {one.logprob % loglikelihood.PRUNED_LOGPROB, two.logprob % loglikelihood.PRUNED_LOGPROB} == {0.0}
     assert one.logprob < 0
 
 
 def test_the_models_own_generation_settings_come_back(text_gaze):
     own = text_gaze.model.generation_config
-    loglikelihood.score(text_gaze.model, _batch([CONTEXTS[0]]), [[20]])
+    loglikelihood.loglikelihoods(text_gaze.model, _batch([CONTEXTS[0]]), [[20]])
     assert text_gaze.model.generation_config is own
 
 

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from standins import Blind, StandIn, write_pope
 
 from regaze.errors import InputError
-from regaze.eval import Plan, Pope, Task, evaluate
+from regaze.eval import EvalConfig, EvalTask, Pope, evaluate
 from regaze.eval.benchmarks.amber.benchmark import Amber
 from regaze.eval.benchmarks.chair.benchmark import Chair
 from regaze.eval.benchmarks.common.base import Item
@@ -106,7 +106,9 @@ def ran(tmp_path_factory):
     rows += [(image, label) for image in "efgh" for label in ("yes", "no", "no")]
     pope = write_pope(folder, rows)
     methods = {"blind": Blind(), "half | blind": Blind(0.5)}
-    record = evaluate(StandIn(), [Task(pope, {})], methods, folder / "out", model_name="m", plan=Plan())
+    record = evaluate(
+        StandIn(), [EvalTask(pope, {})], methods, folder / "out", model_name="m", config=EvalConfig()
+    )
     report.write(record, folder / "out")
     return record, folder / "out"
 
@@ -136,7 +138,12 @@ def test_the_report_names_everything_that_decides_a_figure(ran):
 def test_the_report_says_when_no_questions_share_an_image(tmp_path):
     pope = write_pope(tmp_path, [("a", "yes"), ("b", "no"), ("c", "yes")])
     record = evaluate(
-        StandIn(), [Task(pope, {})], {"blind": Blind()}, tmp_path / "out", model_name="m", plan=Plan()
+        StandIn(),
+        [EvalTask(pope, {})],
+        {"blind": Blind()},
+        tmp_path / "out",
+        model_name="m",
+        config=EvalConfig(),
     )
     assert tables.statistics(record["benchmarks"]["pope"]) == (
         "Intervals: Wilson (differences: Newcombe) of accuracy, else bootstrap by cluster; no two of the 3 "

@@ -16,12 +16,12 @@ from standins import StandIn, lines, write_pope
 
 import regaze
 from regaze import HeadKnockout
-from regaze.eval import Plan, Pope, Task, evaluate
-from regaze.eval.run.generate import Asker
-from regaze.eval.run.process_group import Team
-from regaze.eval.run.requests import Request, Setting
+from regaze.eval import EvalConfig, EvalTask, Pope, evaluate
+from regaze.eval.run.generate import AnswerGenerator
+from regaze.eval.run.process_group import ProcessGroup
+from regaze.eval.run.requests import AnswerRequest, Condition
 from regaze.eval.run.results import finite, read
-from regaze.eval.run.runner import run
+from regaze.eval.run.runner import evaluate_benchmark
 
 ENVIRONMENT = {
     **os.environ,
@@ -57,14 +57,14 @@ def test_runs_killed_thirty_times_are_the_undisturbed_run(tmp_path):
 # Several processes --------------------------------------------------------------------------------------
 
 
-def request(number: int, images: tuple[str, ...]) -> Request:
-    return Request(f"{number:032x}", tuple(map(Path, images)), f"{number}?")
+def request(number: int, images: tuple[str, ...]) -> AnswerRequest:
+    return AnswerRequest(f"{number:032x}", tuple(map(Path, images)), f"{number}?")
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7])
 def test_every_request_is_asked_by_one_process(size):
     asked = [request(n, (f"{n // 6}.png",)) for n in range(40)] + [request(n, ()) for n in range(40, 51)]
-    parts = [Team(rank, size).share(asked, 4) for rank in range(size)]
+    parts = [ProcessGroup(rank, size).split(asked, 4) for rank in range(size)]
     assert sorted(r.key for part in parts for r in part) == sorted(r.key for r in asked)
     assert max(map(len, parts)) - min(map(len, parts)) <= 4
     for part in parts:  # what shares a prefix stays together, at most a batch of it
@@ -73,39 +73,39 @@ def test_every_request_is_asked_by_one_process(size):
 
 
 def test_more_processes_than_questions():
-    parts = [Team(rank, 5).share([request(0, ()), request(1, ())], 4) for rank in range(5)]
+    parts = [ProcessGroup(rank, 5).split([request(0, ()), request(1, ())], 4) for rank in range(5)]
     assert sorted(map(len, parts)) == [0, 0, 0, 1, 1]
     gaze = StandIn()
-    asker = Asker(gaze, Setting("m", None, {}, 0), batch_size=4)
-    assert asker.plan([]) == []
-    asker.probe([])
+    generator = AnswerGenerator(gaze, Condition("m", None, {}, 0), batch_size=4)
+    assert generator.make_batches([]) == []
+    generator.warm_up([])
     assert gaze.asked == []
 
 
-class Threads(Team):
+class Threads(ProcessGroup):
     """Processes that are threads of this one."""
 
-    barrier: threading.Barrier
+    meeting: threading.Barrier
 
-    def wait(self) -> None:
-        self.barrier.wait(timeout=60)
+    def barrier(self) -> None:
+        self.meeting.wait(timeout=60)
 
-    def agree(self, value):
-        if self.is_first:
-            type(self).said = value
-        self.wait()
-        return type(self).said
+    def broadcast(self, value):
+        if self.is_main:
+            type(self).value = value
+        self.barrier()
+        return type(self).value
 
 
 def test_processes_share_the_work_and_leave_one_result(tmp_path):
     pope = write_pope(tmp_path, [(image, label) for image in "abcde" for label in ("yes", "no")])
-    whole = evaluate(StandIn(), [Task(pope)], {}, tmp_path / "whole", model_name="m")
+    whole = evaluate(StandIn(), [EvalTask(pope)], {}, tmp_path / "whole", model_name="m")
     gazes = [StandIn(), StandIn(), StandIn()]
-    Threads.barrier = threading.Barrier(len(gazes))
+    Threads.meeting = threading.Barrier(len(gazes))
 
     def one(rank: int) -> None:
-        plan = Plan(batch_size=3, team=Threads(rank, len(gazes)))
-        evaluate(gazes[rank], [Task(pope)], {}, tmp_path / "out", model_name="m", plan=plan)
+        config = EvalConfig(batch_size=3, process_group=Threads(rank, len(gazes)))
+        evaluate(gazes[rank], [EvalTask(pope)], {}, tmp_path / "out", model_name="m", config=config)
 
     with ThreadPoolExecutor(len(gazes)) as pool:
         list(pool.map(one, range(len(gazes))))
@@ -153,7 +153,7 @@ def test_two_processes_of_which_one_dies_and_a_resume(tmp_path):
     assert (results["complete"], results["processes"]) == (True, 2)
 
     gaze = regaze.wrap(*regaze.load("demo"))
-    alone = run(
+    alone = evaluate_benchmark(
         gaze,
         Pope.of_demo(5),
         HeadKnockout(heads=((0, 0),)),

@@ -12,10 +12,10 @@ from standins import lines
 
 import regaze
 from regaze.errors import BadParameterError, RegazeError
-from regaze.eval import Plan, Pope, Task, evaluate
+from regaze.eval import EvalConfig, EvalTask, Pope, evaluate
 from regaze.eval.benchmarks.chair.benchmark import Chair
 from regaze.eval.run.results import finite
-from regaze.eval.run.sampling import OwnStreams, sampler
+from regaze.eval.run.sampling import GumbelNoise, sampling_options
 from regaze.interventions import registry
 
 SIZES = (1, 2, 7, 16)
@@ -31,13 +31,21 @@ def gaze():
 def tasks():
     """Eight questions on two scenes, and two captions."""
     captions = Chair.of_demo(2, max_new_tokens=8)
-    return [Task(Pope.of_demo(limit=8, splits=["adversarial"]), {"max_new_tokens": 4}), Task(captions, {})]
+    return [
+        EvalTask(Pope.of_demo(limit=8, splits=["adversarial"]), {"max_new_tokens": 4}),
+        EvalTask(captions, {}),
+    ]
 
 
-def outcome(gaze, tasks, method, folder: Path, size: int, **plan):
+def outcome(gaze, tasks, method, folder: Path, size: int, **config):
     methods = {} if method is None else {"m": method}
     results = evaluate(
-        gaze, tasks, methods, folder, model_name="demo", plan=Plan(batch_size=size, must_work=True, **plan)
+        gaze,
+        tasks,
+        methods,
+        folder,
+        model_name="demo",
+        config=EvalConfig(batch_size=size, raise_method_errors=True, **config),
     )
     figures = {
         name: [asked["plain"]["figures"], *(entry["figures"] for entry in asked["methods"].values())]
@@ -71,13 +79,13 @@ SAMPLED = {"max_new_tokens": 8, "do_sample": True, "temperature": 1.5, "top_p": 
 
 
 def test_sampled_answers_depend_on_neither_the_batch_nor_a_stop(gaze, tmp_path):
-    tasks = [Task(Chair.of_demo(5, max_new_tokens=8), SAMPLED)]
+    tasks = [EvalTask(Chair.of_demo(5, max_new_tokens=8), SAMPLED)]
     whole = [outcome(gaze, tasks, None, tmp_path / str(size), size) for size in (1, 2, 5)]
     assert whole[0] == whole[1] == whole[2]
     other, _ = outcome(gaze, tasks, None, tmp_path / "seed", 5, seed=1)
     assert [row["answer"] for row in other] != [row["answer"] for row in whole[0][0]]
 
-    few = [Task(Chair.of_demo(2, max_new_tokens=8), SAMPLED)]
+    few = [EvalTask(Chair.of_demo(2, max_new_tokens=8), SAMPLED)]
     outcome(gaze, few, None, tmp_path / "resumed", 5)
     resumed, _ = outcome(gaze, tasks, None, tmp_path / "resumed", 5)
     assert resumed == whole[0][0]
@@ -85,7 +93,7 @@ def test_sampled_answers_depend_on_neither_the_batch_nor_a_stop(gaze, tmp_path):
 
 def test_draws_follow_the_distribution():
     scores = torch.log(torch.tensor([[0.5, 0.3, 0.2, 0.0]]))
-    counts = Counter(int(OwnStreams([seed])(torch.zeros(1, 1), scores).argmax()) for seed in range(4000))
+    counts = Counter(int(GumbelNoise([seed])(torch.zeros(1, 1), scores).argmax()) for seed in range(4000))
     for token, share in enumerate((0.5, 0.3, 0.2)):
         assert counts[token] / 4000 == pytest.approx(share, abs=4 * math.sqrt(share * (1 - share) / 4000))
     assert counts[3] == 0
@@ -93,22 +101,22 @@ def test_draws_follow_the_distribution():
 
 def test_a_row_draws_the_same_beside_any_others():
     scores = torch.randn(3, 50)
-    together = OwnStreams([4, 5, 6])
-    alone = OwnStreams([5])
+    together = GumbelNoise([4, 5, 6])
+    alone = GumbelNoise([5])
     for _ in range(3):
         ids = torch.zeros(3, 1)
         torch.testing.assert_close(together(ids, scores)[1], alone(ids[:1], scores[1:2])[0], rtol=0, atol=0)
 
 
 def test_options_that_do_not_go_with_sampling():
-    options = sampler({"temperature": 0.7, "top_k": 3, "max_new_tokens": 2}, ["ab" * 16], 0)
+    options = sampling_options({"temperature": 0.7, "top_k": 3, "max_new_tokens": 2}, ["ab" * 16], 0)
     assert options["max_new_tokens"] == 2
     assert options["do_sample"] is False
     assert "temperature" not in options
     assert [type(one).__name__ for one in options["logits_processor"]] == [
-        *("TemperatureLogitsWarper", "TopKLogitsWarper", "OwnStreams"),
+        *("TemperatureLogitsWarper", "TopKLogitsWarper", "GumbelNoise"),
     ]
     with pytest.raises(BadParameterError, match=r"sampling: .*temperature"):
-        sampler({"temperature": -1.0}, [], 0)
+        sampling_options({"temperature": -1.0}, [], 0)
     with pytest.raises(BadParameterError, match="neither with beams nor"):
-        OwnStreams([1])(torch.zeros(2, 1), torch.zeros(2, 4))
+        GumbelNoise([1])(torch.zeros(2, 1), torch.zeros(2, 4))

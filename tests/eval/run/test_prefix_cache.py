@@ -14,9 +14,9 @@ import regaze
 from regaze import HeadKnockout
 from regaze.demo import scenes
 from regaze.errors import RegazeError, UnsupportedModelError
-from regaze.eval.run.generate import Asker
+from regaze.eval.run.generate import AnswerGenerator
 from regaze.eval.run.prefix_cache import PrefixSharing, obstacle
-from regaze.eval.run.requests import Request, Setting
+from regaze.eval.run.requests import AnswerRequest, Condition
 from regaze.interventions import registry
 
 WORDS = ["dog", "hot dog", "dining table", "cat", "train", "traffic light", "cup"]
@@ -44,23 +44,23 @@ def requests():
         (second, "Please describe this image in detail."),
         (third, f"Is there a {third.objects[0].category} in the image?"),
     ]
-    return [Request(f"{n:032x}", (scene.path,), text) for n, (scene, text) in enumerate(asked)]
+    return [AnswerRequest(f"{n:032x}", (scene.path,), text) for n, (scene, text) in enumerate(asked)]
 
 
 def setting(method=None, **options):
-    return Setting("model", method, {"max_new_tokens": 12, **options}, 0)
+    return Condition("model", method, {"max_new_tokens": 12, **options}, 0)
 
 
 def answers(gaze, requests, *, share, batch_size=7, method=None, **options):
-    asker = Asker(gaze, setting(method, **options), batch_size=batch_size, share_prefix=share)
-    asker.probe(requests)
+    generator = AnswerGenerator(gaze, setting(method, **options), batch_size=batch_size, share_prefix=share)
+    generator.warm_up(requests)
     found, cost = {}, []
-    for batch in asker.plan(requests):
-        for part in asker.ask(batch):
+    for batch in generator.make_batches(requests):
+        for part in generator.answer(batch):
             assert not part.errors, part.errors
             found.update(part.answers)
             cost.append(part.cost)
-    return found, cost, asker.sharing.obstacle
+    return found, cost, generator.sharing.obstacle
 
 
 def test_answers_are_the_same_and_the_prompts_run_once(gaze, requests):
@@ -99,8 +99,10 @@ def test_batches_of_any_size(gaze, requests, batch_size):
 
 
 def test_questions_of_one_image_meet_in_a_batch(gaze, requests):
-    asker = Asker(gaze, setting(), batch_size=4)
-    assert [[r.images for r in batch] for batch in asker.plan(requests[::2] + requests[1::2])] == [
+    generator = AnswerGenerator(gaze, setting(), batch_size=4)
+    assert [
+        [r.images for r in batch] for batch in generator.make_batches(requests[::2] + requests[1::2])
+    ] == [
         [requests[0].images] * 4,
         [*[requests[4].images] * 2, requests[6].images],
     ]
@@ -191,7 +193,9 @@ def test_removed_heads_are_removed_from_the_shared_prefix_too(gaze, requests):
 def test_text_models_share_what_their_prompts_begin_with():
     gaze = regaze.wrap(tiny_llama(), llava_processor().tokenizer)
     story = " ".join(["the dog and the cat sat in the kitchen"] * 20)
-    asked = [Request(f"{n:032x}", (), f"{story} what is the {word} doing?") for n, word in enumerate(WORDS)]
+    asked = [
+        AnswerRequest(f"{n:032x}", (), f"{story} what is the {word} doing?") for n, word in enumerate(WORDS)
+    ]
     together, cheap, why = answers(gaze, asked, share=True)
     apart, dear, _ = answers(gaze, asked, share=False)
     assert why is None
@@ -238,7 +242,7 @@ def test_a_sliding_window_is_found_in_the_cache(requests):
         pad_token_id=3,
     )
     gaze = regaze.wrap(AutoModelForCausalLM.from_config(config).eval(), llava_processor().tokenizer)
-    asked = [Request(r.key, (), r.prompt) for r in requests]
+    asked = [AnswerRequest(r.key, (), r.prompt) for r in requests]
     found, _, why = answers(gaze, asked, share=True)
     assert why == "the cache does not keep every token in every layer"
     assert found == answers(gaze, asked, share=False)[0]
@@ -256,7 +260,7 @@ def test_a_model_that_computes_something_else_over_a_prefix_is_caught(requests):
     model.get_decoder().register_forward_pre_hook(odd, with_kwargs=True)
     # Prompts of one length, so that the model's quirk is the same for all of them without sharing.
     asked = [
-        Request(r.key, r.images, "Is there a dog in the image?" + " dog" * n)
+        AnswerRequest(r.key, r.images, "Is there a dog in the image?" + " dog" * n)
         for n, r in enumerate(requests[:2])
     ]
     _, _, why = answers(gaze, asked, share=True)
@@ -284,11 +288,11 @@ def test_a_model_that_cannot_go_on_from_a_prefix_is_asked_without(gaze, requests
     def refuses(shared, options):
         raise NotImplementedError("no caches here")
 
-    asker = Asker(gaze, setting(), batch_size=7)
-    monkeypatch.setattr(asker.sharing, "_generate", refuses)
-    plan = asker.plan(requests)
+    generator = AnswerGenerator(gaze, setting(), batch_size=7)
+    monkeypatch.setattr(generator.sharing, "_generate", refuses)
+    plan = generator.make_batches(requests)
     assert (
-        asker.sharing.obstacle
+        generator.sharing.obstacle
         == "this model cannot go on from a prefix (NotImplementedError: no caches here)"
     )
     assert sorted(r.key for batch in plan for r in batch) == sorted(r.key for r in requests)

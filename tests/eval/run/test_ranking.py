@@ -13,13 +13,13 @@ import regaze
 from regaze import HeadKnockout
 from regaze.demo import scenes
 from regaze.errors import BadParameterError
-from regaze.eval import Task, evaluate
+from regaze.eval import EvalTask, evaluate
 from regaze.eval.benchmarks.vstar import VStarLikelihood
 from regaze.eval.run import loglikelihood, ranking
-from regaze.eval.run.generate import Asker
-from regaze.eval.run.metering import Steps
-from regaze.eval.run.requests import Request, Setting
-from regaze.eval.run.runner import Plan
+from regaze.eval.run.generate import AnswerGenerator
+from regaze.eval.run.metering import TokenCounter
+from regaze.eval.run.requests import AnswerRequest, Condition
+from regaze.eval.run.runner import EvalConfig
 from regaze.interventions import registry
 
 SEARCH = HeadKnockout(heads=((0, 0), (0, 3)))  # the heads with which the demo model looks for things
@@ -44,8 +44,8 @@ def asked():
 
 def choose(gaze, asked, options=OPTIONS):
     images, prompts = [images for images, _ in asked], [prompt for _, prompt in asked]
-    steps = Steps()
-    chosen = ranking.likeliest(gaze, images, prompts, [options] * len(asked), steps)
+    steps = TokenCounter()
+    chosen = ranking.most_likely_options(gaze, images, prompts, [options] * len(asked), steps)
     return chosen, steps
 
 
@@ -53,7 +53,9 @@ def cross_entropy(gaze, images, prompt, option):
     """The official rule, of one forward over the whole conversation without a cache."""
     text = gaze.reader.render(prompt, len(images)).text
     inputs = gaze.inputs([list(images)], [prompt])
-    tokens = loglikelihood.continuation(gaze.reader, text, loglikelihood.lead(gaze.processor) + option)
+    tokens = loglikelihood.continuation_ids(
+        gaze.reader, text, loglikelihood.answer_prefix(gaze.processor) + option
+    )
     tokens = torch.tensor([[*tokens, gaze.reader.tokenizer.eos_token_id]])
     ids = torch.cat([inputs["input_ids"], tokens], 1)
     with torch.inference_mode():
@@ -99,10 +101,10 @@ def test_methods_of_several_contexts_rank_as_they_decode(gaze, asked, name):
 
 
 def test_methods_that_ask_in_their_own_way_are_refused(gaze, asked):
-    setting = Setting("m", registry.create_method("carve"), {}, 0)
-    request = Request("0" * 32, asked[0][0], asked[0][1], None, OPTIONS)
+    setting = Condition("m", registry.create_method("carve"), {}, 0)
+    request = AnswerRequest("0" * 32, asked[0][0], asked[0][1], None, OPTIONS)
     with pytest.raises(BadParameterError, match="carve asks in its own way"):
-        Asker(gaze, setting, batch_size=4).probe([request])
+        AnswerGenerator(gaze, setting, batch_size=4).warm_up([request])
 
 
 def test_the_runner_ranks_and_resumes(gaze, tmp_path):
@@ -120,7 +122,12 @@ def test_the_runner_ranks_and_resumes(gaze, tmp_path):
         (folder / f"s{number}.json").write_text(json.dumps(record))
     bench = VStarLikelihood.load(tmp_path)
     results = evaluate(
-        gaze, [Task(bench)], {"search": SEARCH}, tmp_path / "out", model_name="demo", plan=Plan(batch_size=4)
+        gaze,
+        [EvalTask(bench)],
+        {"search": SEARCH},
+        tmp_path / "out",
+        model_name="demo",
+        config=EvalConfig(batch_size=4),
     )
     asked = results["benchmarks"]["vstar-likelihood"]
     figures = asked["plain"]["figures"]["all"]["official"]
@@ -131,6 +138,11 @@ def test_the_runner_ranks_and_resumes(gaze, tmp_path):
     assert asked["plain"]["cost"]["forwards_per_token"] == pytest.approx(1.0, abs=0.01)
     assert not math.isnan(asked["plain"]["cost"]["seconds"])
     again = evaluate(
-        gaze, [Task(bench)], {"search": SEARCH}, tmp_path / "out", model_name="demo", plan=Plan(batch_size=1)
+        gaze,
+        [EvalTask(bench)],
+        {"search": SEARCH},
+        tmp_path / "out",
+        model_name="demo",
+        config=EvalConfig(batch_size=1),
     )
     assert again["benchmarks"]["vstar-likelihood"]["plain"]["cost"] == asked["plain"]["cost"]

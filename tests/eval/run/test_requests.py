@@ -17,14 +17,14 @@ from standins import Blind, write_pope
 import regaze
 from regaze.errors import InputError
 from regaze.eval.run import journal
-from regaze.eval.run.fingerprint import describe, fingerprint
-from regaze.eval.run.journal import Batch, Journal, batches
-from regaze.eval.run.requests import Pictures, Setting, questions
+from regaze.eval.run.fingerprint import describe_model, model_fingerprint
+from regaze.eval.run.journal import Batch, Journal, read_batches
+from regaze.eval.run.requests import Condition, ImageHashes, build_requests
 
 
 def keys(pope, **change):
-    given = {"model": "abc", "method": Blind(), "options": {"max_new_tokens": 3}, "seed": 0, **change}
-    return list(questions(pope, Setting(**given), Pictures()).requests)
+    given = {"model": "abc", "method": Blind(), "generate_kwargs": {"max_new_tokens": 3}, "seed": 0, **change}
+    return list(build_requests(pope, Condition(**given), ImageHashes()).requests)
 
 
 @pytest.mark.parametrize(
@@ -33,8 +33,8 @@ def keys(pope, **change):
         {"model": "abd"},
         {"method": None},
         {"method": Blind(0.999)},
-        {"options": {"max_new_tokens": 4}},
-        {"options": {"max_new_tokens": 3, "do_sample": True}},
+        {"generate_kwargs": {"max_new_tokens": 4}},
+        {"generate_kwargs": {"max_new_tokens": 3, "do_sample": True}},
     ],
 )
 def test_a_request_is_known_by_model_method_and_options(tmp_path, change):
@@ -48,13 +48,13 @@ def test_the_seed_counts_where_answers_are_drawn(tmp_path):
     pope = write_pope(tmp_path)
     drawn = {"max_new_tokens": 3, "do_sample": True}
     assert keys(pope, seed=1) == keys(pope, seed=2)
-    assert not set(keys(pope, seed=1, options=drawn)) & set(keys(pope, seed=2, options=drawn))
+    assert not set(keys(pope, seed=1, generate_kwargs=drawn)) & set(keys(pope, seed=2, generate_kwargs=drawn))
 
 
 def test_the_order_of_options_and_the_name_of_a_file_do_not_count(tmp_path):
     pope = write_pope(tmp_path)
-    a = keys(pope, options={"max_new_tokens": 3, "top_k": 1})
-    assert a == keys(pope, options={"top_k": 1, "max_new_tokens": 3})
+    a = keys(pope, generate_kwargs={"max_new_tokens": 3, "top_k": 1})
+    assert a == keys(pope, generate_kwargs={"top_k": 1, "max_new_tokens": 3})
     before = keys(pope)
     (tmp_path / "other").mkdir()
     moved = tmp_path / "other/elsewhere.png"
@@ -69,11 +69,11 @@ def gaze():
 
 
 def test_a_model_is_known_by_what_lies_in_memory(gaze):
-    before = fingerprint(gaze, "a name")
-    assert before == fingerprint(regaze.wrap(tiny_llava(), llava_processor()), "another name")
+    before = model_fingerprint(gaze, "a name")
+    assert before == model_fingerprint(regaze.wrap(tiny_llava(), llava_processor()), "another name")
     gaze.ask(["regaze/demo/data/images/scene_000.webp"], ["What?"], max_new_tokens=2)
-    assert fingerprint(gaze, "a name") == before  # padding leaves traces in a tokenizer
-    described = describe(gaze, "a name")
+    assert model_fingerprint(gaze, "a name") == before  # padding leaves traces in a tokenizer
+    described = describe_model(gaze, "a name")
     assert described["fingerprint"] == before
     assert (described["dtype"], described["devices"]) == ("float32", ["cpu"])
 
@@ -82,7 +82,7 @@ def test_a_model_is_known_by_what_lies_in_memory(gaze):
     "what", ["one bit", "order", "half precision", "a setting", "the template", "attention"]
 )
 def test_any_change_of_the_model_is_another_model(gaze, what):
-    before = fingerprint(gaze, "m")
+    before = model_fingerprint(gaze, "m")
     model, processor = copy.deepcopy(gaze.model), copy.deepcopy(gaze.processor)
     weight = model.get_decoder().layers[3].mlp.up_proj.weight.data
     if what == "one bit":
@@ -97,11 +97,11 @@ def test_any_change_of_the_model_is_another_model(gaze, what):
         model.set_attn_implementation("eager")
     else:
         processor.chat_template += " "
-    assert fingerprint(regaze.wrap(model, processor), "m") != before
+    assert model_fingerprint(regaze.wrap(model, processor), "m") != before
 
 
 def test_of_a_stand_in_there_is_only_the_name():
-    assert fingerprint(SimpleNamespace(), "a") != fingerprint(SimpleNamespace(), "b")
+    assert model_fingerprint(SimpleNamespace(), "a") != model_fingerprint(SimpleNamespace(), "b")
 
 
 def test_a_line_that_was_cut_off_anywhere_is_not_read_and_not_built_upon(tmp_path):
@@ -110,7 +110,7 @@ def test_a_line_that_was_cut_off_anywhere_is_not_read_and_not_built_upon(tmp_pat
         file.append(Batch("plain", "pope", {"k2": "No"}, {"k3": "broken"}, {"seconds": 1.0}, "switched off"))
     path = tmp_path / "journal.0.jsonl"
     whole = path.read_bytes()
-    first, second = list(batches(tmp_path))
+    first, second = list(read_batches(tmp_path))
     assert (second.errors, second.cost, second.sharing) == (
         {"k3": "broken"},
         {"seconds": 1.0},
@@ -118,7 +118,7 @@ def test_a_line_that_was_cut_off_anywhere_is_not_read_and_not_built_upon(tmp_pat
     )
     for end in range(whole.index(b"\n") + 1, len(whole)):
         path.write_bytes(whole[:end])
-        assert list(batches(tmp_path)) == [first]
+        assert list(read_batches(tmp_path)) == [first]
         with Journal(tmp_path) as file:
             file.append(second)
         assert path.read_bytes() == whole
@@ -128,7 +128,7 @@ def test_the_journals_of_all_processes_are_read(tmp_path):
     for rank in (2, 0, 10):
         with Journal(tmp_path, rank) as file:
             file.append(Batch("plain", "pope", {f"k{rank}": "Yes"}))
-    assert {key for batch in batches(tmp_path) for key in batch.answers} == {"k0", "k2", "k10"}
+    assert {key for batch in read_batches(tmp_path) for key in batch.answers} == {"k0", "k2", "k10"}
 
 
 @pytest.mark.parametrize("line", ["nonsense", "[1]", '{"condition": "plain"}', '{"bogus": 1}'])
@@ -138,7 +138,7 @@ def test_a_damaged_line_is_named(tmp_path, line):
     path = tmp_path / "journal.0.jsonl"
     path.write_text(path.read_text() + line + "\n")
     with pytest.raises(InputError, match=r"journal\.0\.jsonl:2 is damaged \(.*remove the line"):
-        list(batches(tmp_path))
+        list(read_batches(tmp_path))
 
 
 def test_a_folder_is_held_by_one_process(tmp_path):
@@ -185,5 +185,5 @@ def test_answers_are_kept_as_they_are(tmp_path):
     text = 'a "quoted"\nline\u2028 with \\ and \x00 and 🙂'
     with Journal(tmp_path) as file:
         file.append(Batch("plain", "pope", {"k": text}))
-    assert next(iter(batches(tmp_path))).answers == {"k": text}
+    assert next(iter(read_batches(tmp_path))).answers == {"k": text}
     assert json.loads((tmp_path / "journal.0.jsonl").read_bytes())["answers"]["k"] == text

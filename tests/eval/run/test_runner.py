@@ -11,9 +11,9 @@ from PIL import Image
 from standins import Blind, StandIn, lines, write_pope
 
 from regaze.errors import BadParameterError, InputError
-from regaze.eval import Plan, Pope, Task, evaluate
+from regaze.eval import EvalConfig, EvalTask, Pope, evaluate
 from regaze.eval.run import results as results_file
-from regaze.eval.run.runner import run
+from regaze.eval.run.runner import evaluate_benchmark
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def pope(tmp_path: Path) -> Pope:
 
 def test_plain_and_edited_are_asked_the_same_and_scored(pope, tmp_path):
     gaze, seen = StandIn(), []
-    results = run(
+    results = evaluate_benchmark(
         gaze,
         pope,
         Blind(),
@@ -86,30 +86,30 @@ def test_plain_and_edited_are_asked_the_same_and_scored(pope, tmp_path):
 def test_a_question_that_two_splits_share_is_asked_once(pope, tmp_path):
     twice = Pope({"random": pope.files["random"], "popular": pope.files["random"]}, pope.images, suffix=" !")
     gaze = StandIn()
-    results = run(gaze, twice, None, tmp_path / "out", model_name="m")
+    results = evaluate_benchmark(gaze, twice, None, tmp_path / "out", model_name="m")
     assert len(gaze.asked) == 5 + 1
     assert results["benchmarks"]["pope"]["plain"]["asked"] == 5
     assert len(lines(tmp_path / "out/answers.jsonl")) == 10
 
 
 def test_a_run_goes_on_where_it_was_stopped_and_asks_nothing_twice(pope, tmp_path):
-    whole = run(StandIn(), pope, Blind(), tmp_path / "whole", model_name="m", batch_size=2)
+    whole = evaluate_benchmark(StandIn(), pope, Blind(), tmp_path / "whole", model_name="m", batch_size=2)
     first = StandIn(stops_after=4)  # one to begin with, then a batch of two; the next is one too many
     with pytest.raises(KeyboardInterrupt):
-        run(first, pope, Blind(), tmp_path / "out", model_name="m", batch_size=2)
+        evaluate_benchmark(first, pope, Blind(), tmp_path / "out", model_name="m", batch_size=2)
     assert results_file.read(tmp_path / "out")["complete"] is False
     assert not (tmp_path / "out/answers.jsonl").exists()
     second = StandIn()
-    resumed = run(second, pope, Blind(), tmp_path / "out", model_name="m", batch_size=2)
+    resumed = evaluate_benchmark(second, pope, Blind(), tmp_path / "out", model_name="m", batch_size=2)
     assert len(second.asked) == (1 + 3) + (1 + 5)
     assert not set(first.batches[1]) & {prompt for batch in second.batches[1:3] for prompt in batch}
     for file in ("answers.jsonl",):
         assert (tmp_path / "out" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
     assert figures(resumed) == figures(whole)
     third = StandIn()
-    assert figures(run(third, pope, Blind(), tmp_path / "out", model_name="m", batch_size=7)) == figures(
-        whole
-    )
+    assert figures(
+        evaluate_benchmark(third, pope, Blind(), tmp_path / "out", model_name="m", batch_size=7)
+    ) == figures(whole)
     assert third.asked == []
 
 
@@ -135,7 +135,7 @@ def test_answers_of_another_configuration_are_never_read(pope, tmp_path, change)
     if "do_sample" in change:
         given["do_sample"] = True
     method = given.pop("method")
-    run(StandIn(), pope, method, tmp_path / "out", **given)
+    evaluate_benchmark(StandIn(), pope, method, tmp_path / "out", **given)
     before = (tmp_path / "out/results.json").read_text()
     method = change.pop("method", method)
     if change.pop("pixels", False):
@@ -144,7 +144,7 @@ def test_answers_of_another_configuration_are_never_read(pope, tmp_path, change)
     if "suffix" in change:
         pope = Pope(pope.files, pope.images, suffix=change.pop("suffix"))
     gaze = StandIn()
-    run(gaze, pope, method, tmp_path / "out", **{**given, **change})
+    evaluate_benchmark(gaze, pope, method, tmp_path / "out", **{**given, **change})
     # A method of other parameters leaves the plain answers what they are.
     assert len(set(gaze.asked)) == 5
     assert len(gaze.asked) == (6 if method.strength == 0.5 else 12)
@@ -157,25 +157,27 @@ def test_answers_of_another_configuration_are_never_read(pope, tmp_path, change)
 
 
 def test_greedy_answers_do_not_depend_on_the_seed(pope, tmp_path):
-    run(StandIn(), pope, None, tmp_path / "out", model_name="m", seed=0)
+    evaluate_benchmark(StandIn(), pope, None, tmp_path / "out", model_name="m", seed=0)
     gaze = StandIn()
-    run(gaze, pope, None, tmp_path / "out", model_name="m", seed=1)
+    evaluate_benchmark(gaze, pope, None, tmp_path / "out", model_name="m", seed=1)
     assert gaze.asked == []
 
 
 def test_memory_that_runs_out_halves_the_batch_for_good(pope, tmp_path):
     gaze = StandIn(most=2)
-    results = run(gaze, pope, None, tmp_path / "out", model_name="m", batch_size=5)
+    results = evaluate_benchmark(gaze, pope, None, tmp_path / "out", model_name="m", batch_size=5)
     assert [len(batch) for batch in gaze.batches] == [1, 2, 1, 2]
     assert results["benchmarks"]["pope"]["plain"]["failed"] == 0
     wide = write_pope(tmp_path, [("a", "yes")] * 12)
     gaze = StandIn(most=3)
-    run(gaze, wide, None, tmp_path / "wide", model_name="m", batch_size=6)
+    evaluate_benchmark(gaze, wide, None, tmp_path / "wide", model_name="m", batch_size=6)
     assert [len(batch) for batch in gaze.batches[1:]] == [3, 3, 3, 3]
 
 
 def test_a_failing_question_is_found_and_costs_its_cluster(pope, tmp_path):
-    results = run(StandIn(fails_at="b2"), pope, Blind(), tmp_path / "out", model_name="m", batch_size=5)
+    results = evaluate_benchmark(
+        StandIn(fails_at="b2"), pope, Blind(), tmp_path / "out", model_name="m", batch_size=5
+    )
     for entry in (results["benchmarks"]["pope"]["plain"], results["benchmarks"]["pope"]["methods"]["blind"]):
         assert (entry["failed"], entry["left_out"]) == (1, 2)
         assert entry["figures"]["random"]["questions"] == 3
@@ -184,7 +186,7 @@ def test_a_failing_question_is_found_and_costs_its_cluster(pope, tmp_path):
     assert "answer" not in rows[2]
     # Once it works, nothing but that question is asked again.
     gaze = StandIn()
-    results = run(gaze, pope, Blind(), tmp_path / "out", model_name="m")
+    results = evaluate_benchmark(gaze, pope, Blind(), tmp_path / "out", model_name="m")
     assert set(gaze.asked) == {"b2? !"}
     assert results["benchmarks"]["pope"]["plain"]["failed"] == 0
 
@@ -196,7 +198,7 @@ def test_what_fails_under_the_method_alone_is_left_out_of_both(pope, tmp_path):
                 raise ValueError("no")
             return super().ask(images, questions, **kwargs)
 
-    results = run(FailsEdited(), pope, Blind(), tmp_path / "out", model_name="m")
+    results = evaluate_benchmark(FailsEdited(), pope, Blind(), tmp_path / "out", model_name="m")
     asked = results["benchmarks"]["pope"]
     assert asked["plain"]["figures"]["random"]["questions"] == 5
     compared = asked["methods"]["blind"]["figures"]["random"]
@@ -211,7 +213,7 @@ def test_an_image_that_cannot_be_read_is_an_error_row(pope, tmp_path, damage):
     if damage == "folder":
         path.mkdir()
     gaze = StandIn()
-    results = run(gaze, pope, None, tmp_path / "out", model_name="m")
+    results = evaluate_benchmark(gaze, pope, None, tmp_path / "out", model_name="m")
     assert results["benchmarks"]["pope"]["plain"]["failed"] == 1
     assert "c4? !" not in gaze.asked
     row = lines(tmp_path / "out/answers.jsonl")[4]
@@ -222,16 +224,16 @@ def test_an_image_that_cannot_be_read_is_an_error_row(pope, tmp_path, damage):
 def test_too_many_errors_stop_the_run_and_say_why(pope, tmp_path):
     gaze = StandIn(fails_at="?")
     with pytest.raises(RuntimeError, match="a bad day"):  # the first question shows that nothing works
-        run(gaze, pope, None, tmp_path / "out", model_name="m")
+        evaluate_benchmark(gaze, pope, None, tmp_path / "out", model_name="m")
     gaze = StandIn(fails_at="b")
     with pytest.raises(
         InputError, match=r"2 questions failed, more than --max-errors 1 allows; one of them: Runt"
     ):
-        run(gaze, pope, None, tmp_path / "out", model_name="m", max_errors=1)
+        evaluate_benchmark(gaze, pope, None, tmp_path / "out", model_name="m", max_errors=1)
     (tmp_path / "images" / "a.png").unlink()
     gaze = StandIn()
     with pytest.raises(InputError, match=r"2 questions failed.*a\.png cannot be read"):
-        run(gaze, pope, None, tmp_path / "out2", model_name="m", max_errors=1)
+        evaluate_benchmark(gaze, pope, None, tmp_path / "out2", model_name="m", max_errors=1)
     assert gaze.asked == []
 
 
@@ -239,7 +241,7 @@ def test_nothing_left_to_score_is_said(tmp_path):
     pope = write_pope(tmp_path, [("a", "yes"), ("a", "no")])
     (tmp_path / "images" / "a.png").unlink()
     with pytest.raises(InputError, match="pope: no question is left to score"):
-        run(StandIn(), pope, None, tmp_path / "out", model_name="m")
+        evaluate_benchmark(StandIn(), pope, None, tmp_path / "out", model_name="m")
 
 
 class Broken(Blind):
@@ -257,7 +259,12 @@ class RefusesBroken(StandIn):
 def test_a_method_that_cannot_work_is_a_line_of_a_comparison(pope, tmp_path):
     methods = {"strong": Blind(1.0), "weak": Blind(0.5), "broken": Broken()}
     results = evaluate(
-        RefusesBroken(), [Task(pope, {})], methods, tmp_path / "out", model_name="m", plan=Plan(batch_size=3)
+        RefusesBroken(),
+        [EvalTask(pope, {})],
+        methods,
+        tmp_path / "out",
+        model_name="m",
+        config=EvalConfig(batch_size=3),
     )
     entries = results["benchmarks"]["pope"]["methods"]
     assert entries["broken"]["error"] == "head (99, 0) does not exist"
@@ -266,12 +273,12 @@ def test_a_method_that_cannot_work_is_a_line_of_a_comparison(pope, tmp_path):
         difference = entries[label]["figures"]["random"]["official"]["difference"]
         assert difference["holm_p"] == min(1.0, 2 * difference["permutation_p"])
     with pytest.raises(BadParameterError, match=r"head \(99, 0\)"):
-        run(RefusesBroken(), pope, Broken(), tmp_path / "single", model_name="m")
+        evaluate_benchmark(RefusesBroken(), pope, Broken(), tmp_path / "single", model_name="m")
 
 
 def test_several_benchmarks_in_one_run(pope, tmp_path):
     other = Pope(pope.files, pope.images, suffix=" ?", name="second")
-    tasks = [Task(pope, {"max_new_tokens": 2}), Task(other, {"max_new_tokens": 5})]
+    tasks = [EvalTask(pope, {"max_new_tokens": 2}), EvalTask(other, {"max_new_tokens": 5})]
     results = evaluate(StandIn(), tasks, {}, tmp_path / "out", model_name="m")
     assert list(results["benchmarks"]) == ["pope", "second"]
     assert results["benchmarks"]["second"]["generation"] == {"max_new_tokens": 5}
@@ -286,7 +293,7 @@ def test_items_may_limit_their_answers(pope, tmp_path):
     items = (replace(pope.items[0], max_new_tokens=99), *pope.items[1:])
     object.__setattr__(pope, "items", items)
     gaze = StandIn()
-    run(gaze, pope, None, tmp_path / "out", model_name="m", max_new_tokens=3)
+    evaluate_benchmark(gaze, pope, None, tmp_path / "out", model_name="m", max_new_tokens=3)
     asked = {
         prompt: o["max_new_tokens"] for b, o in zip(gaze.batches, gaze.options, strict=True) for prompt in b
     }
@@ -295,17 +302,19 @@ def test_items_may_limit_their_answers(pope, tmp_path):
 
 def test_what_cannot_be_run_is_refused(pope, tmp_path):
     with pytest.raises(InputError, match="batch size 0"):
-        run(StandIn(), pope, None, tmp_path / "out", model_name="m", batch_size=0)
+        evaluate_benchmark(StandIn(), pope, None, tmp_path / "out", model_name="m", batch_size=0)
     with pytest.raises(InputError, match="max errors -1"):
-        run(StandIn(), pope, None, tmp_path / "out", model_name="m", max_errors=-1)
+        evaluate_benchmark(StandIn(), pope, None, tmp_path / "out", model_name="m", max_errors=-1)
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"output folder .* cannot be used"):
-        run(StandIn(), pope, None, tmp_path / "file", model_name="m")
+        evaluate_benchmark(StandIn(), pope, None, tmp_path / "file", model_name="m")
     with pytest.raises(InputError, match="no benchmark was given"):
         evaluate(StandIn(), [], {}, tmp_path / "out", model_name="m")
     with pytest.raises(InputError, match="each benchmark once, got pope, pope"):
-        evaluate(StandIn(), [Task(pope), Task(pope)], {}, tmp_path / "out", model_name="m")
+        evaluate(StandIn(), [EvalTask(pope), EvalTask(pope)], {}, tmp_path / "out", model_name="m")
     with pytest.raises(InputError, match="'plain' is the model without a method"):
-        evaluate(StandIn(), [Task(pope)], {"plain": Blind()}, tmp_path / "out", model_name="m")
+        evaluate(StandIn(), [EvalTask(pope)], {"plain": Blind()}, tmp_path / "out", model_name="m")
     with pytest.raises(BadParameterError, match="options of generate must be JSON values"):
-        run(StandIn(), pope, None, tmp_path / "out", model_name="m", stopping_criteria=object())
+        evaluate_benchmark(
+            StandIn(), pope, None, tmp_path / "out", model_name="m", stopping_criteria=object()
+        )

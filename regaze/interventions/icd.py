@@ -119,7 +119,7 @@ def _written(reader: PromptReader) -> list[int]:
     """What the processor itself writes before an image, behind the opening of the template."""
     prompt = reader.render(_PROBE, 1)
     ids = reader.tokenise([prompt.text], [[Image.new("RGB", (224, 224))]])["input_ids"][0].tolist()
-    return ids[len(_opening(reader, 1, None)) : reader.family.shows_image(ids).index(True)]
+    return ids[len(_opening(reader, 1, None)) : reader.family.image_mask(ids).index(True)]
 
 
 def _starts_bare(head: list[int], opening: list[int], written: list[int]) -> bool:

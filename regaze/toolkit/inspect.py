@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from regaze.errors import RegazeError
 from regaze.toolkit.model import compat
-from regaze.toolkit.prompts.families import Family, Unknown, family_of
+from regaze.toolkit.prompts.families import Family, UnknownFamily, family_of
 from regaze.toolkit.prompts.images import ImageLike
 from regaze.toolkit.prompts.token_map import Role, View
 
@@ -51,7 +51,7 @@ class Inspection:
 def inspect_model(model: PreTrainedModel) -> Inspection:
     """Look at a model, which may be on the "meta" device; it is not changed and does not run."""
     family = family_of(model.config)
-    host = family.host(model)
+    host = family.hook_target(model)
     config, places = compat.text_config(host), _places(host)
     types, window = getattr(config, "layer_types", None) or (), getattr(config, "sliding_window", None)
     slides = tuple(i for i, kind in enumerate(types) if "sliding" in kind or "chunked" in kind)
@@ -91,11 +91,11 @@ def _unsupported(model: PreTrainedModel, family: Family, places: list[compat.Att
         compat.set_attention(model, before)
     if not places:
         found.append("regaze reaches no attention module of this model: nothing can be edited or recorded")
-    if isinstance(family, Unknown):
+    if isinstance(family, UnknownFamily):
         found.append(
             "the places of image tokens are not known: pass roles as tokens=TokenMap.from_roles(...)"
         )
-    if family.guessing:
+    if family.is_guess:
         found.append("the places of image tokens are a guess: each run of them as one square image")
     if any(place.cross for place in places):
         found.append(

@@ -18,7 +18,7 @@ from regaze.toolkit.model import compat
 from regaze.toolkit.model.callback import Callback
 from regaze.toolkit.model.hook import Session, close_session, open_session
 from regaze.toolkit.model.vision import vision_tokens
-from regaze.toolkit.prompts.families import Media, family_of
+from regaze.toolkit.prompts.families import MediaInputs, family_of
 from regaze.toolkit.prompts.images import ImageLike, open_image, seen_images
 from regaze.toolkit.prompts.prompt_reader import Prompt, PromptReader
 from regaze.toolkit.prompts.token_map import Sample, TokenMap
@@ -60,7 +60,7 @@ class Gaze:
     def __init__(self, model: PreTrainedModel, processor: Any = None):
         self.model, self.processor = model, processor
         self.family = family_of(model.config)
-        self.host = self.family.host(model)  # the part that regaze takes hold of
+        self.host = self.family.hook_target(model)  # the part that regaze takes hold of
         self.reader = PromptReader(processor, self.family)
         self._known: OrderedDict[tuple[int, ...], Sample] = OrderedDict()
         self._ambiguous: set[tuple[int, ...]] = set()  # of those: only the images' sizes tell their grids
@@ -251,8 +251,8 @@ class Gaze:
     def _read(self, inputs: Mapping[str, Any], attention_mask: Tensor | None) -> TokenMap:
         if compat.is_vision_model(self.model):
             return vision_tokens(self.model, inputs["pixel_values"])
-        ids, media = inputs["input_ids"].cpu(), Media(inputs)
-        complete = media.has(*self.family.media)
+        ids, media = inputs["input_ids"].cpu(), MediaInputs(inputs)
+        complete = media.has(*self.family.media_inputs)
         visible = _visible(ids, attention_mask)
         samples = []
         for row, shown in zip(ids, visible, strict=True):
@@ -260,15 +260,15 @@ class Gaze:
             known = self._known.get(key)
             if known is None:
                 known = self.reader.read(key, media)
-            elif self.family.media and (complete or key in self._ambiguous):  # see `_remember`
-                layout = self.family.lay_out(key, media)
+            elif self.family.media_inputs and (complete or key in self._ambiguous):  # see `_remember`
+                layout = self.family.read_layout(key, media)
                 places = tuple(layout.view), tuple(layout.cell), tuple(layout.views)
                 known = Sample(known.roles, *places)
             samples.append(known)
         return TokenMap.from_samples(samples, visible)
 
     def _remember(self, prompts: Sequence[Prompt], batch: BatchFeature) -> None:
-        ids, media = batch["input_ids"], Media(batch)
+        ids, media = batch["input_ids"], MediaInputs(batch)
         for prompt, row, shown in zip(prompts, ids, _visible(ids, batch.get("attention_mask")), strict=True):
             key = tuple(row[shown].tolist())
             try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from family_checks import case_of
 from typer.testing import CliRunner
-from zoo import crossing, llava_like, text
+from zoo import cross_attention, llava_like, text
 
 from regaze import demo
 from regaze.cli import app
@@ -69,7 +69,7 @@ def test_no_weights_are_loaded(tmp_path):
 
 
 def test_layers_of_all_kinds():
-    model = case_of(entry(crossing, "mllama")).model
+    model = case_of(entry(cross_attention, "mllama")).model
     found, crossing_layers = inspect_model(model), model.config.text_config.cross_attention_layers
     assert list(found.cross_layers) == crossing_layers
     assert set(found.attention_layers) == set(range(found.layers)) - set(crossing_layers)

@@ -16,7 +16,7 @@ from regaze.errors import BadParameterError, CompositionError, InputError, Unsup
 from regaze.interventions import Intervention
 from regaze.kernels import AttentionEdit
 from regaze.toolkit.model.callback import Callback
-from regaze.toolkit.prompts.families import Unknown
+from regaze.toolkit.prompts.families import UnknownFamily
 
 QUESTIONS = ["Is there a dog in the image?", "Please describe this image in detail.", "What?"]
 
@@ -314,7 +314,7 @@ def test_an_unknown_vision_family_works_where_roles_are_not_needed():
     torch.manual_seed(0)
     model = Qwen2VLForConditionalGeneration(Qwen2VLConfig(text_config=text, vision_config=vision)).eval()
     gaze, prompt = regaze.wrap(model), {"input_ids": torch.randint(5, 50, (2, 9))}
-    gaze.family = gaze.reader.family = Unknown(model.config)
+    gaze.family = gaze.reader.family = UnknownFamily(model.config)
     plain = logits_of(model, prompt)
     with gaze.using():
         assert torch.equal(plain, logits_of(model, prompt))

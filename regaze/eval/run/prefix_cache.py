@@ -144,7 +144,7 @@ class PrefixSharing:
         ]
         if any(row is None for row in ids):
             return None
-        ends = [_last(family.shows_image(row)) for row in whole]
+        ends = [_last(family.image_mask(row)) for row in whole]
         media = {name: value for name, value in inputs.items() if name not in ("input_ids", "attention_mask")}
         one_each = all(len(images[i]) == 1 for i in leaders)
         return _Shared.of([row for row in ids if row is not None], groups, ends, media, one_each)

@@ -214,7 +214,7 @@ class ModelHook:
         encodes = self.model.config.is_encoder_decoder  # its forwards in `generate` have no ids to read
         reader = next((s.reader for s in self.sessions if s.reader is not None), None)
         compat.pass_pixels(self.model, media, () if reader is None else reader.family.image_token_ids)
-        self._media = () if reader is None else reader.family.media
+        self._media = () if reader is None else reader.family.media_inputs
         watching = reader is not None and (encodes or self._media)
         compat.on_generate(self.model, self._announce if watching else None)
         self._announced = None

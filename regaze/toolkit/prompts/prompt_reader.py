@@ -16,7 +16,7 @@ from PIL import Image
 from transformers import BatchFeature
 
 from regaze.errors import InputError
-from regaze.toolkit.prompts.families import Family, Layout, Media
+from regaze.toolkit.prompts.families import Family, Layout, MediaInputs
 from regaze.toolkit.prompts.token_map import Role, Sample
 
 
@@ -77,7 +77,7 @@ class PromptReader:
 
     def _text(self, question: str, images: int, system: str | None) -> str:
         if getattr(self.processor, "chat_template", None) is None:
-            return self.family.prompt(question, images, system)
+            return self.family.format_prompt(question, images, system)
         messages = [self._message("system", system)] if system else []
         return self._template([*messages, self._message("user", question, images)])
 
@@ -108,13 +108,13 @@ class PromptReader:
         # As an option of the call it would go to a Q-Former's tokenizer, too.
         self.tokenizer.padding_side = self.family.padding_side
         try:
-            return self.family.corrected(BatchFeature(dict(self.processor(text=list(texts), **options))))
+            return self.family.fix_inputs(BatchFeature(dict(self.processor(text=list(texts), **options))))
         finally:
             self.tokenizer.padding_side = before
 
     # Roles --------------------------------------------------------------------------------------------
 
-    def roles(self, prompt: Prompt, ids: Sequence[int], media: Media) -> Sample:
+    def roles(self, prompt: Prompt, ids: Sequence[int], media: MediaInputs) -> Sample:
         """Roles of a rendered prompt whose final (image-expanded, unpadded) token ids are `ids`."""
         if not getattr(self.tokenizer, "is_fast", False):
             raise InputError(
@@ -125,14 +125,14 @@ class PromptReader:
         )
         start, end = prompt.span
         question = [i for i, (a, b) in enumerate(encoded["offset_mapping"]) if a < end and b > start]
-        return _sample(_carried(question, encoded["input_ids"], ids), self.family.lay_out(ids, media))
+        return _sample(_carried(question, encoded["input_ids"], ids), self.family.read_layout(ids, media))
 
     def adds_special_tokens(self, text: str) -> bool:
         """Whether the tokenizer must add its special tokens: not when the template has written them."""
         bos = getattr(self.tokenizer, "bos_token", None)
         return not (bos and text.startswith(bos))
 
-    def read(self, ids: Sequence[int], media: Media | None = None) -> Sample:
+    def read(self, ids: Sequence[int], media: MediaInputs | None = None) -> Sample:
         """Roles from token ids alone; what follows the assistant header is OUTPUT.
 
         In a conversation of several turns the question is what the user says last.
@@ -141,7 +141,7 @@ class PromptReader:
             ids: [n], a prompt without padding.
             media: what the processor said beside them; needed by families whose ids do not tell the grid.
         """
-        layout = self.family.lay_out(ids, media or Media({}))
+        layout = self.family.read_layout(ids, media or MediaInputs({}))
         images = [i for i, view in enumerate(layout.view) if view >= 0]
         frame = self._frame_with_image if images else self._frame_without
         after_image = 1 + images[-1] if images else 0
@@ -212,7 +212,7 @@ class PromptReader:
         grey = Image.new("RGB", size, (128, 128, 128))
         batch = self.tokenise([text], [[grey] * images])
         ids = batch["input_ids"][0].tolist()
-        layout = self.family.lay_out(ids, Media(batch))
+        layout = self.family.read_layout(ids, MediaInputs(batch))
         return ids, [i for i, view in enumerate(layout.view) if view >= 0]
 
     @cached_property

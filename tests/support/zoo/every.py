@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import transformers
 from packaging.version import Version
-from zoo import crossing, documents, gemma, llava_like, others, qwen, text, tiled
+from zoo import cross_attention, documents, gemma, llava_like, others, qwen, text, tiled
 from zoo.base import Entry
 
-_PARTS = (llava_like, qwen, gemma, tiled, others, documents, crossing)
+_PARTS = (llava_like, qwen, gemma, tiled, others, documents, cross_attention)
 VISION: tuple[Entry, ...] = tuple(e for part in _PARTS for e in part.ENTRIES if e.refused is None)
 TEXT: tuple[Entry, ...] = tuple(e for e in text.ENTRIES if e.refused is None)
 REFUSED: tuple[Entry, ...] = tuple(e for e in text.ENTRIES if e.refused is not None)

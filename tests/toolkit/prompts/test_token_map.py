@@ -15,7 +15,7 @@ from transformers import LlavaConfig
 import regaze
 from regaze import Role, TokenMap
 from regaze.errors import GuessWarning, InputError, UnsupportedModelError
-from regaze.toolkit.prompts.families import Media, family_of
+from regaze.toolkit.prompts.families import MediaInputs, family_of
 from regaze.toolkit.prompts.token_map import Sample, View
 
 
@@ -141,7 +141,7 @@ def test_class_token_of_the_full_strategy_has_no_cell():
         vision_config={"model_type": "clip_vision_model", "image_size": 28, "patch_size": 14},
         vision_feature_select_strategy="full",
     )
-    layout = family_of(config).lay_out([0] + [config.image_token_id] * 10, Media({}))
+    layout = family_of(config).read_layout([0] + [config.image_token_id] * 10, MediaInputs({}))
     assert layout.cell == [-1] + [-1, 0, 1, 2, 3] * 2
     assert layout.view == [-1] + [0] * 5 + [1] * 5
     assert layout.views == [View((2, 2), 0), View((2, 2), 1)]
@@ -150,7 +150,7 @@ def test_class_token_of_the_full_strategy_has_no_cell():
 def test_an_unknown_vision_family_says_so():
     config = SimpleNamespace(model_type="somethingnew", vision_config=SimpleNamespace())
     with pytest.raises(UnsupportedModelError, match="somethingnew"):
-        family_of(config).lay_out([1, 2], Media({}))
+        family_of(config).read_layout([1, 2], MediaInputs({}))
 
 
 @pytest.mark.parametrize(("count", "grid", "cells"), [(9, (3, 3), list(range(9))), (6, (0, 0), [-1] * 6)])
@@ -158,23 +158,23 @@ def test_an_image_token_that_a_config_names_is_a_guess_said_once(count, grid, ce
     family = family_of(SimpleNamespace(model_type="somethingnew", image_token_index=7))
     ids = [1, *[7] * count, 2]
     with pytest.warns(GuessWarning, match="'somethingnew'.*7 is one image"):
-        layout = family.lay_out(ids, Media({}))
+        layout = family.read_layout(ids, MediaInputs({}))
     assert layout.views == [View(grid)]
     assert layout.cell == [-1, *cells, -1]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        family.lay_out(ids, Media({}))
+        family.read_layout(ids, MediaInputs({}))
 
 
 def test_ids_alone_do_not_tell_a_grid_of_any_shape():
     vision = SimpleNamespace(spatial_merge_size=2)
     family = family_of(SimpleNamespace(model_type="qwen2_vl", image_token_id=7, vision_config=vision))
     ids = [7] * 6 + [1] + [7] * 2
-    layout = family.lay_out(ids, Media({"image_grid_thw": torch.tensor([[1, 4, 6], [1, 2, 4]])}))
+    layout = family.read_layout(ids, MediaInputs({"image_grid_thw": torch.tensor([[1, 4, 6], [1, 2, 4]])}))
     assert layout.views == [View((2, 3), 0), View((1, 2), 1)]
     with pytest.raises(InputError, match="'image_grid_thw', which its processor gives"):
-        family.lay_out(ids, Media({}))
+        family.read_layout(ids, MediaInputs({}))
     with pytest.raises(InputError, match="1 x 2 x 4 patches, merged 2 x 2, but the prompt has 6 tokens"):
-        family.lay_out(ids, Media({"image_grid_thw": torch.tensor([[1, 2, 4]])}))
+        family.read_layout(ids, MediaInputs({"image_grid_thw": torch.tensor([[1, 2, 4]])}))
     with pytest.raises(InputError, match="is of 1 images, but the prompts show more"):
-        family.lay_out(ids, Media({"image_grid_thw": torch.tensor([[1, 4, 6]])}))
+        family.read_layout(ids, MediaInputs({"image_grid_thw": torch.tensor([[1, 4, 6]])}))

@@ -365,7 +365,7 @@ def test_other_families(module, family, labels):
 
 
 def test_encoder_decoders_are_refused():
-    model, processor = importlib.import_module("zoo.crossing").florence2()
+    model, processor = importlib.import_module("zoo.cross_attention").florence2()
     with pytest.raises(UnsupportedModelError, match="has an encoder and a decoder"):
         answer_page(regaze.wrap(model, processor), picture(1), "What?")
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from regaze.toolkit.prompts.families.aria import Aria
-from regaze.toolkit.prompts.families.base import Family, Layout, Media, Piece
+from regaze.toolkit.prompts.families.base import Family, Layout, MediaInputs, config_image_token_id
 from regaze.toolkit.prompts.families.blip import Blip2, InstructBlip
-from regaze.toolkit.prompts.families.crossing import Florence2, Mllama
+from regaze.toolkit.prompts.families.cross_attention import Florence2, Mllama
+from regaze.toolkit.prompts.families.discrete_tokens import Chameleon, Emu3
 from regaze.toolkit.prompts.families.gemma import Gemma3, Gemma4, PaliGemma
-from regaze.toolkit.prompts.families.generic import Guessed, Unknown, image_id
 from regaze.toolkit.prompts.families.granite import Granite4Vision
 from regaze.toolkit.prompts.families.idefics import Idefics2, Idefics3
 from regaze.toolkit.prompts.families.kimi import KimiK25, PaddleOcrVL
@@ -25,7 +25,7 @@ from regaze.toolkit.prompts.families.phi4 import Phi4
 from regaze.toolkit.prompts.families.pixtral import Pixtral
 from regaze.toolkit.prompts.families.qwen_vl import Glm4v, QwenOmni, QwenVL
 from regaze.toolkit.prompts.families.tiles import Cohere, GotOcr2, InternVL, PerceptionLM
-from regaze.toolkit.prompts.families.visual_words import Chameleon, Emu3
+from regaze.toolkit.prompts.families.unknown import GuessedFamily, UnknownFamily
 from regaze.toolkit.prompts.families.whisper import Whisper
 
 FAMILIES: tuple[type[Family], ...] = (
@@ -73,11 +73,11 @@ FAMILIES: tuple[type[Family], ...] = (
 def family_of(config: Any) -> Family:
     """The family of a model configuration; text-only models need no entry."""
     for family in FAMILIES:
-        if family.serves(config):
+        if family.matches(config):
             return family(config)
-    if image_id(config) is not None:
-        return Guessed(config)
-    return Unknown(config) if getattr(config, "vision_config", None) is not None else Family(config)
+    if config_image_token_id(config) is not None:
+        return GuessedFamily(config)
+    return UnknownFamily(config) if getattr(config, "vision_config", None) is not None else Family(config)
 
 
-__all__ = ["FAMILIES", "Family", "Guessed", "Layout", "Media", "Piece", "Unknown", "family_of"]
+__all__ = ["FAMILIES", "Family", "GuessedFamily", "Layout", "MediaInputs", "UnknownFamily", "family_of"]

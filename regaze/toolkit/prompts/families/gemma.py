@@ -1,4 +1,4 @@
-"""PaliGemma and Gemma: every image is one grid, square and always the same up to Gemma 3."""
+"""PaliGemma and Gemma: every image is one grid; up to Gemma 3 a square one, the same for all images."""
 
 from __future__ import annotations
 
@@ -6,15 +6,14 @@ import math
 from typing import ClassVar
 
 from regaze.errors import InputError
-from regaze.toolkit.prompts.families.base import Family, Media, Piece, whole_images
-from regaze.toolkit.prompts.families.generic import image_id
+from regaze.toolkit.prompts.families.base import MediaInputs, ViewTokens, VisionFamily, count_images
 
 
-class Gemma3(Family):
+class Gemma3(VisionFamily):
     """Gemma 3 and Gemma 3n.
 
     The crops of Gemma 3's "pan and scan", which is off by default, count as images of their own: neither the
-    ids nor the processor's outputs say which image they are of.
+    ids nor the processor's outputs say to which image they belong.
     """
 
     name = "gemma3"
@@ -22,18 +21,13 @@ class Gemma3(Family):
     nested_images = True
 
     @property
-    def image_token_ids(self) -> tuple[int, ...]:
-        image = image_id(self.config)
-        return () if image is None else (image,)
-
-    @property
     def _per_image(self) -> int:
         names = ("mm_tokens_per_image", "vision_soft_tokens_per_image")
         return next(getattr(self.config, name) for name in names if hasattr(self.config, name))
 
-    def split(self, count: int, media: Media) -> list[Piece]:
+    def split_run(self, count: int, media: MediaInputs) -> list[ViewTokens]:
         side = math.isqrt(self._per_image)
-        return [Piece.full(side, side)] * whole_images(count, side * side, f"{side} x {side} cells")
+        return [ViewTokens.row_major(side, side)] * count_images(count, side * side, f"{side} x {side} cells")
 
 
 class PaliGemma(Gemma3):
@@ -47,8 +41,8 @@ class PaliGemma(Gemma3):
         vision = self.config.vision_config
         return (vision.image_size // vision.patch_size) ** 2
 
-    def prompt(self, question: str, images: int, system: str | None) -> str:
-        """The processor writes the start token behind the images, and the newline that ends a question."""
+    def format_prompt(self, question: str, images: int, system: str | None) -> str:
+        """The processor adds the start token after the images, and the newline that ends a question."""
         if system:
             raise InputError("PaliGemma has no system messages")
         if not images:
@@ -56,25 +50,21 @@ class PaliGemma(Gemma3):
         return "<image>" * images + question
 
 
-class Gemma4(Family):
-    """Gemma 4, images: a grid as the image's shape wants it, told by the patches' places."""
+class Gemma4(VisionFamily):
+    """Gemma 4, images: a grid of the image's shape, read from the positions of its patches."""
 
     name = "gemma4"
     model_types = ("gemma4",)
-    media = ("image_position_ids",)
+    media_inputs = ("image_position_ids",)
     nested_images = True
 
-    @property
-    def image_token_ids(self) -> tuple[int, ...]:
-        return (self.config.image_token_id,)
-
-    def split(self, count: int, media: Media) -> list[Piece]:
-        (places,) = media.take_several("image_position_ids", 1)  # [patches, 2] as (x, y), -1 behind the last
+    def split_run(self, count: int, media: MediaInputs) -> list[ViewTokens]:
+        (positions,) = media.next_entries("image_position_ids", 1)  # [patches, 2] as (x, y), then -1
         pooled = self.config.vision_config.pooling_kernel_size
-        columns, rows = ((int(last) + 1) // pooled for last in places.amax(0))
+        columns, rows = ((int(last) + 1) // pooled for last in positions.amax(0))
         if rows * columns != count:
             raise InputError(
-                f"an image has {rows} x {columns} tokens by its patches' places, but the prompt has {count} "
-                "tokens for it"
+                f"an image has {rows} x {columns} tokens by its patches' positions, but the prompt has "
+                f"{count} tokens for it"
             )
-        return [Piece.full(rows, columns)]
+        return [ViewTokens.row_major(rows, columns)]

@@ -1,4 +1,4 @@
-"""Granite 4 Vision: LLaVA-NeXT's layout, with several patches a token."""
+"""Granite 4 Vision: LLaVA-NeXT's layout, with several patches per token."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from regaze.toolkit.prompts.families.llava_next import LlavaNext
 
 
 class Granite4Vision(LlavaNext):
-    """Image tokens have no embedding of their own: features are added to theirs in several layers."""
+    """Granite 4 Vision. Image features are added to the hidden states of several layers."""
 
     name = "granite4-vision"
     model_types = ("granite4_vision",)

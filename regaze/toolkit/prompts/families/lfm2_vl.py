@@ -1,47 +1,43 @@
-"""LFM2-VL: an image of any shape, or tiles with their row and column written before them and a thumbnail."""
+"""LFM2-VL: an image of any shape, or tiles with their row and column before them, and a thumbnail."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from regaze.errors import InputError
-from regaze.toolkit.prompts.families.base import Family, Layout, Media, Piece, runs
+from regaze.toolkit.prompts.families.base import Layout, MediaInputs, ViewTokens, VisionFamily, tile_boxes
 from regaze.toolkit.prompts.token_map import WHOLE, Shares
 
 
-class Lfm2Vl(Family):
+class Lfm2Vl(VisionFamily):
     """LFM2-VL, with the special tokens that its processor writes around images by default.
 
-    Layers with short convolutions instead of attention are left alone.
+    Its layers with short convolutions have no attention, so regaze does not touch them.
     """
 
     name = "lfm2-vl"
     model_types = ("lfm2_vl",)
-    media = ("spatial_shapes",)
+    media_inputs = ("spatial_shapes",)
     nested_images = True
 
-    @property
-    def image_token_ids(self) -> tuple[int, ...]:
-        return (self.config.image_token_id,)
-
-    def lay_out(self, ids: Sequence[int], media: Media) -> Layout:
-        layout, parts = Layout.of(len(ids)), list[tuple[int, int]]()
-        spans = runs([token == self.config.image_token_id for token in ids])
+    def read_layout(self, ids: Sequence[int], media: MediaInputs) -> Layout:
+        layout, parts = Layout.empty(len(ids)), list[tuple[int, int]]()
+        spans = self.image_runs(ids)
         for i, (start, count) in enumerate(spans):
             parts.append((start, count))
-            # One token stands between two parts of an image, its end and the next one's start between images.
+            # One token is between two parts of an image; between images there are the end and the next start.
             if i + 1 < len(spans) and spans[i + 1][0] == start + count + 1:
                 continue
             headers = [ids[first - 1] for first, _ in parts]
             for number, ((first, length), box) in enumerate(zip(parts, _boxes(headers), strict=True)):
-                rows, columns = self._grid(media.take("spatial_shapes"), length)
-                piece = Piece.full(rows, columns, box=box, continues=number > 0)
-                layout.add(piece, range(first, first + length))
+                rows, columns = self._grid(media.next("spatial_shapes"), length)
+                tokens = ViewTokens.row_major(rows, columns, box=box, same_image=number > 0)
+                layout.add(tokens, range(first, first + length))
             parts = []
         return layout
 
     def _grid(self, shape: Sequence[int], count: int) -> tuple[int, int]:
-        """Rows and columns of tokens of a part with `shape` (rows, columns) patches."""
+        """Rows and columns of the tokens of a part that has `shape` (rows, columns) patches."""
         rows, columns = (-(-side // self.config.downsample_factor) for side in shape)
         if rows * columns != count:
             raise InputError(
@@ -52,19 +48,14 @@ class Lfm2Vl(Family):
 
 
 def _boxes(headers: Sequence[int]) -> list[Shares]:
-    """What the parts of an image show, by the token before each: tiles, then a thumbnail, or one part alone.
+    """The box of each part of an image, from the token before it: tiles and a thumbnail, or one part alone.
 
-    The ids of the tiles' tokens count columns and then rows, ten to a row, so that in a row each is one more
-    than the last.
+    The ids of the tokens before tiles count columns and then rows, ten to a row: within a row each is one
+    more than the last.
     """
     if len(headers) == 1:
         return [WHOLE]
     tiles = headers[:-1]
     columns = next((i for i in range(1, len(tiles)) if tiles[i] != tiles[i - 1] + 1), len(tiles))
     rows = len(tiles) // columns
-    boxes = [
-        (c / columns, r / rows, (c + 1) / columns, (r + 1) / rows)
-        for r in range(rows)
-        for c in range(columns)
-    ]
-    return [*boxes, WHOLE]
+    return [*tile_boxes(rows, columns), WHOLE]

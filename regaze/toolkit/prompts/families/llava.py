@@ -1,4 +1,4 @@
-"""LLaVA 1.0 and 1.5, and others with one square, row-major grid of tokens for every image."""
+"""LLaVA 1.0 and 1.5, and others in which every image is one square, row-major grid of tokens."""
 
 from __future__ import annotations
 
@@ -6,17 +6,18 @@ import math
 from typing import ClassVar
 
 from regaze.errors import InputError
-from regaze.toolkit.prompts.families.base import Family, Media, Piece, whole_images
+from regaze.toolkit.prompts.families.base import MediaInputs, ViewTokens, VisionFamily, count_images
 from regaze.toolkit.prompts.families.videos import Videos
 
-_WITHOUT_CLASS_TOKEN = ("siglip", "janus")  # towers; CLIP's and those like it have one
+#: Types of vision towers without a class token; those of CLIP and its like have one.
+_WITHOUT_CLASS_TOKEN = ("siglip", "janus")
 
 
-class Llava(Family):
-    """LLaVA, VipLLaVA, DeepSeek-VL and Janus (images that they read); one token per patch.
+class Llava(VisionFamily):
+    """LLaVA, VipLLaVA, DeepSeek-VL and Janus (images as input); one token per patch.
 
-    The features of a tower with a class token begin with it; the strategy "default" drops the first feature,
-    whatever it is, "full" keeps it.
+    The class token of a tower, if it has one, is the first feature. The strategy "default" drops the first
+    feature, whatever it is; "full" does not.
     """
 
     name: ClassVar[str] = "llava"
@@ -24,11 +25,7 @@ class Llava(Family):
         "llava", "vipllava", "deepseek_vl", "deepseek_vl_hybrid", "janus"
     )  # fmt: skip
 
-    @property
-    def image_token_ids(self) -> tuple[int, ...]:
-        return (self.config.image_token_id,)
-
-    def split(self, count: int, media: Media) -> list[Piece]:
+    def split_run(self, count: int, media: MediaInputs) -> list[ViewTokens]:
         vision = self.config.vision_config
         side = vision.image_size // vision.patch_size
         classes = int(not vision.model_type.startswith(_WITHOUT_CLASS_TOKEN))
@@ -37,39 +34,35 @@ class Llava(Family):
         if strategy == "default":
             cells = cells[1:]
         what = f"{side} x {side} patches{' and a class token' if -1 in cells else ''}"
-        return [Piece((side, side), cells)] * whole_images(count, len(cells), what)
+        return [ViewTokens((side, side), cells)] * count_images(count, len(cells), what)
 
 
 class VideoLlava(Videos, Llava):
-    """Video-LLaVA: each frame of a video keeps its class token."""
+    """Video-LLaVA: each frame of a video has its class token."""
 
     name = "video-llava"
     model_types = ("video_llava",)
-    starts_with = 1
+    tokens_before_frame = 1
 
-    def frame(self, height: int) -> tuple[int, int]:
+    def frame_grid(self, height: int) -> tuple[int, int]:
         side = self.config.vision_config.image_size // self.config.vision_config.patch_size
         return side, side
 
 
-class FastVLM(Family):
-    """FastVLM: a convolutional tower, whose stride no configuration tells; the number of tokens must do.
+class FastVLM(VisionFamily):
+    """FastVLM: a convolutional tower whose stride is not in the configuration.
 
-    It is `image_seq_length` where that divides the run (published configurations leave it at a default that
-    is not theirs), else a run is one image.
+    An image has `image_seq_length` tokens where that divides the run (published configurations have a wrong
+    default there); otherwise a run is one image.
     """
 
     name = "fastvlm"
     model_types = ("fast_vlm",)
 
-    @property
-    def image_token_ids(self) -> tuple[int, ...]:
-        return (self.config.image_token_id,)
-
-    def split(self, count: int, media: Media) -> list[Piece]:
-        said = self.config.image_seq_length
-        per_image = said if count % said == 0 else count
+    def split_run(self, count: int, media: MediaInputs) -> list[ViewTokens]:
+        configured = self.config.image_seq_length
+        per_image = configured if count % configured == 0 else count
         side = math.isqrt(per_image)
         if side * side != per_image:
             raise InputError(f"{count} neighbouring image tokens are no square grid, as FastVLM's images are")
-        return [Piece.full(side, side)] * (count // per_image)
+        return [ViewTokens.row_major(side, side)] * (count // per_image)

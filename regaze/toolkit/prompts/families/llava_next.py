@@ -1,6 +1,6 @@
-"""LLaVA-NeXT and LLaVA-OneVision: the whole image small, then large as one grid of several tiles' tokens.
+"""LLaVA-NeXT and LLaVA-OneVision: a thumbnail, then one large grid of the tokens of all tiles.
 
-The large grid is cut to the picture (tokens of padding are left out) and each of its rows ends with a newline
+The large grid is cut to the image (it has no tokens of padding), and each of its rows ends with a newline
 token, which has no place.
 """
 
@@ -12,31 +12,33 @@ from typing import ClassVar
 
 from transformers.image_processing_utils import select_best_resolution
 
-from regaze.toolkit.prompts.families.base import Family, Layout, Media, Piece, fill, runs
+from regaze.toolkit.prompts.families.base import (
+    Layout,
+    MediaInputs,
+    ViewTokens,
+    VisionFamily,
+    cells_with_row_ends,
+)
 from regaze.toolkit.prompts.families.videos import Videos
 from regaze.toolkit.prompts.token_map import Shares
 
 
-class LlavaNext(Family):
+class LlavaNext(VisionFamily):
     """LLaVA-NeXT (1.6)."""
 
     name: ClassVar[str] = "llava-next"
     model_types: ClassVar[tuple[str, ...]] = ("llava_next",)
-    media: ClassVar[tuple[str, ...]] = ("image_sizes",)
+    media_inputs: ClassVar[tuple[str, ...]] = ("image_sizes",)
 
-    @property
-    def image_token_ids(self) -> tuple[int, ...]:
-        return (self.config.image_token_id,)
-
-    def lay_out(self, ids: Sequence[int], media: Media) -> Layout:
-        layout, images = Layout.of(len(ids)), self._images(media)
-        for start, count in runs([token == self.config.image_token_id for token in ids]):
-            fill(layout, range(start, start + count), images)
+    def read_layout(self, ids: Sequence[int], media: MediaInputs) -> Layout:
+        layout, images = Layout.empty(len(ids)), self._images(media)
+        for start, count in self.image_runs(ids):
+            layout.add_images(range(start, start + count), images)
         return layout
 
-    def _images(self, media: Media) -> Iterator[list[Piece]]:
+    def _images(self, media: MediaInputs) -> Iterator[list[ViewTokens]]:
         while True:
-            yield self._views(media.take("image_sizes"))
+            yield self._views(media.next("image_sizes"))
 
     @property
     def _side(self) -> int:
@@ -44,56 +46,60 @@ class LlavaNext(Family):
         vision = self.config.vision_config
         return vision.image_size // vision.patch_size
 
-    def _views(self, size: Sequence[int]) -> list[Piece]:
-        """The small and the large view of an image of `size` (height, width) pixels."""
+    def _views(self, size: Sequence[int]) -> list[ViewTokens]:
+        """The thumbnail and the large grid of an image of `size` (height, width) pixels."""
         canvas = select_best_resolution(tuple(size), self.config.image_grid_pinpoints)
         (rows, columns), box = unpadded(size, canvas, self.config.vision_config.image_size, self._side)
         rows, columns = self._shrunk(rows, columns)
-        cells = [cell for row in range(rows) for cell in (*range(row * columns, (row + 1) * columns), -1)]
-        return [Piece.full(self._side, self._side), Piece((rows, columns), cells, box, continues=True)]
+        cells = cells_with_row_ends(rows, columns)
+        return [
+            ViewTokens.row_major(self._side, self._side),
+            ViewTokens((rows, columns), cells, box, same_image=True),
+        ]
 
     def _shrunk(self, rows: int, columns: int) -> tuple[int, int]:
+        """The size of a large grid after the model has resized it."""
         return rows, columns
 
 
 class LlavaNextVideo(Videos, LlavaNext):
-    """LLaVA-NeXT-Video: frames are seen small, several patches to a token."""
+    """LLaVA-NeXT-Video: a frame has no large grid, and its tokens pool several patches."""
 
     name = "llava-next-video"
     model_types = ("llava_next_video",)
 
-    def frame(self, height: int) -> tuple[int, int]:
+    def frame_grid(self, height: int) -> tuple[int, int]:
         pooled = self._side // self.config.spatial_pool_stride
         return pooled, pooled
 
 
 class LlavaOnevision(Videos, LlavaNext):
-    """LLaVA-OneVision: large grids are shrunk, several images of a prompt are shown small only.
+    """LLaVA-OneVision: large grids are resized; several images in a prompt have no large grids.
 
-    The processor counts a prompt's images only if it is given a list of images per prompt. Frames of a video
+    The processor counts the images of a prompt only if it gets a list of images per prompt. Frames of a video
     have half the rows and columns; one newline token ends a video.
     """
 
     name = "llava-onevision"
     model_types = ("llava_onevision",)
-    media = ("image_sizes", "batch_num_images")
+    media_inputs = ("image_sizes", "batch_num_images")
     nested_images = True
-    ends_with = 1
+    tokens_after_video = 1
 
-    def frame(self, height: int) -> tuple[int, int]:
+    def frame_grid(self, height: int) -> tuple[int, int]:
         halved = math.ceil(self._side / 2)
         return halved, halved
 
-    def _images(self, media: Media) -> Iterator[list[Piece]]:
+    def _images(self, media: MediaInputs) -> Iterator[list[ViewTokens]]:
         while True:
-            together = media.take("batch_num_images")
-            for size in (media.take("image_sizes") for _ in range(together)):
-                yield self._views(size) if together == 1 else [self._small]
+            count = media.next("batch_num_images")  # of the prompt
+            for size in (media.next("image_sizes") for _ in range(count)):
+                yield self._views(size) if count == 1 else [self._thumbnail]
 
     @property
-    def _small(self) -> Piece:
+    def _thumbnail(self) -> ViewTokens:
         """An image among several: its grid and a newline token."""
-        return Piece((self._side, self._side), [*range(self._side**2), -1])
+        return ViewTokens((self._side, self._side), [*range(self._side**2), -1])
 
     def _shrunk(self, rows: int, columns: int) -> tuple[int, int]:
         tiles = int(self.config.vision_aspect_ratio.removeprefix("anyres_max_"))
@@ -104,22 +110,22 @@ class LlavaOnevision(Videos, LlavaNext):
 def unpadded(
     size: Sequence[int], canvas: Sequence[int], tile: int, side: int
 ) -> tuple[tuple[int, int], Shares]:
-    """The part of a canvas of tiles that an image takes up after it was fitted into it, centred.
+    """The part of a canvas of tiles that an image takes up when it is fitted into it, centred.
 
-    As many whole tokens are dropped on one side as on the other. Rounding leaves some padding, so that the
-    box goes beyond [0, 1], or takes some of the image with it, less than a token on either side. Pixels of a
-    tile that fill no patch (384 = 27 * 14 + 6) are shared among its tokens.
+    The same number of whole tokens is dropped on both sides. Rounding leaves some padding, so that the box
+    goes beyond [0, 1], or drops some of the image, less than a token on either side. The pixels of a tile
+    that fill no patch (384 = 27 * 14 + 6) are shared among its tokens.
 
     Args:
-        size: (height, width) of the image, in pixels. canvas: of the canvas, whole tiles.
-        tile, side: pixels and tokens on a side of a tile.
+        size: (height, width) of the image, in pixels. canvas: the same of the canvas, which is whole tiles.
+        tile, side: the side of a tile in pixels and in tokens.
 
     Returns:
-        (rows, columns) that are left, and their box as shares of the image.
+        (rows, columns) of the remaining tokens, and their box as shares of the image.
     """
     grid = [canvas[axis] // tile * side for axis in (0, 1)]
-    # Which side is padded is decided by the tokens, how far by the pixels: each as the models and their
-    # processors compute it, roundings included.
+    # The model's grid decides which axis is padded, and the processor's pixels how far. Both are computed as
+    # there, with their roundings.
     axis = 0 if size[1] / size[0] > grid[1] / grid[0] else 1
     scale = canvas[1 - axis] / size[1 - axis]
     fitted = min(math.ceil(size[axis] * scale), canvas[axis])

@@ -1,4 +1,4 @@
-"""Ovis2: a small picture of the whole, then its tiles, set off by tokens that tell their grid."""
+"""Ovis2: a thumbnail, then tiles, with markers between them that give the grid of tiles."""
 
 from __future__ import annotations
 
@@ -6,44 +6,38 @@ import math
 from collections.abc import Sequence
 
 from regaze.errors import InputError
-from regaze.toolkit.prompts.families.base import Family, Layout, Media, Piece, runs
-from regaze.toolkit.prompts.families.idefics import tile_box
+from regaze.toolkit.prompts.families.base import Layout, MediaInputs, ViewTokens, VisionFamily, tile_boxes
 
 
-class Ovis2(Family):
-    """`<IMG_START>` whole `<IMG_GRID>` tile `<IMG_COL>` tile `<IMG_ROW>` tile `<IMG_COL>` tile `<IMG_END>`.
+class Ovis2(VisionFamily):
+    """`<IMG_START>` image `<IMG_GRID>` tile `<IMG_COL>` tile `<IMG_ROW>` tile `<IMG_COL>` tile `<IMG_END>`.
 
-    An image token is a mixture of visual words; the marks between them have embeddings of their own.
+    The embedding of an image token is a mixture of visual words; markers have embeddings of their own.
     """
 
     name = "ovis2"
     model_types = ("ovis2",)
 
-    @property
-    def image_token_ids(self) -> tuple[int, ...]:
-        return (self.config.image_token_id,)
-
-    def lay_out(self, ids: Sequence[int], media: Media) -> Layout:
+    def read_layout(self, ids: Sequence[int], media: MediaInputs) -> Layout:
         _, grid, _, row_end, image_end = self.config.visual_indicator_token_ids
-        layout = Layout.of(len(ids))
+        layout = Layout.empty(len(ids))
         tiles: list[range] = []
         rows = 1
-        for start, count in runs([token == self.config.image_token_id for token in ids]):
-            side, places = math.isqrt(count), range(start, start + count)
+        for start, count in self.image_runs(ids):
+            side, positions = math.isqrt(count), range(start, start + count)
             if side * side != count:
                 raise InputError(f"{count} neighbouring image tokens are no square tile of Ovis2")
-            mark = next(iter(ids[start + count :]), None)
-            if mark == grid:
-                layout.add(Piece.full(side, side), places)
+            marker = next(iter(ids[start + count :]), None)
+            if marker == grid:
+                layout.add(ViewTokens.row_major(side, side), positions)
                 tiles, rows = [], 1
                 continue
-            tiles.append(places)
-            rows += mark == row_end
-            if mark == image_end:
+            tiles.append(positions)
+            rows += marker == row_end
+            if marker == image_end:
                 columns = len(tiles) // rows
                 if rows * columns != len(tiles):
-                    raise InputError(f"{len(tiles)} tiles in {rows} rows are no picture of Ovis2")
-                for number, tile in enumerate(tiles):
-                    box = tile_box(number, rows, columns)
-                    layout.add(Piece.full(side, side, box=box, continues=True), tile)
+                    raise InputError(f"{len(tiles)} tiles in {rows} rows are no image of Ovis2")
+                for tile, box in zip(tiles, tile_boxes(rows, columns), strict=True):
+                    layout.add(ViewTokens.row_major(side, side, box=box, same_image=True), tile)
         return layout

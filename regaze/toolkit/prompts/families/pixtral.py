@@ -6,42 +6,36 @@ from collections.abc import Sequence
 from typing import Any
 
 from regaze.errors import InputError
-from regaze.toolkit.prompts.families.base import Family, Layout, Media, Piece, runs
-from regaze.toolkit.prompts.families.generic import image_id
+from regaze.toolkit.prompts.families.base import Layout, MediaInputs, ViewTokens, VisionFamily
 
 
-class Pixtral(Family):
-    """Mistral 3, and LLaVA's class around a Pixtral tower.
+class Pixtral(VisionFamily):
+    """Mistral 3, and LLaVA's class with a Pixtral tower.
 
-    [IMG_BREAK] behind a row and [IMG_END] behind the last are ordinary tokens that carry no image content.
+    [IMG_BREAK] after a row and [IMG_END] after the last one are ordinary tokens without image content.
     """
 
     name = "pixtral"
     model_types = ("mistral3",)
-    media = ("image_sizes",)
+    media_inputs = ("image_sizes",)
 
     @classmethod
-    def serves(cls, config: Any) -> bool:
+    def matches(cls, config: Any) -> bool:
         tower = getattr(getattr(config, "vision_config", None), "model_type", None)
-        return super().serves(config) or (config.model_type == "llava" and tower == "pixtral")
+        return super().matches(config) or (config.model_type == "llava" and tower == "pixtral")
 
-    @property
-    def image_token_ids(self) -> tuple[int, ...]:
-        image = image_id(self.config)
-        return () if image is None else (image,)
-
-    def lay_out(self, ids: Sequence[int], media: Media) -> Layout:
-        layout, lines = Layout.of(len(ids)), runs([token in self.image_token_ids for token in ids])
+    def read_layout(self, ids: Sequence[int], media: MediaInputs) -> Layout:
+        layout, lines = Layout.empty(len(ids)), self.image_runs(ids)
         while lines:
-            rows, columns = self._grid(media.take("image_sizes"))
+            rows, columns = self._grid(media.next("image_sizes"))
             image, lines = lines[:rows], lines[rows:]
             if [count for _, count in image] != [columns] * rows:
                 raise InputError(
                     f"an image has {rows} rows of {columns} tokens by its size, but the prompt has rows of "
                     f"{[count for _, count in image]} tokens for it"
                 )
-            places = [place for start, count in image for place in range(start, start + count)]
-            layout.add(Piece.full(rows, columns), places)
+            positions = [position for start, count in image for position in range(start, start + count)]
+            layout.add(ViewTokens.row_major(rows, columns), positions)
         return layout
 
     def _grid(self, size: Sequence[int]) -> tuple[int, int]:

@@ -1,7 +1,7 @@
-"""InternVL, Aya Vision, Command A Vision, GOT-OCR2, PerceptionLM: tiles one after the other, and a thumbnail.
+"""InternVL, Aya Vision, Command A Vision, GOT-OCR2, PerceptionLM: tiles row by row, and a thumbnail.
 
-An image is squashed onto a canvas of whole tiles whose shape suits it; tiles follow each other row by row.
-The processors do not say how many there are in a row: the thumbnail does, for it shows the same picture.
+An image is resized to a canvas of whole tiles of about its shape. How many tiles there are in a row is no
+output of the processors: it is found by comparing the tiles with the thumbnail.
 """
 
 from __future__ import annotations
@@ -14,50 +14,54 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from regaze.errors import InputError
-from regaze.toolkit.prompts.families.base import Family, Layout, Media, Piece, fill, whole_images
+from regaze.toolkit.prompts.families.base import (
+    Layout,
+    MediaInputs,
+    ViewTokens,
+    VisionFamily,
+    count_images,
+    tile_boxes,
+)
 from regaze.toolkit.prompts.families.videos import Videos
-from regaze.toolkit.prompts.token_map import Shares
 
 
-class Tiles(Family):
+class Tiles(VisionFamily):
     """Several square tiles per image, all of one grid, and the image as a thumbnail where there are several.
 
-    Tiles of one image lie next to each other or have one token between them (a line break, the tile's name).
+    Tiles of one image are contiguous or have one token between them (a line break, the tile's name).
     """
 
-    media = ("pixel_values",)
+    media_inputs = ("pixel_values",)
     thumbnail_first: ClassVar[bool] = False
 
     @property
-    def image_token_ids(self) -> tuple[int, ...]:
-        return (self.config.image_token_id,)
-
-    @property
     def side(self) -> int:
-        """Tokens on a side of a tile."""
+        """The side of a tile in tokens."""
         raise NotImplementedError
 
-    def lay_out(self, ids: Sequence[int], media: Media) -> Layout:
-        layout = Layout.of(len(ids))
-        for places in _close([token == self.config.image_token_id for token in ids]):
-            self.place(layout, places, media)
+    def read_layout(self, ids: Sequence[int], media: MediaInputs) -> Layout:
+        layout = Layout.empty(len(ids))
+        image = self.config.image_token_id
+        for positions in _groups([token == image for token in ids]):  # not the tokens of a video
+            self.add_group(layout, positions, media)
         return layout
 
-    def place(self, layout: Layout, places: Sequence[int], media: Media) -> None:
-        """Lay out the image whose tokens are at `places`."""
-        tiles = whole_images(len(places), self.side**2, f"tiles of {self.side} x {self.side}")
-        pixels = media.take_several("pixel_values", tiles)
-        fill(layout, places, iter([self._views(pixels, self.side)]))
+    def add_group(self, layout: Layout, positions: Sequence[int], media: MediaInputs) -> None:
+        """Add the image whose tokens are at `positions`."""
+        tiles = count_images(len(positions), self.side**2, f"tiles of {self.side} x {self.side}")
+        pixels = media.next_entries("pixel_values", tiles)
+        layout.add_images(positions, iter([self._views(pixels, self.side)]))
 
-    def _views(self, pixels: Tensor, side: int) -> list[Piece]:
+    def _views(self, pixels: Tensor, side: int) -> list[ViewTokens]:
         """The views of one image of [views, 3, H, W] pixels."""
         if len(pixels) == 1:
-            return [Piece.full(side, side)]
+            return [ViewTokens.row_major(side, side)]
         tiles, thumbnail = (pixels[1:], pixels[0]) if self.thumbnail_first else (pixels[:-1], pixels[-1])
-        whole = Piece.full(side, side, continues=not self.thumbnail_first)
-        boxes = _boxes(len(tiles), arrangement(tiles, thumbnail))
+        whole = ViewTokens.row_major(side, side, same_image=not self.thumbnail_first)
+        grid = arrangement(tiles, thumbnail)
+        boxes = [None] * len(tiles) if grid is None else tile_boxes(*grid)
         parts = [
-            Piece.full(side, side, box=box, continues=self.thumbnail_first or number > 0)
+            ViewTokens.row_major(side, side, box=box, same_image=self.thumbnail_first or number > 0)
             for number, box in enumerate(boxes)
         ]
         return [whole, *parts] if self.thumbnail_first else [*parts, whole]
@@ -88,7 +92,7 @@ class Cohere(Tiles):
 
 
 class GotOcr2(Tiles):
-    """GOT-OCR 2: a page, whole or cut into tiles (`crop_to_patches`); several pages are not told apart."""
+    """GOT-OCR 2: a page, whole or cut into tiles (`crop_to_patches`); several pages count as one image."""
 
     name = "got-ocr2"
     model_types = ("got_ocr2",)
@@ -98,8 +102,8 @@ class GotOcr2(Tiles):
         vision = self.config.vision_config
         return vision.image_size // vision.patch_size // 4  # two convolutions of stride 2
 
-    def prompt(self, question: str, images: int, system: str | None) -> str:
-        """As the processor writes it around its own "OCR: "."""
+    def format_prompt(self, question: str, images: int, system: str | None) -> str:
+        """The prompt that the processor writes around its own "OCR: "."""
         if images != 1:
             raise InputError(f"GOT-OCR2 reads one image per prompt, got {images}")
         system = system or "You should follow the instructions carefully and explain your answers in detail."
@@ -116,64 +120,55 @@ class PerceptionLM(Videos, Tiles):
     model_types = ("perception_lm",)
     thumbnail_first = True
 
-    def frame(self, height: int) -> tuple[int, int]:
+    def frame_grid(self, height: int) -> tuple[int, int]:
         side = height // self._patch // self.config.projector_pooling_ratio
         return side, side
 
-    def place(self, layout: Layout, places: Sequence[int], media: Media) -> None:
-        fill(layout, places, self._images(media))  # nothing stands between the tokens of two images
+    def add_group(self, layout: Layout, positions: Sequence[int], media: MediaInputs) -> None:
+        layout.add_images(positions, self._images(media))  # images, too, are contiguous
 
-    def _images(self, media: Media) -> Iterator[list[Piece]]:
+    def _images(self, media: MediaInputs) -> Iterator[list[ViewTokens]]:
         while True:
-            (pixels,) = media.take_several("pixel_values", 1)
-            yield self._views(pixels, self.frame(pixels.shape[-2])[0])
+            (pixels,) = media.next_entries("pixel_values", 1)
+            yield self._views(pixels, self.frame_grid(pixels.shape[-2])[0])
 
     @property
     def _patch(self) -> int:
-        """Pixels on a side of a patch: timm has it in the name of the tower."""
+        """The side of a patch in pixels; timm has it in the name of the tower."""
         vision = self.config.vision_config
         named = re.search(r"patch(\d+)", getattr(vision, "architecture", None) or "")
         return int(named[1]) if named else vision.patch_size
 
 
 def arrangement(tiles: Tensor, thumbnail: Tensor) -> tuple[int, int] | None:
-    """How tiles that follow each other row by row make up the picture that a thumbnail shows.
+    """The grid in which tiles, given row by row, make up the image that a thumbnail shows.
 
-    Each way to lay them out is compared with the thumbnail, both reduced to at most 32 x 32 means.
+    Each possible grid is compared with the thumbnail, both reduced to at most 32 x 32 means.
 
     Args:
         tiles: [n, 3, H, W]. thumbnail: [3, H, W].
 
     Returns:
-        (rows, columns), or None where no way is clearly (by half its squared error) better than all others:
-        pictures of one colour, other people's tiles.
+        (rows, columns), or None where no grid has less than half the squared error of all others: for images
+        of one colour, or tiles of another kind.
     """
     count, size = len(tiles), min(32, thumbnail.shape[-1])
     small = F.adaptive_avg_pool2d(tiles.float(), size)
-    wanted = F.adaptive_avg_pool2d(thumbnail.float(), size)
+    target = F.adaptive_avg_pool2d(thumbnail.float(), size)
     errors: list[tuple[float, tuple[int, int]]] = []
     for rows in range(1, count + 1):
         columns = count // rows
         if rows * columns == count:
             canvas = small.view(rows, columns, -1, size, size).permute(2, 0, 3, 1, 4)
             joined = F.adaptive_avg_pool2d(canvas.reshape(-1, rows * size, columns * size), size)
-            errors.append((float((joined - wanted).square().mean()), (rows, columns)))
+            errors.append((float((joined - target).square().mean()), (rows, columns)))
     errors.sort()
     if len(errors) > 1 and not errors[0][0] < errors[1][0] / 2:
         return None
     return errors[0][1]
 
 
-def _boxes(count: int, shape: tuple[int, int] | None) -> list[Shares | None]:
-    """The box of each tile, row by row."""
-    if shape is None:
-        return [None] * count
-    rows, columns = shape
-    places = [divmod(number, columns) for number in range(count)]
-    return [(c / columns, r / rows, (c + 1) / columns, (r + 1) / rows) for r, c in places]
-
-
-def _close(flags: Sequence[bool]) -> list[list[int]]:
+def _groups(flags: Sequence[bool]) -> list[list[int]]:
     """The positions of True, in groups with more than one False between them."""
     groups: list[list[int]] = []
     for position in (i for i, flag in enumerate(flags) if flag):

@@ -1,4 +1,4 @@
-"""Whisper: an encoder hears, and the decoder's cross-attention looks at what it heard."""
+"""Whisper: the decoder cross-attends to the frames of an audio encoder."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from regaze.toolkit.prompts.token_map import Role, TokenMap, View
 
 
 class Whisper(Family):
-    """The keys of cross-attention are the encoder's frames, 20 ms each, in a grid of one row.
+    """Whisper. The keys of its cross-attention are the encoder's frames of 20 ms, a grid of one row.
 
-    They have the role IMAGE, as what a model is asked about has in other families.
+    They have the role IMAGE, like the input that a model is asked about in other families.
     """
 
     name = "whisper"

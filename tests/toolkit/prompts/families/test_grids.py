@@ -20,7 +20,7 @@ from regaze.errors import InputError, UnsupportedModelError
 from regaze.interventions import ICD, VCD
 from regaze.interventions.icd import PREFIXES
 from regaze.toolkit.model.callback import Callback
-from regaze.toolkit.prompts.families import Media, family_of
+from regaze.toolkit.prompts.families import MediaInputs, family_of
 from regaze.toolkit.prompts.families.llava import Llava
 from regaze.toolkit.prompts.families.pixtral import Pixtral
 from regaze.toolkit.prompts.token_map import WHOLE
@@ -231,7 +231,7 @@ def test_llama4_one_tile_black_images_and_no_pixels(build):
     assert boxes(gaze, picture(50, 50)) == [WHOLE]
     assert boxes(gaze, picture(112, 112, brightness=0))[0] == (0.0, 0.0, 0.5, 0.5)
     inputs = gaze.inputs([picture(80, 60)], [QUESTION])
-    views = gaze.family.lay_out(inputs["input_ids"][0].tolist(), Media({})).views
+    views = gaze.family.read_layout(inputs["input_ids"][0].tolist(), MediaInputs({})).views
     assert [view.box for view in views] == [None] * 4 + [WHOLE]
     assert {view.image for view in views} == {0}
 
@@ -302,7 +302,7 @@ def test_llava_with_a_pixtral_tower_is_pixtral():
 def test_of_a_model_with_a_voice_the_thinker_is_wrapped(kind):
     family = family_of(SimpleNamespace(model_type=kind))
     with pytest.raises(UnsupportedModelError, match=r"wrap\(model\.thinker"):
-        family.host(torch.nn.Identity())
+        family.hook_target(torch.nn.Identity())
 
 
 def test_sizes_of_other_images_are_refused(build):

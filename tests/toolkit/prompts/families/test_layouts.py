@@ -12,19 +12,19 @@ import transformers
 from family_checks import noise
 from models import logits_of
 from packaging.version import Version
-from zoo import crossing, documents, others
+from zoo import cross_attention, documents, others
 
 import regaze
 from regaze import Role
 from regaze.errors import InputError, UnsupportedModelError
 from regaze.interventions import M3ID, VCD
 from regaze.interventions.vcd.noise import add_noise
-from regaze.toolkit.prompts.families import Media, family_of
+from regaze.toolkit.prompts.families import MediaInputs, family_of
 from regaze.toolkit.prompts.families.idefics import Idefics3
 from regaze.toolkit.prompts.families.ovis2 import Ovis2
 from regaze.toolkit.prompts.token_map import WHOLE
 
-ENTRIES = {e.name: e for part in (others, documents, crossing) for e in part.ENTRIES}
+ENTRIES = {e.name: e for part in (others, documents, cross_attention) for e in part.ENTRIES}
 QUESTION = "What is this?"
 
 
@@ -78,11 +78,11 @@ def idefics3(side: int = 2) -> Idefics3:
 
 
 def test_idefics3_refuses_what_is_no_picture():
-    assert len(idefics3().lay_out(idefics3_ids("tt/tt/g"), Media({})).views) == 5
+    assert len(idefics3().read_layout(idefics3_ids("tt/tt/g"), MediaInputs({})).views) == 5
     with pytest.raises(InputError, match="4 tiles in 3 rows"):
-        idefics3().lay_out(idefics3_ids("tt/t/t/g"), Media({}))
+        idefics3().read_layout(idefics3_ids("tt/t/t/g"), MediaInputs({}))
     with pytest.raises(InputError, match="3 x 3 tokens, not 4"):
-        idefics3(3).lay_out(idefics3_ids("g"), Media({}))
+        idefics3(3).read_layout(idefics3_ids("g"), MediaInputs({}))
 
 
 def test_ovis2_reads_rows_and_columns_from_its_marks():
@@ -92,13 +92,15 @@ def test_ovis2_reads_rows_and_columns_from_its_marks():
     )
     tile = [atom] * 4
     two_by_one = [*tile, row, *tile]
-    layout = family.lay_out([1, start, *tile, grid, *two_by_one, end, start, *tile, grid, end, 2], Media({}))
+    layout = family.read_layout(
+        [1, start, *tile, grid, *two_by_one, end, start, *tile, grid, end, 2], MediaInputs({})
+    )
     assert [view.box for view in layout.views] == [WHOLE, (0, 0, 1, 0.5), (0, 0.5, 1, 1), WHOLE]
     assert [view.image for view in layout.views] == [0, 0, 0, 1]
     with pytest.raises(InputError, match="3 tiles in 2 rows"):
-        family.lay_out([start, *tile, grid, *tile, column, *tile, row, *tile, end], Media({}))
+        family.read_layout([start, *tile, grid, *tile, column, *tile, row, *tile, end], MediaInputs({}))
     with pytest.raises(InputError, match="no square tile"):
-        family.lay_out([start, *tile, atom, grid, end], Media({}))
+        family.read_layout([start, *tile, atom, grid, end], MediaInputs({}))
 
 
 # Tokens without a place ---------------------------------------------------------------------------------
@@ -112,7 +114,7 @@ def test_kosmos_finds_queries_among_ids_of_other_words(name):
     marked = inputs["image_embeds_position_mask"] == 1
     assert torch.equal(tokens.mask(Role.IMAGE), marked)
     words = gaze.reader.tokenizer(QUESTION, add_special_tokens=False)["input_ids"]
-    assert not any(gaze.family.shows_image(words))
+    assert not any(gaze.family.image_mask(words))
 
 
 def test_kosmos_2_5_marks_the_images_of_a_padded_batch():
@@ -158,7 +160,7 @@ def test_phi4_knows_what_of_its_canvas_is_the_picture():
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
-        ("emu3", {"image_sizes": torch.tensor([[40, 40]])}, "5 x 5 words has 30 tokens"),
+        ("emu3", {"image_sizes": torch.tensor([[40, 40]])}, "5 x 5 cells has 30 tokens"),
         ("kimi_k25", {"image_grid_thw": torch.tensor([[1, 2, 2]])}, "1 x 1 tokens"),
         ("molmo2", {"image_grids": torch.tensor([[3, 3, 9, 9]])}, "grid of 9 x 9"),
     ],
@@ -228,7 +230,7 @@ def test_florence2_forward_without_generate_knows_its_encoder_too():
 def test_configurations_find_their_family(name):
     gaze = wrapped(name)
     assert name in family_of(gaze.model.config).model_types
-    assert not gaze.family.guessing
+    assert not gaze.family.is_guess
 
 
 # Second contexts ----------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from zoo.llava_like import ENTRIES, SIDE
 import regaze
 from regaze import Role
 from regaze.errors import InputError
-from regaze.toolkit.prompts.families import Media, family_of
+from regaze.toolkit.prompts.families import MediaInputs, family_of
 from regaze.toolkit.prompts.families.llava_next import unpadded
 from regaze.toolkit.prompts.families.tiles import arrangement
 from regaze.toolkit.prompts.token_map import View
@@ -231,7 +231,7 @@ def test_half_a_tile_is_told(build):
     gaze = build("aya_vision")
     family = gaze.family
     with pytest.raises(InputError, match=r"24 neighbouring.* 16 tokens .tiles of 4 x 4"):
-        family.lay_out([gaze.model.config.image_token_id] * 24, Media({}))
+        family.read_layout([gaze.model.config.image_token_id] * 24, MediaInputs({}))
 
 
 def test_got_ocr_reads_one_image_in_its_own_words(build):
@@ -265,7 +265,7 @@ def test_towers_without_a_class_token_begin_with_the_first_cell(tower, strategy,
     config = SimpleNamespace(
         model_type="llava", image_token_id=7, vision_config=vision, vision_feature_select_strategy=strategy
     )
-    layout = family_of(config).lay_out([1, *[7] * 2 * len(cells)], Media({}))
+    layout = family_of(config).read_layout([1, *[7] * 2 * len(cells)], MediaInputs({}))
     assert layout.cell == [-1, *cells, *cells]
     assert [view.image for view in layout.views] == [0, 1]
 
@@ -274,9 +274,9 @@ def test_towers_without_a_class_token_begin_with_the_first_cell(tower, strategy,
 def test_fastvlm_trusts_the_number_of_tokens_that_divides_a_run(said, count, grids):
     config = SimpleNamespace(model_type="fast_vlm", image_token_id=7, image_seq_length=said)
     family = family_of(config)
-    assert [view.grid for view in family.lay_out([7] * count, Media({})).views] == grids
+    assert [view.grid for view in family.read_layout([7] * count, MediaInputs({})).views] == grids
     with pytest.raises(InputError, match="no square grid"):
-        family.lay_out([7] * 24, Media({}))
+        family.read_layout([7] * 24, MediaInputs({}))
 
 
 # Videos -------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 
 import regaze
 from regaze.cli import console
+from regaze.cli.models import quiet_libraries
 from regaze.interventions.retrieval_heads import (
     NEEDLES,
     Ablation,
@@ -178,7 +179,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("docs/studies/retrieval-heads"))
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
-    console.quiet_libraries()
+    quiet_libraries()
     facts = machine()
     model, tokenizer = regaze.load(options.model, dtype=torch.float32)
     with console.progress() as report:

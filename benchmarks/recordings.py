@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 import regaze
 from regaze import Role
-from regaze.cli import console
+from regaze.cli.models import quiet_libraries
 from regaze.toolkit import analysis, plot
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
@@ -97,7 +97,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=DOCS / "assets" / "real-models")
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
-    console.quiet_libraries()
+    quiet_libraries()
     begun = time.monotonic()
     if options.smollm:
         smollm(options.smollm, options.output)

@@ -26,7 +26,7 @@ from torch import Tensor
 
 import regaze
 from regaze import Gaze, HeadKnockout, Record
-from regaze.cli import console
+from regaze.cli.models import quiet_libraries
 from regaze.demo import SceneObject
 from regaze.demo.phrases import existence_question
 from regaze.demo.training.conversations import DETAIL_PROMPTS
@@ -364,7 +364,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("docs/studies/seeing"))
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
-    console.quiet_libraries()
+    quiet_libraries()
     facts, begun = machine(), time.monotonic()
     gaze = regaze.wrap(*regaze.load("demo"))
     chosen = cases(SEED, options.scenes)

@@ -1,15 +1,14 @@
-"""Standard error for people: messages, progress, and silence where libraries are noisy."""
+"""Results on standard output; messages and progress on standard error."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-#: key in the command's context under which --debug leaves its mark
+#: key that --debug sets in the metadata of the command's context
 DEBUG = "regaze.debug"
 
 
@@ -23,41 +22,29 @@ def stdout() -> Console:
     return Console(highlight=False)
 
 
-def say(message: str) -> None:
-    """A line for the person waiting."""
+def info(message: str) -> None:
+    """Print a message on standard error."""
     stderr().print(message, markup=False)
 
 
-def fail(message: str) -> None:
-    """One line that says what was wrong."""
-    say("regaze: error: " + " ".join(message.split()))
-
-
-def quiet_libraries() -> None:
-    """No loading bars, retries or advice from libraries; their errors still come through as exceptions."""
-    from huggingface_hub.utils import logging as hub_logging
-    from transformers.utils import logging
-
-    hub_logging.set_verbosity_error()
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", module=r"(torch|transformers|accelerate)(\.|$)")
+def error(message: str) -> None:
+    """Print an error as one line on standard error."""
+    info("regaze: error: " + " ".join(message.split()))
 
 
 @contextmanager
 def progress() -> Iterator[Callable[[str, int, int], None]]:
-    """Bars on standard error, one for each thing reported: report(what, done, total)."""
+    """Progress bars on standard error, one per label: report(label, done, total)."""
     columns = (TextColumn("{task.description:>8}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     tasks: dict[str, TaskID] = {}
     bars = Progress(*columns, console=stderr())
 
-    def report(what: str, done: int, total: int) -> None:
-        if not tasks:  # not before: bars without a task are an empty line above an early error
+    def report(label: str, done: int, total: int) -> None:
+        if not tasks:  # bars without a task would print an empty line above an early error
             bars.start()
-        if what not in tasks:
-            tasks[what] = bars.add_task(what, total=total)
-        bars.update(tasks[what], completed=done)
+        if label not in tasks:
+            tasks[label] = bars.add_task(label, total=total)
+        bars.update(tasks[label], completed=done)
 
     try:
         yield report

@@ -1,46 +1,74 @@
-"""`regaze methods`: what can be given to --method and --set."""
+"""From --method, --set and --methods to methods."""
 
 from __future__ import annotations
 
-import json as json_module
-from dataclasses import MISSING
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Any
 
-import typer
-from rich.markup import escape
+import yaml
 
-from regaze.cli import console, options
-
-
-def methods(
-    json: Annotated[bool, typer.Option("--json", help="Print a JSON object and nothing else.")] = False,
-    debug: options.Debug = False,
-) -> None:
-    """List interventions, parameters and sources."""
-    from regaze.interventions import registry
-
-    known = {name: _describe(cls) for name, cls in registry.load_methods().items()}
-    for reason in registry.broken_methods():
-        console.say(f"regaze: left out: {reason}")
-    if json:
-        typer.echo(json_module.dumps(known, indent=2, ensure_ascii=False))
-        return
-    out = console.stdout()
-    for name, about in known.items():
-        out.print(f"[bold]{name}[/bold]  {escape(about['summary'])}", soft_wrap=True)
-        out.print(f"  source: {about['source']}", markup=False, soft_wrap=True)
-        for parameter, entry in about["parameters"].items():
-            default = f" = {entry['default']}" if "default" in entry else "  (required)"
-            out.print(f"  --set {parameter}: {entry['type']}{default}", markup=False, soft_wrap=True)
-            out.print(f"      {entry['help']}", markup=False, soft_wrap=True)
-        out.print()
+from regaze.arguments import parameter_types, parse_typed, split_assignments
+from regaze.errors import BadParameterError, InputError, UnknownParameterError
+from regaze.interventions import HeadKnockout, Method, registry
 
 
-def _describe(cls: Any) -> dict[str, Any]:
-    from regaze.interventions.parameters import parameters_of
+def read_method(name: str, settings: list[str] | None) -> Method | None:
+    """The method called `name` with the values of --set; None for "none".
 
-    parameters = {}
-    for each in parameters_of(cls):
-        default = {} if each.default is MISSING else {"default": each.default}
-        parameters[each.name] = {"type": each.allowed, "help": each.help, **default}
-    return {"summary": cls.summary, "source": cls.source, "parameters": parameters}
+    Raises:
+        UnknownMethodError, UnknownParameterError, BadParameterError: the message names what is allowed. Also
+            for a knockout of no head: a neutral element in Python, a mistake on the command line.
+    """
+    if name == "none":
+        if settings:
+            raise UnknownParameterError(f"--set {settings[0]}: there is no method to set it on; add --method")
+        return None
+    cls = registry.method_class(name)
+    values = split_assignments(settings or [], "--set")
+    chosen = cls.from_dict(parse_typed(values, parameter_types(cls), "--set "))
+    if isinstance(chosen, HeadKnockout) and not chosen.heads:
+        raise BadParameterError(f"--method {name}: no heads to remove; add --set heads=[[3,1],[4,0]]")
+    return chosen
+
+
+def read_methods(text: str) -> dict[str, Method]:
+    """Methods by label, from names, "all", the name of a file, or a JSON list.
+
+    Raises:
+        InputError: no method, a repeated label, a file without such a list.
+        UnknownMethodError, UnknownParameterError, BadParameterError: see `regaze.interventions.registry`.
+    """
+    if text == "all":
+        return registry.default_methods()
+    methods: dict[str, Method] = {}
+    for entry in _entries(text):
+        label = str(entry.get("label", entry.get("method")))
+        if label in methods:
+            raise InputError(f"--methods: {label!r} twice; give each its own label")
+        methods[label] = registry.method_from_dict({k: v for k, v in entry.items() if k != "label"})
+    if not methods:
+        raise InputError("--methods: no method was given")
+    return methods
+
+
+def _entries(text: str) -> list[dict[str, Any]]:
+    """Descriptions of methods: {"method": name, parameter: value, ...}, perhaps with a "label"."""
+    if text.lstrip().startswith("["):
+        return _list(text, "--methods")
+    if Path(text).suffix not in (".json", ".yaml", ".yml"):
+        return [{"method": name.strip()} for name in text.split(",") if name.strip()]
+    try:
+        content = Path(text).read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"--methods {text} cannot be read: {error.strerror}") from error
+    return _list(content, f"--methods {text}")
+
+
+def _list(text: str, source: str) -> list[dict[str, Any]]:
+    try:
+        entries = yaml.safe_load(text)  # JSON is YAML, too
+    except yaml.YAMLError as error:
+        raise InputError(f"{source} is neither JSON nor YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise InputError(f"{source}: expected a list of {{label, method, parameters...}}")
+    return entries

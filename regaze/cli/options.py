@@ -1,96 +1,124 @@
-"""Options that several commands share, and how their values become a model and a method."""
+"""The options that several commands share. In a help text, brackets hold the default."""
 
 from __future__ import annotations
 
-import typing
-from typing import Annotated, Any
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, TypeVar
 
 import typer
 
-from regaze.cli import console
-from regaze.errors import BadParameterError, InputError, UnknownParameterError
+from regaze.cli import config, console
+from regaze.errors import BadParameterError
 
-if typing.TYPE_CHECKING:
-    from regaze import Gaze
-    from regaze.interventions import Method as AnyMethod
+Number = TypeVar("Number", int, float)
 
 
-def _debug(ctx: typer.Context, wanted: bool) -> None:
-    if wanted:
+def _mark_debug(ctx: typer.Context, requested: bool) -> None:
+    if requested:
         ctx.meta[console.DEBUG] = True
 
 
+def _apply_config(ctx: typer.Context, path: Path | None) -> Path | None:
+    """Make the values of --config the defaults of the other options."""
+    if path is not None:
+        names = [str(parameter.name) for parameter in ctx.command.params]
+        ctx.default_map = config.read_defaults(path, names)
+    return path
+
+
+# The model, the method and the answer.
 Model = Annotated[str, typer.Option(help="demo, a folder, or a name on the Hugging Face hub.")]
-Method = Annotated[str, typer.Option(help="An intervention (see `regaze methods`), or none.")]
+Method = Annotated[str, typer.Option(help="A method (see `regaze methods`), or none.")]
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="NAME=VALUE", help="A parameter of the method; repeatable."),
 ]
 Device = Annotated[
-    str | None, typer.Option(help="cpu, cuda, cuda:1, mps, or auto to spread over all. [best there is]")
+    str | None,
+    typer.Option(help="cpu, cuda, cuda:1, mps, or auto to spread the model over all. [best available]"),
 ]
 Dtype = Annotated[
     str | None, typer.Option(help="float32, bfloat16 or float16. [as stored; the demo: float32]")
 ]
 Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of sampling and of the bootstrap.")]
-MaxNewTokens = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")]
-Debug = Annotated[bool, typer.Option("--debug", callback=_debug, is_eager=True, help="Show tracebacks.")]
+MaxNewTokens = Annotated[int, typer.Option(min=1, help="Maximum length of the answer, in tokens.")]
+Debug = Annotated[
+    bool, typer.Option("--debug", callback=_mark_debug, is_eager=True, help="Show tracebacks of errors.")
+]
+
+# The questions: commands that run or score benchmarks.
+Data = Annotated[
+    str | None,
+    typer.Option(help="demo (the shipped scenes), hub, or a folder with the benchmark's official files."),
+]
+Images = Annotated[Path | None, typer.Option(help="Folder of the images that the files name.")]
+Questions = Annotated[
+    Path | None, typer.Option(help="pope only: a file of questions in its own format; needs --images.")
+]
+Split = Annotated[
+    str | None,
+    typer.Option(
+        help="pope only: random, popular, adversarial or all; for the shipped scenes. [all]",
+    ),
+]
+Bench = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=VALUE", help="An option of the benchmark (see `regaze benchmarks`); repeatable."
+    ),
+]
+Limit = Annotated[int | None, typer.Option(help="Only the first N questions of each split.")]
+Judge = Annotated[
+    str | None,
+    typer.Option(
+        help="For judged benchmarks: URL#MODEL of a server, a model, or a file of verdicts (.jsonl)."
+    ),
+]
+
+# The run: commands that generate answers.
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        callback=_apply_config,
+        is_eager=True,
+        help="YAML file with any of these options, such as run.yaml of an earlier run.",
+    ),
+]
+BatchSize = Annotated[int, typer.Option(help="Questions per batch.")]
+Generate = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME=VALUE", help="An argument of generate, such as temperature=1; repeatable."),
+]
+AnswerTokens = Annotated[
+    int,
+    typer.Option(min=1, help="Maximum length of an answer, in tokens, where the benchmark sets none."),
+]
+MaxErrors = Annotated[int, typer.Option(help="Failed questions allowed before the run stops.")]
+SharePrefix = Annotated[
+    bool, typer.Option(help="Let questions about one image share its prefill where the model allows it.")
+]
+Output = Annotated[
+    Path | None,
+    typer.Option(help="Folder for results; an unfinished run in it is continued. [out/... with the time]"),
+]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Without --output: continue the newest run of the same name.")
+]
+Export = Annotated[
+    str | None,
+    typer.Option(help="Also write the answers for lmms-eval, vlmevalkit, or both separated by a comma."),
+]
 
 
-def load(model: str, device: str | None, dtype: str | None) -> Gaze:
-    """The wrapped model, loaded without noise."""
-    placement: dict[str, Any] = {"device_map": _device(device)}
-    if dtype is not None:
-        placement["dtype"] = _dtype(dtype)
-    console.quiet_libraries()
-    import regaze
-
-    with console.stderr().status(f"loading {model}"):
-        return regaze.wrap(*regaze.load(model, **placement))
-
-
-def _device(name: str | None) -> str:
-    import torch
-
-    if name is None:
-        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    if name == "auto":
-        return name
+def parse_numbers(option: str, text: str, kind: Callable[[str], Number]) -> list[Number]:
+    """The numbers of an option such as "0,5". Raises BadParameterError for anything else."""
     try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"device {name!r} cannot be used here ({reason}); try cpu") from error
-    return name
+        return [kind(number) for number in text.split(",")]
+    except ValueError:
+        raise BadParameterError(f"{option} {text}: expected numbers such as 3 or 0,5") from None
 
 
-def _dtype(name: str) -> Any:
-    import torch
-
-    if name not in ("float32", "bfloat16", "float16"):
-        raise InputError(f"dtype {name!r}: expected float32, bfloat16 or float16")
-    return getattr(torch, name)
-
-
-def method(name: str, settings: list[str] | None) -> AnyMethod | None:
-    """The intervention called `name` with the values of --set; None for "none".
-
-    Raises:
-        UnknownMethodError, UnknownParameterError, BadParameterError: names what is allowed. Also for a
-            knockout of no head: in Python that is a neutral element, on the command line an oversight.
-    """
-    if name == "none":
-        if settings:
-            raise UnknownParameterError(f"--set {settings[0]}: there is no method to set it on; add --method")
-        return None
-    from regaze.arguments import parameter_types, parse_typed, split_assignments
-    from regaze.interventions import HeadKnockout
-    from regaze.interventions.registry import method_class
-
-    cls = method_class(name)
-    chosen = cls.from_dict(
-        parse_typed(split_assignments(settings or [], "--set"), parameter_types(cls), "--set ")
-    )
-    if isinstance(chosen, HeadKnockout) and not chosen.heads:
-        raise BadParameterError(f"--method {name}: no heads to remove; add --set heads=[[3,1],[4,0]]")
-    return chosen
+def parse_indices(option: str, text: str | None) -> list[int] | None:
+    """As `parse_numbers`; None, which means all, for None."""
+    return None if text is None else parse_numbers(option, text, int)

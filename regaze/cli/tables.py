@@ -1,4 +1,4 @@
-"""Results of a run as tables for people, at most 80 columns wide."""
+"""Results of a run as tables for the terminal, at most 80 columns wide."""
 
 from __future__ import annotations
 
@@ -11,40 +11,40 @@ from rich.markup import escape
 from rich.table import Table
 
 from regaze.cli import console
+from regaze.eval.report import tables as report
+from regaze.eval.report.report import markdown_table
 
 NOTES = """Shares in percent, with 95 % intervals (none where images do not vary).
-Only right: questions that this alone gets right. Detectable: the smallest true
-difference that would be found four times out of five."""
+Only right: questions that only this condition gets right. Detectable: the
+smallest true difference that would be found four times out of five."""
 HARNESS_NOTE = "The harness scorer's yes-ratio is that of the labels, whatever the answers."
-#: scorers shown here; reports and results.json have all
-_SHOWN = 2
+#: Number of scorers shown; reports and results.json have all.
+_SCORERS_SHOWN = 2
 
 
 def show(results: Mapping[str, Any]) -> None:
-    """One table per benchmark and split on standard output, then the seconds and how to read them."""
-    from regaze.eval.report.tables import statistics
-
+    """Print one table per benchmark and split, then the seconds and notes on how to read them."""
     out = console.stdout()
     label = next(iter(results["methods"]), None)
-    for name, asked in results["benchmarks"].items():
-        entry = asked["methods"][label] if label else asked["plain"]
+    for name, benchmark in results["benchmarks"].items():
+        entry = benchmark["methods"][label] if label else benchmark["plain"]
         for split, scores in entry["figures"].items():
             title = f"{name.upper()} {split}, {results['model']['name']}"
             title += f": {scores['questions']} questions on {scores['images']} images"
             out.print(f"[bold]{escape(title)}[/bold]", soft_wrap=True)
-            out.print(_table(scores, label, asked["numbers"]))
-        out.print(textwrap.fill(statistics(asked), 80), markup=False, soft_wrap=True)
-        for line in _costs(asked, label):
+            out.print(_table(scores, label, benchmark["numbers"]))
+        out.print(textwrap.fill(report.statistics(benchmark), 80), markup=False, soft_wrap=True)
+        for line in _caveats(benchmark, label):
             out.print(line, markup=False, soft_wrap=True)
     out.print(NOTES, markup=False, soft_wrap=True)
     if "pope" in results["benchmarks"]:
         out.print(HARNESS_NOTE, markup=False, soft_wrap=True)
 
 
-def _costs(asked: Mapping[str, Any], label: str | None) -> list[str]:
-    """What was lost, what it took, and what may feign a gain."""
+def _caveats(benchmark: Mapping[str, Any], label: str | None) -> list[str]:
+    """Lines on failed questions, changed answers, confounds and seconds."""
     lines = []
-    entries = {"plain": asked["plain"], **({label: asked["methods"][label]} if label else {})}
+    entries = {"plain": benchmark["plain"], **({label: benchmark["methods"][label]} if label else {})}
     for name, entry in entries.items():
         if entry["failed"]:
             lines.append(f"{name}: {entry['failed']} questions failed, {entry['left_out']} are not scored")
@@ -58,41 +58,39 @@ def _costs(asked: Mapping[str, Any], label: str | None) -> list[str]:
 
 
 def _table(scores: Mapping[str, Any], label: str | None, scales: Mapping[str, list[str]]) -> Table:
-    from regaze.eval.report.tables import estimate, estimates, number, scorers
-    from regaze.eval.report.tables import label as called
-
+    """The figures of one split. `scales`: by scorer the figures that are not shares."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("", no_wrap=True)
     for heading in ("plain", label, f"{label} - plain") if label else ("plain",):
         table.add_column(heading, justify="right", no_wrap=True)
-    for scorer in scorers(scores)[:_SHOWN]:
+    for scorer in report.scorers(scores)[:_SCORERS_SHOWN]:
         conditions = scores[scorer]
         plain, numbers = conditions["plain"], scales.get(scorer, [])
         table.add_row(f"[bold]{escape(scorer)}[/bold]")
-        for figure, value in estimates(plain):
-            cells = [estimate(figure, value, numbers)]
+        for figure, value in report.estimates(plain):
+            cells = [report.estimate(figure, value, numbers)]
             if label:
-                cells.append(estimate(figure, conditions["edited"][figure], numbers))
-                cells.append(estimate(figure, conditions["difference"][figure], numbers, "+"))
-            table.add_row(f"  {called(figure)}", *map(escape, cells))
+                cells.append(report.estimate(figure, conditions["edited"][figure], numbers))
+                cells.append(report.estimate(figure, conditions["difference"][figure], numbers, "+"))
+            table.add_row(f"  {report.label(figure)}", *map(escape, cells))
         if label:
-            first = next(figure for figure, _ in estimates(plain))
-            least = number(first, conditions["difference"][first].get("detectable"), numbers)
-            table.add_row(*_test(conditions["difference"]))
-            table.add_row("  detectable", "", "", least)
+            first = next(figure for figure, _ in report.estimates(plain))
+            detectable = conditions["difference"][first].get("detectable")
+            table.add_row(*_test_row(conditions["difference"]))
+            table.add_row("  detectable", "", "", report.number(first, detectable, numbers))
         table.add_section()
     return table
 
 
-def _test(difference: Mapping[str, Any]) -> list[str]:
-    """The row of the test."""
+def _test_row(difference: Mapping[str, Any]) -> list[str]:
+    """The p value, and how many questions only one condition gets right."""
     name = "McNemar" if "mcnemar_p" in difference else "permutation"
     p = difference.get(f"{name.lower()}_p")
-    told = "undefined" if p is None else f"{name} p = {p:.3g}"
+    p_cell = "undefined" if p is None else f"{name} p = {p:.3g}"
     if "only_plain_correct" not in difference:
-        return ["  test", "", "", told]
-    alone = [str(difference[f"only_{condition}_correct"]) for condition in ("plain", "edited")]
-    return ["  only right", *alone, told]
+        return ["  test", "", "", p_cell]
+    only_right = [str(difference[f"only_{condition}_correct"]) for condition in ("plain", "edited")]
+    return ["  only right", *only_right, p_cell]
 
 
 def comparison(results: Mapping[str, Any]) -> str:
@@ -102,29 +100,24 @@ def comparison(results: Mapping[str, Any]) -> str:
         f"Model {results['model']['name']}, seed {results['seed']}, batches of {results['batch_size']}; "
         f"regaze {versions['regaze']}, torch {versions['torch']}, transformers {versions['transformers']}."
     ]
-    parts += [_compared(name, asked) for name, asked in results["benchmarks"].items()]
-    return "\n\n".join([*parts, *_notes()]) + "\n"
+    parts += [_leading_figures(name, benchmark) for name, benchmark in results["benchmarks"].items()]
+    return "\n\n".join([*parts, *report.NOTES]) + "\n"
 
 
-def scored(asked: Mapping[str, Any]) -> str:
-    """Answers of a file as Markdown: the leading figures, then all of them."""
-    from regaze.eval.report.report import markdown_table
-    from regaze.eval.report.tables import every
-
-    parts = [_compared(asked["benchmark"]["name"], asked), markdown_table(every(asked)), *_notes()]
-    return "\n\n".join(parts) + "\n"
+def scored(benchmark: Mapping[str, Any]) -> str:
+    """The scores of a file of answers as Markdown: the leading figures, then all of them."""
+    leading = _leading_figures(benchmark["benchmark"]["name"], benchmark)
+    return "\n\n".join([leading, markdown_table(report.every(benchmark)), *report.NOTES]) + "\n"
 
 
-def _compared(name: str, asked: Mapping[str, Any]) -> str:
-    from regaze.eval.report.report import markdown_table
-    from regaze.eval.report.tables import leading, main, questions, statistics
-
-    split, scorer = leading(asked)
+def _leading_figures(name: str, benchmark: Mapping[str, Any]) -> str:
+    split, scorer = report.leading(benchmark)
     heading = f"## {name}, {split}, {scorer} scorer"
-    return "\n\n".join([heading, questions(asked), statistics(asked), markdown_table(main(asked))])
-
-
-def _notes() -> tuple[str, ...]:
-    from regaze.eval.report.tables import NOTES
-
-    return NOTES
+    return "\n\n".join(
+        [
+            heading,
+            report.questions(benchmark),
+            report.statistics(benchmark),
+            markdown_table(report.main(benchmark)),
+        ]
+    )

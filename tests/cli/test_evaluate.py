@@ -18,7 +18,7 @@ from PIL import Image
 from standins import StandIn, lines
 from typer.testing import CliRunner, Result
 
-from regaze.cli import app, options
+from regaze.cli import app, models
 from regaze.interventions import registry
 
 
@@ -30,7 +30,7 @@ def gaze() -> StandIn:
 @pytest.fixture
 def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gaze: StandIn) -> Path:
     """A folder with two images and four questions; models become stand-ins."""
-    monkeypatch.setattr(options, "load", lambda model, device, dtype: gaze)
+    monkeypatch.setattr(models, "load_model", lambda model, device, dtype: gaze)
     monkeypatch.chdir(tmp_path)
     rows = []
     for shade, name in enumerate("ab"):

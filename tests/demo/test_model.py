@@ -74,7 +74,8 @@ def test_importing_the_demo_is_cheap():
         "import sys, regaze\n"
         "before = set(sys.modules)\n"
         "import regaze.demo\n"
-        "print(sorted(name for name in set(sys.modules) - before if name.split('.')[0] not in sys.stdlib_module_names))"
+        "added = set(sys.modules) - before\n"
+        "print(sorted(name for name in added if name.split('.')[0] not in sys.stdlib_module_names))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert set(ast.literal_eval(done.stdout)) <= {"regaze.demo", "regaze.demo.shipped", "regaze.errors"}

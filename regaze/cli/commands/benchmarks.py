@@ -1,4 +1,4 @@
-"""`regaze benchmarks`: what can be run, under which terms, and `get` to download questions."""
+"""`regaze benchmarks`: the benchmarks with their terms and options, and `get` to download questions."""
 
 from __future__ import annotations
 
@@ -11,41 +11,38 @@ from rich.markup import escape
 
 from regaze.cli import console, options
 from regaze.errors import InputError
+from regaze.eval import catalogue
+from regaze.eval.benchmarks import download
 
 
 def benchmarks(
     action: Annotated[
-        str | None, typer.Argument(help="get, to download questions; without it they are listed.")
+        str | None, typer.Argument(help="get, to download questions; leave it out to list the benchmarks.")
     ] = None,
-    name: Annotated[str | None, typer.Argument(help="Which benchmark's questions to get.")] = None,
+    name: Annotated[str | None, typer.Argument(help="The benchmark whose questions to download.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print a JSON object and nothing else.")] = False,
     debug: options.Debug = False,
 ) -> None:
-    """List benchmarks, or download the questions of one."""
+    """List the benchmarks, or download the questions of one."""
     if action == "get":
-        _get(name)
+        _download(name)
     elif action is not None:
         raise InputError(f"unknown action {action!r}; there is `regaze benchmarks get NAME`")
     else:
         _list(json)
 
 
-def _get(name: str | None) -> None:
-    from regaze.eval import catalogue
-    from regaze.eval.benchmarks import download
-
+def _download(name: str | None) -> None:
     if name is None:
         raise InputError(f"get what? There are {', '.join(catalogue.NAMES)}")
     about = catalogue.find(name).about
-    download(name, tell=console.say)
-    console.say(f"licence: {about.licence}")
-    console.say(f"images are not part of it: {about.images}")
+    download(name, tell=console.info)
+    console.info(f"licence: {about.licence}")
+    console.info(f"images are not part of it: {about.images}")
 
 
 def _list(json: bool) -> None:
-    from regaze.eval import catalogue
-
-    known = {name: _describe(catalogue, catalogue.find(name)) for name in catalogue.NAMES}
+    known = {name: _describe(catalogue.find(name)) for name in catalogue.NAMES}
     if json:
         typer.echo(json_module.dumps(known, indent=2, ensure_ascii=False))
         return
@@ -54,13 +51,13 @@ def _list(json: bool) -> None:
         out.print(f"[bold]{name}[/bold]  {escape(about['title'])}, {escape(about['paper'])}", soft_wrap=True)
         out.print(f"  licence: {about['licence']}", markup=False, soft_wrap=True)
         out.print(f"  images: {about['images']}", markup=False, soft_wrap=True)
-        for source, given in about["options"].items():
-            text = ", ".join(given) or "none"
+        for source, names in about["options"].items():
+            text = ", ".join(names) or "none"
             out.print(f"  --data {source}: options {text}", markup=False, soft_wrap=True)
         out.print()
 
 
-def _describe(catalogue: Any, cls: Any) -> dict[str, Any]:
+def _describe(cls: Any) -> dict[str, Any]:
     about = cls.about
     return {
         **{key: getattr(about, key) for key in ("title", "paper", "licence", "images", "home", "hub")},

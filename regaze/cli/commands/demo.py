@@ -1,4 +1,4 @@
-"""`regaze demo`: the whole job on the bundled model, offline."""
+"""`regaze demo`: the whole workflow on the bundled model, offline."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ from typing import Annotated
 
 import typer
 
-from regaze.cli import console, options, tables
-from regaze.cli.heatmap import draw
+from regaze.cli import console, models, options, tables
+from regaze.cli.pictures import draw_heatmap
 from regaze.demo import scenes
+from regaze.eval import Pope, evaluate_benchmark
+from regaze.eval.report import report
+from regaze.interventions import VAR
 
-#: the layer in which the demo model matches a word of the question with the patches that show it
+#: The layer in which the demo model matches a word of the question with the patches that show it.
 WORD_LAYER = 0
-#: the split on which a model that goes by what is usual is most often wrong
+#: The split on which a model that follows co-occurrence is wrong most often.
 SPLIT = "adversarial"
 
 
@@ -23,25 +26,20 @@ def demo(
     ),
     debug: options.Debug = False,
 ) -> None:
-    """Do it all on the bundled model, offline."""
-    from regaze.eval import Pope
-    from regaze.eval.report import report
-    from regaze.eval.run.runner import evaluate_benchmark
-
+    """Run the whole workflow offline on the bundled model."""
     task = Pope.of_demo(splits=[SPLIT])
-    intervention = options.method("var", None)
-    gaze = options.load("demo", "cpu", None)
-    console.say(f"asking {len(task.items)} questions about the shipped scenes, plain and with VAR")
-    with console.progress() as bars:
+    gaze = models.load_model("demo", "cpu", None)
+    console.info(f"asking {len(task.items)} questions about the shipped scenes, plain and with VAR")
+    with console.progress() as progress:
         results = evaluate_benchmark(
             gaze,
             task,
-            intervention,
+            VAR(),
             output,
             model_name="demo",
             batch_size=32,
             max_new_tokens=16,
-            progress=bars,
+            progress=progress,
         )
     report.write(results, output)
     tables.show(results)
@@ -50,8 +48,8 @@ def demo(
     scene = next(scene for scene in scenes() if scene.path == item.image)
     word = next(thing.category for thing in scene.objects if f" {thing.category} " in item.question)
     picture = output / "heatmap.png"
-    answer = draw(gaze, None, item.image, task.prompt(item), picture, token=word, layers=[WORD_LAYER])
-    console.say(f"asked about {item.image.name}: {item.question} {answer}")
-    console.say(
+    answer = draw_heatmap(gaze, None, item.image, task.prompt(item), picture, token=word, layers=[WORD_LAYER])
+    console.info(f"asked about {item.image.name}: {item.question} {answer}")
+    console.info(
         f"where the word {word!r} looked is in {picture}; results, answers and report are in {output}"
     )

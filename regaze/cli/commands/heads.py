@@ -1,23 +1,28 @@
-"""`regaze heads`: which heads fetch what the model copies from a long context."""
+"""`regaze heads`: find the heads that copy from a long context."""
 
 from __future__ import annotations
 
 import json as json_module
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich import box
 from rich.table import Table
 
-from regaze.cli import console, options
-from regaze.errors import BadParameterError, InputError, RegazeError
+from regaze.cli import console, models, options
+from regaze.errors import InputError, RegazeError
+from regaze.interventions.retrieval_heads import (
+    NEEDLES,
+    Needle,
+    RetrievalHeads,
+    find_retrieval_heads,
+    read_haystack,
+)
+from regaze.toolkit import plot
 
-if TYPE_CHECKING:
-    from regaze.interventions.retrieval_heads import Needle, RetrievalHeads
-
-#: retrieval heads and strong ones, as the paper draws the lines
+#: The paper's thresholds of retrieval heads and of strong ones.
 THRESHOLDS = (0.1, 0.5)
 
 
@@ -25,67 +30,72 @@ def heads(
     model: Annotated[str, typer.Argument(help="A folder, or a name on the Hugging Face hub.")],
     haystack: Annotated[
         list[Path],
-        typer.Option(help="A long text (UTF-8, may be gzipped); repeat for one per needle, in turn."),
+        typer.Option(help="A long text (UTF-8, may be gzipped); repeatable, for the needles in turn."),
     ],
     needles: Annotated[
         Path | None,
         typer.Option(help='JSON list of {"text", "question", "answer", "cue"}. [three built-in ones]'),
     ] = None,
     lengths: Annotated[
-        str, typer.Option(help="Tokens of the whole prompt, such as 500,2000,8000.")
+        str, typer.Option(help="Lengths of the whole prompt in tokens.")
     ] = "500,1000,2000,4000",
-    depths: Annotated[str, typer.Option(help="Percent of the text before the needle.")] = "10,30,50,70,90",
+    depths: Annotated[
+        str, typer.Option(help="Depths of the needle: percent of the text before it.")
+    ] = "10,30,50,70,90",
     score: Annotated[
         str,
-        typer.Option(help="paper (part of the needle) or released (count of steps) in table and picture."),
+        typer.Option(
+            help="Score in table and picture: paper (share of the needle) or released (number of steps)."
+        ),
     ] = "paper",
-    top: Annotated[int, typer.Option(min=0, help="How many heads to list.")] = 10,
+    top: Annotated[int, typer.Option(min=0, help="Number of heads to list.")] = 10,
     max_new_tokens: options.MaxNewTokens = 50,
     device: options.Device = None,
     dtype: options.Dtype = None,
     output: Annotated[
-        Path | None, typer.Option(help="Folder for the results; a second run goes on there. [out/heads-...]")
+        Path | None,
+        typer.Option(help="Folder for the results; an unfinished run in it is continued. [out/heads-...]"),
     ] = None,
     json: Annotated[
         bool, typer.Option("--json", help="Print the head file's path and means as JSON.")
     ] = False,
     debug: options.Debug = False,
 ) -> None:
-    """Find the retrieval heads of a model: a head file, a picture of all heads and a table of the best."""
+    """Find the retrieval heads of a model.
+
+    Writes a head file and a picture of all heads, and prints a table of the best.
+    """
     if score not in ("paper", "released"):
         raise InputError(f"--score {score}: expected paper or released")
-    sizes, places = _numbers("--lengths", lengths, int), _numbers("--depths", depths, float)
-    hidden = read_needles(needles)
-    from regaze.interventions.retrieval_heads import find_retrieval_heads, read_haystack
-
+    sizes = options.parse_numbers("--lengths", lengths, int)
+    percents = options.parse_numbers("--depths", depths, float)
+    chosen_needles = read_needles(needles)
     texts = [read_haystack(path) for path in haystack]
     folder = output or Path("out") / f"heads-{Path(model).name}"
-    gaze = options.load(model, device, dtype)
-    with console.progress() as report:
+    gaze = models.load_model(model, device, dtype)
+    with console.progress() as progress:
         found = find_retrieval_heads(
             gaze.model,
             gaze.processor,
             texts,
-            hidden,
+            chosen_needles,
             sizes,
-            places,
+            percents,
             max_new_tokens=max_new_tokens,
             name=Path(model).name,
             log=folder / "trials.jsonl",
-            progress=report,
+            progress=progress,
         )
     _write(found, folder, score, top)
     if json:
         typer.echo(json_module.dumps(_summary(found, folder)))
     else:
         show(found, score, top)
-    console.say(f"head files and picture are in {folder}")
+    console.info(f"head files and picture are in {folder}")
 
 
 def read_needles(path: Path | None) -> list[Needle]:
-    """Needles from a JSON file; the built-in ones without. Raises InputError naming what is wrong with it."""
-    from regaze.interventions.retrieval_heads import NEEDLES, Needle
-
+    """Needles from a JSON file, the built-in ones for None. Raises InputError: a file without needles."""
     if path is None:
         return list(NEEDLES)
     try:
@@ -101,7 +111,7 @@ def read_needles(path: Path | None) -> list[Needle]:
 
 
 def show(found: RetrievalHeads, score: Any, top: int) -> None:
-    """How many heads retrieve, and a table of the best."""
+    """Print the number of retrieval heads, and a table of the best."""
     out, mean, about = console.stdout(), found.mean(score), found.about
     out.print(
         f"{about['model']}: {about['trials_succeeded']} of {about['trials_run']} trials succeeded; "
@@ -123,8 +133,6 @@ def show(found: RetrievalHeads, score: Any, top: int) -> None:
 
 
 def _write(found: RetrievalHeads, folder: Path, score: Any, top: int) -> None:
-    from regaze.toolkit import plot
-
     found.save(folder / "heads.json")
     found.save_released(folder / "heads_released.json")
     plot.head_scores(
@@ -145,10 +153,3 @@ def _summary(found: RetrievalHeads, folder: Path) -> dict[str, Any]:
         "released": found.mean("released").tolist(),
         "frequency": found.frequency().tolist(),
     }
-
-
-def _numbers(option: str, text: str, kind: type[int] | type[float]) -> list[Any]:
-    try:
-        return [kind(number) for number in text.split(",")]
-    except ValueError:
-        raise BadParameterError(f"{option} {text}: expected numbers such as 10,50") from None

@@ -1,58 +1,52 @@
-"""`regaze inspect`: what regaze would do with a model."""
+"""`regaze inspect`: what regaze finds in a model."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
+from rich.table import Table
+from rich.text import Text
 
-from regaze.cli import console, options
+from regaze.cli import console, models, options
+from regaze.cli.pictures import find_image
 from regaze.errors import InputError
-
-if TYPE_CHECKING:
-    from rich.text import Text
-
-    from regaze.toolkit.inspect import Inspection, Span
-    from regaze.toolkit.prompts.token_map import View
+from regaze.toolkit import wrap
+from regaze.toolkit.inspect import Inspection, Span, inspect_model, read_prompt
+from regaze.toolkit.load import outline
+from regaze.toolkit.plot import ROLE_COLOURS
+from regaze.toolkit.prompts.token_map import View
 
 
 def inspect(
-    model: Annotated[str, typer.Argument(help='"demo", a hub id or a folder.')],
+    model: Annotated[str, typer.Argument(help="demo, a folder, or a name on the Hugging Face hub.")],
     image: Annotated[
-        str | None, typer.Option(help="An image file or shipped scene: print the grid its tokens form.")
+        str | None,
+        typer.Option(help="An image file or a shipped scene: print the grid that its tokens form."),
     ] = None,
     prompt: Annotated[str | None, typer.Option(help="A question: print the role of every token.")] = None,
-    trust_remote_code: Annotated[bool, typer.Option(help="Run code that comes with the model.")] = False,
+    trust_remote_code: Annotated[bool, typer.Option(help="Run code from the model's repository.")] = False,
     debug: options.Debug = False,
 ) -> None:
     """Print a model's layers, heads, image tokens and limits; loads no weights."""
-    from regaze import wrap
-    from regaze.cli.heatmap import find_image
-    from regaze.toolkit.inspect import inspect_model, read_prompt
-    from regaze.toolkit.load import outline
-
-    console.quiet_libraries()
+    models.quiet_libraries()
     outlined, processor = outline(model, trust_remote_code=trust_remote_code)
-    found = inspect_model(outlined)
     out = console.stdout()
-    out.print(_table(found))
+    out.print(_table(inspect_model(outlined)))
     if image is None and prompt is None:
         return
     if processor is None:
         raise InputError(f"{model} has no processor to build a prompt with; leave out --image and --prompt")
     path = None if image is None else find_image(image)
-    views, spans = read_prompt(
-        wrap(outlined, processor), path, "What is in the image?" if prompt is None else prompt
-    )
+    question = "What is in the image?" if prompt is None else prompt
+    views, spans = read_prompt(wrap(outlined, processor), path, question)
     for view in views:
-        out.print(_seen(view), markup=False)
-    for text in _coloured(spans) if out.color_system else _listed(spans):
+        out.print(_view_line(view), markup=False)
+    for text in _coloured(spans) if out.color_system else _lines(spans):
         out.print(text, soft_wrap=True, markup=False)
 
 
-def _table(found: Inspection) -> Any:
-    from rich.table import Table
-
+def _table(found: Inspection) -> Table:
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
@@ -85,8 +79,8 @@ def ranges(numbers: tuple[int, ...]) -> str:
     return ", ".join(f"{p[0]}-{p[-1]}" if len(p) > 1 else f"{p[0]}" for p in parts) or "none"
 
 
-def _seen(view: View) -> str:
-    """One line for one view of an image."""
+def _view_line(view: View) -> str:
+    """One view of an image: its grid and its part of the image."""
     rows, columns = view.grid
     cells = f"{rows} x {columns} cells" if rows * columns else "tokens without places"
     if view.box is None:
@@ -97,17 +91,13 @@ def _seen(view: View) -> str:
     return f"image {view.image}: {cells}, {left} to {right} across and {top} to {bottom} down"
 
 
-def _listed(spans: list[Span]) -> list[str]:
-    """A line for each role that changes, where there are no colours."""
+def _lines(spans: list[Span]) -> list[str]:
+    """One line per run of tokens of one role, for terminals without colours."""
     return [f"{span.role.name:<10}{span.text!r}" for span in spans]
 
 
 def _coloured(spans: list[Span]) -> tuple[Text, Text]:
-    """The prompt with each token in the colour of its role, and what the colours mean."""
-    from rich.text import Text
-
-    from regaze.toolkit.plot import ROLE_COLOURS
-
+    """The prompt with each token in the colour of its role, and a legend."""
     prompt, legend = Text(), Text()
     for span in spans:
         prompt.append(span.text, style=f"bold {ROLE_COLOURS[span.role]}")

@@ -1,0 +1,73 @@
+"""`regaze compare`: several methods on the same questions, in one table."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from regaze.cli import console, options, tables
+from regaze.cli.config import option_values
+from regaze.cli.methods import read_methods
+from regaze.cli.questions import QuestionSource, generation_options, make_tasks
+from regaze.cli.run import Run, execute
+from regaze.eval import EvalConfig
+from regaze.eval.run.results import dumps
+
+
+def compare(
+    ctx: typer.Context,
+    benchmark: Annotated[
+        str, typer.Argument(help="Names from `regaze benchmarks`, separated by commas.")
+    ] = "pope",
+    named: Annotated[
+        str | None, typer.Option("--benchmark", help="The same as an option.", show_default=False)
+    ] = None,
+    methods: Annotated[
+        str,
+        typer.Option(
+            help='Names separated by commas, all, or a JSON or YAML file: a list of {"label", "method", '
+            "parameters...}."
+        ),
+    ] = "all",
+    model: options.Model = "demo",
+    config: options.Config = None,
+    data: options.Data = None,
+    images: options.Images = None,
+    bench: options.Bench = None,
+    limit: options.Limit = None,
+    batch_size: options.BatchSize = 16,
+    max_new_tokens: options.AnswerTokens = 16,
+    generate: options.Generate = None,
+    seed: options.Seed = 0,
+    max_errors: options.MaxErrors = 10,
+    share_prefix: options.SharePrefix = True,
+    judge: options.Judge = None,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    output: options.Output = None,
+    resume: options.Resume = False,
+    export: options.Export = None,
+    json: Annotated[bool, typer.Option("--json", help="Print results.json and nothing else.")] = False,
+    debug: options.Debug = False,
+) -> None:
+    """Compare several methods with the plain model on the same questions.
+
+    A method that cannot run on the model becomes a line with the reason; the others still run.
+    """
+    benchmark = named or benchmark
+    chosen = read_methods(methods)
+    source = QuestionSource(data=data, images=images, bench=bench, limit=limit)
+    generation = generation_options(generate, max_new_tokens)
+    run = Run(
+        tasks=make_tasks(benchmark, source, generation, judge, model),
+        methods=chosen,
+        config=EvalConfig(batch_size, seed, max_errors, share_prefix, raise_method_errors=False),
+        name=f"compare-{benchmark.replace(',', '-')}",
+        options={**option_values(ctx), "benchmark": benchmark},
+    )
+    results, folder = execute(run)
+    if results is None:
+        return
+    typer.echo(dumps(results) if json else tables.comparison(results))
+    console.info(f"the report, all figures and the answers are in {folder}")

@@ -1,0 +1,59 @@
+"""`regaze heatmap`: where the model looked while it answered."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from regaze.cli import console, models, options
+from regaze.cli.methods import read_method
+from regaze.cli.pictures import check_output, draw_heatmap, find_image
+
+
+def heatmap(
+    image: Annotated[str, typer.Argument(help="An image file, or the name of a shipped scene.")],
+    question: Annotated[str, typer.Argument(help="The question about it.")],
+    model: options.Model = "demo",
+    method: options.Method = "none",
+    settings: options.Settings = None,
+    layers: Annotated[str | None, typer.Option(help="Layers to average, such as 3 or 2,3. [all]")] = None,
+    heads: Annotated[str | None, typer.Option(help="Heads to average, such as 0 or 0,5. [all]")] = None,
+    token: Annotated[
+        str,
+        typer.Option(
+            help="Whose attention to show: the number of an answer token, or a word of answer or question."
+        ),
+    ] = "0",
+    max_new_tokens: options.MaxNewTokens = 32,
+    seed: options.Seed = 0,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    output: Annotated[Path, typer.Option(help="Picture to write: .png, .pdf or .svg.")] = Path("heatmap.png"),
+    debug: options.Debug = False,
+) -> None:
+    """Draw where the model looked while it answered; prints the answer."""
+    path = find_image(image)
+    check_output(output, (".png", ".pdf", ".svg"))
+    layer_indices, head_indices = (
+        options.parse_indices("--layers", layers),
+        options.parse_indices("--heads", heads),
+    )
+    chosen = read_method(method, settings)
+    gaze = models.load_model(model, device, dtype)
+    torch.manual_seed(seed)
+    answer = draw_heatmap(
+        gaze,
+        chosen,
+        path,
+        question,
+        output,
+        token=int(token) if token.isdecimal() else token,
+        layers=layer_indices,
+        heads=head_indices,
+        max_new_tokens=max_new_tokens,
+    )
+    typer.echo(answer)
+    console.info(f"the heatmap is in {output}")

@@ -1,0 +1,44 @@
+"""`regaze methods`: the values of --method and --set."""
+
+from __future__ import annotations
+
+import json as json_module
+from dataclasses import MISSING
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from regaze.cli import console, options
+from regaze.interventions import registry
+from regaze.interventions.parameters import parameters_of
+
+
+def methods(
+    json: Annotated[bool, typer.Option("--json", help="Print a JSON object and nothing else.")] = False,
+    debug: options.Debug = False,
+) -> None:
+    """List the methods, their parameters and sources."""
+    known = {name: _describe(cls) for name, cls in registry.load_methods().items()}
+    for reason in registry.broken_methods():
+        console.info(f"regaze: left out: {reason}")
+    if json:
+        typer.echo(json_module.dumps(known, indent=2, ensure_ascii=False))
+        return
+    out = console.stdout()
+    for name, about in known.items():
+        out.print(f"[bold]{name}[/bold]  {escape(about['summary'])}", soft_wrap=True)
+        out.print(f"  source: {about['source']}", markup=False, soft_wrap=True)
+        for parameter, entry in about["parameters"].items():
+            default = f" = {entry['default']}" if "default" in entry else "  (required)"
+            out.print(f"  --set {parameter}: {entry['type']}{default}", markup=False, soft_wrap=True)
+            out.print(f"      {entry['help']}", markup=False, soft_wrap=True)
+        out.print()
+
+
+def _describe(cls: Any) -> dict[str, Any]:
+    parameters = {}
+    for parameter in parameters_of(cls):
+        default = {} if parameter.default is MISSING else {"default": parameter.default}
+        parameters[parameter.name] = {"type": parameter.allowed, "help": parameter.help, **default}
+    return {"summary": cls.summary, "source": cls.source, "parameters": parameters}

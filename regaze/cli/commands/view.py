@@ -1,0 +1,69 @@
+"""`regaze view`: an interactive page of where the model looked."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from regaze.cli import console, models, options
+from regaze.cli.methods import read_method
+from regaze.cli.pictures import check_output, find_images
+from regaze.toolkit.viewer import answer_page
+
+
+def view(
+    image: Annotated[
+        str,
+        typer.Argument(
+            help="An image file, or the name of a shipped scene; several separated by commas; or none."
+        ),
+    ],
+    question: Annotated[str, typer.Argument(help="The question about it.")],
+    model: options.Model = "demo",
+    method: options.Method = "none",
+    settings: options.Settings = None,
+    layers: Annotated[str | None, typer.Option(help="Layers on the page, such as 3 or 2,3. [all]")] = None,
+    rows: Annotated[
+        int | None,
+        typer.Option(min=1, help="Selectable tokens at the prompt's end. [the question, at most 64]"),
+    ] = None,
+    max_new_tokens: options.MaxNewTokens = 32,
+    max_size: Annotated[
+        float,
+        typer.Option(min=0.1, help="Largest page in MB; the weakest weights are left out to fit it."),
+    ] = 8.0,
+    seed: options.Seed = 0,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Page to write, .html.")] = Path("view.html"),
+    debug: options.Debug = False,
+) -> None:
+    """Write an interactive page of where the model looked; prints the answer.
+
+    With --method the page shows the plain and the edited model.
+    """
+    images = find_images(image)
+    check_output(output, (".html", ".htm"))
+    layer_indices = options.parse_indices("--layers", layers)
+    chosen = read_method(method, settings)
+    gaze = models.load_model(model, device, dtype)
+    torch.manual_seed(seed)
+    active: list[Any] = [chosen] if chosen else []
+    page = answer_page(
+        gaze,
+        images,
+        question,
+        *active,
+        layers=layer_indices,
+        rows=rows,
+        max_new_tokens=max_new_tokens,
+        model=model if not os.path.isdir(model) else Path(model).name,
+        limit=int(max_size * 1e6),
+    )
+    page.save(output)
+    typer.echo(page.variants[-1].answer)
+    console.info(f"the page is in {output}")

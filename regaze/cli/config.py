@@ -1,0 +1,91 @@
+"""The options of a run as YAML: --config reads them, run.yaml has them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import typer
+import yaml
+
+from regaze.arguments import parse_untyped, split_assignments
+from regaze.errors import InputError
+
+#: Options that are a mapping in YAML, and NAME=VALUE, repeated, on the command line.
+_MAPPINGS = ("set", "bench", "generate")
+#: Parameters of commands whose option has another name.
+_OPTION_NAMES = {"settings": "set"}
+#: Options that run.yaml leaves out: they do not change the results.
+_NOT_SAVED = ("config", "debug", "json", "resume", "output", "html", "named")
+
+
+def read_defaults(path: Path, parameters: Iterable[str]) -> dict[str, Any]:
+    """Values of a command's parameters from a YAML file, in the form that the command line has.
+
+    Raises:
+        InputError: it cannot be read, is not YAML, or names an unknown option.
+    """
+    known = {_OPTION_NAMES.get(name, name): name for name in parameters}
+    out = {}
+    for key, value in _read(path).items():
+        option = str(key).replace("-", "_")
+        if option not in known:
+            raise InputError(f"--config {path}: no option {key!r}; there are {', '.join(sorted(known))}")
+        out[known[option]] = _as_argument(option, value, path)
+    return out
+
+
+def _read(path: Path) -> dict[Any, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"--config {path} cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"--config {path} is no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"--config {path}: expected options such as `benchmark: pope`, one per line")
+    return content
+
+
+def _as_argument(option: str, value: Any, path: Path) -> Any:
+    """A YAML value as it would be typed."""
+    if option in _MAPPINGS:
+        if not isinstance(value, dict):
+            raise InputError(f"--config {path}: {option} must be a mapping of names to values, got {value!r}")
+        return [
+            f"{name}={entry if isinstance(entry, str) else json.dumps(entry)}"
+            for name, entry in value.items()
+        ]
+    if option == "methods" and isinstance(value, list) and all(isinstance(entry, dict) for entry in value):
+        return json.dumps(value)
+    return ",".join(map(str, value)) if isinstance(value, list) else value
+
+
+def option_values(ctx: typer.Context) -> dict[str, Any]:
+    """The values of all parameters of the command, in the order of its declaration."""
+    names = (str(parameter.name) for parameter in ctx.command.params)
+    return {name: ctx.params[name] for name in names if name in ctx.params}
+
+
+def dump(options: Mapping[str, Any]) -> str:
+    """The content of run.yaml: with it as --config the same run starts again."""
+    saved: dict[str, Any] = {}
+    for name, value in options.items():
+        if name in _NOT_SAVED or value in (None, []):
+            continue
+        option = _OPTION_NAMES.get(name, name)
+        if option in _MAPPINGS:
+            assignments = split_assignments(value, f"--{option}")
+            saved[option] = {key: _yaml_value(text) for key, text in assignments.items()}
+        else:
+            saved[option] = str(value) if isinstance(value, Path) else value
+    text: str = yaml.safe_dump(saved, sort_keys=False, width=100)
+    return text
+
+
+def _yaml_value(text: str) -> Any:
+    """`text` as a YAML value that is parsed as the same value again, whatever its type."""
+    value = parse_untyped(text)
+    return value if isinstance(value, (list, dict)) or json.dumps(value) == text else text

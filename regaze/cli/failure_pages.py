@@ -1,0 +1,128 @@
+"""Interactive pages of wrongly answered questions: what `regaze evaluate --html` adds to a run."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader
+
+from regaze.cli import console
+from regaze.errors import BadParameterError, InputError
+from regaze.eval import Benchmark, EvalTask, Item
+from regaze.interventions import Method
+from regaze.toolkit import Gaze
+from regaze.toolkit.viewer import answer_page
+
+INDEX, PAGES = "failures.html", "pages"
+#: Bytes of a page: a folder of a hundred pages is still small enough to share.
+_PAGE_LIMIT = 2_000_000
+
+#: The answer under each condition.
+Answers = Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A line of the index: a question, its answers by condition, and its pages (file by label)."""
+
+    benchmark: str
+    item: Item
+    answers: Answers
+    pages: Mapping[str, str]
+
+
+def write(
+    gaze: Gaze, tasks: Sequence[EvalTask], methods: Mapping[str, Method], folder: Path, count: int
+) -> Path | None:
+    """Write a page for each of the first wrongly answered questions, and an index that links to them.
+
+    Wrong is a yes/no answer that is not the label, of the plain model or under a method; of questions without
+    such a label, an answer that a method changed. Those that a method changed come first.
+
+    Args:
+        folder: of a complete run; its answers.jsonl is read.
+        count: pages per benchmark.
+
+    Returns:
+        The index; None if no question was answered wrongly.
+
+    Raises:
+        InputError: the folder cannot be read or written.
+    """
+    answers = _read_answers(folder)
+    conditions: Mapping[str, Method | None] = methods or {"plain": None}
+    failures = [
+        Failure(task.benchmark.name, item, given, _write_pages(gaze, task, item, conditions, folder))
+        for task in tasks
+        for item, given in _wrong(task.benchmark, answers.get(task.benchmark.name, {}))[:count]
+    ]
+    if not failures:
+        return None
+    index = folder / INDEX
+    labels = list(dict.fromkeys(label for failure in failures for label in failure.answers))
+    templates = Environment(loader=PackageLoader("regaze.cli", "."), autoescape=True)
+    page = templates.get_template("failures.html").render(failures=failures, conditions=labels)
+    index.write_text(page, encoding="utf-8")
+    return index
+
+
+def _write_pages(
+    gaze: Gaze, task: EvalTask, item: Item, conditions: Mapping[str, Method | None], folder: Path
+) -> dict[str, str]:
+    """One page per condition; returns their paths in `folder` by label."""
+    (folder / PAGES).mkdir(exist_ok=True)
+    prompt = task.benchmark.prompt(item)
+    length = item.max_new_tokens or task.generate_kwargs["max_new_tokens"]
+    paths = {}
+    for label, method in conditions.items():
+        active: list[Any] = [] if method is None else [method]
+        try:
+            page = answer_page(gaze, item.images, prompt, *active, max_new_tokens=length, limit=_PAGE_LIMIT)
+        except BadParameterError as error:  # a method with several passes of its own
+            console.info(f"no page of {item.key} under {label}: {error}")
+            continue
+        path = f"{PAGES}/{_file_name(task.benchmark.name, item.key, label)}.html"
+        page.save(folder / path)
+        paths[label] = path
+    return paths
+
+
+def _read_answers(folder: Path) -> dict[str, dict[str, dict[str, str]]]:
+    """By benchmark and item: the answer under each condition."""
+    answers: dict[str, dict[str, dict[str, str]]] = {}
+    try:
+        lines = (folder / "answers.jsonl").read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise InputError(f"answers in {folder} cannot be read: {error.strerror}") from error
+    for row in map(json.loads, lines):
+        if "answer" in row:
+            by_condition = answers.setdefault(row["benchmark"], {}).setdefault(row["key"], {})
+            by_condition[row["condition"]] = row["answer"]
+    return answers
+
+
+def _wrong(benchmark: Benchmark, answers: Mapping[str, Answers]) -> list[tuple[Item, Answers]]:
+    """Wrongly answered items and their answers, those first that a method changed."""
+    found = []
+    for item in benchmark.items:
+        given = answers.get(item.key, {})
+        changed = len(set(given.values())) > 1
+        label = item.label.strip().lower()
+        wrong = label in ("yes", "no") and any(_first_yes_no(answer) != label for answer in given.values())
+        if changed or wrong:
+            found.append((not changed, item, given))
+    return [(item, given) for _, item, given in sorted(found, key=lambda entry: entry[0])]
+
+
+def _first_yes_no(answer: str) -> str | None:
+    found = re.search(r"\b(yes|no)\b", answer.lower())
+    return found[1] if found else None
+
+
+def _file_name(*parts: str) -> str:
+    return "-".join(re.sub(r"[^\w.]+", "_", part) for part in parts)

@@ -1,0 +1,77 @@
+"""Images that commands read, and the heatmap they draw."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from regaze import demo
+from regaze.errors import InputError
+from regaze.interventions import Method
+from regaze.toolkit import Gaze, plot
+
+
+def find_image(name: str) -> Path:
+    """The file of this name, else the shipped scene of this name (with or without its suffix)."""
+    if os.path.exists(name):  # Path.exists raises for names that are too long
+        return Path(name)
+    for scene in demo.scenes():
+        if name in (scene.name, Path(scene.name).stem):
+            return scene.path
+    raise InputError(f"image {name} does not exist, and no shipped scene has that name")
+
+
+def find_images(names: str) -> list[Path]:
+    """No image for "none"; one; or several with commas between, unless a file has the whole name."""
+    if names == "none":
+        return []
+    if os.path.exists(names):
+        return [Path(names)]
+    return [find_image(name.strip()) for name in names.split(",")]
+
+
+def check_output(path: Path, suffixes: tuple[str, ...]) -> None:
+    """Make the folder of an output file; called before a model is loaded, so that errors come early.
+
+    Raises:
+        InputError: another suffix, the name of a folder, or the folder cannot be made.
+    """
+    if path.suffix.lower() not in suffixes:
+        raise InputError(f"output {path}: expected a name that ends in {', '.join(suffixes)}")
+    if path.is_dir():
+        raise InputError(f"output {path} is a folder; expected the name of a file")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"output {path}: its folder cannot be made ({error.strerror})") from error
+
+
+def draw_heatmap(
+    gaze: Gaze,
+    method: Method | None,
+    image: Path,
+    question: str,
+    output: Path,
+    *,
+    token: int | str = 0,
+    layers: list[int] | None = None,
+    heads: list[int] | None = None,
+    max_new_tokens: int = 32,
+) -> str:
+    """Ask a question, write the heatmap of one token or word to `output`, and return the answer.
+
+    With a method the map shows the attention as edited, which is what the model then acts on.
+    """
+    methods: list[Any] = [method] if method else []
+    recorded: dict[str, Any] = {
+        "slices": "image",
+        "masses": False,
+        "layers": layers,
+        "rows": "last" if isinstance(token, int) else "text",
+        "edited": bool(methods),
+    }
+    with gaze.using(*methods), gaze.recording(**recorded) as record:
+        answer = gaze.ask([image], [question], max_new_tokens=max_new_tokens)[0]
+    plot.heatmap(record, gaze.seen(image), token=token, layers=layers, heads=heads, path=output)
+    return answer

@@ -1,0 +1,130 @@
+"""From options to benchmarks with their questions, and what `generate` is given for them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer, GenerationConfig
+
+from regaze.arguments import parse_untyped, split_assignments
+from regaze.demo import MODEL_DIR
+from regaze.errors import BadParameterError, InputError, ModelNotFoundError
+from regaze.eval import EvalTask, Pope, catalogue
+from regaze.eval.judges import HttpJudge, ModelJudge, RecordedJudge
+
+
+@dataclass(frozen=True)
+class QuestionSource:
+    """Which questions of a benchmark: the values of the options of these names."""
+
+    data: str | None = None
+    images: Path | None = None
+    questions: Path | None = None
+    split: str | None = None
+    bench: Sequence[str] | None = None
+    limit: int | None = None
+    suffix: str | None = None
+
+    @property
+    def is_given(self) -> bool:
+        """Whether any of the options has a value."""
+        return any(asdict(self).values())
+
+
+def make_tasks(
+    benchmarks: str, source: QuestionSource, generation: dict[str, Any], judge: str | None, model: str
+) -> list[EvalTask]:
+    """One task per benchmark of a list of names, separated by commas."""
+    graded_by = make_judge(judge)
+    return [
+        EvalTask(make_benchmark(name.strip(), source, graded_by, model), generation)
+        for name in benchmarks.split(",")
+    ]
+
+
+def make_benchmark(name: str, source: QuestionSource, judge: Any = None, model: str | None = None) -> Any:
+    """A benchmark with its questions.
+
+    Args:
+        model: its tokenizer is needed for prompts of a certain length.
+
+    Raises:
+        InputError: an unknown name, no questions, no judge where one is needed, options that exclude each
+            other. UnknownParameterError, BadParameterError: --bench.
+    """
+    own = split_assignments(source.bench or [], "--bench")
+    if source.suffix is not None:
+        own["suffix"] = json.dumps(source.suffix.replace("\\n", "\n"))
+    if source.limit is not None:
+        own["limit"] = json.dumps(source.limit)
+    if source.split not in (None, "all"):
+        own["splits"] = json.dumps([source.split])
+    if source.questions is not None or (name == "pope" and source.images and not source.data):
+        return _pope_from_file(name, source, own)
+    return catalogue.make(
+        name,
+        data=source.data,
+        images=source.images,
+        settings=own,
+        judge=judge,
+        tokens=(lambda: _tokenizer(model)) if model else None,
+    )
+
+
+def _tokenizer(model: str) -> Any:
+    """The tokenizer alone: benchmarks are made before the model is loaded, so that errors come early."""
+    try:
+        return AutoTokenizer.from_pretrained(str(MODEL_DIR) if model == "demo" else model)
+    except (OSError, ValueError) as error:
+        raise ModelNotFoundError(f"cannot load the tokenizer of {model!r}: {error}") from error
+
+
+def _pope_from_file(name: str, source: QuestionSource, own: dict[str, str]) -> Pope:
+    """POPE with the questions of --questions."""
+    if name != "pope":
+        raise InputError(f"--questions is for pope; give {name} its official files by --data FOLDER")
+    if source.questions is None or source.images is None:
+        raise InputError("--questions FILE and --images DIR belong together; give both or neither")
+    if source.split is not None:
+        raise InputError("--split chooses among the shipped questions; leave it out with --questions")
+    options = {key: parse_untyped(text) for key, text in own.items()}
+    unknown = set(options) - {"suffix", "limit"}
+    if unknown:
+        raise InputError(f"--bench {unknown.pop()}: questions from a file have suffix and limit alone")
+    return Pope({source.questions.stem: source.questions}, source.images, **options)
+
+
+def generation_options(assignments: Sequence[str] | None, max_new_tokens: int) -> dict[str, Any]:
+    """Arguments of `generate`; a temperature above 0 means sampled answers.
+
+    Raises:
+        BadParameterError: an argument that is not one of generation, or that another option sets.
+    """
+    options = {
+        name: parse_untyped(text) for name, text in split_assignments(assignments or [], "--generate").items()
+    }
+    defaults = GenerationConfig()
+    unknown = [name for name in options if not hasattr(defaults, name)]
+    if unknown:
+        raise BadParameterError(f"--generate {unknown[0]}: transformers' generate has no such option")
+    if "max_new_tokens" in options:
+        raise BadParameterError("--generate max_new_tokens: give --max-new-tokens")
+    if "do_sample" not in options and options.get("temperature"):
+        options["do_sample"] = True
+    return {"max_new_tokens": max_new_tokens, **options}
+
+
+def make_judge(text: str | None) -> Any:
+    """A judge from URL#MODEL, the name of a model, or a file of recorded verdicts; None for None."""
+    if text is None:
+        return None
+    if text.startswith(("http://", "https://")):
+        url, _, model = text.partition("#")
+        if not model:
+            raise InputError(f"--judge {text}: add the model's name on that server, as {text}#NAME")
+        return HttpJudge(url, model)
+    return RecordedJudge(Path(text)) if text.endswith(".jsonl") else ModelJudge.load(text)

@@ -34,6 +34,7 @@ from regaze.demo.training.render import GRID, SIDE, render_scene
 from regaze.interventions.carve.contrast import contrastive_map
 from regaze.interventions.gift.saliency import calibrate
 from regaze.interventions.gift.shift_map import gaze_shift_map
+from regaze.toolkit.analysis.answers import greedy_answer, with_answers
 from regaze.toolkit.analysis.boxes import covered_share, holds_centre
 from regaze.toolkit.analysis.causal import head_effects, ranked_heads, without_heads
 from regaze.toolkit.analysis.faithfulness import (
@@ -47,10 +48,9 @@ from regaze.toolkit.analysis.faithfulness import (
     spearman,
 )
 from regaze.toolkit.analysis.flow import attention_flow, rollout
-from regaze.toolkit.analysis.forward import with_answers
 from regaze.toolkit.analysis.intervals import Estimate, estimate
 from regaze.toolkit.analysis.maps import image_map
-from regaze.toolkit.analysis.occlusion import ImageCells, greedy_answer
+from regaze.toolkit.analysis.occlusion import ImageCells
 from regaze.toolkit.analysis.relevance import relevance
 from regaze.toolkit.prompts.geometry import Geometry
 

@@ -9,6 +9,7 @@ from regaze.toolkit.analysis.anchors import (
     top_fraction,
     waad_changes,
 )
+from regaze.toolkit.analysis.answers import Inputs, answer_log_probs, greedy_answer, with_answers
 from regaze.toolkit.analysis.boxes import LabelledBox, boxes_of, covered_share, holds_centre, read_boxes
 from regaze.toolkit.analysis.causal import HeadEffects, head_effects, ranked_heads, without_heads
 from regaze.toolkit.analysis.class_lens import (
@@ -35,14 +36,13 @@ from regaze.toolkit.analysis.faithfulness import (
     spearman,
 )
 from regaze.toolkit.analysis.flow import Flow, attention_flow, rollout
-from regaze.toolkit.analysis.forward import Inputs, with_answers
 from regaze.toolkit.analysis.heads import HeadRow, HeadTable, head_table
 from regaze.toolkit.analysis.intervals import Estimate, estimate
 from regaze.toolkit.analysis.lenses import LogitLens, logit_lens
 from regaze.toolkit.analysis.lookback import HeadSignals, Horizon, head_signals
 from regaze.toolkit.analysis.maps import cross_attention_maps, image_map
 from regaze.toolkit.analysis.massive_activations import MassiveActivations, massive_activations
-from regaze.toolkit.analysis.occlusion import ImageCells, TextTokens, answer_log_probs, greedy_answer
+from regaze.toolkit.analysis.occlusion import ImageCells, TextTokens
 from regaze.toolkit.analysis.paired import PairedResult, difference, plain_and_edited
 from regaze.toolkit.analysis.received_attention import key_importance
 from regaze.toolkit.analysis.relevance import relevance

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from regaze.errors import BadParameterError, InputError, RecordingError
-from regaze.toolkit.analysis.forward import AttentionProbe, run_forward, token_map_of
+from regaze.toolkit.analysis.answers import token_map_of
+from regaze.toolkit.analysis.forward import AttentionProbe, run_forward
 from regaze.toolkit.analysis.lookback import PAPER, HeadSignals, Horizon, SignalSums, head_signals
 from regaze.toolkit.analysis.selection import check_sample, first_column, first_trace, select_rows
 from regaze.toolkit.model.attention_call import AttentionCall

@@ -1,4 +1,4 @@
-"""Boxes around things: reading them from COCO-style files, and laying them over a map's cells."""
+"""Bounding boxes of objects: reading COCO-style files, and overlap of boxes with the cells of a map."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from regaze.toolkit.prompts.geometry import Box, Geometry
 
 @dataclass(frozen=True)
 class LabelledBox:
-    """A thing in an image.
+    """An object in an image.
 
     Attributes:
-        category: its name. box: left, upper, right and lower edge in pixels of the image; x to the right, y
-            down, not rounded.
+        category: name of its class.
+        box: left, upper, right and lower edge in pixels of the image; x to the right, y down, not rounded.
     """
 
     category: str
@@ -32,11 +32,11 @@ def read_boxes(path: str | Path) -> dict[str, tuple[LabelledBox, ...]]:
     """The boxes of a COCO-style file of instances, by the images' file names.
 
     The file is a JSON object with "images" (id, file_name), "annotations" (image_id, category_id, bbox as
-    [x, y, width, height], iscrowd) and "categories" (id, name); other keys are passed over, and so are boxes
-    of crowds, which outline no single thing. Images without boxes are there, with none.
+    [x, y, width, height], iscrowd) and "categories" (id, name). Other keys are ignored, and so are crowds,
+    whose boxes outline no single object. Images without boxes have an empty tuple.
 
     Raises:
-        InputError: no such file, or one of another form; the message names the first entry that does not fit.
+        InputError: no such file, or another format; the message names the first wrong entry.
     """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -51,7 +51,7 @@ def read_boxes(path: str | Path) -> dict[str, tuple[LabelledBox, ...]]:
         )
     names = {_get(entry, "id", path): _get(entry, "file_name", path) for entry in content["images"]}
     categories = {_get(entry, "id", path): _get(entry, "name", path) for entry in content["categories"]}
-    found: dict[str, list[LabelledBox]] = {name: [] for name in names.values()}
+    boxes: dict[str, list[LabelledBox]] = {name: [] for name in names.values()}
     for entry in content["annotations"]:
         if entry.get("iscrowd"):
             continue
@@ -63,22 +63,22 @@ def read_boxes(path: str | Path) -> dict[str, tuple[LabelledBox, ...]]:
                 f"[x, y, width, height]: {entry}"
             )
         x, y, width, height = (float(number) for number in box)
-        found[names[image]].append(LabelledBox(categories[category], (x, y, x + width, y + height)))
-    return {name: tuple(boxes) for name, boxes in found.items()}
+        boxes[names[image]].append(LabelledBox(categories[category], (x, y, x + width, y + height)))
+    return {name: tuple(found) for name, found in boxes.items()}
 
 
-def boxes_of(things: Sequence[LabelledBox], category: str) -> list[Box]:
-    """The boxes of one category, in order; there may be several, or none."""
-    return [thing.box for thing in things if thing.category == category]
+def boxes_of(objects: Sequence[LabelledBox], category: str) -> list[Box]:
+    """All boxes of one category, in order."""
+    return [each.box for each in objects if each.category == category]
 
 
 def covered_share(boxes: Sequence[Box], geometry: Geometry, grid: tuple[int, int]) -> Tensor:
-    """How much of each cell's area lies in any of the boxes, [rows, columns] float64 in [0, 1].
+    """Share of each cell's area that lies in any of the boxes, [rows, columns] float64 in [0, 1].
 
     Boxes are rounded to whole pixels of the image. Padding counts as outside.
 
     Raises:
-        ShapeError: a box that does not meet the image.
+        ShapeError: a box that lies outside the image.
     """
     return geometry.to_cells(_inside(boxes, geometry), grid)
 
@@ -89,8 +89,9 @@ def holds_centre(
     """Whether the centre of each cell lies in one of the boxes, [rows, columns] bool.
 
     Args:
-        boxes: right and lower edges belong to no box.
-        tolerance: pixels by which boxes grow on every side before; the pointing game on photographs uses 15.
+        boxes: a point on the right or lower edge is outside.
+        tolerance: pixels by which each side of a box is moved outwards; the pointing game on photographs uses
+            15.
     """
     inside = torch.zeros(grid, dtype=torch.bool)
     for row in range(grid[0]):

@@ -1,6 +1,6 @@
-"""Do the heads that a map or a score points at matter? The answer with them removed, and with others removed.
+"""Causal effect of attention heads: the answer with the top heads of a ranking removed, and with random ones.
 
-The heads are removed by a function that the caller passes in, so that any intervention can be the knife.
+The caller passes the function that removes heads, so that any intervention can be used.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ import torch
 from torch import Tensor
 
 from regaze.errors import BadParameterError
+from regaze.toolkit.analysis.answers import answer_log_probs
 from regaze.toolkit.analysis.intervals import Estimate, estimate
-from regaze.toolkit.analysis.occlusion import answer_log_probs
 from regaze.toolkit.model.callback import Callback
 from regaze.toolkit.wrap import Gaze
 
 Head = tuple[int, int]
-#: From heads to remove to [samples], the log-probability of each sample's answer without them.
+#: Maps heads to remove to [samples], the log-probability of each sample's answer without them.
 HeadScorer = Callable[[Sequence[Head]], Tensor]
 
 
 def ranked_heads(scores: Tensor) -> list[Head]:
-    """Heads of [layers, Hq] scores as (layer, head), the highest first, ties in order."""
+    """Heads of `scores` [layers, Hq] as (layer, head), the highest first, ties in order."""
     order = scores.flatten().argsort(descending=True, stable=True).tolist()
     return [divmod(place, scores.shape[1]) for place in order]
 
@@ -33,11 +33,11 @@ def without_heads(
     batches: Sequence[tuple[object, Tensor]],
     remove: Callable[[tuple[Head, ...]], Callback],
 ) -> HeadScorer:
-    """A `HeadScorer` over some prompts.
+    """A `HeadScorer` for some prompts.
 
     Args:
-        batches: (inputs of B prompts, answers [B, T]) as `answer_log_probs` takes them.
-        remove: what removes heads, for example `lambda heads: HeadKnockout(heads=heads)`.
+        batches: (inputs of B prompts, answers [B, T]), the arguments of `answer_log_probs`.
+        remove: makes the intervention, for example `lambda heads: HeadKnockout(heads=heads)`.
     """
 
     def score(heads: Sequence[Head]) -> Tensor:
@@ -50,11 +50,13 @@ def without_heads(
 
 @dataclass(frozen=True, eq=False)
 class HeadEffects:
-    """Answers without heads.
+    """Log-probabilities of S answers with heads removed.
 
     Attributes:
-        counts: [K] how many heads were removed. plain: [S] log-probability of each answer, untouched.
-        top: [K, S] without the first heads of the ranking. others: [K, D, S] without as many others, D draws.
+        counts: [K] numbers of removed heads.
+        plain: [S] with all heads.
+        top: [K, S] without the first heads of the ranking.
+        others: [K, D, S] without as many random other heads, D draws.
     """
 
     counts: tuple[int, ...]
@@ -62,11 +64,11 @@ class HeadEffects:
     top: Tensor
     others: Tensor
 
-    def change(self, place: int) -> dict[str, Estimate]:
-        """Mean changes in nats for `counts[place]`, with intervals over the samples: of the top heads, of the
-        others (mean of draws), and of the top beyond the others, pair by pair.
+    def change(self, index: int) -> dict[str, Estimate]:
+        """Mean changes in nats for `counts[index]` heads, with intervals over the samples: "top" heads,
+        "others" (mean of the draws), and their paired "difference".
         """
-        top, others = self.top[place] - self.plain, self.others[place].mean(0) - self.plain
+        top, others = self.top[index] - self.plain, self.others[index].mean(0) - self.plain
         return {"top": estimate(top), "others": estimate(others), "difference": estimate(top - others)}
 
 
@@ -79,15 +81,16 @@ def head_effects(
     same_layers: bool = True,
     seed: int = 0,
 ) -> HeadEffects:
-    """Remove the first k heads of a ranking, and k random ones that are not among them.
+    """Remove the first k heads of a ranking, and as a control k random other heads.
 
     Args:
-        ranking: every head of the model, the most important first; choose it on other samples.
-        same_layers: draw as many from each layer as the top heads have there, as far as it has others left
-            (the rest comes from anywhere): early layers matter more whatever heads do.
+        ranking: all heads of the model, the most important first, ranked on other samples.
+        counts: the values of k. draws: number of random controls per k.
+        same_layers: draw the controls from the layers of the top heads, as many from each, as long as the
+            layer has other heads; the rest comes from any layer. Early layers matter more whatever the head.
 
     Raises:
-        BadParameterError: a count for which no k others are left.
+        BadParameterError: a count that leaves fewer than k other heads.
     """
     counts = tuple(counts)
     if not counts or min(counts) < 1 or 2 * max(counts) > len(ranking):
@@ -103,7 +106,7 @@ def head_effects(
 
 
 def _draw(ranking: Sequence[Head], count: int, same_layers: bool, generator: torch.Generator) -> list[Head]:
-    """`count` random heads behind the first `count` of the ranking."""
+    """`count` random heads that are not among the first `count` of the ranking."""
     rest = [ranking[count + place] for place in torch.randperm(len(ranking) - count, generator=generator)]
     if not same_layers:
         return rest[:count]

@@ -1,4 +1,4 @@
-"""The class-embedding lens of vision transformers: which class the tokens of each block stand for.
+"""The class-embedding lens of vision transformers: the class that the tokens of each block represent.
 
 Source: Vilas et al., "Analyzing Vision Transformers for Image Classification in Class Embedding Space"
 (arXiv:2310.18969).
@@ -18,7 +18,7 @@ from regaze.errors import BadParameterError, ShapeError, UnsupportedModelError
 from regaze.kernels import AttentionEdit, RowSelection, StatsRequest, attend
 from regaze.toolkit.model.vision import vision_blocks
 
-#: What image classifiers call the norm behind their last block, and their class embeddings.
+#: Names of the norm after the last block, and of the class embeddings, in image classifiers.
 _NORMS = ("layernorm", "post_layernorm", "norm")
 _HEADS = ("classifier", "cls_classifier", "head")
 
@@ -28,9 +28,9 @@ class ClassLens:
     """Tokens of a vision transformer projected on its class embeddings.
 
     Attributes:
-        logits: [S, N, T, C] fp32, for S states, N images, T tokens, C classes; state 0 is what enters the
-            first block, state s what leaves block s - 1.
-        prefix: how many tokens come before the patches.
+        logits: [S, N, T, C] fp32, for S states, N images, T tokens, C classes; state 0 is the input of the
+            first block, state s the output of block s - 1.
+        prefix: number of tokens before the patches.
     """
 
     logits: Tensor
@@ -41,7 +41,9 @@ class ClassLens:
         return identifiability(self.logits, classes)
 
     def change_rate(self, classes: Tensor | int) -> Tensor:
-        """Share of patches whose class grows from a state to the next, [S - 1]; see `class_change_rate`."""
+        """Share of patches whose class logit rises from each state to the next, [S - 1]; see
+        `class_change_rate`.
+        """
         return class_change_rate(class_logits_of(self.logits, classes), self.prefix)
 
 
@@ -52,22 +54,22 @@ def class_lens(
     norm: Callable[[Tensor], Tensor] | None = None,
     head: Callable[[Tensor], Tensor] | None = None,
 ) -> ClassLens:
-    """Project the tokens that leave each block on the class embeddings, z = head(norm(x)).
+    """Project the output tokens of each block on the class embeddings, z = head(norm(x)).
 
     Args:
         model: an image classifier (ViT, DeiT), or a CLIP vision model with `norm` and `head` given (its
             projection and the texts' features).
         pixel_values: [N, 3, H, W].
-        norm, head: from tokens [..., D] to [..., D], and to class logits [..., C]; default: the model's own.
-            Models that average their patches have another norm before their head: give it.
+        norm, head: map tokens [..., D] to [..., D], and to class logits [..., C]; default: the model's own.
+            Pass the norm of models that average their patches, which have another one before their head.
 
     Raises:
-        UnsupportedModelError: no blocks, norm or head found. ShapeError: other pixel values.
+        UnsupportedModelError: no blocks, norm or head found. ShapeError: pixel values of another shape.
     """
     if pixel_values.dim() != 4:
         raise ShapeError(f"pixel_values must be [N, 3, H, W], got {list(pixel_values.shape)}")
     blocks, prefix = vision_blocks(model)
-    norm = _part(model.base_model, _NORMS, "norm behind its last block") if norm is None else norm
+    norm = _part(model.base_model, _NORMS, "norm after its last block") if norm is None else norm
     head = _part(model, _HEADS, "class embeddings") if head is None else head
     states: list[Tensor] = []
 
@@ -119,7 +121,7 @@ def class_logits_of(logits: Tensor, classes: Tensor | int) -> Tensor:
 def class_rank(logits: Tensor, classes: Tensor | int) -> Tensor:
     """Rank of the class in each token's prediction, from 0: [S, N, T, C] -> [S, N, T] int64.
 
-    Of equal logits the earlier class comes first. `classes` and errors as for `class_logits_of`.
+    Of equal logits the lower class comes first. `classes` and errors as for `class_logits_of`.
     """
     own = class_logits_of(logits, classes)[..., None]
     index = torch.as_tensor(classes, device=logits.device).expand(logits.shape[1])[None, :, None, None]
@@ -148,12 +150,12 @@ def class_change_rate(own: Tensor, prefix: int = 1) -> Tensor:
 def perturbed_attention(
     q: Tensor, k: Tensor, v: Tensor, mode: Literal["self_only", "no_cls"], *, prefix: int = 1
 ) -> tuple[Tensor, Tensor]:
-    """Attention whose patches do not mix: does the class token's prediction need that they do?
+    """Attention in which patches do not exchange information, to test whether the class token needs that.
 
     Args:
-        q, k, v: [B, H, N, D]; the first `prefix` tokens are no patches and look as always.
-        mode: "self_only": a patch looks at itself alone. "no_cls": it does not look at token 0, and its row,
-            which is not renormalised, sums to less than 1.
+        q, k, v: [B, H, N, D]; the first `prefix` tokens are not patches, and their rows stay as they are.
+        mode: "self_only": a patch attends to itself only. "no_cls": it does not attend to token 0; its row is
+            not renormalised and sums to less than 1.
 
     Returns:
         The output [B, H, N, D], and the weights [B, H, N, N] fp32.

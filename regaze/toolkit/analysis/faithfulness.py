@@ -1,8 +1,9 @@
-"""Does a map explain? Pointing at known boxes, agreement with saliency, deletion and insertion curves.
+"""Tests of whether a map explains a model: pointing game, agreement with saliency, deletion and insertion.
 
 A map gives a number to each region of an input (cell of an image, token of a text, frame of speech); higher
-means more important. What a model really needs is found by hiding regions: a `Scorer` says how good the
-model's answer still is. Nothing here knows how regions are hidden; see `occlusion` and `speech`.
+means more important. Hiding regions shows what the model needs: a `Scorer` gives the log-probability of the
+model's answer with regions hidden. `occlusion` and `speech` have scorers; nothing here depends on how they
+hide regions.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from regaze.errors import BadParameterError, ShapeError
 
-#: From [m, n] bool, which of the n regions are hidden in each of m variants of an input, to [m, T], the
+#: Maps [m, n] bool, which of n regions are hidden in each of m variants of an input, to [m, T], the
 #: log-probability of each of the T tokens of the answer.
 Scorer = Callable[[Tensor], Tensor]
 
@@ -25,15 +26,15 @@ Scorer = Callable[[Tensor], Tensor]
 
 
 def points_inside(maps: Tensor, inside: Tensor) -> Tensor:
-    """The pointing game (Zhang et al., arXiv:1608.00507): is the strongest cell on the thing?
+    """The pointing game (Zhang et al., arXiv:1608.00507): is the strongest cell on the object?
 
     Args:
-        maps: [..., rows, columns]. inside: the same shape or one that broadcasts, bool, cells whose centre
-            lies on the thing (`boxes.holds_centre`).
+        maps: [..., rows, columns].
+        inside: bool, of a shape that broadcasts: cells whose centre is on the object (`boxes.holds_centre`).
 
     Returns:
-        [...] float64: 1 for a hit, 0 for a miss; a tie counts the share of its cells that hit, so that a flat
-        map scores as chance does. nan where a map is.
+        [...] float64: 1 for a hit, 0 for a miss; of tied cells the share that hits, so that a flat map scores
+        as chance does. nan where a map has a nan.
     """
     flat, inside = _flat(maps), _flat(inside)
     strongest = flat == flat.amax(-1, keepdim=True)
@@ -42,11 +43,11 @@ def points_inside(maps: Tensor, inside: Tensor) -> Tensor:
 
 
 def mass_inside(maps: Tensor, share: Tensor) -> Tensor:
-    """The share of a map's mass that lies on the thing; negative values count as none.
+    """The share of a map's mass that lies on the object; negative values count as 0.
 
     Args:
-        maps: [..., rows, columns]. share: the same shape or one that broadcasts, how much of each cell the
-            thing covers (`boxes.covered_share`).
+        maps: [..., rows, columns].
+        share: of a shape that broadcasts: how much of each cell the object covers (`boxes.covered_share`).
 
     Returns:
         [...] float64 in [0, 1]; nan where a map has no mass. A flat map has the mean of `share`.
@@ -57,10 +58,10 @@ def mass_inside(maps: Tensor, share: Tensor) -> Tensor:
 
 
 def shuffle_regions(maps: Tensor, seed: int = 0, *, dims: int = 1) -> Tensor:
-    """The same maps with their regions in random order: the control of every measure here.
+    """Maps with their regions in random order, the control of every measure here.
 
     Args:
-        maps: [..., n], or [..., rows, columns] with dims=2. Each map gets an order of its own.
+        maps: [..., n], or [..., rows, columns] with dims=2. Each map gets its own order.
     """
     flat = maps.flatten(-dims)
     noise = torch.rand(flat.shape, generator=torch.Generator().manual_seed(seed)).to(flat.device)
@@ -68,47 +69,48 @@ def shuffle_regions(maps: Tensor, seed: int = 0, *, dims: int = 1) -> Tensor:
 
 
 def random_roll(maps: Tensor, seed: int = 0) -> Tensor:
-    """The maps [..., n] turned around by a random number of regions, the last joining the first.
+    """Maps [..., n] rolled by a random number of regions, the last followed by the first.
 
-    Neighbouring frames of speech are alike. Shuffling destroys that and makes any correlation look
-    significant; a turn keeps it.
+    A control for maps whose neighbours are correlated, as in speech. Shuffling destroys that correlation, and
+    makes any agreement look significant; rolling keeps it.
     """
     n = maps.shape[-1]
     if n < 2:
         return maps.clone()
     generator = torch.Generator().manual_seed(seed)
-    turns = torch.randint(1, n, maps.shape[:-1], generator=generator).to(maps.device)[..., None]
-    return maps.gather(-1, (torch.arange(n, device=maps.device) + turns) % n)
+    shifts = torch.randint(1, n, maps.shape[:-1], generator=generator).to(maps.device)[..., None]
+    return maps.gather(-1, (torch.arange(n, device=maps.device) + shifts) % n)
 
 
 # Agreement of two maps ----------------------------------------------------------------------------------
 
 
 def pearson(first: Tensor, second: Tensor) -> Tensor:
-    """Linear correlation of two maps along the last dimension, [..., n] -> [...] float64; nan where either
-    is constant.
+    """Pearson correlation of two maps along the last dimension, [..., n] -> [...] float64.
+
+    nan where a map is constant.
     """
     _same_shape(first, second)
     a, b = (x.double() - x.double().mean(-1, keepdim=True) for x in (first, second))
     norm = a.norm(dim=-1) * b.norm(dim=-1)
-    # A constant map leaves rounding errors of its mean, which correlate with anything.
+    # The centred values of a constant map are rounding errors, whose correlation is meaningless.
     level = torch.maximum(first.double().abs().amax(-1), second.double().abs().amax(-1)) * 1e-12
     varies = (a.abs().amax(-1) > level) & (b.abs().amax(-1) > level) if first.shape[-1] else norm > 0
     return torch.where(varies, (a * b).sum(-1) / norm.where(varies, 1.0), torch.nan).clamp(-1, 1)
 
 
 def spearman(first: Tensor, second: Tensor) -> Tensor:
-    """Correlation of ranks, ties sharing their mean rank; arguments and result as for `pearson`."""
+    """Spearman rank correlation, with the mean rank for ties; arguments and result as for `pearson`."""
     ranks = (torch.from_numpy(rankdata(x.double().cpu().numpy(), axis=-1)) for x in (first, second))
     return pearson(*ranks)
 
 
 @dataclass(frozen=True, eq=False)
 class Agreement:
-    """How two sets of maps [T, n] agree.
+    """Agreement of two sets of maps [T, n].
 
     Attributes:
-        per_token: [T], one correlation for each token; nan where a map is constant.
+        per_token: [T], the correlation for each token; nan where a map is constant.
         pooled: the correlation of all T * n numbers at once.
     """
 
@@ -117,15 +119,15 @@ class Agreement:
 
     @property
     def mean(self) -> float:
-        """The mean of `per_token` over tokens for which it is defined; nan without any."""
+        """The mean of `per_token` over the tokens where it is defined; nan without any."""
         return float(self.per_token.nanmean())
 
 
 def agreement(maps: Tensor, saliency: Tensor, rank: bool = False) -> Agreement:
     """Correlation of maps with saliency, token by token and pooled.
 
-    The pooled figure is that of the speech study (arXiv:2509.18010), which flattens both matrices. It also
-    rewards knowing which tokens have much saliency at all; the tokens' own say whether the place is right.
+    The pooled correlation is that of the speech study (arXiv:2509.18010), which flattens both matrices. It
+    also rewards maps that are large for tokens with much saliency; the correlation per token does not.
 
     Args:
         maps, saliency: [T, n]. rank: Spearman's correlation instead of Pearson's.
@@ -138,9 +140,9 @@ def agreement(maps: Tensor, saliency: Tensor, rank: bool = False) -> Agreement:
 
 
 def occlusion_saliency(score: Scorer, n: int) -> Tensor:
-    """How much worse each token of the answer gets when one region is hidden, [T, n] in nats.
+    """What hiding one region costs each token of the answer, [T, n] in nats.
 
-    Zeiler and Fergus (arXiv:1311.2901) with regions for windows: log p(token) - log p(token | region hidden).
+    log p(token) - log p(token | region hidden), the occlusion test of Zeiler and Fergus (arXiv:1311.2901).
     """
     hidden = torch.cat([torch.zeros(1, n, dtype=torch.bool), torch.eye(n, dtype=torch.bool)])
     scores = score(hidden)
@@ -152,11 +154,15 @@ def random_mask_saliency(
 ) -> Tensor:
     """Saliency from hiding many regions at once, [T, n] in nats, as RISE (arXiv:1806.07421) estimates it.
 
-    The mean damage of the masks that hide a region, less that of the masks that show it. It sees what hiding
-    one region cannot: regions that stand in for each other.
+    The mean damage of the masks that hide a region minus that of the masks that show it. Unlike hiding single
+    regions, it finds regions that can replace each other.
 
     Args:
-        masks: how many; the error falls with their square root. share: chance of a region to be hidden.
+        masks: number of masks; the error falls with its square root.
+        share: probability that a mask hides a region.
+
+    Raises:
+        BadParameterError: fewer than two masks, or a share that hides none or all.
     """
     if masks < 2 or not 0 < share < 1:
         raise BadParameterError(f"masks must be at least 2 and share in (0, 1), got {masks} and {share}")
@@ -175,10 +181,11 @@ def random_mask_saliency(
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """Scores while regions are hidden (deletion) or shown again (insertion), the most important ones first.
+    """Scores while regions are hidden (deletion) or shown again (insertion), the most important first.
 
     Attributes:
-        share: [P] share of the regions hidden, or shown. score: [..., P] log-probability of the whole answer.
+        share: [P] share of the regions that are hidden, or shown.
+        score: [..., P] log-probability of the whole answer.
     """
 
     share: Tensor
@@ -200,12 +207,15 @@ def perturbation_curve(
 ) -> Curve:
     """Deletion or insertion curves (RISE, arXiv:1806.07421) of several maps of one input.
 
-    Deletion hides the regions that a map calls important first; a good map makes the answer collapse early
-    (small area). Insertion starts with everything hidden and shows them in that order (large area is good).
+    Deletion hides the regions in order of importance; a good map makes the answer collapse early (a small
+    area). Insertion starts with all regions hidden and shows them in that order (a large area is good).
 
     Args:
-        maps: [..., n]; cells that tie come in random order.
-        points: P, from nothing to everything, evenly spaced (numbers of regions are rounded).
+        maps: [..., n]; tied regions come in random order.
+        points: P, evenly spaced from no region to all (numbers of regions are rounded).
+
+    Raises:
+        BadParameterError: an unknown kind, or fewer than two points.
     """
     if kind not in ("deletion", "insertion"):
         raise BadParameterError(f'kind must be "deletion" or "insertion", got {kind!r}')
@@ -215,18 +225,18 @@ def perturbation_curve(
     counts = torch.linspace(0, n, points).round().long().unique()
     chosen = _ranks(maps, seed)[..., None, :] < counts[:, None]  # [..., P, n]
     hidden = (chosen if kind == "deletion" else ~chosen).reshape(-1, n)
-    # Curves share their ends, and often much of their way.
+    # Curves have their ends in common, and often many points: score each variant once.
     distinct, where = torch.unique(hidden, dim=0, return_inverse=True)
     scores = score(distinct).sum(-1).double().cpu()[where].view(*maps.shape[:-1], len(counts))
     return Curve(counts.double() / n, scores)
 
 
 def _ranks(maps: Tensor, seed: int) -> Tensor:
-    """Place of each region from the most important (0) to the least, [..., n]; ties at random."""
+    """Rank of each region, 0 for the most important, [..., n]; ties in random order."""
     maps = maps.cpu()
     noise = torch.rand(maps.shape, generator=torch.Generator().manual_seed(seed))
-    mixed = noise.argsort(-1)
-    order = mixed.gather(-1, maps.gather(-1, mixed).argsort(dim=-1, descending=True, stable=True))
+    shuffle = noise.argsort(-1)
+    order = shuffle.gather(-1, maps.gather(-1, shuffle).argsort(dim=-1, descending=True, stable=True))
     return order.argsort(-1)
 
 

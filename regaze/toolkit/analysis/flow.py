@@ -1,8 +1,8 @@
-"""How attention passes from layer to layer: rollout with residual, and VL-SAM's regularised flow.
+"""The flow of attention through all layers: rollout with residual, and VL-SAM's regularised flow.
 
-Both are products of one matrix per layer. They are built while the model runs, from the lowest layer up, for
-the keys asked for: what is kept is [B, L, n], the flow from every token to n keys so far, and of a layer one
-block of rows. A matrix [L, L] comes into being only where all keys are asked for, and none per layer or head.
+Both are products of one matrix per layer. They are accumulated while the model runs, from the first layer to
+the last, for the chosen keys only. Memory holds [B, L, n], the flow from every token to n keys so far, and
+one block of rows of a layer; an [L, L] matrix exists only if all keys are chosen, never per layer or head.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from regaze.errors import BadParameterError, InputError
+from regaze.toolkit.analysis.answers import token_map_of
 from regaze.toolkit.analysis.forward import (
     AttentionProbe,
     KeyChoice,
@@ -22,7 +23,6 @@ from regaze.toolkit.analysis.forward import (
     key_index,
     row_index,
     run_forward,
-    token_map_of,
 )
 from regaze.toolkit.model.attention_call import AttentionCall
 from regaze.toolkit.model.context import Context
@@ -32,11 +32,12 @@ from regaze.toolkit.wrap import Gaze
 
 @dataclass(frozen=True, eq=False)
 class Flow:
-    """What flows from some keys to some rows, on the CPU.
+    """The flow from each of R rows to n keys, on the CPU.
 
     Attributes:
         values: [B, R, n] fp32; 0 where a sample has fewer rows or keys.
-        rows: [B, R] positions of the rows. columns: [B, n] positions of the keys; -1: there is none.
+        rows: [B, R] positions of the rows. columns: [B, n] positions of the keys. Both are -1 where a sample
+            has fewer.
         tokens: roles of the prompt.
     """
 
@@ -46,15 +47,16 @@ class Flow:
     tokens: TokenMap
 
     def image_map(self, row: int = -1, sample: int = 0, image: int = 0) -> Tensor:
-        """The flow to one of the R rows as a map over an image, [rows, columns].
+        """The flow of one of the R rows as a map over an image, [rows, columns].
 
         Raises:
             InputError: the image has no grid, or its tokens are not among the keys.
         """
-        cells, held = self.tokens.image_cells(sample, image), self.columns[sample]
-        place = torch.full((self.tokens.length,), -1).scatter(
-            0, held[held >= 0], torch.arange(len(held))[held >= 0]
-        )[cells]
+        cells, keys = self.tokens.image_cells(sample, image), self.columns[sample]
+        real = keys >= 0
+        key_at = torch.full((self.tokens.length,), -1)
+        key_at[keys[real]] = torch.arange(len(keys))[real]
+        place = key_at[cells]
         if bool((place < 0).any()):
             raise InputError('not all of the image is among the keys; ask for columns="image"')
         return self.values[sample, row, place].unflatten(0, self.tokens.grids[sample][image])
@@ -70,18 +72,18 @@ def rollout(
     residual: float = 0.5,
     layers: Sequence[int] | None = None,
 ) -> Flow:
-    """Attention rollout: how much of each key is in each row after all layers, if attention alone mixed them.
+    """Attention rollout: the share of each key in each row after all layers, if only attention mixed tokens.
 
     Source: Abnar and Zuidema, "Quantifying Attention Flow in Transformers" (arXiv:2005.00928). With A^l the
     attention of layer l fused over heads, R = M^L ... M^2 M^1 for M^l = residual I + (1 - residual) A^l; rows
-    are scaled to sum 1. Under `gaze.using(...)` it is the edited attention that is multiplied.
+    are scaled to sum 1. Inside `gaze.using(...)` the edited attention is multiplied.
 
     Args:
         inputs: from `gaze.inputs`, or `with_answers` for rows of an answer.
-        rows, columns: what to report, see `RowChoice` and `KeyChoice`.
-        heads: "mean" (the paper's), "max" or "min" over heads, or the heads whose mean is taken.
-        residual: share of the residual connection; the paper's 0.5.
-        layers: whose attention is multiplied; None: all.
+        rows, columns: which flow to return, see `RowChoice` and `KeyChoice`.
+        heads: "mean" (as in the paper), "max" or "min" over heads, or numbers of heads to average.
+        residual: weight of the residual connection; 0.5 in the paper.
+        layers: numbers of the layers to multiply; None: all.
 
     Returns:
         `Flow` whose values over all keys sum to 1 in each row.
@@ -92,8 +94,8 @@ def rollout(
     if not 0.0 <= residual <= 1.0:
         raise BadParameterError(f"residual is a share in [0, 1], got {residual}")
     tokens = token_map_of(gaze, inputs)
-    steps = _Rollout(key_index(tokens, columns), heads, residual, layers)
-    return _flow(gaze, inputs, steps, row_index(tokens, rows), tokens)
+    probe = _RolloutProbe(key_index(tokens, columns), heads, residual, layers)
+    return _flow(gaze, inputs, probe, row_index(tokens, rows), tokens)
 
 
 def attention_flow(
@@ -109,35 +111,38 @@ def attention_flow(
     """The regularised attention flow of VL-SAM, from which it prompts a segmenter.
 
     Source: "Training-Free Open-Ended Object Detection and Segmentation via Attention as Prompts"
-    (arXiv:2410.05963). Head h of layer l weighs W = mean_i max_j S_ij; S'^l = mean_h W_h S_h;
+    (arXiv:2410.05963). Head h of layer l has the weight W = mean_i max_j S_ij; S'^l = mean_h W_h S_h;
     F^l = (I + S'^l)(I + F^(l-1)), F^0 = 0. Key j of N is multiplied by (j + 1) / N, as causal flows drift to
-    the first keys; whether after the last layer or in each of them was not to be found out.
+    the first keys. The paper does not say whether this happens in each layer or once after the last.
 
     Args:
         rows, columns, layers: as for `rollout`.
-        regularise: "once" after the last layer, "each": on S' of every layer, "never".
-        weigh_heads: False: all weigh 1 (the paper's ablation).
+        regularise: "once": after the last layer; "each": on S' of every layer; "never".
+        weigh_heads: False gives all heads the weight 1 (the paper's ablation).
 
     Returns:
-        `Flow` whose values are F times 2^-layers, which keeps them finite; only proportions mean something.
+        `Flow` whose values are F times 2^-layers, which keeps them finite; only proportions are meaningful.
+
+    Raises:
+        BadParameterError, InputError: as for `rollout`.
     """
     if regularise not in ("once", "each", "never"):
         raise BadParameterError(f'regularise must be "once", "each" or "never", got {regularise!r}')
     tokens = token_map_of(gaze, inputs)
-    steps = _Regularised(key_index(tokens, columns), regularise, weigh_heads, layers)
-    return _flow(gaze, inputs, steps, row_index(tokens, rows), tokens)
+    probe = _RegularisedProbe(key_index(tokens, columns), regularise, weigh_heads, layers)
+    return _flow(gaze, inputs, probe, row_index(tokens, rows), tokens)
 
 
-def _flow(gaze: Gaze, inputs: Mapping[str, Any], steps: _Steps, index: Tensor, tokens: TokenMap) -> Flow:
+def _flow(gaze: Gaze, inputs: Mapping[str, Any], probe: _FlowProbe, index: Tensor, tokens: TokenMap) -> Flow:
     with torch.no_grad():
-        run_forward(gaze, inputs, steps)
-    state = steps.result()
+        run_forward(gaze, inputs, probe)
+    state = probe.result()
     values = state.gather(1, index.clamp_min(0)[..., None].expand(-1, -1, state.shape[2]).to(state.device))
-    return Flow((values.cpu() * (index >= 0)[..., None]), index, steps.columns, tokens)
+    return Flow((values.cpu() * (index >= 0)[..., None]), index, probe.columns, tokens)
 
 
-class _Steps(AttentionProbe):
-    """The flow from every token to chosen keys, [B, L, n], taken from layer to layer."""
+class _FlowProbe(AttentionProbe):
+    """The flow from every token to the chosen keys, [B, L, n], updated by each layer."""
 
     def __init__(self, columns: Tensor, layers: Sequence[int] | None):
         super().__init__(layers)
@@ -152,18 +157,18 @@ class _Steps(AttentionProbe):
         return self.state
 
     def add_keys(self, amount: float) -> None:
-        """Add a multiple of the identity's columns to the state: a key flows to itself."""
+        """Add `amount` times the identity to the state: the flow from each key to itself."""
         index = self.columns.to(self.state.device)[:, None]
         self.state.scatter_add_(1, index.clamp_min(0), amount * (index >= 0).float())
 
-    def pass_on(self, call: AttentionCall, matrix: Callable[[Tensor, int], Tensor]) -> None:
-        """Multiply the state by a matrix [L, L] that is made from the weights, a block of rows at a time.
+    def multiply(self, call: AttentionCall, matrix: Callable[[Tensor, int], Tensor]) -> None:
+        """Multiply the state by an [L, L] matrix that depends on the weights, a block of rows at a time.
 
-        From the last rows up: in a causal layer the product then takes the place of the state, as no row
-        reads one that was written.
+        Blocks come from the last to the first. In a causal layer the product can then overwrite the state:
+        a row reads only rows before it, which are not yet written.
 
         Args:
-            matrix: from the weights [B, Hq, R, K] of a block and the number of its first row to [B, R, K].
+            matrix: maps the weights [B, Hq, R, K] of a block and the number of its first row to [B, R, K].
         """
         state = self.state.to(call.query.device)
         self.state = state if call.causal else torch.empty_like(state)
@@ -172,7 +177,7 @@ class _Steps(AttentionProbe):
             self.state[:, rows] = part @ state[:, : part.shape[-1]]
 
 
-class _Rollout(_Steps):
+class _RolloutProbe(_FlowProbe):
     def __init__(
         self, columns: Tensor, heads: str | Sequence[int], residual: float, layers: Sequence[int] | None
     ):
@@ -192,7 +197,7 @@ class _Rollout(_Steps):
                 )
 
     def measure(self, layer: int, call: AttentionCall) -> None:
-        self.pass_on(call, self._matrix)
+        self.multiply(call, self._matrix)
 
     def _matrix(self, weights: Tensor, first: int) -> Tensor:
         if not isinstance(self.heads, str):
@@ -201,16 +206,16 @@ class _Rollout(_Steps):
             fused = weights.mean(1)
         else:
             fused = weights.amax(1) if self.heads == "max" else weights.amin(1)
-        # Rows sum to 1 again after "max" and "min", and where a model's sinks took a part.
-        matrix = _scaled(fused) * (1 - self.residual)
+        # "max", "min" and attention sinks of the model leave rows that do not sum to 1.
+        matrix = _normalise(fused) * (1 - self.residual)
         matrix.diagonal(first, 1, 2).add_(self.residual)
-        return _scaled(matrix)
+        return _normalise(matrix)
 
 
-class _Regularised(_Steps):
+class _RegularisedProbe(_FlowProbe):
     def __init__(self, columns: Tensor, regularise: str, weigh_heads: bool, layers: Sequence[int] | None):
         super().__init__(columns, layers)
-        self.regularise, self.weigh_heads, self.done = regularise, weigh_heads, 0
+        self.regularise, self.weigh_heads, self.num_done = regularise, weigh_heads, 0
 
     def prepare(self, context: Context) -> None:
         super().prepare(context)
@@ -219,8 +224,8 @@ class _Regularised(_Steps):
 
     def measure(self, layer: int, call: AttentionCall) -> None:
         # The state is F 2^-layers: (I + F) 2^-layers is multiplied by (I + S') / 2.
-        self.add_keys(0.5**self.done)
-        self.done += 1
+        self.add_keys(0.5**self.num_done)
+        self.num_done += 1
         weights = self._head_weights(call) if self.weigh_heads else None
         place = self.place.to(call.query.device)
 
@@ -233,10 +238,10 @@ class _Regularised(_Steps):
             part.diagonal(first, 1, 2).add_(0.5)
             return part
 
-        self.pass_on(call, matrix)
+        self.multiply(call, matrix)
 
     def _head_weights(self, call: AttentionCall) -> Tensor:
-        """W = mean over rows of the largest weight, [B, Hq]."""
+        """W, the mean over rows of the largest weight, [B, Hq]."""
         visible = self.visible.to(call.query.device)
         total = torch.zeros(self.batch, call.query.shape[1], device=call.query.device)
         for rows, weights in self.blocks(call):
@@ -250,6 +255,6 @@ class _Regularised(_Steps):
         return self.state * place[:, None]
 
 
-def _scaled(rows: Tensor) -> Tensor:
-    """Rows [..., K] scaled to sum 1; rows of zeros stay."""
+def _normalise(rows: Tensor) -> Tensor:
+    """Rows [..., K] scaled to sum 1; rows of zeros stay zero."""
     return rows / rows.sum(-1, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny)

@@ -1,22 +1,21 @@
-"""One forward of a prompt, with or without an answer behind it, for what its layers show.
+"""One forward whose layers are measured by probes, and the choice of its rows and keys.
 
-Analyses that need more than a `Record` holds run the model once through here and take from each layer what
-they want of it while it runs; nothing of a layer outlives it unless an analysis keeps it.
+Analyses that need more than a `Record` holds run the model once through `run_forward`. A probe is called with
+each layer while the model runs; nothing of a layer is kept unless the probe keeps it.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from regaze.errors import BadParameterError, InputError, ShapeError
+from regaze.errors import BadParameterError, InputError
 from regaze.kernels import AttentionEdit
+from regaze.toolkit.analysis.answers import Inputs
 from regaze.toolkit.model import compat
 from regaze.toolkit.model.attention_call import AttentionCall
 from regaze.toolkit.model.callback import Callback
@@ -25,116 +24,34 @@ from regaze.toolkit.prompts.columns import column_index
 from regaze.toolkit.prompts.token_map import Role, TokenMap
 from regaze.toolkit.wrap import Gaze
 
-#: Rows to look at: "last" predicts the first answer token, "answer" every answer token (one row per token),
-#: "text" is all text after the image; or positions (of a vision model's class token: [0]).
+#: Query rows: "last" predicts the first answer token, "answer" every answer token (one row per token), "text"
+#: is all text after the image; or positions (of a vision model's class token: [0]).
 RowChoice = Literal["last", "answer", "text", "all"] | Sequence[int]
-#: Keys to look at: the image's tokens, all tokens, or positions.
+#: Keys: the image's tokens, all tokens, or positions.
 KeyChoice = Literal["image", "all"] | Sequence[int]
 
 
-class Inputs(dict[str, Any]):
-    """The arguments of a forward with the roles of its tokens, for prompts that regaze cannot read itself."""
-
-    def __init__(self, inputs: Mapping[str, Any], tokens: TokenMap):
-        super().__init__(inputs)
-        self.tokens = tokens
-
-
-def with_answers(gaze: Gaze, inputs: Mapping[str, Any], answers: Tensor | Sequence[str]) -> Inputs:
-    """Prompts with answers behind them, to be run in one forward (teacher forcing).
-
-    Args:
-        inputs: of B prompts, from `gaze.inputs`.
-        answers: [B, T] generated ids, of which everything from the first end-of-sequence or padding token on
-            is left away, or B texts.
-
-    Returns:
-        The arguments of a forward of [B, L + T] tokens: shorter answers are padded on the right.
-
-    Raises:
-        InputError: as many answers as prompts are needed, and one token of answer at the least.
-    """
-    ids = inputs["input_ids"]
-    mask = inputs.get("attention_mask")
-    mask = torch.ones_like(ids) if mask is None else mask
-    rows = _answer_ids(gaze, answers)
-    if len(rows) != len(ids):
-        raise InputError(f"{len(rows)} answers for {len(ids)} prompts: give one for each")
-    longest = max(map(len, rows))
-    if not longest:
-        raise InputError("the answers are empty: there is no token to look at")
-    pad = _pad_id(gaze)
-    answer = torch.tensor([row + [pad] * (longest - len(row)) for row in rows], device=ids.device)
-    shown = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows], device=ids.device)
-    prompt = token_map_of(gaze, inputs)
-    roles = torch.where(shown.bool().cpu(), int(Role.OUTPUT), int(Role.PAD)).to(torch.uint8)
-    longer_map = replace(
-        prompt,
-        roles=torch.cat([prompt.roles, roles], 1),
-        view=F.pad(prompt.view, (0, longest), value=-1),
-        cell=F.pad(prompt.cell, (0, longest), value=-1),
-    )
-    longer = {
-        "input_ids": torch.cat([ids, answer], 1),
-        "attention_mask": torch.cat([mask, shown.to(mask)], 1),
-    }
-    for name in ("token_type_ids", "mm_token_type_ids"):
-        if inputs.get(name) is not None:
-            longer[name] = F.pad(inputs[name], (0, longest))
-    return Inputs({**inputs, **longer}, longer_map)
-
-
-def token_map_of(gaze: Gaze, inputs: Mapping[str, Any]) -> TokenMap:
-    """Roles of a forward's tokens."""
-    return inputs.tokens if isinstance(inputs, Inputs) else gaze.tokens(inputs)
-
-
-def _pad_id(gaze: Gaze) -> int:
-    found = getattr(gaze.reader.tokenizer, "pad_token_id", None)
-    return 0 if found is None else int(found)
-
-
-def _answer_ids(gaze: Gaze, answers: Tensor | Sequence[str]) -> list[list[int]]:
-    tokenizer = gaze.reader.tokenizer
-    if not isinstance(answers, Tensor):
-        if isinstance(answers, str) or not all(isinstance(answer, str) for answer in answers):
-            raise InputError(f"answers must be [B, T] ids or a list of B texts, got {answers!r}")
-        if tokenizer is None:
-            raise InputError("give the answers as [B, T] ids: regaze.wrap was given no tokenizer")
-        return [tokenizer(answer, add_special_tokens=False)["input_ids"] for answer in answers]
-    if answers.dim() != 2:
-        raise ShapeError(f"answers must be [B, T] ids, got {list(answers.shape)}")
-    ends = gaze.model.generation_config.eos_token_id if gaze.model.generation_config is not None else None
-    stop = {*torch.tensor([] if ends is None else ends).flatten().tolist()}
-    stop.add(getattr(tokenizer, "pad_token_id", None))
-    rows = []
-    for row in answers.tolist():
-        length = next((i for i, token in enumerate(row) if token in stop), len(row))
-        rows.append(row[:length])
-    return rows
-
-
 class _Probe(Callback):
-    """Looks at some layers in one forward of the prompt, at the user's rows.
+    """Measures the user's rows in some layers of one forward.
 
     Args:
-        layers: which; None: all.
+        layers: numbers; None: all.
     """
 
-    #: One more number than there are layers: what leaves the last one.
-    streams: ClassVar[bool] = False
+    #: 1 if the output of the last layer can be chosen, too, as one more layer.
+    extra_layers: ClassVar[int] = 0
 
     def __init__(self, layers: Sequence[int] | None = None):
         self.layers = layers
 
     def prepare(self, context: Context) -> None:
-        self.chosen = self._checked(context.num_layers + self.streams)
+        self.chosen = self._checked(context.num_layers + self.extra_layers)
         self.batch = context.user_batch
-        #: Columns that a longer branch put before the user's prompt.
+        #: Columns before the user's prompt, which a longer branch needs.
         self.before = context.prompt_length - context.visible.shape[1]
 
     def _checked(self, count: int) -> tuple[int, ...]:
-        """The chosen numbers below `count`, in order."""
+        """The chosen layers, in order, checked to be below `count`."""
         chosen = range(count) if self.layers is None else self.layers
         outside = [layer for layer in chosen if not 0 <= layer < count]
         if outside or not len(chosen):
@@ -143,18 +60,18 @@ class _Probe(Callback):
 
 
 class AttentionProbe(_Probe):
-    """Looks at the attention of layers."""
+    """Measures the attention of layers."""
 
     def on_attention(self, layer: int, call: AttentionCall, context: Context) -> None:
         if context.step == 0 and layer in self.chosen:
             self.measure(layer, call)
 
     def measure(self, layer: int, call: AttentionCall) -> None:
-        """What to do with a layer's call; rows of branches follow the first `batch` ones."""
+        """Called with each chosen layer's attention call; rows of branches follow the first `batch` rows."""
         raise NotImplementedError
 
     def blocks(self, call: AttentionCall) -> Iterator[tuple[slice, Tensor]]:
-        """The user's rows in blocks, from the last ones up, with their weights [B, Hq, R, K]."""
+        """The user's rows in blocks, from the last block to the first, with their weights [B, Hq, R, K]."""
         for rows in reversed(call.blocks()):
             first, stop = max(rows.start - self.before, 0), rows.stop - self.before
             if first < stop:
@@ -163,42 +80,42 @@ class AttentionProbe(_Probe):
 
 
 class HiddenStateProbe(_Probe):
-    """Looks at the residual stream: what enters each layer, and as one layer more what leaves the last."""
+    """Measures the hidden states: the input of each layer, and as one more layer the output of the last."""
 
     needs_hidden_states: ClassVar[bool] = True
-    streams: ClassVar[bool] = True
+    extra_layers: ClassVar[int] = 1
 
     def prepare(self, context: Context) -> None:
         super().prepare(context)
-        self._depth, self._context, self._seen = context.num_layers, context, set[int]()
+        self._depth, self._context, self._measured = context.num_layers, context, set[int]()
         context.capture_hidden((self._depth,))
 
     def edit(self, layer: int, step: int, context: Context) -> AttentionEdit | None:
-        if step == 0 and layer in self.chosen and layer not in self._seen:
-            self._seen.add(layer)
+        if step == 0 and layer in self.chosen and layer not in self._measured:
+            self._measured.add(layer)
             self.measure(layer, context.hidden_states(layer)[: self.batch, self.before :])
         return None
 
     def finish(self) -> None:
-        """Look at what left the last layer; called when the forward is over."""
+        """Measure the output of the last layer; called after the forward."""
         if self._depth in self.chosen:
-            self.measure(self._depth, self.last_stream)
+            self.measure(self._depth, self.last_output)
 
     @property
-    def last_stream(self) -> Tensor:
-        """[B, L, D], what left the last layer."""
+    def last_output(self) -> Tensor:
+        """[B, L, D] output of the last layer."""
         return self._context.captured_hidden(self._depth)[: self.batch, self.before :]
 
     def measure(self, layer: int, hidden: Tensor) -> None:
-        """What to do with a layer's stream [B, L, D]."""
+        """Called with each chosen layer's hidden states [B, L, D]."""
         raise NotImplementedError
 
 
 def run_forward(gaze: Gaze, inputs: Mapping[str, Any], *callbacks: Callback, logits: int = 1) -> Any:
-    """A forward of `inputs` without a cache, seen by `callbacks`; gives the model's output.
+    """Run one forward of `inputs` without a cache, with `callbacks` active; returns the model's output.
 
     Args:
-        logits: for how many last positions the model computes logits, where it can be told; 0: all.
+        logits: number of last positions for which the model computes logits, if it has that option; 0: all.
     """
     known = inspect.signature(gaze.model.forward).parameters
     given = {name: value for name, value in inputs.items() if value is not None}
@@ -219,7 +136,7 @@ def run_forward(gaze: Gaze, inputs: Mapping[str, Any], *callbacks: Callback, log
 
 
 def row_index(tokens: TokenMap, rows: RowChoice) -> Tensor:
-    """Positions of the rows asked for, [B, R] int64, -1 where a sample has fewer.
+    """Positions of the chosen rows, [B, R] int64, -1 where a sample has fewer.
 
     Raises:
         BadParameterError: an unknown choice, or positions that the prompt does not have.
@@ -238,7 +155,7 @@ def row_index(tokens: TokenMap, rows: RowChoice) -> Tensor:
 
 
 def key_index(tokens: TokenMap, columns: KeyChoice) -> Tensor:
-    """Positions of the keys asked for, [B, n] int64, -1 where a sample has fewer; errors as `row_index`."""
+    """Positions of the chosen keys, [B, n] int64, -1 where a sample has fewer; errors as for `row_index`."""
     if not isinstance(columns, str):
         return _positions("columns", columns, tokens)
     if columns == "all":
@@ -250,14 +167,14 @@ def key_index(tokens: TokenMap, columns: KeyChoice) -> Tensor:
     return column_index(tokens.mask(Role.IMAGE))
 
 
-def _positions(what: str, wanted: Sequence[int], tokens: TokenMap) -> Tensor:
+def _positions(what: str, values: Sequence[int], tokens: TokenMap) -> Tensor:
     try:
-        index = torch.tensor([int(position) for position in wanted], dtype=torch.int64)
+        index = torch.tensor([int(position) for position in values], dtype=torch.int64)
     except (TypeError, ValueError):
-        raise BadParameterError(f"{what} must be positions such as [3, -1], got {wanted!r}") from None
+        raise BadParameterError(f"{what} must be positions such as [3, -1], got {values!r}") from None
     length = tokens.length
     if not len(index) or bool(((index < -length) | (index >= length)).any()):
         raise BadParameterError(
-            f"{what} must be positions in 0..{length - 1} (or from the end), one at the least; got {wanted!r}"
+            f"{what} must be positions in 0..{length - 1} (or from the end), one at the least; got {values!r}"
         )
     return (index % length).expand(tokens.batch, -1)

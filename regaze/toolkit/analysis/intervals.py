@@ -1,4 +1,4 @@
-"""Figures over samples with their uncertainty: 95 % bootstrap intervals."""
+"""Means over samples with 95 % bootstrap intervals."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Estimate:
     """A mean over samples.
 
     Attributes:
-        value: the mean. low, high: its 95 % interval; both nan when there is a single sample.
-        samples: how many had a value. undefined: how many had none (nan), and are left out.
+        value: the mean. low, high: its 95 % interval; both nan for a single sample.
+        samples: number of samples with a value. undefined: number without one (nan), which are left out.
     """
 
     value: float
@@ -34,21 +34,21 @@ class Estimate:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
     def rounded(self, digits: int = 4) -> dict[str, Any]:
-        """As plain JSON."""
+        """A dict for JSON, with rounded floats."""
         return {k: round(v, digits) if isinstance(v, float) else v for k, v in asdict(self).items()}
 
 
 def estimate(values: ArrayLike | torch.Tensor, *, resamples: int = 2000, seed: int = 0) -> Estimate:
     """The mean of one number per sample, with a percentile bootstrap interval (scipy.stats.bootstrap).
 
-    The sample is what is drawn: average everything that belongs to one image or one recording first. For the
-    difference of two conditions give the differences of the pairs.
+    Samples are drawn independently: average everything that belongs to one image or recording first. For the
+    difference of two conditions pass the differences of the pairs.
 
     Args:
         values: [samples]; nan where a sample has no value.
 
     Raises:
-        InputError: not one number per sample, or none that is defined.
+        InputError: not one number per sample, or all of them undefined.
     """
     numbers = np.asarray(torch.as_tensor(values).detach().cpu(), dtype=np.float64)
     if numbers.ndim != 1:

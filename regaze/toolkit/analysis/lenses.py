@@ -1,4 +1,4 @@
-"""The logit lens: which words the residual stream of each token spells, in every layer."""
+"""The logit lens: the next-token prediction of every layer, read from its hidden states."""
 
 from __future__ import annotations
 
@@ -11,27 +11,28 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from regaze.errors import BadParameterError, InputError, UnsupportedModelError
-from regaze.toolkit.analysis.forward import HiddenStateProbe, RowChoice, row_index, run_forward, token_map_of
+from regaze.toolkit.analysis.answers import token_map_of
+from regaze.toolkit.analysis.forward import HiddenStateProbe, RowChoice, row_index, run_forward
 from regaze.toolkit.model.hidden_logits import LogitReader
 from regaze.toolkit.prompts.token_map import TokenMap
 from regaze.toolkit.wrap import Gaze
 
-#: Logits held at once, in elements: 32 MiB in fp32, of which a reading makes several copies.
+#: Logits in memory at once, in elements: 32 MiB in fp32, and a few copies of them.
 _ELEMENTS = 1 << 23
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class LogitLens:
-    """What the residual stream predicts in some layers, read with the model's final norm and output matrix.
+    """Predictions of the hidden states in some layers, through the model's final norm and output matrix.
 
     Attributes:
-        layers: [S] layer l is the stream that enters layer l (0: the embeddings); the number of layers stands
-            for what leaves the last one, which gives the model's own logits.
+        layers: [S] l is the input of layer l (0: the embeddings); the number of layers is the output of the
+            last layer, which gives the model's own logits.
         top_ids: [S, B, R, k] the likeliest tokens, best first. top_probs: [S, B, R, k] their probabilities.
         entropy: [S, B, R] of the prediction, in nats.
-        targets: [T] ids that were asked for. target_probs, target_ranks: [S, B, R, T], ranks from 0.
-        rows: [B, R] positions; -1 where a sample has fewer (its entries mean nothing).
-        tokens: roles of the prompt. strings: text of the ids above, where there is a tokenizer.
+        targets: [T] ids of the targets. target_probs, target_ranks: [S, B, R, T], ranks from 0.
+        rows: [B, R] positions; -1 where a sample has fewer, whose entries are meaningless.
+        tokens: roles of the prompt. strings: text of all these ids, if there is a tokenizer.
     """
 
     layers: tuple[int, ...]
@@ -55,14 +56,14 @@ class LogitLens:
         return [[self.strings.get(token, str(token)) for token in layer] for layer in ids.tolist()]
 
     def image_words(self, layer: int, sample: int = 0, image: int = 0, best: int = 0) -> list[list[str]]:
-        """What word each patch of an image is in a layer, as its grid's rows and columns."""
+        """The word of each patch of an image in a layer, as rows and columns of its grid."""
         columns = self.tokens.grids[sample][image][1] if self.tokens.grids[sample] else 0
         ids = self.top_ids[self._state(layer), sample, self._patches(sample, image), best].tolist()
         words = [self.strings.get(token, str(token)) for token in ids]
         return [words[start : start + columns] for start in range(0, len(words), columns)]
 
     def image_map(self, target: int = 0, sample: int = 0, image: int = 0) -> Tensor:
-        """Probability of the target of this number on an image's patches, [S, rows, columns]."""
+        """Probability of a target (by its index) at the patches of an image, [S, rows, columns]."""
         if not 0 <= target < len(self.targets):
             raise BadParameterError(f"target {target} was not asked for; there are {len(self.targets)}")
         values = self.target_probs[:, sample, self._patches(sample, image), target]
@@ -75,11 +76,11 @@ class LogitLens:
 
     def _patches(self, sample: int, image: int) -> Tensor:
         """Numbers of the rows that show an image's cells, in row-major order."""
-        held = {int(position): number for number, position in enumerate(self.rows[sample]) if position >= 0}
+        row_at = {int(position): row for row, position in enumerate(self.rows[sample]) if position >= 0}
         cells = self.tokens.image_cells(sample, image).tolist()
-        if not all(cell in held for cell in cells):
+        if not all(cell in row_at for cell in cells):
             raise InputError('the image\'s tokens are not among the rows of the lens; use rows="all"')
-        return torch.tensor([held[cell] for cell in cells])
+        return torch.tensor([row_at[cell] for cell in cells])
 
 
 def logit_lens(
@@ -91,17 +92,17 @@ def logit_lens(
     k: int = 5,
     targets: Sequence[int | str] = (),
 ) -> LogitLens:
-    """Read the prediction off every layer: the next word at text positions, a word at image positions.
+    """Predictions of every layer: the next word at text positions, a word at image positions.
 
     Source: nostalgebraist, "interpreting GPT: the logit lens" (2020); on image tokens Neo et al., "Towards
     Interpreting Visual Information Processing in Vision-Language Models" (arXiv:2410.07149). The final norm
-    is applied to every layer, as the model does to its last. Logits exist a block of rows at a time.
+    is applied to every layer, as the model does to its last. Logits exist for one block of rows at a time.
 
     Args:
-        inputs: from `gaze.inputs`, or `with_answers` to look at an answer, too. rows: see `RowChoice`.
+        inputs: from `gaze.inputs`, or `with_answers` to include an answer. rows: see `RowChoice`.
         layers: see `LogitLens`; default: all, from 0 to the number of layers.
-        k: how many tokens to keep per layer and row.
-        targets: ids, or words of which the first token counts (with a space before it, as inside a text).
+        k: how many of the likeliest tokens to keep per layer and row.
+        targets: ids, or words. Of a word, with a space before it as inside a text, the first token counts.
 
     Raises:
         BadParameterError: layers or k that do not exist. UnsupportedModelError: the model does something else
@@ -112,19 +113,20 @@ def logit_lens(
     if not 1 <= k <= vocabulary:
         raise BadParameterError(f"k must be in 1..{vocabulary}, got {k}")
     ids = tuple(_target(gaze, target, vocabulary) for target in targets)
-    lens = _Lens(gaze.model, row_index(tokens, rows), layers, k, ids)
+    probe = _LensProbe(gaze.model, row_index(tokens, rows), layers, k, ids)
     with torch.no_grad():
-        lens.check(run_forward(gaze, inputs, lens).logits)
-    parts = [torch.stack(part) for part in zip(*(lens.read[layer] for layer in lens.chosen), strict=True)]
+        probe.check(run_forward(gaze, inputs, probe).logits)
+    layered = (probe.per_layer[layer] for layer in probe.chosen)
+    parts = [torch.stack(part) for part in zip(*layered, strict=True)]
     strings = _strings(gaze, [*parts[0].unique().tolist(), *ids])
     top_ids, top_probs, entropy, probabilities, ranks = parts
     return LogitLens(
-        lens.chosen, top_ids, top_probs, entropy, ids, probabilities, ranks, lens.rows, tokens, strings
+        probe.chosen, top_ids, top_probs, entropy, ids, probabilities, ranks, probe.rows, tokens, strings
     )
 
 
-class _Lens(HiddenStateProbe):
-    """Reads the streams of the layers."""
+class _LensProbe(HiddenStateProbe):
+    """Reads predictions from the hidden states of each layer."""
 
     def __init__(
         self,
@@ -136,14 +138,14 @@ class _Lens(HiddenStateProbe):
     ):
         super().__init__(layers)
         self.rows, self.k, self.targets, self.reader = rows, k, targets, LogitReader(model)
-        self.read: dict[int, tuple[Tensor, ...]] = {}
+        self.per_layer: dict[int, tuple[Tensor, ...]] = {}
 
     def measure(self, layer: int, hidden: Tensor) -> None:
-        self.read[layer] = self._read(hidden)
+        self.per_layer[layer] = self._read(hidden)
 
     def check(self, logits: Tensor) -> None:
-        """Compare what the last stream reads with the model's own logits [B, 1, V] of the last position."""
-        own = self.reader.read(self.last_stream[:, -1]).float()
+        """Compare the prediction of the last layer with the model's own logits [B, 1, V] of the last row."""
+        own = self.reader.read(self.last_output[:, -1]).float()
         expected = logits[:, -1].to(own)
         tolerance = 1e-3 if logits.dtype == torch.float32 else 5e-2
         if not torch.allclose(own, expected, rtol=0, atol=tolerance * max(1.0, float(own.abs().max()))):
@@ -153,7 +155,7 @@ class _Lens(HiddenStateProbe):
             )
 
     def _read(self, hidden: Tensor) -> tuple[Tensor, ...]:
-        """[B, L, D] -> the tensors of a `LogitLens` for one layer, the targets' last."""
+        """[B, L, D] -> the tensors of a `LogitLens` for one layer, in the order of `_summary`."""
         index = self.rows.clamp_min(0).to(hidden.device)
         rows = hidden.gather(1, index[..., None].expand(-1, -1, hidden.shape[2])).flatten(0, 1)
         size = max(1, _ELEMENTS // self.reader.read(rows[:1]).shape[-1])
@@ -164,15 +166,13 @@ class _Lens(HiddenStateProbe):
         probabilities = logits.softmax(-1)
         top = probabilities.topk(self.k)
         targets = torch.tensor(self.targets, dtype=torch.int64, device=logits.device)
-        wanted = logits[:, targets]
-        ranks = (
-            torch.stack([(logits > each[:, None]).sum(-1) for each in wanted.unbind(1)], 1)
-            if len(targets)
-            else wanted.long()
-        )
+        of_targets = logits[:, targets]
+        ranks = torch.zeros_like(of_targets, dtype=torch.int64)
+        for column, own in enumerate(of_targets.unbind(1)):  # one by one: [rows, V] at a time
+            ranks[:, column] = (logits > own[:, None]).sum(-1)
         entropy = torch.special.entr(probabilities).sum(-1)
-        found = (top.indices, top.values, entropy, probabilities[:, targets], ranks)
-        return tuple(tensor.cpu() for tensor in found)
+        summary = (top.indices, top.values, entropy, probabilities[:, targets], ranks)
+        return tuple(tensor.cpu() for tensor in summary)
 
 
 def _target(gaze: Gaze, target: int | str, vocabulary: int) -> int:

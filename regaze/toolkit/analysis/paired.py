@@ -1,4 +1,4 @@
-"""Any analysis for the plain and for the edited model on the same tokens, and the difference."""
+"""An analysis of the plain and of the edited model on the same tokens, and the difference."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from regaze.errors import BadParameterError, ShapeError
-from regaze.toolkit.analysis.forward import Inputs, run_forward, with_answers
+from regaze.toolkit.analysis.answers import Inputs, with_answers
+from regaze.toolkit.analysis.forward import run_forward
 from regaze.toolkit.analysis.heads import HeadTable
 from regaze.toolkit.model.callback import Callback
 from regaze.toolkit.prompts.token_map import TokenMap
@@ -21,12 +22,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, eq=False)
 class PairedResult(Generic[T]):
-    """What an analysis finds in the plain and in the edited model.
+    """Results of an analysis for the plain and the edited model.
 
     Attributes:
         plain, edited: the two results.
-        difference: edited - plain: every float in it; all else is that of `edited`.
-        inputs: prompts and answers that both saw.
+        difference: edited - plain in every float; everything else is that of `edited`.
+        inputs: the prompts and answers of both runs.
     """
 
     plain: T
@@ -46,21 +47,21 @@ def plain_and_edited(
     max_new_tokens: int = 32,
     **options: Any,
 ) -> PairedResult[T]:
-    """Run an analysis on the plain model, and on the model under `methods`, with the same answers forced.
+    """Run an analysis on the plain model and on the model with `methods`, on the same tokens.
 
-    The answers are fed, not generated (teacher forcing), so that row by row both saw the same tokens:
+    The answers are given, not generated (teacher forcing), so that rows of both runs correspond:
 
         both = plain_and_edited(gaze, inputs, VAR(), rollout, rows="answer")
         both = plain_and_edited(gaze, inputs, VAR(), role_flow, record={"rows": "all"})
 
     Args:
-        inputs: from `gaze.inputs`, or `with_answers` (then `answers` are known).
+        inputs: from `gaze.inputs`, or from `with_answers`, which has the answers.
         methods: interventions, as for `gaze.using`.
-        analysis: called as analysis(gaze, inputs, **options), or, with `record`, as
-            analysis(record, **options) on a record of the forward; any function of yours with one of these
-            signatures does.
+        analysis: called as analysis(gaze, inputs, **options) or, with `record`, as
+            analysis(record, **options) with a record of the forward; any function with such a signature.
         answers: [B, T] ids or texts; default: the plain model's greedy answers of at most `max_new_tokens`.
-        record: what to record (see `gaze.recording`); rows are recorded as edited.
+        record: arguments of `gaze.recording`; rows are recorded as edited.
+        options: further arguments of `analysis`.
 
     Raises:
         BadParameterError: no methods.
@@ -75,17 +76,17 @@ def plain_and_edited(
             gaze, inputs, _generated(gaze, inputs, max_new_tokens) if answers is None else answers
         )
 
-    def measured() -> T:
+    def analyse() -> T:
         if record is None:
             return analysis(gaze, forced, **options)
-        wanted = {"edited": True, "rows": "text", **record}
-        with gaze.recording(tokens=forced.tokens, **wanted) as found, torch.no_grad():
+        settings = {"edited": True, "rows": "text", **record}
+        with gaze.recording(tokens=forced.tokens, **settings) as recorded, torch.no_grad():
             run_forward(gaze, forced)
-        return analysis(found, **options)
+        return analysis(recorded, **options)
 
-    plain = measured()
+    plain = analyse()
     with gaze.using(*chosen, tokens=forced.tokens):
-        edited = measured()
+        edited = analyse()
     return PairedResult(plain, edited, difference(plain, edited), forced)
 
 
@@ -98,40 +99,39 @@ def _generated(gaze: Gaze, inputs: Mapping[str, Any], max_new_tokens: int) -> Te
 
 
 def difference(plain: T, edited: T) -> T:
-    """edited - plain, in every float and float tensor of two results of one kind.
+    """edited - plain, in every float and float tensor of two results of the same type.
 
-    Dataclasses, tuples, lists and dicts are gone through; all that is no float (ids, texts, roles) is taken
-    from `edited`.
+    Recurses into dataclasses, tuples, lists and dicts. Everything else (ids, texts, roles) is taken from
+    `edited`.
 
     Raises:
-        ShapeError: results that do not belong together.
+        ShapeError: results with different types, shapes or lengths.
     """
     if type(plain) is not type(edited):
         raise ShapeError(f"cannot subtract a {type(plain).__name__} from a {type(edited).__name__}")
-    return _less(plain, edited)
+    return _subtract(plain, edited)
 
 
-def _less(plain: Any, edited: Any) -> Any:
+def _subtract(plain: Any, edited: Any) -> Any:
     if isinstance(edited, Tensor):
-        return _tensors(plain, edited)
+        return _subtract_tensors(plain, edited)
     if isinstance(edited, float):
         return edited - plain
     if isinstance(edited, HeadTable):
-        return edited.minus(plain)  # in another order than the plain one
+        return edited.minus(plain)  # the rows of both are sorted differently
     if is_dataclass(edited) and not isinstance(edited, (TokenMap, type)):
-        parts = [field.name for field in fields(edited) if field.init]
-        return replace(
-            edited, **{name: difference(getattr(plain, name), getattr(edited, name)) for name in parts}
-        )
+        names = [field.name for field in fields(edited) if field.init]
+        changes = {name: difference(getattr(plain, name), getattr(edited, name)) for name in names}
+        return replace(edited, **changes)
     if isinstance(edited, dict):
         pairs = {name: (plain.get(name, value), value) for name, value in edited.items()}
         return {name: difference(*pair) for name, pair in pairs.items()}
     if isinstance(edited, (tuple, list)):
-        return _sequences(plain, edited)
+        return _subtract_sequences(plain, edited)
     return edited
 
 
-def _tensors(plain: Tensor, edited: Tensor) -> Any:
+def _subtract_tensors(plain: Tensor, edited: Tensor) -> Any:
     if not edited.is_floating_point():
         return edited
     if plain.shape != edited.shape:
@@ -141,8 +141,8 @@ def _tensors(plain: Tensor, edited: Tensor) -> Any:
     return edited - plain
 
 
-def _sequences(plain: Any, edited: Any) -> Any:
+def _subtract_sequences(plain: Any, edited: Any) -> Any:
     if len(plain) != len(edited):
         raise ShapeError(f"cannot subtract {len(plain)} entries from {len(edited)}: compare the same tokens")
-    found = [difference(a, b) for a, b in zip(plain, edited, strict=True)]
-    return type(edited)(*found) if hasattr(edited, "_fields") else type(edited)(found)
+    parts = [difference(a, b) for a, b in zip(plain, edited, strict=True)]
+    return type(edited)(*parts) if hasattr(edited, "_fields") else type(edited)(parts)

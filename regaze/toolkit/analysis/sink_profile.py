@@ -1,9 +1,10 @@
-"""Attention sinks seen from the residual stream: tokens with a massive activation in a few fixed dimensions.
+"""Sink dimensions of base language models: published ones, and a search for those of other models.
 
-Source: "See What You Are Told: Visual Attention Sink in Large Multimodal Models" (arXiv:2503.03321) for the
-    sink value, "Massive
-Activations in Large Language Models" (arXiv:2402.17762) for the phenomenon. The dimensions belong to the base
-language model and survive multimodal tuning.
+Attention sinks are tokens with massive activations in a few fixed dimensions of their hidden states. The
+dimensions belong to the base language model and survive multimodal tuning.
+
+Sources: "See What You Are Told: Visual Attention Sink in Large Multimodal Models" (arXiv:2503.03321) for the
+sink value, "Massive Activations in Large Language Models" (arXiv:2402.17762) for the phenomenon.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ class SinkProfile:
     tau: float = TAU
 
 
-#: (model_type of the language model, hidden size, layers, smallest vocabulary, its upper bound) -> sink
-#: dimensions. From the VAR paper and release (LLaMA-2, Qwen2, InternLM2), the rest from "Massive
+#: (model_type of the language model, hidden size, layers, smallest vocabulary, upper bound of the vocabulary)
+#: -> sink dimensions. LLaMA-2, Qwen2 and InternLM2 from the VAR paper and release, the others from "Massive
 #: Activations".
 PUBLISHED: dict[tuple[str, int, int, int, int], SinkProfile] = {
     ("llama", 4096, 32, 32000, 33000): SinkProfile((1415, 2533)),  # LLaMA-2-7B, Vicuna-7B, LLaVA-1.5-7B
@@ -46,8 +47,8 @@ PUBLISHED: dict[tuple[str, int, int, int, int], SinkProfile] = {
 
 
 def published_sinks(config: Any) -> SinkProfile | None:
-    """Sink dimensions of a language-model configuration: its own (`sink_dimensions`, `sink_tau`), or
-    published ones.
+    """Sink dimensions from a language model's configuration (`sink_dimensions`, `sink_tau`), or published
+    ones; None if there are neither.
     """
     own = getattr(config, "sink_dimensions", None)
     if own:
@@ -62,10 +63,14 @@ def published_sinks(config: Any) -> SinkProfile | None:
 def sink_profile(
     config: Any, dimensions: tuple[int, ...] | None = None, tau: float | None = None
 ) -> SinkProfile:
-    """The profile to use with a language-model configuration; `dimensions` and `tau` replace the known ones.
+    """The sink profile for a language model's configuration.
+
+    Args:
+        dimensions, tau: replace the published ones.
 
     Raises:
-        BadParameterError: nothing known or given, a dimension that does not exist, a tau out of reach.
+        BadParameterError: no dimensions are published or given, a dimension that does not exist, or a tau
+        that no token can reach.
     """
     width, known = config.hidden_size, published_sinks(config)
     if dimensions is None and known is None:
@@ -90,15 +95,16 @@ def sink_profile(
 
 
 def sink_values(hidden: Tensor, dimensions: Sequence[int]) -> Tensor:
-    """phi = max over the sink dimensions of |x_d| / RMS(x): [B, T, D] -> [B, T] fp32 (no learned gain; at
-    most sqrt(D)).
+    """phi = max over the sink dimensions of |x_d| / RMS(x): [B, T, D] -> [B, T] fp32, at most sqrt(D).
+
+    The RMS has no learned gain.
     """
     hidden = hidden.float()
     rms = hidden.square().mean(-1).add(1e-6).sqrt()
     return hidden[..., list(dimensions)].abs().amax(-1) / rms
 
 
-#: Short texts of several kinds; only their first token matters much.
+#: Short texts of several kinds; only their first token is measured.
 PROBES = (
     "The cat sat on the mat and looked out of the window.",
     "In 1969, two people walked on the moon for the first time.",
@@ -123,20 +129,20 @@ def find_sink_dimensions(
 ) -> SinkProfile:
     """Find the sink dimensions of a language model from the first token of plain texts.
 
-    In each text and each middle layer (the second third) the first token's |x_d| / RMS is compared with
-    `tau`; dimensions above it in at least `agreement` of all (text, layer) pairs are returned, the
-    strongest first.
+    In each text and each layer of the middle third, the first token's |x_d| / RMS is compared with `tau`. The
+    dimensions that exceed it in at least `agreement` of all (text, layer) pairs are returned, the strongest
+    first.
 
     Args:
         model, processor: as for `regaze.wrap`.
-        texts: plain texts; the tokenizer adds BOS where the model has one.
-        tau: threshold; default the paper's 20, or 0.3125 * sqrt(D) for models too narrow for it (the share of
-            the bound that 20 is at D = 4096).
-        agreement: share of (text, layer) pairs. most: how many dimensions to return at the most.
+        texts: plain texts; the tokenizer adds BOS if the model has one.
+        tau: threshold; default the paper's 20, or 0.3125 * sqrt(D) for models too narrow for it (20 is this
+            share of the bound at D = 4096).
+        agreement: share of (text, layer) pairs. most: largest number of dimensions to return.
 
     Raises:
         BadParameterError: `tau` is at least sqrt(D), which no value can reach. InputError: no dimension
-            stands out.
+        exceeds it.
     """
     config, tokenizer = compat.text_config(model), getattr(processor, "tokenizer", processor)
     bound = math.sqrt(config.hidden_size)

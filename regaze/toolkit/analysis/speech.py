@@ -1,9 +1,9 @@
-"""Cross-attention of speech models (Whisper), and what hiding sound from them does to what they hear.
+"""Cross-attention of speech models (Whisper), and scorers for `faithfulness` that hide sound from them.
 
-Source of the question: "Cross-Attention is Half Explanation in Speech-to-Text Models" (arXiv:2509.18010). It
-compares cross-attention with saliency on the spectrogram and on the encoder's output; so do these scorers.
-Its saliency method, SPES, scores masks by the divergence of the whole next-token distribution; here as
-everywhere in this package the score is the log-probability of the answer's tokens.
+After "Cross-Attention is Half Explanation in Speech-to-Text Models" (arXiv:2509.18010), which compares
+cross-attention with saliency on the spectrogram and on the encoder's output. Its saliency method, SPES,
+scores masks by the divergence of the whole next-token distribution; here the score is the log-probability of
+the answer's tokens, as everywhere in this package.
 """
 
 from __future__ import annotations
@@ -24,14 +24,18 @@ from regaze.toolkit.model import compat
 
 @dataclass(frozen=True, eq=False)
 class Utterance:
-    """A recording and what a model heard in it.
+    """A recording and its transcript by a model.
 
     Args:
         model: an encoder-decoder speech model of transformers, such as WhisperForConditionalGeneration.
-        features: [1, mels, frames] log-mel spectrogram, padded as the model wants it.
-        prompt: [P] decoder ids before the answer (start of transcript, ...). answer: [T] ids heard.
-        frames: how many frames of the spectrogram are sound; regions cover these, the padding is left alone.
-        width: frames of the spectrogram in a region, a multiple of what an encoder frame spans.
+        features: [1, mels, frames] log-mel spectrogram, padded as the model needs it.
+        prompt: [P] decoder ids before the answer (start of transcript, ...).
+        answer: [T] ids of the transcript.
+        frames: frames of the spectrogram with sound; regions cover these and not the padding.
+        width: frames of the spectrogram per region, a multiple of those per encoder frame.
+
+    Raises:
+        ShapeError: features, frames or a width that do not fit.
     """
 
     model: Any
@@ -56,7 +60,7 @@ class Utterance:
 
     @cached_property
     def encoded(self) -> Tensor:
-        """[1, encoder frames, hidden] the encoder's output."""
+        """[1, encoder frames, hidden], the encoder's output."""
         return self.encode(self.features)
 
     @cached_property
@@ -66,7 +70,7 @@ class Utterance:
 
     @property
     def windows(self) -> int:
-        """Regions in time; the last one may reach into the padding."""
+        """Number of regions in time; the last one may reach into the padding."""
         return -(-self.frames // self.width)
 
     def encode(self, features: Tensor) -> Tensor:
@@ -76,15 +80,15 @@ class Utterance:
 
     def log_probs(self, encoded: Tensor) -> Tensor:
         """[m, encoder frames, hidden] -> [m, T] log-probabilities of the answer's tokens."""
-        return self._answered(self._decode(encoded).logits)
+        return self._answer_log_probs(self._decode(encoded).logits)
 
     def cross_attention(self) -> Tensor:
-        """[layers, heads, T, encoder frames] the row that predicts each token of the answer.
+        """[layers, heads, T, encoder frames], the rows that predict the tokens of the answer.
 
         The model runs with eager attention for this one forward.
 
         Raises:
-            UnsupportedModelError: the model gives no attention weights back.
+            UnsupportedModelError: the model returns no cross-attention.
         """
         before = compat.current_attention(self.model)
         self.model.set_attn_implementation("eager")
@@ -99,22 +103,22 @@ class Utterance:
     def gradient_saliency(self) -> Tensor:
         """Gradient x (input - silence) in each window of time, [T, windows] in nats.
 
-        What hiding a window would cost if the log-probability of a token were linear in the spectrogram; a
-        second opinion beside `occlusion_saliency`, from one forward and T backward passes.
+        What hiding a window would cost if the log-probability of a token were linear in the spectrogram. It
+        takes one forward and T backward passes, and complements `occlusion_saliency`.
         """
         with torch.inference_mode(False), torch.enable_grad():
             features = self.features.clone().requires_grad_()
             encoded = self.model.get_encoder()(features).last_hidden_state
-            scores = self._answered(self._run(encoded).logits)[0]
+            scores = self._answer_log_probs(self._run(encoded).logits)[0]
             gradients = [torch.autograd.grad(score, features, retain_graph=True)[0][0] for score in scores]
             effect = torch.stack(gradients) * (self.features - self.features.amin())
-        return self._windows_of(effect.sum(1), self.width).detach().cpu()
+        return self._sum_windows(effect.sum(1), self.width).detach().cpu()
 
     def by_window(self, maps: Tensor) -> Tensor:
-        """Mass in each window of time of maps [..., encoder frames], [..., windows]."""
-        return self._windows_of(maps, self.width // self.stride)
+        """Mass of maps [..., encoder frames] in each window of time, [..., windows]."""
+        return self._sum_windows(maps, self.width // self.stride)
 
-    def _windows_of(self, maps: Tensor, size: int) -> Tensor:
+    def _sum_windows(self, maps: Tensor, size: int) -> Tensor:
         end = min(self.windows * size, maps.shape[-1])
         padded = F.pad(maps[..., :end], (0, self.windows * size - end))
         return padded.unflatten(-1, (self.windows, size)).sum(-1)
@@ -132,9 +136,9 @@ class Utterance:
             **options,
         )
 
-    def _answered(self, logits: Tensor) -> Tensor:
+    def _answer_log_probs(self, logits: Tensor) -> Tensor:
         """[m, T] log-probabilities of the answer's tokens, from the logits of prompt and answer."""
-        # A clone, because ids that were generated in inference mode can take part in no gradient.
+        # A clone: autograd cannot use ids that were generated in inference mode.
         answer = self.answer.to(logits.device).clone().expand(len(logits), -1)
         rows = logits[:, len(self.prompt) - 1 : -1].float()
         return rows.log_softmax(-1).gather(-1, answer[..., None])[..., 0]
@@ -142,13 +146,13 @@ class Utterance:
 
 @dataclass(frozen=True, eq=False)
 class SpectrogramPatches:
-    """A `Scorer` that silences parts of the spectrogram; the encoder hears the rest.
+    """A `Scorer` that silences parts of the spectrogram, before the encoder.
+
+    Hidden patches get the lowest value of the spectrogram, as the padding has.
 
     Args:
-        utterance: what is heard. bands: regions in frequency; a region is one of bands x windows, row-major.
+        utterance: the recording. bands: regions in frequency; there are bands x windows regions, row-major.
         batch_size: variants per forward.
-
-    Hidden patches get the lowest value of the spectrogram, which is what the padding has.
     """
 
     utterance: Utterance
@@ -181,12 +185,12 @@ class SpectrogramPatches:
 
 @dataclass(frozen=True, eq=False)
 class EncoderWindows:
-    """A `Scorer` that hides windows of time from the decoder: the encoder has heard everything.
+    """A `Scorer` that hides windows of time from the decoder, after the encoder.
+
+    Hidden frames get the mean of the encoder's output, which has no information about their place in time.
 
     Args:
-        utterance: what is heard. batch_size: variants per forward.
-
-    Hidden frames get the mean of the encoder's output, so that they say nothing of their place in time.
+        utterance: the recording. batch_size: variants per forward.
     """
 
     utterance: Utterance
@@ -205,6 +209,8 @@ class EncoderWindows:
         scores = []
         for part in hidden.split(self.batch_size):
             padded = F.pad(part, (0, max(0, int(window[-1]) + 1 - self.count)))
-            gone = padded[:, window, None].to(encoded.device)
-            scores.append(self.utterance.log_probs(torch.where(gone, encoded.mean(1, keepdim=True), encoded)))
+            masked = padded[:, window, None].to(encoded.device)
+            scores.append(
+                self.utterance.log_probs(torch.where(masked, encoded.mean(1, keepdim=True), encoded))
+            )
         return torch.cat(scores).cpu()

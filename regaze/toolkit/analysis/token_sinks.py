@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from regaze.errors import InputError
-from regaze.toolkit.analysis.forward import HiddenStateProbe, run_forward, token_map_of
+from regaze.toolkit.analysis.answers import token_map_of
+from regaze.toolkit.analysis.forward import HiddenStateProbe, run_forward
 from regaze.toolkit.analysis.sink_profile import SinkProfile, sink_profile, sink_values
 from regaze.toolkit.model import compat
 from regaze.toolkit.prompts.token_map import Role, TokenMap

@@ -14,10 +14,11 @@ from transformers import WhisperConfig, WhisperForConditionalGeneration
 import regaze
 from regaze import HeadKnockout, Role, demo
 from regaze.errors import BadParameterError, InputError, ShapeError
+from regaze.toolkit.analysis.answers import answer_log_probs, greedy_answer
 from regaze.toolkit.analysis.boxes import holds_centre
 from regaze.toolkit.analysis.causal import head_effects, ranked_heads, without_heads
 from regaze.toolkit.analysis.faithfulness import occlusion_saliency, perturbation_curve, points_inside
-from regaze.toolkit.analysis.occlusion import ImageCells, TextTokens, answer_log_probs, greedy_answer
+from regaze.toolkit.analysis.occlusion import ImageCells, TextTokens
 from regaze.toolkit.analysis.speech import EncoderWindows, SpectrogramPatches, Utterance
 from regaze.toolkit.prompts.geometry import Geometry
 

@@ -125,7 +125,7 @@ def test_changes_of_heads_are_coloured_around_zero():
 
 
 def test_gains_and_losses_have_the_colours_of_the_viewers_page():
-    css = resources.files("regaze.toolkit.viewer").joinpath("viewer.css").read_text(encoding="utf-8")
+    css = resources.files("regaze.toolkit.viewer").joinpath("assets/viewer.css").read_text(encoding="utf-8")
     (least_gain, most_gain), (most_loss, least_loss) = style.GAINED, style.LOST
     assert f"--gained: light-dark({least_gain}, {most_gain});" in css
     assert f"--lost: light-dark({least_loss}, {most_loss});" in css

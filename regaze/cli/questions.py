@@ -95,7 +95,7 @@ def _pope_from_file(name: str, source: QuestionSource, own: dict[str, str]) -> P
     unknown = set(options) - {"suffix", "limit"}
     if unknown:
         raise InputError(f"--bench {unknown.pop()}: questions from a file have suffix and limit alone")
-    return Pope({source.questions.stem: source.questions}, source.images, **options)
+    return Pope.from_files({source.questions.stem: source.questions}, source.images, **options)
 
 
 def generation_options(assignments: Sequence[str] | None, max_new_tokens: int) -> dict[str, Any]:

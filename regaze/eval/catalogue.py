@@ -17,7 +17,6 @@ from regaze.arguments import parse_typed
 from regaze.errors import InputError, UnknownParameterError
 from regaze.eval import benchmarks
 from regaze.eval.benchmarks.common.download import benchmark_folder
-from regaze.eval.benchmarks.pope.benchmark import PopeItems
 from regaze.eval.files import read_text
 
 #: what a captions benchmark of the shipped scenes is called beside its own name
@@ -26,18 +25,16 @@ NAMES: tuple[str, ...] = (*benchmarks.NAMES, *_ALIASES)
 DEMO, HUB = "demo", "hub"
 #: constructor -> what --data says to have it
 SOURCES = {"of_demo": DEMO, "load": "folder", "from_hub": HUB, "build": "a text"}
-_FILLED_ELSEWHERE = ("folder", "images", "judge", "tokens", "haystack", "essay")
+_FILLED_ELSEWHERE = ("folder", "images", "judge", "tokenizer", "haystack", "essay")
 
 
 def find(name: str) -> Any:
     """The class of a benchmark. Raises InputError for an unknown name."""
-    return benchmarks.find(_ALIASES.get(name, name))
+    return benchmarks.load_class(_ALIASES.get(name, name))
 
 
 def constructor(cls: Any, kind: str) -> Any:
     """One of a class's constructors, None where it has no such one."""
-    if kind == "from_hub" and cls is benchmarks.find("pope"):
-        return PopeItems.from_hub
     return getattr(cls, kind, None)
 
 
@@ -142,12 +139,12 @@ def _texts(name: str, build: Any, data: str | None, tokens: Callable[[], Any] | 
             raise InputError(
                 f"{name} hides needles in a long text: give --data a text file or a folder of them"
             )
-        return {"tokens": tokens()}
+        return {"tokenizer": tokens()}
     path = Path(data)
     files = sorted(p for p in path.glob("*.txt*") if p.is_file()) if path.is_dir() else [path]
     if not files:
         raise InputError(f"{path} holds no text files (*.txt, *.txt.gz)")
-    return {place: "\n\n".join(read_text(file) for file in files), "tokens": tokens()}
+    return {place: "\n\n".join(read_text(file) for file in files), "tokenizer": tokens()}
 
 
 def _options(name: str, settings: Mapping[str, str], types: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Read data files with errors that name the file and the line, write output files in one step.
 
-Every reader also takes a file that is gzipped.
+Every reader also takes a gzipped file.
 """
 
 from __future__ import annotations
@@ -11,18 +11,21 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from regaze.errors import InputError
 
+_GZIP_MAGIC = b"\x1f\x8b"
+
+#: (line, value)
 Record = tuple[int, Any]
 
 
 def cache_folder() -> Path:
-    """Where downloads are kept: $REGAZE_CACHE, or regaze in the user's cache folder."""
+    """Folder of all downloads: $REGAZE_CACHE, or "regaze" in the user's cache folder."""
     chosen = os.environ.get("REGAZE_CACHE")
     if chosen:
         return Path(chosen)
@@ -33,14 +36,13 @@ def read_text(path: Path, what: str = "") -> str:
     """The text of a file (UTF-8, with or without a byte order mark).
 
     Args:
-        what: put in front of the path in the error ("questions file ").
+        what: Put in front of the path in the error ("questions file ").
 
     Raises:
-        InputError: it cannot be read or is no text.
+        InputError: The file cannot be read or is not text.
     """
     try:
-        data = Path(path).read_bytes()
-        return (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode("utf-8-sig")
+        return _unzip(Path(path).read_bytes()).decode("utf-8-sig")
     except (OSError, EOFError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None)
         if reason is None:
@@ -49,18 +51,19 @@ def read_text(path: Path, what: str = "") -> str:
 
 
 def read_json(path: Path) -> Any:
-    """The one JSON value that a file holds. Raises InputError naming file and line."""
-    return _parse(read_text(path), path, 1)
+    """The single JSON value of a file. Raises InputError naming file and line."""
+    return _parse_json(read_text(path), path, 1)
 
 
 def read_records(path: Path, what: str = "") -> list[Record]:
-    """(line, value) of every JSON line, or of every element of one JSON array, however it is laid out.
+    """(line, value) of every line of JSON, or of every element of one JSON array in any layout.
 
     Raises:
-        InputError: no such file, or not JSON; names the file and the line.
+        InputError: The file is missing or not JSON; names the file and the line.
     """
     text = read_text(path, what)
-    return list(_array(text, path) if text.lstrip().startswith("[") else _lines(text, path))
+    records = _array_elements if text.lstrip().startswith("[") else _json_lines
+    return list(records(text, path))
 
 
 def read_table(
@@ -69,10 +72,10 @@ def read_table(
     """(line, row) of a table with a heading line.
 
     Args:
-        columns: headings that must be there, however they are capitalised; rows come under these names.
+        columns: Required headings, in any capitalisation; rows have these keys.
 
     Raises:
-        InputError: no such file, a heading that is missing, a row with too few or too many fields.
+        InputError: The file or a heading is missing, or a row has too few or too many fields.
     """
     reader = csv.reader(io.StringIO(read_text(path), newline=""), delimiter=delimiter)
     try:
@@ -82,38 +85,57 @@ def read_table(
     absent = [column for column in columns if column.lower() not in headings]
     if absent:
         raise InputError(f"{path}:1: no column {', '.join(absent)}; there are {', '.join(headings)}")
-    wanted = {column: headings.index(column.lower()) for column in columns}
+    positions = {column: headings.index(column.lower()) for column in columns}
     rows = []
     for row in reader:
         if not row:
             continue
         if len(row) != len(headings):
             raise InputError(f"{path}:{reader.line_num}: {len(row)} fields, expected {len(headings)}")
-        rows.append((reader.line_num, {column: row[place] for column, place in wanted.items()}))
+        rows.append((reader.line_num, {column: row[at] for column, at in positions.items()}))
     return rows
 
 
-def field(record: Any, key: str, kind: type | tuple[type, ...], source: str) -> Any:
-    """`record[key]`, checked. Raises InputError naming the source when it is absent or of another kind."""
+def read_tab_separated(path: Path, counts: Collection[int]) -> list[tuple[int, list[str]]]:
+    """(line, fields) of every line of a file without headings and quotes.
+
+    Args:
+        counts: Permitted numbers of fields.
+
+    Raises:
+        InputError: The file is missing, or a line has another number of fields.
+    """
+    rows = []
+    for line, text in enumerate(read_text(path).rstrip("\n").split("\n"), start=1):
+        fields = text.split("\t")
+        if len(fields) not in counts:
+            expected = " or ".join(map(str, counts))
+            raise InputError(f"{path}:{line}: {len(fields)} fields between tabs, expected {expected}")
+        rows.append((line, fields))
+    return rows
+
+
+def require_field(record: Any, key: str, kind: type | tuple[type, ...], source: str) -> Any:
+    """`record[key]`. Raises InputError naming the source if it is missing, empty text or of another type."""
     if not isinstance(record, dict):
         raise InputError(f"{source}: expected an object with {key!r}, got {type(record).__name__}")
     value = record.get(key)
     if not isinstance(value, kind) or (kind is str and not str(value).strip()):
         kinds = kind if isinstance(kind, tuple) else (kind,)
-        wanted = " or ".join("a non-empty string" if each is str else each.__name__ for each in kinds)
-        raise InputError(f"{source}: {key!r} must be {wanted}, got {value!r}")
+        expected = " or ".join("a non-empty string" if each is str else each.__name__ for each in kinds)
+        raise InputError(f"{source}: {key!r} must be {expected}, got {value!r}")
     return value
 
 
-def need_folder(path: Path, what: str) -> Path:
-    """`path`, when it is a folder. Raises InputError saying what was looked for."""
+def require_folder(path: Path, what: str) -> Path:
+    """`path`. Raises InputError naming `what` if it is not a folder."""
     if not Path(path).is_dir():
         raise InputError(f"{what} {path} does not exist or is not a folder")
     return Path(path)
 
 
 def find_file(folder: Path, *names: str) -> Path:
-    """The first of these files that the folder has, itself or gzipped. Raises InputError naming them all."""
+    """The first of these files that exists in the folder, plain or gzipped. Raises InputError naming them."""
     for name in names:
         for candidate in (folder / name, folder / f"{name}.gz"):
             if candidate.is_file():
@@ -134,7 +156,7 @@ def replace_file(path: Path, text: str) -> None:
     """Write a file in one step, so that no reader sees half of it.
 
     Raises:
-        InputError: the file cannot be written.
+        InputError: The file cannot be written.
     """
     partial = path.with_name(f"{path.name}.partial")
     with output_errors(path.parent):
@@ -143,37 +165,35 @@ def replace_file(path: Path, text: str) -> None:
 
 
 def sha256(path: Path) -> str:
-    """Hash of the file as it was published: of what a ".gz" unpacks to."""
-    data = Path(path).read_bytes()
-    return hashlib.sha256(gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).hexdigest()
+    """Hash of the file as it was published: of the unpacked content of a ".gz" file."""
+    return hashlib.sha256(_unzip(Path(path).read_bytes())).hexdigest()
 
 
-def origin(*paths: Path) -> dict[str, str]:
-    """{file name: hash}, for a benchmark's `describe`."""
-    return {path.name.removesuffix(".gz"): sha256(path) for path in paths}
+def _unzip(data: bytes) -> bytes:
+    return gzip.decompress(data) if data[:2] == _GZIP_MAGIC else data
 
 
-def _lines(text: str, path: Path) -> Iterator[Record]:
+def _json_lines(text: str, path: Path) -> Iterator[Record]:
     for line, content in enumerate(text.split("\n"), start=1):
         if content.strip():
-            yield line, _parse(content, path, line)
+            yield line, _parse_json(content, path, line)
 
 
-def _array(text: str, path: Path) -> Iterator[Record]:
-    _parse(text, path, 1)  # the whole must be one array; what follows only finds where its elements begin
+def _array_elements(text: str, path: Path) -> Iterator[Record]:
+    _parse_json(text, path, 1)  # checks the whole; the loop below only finds where each element begins
     decoder = json.JSONDecoder()
-    line, seen, offset = 1, 0, text.index("[") + 1
+    line, counted, offset = 1, 0, text.index("[") + 1
     while True:
         while text[offset] in " \t\r\n,":
             offset += 1
         if text[offset] == "]":
             return
-        line, seen = line + text.count("\n", seen, offset), offset
+        line, counted = line + text.count("\n", counted, offset), offset
         element, offset = decoder.raw_decode(text, offset)
         yield line, element
 
 
-def _parse(text: str, path: Path, first_line: int) -> Any:
+def _parse_json(text: str, path: Path, first_line: int) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:

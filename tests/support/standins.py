@@ -85,7 +85,7 @@ def write_pope(folder: Path, rows: Sequence[tuple[str, str]] = tuple(ROWS)) -> P
         for number, (image, label) in enumerate(rows)
     ]
     (folder / "q.jsonl").write_text("\n".join(lines))
-    return Pope({"random": folder / "q.jsonl"}, images, suffix=" !")
+    return Pope.from_files({"random": folder / "q.jsonl"}, images, suffix=" !")
 
 
 def lines(path: Path) -> list[dict[str, Any]]:

@@ -36,7 +36,7 @@ def _download(name: str | None) -> None:
     if name is None:
         raise InputError(f"get what? There are {', '.join(catalogue.NAMES)}")
     about = catalogue.find(name).about
-    download(name, tell=console.info)
+    download(name, report=console.info)
     console.info(f"licence: {about.licence}")
     console.info(f"images are not part of it: {about.images}")
 

@@ -13,7 +13,7 @@ from regaze.cli.questions import QuestionSource, make_benchmark, make_judge
 from regaze.errors import InputError
 from regaze.eval import export
 from regaze.eval.benchmarks.common.yes_no import LABELS
-from regaze.eval.benchmarks.pope.benchmark import PopeItems
+from regaze.eval.benchmarks.pope.benchmark import Pope
 from regaze.eval.comparison.conditions import PLAIN, AnswerSet, compare_conditions, non_share_figures
 from regaze.eval.run.results import dumps, finite
 
@@ -68,7 +68,7 @@ def score(
 def _benchmark(name: str, source: QuestionSource, judge: str | None, given: Sequence[export.Given]) -> Any:
     """The answered questions: from the options, else POPE's from the file of answers."""
     if name == "pope" and not source.is_given and all(answer.label for answer in given):
-        return PopeItems(export.items_of(given, LABELS), suffix="")
+        return Pope(export.items_of(given, LABELS), suffix="")
     return make_benchmark(name, source, make_judge(judge))
 
 

@@ -1,8 +1,8 @@
-"""One benchmark per file: how its questions are read, what is put to the model, how answers are scored.
+"""Benchmarks: how their questions are read, what is put to the model, and how answers are scored.
 
-What a runner needs of one is in `base`. Every class has some of the constructors `load` (local files in the
-official layout), `from_hub` (a public copy, through `datasets`), `of_demo` (the shipped scenes) and, for long
-texts, `build`; its `about` says the licence and where the images come from, which are never shipped.
+The interface is `common.base.Benchmark`. A class here has some of the constructors `load` (local files in the
+official layout), `from_hub` (a public copy, through `datasets`), `of_demo` (the scenes of the demo) and, for
+long texts, `build`. Its `about` states the licence and the origin of the images, which are never shipped.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-#: name -> module and class
+#: Name -> "module:class", imported by `load_class`.
 NAMES: dict[str, str] = {
     "pope": "pope.benchmark:Pope",
     "popev2": "pope.benchmark:PopeV2",
@@ -33,8 +33,8 @@ NAMES: dict[str, str] = {
 }
 
 
-def find(name: str) -> Any:
-    """The class of a benchmark. Raises InputError for a name that nobody knows."""
+def load_class(name: str) -> Any:
+    """The class of a benchmark. Raises InputError for an unknown name."""
     if name not in NAMES:
         from regaze.errors import InputError
 
@@ -44,23 +44,23 @@ def find(name: str) -> Any:
 
 
 def download(
-    name: str, folder: Path | None = None, tell: Callable[[str], None] = lambda line: None
+    name: str, folder: Path | None = None, report: Callable[[str], None] = lambda line: None
 ) -> list[Path]:
-    """Questions and labels from their public home, each file checked against its hash where one is known.
+    """Download questions and labels from the publisher, and check their hashes where these are known.
 
     Args:
-        folder: where to put them; without it the benchmark's place in the cache, where `load` is pointed to.
-        tell: called with a line per file.
+        folder: Where to put the files; by default the benchmark's folder in the cache.
+        report: Called with one line per file.
 
     Raises:
-        InputError: an unknown name, a benchmark without files to download (its `about` says where to go), or
-            a file that cannot be had or is not the published one.
+        InputError: Unknown name, a benchmark without files to download (its `about` names its home), or a
+            file that cannot be downloaded or is not the published one.
     """
     from regaze.errors import InputError
-    from regaze.eval.benchmarks.common.download import benchmark_folder, fetch
+    from regaze.eval.benchmarks.common.download import benchmark_folder, download_files
 
-    about = find(name).about
+    about = load_class(name).about
     if not about.files:
         hub = f" and {about.hub} on the hub" if about.hub else ""
         raise InputError(f"{about.title} has no files to download here; it is at {about.home}{hub}")
-    return fetch(about.files, folder or benchmark_folder(name), tell)
+    return download_files(about.files, folder or benchmark_folder(name), report)

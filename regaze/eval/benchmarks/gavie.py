@@ -1,8 +1,8 @@
 """GAVIE: relevancy and accuracy of answers about photographs (Liu et al., ICLR 2024, arXiv 2306.14565).
 
 1,000 instructions on Visual Genome images. A judge reads the image's region descriptions with their boxes and
-rates the answer 0 to 10, once for following the instruction and once for being true of the image. How a
-verdict is read was left to the user: here "Relevancy: n" and "Accuracy: n", and what lacks one is counted.
+rates the answer 0 to 10, once for following the instruction and once for being true of the image. The authors
+left open how a verdict is read: here as "Relevancy: n" and "Accuracy: n". Verdicts that lack one are counted.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ import numpy as np
 
 from regaze.errors import InputError
 from regaze.eval import files, judges
-from regaze.eval.benchmarks.common.base import About, Item, first
-from regaze.eval.benchmarks.common.download import github
-from regaze.eval.benchmarks.common.judged import Judged, Template
+from regaze.eval.benchmarks.common.base import About, Item, limit_items
+from regaze.eval.benchmarks.common.download import github_file
+from regaze.eval.benchmarks.common.judged import JudgedBenchmark, JudgePrompt
 from regaze.eval.benchmarks.common.scoring import Scorer, ratio
 
 FILE, REGIONS = "evaluation_set.json", "vg_annotation.json"
 
-JUDGE = Template(
+JUDGE = JudgePrompt(
     "What is in an image, each with the left upper corner and the size of its box in pixels:\n"
     "{regions}\n"
     "\n"
@@ -36,35 +36,35 @@ JUDGE = Template(
     "your reasons.",
     "regaze 1",
 )
-_PLACES = ("regions", "question", "answer")
+_PLACEHOLDERS = ("regions", "question", "answer")
 
 
 def read_scores(verdict: str) -> tuple[float, float] | None:
-    """(relevancy, accuracy) of a verdict, None when it lacks one of them or one is beyond 10."""
-    found = [
+    """(relevancy, accuracy) of a verdict, None if it lacks one of them or one is above 10."""
+    matches = [
         re.search(rf"{name}\D*?(\d+(?:\.\d+)?)", verdict, re.IGNORECASE) for name in ("relevancy", "accuracy")
     ]
-    if any(each is None for each in found):
+    if any(match is None for match in matches):
         return None
-    relevancy, accuracy = (float(each[1]) for each in found if each)
+    relevancy, accuracy = (float(match[1]) for match in matches if match)
     return (relevancy, accuracy) if max(relevancy, accuracy) <= 10 else None
 
 
 @dataclass(frozen=True)
-class Scores(Scorer):
-    """Mean relevancy and accuracy of the verdicts that can be read; "answers" are verdicts."""
+class GavieScorer(Scorer):
+    """Mean relevancy and accuracy of the readable verdicts; "answers" are verdicts."""
 
-    shares = ("unreadable",)
+    fractions = ("unreadable",)
     name: str = "judge"
     version: str = "after FuxiaoLiu/LRV-Instruction 0a5ab53"
-    figures: tuple[str, ...] = ("accuracy", "relevancy", "unreadable")
+    metrics: tuple[str, ...] = ("accuracy", "relevancy", "unreadable")
 
-    def tally(self, references: Sequence[Any], answers: Sequence[str]) -> np.ndarray:
-        """[n, 4]: accuracy, relevancy, whether they could be read, 1."""
-        read = [read_scores(verdict) for verdict in answers]
-        return np.array([(each[1], each[0], 1, 1) if each else (0, 0, 0, 1) for each in read], np.float64)
+    def count(self, references: Sequence[Any], answers: Sequence[str]) -> np.ndarray:
+        """[n, 4]: accuracy, relevancy, readable, 1."""
+        scores = [read_scores(verdict) for verdict in answers]
+        return np.array([(each[1], each[0], 1, 1) if each else (0, 0, 0, 1) for each in scores], np.float64)
 
-    def ratios(self, sums: np.ndarray) -> dict[str, np.ndarray]:
+    def compute(self, sums: np.ndarray) -> dict[str, np.ndarray]:
         accuracy, relevancy, readable, verdicts = np.moveaxis(sums, -1, 0)
         return {
             "accuracy": ratio(accuracy, readable),
@@ -74,12 +74,12 @@ class Scores(Scorer):
 
 
 @dataclass(frozen=True)
-class Gavie(Judged):
-    """The 1,000 instructions; an item's reference are the lines about its image's regions."""
+class Gavie(JudgedBenchmark):
+    """The 1,000 instructions; an item's reference is a text with a line per region of its image."""
 
     items: tuple[Item, ...]
     judge: judges.Judge | None = None
-    template: Template = JUDGE
+    judge_prompt: JudgePrompt = JUDGE
     suffix: str = ""
     name: str = "gavie"
     about: ClassVar[About] = About(
@@ -89,7 +89,7 @@ class Gavie(Judged):
         images="Visual Genome (YFCC100M and COCO photographs), visualgenome.org",
         home="https://github.com/FuxiaoLiu/LRV-Instruction",
         files=(
-            github(
+            github_file(
                 "FuxiaoLiu/LRV-Instruction",
                 "0a5ab538ed96c3e0c9835b5fe02cc8f7fa0bf8fa",
                 f"Evaluation/{FILE}",
@@ -109,45 +109,47 @@ class Gavie(Judged):
         prompt: Path | None = None,
         limit: int | None = None,
     ) -> Gavie:
-        """evaluation_set.json and vg_annotation.json in `folder`, pictures as <image id>.jpg in `images`.
+        """evaluation_set.json and vg_annotation.json in `folder`, images as <image id>.jpg in `images`.
 
         Args:
-            images: `folder`/images when it is left out.
-            as_published: tell the judge a box's width in place of its height, as the published script does.
-            prompt: a file with the judge's prompt: {regions}, {question}, {answer}.
+            images: Folder of the images; `folder`/images by default.
+            as_published: Give the judge a box's width in place of its height, as the published script does.
+            prompt: A file with the judge's prompt: {regions}, {question}, {answer}.
 
         Raises:
-            InputError: no judge, a missing or malformed file, an image without regions.
+            InputError: There is no judge, a file is missing or malformed, or an image has no regions.
         """
-        pictures = images or folder / "images"
-        annotated = files.find_file(folder, REGIONS)
-        regions = files.read_json(annotated)
+        image_folder = images or folder / "images"
+        annotations = files.find_file(folder, REGIONS)
+        regions = files.read_json(annotations)
         path = files.find_file(folder, FILE)
         items = []
         for number, (line, record) in enumerate(files.read_records(path)):
             source = f"{path}:{line}"
-            image = str(files.field(record, "image_id", (str, int), source))
-            told = files.field(regions, image, list, f"{source}: {annotated}")
-            lines = "\n".join(_region(each, as_published, f"{annotated}: {image}") for each in told)
-            question = files.field(record, "question", str, source)
-            items.append(Item(str(number), "gavie", pictures / f"{image}.jpg", question, "", source, lines))
-        template = Template.from_file(prompt, _PLACES) if prompt else JUDGE
-        return cls(first(items, limit), judge, template)
+            image_id = str(files.require_field(record, "image_id", (str, int), source))
+            boxes = files.require_field(regions, image_id, list, f"{source}: {annotations}")
+            lines = "\n".join(_region(each, as_published, f"{annotations}: {image_id}") for each in boxes)
+            question = files.require_field(record, "question", str, source)
+            image = image_folder / f"{image_id}.jpg"
+            items.append(Item(str(number), "gavie", image, question, "", source, lines))
+        judge_prompt = JudgePrompt.from_file(prompt, _PLACEHOLDERS) if prompt else JUDGE
+        return cls(limit_items(items, limit), judge, judge_prompt)
 
     def verdicts(self, answers: Sequence[str]) -> list[str]:
         prompts = [
-            self.template.fill(regions=item.reference, question=item.question, answer=answer)
+            self.judge_prompt.fill(regions=item.reference, question=item.question, answer=answer)
             for item, answer in zip(self.items, answers, strict=True)
         ]
-        return self.configured().judge(prompts)
+        return self.require_judge().judge(prompts)
 
     def scorers(self) -> Sequence[Scorer]:
-        return (Scores(version=f"{Scores.version}, prompt {self.template.name}"),)
+        return (GavieScorer(version=f"{GavieScorer.version}, prompt {self.judge_prompt.name}"),)
 
 
 def _region(region: Mapping[str, Any], as_published: bool, source: str) -> str:
+    """A region's description and box as one line."""
     caption, box = (
-        files.field(region, key, kind, source) for key, kind in (("caption", str), ("bbox", list))
+        files.require_field(region, key, kind, source) for key, kind in (("caption", str), ("bbox", list))
     )
     if len(box) != 4:
         raise InputError(f"{source}: 'bbox' must be [x, y, width, height], got {box!r}")

@@ -1,12 +1,12 @@
-"""LLaVA-Bench (in the wild): answers next to GPT-4's (Liu et al., NeurIPS 2023, arXiv 2304.08485).
+"""LLaVA-Bench (in the wild): answers relative to GPT-4's (Liu et al., NeurIPS 2023, arXiv 2304.08485).
 
 60 questions on 24 images. A judge reads a description of the image, the question, the answer of text-only
-GPT-4 and the model's, and gives each a score 1 to 10 on the first line of its verdict. Papers report
-`relative`: 100 times the mean of the model's by the mean of GPT-4's. It moves with the judge; 65.4 for
-LLaVA-1.5-7B is GPT-4's of early 2023.
+GPT-4 and the model's answer, and gives each answer a score 1 to 10 on the first line of its verdict. Papers
+report `relative`: 100 times the model's mean score divided by GPT-4's. It depends on the judge: 65.4 for
+LLaVA-1.5-7B is from GPT-4 of early 2023.
 
 `official`
-    The first line, commas taken for spaces, must be two numbers with one space between; otherwise -1 and -1
+    The first line, with commas as spaces, must be two numbers with one space between; otherwise -1 and -1
     enter the means (LLaVA and VLMEvalKit).
 `lmms-eval`
     The first two numbers of the first line; otherwise -1 and -1.
@@ -26,15 +26,15 @@ import numpy as np
 
 from regaze.errors import InputError
 from regaze.eval import files, judges
-from regaze.eval.benchmarks.common.base import About, Item, first
-from regaze.eval.benchmarks.common.download import github, hub_file
-from regaze.eval.benchmarks.common.judged import Judged, Template
+from regaze.eval.benchmarks.common.base import About, Item, limit_items
+from regaze.eval.benchmarks.common.download import github_file, hub_file
+from regaze.eval.benchmarks.common.judged import JudgedBenchmark, JudgePrompt
 from regaze.eval.benchmarks.common.scoring import Scorer, ratio
 
 CATEGORIES = ("conv", "detail", "complex")
-QUESTIONS, CONTEXT, REFERENCE, RULES = "questions.jsonl", "context.jsonl", "answers_gpt4.jsonl", "rule.json"
+QUESTIONS, CONTEXT, REFERENCE = "questions.jsonl", "context.jsonl", "answers_gpt4.jsonl"
 
-JUDGE = Template(
+JUDGE = JudgePrompt(
     "An image is described as follows:\n"
     "{context}\n"
     "\n"
@@ -57,53 +57,50 @@ _FRAME = (
     "[ROLE 2]\n{second}\n\n[End of ROLE 2]\n\n[System]\nRULE\n\n"
 )
 
-Pair = tuple[float, float]
+#: (score of the reference, score of the model)
+ScorePair = tuple[float, float]
 
 
-def _numbers(text: str) -> Pair | None:
-    """Two numbers of two texts, None when they are not."""
-    words = text.split(" ")
+def read_official(verdict: str) -> ScorePair | None:
+    """The two scores as LLaVA's script reads them."""
+    words = verdict.split("\n")[0].replace(",", " ").split(" ")
     try:
         return (float(words[0]), float(words[1])) if len(words) == 2 else None
     except ValueError:
         return None
 
 
-def read_official(verdict: str) -> Pair | None:
-    """The two scores as LLaVA's script reads them."""
-    return _numbers(verdict.split("\n")[0].replace(",", " "))
-
-
-def read_lmms_eval(verdict: str) -> Pair | None:
+def read_lmms_eval(verdict: str) -> ScorePair | None:
     """The two scores as lmms-eval reads them."""
     found = re.findall(r"-?\d+(?:\.\d+)?", verdict.strip().split("\n")[0])
     return (float(found[0]), float(found[1])) if len(found) > 1 else None
 
 
-def read_strictly(verdict: str) -> Pair | None:
-    """Two scores 1 to 10, however they are separated, and nothing else on the first line."""
+def read_two_scores(verdict: str) -> ScorePair | None:
+    """Two scores 1 to 10 with any separator, and nothing else on the first line."""
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)[\s,;/]+(\d+(?:\.\d+)?)\s*", verdict.strip().split("\n")[0])
     pair = (float(found[1]), float(found[2])) if found else None
     return pair if pair and all(1 <= score <= 10 for score in pair) else None
 
 
 @dataclass(frozen=True)
-class Relative(Scorer):
-    """The model's mean score by the reference's; "answers" are verdicts.
+class RelativeScorer(Scorer):
+    """The model's mean score relative to the reference's; "answers" are verdicts.
 
     Attributes:
-        minus_one: unreadable verdicts enter the means as -1 and -1.
+        read: Reads the two scores of a verdict.
+        minus_one: Unreadable verdicts enter the means as -1 and -1; otherwise they are left out.
     """
 
-    shares = ("unreadable",)
+    fractions = ("unreadable",)
     name: str
     version: str
-    read: Callable[[str], Pair | None]
+    read: Callable[[str], ScorePair | None]
     minus_one: bool
-    figures: tuple[str, ...] = ("relative", "reference", "model", "unreadable")
+    metrics: tuple[str, ...] = ("relative", "reference", "model", "unreadable")
 
-    def tally(self, references: Sequence[Any], answers: Sequence[str]) -> np.ndarray:
-        """[n, 5]: reference's score, model's, whether they count, whether they could not be read, 1."""
+    def count(self, references: Sequence[Any], answers: Sequence[str]) -> np.ndarray:
+        """[n, 5]: score of the reference, score of the model, counted, unreadable, 1."""
         rows = []
         for verdict in answers:
             pair = self.read(verdict)
@@ -111,27 +108,27 @@ class Relative(Scorer):
             rows.append((*(counted or (0.0, 0.0)), counted is not None, pair is None, 1))
         return np.array(rows, dtype=np.float64)
 
-    def ratios(self, sums: np.ndarray) -> dict[str, np.ndarray]:
-        reference, model, counted, unread, verdicts = np.moveaxis(sums, -1, 0)
+    def compute(self, sums: np.ndarray) -> dict[str, np.ndarray]:
+        reference, model, counted, unreadable, verdicts = np.moveaxis(sums, -1, 0)
         return {
             "relative": 100 * ratio(model, reference),
             "reference": 10 * ratio(reference, counted),
             "model": 10 * ratio(model, counted),
-            "unreadable": ratio(unread, verdicts),
+            "unreadable": ratio(unreadable, verdicts),
         }
 
 
 @dataclass(frozen=True)
-class LlavaBench(Judged):
+class LlavaBench(JudgedBenchmark):
     """The 60 questions, a split per category.
 
     Attributes:
-        templates: category -> the judge's prompt; one without an entry takes ours.
+        prompts: (category, the judge's prompt) pairs; ours for a category without one.
     """
 
     items: tuple[Item, ...]
     judge: judges.Judge | None = None
-    templates: tuple[tuple[str, Template], ...] = ()
+    prompts: tuple[tuple[str, JudgePrompt], ...] = ()
     suffix: str = ""
     name: str = "llava-bench"
     about: ClassVar[About] = About(
@@ -146,7 +143,7 @@ class LlavaBench(Judged):
                 hub_file("liuhaotian/llava-bench-in-the-wild", name)
                 for name in (QUESTIONS, CONTEXT, REFERENCE)
             ),
-            github(
+            github_file(
                 "haotian-liu/LLaVA",
                 "c121f0432da27facab705f978f83c4ada465e46f",
                 "llava/eval/table/rule.json",
@@ -165,69 +162,75 @@ class LlavaBench(Judged):
         rules: Path | None = None,
         limit: int | None = None,
     ) -> LlavaBench:
-        """The official files in `folder`, pictures in `images` (`folder`/images).
+        """The official files in `folder`, images in `images` (`folder`/images).
 
         Args:
-            rules: LLaVA's rule.json, for the official prompts; without it they are ours, also when
-                `folder` has that file.
+            rules: LLaVA's rule.json, for the official prompts; ours by default, even if `folder` has that
+                file.
 
         Raises:
-            InputError: no judge, a missing or malformed file, a question without context or reference.
+            InputError: There is no judge, a file is missing or malformed, or a question lacks context or
+                reference.
         """
-        pictures = images or folder / "images"
-        contexts = _by(files.find_file(folder, CONTEXT), "image", "caption", (str, list))
-        given = _by(files.find_file(folder, REFERENCE), "question_id", "text", (str,))
+        image_folder = images or folder / "images"
+        contexts = _read_mapping(files.find_file(folder, CONTEXT), "image", "caption", (str, list))
+        answers = _read_mapping(files.find_file(folder, REFERENCE), "question_id", "text", (str,))
         path = files.find_file(folder, QUESTIONS)
         items = []
         for line, record in files.read_records(path):
             source = f"{path}:{line}"
-            key = str(files.field(record, "question_id", (int, str), source))
-            image = files.field(record, "image", str, source)
-            category = files.field(record, "category", str, source)
-            if category not in CATEGORIES or image not in contexts or key not in given:
+            key = str(files.require_field(record, "question_id", (int, str), source))
+            image = files.require_field(record, "image", str, source)
+            category = files.require_field(record, "category", str, source)
+            if category not in CATEGORIES or image not in contexts or key not in answers:
                 raise InputError(
                     f"{source}: unknown category, no context of {image}, or no reference of {key}"
                 )
             caption = contexts[image]
-            told = caption if isinstance(caption, str) else "\n".join(caption)
-            question = files.field(record, "text", str, source)
-            items.append(Item(key, category, pictures / image, question, "", source, (told, given[key])))
-        return cls(first(items, limit), judge, official_templates(rules) if rules else ())
+            context = caption if isinstance(caption, str) else "\n".join(caption)
+            question = files.require_field(record, "text", str, source)
+            items.append(
+                Item(key, category, image_folder / image, question, "", source, (context, answers[key]))
+            )
+        return cls(limit_items(items, limit), judge, official_prompts(rules) if rules else ())
 
     def verdicts(self, answers: Sequence[str]) -> list[str]:
-        chosen = dict(self.templates)
+        by_category = dict(self.prompts)
         prompts = [
-            chosen.get(item.split, JUDGE).fill(
+            by_category.get(item.split, JUDGE).fill(
                 context=item.reference[0], question=item.question, first=item.reference[1], second=answer
             )
             for item, answer in zip(self.items, answers, strict=True)
         ]
-        return self.configured().judge(prompts)
+        return self.require_judge().judge(prompts)
 
     def scorers(self) -> Sequence[Scorer]:
-        prompt = f"prompt {self.templates[0][1].name if self.templates else JUDGE.name}"
+        prompt = f"prompt {self.prompts[0][1].name if self.prompts else JUDGE.name}"
         return (
-            Relative("official", f"haotian-liu/LLaVA c121f04, {prompt}", read_official, minus_one=True),
-            Relative("lmms-eval", f"lmms-eval 75571cf, {prompt}", read_lmms_eval, minus_one=True),
-            Relative("regaze", f"1, {prompt}", read_strictly, minus_one=False),
+            RelativeScorer("official", f"haotian-liu/LLaVA c121f04, {prompt}", read_official, minus_one=True),
+            RelativeScorer("lmms-eval", f"lmms-eval 75571cf, {prompt}", read_lmms_eval, minus_one=True),
+            RelativeScorer("regaze", f"1, {prompt}", read_two_scores, minus_one=False),
         )
 
 
-def official_templates(path: Path) -> tuple[tuple[str, Template], ...]:
-    """The prompts of LLaVA's rule.json by category. Raises InputError when one is missing."""
+def official_prompts(path: Path) -> tuple[tuple[str, JudgePrompt], ...]:
+    """(category, prompt) pairs of LLaVA's rule.json. Raises InputError if one is missing."""
     rules = files.read_json(path)
-    templates = []
+    prompts = []
     for category in CATEGORIES:
-        rule = files.field(rules, f"llava_bench_{category}", dict, str(path))
-        prompt, role = (files.field(rule, key, str, str(path)) for key in ("prompt", "role"))
+        rule = files.require_field(rules, f"llava_bench_{category}", dict, str(path))
+        prompt, role = (files.require_field(rule, key, str, str(path)) for key in ("prompt", "role"))
         text = _FRAME.replace("ROLE", role).replace("RULE", prompt)
-        templates.append((category, Template(text, f"{path.name} {files.sha256(path)[:8]}")))
-    return tuple(templates)
+        prompts.append((category, JudgePrompt(text, f"{path.name} {files.sha256(path)[:8]}")))
+    return tuple(prompts)
 
 
-def _by(path: Path, key: str, value: str, kinds: tuple[type, ...]) -> dict[str, Any]:
-    found = {}
+def _read_mapping(path: Path, key: str, value: str, kinds: tuple[type, ...]) -> dict[str, Any]:
+    """{field `key`: field `value`} of the records of a file."""
+    mapping = {}
     for line, record in files.read_records(path):
         source = f"{path}:{line}"
-        found[str(files.field(record, key, (int, str), source))] = files.field(record, value, kinds, source)
-    return found
+        mapping[str(files.require_field(record, key, (int, str), source))] = files.require_field(
+            record, value, kinds, source
+        )
+    return mapping

@@ -1,13 +1,13 @@
-"""MMHal-Bench: open questions that tempt a model to make things up (Sun et al., 2023, arXiv 2309.14525).
+"""MMHal-Bench: open questions that provoke hallucinations (Sun et al., 2023, arXiv 2309.14525).
 
-96 questions, 8 types on 12 topics. A judge that is told what the image holds rates each answer 0 to 6; below
-3 it is taken for a hallucination. Published figures are GPT-4's of March 2023 with the official prompt and
-its five examples; other judges and prompts give others.
+96 questions, 8 types on 12 topics. A judge that reads a list of the image's contents rates each answer 0 to
+6; a rating below 3 counts as a hallucination. Published figures are from GPT-4 of March 2023 with the
+official prompt and its five examples; other judges and prompts give other figures.
 
 `official`
     A verdict counts when it has exactly one of "rating: 0" to "rating: 6"; otherwise the rating is 0.
 `regaze`
-    The same, but verdicts without one rating are left out and counted.
+    The same, but verdicts without exactly one rating are left out and counted.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ import numpy as np
 from regaze.errors import InputError
 from regaze.eval import files, judges
 from regaze.eval.benchmarks.common import hub
-from regaze.eval.benchmarks.common.base import About, Item, first
-from regaze.eval.benchmarks.common.download import github
-from regaze.eval.benchmarks.common.judged import Judged, Template
+from regaze.eval.benchmarks.common.base import About, Item, limit_items
+from regaze.eval.benchmarks.common.download import github_file
+from regaze.eval.benchmarks.common.judged import JudgedBenchmark, JudgePrompt
 from regaze.eval.benchmarks.common.scoring import Scorer, ratio
 
-#: In the order of the questions, which repeats every eight.
+#: Types in the order of the questions, which repeats every eight.
 TYPES = ("attribute", "adversarial", "comparison", "counting", "relation", "environment", "holistic", "other")
 FILES = ("mmhal-bench_answer_template.json", "response_template.json")
 
-JUDGE = Template(
+JUDGE = JudgePrompt(
     "Rate an answer to a question about an image that you cannot see.\n"
     "The image holds: {content}\n"
     "Question: {question}\n"
@@ -44,60 +44,60 @@ JUDGE = Template(
     "nothing but hallucination.",
     "regaze 1",
 )
-_PLACES = ("content", "question", "reference", "answer")
+_PLACEHOLDERS = ("content", "question", "reference", "answer")
 
 
 @dataclass(frozen=True)
-class Ratings(Scorer):
-    """Mean rating, share below 3, and the mean of each type; references are types, "answers" verdicts.
+class RatingScorer(Scorer):
+    """Mean rating, share below 3, and mean rating per type; references are types, "answers" are verdicts.
 
     Attributes:
-        unread: what a verdict without a single rating counts as; None leaves it out.
+        default: Rating of a verdict without exactly one rating; None leaves it out.
     """
 
-    shares = ("hallucination_rate", "unreadable")
+    fractions = ("hallucination_rate", "unreadable")
     name: str
     version: str
-    unread: int | None
-    figures: tuple[str, ...] = ("rating", "hallucination_rate", "unreadable", *TYPES)
+    default: int | None
+    metrics: tuple[str, ...] = ("rating", "hallucination_rate", "unreadable", *TYPES)
 
-    def tally(self, references: Sequence[str], answers: Sequence[str]) -> np.ndarray:
-        """[n, types, 4]: rating, whether it is below 3, whether it counts, whether it could not be read."""
+    def count(self, references: Sequence[str], answers: Sequence[str]) -> np.ndarray:
+        """[n, types, 4]: rating, below 3, counted, unreadable."""
         counts = np.zeros((len(answers), len(TYPES), 4))
         for row, reference, verdict in zip(counts, references, answers, strict=True):
             rating = read_rating(verdict)
-            value = self.unread if rating is None else rating
-            place = TYPES.index(reference)
-            row[place, 3] = rating is None
+            value = self.default if rating is None else rating
+            column = TYPES.index(reference)
+            row[column, 3] = rating is None
             if value is not None:
-                row[place, :3] = value, value < 3, 1
+                row[column, :3] = value, value < 3, 1
         return counts
 
-    def ratios(self, sums: np.ndarray) -> dict[str, np.ndarray]:
-        rating, bad, counted, unread = np.moveaxis(sums.sum(-2), -1, 0)
-        verdicts = counted if self.unread is not None else counted + unread
-        each = ratio(sums[..., 0], sums[..., 2])
+    def compute(self, sums: np.ndarray) -> dict[str, np.ndarray]:
+        rating, hallucinated, counted, unreadable = np.moveaxis(sums.sum(-2), -1, 0)
+        verdicts = counted if self.default is not None else counted + unreadable
+        by_type = ratio(sums[..., 0], sums[..., 2])
         return {
             "rating": ratio(rating, counted),
-            "hallucination_rate": ratio(bad, counted),
-            "unreadable": ratio(unread, verdicts),
-            **dict(zip(TYPES, np.moveaxis(each, -1, 0), strict=True)),
+            "hallucination_rate": ratio(hallucinated, counted),
+            "unreadable": ratio(unreadable, verdicts),
+            **dict(zip(TYPES, np.moveaxis(by_type, -1, 0), strict=True)),
         }
 
 
 def read_rating(verdict: str) -> int | None:
-    """The rating 0 to 6 of a verdict, None when it has none or several."""
+    """The rating 0 to 6 of a verdict, None if it has none or several."""
     found = [rating for rating in range(7) if f"rating: {rating}" in verdict.lower()]
     return found[0] if len(found) == 1 else None
 
 
 @dataclass(frozen=True)
-class MmHal(Judged):
+class MmHal(JudgedBenchmark):
     """The 96 questions; an item's reference is its record."""
 
     items: tuple[Item, ...]
     judge: judges.Judge | None = None
-    template: Template = JUDGE
+    judge_prompt: JudgePrompt = JUDGE
     suffix: str = ""
     name: str = "mmhal"
     about: ClassVar[About] = About(
@@ -108,7 +108,7 @@ class MmHal(Judged):
         home="https://huggingface.co/datasets/Shengcao1006/MMHal-Bench",
         hub="Shengcao1006/MMHal-Bench",
         files=(
-            github(
+            github_file(
                 "RLHF-V/RLHF-V",
                 "8daac8a8f30df123818ae9d3a0e3f0018497714c",
                 "eval/data/mmhal-bench_answer_template.json",
@@ -127,36 +127,38 @@ class MmHal(Judged):
         prompt: Path | None = None,
         limit: int | None = None,
     ) -> MmHal:
-        """The questions in `folder`; pictures in `images` (`folder`/images), named by id or as in their URL.
+        """The questions in `folder`; images in `images` (`folder`/images), named by id or as in their URL.
 
         Args:
-            prompt: a file with the judge's prompt: {content}, {question}, {reference}, {answer}.
+            prompt: A file with the judge's prompt: {content}, {question}, {reference}, {answer}.
 
         Raises:
-            InputError: no judge, a missing or malformed file.
+            InputError: There is no judge, or a file is missing or malformed.
         """
         path = files.find_file(folder, *FILES)
-        pictures = images or folder / "images"
+        image_folder = images or folder / "images"
         items = []
         for number, (line, record) in enumerate(files.read_records(path)):
             source = f"{path}:{line}"
-            named = str(files.field(record, "image_src", str, source)).rsplit("/", 1)[-1]
-            by_id = pictures / f"{files.field(record, 'image_id', str, source)}.jpg"
-            image = by_id if by_id.is_file() or not (pictures / named).is_file() else pictures / named
+            url, image_id = (
+                files.require_field(record, key, str, source) for key in ("image_src", "image_id")
+            )
+            by_id, by_url = image_folder / f"{image_id}.jpg", image_folder / url.rsplit("/", 1)[-1]
+            image = by_id if by_id.is_file() or not by_url.is_file() else by_url
             items.append(_item(number, record, image, source))
-        template = Template.from_file(prompt, _PLACES) if prompt else JUDGE
-        return cls(first(items, limit), judge, template)
+        judge_prompt = JudgePrompt.from_file(prompt, _PLACEHOLDERS) if prompt else JUDGE
+        return cls(limit_items(items, limit), judge, judge_prompt)
 
     @classmethod
     def from_hub(cls, *, judge: judges.Judge | None = None, limit: int | None = None) -> MmHal:
         """From the hub's copy."""
-        rows = enumerate(hub.rows(cls.about.hub, split="test"))
+        rows = enumerate(hub.read_rows(cls.about.hub, split="test"))
         items = [_item(number, row.values, row.image, row.source) for number, row in rows]
-        return cls(first(items, limit), judge)
+        return cls(limit_items(items, limit), judge)
 
     def verdicts(self, answers: Sequence[str]) -> list[str]:
         prompts = [
-            self.template.fill(
+            self.judge_prompt.fill(
                 content=", ".join(item.reference["image_content"]),
                 question=item.question,
                 reference=item.label,
@@ -164,27 +166,27 @@ class MmHal(Judged):
             )
             for item, answer in zip(self.items, answers, strict=True)
         ]
-        return self.configured().judge(prompts)
+        return self.require_judge().judge(prompts)
 
     def references(self, items: Sequence[Item]) -> list[Any]:
         return [item.reference["question_type"] for item in items]
 
     def scorers(self) -> Sequence[Scorer]:
-        prompt = f"prompt {self.template.name}"
+        prompt = f"prompt {self.judge_prompt.name}"
         return (
-            Ratings("official", f"LLaVA-RLHF eval_gpt4.py, {prompt}", 0),
-            Ratings("regaze", f"1, {prompt}", None),
+            RatingScorer("official", f"LLaVA-RLHF eval_gpt4.py, {prompt}", 0),
+            RatingScorer("regaze", f"1, {prompt}", None),
         )
 
     def groups(self) -> dict[str, list[int]]:
-        """One block, with a figure per type."""
+        """One group, with a metric per type."""
         return {"all": list(range(len(self.items)))}
 
 
 def _item(number: int, record: Any, image: Path | None, source: str) -> Item:
-    kind = files.field(record, "question_type", str, source)
-    content = files.field(record, "image_content", list, source)
+    kind = files.require_field(record, "question_type", str, source)
+    content = files.require_field(record, "image_content", list, source)
     if kind not in TYPES or not all(isinstance(thing, str) for thing in content):
         raise InputError(f"{source}: unknown question_type {kind!r}, or image_content is no list of texts")
-    question, answer = (files.field(record, key, str, source) for key in ("question", "gt_answer"))
+    question, answer = (files.require_field(record, key, str, source) for key in ("question", "gt_answer"))
     return Item(str(number), kind, image, question, answer, source, record)

@@ -1,12 +1,12 @@
-"""MMVP: pairs of images that CLIP takes for the same (Tong et al., CVPR 2024, arXiv 2401.06209).
+"""MMVP: pairs of images with nearly the same CLIP embedding (Tong et al., CVPR 2024, arXiv 2401.06209).
 
-150 pairs, one question with two options to both, opposite answers; a pair counts when both answers are right
-(chance: 25).
+150 pairs. Both images have the same question with two options, and opposite answers. A pair counts if both
+answers are correct (chance: 25).
 
 `official`
-    A judge says yes or no to each answer; only these words, alone, count.
+    A judge says yes or no to each answer; only verdicts that are exactly one of these words count.
 `lmms-eval`
-    Letters by a list of patterns, against labels that it has corrected for two pairs (99/100 and 279/280).
+    Letters by a list of patterns, against labels corrected for two pairs (99/100 and 279/280).
 `regaze`
     Ours: a letter or an option's text, against the labels as published; unreadable answers are counted.
 """
@@ -24,17 +24,17 @@ import numpy as np
 from regaze.errors import InputError
 from regaze.eval import files, judges
 from regaze.eval.benchmarks.common import multiple_choice
-from regaze.eval.benchmarks.common.base import About, Item, first
+from regaze.eval.benchmarks.common.base import About, Item, limit_items
 from regaze.eval.benchmarks.common.download import hub_file
-from regaze.eval.benchmarks.common.judged import Judged, Template
+from regaze.eval.benchmarks.common.judged import JudgedBenchmark, JudgePrompt
 from regaze.eval.benchmarks.common.scoring import Scorer, ratio
 
 FILE = "Questions.csv"
-#: Questions whose published labels lmms-eval has exchanged, and its labels.
+#: Question number -> label of lmms-eval where it differs from the published one.
 CORRECTED = {99: "B", 100: "A", 279: "B", 280: "A"}
 SUFFIX = "\nAnswer with the option's letter from the given choices directly."
 
-JUDGE = Template(
+JUDGE = JudgePrompt(
     "Question: {question}\n"
     "Right answer: {reference}\n"
     "Answer given: {answer}\n"
@@ -43,9 +43,26 @@ JUDGE = Template(
 )
 
 
+# lmms-eval's patterns for a letter, in the order in which they are tried.
+_LETTER_PATTERNS = (
+    r"^\s*\(?([AB])\)?\.?\s*$",
+    r"^\s*\(?([AB])\)?[.\s]",
+    r"answer\s+is\s+\(?([AB])\)?",
+    r"option\s+\(?([AB])\)?",
+    r"\(?([AB])\)?(?:\s|$)",
+)
+
+
+def read_lmms_eval(answer: str) -> str:
+    """The letter, A or B, that lmms-eval reads, "" for none. A "B" may come from the word "be"."""
+    text = answer.strip()
+    first = text[:1].upper() if text[:1] in "abAB" else ""
+    return multiple_choice.first_match(_LETTER_PATTERNS, text) or first
+
+
 @dataclass(frozen=True)
-class Choice:
-    """A question's reference: its number from 1, the options, the right letter as published."""
+class MmvpReference:
+    """A question: its number from 1, the options, the correct letter as published."""
 
     number: int
     options: tuple[str, ...]
@@ -58,21 +75,21 @@ class Choice:
 
 @dataclass(frozen=True)
 class PairScorer(Scorer):
-    """Base: accuracy of pairs and of answers, in percent; references are `Choice`."""
+    """Base of the scorers: accuracy of pairs and of answers, in percent; references are `MmvpReference`."""
 
-    shares = ("unreadable",)
+    fractions = ("unreadable",)
     name: str
     version: str
-    figures: tuple[str, ...] = ("pair_accuracy", "accuracy", "unreadable")
+    metrics: tuple[str, ...] = ("pair_accuracy", "accuracy", "unreadable")
 
-    def read(self, reference: Choice, answer: Any) -> tuple[bool, bool]:
-        """(right, readable)."""
+    def read(self, reference: MmvpReference, answer: Any) -> tuple[bool, bool]:
+        """(whether the answer is correct, whether it is readable)."""
         raise NotImplementedError
 
-    def tally(self, references: Sequence[Choice], answers: Sequence[Any]) -> np.ndarray:
-        """[n, 5]: right, readable, 1; pairs with both right and pairs, in the row of a pair's first item."""
-        read = [self.read(*each) for each in zip(references, answers, strict=True)]
-        counts = np.array([(right, readable, 1, 0, 0) for right, readable in read])
+    def count(self, references: Sequence[MmvpReference], answers: Sequence[Any]) -> np.ndarray:
+        """[n, 5]: correct, readable, 1; both correct and 1 in the row of a pair's first item."""
+        readings = [self.read(*each) for each in zip(references, answers, strict=True)]
+        counts = np.array([(correct, readable, 1, 0, 0) for correct, readable in readings])
         pairs: dict[int, list[int]] = {}
         for row, reference in enumerate(references):
             pairs.setdefault(reference.pair, []).append(row)
@@ -81,58 +98,58 @@ class PairScorer(Scorer):
                 counts[rows[0], 3:] = counts[rows, 0].all(), 1
         return counts
 
-    def ratios(self, sums: np.ndarray) -> dict[str, np.ndarray]:
-        right, readable, asked, both, pairs = np.moveaxis(sums, -1, 0)
-        accuracy = 100 * ratio(right, asked)
-        unreadable = 1 - ratio(readable, asked)
+    def compute(self, sums: np.ndarray) -> dict[str, np.ndarray]:
+        correct, readable, questions, both, pairs = np.moveaxis(sums, -1, 0)
+        accuracy = 100 * ratio(correct, questions)
+        unreadable = 1 - ratio(readable, questions)
         return {"pair_accuracy": 100 * ratio(both, pairs), "accuracy": accuracy, "unreadable": unreadable}
 
-    def right(self, counts: np.ndarray) -> np.ndarray:
+    def correct(self, counts: np.ndarray) -> np.ndarray:
         return counts[:, 0] > 0
 
 
-class ByLetter(PairScorer):
+class LmmsEvalScorer(PairScorer):
     """lmms-eval's letters and labels."""
 
-    def read(self, reference: Choice, answer: str) -> tuple[bool, bool]:
-        letter = multiple_choice.lmms_eval_mmvp(answer)
+    def read(self, reference: MmvpReference, answer: str) -> tuple[bool, bool]:
+        letter = read_lmms_eval(answer)
         return letter == CORRECTED.get(reference.number, reference.letter), bool(letter)
 
 
-class ByChoice(PairScorer):
-    """Our reading, the published labels."""
+class ChoiceScorer(PairScorer):
+    """Our reading (`multiple_choice.read_choice`), the published labels."""
 
-    def read(self, reference: Choice, answer: str) -> tuple[bool, bool]:
+    def read(self, reference: MmvpReference, answer: str) -> tuple[bool, bool]:
         letter = multiple_choice.read_choice(answer, reference.options)
         return letter == reference.letter, bool(letter)
 
 
-class ByVerdict(PairScorer):
-    """The official grader: "answers" are a judge's words."""
+class VerdictScorer(PairScorer):
+    """The official grader: "answers" are a judge's verdicts."""
 
-    def read(self, reference: Choice, answer: str) -> tuple[bool, bool]:
-        found = re.match(r"(yes|no)$", answer, re.IGNORECASE)
-        return bool(found and found[1].lower() == "yes"), found is not None
+    def read(self, reference: MmvpReference, answer: str) -> tuple[bool, bool]:
+        match = re.match(r"(yes|no)$", answer, re.IGNORECASE)
+        return bool(match and match[1].lower() == "yes"), match is not None
 
 
-LMMS_EVAL = ByLetter("lmms-eval", "lmms-eval 75571cf")
-OWN = ByChoice("regaze", "1")
-OFFICIAL = ByVerdict("official", "tsb0601/MMVP 7635005 gpt_grader.py")
+LMMS_EVAL = LmmsEvalScorer("lmms-eval", "lmms-eval 75571cf")
+REGAZE = ChoiceScorer("regaze", "1")
+OFFICIAL = VerdictScorer("official", "tsb0601/MMVP 7635005 gpt_grader.py")
 
 
 @dataclass(frozen=True)
-class Mmvp(Judged):
+class Mmvp(JudgedBenchmark):
     """The 300 questions.
 
-    With `lettered` the options stand as A. and B. on lines of their own, as harnesses put them; otherwise as
-    published, in the line of the question.
+    With `lettered` the options are on lines of their own as A. and B., as in harnesses; otherwise they are in
+    the line of the question, as published.
     """
 
     items: tuple[Item, ...]
     judged: bool = False
     judge: judges.Judge | None = None
     lettered: bool = False
-    template: Template = JUDGE
+    judge_prompt: JudgePrompt = JUDGE
     suffix: str = ""
     name: str = "mmvp"
     about: ClassVar[About] = About(
@@ -155,21 +172,21 @@ class Mmvp(Judged):
         limit: int | None = None,
         **options: Any,
     ) -> Mmvp:
-        """Questions.csv in `folder`, pictures as <number>.jpg in `images` (`folder`/MMVP Images).
+        """Questions.csv in `folder`, images as <number>.jpg in `images` (`folder`/MMVP Images).
 
         Args:
-            judge: with one the official score is taken, unless the option `judged` is False.
+            judge: With a judge the score is the official one, unless the option `judged` is False.
 
         Raises:
-            InputError: a missing or malformed file, or `judged` without a judge.
+            InputError: A file is missing or malformed, or `judged` is set without a judge.
         """
         path = files.find_file(folder, FILE)
-        pictures = images or folder / "MMVP Images"
+        image_folder = images or folder / "MMVP Images"
         items = []
         for line, row in files.read_table(path, ("Index", "Question", "Options", "Correct Answer")):
-            items.append(_item(row, pictures, f"{path}:{line}"))
+            items.append(_item(row, image_folder, f"{path}:{line}"))
         return cls(
-            first(items, limit, {item.key: item.reference.pair for item in items}),
+            limit_items(items, limit, {item.key: item.reference.pair for item in items}),
             judge=judge,
             **{"judged": judge is not None, **options},
         )
@@ -178,26 +195,26 @@ class Mmvp(Judged):
         if not self.lettered:
             return item.question + self.suffix
         question, _ = item.question.split(" (a)", 1)
-        return multiple_choice.lettered(question, item.reference.options) + SUFFIX + self.suffix
+        return multiple_choice.format_options(question, item.reference.options) + SUFFIX + self.suffix
 
     def verdicts(self, answers: Sequence[str]) -> list[str]:
         prompts = [
-            self.template.fill(question=item.question, reference=item.label, answer=answer)
+            self.judge_prompt.fill(question=item.question, reference=item.label, answer=answer)
             for item, answer in zip(self.items, answers, strict=True)
         ]
-        return [text.strip().rstrip(".") for text in self.configured().judge(prompts)]
+        return [text.strip().rstrip(".") for text in self.require_judge().judge(prompts)]
 
     def scorers(self) -> Sequence[Scorer]:
         if self.judged:
-            return (ByVerdict("official", f"{OFFICIAL.version}, prompt {self.template.name}"),)
-        return (LMMS_EVAL, OWN)
+            return (VerdictScorer("official", f"{OFFICIAL.version}, prompt {self.judge_prompt.name}"),)
+        return (LMMS_EVAL, REGAZE)
 
     def cluster(self, item: Item) -> int:
         """The pair."""
         return item.reference.pair
 
 
-def _item(row: Mapping[str, str], pictures: Path, source: str) -> Item:
+def _item(row: Mapping[str, str], image_folder: Path, source: str) -> Item:
     options = tuple(text.strip() for text in re.split(r"\([a-z]\)", row["Options"])[1:])
     letter = row["Correct Answer"].strip().strip("()").upper()
     if not row["Index"].strip().isdigit() or len(options) < 2 or letter not in "ABCD"[: len(options)]:
@@ -207,7 +224,6 @@ def _item(row: Mapping[str, str], pictures: Path, source: str) -> Item:
         )
     number = int(row["Index"])
     question = f"{row['Question'].strip()} {row['Options'].strip()}"
-    reference = Choice(number, options, letter)
-    return Item(
-        str(number), "mmvp", pictures / f"{number}.jpg", question, f"({letter.lower()})", source, reference
-    )
+    reference = MmvpReference(number, options, letter)
+    image, label = image_folder / f"{number}.jpg", f"({letter.lower()})"
+    return Item(str(number), "mmvp", image, question, label, source, reference)

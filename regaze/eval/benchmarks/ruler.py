@@ -1,11 +1,11 @@
 """RULER's needle tasks for text models (Hsieh et al., COLM 2024, arXiv 2404.06654).
 
-Eight of its thirteen: numbers, words or uuids to look up in a long text, one needle among noise or prose, one
-among other needles, one key with several values, several keys. A score is the share of the wanted values that
-the answer holds, whatever the case, in percent.
+Eight of its thirteen tasks: numbers, words or uuids to find in a long text, with one needle among noise or
+prose, one among other needles, one key with several values, several keys. A score is the share of the
+expected values that the answer holds, ignoring case, in percent.
 
-Samples are drawn here by RULER's rules from a seed of ours, so they are not those of its own script;
-`Ruler.load` takes the files that the script prepares.
+Prompts are drawn here by RULER's rules from a seed of ours, so they differ from those of its own script;
+`Ruler.load` reads the files that the script prepares.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ import numpy as np
 from regaze.errors import InputError
 from regaze.eval import files
 from regaze.eval.benchmarks.common import language
-from regaze.eval.benchmarks.common.base import About, Item, Scored, first
+from regaze.eval.benchmarks.common.base import About, BaseBenchmark, Item, limit_items
 from regaze.eval.benchmarks.common.scoring import Scorer, ratio
-from regaze.eval.benchmarks.niah import Tokens
+from regaze.eval.benchmarks.common.tokenizer import Tokenizer
 
 Kind = Literal["numbers", "words", "uuids"]
-Hay = Literal["noise", "essay", "needle"]
+Haystack = Literal["noise", "essay", "needle"]
 
 # The benchmark's own words (NVIDIA/RULER, Apache-2.0): with others it would be another benchmark.
 NEEDLE = "One of the special magic {kind} for {key} is: {value}."
@@ -50,10 +50,14 @@ ANSWER_TOKENS = 128
 
 
 @dataclass(frozen=True)
-class Task:
-    """What is hidden where: `keys` needles with `values` each, of which `queries` keys are asked for."""
+class NeedleTask:
+    """A task: `keys` keys of `values` values each, hidden in a haystack; the question names `queries` keys.
 
-    hay: Hay
+    Attributes:
+        haystack: Lines of noise, prose, or other needles.
+    """
+
+    haystack: Haystack
     key_kind: Kind = "words"
     value_kind: Kind = "numbers"
     keys: int = 1
@@ -62,28 +66,30 @@ class Task:
 
     @property
     def form(self) -> str:
+        """Key of `TEMPLATES` and `PREFIXES`."""
         return "one" if self.values * self.queries == 1 else "many"
 
     @property
-    def asked_kind(self) -> str:
+    def query_kind(self) -> str:
+        """The kind of the values, in the singular if there is one."""
         return self.value_kind[:-1] if self.form == "one" else self.value_kind
 
 
 TASKS = {
-    "niah_single_1": Task("noise"),
-    "niah_single_2": Task("essay"),
-    "niah_single_3": Task("essay", value_kind="uuids"),
-    "niah_multikey_1": Task("essay", keys=4),
-    "niah_multikey_2": Task("needle"),
-    "niah_multikey_3": Task("needle", "uuids", "uuids"),
-    "niah_multivalue": Task("essay", values=4),
-    "niah_multiquery": Task("essay", keys=4, queries=4),
+    "niah_single_1": NeedleTask("noise"),
+    "niah_single_2": NeedleTask("essay"),
+    "niah_single_3": NeedleTask("essay", value_kind="uuids"),
+    "niah_multikey_1": NeedleTask("essay", keys=4),
+    "niah_multikey_2": NeedleTask("needle"),
+    "niah_multikey_3": NeedleTask("needle", "uuids", "uuids"),
+    "niah_multivalue": NeedleTask("essay", values=4),
+    "niah_multiquery": NeedleTask("essay", keys=4, queries=4),
 }
 
 
 @dataclass(frozen=True)
-class Sample:
-    """A prompt, how an answer to it begins, and the values that the answer must hold."""
+class NeedlePrompt:
+    """A prompt, the beginning of an answer to it, and the values that the answer must hold."""
 
     prompt: str
     prefix: str
@@ -91,85 +97,81 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class StringMatch(Scorer):
-    """Mean share of the references, a tuple of texts, found in the answer; `any_of` takes one for all."""
+class StringMatchScorer(Scorer):
+    """Mean share, in percent, of the expected values in the answer; a reference is a tuple of values."""
 
-    shares = ()
+    fractions = ()
     name: str = "string_match_all"
     version: str = "NVIDIA/RULER c3f5e3b"
-    any_of: bool = False
-    figures: tuple[str, ...] = ("score",)
+    metrics: tuple[str, ...] = ("score",)
 
-    def tally(self, references: Sequence[Sequence[str]], answers: Sequence[str]) -> np.ndarray:
+    def count(self, references: Sequence[Sequence[str]], answers: Sequence[str]) -> np.ndarray:
         """[n, 2]: the share, and 1."""
-        found = [
-            [value.lower() in answer.lower() for value in values]
+        shares = [
+            sum(value.lower() in answer.lower() for value in values) / len(values)
             for values, answer in zip(references, answers, strict=True)
         ]
-        shares = [max(each) if self.any_of else sum(each) / len(each) for each in found]
         return np.array([shares, np.ones(len(shares))]).T
 
-    def ratios(self, sums: np.ndarray) -> dict[str, np.ndarray]:
+    def compute(self, sums: np.ndarray) -> dict[str, np.ndarray]:
         return {"score": ratio(sums[..., 0], sums[..., 1]) * 100}
 
 
-MATCH_ALL = StringMatch()
-MATCH_PART = StringMatch("string_match_part", any_of=True)
-
-
 @dataclass(frozen=True)
-class SampleBuilder:
-    """Draws samples of one task.
+class PromptBuilder:
+    """Draws prompts of one task.
 
     Attributes:
-        essay: words of prose for the tasks that hide needles in it.
-        depths: percents of the text at which needles go into prose; each is used once.
+        essay: Words of prose for the tasks that hide needles in it.
+        depths: Percents of the text at which needles are inserted into prose; each is used once.
     """
 
-    task: Task
+    task: NeedleTask
     essay: tuple[str, ...] = ()
     depths: tuple[int, ...] = tuple(int(depth) for depth in np.round(np.linspace(0, 100, 40)))
 
-    def sample(self, size: int, rng: random.Random) -> Sample:
-        """A sample with `size` pieces of hay: words of prose, or lines."""
+    @property
+    def smallest(self) -> int:
+        """The smallest haystack that has room for the needles."""
+        return self.task.keys * self.task.values
+
+    def draw(self, size: int, rng: random.Random) -> NeedlePrompt:
+        """A prompt with a haystack of `size` words of prose, or lines."""
         task = self.task
-        keys = [_draw(task.key_kind, rng) for _ in range(task.keys)]
-        values = {key: [_draw(task.value_kind, rng) for _ in range(task.values)] for key in keys}
+        keys = [_draw_text(task.key_kind, rng) for _ in range(task.keys)]
+        values = {key: [_draw_text(task.value_kind, rng) for _ in range(task.values)] for key in keys}
         needles = [self._needle(key, value) for key in keys for value in values[key]]
         rng.shuffle(needles)
-        context = (
-            self._in_prose(needles, size, rng) if task.hay == "essay" else self._in_lines(needles, size, rng)
-        )
-        asked = rng.sample(keys, task.queries)
-        query = asked[0] if len(asked) == 1 else ", ".join(asked[:-1]) + ", and " + asked[-1]
-        words = {"kind": task.asked_kind, "query": query}
-        return Sample(
+        insert = self._insert_into_prose if task.haystack == "essay" else self._insert_into_lines
+        context = insert(needles, size, rng)
+        queried = rng.sample(keys, task.queries)
+        query = queried[0] if len(queried) == 1 else ", ".join(queried[:-1]) + ", and " + queried[-1]
+        words = {"kind": task.query_kind, "query": query}
+        return NeedlePrompt(
             TEMPLATES[task.form].format(context=context, **words),
             PREFIXES[task.form].format(**words),
-            tuple(value for key in asked for value in values[key]),
+            tuple(value for key in queried for value in values[key]),
         )
 
-    def largest(self, length: int, tokens: Tokens, seed: str) -> int:
-        """How many pieces of hay keep a sample, its prefix and the answer within `length` tokens.
+    def largest(self, length: int, tokenizer: Tokenizer, seed: str) -> int:
+        """The largest haystack with which a prompt, its prefix and the answer fit into `length` tokens.
 
         Raises:
-            InputError: not even the fewest do, or there is no prose to hide needles in.
+            InputError: Not even the smallest fits, or there is no prose to hide needles in.
         """
-        fewest = self.task.keys * self.task.values
-        if self.task.hay == "essay" and len(self.essay) < fewest:
+        smallest = self.smallest
+        if self.task.haystack == "essay" and len(self.essay) < smallest:
             raise InputError("this task hides needles in prose: give a text as `essay`")
 
         def fits(size: int) -> bool:
-            sample = self.sample(size, random.Random(seed))
-            used = len(tokens.encode(sample.prompt + sample.prefix, add_special_tokens=False))
-            return used + ANSWER_TOKENS <= length
+            return _fits(self.draw(size, random.Random(seed)), length, tokenizer)
 
-        if not fits(fewest):
+        if not fits(smallest):
             raise InputError(
                 f"length {length} is too short for a question and {ANSWER_TOKENS} tokens of answer"
             )
-        low, high = fewest, fewest * 2
-        most = len(self.essay) if self.task.hay == "essay" else length
+        low, high = smallest, smallest * 2
+        most = len(self.essay) if self.task.haystack == "essay" else length
         while high < most and fits(high):
             low, high = high, high * 2
         high = min(high, most + 1)
@@ -181,37 +183,42 @@ class SampleBuilder:
     def _needle(self, key: str, value: str) -> str:
         return NEEDLE.format(kind=self.task.value_kind, key=key, value=value)
 
-    def _in_prose(self, needles: Sequence[str], size: int, rng: random.Random) -> str:
-        """Between sentences, at different depths."""
+    def _insert_into_prose(self, needles: Sequence[str], size: int, rng: random.Random) -> str:
+        """Needles between sentences of the essay, at different depths."""
         sentences = language.sentences(" ".join(self.essay[:size]))
-        places = sorted(int(len(sentences) * depth / 100) for depth in rng.sample(self.depths, len(needles)))
-        for place, needle in reversed(list(zip(places, needles, strict=True))):
-            sentences.insert(place, needle)
+        positions = sorted(
+            int(len(sentences) * depth / 100) for depth in rng.sample(self.depths, len(needles))
+        )
+        for at, needle in reversed(list(zip(positions, needles, strict=True))):
+            sentences.insert(at, needle)
         return " ".join(sentences)
 
-    def _in_lines(self, needles: Sequence[str], size: int, rng: random.Random) -> str:
-        """Between lines of noise, or among other needles."""
+    def _insert_into_lines(self, needles: Sequence[str], size: int, rng: random.Random) -> str:
+        """Needles between lines of noise, or among other needles."""
         task = self.task
         lines = [NOISE] * size
-        if task.hay == "needle":
-            lines = [self._needle(_draw(task.key_kind, rng), _draw(task.value_kind, rng)) for _ in lines]
-        places = sorted(rng.sample(range(size), len(needles)), reverse=True)
-        for place, needle in zip(places, needles, strict=True):
-            lines.insert(place, needle)
+        if task.haystack == "needle":
+            lines = [
+                self._needle(_draw_text(task.key_kind, rng), _draw_text(task.value_kind, rng)) for _ in lines
+            ]
+        positions = sorted(rng.sample(range(size), len(needles)), reverse=True)
+        for at, needle in zip(positions, needles, strict=True):
+            lines.insert(at, needle)
         return "\n".join(lines)
 
 
-def _draw(kind: Kind, rng: random.Random) -> str:
+def _draw_text(kind: Kind, rng: random.Random) -> str:
+    """A key or a value."""
     if kind == "numbers":
         return str(rng.randint(1_000_000, 9_999_999))
     if kind == "uuids":
         return str(uuid.UUID(int=rng.getrandbits(128), version=4))
-    adjectives, nouns = _words()
+    adjectives, nouns = _wonderwords()
     return f"{rng.choice(adjectives)}-{rng.choice(nouns)}"
 
 
 @cache
-def _words() -> tuple[list[str], list[str]]:
+def _wonderwords() -> tuple[list[str], list[str]]:
     """Adjectives and nouns of the wonderwords package, whose lists RULER uses."""
     try:
         assets = resources.files("wonderwords") / "assets"
@@ -225,8 +232,11 @@ def _words() -> tuple[list[str], list[str]]:
 
 
 @dataclass(frozen=True)
-class Ruler(Scored):
-    """Samples of needle tasks, a split per task and length; `prefixed` begins the answer, for base models."""
+class Ruler(BaseBenchmark):
+    """Prompts of needle tasks, a split per task and length.
+
+    With `prefixed` a prompt ends in the beginning of the answer, for base models.
+    """
 
     items: tuple[Item, ...]
     prefixed: bool = False
@@ -242,7 +252,7 @@ class Ruler(Scored):
     @classmethod
     def build(
         cls,
-        tokens: Tokens,
+        tokenizer: Tokenizer,
         *,
         lengths: Sequence[int] = (4096,),
         tasks: Sequence[str] = tuple(TASKS),
@@ -251,35 +261,36 @@ class Ruler(Scored):
         seed: int = 42,
         **options: Any,
     ) -> Ruler:
-        """Samples as long as the lengths allow, which count the prompt and 128 tokens of answer.
+        """Prompts as long as the lengths allow, which include 128 tokens of answer.
 
         Args:
-            tokens: the model's tokenizer. essay: prose to hide needles in; RULER takes essays of P. Graham.
-            samples: per task and length; RULER draws 500.
+            tokenizer: The model's tokenizer.
+            lengths: Numbers of tokens.
+            tasks: Names of `TASKS`.
+            essay: Prose to hide needles in; RULER takes essays of P. Graham.
+            samples: Number of prompts per task and length; RULER draws 500.
 
         Raises:
-            InputError: an unknown task, no prose where it is needed, a length that is too short, or a library
-                that is missing (wonderwords for keys, NLTK for sentences).
+            InputError: Unknown task, no prose for a task that needs it, a length that is too short, or a
+                missing library (wonderwords for keys, NLTK for sentences).
         """
         unknown = [task for task in tasks if task not in TASKS]
         if unknown or not tasks or samples < 1:
             raise InputError(f"expected samples of {', '.join(TASKS)}; got {samples} of {', '.join(tasks)}")
         items = []
         for task in tasks:
-            builder = SampleBuilder(TASKS[task], tuple(essay.split()))
+            builder = PromptBuilder(TASKS[task], tuple(essay.split()))
             for length in lengths:
                 split = f"{task}/{length}"
-                size = builder.largest(length, tokens, f"{seed}/{split}")
+                size = builder.largest(length, tokenizer, f"{seed}/{split}")
                 for number in range(samples):
-                    # A draw with longer words than the first may need less hay.
                     rng = random.Random(f"{seed}/{split}/{number}")
-                    sample = builder.sample(size, rng)
-                    while (
-                        _too_long(sample, length, tokens) and size > builder.task.keys * builder.task.values
-                    ):
-                        size = max(builder.task.keys * builder.task.values, int(size * 0.98))
-                        sample = builder.sample(size, rng)
-                    items.append(_item(f"{split}/{number}", split, sample))
+                    prompt = builder.draw(size, rng)
+                    # Longer words than in the draw that `size` was found with need a smaller haystack.
+                    while not _fits(prompt, length, tokenizer) and size > builder.smallest:
+                        size = max(builder.smallest, int(size * 0.98))
+                        prompt = builder.draw(size, rng)
+                    items.append(_item(f"{split}/{number}", split, prompt))
         return cls(tuple(items), **options)
 
     @classmethod
@@ -289,47 +300,44 @@ class Ruler(Scored):
         """The files that RULER's script prepares: <task>/validation.jsonl with input and outputs.
 
         Raises:
-            InputError: none of them is there, or a line is malformed.
+            InputError: None of them exists, or a line is malformed.
         """
         items = []
         for task in tasks:
             path = folder / task / "validation.jsonl"
             if path.is_file():
                 for number, (line, record) in enumerate(files.read_records(path)):
-                    items.append(_prepared(task, number, record, f"{path}:{line}"))
+                    items.append(_read_prepared(task, number, record, f"{path}:{line}"))
         if not items:
             raise InputError(f"{folder} has no <task>/validation.jsonl of {', '.join(tasks)}")
-        return cls(first(items, limit), **options)
+        return cls(limit_items(items, limit), **options)
 
     def prompt(self, item: Item) -> str:
         return item.question + item.reference.prefix if self.prefixed else item.question
 
     def scorers(self) -> Sequence[Scorer]:
-        return (ValuesFound(),)
+        return (StringMatchScorer(),)
+
+    def references(self, items: Sequence[Item]) -> list[Any]:
+        return [item.reference.values for item in items]
 
 
-@dataclass(frozen=True)
-class ValuesFound(StringMatch):
-    """`string_match_all` on the values of a `Sample`."""
-
-    def tally(self, references: Sequence[Sample], answers: Sequence[str]) -> np.ndarray:  # type: ignore[override]
-        return super().tally([sample.values for sample in references], answers)
+def _fits(prompt: NeedlePrompt, length: int, tokenizer: Tokenizer) -> bool:
+    """Whether the prompt, its prefix and an answer fit into `length` tokens."""
+    used = len(tokenizer.encode(prompt.prompt + prompt.prefix, add_special_tokens=False))
+    return used + ANSWER_TOKENS <= length
 
 
-def _too_long(sample: Sample, length: int, tokens: Tokens) -> bool:
-    used = len(tokens.encode(sample.prompt + sample.prefix, add_special_tokens=False))
-    return used + ANSWER_TOKENS > length
+def _item(key: str, split: str, prompt: NeedlePrompt, source: str = "") -> Item:
+    values = ", ".join(prompt.values)
+    return Item(key, split, None, prompt.prompt, values, source, prompt, max_new_tokens=ANSWER_TOKENS)
 
 
-def _item(key: str, split: str, sample: Sample, source: str = "") -> Item:
-    values = ", ".join(sample.values)
-    return Item(key, split, None, sample.prompt, values, source, sample, max_new_tokens=ANSWER_TOKENS)
-
-
-def _prepared(task: str, number: int, record: Any, source: str) -> Item:
-    values = files.field(record, "outputs", list, source)
+def _read_prepared(task: str, number: int, record: Any, source: str) -> Item:
+    """The prompt of a record that RULER's script has prepared."""
+    values = files.require_field(record, "outputs", list, source)
     if not values or not all(isinstance(value, str) for value in values):
         raise InputError(f"{source}: 'outputs' must be a list of texts, got {values!r}")
     prefix = str(record.get("answer_prefix") or record.get("gen_prefix") or "")
-    sample = Sample(files.field(record, "input", str, source), prefix, tuple(values))
-    return _item(f"{task}/{number}", task, sample, source)
+    prompt = NeedlePrompt(files.require_field(record, "input", str, source), prefix, tuple(values))
+    return _item(f"{task}/{number}", task, prompt, source)

@@ -1,7 +1,8 @@
 """TextVQA: questions about text in photographs (Singh et al., CVPR 2019, arXiv 1904.08920).
 
-No test of hallucination, but a control: an edit of the attention must not stop the model from reading. An
-answer's accuracy is its agreement with ten people's, each left out in turn: the mean of min(1, matches / 3).
+A control, not a test of hallucination: an edit of the attention must not stop the model from reading. An
+answer's accuracy is its agreement with the answers of ten people, each left out in turn: the mean of
+min(1, matches / 3).
 """
 
 from __future__ import annotations
@@ -16,51 +17,50 @@ import numpy as np
 from regaze.errors import InputError
 from regaze.eval import files
 from regaze.eval.benchmarks.common import hub
-from regaze.eval.benchmarks.common.base import About, Item, Scored, first
+from regaze.eval.benchmarks.common.base import About, BaseBenchmark, Item, limit_items
 from regaze.eval.benchmarks.common.normalise import normalise_pythia, normalise_vlmevalkit
 from regaze.eval.benchmarks.common.scoring import Scorer, ratio
 
 SUFFIX = "\nAnswer the question using a single word or phrase."
 ANSWERS = "TextVQA_0.5.1_val.json"
-OCR = "TextVQA_Rosetta_OCR_v0.2_val.json"
 
 
 @dataclass(frozen=True)
-class Agreement(Scorer):
-    """Agreement with people's answers under a normaliser; a reference is the list of their answers."""
+class AgreementScorer(Scorer):
+    """Agreement with the answers of ten people after normalisation; a reference is the list of these."""
 
     name: str
     version: str
     normalise: Callable[[str], str]
-    figures: tuple[str, ...] = ("accuracy",)
+    metrics: tuple[str, ...] = ("accuracy",)
 
-    def tally(self, references: Sequence[Sequence[str]], answers: Sequence[str]) -> np.ndarray:
+    def count(self, references: Sequence[Sequence[str]], answers: Sequence[str]) -> np.ndarray:
         """[n, 2]: agreement in 0..1, and 1."""
-        agreed = [self.agreement(*pair) for pair in zip(references, answers, strict=True)]
-        return np.array([agreed, np.ones(len(agreed))]).T
+        agreements = [self.agreement(*pair) for pair in zip(references, answers, strict=True)]
+        return np.array([agreements, np.ones(len(agreements))]).T
 
-    def agreement(self, people: Sequence[str], answer: str) -> float:
-        """Mean over people of min(1, how many of the others gave this answer / 3)."""
-        given = self.normalise(answer)
-        same = [self.normalise(other) == given for other in people]
-        return sum(min(1.0, (sum(same) - own) / 3) for own in same) / len(same)
+    def agreement(self, reference: Sequence[str], answer: str) -> float:
+        """Mean over people of min(1, number of other people with the same answer / 3)."""
+        normalised = self.normalise(answer)
+        matches = [self.normalise(other) == normalised for other in reference]
+        return sum(min(1.0, (sum(matches) - own) / 3) for own in matches) / len(matches)
 
-    def ratios(self, sums: np.ndarray) -> dict[str, np.ndarray]:
+    def compute(self, sums: np.ndarray) -> dict[str, np.ndarray]:
         return {"accuracy": ratio(sums[..., 0], sums[..., 1])}
 
 
-PYTHIA = Agreement(
+PYTHIA = AgreementScorer(
     "pythia", "haotian-liu/LLaVA c121f04 m4c_evaluator.py; lmms-eval 75571cf", normalise_pythia
 )
-VLMEVALKIT = Agreement("vlmevalkit", "VLMEvalKit e8e78f0", normalise_vlmevalkit)
+VLMEVALKIT = AgreementScorer("vlmevalkit", "VLMEvalKit e8e78f0", normalise_vlmevalkit)
 
 
 @dataclass(frozen=True)
-class TextVqa(Scored):
+class TextVqa(BaseBenchmark):
     """The 5,000 validation questions.
 
-    With `ocr`, LLaVA's question file is followed: "Reference OCR token: ..." stands between the question and
-    the suffix (its published 58.2 for 7B); harnesses send none.
+    With OCR tokens the prompts are those of LLaVA's question file: "Reference OCR token: ..." between the
+    question and the suffix (its published 58.2 for 7B). Harnesses use no OCR tokens.
     """
 
     items: tuple[Item, ...]
@@ -91,46 +91,46 @@ class TextVqa(Scored):
             ocr: TextVQA_Rosetta_OCR_v0.2_val.json, for prompts with OCR tokens.
 
         Raises:
-            InputError: a file or folder is missing or malformed.
+            InputError: A file or folder is missing or malformed.
         """
         path = files.find_file(folder, ANSWERS)
-        pictures = files.need_folder(images or folder / "train_images", "image folder")
-        tokens = _ocr_tokens(ocr) if ocr else {}
-        data = files.field(files.read_json(path), "data", list, str(path))
+        image_folder = files.require_folder(images or folder / "train_images", "image folder")
+        tokens = _read_ocr_tokens(ocr) if ocr else {}
+        data = files.require_field(files.read_json(path), "data", list, str(path))
         items = []
         for number, record in enumerate(data):
             source = f"{path}: data[{number}]"
-            image_id = files.field(record, "image_id", str, source)
-            items.append(
-                _item(record, pictures / f"{image_id}.jpg", source, tokens.get(image_id) if ocr else None)
-            )
-        return cls(first(items, limit), **options)
+            image_id = files.require_field(record, "image_id", str, source)
+            image = image_folder / f"{image_id}.jpg"
+            items.append(_item(record, image, source, tokens.get(image_id) if ocr else None))
+        return cls(limit_items(items, limit), **options)
 
     @classmethod
     def from_hub(cls, *, limit: int | None = None, **options: Any) -> TextVqa:
-        """From the hub's copy. Raises InputError when `datasets` is missing or the hub cannot be reached."""
-        rows = hub.rows(cls.about.hub, split="validation", limit=limit)
+        """From the hub's copy. Raises InputError if `datasets` is missing or the hub cannot be reached."""
+        rows = hub.read_rows(cls.about.hub, split="validation", limit=limit)
         return cls(tuple(_item(row.values, row.image, row.source) for row in rows), **options)
 
     def scorers(self) -> Sequence[Scorer]:
         return (PYTHIA, VLMEVALKIT)
 
 
-def _item(record: Any, image: Path | None, source: str, ocr: Sequence[str] | None = None) -> Item:
-    question = files.field(record, "question", str, source)
-    people = tuple(files.field(record, "answers", (list, tuple), source))
-    if not people or not all(isinstance(answer, str) for answer in people):
-        raise InputError(f"{source}: 'answers' must be a list of texts, got {people!r}")
-    if ocr is not None:
-        question += f"\nReference OCR token: {', '.join(ocr)}"
-    key = str(files.field(record, "question_id", (int, str), source))
-    return Item(key, "validation", image, question, max(set(people), key=people.count), source, people)
+def _item(record: Any, image: Path | None, source: str, ocr_tokens: Sequence[str] | None = None) -> Item:
+    question = files.require_field(record, "question", str, source)
+    answers = tuple(files.require_field(record, "answers", (list, tuple), source))
+    if not answers or not all(isinstance(answer, str) for answer in answers):
+        raise InputError(f"{source}: 'answers' must be a list of texts, got {answers!r}")
+    if ocr_tokens is not None:
+        question += f"\nReference OCR token: {', '.join(ocr_tokens)}"
+    key = str(files.require_field(record, "question_id", (int, str), source))
+    most_frequent = max(answers, key=answers.count)
+    return Item(key, "validation", image, question, most_frequent, source, answers)
 
 
-def _ocr_tokens(path: Path) -> dict[str, list[str]]:
+def _read_ocr_tokens(path: Path) -> dict[str, list[str]]:
     """{image id: its OCR tokens} of Rosetta's file."""
-    records = files.field(files.read_json(path), "data", list, str(path))
+    records = files.require_field(files.read_json(path), "data", list, str(path))
     return {
-        files.field(record, "image_id", str, f"{path}: data[{n}]"): list(record.get("ocr_tokens", ()))
+        files.require_field(record, "image_id", str, f"{path}: data[{n}]"): list(record.get("ocr_tokens", ()))
         for n, record in enumerate(records)
     }

@@ -1,17 +1,18 @@
 """V*Bench: small details in large photographs (Wu and Xie, CVPR 2024, arXiv 2312.14135).
 
-191 questions with two to four options: attributes of an object (direct_attributes), and where two things are
-(relative_position). The official script asks the question alone and takes the option with the least
-cross-entropy for the answer (`VStarLikelihood`); harnesses show the options and ask for a letter (`VStar`).
+191 questions with two to four options: attributes of an object (direct_attributes), and relative positions of
+two objects (relative_position). The official script puts the question alone and takes the option with the
+least cross-entropy as the answer (`VStarLikelihood`); harnesses show the options and request a letter
+(`VStar`).
 
 `official`
-    The likeliest option, of the mean over its tokens and the end token. The script's search for parts of the
-    image that its own model asks for is no part of it. Where several options are as likely, the script takes
-    the right one (it comes first in the files); here options are shuffled.
+    The most likely option, by the mean over its tokens and the end token. Not included is the script's visual
+    search, for which its own model requests parts of the image. Of equally likely options the script takes
+    the correct one (it comes first in the files); here options are shuffled.
 `lmms-eval`
     Letters by a list of patterns.
 `regaze`
-    Ours: a letter or an option's text; unreadable answers are counted.
+    Ours: a letter or an option's text; the share of unreadable answers is reported.
 """
 
 from __future__ import annotations
@@ -29,96 +30,103 @@ import numpy as np
 from regaze.errors import InputError
 from regaze.eval import files
 from regaze.eval.benchmarks.common import hub, multiple_choice
-from regaze.eval.benchmarks.common.base import About, Item, Scored, first
+from regaze.eval.benchmarks.common.base import About, BaseBenchmark, Item, limit_items
+from regaze.eval.benchmarks.common.multiple_choice import LETTERS
 from regaze.eval.benchmarks.common.scoring import Scorer, ratio
 
 QUESTIONS = "test_questions.jsonl"
 CATEGORIES = ("direct_attributes", "relative_position")
-LETTERS = "ABCDEFGHIJ"
 SUFFIX = "\nAnswer with the option's letter from the given choices directly."
-_IMAGES = (".jpg", ".jpeg", ".png", ".webp")
+_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+# lmms-eval's patterns for a letter, in the order in which they are tried.
+_LETTER_PATTERNS = (
+    r"^([A-D])\s*[.)\]]*",
+    r"(?:ANSWER|CHOICE|OPTION)(?:\s+IS)?[\s:]+([A-D])",
+    r"\(([A-D])\)",
+    r"([A-D])\s*[.)\]]",
+    r"(?:^|\s)([A-D])(?:\s|$)",
+)
+
+
+def read_lmms_eval(answer: str) -> str:
+    """The letter, A to D, that lmms-eval reads, "" for none. A "B" may come from the word "be"."""
+    text = answer.strip().upper()
+    if found := multiple_choice.first_match(_LETTER_PATTERNS, text):
+        return found
+    letters = re.findall("[A-D]", text)
+    return letters[0] if len(letters) == 1 else ""
 
 
 @dataclass(frozen=True)
-class Choice:
-    """A question's reference: the options in the order asked, and the letter of the right one."""
+class VStarReference:
+    """A question: the options in the order in which they are shown, and the letter of the correct one."""
 
     options: tuple[str, ...]
     letter: str
 
     @property
-    def right(self) -> str:
-        """The right option."""
+    def answer(self) -> str:
+        """The correct option."""
         return self.options[LETTERS.index(self.letter)]
 
 
-@dataclass(frozen=True)
-class ChoiceScorer(Scorer):
-    """Accuracy of letters; `strict` reads as `multiple_choice.read_choice`, otherwise as lmms-eval."""
+class OptionScorer(Scorer):
+    """Base of the scorers: accuracy, and share of unreadable answers; references are `VStarReference`."""
 
-    name: str
-    version: str
-    strict: bool
-    figures: tuple[str, ...] = ("accuracy", "unreadable")
-    proportion = "accuracy"
+    metrics: tuple[str, ...] = ("accuracy", "unreadable")
+    accuracy_metric = "accuracy"
 
-    def tally(self, references: Sequence[Choice], answers: Sequence[str]) -> np.ndarray:
-        """[n, 3]: right, readable, 1."""
-        read = [
-            multiple_choice.read_choice(answer, reference.options)
-            if self.strict
-            else multiple_choice.lmms_eval_vstar(answer)
-            for reference, answer in zip(references, answers, strict=True)
-        ]
-        return np.array(
-            [
-                (letter == reference.letter, bool(letter), 1)
-                for letter, reference in zip(read, references, strict=True)
-            ],
-            dtype=np.int64,
-        )
+    def read(self, reference: VStarReference, answer: str) -> tuple[bool, bool]:
+        """(whether the answer is correct, whether it is readable)."""
+        raise NotImplementedError
 
-    def ratios(self, sums: np.ndarray) -> dict[str, np.ndarray]:
+    def count(self, references: Sequence[VStarReference], answers: Sequence[str]) -> np.ndarray:
+        """[n, 3]: correct, readable, 1."""
+        readings = [self.read(*each) for each in zip(references, answers, strict=True)]
+        return np.array([(correct, readable, 1) for correct, readable in readings], dtype=np.int64)
+
+    def compute(self, sums: np.ndarray) -> dict[str, np.ndarray]:
         accuracy = ratio(sums[..., 0], sums[..., 2])
         return {"accuracy": accuracy, "unreadable": 1 - ratio(sums[..., 1], sums[..., 2])}
 
-    def right(self, counts: np.ndarray) -> np.ndarray:
+    def correct(self, counts: np.ndarray) -> np.ndarray:
         return counts[:, 0] > 0
 
 
+class LmmsEvalScorer(OptionScorer):
+    """lmms-eval's letters."""
+
+    name = "lmms-eval"
+    version = "lmms-eval 75571cf"
+
+    def read(self, reference: VStarReference, answer: str) -> tuple[bool, bool]:
+        letter = read_lmms_eval(answer)
+        return letter == reference.letter, bool(letter)
+
+
+class ChoiceScorer(OptionScorer):
+    """Letters and texts of options by `multiple_choice.read_choice`."""
+
+    name = "regaze"
+    version = "1"
+
+    def read(self, reference: VStarReference, answer: str) -> tuple[bool, bool]:
+        letter = multiple_choice.read_choice(answer, reference.options)
+        return letter == reference.letter, bool(letter)
+
+
+class LikelihoodScorer(OptionScorer):
+    """Options chosen by likelihood, given as their texts; an answer that is no option is unreadable."""
+
+    name = "official"
+    version = "penghao-wu/vstar 4ede664 vstar_bench_eval.py, without its visual search"
+
+    def read(self, reference: VStarReference, answer: str) -> tuple[bool, bool]:
+        return answer == reference.answer, answer in reference.options
+
+
 @dataclass(frozen=True)
-class LikelihoodScorer(Scorer):
-    """Accuracy of chosen options, given by their texts; an answer that is no option is wrong and counted."""
-
-    name: str = "official"
-    version: str = "penghao-wu/vstar 4ede664 vstar_bench_eval.py, without its visual search"
-    figures: tuple[str, ...] = ("accuracy", "unreadable")
-    proportion = "accuracy"
-
-    def tally(self, references: Sequence[Choice], answers: Sequence[str]) -> np.ndarray:
-        """[n, 3]: right, among the options, 1."""
-        return np.array(
-            [
-                (answer == reference.right, answer in reference.options, 1)
-                for reference, answer in zip(references, answers, strict=True)
-            ],
-            dtype=np.int64,
-        )
-
-    def ratios(self, sums: np.ndarray) -> dict[str, np.ndarray]:
-        accuracy = ratio(sums[..., 0], sums[..., 2])
-        return {"accuracy": accuracy, "unreadable": 1 - ratio(sums[..., 1], sums[..., 2])}
-
-    def right(self, counts: np.ndarray) -> np.ndarray:
-        return counts[:, 0] > 0
-
-
-LMMS_EVAL = ChoiceScorer("lmms-eval", "lmms-eval 75571cf", strict=False)
-OWN = ChoiceScorer("regaze", "1", strict=True)
-
-
-@dataclass(frozen=True)
-class VStar(Scored):
+class VStar(BaseBenchmark):
     """The 191 questions, a split per category."""
 
     items: tuple[Item, ...]
@@ -143,43 +151,43 @@ class VStar(Scored):
         limit: int | None = None,
         **options: Any,
     ) -> VStar:
-        """test_questions.jsonl, or the official folders with a JSON file beside each image.
+        """test_questions.jsonl, or the official folders with a JSON file next to each image.
 
-        In the official files the first option is always the right one: they are shuffled with `seed`.
+        In the official files the first option is always the correct one: options are shuffled with `seed`.
 
         Raises:
-            InputError: neither layout is there, or a file is malformed.
+            InputError: Neither layout is found, or a file is malformed.
         """
         root = images or folder
         if any((folder / name).is_file() for name in (QUESTIONS, f"{QUESTIONS}.gz")):
             path = files.find_file(folder, QUESTIONS)
-            items = [
-                _lettered(
-                    record, root / files.field(record, "image", str, f"{path}:{line}"), f"{path}:{line}"
-                )
-                for line, record in files.read_records(path)
-            ]
+            items = []
+            for line, record in files.read_records(path):
+                source = f"{path}:{line}"
+                image = root / files.require_field(record, "image", str, source)
+                items.append(_read_lettered(record, image, source))
         else:
-            items = [item for category in CATEGORIES for item in _official(folder, category, seed, _item)]
+            items = _read_official(folder, seed, _letter_item)
         if not items:
             raise InputError(
                 f"{folder} has neither {QUESTIONS} nor {' and '.join(CATEGORIES)} with JSON files"
             )
-        return cls(first(items, limit), **options)
+        return cls(limit_items(items, limit), **options)
 
     @classmethod
     def from_hub(cls, *, limit: int | None = None, **options: Any) -> VStar:
         """lmms-eval's copy, with letters."""
-        rows = hub.rows(cls.about.hub, split="test")
-        return cls(first([_lettered(row.values, row.image, row.source) for row in rows], limit), **options)
+        rows = hub.read_rows(cls.about.hub, split="test")
+        items = [_read_lettered(row.values, row.image, row.source) for row in rows]
+        return cls(limit_items(items, limit), **options)
 
     def scorers(self) -> Sequence[Scorer]:
-        return (LMMS_EVAL, OWN)
+        return (LmmsEvalScorer(), ChoiceScorer())
 
 
 @dataclass(frozen=True)
-class VStarLikelihood(Scored):
-    """The 191 questions as the official script puts them: alone, the answer being the likeliest option."""
+class VStarLikelihood(BaseBenchmark):
+    """The 191 questions as in the official script: alone, and the answer is the most likely option."""
 
     items: tuple[Item, ...]
     name: str = "vstar-likelihood"
@@ -187,63 +195,69 @@ class VStarLikelihood(Scored):
 
     @classmethod
     def load(cls, folder: Path, *, seed: int = 0, limit: int | None = None) -> VStarLikelihood:
-        """The official folders: a JSON file beside each image. `seed` shuffles the options, as in `VStar`.
+        """The official folders: a JSON file next to each image. `seed` shuffles the options, as in `VStar`.
 
         Raises:
-            InputError: they are not there, or a file is malformed.
+            InputError: The folders do not exist, or a file is malformed.
         """
-        items = [item for category in CATEGORIES for item in _official(folder, category, seed, _ranked)]
+        items = _read_official(folder, seed, _ranked_item)
         if not items:
             raise InputError(f"{folder} has no {' and '.join(CATEGORIES)} with JSON files and their images")
-        return cls(first(items, limit))
+        return cls(limit_items(items, limit))
 
     def scorers(self) -> Sequence[Scorer]:
         return (LikelihoodScorer(),)
 
 
-def _official(folder: Path, category: str, seed: int, put: Callable[..., Item]) -> list[Item]:
-    """Questions of a category, each `put` to the model in its way."""
-    items = []
-    for path in sorted((folder / category).glob("*.json")):
-        record = files.read_json(path)
-        choices = files.field(record, "options", list, str(path))
-        if not 2 <= len(choices) <= 10 or not all(isinstance(each, str) for each in choices):
-            raise InputError(f"{path}: 'options' must be a list of 2 to 10 texts, got {choices!r}")
-        image = next((path.with_suffix(end) for end in _IMAGES if path.with_suffix(end).is_file()), None)
-        if image is None:
-            raise InputError(f"{path}: there is no image of that name beside it")
-        order = list(range(len(choices)))
-        random.Random(f"{seed}/{path.stem}").shuffle(order)
-        reference = Choice(tuple(choices[i] for i in order), LETTERS[order.index(0)])
-        question = files.field(record, "question", str, str(path))
-        items.append(put(f"{category}/{path.stem}", category, image, question, reference, str(path)))
-    return items
+def _read_official(folder: Path, seed: int, make_item: Callable[..., Item]) -> list[Item]:
+    """The questions of the official folders, with shuffled options."""
+    paths = [path for category in CATEGORIES for path in sorted((folder / category).glob("*.json"))]
+    return [_read_official_file(path, seed, make_item) for path in paths]
 
 
-def _lettered(record: Any, image: Path | None, source: str) -> Item:
-    """A record whose text ends in "(A) .. (B) .."."""
-    text = files.field(record, "text", str, source)
-    question, *choices = re.split(r"\s*\([A-J]\)\s*", text)
-    letter = files.field(record, "label", str, source).strip().upper()
-    if len(choices) < 2 or letter not in LETTERS[: len(choices)]:
+def _read_official_file(path: Path, seed: int, make_item: Callable[..., Item]) -> Item:
+    record = files.read_json(path)
+    options = files.require_field(record, "options", list, str(path))
+    if not 2 <= len(options) <= 10 or not all(isinstance(each, str) for each in options):
+        raise InputError(f"{path}: 'options' must be a list of 2 to 10 texts, got {options!r}")
+    candidates = (path.with_suffix(suffix) for suffix in _IMAGE_SUFFIXES)
+    image = next((candidate for candidate in candidates if candidate.is_file()), None)
+    if image is None:
+        raise InputError(f"{path}: there is no image of that name beside it")
+    order = list(range(len(options)))
+    random.Random(f"{seed}/{path.stem}").shuffle(order)
+    reference = VStarReference(tuple(options[i] for i in order), LETTERS[order.index(0)])
+    question, category = files.require_field(record, "question", str, str(path)), path.parent.name
+    return make_item(f"{category}/{path.stem}", category, image, question, reference, str(path))
+
+
+def _read_lettered(record: Any, image: Path | None, source: str) -> Item:
+    """The question of a record whose text ends in "(A) .. (B) .."."""
+    text = files.require_field(record, "text", str, source)
+    question, *options = re.split(r"\s*\([A-J]\)\s*", text)
+    letter = files.require_field(record, "label", str, source).strip().upper()
+    if len(options) < 2 or letter not in LETTERS[: len(options)]:
         raise InputError(
             f"{source}: expected options (A), (B).. in the text and one of them as label; got {text!r}"
         )
-    # What follows the last option on a line of its own is the data set's own instruction.
-    reference = Choice(tuple(choice.split("\n")[0].strip() for choice in choices), letter)
+    # A line after the last option is the data set's own instruction.
+    reference = VStarReference(tuple(option.split("\n")[0].strip() for option in options), letter)
     category = str(record.get("category", "all"))
     key = f"{category}/{record.get('question_id', source)}"
-    return _item(key, category, image, question, reference, source)
+    return _letter_item(key, category, image, question, reference, source)
 
 
-def _item(key: str, category: str, image: Path | None, question: str, reference: Choice, source: str) -> Item:
-    """A question that is asked for a letter."""
-    text = multiple_choice.lettered(question, reference.options)
+def _letter_item(
+    key: str, category: str, image: Path | None, question: str, reference: VStarReference, source: str
+) -> Item:
+    """A question that shows its options with letters."""
+    text = multiple_choice.format_options(question, reference.options)
     return Item(key, category, image, text, reference.letter, source, reference, max_new_tokens=16)
 
 
-def _ranked(
-    key: str, category: str, image: Path | None, question: str, reference: Choice, source: str
+def _ranked_item(
+    key: str, category: str, image: Path | None, question: str, reference: VStarReference, source: str
 ) -> Item:
-    """A question whose options are ranked."""
-    return Item(key, category, image, question, reference.right, source, reference, options=reference.options)
+    """A question whose options are ranked by likelihood."""
+    options = reference.options
+    return Item(key, category, image, question, reference.answer, source, reference, options=options)

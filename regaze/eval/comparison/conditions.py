@@ -103,12 +103,12 @@ def _summary(answers: AnswerSet, left_out: int) -> dict[str, Any]:
 
 
 def non_share_figures(benchmark: Benchmark) -> dict[str, list[str]]:
-    """{scorer: its figures that are not shares between 0 and 1}."""
+    """{scorer: its metrics that are not fractions between 0 and 1}."""
     scorers: Sequence[Any] = benchmark.scorers() if hasattr(benchmark, "scorers") else ()
     return {
-        scorer.name: [figure for figure in scorer.figures if figure not in scorer.shares]
+        scorer.name: [metric for metric in scorer.metrics if metric not in scorer.fractions]
         for scorer in scorers
-        if scorer.shares is not None
+        if scorer.fractions is not None
     }
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from regaze.eval.benchmarks.common.base import Item
-from regaze.eval.benchmarks.common.yes_no import LABELS, read_strictly
+from regaze.eval.benchmarks.common.yes_no import LABELS, read_first_word
 from regaze.eval.cost import Cost
 
 
@@ -62,7 +62,7 @@ def measure(items: Sequence[Item], answers: Sequence[str]) -> dict[str, float]:
         "empty": _share(sum(not text for text in words), len(words)),
     }
     if items and all(item.label in LABELS for item in items):
-        readings = [read_strictly(answer) for answer in answers]
+        readings = [read_first_word(answer) for answer in answers]
         out["yes_ratio"] = _share(readings.count("yes"), len(readings))
         out["unreadable"] = _share(readings.count("other"), len(readings))
     return out

@@ -9,19 +9,18 @@ import math
 import pytest
 
 from regaze.errors import InputError
-from regaze.eval.benchmarks.common.judged import Template
-from regaze.eval.benchmarks.hallusionbench.benchmark import (
+from regaze.eval.benchmarks.common.judged import JudgePrompt
+from regaze.eval.benchmarks.hallusionbench.benchmark import HallusionBench, read_verdict
+from regaze.eval.benchmarks.hallusionbench.scorers import (
     CORRECT,
     INCORRECT,
-    INTERN,
+    LMMS_EVAL_INTERN,
     UNCLEAR,
     VLMEVALKIT,
-    Asked,
-    ByFirstWord,
-    HallusionBench,
-    Official,
+    FirstWordScorer,
+    HallusionReference,
+    OfficialScorer,
     Verdict,
-    read_verdict,
 )
 
 NAMES = {
@@ -66,13 +65,13 @@ def golden(shared):
 def test_official_figures_are_the_golden_ones(references, golden, case):
     expected, read = golden
     verdicts = [Verdict(int(each["judge"]), each["same"] == "1") for each in read[case]]
-    official = Official()
+    official = OfficialScorer()
     scores, wanted = official.score(references, verdicts), expected[case]["official"]
     for name, key in NAMES.items():
         assert round(scores[name], 4) == wanted[key], name
     assert scores["yes_difference"] == pytest.approx(wanted["Yes/No Bias (Pct Diff)"], abs=1e-15)
     assert scores["false_positive_ratio"] == pytest.approx(wanted["Yes/No Bias (FP Ratio)"], rel=1e-15)
-    details = official.details(official.tally(references, verdicts).sum(0))
+    details = official.details(official.count(references, verdicts).sum(0))
     assert (details["items"], details["figures"]) == (1129, 346)
     assert (details["questions"], details["easy"], details["hard"]) == (455, 455, 430)
 
@@ -82,12 +81,12 @@ def test_harness_figures_are_the_golden_ones(references, golden, case):
     expected, read = golden
     answers = [each["model_prediction"] for each in read[case]]
     wanted = expected[case][VLMEVALKIT_KEY]
-    details = VLMEVALKIT.details(VLMEVALKIT.tally(references, answers).sum(0))
+    details = VLMEVALKIT.details(VLMEVALKIT.count(references, answers).sum(0))
     scores = {**details, "Overall": VLMEVALKIT.score(references, answers)}
     for part, figures in wanted.items():
         for name, value in figures.items():
             assert scores[part][name] == pytest.approx(value, rel=1e-12), (part, name)
-    intern = INTERN.score(references, answers)
+    intern = LMMS_EVAL_INTERN.score(references, answers)
     for name, value in expected[case][INTERN_KEY].items():
         assert intern[name] / 100 == pytest.approx(value, rel=1e-12)
 
@@ -102,17 +101,17 @@ def test_the_harness_way_leaves_out_what_has_no_image(data, references):
         answer for reference, answer in zip(references, answers, strict=True) if not reference.without_image
     ]
     inside = VLMEVALKIT.score([item.reference for item in shown.items], only_shown)
-    assert VLMEVALKIT.score(references, answers) == inside == dict.fromkeys(VLMEVALKIT.figures, 100.0)
+    assert VLMEVALKIT.score(references, answers) == inside == dict.fromkeys(VLMEVALKIT.metrics, 100.0)
 
 
 def asked(figure="1", question="0", category="VD", visual="2", positive=True):
-    return Asked(category, "ocr", "0", figure, question, visual, positive)
+    return HallusionReference(category, "ocr", "0", figure, question, visual, positive)
 
 
 def test_cannot_tell_is_right_where_there_is_no_figure():
     without = asked("0", category="VS", visual="0")
     verdicts = [Verdict(UNCLEAR), Verdict(UNCLEAR)]
-    scores = Official(causes=False).score([without, asked(category="VS")], verdicts)
+    scores = OfficialScorer(causes=False).score([without, asked(category="VS")], verdicts)
     assert scores["aAcc"] == 50.0
     assert scores["qAcc"] == 0.0
     assert scores["easy"] == 100.0
@@ -121,14 +120,14 @@ def test_cannot_tell_is_right_where_there_is_no_figure():
 
 
 def test_a_perfect_run_has_no_causes_where_the_official_script_stops(references):
-    scores = Official().score(references, [Verdict(CORRECT)] * len(references))
+    scores = OfficialScorer().score(references, [Verdict(CORRECT)] * len(references))
     assert scores["aAcc"] == scores["qAcc"] == scores["fAcc"] == 100.0
     assert math.isnan(scores["LH"])
 
 
 def test_own_rule_reads_the_first_word_and_never_guesses():
     references = [asked(question="0"), asked(question="1", positive=False), asked(question="2")]
-    own = ByFirstWord().score(references, ["Yes, it is.", "Yes.", "It seems so."])
+    own = FirstWordScorer().score(references, ["Yes, it is.", "Yes.", "It seems so."])
     assert own["aAcc"] == pytest.approx(100 / 3)
 
 
@@ -156,8 +155,8 @@ class ScriptedJudge:
 
 
 TEMPLATES = {
-    "correctness": Template("C|{question}|{reference}|{answer}", "test"),
-    "sameness": Template("S|{first}|{second}", "test"),
+    "correctness": JudgePrompt("C|{question}|{reference}|{answer}", "test"),
+    "sameness": JudgePrompt("S|{first}|{second}", "test"),
 }
 
 
@@ -186,11 +185,11 @@ def test_without_a_judge_the_official_score_is_refused_before_anything_is_asked(
 def test_a_template_needs_its_places_and_leaves_other_braces_alone(tmp_path):
     path = tmp_path / "prompt.txt"
     path.write_text("Compare {first} in {curly} with {second}.")
-    template = Template.from_file(path, ["first", "second"])
+    template = JudgePrompt.from_file(path, ["first", "second"])
     assert template.fill(first="{second}", second="b") == "Compare {second} in {curly} with b."
     assert template.name.startswith("prompt.txt ")
     with pytest.raises(InputError, match=r"prompt\.txt lacks \{third\}"):
-        Template.from_file(path, ["first", "third"])
+        JudgePrompt.from_file(path, ["first", "third"])
 
 
 RECORD = {

@@ -10,16 +10,16 @@ import math
 import pytest
 
 from regaze.errors import InputError
-from regaze.eval.benchmarks.gavie import Gavie, Scores, read_scores
+from regaze.eval.benchmarks.gavie import Gavie, GavieScorer, read_scores
 from regaze.eval.benchmarks.llava_bench import (
     LlavaBench,
-    official_templates,
+    official_prompts,
     read_lmms_eval,
     read_official,
-    read_strictly,
+    read_two_scores,
 )
-from regaze.eval.benchmarks.mmhal import TYPES, MmHal, Ratings, read_rating
-from regaze.eval.benchmarks.mmvp import LMMS_EVAL, OFFICIAL, OWN, Choice, Mmvp
+from regaze.eval.benchmarks.mmhal import TYPES, MmHal, RatingScorer, read_rating
+from regaze.eval.benchmarks.mmvp import LMMS_EVAL, OFFICIAL, REGAZE, Mmvp, MmvpReference
 
 
 class Judge:
@@ -56,11 +56,11 @@ def test_mmhal_ratings_are_read_as_the_official_script_reads_them(verdict, ratin
 def test_mmhal_by_hand():
     references = ["attribute", "attribute", "other", "other"]
     verdicts = ["Rating: 6", "Rating: 2", "none", "Rating: 3"]
-    official = Ratings("official", "", 0).score(references, verdicts)
+    official = RatingScorer("official", "", 0).score(references, verdicts)
     assert official["rating"] == pytest.approx((6 + 2 + 0 + 3) / 4)
     assert official["hallucination_rate"] == 0.5
     assert official["unreadable"] == 0.25
-    own = Ratings("regaze", "", None).score(references, verdicts)
+    own = RatingScorer("regaze", "", None).score(references, verdicts)
     assert own["rating"] == pytest.approx((6 + 2 + 3) / 3)
     assert own["other"] == 3.0
     assert own["unreadable"] == 0.25
@@ -99,7 +99,7 @@ def test_mmhal_from_the_official_file(shared):
     ],
 )
 def test_scores_of_two_answers_are_read_in_three_ways(verdict, official, lmms_eval, own):
-    assert (read_official(verdict), read_lmms_eval(verdict), read_strictly(verdict)) == (
+    assert (read_official(verdict), read_lmms_eval(verdict), read_two_scores(verdict)) == (
         official,
         lmms_eval,
         own,
@@ -142,7 +142,7 @@ def test_llava_bench_takes_the_official_rules(tmp_path):
     }
     (tmp_path / "rule.json").write_text(json.dumps(rules))
     with pytest.raises(InputError, match=r"rule\.json: 'llava_bench_complex' must be dict"):
-        official_templates(tmp_path / "rule.json")
+        official_prompts(tmp_path / "rule.json")
     rules["llava_bench_complex"] = {"role": "Helper", "prompt": "Rule."}
     (tmp_path / "rule.json").write_text(json.dumps(rules))
     judge = Judge("8 6")
@@ -213,7 +213,7 @@ def test_gavie_tells_the_judge_what_is_where(shared, tmp_path):
 
 
 def test_gavie_leaves_out_what_cannot_be_read():
-    scores = Scores().score([None] * 2, ["Relevancy: 8\nAccuracy: 6", "good"])
+    scores = GavieScorer().score([None] * 2, ["Relevancy: 8\nAccuracy: 6", "good"])
     assert scores == {"accuracy": 6.0, "relevancy": 8.0, "unreadable": 0.5}
 
 
@@ -252,14 +252,14 @@ def test_mmvp_judged(tmp_path):
     scores = bench.score({"plain": ["(a)", "(a)"]}, seed=0)["mmvp"]["official"]["plain"]
     assert (scores["accuracy"]["value"], scores["pair_accuracy"]["value"]) == (50.0, 0.0)
     assert "Right answer: (a)" in judge.asked[0]
-    references = [Choice(1, ("x", "y"), "A"), Choice(2, ("x", "y"), "B")]
+    references = [MmvpReference(1, ("x", "y"), "A"), MmvpReference(2, ("x", "y"), "B")]
     assert OFFICIAL.score(references, ["yes", "YES"])["pair_accuracy"] == 100.0
     assert OFFICIAL.score(references, ["yes", "Yes, it does"])["unreadable"] == 0.5
 
 
 def test_mmvp_labels_that_lmms_eval_has_corrected():
-    references = [Choice(99, ("short", "long"), "A"), Choice(100, ("short", "long"), "B")]
-    assert OWN.score(references, ["A", "B"])["pair_accuracy"] == 100.0
+    references = [MmvpReference(99, ("short", "long"), "A"), MmvpReference(100, ("short", "long"), "B")]
+    assert REGAZE.score(references, ["A", "B"])["pair_accuracy"] == 100.0
     assert LMMS_EVAL.score(references, ["B", "A"])["pair_accuracy"] == 100.0
 
 
@@ -277,9 +277,9 @@ def test_mmvp_labels_that_lmms_eval_has_corrected():
     ],
 )
 def test_letters(answer, lmms_eval, own):
-    reference = [Choice(1, ("Open", "Closed"), "A")]
+    reference = [MmvpReference(1, ("Open", "Closed"), "A")]
     assert (LMMS_EVAL.score(reference, [answer])["accuracy"] == 100.0) == lmms_eval
-    assert (OWN.score(reference, [answer])["accuracy"] == 100.0) == own
+    assert (REGAZE.score(reference, [answer])["accuracy"] == 100.0) == own
 
 
 @pytest.mark.parametrize(

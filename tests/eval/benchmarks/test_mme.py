@@ -8,7 +8,8 @@ import math
 import pytest
 
 from regaze.errors import InputError
-from regaze.eval.benchmarks.mme.benchmark import HALLUCINATION, TASKS, Mme, read_lmms_eval, read_official
+from regaze.eval.benchmarks.mme.benchmark import Mme
+from regaze.eval.benchmarks.mme.scorer import HALLUCINATION, TASKS, read_lmms_eval, read_official
 
 EXACT = {"rel": 1e-12}
 
@@ -50,7 +51,7 @@ def test_official_figures_are_the_golden_ones(answered, expected):
     assert figures["hallucination"] == pytest.approx(subset, **EXACT)
     mme, references, answers = answered
     scorer = mme.scorers()[0]
-    details = scorer.details(scorer.tally(references, answers).sum(0))
+    details = scorer.details(scorer.count(references, answers).sum(0))
     for task, wanted in expected["per_task"].items():
         assert figures[task] == pytest.approx(wanted["score"], **EXACT)
         for name in ("TP", "FN", "TN", "FP"):

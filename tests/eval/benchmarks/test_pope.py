@@ -10,15 +10,11 @@ import random
 import pytest
 
 from regaze.errors import InputError
-from regaze.eval.benchmarks.common.yes_no import OFFICIAL, OPERA, OWN, SCORERS, VCD, VLMEVALKIT, compare
-from regaze.eval.benchmarks.pope.benchmark import FILES, SPLITS, Pope, PopeItems, PopeV2
-from regaze.eval.benchmarks.pope.builder import (
-    ObjectList,
-    PopeBuilder,
-    enough_objects,
-    read_object_lists,
-    write_questions,
-)
+from regaze.eval.benchmarks.common.scoring import compare
+from regaze.eval.benchmarks.common.yes_no import OFFICIAL, OPERA, REGAZE, SCORERS, VCD, VLMEVALKIT
+from regaze.eval.benchmarks.pope.benchmark import Pope, PopeV2
+from regaze.eval.benchmarks.pope.builder import ObjectList, PopeBuilder, enough_objects
+from regaze.eval.benchmarks.pope.published import FILES, SPLITS
 
 CASES = ["coco_random_first200", "coco_popular_first200", "all_yes_50", "all_no_50", "all_empty_50"]
 KEYS = {
@@ -72,7 +68,7 @@ def test_scorers_give_the_golden_figures(golden, case, scorer):
     if "error" in expected:  # the script stopped at a division by zero
         assert math.isnan(scores["f1"])
     if "TP" in expected:
-        counts = scorer.details(scorer.tally(labels, answers).sum(0))
+        counts = scorer.details(scorer.count(labels, answers).sum(0))
         assert (counts["label_yes"]["yes"], counts["label_yes"]["no"]) == (expected["TP"], expected["FN"])
         assert (counts["label_no"]["yes"], counts["label_no"]["no"]) == (expected["FP"], expected["TN"])
 
@@ -87,7 +83,7 @@ def test_every_golden_answer_is_read_as_the_scorers_read_it(golden):
             answer
         )
         for label in ("yes", "no"):
-            counts = VCD.tally([label], [answer])[0]
+            counts = VCD.count([label], [answer])[0]
             assert counts[["yes", "no"].index(label)].tolist() == [
                 int(row[f"vcd_when_label_{label}"] == reading) for reading in ("yes", "no", "other")
             ], answer
@@ -95,7 +91,7 @@ def test_every_golden_answer_is_read_as_the_scorers_read_it(golden):
 
 def test_our_reading_never_guesses(golden):
     parsed = json.loads((golden / "answer_parsing.json").read_text())["rows"]
-    readings = {row["answer"]: OWN.read(row["answer"]) for row in parsed}
+    readings = {row["answer"]: REGAZE.read(row["answer"]) for row in parsed}
     assert {
         readings[text] for text in ("Yes", "YES", "Yes.", "**Yes**", "\nYes", "Yes, there is nothing else.")
     } == {"yes"}
@@ -114,7 +110,7 @@ def test_our_reading_never_guesses(golden):
 
 
 def test_unreadable_answers_are_wrong_and_counted():
-    scores = OWN.score(["yes", "yes", "no", "no"], ["Yes", "perhaps", "perhaps", "No"])
+    scores = REGAZE.score(["yes", "yes", "no", "no"], ["Yes", "perhaps", "perhaps", "No"])
     assert scores == pytest.approx(
         {"accuracy": 0.5, "precision": 1.0, "recall": 0.5, "f1": 2 / 3, "yes_ratio": 0.25, "unreadable": 0.5}
     )
@@ -199,23 +195,6 @@ def test_popev2_pairs_an_image_with_its_edited_copy(data, tmp_path):
     assert scores["official"]["plain"]["recall"]["value"] == 1.0
 
 
-def test_llavas_merged_file_names_the_split_itself(tmp_path):
-    lines = [
-        {
-            "question_id": 1,
-            "image": "a.jpg",
-            "text": "Is there a dog in the image?",
-            "label": "yes",
-            "category": kind,
-        }
-        for kind in ("popular", "popular", "random")
-    ]
-    (tmp_path / "llava_pope_test.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    merged = PopeItems.merged(tmp_path / "llava_pope_test.jsonl", tmp_path)
-    assert [item.key for item in merged.items] == ["popular/1", "popular/2", "random/1"]
-    assert set(merged.groups()) == {"popular", "random", "all"}
-
-
 def test_intervals_are_over_images_and_the_shipped_scenes_are_loaded():
     pope = Pope.of_demo(limit=6)
     assert {item.split for item in pope.items} == set(SPLITS)
@@ -223,7 +202,9 @@ def test_intervals_are_over_images_and_the_shipped_scenes_are_loaded():
     scores = pope.score(labels, seed=0)
     assert list(scores) == [*SPLITS, "all"]
     assert scores["all"]["regaze"]["plain"]["accuracy"]["value"] == 1.0
-    assert scores["all"]["official"] == compare(OFFICIAL, pope.items, labels, seed=0)
+    references, images = [item.label for item in pope.items], [str(item.image) for item in pope.items]
+    expected = compare(OFFICIAL, references, labels, clusters=images, seed=0)
+    assert scores["all"]["official"] == expected
 
 
 # The builder -----------------------------------------------------------------------------------------------
@@ -231,7 +212,10 @@ def test_intervals_are_over_images_and_the_shipped_scenes_are_loaded():
 
 @pytest.fixture(scope="module")
 def synthetic(golden):
-    return enough_objects(read_object_lists(golden / "build.segmentation.jsonl"))
+    return enough_objects(
+        ObjectList(row["image"], tuple(dict.fromkeys(row["objects"])))
+        for row in rows(golden / "build.segmentation.jsonl")
+    )
 
 
 @pytest.mark.parametrize("split", SPLITS)
@@ -274,22 +258,17 @@ def test_published_popular_negatives_follow_from_the_objects_of_coco(shared, dow
     assert [entry["text"] for entry in built] == [line["text"] for line in published]
 
 
-def test_what_cannot_be_built_is_refused(synthetic, tmp_path):
+def test_what_cannot_be_built_is_refused(synthetic):
     with pytest.raises(InputError, match=r"x\.jpg: 2 objects, expected at least 3"):
         PopeBuilder([ObjectList("x.jpg", ("a", "b"))])
     with pytest.raises(InputError, match=r"x\.jpg: no object of the set is absent"):
         PopeBuilder([ObjectList("x.jpg", ("a", "b", "c"))]).questions("random", random.Random(0))
     with pytest.raises(InputError, match="POPE has the splits random, popular, adversarial, not 'hard'"):
         PopeBuilder(synthetic).questions("hard", random.Random(0))
-    (tmp_path / "o.jsonl").write_text(
-        '{"image": "a.jpg", "objects": ["cat"]}\n{"image": "b.jpg", "objects": [1]}'
-    )
-    with pytest.raises(InputError, match=r"o\.jsonl:2: 'objects' must be a list of names"):
-        read_object_lists(tmp_path / "o.jsonl")
 
 
 def test_built_questions_are_read_back(synthetic, tmp_path):
     entries = PopeBuilder(synthetic).questions("adversarial", random.Random(0))
-    write_questions(tmp_path / "q.json", entries)
-    pope = Pope({"adversarial": tmp_path / "q.json"}, tmp_path)
+    (tmp_path / "q.json").write_text("\n".join(map(json.dumps, entries)))
+    pope = Pope.from_files({"adversarial": tmp_path / "q.json"}, tmp_path)
     assert [item.question for item in pope.items] == [entry["text"] for entry in entries]

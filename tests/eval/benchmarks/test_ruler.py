@@ -12,12 +12,11 @@ from regaze.errors import InputError
 from regaze.eval.benchmarks.common import language
 from regaze.eval.benchmarks.ruler import (
     ANSWER_TOKENS,
-    MATCH_ALL,
-    MATCH_PART,
     TASKS,
+    PromptBuilder,
     Ruler,
-    SampleBuilder,
-    _words,
+    StringMatchScorer,
+    _wonderwords,
 )
 
 ESSAY = "It was a long day. Nobody came, and nothing happened. Then it rained. " * 200
@@ -34,28 +33,28 @@ class Words:
 def libraries():
     try:
         language.sentences("One. Two.")
-        _words()
+        _wonderwords()
     except InputError as error:
         pytest.skip(str(error))
 
 
-@pytest.mark.parametrize(("scorer", "each"), [(MATCH_ALL, "each_all"), (MATCH_PART, "each_part")])
-def test_string_match_is_the_golden_one(shared, scorer, each):
+def test_string_match_is_the_golden_one(shared):
+    scorer = StringMatchScorer()
     golden = json.loads((shared / "goldens/benchmarks/ruler/expected.json").read_text())
     assert round(scorer.score(golden["refs"], golden["preds"])["score"], 2) == golden[scorer.name]
-    for references, answer, wanted in zip(golden["refs"], golden["preds"], golden[each], strict=True):
+    for references, answer, wanted in zip(golden["refs"], golden["preds"], golden["each_all"], strict=True):
         assert round(scorer.score([references], [answer])["score"], 2) == wanted
 
 
 @pytest.mark.parametrize("name", TASKS)
 def test_what_is_asked_for_is_hidden_once(name, libraries):
     task = TASKS[name]
-    sample = SampleBuilder(task, tuple(ESSAY.split())).sample(400, random.Random(3))
+    sample = PromptBuilder(task, tuple(ESSAY.split())).draw(400, random.Random(3))
     assert len(sample.values) == task.values * task.queries
     for value in sample.values:
         assert sample.prompt.count(f"is: {value}.") == 1
     hidden = sample.prompt.count("One of the special magic")
-    assert hidden == task.keys * task.values + (400 if task.hay == "needle" else 0)
+    assert hidden == task.keys * task.values + (400 if task.haystack == "needle" else 0)
     asked = sample.prompt.rsplit("\n", 1)[1]
     assert asked.startswith("What is the" if task.form == "one" else "What are all the")
     assert sample.prefix.endswith("is" if task.form == "one" else "are")
@@ -63,10 +62,10 @@ def test_what_is_asked_for_is_hidden_once(name, libraries):
 
 
 def test_needles_are_spread_over_the_text(libraries):
-    builder = SampleBuilder(TASKS["niah_multivalue"], tuple(ESSAY.split()))
+    builder = PromptBuilder(TASKS["niah_multivalue"], tuple(ESSAY.split()))
     places = [
         sample.prompt.index(value) / len(sample.prompt)
-        for sample in (builder.sample(500, random.Random(seed)) for seed in range(30))
+        for sample in (builder.draw(500, random.Random(seed)) for seed in range(30))
         for value in sample.values
     ]
     assert min(places) < 0.2

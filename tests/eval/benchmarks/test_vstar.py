@@ -7,8 +7,14 @@ import json
 import pytest
 
 from regaze.errors import InputError
-from regaze.eval.benchmarks.common.multiple_choice import lmms_eval_vstar, read_choice
-from regaze.eval.benchmarks.vstar import Choice, LikelihoodScorer, VStar, VStarLikelihood
+from regaze.eval.benchmarks.common.multiple_choice import read_choice
+from regaze.eval.benchmarks.vstar import (
+    LikelihoodScorer,
+    VStar,
+    VStarLikelihood,
+    VStarReference,
+    read_lmms_eval,
+)
 
 
 def write_official(folder, count=40):
@@ -76,7 +82,7 @@ def test_questions_with_letters_are_read(tmp_path):
     ],
 )
 def test_letters(answer, lmms_eval, own):
-    assert lmms_eval_vstar(answer) == lmms_eval
+    assert read_lmms_eval(answer) == lmms_eval
     assert read_choice(answer, ["rubber", "cotton"]) == own
 
 
@@ -121,7 +127,7 @@ def test_the_official_way_ranks_the_options_of_the_bare_question(tmp_path):
 
 
 def test_an_answer_that_is_no_option_is_unreadable():
-    choice = Choice(("a dog", "a cat"), "B")
-    assert LikelihoodScorer().score([choice] * 3, ["a cat", "a dog", "B"]) == pytest.approx(
+    reference = VStarReference(("a dog", "a cat"), "B")
+    assert LikelihoodScorer().score([reference] * 3, ["a cat", "a dog", "B"]) == pytest.approx(
         {"accuracy": 1 / 3, "unreadable": 1 / 3}
     )

@@ -205,8 +205,8 @@ def test_shares_are_percent_and_numbers_are_not(figure, value, says):
 def test_every_benchmark_says_which_figures_are_numbers():
     for task in (Pope.of_demo(1), Chair.of_demo(1), Amber.of_demo(1), Mme.of_demo(1)):
         for scorer in task.scorers():
-            figures = set(scorer.figures) - set(non_share_figures(task).get(scorer.name, ()))
-            assert scorer.shares is None or figures <= set(scorer.shares)
+            figures = set(scorer.metrics) - set(non_share_figures(task).get(scorer.name, ()))
+            assert scorer.fractions is None or figures <= set(scorer.fractions)
     assert non_share_figures(Pope.of_demo(1)) == {}
     assert non_share_figures(Chair.of_demo(1)) == {"chair": ["length", "words"]}
     assert set(non_share_figures(Amber.of_demo(1))["official"]) == {"chair", "cover", "hal", "cog"}

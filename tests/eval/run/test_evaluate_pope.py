@@ -11,9 +11,10 @@ import pytest
 
 from regaze.errors import InputError
 from regaze.eval import Pope
+from regaze.eval.benchmarks.common import scoring
 from regaze.eval.benchmarks.common.base import Item
-from regaze.eval.benchmarks.common.yes_no import FIGURES, HARNESS, OFFICIAL, compare
-from regaze.eval.benchmarks.pope.benchmark import load_questions
+from regaze.eval.benchmarks.common.yes_no import HARNESS, METRICS, OFFICIAL
+from regaze.eval.benchmarks.pope.benchmark import read_questions
 
 CASES = ["coco_random_first200", "coco_popular_first200", "all_yes_50", "all_no_50", "all_empty_50"]
 
@@ -33,7 +34,7 @@ def test_official_scorer_gives_the_golden_figures(shared, case):
     labels, answers, expected = golden(shared, case)
     expected = expected["official_AoiDragon_POPE"]
     scores = OFFICIAL.score(labels, answers)
-    for figure in FIGURES:
+    for figure in METRICS:
         if figure in expected:
             assert scores[figure] == expected[figure]
     if "error" in expected:  # the script stopped at a division by zero
@@ -113,6 +114,11 @@ def test_answers_and_labels_must_pair_up(labels, answers):
         OFFICIAL.score(labels, answers)
 
 
+def compare(scorer, items, answers, *, seed):
+    references, clusters = [item.label for item in items], [str(item.image) for item in items]
+    return scoring.compare(scorer, references, answers, clusters=clusters, seed=seed)
+
+
 def as_items(labels: list[str], per_image: int = 2) -> list[Item]:
     return [
         Item(key=str(i), split="s", image=Path(f"{i // per_image}.png"), question="?", label=label)
@@ -145,7 +151,7 @@ def test_comparison_is_paired_and_its_intervals_hold_the_figures():
     }
     assert scores["difference"]["accuracy"]["value"] == pytest.approx(0.125)
     for condition in ("plain", "edited", "difference"):
-        for figure in FIGURES:
+        for figure in METRICS:
             low, value, high = (scores[condition][figure][key] for key in ("low", "value", "high"))
             assert low <= value <= high or (math.isnan(low) and figure == "recall" and value == 1.0)
     assert compare(OFFICIAL, as_items(labels), {"plain": plain, "edited": edited}, seed=0) == scores
@@ -226,7 +232,7 @@ LINES = "\n".join(json.dumps(q, ensure_ascii=False) for q in QUESTIONS)
 def test_every_official_layout_is_read(tmp_path, text):
     path = tmp_path / "questions.json"
     path.write_bytes(text.encode())
-    items = load_questions(path, tmp_path / "images", "random")
+    items = read_questions(path, tmp_path / "images", "random")
     assert [item.label for item in items] == ["yes", "no", "no"]
     assert [item.question for item in items] == [q["text"] for q in QUESTIONS]
     assert [item.key for item in items] == ["random/1", "random/2", "random/3"]
@@ -261,21 +267,21 @@ def test_malformed_files_are_named_with_their_line(tmp_path, text, message):
     path = tmp_path / "q.json"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(InputError, match=message):
-        load_questions(path, tmp_path, "random")
+        read_questions(path, tmp_path, "random")
 
 
 def test_missing_files_and_folders_and_a_senseless_limit(tmp_path):
     with pytest.raises(InputError, match=r"none\.json cannot be read: No such file"):
-        Pope({"random": tmp_path / "none.json"}, tmp_path)
+        Pope.from_files({"random": tmp_path / "none.json"}, tmp_path)
     with pytest.raises(InputError, match=r"image folder .*nowhere does not exist"):
-        Pope({"random": tmp_path / "none.json"}, tmp_path / "nowhere")
+        Pope.from_files({"random": tmp_path / "none.json"}, tmp_path / "nowhere")
     with pytest.raises(InputError, match="limit 0: expected at least 1"):
-        Pope({"random": tmp_path / "none.json"}, tmp_path, limit=0)
+        Pope.from_files({"random": tmp_path / "none.json"}, tmp_path, limit=0)
 
 
 def test_limit_suffix_and_splits(tmp_path):
     (tmp_path / "q.json").write_text(LINES)
-    pope = Pope(
+    pope = Pope.from_files(
         {"random": tmp_path / "q.json", "popular": tmp_path / "q.json"}, tmp_path, suffix=" Why?", limit=2
     )
     assert [item.key for item in pope.items] == ["random/1", "random/2", "popular/1", "popular/2"]
@@ -299,6 +305,6 @@ def test_limit_suffix_and_splits(tmp_path):
 def test_published_files_are_read(shared, tmp_path, name, questions):
     path = tmp_path / "q.json"
     path.write_bytes(gzip.decompress((shared / f"benchmarks/data/pope/{name}.json.gz").read_bytes()))
-    items = load_questions(path, tmp_path, "random")
+    items = read_questions(path, tmp_path, "random")
     assert len(items) == questions
     assert len({item.image for item in items}) == 500

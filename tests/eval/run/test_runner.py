@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -84,7 +85,9 @@ def test_plain_and_edited_are_asked_the_same_and_scored(pope, tmp_path):
 
 
 def test_a_question_that_two_splits_share_is_asked_once(pope, tmp_path):
-    twice = Pope({"random": pope.files["random"], "popular": pope.files["random"]}, pope.images, suffix=" !")
+    twice = Pope.from_files(
+        {"random": pope.files["random"], "popular": pope.files["random"]}, pope.images, suffix=" !"
+    )
     gaze = StandIn()
     results = evaluate_benchmark(gaze, twice, None, tmp_path / "out", model_name="m")
     assert len(gaze.asked) == 5 + 1
@@ -142,7 +145,7 @@ def test_answers_of_another_configuration_are_never_read(pope, tmp_path, change)
         for name in "abc":
             Image.new("RGB", (8, 8), "green").save(pope.images / f"{name}.png")
     if "suffix" in change:
-        pope = Pope(pope.files, pope.images, suffix=change.pop("suffix"))
+        pope = dataclasses.replace(pope, suffix=change.pop("suffix"))
     gaze = StandIn()
     evaluate_benchmark(gaze, pope, method, tmp_path / "out", **{**given, **change})
     # A method of other parameters leaves the plain answers what they are.
@@ -277,7 +280,7 @@ def test_a_method_that_cannot_work_is_a_line_of_a_comparison(pope, tmp_path):
 
 
 def test_several_benchmarks_in_one_run(pope, tmp_path):
-    other = Pope(pope.files, pope.images, suffix=" ?", name="second")
+    other = dataclasses.replace(pope, suffix=" ?", name="second")
     tasks = [EvalTask(pope, {"max_new_tokens": 2}), EvalTask(other, {"max_new_tokens": 5})]
     results = evaluate(StandIn(), tasks, {}, tmp_path / "out", model_name="m")
     assert list(results["benchmarks"]) == ["pope", "second"]

@@ -1,4 +1,4 @@
-"""What is in COCO images, as CHAIR needs it: instance masks, and objects that the five captions name."""
+"""Objects in COCO images, as CHAIR needs them: from instance masks, and from the five captions."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ _PICKLE = "chair.pkl"
 
 
 @dataclass(frozen=True)
-class Truth:
-    """What is in an image: categories known to be there, and captions that name more of them."""
+class GroundTruth:
+    """Objects of an image: known categories, and captions that may name more."""
 
     objects: frozenset[str]
     captions: tuple[str, ...] = ()
 
 
-def read_truth(folder: Path, ids: Collection[int] | None = None) -> dict[int, Truth]:
-    """{image id: what is there}, from the first of these that `folder` or `folder`/annotations has:
+def read_ground_truth(folder: Path, ids: Collection[int] | None = None) -> dict[int, GroundTruth]:
+    """{image id: objects}, from the first of these that `folder` or `folder`/annotations has:
 
     * COCO's own instances_{train,val}2014.json and captions_{train,val}2014.json, at least those of val;
     * chair.pkl, which stand-alone ports and OPERA ship: finished sets, made with Pattern's singulars;
     * coco2014_trainval_objects.json: the same as {"names": [...], "images": {id: indices}}.
 
     Args:
-        ids: only these images; None for all.
+        ids: Only these images; None for all.
 
     Raises:
-        InputError: none of them is there, or one is malformed.
+        InputError: None of them exists, or one is malformed.
     """
     for place in (folder, folder / "annotations"):
         found = [
@@ -46,71 +46,84 @@ def read_truth(folder: Path, ids: Collection[int] | None = None) -> dict[int, Tr
         if found:
             return _from_annotations(found, ids)
         if (place / _PICKLE).is_file():
-            return _chosen(_from_pickle(place / _PICKLE), ids)
+            return _select(_from_pickle(place / _PICKLE), ids)
         for name in (_OBJECTS, f"{_OBJECTS}.gz"):
             if (place / name).is_file():
-                return _chosen(_from_list(place / name), ids)
+                return _select(_from_list(place / name), ids)
     raise InputError(
         f"{folder} has no ground truth: expected instances_val2014.json with captions_val2014.json, "
         f"{_PICKLE} or {_OBJECTS}"
     )
 
 
-def _chosen(truth: dict[int, Truth], ids: Collection[int] | None) -> dict[int, Truth]:
-    return truth if ids is None else {number: truth[number] for number in ids if number in truth}
+def _select(truth: dict[int, GroundTruth], ids: Collection[int] | None) -> dict[int, GroundTruth]:
+    return truth if ids is None else {image_id: truth[image_id] for image_id in ids if image_id in truth}
 
 
-def _from_annotations(pairs: Sequence[tuple[Path, Path]], ids: Collection[int] | None) -> dict[int, Truth]:
+def _from_annotations(
+    pairs: Sequence[tuple[Path, Path]], ids: Collection[int] | None
+) -> dict[int, GroundTruth]:
+    """From pairs of an instances file and a captions file."""
     objects: dict[int, set[str]] = {}
     captions: dict[int, list[str]] = {}
-    wanted: Callable[[int], bool] = (lambda number: True) if ids is None else set(ids).__contains__
-    for instances, told in pairs:
-        data = files.read_json(instances)
-        names = {each["id"]: each["name"] for each in _list(data, "categories", instances, ("id", "name"))}
-        for each in _list(data, "annotations", instances, ("image_id", "category_id")):
-            if wanted(each["image_id"]):
+    selected: Callable[[int], bool] = (lambda image_id: True) if ids is None else set(ids).__contains__
+    for instances_path, captions_path in pairs:
+        data = files.read_json(instances_path)
+        categories = _entries(data, "categories", instances_path, ("id", "name"))
+        names = {each["id"]: each["name"] for each in categories}
+        for each in _entries(data, "annotations", instances_path, ("image_id", "category_id")):
+            if selected(each["image_id"]):
                 if each["category_id"] not in names:
-                    raise InputError(f"{instances}: no category {each['category_id']!r}")
+                    raise InputError(f"{instances_path}: no category {each['category_id']!r}")
                 objects.setdefault(each["image_id"], set()).add(names[each["category_id"]])
-        data = files.read_json(told)
-        for each in _list(data, "annotations", told, ("image_id", "caption")):
-            if wanted(each["image_id"]):
+        data = files.read_json(captions_path)
+        for each in _entries(data, "annotations", captions_path, ("image_id", "caption")):
+            if selected(each["image_id"]):
                 captions.setdefault(each["image_id"], []).append(each["caption"])
     return {
-        number: Truth(frozenset(objects.get(number, ())), tuple(captions.get(number, ())))
-        for number in {**objects, **captions}
+        image_id: GroundTruth(frozenset(objects.get(image_id, ())), tuple(captions.get(image_id, ())))
+        for image_id in {**objects, **captions}
     }
 
 
-def _list(data: Any, key: str, path: Path, fields: Iterable[str]) -> list[dict[str, Any]]:
-    entries: list[dict[str, Any]] = files.field(data, key, list, str(path))
-    for number, entry in enumerate(entries):
+def _entries(data: Any, key: str, path: Path, fields: Iterable[str]) -> list[dict[str, Any]]:
+    """The list `data[key]`, checked to hold objects with these fields."""
+    entries: list[dict[str, Any]] = files.require_field(data, key, list, str(path))
+    for index, entry in enumerate(entries):
         if not isinstance(entry, dict) or any(name not in entry for name in fields):
-            raise InputError(f"{path}: {key}[{number}] must have {' and '.join(fields)}")
+            raise InputError(f"{path}: {key}[{index}] must have {' and '.join(fields)}")
     return entries
 
 
-def _from_list(path: Path) -> dict[int, Truth]:
+def _from_list(path: Path) -> dict[int, GroundTruth]:
     data = files.read_json(path)
-    names = files.field(data, "names", list, str(path))
-    images = files.field(data, "images", dict, str(path))
+    names = files.require_field(data, "names", list, str(path))
+    images = files.require_field(data, "images", dict, str(path))
     try:
-        return {int(number): Truth(frozenset(names[i] for i in each)) for number, each in images.items()}
+        return {
+            int(image_id): GroundTruth(frozenset(names[i] for i in indices))
+            for image_id, indices in images.items()
+        }
     except (TypeError, ValueError, IndexError) as error:
         raise InputError(f"{path}: 'images' must map ids to indices of 'names' ({error})") from error
 
 
 class _Evaluator:
-    """Takes the place of the class that chair.pkl was made with."""
+    """Stands in for the class whose instance chair.pkl holds."""
 
 
-class _Restricted(pickle.Unpickler):
+def _empty_dict(default_factory: Any = None) -> dict[Any, Any]:
+    """A plain dictionary in place of a defaultdict."""
+    return {}
+
+
+class _RestrictedUnpickler(pickle.Unpickler):
     """Loads containers and that one class, and calls nothing else."""
 
     _ALLOWED: ClassVar = {
         ("__main__", "CHAIR"): _Evaluator,
         ("builtins", "set"): set,
-        ("collections", "defaultdict"): dict,
+        ("collections", "defaultdict"): _empty_dict,
         ("builtins", "list"): list,
         ("builtins", "dict"): dict,
     }
@@ -121,10 +134,11 @@ class _Restricted(pickle.Unpickler):
         return self._ALLOWED[module, name]
 
 
-def _from_pickle(path: Path) -> dict[int, Truth]:
+def _from_pickle(path: Path) -> dict[int, GroundTruth]:
     try:
         with path.open("rb") as file:
-            evaluator = _Restricted(file).load()
-        return {int(number): Truth(frozenset(each)) for number, each in evaluator.imid_to_objects.items()}
+            evaluator = _RestrictedUnpickler(file).load()
+        objects = evaluator.imid_to_objects
+        return {int(image_id): GroundTruth(frozenset(names)) for image_id, names in objects.items()}
     except (pickle.UnpicklingError, AttributeError, EOFError, TypeError, ValueError, OSError) as error:
         raise InputError(f"{path} is not CHAIR's pickled evaluator: {error}") from error

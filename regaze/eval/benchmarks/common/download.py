@@ -1,10 +1,9 @@
-"""Benchmark files from their public homes into a cache, checked against a pinned hash."""
+"""Downloads of benchmark files into a cache folder, checked against known hashes."""
 
 from __future__ import annotations
 
 import hashlib
-import urllib.error
-import urllib.request
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,17 +11,17 @@ from pathlib import Path
 from regaze.errors import InputError
 from regaze.eval.files import cache_folder
 
-TIMEOUT = 60.0
+TIMEOUT_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
-class Remote:
+class RemoteFile:
     """A published file.
 
     Attributes:
-        url: where it is published, at a fixed revision where there is one.
-        path: where it goes in the benchmark's folder of the cache.
-        sha256: hash of its content; None where none is known, so that whatever comes is taken.
+        url: Address, at a fixed revision where there is one.
+        path: Place in the benchmark's folder.
+        sha256: Hash of the content; None if it is unknown, so that any content is accepted.
     """
 
     url: str
@@ -30,64 +29,62 @@ class Remote:
     sha256: str | None
 
 
-def github(repository: str, commit: str, path: str, sha256: str | None, to: str | None = None) -> Remote:
+def github_file(
+    repository: str, commit: str, path: str, sha256: str | None, local_path: str | None = None
+) -> RemoteFile:
     """A file of a GitHub repository at a commit."""
     url = f"https://raw.githubusercontent.com/{repository}/{commit}/{path}"
-    return Remote(url, to or path.rsplit("/", 1)[-1], sha256)
+    return RemoteFile(url, local_path or path.rsplit("/", 1)[-1], sha256)
 
 
-def hub_file(repository: str, path: str, to: str | None = None) -> Remote:
+def hub_file(repository: str, path: str) -> RemoteFile:
     """A file of a data set on the Hugging Face hub, whose hash is not pinned."""
     url = f"https://huggingface.co/datasets/{repository}/resolve/main/{path}"
-    return Remote(url, to or path.rsplit("/", 1)[-1], None)
+    return RemoteFile(url, path.rsplit("/", 1)[-1], None)
 
 
 def benchmark_folder(name: str) -> Path:
-    """Where the files of benchmark `name` are kept."""
+    """Folder of the files of benchmark `name`."""
     return cache_folder() / "benchmarks" / name
 
 
-def fetch(
-    remotes: Sequence[Remote], folder: Path, tell: Callable[[str], None] = lambda line: None
+def download_files(
+    files: Sequence[RemoteFile], folder: Path, report: Callable[[str], None] = lambda line: None
 ) -> list[Path]:
-    """Download what `folder` does not have yet, in the official layout; a file that is there is checked.
+    """Download the files that `folder` lacks, and check the hashes of all. A present file is never replaced.
 
     Args:
-        tell: called with a line per file: its path and hash, and whether the hash was pinned.
+        report: Called with one line per file: its path and hash, and whether the hash was pinned.
 
     Raises:
-        InputError: a file cannot be had, or is not the one that was pinned (nothing is kept of it).
+        InputError: A file cannot be downloaded or written, or its hash is not the pinned one. Nothing of a
+            wrong or broken download is left in `folder`.
     """
     paths = []
-    for remote in remotes:
-        path = folder / remote.path
-        content = path.read_bytes() if path.is_file() else _download(remote.url)
-        found = hashlib.sha256(content).hexdigest()
-        if remote.sha256 not in (None, found):
-            origin = path if path.is_file() else remote.url
-            raise InputError(f"{origin} has sha256 {found}, expected {remote.sha256}: not the published file")
+    for file in files:
+        path = folder / file.path
         if not path.is_file():
-            _keep(content, path)
-        pinned = "as pinned" if remote.sha256 else "no hash is published to check it by"
-        tell(f"{path} sha256 {found} ({pinned})")
+            _retrieve(file, path)
+        found = hashlib.sha256(path.read_bytes()).hexdigest()
+        if file.sha256 not in (None, found):
+            raise InputError(f"{path} has sha256 {found}, expected {file.sha256}: not the published file")
+        pinned = "as pinned" if file.sha256 else "no hash is published to check it by"
+        report(f"{path} sha256 {found} ({pinned})")
         paths.append(path)
     return paths
 
 
-def _download(url: str) -> bytes:
-    try:
-        with urllib.request.urlopen(url, timeout=TIMEOUT) as response:
-            content: bytes = response.read()
-    except (urllib.error.URLError, OSError, ValueError) as error:
-        raise InputError(f"{url} cannot be downloaded: {getattr(error, 'reason', error)}") from error
-    return content
+def _retrieve(file: RemoteFile, path: Path) -> None:
+    """Download one file: pooch writes to a temporary file and moves it to `path` once its hash is right."""
+    import pooch
 
-
-def _keep(content: bytes, path: Path) -> None:
+    pooch.get_logger().setLevel("WARNING")
+    downloader = pooch.HTTPDownloader(timeout=TIMEOUT_SECONDS, progressbar=sys.stderr.isatty())
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".partial")
-        partial.write_bytes(content)
-        partial.replace(path)
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
+        pooch.retrieve(file.url, file.sha256, fname=path.name, path=path.parent, downloader=downloader)
+    except ValueError as error:  # a wrong hash
+        raise InputError(f"{file.url} is not the published file: {error}") from error
+    except OSError as error:  # no network, an HTTP error, a folder that cannot be written
+        raise InputError(
+            f"{file.url} cannot be downloaded: {error}. Get it on another machine and save it as {path}"
+        ) from error

@@ -14,30 +14,25 @@ from regaze.eval.files import cache_folder
 
 
 @dataclass(frozen=True)
-class Row:
-    """A row: its values without the image, the image's file (None where it has none), where it came from."""
+class HubRow:
+    """A row of a data set.
+
+    Attributes:
+        values: The columns, without the image.
+        image: File of the image, None if the row has none.
+        source: Data set, split and index, for error messages.
+    """
 
     values: Mapping[str, Any]
     image: Path | None
     source: str
 
 
-def rows(
-    repository: str | None,
-    *,
-    split: str,
-    config: str | None = None,
-    limit: int | None = None,
-    image: str = "image",
-) -> Iterator[Row]:
-    """The rows of a data set, each picture saved once as a PNG file in the cache.
-
-    Args:
-        image: the column that holds the image.
-        limit: only the first rows.
+def read_rows(repository: str | None, *, split: str, limit: int | None = None) -> Iterator[HubRow]:
+    """The first `limit` rows of a data set (None: all), each image saved once as a PNG file in the cache.
 
     Raises:
-        InputError: `datasets` is not installed, or the data set cannot be had.
+        InputError: `datasets` is not installed, or the data set cannot be loaded.
     """
     try:
         import datasets
@@ -46,28 +41,28 @@ def rows(
             f"{repository} is read by the datasets library: pip install 'regaze[eval]'"
         ) from error
     try:
-        data = datasets.load_dataset(repository, config, split=split)
+        data = datasets.load_dataset(repository, split=split)
     except Exception as error:  # datasets raises a dozen unrelated classes
-        raise InputError(f"{repository} ({split}) cannot be had from the hub: {error}") from error
-    folder = cache_folder() / "hub" / str(repository).replace("/", "--") / (config or "default") / split
-    for number, values in enumerate(data):
-        if limit is not None and number == limit:
+        raise InputError(f"{repository} ({split}) cannot be loaded from the hub: {error}") from error
+    folder = cache_folder() / "hub" / str(repository).replace("/", "--") / split
+    for index, values in enumerate(data):
+        if index == limit:
             return
-        picture = values.pop(image, None)
-        path = None if picture is None else _saved(picture.convert("RGB"), folder)
-        yield Row(values, path, f"{repository} {split}[{number}]")
+        image = values.pop("image", None)
+        path = None if image is None else _save(image.convert("RGB"), folder)
+        yield HubRow(values, path, f"{repository} {split}[{index}]")
 
 
-def _saved(picture: Any, folder: Path) -> Path:
-    """The picture's file, named by its pixels: rows that show the same picture share it.
+def _save(image: Any, folder: Path) -> Path:
+    """Save an image under the hash of its pixels, so that rows with the same image share one file.
 
-    That they do is what intervals are clustered by and prefixes shared by.
+    Intervals are clustered by image file, and prefixes are shared by it.
     """
-    pixels = hashlib.sha256(f"{picture.size}".encode() + picture.tobytes()).hexdigest()[:32]
+    pixels = hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()[:32]
     path = folder / f"{pixels}.png"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(f".{os.getpid()}.partial")
-        picture.save(partial, format="png")
+        image.save(partial, format="png")
         partial.replace(path)
     return path

@@ -1,4 +1,4 @@
-"""Benchmarks whose answers a judge grades: prompts to the judge, and what its verdicts come to."""
+"""Benchmarks whose answers a judge grades: prompts to the judge, and scores of its verdicts."""
 
 from __future__ import annotations
 
@@ -11,45 +11,46 @@ from typing import Any
 
 from regaze.errors import InputError
 from regaze.eval import files, judges
-from regaze.eval.benchmarks.common.base import Scored
+from regaze.eval.benchmarks.common.base import BaseBenchmark
 
 
 @dataclass(frozen=True)
-class Template:
-    """A prompt to the judge with places like {question}.
+class JudgePrompt:
+    """A prompt to the judge with placeholders such as {question}.
 
-    The wording decides the verdicts. Ours asks for the same form of verdict as the official one; figures to
-    be set beside published ones need the official text, read from a file by `from_file`, and the judge that
-    they were made with.
+    Verdicts depend on the wording. Ours asks for the same form of verdict as the official prompt. Only the
+    official text (see `from_file`) with the original judge gives figures that compare with published ones.
     """
 
     text: str
     name: str
 
     @classmethod
-    def from_file(cls, path: Path, places: Sequence[str]) -> Template:
-        """A template of one's own, or the official one.
+    def from_file(cls, path: Path, placeholders: Sequence[str]) -> JudgePrompt:
+        """The official prompt, or one of your own.
 
         Raises:
-            InputError: the file cannot be read or lacks a place.
+            InputError: The file cannot be read or lacks a placeholder.
         """
         text = files.read_text(path)
-        absent = [place for place in places if f"{{{place}}}" not in text]
+        absent = [name for name in placeholders if f"{{{name}}}" not in text]
         if absent:
-            raise InputError(f"{path} lacks {{{absent[0]}}}; a template has {', '.join(places)} in braces")
+            raise InputError(
+                f"{path} lacks {{{absent[0]}}}; a template has {', '.join(placeholders)} in braces"
+            )
         return cls(text, f"{path.name} {hashlib.sha256(text.encode()).hexdigest()[:8]}")
 
     def fill(self, **values: str) -> str:
-        """The prompt; braces that are no place stay as they are, also those in the values."""
-        places = re.compile("|".join(f"{{{name}}}" for name in values))
-        return places.sub(lambda found: values[found[0][1:-1]], self.text)
+        """The prompt with the placeholders replaced; other braces stay, also those in the values."""
+        placeholders = re.compile("|".join(f"{{{name}}}" for name in values))
+        return placeholders.sub(lambda match: values[match[0][1:-1]], self.text)
 
 
-class Judged(Scored):
-    """Base of the judged benchmarks: verdicts on the answers are scored in the answers' place.
+class JudgedBenchmark(BaseBenchmark):
+    """Base of the judged benchmarks: the scorers take the judge's verdicts in place of the answers.
 
-    A subclass has a field `judge`; without one it refuses to be made, before anything is generated. Where
-    rules without a judge exist, too, it has a field `judged` that is False by default.
+    A subclass has a field `judge` and refuses to be created without one, before anything is generated. A
+    benchmark that can also be scored without a judge has a field `judged`, False by default.
     """
 
     judge: judges.Judge | None
@@ -57,30 +58,29 @@ class Judged(Scored):
 
     def __post_init__(self) -> None:
         if self.judged:
-            self.configured()
+            self.require_judge()
 
-    def configured(self) -> judges.Judge:
-        """The judge. Raises InputError when there is none."""
+    def require_judge(self) -> judges.Judge:
+        """The judge. Raises InputError if there is none."""
         return judges.need(self.judge, self.about.title)
 
     def verdicts(self, answers: Sequence[str]) -> list[Any]:
-        """What the judge makes of the answers to all items, in the form that the scorers take."""
+        """The judge's verdicts on the answers to all items, in the form that the scorers take."""
         raise NotImplementedError
 
     def score(self, answers: Mapping[str, Sequence[str]], *, seed: int) -> dict[str, Any]:
-        """As `Scored.score`, of the judge's verdicts.
+        """As `BaseBenchmark.score`, of the judge's verdicts.
 
         Raises:
-            InputError: not one answer per item, or the judge cannot be asked.
+            InputError: The number of answers differs from the number of items, or the judge fails.
         """
         if not self.judged:
             return super().score(answers, seed=seed)
-        for name, given in answers.items():
-            if len(given) != len(self.items):
-                raise InputError(f"{self.name}: {len(given)} answers ({name}) to {len(self.items)} questions")
-        return self._score({name: self.verdicts(given) for name, given in answers.items()}, seed)
+        self.check_answers(answers)
+        verdicts = {condition: self.verdicts(given) for condition, given in answers.items()}
+        return self.score_per_group(verdicts, seed)
 
     def describe(self) -> dict[str, Any]:
-        """Also names the judge."""
-        judge = {"judge": self.configured().name} if self.judged else {}
+        """As `BaseBenchmark.describe`, with the judge's name."""
+        judge = {"judge": self.require_judge().name} if self.judged else {}
         return {**super().describe(), **judge}

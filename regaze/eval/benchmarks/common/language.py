@@ -1,8 +1,8 @@
-"""Words of English captions, through the libraries that the official scorers use.
+"""Words of English captions, by the libraries that the official scorers use.
 
 Tokens, part-of-speech tags and lemmas come from NLTK (with its data packages punkt_tab,
-averaged_perceptron_tagger_eng and wordnet), singulars from CLiPS Pattern, whose last releases are gone from
-PyPI: the package `pattern` there is something else now, PatternLite has the same inflection rules.
+averaged_perceptron_tagger_eng and wordnet). Singulars come from CLiPS Pattern. Its releases are no longer on
+PyPI, where the package `pattern` is something else; PatternLite has the same inflection rules.
 """
 
 from __future__ import annotations
@@ -16,63 +16,63 @@ from typing import Any
 
 from regaze.errors import InputError
 
-_DATA = ("punkt_tab", "averaged_perceptron_tagger_eng", "wordnet")
+_NLTK_DATA = ("punkt_tab", "averaged_perceptron_tagger_eng", "wordnet")
 
 
 def tokens(text: str) -> list[str]:
-    """NLTK's word tokens. Raises InputError when NLTK or its data is not installed."""
-    words: list[str] = _with_data(lambda nltk: nltk.word_tokenize(text))
+    """NLTK's word tokens. Raises InputError if NLTK or its data is not installed."""
+    words: list[str] = _with_nltk(lambda nltk: nltk.word_tokenize(text))
     return words
 
 
 def sentences(text: str) -> list[str]:
     """NLTK's sentences. Raises InputError as `tokens`."""
-    found: list[str] = _with_data(lambda nltk: nltk.sent_tokenize(text))
+    found: list[str] = _with_nltk(lambda nltk: nltk.sent_tokenize(text))
     return found
 
 
 def tagged(words: list[str]) -> list[tuple[str, str]]:
     """(word, Penn Treebank tag) by NLTK's perceptron tagger. Raises InputError as `tokens`."""
-    pairs: list[tuple[str, str]] = _with_data(lambda nltk: nltk.pos_tag(words))
+    pairs: list[tuple[str, str]] = _with_nltk(lambda nltk: nltk.pos_tag(words))
     return pairs
 
 
 @lru_cache(maxsize=1 << 16)
 def lemma(word: str, part: str = "n") -> str:
     """WordNet's lemma of `word` as a noun (n), verb (v), adjective (a) or adverb (r). Raises as `tokens`."""
-    found: str = _with_data(lambda nltk: nltk.stem.WordNetLemmatizer().lemmatize(word, pos=part))
+    found: str = _with_nltk(lambda nltk: nltk.stem.WordNetLemmatizer().lemmatize(word, pos=part))
     return found
 
 
 def lemmas_by_tag(words: list[str]) -> list[str]:
-    """Each word's lemma as the part of speech that it is tagged as, as a noun when it is none of the four."""
+    """Each word's lemma for its tagged part of speech, as a noun if it is none of the four."""
     parts = {"J": "a", "V": "v", "N": "n", "R": "r"}
     return [lemma(word, parts.get(tag[0], "n")) for word, tag in tagged(words)]
 
 
 @lru_cache(maxsize=1 << 16)
 def singular(word: str) -> str:
-    """CLiPS Pattern's singular of a noun, whatever `word` is. Raises InputError without PatternLite."""
-    found: str = _inflect().singularize(word)
+    """CLiPS Pattern's singular of any word, taken as a noun. Raises InputError without PatternLite."""
+    found: str = _pattern_inflect().singularize(word)
     return found
 
 
 @cache
-def _inflect() -> ModuleType:
-    """Pattern's inflection rules by themselves: importing `pattern.en` would download corpora."""
-    spec = importlib.util.find_spec("pattern")
-    path = Path(spec.origin).parent / "text" / "en" / "inflect.py" if spec and spec.origin else None
+def _pattern_inflect() -> ModuleType:
+    """Pattern's module of inflection rules, loaded alone: importing `pattern.en` would download corpora."""
+    package = importlib.util.find_spec("pattern")
+    path = Path(package.origin).parent / "text" / "en" / "inflect.py" if package and package.origin else None
     if path is None or not path.is_file():
         raise InputError("singular words need CLiPS Pattern's rules: pip install PatternLite (not pattern)")
-    found = importlib.util.spec_from_file_location("regaze_pattern_inflect", path)
-    assert found is not None
-    assert found.loader is not None
-    module = importlib.util.module_from_spec(found)
-    found.loader.exec_module(module)
+    spec = importlib.util.spec_from_file_location("regaze_pattern_inflect", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
     return module
 
 
-def _with_data(use: Callable[[Any], Any]) -> Any:
+def _with_nltk(use: Callable[[Any], Any]) -> Any:
     try:
         import nltk
     except ImportError as error:
@@ -80,5 +80,5 @@ def _with_data(use: Callable[[Any], Any]) -> Any:
     try:
         return use(nltk)
     except LookupError as error:
-        wanted = " ".join(_DATA)
-        raise InputError(f"NLTK lacks a data package: run `python -m nltk.downloader {wanted}`") from error
+        packages = " ".join(_NLTK_DATA)
+        raise InputError(f"NLTK lacks a data package: run `python -m nltk.downloader {packages}`") from error

@@ -1,8 +1,8 @@
-"""Scores of answers: what a scorer is, its figures with intervals, and two conditions compared.
+"""Scorers of answers, and the comparison of two conditions by them.
 
-A scorer turns each answer into a row of counts. Figures are functions of summed counts (a ratio, a mean), so
-that one pass over the answers serves the point estimate and every bootstrap replicate. What is counted for a
-group of items (both questions of an image right) stands in the row of the group's first item; a bootstrap
+A scorer turns each answer into a row of counts. Its metrics are functions of summed counts (a ratio, a mean),
+so that one pass over the answers serves the point estimate and every bootstrap replicate. A count for a group
+of items (both questions of an image are correct) stands in the row of the group's first item; the bootstrap
 draws clusters that contain such groups whole.
 """
 
@@ -18,70 +18,71 @@ import numpy as np
 from regaze.errors import InputError
 from regaze.eval.stats import estimators
 
-#: of the bootstrap, and random exchanges of a permutation test
-RESAMPLES, EXCHANGES = 2000, 9999
-#: what `compare` calls its intervals and tests
+BOOTSTRAP_RESAMPLES = 2000
+PERMUTATIONS = 9999
+#: Names of intervals and tests in the results.
 BOOTSTRAP, WILSON = "bootstrap by cluster", "Wilson (differences: Newcombe)"
 MCNEMAR, EXACT_PERMUTATION = "McNemar, exact", "permutation by cluster, exact"
 RANDOM_PERMUTATION = "permutation by cluster, random"
 
 
 class Scorer(ABC):
-    """A named rule, as pure functions of answers (or of a judge's verdicts on them) and references.
+    """A named scoring rule: pure functions of references and of answers (or of a judge's verdicts on them).
 
     Attributes:
-        name: how results call it. version: which script at which commit it reproduces.
-        figures: what it measures; the first is compared by a test where answers are not right or wrong.
-        proportion: the figure, if any, that is the share of right answers among all.
-        shares: the figures that lie between 0 and 1, which tables show in percent; None: all.
+        name: Name in the results.
+        version: Script and commit that the rule reproduces.
+        metrics: Names of the metrics. The first is tested where answers are not correct or incorrect.
+        accuracy_metric: The metric, if any, that is the share of correct answers among all.
+        fractions: The metrics between 0 and 1, which tables show in percent; None for all.
     """
 
     name: str
     version: str
-    figures: tuple[str, ...]
-    proportion: ClassVar[str | None] = None
-    shares: ClassVar[tuple[str, ...] | None] = None
+    metrics: tuple[str, ...]
+    accuracy_metric: ClassVar[str | None] = None
+    fractions: ClassVar[tuple[str, ...] | None] = None
 
     @abstractmethod
-    def tally(self, references: Sequence[Any], answers: Sequence[Any]) -> np.ndarray:
+    def count(self, references: Sequence[Any], answers: Sequence[Any]) -> np.ndarray:
         """Counts, one row per answer: [n, ...]."""
 
     @abstractmethod
-    def ratios(self, sums: np.ndarray) -> dict[str, np.ndarray]:
-        """The figures, each [...], of summed counts [..., *shape of a row]; nan where one is undefined."""
+    def compute(self, sums: np.ndarray) -> dict[str, np.ndarray]:
+        """The metrics, each [...], of summed counts [..., *shape of a row]; nan where undefined."""
 
-    def right(self, counts: np.ndarray) -> np.ndarray | None:
-        """Which answers are right: bool [n] from counts [n, ...]; None where there is no right and wrong."""
+    def correct(self, counts: np.ndarray) -> np.ndarray | None:
+        """Which answers are correct: bool [n] from counts [n, ...]; None if answers are graded otherwise."""
         return None
 
     def details(self, sums: np.ndarray) -> dict[str, Any]:
-        """Summed counts under names, for the results file; empty where the figures say all."""
+        """Named counts for the results file; empty where the metrics are all there is."""
         return {}
 
     def score(
         self, references: Sequence[Any], answers: Sequence[Any], *, strict: bool = True
     ) -> dict[str, float]:
-        """The figures without intervals.
+        """The metrics without intervals.
 
         Args:
-            strict: False pairs answers and references by position and drops the surplus in silence, as many
-                official scripts do.
+            strict: False pairs answers and references by position and ignores the surplus, as many official
+                scripts do.
 
         Raises:
-            InputError: no answers, or (strict) not as many as references.
+            InputError: There are no answers, or (strict) their number differs from that of the references.
         """
         if (strict and len(references) != len(answers)) or not references or not answers:
             raise InputError(
                 f"{len(answers)} answers for {len(references)} references; expected one each, at least one"
             )
-        count = min(len(references), len(answers))
-        sums = self.tally(references[:count], answers[:count]).sum(0)
-        return {name: float(value) for name, value in self.ratios(sums).items()}
+        n = min(len(references), len(answers))
+        sums = self.count(references[:n], answers[:n]).sum(0)
+        return {name: float(value) for name, value in self.compute(sums).items()}
 
 
-def ratio(above: Any, below: Any, undefined: float = math.nan) -> np.ndarray:
-    """Elementwise above / below, `undefined` where `below` is 0."""
-    above, below = np.broadcast_arrays(np.asarray(above, np.float64), np.asarray(below, np.float64))
+def ratio(numerator: Any, denominator: Any, undefined: float = math.nan) -> np.ndarray:
+    """Elementwise numerator / denominator, `undefined` where the denominator is 0."""
+    above, below = np.broadcast_arrays(np.asarray(numerator, np.float64), np.asarray(denominator, np.float64))
     return np.divide(above, below, out=np.full(below.shape, undefined), where=below != 0)
 
 
@@ -93,116 +94,120 @@ def compare(
     clusters: Sequence[Hashable],
     seed: int,
 ) -> dict[str, Any]:
-    """Figures of each condition with 95 % intervals; for "plain" and "edited" also their difference.
+    """Metrics of each condition with 95 % intervals; for "plain" and "edited" also the difference and a test.
 
-    Where clusters hold several items, every interval is a percentile bootstrap over clusters, with the same
-    draws for both conditions, and right and wrong answers are compared by exchanging the conditions within
-    clusters (`permutation_p`, exact). Where every item stands by itself, a share of right answers has a
-    Wilson interval, its difference Newcombe's paired one, and the test is McNemar's (`mcnemar_p`). Scorers
-    without right and wrong are tested by the first of their figures, by random exchanges. "statistics" says
-    which of these it was. A difference is edited - plain.
+    * Clusters of several items: percentile bootstrap over clusters, with the same draws for both conditions.
+      Correct answers are compared by exchanging the conditions within clusters (`permutation_p`, exact).
+    * Independent items: the share of correct answers has a Wilson interval, its difference Newcombe's
+      interval, and the test is McNemar's (`mcnemar_p`); other metrics have bootstrap intervals.
+    * Scorers without correct and incorrect answers: a random permutation test of the first metric.
+
+    "statistics" says which of these were used. A difference is edited - plain.
 
     Args:
-        clusters: per item what it stands or falls with, mostly its image.
+        clusters: The bootstrap unit of each item, mostly its image.
     """
-    numbered = _numbered(clusters)
-    counts = {name: scorer.tally(references, given) for name, given in answers.items()}
-    grouped = {name: _per_cluster(each, numbered) for name, each in counts.items()}
-    point = {name: scorer.ratios(each.sum(0)) for name, each in counts.items()}
-    drawn = {
-        name: scorer.ratios(estimators.bootstrap_sums(each, resamples=RESAMPLES, seed=seed))
-        for name, each in grouped.items()
+    cluster_ids = _number(clusters)
+    counts = {condition: scorer.count(references, given) for condition, given in answers.items()}
+    grouped = {condition: _sum_per_cluster(each, cluster_ids) for condition, each in counts.items()}
+    points = {condition: scorer.compute(each.sum(0)) for condition, each in counts.items()}
+    draws = {
+        condition: scorer.compute(estimators.bootstrap_sums(each, resamples=BOOTSTRAP_RESAMPLES, seed=seed))
+        for condition, each in grouped.items()
     }
-    alone = len(next(iter(grouped.values()))) == len(clusters)
+    independent = max(cluster_ids) + 1 == len(clusters)
     out: dict[str, Any] = {}
-    for name, each in counts.items():
-        right = scorer.right(each)
-        exact = estimators.wilson(int(right.sum()), len(right)) if alone and right is not None else None
-        out[name] = _estimates(scorer, point[name], drawn[name], exact)
+    for condition, each in counts.items():
+        correct = scorer.correct(each)
+        exact = None
+        if independent and correct is not None:
+            exact = estimators.wilson(int(correct.sum()), len(correct))
+        out[condition] = _estimates(scorer, points[condition], draws[condition], exact)
         if details := scorer.details(each.sum(0)):
-            out[name]["counts"] = details
+            out[condition]["counts"] = details
     if {"plain", "edited"} <= counts.keys():
-        values, replicates = (
-            {figure: each["edited"][figure] - each["plain"][figure] for figure in scorer.figures}
-            for each in (point, drawn)
+        point, replicates = (
+            {metric: each["edited"][metric] - each["plain"][metric] for metric in scorer.metrics}
+            for each in (points, draws)
         )
-        exact, tested = _test(scorer, counts, grouped, numbered, alone, seed)
-        out["difference"] = {**_estimates(scorer, values, replicates, exact), **tested}
-    judged = scorer.right(next(iter(counts.values()))) is not None
-    out["statistics"] = _used(scorer, len(clusters), len(set(numbered)), judged)
+        exact, test = _paired_test(scorer, counts, grouped, cluster_ids, independent, seed)
+        out["difference"] = {**_estimates(scorer, point, replicates, exact), **test}
+    graded = scorer.correct(next(iter(counts.values()))) is not None
+    out["statistics"] = _describe_statistics(scorer, len(clusters), len(set(cluster_ids)), graded)
     return out
 
 
-def _test(
+def _paired_test(
     scorer: Scorer,
     counts: Mapping[str, np.ndarray],
     grouped: Mapping[str, np.ndarray],
-    clusters: Sequence[int],
-    alone: bool,
+    cluster_ids: Sequence[int],
+    independent: bool,
     seed: int,
 ) -> tuple[tuple[float, float] | None, dict[str, Any]]:
-    """The exact interval of the difference, if there is one, and the paired test under its name."""
-    plain, edited = scorer.right(counts["plain"]), scorer.right(counts["edited"])
+    """The exact interval of the difference, if there is one, and the results of the paired test."""
+    plain, edited = scorer.correct(counts["plain"]), scorer.correct(counts["edited"])
     if plain is None or edited is None:
         p = estimators.permutation(
-            lambda sums: scorer.ratios(sums)[scorer.figures[0]],
+            lambda sums: scorer.compute(sums)[scorer.metrics[0]],
             grouped["plain"],
             grouped["edited"],
-            resamples=EXCHANGES,
+            resamples=PERMUTATIONS,
             seed=seed,
         )
         return None, {"permutation_p": p}
     only_plain, only_edited = int((plain & ~edited).sum()), int((~plain & edited).sum())
-    told = {"only_plain_correct": only_plain, "only_edited_correct": only_edited}
-    if alone:
+    discordant = {"only_plain_correct": only_plain, "only_edited_correct": only_edited}
+    if independent:
         both, neither = int((plain & edited).sum()), int((~plain & ~edited).sum())
         exact = estimators.paired_difference(both, only_plain, only_edited, neither)
-        return exact, {**told, "mcnemar_p": estimators.mcnemar(only_plain, only_edited)}
+        return exact, {**discordant, "mcnemar_p": estimators.mcnemar(only_plain, only_edited)}
     changes = edited.astype(np.int64) - plain
-    per_cluster = _per_cluster(changes, clusters)
+    per_cluster = _sum_per_cluster(changes, cluster_ids)
     return None, {
-        **told,
+        **discordant,
         "permutation_p": estimators.sign_flip(per_cluster.tolist()),
-        "design_effect": estimators.design_effect(changes, clusters),
+        "design_effect": estimators.design_effect(changes, cluster_ids),
     }
 
 
-def _used(scorer: Scorer, items: int, clusters: int, judged: bool) -> dict[str, Any]:
-    """Which intervals and which test these are, for results and reports; "share" is that of right answers."""
-    alone, intervals = items == clusters, BOOTSTRAP
-    if alone and judged and scorer.proportion is not None:
-        intervals = f"{WILSON} of {scorer.proportion}, else {BOOTSTRAP}"
-    test = RANDOM_PERMUTATION if not judged else MCNEMAR if alone else EXACT_PERMUTATION
-    share = scorer.proportion if judged else None
+def _describe_statistics(scorer: Scorer, items: int, clusters: int, graded: bool) -> dict[str, Any]:
+    """Names of the intervals and the test; "share" is the metric that is the share of correct answers."""
+    independent, intervals = items == clusters, BOOTSTRAP
+    if independent and graded and scorer.accuracy_metric is not None:
+        intervals = f"{WILSON} of {scorer.accuracy_metric}, else {BOOTSTRAP}"
+    test = RANDOM_PERMUTATION if not graded else MCNEMAR if independent else EXACT_PERMUTATION
+    share = scorer.accuracy_metric if graded else None
     return {"items": items, "clusters": clusters, "intervals": intervals, "test": test, "share": share}
 
 
-def _numbered(clusters: Sequence[Hashable]) -> list[int]:
-    number: dict[Hashable, int] = {}
-    return [number.setdefault(cluster, len(number)) for cluster in clusters]
+def _number(clusters: Sequence[Hashable]) -> list[int]:
+    """Clusters numbered from 0 in the order of their first items."""
+    numbers: dict[Hashable, int] = {}
+    return [numbers.setdefault(cluster, len(numbers)) for cluster in clusters]
 
 
-def _per_cluster(counts: np.ndarray, clusters: Sequence[int]) -> np.ndarray:
+def _sum_per_cluster(counts: np.ndarray, cluster_ids: Sequence[int]) -> np.ndarray:
     """Counts per item [n, ...] summed over the items of each cluster: [clusters, ...]."""
-    sums = np.zeros((max(clusters) + 1, *counts.shape[1:]), dtype=counts.dtype)
-    np.add.at(sums, clusters, counts)
+    sums = np.zeros((max(cluster_ids) + 1, *counts.shape[1:]), dtype=counts.dtype)
+    np.add.at(sums, cluster_ids, counts)
     return sums
 
 
 def _estimates(
     scorer: Scorer,
     point: Mapping[str, np.ndarray],
-    drawn: Mapping[str, np.ndarray],
+    draws: Mapping[str, np.ndarray],
     exact: tuple[float, float] | None,
 ) -> dict[str, Any]:
-    """{figure: {value, low, high}}; `exact` is the interval of the share of right answers."""
+    """{metric: {value, low, high}}; `exact` is the interval of the share of correct answers."""
     out = {}
-    for figure in scorer.figures:
-        value = float(point[figure])
+    for metric in scorer.metrics:
+        value = float(point[metric])
         interval = (math.nan, math.nan)
-        if figure == scorer.proportion and exact is not None:
+        if metric == scorer.accuracy_metric and exact is not None:
             interval = exact
         elif not math.isnan(value):
-            interval = estimators.percentile_interval(drawn[figure])
-        out[figure] = {"value": value, "low": interval[0], "high": interval[1]}
+            interval = estimators.percentile_interval(draws[metric])
+        out[metric] = {"value": value, "low": interval[0], "high": interval[1]}
     return out

@@ -1,4 +1,4 @@
-"""Questions in the manner of MME's four hallucination tasks, about the demo's scenes."""
+"""Questions in the style of MME's four hallucination tasks, about the demo's scenes."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from regaze.demo.phrases import NUMBERS, with_article
 from regaze.demo.world import CATEGORIES, COLOURS, co_occurrence
 from regaze.errors import InputError
 
-#: A true question and a false one.
-Pair = tuple[str, str]
+#: A question with the answer yes, and one with the answer no.
+QuestionPair = tuple[str, str]
 
 
 def questions(task: str) -> Iterator[tuple[Path, str, str]]:
-    """(image, question, "yes" or "no"), two for each scene that has them. Raises InputError: no such task."""
+    """(image, question, "yes" or "no"), two per suitable scene. Raises InputError for an unknown task."""
     if task not in _TASKS:
         raise InputError(f"the demo has the MME tasks {', '.join(_TASKS)}, not {task!r}")
     for scene in scenes():
@@ -25,8 +25,8 @@ def questions(task: str) -> Iterator[tuple[Path, str, str]]:
             yield scene.path, pair[1], "no"
 
 
-def _existence(scene: Scene) -> Pair:
-    """The largest thing there is, and the absent one that the others make expect most."""
+def _existence(scene: Scene) -> QuestionPair:
+    """The largest object, and the absent one that most often occurs with the others."""
     there = [thing.category for thing in scene.objects]
     expected = co_occurrence().expectation(there)
     absent = max(
@@ -36,14 +36,14 @@ def _existence(scene: Scene) -> Pair:
     return _is_there(present), _is_there(absent)
 
 
-def _count(scene: Scene) -> Pair:
-    """How many things there are, and one more."""
+def _count(scene: Scene) -> QuestionPair:
+    """The number of objects, and one more."""
     numbers = [NUMBERS[len(scene.objects) + more].lower() for more in (0, 1)]
     return f"Are there {numbers[0]} objects in the image?", f"Are there {numbers[1]} objects in the image?"
 
 
-def _position(scene: Scene) -> Pair | None:
-    """Left and right of the two things that are farthest apart sideways; None for a single thing."""
+def _position(scene: Scene) -> QuestionPair | None:
+    """Left and right of the two objects farthest apart horizontally; None for a single object."""
     ordered = sorted(scene.objects, key=lambda thing: thing.centre[0])
     if len(ordered) < 2:
         return None
@@ -51,8 +51,8 @@ def _position(scene: Scene) -> Pair | None:
     return f"Is the {left} on the left of the {right}?", f"Is the {left} on the right of the {right}?"
 
 
-def _color(scene: Scene) -> Pair | None:
-    """A thing's colour, and another; None where nothing has one."""
+def _color(scene: Scene) -> QuestionPair | None:
+    """The colour of an object, and another colour; None if no object has one."""
     coloured: SceneObject | None = next((thing for thing in scene.objects if thing.colour), None)
     if coloured is None or coloured.colour is None:
         return None
@@ -65,7 +65,7 @@ def _is_there(noun: str) -> str:
     return f"Is there {with_article(noun)} in the image?"
 
 
-_TASKS: dict[str, Callable[[Scene], Pair | None]] = {
+_TASKS: dict[str, Callable[[Scene], QuestionPair | None]] = {
     "existence": _existence,
     "count": _count,
     "position": _position,

@@ -1,30 +1,27 @@
 """POPE for any set of images with lists of objects, by the rule of the official builder.
 
-For each image the first objects of its list are asked about, every one followed by an object that is not
-there: `random` draws one, `popular` takes the most frequent of the set, `adversarial` the one that most often
-meets the object of the question before. Ties keep the order in which objects were met.
+For each image, questions name the first objects of its list, each followed by a question about an absent
+object: `random` draws one, `popular` takes the most frequent object of the set, `adversarial` the one that
+most often occurs with the object of the question before. Ties keep the order of first occurrence.
 """
 
 from __future__ import annotations
 
-import json
 import random
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from regaze.errors import InputError
-from regaze.eval import files
-from regaze.eval.benchmarks.pope.benchmark import SPLITS
+from regaze.eval.benchmarks.pope.published import SPLITS
 
 TEMPLATE = "Is there a {} in the image?"
 
 
 @dataclass(frozen=True)
 class ObjectList:
-    """An image and the distinct objects in it; the first ones are asked about."""
+    """An image and the distinct objects in it; questions name the first ones."""
 
     image: str
     objects: tuple[str, ...]
@@ -35,13 +32,17 @@ class PopeBuilder:
     """Builds the questions of a set of images.
 
     Args:
-        images: with at least `per_image` objects each (see `enough_objects`).
-        per_image: objects that are there and objects that are not, per image.
-        template: the question, {} standing for the object; " a " becomes " an " before a, e, i, o, u.
-        imange: keep the official builder's slip, which turns every "a" of the template into "an".
+        images: Images with at least `per_image` objects each (see `enough_objects`).
+        per_image: Number of present objects, and of absent objects, per image.
+        template: The question, with {} for the object; " a " becomes " an " before a, e, i, o, u.
+        imange: Reproduce a bug of the official builder, which turns every "a" of the template into "an".
+
+    Attributes:
+        frequency: Number of images with each object.
+        co_occurrence: object -> number of images with each other object.
 
     Raises:
-        InputError: an image with too few objects, none at all, or a template without {}.
+        InputError: There are no images, one has too few objects, or the template lacks {}.
     """
 
     images: Sequence[ObjectList]
@@ -49,7 +50,7 @@ class PopeBuilder:
     template: str = TEMPLATE
     imange: bool = False
     frequency: Counter[str] = field(init=False)
-    company: dict[str, Counter[str]] = field(init=False)
+    co_occurrence: dict[str, Counter[str]] = field(init=False)
 
     def __post_init__(self) -> None:
         if not self.images or self.template.count("{}") != 1:
@@ -60,44 +61,48 @@ class PopeBuilder:
                     f"{each.image}: {len(each.objects)} objects, expected at least {self.per_image}"
                 )
         self.frequency = Counter(name for each in self.images for name in each.objects)
-        self.company = {name: Counter() for name in self.frequency}
+        self.co_occurrence = {name: Counter() for name in self.frequency}
         for each in self.images:
             for name in each.objects:
-                self.company[name].update(other for other in each.objects if other != name)
+                self.co_occurrence[name].update(other for other in each.objects if other != name)
 
     def questions(self, split: str, rng: random.Random) -> list[dict[str, Any]]:
         """{"question_id", "image", "text", "label"} per question, ids from 1, labels alternating yes, no.
 
+        Written as one JSON object per line they are a file for `Pope.from_files`.
+
         Args:
-            rng: draws the random absent objects; the others only draw when their list is exhausted.
+            rng: Draws absent objects: all of `random`, and those of the others once their list is exhausted.
 
         Raises:
-            InputError: an unknown split, or an image with nothing left that is absent.
+            InputError: Unknown split, or an image from which no object of the set is absent.
         """
         if split not in SPLITS:
             raise InputError(f"POPE has the splits {', '.join(SPLITS)}, not {split!r}")
         entries: list[dict[str, Any]] = []
         for each in self.images:
-            asked = set(each.objects)
+            used = set(each.objects)
             for present in each.objects[: self.per_image]:
-                absent = self._absent(split, present, asked, rng, each.image)
-                asked.add(absent)
+                absent = self._absent(split, present, used, rng, each.image)
+                used.add(absent)
                 for name, label in ((present, "yes"), (absent, "no")):
                     number, text = len(entries) + 1, self._text(name)
                     entries.append({"question_id": number, "image": each.image, "text": text, "label": label})
         return entries
 
-    def _absent(self, split: str, present: str, asked: set[str], rng: random.Random, image: str) -> str:
-        ranked = {"random": Counter[str](), "popular": self.frequency, "adversarial": self.company[present]}[
-            split
-        ]
+    def _absent(self, split: str, present: str, used: set[str], rng: random.Random, image: str) -> str:
+        ranked = {
+            "random": Counter[str](),
+            "popular": self.frequency,
+            "adversarial": self.co_occurrence[present],
+        }[split]
         for name, _ in ranked.most_common():
-            if name not in asked:
+            if name not in used:
                 return name
         names = list(self.frequency)
-        if asked.issuperset(names):
+        if used.issuperset(names):
             raise InputError(f"{image}: no object of the set is absent, so none can be asked about")
-        while (name := rng.choice(names)) in asked:  # rejected as the official builder does, draw for draw
+        while (name := rng.choice(names)) in used:  # the draws of the official builder
             pass
         return name
 
@@ -109,27 +114,5 @@ class PopeBuilder:
 
 
 def enough_objects(images: Iterable[ObjectList], per_image: int = 3) -> list[ObjectList]:
-    """The images that the builder can ask about."""
+    """The images that the builder can use."""
     return [each for each in images if len(each.objects) >= per_image]
-
-
-def read_object_lists(path: Path) -> list[ObjectList]:
-    """JSON lines of {"image", "objects"}, the official segmentation format.
-
-    Raises:
-        InputError: no such file, or a malformed line; names the file and the line.
-    """
-    lists = []
-    for line, record in files.read_records(path):
-        source = f"{path}:{line}"
-        image = files.field(record, "image", str, source)
-        objects = files.field(record, "objects", list, source)
-        if not all(isinstance(name, str) and name for name in objects):
-            raise InputError(f"{source}: 'objects' must be a list of names, got {objects!r}")
-        lists.append(ObjectList(image, tuple(dict.fromkeys(objects))))
-    return lists
-
-
-def write_questions(path: Path, entries: Iterable[dict[str, Any]]) -> None:
-    """Write questions in the official format, a JSON object per line."""
-    path.write_text("".join(json.dumps(entry) + "\n" for entry in entries), encoding="utf-8")

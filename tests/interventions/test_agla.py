@@ -26,11 +26,12 @@ from transformers import (
 
 import regaze
 from regaze.errors import BadParameterError, InputError, ModelNotFoundError, UnsupportedModelError
+from regaze.interventions.agla.black_out import black_out
 from regaze.interventions.agla.itm_gradcam import BlipRelevance, gradcam
 from regaze.interventions.agla.method import AGLA, keep_mask, smooth_map
 from regaze.toolkit.model.logits import combine
 from regaze.toolkit.model.stack import Branch
-from regaze.toolkit.prompts.images import black_out, seen_pixels
+from regaze.toolkit.prompts.images import seen_pixels
 
 
 def golden(shared, name: str):

@@ -16,10 +16,10 @@ from transformers import CLIPImageProcessorPil
 
 import regaze
 from regaze.errors import BadParameterError, InputError
+from regaze.interventions.carve.crop import bounding_box, mask_image, zoom
 from regaze.interventions.carve.method import CARVE, SHORT_ANSWER
 from regaze.toolkit.analysis import visual_entropy
 from regaze.toolkit.prompts.geometry import Geometry, geometry_of
-from regaze.toolkit.prompts.images import bounding_box, mask_image, zoom
 
 #: CARVE for a model of six layers.
 SMALL = {"layers": (2, 4)}

@@ -15,6 +15,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from regaze.errors import InputError, UnsupportedModelError
+from regaze.interventions.agla.black_out import Mask, black_out
 from regaze.interventions.agla.itm_gradcam import Relevance, blip_relevance
 from regaze.interventions.base import Intervention
 from regaze.interventions.contrastive import cut_where, has_image, rows_with_image
@@ -23,7 +24,7 @@ from regaze.toolkit.model.branches import with_media
 from regaze.toolkit.model.context import Context
 from regaze.toolkit.model.logits import LogitsCombination
 from regaze.toolkit.model.stack import Branch
-from regaze.toolkit.prompts.images import PIXELS, Mask, black_out, seen_images
+from regaze.toolkit.prompts.images import PIXELS, seen_images
 from regaze.toolkit.prompts.token_map import Role
 
 #: BLIP fine-tuned for retrieval on COCO, as in the release.

@@ -16,12 +16,12 @@ from torch import Tensor
 from regaze.errors import BadParameterError, InputError
 from regaze.interventions.base import MultiPassMethod
 from regaze.interventions.carve.contrast import contrast
+from regaze.interventions.carve.crop import Mask, PixelBox, bounding_box, mask_image, top_share, zoom
 from regaze.interventions.layer_ranges import LayerRange, resolve_range
 from regaze.interventions.parameters import PositiveFraction
 from regaze.toolkit.analysis.row_measures import visual_entropy
 from regaze.toolkit.model import compat
 from regaze.toolkit.prompts.geometry import Geometry, geometry_of
-from regaze.toolkit.prompts.images import Mask, PixelBox, bounding_box, mask_image, top_share, zoom
 from regaze.toolkit.record.trace import Trace
 from regaze.toolkit.wrap import Gaze
 

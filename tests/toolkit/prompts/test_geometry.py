@@ -1,6 +1,4 @@
-"""A processor's geometry, undone: patches planted in images are sent through real processors. And the image
-editor: noise, masks, crops, pixel values read back as pictures.
-"""
+"""The geometry of processors, from patches planted in images, and pixel values read back as images."""
 
 from __future__ import annotations
 
@@ -11,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import picture
 from PIL import Image
-from safetensors.torch import load_file
 from transformers import (
     CLIPImageProcessorPil,
     Gemma3ImageProcessorPil,
@@ -21,10 +18,9 @@ from transformers import (
     SiglipImageProcessorPil,
 )
 
-from regaze.errors import BadParameterError, InputError, ShapeError, UnsupportedModelError
-from regaze.interventions.vcd.noise import add_noise, diffuse, signal_share
+from regaze.errors import ShapeError, UnsupportedModelError
 from regaze.toolkit.prompts.geometry import Geometry, geometry_of
-from regaze.toolkit.prompts.images import bounding_box, mask_image, seen_images, seen_pixels, top_share, zoom
+from regaze.toolkit.prompts.images import seen_images, seen_pixels
 
 # Geometry -----------------------------------------------------------------------------------------------
 
@@ -225,87 +221,3 @@ def test_processors_that_do_not_rescale():
     assert np.array_equal(np.asarray(seen), np.asarray(picture(0, 224, 224)))
     with pytest.raises(UnsupportedModelError, match=r"\[1, 10, 3"):
         seen_images(processor, {"pixel_values": torch.zeros(1, 10, 3, 8, 8)})
-
-
-# Noise --------------------------------------------------------------------------------------------------
-
-
-def test_golden_noise(shared):
-    tensors = load_file(shared / "goldens" / "methods" / "vcd" / "noise.safetensors")
-    for case, step in (("t500", 500), ("t100_batch", 100), ("t999", 999)):
-        got = diffuse(tensors[f"{case}/in/image"], tensors[f"{case}/in/noise"], step)
-        torch.testing.assert_close(got, tensors[f"{case}/out/noisy"], rtol=1e-5, atol=2e-6)
-    share = signal_share()[tensors["schedule/in/steps"]]
-    for name, got in (("sqrt_alpha_bar", share.sqrt()), ("sqrt_one_minus_alpha_bar", (1 - share).sqrt())):
-        torch.testing.assert_close(got.float(), tensors[f"schedule/out/{name}"], rtol=0, atol=1e-5)
-
-
-def test_published_shares_of_the_schedule():
-    share = signal_share()
-    assert float(share[500]) == pytest.approx(0.744799, abs=1e-5)
-    assert float(share[999]) == pytest.approx(0.0812492, abs=1e-6)
-    assert bool((share.diff() < 0).all())
-
-
-def test_noise_depends_on_seed_and_shape_alone():
-    pixels = torch.rand(3, 3, 20, 24)
-    noised = add_noise(pixels, 500, seed=1)
-    assert torch.equal(noised[2:], add_noise(pixels[2:], 500, seed=1))
-    assert torch.equal(noised.flip(0), add_noise(pixels.flip(0), 500, seed=1))
-    assert not torch.equal(noised, add_noise(pixels, 500, seed=2))
-    torch.rand(7)  # the global generator plays no part
-    assert torch.equal(noised, add_noise(pixels, 500, seed=1))
-    assert add_noise(pixels.bfloat16(), 500).dtype == torch.bfloat16
-
-
-def test_noise_on_tiles_and_patches():
-    tiles = torch.rand(2, 4, 3, 5, 7)
-    assert torch.equal(add_noise(tiles, 10)[:, :2], add_noise(tiles[:, :2].contiguous(), 10))
-    patches = torch.rand(6 + 4, 11)
-    noised = add_noise(patches, 10, counts=[6, 4])
-    assert torch.equal(noised[:6], add_noise(patches[:6], 10, counts=[6]))
-    assert torch.equal(noised[6:], add_noise(patches[6:], 10, counts=[4]))
-    with pytest.raises(ShapeError, match="do not make the 10 rows"):
-        add_noise(patches, 10, counts=[6, 5])
-
-
-@pytest.mark.parametrize("step", [-1, 1000])
-def test_steps_outside_the_schedule(step):
-    with pytest.raises(BadParameterError, match=r"0\.\.999"):
-        add_noise(torch.rand(1, 3, 4, 4), step)
-
-
-# Masks and crops ----------------------------------------------------------------------------------------
-
-
-def test_top_share():
-    values = np.arange(16.0).reshape(4, 4)
-    assert np.array_equal(top_share(values, 0.2), values >= 12)  # the 0.8 quantile is 12.0
-    assert top_share(values, 1.0).all()
-    assert top_share(np.zeros((3, 3)), 0.1).all()  # ties are kept
-    where = values < 8
-    assert np.array_equal(top_share(values, 0.25, where), (values >= 6) & where)
-
-
-@given(st.integers(0, 10_000), st.floats(0.01, 1), st.floats(0.01, 1))
-@settings(max_examples=30, deadline=None)
-def test_a_larger_share_keeps_what_a_smaller_one_keeps(seed, a, b):
-    values = np.random.default_rng(seed).normal(size=(9, 7))
-    small, large = top_share(values, min(a, b)), top_share(values, max(a, b))
-    assert (small <= large).all()
-
-
-def test_mask_crop_and_zoom():
-    image = picture(0, 40, 30)
-    mask = np.zeros((30, 40), bool)
-    mask[10:12, 5:9] = mask[20, 30] = True
-    assert bounding_box(mask) == (5, 10, 31, 21)
-    masked = np.asarray(mask_image(image, mask))
-    assert np.array_equal(masked[mask], np.asarray(image)[mask])
-    assert not masked[~mask].any()
-    assert zoom(image, (5, 10, 31, 20)).size == (78, 30)  # three times larger: covers both sides
-    assert zoom(image, (0, 0, 40, 1)).size == (160, 4)  # a thin box stops at the limit
-    with pytest.raises(ShapeError, match="40 pixels"):
-        mask_image(image, mask.T)
-    with pytest.raises(InputError, match="keeps no pixel"):
-        bounding_box(mask & False)

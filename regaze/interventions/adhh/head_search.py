@@ -21,6 +21,7 @@ from torch import Tensor
 
 from regaze.errors import InputError
 from regaze.kernels import AttentionEdit
+from regaze.toolkit.analysis.answers import append_tokens
 from regaze.toolkit.model.callback import Callback
 from regaze.toolkit.model.context import Context
 from regaze.toolkit.prompts.content_words import Word, tokens_of
@@ -131,16 +132,12 @@ def find_hallucination_heads(
 
 def _with_answer(gaze: Gaze, caption: Caption) -> tuple[dict[str, Any], Tensor, list[Span]]:
     """Arguments of a forward over prompt and answer, the answer's ids [T], and their characters."""
-    inputs = dict(gaze.inputs([caption.image], [caption.question]))
+    inputs = gaze.inputs([caption.image], [caption.question])
     encoded = gaze.reader.tokenizer(caption.answer, add_special_tokens=False, return_offsets_mapping=True)
     ids = inputs["input_ids"]
     answer = torch.tensor(encoded["input_ids"], dtype=ids.dtype, device=ids.device)
-    inputs["input_ids"] = torch.cat([ids, answer[None]], 1)
-    inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
-    for name in ("token_type_ids", "mm_token_type_ids"):
-        if inputs.get(name) is not None:
-            inputs[name] = torch.cat([inputs[name], torch.zeros_like(answer[None])], 1)
-    return inputs, answer, encoded["offset_mapping"]
+    forced = append_tokens(inputs, answer[None], torch.ones_like(answer[None], dtype=torch.bool))
+    return forced, answer, encoded["offset_mapping"]
 
 
 def _log_probabilities(

@@ -16,7 +16,8 @@ from transformers import BatchFeature, PreTrainedModel
 from regaze.errors import BadParameterError, InputError, RegazeError, UnsupportedModelError
 from regaze.toolkit.model import compat
 from regaze.toolkit.model.callback import Callback
-from regaze.toolkit.model.hook import Session, close_session, open_session
+from regaze.toolkit.model.hook import close_session, open_session
+from regaze.toolkit.model.session import Session
 from regaze.toolkit.model.vision import vision_tokens
 from regaze.toolkit.prompts.families import MediaInputs, family_of
 from regaze.toolkit.prompts.images import ImageLike, open_image, seen_images

@@ -142,9 +142,9 @@ def context_with(logits: Tensor, branches: dict[str, Tensor], method: Interventi
     context = context_for(roles.expand(len(logits), -1))
     method.branches(context)
     stacked = {name: Branch() for name in branches}
-    context.stack(Stack(context.inputs, stacked, context.visible, 0))
+    context.use_stack(Stack(context.inputs, stacked, context.visible, 0))
     every = torch.cat([logits, *branches.values()])[:, None]
-    return context, context.reading(SimpleNamespace(logits=every))
+    return context, context.reading_logits(SimpleNamespace(logits=every))
 
 
 def embedded(model: Any, inputs: Any, answer: Tensor) -> Tensor:

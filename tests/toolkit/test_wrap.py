@@ -33,7 +33,7 @@ def is_untouched(model) -> bool:
         hook for m in model.modules() for hook in (*m._forward_pre_hooks.values(), *m._forward_hooks.values())
     ]
     ours = [hook for hook in hooks if hook.__module__.startswith("regaze")]
-    marked = [m for m in model.modules() if "_regaze_hook" in m.__dict__]
+    marked = [m for m in model.modules() if any(name.startswith("_regaze") for name in m.__dict__)]
     return not ours and not marked and model.config.text_config._attn_implementation == "sdpa"
 
 

@@ -172,7 +172,7 @@ class PrefixSharing:
     def _generate_late(self, shared: _Shared, options: Mapping[str, Any]) -> Any:
         """The prompts without their last tokens by the plain model, the rest under the method."""
         model, (ids, mask) = self.gaze.model, self._rows(shared.whole)
-        with hook.silent(model):
+        with hook.suspended(model):
             cache, _, visible = self._forked(shared)
             rest, seen = self._rows([row[:-1] for row in shared.rests])
             if rest.shape[1]:
@@ -186,7 +186,7 @@ class PrefixSharing:
                     **compat.with_cache({}, cache),
                 )
         _without_gap(cache, visible.bool(), ids.shape[1] - 1)
-        hook.take_over(model, cache, {"input_ids": ids, "attention_mask": mask, **shared.media_of_rows()})
+        hook.adopt_cache(model, cache, {"input_ids": ids, "attention_mask": mask, **shared.media_of_rows()})
         return model.generate(input_ids=ids, attention_mask=mask, **compat.with_cache(options, cache))
 
     def _forked(self, shared: _Shared) -> tuple[Any, Tensor, Tensor]:

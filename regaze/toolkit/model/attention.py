@@ -1,53 +1,149 @@
 """The attention function that transformers calls in every layer of a model with an open block.
 
-It asks the hook of its module for an edit, and is the model's own attention, to the bit, where there is none.
+It asks the dispatcher of its module what to do, and is the model's own attention, to the bit, where that is
+nothing.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
-from regaze.errors import CompositionError, UnsupportedModelError
+from regaze.errors import CompositionError, InputError, UnsupportedModelError
 from regaze.kernels import AttentionEdit, Stats, StatsRequest, attend, attention_stats, compose
 from regaze.kernels.sliding_cache import edit_from
 from regaze.toolkit.model import compat
 from regaze.toolkit.model.attention_call import AttentionCall
-from regaze.toolkit.model.callback import Callback
+from regaze.toolkit.model.callback import Callback, overrides
+from regaze.toolkit.model.context import Context
 
-if TYPE_CHECKING:
-    from regaze.toolkit.model.hook import ModelHook
-
-#: Where an attention module keeps its hook, and its place in the model.
-SLOT, PLACE = "_regaze_hook", "_regaze_place"
+#: Where an attention module keeps its `Attachment` while a block is open.
+SLOT = "_regaze_attention"
 #: torch.compile would take the counters and edits of a step for constants, and compile each step anew.
 outside_graphs = partial(torch.compiler.disable, reason="regaze edits attention outside of compiled graphs")
 
 
-class Planned(NamedTuple):
-    """One layer's edit and who asked for statistics: the first for those of the edit, others beside it."""
+class LayerPlan(NamedTuple):
+    """The edit of one layer, and the callbacks that requested statistics of it.
+
+    The first request is answered by the edit's own pass, each other one by a pass over the unedited layer.
+    """
 
     edit: AttentionEdit
-    asking: tuple[tuple[Callback, StatsRequest], ...]
+    requests: tuple[tuple[Callback, StatsRequest], ...]
 
 
-def plan(callbacks: tuple[Callback, ...], edits: tuple[AttentionEdit | None, ...]) -> Planned | None:
-    """One edit that does what all do. One request for statistics goes with it, the others beside it."""
+def plan_layer(callbacks: Sequence[Callback], edits: Sequence[AttentionEdit | None]) -> LayerPlan | None:
+    """One edit that does what those of all callbacks do; None where there is none.
+
+    Raises:
+        CompositionError: two callbacks request statistics of the edited rows.
+    """
     active = [(p, edit) for p, edit in zip(callbacks, edits, strict=True) if edit is not None]
     if not active:
         return None
-    asking = [(p, edit.stats) for p, edit in active if edit.stats is not None]
-    asking.sort(key=lambda pair: not pair[1].edited)  # only the edit's own pass knows the edited rows
-    if len(asking) > 1 and asking[1][1].edited:
+    requests = [(p, edit.stats) for p, edit in active if edit.stats is not None]
+    requests.sort(key=lambda pair: not pair[1].edited)  # only the edit's own pass knows the edited rows
+    if len(requests) > 1 and requests[1][1].edited:
         raise CompositionError("two interventions ask for statistics of the edited rows of one layer")
     if len(active) == 1:
-        return Planned(active[0][1], tuple(asking))
+        return LayerPlan(active[0][1], tuple(requests))
     composed = compose([edit.replace(stats=None) for _, edit in active])
     assert composed is not None
-    return Planned(composed.replace(stats=asking[0][1]) if asking else composed, tuple(asking))
+    return LayerPlan(composed.replace(stats=requests[0][1]) if requests else composed, tuple(requests))
+
+
+class AttentionDispatcher:
+    """Asks the callbacks of one model for their edits, layer by layer, and hands them what they requested.
+
+    Attributes:
+        callbacks: of all open blocks, recordings last. listeners: those with `on_attention`.
+        context: of the forward that runs; None between forwards.
+        previous: the model's own attention implementation.
+    """
+
+    def __init__(self, model: PreTrainedModel):
+        self._model = model
+        self.previous = compat.current_attention(model)
+        self.callbacks: tuple[Callback, ...] = ()
+        self.listeners: tuple[Callback, ...] = ()
+        self.context: Context | None = None
+        self._plans: dict[
+            compat.AttentionSite, tuple[tuple[AttentionEdit | None, ...], LayerPlan | None]
+        ] = {}
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        refuse_copy(self._model)
+
+    def use(self, callbacks: tuple[Callback, ...]) -> None:
+        """From now on ask these callbacks."""
+        self.callbacks = callbacks
+        self.listeners = tuple(callback for callback in callbacks if overrides(callback, "on_attention"))
+        self.forget_plans()
+
+    def forget_plans(self) -> None:
+        """A new prompt begins: its edits are other objects."""
+        self._plans.clear()
+
+    def plan(self, site: compat.AttentionSite, keys: int, device: torch.device) -> LayerPlan | None:
+        """What the callbacks want of this layer now; None leaves it to plain attention.
+
+        Args:
+            keys: Lk of the call. device: that of the layer.
+        """
+        context = self.context
+        if context is None:
+            if self.callbacks:
+                raise InputError(_recomputed(self._model) or _CALLED_ALONE)
+            return None
+        context.device, step = device, context.step
+        known, layer = self._plans.get(site), site.layer
+        if site.cross:
+            context.cross_keys = keys
+        if len(self.callbacks) == 1:
+            only = self.callbacks[0]
+            edit = (only.edit_cross if site.cross else only.edit)(layer, step, context)
+            if known is not None and known[0][0] is edit:
+                return known[1]
+            edits: tuple[AttentionEdit | None, ...] = (edit,)
+        else:
+            edits = tuple(
+                (p.edit_cross if site.cross else p.edit)(layer, step, context) for p in self.callbacks
+            )
+            if known is not None and all(a is b for a, b in zip(known[0], edits, strict=True)):
+                return known[1]
+        plan = plan_layer(self.callbacks, edits)
+        self._plans[site] = edits, plan
+        return plan
+
+    def first_key(self, site: compat.AttentionSite, queries: int, keys: int) -> int:
+        """Number of keys that the cache of a layer has dropped: those before its sliding window."""
+        context = self.context
+        return 0 if context is None or site.cross else max(0, context.cache_length + queries - keys)
+
+    def deliver(self, site: compat.AttentionSite, owner: Callback, stats: Stats) -> None:
+        """Hand a callback the statistics that its edit of a layer requested."""
+        if self.context is not None:
+            deliver = owner.on_cross_stats if site.cross else owner.on_stats
+            deliver(site.layer, stats, self.context)
+
+    def show(self, site: compat.AttentionSite, call: AttentionCall) -> None:
+        """Show the listeners a call of self-attention."""
+        if self.context is not None and not site.cross:
+            for callback in self.listeners:
+                callback.on_attention(site.layer, call, self.context)
+
+
+class Attachment(NamedTuple):
+    """What an attention module carries while a block is open. Encoders have no `site` and no edits."""
+
+    dispatcher: AttentionDispatcher
+    site: compat.AttentionSite | None
 
 
 @outside_graphs
@@ -63,24 +159,26 @@ def regaze_attention(
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """The attention function registered with transformers: q [B, Hq, Lq, D] -> ([B, Lq, Hq, Dv], None)."""
-    hook: ModelHook | None = module.__dict__.get(SLOT)
-    place: compat.AttentionSite | None = module.__dict__.get(PLACE)
-    planned = None if hook is None or place is None else hook.edit(place, key.shape[2], query.device)
-    edit = None if planned is None else planned.edit
+    attached: Attachment | None = module.__dict__.get(SLOT)
+    dispatcher, site = (None, None) if attached is None else attached
+    previous = None if dispatcher is None else dispatcher.previous
+    options = {"dropout": dropout, "scaling": scaling, "is_causal": is_causal, **kwargs}
+    if dispatcher is None or site is None:
+        return compat.plain_attention(previous, module, query, key, value, attention_mask, **options), None
+    plan = dispatcher.plan(site, key.shape[2], query.device)
+    edit = None if plan is None else plan.edit
     out: Tensor | None = None
-    if hook is None or place is None or edit is None or edit.neutral:  # the very bits of the unwrapped model
-        options = {"dropout": dropout, "scaling": scaling, "is_causal": is_causal, **kwargs}
-        previous = None if hook is None else hook.previous
+    if edit is None or edit.neutral:  # the very bits of the unwrapped model
         out = compat.plain_attention(previous, module, query, key, value, attention_mask, **options)
-        if hook is None or place is None or ((edit is None or edit.stats is None) and not hook.seeing):
+        if (edit is None or edit.stats is None) and not dispatcher.listeners:
             return out, None
         edit = _NOTHING if edit is None else edit
-    _refuse_unsupported(module, hook, dropout, kwargs)
-    first = hook.first_key(place, query.shape[2], key.shape[2])
+    _refuse_unsupported(module, dispatcher.previous, dropout, kwargs)
+    first = dispatcher.first_key(site, query.shape[2], key.shape[2])
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    causal = causal and not place.cross
+    causal = causal and not site.cross
     if attention_mask is None and causal and query.shape[2] > 1:
-        # transformers omits the mask only where row i sits at key i; a static cache has empty keys behind.
+        # transformers omits the mask only where row i sits at key i; a static cache has empty keys after it.
         key, value = key[:, :, : query.shape[2]], value[:, :, : query.shape[2]]
     call: dict[str, Any] = {"mask": attention_mask, "scaling": scaling, "is_causal": causal}
     call |= {"softcap": kwargs.get("softcap"), "sinks": kwargs.get("s_aux")}
@@ -90,31 +188,53 @@ def regaze_attention(
         out = edited.transpose(1, 2).contiguous()
     elif edit.stats is not None:
         stats = attention_stats(query, key, edit.stats, first_key=first, **call)
-    if planned is not None and stats is not None:
-        hook.deliver(place, planned.asking[0][0], stats)
-        for owner, request in planned.asking[1:]:
-            hook.deliver(place, owner, attention_stats(query, key, request, first_key=first, **call))
-    if hook.seeing:
-        hook.show(place, AttentionCall(query, key, value, out, edit_from(edit, first), call))
+    if plan is not None and stats is not None:
+        dispatcher.deliver(site, plan.requests[0][0], stats)
+        for owner, request in plan.requests[1:]:
+            dispatcher.deliver(site, owner, attention_stats(query, key, request, first_key=first, **call))
+    if dispatcher.listeners:
+        dispatcher.show(site, AttentionCall(query, key, value, out, edit_from(edit, first), call))
     return out, None
 
 
 _NOTHING = AttentionEdit()
 
 
-def _refuse_unsupported(module: nn.Module, hook: ModelHook, dropout: float, kwargs: dict[str, Any]) -> None:
-    """What an edited layer would silently lose, or add to what the model did so far."""
+def _refuse_unsupported(module: nn.Module, previous: str, dropout: float, kwargs: dict[str, Any]) -> None:
+    """Refuse what an edited layer would silently lose, or add to what the model did so far."""
     name = type(module).__name__
     if kwargs.get("position_bias") is not None:
         raise UnsupportedModelError(f"{name} uses `position_bias`, which edited attention lacks so far")
     for part in ("softcap", "s_aux"):
-        if hook.previous == "sdpa" and kwargs.get(part) is not None:
+        if previous == "sdpa" and kwargs.get(part) is not None:
             raise UnsupportedModelError(
                 f"{name} has a `{part}`, which SDPA leaves out: load the model with "
                 "attn_implementation='eager', so that plain and edited attention are the same function"
             )
     if dropout:
         raise UnsupportedModelError("attention dropout is not supported under an edit; call model.eval()")
+
+
+def refuse_copy(model: PreTrainedModel) -> NoReturn:
+    """A copy would share hooks and contexts with the original."""
+    raise InputError(
+        f"this {type(model).__name__} has an open gaze.using(...) or gaze.recording(...); copy or pickle it "
+        "outside of the block (save_pretrained works inside, and saves the plain model)"
+    )
+
+
+_CALLED_ALONE = "a part of the wrapped model was called by itself; call the model given to regaze.wrap"
+
+
+def _recomputed(model: PreTrainedModel) -> str | None:
+    """Why a layer runs although its model does not, if that is gradient checkpointing."""
+    saving = any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+    if not (saving and torch.is_grad_enabled()):
+        return None
+    return (
+        "gradient checkpointing runs layers again in the backward pass, where their edits are not known any "
+        "more; call model.gradient_checkpointing_disable() before the block"
+    )
 
 
 compat.register(regaze_attention)

@@ -1,4 +1,4 @@
-"""`Context`: what callbacks may know of the generation they take part in."""
+"""`Context`: what a callback can read of the generation it takes part in, and where it keeps its state."""
 
 from __future__ import annotations
 
@@ -22,23 +22,28 @@ if TYPE_CHECKING:
 
 
 class Context:
-    """One prefill and the decode steps that follow it.
+    """One prompt: its prefill and the decode steps that follow.
 
     Attributes:
         step: 0 at prefill, then 1, 2, ... for each further forward.
-        cache_length: how many tokens the cache held before this forward.
+        cache_length: number of tokens in the cache before this forward.
         replaying: the last row of the prompt runs once more, see `replay_last_row`; `step` is 1 then.
         user_batch: B, the user's rows. batch: rows of the forward, B times the number of contexts.
         prompt_length: L of the prefill; the tokens of an image for a vision model used alone.
         inputs: the user's arguments of the prefill. visible: [B, L] bool on the CPU, False for padding.
-        model: the wrapped model. config: its language model's configuration, with num_layers and num_heads
-            (layers and query heads) read from it.
+        model: the wrapped model. config: its language model's configuration. num_layers, num_heads: its
+            decoder layers and query heads.
         input_ids: [batch, L] of the prefill; None where embeddings were given.
-        callbacks: all that take part, in the order in which they were activated.
-        device: that of the layer which runs.
+        callbacks: all that take part, in the order in which they act. mlp_editors: those with `edit_mlp`.
+        device: that of the layer that runs.
         self_layers: layers with self-attention. cross_layers: those with cross-attention; some have both.
-        encoder: what the encoder of an encoder-decoder reads, where that is ids; or why it is not known.
+        encoder_tokens: what the encoder of an encoder-decoder reads, where that is ids; or the error that
+            says why it is not known.
         cross_keys: number of keys of the cross-attention layer that runs or ran last.
+        captured_layers: layers whose input is kept in every forward, see `capture_hidden`.
+        replay_requested: see `replay_last_row`.
+        extra_forward: `extra_forward(inputs, callback)` runs a forward without a cache, in which `callback`
+            alone takes part, and returns the model's output. For `branches` and `prepare`; costs a prefill.
     """
 
     def __init__(
@@ -61,22 +66,20 @@ class Context:
         self.step, self.cache_length, self.replaying = 0, 0, False
         self.replay_requested = False
         self.captured_layers: tuple[int, ...] = ()
-        self.mlp_editors: tuple[Any, ...] = ()  # the callbacks that edit the outputs of MLPs
-        self._tokens, self._reader = tokens, reader
-        self._stack: Stack | None = None
-        self.cross_keys = 0
+        self.mlp_editors: tuple[Any, ...] = ()
         self.self_layers, self.cross_layers = frozenset(range(self.num_layers)), frozenset[int]()
-        self._cross: TokenMap | None = None
-        self.encoder: TokenMap | Exception | None = None
-        self._hidden: tuple[int, Tensor] | None = None
-        self._kept: dict[int, Tensor] = {}
+        self.cross_keys = 0
+        self.encoder_tokens: TokenMap | Exception | None = None
+        self.extra_forward: Callable[[Mapping[str, Any], Any], Any] = _no_model
+        self._tokens, self._reader = tokens, reader
+        self._cross_tokens: TokenMap | None = None
+        self._stack: Stack | None = None
+        self._layer_input: tuple[int, Tensor] | None = None
+        self._captured: dict[int, Tensor] = {}
         self._logits: Tensor | None = None
         self._logit_reader: LogitReader | None = None
         self._states: dict[int, dict[Any, Any]] = {}
-        self._row_state: dict[int, dict[str, Tensor]] = {}
-        #: `extra_forward(inputs, callback)`: a forward of `inputs` without a cache, seen by that callback
-        #: alone, in `branches` or `prepare`; costs a prefill.
-        self.extra_forward: Callable[[Mapping[str, Any], Any], Any] = _no_model
+        self._row_states: dict[int, dict[str, Tensor]] = {}
 
     # The prompt ---------------------------------------------------------------------------------------
 
@@ -113,39 +116,46 @@ class Context:
         Raises:
             UnsupportedModelError: regaze does not know.
         """
-        if isinstance(self.encoder, Exception):
-            raise self.encoder
-        if self.encoder is not None and self.encoder.length == self.cross_keys:
-            return self.encoder
-        if self._cross is None or self._cross.length != self.cross_keys:
+        if isinstance(self.encoder_tokens, Exception):
+            raise self.encoder_tokens
+        if self.encoder_tokens is not None and self.encoder_tokens.length == self.cross_keys:
+            return self.encoder_tokens
+        if self._cross_tokens is None or self._cross_tokens.length != self.cross_keys:
             if self._reader is None:
                 raise InputError(
                     "this model is not wrapped, so the keys of its cross-attention are not known"
                 )
-            self._cross = self._reader.family.cross_tokens(self.inputs, self.batch, self.cross_keys)
-        return self._cross
+            family = self._reader.family
+            self._cross_tokens = family.cross_tokens(self.inputs, self.batch, self.cross_keys)
+        return self._cross_tokens
 
-    # What callbacks keep ---------------------------------------------------------------------------
+    # State of callbacks -------------------------------------------------------------------------------
 
     def state(self, owner: object) -> dict[Any, Any]:
-        """Scratch space of one callback for this generation. Callbacks themselves keep no state."""
+        """What one callback stores for this prompt. Callbacks themselves keep no state."""
         return self._states.setdefault(id(owner), {})
 
     def row_state(self, owner: object) -> dict[str, Tensor]:
-        """Like `state`, for tensors [batch, ...] that follow their sequence when beam search re-orders."""
-        return self._row_state.setdefault(id(owner), {})
+        """As `state`, for tensors [batch, ...]: beam search re-orders their rows with the cache's."""
+        return self._row_states.setdefault(id(owner), {})
+
+    def forward_rows(self, rows: Tensor) -> Tensor:
+        """The rows of the forward [batch], those of all branches, that go with the user's rows `rows` [B]."""
+        copies = self.batch // self.user_batch
+        first = torch.arange(copies, device=rows.device) * self.user_batch
+        return (first[:, None] + rows).flatten()
 
     def reorder(self, rows: Tensor) -> None:
         """Beam search goes on with these rows [batch] of the forward."""
-        for kept in self._row_state.values():
-            for name, tensor in kept.items():
-                kept[name] = tensor.index_select(0, rows.to(tensor.device))
+        for state in self._row_states.values():
+            for name, tensor in state.items():
+                state[name] = tensor.index_select(0, rows.to(tensor.device))
 
-    def take_back(self) -> None:
+    def on_rollback(self) -> None:
         """`generate` has dropped tokens from the cache that an assistant had proposed.
 
         Raises:
-            InputError: a callback has counted them.
+            InputError: a callback counts the tokens of the answer.
         """
         counting = sorted({type(p).__name__ for p in self.callbacks if p.counts_steps})
         if counting:
@@ -160,40 +170,40 @@ class Context:
         """[batch, L, D], the residual stream entering `layer`; only at prefill, only while that layer runs.
 
         Raises:
-            InputError: asked at another time, or no callback set `needs_hidden_states`.
+            InputError: called at another time, or no callback sets `needs_hidden_states`.
         """
-        if self._hidden is None or self._hidden[0] != layer:
+        if self._layer_input is None or self._layer_input[0] != layer:
             raise InputError(f"the input of layer {layer} is available only at prefill while that layer runs")
-        return self._hidden[1].to(self.device)  # accelerate moves a layer's input after our hook has seen it
+        return self._layer_input[1].to(self.device)  # accelerate moves it after our hook has run
 
     def set_layer_input(self, layer: int, hidden: Tensor) -> None:
         """`hidden` [batch, L, D] is about to enter `layer`."""
-        self._hidden = (layer, hidden)
+        self._layer_input = (layer, hidden)
 
     def clear_layer_input(self) -> None:
-        """The forward has ended: what entered its layers is not kept."""
-        self._hidden = None
+        """The forward has ended."""
+        self._layer_input = None
 
     def capture_hidden(self, layers: tuple[int, ...]) -> None:
-        """Keep the residual stream entering these layers in every forward, for `layer_logits`.
+        """Keep the residual stream entering these layers in every forward, for `captured_hidden`.
 
-        Layer `num_layers` stands for what leaves the last one. Ask for it in `prepare`.
+        Layer `num_layers` stands for what leaves the last one. Call this in `prepare`.
         """
         self.captured_layers = tuple(sorted({*self.captured_layers, *layers}))
 
     def captured_hidden(self, layer: int) -> Tensor:
-        """[batch, Lq, D], the residual stream entering `layer` in the forward that has just ended."""
-        if layer not in self._kept:
+        """[batch, Lq, D], the residual stream that entered `layer` in the forward that has just ended."""
+        if layer not in self._captured:
             raise InputError(
                 f"the input of layer {layer} was not kept: call context.capture_hidden in prepare"
             )
-        return self._kept[layer]
+        return self._captured[layer]
 
     def store_captured(self, layer: int, hidden: Tensor) -> None:
-        """`hidden` [batch, Lq, D] has entered `layer`, one of `captured_layers`."""
-        if self.replaying and layer in self._kept:  # not in one of a prompt that was taken over
-            hidden = torch.cat([self._kept[layer][:, :-1], hidden], 1)
-        self._kept[layer] = hidden
+        """`hidden` [batch, Lq, D] enters `layer`, one of `captured_layers`."""
+        if self.replaying and layer in self._captured:  # not in an adopted prompt
+            hidden = torch.cat([self._captured[layer][:, :-1], hidden], 1)
+        self._captured[layer] = hidden
 
     def layer_logits(self, layer: int, normalise: bool = False) -> Tensor:
         """[B, T, V] logits of the user's rows, read from the residual stream entering `layer`.
@@ -204,11 +214,11 @@ class Context:
         return self.read_logits(self.user_hidden(layer), normalise)
 
     def user_hidden(self, layer: int) -> Tensor:
-        """[B, T, D], the residual stream entering `layer`: user's rows, and positions of `logits`."""
+        """[B, T, D], the residual stream entering `layer`, at the rows and positions of `logits`."""
         return self.captured_hidden(layer)[: self.user_batch, -self.logits().shape[1] :]
 
     def read_logits(self, hidden: Tensor, normalise: bool = True) -> Tensor:
-        """Logits [..., V] read from hidden states [..., D] by the model's output matrix, scale and cap."""
+        """Logits [..., V] read from hidden states [..., D], see `LogitReader.read`; in `combine_logits`."""
         if self._logit_reader is None:
             self._logit_reader = LogitReader(self.model)
         return self._logit_reader.read(hidden, normalise).to(self.logits().device)
@@ -217,7 +227,7 @@ class Context:
         """Run the last row of the prompt again when the prefill ends, as a decode step.
 
         For an edit of that row alone which depends on statistics of later layers: the first token then comes
-        from the edited row, and nothing else of the prompt is computed twice. Ask for it until the prefill
+        from the edited row, and nothing else of the prompt is computed twice. Call it before the prefill
         ends. Prompts must end in the same column.
         """
         self.replay_requested = True
@@ -243,7 +253,7 @@ class Context:
     def has_branches(self) -> bool:
         return self._stack is not None
 
-    def stack(self, stack: Stack) -> None:
+    def use_stack(self, stack: Stack) -> None:
         """From now on the forward runs the rows of all contexts."""
         self._stack = stack
         self.batch, self.prompt_length = stack.batch * len(stack.names), stack.length
@@ -251,14 +261,20 @@ class Context:
         if not isinstance(self._tokens, Exception):
             self._tokens = stack.tokens(self._tokens)
 
-    def stacked(self, inputs: Mapping[str, Any], seen: int, takes_positions: bool) -> dict[str, Any]:
-        """The arguments of a forward for all contexts, from the user's; `seen` tokens are in the cache."""
+    def stacked_inputs(
+        self, inputs: Mapping[str, Any], cache_length: int, takes_positions: bool
+    ) -> dict[str, Any]:
+        """The arguments of a forward for all contexts, from the user's.
+
+        Args:
+            takes_positions: whether the forward has the argument `position_ids`.
+        """
         assert self._stack is not None
-        axes = compat.has_mrope(self.model)
-        if not seen:  # positions along several axes are the model's own affair
-            return self._stack.prefill(inputs, takes_positions and not axes)
-        stacked = self._stack.decode(inputs, seen, takes_positions)
-        if axes:
+        mrope = compat.has_mrope(self.model)
+        if not cache_length:  # the model computes positions along several axes itself
+            return self._stack.prefill(inputs, takes_positions and not mrope)
+        stacked = self._stack.decode(inputs, cache_length, takes_positions)
+        if mrope:
             text = (stacked["attention_mask"].cumsum(1) - 1)[:, -stacked["input_ids"].shape[1] :]
             stacked["position_ids"] = compat.mrope_positions(self.model, text)
         return stacked
@@ -267,15 +283,9 @@ class Context:
         """[batch, L] factor of each input embedding at prefill; None: all are 1."""
         return None if self._stack is None else self._stack.embedding_gain()
 
-    def stacked_rows(self, rows: Tensor) -> Tensor:
-        """The rows of the forward that belong to the user's rows `rows` [B]."""
-        copies = self.batch // self.user_batch
-        first = torch.arange(copies, device=rows.device) * self.user_batch
-        return (first[:, None] + rows).flatten()
-
     @contextmanager
-    def reading(self, output: Any) -> Iterator[None]:
-        """While `logits` can be asked for."""
+    def reading_logits(self, output: Any) -> Iterator[None]:
+        """`logits` are available in the block."""
         self._logits = output.logits
         try:
             yield

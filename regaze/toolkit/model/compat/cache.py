@@ -105,7 +105,7 @@ class _FollowsRows:
     def reorder_cache(self, beam_idx: Tensor) -> None:
         context = self._regaze_context()
         if context is not None:
-            beam_idx = context.stacked_rows(beam_idx)
+            beam_idx = context.forward_rows(beam_idx)
             context.reorder(beam_idx)
         super().reorder_cache(beam_idx)  # type: ignore[misc]
 
@@ -113,7 +113,7 @@ class _FollowsRows:
         context, held = self._regaze_context(), cache_length(self)
         super().crop(max_length)  # type: ignore[misc]
         if context is not None and cache_length(self) < held:
-            context.take_back()
+            context.on_rollback()
 
 
 @lru_cache

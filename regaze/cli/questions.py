@@ -65,13 +65,13 @@ def make_benchmark(name: str, source: QuestionSource, judge: Any = None, model: 
         own["splits"] = json.dumps([source.split])
     if source.questions is not None or (name == "pope" and source.images and not source.data):
         return _pope_from_file(name, source, own)
-    return catalogue.make(
+    return catalogue.make_benchmark(
         name,
         data=source.data,
         images=source.images,
         settings=own,
         judge=judge,
-        tokens=(lambda: _tokenizer(model)) if model else None,
+        load_tokenizer=(lambda: _tokenizer(model)) if model else None,
     )
 
 

@@ -14,7 +14,8 @@ import typer
 
 from regaze.cli import config, console, models
 from regaze.errors import InputError
-from regaze.eval import EvalConfig, EvalTask, evaluate, export
+from regaze.eval import EvalConfig, EvalTask, evaluate
+from regaze.eval.export import export_answers
 from regaze.eval.files import replace_file
 from regaze.eval.report import report
 from regaze.eval.run.process_group import ProcessGroup
@@ -66,7 +67,7 @@ def execute(run: Run, add_pages: AddPages | None = None) -> tuple[dict[str, Any]
     report.write(results, folder, add_pages(gaze, folder) if add_pages else ())
     for kind in (options["export"] or "").split(","):
         if kind.strip():
-            export.export(folder, results, kind.strip())
+            export_answers(folder, results, kind.strip())
     replace_file(folder / "run.yaml", config.dump(options))
     return results, folder
 

@@ -1,8 +1,8 @@
-"""Benchmarks by name with the options of a command line: where their questions come from.
+"""Benchmarks by name: find the class, and choose the constructor for the source of the questions.
 
 Every benchmark is a class with some of the constructors `of_demo` (the shipped scenes), `load` (files in the
-official layout), `from_hub` and `build` (prompts made from a long text for the model's tokenizer); what these
-take beyond places is an option of the benchmark.
+official layout), `from_hub` and `build` (prompts made from a long text for the model's tokenizer). Their
+parameters are the options of the benchmark, except for those that say where files are.
 """
 
 from __future__ import annotations
@@ -19,33 +19,33 @@ from regaze.eval import benchmarks
 from regaze.eval.benchmarks.common.download import benchmark_folder
 from regaze.eval.files import read_text
 
-#: what a captions benchmark of the shipped scenes is called beside its own name
+#: further names of benchmarks
 _ALIASES = {"captions": "chair"}
 NAMES: tuple[str, ...] = (*benchmarks.NAMES, *_ALIASES)
 DEMO, HUB = "demo", "hub"
-#: constructor -> what --data says to have it
+#: constructor -> the value of --data that selects it
 SOURCES = {"of_demo": DEMO, "load": "folder", "from_hub": HUB, "build": "a text"}
-_FILLED_ELSEWHERE = ("folder", "images", "judge", "tokenizer", "haystack", "essay")
+_NOT_OPTIONS = ("folder", "images", "judge", "tokenizer", "haystack", "essay")
 
 
-def find(name: str) -> Any:
+def benchmark_class(name: str) -> Any:
     """The class of a benchmark. Raises InputError for an unknown name."""
     return benchmarks.load_class(_ALIASES.get(name, name))
 
 
-def constructor(cls: Any, kind: str) -> Any:
-    """One of a class's constructors, None where it has no such one."""
+def find_constructor(cls: Any, kind: str) -> Any:
+    """A constructor of a benchmark class; None where the class does not have it."""
     return getattr(cls, kind, None)
 
 
-def make(
+def make_benchmark(
     name: str,
     *,
     data: str | None = None,
     images: Path | None = None,
     settings: Mapping[str, str] | None = None,
     judge: Any = None,
-    tokens: Callable[[], Any] | None = None,
+    load_tokenizer: Callable[[], Any] | None = None,
 ) -> Any:
     """A benchmark with its questions.
 
@@ -54,73 +54,80 @@ def make(
             None takes the shipped scenes where the benchmark has them, else what `regaze benchmarks get` has
             downloaded.
         images: folder of the images, for files.
-        settings: options of its constructor as texts: JSON, or a bare word.
-        judge: for benchmarks that are graded by one.
-        tokens: gives the model's tokenizer, for prompts of a certain length.
+        settings: options of the constructor as texts, see `regaze.arguments`.
+        judge: for benchmarks that a judge grades.
+        load_tokenizer: returns the model's tokenizer, for prompts of a certain length.
 
     Raises:
-        InputError: an unknown name, no questions to be had, no judge where one is needed.
-        UnknownParameterError, BadParameterError: settings that do not fit.
+        InputError: an unknown name, no source of questions, no judge where one is needed.
+        UnknownParameterError, BadParameterError: settings that do not fit the constructor.
     """
-    make_it, places = _source(name, data, images, tokens)
-    known = inspect.signature(make_it).parameters
+    constructor, arguments = _select_source(name, data, images, load_tokenizer)
+    parameters = inspect.signature(constructor).parameters
     if images is not None:
-        if "images" not in known:
+        if "images" not in parameters:
             raise InputError(f"--images {images}: {name} from {data} brings its own images")
-        places["images"] = images
-    if "judge" in known:
-        places["judge"] = judge
-    return make_it(**places, **_options(name, settings or {}, parameters(make_it)))
+        arguments["images"] = images
+    if "judge" in parameters:
+        arguments["judge"] = judge
+    types = option_types(constructor)
+    unknown = next((option for option in settings or {} if option not in types), None)
+    if unknown is not None:
+        raise UnknownParameterError(
+            f"{name} has no option {unknown!r} here; there are {', '.join(types) or 'none'}"
+        )
+    return constructor(**arguments, **parse_typed(settings or {}, types, f"{name}, option "))
 
 
-def parameters(make_it: Any) -> dict[str, Any]:
-    """The options of a constructor and their types.
+def option_types(constructor: Any) -> dict[str, Any]:
+    """{option: type annotation} of a constructor.
 
-    A constructor that hands **options on to its class takes the class's fields with a default, too.
+    Where a constructor passes **options on to its class, the fields of the class that have a default are
+    options, too.
     """
-    found: dict[str, Any] = {}
-    hints = typing.get_type_hints(make_it)
-    for parameter in inspect.signature(make_it).parameters.values():
+    types: dict[str, Any] = {}
+    hints = typing.get_type_hints(constructor)
+    for parameter in inspect.signature(constructor).parameters.values():
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:
-            cls = make_it.__self__
-            types = typing.get_type_hints(cls.__init__)
+            cls = constructor.__self__
+            of_class = typing.get_type_hints(cls.__init__)
             for field in inspect.signature(cls).parameters.values():
                 if field.default is not inspect.Parameter.empty and field.name != "name":
-                    found.setdefault(field.name, types.get(field.name, Any))
+                    types.setdefault(field.name, of_class.get(field.name, Any))
         else:
-            found[parameter.name] = hints.get(parameter.name, Any)
-    return {name: hint for name, hint in found.items() if name not in _FILLED_ELSEWHERE}
+            types[parameter.name] = hints.get(parameter.name, Any)
+    return {name: hint for name, hint in types.items() if name not in _NOT_OPTIONS}
 
 
-def _source(
-    name: str, data: str | None, images: Path | None, tokens: Callable[[], Any] | None
+def _select_source(
+    name: str, data: str | None, images: Path | None, load_tokenizer: Callable[[], Any] | None
 ) -> tuple[Any, dict[str, Any]]:
-    """The constructor that reads the source, and the places to give it."""
-    cls = find(name)
-    build = constructor(cls, "build")
+    """The constructor for the source, and its arguments that say where files are."""
+    cls = benchmark_class(name)
+    build = find_constructor(cls, "build")
     if build is not None and not (data is not None and any(Path(data).rglob("*.jsonl"))):
-        return build, _texts(name, build, data, tokens)
-    if data is None and images is None and constructor(cls, "of_demo") is not None:
+        return build, _long_text(name, build, data, load_tokenizer)
+    if data is None and images is None and find_constructor(cls, "of_demo") is not None:
         data = DEMO
     if data == DEMO:
-        return _need(cls, "of_demo", f"{name} has no demo: give --data a folder, or hub"), {}
+        return _require(cls, "of_demo", f"{name} has no demo: give --data a folder, or hub"), {}
     if data == HUB:
-        return _need(cls, "from_hub", f"{name} is not read from the hub: give --data a folder"), {}
-    folder = Path(data) if data is not None else _downloaded(name)
-    return _need(cls, "load", f"{name} is not read from a folder"), {"folder": folder}
+        return _require(cls, "from_hub", f"{name} is not read from the hub: give --data a folder"), {}
+    folder = Path(data) if data is not None else _downloaded_folder(name)
+    return _require(cls, "load", f"{name} is not read from a folder"), {"folder": folder}
 
 
-def _need(cls: Any, kind: str, refusal: str) -> Any:
-    found = constructor(cls, kind)
-    if found is None:
-        raise InputError(refusal)
-    return found
+def _require(cls: Any, kind: str, message: str) -> Any:
+    constructor = find_constructor(cls, kind)
+    if constructor is None:
+        raise InputError(message)
+    return constructor
 
 
-def _downloaded(name: str) -> Path:
+def _downloaded_folder(name: str) -> Path:
     folder = benchmark_folder(name)
     if not folder.is_dir():
-        about = find(name).about
+        about = benchmark_class(name).about
         where = (
             f"run `regaze benchmarks get {name}`, or" if about.files else f"get them from {about.home}, and"
         )
@@ -129,28 +136,21 @@ def _downloaded(name: str) -> Path:
     return folder
 
 
-def _texts(name: str, build: Any, data: str | None, tokens: Callable[[], Any] | None) -> dict[str, Any]:
-    """A long text and the tokenizer that measures it."""
-    if tokens is None:
+def _long_text(
+    name: str, build: Any, data: str | None, load_tokenizer: Callable[[], Any] | None
+) -> dict[str, Any]:
+    """The text that prompts are made from, and the tokenizer that measures them."""
+    if load_tokenizer is None:
         raise InputError(f"{name} makes prompts of a certain number of tokens, so it needs a model")
-    place = next(key for key in ("haystack", "essay") if key in inspect.signature(build).parameters)
+    parameter = next(key for key in ("haystack", "essay") if key in inspect.signature(build).parameters)
     if data is None:
-        if place == "haystack":
+        if parameter == "haystack":
             raise InputError(
                 f"{name} hides needles in a long text: give --data a text file or a folder of them"
             )
-        return {"tokenizer": tokens()}
+        return {"tokenizer": load_tokenizer()}
     path = Path(data)
     files = sorted(p for p in path.glob("*.txt*") if p.is_file()) if path.is_dir() else [path]
     if not files:
         raise InputError(f"{path} holds no text files (*.txt, *.txt.gz)")
-    return {place: "\n\n".join(read_text(file) for file in files), "tokenizer": tokens()}
-
-
-def _options(name: str, settings: Mapping[str, str], types: Mapping[str, Any]) -> dict[str, Any]:
-    unknown = next((key for key in settings if key not in types), None)
-    if unknown is not None:
-        raise UnknownParameterError(
-            f"{name} has no option {unknown!r} here; there are {', '.join(types) or 'none'}"
-        )
-    return parse_typed(settings, types, f"{name}, option ")
+    return {parameter: "\n\n".join(read_text(file) for file in files), "tokenizer": load_tokenizer()}

@@ -35,14 +35,14 @@ def benchmarks(
 def _download(name: str | None) -> None:
     if name is None:
         raise InputError(f"get what? There are {', '.join(catalogue.NAMES)}")
-    about = catalogue.find(name).about
+    about = catalogue.benchmark_class(name).about
     download(name, report=console.info)
     console.info(f"licence: {about.licence}")
     console.info(f"images are not part of it: {about.images}")
 
 
 def _list(json: bool) -> None:
-    known = {name: _describe(catalogue.find(name)) for name in catalogue.NAMES}
+    known = {name: _describe(catalogue.benchmark_class(name)) for name in catalogue.NAMES}
     if json:
         typer.echo(json_module.dumps(known, indent=2, ensure_ascii=False))
         return
@@ -63,8 +63,8 @@ def _describe(cls: Any) -> dict[str, Any]:
         **{key: getattr(about, key) for key in ("title", "paper", "licence", "images", "home", "hub")},
         "summary": (inspect.getdoc(cls) or "").split("\n")[0],
         "options": {
-            source: sorted(catalogue.parameters(constructor))
+            source: sorted(catalogue.option_types(constructor))
             for kind, source in catalogue.SOURCES.items()
-            if (constructor := catalogue.constructor(cls, kind)) is not None
+            if (constructor := catalogue.find_constructor(cls, kind)) is not None
         },
     }

@@ -11,7 +11,13 @@ import typer
 from regaze.cli import options, tables
 from regaze.cli.questions import QuestionSource, make_benchmark, make_judge
 from regaze.errors import InputError
-from regaze.eval import export
+from regaze.eval.answer_files import (
+    AnswerRecord,
+    group_by_condition,
+    items_from_answers,
+    match_answers,
+    read_answers,
+)
 from regaze.eval.benchmarks.common.yes_no import LABELS
 from regaze.eval.benchmarks.pope.benchmark import Pope
 from regaze.eval.comparison.conditions import PLAIN, AnswerSet, compare_conditions, non_share_figures
@@ -45,12 +51,12 @@ def score(
     A file of yes/no answers that also has the right ones (a run of this package, lmms-eval, VLMEvalKit) is
     enough by itself. For other files, --data and its companions say where the questions are.
     """
-    conditions = export.conditions(export.read(answers))
+    conditions = group_by_condition(read_answers(answers))
     if against is not None:
-        conditions = _paired(conditions, export.conditions(export.read(against)), answers, against)
+        conditions = _paired(conditions, group_by_condition(read_answers(against)), answers, against)
     source = QuestionSource(data, images, questions, split, bench, limit)
     task = _benchmark(benchmark, source, judge, next(iter(conditions.values())))
-    outcomes = {label: AnswerSet(tuple(export.join(task, given))) for label, given in conditions.items()}
+    outcomes = {label: AnswerSet(tuple(match_answers(task, given))) for label, given in conditions.items()}
     if PLAIN not in outcomes:  # one method's answers by themselves
         if len(outcomes) > 1:
             raise InputError(f"{answers}: answers of {', '.join(outcomes)} without those of the plain model")
@@ -65,19 +71,19 @@ def score(
     typer.echo(dumps(scored) if json else tables.scored(scored))
 
 
-def _benchmark(name: str, source: QuestionSource, judge: str | None, given: Sequence[export.Given]) -> Any:
+def _benchmark(name: str, source: QuestionSource, judge: str | None, given: Sequence[AnswerRecord]) -> Any:
     """The answered questions: from the options, else POPE's from the file of answers."""
     if name == "pope" and not source.is_given and all(answer.label for answer in given):
-        return Pope(export.items_of(given, LABELS), suffix="")
+        return Pope(items_from_answers(given, LABELS), suffix="")
     return make_benchmark(name, source, make_judge(judge))
 
 
 def _paired(
-    edited: Mapping[str, list[export.Given]],
-    plain: Mapping[str, list[export.Given]],
+    edited: Mapping[str, list[AnswerRecord]],
+    plain: Mapping[str, list[AnswerRecord]],
     edited_path: Path,
     plain_path: Path,
-) -> dict[str, list[export.Given]]:
+) -> dict[str, list[AnswerRecord]]:
     """{"plain": answers, label: answers} of two files with one condition each."""
     for path, found in ((edited_path, edited), (plain_path, plain)):
         if len(found) != 1:

@@ -124,15 +124,15 @@ def test_a_judge_rates_and_what_it_does_not_rate_is_counted():
 def test_both_are_made_by_name(tmp_path):
     (tmp_path / "text.txt").write_text("Some text. " * 50)
     grid = {"lengths": "[300]", "depths": "[0, 100]"}
-    options = {"data": str(tmp_path), "settings": grid, "tokens": Toy}
-    plain = catalogue.make("niah", **options)
-    judged = catalogue.make("niah-judged", **options, judge=Judge())
+    options = {"data": str(tmp_path), "settings": grid, "load_tokenizer": Toy}
+    plain = catalogue.make_benchmark("niah", **options)
+    judged = catalogue.make_benchmark("niah-judged", **options, judge=Judge())
     assert judged.items == plain.items
     assert judged.describe()["judge"] == "strict"
     with pytest.raises(InputError, match="none is configured"):
-        catalogue.make("niah-judged", **options)
+        catalogue.make_benchmark("niah-judged", **options)
     (tmp_path / "prompt").write_text("{question} {reference} {answer}: [[1]] to [[10]]?")
-    own = catalogue.make(
+    own = catalogue.make_benchmark(
         "niah-judged", **{**options, "settings": {**grid, "prompt": str(tmp_path / "prompt")}}, judge=Judge()
     )
     assert own.scorers()[0].version != judged.scorers()[0].version

@@ -11,8 +11,14 @@ from typer.testing import CliRunner
 
 from regaze.cli import app
 from regaze.errors import InputError
+from regaze.eval.answer_files import (
+    AnswerRecord,
+    group_by_condition,
+    items_from_answers,
+    match_answers,
+    read_answers,
+)
 from regaze.eval.benchmarks.chair.benchmark import Chair
-from regaze.eval.export import Given, conditions, items_of, join, read
 
 ROW = {"index": 3, "question": "a dog?", "answer": "yes", "prediction": "Yes.", "category": "random"}
 
@@ -31,7 +37,7 @@ ROW = {"index": 3, "question": "a dog?", "answer": "yes", "prediction": "Yes.", 
 )
 def test_vlmevalkits_predictions(tmp_path, name, content):
     (tmp_path / name).write_text(content)
-    (given,) = read(tmp_path / name)
+    (given,) = read_answers(tmp_path / name)
     assert (given.answer, given.label, given.question, given.split) == ("Yes.", "yes", "a dog?", "random")
 
 
@@ -51,7 +57,7 @@ def test_vlmevalkits_predictions(tmp_path, name, content):
 )
 def test_the_layouts_of_the_repositories(tmp_path, record, expected):
     (tmp_path / "a.jsonl").write_text(json.dumps(record))
-    (given,) = read(tmp_path / "a.jsonl")
+    (given,) = read_answers(tmp_path / "a.jsonl")
     assert (given.answer, given.label, given.question, given.number) == expected
 
 
@@ -59,36 +65,39 @@ def test_numbers_find_their_item_in_any_order():
     captions = Chair.of_demo(3)
     for number, item in enumerate(captions.items):
         object.__setattr__(item, "key", str(100 + number))
-    given = [Given(f"caption {n}", "f", number=str(n)) for n in (102, 100, 101)]
-    assert join(captions, given) == ["caption 100", "caption 101", "caption 102"]
+    given = [AnswerRecord(f"caption {n}", "f", number=str(n)) for n in (102, 100, 101)]
+    assert match_answers(captions, given) == ["caption 100", "caption 101", "caption 102"]
     assert (
-        join(captions, [Given(g.answer, "f", number="7") for g in given])[0] == "caption 102"
+        match_answers(captions, [AnswerRecord(g.answer, "f", number="7") for g in given])[0] == "caption 102"
     )  # by position
 
 
 def test_keys_find_their_item_in_any_order(tmp_path):
     pope = write_pope(tmp_path)
-    given = [Given(str(n), "f", key=f"random/{n}") for n in (5, 3, 1, 2, 4)]
-    assert join(pope, given) == ["1", "2", "3", "4", "5"]
+    given = [AnswerRecord(str(n), "f", key=f"random/{n}") for n in (5, 3, 1, 2, 4)]
+    assert match_answers(pope, given) == ["1", "2", "3", "4", "5"]
 
 
 def test_conditions_are_kept_apart():
-    given = [Given("a", "f"), Given("b", "f", condition="var"), Given("c", "f")]
-    assert {name: [g.answer for g in each] for name, each in conditions(given).items()} == {
+    given = [AnswerRecord("a", "f"), AnswerRecord("b", "f", condition="var"), AnswerRecord("c", "f")]
+    assert {name: [g.answer for g in each] for name, each in group_by_condition(given).items()} == {
         "plain": ["a", "c"],
         "var": ["b"],
     }
 
 
 def test_a_file_may_bring_its_own_questions():
-    given = [Given("Yes", "f:1", label="yes", split="random", image="a.png"), Given("No", "f:2", label="no")]
-    first, second = items_of(given, ("yes", "no"))
+    given = [
+        AnswerRecord("Yes", "f:1", label="yes", split="random", image="a.png"),
+        AnswerRecord("No", "f:2", label="no"),
+    ]
+    first, second = items_from_answers(given, ("yes", "no"))
     assert (first.split, first.image, first.reference) == ("random", Path("a.png"), "yes")
     assert (second.split, second.image) == ("answers", None)
     with pytest.raises(
         InputError, match=r"f:3: its right answer is 'maybe', expected yes or no; for a file w"
     ):
-        items_of([*given, Given("?", "f:3", label="maybe")], ("yes", "no"))
+        items_from_answers([*given, AnswerRecord("?", "f:3", label="maybe")], ("yes", "no"))
 
 
 @pytest.mark.parametrize("case", ["coco_random_first200", "coco_popular_first200", "all_no_50"])

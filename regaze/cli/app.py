@@ -16,7 +16,7 @@ from regaze.errors import RegazeError
 #: first line of its help.
 COMMANDS = {
     "evaluate": "Compare the plain and the edited model on benchmarks.",
-    "compare": "Compare several methods with the plain model on the same questions.",
+    "compare": "Compare several methods on the same questions.",
     "score": "Score answers from a file; nothing is generated.",
     "benchmarks": "List the benchmarks, or download the questions of one.",
     "heatmap": "Draw where the model looked while it answered.",

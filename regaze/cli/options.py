@@ -41,7 +41,7 @@ Device = Annotated[
 Dtype = Annotated[
     str | None, typer.Option(help="float32, bfloat16 or float16. [as stored; the demo: float32]")
 ]
-Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of sampling and of the bootstrap.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of all random numbers.")]
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="Maximum length of the answer, in tokens.")]
 Debug = Annotated[
     bool, typer.Option("--debug", callback=_mark_debug, is_eager=True, help="Show tracebacks of errors.")

@@ -21,7 +21,7 @@ def compare(
         str, typer.Argument(help="Names from `regaze benchmarks`, separated by commas.")
     ] = "pope",
     named: Annotated[
-        str | None, typer.Option("--benchmark", help="The same as an option.", show_default=False)
+        str | None, typer.Option("--benchmark", help="Another way to give the benchmark.", show_default=False)
     ] = None,
     methods: Annotated[
         str,
@@ -51,9 +51,9 @@ def compare(
     json: Annotated[bool, typer.Option("--json", help="Print results.json and nothing else.")] = False,
     debug: options.Debug = False,
 ) -> None:
-    """Compare several methods with the plain model on the same questions.
+    """Compare several methods on the same questions.
 
-    A method that cannot run on the model becomes a line with the reason; the others still run.
+    Each method is compared with the plain model. A method that cannot run on the model becomes a line with the reason; the others still run.
     """
     benchmark = named or benchmark
     chosen = read_methods(methods)

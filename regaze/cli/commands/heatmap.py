@@ -34,7 +34,10 @@ def heatmap(
     output: Annotated[Path, typer.Option(help="Picture to write: .png, .pdf or .svg.")] = Path("heatmap.png"),
     debug: options.Debug = False,
 ) -> None:
-    """Draw where the model looked while it answered; prints the answer."""
+    """Draw where the model looked while it answered.
+
+    Prints the answer. With --method the picture shows the attention as edited.
+    """
     path = find_image(image)
     check_output(output, (".png", ".pdf", ".svg"))
     layer_indices, head_indices = (

@@ -28,7 +28,10 @@ def inspect(
     trust_remote_code: Annotated[bool, typer.Option(help="Run code from the model's repository.")] = False,
     debug: options.Debug = False,
 ) -> None:
-    """Print a model's layers, heads, image tokens and limits; loads no weights."""
+    """Print a model's layers, heads, image tokens and limits.
+
+    Loads no weights: a configuration is enough, and a processor for --image and --prompt.
+    """
     models.quiet_libraries()
     outlined, processor = outline(model, trust_remote_code=trust_remote_code)
     out = console.stdout()

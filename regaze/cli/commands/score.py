@@ -49,7 +49,7 @@ def score(
     """Score answers from a file; nothing is generated.
 
     A file of yes/no answers that also has the right ones (a run of this package, lmms-eval, VLMEvalKit) is
-    enough by itself. For other files, --data and its companions say where the questions are.
+    enough by itself. For other files say where the questions are, by --data, --images or --questions.
     """
     conditions = group_by_condition(read_answers(answers))
     if against is not None:

@@ -42,9 +42,9 @@ def view(
     output: Annotated[Path, typer.Option("--output", "-o", help="Page to write, .html.")] = Path("view.html"),
     debug: options.Debug = False,
 ) -> None:
-    """Write an interactive page of where the model looked; prints the answer.
+    """Write an interactive page of where the model looked.
 
-    With --method the page shows the plain and the edited model.
+    Prints the answer. With --method the page shows the plain and the edited model.
     """
     images = find_images(image)
     check_output(output, (".html", ".htm"))

@@ -1,0 +1,170 @@
+"""The rules of the house: short files and functions, tests beside the rooms, a true map, quick imports."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import regaze
+from regaze.interventions import registry
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "regaze"
+LAZY = ("regaze", "regaze.toolkit", "regaze.interventions", "regaze.eval")
+#: TODO: longer than 70 lines, or without tests of their own, while their rooms are being rebuilt
+LONG_FUNCTIONS = {
+    "regaze/interventions/retrieval_heads/search.py:find_retrieval_heads",
+    "regaze/kernels/triton/decode.py:split_kernel",
+    "regaze/kernels/triton/merge.py:decode_merge",
+    "regaze/kernels/triton/row_stats.py:merge_kernel",
+}
+UNTESTED_ROOMS = {"eval/benchmarks/common", "eval/comparison", "toolkit/model/compat"}
+HEAVY = {"torch", "transformers", "numpy", "scipy", "matplotlib", "pydantic"}
+
+
+def sources(*suffixes: str) -> list[Path]:
+    return sorted(path for path in PACKAGE.rglob("*") if path.suffix in suffixes)
+
+
+def lines(path: Path) -> int:
+    return len(path.read_text(encoding="utf-8").splitlines())
+
+
+def functions(path: Path) -> Iterator[tuple[str, int]]:
+    """Name and number of lines of every function, without its decorators."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert node.end_lineno is not None
+            yield f"{path.relative_to(ROOT)}:{node.name}", node.end_lineno - node.lineno + 1
+
+
+def test_no_file_is_longer_than_500_lines():
+    long = {str(path.relative_to(ROOT)): lines(path) for path in sources(".py", ".js", ".css", ".html")}
+    assert {name: count for name, count in long.items() if count > 500} == {}
+
+
+def test_no_function_is_longer_than_70_lines():
+    long = dict(entry for path in sources(".py") for entry in functions(path))
+    assert {name: count for name, count in long.items() if count > 70 and name not in LONG_FUNCTIONS} == {}
+
+
+def test_the_toolkit_has_at_most_four_modules_outside_its_rooms():
+    modules = [path.name for path in (PACKAGE / "toolkit").glob("*.py") if path.name != "__init__.py"]
+    assert len(modules) <= 4, modules
+
+
+def rooms() -> list[Path]:
+    """Folders with modules, relative to the package."""
+    folders = {path.parent for path in sources(".py") if path.name != "__init__.py"}
+    return sorted(folder.relative_to(PACKAGE) for folder in folders - {PACKAGE})
+
+
+def test_every_room_has_its_tests():
+    """A room has a folder of tests or, if it is one method or benchmark, a file of that name."""
+
+    def tested(room: Path) -> bool:
+        return (ROOT / "tests" / room).is_dir() or (
+            ROOT / "tests" / room.parent / f"test_{room.name}.py"
+        ).is_file()
+
+    assert {str(room) for room in rooms() if not tested(room)} <= UNTESTED_ROOMS
+
+
+def test_every_folder_of_tests_is_a_room():
+    folders = {path.parent.relative_to(ROOT / "tests") for path in (ROOT / "tests").rglob("test_*.py")}
+    beside = {Path("."), Path("docs")}
+    assert [str(folder) for folder in sorted(folders - beside) if not (PACKAGE / folder).is_dir()] == []
+
+
+def mapped() -> dict[Path, int]:
+    """The paths that the map in CONTRIBUTING names, with their line numbers."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    block = re.search(r"^## The layout\n\n((?:    .*\n|\n)+)", text, re.MULTILINE)
+    assert block is not None, "CONTRIBUTING.md has no map under '## The layout'"
+    paths: dict[Path, int] = {}
+    parents: list[tuple[int, Path]] = []
+    for number, line in enumerate(block[1].rstrip().splitlines()):
+        indent = len(line) - len(line.lstrip())
+        while parents and parents[-1][0] >= indent:
+            parents.pop()
+        folder = parents[-1][1] if parents else Path()
+        names = re.split(r"\s{2,}", line.strip())[0].split()
+        for name in names:
+            paths[folder / name.rstrip(",")] = number
+        if len(names) == 1 and names[0].endswith("/"):
+            parents.append((indent, folder / names[0]))
+    return paths
+
+
+def test_the_map_in_contributing_is_true_and_fits_one_screen():
+    paths = mapped()
+    assert [str(path) for path in paths if not (ROOT / path).exists()] == []
+    assert max(paths.values()) < 50
+    named = {
+        path.relative_to("regaze") for path in paths if path.parts[0] == "regaze" and len(path.parts) > 1
+    }
+    outer = {room for room in rooms() if len(room.parts) == 1}
+    outer |= {room for room in rooms() if room.parts[0] == "toolkit" and len(room.parts) == 2}
+    assert sorted(map(str, outer - named)) == []
+
+
+def cpu_seconds(*command: str) -> float:
+    """User and system CPU seconds of a Python command, the best of three."""
+
+    def once() -> float:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run(
+            [sys.executable, *command],
+            check=True,
+            capture_output=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+
+    return min(once() for _ in range(3))
+
+
+@pytest.mark.parametrize(
+    ("command", "bound"),
+    [(("-c", "import regaze"), 1.0), (("-m", "regaze", "--help"), 1.8)],
+    ids=["import", "help"],
+)
+def test_start_is_quick(command, bound):
+    """About 0.03 and 0.25 s on an idle machine; the bounds allow for a slow one."""
+    assert cpu_seconds(*command) < bound
+
+
+@pytest.mark.parametrize("code", ["import regaze", "from regaze.cli import app", "import regaze.demo"])
+def test_heavy_packages_load_on_first_use(code):
+    code = f"import sys; {code}; print(*{{name.split('.')[0] for name in sys.modules}})"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        check=True,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert HEAVY & set(done.stdout.split()) == set()
+
+
+@pytest.mark.parametrize("package", LAZY)
+def test_lazy_names_can_be_imported(package):
+    module = __import__(package, fromlist=["*"])
+    for name in module.__all__:
+        assert getattr(module, name) is not None
+
+
+def test_every_method_is_a_name_of_the_top_level():
+    for path in [*registry.BUILT_IN.values(), *registry.VISION_TRANSFORMS.values()]:
+        name = path.partition(":")[2]
+        assert name in regaze.__all__
+        assert getattr(regaze, name).__name__ == name

@@ -31,7 +31,7 @@ from regaze.interventions.retrieval_heads import (
     find_retrieval_heads,
     read_haystack,
 )
-from regaze.interventions.retrieval_heads.greedy import LongPrompt
+from regaze.interventions.retrieval_heads.cached_prompt import CachedPrompt
 from regaze.toolkit import plot
 
 BOOKS = ("sherlock_holmes_adventures", "moby_dick", "federalist_papers")
@@ -120,10 +120,10 @@ def memory(model: Any, lengths: Sequence[int]) -> list[dict[str, float]]:
         ids = torch.arange(length).remainder(1000).add(100).tolist()
         row: dict[str, float] = {"length": length}
         with PeakMemory() as peak:
-            LongPrompt(model, ids).answer(8, frozenset())
+            CachedPrompt(model, ids).answer(8, frozenset())
         row["plain_mib"] = round(peak.mib)
         with PeakMemory() as peak, gaze.recording(masses=False, top1=True):
-            LongPrompt(model, ids).answer(8, frozenset())
+            CachedPrompt(model, ids).answer(8, frozenset())
         row["recording_mib"] = round(peak.mib)
         rows.append(row)
     return rows

@@ -32,7 +32,7 @@ from regaze.demo.phrases import existence_question
 from regaze.demo.training.conversations import DETAIL_PROMPTS
 from regaze.demo.training.render import GRID, SIDE, render_scene
 from regaze.interventions.carve.contrast import contrastive_map
-from regaze.interventions.gift.saliency import calibrate
+from regaze.interventions.gift.calibration import find_saliency_layer
 from regaze.interventions.gift.shift_map import gaze_shift_map
 from regaze.toolkit.analysis.answers import greedy_answer, with_answers
 from regaze.toolkit.analysis.boxes import covered_share, holds_centre
@@ -370,7 +370,7 @@ def main() -> None:
     chosen = cases(SEED, options.scenes)
     others = cases(OTHER_SEED, OTHER_SCENES)
     masses = head_masses(gaze, others)
-    layer = calibrate(gaze, [case.image for case in others], [case.question for case in others])
+    layer = find_saliency_layer(gaze, [case.image for case in others], [case.question for case in others])
     best = Chosen({row: ranked_heads(mass)[0] for row, mass in masses.items()}, layer)
     found = kept(
         options.work / "scenes.jsonl", len(chosen), lambda index: measure(gaze, chosen[index], best, index)

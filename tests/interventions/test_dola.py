@@ -20,7 +20,7 @@ from models import llava_processor, logits_of, tiny_llama
 import regaze
 from regaze.errors import BadParameterError
 from regaze.interventions.dola import DoLa, candidates
-from regaze.interventions.vcd.method import VCD
+from regaze.interventions.vcd import VCD
 from regaze.toolkit.model.logits import combine
 
 

@@ -10,7 +10,7 @@ from models import picture
 
 from regaze import Role, TokenMap
 from regaze.errors import BadParameterError, RecordingError
-from regaze.interventions.gift.gaze_shift import RowShifts, mean_shift, saliency
+from regaze.interventions.gift.gaze_shift import RowShifts, mean_shift, saliency_map
 from regaze.interventions.gift.method import GIFT
 from regaze.interventions.gift.shift_map import gaze_shift_map
 from regaze.toolkit.analysis.forward import run_forward
@@ -73,7 +73,7 @@ def test_the_map_is_the_saliency_of_gift(gaze, record):
         def on_stats(self, layer, stats, context):
             shifts = seen["shifts"]
             mean = mean_shift(shifts.positive(stats.slices), shifts.counts, 3)[0]
-            seen["map"] = saliency(mean, shifts.index >= 0)
+            seen["map"] = saliency_map(mean, shifts.index >= 0)
 
     with gaze.using(Meter()), torch.no_grad():
         run_forward(gaze, gaze.inputs([picture(1), picture(2)], QUESTIONS))

@@ -15,10 +15,10 @@ from transformers import LlavaForConditionalGeneration
 import regaze
 from regaze import HeadKnockout, Role, TokenMap
 from regaze.errors import BadParameterError, InputError
-from regaze.interventions.gift.gaze_shift import RowShifts, mean_shift, saliency
+from regaze.interventions.gift.calibration import find_saliency_layer, layer_shifts
+from regaze.interventions.gift.gaze_shift import RowShifts, mean_shift, saliency_map
 from regaze.interventions.gift.method import GIFT, published
 from regaze.interventions.gift.policy import AmplifyTopHeads
-from regaze.interventions.gift.saliency import calibrate, layer_shifts
 from regaze.kernels import AttentionEdit, Channels, RowSelection, attend
 from regaze.toolkit.prompts.columns import column_index, scatter_columns
 
@@ -46,7 +46,7 @@ def saliency_of(attention: torch.Tensor, content: torch.Tensor, columns: torch.T
         .expand(-1, attention.shape[1], len(shifts.request.rows.index), -1),
     )
     mean, total = mean_shift(shifts.positive(slices), shifts.counts, heads)
-    return mean, saliency(mean, shifts.index >= 0), total
+    return mean, saliency_map(mean, shifts.index >= 0), total
 
 
 def test_hand_example_of_the_map():
@@ -62,16 +62,16 @@ def test_hand_example_of_the_map():
 def test_the_clip_and_a_flat_map():
     spike = torch.zeros(1, 16)
     spike[0, 4] = 1.0
-    close(saliency(spike, spike >= 0), spike)
+    close(saliency_map(spike, spike >= 0), spike)
     spike[0, 5] = 0.4
-    assert saliency(spike, spike >= 0)[0, 5] > 0.4  # the clip brings the spike nearer
-    assert torch.equal(saliency(torch.full((2, 5), 0.3), torch.ones(2, 5).bool()), torch.zeros(2, 5))
-    assert torch.equal(saliency(torch.ones(1, 1), torch.ones(1, 1).bool()), torch.zeros(1, 1))
+    assert saliency_map(spike, spike >= 0)[0, 5] > 0.4  # the clip brings the spike nearer
+    assert torch.equal(saliency_map(torch.full((2, 5), 0.3), torch.ones(2, 5).bool()), torch.zeros(2, 5))
+    assert torch.equal(saliency_map(torch.ones(1, 1), torch.ones(1, 1).bool()), torch.zeros(1, 1))
     padded = torch.tensor([[3.0, 1.0, 2.0, 0.0, 0.0], [0.0] * 5])
     valid = torch.tensor([[True, True, True, False, False], [False] * 5])
-    close(saliency(padded, valid), torch.tensor([[1.0, 0.0, 0.5, 0.0, 0.0], [0.0] * 5]))
+    close(saliency_map(padded, valid), torch.tensor([[1.0, 0.0, 0.5, 0.0, 0.0], [0.0] * 5]))
     other = torch.rand(1, 9)
-    close(saliency(3 * other + 1, other >= 0), saliency(other, other >= 0), atol=1e-5)
+    close(saliency_map(3 * other + 1, other >= 0), saliency_map(other, other >= 0), atol=1e-5)
 
 
 def golden(shared, name: str):
@@ -91,7 +91,7 @@ def test_golden_saliency(shared):
         ]
         mean = torch.stack(layers).mean(0)
         close(mean[0], tensors[f"{name}/out/mean_shift"])
-        found = saliency(mean, torch.ones_like(mean, dtype=torch.bool))[0]
+        found = saliency_map(mean, torch.ones_like(mean, dtype=torch.bool))[0]
         close(found, tensors[f"{name}/out/saliency"])
         close((params["alpha"] * found).exp(), tensors[f"{name}/out/weights"], rtol=2e-5)
     assert len(spec["cases"]) >= 3
@@ -257,7 +257,7 @@ def test_prefill_and_decode_equal_two_forwards_by_hand(model, gaze, setting):
         chosen = [setting["saliency_layer"]] if isinstance(setting["saliency_layer"], int) else [0, 5]
     mean = torch.stack([per_layer[layer][0] for layer in chosen]).mean(0)
     gains = torch.zeros(1, length)
-    gains[columns] = (4.0 * saliency(mean, mean >= 0)).exp()[0]
+    gains[columns] = (4.0 * saliency_map(mean, mean >= 0)).exp()[0]
     groups = (columns + 2 * tokens.mask(Role.QUERY)).to(torch.uint8)
     rows = RowSelection(torch.arange(length - 1, length + answer - 1))
     edit = AttentionEdit(
@@ -399,12 +399,12 @@ def test_the_paper_rule_picks_the_layer_with_most_shift(model, gaze):
     together = layer_shifts(gaze, IMAGES[:2], QUESTIONS[:2], "function-words")
     close(found, together, atol=1e-6)
     assert found.shape == (6,)
-    layer = calibrate(gaze, IMAGES[:2], QUESTIONS[:2], "function-words")
+    layer = find_saliency_layer(gaze, IMAGES[:2], QUESTIONS[:2], "function-words")
     assert layer == int(found.argmax())
     kept = model.model.language_model.layers[layer].self_attn.q_proj.weight.detach().clone()
     try:  # without queries every row looks everywhere alike: hardly any shift is left there
         model.model.language_model.layers[layer].self_attn.q_proj.weight.data.zero_()
-        assert calibrate(gaze, IMAGES[:2], QUESTIONS[:2], "function-words") != layer
+        assert find_saliency_layer(gaze, IMAGES[:2], QUESTIONS[:2], "function-words") != layer
     finally:
         model.model.language_model.layers[layer].self_attn.q_proj.weight.data.copy_(kept)
 

@@ -20,8 +20,7 @@ from models import logits_of, picture
 from regaze import Role
 from regaze.errors import BadParameterError, InputError
 from regaze.interventions.icd import ICD, PREFIXES, prefixed
-from regaze.interventions.vcd.method import VCD
-from regaze.interventions.vcd.noise import add_noise
+from regaze.interventions.vcd import VCD, add_noise
 from regaze.toolkit.prompts.token_map import Sample
 
 QUESTION = "Is there a dog in the image?"

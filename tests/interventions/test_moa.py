@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 
 import regaze
 from regaze.errors import BadParameterError, CompositionError, InputError, ShapeError
+from regaze.interventions.moa.influence import block_influence, block_layout, dropped_influence, key_influence
 from regaze.interventions.moa.method import UNLIMITED, MoA, read_plan, spans
-from regaze.interventions.moa.profile import block_influence, cost, density, influence, layout
 
 # The rule ---------------------------------------------------------------------------------------------
 
@@ -28,7 +28,7 @@ def test_spans_are_elastic():
     assert span_of(-64, 1.0, 640) == 576
     assert span_of(0, 0.5, 40, block=8) == 16
     assert span_of(0, 0.7, 640) == 448
-    assert layout(0, 0.7, 640)[-1].sum() == 7 + 1
+    assert block_layout(0, 0.7, 640)[-1].sum() == 7 + 1
 
 
 def golden(shared, name):
@@ -42,18 +42,17 @@ def test_golden_spans(shared):
         params = case["params"]
         size = (params["length"], params["block_size"])
         for number, rule in enumerate(params["rules_alpha_beta"]):
-            assert torch.equal(layout(*rule, *size), tensors[f"{name}/out/layout"][number].bool())
-            assert density(*rule, *size) == pytest.approx(
-                float(tensors[f"{name}/out/density"][number]), abs=1e-9
-            )
-            dropped = cost(tensors[f"{name}/in/block_influence"], *rule, *size)
+            assert torch.equal(block_layout(*rule, *size), tensors[f"{name}/out/layout"][number].bool())
+            density = float(block_layout(*rule, *size)[-1].double().mean())
+            assert density == pytest.approx(float(tensors[f"{name}/out/density"][number]), abs=1e-9)
+            dropped = dropped_influence(tensors[f"{name}/in/block_influence"], *rule, *size)
             torch.testing.assert_close(dropped, tensors[f"{name}/out/cost"][:, number], rtol=0, atol=1e-4)
 
 
 def test_golden_influence(shared):
     spec, tensors = golden(shared, "influence")
     for name, case in spec["cases"].items():
-        effect = influence(tensors[f"{name}/in/attn"], tensors[f"{name}/in/grad"])
+        effect = key_influence(tensors[f"{name}/in/attn"], tensors[f"{name}/in/grad"])
         expected = tensors[f"{name}/out/effect"].tril()
         torch.testing.assert_close(effect, expected, rtol=1e-4, atol=1e-5)
         if (blocks := tensors.get(f"{name}/out/block_abs_effect")) is not None:
@@ -66,13 +65,13 @@ def test_influence_is_the_first_order_loss_of_a_key():
     weights, gradient = torch.eye(3), torch.zeros(3, 3)
     weights[2], gradient[2] = row, slope
     expected = torch.tensor([-0.4, 0.6857, -0.35])
-    torch.testing.assert_close(influence(weights, gradient)[2], expected, rtol=0, atol=1e-4)
+    torch.testing.assert_close(key_influence(weights, gradient)[2], expected, rtol=0, atol=1e-4)
     for j in range(3):
         left = row.clone()
         left[j] = 0
         torch.testing.assert_close((slope * (left / left.sum() - row)).sum(), expected[j], rtol=0, atol=1e-4)
     with pytest.raises(ShapeError, match=r"must be \[..., L, L\]"):
-        influence(weights, gradient[:2])
+        key_influence(weights, gradient[:2])
     with pytest.raises(ShapeError, match="not a multiple of the block size"):
         block_influence(torch.zeros(6, 6), 4)
 

@@ -14,17 +14,15 @@ from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 import regaze
 from regaze.errors import BadParameterError, CompositionError, UnsupportedModelError
+from regaze.interventions.opera.beam_search import Beams, BeamSearch, StopCriteria
+from regaze.interventions.opera.continuations import Continuations, LastLayerAttention
 from regaze.interventions.opera.method import OPERA
-from regaze.interventions.opera.rows import LastRow, Rows
-from regaze.interventions.opera.search import (
-    Beams,
-    BeamSearch,
-    Ends,
-    agreed_place,
-    grown,
-    most_frequent,
-    over_trust,
-    weighed,
+from regaze.interventions.opera.over_trust import (
+    grow_columns,
+    over_trust_penalty,
+    penalised_log_probs,
+    rollback_column,
+    row_modes,
 )
 from regaze.toolkit.prompts.token_map import Role
 
@@ -54,7 +52,7 @@ def text():
 def columns_of(rows: list[list[float]], scale: float = 50.0) -> torch.Tensor:
     columns = torch.zeros(1, 0, dtype=torch.float64)
     for row in rows:
-        columns = grown(columns, torch.tensor([row]), scale)
+        columns = grow_columns(columns, torch.tensor([row]), scale)
     return columns
 
 
@@ -67,7 +65,7 @@ def test_column_scores_of_the_hand_example():
     scores = (columns_of(ROWS) + math.log(1e-7)).exp()[0]
     torch.testing.assert_close(scores, torch.tensor([3.75e-4, 1.5e-5, 5e-7]).double(), rtol=1e-6, atol=0)
     for window, expected in ((None, (3.75e-4, 0)), (2, (1.5e-5, 1)), (1, (5e-7, 2)), (9, (3.75e-4, 0))):
-        penalty, place = over_trust(columns_of(ROWS), window)
+        penalty, place = over_trust_penalty(columns_of(ROWS), window)
         assert (float(penalty), int(place)) == (pytest.approx(expected[0], rel=1e-6), expected[1])
 
 
@@ -75,39 +73,45 @@ def test_long_answers_neither_overflow_nor_underflow():
     columns = torch.zeros(3, 0, dtype=torch.float64)
     weights = torch.tensor([1.0, 1e-3, 0.0])
     for length in range(1, 701):
-        columns = grown(columns, weights[:, None].expand(3, length), 50.0)
+        columns = grow_columns(columns, weights[:, None].expand(3, length), 50.0)
     assert columns[0, 0] == pytest.approx(700 * math.log(50))
     assert columns[0, 0] > math.log(torch.finfo(torch.float64).max)
     assert columns[1, 0] == pytest.approx(700 * math.log(0.05), rel=1e-6)
     assert columns[1, 0] < math.log(torch.finfo(torch.float64).tiny)
-    penalty, place = over_trust(columns)
+    penalty, place = over_trust_penalty(columns)
     assert penalty[0] == pytest.approx(1e6)
     assert penalty[2] == 0.0
     assert place.tolist() == [0, 699, 0]
     logits = torch.tensor([[-1.0, -2.0]]).double()
-    shares = weighed(logits, penalty[:1, None].expand(1, 2), 1.0)  # penalised alike, they stay as they were
+    shares = penalised_log_probs(
+        logits, penalty[:1, None].expand(1, 2), 1.0
+    )  # penalised alike, they stay as they were
     torch.testing.assert_close(shares, logits, rtol=0, atol=1e-6)
 
 
 def test_candidates_share_their_own_probability_or_all_of_it():
     probs = torch.tensor([[0.4, 0.2]]).double()
     lowered = torch.tensor([[math.log(2), 0.0]]).double()  # 0.4 becomes 0.2
-    torch.testing.assert_close(weighed(probs.log(), lowered, 1.0).exp(), torch.tensor([[0.3, 0.3]]).double())
     torch.testing.assert_close(
-        weighed(probs.log(), lowered, 1.0, True).exp(), torch.tensor([[0.5, 0.5]]).double()
+        penalised_log_probs(probs.log(), lowered, 1.0).exp(), torch.tensor([[0.3, 0.3]]).double()
     )
-    torch.testing.assert_close(weighed(probs.log(), lowered, 0.0), probs.log())
+    torch.testing.assert_close(
+        penalised_log_probs(probs.log(), lowered, 1.0, True).exp(), torch.tensor([[0.5, 0.5]]).double()
+    )
+    torch.testing.assert_close(penalised_log_probs(probs.log(), lowered, 0.0), probs.log())
 
 
 def test_place_is_the_candidates_mode_and_all_beams_must_agree():
-    assert most_frequent(torch.tensor([[3, 1, 3, 0], [2, 1, 1, 2], [5, 4, 3, 2]])).tolist() == [3, 1, 2]
+    assert row_modes(torch.tensor([[3, 1, 3, 0], [2, 1, 1, 2], [5, 4, 3, 2]])).tolist() == [3, 1, 2]
     often = torch.tensor([[0, 4, 4, 4], [4, 2, 4, 4]])
-    assert agreed_place(often, threshold=2, min_position=4) == 4
-    assert agreed_place(often, threshold=3, min_position=4) is None
-    assert agreed_place(often, threshold=2, min_position=5) is None
-    assert agreed_place(torch.tensor([[4, 4, 4, 4], [4, 4, 4, 2]]), 2, 0) is None  # one beam leans elsewhere
-    assert agreed_place(torch.tensor([[4, 4, 4], [3, 3, 3]]), 2, 0) == 3  # the earliest of several
-    assert agreed_place(torch.tensor([[4, 4, 4], [3, 3, 3]]), 2, 4) is None
+    assert rollback_column(often, threshold=2, min_position=4) == 4
+    assert rollback_column(often, threshold=3, min_position=4) is None
+    assert rollback_column(often, threshold=2, min_position=5) is None
+    assert (
+        rollback_column(torch.tensor([[4, 4, 4, 4], [4, 4, 4, 2]]), 2, 0) is None
+    )  # one beam leans elsewhere
+    assert rollback_column(torch.tensor([[4, 4, 4], [3, 3, 3]]), 2, 0) == 3  # the earliest of several
+    assert rollback_column(torch.tensor([[4, 4, 4], [3, 3, 3]]), 2, 4) is None
 
 
 # Ordinary beam search -----------------------------------------------------------------------------------
@@ -165,7 +169,11 @@ def test_stock_examples_end_early_somewhere(kind, request):
 
 def test_of_equal_candidates_the_lowest_ids_are_tried(text):
     search = BeamSearch(
-        OPERA(), Ends(torch.tensor([2])), SimpleNamespace(logits=torch.zeros(2, 50)), None, LastRow()
+        OPERA().rules,
+        StopCriteria(torch.tensor([2])),
+        SimpleNamespace(logits=torch.zeros(2, 50)),
+        None,
+        LastLayerAttention(),
     )
     search._forbidden[1] = {0, 3}
     none = torch.zeros(2, 1)
@@ -296,15 +304,15 @@ def test_equals_a_search_by_full_forwards(gaze, text, eager, kind, rules, limit)
 
 def test_columns_kept_step_by_step_are_those_of_one_full_forward(gaze, eager):
     """Of every live beam, also after beams were re-ordered and a rollback has cut the cache."""
-    rules, inputs, probe = OPERA(**EAGER), gaze.inputs([[picture(1)]], [QUESTION]), LastRow()
+    rules, inputs, probe = OPERA(**EAGER), gaze.inputs([[picture(1)]], [QUESTION]), LastLayerAttention()
     length = inputs["input_ids"].shape[1]
     with torch.inference_mode(), gaze.using(probe):
-        rows, image = Rows(gaze.model, inputs), gaze.tokens(inputs).mask(Role.IMAGE)[0]
+        rows, image = Continuations(gaze.model, inputs), gaze.tokens(inputs).mask(Role.IMAGE)[0]
         probe.active = True
-        search = BeamSearch(rules, Ends(torch.tensor([2]), 12), rows, image, probe)
+        search = BeamSearch(rules.rules, StopCriteria(torch.tensor([2]), 12), rows, image, probe)
         search.run()
     assert search.rollbacks
-    beams = search._states[-1]
+    beams = search._history[-1]
     ids = torch.cat([inputs["input_ids"].expand(len(beams.ids), -1), beams.ids], 1)
     pixels = inputs["pixel_values"].expand(len(ids), -1, -1, -1)
     with torch.no_grad():
@@ -321,7 +329,7 @@ def test_columns_kept_step_by_step_are_those_of_one_full_forward(gaze, eager):
 
 def planted(monkeypatch, column: int):
     """Every answer token from `column` on looks at that answer token alone."""
-    taken = LastRow.taken
+    taken = LastLayerAttention.take
 
     def instead(self):
         row = taken(self)
@@ -331,7 +339,7 @@ def planted(monkeypatch, column: int):
             answer[:, column] = 0.9
         return row
 
-    monkeypatch.setattr(LastRow, "taken", instead)
+    monkeypatch.setattr(LastLayerAttention, "take", instead)
 
 
 def run(gaze, rules, limit, monkeypatch, column):
@@ -344,16 +352,16 @@ def run(gaze, rules, limit, monkeypatch, column):
 def test_a_planted_column_makes_the_search_go_back(text, monkeypatch):
     rules = OPERA(**{**EAGER, "threshold": 4, "min_position": 3})
     beams_at = []
-    back_to = BeamSearch._back_to
+    back_to = BeamSearch._roll_back
 
     def spy(self, target):
-        chosen = self._states[target + 1].ids[:, target].tolist()
-        beams_at.append((len(self._states) - 1, target, chosen, sorted(self._forbidden[target])))
+        chosen = self._history[target + 1].ids[:, target].tolist()
+        beams_at.append((len(self._history) - 1, target, chosen, sorted(self._forbidden[target])))
         beams = back_to(self, target)
         assert max(self._forbidden) == target  # what was forbidden later followed other tokens
         return beams
 
-    monkeypatch.setattr(BeamSearch, "_back_to", spy)
+    monkeypatch.setattr(BeamSearch, "_roll_back", spy)
     # Token 5 wins from its own step on: with tokens 5 to 9 it has won five times. Of the positions 6, 5 and
     # 4 each is tried twice, then nothing is left before `min_position`.
     found = run(text, rules, 12, monkeypatch, 5)
@@ -380,14 +388,14 @@ def test_no_way_back(text, monkeypatch, changes):
 def test_the_penalty_decides_among_candidates(text, monkeypatch):
     """The likeliest first token is out where its row makes a strong column; nothing else changes it."""
     plain = OPERA(num_beams=1, penalty_weight=0.0).ask(text, None, QUESTION, max_new_tokens=1)[0]
-    taken = LastRow.taken
+    taken = LastLayerAttention.take
 
     def instead(self):
         row = taken(self)
         row[0, -1] = 1e9  # the candidate that comes first
         return row
 
-    monkeypatch.setattr(LastRow, "taken", instead)
+    monkeypatch.setattr(LastLayerAttention, "take", instead)
     weak = OPERA(num_beams=1, reward_tokens=0, penalty_weight=1e-9)
     strong = OPERA(num_beams=1, reward_tokens=0)
     assert weak.ask(text, None, QUESTION, max_new_tokens=1)[0].ids == plain.ids
@@ -410,17 +418,17 @@ def test_one_candidate_keeps_all_beams(text):
     widths = []
     search = OPERA(num_beams=3, candidates=1, max_rollbacks=0)
 
-    class Spy(Rows):
-        def keep(self, rows):
+    class Spy(Continuations):
+        def select(self, rows):
             widths.append(len(rows))
-            super().keep(rows)
+            super().select(rows)
 
-    inputs, probe = text.inputs([None], [QUESTION]), LastRow()
+    inputs, probe = text.inputs([None], [QUESTION]), LastLayerAttention()
     with torch.inference_mode(), text.using(probe):
         rows = Spy(text.model, inputs)
         probe.active = True
-        image = torch.zeros(rows.prompt, dtype=torch.bool)
-        found = BeamSearch(search, Ends(torch.tensor([2]), 4), rows, image, probe).run()
+        image = torch.zeros(rows.prompt_length, dtype=torch.bool)
+        found = BeamSearch(search.rules, StopCriteria(torch.tensor([2]), 4), rows, image, probe).run()
     assert widths == [4, 3, 3, 3, 3, 3, 3, 0]
     assert len(found.ids) == 4
 
@@ -474,10 +482,10 @@ def test_rows_keep_the_positions_of_rotary_embeddings_with_several_axes():
         torch.testing.assert_close(rows.logits, torch.stack(full), rtol=0, atol=1e-5)
 
     with torch.inference_mode():
-        rows = Rows(model, inputs([]))
-        rows.keep(torch.tensor([0, 0, 0]))
+        rows = Continuations(model, inputs([]))
+        rows.select(torch.tensor([0, 0, 0]))
         rows.feed(torch.tensor([[3], [9], [11]]))
-        rows.keep(torch.tensor([2, 0]))
+        rows.select(torch.tensor([2, 0]))
         rows.feed(torch.tensor([[4], [6]]))
         check(rows, [[11, 4], [3, 6]])
         rows.restart(torch.tensor([[9, 8], [3, 6], [11, 4]]))
@@ -486,7 +494,7 @@ def test_rows_keep_the_positions_of_rotary_embeddings_with_several_axes():
 
 def test_a_cache_that_cannot_be_cut(text):
     with torch.inference_mode():
-        rows = Rows(text.model, text.inputs([None], [QUESTION]))
+        rows = Continuations(text.model, text.inputs([None], [QUESTION]))
         rows.feed(torch.tensor([[5]]))
         rows.cache.crop = lambda count: (_ for _ in ()).throw(RuntimeError("sliding window"))
         with pytest.raises(UnsupportedModelError, match="max_rollbacks=0"):

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 import regaze
 from regaze import HeadKnockout, Role
 from regaze.errors import BadParameterError, InputError
-from regaze.interventions.paint.heads import head_sensitivity
+from regaze.interventions.paint.head_weights import head_sensitivity
 from regaze.interventions.paint.method import PAINT, top, upper_fence
 from regaze.kernels import AttentionEdit, RowSelection, attend
 from regaze.toolkit.model.vision import class_attention, patches_on_tokens, received_attention

@@ -34,16 +34,17 @@ from regaze.interventions.retrieval_heads import (
     RetrievalHeads,
     ablate_heads,
     count_copies,
-    find_needle,
     find_retrieval_heads,
+    needle_span,
     read_haystack,
     search,
     unigram_recall,
 )
-from regaze.interventions.retrieval_heads.ablation import choose
-from regaze.interventions.retrieval_heads.greedy import LongPrompt, stop_tokens
+from regaze.interventions.retrieval_heads.ablation import choose_masks
+from regaze.interventions.retrieval_heads.cached_prompt import CachedPrompt, stop_tokens
 from regaze.interventions.retrieval_heads.haystack import Haystack, sentence_ends
-from regaze.interventions.retrieval_heads.needles import PromptBuilder
+from regaze.interventions.retrieval_heads.needle_test import NeedleTest
+from regaze.interventions.retrieval_heads.prompt_builder import PromptBuilder
 from regaze.toolkit import plot
 from regaze.toolkit.prompts.families import family_of
 from regaze.toolkit.prompts.prompt_reader import PromptReader
@@ -94,16 +95,16 @@ def test_goldens_of_the_score(shared):
 def test_goldens_of_the_needle_span(shared):
     for _, about in golden(shared, "needle_span.json"):
         prompt, needle = about["params"]["prompt"], about["params"]["needle"]
-        assert (find_needle(prompt, needle, as_released=True) or (-1, -1))[0] == about["found_start"]
-        assert (find_needle(prompt, needle) or (-1, -1))[0] == about["exact_start"]
+        assert (needle_span(prompt, needle, as_released=True) or (-1, -1))[0] == about["found_start"]
+        assert (needle_span(prompt, needle) or (-1, -1))[0] == about["exact_start"]
 
 
 def test_the_released_matcher_starts_early_with_many_different_tokens():
     for kinds, early in ((10, 0), (20, 1)):
         needle = list(range(kinds))
         prompt = [100 + i for i in range(30)] + needle + [200, 201]
-        assert find_needle(prompt, needle) == (30, 30 + kinds)
-        assert find_needle(prompt, needle, as_released=True) == (30 - early, 30 - early + kinds)
+        assert needle_span(prompt, needle) == (30, 30 + kinds)
+        assert needle_span(prompt, needle, as_released=True) == (30 - early, 30 - early + kinds)
 
 
 def test_hand_example():
@@ -357,7 +358,7 @@ def test_equals_eager_attention_over_the_whole_sequence(tokenizer, window):
     config = LlamaConfig(**SMALL) if window is None else MistralConfig(**SMALL, sliding_window=window)
     model = random_model(config)
     needle = Needle("The gold is " + HAYSTACK[:80] + "dry well.", "Where?", HAYSTACK[:80] + "dry well")
-    test = search.NeedleTest(model, tokenizer, HAYSTACK, [needle], (61, 90), (50, 100), **OPTIONS)
+    test = NeedleTest(model, tokenizer, HAYSTACK, [needle], (61, 90), (50, 100), **OPTIONS)
     found = find_retrieval_heads(
         model, tokenizer, HAYSTACK, [needle], (61, 90), (50, 100), min_recall=-1.0, **OPTIONS
     )
@@ -388,7 +389,7 @@ def test_stops_at_newlines_and_ends(copier):
     words = copying_tokenizer()
     ids = words("gold is near dry well . gold is near")["input_ids"]
     gold, dry, near, well = (words.convert_tokens_to_ids(word) for word in ("gold", "dry", "near", "well"))
-    prompt = LongPrompt(copier, ids)
+    prompt = CachedPrompt(copier, ids)
     assert prompt.answer(4, frozenset()) == words("dry well . gold")["input_ids"]
     assert prompt.answer(4, frozenset({well})) == [dry, well]  # wound back, and the stop token included
     assert prompt.answer(1, frozenset({gold, near})) == [dry]
@@ -592,7 +593,7 @@ def test_random_heads_are_seeded_and_no_retrieval_heads():
     mean = torch.zeros(1, 4, 6, dtype=torch.float64)
     mean[0, 1, :5] = torch.tensor([0.9, 0.8, 0.7, 0.2, 0.05])
     heads = RetrievalHeads(mean, mean)
-    conditions = choose(heads, (2, 0, 10), draws=5)
+    conditions = choose_masks(heads, (2, 0, 10), draws=5)
     assert [(c.kind, c.count) for c in conditions] == (
         [("top", 0), ("top", 2), ("top", 10)] + [("random", 2)] * 5 + [("random", 10)] * 5
     )
@@ -602,16 +603,16 @@ def test_random_heads_are_seeded_and_no_retrieval_heads():
         assert not set(c.heads) & {(1, 0), (1, 1), (1, 2), (1, 3)}
         assert not set(c.heads) & set(heads.top(c.count))
     assert len({c.heads for c in conditions[3:]}) == 10
-    assert choose(heads, (2, 0, 10), draws=5) == conditions
-    assert set(choose(heads, (2,), draws=3)) <= set(conditions)
-    assert choose(heads, (2,), draws=1, seed=1)[-1].heads != conditions[3].heads
+    assert choose_masks(heads, (2, 0, 10), draws=5) == conditions
+    assert set(choose_masks(heads, (2,), draws=3)) <= set(conditions)
+    assert choose_masks(heads, (2,), draws=1, seed=1)[-1].heads != conditions[3].heads
     with pytest.raises(
         BadParameterError, match=r"20 random heads were asked for, but only \d+ score below 0\.1"
     ):
-        choose(heads, (20,), draws=1)
+        choose_masks(heads, (20,), draws=1)
     for counts, draws in (((), 1), ((2,), 0)):
         with pytest.raises(BadParameterError, match="at least one count and one random draw"):
-            choose(heads, counts, draws)
+            choose_masks(heads, counts, draws)
 
 
 def test_masking_as_json(copier, tokenizer, found):

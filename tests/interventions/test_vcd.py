@@ -27,8 +27,7 @@ from models import logits_of, picture
 
 import regaze
 from regaze.errors import BadParameterError, InputError
-from regaze.interventions.vcd.method import VCD
-from regaze.interventions.vcd.noise import add_noise, diffuse, signal_share
+from regaze.interventions.vcd import VCD, add_noise, diffuse, signal_share
 from regaze.toolkit.model.stack import Branch
 
 # The equations ----------------------------------------------------------------------------------------

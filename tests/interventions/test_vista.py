@@ -20,7 +20,7 @@ from models import logits_of, picture, tiny_llama
 import regaze
 from regaze.errors import BadParameterError
 from regaze.interventions.pai import PAI
-from regaze.interventions.vcd.method import VCD
+from regaze.interventions.vcd import VCD
 from regaze.interventions.vista import VISTA, steer
 
 # The equations ----------------------------------------------------------------------------------------

@@ -26,7 +26,9 @@ from regaze.eval.benchmarks.common.base import About, BaseBenchmark, Item, limit
 from regaze.eval.benchmarks.common.judged import JudgedBenchmark, JudgePrompt
 from regaze.eval.benchmarks.common.scoring import Scorer, ratio
 from regaze.eval.benchmarks.common.tokenizer import Tokenizer
-from regaze.interventions.retrieval_heads.needles import NEEDLES, TEMPLATE, Needle, unigram_recall
+from regaze.interventions.retrieval_heads.needles import NEEDLES, Needle
+from regaze.interventions.retrieval_heads.prompt_builder import TEMPLATE
+from regaze.interventions.retrieval_heads.recall import unigram_recall
 
 #: Tokens that the official tester leaves for the question and the answer.
 BUFFER = 200

@@ -1,3 +1,4 @@
-from regaze.interventions.carve.method import CARVE
+from regaze.interventions.carve.contrast import contrast, contrastive_map
+from regaze.interventions.carve.method import CARVE, CarveAnswer, Refinement
 
-__all__ = ["CARVE"]
+__all__ = ["CARVE", "CarveAnswer", "Refinement", "contrast", "contrastive_map"]

@@ -54,6 +54,11 @@ class RowShifts:
         return (slices[:, :, 1:] - slices[:, :, :-1]).clamp_min(0) * compared
 
 
+def half_of_heads(heads: int) -> int:
+    """How many heads the method chooses: half of them, rounded down, but at least one."""
+    return max(1, heads // 2)
+
+
 def mean_shift(shifts: Tensor, counts: Tensor, heads: int) -> tuple[Tensor, Tensor]:
     """Mean positive shift per column over the rows and over the `heads` heads with most of it.
 
@@ -71,7 +76,7 @@ def mean_shift(shifts: Tensor, counts: Tensor, heads: int) -> tuple[Tensor, Tens
     return columns.mean(1) / rows[:, None], by_head.sum(1) / rows
 
 
-def saliency(mean: Tensor, valid: Tensor) -> Tensor:
+def saliency_map(mean: Tensor, valid: Tensor) -> Tensor:
     """The map S in [0, 1] from mean shifts [B, n], of which `valid` [B, n] exist; 0 for a flat map."""
     count = valid.sum(1, keepdim=True)
     values = torch.where(valid, mean, 0.0)

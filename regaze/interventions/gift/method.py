@@ -11,9 +11,8 @@ from torch import Tensor
 
 from regaze.errors import BadParameterError, InputError
 from regaze.interventions.base import Intervention
-from regaze.interventions.gift.gaze_shift import RowShifts, mean_shift, saliency
+from regaze.interventions.gift.gaze_shift import RowShifts, half_of_heads, mean_shift, saliency_map
 from regaze.interventions.gift.policy import AmplifyTopHeads
-from regaze.interventions.gift.saliency import half
 from regaze.interventions.layer_ranges import LayerRange, resolve_range
 from regaze.kernels import AttentionEdit, Channels, RowSelection, Stats
 from regaze.toolkit.model.context import Context
@@ -100,7 +99,9 @@ class GIFT(Intervention):
     )
     saliency_layer: SaliencyLayer = field(
         default=None,
-        metadata={"help": 'where shifts are read; "auto": where a prompt has most of them (see calibrate)'},
+        metadata={
+            "help": 'where shifts are read; "auto": where a prompt has most of them (see find_saliency_layer)'
+        },
     )
     tagger: str = field(
         default="auto", metadata={"help": 'finds content words: "spacy", "function-words" or "auto"'}
@@ -176,7 +177,7 @@ class GIFT(Intervention):
     def _enhance(self, state: dict, context: Context, prefill: bool) -> AttentionEdit:
         weights, device = state["weights"].to(context.device), context.device
         channels = Channels(state["groups"].to(device), num_groups=3, weights=weights[None])
-        policy = AmplifyTopHeads(4, _IMAGE, _QUERY, _SALIENT, half(context.num_heads), self.beta)
+        policy = AmplifyTopHeads(4, _IMAGE, _QUERY, _SALIENT, half_of_heads(context.num_heads), self.beta)
         return AttentionEdit(
             rows=state["rows"].to(device) if prefill else None, channels=channels, policy=policy
         )
@@ -185,7 +186,9 @@ class GIFT(Intervention):
         state = context.state(self)
         shifts: RowShifts = state["shifts"]
         assert stats.slices is not None
-        mean, total = mean_shift(shifts.positive(stats.slices), shifts.counts, half(context.num_heads))
+        mean, total = mean_shift(
+            shifts.positive(stats.slices), shifts.counts, half_of_heads(context.num_heads)
+        )
         if self.saliency_layer == "auto":
             known, most = state.get("mean", mean), state.get("most", total)
             state["mean"] = torch.where((total > most.to(total.device))[:, None], mean, known.to(mean.device))
@@ -195,7 +198,7 @@ class GIFT(Intervention):
         if layer != max(state["measured"]):
             return
         index = shifts.index.to(mean.device)
-        gains = torch.exp(state["alpha"] * saliency(state["mean"], index >= 0))
+        gains = torch.exp(state["alpha"] * saliency_map(state["mean"], index >= 0))
         state["weights"] = scatter_columns(gains, index, context.prompt_length, 0.0)
         if state["replay"]:
             context.replay_last_row()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from regaze.errors import BadParameterError, RecordingError
-from regaze.interventions.gift.gaze_shift import mean_shift, saliency
+from regaze.interventions.gift.gaze_shift import half_of_heads, mean_shift, saliency_map
 from regaze.toolkit.analysis.maps import layer_maps
 from regaze.toolkit.analysis.selection import check_choice, check_sample, first_trace
 from regaze.toolkit.prompts.content_words import content_words, find_tagger, tokens_of
@@ -49,10 +49,10 @@ def gaze_shift_map(
     maps = layer_maps(trace, layers, None, sample, image)
     rows, before = _pairs(trace, _question_tokens(trace, words, tagger, check_sample(trace, sample)), sample)
     shifts = (maps[:, :, rows] - maps[:, :, before]).clamp_min(0).flatten(3)  # [layers, Hq, R, n]
-    count = max(1, shifts.shape[1] // 2) if heads is None else heads
+    count = half_of_heads(shifts.shape[1]) if heads is None else heads
     check_choice("number of heads", count, range(1, shifts.shape[1] + 1))
     mean = mean_shift(shifts, torch.full((len(shifts),), len(rows)), count)[0].mean(0)
-    return saliency(mean[None], torch.ones_like(mean[None], dtype=torch.bool))[0].view(maps.shape[3:])
+    return saliency_map(mean[None], torch.ones_like(mean[None], dtype=torch.bool))[0].view(maps.shape[3:])
 
 
 def _question_tokens(trace: Trace, words: Sequence[str] | None, tagger: str, sample: int) -> list[int]:

@@ -1,3 +1,3 @@
-from regaze.interventions.opera.method import OPERA
+from regaze.interventions.opera.method import OPERA, OperaAnswer
 
-__all__ = ["OPERA"]
+__all__ = ["OPERA", "OperaAnswer"]

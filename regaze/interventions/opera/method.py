@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -11,8 +11,8 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from regaze.errors import BadParameterError
 from regaze.interventions.base import MultiPassMethod
-from regaze.interventions.opera.rows import LastRow, Rows
-from regaze.interventions.opera.search import BeamSearch, Ends
+from regaze.interventions.opera.beam_search import BeamSearch, SearchRules, StopCriteria
+from regaze.interventions.opera.continuations import Continuations, LastLayerAttention
 from regaze.toolkit.prompts.token_map import Role
 from regaze.toolkit.wrap import Gaze
 
@@ -22,11 +22,12 @@ _OPTIONS = ("max_new_tokens", "eos_token_id", "pad_token_id", "length_penalty", 
 
 @dataclass(frozen=True, eq=False)
 class OperaAnswer:
-    """The answer of a search, which `str` gives.
+    """The answer of a search; `str` gives its text.
 
     Attributes:
-        ids: its tokens, the one that ends it included. score: as beam search scores it, penalties included.
-        rollbacks: the position in the answer of each token that was chosen anew.
+        ids: its tokens, the one that ends it included.
+        score: as beam search scores it, penalties included.
+        rollbacks: for each time the search went back, the position in the answer of the token chosen again.
     """
 
     answer: str
@@ -46,16 +47,17 @@ class OPERA(MultiPassMethod):
     Over-Trust Penalty and Retrospection-Allocation" (arXiv:2311.17911). Let w_ij be the last layer's
     attention of answer token i on answer token j: the strongest head's, divided by the sum over all keys.
     Column j scores 1e-7 prod_{i>=j} scale w_ij. Each beam's `candidates` likeliest tokens are run, and their
-    logits lowered by `penalty_weight` times the strongest column's score; the first tokens of an answer gain
-    by their attention on the image instead. Where every beam's strongest column has been that more than
-    `threshold` times, the search goes back to the token behind it and forbids what was chosen there,
-    `max_rollbacks` times per position, then one position earlier.
+    logits lowered by `penalty_weight` times the strongest column's score; the first `reward_tokens` tokens of
+    an answer are raised by their attention on the image instead. Where every beam's strongest column has been
+    the strongest more than `threshold` times, the search goes back to the token after that column and forbids
+    the tokens that were chosen there, `max_rollbacks` times per position, then one position earlier.
 
     The paper's softmax is over candidates; it does not say what becomes of the other tokens' probability.
     Here they keep it, so that without a penalty this is beam search; with `as_released=True` (`shikiw/OPERA`)
-    the candidates share it, which favours beams that know least. All beams start from one prompt, which gives
-    as many candidates as they need. Where beams lean on different columns the search goes back to the
-    earliest, and tokens are forbidden to all beams. Logits processors (repetition penalty) are not applied.
+    the candidates share all of it, which favours the least confident beams. All beams start from one prompt,
+    which gives as many candidates as they need. Where beams lean on different columns the search goes back to
+    the earliest, and tokens are forbidden to all beams. Logits processors (repetition penalty) are not
+    applied.
     """
 
     name: ClassVar[str] = "opera"
@@ -88,7 +90,7 @@ class OPERA(MultiPassMethod):
     reward_tokens: NonNegativeInt = field(
         default=10, metadata={"help": "first answer tokens that gain by attention on the image instead"}
     )
-    # A column that came up three times has a token behind it that was chosen.
+    # From 2 on: only a column that came up three times is followed by a token that was chosen.
     threshold: Annotated[int, Field(ge=2)] = field(
         default=15, metadata={"help": "go back once a column has won more often than this"}
     )
@@ -107,40 +109,46 @@ class OPERA(MultiPassMethod):
         """Whether this is the beam search of `generate`; only rounding is its own."""
         return self.penalty_weight == 0.0 and self.max_rollbacks == 0 and not self.as_released
 
+    @property
+    def rules(self) -> SearchRules:
+        """These parameters as the search takes them."""
+        return SearchRules(**asdict(self))
+
     def ask_batch(
         self, gaze: Gaze, images: list[list[Image.Image]], questions: list[str], options: dict[str, Any]
     ) -> list[OperaAnswer]:
-        """One search per question; a batch only shares the call.
+        """One search per question; the questions of a batch are searched one after another.
 
         Raises:
-            BadParameterError: options that the search does not know. CompositionError: an open `gaze.using`
-            or `gaze.recording`. UnsupportedModelError: the last layer has no attention, or a cache that
-            cannot be cut.
+            BadParameterError: options that the search does not know.
+            CompositionError: inside `gaze.using` or `gaze.recording`.
+            UnsupportedModelError: the last layer has no attention, or the cache cannot be cropped.
         """
         system = options.get("system")
-        ends = _ends(gaze, {name: value for name, value in options.items() if name != "system"})
+        stop = _stop_criteria(gaze, {name: value for name, value in options.items() if name != "system"})
         pairs = zip(images, questions, strict=True)
-        return [self._search(gaze, entry, question, system, ends) for entry, question in pairs]
+        return [self._search(gaze, entry, question, system, stop) for entry, question in pairs]
 
     @torch.inference_mode()
     def _search(
-        self, gaze: Gaze, images: list[Image.Image], question: str, system: str | None, ends: Ends
+        self, gaze: Gaze, images: list[Image.Image], question: str, system: str | None, stop: StopCriteria
     ) -> OperaAnswer:
-        inputs, probe = gaze.inputs([images], [question], system), LastRow()
+        inputs, attention = gaze.inputs([images], [question], system), LastLayerAttention()
         image = torch.zeros(inputs["input_ids"].shape[1], dtype=torch.bool)
         if images:
             image = gaze.tokens(inputs).mask(Role.IMAGE)[0]
-        with gaze.using(probe):
-            rows = Rows(gaze.model, inputs)
-            probe.active = not self.is_identity
-            search = BeamSearch(self, ends, rows, image, None if self.is_identity else probe)
+        with gaze.using(attention):
+            continuations = Continuations(gaze.model, inputs)
+            attention.active = not self.is_identity
+            penalised = None if self.is_identity else attention
+            search = BeamSearch(self.rules, stop, continuations, image, penalised)
             found = search.run()
         text = gaze.reader.tokenizer.decode(list(found.ids), skip_special_tokens=True)
         return OperaAnswer(text.strip(), found.ids, found.score, tuple(search.rollbacks))
 
 
-def _ends(gaze: Gaze, options: dict[str, Any]) -> Ends:
-    """When to stop, by the options of `ask` and else by those of the model."""
+def _stop_criteria(gaze: Gaze, options: dict[str, Any]) -> StopCriteria:
+    """When to stop: the given options, else those of the model."""
     given = {name: value for name, value in options.items() if value is not None}
     harmless = (("do_sample", False), ("num_beams", 1))
     for name, value in given.items():
@@ -154,5 +162,5 @@ def _ends(gaze: Gaze, options: dict[str, Any]) -> Ends:
     penalty, early = (
         given.get(name, getattr(default, name, None)) for name in ("length_penalty", "early_stopping")
     )
-    tokens = torch.tensor([] if ids is None else ids, dtype=torch.int64).flatten()
-    return Ends(tokens, limit, 1.0 if penalty is None else penalty, early or False)
+    eos_ids = torch.tensor([] if ids is None else ids, dtype=torch.int64).flatten()
+    return StopCriteria(eos_ids, limit, 1.0 if penalty is None else penalty, early or False)

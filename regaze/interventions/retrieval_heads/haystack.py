@@ -1,4 +1,4 @@
-"""Long texts to hide a needle in: read from files, as tokens, with the places where sentences end."""
+"""Long texts to hide a needle in: read from files, tokenised, with the positions where sentences end."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _SENTENCE_END = re.compile(
 
 
 def read_haystack(path: str | Path) -> str:
-    """A text file (UTF-8, may be gzipped) with the line breaks inside paragraphs taken out.
+    """A text file (UTF-8, may be gzipped) without the line breaks inside paragraphs.
 
-    Books come with hard line breaks. A model that copies one ends its answer there, because answers end at a
+    Books have hard line breaks. A model that copies one ends its answer there, because answers end at a
     newline.
 
     Raises:
-        InputError: the file cannot be read, is no text, or is empty.
+        InputError: the file cannot be read, is not text, or is empty.
     """
     try:
         data = Path(path).read_bytes()
@@ -44,14 +44,15 @@ class Haystack:
 
     Args:
         text: what to hide needles in.
-        tokenizer: a fast tokenizer (character offsets tell where sentences end).
+        tokenizer: a fast tokenizer; its character offsets show where sentences end.
 
     Attributes:
-        ids: [n] token ids of the text. ends: [m] increasing numbers of tokens after which a sentence is over.
+        ids: [n] token ids of the text.
+        ends: [m] increasing counts of tokens after which a sentence ends.
     """
 
     def __init__(self, text: str, tokenizer: Any):
-        # The space in front lets a needle at depth 0 be followed by a word of its own.
+        # The leading space lets a needle at depth 0 be followed by a separate word.
         text = " " + text.strip()
         if not getattr(tokenizer, "is_fast", False):
             raise InputError("needles are placed by character offsets: load the model's fast tokenizer")
@@ -66,17 +67,17 @@ class Haystack:
         return np.resize(self.ids, count)
 
     def place(self, count: int, depth: float) -> int:
-        """After how many of `count` tokens a needle goes for a depth in percent.
+        """After how many of `count` tokens to insert a needle for a depth in percent.
 
-        0 and 100 are the very start and end; between them, the end of a sentence nearest to the depth.
+        Depths 0 and 100 are the start and the end; others the end of a sentence nearest to the depth.
 
         Raises:
             InputError: no sentence ends among these tokens.
         """
         if depth in (0, 100):
             return count if depth else 0
-        rounds = np.arange(-(-count // len(self.ids))) * len(self.ids)
-        ends = (rounds[:, None] + self.ends).ravel()
+        repeats = np.arange(-(-count // len(self.ids))) * len(self.ids)
+        ends = (repeats[:, None] + self.ends).ravel()
         ends = ends[ends < count]
         if not len(ends):
             raise InputError(
@@ -87,9 +88,9 @@ class Haystack:
 
 
 def sentence_ends(text: str, token_ends: np.ndarray) -> np.ndarray:
-    """Numbers of tokens after which a sentence of `text` is over, given each token's end in characters.
+    """Counts of tokens after which a sentence of `text` ends, given each token's end in characters.
 
-    A token may hold the end of a sentence and the white space behind it (".\\n\\n"), but nothing more.
+    A token may contain the end of a sentence and the white space after it (".\\n\\n"), but nothing else.
     """
     found = []
     for match in _SENTENCE_END.finditer(text):

@@ -12,7 +12,7 @@ import regaze
 from regaze import Role, TokenMap
 from regaze.errors import InputError, UnsupportedModelError
 from regaze.interventions import AGLA, DAMRO, GIFT, ICD, PAI, PAINT, SPARC, VCD, VISTA
-from regaze.interventions.vcd.noise import add_noise
+from regaze.interventions.vcd import add_noise
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ import regaze
 from regaze import Role
 from regaze.errors import InputError, UnsupportedModelError
 from regaze.interventions import M3ID, VCD
-from regaze.interventions.vcd.noise import add_noise
+from regaze.interventions.vcd import add_noise
 from regaze.toolkit.prompts.families import MediaInputs, family_of
 from regaze.toolkit.prompts.families.idefics import Idefics3
 from regaze.toolkit.prompts.families.ovis2 import Ovis2

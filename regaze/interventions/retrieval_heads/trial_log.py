@@ -1,4 +1,4 @@
-"""A write-ahead log of trials: what is done is on disk, and is not done again."""
+"""A log of trials on disk, so that an interrupted run continues where it stopped."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from regaze.errors import InputError
 
 
 class TrialLog:
-    """JSON lines, each with the key of the trial that it reports.
+    """JSON lines, one per trial, each with the trial's key.
 
-    A key is a hash of all that decides a trial's outcome, so a run finds what an earlier one, interrupted or
-    with other lengths, has done, and never what belongs to another model, text or question.
+    A key is a hash of everything that decides a trial's outcome. A run therefore finds the trials of an
+    earlier run, interrupted or with other lengths, and never those of another model, text or question.
 
     Args:
-        path: the file, continued where it exists; None keeps nothing.
+        path: the file, continued where it exists; None writes nothing.
 
     Raises:
-        InputError: it cannot be read or written, or holds something else.
+        InputError: the file cannot be read or written, or is not such a log.
     """
 
     def __init__(self, path: str | Path | None):
         self.path = None if path is None else Path(path)
-        self._known: dict[str, dict[str, Any]] = {}
+        self._entries: dict[str, dict[str, Any]] = {}
         if self.path is None:
             return
         try:
@@ -45,30 +45,30 @@ class TrialLog:
 
     def _read(self) -> None:
         self._file.seek(0)
-        complete = 0
+        complete = 0  # bytes up to the end of the last whole line
         for line in iter(self._file.readline, ""):
-            if not line.endswith("\n"):  # a run was killed while it wrote this one
+            if not line.endswith("\n"):  # the run was killed while it wrote this line
                 self._file.truncate(complete)
                 break
             complete = self._file.tell()
             try:
                 entry = json.loads(line)
-                self._known[entry["key"]] = entry
+                self._entries[entry["key"]] = entry
             except (ValueError, TypeError, KeyError):
                 raise InputError(f"{str(self.path)!r} is not a log of trials: {line[:60]!r}") from None
 
-    def get(self, key: str, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """The entry of this key; `run` makes it where there is none, and it is on disk on return."""
-        if key not in self._known:
-            began = time.perf_counter()
+    def get_or_run(self, key: str, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """The entry under `key`; where there is none, the result of `run`, which is then on disk."""
+        if key not in self._entries:
+            start = time.perf_counter()
             entry = run()
-            seconds = round(time.perf_counter() - began, 2)
-            self._known[key] = {"key": key, "seconds": seconds, **entry}
+            seconds = round(time.perf_counter() - start, 2)
+            self._entries[key] = {"key": key, "seconds": seconds, **entry}
             if self.path is not None:
-                self._file.write(json.dumps(self._known[key], ensure_ascii=False) + "\n")
+                self._file.write(json.dumps(self._entries[key], ensure_ascii=False) + "\n")
                 self._file.flush()
                 os.fsync(self._file.fileno())
-        return self._known[key]
+        return self._entries[key]
 
     def __enter__(self) -> TrialLog:
         return self
@@ -80,24 +80,25 @@ class TrialLog:
             self._file.close()
 
 
-def key_of(*parts: Any) -> str:
+def hash_of(*parts: Any) -> str:
     """Hash of JSON values."""
     text = json.dumps(parts, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def fingerprint(model: PreTrainedModel) -> str:
-    """Hash of a model's configuration and, by a sum of the bits of each of its tensors, of its weights."""
+def model_hash(model: PreTrainedModel) -> str:
+    """Hash of a model's configuration and weights; of each weight the sum of its bits counts."""
     config = {
         k: v for k, v in model.config.to_dict().items() if k not in ("transformers_version", "_name_or_path")
     }
-    # Integers: a floating-point sum depends on the number of threads.
+    # Integer sums: a floating-point sum depends on the number of threads.
     sums = [
         (name, int(_bits(p).sum(dtype=torch.int64))) for name, p in model.named_parameters() if not p.is_meta
     ]
-    return key_of(json.loads(json.dumps(config, default=str)), sums)
+    return hash_of(json.loads(json.dumps(config, default=str)), sums)
 
 
 def _bits(tensor: Tensor) -> Tensor:
+    """The tensor's bits as integers."""
     sizes = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     return tensor.detach().contiguous().view(sizes[tensor.element_size()])

@@ -1,4 +1,4 @@
-"""What a MoA plan is chosen by: the influence of each key, what a rule drops of it, how much it keeps."""
+"""What a MoA plan is chosen by: the influence of each key, and how much of it a rule drops."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from regaze.errors import ShapeError
 from regaze.interventions.moa.method import spans
 
 
-def influence(attention: Tensor, gradient: Tensor) -> Tensor:
+def key_influence(attention: Tensor, gradient: Tensor) -> Tensor:
     """First-order change of the loss when a key is removed from a row and the row renormalised.
 
     E_ij = -A_ij (g_ij - sum_k g_ik A_ik) / (1 - A_ij), and -A g in the first row, which has one key only.
@@ -43,7 +43,7 @@ def block_influence(effect: Tensor, block: int = 64) -> Tensor:
     return tiles.sum((-3, -1))
 
 
-def layout(alpha: float, beta: float, length: int, block: int = 64) -> Tensor:
+def block_layout(alpha: float, beta: float, length: int, block: int = 64) -> Tensor:
     """Blocks that the last row of each block sees, [L / block, L / block] bool."""
     count = length // block
     rule = torch.tensor([alpha, beta, length], dtype=torch.float64)
@@ -52,12 +52,7 @@ def layout(alpha: float, beta: float, length: int, block: int = 64) -> Tensor:
     return (key <= row) & ((row - key < band) | (key == 0))
 
 
-def density(alpha: float, beta: float, length: int, block: int = 64) -> float:
-    """Share of the keys that the last row sees, the first block included."""
-    return float(layout(alpha, beta, length, block)[-1].double().mean())
-
-
-def cost(influence: Tensor, alpha: float, beta: float, length: int, block: int = 64) -> Tensor:
+def dropped_influence(influence: Tensor, alpha: float, beta: float, length: int, block: int = 64) -> Tensor:
     """Influence [..., n, n] in the causal blocks that a rule drops, [...]."""
-    kept = layout(alpha, beta, length, block)
+    kept = block_layout(alpha, beta, length, block)
     return influence.tril().masked_fill(kept, 0.0).sum((-2, -1))

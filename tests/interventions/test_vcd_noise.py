@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from regaze.errors import BadParameterError, ShapeError
-from regaze.interventions.vcd.noise import add_noise, diffuse, signal_share
+from regaze.interventions.vcd import add_noise, diffuse, signal_share
 
 
 def test_golden_noise(shared):

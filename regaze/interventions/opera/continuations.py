@@ -1,7 +1,8 @@
-"""The continuations of one prompt in the cache, and the last layer's attention of the newest tokens."""
+"""Continuations of one prompt in the key-value cache, and the last layer's attention of the newest tokens."""
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -10,13 +11,12 @@ from transformers import BatchFeature, PreTrainedModel
 
 from regaze.errors import CompositionError, UnsupportedModelError
 from regaze.kernels import AttentionEdit, Stats, StatsRequest
-from regaze.toolkit.model import compat
 from regaze.toolkit.model.callback import Callback
 from regaze.toolkit.model.context import Context
 
 
-class LastRow(Callback):
-    """Sees the last layer's attention of every fed token, the strongest head of each key: [rows, keys]."""
+class LastLayerAttention(Callback):
+    """Keeps the last layer's attention of the fed tokens, the strongest head of each key: [rows, keys]."""
 
     def __init__(self) -> None:
         self.row: Tensor | None = None
@@ -37,8 +37,8 @@ class LastRow(Callback):
         assert stats.slices is not None
         self.row = stats.slices[:, :, -1].amax(1)
 
-    def taken(self) -> Tensor:
-        """The row of the forward that has just ended, of sum 1, float64 on the CPU."""
+    def take(self) -> Tensor:
+        """The row of the forward that has just ended, divided by its sum, float64 on the CPU."""
         row, self.row = self.row, None
         if row is None:
             raise UnsupportedModelError(
@@ -48,42 +48,43 @@ class LastRow(Callback):
         return row / row.sum(1, keepdim=True)
 
 
-class Rows:
-    """One prompt and its continuations in the key-value cache, a row each.
+class Continuations:
+    """One prompt and its continuations in the key-value cache, one row each.
 
     Attributes:
-        prompt: L, its number of tokens. seen: how many are in the cache.
-        logits: [rows, V] fp32, what comes next in each row.
+        prompt_length: tokens of the prompt. cached_length: tokens in the cache.
+        logits: [rows, V] fp32, the next token's logits in each row.
     """
 
     def __init__(self, model: PreTrainedModel, inputs: BatchFeature):
         self.model, self.device = model, inputs["input_ids"].device
-        self._options = {"use_cache": True, "return_dict": True, **compat.last_logits_only(model)}
-        self.prompt = self.seen = inputs["input_ids"].shape[1]
+        accepted = inspect.signature(model.forward).parameters
+        self._options: dict[str, Any] = {"use_cache": True, "return_dict": True}
+        self._options |= {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
+        self.prompt_length = self.cached_length = inputs["input_ids"].shape[1]
         out = model(**inputs, **self._options)
-        self.cache: Any = compat.cache_of(out)
-        self.logits = out.logits[:, -1].float()
+        self.cache, self.logits = out.past_key_values, out.logits[:, -1].float()
 
-    def keep(self, rows: Tensor) -> None:
-        """Go on with these rows [n], some perhaps several times."""
+    def select(self, rows: Tensor) -> None:
+        """Continue with these rows [n]; a row may be given several times."""
         self.cache.reorder_cache(rows.to(self.device))
         self.logits = self.logits[rows.to(self.logits.device)]
 
     def feed(self, ids: Tensor) -> None:
         """Append tokens [rows, T]. There is no padding to mask, and positions follow from the cache."""
-        self.seen += ids.shape[1]
-        given = compat.with_cache({"input_ids": ids.to(self.device)}, self.cache)
-        self.logits = self.model(**{**given, **self._options}).logits[:, -1].float()
+        self.cached_length += ids.shape[1]
+        inputs = {"input_ids": ids.to(self.device), "past_key_values": self.cache}
+        self.logits = self.model(**inputs, **self._options).logits[:, -1].float()
 
     def restart(self, ids: Tensor) -> None:
-        """Make the rows `ids` [n, T] again, some of which may be gone; the prompt is not run again."""
+        """Replace all rows by the answers `ids` [n, T]; the prompt is not run again."""
         try:
-            self.cache.crop(self.prompt - self.seen)
+            self.cache.crop(self.prompt_length - self.cached_length)
         except (AttributeError, NotImplementedError, RuntimeError, ValueError) as error:
             raise UnsupportedModelError(
                 f"this {type(self.cache).__name__} cannot drop its last tokens, as going back needs; use "
                 "OPERA(max_rollbacks=0)"
             ) from error
-        self.seen = self.prompt
-        self.keep(torch.zeros(len(ids), dtype=torch.int64))
+        self.cached_length = self.prompt_length
+        self.select(torch.zeros(len(ids), dtype=torch.int64))
         self.feed(ids)

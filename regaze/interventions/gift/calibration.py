@@ -1,4 +1,4 @@
-"""Where GIFT reads its saliency: how many heads count, and in which layer shifts show."""
+"""In which layer of a model GIFT reads its saliency, measured on some questions."""
 
 from __future__ import annotations
 
@@ -16,11 +16,6 @@ from regaze.toolkit.prompts.token_map import Role
 from regaze.toolkit.wrap import Gaze, Images
 
 
-def half(heads: int) -> int:
-    """How many heads the method chooses: half of them, rounded down, but one at least."""
-    return max(1, heads // 2)
-
-
 def layer_shifts(
     gaze: Gaze,
     images: Sequence[Images],
@@ -28,11 +23,11 @@ def layer_shifts(
     tagger: str = "auto",
     batch_size: int = 8,
 ) -> Tensor:
-    """[layers] fp32, total positive shift of the questions' content words, per word and mean over questions.
+    """[layers] fp32, total positive shift of the questions' content words, per word, mean over questions.
 
-    The paper's rule takes the layer with the largest one; it reports that this layer belongs to the model.
+    The paper's rule takes the layer with the largest shift, and reports that it depends on the model alone.
     """
-    meter = _Meter(tagger)
+    meter = _ShiftMeter(tagger)
     for start in range(0, len(questions), batch_size):
         part = slice(start, start + batch_size)
         inputs = gaze.inputs(images[part], questions[part])
@@ -41,14 +36,14 @@ def layer_shifts(
     return torch.stack([torch.cat(meter.totals[layer]).mean() for layer in sorted(meter.totals)])
 
 
-def calibrate(
+def find_saliency_layer(
     gaze: Gaze, images: Sequence[Images], questions: Sequence[str], tagger: str = "auto", batch_size: int = 8
 ) -> int:
-    """The saliency layer of a model by the paper's rule, measured on some questions; see `layer_shifts`."""
+    """The saliency layer of a model by the paper's rule; see `layer_shifts`."""
     return int(layer_shifts(gaze, images, questions, tagger, batch_size).argmax())
 
 
-class _Meter(Callback):
+class _ShiftMeter(Callback):
     """Measures the total positive shift in every layer."""
 
     def __init__(self, tagger: str):

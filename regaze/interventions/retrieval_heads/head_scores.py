@@ -1,4 +1,4 @@
-"""`RetrievalHeads`: the scores of every head in every trial, and their file."""
+"""`RetrievalHeads`: the scores of every head in every trial, and the file formats they are kept in."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ Score = Literal["paper", "released"]
 
 @dataclass(frozen=True)
 class Trial:
-    """One needle found.
+    """A successful search for one needle.
 
     Attributes:
-        needle: its number. length: tokens of the prompt. depth: percent. span: the answer's tokens.
-        recall: part of the answer's words in the response. response: what the model said.
-        kinds: different tokens among the answer's.
-        copied: per (layer, head) that copied anything: different tokens, and steps.
+        needle: its index. length: tokens of the prompt. depth: percent. span: the answer's tokens.
+        recall: share of the answer's words in the response. response: the model's text.
+        kinds: number of different tokens of the answer.
+        copied: per (layer, head) that copied any: number of different tokens, and of steps.
     """
 
     needle: int
@@ -47,7 +47,7 @@ class Trial:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Trial:
-        """Inverse of `to_dict`; other entries of `data` are left out."""
+        """Inverse of `to_dict`; other entries of `data` are ignored."""
         values = {field: data[field] for field in cls.__dataclass_fields__}
         values["copied"] = {_head(name): (kinds, steps) for name, (kinds, steps) in data["copied"].items()}
         return cls(**{**values, "span": tuple(data["span"])})
@@ -55,13 +55,13 @@ class Trial:
 
 @dataclass(frozen=True, eq=False)
 class RetrievalHeads:
-    """What `find_retrieval_heads` found, or a head file had.
+    """Scores found by `find_retrieval_heads` or read from a file.
 
     Attributes:
-        released: [trials, layers, Hq] float64, scores as the released code counts. paper: the same by the
-            paper's definition; None when read from a released file, which does not have it.
-        trials: the successful trials; empty when read from a released file.
-        about: model, and how the trials were run and how many failed.
+        released: [trials, layers, Hq] float64, scores as the released code counts.
+        paper: the same by the paper's definition; None when read from a file in the released format.
+        trials: the successful trials; empty when read from a file in the released format.
+        about: the model, how the trials were run, and how many failed.
     """
 
     released: Tensor
@@ -83,7 +83,7 @@ class RetrievalHeads:
         return cls(released, paper, tuple(trials), about or {})
 
     def scores(self, score: Score = "paper") -> Tensor:
-        """[trials, layers, Hq]. Raises BadParameterError for a score that the file does not have."""
+        """[trials, layers, Hq]. Raises BadParameterError for a score that is not known here."""
         if score not in ("paper", "released"):
             raise BadParameterError(f'score must be "paper" or "released", got {score!r}')
         tensor = self.paper if score == "paper" else self.released
@@ -92,7 +92,7 @@ class RetrievalHeads:
         return tensor
 
     def mean(self, score: Score = "paper") -> Tensor:
-        """[layers, Hq] float64, a head's score: the mean over successful trials."""
+        """[layers, Hq] float64, the mean score over successful trials."""
         return self.scores(score).mean(0)
 
     def frequency(self) -> Tensor:
@@ -108,7 +108,7 @@ class RetrievalHeads:
         return [(int(i) // mean.shape[1], int(i) % mean.shape[1]) for i in order]
 
     def below(self, threshold: float, score: Score = "paper") -> list[Head]:
-        """Heads that score less than `threshold`, in order: the ones that are no retrieval heads."""
+        """Heads that score less than `threshold`, in order: those that are not retrieval heads."""
         return [(layer, head) for layer, head in (self.mean(score) < threshold).nonzero().tolist()]
 
     # Files --------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""How much each head copies: the retrieval score of one trial, from top-1 columns alone.
+"""How much each head copies: the retrieval scores of one trial, from the strongest column of each row.
 
 Source: Wu et al., "Retrieval Head Mechanistically Explains Long-Context Factuality" (arXiv:2404.15574),
 section 2, and its release `nightdessert/Retrieval_Head`.
@@ -19,12 +19,13 @@ from regaze.errors import ShapeError
 class Copied(NamedTuple):
     """What each head copied from the needle in one answer.
 
-    A head copies at a step when its strongest column lies in the needle and holds the very token that the
-    model emits there.
+    A head copies at a step when its strongest column lies in the needle and holds the token that the model
+    emits at that step.
 
     Attributes:
-        kinds: [layers, Hq] int64, different tokens copied. steps: [layers, Hq] int64, steps that copied.
-        needle_kinds, needle_length: different tokens and all tokens of the needle.
+        kinds: [layers, Hq] int64, number of different tokens copied.
+        steps: [layers, Hq] int64, number of steps that copied.
+        needle_kinds, needle_length: number of different tokens, and of all tokens, of the needle.
     """
 
     kinds: Tensor
@@ -34,12 +35,12 @@ class Copied(NamedTuple):
 
     @property
     def paper(self) -> Tensor:
-        """[layers, Hq] float64 in 0..1: the part of the set of needle tokens that the head copied."""
+        """[layers, Hq] float64 in 0..1: the share of the needle's different tokens that the head copied."""
         return self.kinds.double() / self.needle_kinds
 
     @property
     def released(self) -> Tensor:
-        """[layers, Hq] float64: copying steps per needle token (released code); can exceed 1."""
+        """[layers, Hq] float64: copying steps per needle token, as the released code counts; can exceed 1."""
         return self.steps.double() / self.needle_length
 
 
@@ -68,26 +69,25 @@ def count_copies(
         raise ShapeError(f"the needle {span} is not a span of the prompt's {len(tokens)} tokens")
     kinds, kind_of = tokens[start:end].unique(return_inverse=True)
     place = (columns - start).clamp(0, end - start - 1)
-    looked = tokens[start:end][place]
-    copies = (columns >= start) & (columns < end) & (looked == emitted[:, None, None])
+    attended = tokens[start:end][place]
+    copies = (columns >= start) & (columns < end) & (attended == emitted[:, None, None])
     seen = F.one_hot(kind_of[place], len(kinds)).bool() & copies[..., None]
     return Copied(seen.any(0).sum(-1), copies.sum(0), len(kinds), end - start)
 
 
-def find_needle(
+def needle_span(
     prompt: Sequence[int], needle: Sequence[int], *, as_released: bool = False
 ) -> tuple[int, int] | None:
     """Where the tokens of a needle lie in a prompt that was built elsewhere: (start, end), or None.
 
-    With `as_released=True` it is the first window of that many tokens that shares more than 0.9 of the
-    needle's *set* of tokens; for needles of more than ten different tokens that can start too early, which
-    shifts the span.
+    With `as_released=True` it is the first window of the needle's length that shares more than 0.9 of its
+    *set* of tokens. For needles of more than ten different tokens this can start too early.
     """
-    size, wanted = len(needle), set(needle)
+    size, needle_set = len(needle), set(needle)
     for start in range(len(prompt) - size + 1):
         window = prompt[start : start + size]
         found = (
-            len(wanted.intersection(window)) > 0.9 * len(wanted)
+            len(needle_set.intersection(window)) > 0.9 * len(needle_set)
             if as_released
             else list(window) == list(needle)
         )

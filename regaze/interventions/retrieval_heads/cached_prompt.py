@@ -1,4 +1,4 @@
-"""Greedy answers to one long prompt that is read once: the cache is wound back for every further answer."""
+"""Greedy answers to one long prompt that is prefilled once; the cache is cropped before each answer."""
 
 from __future__ import annotations
 
@@ -11,29 +11,30 @@ from transformers import DynamicCache, PreTrainedModel
 from regaze.toolkit.model import compat
 
 
-class LongPrompt:
-    """A prompt of which all tokens but the last are in a key-value cache.
+class CachedPrompt:
+    """A prompt with all tokens but the last one in a key-value cache.
 
-    The last one is fed as the first decode step. So every token of an answer, the first included, is
-    predicted by a step of a single row, and what spares the prefill can still act on all of them.
+    The last token is fed as the first decode step. Every token of an answer, the first one included, is
+    therefore predicted by a decode step, and an edit that leaves the prefill alone acts on all of them.
 
     Args:
-        model: a causal language model. ids: the prompt's tokens; they are read in one forward.
+        model: a causal language model.
+        ids: the prompt's tokens; they are prefilled in one forward.
     """
 
     def __init__(self, model: PreTrainedModel, ids: Sequence[int]):
-        self.model, self.last = model, ids[-1]
-        # Without a configuration it keeps every key of sliding layers, too: columns are positions.
+        self.model, self.last_token = model, ids[-1]
+        # Without a configuration the cache keeps all keys of sliding layers: columns are positions.
         self.cache: Any = DynamicCache()
         self._feed(list(ids[:-1]))
         self._length = self.cache.get_seq_length()
 
     def answer(self, max_new_tokens: int, stops: frozenset[int]) -> list[int]:
-        """The greedy continuation, at most `max_new_tokens` long, up to and including a token of `stops`."""
-        surplus = self.cache.get_seq_length() - self._length
-        if surplus:
-            self.cache.crop(-surplus)
-        output, token = [], self.last
+        """The greedy continuation of at most `max_new_tokens`, up to and including a token of `stops`."""
+        added = self.cache.get_seq_length() - self._length
+        if added:
+            self.cache.crop(-added)
+        output, token = [], self.last_token
         for _ in range(max_new_tokens):
             token = int(self._feed([token]).argmax())
             output.append(token)
@@ -51,7 +52,7 @@ class LongPrompt:
 
 
 def stop_tokens(model: PreTrainedModel, tokenizer: Any) -> frozenset[int]:
-    """Tokens at which an answer is over: those that end a sequence, and those with a newline in them."""
+    """Tokens that end an answer: end-of-sequence tokens, and those that contain a newline."""
     configured = getattr(model.generation_config, "eos_token_id", None)
     ends = configured if isinstance(configured, list) else [configured]
     texts = tokenizer.batch_decode([[token] for token in range(len(tokenizer))])

@@ -1,3 +1,0 @@
-from regaze.interventions.vcd.method import VCD
-
-__all__ = ["VCD"]

@@ -50,7 +50,7 @@ ANSWER_TOKENS = 128
 
 
 @dataclass(frozen=True)
-class NeedleTask:
+class RulerTask:
     """A task: `keys` keys of `values` values each, hidden in a haystack; the question names `queries` keys.
 
     Attributes:
@@ -76,19 +76,19 @@ class NeedleTask:
 
 
 TASKS = {
-    "niah_single_1": NeedleTask("noise"),
-    "niah_single_2": NeedleTask("essay"),
-    "niah_single_3": NeedleTask("essay", value_kind="uuids"),
-    "niah_multikey_1": NeedleTask("essay", keys=4),
-    "niah_multikey_2": NeedleTask("needle"),
-    "niah_multikey_3": NeedleTask("needle", "uuids", "uuids"),
-    "niah_multivalue": NeedleTask("essay", values=4),
-    "niah_multiquery": NeedleTask("essay", keys=4, queries=4),
+    "niah_single_1": RulerTask("noise"),
+    "niah_single_2": RulerTask("essay"),
+    "niah_single_3": RulerTask("essay", value_kind="uuids"),
+    "niah_multikey_1": RulerTask("essay", keys=4),
+    "niah_multikey_2": RulerTask("needle"),
+    "niah_multikey_3": RulerTask("needle", "uuids", "uuids"),
+    "niah_multivalue": RulerTask("essay", values=4),
+    "niah_multiquery": RulerTask("essay", keys=4, queries=4),
 }
 
 
 @dataclass(frozen=True)
-class NeedlePrompt:
+class RulerPrompt:
     """A prompt, the beginning of an answer to it, and the values that the answer must hold."""
 
     prompt: str
@@ -126,7 +126,7 @@ class PromptBuilder:
         depths: Percents of the text at which needles are inserted into prose; each is used once.
     """
 
-    task: NeedleTask
+    task: RulerTask
     essay: tuple[str, ...] = ()
     depths: tuple[int, ...] = tuple(int(depth) for depth in np.round(np.linspace(0, 100, 40)))
 
@@ -135,7 +135,7 @@ class PromptBuilder:
         """The smallest haystack that has room for the needles."""
         return self.task.keys * self.task.values
 
-    def draw(self, size: int, rng: random.Random) -> NeedlePrompt:
+    def draw(self, size: int, rng: random.Random) -> RulerPrompt:
         """A prompt with a haystack of `size` words of prose, or lines."""
         task = self.task
         keys = [_draw_text(task.key_kind, rng) for _ in range(task.keys)]
@@ -147,7 +147,7 @@ class PromptBuilder:
         queried = rng.sample(keys, task.queries)
         query = queried[0] if len(queried) == 1 else ", ".join(queried[:-1]) + ", and " + queried[-1]
         words = {"kind": task.query_kind, "query": query}
-        return NeedlePrompt(
+        return RulerPrompt(
             TEMPLATES[task.form].format(context=context, **words),
             PREFIXES[task.form].format(**words),
             tuple(value for key in queried for value in values[key]),
@@ -213,12 +213,12 @@ def _draw_text(kind: Kind, rng: random.Random) -> str:
         return str(rng.randint(1_000_000, 9_999_999))
     if kind == "uuids":
         return str(uuid.UUID(int=rng.getrandbits(128), version=4))
-    adjectives, nouns = _wonderwords()
+    adjectives, nouns = load_wonderwords()
     return f"{rng.choice(adjectives)}-{rng.choice(nouns)}"
 
 
 @cache
-def _wonderwords() -> tuple[list[str], list[str]]:
+def load_wonderwords() -> tuple[list[str], list[str]]:
     """Adjectives and nouns of the wonderwords package, whose lists RULER uses."""
     try:
         assets = resources.files("wonderwords") / "assets"
@@ -322,13 +322,13 @@ class Ruler(BaseBenchmark):
         return [item.reference.values for item in items]
 
 
-def _fits(prompt: NeedlePrompt, length: int, tokenizer: Tokenizer) -> bool:
+def _fits(prompt: RulerPrompt, length: int, tokenizer: Tokenizer) -> bool:
     """Whether the prompt, its prefix and an answer fit into `length` tokens."""
     used = len(tokenizer.encode(prompt.prompt + prompt.prefix, add_special_tokens=False))
     return used + ANSWER_TOKENS <= length
 
 
-def _item(key: str, split: str, prompt: NeedlePrompt, source: str = "") -> Item:
+def _item(key: str, split: str, prompt: RulerPrompt, source: str = "") -> Item:
     values = ", ".join(prompt.values)
     return Item(key, split, None, prompt.prompt, values, source, prompt, max_new_tokens=ANSWER_TOKENS)
 
@@ -339,5 +339,5 @@ def _read_prepared(task: str, number: int, record: Any, source: str) -> Item:
     if not values or not all(isinstance(value, str) for value in values):
         raise InputError(f"{source}: 'outputs' must be a list of texts, got {values!r}")
     prefix = str(record.get("answer_prefix") or record.get("gen_prefix") or "")
-    prompt = NeedlePrompt(files.require_field(record, "input", str, source), prefix, tuple(values))
+    prompt = RulerPrompt(files.require_field(record, "input", str, source), prefix, tuple(values))
     return _item(f"{task}/{number}", task, prompt, source)

@@ -86,19 +86,19 @@ def test_descriptions_have_the_golden_figures(data, golden, expected, table, nlt
     assert len(amber.items) == len(responses) == 150
     assert official(amber, responses) == flat(expected[f"g_{table}"])
     references = {int(item.key): item.reference for item in amber.items}
-    for wanted in json.loads((golden / "generative.per_answer.json").read_text()):
-        scores = amber.scorers()[0].score([references[wanted["id"]]], [responses[wanted["id"]]])
-        assert scores == {name.lower(): value for name, value in wanted[table].items()}, wanted["id"]
+    for target in json.loads((golden / "generative.per_answer.json").read_text()):
+        scores = amber.scorers()[0].score([references[target["id"]]], [responses[target["id"]]])
+        assert scores == {name.lower(): value for name, value in target[table].items()}, target["id"]
 
 
 def test_nouns_are_the_golden_ones(data, golden, nltk_data):
     responses = read_responses(golden / "generative.responses.json")
     amber = Amber.load(data, task="g", similarity=EXACT, ids=responses)
-    for wanted in json.loads((golden / "generative.nouns.json").read_text()):
-        caption = responses[wanted["id"]]
-        assert list(caption_nouns(caption)) == wanted["nouns"]
-        scene = amber.items[wanted["id"] - 1].reference
-        assert list(amber.matcher.match(scene, caption).nouns) == wanted["kept"]
+    for target in json.loads((golden / "generative.nouns.json").read_text()):
+        caption = responses[target["id"]]
+        assert list(caption_nouns(caption)) == target["nouns"]
+        scene = amber.items[target["id"] - 1].reference
+        assert list(amber.matcher.match(scene, caption).nouns) == target["kept"]
 
 
 def test_figures_follow_from_given_nouns(data, golden, expected):
@@ -139,9 +139,9 @@ def test_both_parts_and_the_amber_score(data, golden, expected, table, nltk_data
     }
     amber = Amber.load(data, task="a", similarity=similarity, ids=responses)
     scores = official(amber, responses)
-    wanted = flat(expected[f"a_{table}"])
-    assert scores.pop("amber_score") == pytest.approx(wanted.pop("amber_score"), abs=1e-9)
-    assert scores == wanted
+    target = flat(expected[f"a_{table}"])
+    assert scores.pop("amber_score") == pytest.approx(target.pop("amber_score"), abs=1e-9)
+    assert scores == target
 
 
 def test_all_questions_are_loaded_and_only_yes_no_ones_get_the_suffix(data):

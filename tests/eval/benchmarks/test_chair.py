@@ -109,12 +109,12 @@ def test_released_captions_have_the_golden_figures(folder, synonyms, run, nltk_d
     each = unpack(folder / f"llava-1.5_{run}.per_caption.json.gz")
     opera, original, standalone = official_scorers(synonyms)
     for scorer, name in ((opera, "wordnet"), (standalone, "pattern"), (original, "pattern")):
-        scores, wanted = scorer.score(truths, texts), expected[name]
-        assert (scores["chair_s"], scores["chair_i"]) == (wanted["CHAIRs"], wanted["CHAIRi"])
+        scores, target = scorer.score(truths, texts), expected[name]
+        assert (scores["chair_s"], scores["chair_i"]) == (target["CHAIRs"], target["CHAIRi"])
         if "recall" in scores:
-            assert scores["recall"] == wanted["Recall"]
-        if "Len" in wanted:
-            assert scores["length"] / 100 == pytest.approx(wanted["Len"], rel=1e-12)
+            assert scores["recall"] == target["Recall"]
+        if "Len" in target:
+            assert scores["length"] / 100 == pytest.approx(target["Len"], rel=1e-12)
         for (number, nodes, wrong, places, *_), entry, truth in zip(
             each[name], captions, truths, strict=True
         ):
@@ -134,13 +134,13 @@ def test_ground_truth_and_figures_from_annotation_files(folder, synonyms, nltk_d
     expected = json.loads((place / "expected.json").read_text())
     opera, original, standalone = official_scorers(synonyms)
     for scorer, name in ((original, "original_LisaAnne(2to3)"), (standalone, "maxlinn"), (opera, "opera")):
-        wanted = expected[name]
-        overall = wanted.get("overall", wanted)
+        target = expected[name]
+        overall = target.get("overall", target)
         scores = scorer.score(truths, texts)
         assert (scores["chair_s"], scores["chair_i"]) == (overall["CHAIRs"], overall["CHAIRi"])
         if "Recall" in overall:
             assert scores["recall"] == overall["Recall"]
-        for sentence in wanted["sentences"]:
+        for sentence in target["sentences"]:
             number = sentence["image_id"]
             named, bad, there, _ = scorer.caption_objects(truth[number], captions[number])
             assert sorted(there) == sentence["gt"]

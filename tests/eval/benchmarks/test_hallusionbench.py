@@ -66,11 +66,11 @@ def test_official_figures_are_the_golden_ones(references, golden, case):
     expected, read = golden
     verdicts = [Verdict(int(each["judge"]), each["same"] == "1") for each in read[case]]
     official = OfficialScorer()
-    scores, wanted = official.score(references, verdicts), expected[case]["official"]
+    scores, target = official.score(references, verdicts), expected[case]["official"]
     for name, key in NAMES.items():
-        assert round(scores[name], 4) == wanted[key], name
-    assert scores["yes_difference"] == pytest.approx(wanted["Yes/No Bias (Pct Diff)"], abs=1e-15)
-    assert scores["false_positive_ratio"] == pytest.approx(wanted["Yes/No Bias (FP Ratio)"], rel=1e-15)
+        assert round(scores[name], 4) == target[key], name
+    assert scores["yes_difference"] == pytest.approx(target["Yes/No Bias (Pct Diff)"], abs=1e-15)
+    assert scores["false_positive_ratio"] == pytest.approx(target["Yes/No Bias (FP Ratio)"], rel=1e-15)
     details = official.details(official.count(references, verdicts).sum(0))
     assert (details["items"], details["figures"]) == (1129, 346)
     assert (details["questions"], details["easy"], details["hard"]) == (455, 455, 430)
@@ -80,10 +80,10 @@ def test_official_figures_are_the_golden_ones(references, golden, case):
 def test_harness_figures_are_the_golden_ones(references, golden, case):
     expected, read = golden
     answers = [each["model_prediction"] for each in read[case]]
-    wanted = expected[case][VLMEVALKIT_KEY]
+    target = expected[case][VLMEVALKIT_KEY]
     details = VLMEVALKIT.details(VLMEVALKIT.count(references, answers).sum(0))
     scores = {**details, "Overall": VLMEVALKIT.score(references, answers)}
-    for part, figures in wanted.items():
+    for part, figures in target.items():
         for name, value in figures.items():
             assert scores[part][name] == pytest.approx(value, rel=1e-12), (part, name)
     intern = LMMS_EVAL_INTERN.score(references, answers)
@@ -104,14 +104,14 @@ def test_the_harness_way_leaves_out_what_has_no_image(data, references):
     assert VLMEVALKIT.score(references, answers) == inside == dict.fromkeys(VLMEVALKIT.metrics, 100.0)
 
 
-def asked(figure="1", question="0", category="VD", visual="2", positive=True):
+def reference(figure="1", question="0", category="VD", visual="2", positive=True):
     return HallusionReference(category, "ocr", "0", figure, question, visual, positive)
 
 
 def test_cannot_tell_is_right_where_there_is_no_figure():
-    without = asked("0", category="VS", visual="0")
+    without = reference("0", category="VS", visual="0")
     verdicts = [Verdict(UNCLEAR), Verdict(UNCLEAR)]
-    scores = OfficialScorer(causes=False).score([without, asked(category="VS")], verdicts)
+    scores = OfficialScorer(causes=False).score([without, reference(category="VS")], verdicts)
     assert scores["aAcc"] == 50.0
     assert scores["qAcc"] == 0.0
     assert scores["easy"] == 100.0
@@ -126,7 +126,7 @@ def test_a_perfect_run_has_no_causes_where_the_official_script_stops(references)
 
 
 def test_own_rule_reads_the_first_word_and_never_guesses():
-    references = [asked(question="0"), asked(question="1", positive=False), asked(question="2")]
+    references = [reference(question="0"), reference(question="1", positive=False), reference(question="2")]
     own = FirstWordScorer().score(references, ["Yes, it is.", "Yes.", "It seems so."])
     assert own["aAcc"] == pytest.approx(100 / 3)
 

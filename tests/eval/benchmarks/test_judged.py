@@ -23,16 +23,16 @@ from regaze.eval.benchmarks.mmvp import LMMS_EVAL, OFFICIAL, REGAZE, Mmvp, MmvpR
 
 
 class Judge:
-    """Gives the verdicts it was made with, in turn, and keeps what it was asked."""
+    """Gives the verdicts it was made with, in turn, and records the prompts."""
 
     name = "scripted"
 
     def __init__(self, *verdicts):
-        self.said, self.asked = list(verdicts), []
+        self.verdicts, self.prompts = list(verdicts), []
 
     def judge(self, prompts):
-        self.asked += prompts
-        return [self.said[i % len(self.said)] for i in range(len(prompts))]
+        self.prompts += prompts
+        return [self.verdicts[i % len(self.verdicts)] for i in range(len(prompts))]
 
 
 # MMHal-Bench -----------------------------------------------------------------------------------------------
@@ -77,7 +77,7 @@ def test_mmhal_from_the_official_file(shared):
     assert {scores["regaze"]["plain"][kind]["value"] for kind in TYPES} == {5.0}
     first = bench.items[0]
     for part in (first.question, first.label, "It is yellow.", "Fire hydrant"):
-        assert part in judge.asked[0]
+        assert part in judge.prompts[0]
     assert bench.describe()["judge"] == "scripted"
 
 
@@ -131,8 +131,8 @@ def test_llava_bench_relative_score(tmp_path):
     assert everything["regaze"]["plain"]["relative"]["value"] == 75.0
     assert everything["regaze"]["plain"]["unreadable"]["value"] == 0.5
     for part in ("A pier in {fog}.", "Where is it?", "GPT says 0.", "At sea."):
-        assert part in judge.asked[0]
-    assert judge.asked[0].index("GPT says 0.") < judge.asked[0].index("At sea.")
+        assert part in judge.prompts[0]
+    assert judge.prompts[0].index("GPT says 0.") < judge.prompts[0].index("At sea.")
 
 
 def test_llava_bench_takes_the_official_rules(tmp_path):
@@ -148,11 +148,11 @@ def test_llava_bench_takes_the_official_rules(tmp_path):
     judge = Judge("8 6")
     bench = LlavaBench.load(write_llava(tmp_path), judge=judge, rules=tmp_path / "rule.json")
     bench.score({"plain": ["a", "b"]}, seed=0)
-    assert judge.asked[0] == (
+    assert judge.prompts[0] == (
         "[Context]\nA pier in {fog}.\n\n[Question]\nWhere is it?\n\n[Assistant 1]\nGPT says 0.\n\n"
         "[End of Assistant 1]\n\n[Assistant 2]\na\n\n[End of Assistant 2]\n\n[System]\nRule of conv.\n\n"
     )
-    assert "[Helper 2]" in judge.asked[1]
+    assert "[Helper 2]" in judge.prompts[1]
     assert "rule.json" in bench.describe()["scorers"]["official"]
 
 
@@ -203,7 +203,7 @@ def test_gavie_tells_the_judge_what_is_where(shared, tmp_path):
     assert len(bench.items) == 1000
     scores = bench.score({"plain": ["A lamp."] * 1000}, seed=0)["gavie"]["judge"]["plain"]
     assert (scores["accuracy"]["value"], scores["relevancy"]["value"]) == (6.0, 8.0)
-    assert "a table X:1 Y:2 Width:30 Height:40" in judge.asked[0]
+    assert "a table X:1 Y:2 Width:30 Height:40" in judge.prompts[0]
     published = Gavie.load(tmp_path, judge=judge, as_published=True, limit=1)
     assert published.items[0].reference == "a table X:1 Y:2 Width:30 Height:30"
     regions[records[0]["image_id"]] = [{"caption": "a table", "bbox": [1, 2]}]
@@ -251,7 +251,7 @@ def test_mmvp_judged(tmp_path):
     bench = Mmvp.load(write_mmvp(tmp_path, ROWS), judged=True, judge=judge)
     scores = bench.score({"plain": ["(a)", "(a)"]}, seed=0)["mmvp"]["official"]["plain"]
     assert (scores["accuracy"]["value"], scores["pair_accuracy"]["value"]) == (50.0, 0.0)
-    assert "Right answer: (a)" in judge.asked[0]
+    assert "Right answer: (a)" in judge.prompts[0]
     references = [MmvpReference(1, ("x", "y"), "A"), MmvpReference(2, ("x", "y"), "B")]
     assert OFFICIAL.score(references, ["yes", "YES"])["pair_accuracy"] == 100.0
     assert OFFICIAL.score(references, ["yes", "Yes, it does"])["unreadable"] == 0.5

@@ -52,13 +52,13 @@ def test_official_figures_are_the_golden_ones(answered, expected):
     mme, references, answers = answered
     scorer = mme.scorers()[0]
     details = scorer.details(scorer.count(references, answers).sum(0))
-    for task, wanted in expected["per_task"].items():
-        assert figures[task] == pytest.approx(wanted["score"], **EXACT)
+    for task, target in expected["per_task"].items():
+        assert figures[task] == pytest.approx(target["score"], **EXACT)
         for name in ("TP", "FN", "TN", "FP"):
-            assert details[task][name] == wanted[name]
-        assert details[task]["other"] == wanted["other_num"]
+            assert details[task][name] == target[name]
+        assert details[task]["other"] == target["other_num"]
         for name in ("precision", "recall", "acc", "acc_plus"):
-            assert details[task][name] == pytest.approx(wanted[name], **EXACT)
+            assert details[task][name] == pytest.approx(target[name], **EXACT)
 
 
 @pytest.mark.parametrize(
@@ -67,11 +67,11 @@ def test_official_figures_are_the_golden_ones(answered, expected):
 )
 def test_harness_figures_are_the_golden_ones(answered, expected, name, key):
     figures = scores(answered, name)
-    wanted = expected[key]
+    target = expected[key]
     for task in TASKS:
-        assert figures[task] == pytest.approx(wanted[task], **EXACT)
-    totals = {"perception": wanted.get("perception", expected["lmms_eval_perception"])}
-    totals["cognition"] = wanted.get("reasoning", expected["lmms_eval_cognition"])
+        assert figures[task] == pytest.approx(target[task], **EXACT)
+    totals = {"perception": target.get("perception", expected["lmms_eval_perception"])}
+    totals["cognition"] = target.get("reasoning", expected["lmms_eval_cognition"])
     for total, value in totals.items():
         assert figures[total] == pytest.approx(value, **EXACT)
 

@@ -1,132 +1,22 @@
-"""POPE: the scorers of harnesses and method repositories, the published versions, the question builder."""
+"""POPE: question files and their published versions."""
 
 from __future__ import annotations
 
 import gzip
 import json
-import math
-import random
 
 import pytest
 
 from regaze.errors import InputError
 from regaze.eval.benchmarks.common.scoring import compare
-from regaze.eval.benchmarks.common.yes_no import OFFICIAL, OPERA, REGAZE, SCORERS, VCD, VLMEVALKIT
-from regaze.eval.benchmarks.pope.benchmark import Pope, PopeV2
-from regaze.eval.benchmarks.pope.builder import ObjectList, PopeBuilder, enough_objects
+from regaze.eval.benchmarks.common.yes_no import OFFICIAL
+from regaze.eval.benchmarks.pope.benchmark import Pope, PopeV2, read_questions
 from regaze.eval.benchmarks.pope.published import FILES, SPLITS
-
-CASES = ["coco_random_first200", "coco_popular_first200", "all_yes_50", "all_no_50", "all_empty_50"]
-KEYS = {
-    "opera": (
-        "opera_pope_eval",
-        {name: name for name in ("accuracy", "precision", "recall", "f1", "yes_ratio")},
-    ),
-    "vcd": (
-        "vcd_eval_pope",
-        {
-            "accuracy": "Accuracy",
-            "precision": "Precision",
-            "recall": "Recall",
-            "f1": "F1",
-            "yes_ratio": "yes",
-        },
-    ),
-    "vlmevalkit": (
-        "vlmevalkit_POPE_rating_no_judge",
-        {"accuracy": "acc", "precision": "precision", "recall": "recall", "f1": "Overall"},
-    ),
-}
-
-
-@pytest.fixture(scope="module")
-def golden(shared):
-    return shared / "goldens/benchmarks/pope"
 
 
 @pytest.fixture(scope="module")
 def data(shared):
     return shared / "benchmarks/data/pope"
-
-
-def rows(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("scorer", [OPERA, VCD, VLMEVALKIT], ids=lambda scorer: scorer.name)
-def test_scorers_give_the_golden_figures(golden, case, scorer):
-    labels = [row["label"] for row in rows(golden / f"{case}.questions.jsonl")]
-    answers = [row["answer"] for row in rows(golden / f"{case}.answers.jsonl")]
-    key, names = KEYS[scorer.name]
-    expected = json.loads((golden / "expected.json").read_text())[case][key]
-    scores = scorer.score(labels, answers)
-    percent = 100 if scorer is VLMEVALKIT else 1
-    for name, theirs in names.items():
-        if theirs in expected:
-            assert percent * scores[name] == pytest.approx(expected[theirs], rel=1e-12), name
-    if "error" in expected:  # the script stopped at a division by zero
-        assert math.isnan(scores["f1"])
-    if "TP" in expected:
-        counts = scorer.details(scorer.count(labels, answers).sum(0))
-        assert (counts["label_yes"]["yes"], counts["label_yes"]["no"]) == (expected["TP"], expected["FN"])
-        assert (counts["label_no"]["yes"], counts["label_no"]["no"]) == (expected["FP"], expected["TN"])
-
-
-def test_every_golden_answer_is_read_as_the_scorers_read_it(golden):
-    parsed = json.loads((golden / "answer_parsing.json").read_text())["rows"]
-    assert len(parsed) == 121
-    for row in parsed:
-        answer = row["answer"]
-        assert OPERA.read(answer) == row["opera"], answer
-        assert VLMEVALKIT.read(answer) == {"Yes": "yes", "No": "no", "Unknown": "other"}[row["vlmevalkit"]], (
-            answer
-        )
-        for label in ("yes", "no"):
-            counts = VCD.count([label], [answer])[0]
-            assert counts[["yes", "no"].index(label)].tolist() == [
-                int(row[f"vcd_when_label_{label}"] == reading) for reading in ("yes", "no", "other")
-            ], answer
-
-
-def test_our_reading_never_guesses(golden):
-    parsed = json.loads((golden / "answer_parsing.json").read_text())["rows"]
-    readings = {row["answer"]: REGAZE.read(row["answer"]) for row in parsed}
-    assert {
-        readings[text] for text in ("Yes", "YES", "Yes.", "**Yes**", "\nYes", "Yes, there is nothing else.")
-    } == {"yes"}
-    assert {readings[text] for text in ("No!", "(No)", "No\nThere is a dog.", "no;", "'no'")} == {"no"}
-    for text in (
-        "",
-        "Yes and no",
-        "No. Yes.",
-        "Maybe",
-        "There is no dog",
-        "Not",
-        "N",
-        "I cannot see a dog in the image.",
-    ):
-        assert readings.get(text, "other") == "other", text
-
-
-def test_unreadable_answers_are_wrong_and_counted():
-    scores = REGAZE.score(["yes", "yes", "no", "no"], ["Yes", "perhaps", "perhaps", "No"])
-    assert scores == pytest.approx(
-        {"accuracy": 0.5, "precision": 1.0, "recall": 0.5, "f1": 2 / 3, "yes_ratio": 0.25, "unreadable": 0.5}
-    )
-
-
-def test_fewer_answers_than_labels_pair_up_like_the_official_script_only_when_asked(golden):
-    labels = [row["label"] for row in rows(golden / "coco_random_first200.questions.jsonl")][:120]
-    answers = [row["answer"] for row in rows(golden / "coco_random_first200.answers.jsonl")][:80]
-    with pytest.raises(InputError, match="80 answers for 120 references; expected one each"):
-        OFFICIAL.score(labels, answers)
-    assert OFFICIAL.score(labels, answers, strict=False) == OFFICIAL.score(labels[:80], answers)
-
-
-def test_every_scorer_has_a_name_of_its_own_and_says_what_it_reproduces():
-    assert len({scorer.name for scorer in SCORERS}) == len(SCORERS) == 6
-    assert all(scorer.version for scorer in SCORERS)
 
 
 def lay_out(data, folder):
@@ -207,68 +97,105 @@ def test_intervals_are_over_images_and_the_shipped_scenes_are_loaded():
     assert scores["all"]["official"] == expected
 
 
-# The builder -----------------------------------------------------------------------------------------------
+QUESTIONS = [
+    {"question_id": 1, "image": "a.png", "text": "Is there a dog in the image?", "label": "yes"},
+    {"question_id": 2, "image": "a.png", "text": "Is there a line\u2028in the image?", "label": "No"},
+    {"image": "b.png", "text": "Is there a cat in the image?", "label": "no"},
+]
 
 
-@pytest.fixture(scope="module")
-def synthetic(golden):
-    return enough_objects(
-        ObjectList(row["image"], tuple(dict.fromkeys(row["objects"])))
-        for row in rows(golden / "build.segmentation.jsonl")
+LINES = "\n".join(json.dumps(q, ensure_ascii=False) for q in QUESTIONS)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        LINES,
+        LINES + "\n\n",
+        "\ufeff" + LINES.replace("\n", "\r\n"),
+        json.dumps(QUESTIONS),
+        json.dumps(QUESTIONS, indent=4),
+    ],
+    ids=["lines", "blank", "bom-crlf", "array", "pretty"],
+)
+def test_every_official_layout_is_read(tmp_path, text):
+    path = tmp_path / "questions.json"
+    path.write_bytes(text.encode())
+    items = read_questions(path, tmp_path / "images", "random")
+    assert [item.label for item in items] == ["yes", "no", "no"]
+    assert [item.question for item in items] == [q["text"] for q in QUESTIONS]
+    assert [item.key for item in items] == ["random/1", "random/2", "random/3"]
+    assert items[2].image == tmp_path / "images" / "b.png"
+
+
+GOOD = '{"image": "a.png", "text": "?", "label": "yes"}'
+
+
+PRETTY = "\n".join(["[", "  {", GOOD[1:-1], "  },", "  {", GOOD[1:-1].replace("yes", "maybe"), "  }", "]"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (f"{GOOD}\n\nnonsense\n", r"q\.json:3: not valid JSON"),
+        (
+            f'{GOOD}\n{{"image": "a.png", "text": "?"}}',
+            r"q\.json:2: 'label' must be a non-empty string, got None",
+        ),
+        (f"{GOOD}\n{GOOD.replace('yes', 'perhaps')}", r"q\.json:2: label must be yes or no, got 'perhaps'"),
+        (GOOD.replace('"a.png"', "7"), r"q\.json:1: 'image' must be a non-empty string, got 7"),
+        (GOOD.replace("?", " "), r"q\.json:1: 'text' must be a non-empty string"),
+        (f"{GOOD}\n[1]", r"q\.json:2: expected an object with image, text and label, got list"),
+        (PRETTY, r"q\.json:5: label must be yes or no, got 'maybe'"),
+        (PRETTY.replace("},", "}"), r"q\.json:5: not valid JSON"),
+        (f"[{GOOD}, 3]", r"q\.json:1: expected an object"),
+        ("", r"q\.json holds no questions"),
+        ("[]", r"q\.json holds no questions"),
+        (b"\xff\xfe\x00", r"q\.json cannot be read: not UTF-8 text"),
+    ],
+)
+def test_malformed_files_are_named_with_their_line(tmp_path, text, message):
+    path = tmp_path / "q.json"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(InputError, match=message):
+        read_questions(path, tmp_path, "random")
+
+
+def test_missing_files_and_folders_and_a_senseless_limit(tmp_path):
+    with pytest.raises(InputError, match=r"none\.json cannot be read: No such file"):
+        Pope.from_files({"random": tmp_path / "none.json"}, tmp_path)
+    with pytest.raises(InputError, match=r"image folder .*nowhere does not exist"):
+        Pope.from_files({"random": tmp_path / "none.json"}, tmp_path / "nowhere")
+    with pytest.raises(InputError, match="limit 0: expected at least 1"):
+        Pope.from_files({"random": tmp_path / "none.json"}, tmp_path, limit=0)
+
+
+def test_limit_suffix_and_splits(tmp_path):
+    (tmp_path / "q.json").write_text(LINES)
+    pope = Pope.from_files(
+        {"random": tmp_path / "q.json", "popular": tmp_path / "q.json"}, tmp_path, suffix=" Why?", limit=2
     )
+    assert [item.key for item in pope.items] == ["random/1", "random/2", "popular/1", "popular/2"]
+    assert pope.prompt(pope.items[0]) == "Is there a dog in the image? Why?"
+    scores = pope.score({"plain": ["yes", "no", "no", "no"]}, seed=0)
+    assert list(scores) == ["random", "popular", "all"]
+    assert [scores[name]["official"]["plain"]["accuracy"]["value"] for name in scores] == [1.0, 0.5, 0.75]
+    assert scores["all"]["questions"] == 4
+    assert scores["all"]["images"] == 1
+    assert "difference" not in scores["all"]["official"]
 
 
-@pytest.mark.parametrize("split", SPLITS)
-def test_the_builder_asks_what_the_official_one_asks(golden, synthetic, split):
-    builder = PopeBuilder(synthetic, imange=True)
-    assert builder.questions(split, random.Random(20240501)) == rows(golden / f"build.{split}.jsonl")
-
-
-def test_frequencies_are_the_golden_ones(golden, synthetic):
-    expected = json.loads((golden / "build.expected.json").read_text())
-    assert dict(PopeBuilder(synthetic).frequency) == expected["object_frequency"]
-
-
-def test_questions_are_spelt_right_unless_asked_otherwise(synthetic):
-    texts = [entry["text"] for entry in PopeBuilder(synthetic).questions("popular", random.Random(0))]
-    assert "Is there an airplane in the image?" in texts
-    assert not any("imange" in text for text in texts)
-
-
-def test_published_popular_negatives_follow_from_the_objects_of_coco(shared, downloaded):
-    """POPE rebuilt for its own images from CHAIR's ground truth, the objects it asked about first."""
-    truth = json.loads(
-        gzip.decompress((shared / "benchmarks/data/chair/coco2014_trainval_objects.json.gz").read_bytes())
-    )
-    asked: dict[str, list] = {}
-    for line in rows(downloaded / "head/coco_pope_popular.json"):
-        asked.setdefault(line["image"], []).append(line)
-    lists = []
-    for image, lines in asked.items():
-        named = [
-            line["text"].split(" ", 3)[3].removesuffix(" in the image?")
-            for line in lines
-            if line["label"] == "yes"
-        ]
-        there = [truth["names"][i] for i in truth["images"][str(int(image[-16:-4]))]]
-        assert set(named) <= set(there)
-        lists.append(ObjectList(image, (*named, *(name for name in there if name not in named))))
-    built = PopeBuilder(lists).questions("popular", random.Random(0))
-    published = [line for lines in asked.values() for line in lines]
-    assert [entry["text"] for entry in built] == [line["text"] for line in published]
-
-
-def test_what_cannot_be_built_is_refused(synthetic):
-    with pytest.raises(InputError, match=r"x\.jpg: 2 objects, expected at least 3"):
-        PopeBuilder([ObjectList("x.jpg", ("a", "b"))])
-    with pytest.raises(InputError, match=r"x\.jpg: no object of the set is absent"):
-        PopeBuilder([ObjectList("x.jpg", ("a", "b", "c"))]).questions("random", random.Random(0))
-    with pytest.raises(InputError, match="POPE has the splits random, popular, adversarial, not 'hard'"):
-        PopeBuilder(synthetic).questions("hard", random.Random(0))
-
-
-def test_built_questions_are_read_back(synthetic, tmp_path):
-    entries = PopeBuilder(synthetic).questions("adversarial", random.Random(0))
-    (tmp_path / "q.json").write_text("\n".join(map(json.dumps, entries)))
-    pope = Pope.from_files({"adversarial": tmp_path / "q.json"}, tmp_path)
-    assert [item.question for item in pope.items] == [entry["text"] for entry in entries]
+@pytest.mark.parametrize(
+    ("name", "questions"),
+    [
+        ("head/coco_pope_random", 3000),
+        ("e3e3926/coco_pope_random", 2910),
+        ("head/gqa_pope_seem_adversarial", 3000),
+    ],
+)
+def test_published_files_are_read(shared, tmp_path, name, questions):
+    path = tmp_path / "q.json"
+    path.write_bytes(gzip.decompress((shared / f"benchmarks/data/pope/{name}.json.gz").read_bytes()))
+    items = read_questions(path, tmp_path, "random")
+    assert len(items) == questions
+    assert len({item.image for item in items}) == 500

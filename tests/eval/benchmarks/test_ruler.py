@@ -16,7 +16,7 @@ from regaze.eval.benchmarks.ruler import (
     PromptBuilder,
     Ruler,
     StringMatchScorer,
-    _wonderwords,
+    load_wonderwords,
 )
 
 ESSAY = "It was a long day. Nobody came, and nothing happened. Then it rained. " * 200
@@ -33,7 +33,7 @@ class Words:
 def libraries():
     try:
         language.sentences("One. Two.")
-        _wonderwords()
+        load_wonderwords()
     except InputError as error:
         pytest.skip(str(error))
 
@@ -42,8 +42,8 @@ def test_string_match_is_the_golden_one(shared):
     scorer = StringMatchScorer()
     golden = json.loads((shared / "goldens/benchmarks/ruler/expected.json").read_text())
     assert round(scorer.score(golden["refs"], golden["preds"])["score"], 2) == golden[scorer.name]
-    for references, answer, wanted in zip(golden["refs"], golden["preds"], golden["each_all"], strict=True):
-        assert round(scorer.score([references], [answer])["score"], 2) == wanted
+    for references, answer, target in zip(golden["refs"], golden["preds"], golden["each_all"], strict=True):
+        assert round(scorer.score([references], [answer])["score"], 2) == target
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -55,8 +55,8 @@ def test_what_is_asked_for_is_hidden_once(name, libraries):
         assert sample.prompt.count(f"is: {value}.") == 1
     hidden = sample.prompt.count("One of the special magic")
     assert hidden == task.keys * task.values + (400 if task.haystack == "needle" else 0)
-    asked = sample.prompt.rsplit("\n", 1)[1]
-    assert asked.startswith("What is the" if task.form == "one" else "What are all the")
+    question = sample.prompt.rsplit("\n", 1)[1]
+    assert question.startswith("What is the" if task.form == "one" else "What are all the")
     assert sample.prefix.endswith("is" if task.form == "one" else "are")
     assert "{" not in sample.prompt + sample.prefix
 

@@ -77,8 +77,10 @@ def test_official_files_are_read_with_and_without_ocr_tokens(tmp_path):
     item = plain.items[0]
     assert (item.key, item.label, item.image) == ("7", "dakota", tmp_path / "train_images/ab.jpg")
     assert plain.prompt(item) == "what brand?\nAnswer the question using a single word or phrase."
-    told = TextVqa.load(tmp_path, ocr=tmp_path / "ocr.json")
-    assert told.prompt(told.items[0]).startswith("what brand?\nReference OCR token: DAKOTA, 12\nAnswer")
+    with_ocr = TextVqa.load(tmp_path, ocr=tmp_path / "ocr.json")
+    assert with_ocr.prompt(with_ocr.items[0]).startswith(
+        "what brand?\nReference OCR token: DAKOTA, 12\nAnswer"
+    )
     scores = plain.score({"plain": ["Dakota."], "edited": ["nothing"]}, seed=0)["validation"]
     assert scores["pythia"]["plain"]["accuracy"]["value"] == 1.0
     assert scores["vlmevalkit"]["difference"]["accuracy"]["value"] == -1.0

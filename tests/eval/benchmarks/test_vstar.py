@@ -1,4 +1,4 @@
-"""V*Bench: both layouts, letters, and options that are never asked in the published order."""
+"""V*Bench: both layouts, letters, and options that are never shown in the published order."""
 
 from __future__ import annotations
 

@@ -1,0 +1,225 @@
+"""Rules for yes/no answers: those in use against the goldens, and how answers are read."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from regaze.errors import InputError
+from regaze.eval.benchmarks.common.yes_no import (
+    HARNESS,
+    METRICS,
+    OFFICIAL,
+    OPERA,
+    REGAZE,
+    SCORERS,
+    VCD,
+    VLMEVALKIT,
+)
+
+CASES = ["coco_random_first200", "coco_popular_first200", "all_yes_50", "all_no_50", "all_empty_50"]
+
+
+KEYS = {
+    "opera": (
+        "opera_pope_eval",
+        {name: name for name in ("accuracy", "precision", "recall", "f1", "yes_ratio")},
+    ),
+    "vcd": (
+        "vcd_eval_pope",
+        {
+            "accuracy": "Accuracy",
+            "precision": "Precision",
+            "recall": "Recall",
+            "f1": "F1",
+            "yes_ratio": "yes",
+        },
+    ),
+    "vlmevalkit": (
+        "vlmevalkit_POPE_rating_no_judge",
+        {"accuracy": "acc", "precision": "precision", "recall": "recall", "f1": "Overall"},
+    ),
+}
+
+
+def rows(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def golden_case(shared: Path, case: str) -> tuple[list[str], list[str], dict]:
+    folder = shared / "goldens/benchmarks/pope"
+    read = [
+        [json.loads(line) for line in (folder / f"{case}.{kind}.jsonl").read_text().splitlines()]
+        for kind in ("questions", "answers")
+    ]
+    expected = json.loads((folder / "expected.json").read_text())[case]
+    return [row["label"] for row in read[0]], [row["answer"] for row in read[1]], expected
+
+
+@pytest.fixture(scope="module")
+def folder(shared):
+    return shared / "goldens/benchmarks/pope"
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_official_scorer_gives_the_golden_figures(shared, case):
+    labels, answers, expected = golden_case(shared, case)
+    expected = expected["official_AoiDragon_POPE"]
+    scores = OFFICIAL.score(labels, answers)
+    for figure in METRICS:
+        if figure in expected:
+            assert scores[figure] == expected[figure]
+    if "error" in expected:  # the script stopped at a division by zero
+        assert math.isnan(scores["precision"])
+        assert math.isnan(scores["f1"])
+        assert scores["recall"] == 0.0
+
+    counts = OFFICIAL.details(OFFICIAL.count(labels, answers).sum(0))
+    assert counts == {
+        "label_yes": {"yes": expected["TP"], "no": expected["FN"], "other": 0},
+        "label_no": {"yes": expected["FP"], "no": expected["TN"], "other": 0},
+    }
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_harness_scorer_gives_the_golden_figures(shared, case):
+    labels, answers, expected = golden_case(shared, case)
+    expected = expected["lmms_eval_pope"]
+    scores = HARNESS.score(labels, answers)
+    assert scores["f1"] == pytest.approx(expected["f1_score"], rel=1e-15)
+    for figure in ("accuracy", "precision", "recall", "yes_ratio"):
+        assert scores[figure] == expected[figure]
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("scorer", [OPERA, VCD, VLMEVALKIT], ids=lambda scorer: scorer.name)
+def test_scorers_give_the_golden_figures(folder, case, scorer):
+    labels = [row["label"] for row in rows(folder / f"{case}.questions.jsonl")]
+    answers = [row["answer"] for row in rows(folder / f"{case}.answers.jsonl")]
+    key, names = KEYS[scorer.name]
+    expected = json.loads((folder / "expected.json").read_text())[case][key]
+    scores = scorer.score(labels, answers)
+    percent = 100 if scorer is VLMEVALKIT else 1
+    for name, theirs in names.items():
+        if theirs in expected:
+            assert percent * scores[name] == pytest.approx(expected[theirs], rel=1e-12), name
+    if "error" in expected:  # the script stopped at a division by zero
+        assert math.isnan(scores["f1"])
+    if "TP" in expected:
+        counts = scorer.details(scorer.count(labels, answers).sum(0))
+        assert (counts["label_yes"]["yes"], counts["label_yes"]["no"]) == (expected["TP"], expected["FN"])
+        assert (counts["label_no"]["yes"], counts["label_no"]["no"]) == (expected["FP"], expected["TN"])
+
+
+def test_every_golden_answer_is_read_as_by_pope_and_lmms_eval(shared):
+    rows = json.loads((shared / "goldens/benchmarks/pope/answer_parsing.json").read_text())["rows"]
+    assert len(rows) > 100
+    for row in rows:
+        answer = row["answer"]
+        assert OFFICIAL.read(answer) == row["pope_official"], answer
+        read = HARNESS.read(answer)
+        assert (read == "yes", read == "no") == (
+            row["lmms_eval_correct_if_yes"],
+            row["lmms_eval_correct_if_no"],
+        )
+        assert read in (row["lmms_eval_pope_prediction"], "other")
+
+
+def test_every_golden_answer_is_read_as_by_opera_vcd_and_vlmevalkit(folder):
+    parsed = json.loads((folder / "answer_parsing.json").read_text())["rows"]
+    assert len(parsed) == 121
+    for row in parsed:
+        answer = row["answer"]
+        assert OPERA.read(answer) == row["opera"], answer
+        assert VLMEVALKIT.read(answer) == {"Yes": "yes", "No": "no", "Unknown": "other"}[row["vlmevalkit"]], (
+            answer
+        )
+        for label in ("yes", "no"):
+            counts = VCD.count([label], [answer])[0]
+            assert counts[["yes", "no"].index(label)].tolist() == [
+                int(row[f"vcd_when_label_{label}"] == reading) for reading in ("yes", "no", "other")
+            ], answer
+
+
+@pytest.mark.parametrize(
+    ("answer", "official", "harness"),
+    [
+        ("Yes", "yes", "yes"),
+        (" no ", "no", "no"),
+        ("Yes.", "yes", "other"),
+        ("No, there is not.", "no", "other"),
+        ("no,", "no", "other"),
+        ("Yes. No.", "yes", "other"),
+        (".No", "yes", "other"),
+        ("NO", "yes", "no"),
+        ("No\nthere", "yes", "other"),
+        ("I am not sure", "no", "other"),
+        ("There isn't a dog", "yes", "other"),
+        ("", "yes", "other"),
+    ],
+)
+def test_reading_by_hand(answer, official, harness):
+    assert (OFFICIAL.read(answer), HARNESS.read(answer)) == (official, harness)
+
+
+def test_our_reading_never_guesses(folder):
+    parsed = json.loads((folder / "answer_parsing.json").read_text())["rows"]
+    readings = {row["answer"]: REGAZE.read(row["answer"]) for row in parsed}
+    assert {
+        readings[text] for text in ("Yes", "YES", "Yes.", "**Yes**", "\nYes", "Yes, there is nothing else.")
+    } == {"yes"}
+    assert {readings[text] for text in ("No!", "(No)", "No\nThere is a dog.", "no;", "'no'")} == {"no"}
+    for text in (
+        "",
+        "Yes and no",
+        "No. Yes.",
+        "Maybe",
+        "There is no dog",
+        "Not",
+        "N",
+        "I cannot see a dog in the image.",
+    ):
+        assert readings.get(text, "other") == "other", text
+
+
+def test_figures_by_hand():
+    labels = ["yes", "yes", "yes", "no", "no"]
+    answers = ["Yes", "yes", "No", "Yes.", "no"]
+    assert OFFICIAL.score(labels, answers) == pytest.approx(
+        {"accuracy": 3 / 5, "precision": 2 / 3, "recall": 2 / 3, "f1": 2 / 3, "yes_ratio": 3 / 5}
+    )
+    # "Yes." is not an exact match: wrong, and no false positive either.
+    assert HARNESS.score(labels, answers) == pytest.approx(
+        {"accuracy": 3 / 5, "precision": 1.0, "recall": 2 / 3, "f1": 4 / 5, "yes_ratio": 3 / 5}
+    )
+
+
+def test_unreadable_answers_are_wrong_and_counted():
+    scores = REGAZE.score(["yes", "yes", "no", "no"], ["Yes", "perhaps", "perhaps", "No"])
+    assert scores == pytest.approx(
+        {"accuracy": 0.5, "precision": 1.0, "recall": 0.5, "f1": 2 / 3, "yes_ratio": 0.25, "unreadable": 0.5}
+    )
+
+
+@pytest.mark.parametrize(
+    ("labels", "answers"), [([], []), (["yes", "no"], ["yes"]), (["yes"], ["yes", "no"])]
+)
+def test_answers_and_labels_must_pair_up(labels, answers):
+    with pytest.raises(InputError, match="expected one each"):
+        OFFICIAL.score(labels, answers)
+
+
+def test_fewer_answers_than_labels_pair_up_like_the_official_script_only_if_not_strict(folder):
+    labels = [row["label"] for row in rows(folder / "coco_random_first200.questions.jsonl")][:120]
+    answers = [row["answer"] for row in rows(folder / "coco_random_first200.answers.jsonl")][:80]
+    with pytest.raises(InputError, match="80 answers for 120 references; expected one each"):
+        OFFICIAL.score(labels, answers)
+    assert OFFICIAL.score(labels, answers, strict=False) == OFFICIAL.score(labels[:80], answers)
+
+
+def test_every_scorer_has_a_name_of_its_own_and_says_what_it_reproduces():
+    assert len({scorer.name for scorer in SCORERS}) == len(SCORERS) == 6
+    assert all(scorer.version for scorer in SCORERS)

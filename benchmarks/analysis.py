@@ -80,7 +80,7 @@ def prompt(tokens: int, side: int) -> Inputs:
 
 
 def ways() -> dict[str, Any]:
-    """What is measured, each called with a wrapped model and inputs."""
+    """The analyses, each called with a wrapped model and inputs."""
     every: dict[str, Any] = {"rows": "all", "columns": "all"}
     return {
         "plain forward": lambda g, i: run_forward(g, i),
@@ -96,7 +96,7 @@ def ways() -> dict[str, Any]:
 
 
 def measure(name: str, size: tuple[int, int]) -> dict[str, Any]:
-    """Seconds and peak MiB of one way in this process."""
+    """Seconds and peak MiB of one analysis in this process."""
     gaze, inputs = build(size[1]), prompt(*size)
     short = {"input_ids": torch.randint(5, IMAGE_TOKEN, (1, 64))}
     with torch.no_grad():

@@ -11,9 +11,8 @@ from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from regaze.toolkit import plot
+from regaze.toolkit.plot.style import BLACK, BLUE, GREEN, GREY, ORANGE, RED, SKY
 
-#: Okabe-Ito
-BLUE, SKY, RED, ORANGE, GREEN, GREY = "#0072B2", "#56B4E9", "#D55E00", "#E69F00", "#009E73", "#999999"
 SMALL = {"fontsize": 9}
 
 
@@ -74,7 +73,7 @@ def draw_curves(found: list[dict[str, Any]], points: int, path: Path) -> None:
         "word: one chosen head": RED,
         "answer: all layers, mean": ORANGE,
         "rollout": GREY,
-        "shuffled": "#000000",
+        "shuffled": BLACK,
     }
     figure = Figure(figsize=(8.5, 3.3), layout="constrained")
     share = np.linspace(0, 1, points)

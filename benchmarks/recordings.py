@@ -39,7 +39,7 @@ def load(source: Path) -> tuple[Any, Any]:
 
 
 def smollm(source: Path, output: Path) -> None:
-    """Where the answer's tokens look, by role and layer."""
+    """Attention of the answer's tokens by role and layer."""
     gaze = regaze.wrap(*load(source))
     with gaze.recording(slices="all") as record:
         print("answer:", gaze.ask([None], [QUESTION], max_new_tokens=32))
@@ -74,7 +74,7 @@ def gemma(source: Path, output: Path, text: str, rows: int = 64) -> None:
 
 
 def whisper(checkpoint: Path, vocabulary: Path, output: Path) -> None:
-    """When each written word was heard."""
+    """Cross-attention of each written word over time."""
     sound = speak(SENTENCES, "en-us", 140)
     gaze, features = regaze.wrap(load_whisper(checkpoint)), spectrogram(sound)
     model: Any = gaze.model

@@ -91,12 +91,12 @@ def speak(text: str, voice: str, speed: int) -> NDArray[np.float32]:
 
 
 def spectrogram(samples: NDArray[np.float32]) -> Tensor:
-    """[1, 80, 3000] log-mel features, as Whisper wants them."""
+    """[1, 80, 3000] log-mel features, as Whisper needs them."""
     return WhisperFeatureExtractor()(samples, sampling_rate=RATE, return_tensors="pt")["input_features"]
 
 
 def transcribe(model: Any, features: Tensor, longest: int = 60) -> Tensor:
-    """The ids [T] of the greedy transcript, without the token that ends it."""
+    """The ids [T] of the greedy transcript, without the end token."""
     with torch.inference_mode():
         encoded = model.get_encoder()(features)
         ids = torch.tensor([PROMPT])
@@ -115,5 +115,5 @@ def read_vocabulary(path: Path) -> dict[int, bytes]:
 
 
 def texts(vocabulary: dict[int, bytes], ids: Tensor) -> list[str]:
-    """What each token says; parts of characters show as a replacement sign."""
+    """The text of each token; incomplete characters become replacement signs."""
     return [vocabulary.get(token, b"").decode("utf-8", "replace") for token in ids.tolist()]

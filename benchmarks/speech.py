@@ -58,7 +58,7 @@ SALIENCY = {
     "encoder": "encoder output, occlusion",
     "encoder_masks": "encoder output, random masks",
 }
-#: orders in which the sound is silenced
+#: Orders in which the sound is silenced.
 CURVES = {
     "attention": "cross-attention",
     "spectrogram": SALIENCY["spectrogram"],
@@ -150,7 +150,7 @@ def _rounded(values: Tensor) -> Any:
 
 
 def load_or_measure(model: Any, work: Path) -> list[dict[str, Any]]:
-    """The recordings' figures in order, those that are kept from the folder."""
+    """Results of the recordings in order; those in the folder are read, not computed again."""
     work.mkdir(parents=True, exist_ok=True)
     found = []
     for number, (voice, speed) in RECORDINGS:
@@ -164,7 +164,7 @@ def load_or_measure(model: Any, work: Path) -> list[dict[str, Any]]:
 
 
 def summary(found: list[dict[str, Any]]) -> dict[str, Any]:
-    """Means over recordings with intervals; sentences are what is drawn, their voices belong together."""
+    """Means over recordings with intervals; whole sentences are resampled, with all their voices."""
     names = list(found[0]["agreement"])
     held_out = {kind: best_head(found, kind) for kind in ("spectrogram", "encoder")}
     return {

@@ -52,9 +52,9 @@ def check_sample(trace: Trace, sample: int) -> int:
 
 def select_heads(trace: Trace, tensor: Tensor, layers: Any = None, heads: Any = None) -> Tensor:
     """The chosen layers and heads of `tensor` [layers, Hq, ...]; None: all."""
-    held = [trace.layers.index(layer) for layer in check_choices("layer", layers, trace.layers)]
+    indices = [trace.layers.index(layer) for layer in check_choices("layer", layers, trace.layers)]
     chosen = check_choices("head", heads, range(tensor.shape[1]))
-    return tensor.index_select(0, torch.tensor(held)).index_select(1, torch.tensor(chosen))
+    return tensor.index_select(0, torch.tensor(indices)).index_select(1, torch.tensor(chosen))
 
 
 def select_rows(trace: Trace, rows: RecordedRows = "answer", sample: int = 0) -> Tensor:

@@ -93,8 +93,8 @@ def lens_patches(
     image = open_image(image)
     words = lens.image_words(layer, sample, number)
     cells = lens.tokens.image_cells(sample, number).tolist()
-    held = {position: place for place, position in enumerate(lens.rows[sample].tolist())}
-    shades = lens.top_probs[lens.layers.index(layer), sample, [held[cell] for cell in cells], 0].numpy()
+    row_at = {position: row for row, position in enumerate(lens.rows[sample].tolist())}
+    shades = lens.top_probs[lens.layers.index(layer), sample, [row_at[cell] for cell in cells], 0].numpy()
     rows, columns = lens.tokens.grids[sample][number]
     side = max(2.2, 0.42 * rows)
     figure = new_figure(side * image.width / image.height + 0.56 * columns + 1.0, side + 0.3)

@@ -235,17 +235,17 @@ def _views(tokens: TokenMap, sample: int, image: int) -> list[tuple[int, View]]:
     if not views:
         raise RecordingError("the record has no image grid, so its slices cannot be laid out as a map")
     image = check_choice("image", image, range(1 + max(view.image for view in views)))
-    found = [
+    placed = [
         (place, view)
         for place, view in enumerate(views)
         if view.image == image and view.box is not None and all(view.grid)
     ]
-    if not found:
+    if not placed:
         raise RecordingError(
             f"it is not known which part of image {image} each of its tokens shows, so there is no map; "
             "masses by role need none"
         )
-    return found
+    return placed
 
 
 def _sum_of_views(parts: Sequence[tuple[Shares, np.ndarray]]) -> np.ndarray:
@@ -265,8 +265,8 @@ def _sum_of_views(parts: Sequence[tuple[Shares, np.ndarray]]) -> np.ndarray:
 def _cells_at(count: int, first: float, last: float, cells: int) -> np.ndarray:
     """[count] index of the cell at each of `count` evenly spaced points; -1: outside `first` to `last`."""
     places = (np.arange(count) + 0.5) / count
-    found = np.floor((places - first) / (last - first) * cells).astype(int)
-    return np.where((found >= 0) & (found < cells), found, -1)
+    index = np.floor((places - first) / (last - first) * cells).astype(int)
+    return np.where((index >= 0) & (index < cells), index, -1)
 
 
 def _tokens(trace: Trace, tokens: Any, sample: int) -> list[Any]:

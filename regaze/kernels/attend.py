@@ -7,14 +7,15 @@ from torch import Tensor
 
 from regaze.errors import BadParameterError, ShapeError
 from regaze.kernels.backends import choose
+from regaze.kernels.channels import describe
 from regaze.kernels.sliding_cache import edit_from, stats_from
 from regaze.kernels.spec import AttentionEdit, RowSelection, Stats, StatsRequest
 
 
 def attend(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
     edit: AttentionEdit | None = None,
     *,
     mask: Tensor | None = None,
@@ -31,37 +32,38 @@ def attend(
     coefficients, value gain, head gain.
 
     Args:
-        q: [B, Hq, Lq, D] queries.
-        k, v: [B, Hkv, Lk, D] and [B, Hkv, Lk, Dv]; Hq is a multiple of Hkv.
-        edit: what to change and record; None is plain attention.
+        query: [B, Hq, Lq, D].
+        key, value: [B, Hkv, Lk, D] and [B, Hkv, Lk, Dv]; Hq is a multiple of Hkv.
+        edit: what to change and measure; None is plain attention.
         mask: None, bool (True: may look) or additive float, broadcastable to [B, Hq, Lq, Lk] with its last
             two dimensions in full. A float mask hides keys at or below half its dtype's minimum.
-        scaling: factor of q k^T; default D ** -0.5.
+        scaling: factor of query @ key^T; default D ** -0.5.
         is_causal: used when `mask` is None; row i sits at key position Lk - Lq + i.
         softcap: c > 0, every scaled score becomes c tanh(s / c) before the mask (Gemma 2).
         sinks: [Hq] float, one more logit per head in the softmax's denominator, whose weight is dropped
             (gpt-oss): rows sum to less than 1, and `Stats.lse` is the log of the whole denominator. Edits act
             on keys only.
-        first_key: number of keys that came before those in k, and that a sliding window has dropped: columns
-            of `edit` and of what it records count from the first of them.
+        first_key: number of keys that came before those in `key`, and that a sliding window has dropped:
+            columns of `edit` and of its statistics count from the first of them.
         backend: "auto" (the fused kernels on a GPU, "torch" for what they cannot run), or one of `BACKENDS`;
             the environment variable REGAZE_BACKEND replaces "auto".
 
     Returns:
-        out [B, Hq, Lq, Dv] in the dtype of q (a fully masked row gives zeros), and the `Stats` that
-        `edit.stats` asks for.
+        out [B, Hq, Lq, Dv] in the dtype of `query` (a fully masked row gives zeros), and the `Stats` that
+        `edit.stats` requests.
 
     Raises:
-        ShapeError: tensors that do not fit together. BadParameterError: an unknown backend or one
-        that cannot run this call, a soft cap that is not positive.
+        ShapeError: tensors that do not fit together, or a policy that returns another shape.
+        BadParameterError: an unknown backend or one that cannot run this call, a soft cap that is not
+            positive.
     """
-    _check(q, k, v, mask, softcap, sinks)
+    _check(query, key, value, mask, softcap, sinks)
     edit = _PLAIN if edit is None else edit_from(edit, first_key)
-    edit.check(q.shape[0], q.shape[1], q.shape[2], k.shape[2])
+    edit.check(query.shape[0], query.shape[1], query.shape[2], key.shape[2])
     if scaling is None:
-        scaling = q.shape[-1] ** -0.5
-    out, stats = choose(backend, q, k, v, edit).attend(
-        q, k, v, edit, mask=mask, scaling=scaling, is_causal=is_causal, softcap=softcap, sinks=sinks
+        scaling = query.shape[-1] ** -0.5
+    out, stats = choose(backend, query, key, value, edit).attend(
+        query, key, value, edit, mask=mask, scaling=scaling, is_causal=is_causal, softcap=softcap, sinks=sinks
     )
     if edit.stats is not None and stats is not None:
         stats = stats_from(stats, edit.stats, first_key)
@@ -69,8 +71,8 @@ def attend(
 
 
 def attention_stats(
-    q: Tensor,
-    k: Tensor,
+    query: Tensor,
+    key: Tensor,
     request: StatsRequest,
     *,
     mask: Tensor | None = None,
@@ -85,21 +87,21 @@ def attention_stats(
 
     Arguments and errors as for `attend`.
     """
-    _check(q, k, k, mask, softcap, sinks)
+    _check(query, key, key, mask, softcap, sinks)
     edit = edit_from(request.as_edit, first_key)
     assert edit.stats is not None
-    edit.check(q.shape[0], q.shape[1], q.shape[2], k.shape[2])
+    edit.check(query.shape[0], query.shape[1], query.shape[2], key.shape[2])
     if scaling is None:
-        scaling = q.shape[-1] ** -0.5
-    stats = choose(backend, q, k, k, edit).attention_stats(
-        q, k, edit.stats, mask=mask, scaling=scaling, is_causal=is_causal, softcap=softcap, sinks=sinks
+        scaling = query.shape[-1] ** -0.5
+    stats = choose(backend, query, key, key, edit).attention_stats(
+        query, key, edit.stats, mask=mask, scaling=scaling, is_causal=is_causal, softcap=softcap, sinks=sinks
     )
     return stats_from(stats, request, first_key)
 
 
 def column_sums(
-    q: Tensor,
-    k: Tensor,
+    query: Tensor,
+    key: Tensor,
     rows: RowSelection | None = None,
     *,
     mask: Tensor | None = None,
@@ -119,13 +121,13 @@ def column_sums(
     Returns:
         [B, Hq, Lk] fp32 sums of weights over the rows.
     """
-    _check(q, k, k, mask, softcap, sinks)
+    _check(query, key, key, mask, softcap, sinks)
     edit = StatsRequest(rows).as_edit
-    edit.check(q.shape[0], q.shape[1], q.shape[2], k.shape[2])
+    edit.check(query.shape[0], query.shape[1], query.shape[2], key.shape[2])
     if scaling is None:
-        scaling = q.shape[-1] ** -0.5
-    return choose(backend, q, k, k, edit).column_sums(
-        q, k, rows, mask=mask, scaling=scaling, is_causal=is_causal, softcap=softcap, sinks=sinks
+        scaling = query.shape[-1] ** -0.5
+    return choose(backend, query, key, key, edit).column_sums(
+        query, key, rows, mask=mask, scaling=scaling, is_causal=is_causal, softcap=softcap, sinks=sinks
     )
 
 
@@ -133,35 +135,49 @@ _PLAIN = AttentionEdit()
 
 
 def _check(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, softcap: float | None, sinks: Tensor | None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    softcap: float | None,
+    sinks: Tensor | None,
 ) -> None:
-    if not q.dim() == k.dim() == v.dim() == 4:
-        raise ShapeError(f"q must be [B, Hq, Lq, D], k and v [B, Hkv, Lk, D]; {_said(q=q, k=k, v=v)}")
-    batch, heads, queries, dim = q.shape
-    kv_batch, kv_heads, keys, key_dim = k.shape
-    if batch != kv_batch or dim != key_dim or k.shape[:3] != v.shape[:3]:
+    """Raise ShapeError or BadParameterError unless the arguments fit together."""
+
+    def shapes() -> str:
+        return _named(query=query, key=key, value=value)
+
+    if not query.dim() == key.dim() == value.dim() == 4:
+        raise ShapeError(f"query must be [B, Hq, Lq, D], key and value [B, Hkv, Lk, D]; {shapes()}")
+    batch, heads, queries, dim = query.shape
+    kv_batch, kv_heads, keys, key_dim = key.shape
+    if batch != kv_batch or dim != key_dim or key.shape[:3] != value.shape[:3]:
         raise ShapeError(
-            f"q [B, Hq, Lq, D], k [B, Hkv, Lk, D] and v [B, Hkv, Lk, Dv] disagree: {_said(q=q, k=k, v=v)}"
+            f"query [B, Hq, Lq, D], key [B, Hkv, Lk, D] and value [B, Hkv, Lk, Dv] disagree: {shapes()}"
         )
     if heads % kv_heads:
-        raise ShapeError(f"Hq={heads} is not a multiple of Hkv={kv_heads}: {_said(q=q, k=k)}")
+        raise ShapeError(f"Hq={heads} is not a multiple of Hkv={kv_heads}: {_named(query=query, key=key)}")
     if softcap is not None and not softcap > 0:
         raise BadParameterError(f"softcap must be positive (None for no soft cap), got {softcap}")
     if sinks is not None and (sinks.shape != (heads,) or not sinks.is_floating_point()):
         raise ShapeError(
-            f"sinks must be [Hq] = [{heads}] float, one logit per query head; {_said(sinks=sinks)}"
+            f"sinks must be [Hq] = [{heads}] float, one logit per query head; {_named(sinks=sinks)}"
         )
-    if mask is None:
-        return
+    if mask is not None:
+        _check_mask(mask, batch, heads, queries, keys)
+
+
+def _check_mask(mask: Tensor, batch: int, heads: int, queries: int, keys: int) -> None:
     fits = mask.dim() == 4 and mask.shape[2:] == (queries, keys)
     if not fits or mask.shape[0] not in (1, batch) or mask.shape[1] not in (1, heads):
-        want = [batch, heads, queries, keys]
+        expected = [batch, heads, queries, keys]
         raise ShapeError(
-            f"mask must be [B or 1, Hq or 1, Lq, Lk] with [B, Hq, Lq, Lk] = {want}; {_said(mask=mask)}"
+            f"mask must be [B or 1, Hq or 1, Lq, Lk] with [B, Hq, Lq, Lk] = {expected}; {_named(mask=mask)}"
         )
     if mask.dtype != torch.bool and not mask.is_floating_point():
-        raise ShapeError(f"mask must be bool (True: may look) or additive float; {_said(mask=mask)}")
+        raise ShapeError(f"mask must be bool (True: may look) or additive float; {_named(mask=mask)}")
 
 
-def _said(**tensors: Tensor) -> str:
-    return ", ".join(f"{name} is {list(tensor.shape)} {tensor.dtype}" for name, tensor in tensors.items())
+def _named(**tensors: Tensor) -> str:
+    """Tensors as an error message names them: "query is [1, 2, 3, 4] float32, ..."."""
+    return ", ".join(f"{name} is {describe(tensor)}" for name, tensor in tensors.items())

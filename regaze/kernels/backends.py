@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from regaze.errors import BadParameterError
-from regaze.kernels.reference import attend_reference, column_sums_reference, observe_reference
+from regaze.kernels.reference import attend_reference, attention_stats_reference, column_sums_reference
 from regaze.kernels.spec import AttentionEdit, Stats
-from regaze.kernels.torch_backend import attend_torch, column_sums_torch, observe_torch
+from regaze.kernels.torch_backend import attend_torch, attention_stats_torch, column_sums_torch
 
 
 class Backend(NamedTuple):
@@ -26,19 +26,19 @@ class Backend(NamedTuple):
 
 
 def _attend_triton(
-    q: Tensor, k: Tensor, v: Tensor, edit: AttentionEdit, **options: Any
+    query: Tensor, key: Tensor, value: Tensor, edit: AttentionEdit, **options: Any
 ) -> tuple[Tensor, Stats | None]:
     if edit.head_mean_slope is not None:  # needs the scores of all heads before those of any
-        return attend_torch(q, k, v, edit, **options)
-    from regaze.kernels.triton.ops import attend_triton  # Triton takes a while to import
+        return attend_torch(query, key, value, edit, **options)
+    from regaze.kernels.triton.launch import attend_triton  # Triton takes a while to import
 
-    return attend_triton(q, k, v, edit, **options)
+    return attend_triton(query, key, value, edit, **options)
 
 
-def _observe_triton(*args: Any, **kwargs: Any) -> Stats:
-    from regaze.kernels.triton.ops import observe_triton
+def _attention_stats_triton(*args: Any, **kwargs: Any) -> Stats:
+    from regaze.kernels.triton.launch import attention_stats_triton
 
-    return observe_triton(*args, **kwargs)
+    return attention_stats_triton(*args, **kwargs)
 
 
 def _column_sums_triton(*args: Any, **kwargs: Any) -> Tensor:
@@ -49,54 +49,56 @@ def _column_sums_triton(*args: Any, **kwargs: Any) -> Tensor:
 
 #: Backend by name; none may change what an edit means.
 BACKENDS = {
-    "reference": Backend(attend_reference, observe_reference, column_sums_reference),
-    "torch": Backend(attend_torch, observe_torch, column_sums_torch),
+    "reference": Backend(attend_reference, attention_stats_reference, column_sums_reference),
+    "torch": Backend(attend_torch, attention_stats_torch, column_sums_torch),
 }
 if find_spec("triton") is not None:
-    BACKENDS["triton"] = Backend(_attend_triton, _observe_triton, _column_sums_triton)
+    BACKENDS["triton"] = Backend(_attend_triton, _attention_stats_triton, _column_sums_triton)
 
 MAX_HEAD_DIM = 256
 MAX_UNMASK = 63
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
-def choose(name: str, q: Tensor, k: Tensor, v: Tensor, edit: AttentionEdit) -> Backend:
+def choose(name: str, query: Tensor, key: Tensor, value: Tensor, edit: AttentionEdit) -> Backend:
     """The backend for a call: what the argument or else REGAZE_BACKEND names, or the fastest that can run it.
 
     Raises:
-        BadParameterError: an unknown name, or a backend that was asked for but cannot run the call.
+        BadParameterError: an unknown name, or a named backend that cannot run the call.
     """
     if name == "auto":
         name = os.environ.get("REGAZE_BACKEND") or "auto"
     if name == "auto":
-        fused = q.is_cuda and why_not_triton(q, k, v, edit) is None
+        fused = query.is_cuda and why_not_triton(query, key, value, edit) is None
         return BACKENDS["triton" if fused else "torch"]
     if name == "triton":
-        if (why := why_not_triton(q, k, v, edit)) is not None:
+        if (why := why_not_triton(query, key, value, edit)) is not None:
             raise BadParameterError(f"the Triton backend cannot run this call: {why}")
     elif name not in BACKENDS:
         raise BadParameterError(f"unknown attention backend {name!r}; this build has {', '.join(BACKENDS)}")
     return BACKENDS[name]
 
 
-def why_not_triton(q: Tensor, k: Tensor, v: Tensor, edit: AttentionEdit) -> str | None:
+def why_not_triton(query: Tensor, key: Tensor, value: Tensor, edit: AttentionEdit) -> str | None:
     """What keeps the fused kernels from running a call, and what to do about it; None when they can."""
-    if (why := _why_no_kernels(q.device)) is not None:
+    if (why := _why_no_kernels(query.device)) is not None:
         return why
-    dtypes = {x.dtype for x in (q, k, v)}
-    if len(dtypes) > 1 or q.dtype not in _DTYPES:
-        said = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
-        return f'q, k and v must all be float16, bfloat16 or float32, got {said}; use backend="torch"'
-    if max(q.shape[-1], v.shape[-1]) > MAX_HEAD_DIM:
+    dtypes = {x.dtype for x in (query, key, value)}
+    if len(dtypes) > 1 or query.dtype not in _DTYPES:
+        given = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
         return (
-            f"head dimensions go up to {MAX_HEAD_DIM}, got D={q.shape[-1]} and Dv={v.shape[-1]}; "
+            f'query, key and value must all be float16, bfloat16 or float32, got {given}; use backend="torch"'
+        )
+    if max(query.shape[-1], value.shape[-1]) > MAX_HEAD_DIM:
+        return (
+            f"head dimensions go up to {MAX_HEAD_DIM}, got D={query.shape[-1]} and Dv={value.shape[-1]}; "
             'use backend="torch"'
         )
     if len(edit.unmask) > MAX_UNMASK:
         return (
             f'an edit may have {MAX_UNMASK} unmasked rectangles, got {len(edit.unmask)}; use backend="torch"'
         )
-    if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v, *_tensors(edit))):
+    if torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value, *_tensors(edit))):
         return 'it has no gradients: call it under torch.no_grad(), or use backend="torch" to train'
     return None
 
@@ -132,7 +134,7 @@ def _missing(device: torch.device) -> str | None:
     if device.type == "cpu" and INTERPRETED.value:
         return None
     return (
-        f'its kernels run on a GPU, and q is on {device}; use backend="torch", or set TRITON_INTERPRET=1 '
+        f'its kernels run on a GPU, and query is on {device}; use backend="torch", or set TRITON_INTERPRET=1 '
         "before Python starts to run them on the CPU in Triton's interpreter, which is slow"
     )
 

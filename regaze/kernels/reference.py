@@ -14,9 +14,9 @@ from regaze.kernels.spec import AttentionEdit, RowSelection, Stats, StatsRequest
 
 
 def attend_reference(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
     edit: AttentionEdit,
     *,
     mask: Tensor | None,
@@ -25,14 +25,14 @@ def attend_reference(
     softcap: float | None = None,
     sinks: Tensor | None = None,
 ) -> tuple[Tensor, Stats | None]:
-    """Edited attention of q [B, Hq, Lq, D] over k [B, Hkv, Lk, D], v [B, Hkv, Lk, Dv]; see `attend`."""
-    exact = torch.float64 if q.dtype == torch.float64 else torch.float32
-    group = q.shape[1] // k.shape[1]
-    q_ = q.to(exact)
-    k_, v_ = (x.to(exact).repeat_interleave(group, 1) for x in (k, v))
+    """Edited attention of query [B, Hq, Lq, D] over key and value [B, Hkv, Lk, D or Dv]; see `attend`."""
+    exact = torch.float64 if query.dtype == torch.float64 else torch.float32
+    group = query.shape[1] // key.shape[1]
+    q = query.to(exact)
+    k, v = (x.to(exact).repeat_interleave(group, 1) for x in (key, value))
     queries, keys = q.shape[2], k.shape[2]
 
-    scores = q_ @ k_.transpose(-1, -2) * scaling  # [B, Hq, Lq, Lk]
+    scores = q @ k.transpose(-1, -2) * scaling  # [B, Hq, Lq, Lk]
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
     visible, additive = visibility(mask, queries, keys, is_causal, edit.unmask, q.device, edit.windows)
@@ -54,7 +54,7 @@ def attend_reference(
         final = final * edit.columns("value_gain", keys)[:, :, None].to(exact)
     final = torch.where(selected, final, weights)
 
-    out = final @ v_
+    out = final @ v
     if edit.head_gain is not None:
         out = out * (edit.head_gain if edit.head_gain.dim() == 3 else edit.head_gain[..., None])[..., None]
 
@@ -65,12 +65,12 @@ def attend_reference(
         if (rows := edit.stats.rows) is not None:
             row, score, active = row[:, :, rows.index], score[:, :, rows.index], rows.active
         stats = measure(row, score, edit.stats, active, sinks)
-    return out.to(q.dtype), stats
+    return out.to(query.dtype), stats
 
 
-def observe_reference(
-    q: Tensor,
-    k: Tensor,
+def attention_stats_reference(
+    query: Tensor,
+    key: Tensor,
     request: StatsRequest,
     *,
     mask: Tensor | None,
@@ -81,14 +81,14 @@ def observe_reference(
 ) -> Stats:
     """Statistics of plain attention; see `attention_stats`."""
     options = {"mask": mask, "scaling": scaling, "is_causal": is_causal, "softcap": softcap, "sinks": sinks}
-    stats = attend_reference(q, k, k, request.as_edit, **options)[1]  # type: ignore[arg-type]
+    stats = attend_reference(query, key, key, request.as_edit, **options)[1]  # type: ignore[arg-type]
     assert stats is not None
     return stats
 
 
 def column_sums_reference(
-    q: Tensor,
-    k: Tensor,
+    query: Tensor,
+    key: Tensor,
     rows: RowSelection | None,
     *,
     mask: Tensor | None,
@@ -99,7 +99,7 @@ def column_sums_reference(
 ) -> Tensor:
     """Weights of plain attention [B, Hq, Lk] summed over `rows`; see `column_sums`."""
     options = {"mask": mask, "scaling": scaling, "is_causal": is_causal, "softcap": softcap, "sinks": sinks}
-    stats = observe_reference(q, k, StatsRequest(rows, full_rows=True), **options)  # type: ignore[arg-type]
+    stats = attention_stats_reference(query, key, StatsRequest(rows, full_rows=True), **options)  # type: ignore[arg-type]
     assert stats.slices is not None
     return stats.slices.sum(2)
 

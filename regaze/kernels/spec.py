@@ -279,7 +279,7 @@ class AttentionEdit:
         return self._columns[name].upto(length)
 
     def check(self, batch: int, heads: int, queries: int, keys: int) -> None:
-        """Raise ShapeError unless the edit fits q [batch, heads, queries, D] and k [batch, Hkv, keys, D]."""
+        """Raise ShapeError unless the edit fits query [B, Hq, Lq, D] and key [B, Hkv, Lk, D] of this size."""
         shape = (batch, heads, queries)
         if shape in self._fitted and keys >= self._fitted[shape]:
             return
@@ -287,8 +287,8 @@ class AttentionEdit:
         def require(fits: bool, name: str, tensor: Tensor, want: str) -> None:
             if not fits:
                 raise ShapeError(
-                    f"{name} is {describe(tensor)}, but q is [B={batch}, Hq={heads}, Lq={queries}, D] and "
-                    f"k has Lk={keys} keys: it must be {want}"
+                    f"{name} is {describe(tensor)}, but query is [B={batch}, Hq={heads}, Lq={queries}, D] "
+                    f"and key has Lk={keys} keys: it must be {want}"
                 )
 
         either = (1, batch)

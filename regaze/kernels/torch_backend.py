@@ -35,9 +35,9 @@ Part = slice | Tensor | None
 
 
 def attend_torch(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
     edit: AttentionEdit,
     *,
     mask: Tensor | None,
@@ -46,8 +46,8 @@ def attend_torch(
     softcap: float | None = None,
     sinks: Tensor | None = None,
 ) -> tuple[Tensor, Stats | None]:
-    """Edited attention of q [B, Hq, Lq, D] over k [B, Hkv, Lk, D], v [B, Hkv, Lk, Dv]; see `attend`."""
-    call = _Call(q, k, v, edit, mask, scaling, is_causal, softcap, sinks)
+    """Edited attention of query [B, Hq, Lq, D] over key and value [B, Hkv, Lk, D or Dv]; see `attend`."""
+    call = _Call(query, key, value, edit, mask, scaling, is_causal, softcap, sinks)
     out, stats = call.decode() if call.queries == 1 else call.prefill()
     if edit.head_gain is not None:
         gain = edit.head_gain if edit.head_gain.dim() == 3 else edit.head_gain[..., None]
@@ -55,9 +55,9 @@ def attend_torch(
     return out, stats
 
 
-def observe_torch(
-    q: Tensor,
-    k: Tensor,
+def attention_stats_torch(
+    query: Tensor,
+    key: Tensor,
     request: StatsRequest,
     *,
     mask: Tensor | None,
@@ -67,12 +67,13 @@ def observe_torch(
     sinks: Tensor | None = None,
 ) -> Stats:
     """Statistics of plain attention; see `attention_stats`."""
-    return _Call(q, k, k, request.as_edit, mask, scaling, is_causal, softcap, sinks).statistics(request)
+    call = _Call(query, key, key, request.as_edit, mask, scaling, is_causal, softcap, sinks)
+    return call.statistics(request)
 
 
 def column_sums_torch(
-    q: Tensor,
-    k: Tensor,
+    query: Tensor,
+    key: Tensor,
     rows: RowSelection | None,
     *,
     mask: Tensor | None,
@@ -83,11 +84,11 @@ def column_sums_torch(
 ) -> Tensor:
     """Weights of plain attention [B, Hq, Lk] summed over `rows`, block by block; see `column_sums`."""
     request = StatsRequest(rows, full_rows=True)
-    call = _Call(q, k, k, request.as_edit, mask, scaling, is_causal, softcap, sinks)
+    call = _Call(query, key, key, request.as_edit, mask, scaling, is_causal, softcap, sinks)
     parts = call.parts(None if rows is None else rows.index)
     active = None if rows is None else rows.active
     actives = [None] * len(parts) if active is None else active.split(call.block_rows, 1)
-    sums = torch.zeros(call.batch, call.heads, call.keys, device=q.device)
+    sums = torch.zeros(call.batch, call.heads, call.keys, device=query.device)
     for part, live in zip(parts, actives, strict=True):
         slices = _Block(call, part, all_keys=True).statistics(request, live).slices
         assert slices is not None

@@ -34,12 +34,12 @@ def groups(batch: int = B, n: int = LK, count: int = 3) -> Channels:
     return Channels(torch.arange(n).remainder(count).to(torch.uint8).expand(batch, n), count)
 
 
-def redistribute(**changes) -> MoveMass:
+def move_mass(**changes) -> MoveMass:
     default = MoveMass(3, donors=(0,), receivers=(1,), gate=(1, 2), moved=0.5, min_share=0.0, min_mass=0.0)
     return replace(default, **changes)
 
 
-SHAPES = f"q is [B={B}, Hq={HQ}, Lq={LQ}, D] and k has Lk={LK} keys"
+SHAPES = f"query is [B={B}, Hq={HQ}, Lq={LQ}, D] and key has Lk={LK} keys"
 TRUE = torch.ones(1, LQ, dtype=torch.bool)
 
 
@@ -71,7 +71,7 @@ TRUE = torch.ones(1, LQ, dtype=torch.bool)
         (AttentionEdit(stats=StatsRequest(rows=RowSelection(torch.arange(4)))), "stats.rows.index is [4]"),
         (AttentionEdit(stats=StatsRequest(channels=groups(3))), "stats.channels (as [B, n, K]) is [3, 5, 3]"),
         (AttentionEdit(stats=StatsRequest(columns=torch.zeros(3, 2).long())), "stats.columns is [3, 2]"),
-        (AttentionEdit(channels=groups(n=6), policy=redistribute()), "channels (as [B, n, K]) is [2, 6, 3]"),
+        (AttentionEdit(channels=groups(n=6), policy=move_mass()), "channels (as [B, n, K]) is [2, 6, 3]"),
     ],
 )
 @pytest.mark.parametrize("backend", sorted(BACKENDS))
@@ -126,7 +126,7 @@ def test_a_part_of_the_wrong_shape_or_type_is_refused_when_made(make, said):
         (lambda: Channels(torch.zeros(1, 2).byte(), 0), "num_groups must be in 1..255, got 0"),
         (lambda: Channels(torch.tensor([[0, 3]], dtype=torch.uint8), 3), "name group 3, but num_groups is 3"),
         (lambda: StatsRequest(columns=torch.zeros(1, 1).long(), full_rows=True), "`columns` or `full_rows`"),
-        (lambda: AttentionEdit(policy=redistribute()), "together"),
+        (lambda: AttentionEdit(policy=move_mass()), "together"),
         (lambda: AttentionEdit(channels=groups()), "together"),
         (
             lambda: AttentionEdit(channels=groups(), policy=Scale((1.0, 2.0))),
@@ -136,11 +136,11 @@ def test_a_part_of_the_wrong_shape_or_type_is_refused_when_made(make, said):
             lambda: AttentionEdit(channels=Channels(weights=torch.ones(1, 1, 2)), policy=Scale((1.0,))),
             "with groups",
         ),
-        (lambda: redistribute(moved=1.5), "in [0, 1]; got 1.5"),
-        (lambda: redistribute(moved=float("nan")), "in [0, 1]; got nan"),
-        (lambda: redistribute(donors=(1,)), "channels [1] are donors and receivers"),
-        (lambda: redistribute(gate=(3,)), "gate must be distinct channels in 0..2, got (3,)"),
-        (lambda: redistribute(donors=(0, 0)), "donors must be distinct channels in 0..2"),
+        (lambda: move_mass(moved=1.5), "in [0, 1]; got 1.5"),
+        (lambda: move_mass(moved=float("nan")), "in [0, 1]; got nan"),
+        (lambda: move_mass(donors=(1,)), "channels [1] are donors and receivers"),
+        (lambda: move_mass(gate=(3,)), "gate must be distinct channels in 0..2, got (3,)"),
+        (lambda: move_mass(donors=(0, 0)), "donors must be distinct channels in 0..2"),
     ],
 )
 def test_a_parameter_without_meaning_is_refused(make, said):
@@ -151,9 +151,9 @@ def test_a_parameter_without_meaning_is_refused(make, said):
 def test_tensors_of_attend_that_do_not_fit_name_their_shapes():
     q, k, v = tensors()
     for call, said in (
-        (lambda: attend(q[0], k, v), "q is [6, 3, 4]"),
-        (lambda: attend(q[:1], k, v), "q is [1, 6, 3, 4] torch.float32, k is [2, 2, 5, 4]"),
-        (lambda: attend(q, k, v[:, :, 1:]), "v is [2, 2, 4, 4]"),
+        (lambda: attend(q[0], k, v), "query is [6, 3, 4]"),
+        (lambda: attend(q[:1], k, v), "query is [1, 6, 3, 4] float32, key is [2, 2, 5, 4]"),
+        (lambda: attend(q, k, v[:, :, 1:]), "value is [2, 2, 4, 4]"),
         (lambda: attend(q[:, :5], k, v), "Hq=5 is not a multiple of Hkv=2"),
         (lambda: attend(q, k, v, mask=torch.ones(3, 5).bool()), "mask is [3, 5]"),
         (
@@ -259,7 +259,7 @@ def test_composed_edits_do_what_their_parts_do(backend):
     """Removing keys, redistributing what the softmax gives, cutting a head: one edit, the fixed order."""
     q, k, v = tensors()
     removed = torch.tensor([[[0.0, -torch.inf, 0.0, 0.0, 0.0]]])
-    policy = AttentionEdit(channels=groups(), policy=redistribute())
+    policy = AttentionEdit(channels=groups(), policy=move_mass())
     cut = AttentionEdit(head_gain=torch.tensor([[1.0, 0, 1, 1, 0, 1]]))
     kept = [0, 2, 3, 4]
     fewer = Channels(torch.tensor([[0, 2, 0, 1]], dtype=torch.uint8), 3)
@@ -275,8 +275,8 @@ def test_composed_edits_do_what_their_parts_do(backend):
     ("a", "b", "said"),
     [
         (
-            {"channels": groups(), "policy": redistribute()},
-            {"channels": groups(), "policy": redistribute()},
+            {"channels": groups(), "policy": move_mass()},
+            {"channels": groups(), "policy": move_mass()},
             "`policy`",
         ),
         ({"stats": StatsRequest()}, {"stats": StatsRequest()}, "one recording"),

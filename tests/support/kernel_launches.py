@@ -29,8 +29,8 @@ from triton.runtime.jit import JITFunction
 from regaze.interventions.gift.policy import AmplifyTopHeads
 from regaze.interventions.var.policy import MoveMass
 from regaze.kernels import AttentionEdit, Channels, StatsRequest
-from regaze.kernels.triton import decode, operands, plan
-from regaze.kernels.triton.ops import attend_triton
+from regaze.kernels.triton import decode, row_list
+from regaze.kernels.triton.launch import attend_triton
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 PROCESSORS = 132
@@ -140,7 +140,7 @@ def decode_calls() -> Iterator[tuple[str, Callable[[], Any]]]:
 
 def main() -> None:
     warnings.simplefilter("ignore")
-    for module in (plan, decode, operands):
+    for module in (decode, row_list):
         module.processors = lambda device: PROCESSORS
     capability = int(sys.argv[1])
     for label, call in (*decode_calls(), *prefill_calls(capability)):

@@ -9,8 +9,8 @@ from kernel_cases import Case, eager, make_edit, make_mask, random_like, stats_d
 
 from regaze.kernels import AttentionEdit, Channels, RowSelection, StatsRequest, UnmaskRect, attend
 from regaze.kernels.spec import Windows
+from regaze.kernels.triton.call import Call
 from regaze.kernels.triton.prefill import attend_prefill
-from regaze.kernels.triton.prefill_call import Call
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 

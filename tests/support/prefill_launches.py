@@ -11,9 +11,9 @@ import torch
 from regaze.interventions.var.policy import MoveMass
 from regaze.kernels import AttentionEdit, Channels, RowSelection, StatsRequest, UnmaskRect
 from regaze.kernels.spec import Windows
-from regaze.kernels.triton import operands
-from regaze.kernels.triton.prefill import attend_prefill, observe_prefill
-from regaze.kernels.triton.prefill_call import Call, sum_columns
+from regaze.kernels.triton import tiling
+from regaze.kernels.triton.call import Call, sum_columns
+from regaze.kernels.triton.prefill import attend_prefill, prefill_stats
 
 QUERIES, HEADS, KV_HEADS = 1024, 8, 2
 #: Rows after the image, as VAR edits them; more than torch computes along with the others.
@@ -51,7 +51,7 @@ def edits() -> dict[str, AttentionEdit]:
 
 def prefill_calls(capability: int) -> Iterator[tuple[str, Callable[[], Any]]]:
     """Calls by name, cut as on a GPU of this compute capability (90 for 9.0)."""
-    operands._has_room = lambda device: capability in (90, 100)
+    tiling.has_large_shared_memory = lambda device: capability in (90, 100)
     shapes = [(128, torch.bfloat16, name, mask) for name in edits() for mask in ("causal", "bool")]
     shapes += [(128, torch.float16, "everything", "float")]
     shapes += [(dim, torch.bfloat16, "var, record", "bool") for dim in (32, 64, 80)]
@@ -73,4 +73,4 @@ def prefill_calls(capability: int) -> Iterator[tuple[str, Callable[[], Any]]]:
                 partial(sum_columns, Call(q, k, None, edits()[name], **options), TEXT),
             )
             request = StatsRequest(channels=Channels(torch.zeros(1, 9, dtype=torch.uint8), 7), entropy=True)
-            yield f"{label}, observed", partial(observe_prefill, q, k, request, **options)
+            yield f"{label}, observed", partial(prefill_stats, q, k, request, **options)

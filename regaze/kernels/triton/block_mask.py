@@ -1,105 +1,113 @@
-"""Which blocks of keys a block of query rows has to visit, found once per mask.
+"""Block map: which blocks of keys a block of query rows has to visit, found once per mask.
 
 A mask [B, H, Lq, Lk] hides most keys in whole blocks: those after a causal row, padding, all outside a
-sliding window. One small kernel reads the mask once and says of each block whether it is empty, seen in part
-or seen wholly. Per row block the map lists the wholly seen key blocks, for which a kernel reads no mask at
-all, and after them the partly seen ones. Of empty blocks, which are not listed, neither keys nor mask are
+sliding window. One small kernel reads the mask once and tells of each block whether it is empty, partly or
+fully visible. Per row block the map lists the fully visible key blocks, for which a kernel reads no mask at
+all, and after them the partly visible ones. Of empty blocks, which are not listed, neither keys nor mask are
 read again.
 
-A map belongs to one row list, since the blocks of the edited rows are not those of all rows. It is kept for
-the layers that share a mask.
+A map belongs to one row list, since the blocks of the edited rows are not those of all rows. The layers that
+share a mask share its map.
 """
 # Kernels are compiled from their source; their parameters are pointers and numbers that mypy cannot type.
 # mypy: disable-error-code="no-untyped-def"
 
 from __future__ import annotations
 
-import weakref
-from collections import deque
-from collections.abc import Callable, Hashable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from regaze.kernels.triton.common import shown
+from regaze.kernels.triton.arguments import mask_arg
+from regaze.kernels.triton.common import mask_tile
 from regaze.kernels.triton.custom_op import FUSED, operator
-from regaze.kernels.triton.operands import Scoring, row_numbers, visible_tile
-from regaze.kernels.triton.plan import mask_arg
+from regaze.kernels.triton.row_list import RowList, load_row_numbers, row_visibility
+from regaze.kernels.triton.shared_results import remember
+
+#: Kinds of blocks: nothing visible, something, all of it without an additive mask.
+PARTIAL, FULL = 1, 2
 
 
 @triton.jit
-def kinds_kernel(
-    kinds, rows, call, heads, CAUSAL: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr
+def block_kinds_kernel(
+    kinds_ptr,
+    row_list,
+    score,
+    num_heads,
+    IS_CAUSAL: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
 ):
-    """kinds [B', H', row blocks, key blocks]: 0 nothing seen, 1 something, 2 all of it and nothing added."""
+    """kinds [B', H', row blocks, key blocks]: 0 empty, 1 partly visible, 2 fully visible, nothing added."""
     key_block, row_block, pair = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    b, h = (pair // heads).to(tl.int64), pair % heads
-    numbers, exists = row_numbers(rows, row_block * BLOCK_M + tl.arange(0, BLOCK_M))
+    batch, head = (pair // num_heads).to(tl.int64), pair % num_heads
+    rows, row_exists = load_row_numbers(row_list, row_block * BLOCK_M + tl.arange(0, BLOCK_M))
     columns = key_block * BLOCK_N + tl.arange(0, BLOCK_N)
-    visible, added = visible_tile(numbers, exists, columns, b, h, call, CAUSAL)
-    plain = (visible & (added == 0.0)) | ~exists[:, None]
-    some = tl.max(tl.max(visible.to(tl.int32), 1), 0)
-    whole = tl.min(tl.min(plain.to(tl.int32), 1), 0)
-    at = (pair.to(tl.int64) * tl.num_programs(1) + row_block) * tl.num_programs(0) + key_block
-    tl.store(kinds + at, (some + some * whole).to(tl.int8))
+    visible, added = row_visibility(rows, row_exists, columns, batch, head, score, IS_CAUSAL)
+    is_plain = (visible & (added == 0.0)) | ~row_exists[:, None]  # padding rows do not make a block partial
+    any_visible = tl.max(tl.max(visible.to(tl.int32), 1), 0)
+    all_plain = tl.min(tl.min(is_plain.to(tl.int32), 1), 0)
+    block = (pair.to(tl.int64) * tl.num_programs(1) + row_block) * tl.num_programs(0) + key_block
+    tl.store(kinds_ptr + block, (any_visible + any_visible * all_plain).to(tl.int8))
 
 
 @triton.jit
-def own_keys_kernel(own, mask, heads, queries, keys, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
-    """own [B', H', Lq]: the last key that the mask shows a row, -1 for none."""
+def own_keys_kernel(
+    own_keys_ptr, mask, num_heads, num_queries, num_keys, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr
+):
+    """own_keys [B', H', Lq]: the last key that the mask shows a row, -1 for none."""
     pair = tl.program_id(1)
-    b, h = (pair // heads).to(tl.int64), pair % heads
+    batch, head = (pair // num_heads).to(tl.int64), pair % num_heads
     rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    exists = (rows < queries)[:, None]
+    row_exists = (rows < num_queries)[:, None]
     last = tl.full([BLOCK_M], -1, tl.int32)
-    for start in range(0, keys, BLOCK_N):
+    for start in range(0, num_keys, BLOCK_N):
         columns = start + tl.arange(0, BLOCK_N)
-        inside = exists & (columns < keys)[None, :]
-        visible, _ = shown(inside, b, h, rows[:, None].to(tl.int64), columns, mask, None)
+        inside = row_exists & (columns < num_keys)[None, :]
+        visible, _ = mask_tile(inside, batch, head, rows[:, None].to(tl.int64), columns, mask, None)
         last = tl.maximum(last, tl.max(tl.where(visible, columns[None, :], -1), 1))
-    tl.store(own + pair.to(tl.int64) * queries + rows, last, mask=rows < queries)
+    tl.store(own_keys_ptr + pair.to(tl.int64) * num_queries + rows, last, mask=rows < num_queries)
 
 
 @operator("block_map")
-def _block_map(tensors: list[Tensor | None], tile: Sequence[int], causal: bool) -> list[Tensor]:
-    scoring = Scoring.of(tensors, tile)
-    shape = _map_shape(scoring)
-    kinds = torch.empty(shape, dtype=torch.int8, device=scoring.q.device)
-    batch, heads, row_blocks, key_blocks = shape
+def _block_map(tensors: list[Tensor | None], tiling: Sequence[int], causal: bool) -> list[Tensor]:
+    rows = RowList.of(tensors, tiling)
+    batch, heads, row_blocks, key_blocks = shape = _map_shape(rows)
+    kinds = torch.empty(shape, dtype=torch.int8, device=rows.query.device)
     if kinds.numel():
-        kinds_kernel[(key_blocks, row_blocks, batch * heads)](
+        block_kinds_kernel[(key_blocks, row_blocks, batch * heads)](
             kinds,
-            scoring.rows_arg(),
-            scoring.call_arg(1.0, None),
+            rows.rows_arg(),
+            rows.score_arg(1.0, None),
             heads,
-            CAUSAL=causal and scoring.mask is None,
-            BLOCK_M=scoring.tile.rows,
-            BLOCK_N=scoring.tile.keys,
+            IS_CAUSAL=causal and rows.mask is None,
+            BLOCK_M=rows.tiling.block_m,
+            BLOCK_N=rows.tiling.block_n,
             num_warps=4,
             **FUSED,
         )
     order = kinds.argsort(dim=-1, descending=True, stable=True)
-    counts = torch.stack([(kinds == 2).sum(-1), (kinds > 0).sum(-1)], -1)
+    counts = torch.stack([(kinds == FULL).sum(-1), (kinds >= PARTIAL).sum(-1)], -1)
     return [order.int(), counts.int()]
 
 
 @_block_map.register_fake
-def _(tensors: list[Tensor | None], tile: Sequence[int], causal: bool) -> list[Tensor]:
-    scoring = Scoring.of(tensors, tile)
-    shape = _map_shape(scoring)
-    return [scoring.q.new_empty((*shape[:3], last), dtype=torch.int32) for last in (shape[3], 2)]
+def _(tensors: list[Tensor | None], tiling: Sequence[int], causal: bool) -> list[Tensor]:
+    rows = RowList.of(tensors, tiling)
+    shape = _map_shape(rows)
+    return [rows.query.new_empty((*shape[:3], last), dtype=torch.int32) for last in (shape[3], 2)]
 
 
-def _map_shape(scoring: Scoring) -> tuple[int, int, int, int]:
+def _map_shape(rows: RowList) -> tuple[int, int, int, int]:
     """[B', H', row blocks, key blocks]; B' and H' are 1 where what is visible is the same for all."""
-    s, tile = scoring, scoring.tile
-    parts = (s.mask, s.row_bits, s.column_bits, s.span, s.early, s.own)
+    parts = (rows.mask, rows.row_bits, rows.column_bits, rows.span, rows.sink_end, rows.own_key)
     batch = max(part.shape[0] for part in parts if part is not None)
-    heads = max(1 if part is None else part.shape[1] for part in (scoring.mask, scoring.span))
-    return batch, heads, -(-scoring.rows // tile.rows), -(-scoring.k.shape[2] // tile.keys)
+    heads = max(1 if part is None else part.shape[1] for part in (rows.mask, rows.span))
+    tiling = rows.tiling
+    return batch, heads, -(-rows.num_rows // tiling.block_m), -(-rows.key.shape[2] // tiling.block_n)
 
 
 @operator("own_keys")
@@ -118,20 +126,26 @@ def _(mask: Tensor) -> Tensor:
     return mask.new_empty(mask.shape[:3], dtype=torch.int32)
 
 
-def with_block_map(scoring: Scoring, causal: bool) -> Scoring:
+def with_block_map(rows: RowList, causal: bool) -> RowList:
     """The same rows with their block map, where mask, unmask or windows decide what is visible."""
-    if not scoring.restricted():
-        return scoring
-    deciding = scoring._replace(
-        v=None, slope=None, gain=None, head_gain=None, bias=None, value_gain=None, chosen=None
+    if not rows.needs_block_map:
+        return rows
+    deciding = rows._replace(
+        value=None,
+        score_slope=None,
+        score_gain=None,
+        head_score_gain=None,
+        bias=None,
+        value_gain=None,
+        selected=None,
     )
     tensors = [part for part in deciding.tensors[2:] if part is not None]
     present = tuple(part is not None for part in deciding.tensors)
-    key = (present, scoring.q.shape[2], scoring.k.shape[2], causal, scoring.tile)
+    key = (present, rows.query.shape[2], rows.key.shape[2], causal, rows.tiling)
     order, counts = remember(
-        "block_map", tensors, key, lambda: _block_map(deciding.tensors, deciding.tile, causal)
+        "block_map", tensors, key, lambda: _block_map(deciding.tensors, deciding.tiling, causal)
     )
-    return scoring._replace(order=order, counts=counts)
+    return rows._replace(order=order, counts=counts)
 
 
 def other_rows(index: Tensor, queries: int) -> Tensor:
@@ -143,29 +157,3 @@ def other_rows(index: Tensor, queries: int) -> Tensor:
         return named.argsort(stable=True)[: queries - len(index)]
 
     return remember("other_rows", [index], queries, make)
-
-
-T = TypeVar("T")
-_kept: deque[tuple[Hashable, list[Any], list[int], Any]] = deque(maxlen=32)
-
-
-def remember(name: str, tensors: Sequence[Tensor], key: Hashable, make: Callable[[], T]) -> T:
-    """What `make` gives, made once for layers that share the very same unchanged `tensors`.
-
-    Nothing is kept where a change could go unseen: for inference tensors, which count no changes, inside a
-    CUDA graph, which replays with other values, and inside a compiled graph, which owns its buffers.
-    """
-    if torch.compiler.is_compiling() or any(t.is_inference() for t in tensors) or _capturing(tensors):
-        return make()
-    versions = [t._version for t in tensors]  # noqa: SLF001 (torch counts changes in place there)
-    for kept_key, refs, kept_versions, value in tuple(_kept):
-        same = kept_key == (name, key) and len(refs) == len(tensors) and kept_versions == versions
-        if same and all(ref() is t for ref, t in zip(refs, tensors, strict=True)):
-            return value
-    value = make()
-    _kept.appendleft(((name, key), [weakref.ref(t) for t in tensors], versions, value))
-    return value
-
-
-def _capturing(tensors: Sequence[Tensor]) -> bool:
-    return any(t.is_cuda for t in tensors) and torch.cuda.is_current_stream_capturing()

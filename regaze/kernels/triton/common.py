@@ -1,22 +1,19 @@
-"""What the decode and prefill kernels share: device functions on one tile of query rows x keys.
+"""Device functions that the decode and prefill kernels share: one tile of query rows x keys.
 
-A tile has M query rows and N keys. Its rows may belong to several heads (decode packs a query group into M)
-or to one. Scores are fp32 in natural units, since soft cap, slope and gain act on those; exponentials are
-taken in base 2, exp(x) = exp2(x * LOG2E), which is the instruction the hardware has. Per tile:
+A tile has BLOCK_M query rows and BLOCK_N keys. Its rows may belong to several heads (decode packs a query
+group into them) or to one. Scores are fp32 in natural units, since soft cap, slope and gain act on those;
+exponentials are taken in base 2, exp(x) = exp2(x * LOG2E), which is the instruction the hardware has. Per
+tile:
 
     scores -> + mask -> edit_scores -> hide -> softmax_step -> (weights x channels) @ V
 
-Tensors travel with their strides as named tuples, which Triton flattens. A tuple is always there; of what a
-call lacks the tensor is None, as is the stride of a dimension that is shared, and Triton compiles the code
-for it away. `batch` is a scalar (int64), `heads` and `rows` are [M, 1], or scalars where all rows of a tile
-agree.
+`batch` is a scalar (int64), `heads` and `rows` are [M, 1], or scalars where all rows of a tile agree;
+`columns` [N] are key numbers. See arguments.py for the named tuples that carry pointers and strides.
 """
 # Kernels are compiled from their source; their parameters are pointers and numbers that mypy cannot type.
 # mypy: disable-error-code="no-untyped-def"
 
 from __future__ import annotations
-
-from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
@@ -32,77 +29,16 @@ INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
 MAX_CHANNELS = tl.constexpr(policies.MAX_CHANNELS)
 
 
-class ColumnArg(NamedTuple):
-    """A column tensor [B or 1, Hq or 1, n] with unit stride along its columns; neutral beyond column n."""
-
-    tensor: Any = None
-    batch: int | None = None
-    head: int | None = None
-    n: int | None = None
-
-
-class EditArg(NamedTuple):
-    """The parts of an edit that are columns, and its [B or 1, Hq, 1] factor of a head's scores."""
-
-    slope: ColumnArg
-    gain: ColumnArg
-    head_gain: ColumnArg
-    bias: ColumnArg
-    value_gain: ColumnArg
-
-
-class ChannelArg(NamedTuple):
-    """G groups ([B or 1, n] uint8 or None), then weights ([C, B or 1, n] or None), unit stride along n."""
-
-    groups: Any = None
-    groups_batch: int | None = None
-    weights: Any = None
-    weights_batch: int | None = None
-    weights_step: int | None = None
-    n: int | None = None
-
-
-class MaskArg(NamedTuple):
-    """A bool mask, or an additive one that hides keys at or below `floor`: [B or 1, Hq or 1, Lq, Lk]."""
-
-    tensor: Any = None
-    batch: int | None = None
-    head: int | None = None
-    row: int | None = None
-    column: int | None = None
-    floor: float | None = None
-
-
-class OpeningArg(NamedTuple):
-    """Openings as bits: rows [B or 1, Lq] and columns [B or 1, n] int64; a row and a column meet in a bit."""
-
-    rows: Any = None
-    rows_batch: int | None = None
-    columns: Any = None
-    columns_batch: int | None = None
-    n: int | None = None
-
-
-class WindowArg(NamedTuple):
-    """Sliding windows: how many keys each head looks back, [B or 1, Hq] int64; keys before `early` ([B]
-    int64) stay visible.
-    """
-
-    span: Any = None
-    batch: int | None = None
-    early: Any = None
-
-
 @triton.jit
-def dot(a, b, PRECISION: tl.constexpr):
-    """a @ b in fp32; PRECISION says how fp32 factors are multiplied, narrower ones are multiplied exactly."""
+def dot(a, b, INPUT_PRECISION: tl.constexpr):
+    """a @ b in fp32. INPUT_PRECISION is for fp32 factors, narrower ones are multiplied exactly."""
     if INTERPRETED:  # the interpreter would multiply the bit patterns of bf16
         a, b = a.to(tl.float32), b.to(tl.float32)
-    return tl.dot(a, b, input_precision=PRECISION)
+    return tl.dot(a, b, input_precision=INPUT_PRECISION)
 
 
 @triton.jit
-def narrow(x, dtype: tl.constexpr):
+def round_to(x, dtype: tl.constexpr):
     """fp32 x in `dtype`, rounded to nearest even."""
     if INTERPRETED and dtype == tl.bfloat16:  # the interpreter would cut off the low bits
         bits = x.to(tl.int32, bitcast=True)
@@ -112,9 +48,10 @@ def narrow(x, dtype: tl.constexpr):
 
 @triton.jit
 def tanh(x):
-    """tanh to a few ulp: a series where 1 - exp(-2|x|) would cancel."""
-    decay = tl.exp2(tl.abs(x) * (-2.0 * LOG2E))
+    """tanh to a few ulp."""
+    decay = tl.exp2(tl.abs(x) * (-2.0 * LOG2E))  # exp(-2 |x|), which cannot overflow
     far = (1.0 - decay) / (1.0 + decay)
+    # Near 0 the difference 1 - exp(-2 |x|) cancels: the Taylor series to x^9 instead.
     square = x * x
     series = -0.05396825397 + square * 0.02186948854
     series = 0.13333333333 + square * series
@@ -123,135 +60,143 @@ def tanh(x):
 
 
 @triton.jit
-def tile_scores(q, k, scaling, softcap, PRECISION: tl.constexpr):
-    """Scores [M, N] of q [M, D] and k [D, N], scaled and, unless `softcap` is None, capped."""
-    scores = dot(q, k, PRECISION) * scaling
+def tile_scores(query, key, scaling, softcap, INPUT_PRECISION: tl.constexpr):
+    """Scores [M, N] of query [M, D] and key [D, N], scaled and, unless `softcap` is None, capped."""
+    scores = dot(query, key, INPUT_PRECISION) * scaling
     if softcap is not None:
         scores = softcap * tanh(scores / softcap)
     return scores
 
 
 @triton.jit
-def opened_rows(unmask, batch, rows):
-    """The bits of rows [M] in `unmask`, [M] int64; 0 without unmask."""
-    if unmask.rows is not None:
-        at = unmask.rows + rows
-        if unmask.rows_batch is not None:
-            at += batch * unmask.rows_batch
-        return tl.load(at)
+def unmask_row_bits(unmask, batch, rows):
+    """Which rectangles of `unmask` the rows [M] are in, as bits, [M] int64; 0 without unmask."""
+    if unmask.row_bits_ptr is not None:
+        bits_ptrs = unmask.row_bits_ptr + rows
+        if unmask.stride_rb is not None:
+            bits_ptrs += batch * unmask.stride_rb
+        return tl.load(bits_ptrs)
     else:
         return rows.to(tl.int64) * 0
 
 
 @triton.jit
-def shown(inside, batch, heads, rows, columns, mask, last):
+def mask_tile(inside, batch, heads, rows, columns, mask, last_key):
     """Which keys the mask shows the rows, [M, N] bool, and what it adds to their scores, [M or 1, N or 1].
 
     Args:
-        inside: [M, N] bool, positions that exist; nothing else is read or seen.
-        columns: [N] key numbers.
-        last: [M, 1] last visible key of a causal row, for a call without a mask; or None.
+        inside: [M, N] bool, positions that exist; nothing else is read or visible.
+        last_key: [M, 1] last visible key of a causal row, for a call without a mask; or None.
     """
     added = tl.zeros([1, 1], tl.float32)
     visible = inside
-    if mask.tensor is not None:
-        at = mask.tensor + rows * mask.row + columns[None, :] * mask.column
-        if mask.batch is not None:
-            at += batch * mask.batch
-        if mask.head is not None:
-            at += heads * mask.head
-        if mask.tensor.dtype.element_ty.is_floating():
-            value = tl.load(at, mask=inside, other=0.0).to(tl.float32)
-            visible = inside & (value > mask.floor)
-            added = tl.where(visible, value, 0.0)
+    if mask.ptr is not None:
+        mask_ptrs = mask.ptr + rows * mask.stride_m + columns[None, :] * mask.stride_n
+        if mask.stride_b is not None:
+            mask_ptrs += batch * mask.stride_b
+        if mask.stride_h is not None:
+            mask_ptrs += heads * mask.stride_h
+        if mask.ptr.dtype.element_ty.is_floating():
+            values = tl.load(mask_ptrs, mask=inside, other=0.0).to(tl.float32)
+            visible = inside & (values > mask.floor)
+            added = tl.where(visible, values, 0.0)
         else:
-            visible = inside & (tl.load(at, mask=inside, other=0) != 0)
-    elif last is not None:
-        visible = inside & (columns[None, :] <= last)
+            visible = inside & (tl.load(mask_ptrs, mask=inside, other=0) != 0)
+    elif last_key is not None:
+        visible = inside & (columns[None, :] <= last_key)
     return visible, added
 
 
 @triton.jit
-def look(inside, batch, heads, rows, columns, mask, unmask, row_bits, last):
-    """As `shown`, with the keys that `unmask` open to rows of these bits [M], see `opened_rows`."""
-    visible, added = shown(inside, batch, heads, rows, columns, mask, last)
-    if unmask.rows is not None:
-        at = unmask.columns + columns
-        if unmask.columns_batch is not None:
-            at += batch * unmask.columns_batch
-        column_bits = tl.load(at, mask=columns < unmask.n, other=0)
+def visible_tile(inside, batch, heads, rows, columns, mask, unmask, row_bits, last_key):
+    """As `mask_tile`, with the keys that `unmask` opens to rows of these bits; see `unmask_row_bits`."""
+    visible, added = mask_tile(inside, batch, heads, rows, columns, mask, last_key)
+    if unmask.row_bits_ptr is not None:
+        bits_ptrs = unmask.column_bits_ptr + columns
+        if unmask.stride_cb is not None:
+            bits_ptrs += batch * unmask.stride_cb
+        column_bits = tl.load(bits_ptrs, mask=columns < unmask.num_columns, other=0)
+        # A row and a column that share a bit are in one rectangle.
         visible = visible | (inside & ((row_bits[:, None] & column_bits[None, :]) != 0))
     return visible, added
 
 
 @triton.jit
-def in_window(windows, batch, heads, own, columns):
+def window_tile(windows, batch, heads, own_key, columns):
     """Keys in the window of a row, or among the first ones, [1 or M, N] bool.
 
-    `own` (scalar or [M, 1]) is the key of the row itself: the last that the mask shows it.
+    `own_key` (scalar or [M, 1]) is the key of the row itself: the last that the mask shows it.
     """
-    at = windows.span + heads
-    if windows.batch is not None:
-        at += batch * windows.batch
-    keys = columns[None, :]
-    return (own - keys < tl.load(at)) | (keys < tl.load(windows.early + batch))
+    span_ptrs = windows.span_ptr + heads
+    if windows.stride_b is not None:
+        span_ptrs += batch * windows.stride_b
+    columns = columns[None, :]
+    recent = own_key - columns < tl.load(span_ptrs)
+    return recent | (columns < tl.load(windows.sink_end_ptr + batch))
 
 
 @triton.jit
-def column_tile(arg, batch, heads, columns, neutral):
-    """[1 or M, N] fp32: columns [N] of a `ColumnArg` for the heads of the rows."""
-    at = arg.tensor + columns[None, :]
-    if arg.batch is not None:
-        at += batch * arg.batch
-    if arg.head is not None:
-        at += heads * arg.head
-    return tl.load(at, mask=columns[None, :] < arg.n, other=neutral).to(tl.float32)
+def column_tile(column, batch, heads, columns, neutral):
+    """[1 or M, N] fp32: columns [N] of a `ColumnArg` for the heads of the rows; `neutral` beyond its end."""
+    ptrs = column.ptr + columns[None, :]
+    if column.stride_b is not None:
+        ptrs += batch * column.stride_b
+    if column.stride_h is not None:
+        ptrs += heads * column.stride_h
+    return tl.load(ptrs, mask=columns[None, :] < column.num_columns, other=neutral).to(tl.float32)
 
 
 @triton.jit
-def edit_scores(scores, edit, chosen, batch, heads, columns):
-    """Score map and column bias on finite scores [M, N]; rows outside `chosen` ([M, 1] bool) keep theirs."""
+def edit_scores(scores, edit, selected, batch, heads, columns):
+    """Score map and column bias on finite scores [M, N], in the rows that are `selected` ([M, 1] bool)."""
     edited = scores
-    if edit.slope.tensor is not None:
-        edited += column_tile(edit.slope, batch, heads, columns, 0.0) * tl.abs(edited)
-    if edit.gain.tensor is not None:
-        edited *= column_tile(edit.gain, batch, heads, columns, 1.0)
-    if edit.head_gain.tensor is not None:
-        edited *= column_tile(edit.head_gain, batch, heads, columns * 0, 1.0)
-    if edit.bias.tensor is not None:
+    if edit.score_slope.ptr is not None:
+        edited += column_tile(edit.score_slope, batch, heads, columns, 0.0) * tl.abs(edited)
+    if edit.score_gain.ptr is not None:
+        edited *= column_tile(edit.score_gain, batch, heads, columns, 1.0)
+    if edit.head_score_gain.ptr is not None:  # one factor for all keys: its only column
+        edited *= column_tile(edit.head_score_gain, batch, heads, columns * 0, 1.0)
+    if edit.bias.ptr is not None:
         edited += column_tile(edit.bias, batch, heads, columns, 0.0)
-    return tl.where(chosen, edited, scores)
+    return tl.where(selected, edited, scores)
 
 
 @triton.jit
-def softmax_step(scores, top, total):
-    """Online softmax: weights exp(s - new top) [M, N], factor of earlier sums [M], new top and total [M].
+def softmax_step(scores, running_max, running_sum):
+    """One step of online softmax over scores [M, N].
 
-    Hidden scores are -inf; a row that has seen none but those keeps top -inf and total 0.
+    Returns weights exp(s - new max) [M, N], the factor [M] that brings earlier sums to the new maximum, and
+    the new maximum and sum [M]. Hidden scores are -inf; a row that has seen only those keeps maximum -inf and
+    sum 0.
     """
-    new = tl.maximum(top, tl.max(scores, 1))
-    shift = tl.where(new == float("-inf"), 0.0, new)
+    new_max = tl.maximum(running_max, tl.max(scores, 1))
+    shift = tl.where(new_max == float("-inf"), 0.0, new_max)  # -inf - -inf would be NaN
     weights = tl.exp2((scores - shift[:, None]) * LOG2E)
-    rescale = tl.exp2((top - shift) * LOG2E)
-    return weights, rescale, new, total * rescale + tl.sum(weights, 1)
+    rescale = tl.exp2((running_max - shift) * LOG2E)
+    return weights, rescale, new_max, running_sum * rescale + tl.sum(weights, 1)
 
 
 @triton.jit
-def channel_tile(arg, batch, columns, WIDTH: tl.constexpr, G: tl.constexpr, K: tl.constexpr):
-    """u_k[j] of K channels, G of them groups, [WIDTH, N] fp32, 0 beyond K. Keys beyond n are in group 0."""
+def channel_tile(
+    channels, batch, columns, WIDTH: tl.constexpr, NUM_GROUPS: tl.constexpr, NUM_CHANNELS: tl.constexpr
+):
+    """u_k[j] of the channels, groups first, [WIDTH, N] fp32, 0 beyond NUM_CHANNELS.
+
+    Keys beyond the named ones are in group 0.
+    """
     k = tl.arange(0, WIDTH)[:, None]
-    named = columns < arg.n
+    is_named = columns < channels.num_columns
     u = tl.zeros([WIDTH, columns.shape[0]], tl.float32)
-    if G > 0:
-        at = arg.groups + columns
-        if arg.groups_batch is not None:
-            at += batch * arg.groups_batch
-        group = tl.load(at, mask=named, other=0).to(tl.int32)
-        u = ((k == group[None, :]) & (k < G)).to(tl.float32)
-    if K > G:
-        at = arg.weights + (k - G) * arg.weights_step + columns[None, :]
-        if arg.weights_batch is not None:
-            at += batch * arg.weights_batch
-        free = (k >= G) & (k < K) & named[None, :]
-        u += tl.load(at, mask=free, other=0.0).to(tl.float32)
+    if NUM_GROUPS > 0:
+        group_ptrs = channels.groups_ptr + columns
+        if channels.stride_gb is not None:
+            group_ptrs += batch * channels.stride_gb
+        group = tl.load(group_ptrs, mask=is_named, other=0).to(tl.int32)
+        u = ((k == group[None, :]) & (k < NUM_GROUPS)).to(tl.float32)  # one-hot
+    if NUM_CHANNELS > NUM_GROUPS:
+        weight_ptrs = channels.weights_ptr + (k - NUM_GROUPS) * channels.stride_wc + columns[None, :]
+        if channels.stride_wb is not None:
+            weight_ptrs += batch * channels.stride_wb
+        is_weight = (k >= NUM_GROUPS) & (k < NUM_CHANNELS) & is_named[None, :]
+        u += tl.load(weight_ptrs, mask=is_weight, other=0.0).to(tl.float32)
     return u

@@ -1,10 +1,10 @@
-"""The second half of decoding: splits joined, the policy run, output and statistics written.
+"""The second half of decoding: splits merged, the policy run, output and statistics written.
 
-One program joins the splits of one row for a block of value columns. It brings the sums of every split to a
+One program merges the splits of one row for a block of value columns. It brings the sums of every split to a
 common maximum, adds them up in the order of the splits, runs the device function of the policy on the masses
 (each program for itself: they are a few numbers), and writes the weighted outputs. Further programs of the
-same launch write the statistics of the rows on record. Coefficients of a policy that couples heads, or that
-runs in torch, are given to this kernel (policy.py).
+same launch write the statistics of the rows to report on. Coefficients of a policy that couples heads, or
+that runs in torch, are given to this kernel (policy.py).
 """
 # Kernels are compiled from their source; their parameters are pointers and numbers that mypy cannot type.
 # mypy: disable-error-code="no-untyped-def"
@@ -19,28 +19,28 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from regaze.kernels.triton.common import LN2, LOG2E, TINY, narrow
+from regaze.kernels.triton.arguments import ColumnArg, MatrixArg, column_arg, gain_strides
+from regaze.kernels.triton.common import LN2, LOG2E, TINY, round_to
 from regaze.kernels.triton.custom_op import FUSED, operator
-from regaze.kernels.triton.operands import MatrixArg
-from regaze.kernels.triton.plan import column_arg, power_of_two
 from regaze.kernels.triton.policy import device_function, numbers_on
-from regaze.kernels.triton.splits import MEASURED, SUMS, merge_splits
+from regaze.kernels.triton.splits import STATS_HEADER, SUMS_HEADER, merge_splits
+from regaze.kernels.triton.tiling import power_of_two
 
 #: Value columns of a program, and splits that it reads at a time.
-BLOCK_V = 64
-STEP = 8
+BLOCK_DV = 64
+SPLIT_STEP = 8
 
 
 class PolicyArg(NamedTuple):
     """Numbers of a device function or coefficients [B, Hq, Lq, K]; rows the edit selects, [B or 1, 1, Lq]."""
 
-    numbers: Any
-    coefficients: Any
-    selected: Any
+    numbers_ptr: Any
+    coefficients_ptr: Any
+    selected: ColumnArg
 
 
-class RecordArg(NamedTuple):
-    """Where statistics [B, Hq, R] and [B, Hq, R, K] go, None for those that nobody wants.
+class StatsArg(NamedTuple):
+    """Where statistics [B, Hq, R] and [B, Hq, R, K] go, None for those that are not requested.
 
     `shift` and `total` make weights of scores: exp(s - shift) / total.
     """
@@ -55,195 +55,163 @@ class RecordArg(NamedTuple):
 
 
 @triton.jit
-def decode_coefficients(
-    at,
-    batch,
-    head,
-    row,
-    sums,
-    place,
-    held,
-    factors,
-    policy,
-    K: tl.constexpr,
-    WIDTH: tl.constexpr,
-    POLICY: tl.constexpr,
-):
+def row_coefficients(
+    row_offset, batch, head, row, sums_ptr, split_offsets, split_exists, factors, policy,
+    NUM_CHANNELS: tl.constexpr, WIDTH: tl.constexpr, POLICY: tl.constexpr,
+):  # fmt: skip
     """Coefficients [1, WIDTH] of one row; (1, 0, ...) for a row that the edit does not select."""
     k = tl.arange(0, WIDTH)[None, :]
-    if policy.coefficients is not None:
-        result = tl.load(policy.coefficients + at * K + k, mask=k < K, other=0.0)
+    if policy.coefficients_ptr is not None:
+        ptrs = policy.coefficients_ptr + row_offset * NUM_CHANNELS + k
+        coefficients = tl.load(ptrs, mask=k < NUM_CHANNELS, other=0.0)
     else:
-        records = sums + place[:, :, None] + SUMS + k[:, None, :]
-        parts = tl.load(records, mask=held[:, :, None] & (k < K)[:, None, :], other=0.0)
-        masses = tl.sum(factors[:, :, None] * parts, 1)
+        ptrs = sums_ptr + split_offsets[:, :, None] + SUMS_HEADER + k[:, None, :]
+        wanted = split_exists[:, :, None] & (k < NUM_CHANNELS)[:, None, :]
+        masses = tl.sum(factors[:, :, None] * tl.load(ptrs, mask=wanted, other=0.0), 1)
         heads = head + tl.zeros([1, 1], tl.int64)
-        result = POLICY(masses, heads, heads >= 0, policy.numbers, WIDTH)
-    if policy.selected.tensor is not None:
-        chosen = policy.selected.tensor + row
-        if policy.selected.batch is not None:
-            chosen += batch * policy.selected.batch
-        result = tl.where(tl.load(chosen) != 0, result, (k == 0).to(tl.float32))
-    return result
+        coefficients = POLICY(masses, heads, heads >= 0, policy.numbers_ptr, WIDTH)
+    if policy.selected.ptr is not None:
+        selected_ptr = policy.selected.ptr + row
+        if policy.selected.stride_b is not None:
+            selected_ptr += batch * policy.selected.stride_b
+        # decode_split put all weights of a row that is not selected into channel 0.
+        coefficients = tl.where(tl.load(selected_ptr) != 0, coefficients, (k == 0).to(tl.float32))
+    return coefficients
 
 
 @triton.jit
 def merge_output(
-    at,
-    batch,
-    head,
-    row,
-    out,
-    sums,
-    outputs,
-    sinks,
-    policy,
-    head_gain,
-    splits,
-    S: tl.constexpr,
-    K: tl.constexpr,
-    WIDTH: tl.constexpr,
-    DV: tl.constexpr,
-    BLOCK: tl.constexpr,
-    STEP: tl.constexpr,
-    POLICY: tl.constexpr,
-):
-    """A block of columns of one row's output: splits joined, channels weighted, head scaled."""
-    one = at + tl.zeros([1], tl.int64)
-    place, held, factors, _, shift, whole, _ = merge_splits(
-        sums, one, one >= 0, head, sinks, splits, SUMS + K, S
+    row_offset, batch, head, row, out, sums_ptr, outputs_ptr, sinks_ptr, policy, head_gain, num_splits,
+    NUM_CHANNELS: tl.constexpr, WIDTH: tl.constexpr, VALUE_DIM: tl.constexpr,
+    BLOCK_S: tl.constexpr, BLOCK_DV: tl.constexpr, SPLIT_STEP: tl.constexpr, POLICY: tl.constexpr,
+):  # fmt: skip
+    """A block of columns of one row's output: splits merged, channels weighted, head scaled."""
+    SIZE: tl.constexpr = SUMS_HEADER + NUM_CHANNELS
+    NUM_OUTPUTS: tl.constexpr = NUM_CHANNELS if NUM_CHANNELS > 0 else 1
+    one_row = row_offset + tl.zeros([1], tl.int64)
+    split_offsets, split_exists, factors, _, shift, denominator, _ = merge_splits(
+        sums_ptr, one_row, one_row >= 0, head, sinks_ptr, num_splits, SIZE, BLOCK_S
     )
-    inverse = tl.where(whole > 0, 1.0 / whole, 0.0)
-    weights = tl.full([1, WIDTH], 1.0, tl.float32)
-    if K > 0:
-        weights = decode_coefficients(
-            at, batch, head, row, sums, place, held, factors, policy, K, WIDTH, POLICY
-        )
-    channels: tl.constexpr = K if K > 0 else 1
+    inverse = tl.where(denominator > 0, 1.0 / denominator, 0.0)
+    coefficients = tl.full([1, WIDTH], 1.0, tl.float32)
+    if NUM_CHANNELS > 0:
+        coefficients = row_coefficients(
+            row_offset, batch, head, row, sums_ptr, split_offsets, split_exists, factors, policy,
+            NUM_CHANNELS, WIDTH, POLICY,
+        )  # fmt: skip
     k = tl.arange(0, WIDTH)[None, :, None]
-    dv = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    dv = tl.program_id(1) * BLOCK_DV + tl.arange(0, BLOCK_DV)
     columns = dv[None, None, :]
-    result = tl.zeros([BLOCK], tl.float32)
-    for start in range(0, splits, STEP):
-        split = start + tl.arange(0, STEP)
-        record = at * splits + split
-        top = tl.load(sums + record * (SUMS + K), mask=split < splits, other=float("-inf"))
-        factor = tl.exp2((top - shift) * LOG2E) * inverse
-        part = outputs + (record[:, None, None] * channels + k) * DV + columns
-        kept = (split < splits)[:, None, None] & (k < channels) & (columns < DV)
-        part = tl.load(part, mask=kept, other=0.0)
-        result += tl.sum(tl.sum(part * factor[:, None, None] * weights[:, :, None], 1), 0)
+    result = tl.zeros([BLOCK_DV], tl.float32)
+    for start in range(0, num_splits, SPLIT_STEP):  # outputs of all splits at once would fill the registers
+        split = start + tl.arange(0, SPLIT_STEP)
+        record = row_offset * num_splits + split
+        split_max = tl.load(sums_ptr + record * SIZE, mask=split < num_splits, other=float("-inf"))
+        factor = tl.exp2((split_max - shift) * LOG2E) * inverse
+        ptrs = outputs_ptr + (record[:, None, None] * NUM_OUTPUTS + k) * VALUE_DIM + columns
+        wanted = (split < num_splits)[:, None, None] & (k < NUM_OUTPUTS) & (columns < VALUE_DIM)
+        part = tl.load(ptrs, mask=wanted, other=0.0)
+        result += tl.sum(tl.sum(part * factor[:, None, None] * coefficients[:, :, None], 1), 0)
     if head_gain is not None:
-        gain = head_gain.tensor + batch * head_gain.batch + head * head_gain.head + row * head_gain.row
-        result *= tl.load(gain).to(tl.float32)
-    to = out.tensor + batch * out.batch + head * out.head + row * out.row + dv
-    tl.store(to, narrow(result, out.tensor.dtype.element_ty), mask=dv < DV)
+        gain_ptr = head_gain.ptr + batch * head_gain.stride_b + head * head_gain.stride_h
+        result *= tl.load(gain_ptr + row * head_gain.stride_l).to(tl.float32)
+    out_ptrs = out.ptr + batch * out.stride_b + head * out.stride_h + row * out.stride_l + dv
+    tl.store(out_ptrs, round_to(result, out.ptr.dtype.element_ty), mask=dv < VALUE_DIM)
 
 
 @triton.jit
-def merge_record(
-    at,
-    head,
-    to,
-    active,
-    measured,
-    sinks,
-    record,
-    splits,
-    S: tl.constexpr,
-    K: tl.constexpr,
-    WIDTH: tl.constexpr,
-    STEP: tl.constexpr,
-):
-    """Statistics of row `at`, stored at place `to`; a row that is not `active` reports 0."""
-    one = at + tl.zeros([1], tl.int64)
-    to = to + tl.zeros([1], tl.int64)
-    place, held, factors, best, shift, whole, seen = merge_splits(
-        measured, one, one >= 0, head, sinks, splits, MEASURED + K, S
+def merge_masses_of_row(
+    row_offset, stats_ptr, shift, inverse, num_splits,
+    NUM_CHANNELS: tl.constexpr, WIDTH: tl.constexpr, SPLIT_STEP: tl.constexpr,
+):  # fmt: skip
+    """Masses [WIDTH] of the channels in the statistics of one row."""
+    SIZE: tl.constexpr = STATS_HEADER + NUM_CHANNELS
+    k = tl.arange(0, WIDTH)
+    masses = tl.zeros([WIDTH], tl.float32)
+    for start in range(0, num_splits, SPLIT_STEP):
+        split = start + tl.arange(0, SPLIT_STEP)
+        ptrs = stats_ptr + (row_offset * num_splits + split) * SIZE
+        split_max = tl.load(ptrs, mask=split < num_splits, other=float("-inf"))
+        wanted = (split < num_splits)[:, None] & (k < NUM_CHANNELS)[None, :]
+        part = tl.load(ptrs[:, None] + STATS_HEADER + k[None, :], mask=wanted, other=0.0)
+        masses += tl.sum(part * (tl.exp2((split_max - shift) * LOG2E) * inverse)[:, None], 0)
+    return masses
+
+
+@triton.jit
+def merge_stats(
+    row_offset, head, place, active, stats_ptr, sinks_ptr, stats, num_splits,
+    NUM_CHANNELS: tl.constexpr, WIDTH: tl.constexpr, BLOCK_S: tl.constexpr, SPLIT_STEP: tl.constexpr,
+):  # fmt: skip
+    """Statistics of row `row_offset`, stored at `place`; a row that is not `active` reports 0."""
+    SIZE: tl.constexpr = STATS_HEADER + NUM_CHANNELS
+    one_row = row_offset + tl.zeros([1], tl.int64)
+    place = place + tl.zeros([1], tl.int64)
+    split_offsets, split_exists, factors, row_max, shift, denominator, keys_sum = merge_splits(
+        stats_ptr, one_row, one_row >= 0, head, sinks_ptr, num_splits, SIZE, BLOCK_S
     )
-    inverse = tl.where(whole > 0, 1.0 / whole, 0.0)
-    spread = tl.log2(tl.maximum(whole, TINY)) * LN2  # log-sum-exp - shift
-    counts = active & (seen > 0)
-    tops = tl.load(measured + place, mask=held, other=float("-inf"))
-    if record.shift is not None:
-        tl.store(record.shift + to, shift)
-        tl.store(record.total + to, whole)
-    if record.lse is not None:
-        lse = tl.where(whole > 0, shift + spread, float("-inf"))
-        tl.store(record.lse + to, tl.where(active, lse, 0.0))
-    if record.entropy is not None:  # sum_j a_j (lse - s_j); a split knows the sum of s_j - top
-        totals = tl.load(measured + place + 1, mask=held, other=0.0)
-        below = tl.load(measured + place + 2, mask=held, other=0.0)
-        below += tl.where(totals > 0, (tops - shift[:, None]) * totals, 0.0)
-        entropy = spread * seen * inverse - tl.sum(factors * below, 1)
-        tl.store(record.entropy + to, tl.where(counts, entropy, 0.0))
-    if record.top_weight is not None:
-        strongest = tl.argmax(tops, 1, tie_break_left=True)
-        column = tl.load(measured + (at * splits + strongest) * (MEASURED + K) + 3).to(tl.int64)
-        weight = tl.exp2((best - shift) * LOG2E) * inverse
-        tl.store(record.top_weight + to, tl.where(counts, weight, 0.0))
-        tl.store(record.top_column + to, tl.where(counts, column, 0))
-    if K > 0:
+    inverse = tl.where(denominator > 0, 1.0 / denominator, 0.0)
+    log_denominator = tl.log2(tl.maximum(denominator, TINY)) * LN2
+    reports = active & (keys_sum > 0)
+    split_max = tl.load(stats_ptr + split_offsets, mask=split_exists, other=float("-inf"))
+    if stats.shift is not None:
+        tl.store(stats.shift + place, shift)
+        tl.store(stats.total + place, denominator)
+    if stats.lse is not None:
+        lse = tl.where(denominator > 0, shift + log_denominator, float("-inf"))
+        tl.store(stats.lse + place, tl.where(active, lse, 0.0))
+    if stats.entropy is not None:  # sum_j a_j (lse - s_j); a split knows the sum of s_j - its maximum
+        split_sum = tl.load(stats_ptr + split_offsets + 1, mask=split_exists, other=0.0)
+        below = tl.load(stats_ptr + split_offsets + 2, mask=split_exists, other=0.0)
+        below += tl.where(split_sum > 0, (split_max - shift[:, None]) * split_sum, 0.0)
+        entropy = log_denominator * keys_sum * inverse - tl.sum(factors * below, 1)
+        tl.store(stats.entropy + place, tl.where(reports, entropy, 0.0))
+    if stats.top_weight is not None:
+        top_split = tl.argmax(split_max, 1, tie_break_left=True)
+        column = tl.load(stats_ptr + (row_offset * num_splits + top_split) * SIZE + 3).to(tl.int64)
+        weight = tl.exp2((row_max - shift) * LOG2E) * inverse
+        tl.store(stats.top_weight + place, tl.where(reports, weight, 0.0))
+        tl.store(stats.top_column + place, tl.where(reports, column, 0))
+    if NUM_CHANNELS > 0:
         k = tl.arange(0, WIDTH)
-        masses = tl.zeros([WIDTH], tl.float32)
-        for start in range(0, splits, STEP):
-            split = start + tl.arange(0, STEP)
-            parts = measured + (at * splits + split) * (MEASURED + K)
-            top = tl.load(parts, mask=split < splits, other=float("-inf"))
-            kept = (split < splits)[:, None] & (k < K)[None, :]
-            part = tl.load(parts[:, None] + MEASURED + k[None, :], mask=kept, other=0.0)
-            masses += tl.sum(part * (tl.exp2((top - shift) * LOG2E) * inverse)[:, None], 0)
-        tl.store(record.masses + to * K + k, tl.where(counts, masses, 0.0), mask=k < K)
+        masses = merge_masses_of_row(
+            row_offset, stats_ptr, shift, inverse, num_splits, NUM_CHANNELS, WIDTH, SPLIT_STEP
+        )
+        masses = tl.where(reports, masses, 0.0)
+        tl.store(stats.masses + place * NUM_CHANNELS + k, masses, mask=k < NUM_CHANNELS)
 
 
 @triton.jit
-def merge_kernel(
-    out,
-    sums,
-    outputs,
-    measured,
-    sinks,
-    policy,
-    head_gain,
-    record,
-    index,
-    active,
-    output_rows,
-    heads,
-    queries,
-    recorded,
-    splits,
-    S: tl.constexpr,
-    K: tl.constexpr,
-    WIDTH: tl.constexpr,
-    DV: tl.constexpr,
-    BLOCK: tl.constexpr,
-    STEP: tl.constexpr,
-    RK: tl.constexpr,
-    RWIDTH: tl.constexpr,
-    POLICY: tl.constexpr,
-):
-    """Outputs of `output_rows` = B Hq Lq rows, a block of columns in a program; then B Hq R records."""
+def decode_merge_kernel(
+    out, sums_ptr, outputs_ptr, stats_ptr, sinks_ptr, policy, head_gain, stats, index_ptr, active_ptr,
+    num_output_rows, num_heads, num_queries, num_stats_rows, num_splits,
+    NUM_CHANNELS: tl.constexpr, WIDTH: tl.constexpr, VALUE_DIM: tl.constexpr,
+    STATS_CHANNELS: tl.constexpr, STATS_WIDTH: tl.constexpr,
+    BLOCK_S: tl.constexpr, BLOCK_DV: tl.constexpr, SPLIT_STEP: tl.constexpr, POLICY: tl.constexpr,
+):  # fmt: skip
+    """Outputs of B Hq Lq rows, a block of columns per program; then statistics of B Hq R rows."""
     program = tl.program_id(0).to(tl.int64)
-    if program < output_rows:
+    if program < num_output_rows:
         if out is not None:
-            row, pair = program % queries, program // queries
-            batch, head = pair // heads, pair % heads
+            row, pair = program % num_queries, program // num_queries
+            batch, head = pair // num_heads, pair % num_heads
             merge_output(
-                program, batch, head, row, out, sums, outputs, sinks, policy, head_gain, splits,
-                S, K, WIDTH, DV, BLOCK, STEP, POLICY,
+                program, batch, head, row, out, sums_ptr, outputs_ptr, sinks_ptr, policy, head_gain,
+                num_splits, NUM_CHANNELS, WIDTH, VALUE_DIM, BLOCK_S, BLOCK_DV, SPLIT_STEP, POLICY,
             )  # fmt: skip
     elif tl.program_id(1) == 0:  # noqa: SIM102 (Triton decides what is None one `if` at a time)
-        if measured is not None:
-            to = program - output_rows
-            row, pair = to % recorded, to // recorded
-            counts = to >= 0
-            if active is not None:
-                counts = tl.load(active + (pair // heads) * recorded + row) != 0
-            if index is not None:
-                row = tl.load(index + row)
-            at = pair * queries + row
-            merge_record(at, pair % heads, to, counts, measured, sinks, record, splits, S, RK, RWIDTH, STEP)
+        if stats_ptr is not None:
+            place = program - num_output_rows
+            row, pair = place % num_stats_rows, place // num_stats_rows
+            active = place >= 0
+            if active_ptr is not None:
+                active = tl.load(active_ptr + (pair // num_heads) * num_stats_rows + row) != 0
+            if index_ptr is not None:
+                row = tl.load(index_ptr + row)
+            merge_stats(
+                pair * num_queries + row, pair % num_heads, place, active, stats_ptr, sinks_ptr, stats,
+                num_splits, STATS_CHANNELS, STATS_WIDTH, BLOCK_S, SPLIT_STEP,
+            )  # fmt: skip
 
 
 # --- the host's side
@@ -251,10 +219,10 @@ def merge_kernel(
 
 @operator("decode_merge")
 def decode_merge(
-    q: Tensor,
-    sums: Tensor | None,
-    outputs: Tensor | None,
-    measured: Tensor | None,
+    query: Tensor,
+    partial_sums: Tensor | None,
+    partial_outputs: Tensor | None,
+    partial_stats: Tensor | None,
     sinks: Tensor | None,
     selected: Tensor | None,
     coefficients: Tensor | None,
@@ -268,67 +236,53 @@ def decode_merge(
     lse: bool,
     softmax: bool,
 ) -> list[Tensor]:
-    """The output [B, Hq, Lq, Dv] of what `decode_split` summed up, then the statistics: see `record_names`.
+    """The output [B, Hq, Lq, Dv] from the partial sums of `decode_split`, then statistics: see `stats_names`.
 
-    `q` gives shape and type. The coefficients of the policy's channels are given, or `function` names its
+    `query` gives shape and type. The coefficients of the policy's channels are given, or `function` names its
     device function and `numbers` are what that reads. `selected` [B or 1, Lq] are the rows that the edit
-    changes; `index` [R] (None: all) and `active` [B, R] are the rows on record.
+    changes; `index` [R] (None: all) and `active` [B, R] are the rows to report on.
     """
-    names = record_names(measured, entropy, top1, lse, softmax)
-    room = _room(q, outputs, measured, index, names)
-    out = None if outputs is None else room[0]
-    batch, heads, queries, _ = q.shape
-    rows = 0 if out is None else batch * heads * queries
-    recorded = queries if index is None else index.shape[0]
-    records = 0 if measured is None else batch * heads * recorded
-    splits = (measured if sums is None else sums).shape[1]  # type: ignore[union-attr]
-    channels = 0 if sums is None else sums.shape[2] - SUMS.value
-    on_record = 0 if measured is None else measured.shape[2] - MEASURED.value
-    values = 1 if out is None else out.shape[3]
-    block = min(BLOCK_V, power_of_two(values))
-    if rows + records == 0:
-        return room
-    merge_kernel[(rows + records, -(-values // block))](
+    names = stats_names(partial_stats, entropy, top1, lse, softmax)
+    results = _results(query, partial_outputs, partial_stats, index, names)
+    out = None if partial_outputs is None else results[0]
+    batch, heads, queries, _ = query.shape
+    output_rows = 0 if out is None else batch * heads * queries
+    stats_rows = queries if index is None else index.shape[0]
+    records = 0 if partial_stats is None else batch * heads * stats_rows
+    if output_rows + records == 0:
+        return results
+    splits = (partial_stats if partial_sums is None else partial_sums).shape[1]  # type: ignore[union-attr]
+    channels = 0 if partial_sums is None else partial_sums.shape[2] - SUMS_HEADER.value
+    stats_channels = 0 if partial_stats is None else partial_stats.shape[2] - STATS_HEADER.value
+    value_dim = 1 if out is None else out.shape[3]
+    block_dv = min(BLOCK_DV, power_of_two(value_dim))
+    policy = PolicyArg(
+        numbers_on(numbers, query.device) if function else None,
+        coefficients,
+        column_arg(None if selected is None else selected[:, None]),
+    )
+    decode_merge_kernel[(output_rows + records, -(-value_dim // block_dv))](
         None if out is None else MatrixArg(out, out.stride(0), out.stride(1), out.stride(2)),
-        sums,
-        outputs,
-        measured,
-        sinks,
-        PolicyArg(
-            numbers_on(numbers, q.device) if function else None,
-            coefficients,
-            column_arg(None if selected is None else selected[:, None]),
-        ),
-        None if head_gain is None else _gain_arg(head_gain),
-        RecordArg(**dict(zip(names, room[len(room) - len(names) :], strict=True))),
-        index,
-        active,
-        rows,
-        heads,
-        queries,
-        recorded,
-        splits,
-        S=power_of_two(splits),
-        K=channels,
-        WIDTH=power_of_two(max(1, channels)),
-        DV=values,
-        BLOCK=block,
-        STEP=STEP,
-        RK=on_record,
-        RWIDTH=power_of_two(max(1, on_record)),
+        partial_sums, partial_outputs, partial_stats, sinks, policy,
+        None if head_gain is None else MatrixArg(head_gain, *gain_strides(head_gain)),
+        StatsArg(**dict(zip(names, results[len(results) - len(names) :], strict=True))),
+        index, active, output_rows, heads, queries, stats_rows, splits,
+        NUM_CHANNELS=channels, WIDTH=power_of_two(max(1, channels)), VALUE_DIM=value_dim,
+        STATS_CHANNELS=stats_channels, STATS_WIDTH=power_of_two(max(1, stats_channels)),
+        BLOCK_S=power_of_two(splits), BLOCK_DV=block_dv, SPLIT_STEP=SPLIT_STEP,
         POLICY=device_function(function) if function else None,
         num_warps=4,
         **FUSED,
-    )
-    return room
+    )  # fmt: skip
+    return results
 
 
 @decode_merge.register_fake
 def _(
-    q: Tensor,
-    sums: Tensor | None,
-    outputs: Tensor | None,
-    measured: Tensor | None,
+    query: Tensor,
+    partial_sums: Tensor | None,
+    partial_outputs: Tensor | None,
+    partial_stats: Tensor | None,
     sinks: Tensor | None,
     selected: Tensor | None,
     coefficients: Tensor | None,
@@ -342,53 +296,57 @@ def _(
     lse: bool,
     softmax: bool,
 ) -> list[Tensor]:
-    return _room(q, outputs, measured, index, record_names(measured, entropy, top1, lse, softmax))
+    names = stats_names(partial_stats, entropy, top1, lse, softmax)
+    return _results(query, partial_outputs, partial_stats, index, names)
 
 
-def record_names(measured: Tensor | None, entropy: bool, top1: bool, lse: bool, softmax: bool) -> list[str]:
-    """Which statistics `decode_merge` returns, in the order of `RecordArg`."""
-    if measured is None:
+def stats_names(
+    partial_stats: Tensor | None, entropy: bool, top1: bool, lse: bool, softmax: bool
+) -> list[str]:
+    """Which statistics `decode_merge` returns, in the order of `StatsArg`."""
+    if partial_stats is None:
         return []
-    masses = measured.shape[2] > MEASURED.value
-    wanted = (masses, entropy, top1, top1, lse, softmax, softmax)
-    return [name for name, is_wanted in zip(RecordArg._fields, wanted, strict=True) if is_wanted]
+    masses = partial_stats.shape[2] > STATS_HEADER.value
+    requested = (masses, entropy, top1, top1, lse, softmax, softmax)
+    return [name for name, is_requested in zip(StatsArg._fields, requested, strict=True) if is_requested]
 
 
-def _room(
-    q: Tensor, outputs: Tensor | None, measured: Tensor | None, index: Tensor | None, names: list[str]
+def _results(
+    query: Tensor,
+    partial_outputs: Tensor | None,
+    partial_stats: Tensor | None,
+    index: Tensor | None,
+    names: list[str],
 ) -> list[Tensor]:
-    """Where the output goes, in the memory order [B, Lq, Hq, Dv] of the next layer, and the statistics."""
-    batch, heads, queries, _ = q.shape
-    room = []
-    if outputs is not None:
-        room.append(q.new_empty(batch, queries, heads, outputs.shape[3]).transpose(1, 2))
+    """Room for the output, in the memory order [B, Lq, Hq, Dv] of the next layer, and for the statistics."""
+    batch, heads, queries, _ = query.shape
+    results = []
+    if partial_outputs is not None:
+        results.append(query.new_empty(batch, queries, heads, partial_outputs.shape[3]).transpose(1, 2))
     rows = (batch, heads, queries if index is None else index.shape[0])
     for name in names:
-        shape = (
-            (*rows, measured.shape[2] - MEASURED.value) if name == "masses" and measured is not None else rows
-        )
-        room.append(q.new_empty(shape, dtype=torch.int64 if name == "top_column" else torch.float32))
-    return room
+        shape: tuple[int, ...] = rows
+        if name == "masses" and partial_stats is not None:
+            shape = (*rows, partial_stats.shape[2] - STATS_HEADER.value)
+        dtype = torch.int64 if name == "top_column" else torch.float32
+        results.append(query.new_empty(shape, dtype=dtype))
+    return results
 
 
-def _gain_arg(gain: Tensor) -> MatrixArg:
-    """A head gain [B or 1, Hq] or [B or 1, Hq, Lq]."""
-    steps = [gain.stride(d) if d < gain.dim() and gain.shape[d] > 1 else 0 for d in range(3)]
-    return MatrixArg(gain, *steps)
-
-
-def merge_masses(sums: Tensor, sinks: Tensor | None, shape: Sequence[int]) -> Tensor:
-    """Masses [B, Hq, Lq, K] of `sums` [B Hq Lq, S, 2 + K] in torch: for policies without a Triton part."""
-    tops, totals, masses = sums[..., 0], sums[..., 1], sums[..., SUMS.value :]
-    top = tops.amax(1, keepdim=True)
+def merge_masses(partial_sums: Tensor, sinks: Tensor | None, shape: Sequence[int]) -> Tensor:
+    """Masses [B, Hq, Lq, K] of partial sums [B Hq Lq, S, 2 + K], in torch for policies that run there."""
+    split_max, split_sum = partial_sums[..., 0], partial_sums[..., 1]
+    masses = partial_sums[..., SUMS_HEADER.value :]
+    shift = split_max.amax(1, keepdim=True)
     sink = None
     if sinks is not None:
         sink = sinks.float()[:, None].expand(*shape).reshape(-1, 1)
-        top = torch.maximum(top, sink)
-    top = top.masked_fill(top == -torch.inf, 0.0)
-    factors = torch.exp(tops - top)
-    whole = (factors * totals).sum(1)
+        shift = torch.maximum(shift, sink)
+    shift = shift.masked_fill(shift == -torch.inf, 0.0)
+    factors = torch.exp(split_max - shift)
+    denominator = (factors * split_sum).sum(1)
     if sink is not None:
-        whole = whole + torch.exp(sink - top)[:, 0]
-    joined = (factors[..., None] * masses).sum(1) / whole.clamp_min(torch.finfo(torch.float32).tiny)[:, None]
-    return joined.view(*shape, -1)
+        denominator = denominator + torch.exp(sink - shift)[:, 0]
+    tiny = torch.finfo(torch.float32).tiny
+    merged = (factors[..., None] * masses).sum(1) / denominator.clamp_min(tiny)[:, None]
+    return merged.view(*shape, -1)

@@ -24,8 +24,8 @@ from torch import Tensor
 from regaze.kernels.policies import MAX_CHANNELS, FusedPolicy, Policy, TritonPart, constant, offers
 from regaze.kernels.triton.common import TINY
 from regaze.kernels.triton.custom_op import FUSED, operator
-from regaze.kernels.triton.plan import power_of_two
-from regaze.kernels.triton.splits import SUMS, merge_splits
+from regaze.kernels.triton.splits import SUMS_HEADER, merge_splits
+from regaze.kernels.triton.tiling import power_of_two
 
 
 def triton_part(policy: Policy | None, heads: int) -> TritonPart | None:
@@ -69,50 +69,45 @@ def scale_keeping_mass(masses, heads, exists, numbers_ptr, WIDTH: tl.constexpr):
 
 @triton.jit
 def head_kernel(
-    coefficients_ptr,
-    masses_ptr,
-    sums_ptr,
-    sinks_ptr,
-    numbers_ptr,
-    num_splits,
-    num_heads,
-    num_rows,
-    K: tl.constexpr,
-    WIDTH: tl.constexpr,
-    HEADS: tl.constexpr,
-    SPLITS: tl.constexpr,
+    coefficients_ptr, masses_ptr, sums_ptr, sinks_ptr, numbers_ptr, num_splits, num_heads, num_rows,
+    NUM_CHANNELS: tl.constexpr, WIDTH: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_S: tl.constexpr,
     POLICY: tl.constexpr,
-):
-    """Coefficients [B, Hq, R, K] from masses of that shape or, if these are None, from the sums of splits.
+):  # fmt: skip
+    """Coefficients [B, Hq, R, K] from masses of that shape or, if these are None, from partial sums.
 
-    One program per row and sample. HEADS, WIDTH and SPLITS are the numbers of heads, channels and splits
+    One program per row and sample. WIDTH, BLOCK_H and BLOCK_S are the numbers of channels, heads and splits
     rounded up to powers of two.
     """
     row, batch = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    head = tl.arange(0, HEADS)
-    exists = head < num_heads
-    head = tl.where(exists, head, 0)
-    at = (batch * num_heads + head) * num_rows + row
+    head = tl.arange(0, BLOCK_H)
+    head_exists = head < num_heads
+    head = tl.where(head_exists, head, 0)
+    place = (batch * num_heads + head) * num_rows + row
     if masses_ptr is None:
-        place, held, factors, _, _, _, _ = merge_splits(
-            sums_ptr, at, exists, head, sinks_ptr, num_splits, SUMS + K, SPLITS
+        split_offsets, split_exists, factors, _, _, _, _ = merge_splits(
+            sums_ptr, place, head_exists, head, sinks_ptr, num_splits, SUMS_HEADER + NUM_CHANNELS, BLOCK_S
         )
     k = tl.arange(0, WIDTH)[None, :]
-    masses = tl.zeros([HEADS, WIDTH], tl.float32)
-    for channel in tl.static_range(K):  # one at a time: [HEADS, SPLITS] numbers fill the registers
+    masses = tl.zeros([BLOCK_H, WIDTH], tl.float32)
+    for channel in tl.static_range(NUM_CHANNELS):  # one at a time: [heads, splits] numbers fill the registers
         if masses_ptr is not None:
-            mass = tl.load(masses_ptr + at * K + channel, mask=exists, other=0.0)
+            mass = tl.load(masses_ptr + place * NUM_CHANNELS + channel, mask=head_exists, other=0.0)
         else:
-            mass = tl.sum(factors * tl.load(sums_ptr + place + SUMS + channel, mask=held, other=0.0), 1)
+            mass_ptrs = sums_ptr + split_offsets + SUMS_HEADER + channel
+            mass = tl.sum(factors * tl.load(mass_ptrs, mask=split_exists, other=0.0), 1)
         masses = tl.where(k == channel, mass[:, None], masses)
-    coefficients = POLICY(masses, head[:, None], exists[:, None], numbers_ptr, WIDTH)
-    tl.store(coefficients_ptr + at[:, None] * K + k, coefficients, mask=exists[:, None] & (k < K))
+    coefficients = POLICY(masses, head[:, None], head_exists[:, None], numbers_ptr, WIDTH)
+    wanted = head_exists[:, None] & (k < NUM_CHANNELS)
+    tl.store(coefficients_ptr + place[:, None] * NUM_CHANNELS + k, coefficients, mask=wanted)
+
+
+# --- the host's side
 
 
 @operator("head_coefficients")
 def head_coefficients(
     masses: Tensor | None,
-    sums: Tensor | None,
+    partial_sums: Tensor | None,
     sinks: Tensor | None,
     shape: Sequence[int],
     function: str,
@@ -120,26 +115,26 @@ def head_coefficients(
 ) -> Tensor:
     """Coefficients of `shape` [B, Hq, R, K] by the function of a policy that couples heads.
 
-    They come from masses of that shape, or from the `sums` of `decode_split` and `sinks`.
+    They come from masses of that shape, or from the partial sums of `decode_split` and `sinks`.
     """
     batch, heads, rows, channels = shape
-    coefficients = _coefficients_like(masses, sums, sinks, shape, function, numbers)
+    coefficients = _coefficients_like(masses, partial_sums, sinks, shape, function, numbers)
     if not coefficients.numel():
         return coefficients
-    splits = 1 if sums is None else sums.shape[1]
+    splits = 1 if partial_sums is None else partial_sums.shape[1]
     head_kernel[(rows, batch)](
         coefficients,
         masses,
-        sums,
+        partial_sums,
         sinks,
         numbers_on(numbers, coefficients.device),
         splits,
         heads,
         rows,
-        K=channels,
+        NUM_CHANNELS=channels,
         WIDTH=power_of_two(channels),
-        HEADS=power_of_two(heads),
-        SPLITS=power_of_two(splits),
+        BLOCK_H=power_of_two(heads),
+        BLOCK_S=power_of_two(splits),
         POLICY=device_function(function),
         num_warps=8,
         **FUSED,
@@ -150,12 +145,12 @@ def head_coefficients(
 @head_coefficients.register_fake
 def _coefficients_like(
     masses: Tensor | None,
-    sums: Tensor | None,
+    partial_sums: Tensor | None,
     sinks: Tensor | None,
     shape: Sequence[int],
     function: str,
     numbers: Sequence[float],
 ) -> Tensor:
-    source = masses if masses is not None else sums
+    source = masses if masses is not None else partial_sums
     assert source is not None
     return source.new_empty(tuple(shape), dtype=torch.float32)

@@ -4,7 +4,7 @@ Rows that an edit leaves alone cost what flash attention costs: torch's own kern
 mask, and the edited rows are few), else one pass of the kernel here. Only edited rows do more:
 
     an edit without a policy   one pass: flash attention with scores, weights and sums edited on the way
-    an edit with a policy      pass 1 (sums.py) reads Q and K: sums and channel masses of the edited rows
+    an edit with a policy      pass 1 (row_stats.py) reads Q and K: statistics and masses of the edited rows
                                policy: masses [B, Hq, R, K] -> coefficients, on the device
                                pass 2 reads Q, K and V: every weight times sum_k coef_k u_k[j]
 
@@ -33,30 +33,27 @@ import triton.language as tl
 from torch import Tensor
 
 from regaze.kernels.spec import AttentionEdit, RowSelection, Stats, StatsRequest
+from regaze.kernels.triton.arguments import MatrixArg, channel_arg, gain_strides, matrix_arg
 from regaze.kernels.triton.block_mask import other_rows
-from regaze.kernels.triton.common import LOG2E, dot, narrow, softmax_step
+from regaze.kernels.triton.call import Call, measure_rows, sum_columns
+from regaze.kernels.triton.common import LOG2E, dot, round_to, softmax_step
 from regaze.kernels.triton.custom_op import FUSED, operator
-from regaze.kernels.triton.operands import (
-    MatrixArg,
-    Scoring,
-    chosen_places,
-    load_block,
+from regaze.kernels.triton.row_list import (
+    RowList,
+    block_counts,
+    edited_scores,
+    load_coefficients,
+    load_key_block,
+    load_row_numbers,
     load_rows,
-    matrix_arg,
-    padded,
-    reweigh,
-    row_coefficients,
-    row_numbers,
-    score_tile,
-    visited,
-    visits,
+    load_selected,
+    reweight,
+    visited_block,
 )
-from regaze.kernels.triton.plan import channel_arg
-from regaze.kernels.triton.prefill_call import Call, measure_rows, sum_columns
+from regaze.kernels.triton.tiling import padded
 
 #: If edited rows are at most this share of all, torch computes every row and these are overwritten.
 FEW = 1 / 8
-
 
 _PLAIN = AttentionEdit()
 
@@ -65,185 +62,162 @@ class OutArg(NamedTuple):
     """The output [B, Hq, Lq, Dv], and [B or 1, Hq, Lq or 1] factors of it or None."""
 
     out: MatrixArg
-    gain: Any
-    gain_batch: int
-    gain_head: int
-    gain_row: int
+    gain_ptr: Any
+    stride_gb: int
+    stride_gh: int
+    stride_gm: int
 
 
 class PartialArg(NamedTuple):
-    """Outputs of each split before division by the total, [splits, B, Hq, R, Dv], and their sums."""
+    """Outputs of each split before division by the sum, [splits, B, Hq, R, Dv], and their maximum and sum."""
 
     acc: Any
-    top: Any
-    total: Any
+    running_max: Any
+    running_sum: Any
 
 
 @triton.jit
 def _attend_step(
-    i,
-    state,
-    q_tile,
-    k,
-    v,
-    numbers,
-    exists,
-    chosen,
-    coefficients,
-    blocks,
-    channels,
-    call,
-    block,
-    b,
-    h,
-    group,
-    D: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    DV: tl.constexpr,
-    BLOCK_DV: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    G: tl.constexpr,
-    K: tl.constexpr,
-    MASKED: tl.constexpr,
-    CAUSAL: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """Output, strongest score and total of a row block after one more key block."""
-    acc, top, total = state
-    start = visited(i, blocks, block, b, h) * BLOCK_N
+    i, state, query_tile, key, value, rows, row_exists, selected, coefficients, block_map, channels, score,
+    row_block, batch, head, gqa_ratio,
+    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_DV: tl.constexpr,
+    BLOCK_N: tl.constexpr, NUM_GROUPS: tl.constexpr, NUM_CHANNELS: tl.constexpr,
+    IS_MASKED: tl.constexpr, IS_CAUSAL: tl.constexpr, INPUT_PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Output [M, BLOCK_DV], maximum and sum [M] of a row block after one more key block."""
+    acc, running_max, running_sum = state
+    start = visited_block(i, block_map, row_block, batch, head) * BLOCK_N
     columns = start + tl.arange(0, BLOCK_N)
-    k_tile = tl.trans(load_block(k, b, h // group, start, call.keys, D, BLOCK_D, BLOCK_N, not MASKED))
-    scores = score_tile(
-        q_tile, k_tile, numbers, exists, chosen, columns, b, h, call, MASKED, CAUSAL, PRECISION
+    kv_head = head // gqa_ratio
+    key_tile = load_key_block(
+        key, batch, kv_head, start, score.num_keys, HEAD_DIM, BLOCK_D, BLOCK_N, not IS_MASKED
     )
-    weights, rescale, top, total = softmax_step(scores, top, total)
-    weights = reweigh(weights, coefficients, channels, chosen, columns, b, h, call, G, K)
-    v_tile = load_block(v, b, h // group, start, call.keys, DV, BLOCK_DV, BLOCK_N, not MASKED)
-    acc = acc * rescale[:, None] + dot(narrow(weights, v_tile.dtype), v_tile, PRECISION)
-    return acc, top, total
+    scores = edited_scores(
+        query_tile, tl.trans(key_tile), rows, row_exists, selected, columns, batch, head, score,
+        IS_MASKED, IS_CAUSAL, INPUT_PRECISION,
+    )  # fmt: skip
+    weights, rescale, running_max, running_sum = softmax_step(scores, running_max, running_sum)
+    # The sum is that of the softmax: coefficients and value gain change what a row puts out, not this.
+    weights = reweight(
+        weights, coefficients, channels, selected, columns, batch, head, score, NUM_GROUPS, NUM_CHANNELS
+    )
+    value_tile = load_key_block(
+        value, batch, kv_head, start, score.num_keys, VALUE_DIM, BLOCK_DV, BLOCK_N, not IS_MASKED
+    )
+    acc = acc * rescale[:, None] + dot(round_to(weights, value_tile.dtype), value_tile, INPUT_PRECISION)
+    return acc, running_max, running_sum
 
 
 @triton.jit
-def _store_rows(to, acc, total, b, h, numbers, exists, DV: tl.constexpr, BLOCK_DV: tl.constexpr):
-    """Rows of the output: acc [M, BLOCK_DV] over total [M], times their gain; zeros where nothing is seen."""
-    share = 1.0 / tl.maximum(total, 1.0)  # it is at least the 1 of the strongest key, unless there is none
-    if to.gain is not None:
-        at = b * to.gain_batch + h * to.gain_head + numbers * to.gain_row
-        share *= tl.load(to.gain + at, mask=exists, other=0.0).to(tl.float32)
+def _store_rows(
+    to, acc, running_sum, batch, head, rows, row_exists, VALUE_DIM: tl.constexpr, BLOCK_DV: tl.constexpr
+):
+    """Rows of the output: acc [M, BLOCK_DV] over the sum [M], times their gain; zeros if nothing is seen."""
+    factor = 1.0 / tl.maximum(running_sum, 1.0)  # at least the 1 of the strongest key, unless there is none
+    if to.gain_ptr is not None:
+        gain_ptrs = to.gain_ptr + batch * to.stride_gb + head * to.stride_gh + rows * to.stride_gm
+        factor *= tl.load(gain_ptrs, mask=row_exists, other=0.0).to(tl.float32)
     d = tl.arange(0, BLOCK_DV)
-    at = b * to.out.batch + h * to.out.head + numbers[:, None].to(tl.int64) * to.out.row + d[None, :]
-    out = narrow(acc * share[:, None], to.out.tensor.dtype.element_ty)
-    tl.store(to.out.tensor + at, out, mask=exists[:, None] & (d < DV)[None, :])
+    base = to.out.ptr + batch * to.out.stride_b + head * to.out.stride_h
+    out_ptrs = base + rows[:, None].to(tl.int64) * to.out.stride_l + d[None, :]
+    out = round_to(acc * factor[:, None], to.out.ptr.dtype.element_ty)
+    tl.store(out_ptrs, out, mask=row_exists[:, None] & (d < VALUE_DIM)[None, :])
 
 
 @triton.jit
 def attend_kernel(
-    to,
-    partial,
-    q,
-    k,
-    v,
-    rows,
-    blocks,
-    channels,
-    coefficients,
-    sinks,
-    call,
-    group,
-    splits,
-    D: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    DV: tl.constexpr,
-    BLOCK_DV: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    G: tl.constexpr,
-    K: tl.constexpr,
-    CAUSAL: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
+    to, partial, query, key, value, row_list, block_map, channels, coefficients_ptr, sinks_ptr, score,
+    gqa_ratio, num_splits,
+    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_DV: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, NUM_GROUPS: tl.constexpr, NUM_CHANNELS: tl.constexpr,
+    IS_CAUSAL: tl.constexpr, INPUT_PRECISION: tl.constexpr,
+):  # fmt: skip
     """Attention of BLOCK_M rows of one head over one share of the keys that they visit."""
     # The last rows of a causal mask see most keys: they go first.
-    turn = tl.num_programs(0) - 1 - tl.program_id(0)
-    h, b = tl.program_id(1), tl.program_id(2).to(tl.int64)
-    block, split = turn // splits, turn % splits
-    at = block * BLOCK_M + tl.arange(0, BLOCK_M)
-    numbers, exists = row_numbers(rows, at)
-    chosen = chosen_places(rows, b, at, exists)
-    q_tile = load_rows(q, b, h, numbers, exists, D, BLOCK_D)
-    to_row = (b * tl.num_programs(1) + h) * rows.length + at
-    factors = row_coefficients(coefficients, to_row, exists, K)
-    whole, every = visits(blocks, block, b, h, numbers, exists, call, CAUSAL, BLOCK_N)
-    share = tl.cdiv(every, splits)
-    first, last = split * share, tl.minimum((split + 1) * share, every)
+    program = tl.num_programs(0) - 1 - tl.program_id(0)
+    head, batch = tl.program_id(1), tl.program_id(2).to(tl.int64)
+    row_block, split = program // num_splits, program % num_splits
+    offsets = row_block * BLOCK_M + tl.arange(0, BLOCK_M)
+    rows, row_exists = load_row_numbers(row_list, offsets)
+    selected = load_selected(row_list, batch, offsets, row_exists)
+    query_tile = load_rows(query, batch, head, rows, row_exists, HEAD_DIM, BLOCK_D)
+    place = (batch * tl.num_programs(1) + head) * row_list.length + offsets
+    coefficients = load_coefficients(coefficients_ptr, place, row_exists, NUM_CHANNELS)
+    num_full, num_visited = block_counts(
+        block_map, row_block, batch, head, rows, row_exists, score, IS_CAUSAL, BLOCK_N
+    )
+    share = tl.cdiv(num_visited, num_splits)
+    first, last = split * share, tl.minimum((split + 1) * share, num_visited)
 
-    top = tl.full([BLOCK_M], float("-inf"), tl.float32)
-    total = tl.zeros([BLOCK_M], tl.float32)
-    if sinks is not None:  # one more key, whose value is 0, in the first split
-        top = tl.where(split == 0, tl.load(sinks + h).to(tl.float32), top)
-        total = tl.where(split == 0, 1.0, total)
-    state = (tl.zeros([BLOCK_M, BLOCK_DV], tl.float32), top, total)
-    for i in range(first, tl.minimum(last, whole)):
+    running_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    running_sum = tl.zeros([BLOCK_M], tl.float32)
+    if sinks_ptr is not None:  # one more key, whose value is 0, in the first split
+        running_max = tl.where(split == 0, tl.load(sinks_ptr + head).to(tl.float32), running_max)
+        running_sum = tl.where(split == 0, 1.0, running_sum)
+    state = (tl.zeros([BLOCK_M, BLOCK_DV], tl.float32), running_max, running_sum)
+    for i in range(first, tl.minimum(last, num_full)):  # blocks that all rows see in full: no mask is read
         state = _attend_step(
-            i, state, q_tile, k, v, numbers, exists, chosen, factors, blocks, channels, call, block, b, h,
-            group, D, BLOCK_D, DV, BLOCK_DV, BLOCK_N, G, K, False, CAUSAL, PRECISION,
+            i, state, query_tile, key, value, rows, row_exists, selected, coefficients, block_map, channels,
+            score, row_block, batch, head, gqa_ratio, HEAD_DIM, BLOCK_D, VALUE_DIM, BLOCK_DV, BLOCK_N,
+            NUM_GROUPS, NUM_CHANNELS, False, IS_CAUSAL, INPUT_PRECISION,
         )  # fmt: skip
-    for i in range(tl.maximum(first, whole), last):
+    for i in range(tl.maximum(first, num_full), last):
         state = _attend_step(
-            i, state, q_tile, k, v, numbers, exists, chosen, factors, blocks, channels, call, block, b, h,
-            group, D, BLOCK_D, DV, BLOCK_DV, BLOCK_N, G, K, True, CAUSAL, PRECISION,
+            i, state, query_tile, key, value, rows, row_exists, selected, coefficients, block_map, channels,
+            score, row_block, batch, head, gqa_ratio, HEAD_DIM, BLOCK_D, VALUE_DIM, BLOCK_DV, BLOCK_N,
+            NUM_GROUPS, NUM_CHANNELS, True, IS_CAUSAL, INPUT_PRECISION,
         )  # fmt: skip
 
-    acc, top, total = state
+    acc, running_max, running_sum = state
     if partial is None:
-        _store_rows(to, acc, total, b, h, numbers, exists, DV, BLOCK_DV)
+        _store_rows(to, acc, running_sum, batch, head, rows, row_exists, VALUE_DIM, BLOCK_DV)
     else:
         d = tl.arange(0, BLOCK_DV)
-        to_row += split.to(tl.int64) * tl.num_programs(2) * tl.num_programs(1) * rows.length
-        tl.store(partial.top + to_row, top, mask=exists)
-        tl.store(partial.total + to_row, total, mask=exists)
-        wanted = exists[:, None] & (d < DV)[None, :]
-        tl.store(partial.acc + to_row[:, None] * DV + d[None, :], acc, mask=wanted)
+        place += split.to(tl.int64) * tl.num_programs(2) * tl.num_programs(1) * row_list.length
+        tl.store(partial.running_max + place, running_max, mask=row_exists)
+        tl.store(partial.running_sum + place, running_sum, mask=row_exists)
+        wanted = row_exists[:, None] & (d < VALUE_DIM)[None, :]
+        tl.store(partial.acc + place[:, None] * VALUE_DIM + d[None, :], acc, mask=wanted)
 
 
 @triton.jit
-def combine_kernel(
-    to,
-    partial,
-    rows,
-    splits,
-    DV: tl.constexpr,
-    BLOCK_DV: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-):
+def merge_outputs_kernel(
+    to, partial, row_list, num_splits,
+    VALUE_DIM: tl.constexpr, BLOCK_DV: tl.constexpr, BLOCK_M: tl.constexpr,
+):  # fmt: skip
     """The outputs of all splits of BLOCK_M rows of one head as one."""
-    h, b = tl.program_id(1), tl.program_id(2).to(tl.int64)
-    at = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    numbers, exists = row_numbers(rows, at)
+    head, batch = tl.program_id(1), tl.program_id(2).to(tl.int64)
+    offsets = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    rows, row_exists = load_row_numbers(row_list, offsets)
     d = tl.arange(0, BLOCK_DV)
-    wanted = exists[:, None] & (d < DV)[None, :]
-    step = tl.num_programs(2).to(tl.int64) * tl.num_programs(1) * rows.length
-    first = (b * tl.num_programs(1) + h) * rows.length + at
-    top = tl.full([BLOCK_M], float("-inf"), tl.float32)
-    for s in range(splits):
-        top = tl.maximum(top, tl.load(partial.top + s * step + first, mask=exists, other=float("-inf")))
-    shift = tl.where(top == float("-inf"), 0.0, top)
-    total = tl.zeros([BLOCK_M], tl.float32)
+    wanted = row_exists[:, None] & (d < VALUE_DIM)[None, :]
+    stride_s = tl.num_programs(2).to(tl.int64) * tl.num_programs(1) * row_list.length
+    place = (batch * tl.num_programs(1) + head) * row_list.length + offsets
+    row_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    for s in range(num_splits):
+        max_ptrs = partial.running_max + s * stride_s + place
+        row_max = tl.maximum(row_max, tl.load(max_ptrs, mask=row_exists, other=float("-inf")))
+    shift = tl.where(row_max == float("-inf"), 0.0, row_max)  # -inf - -inf would be NaN
+    row_sum = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, BLOCK_DV], tl.float32)
-    for s in range(splits):
-        here = s * step + first
-        scale = tl.exp2((tl.load(partial.top + here, mask=exists, other=0.0) - shift) * LOG2E)
-        total += scale * tl.load(partial.total + here, mask=exists, other=0.0)
-        part = tl.load(partial.acc + here[:, None] * DV + d[None, :], mask=wanted, other=0.0)
+    for s in range(num_splits):
+        here = s * stride_s + place
+        split_max = tl.load(partial.running_max + here, mask=row_exists, other=0.0)
+        scale = tl.exp2((split_max - shift) * LOG2E)
+        row_sum += scale * tl.load(partial.running_sum + here, mask=row_exists, other=0.0)
+        part = tl.load(partial.acc + here[:, None] * VALUE_DIM + d[None, :], mask=wanted, other=0.0)
         acc += scale[:, None] * part
-    _store_rows(to, acc, total, b, h, numbers, exists, DV, BLOCK_DV)
+    _store_rows(to, acc, row_sum, batch, head, rows, row_exists, VALUE_DIM, BLOCK_DV)
+
+
+# --- the host's side
 
 
 @operator("attend_rows", writes=("out",))
 def attend_rows(
     out: Tensor,
     tensors: list[Tensor | None],
-    tile: Sequence[int],
+    tiling: Sequence[int],
     sinks: Tensor | None,
     head_gain: Tensor | None,
     groups: Tensor | None,
@@ -254,46 +228,48 @@ def attend_rows(
     softcap: float | None,
     causal: bool,
 ) -> None:
-    """Write the rows of a `Scoring`, given as a list, to out [B, Hq, Lq, Dv], whose last stride is 1.
+    """Write the rows of a `RowList`, given as a list, to out [B, Hq, Lq, Dv], whose last stride is 1.
 
     `head_gain` is [B or 1, Hq] or [B or 1, Hq, Lq], `coefficients` [B, Hq, R, K] of the channels.
     """
-    scoring = Scoring.of(tensors, tile)
-    assert scoring.v is not None
-    batch, heads, rows = scoring.sums_shape
-    if rows == 0:
+    rows = RowList.of(tensors, tiling)
+    assert rows.value is not None
+    batch, heads, count = rows.shape
+    if count == 0:
         return
-    splits, value_dim = scoring.splits(), scoring.v.shape[3]
-    constants, dims = scoring.constants(causal), {"DV": value_dim, "BLOCK_DV": padded(value_dim)}
-    to, partial = _out_arg(out, head_gain), None
+    splits, value_dim = rows.num_splits, rows.value.shape[3]
+    constants, dims = rows.constants(causal), {"VALUE_DIM": value_dim, "BLOCK_DV": padded(value_dim)}
+    out_matrix = MatrixArg(out, out.stride(0), out.stride(1), out.stride(2))
+    to, partial = OutArg(out_matrix, head_gain, *gain_strides(head_gain)), None
     if splits > 1:
-        acc, top, total = (
-            torch.empty(splits, batch, heads, rows, *last, device=out.device, dtype=torch.float32)
-            for last in ((value_dim,), (), ())
+        partial = PartialArg(
+            *(
+                torch.empty(splits, batch, heads, count, *last, device=out.device, dtype=torch.float32)
+                for last in ((value_dim,), (), ())
+            )
         )
-        partial = PartialArg(acc, top, total)
-    attend_kernel[(triton.cdiv(rows, constants["BLOCK_M"]) * splits, heads, batch)](
+    attend_kernel[(triton.cdiv(count, constants["BLOCK_M"]) * splits, heads, batch)](
         to,
         partial,
-        matrix_arg(scoring.q),
-        matrix_arg(scoring.k),
-        matrix_arg(scoring.v),
-        scoring.rows_arg(),
-        scoring.blocks_arg(),
+        matrix_arg(rows.query),
+        matrix_arg(rows.key),
+        matrix_arg(rows.value),
+        rows.rows_arg(),
+        rows.blocks_arg(),
         channel_arg(groups, weights),
         coefficients,
         sinks,
-        scoring.call_arg(scaling, softcap),
-        scoring.group,
+        rows.score_arg(scaling, softcap),
+        rows.gqa_ratio,
         splits,
-        G=num_groups if groups is not None else 0,
-        K=0 if coefficients is None else coefficients.shape[3],
+        NUM_GROUPS=num_groups if groups is not None else 0,
+        NUM_CHANNELS=0 if coefficients is None else coefficients.shape[3],
         **dims,
         **constants,
     )
     if partial is not None:
-        combine_kernel[(triton.cdiv(rows, 16), heads, batch)](
-            to, partial, scoring.rows_arg(), splits, BLOCK_M=16, **dims, num_warps=4, **FUSED
+        merge_outputs_kernel[(triton.cdiv(count, 16), heads, batch)](
+            to, partial, rows.rows_arg(), splits, BLOCK_M=16, **dims, num_warps=4, **FUSED
         )
 
 
@@ -301,7 +277,7 @@ def attend_rows(
 def _(
     out: Tensor,
     tensors: list[Tensor | None],
-    tile: Sequence[int],
+    tiling: Sequence[int],
     sinks: Tensor | None,
     head_gain: Tensor | None,
     groups: Tensor | None,
@@ -315,17 +291,10 @@ def _(
     return None
 
 
-def _out_arg(out: Tensor, gain: Tensor | None) -> OutArg:
-    steps = [0, 0, 0]
-    if gain is not None:
-        steps[: gain.dim()] = [gain.stride(d) if gain.shape[d] > 1 else 0 for d in range(gain.dim())]
-    return OutArg(MatrixArg(out, out.stride(0), out.stride(1), out.stride(2)), gain, *steps)
-
-
 def attend_prefill(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
     edit: AttentionEdit,
     *,
     mask: Tensor | None,
@@ -334,22 +303,22 @@ def attend_prefill(
     softcap: float | None = None,
     sinks: Tensor | None = None,
 ) -> tuple[Tensor, Stats | None]:
-    """Edited attention of q [B, Hq, Lq, D] over k [B, Hkv, Lk, D], v [B, Hkv, Lk, Dv]; see `attend`."""
-    call = Call(q, k, v, edit, mask, scaling, is_causal, softcap, sinks)
+    """Edited attention, arguments as for `attend`."""
+    call = Call(query, key, value, edit, mask, scaling, is_causal, softcap, sinks)
     index = call.changed_rows()
     if index is None:  # every row
-        out = _room(q, v)
-        _write(call, out, call.scoring(None, edited=True))
+        out = _empty_output(query, value)
+        _write(call, out, call.row_list(None, edited=True))
     else:
-        out = _plain_rows(call, v, index)
+        out = _plain_rows(call, value, index)
         if len(index):
-            _write(call, out, call.scoring(index, edited=True))
+            _write(call, out, call.row_list(index, edited=True))
     return out, None if edit.stats is None else measure_rows(call, edit.stats)
 
 
-def observe_prefill(
-    q: Tensor,
-    k: Tensor,
+def prefill_stats(
+    query: Tensor,
+    key: Tensor,
     request: StatsRequest,
     *,
     mask: Tensor | None,
@@ -359,12 +328,13 @@ def observe_prefill(
     sinks: Tensor | None = None,
 ) -> Stats:
     """Statistics of plain attention; see `attention_stats`."""
-    return measure_rows(Call(q, k, None, request.as_edit, mask, scaling, is_causal, softcap, sinks), request)
+    call = Call(query, key, None, request.as_edit, mask, scaling, is_causal, softcap, sinks)
+    return measure_rows(call, request)
 
 
 def column_sums_triton(
-    q: Tensor,
-    k: Tensor,
+    query: Tensor,
+    key: Tensor,
     rows: RowSelection | None,
     *,
     mask: Tensor | None,
@@ -374,51 +344,51 @@ def column_sums_triton(
     sinks: Tensor | None = None,
 ) -> Tensor:
     """Weights of plain attention [B, Hq, Lk] summed over `rows`; see `column_sums`."""
-    return sum_columns(Call(q, k, None, _PLAIN, mask, scaling, is_causal, softcap, sinks), rows)
+    return sum_columns(Call(query, key, None, _PLAIN, mask, scaling, is_causal, softcap, sinks), rows)
 
 
-def _write(call: Call, out: Tensor, scoring: Scoring) -> None:
-    """Write the rows of `scoring`, which were scored under the edit, to the output."""
+def _write(call: Call, out: Tensor, rows: RowList) -> None:
+    """Write `rows`, which are scored under the edit, to the output."""
     edit, channels = call.edit, call.edit.channels
     parts = (None, None, 0) if channels is None else (channels.groups, channels.weights, channels.num_groups)
-    coefficients = call.coefficients(scoring)
+    coefficients = call.coefficients(rows)
     attend_rows(
-        out, scoring.tensors, scoring.tile, call.sinks, edit.head_gain, *parts, coefficients, **call.options
+        out, rows.tensors, rows.tiling, call.sinks, edit.head_gain, *parts, coefficients, **call.options
     )
 
 
-def _room(q: Tensor, v: Tensor) -> Tensor:
+def _empty_output(query: Tensor, value: Tensor) -> Tensor:
     """An output [B, Hq, Lq, Dv] in the memory order [B, Lq, Hq, Dv], which the next layer reads."""
-    batch, heads, queries, _ = q.shape
-    return q.new_empty(batch, queries, heads, v.shape[3]).transpose(1, 2)
+    batch, heads, queries, _ = query.shape
+    return query.new_empty(batch, queries, heads, value.shape[3]).transpose(1, 2)
 
 
-def _plain_rows(call: Call, v: Tensor, index: Tensor) -> Tensor:
+def _plain_rows(call: Call, value: Tensor, index: Tensor) -> Tensor:
     """The output, done in the rows that `index` [R] does not name: plain attention but for the head gain."""
-    gain = call.edit.head_gain
-    if _torch_serves(call, v) and len(index) <= FEW * call.queries:
-        shared = call.q.shape[1] != call.k.shape[1]
-        causal = call.causal and call.queries > 1
+    query, key, gain = call.query, call.key, call.edit.head_gain
+    if _torch_serves(call, value) and len(index) <= FEW * call.num_queries:
+        shared = query.shape[1] != key.shape[1]
+        causal = call.causal and call.num_queries > 1
         out = F.scaled_dot_product_attention(
-            call.q, call.k, v, is_causal=causal, scale=call.scaling, enable_gqa=shared
+            query, key, value, is_causal=causal, scale=call.scaling, enable_gqa=shared
         )
         if gain is not None:
             out *= gain[..., None] if gain.dim() == 3 else gain[..., None, None]
         return out
-    out = _room(call.q, v)
-    others = other_rows(index, call.queries) if len(index) else None
-    plain = replace(call, edit=_PLAIN)  # no opening has any of these rows
-    scoring = plain.scoring(others, edited=False, light=True)
-    attend_rows(out, scoring.tensors, scoring.tile, call.sinks, gain, None, None, 0, None, **call.options)
+    out = _empty_output(query, value)
+    others = other_rows(index, call.num_queries) if len(index) else None
+    plain = replace(call, edit=_PLAIN)  # no unmasked rectangle has any of these rows
+    rows = plain.row_list(others, edited=False, light=True)
+    attend_rows(out, rows.tensors, rows.tiling, call.sinks, gain, None, None, 0, None, **call.options)
     return out
 
 
-def _torch_serves(call: Call, v: Tensor) -> bool:
+def _torch_serves(call: Call, value: Tensor) -> bool:
     """Whether torch has a fused kernel for the plain rows of this call, on the device of its tensors."""
-    q, k = call.q, call.k
+    query, key = call.query, call.key
     if call.mask is not None or call.softcap is not None or call.sinks is not None:
         return False
-    if call.causal and call.queries != k.shape[2]:  # torch aligns causal rows to the first key
+    if call.causal and call.num_queries != key.shape[2]:  # torch aligns causal rows to the first key
         return False
-    fused = q.dtype in (torch.float16, torch.bfloat16) or q.shape[1] == k.shape[1] or not q.is_cuda
-    return fused and q.shape[3] == v.shape[3]
+    fused = query.dtype in (torch.float16, torch.bfloat16) or query.shape[1] == key.shape[1]
+    return (fused or not query.is_cuda) and query.shape[3] == value.shape[3]

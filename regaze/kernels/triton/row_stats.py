@@ -1,16 +1,16 @@
-"""Sums of the softmax of chosen query rows, from Q and K alone: what statistics and policies need.
+"""Softmax statistics of chosen query rows, from Q and K alone: what statistics and policies need.
 
-`row_sums` streams the keys once past each block of rows. Per row it keeps what flash attention keeps, the
-strongest score m and total = sum_j exp(s_j - m), and what was asked for beside:
+`row_stats` streams the keys once past each block of rows. Per row it keeps what flash attention keeps, the
+running maximum m of the scores and sum_j exp(s_j - m), and further sums on request:
 
     channel masses        sum_j exp(s_j - m) u_k[j]
-    spread                sum_j exp(s_j - m) (s_j - m); the entropy is ln(total) - spread / total
+    spread                sum_j exp(s_j - m) (s_j - m); the entropy is ln(sum) - spread / sum
     the strongest column
 
-A few rows leave most of a device idle, so their keys are split over several programs. A second kernel adds
-the sums of the splits up, takes in the sink logit, and runs the device function of a policy on the masses. K
-is read once per row block and head, mostly from L2 since the row blocks of a head run side by side; written
-are a few numbers per row, head and split.
+A few rows leave most of a device idle, so their keys are split over several programs. A second kernel merges
+the splits, takes in the sink logit, and runs the device function of a policy on the masses. K is read once
+per row block and head, mostly from L2 since the row blocks of a head run side by side; written are a few
+numbers per row, head and split.
 """
 # Kernels are compiled from their source; their parameters are pointers and numbers that mypy cannot type.
 # mypy: disable-error-code="no-untyped-def,assignment"
@@ -26,164 +26,40 @@ import triton.language as tl
 from torch import Tensor
 
 from regaze.kernels.policies import Policy, coefficients_of
+from regaze.kernels.triton.arguments import channel_arg, matrix_arg, num_channels
 from regaze.kernels.triton.common import LOG2E, softmax_step
 from regaze.kernels.triton.custom_op import FUSED, operator
-from regaze.kernels.triton.operands import (
-    Scoring,
-    chosen_places,
-    free_weights,
-    key_groups,
-    load_block,
-    load_rows,
-    matrix_arg,
-    row_numbers,
-    score_tile,
-    visited,
-    visits,
-)
-from regaze.kernels.triton.plan import channel_arg, power_of_two
 from regaze.kernels.triton.policy import device_function, head_coefficients, numbers_on, triton_part
+from regaze.kernels.triton.row_list import (
+    RowList,
+    block_counts,
+    edited_scores,
+    load_groups,
+    load_key_block,
+    load_row_numbers,
+    load_rows,
+    load_selected,
+    load_weights,
+    visited_block,
+)
+from regaze.kernels.triton.tiling import power_of_two
 
 #: Larger than any column.
-NOWHERE = tl.constexpr(0x7FFFFFFF)
+NO_COLUMN = tl.constexpr(0x7FFFFFFF)
 
 
-class SumsArg(NamedTuple):
-    """Sums of each split, [splits, B, Hq, R] and masses [splits, B, Hq, R, K]; None: not kept."""
+class PartialStatsArg(NamedTuple):
+    """Sums of each split, [splits, B, Hq, R] and masses [splits, B, Hq, R, K]; None: not computed."""
 
-    top: Any
-    total: Any
+    running_max: Any
+    running_sum: Any
     spread: Any
-    column: Any
+    top_column: Any
     masses: Any
 
 
-@triton.jit
-def _channel_masses(weights, channels, columns, b, G: tl.constexpr, K: tl.constexpr):
-    """Masses of the K channels in weights [M, N], a tuple of K tiles [M]."""
-    masses = ()
-    if G > 0:
-        group = key_groups(channels, b, columns)[None, :]
-        for k in tl.static_range(G):
-            mass = tl.sum(tl.where(group == k, weights, 0.0), 1)
-            masses = masses + (mass,)  # noqa: RUF005 (Triton knows no unpacking)
-    for c in tl.static_range(K - G):
-        mass = tl.sum(weights * free_weights(channels, b, columns, c)[None, :], 1)
-        masses = masses + (mass,)  # noqa: RUF005
-    return masses
-
-
-@triton.jit
-def _sums_step(
-    i,
-    state,
-    q_tile,
-    k,
-    numbers,
-    exists,
-    chosen,
-    sums,
-    blocks,
-    channels,
-    call,
-    block,
-    b,
-    h,
-    group,
-    D: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    G: tl.constexpr,
-    K: tl.constexpr,
-    MASKED: tl.constexpr,
-    CAUSAL: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """Sums of a row block after one more key block: top, total, spread, column and K masses, each [M]."""
-    top, total, spread, column = state[0], state[1], state[2], state[3]
-    start = visited(i, blocks, block, b, h) * BLOCK_N
-    columns = start + tl.arange(0, BLOCK_N)
-    k_tile = tl.trans(load_block(k, b, h // group, start, call.keys, D, BLOCK_D, BLOCK_N, not MASKED))
-    scores = score_tile(
-        q_tile, k_tile, numbers, exists, chosen, columns, b, h, call, MASKED, CAUSAL, PRECISION
-    )
-    weights, rescale, new, new_total = softmax_step(scores, top, total)
-    if sums.spread is not None:
-        shift = tl.where(new == float("-inf"), 0.0, new)
-        fall = tl.where(total > 0, top - shift, 0.0)
-        below = tl.where(weights > 0, scores - shift[:, None], 0.0)
-        spread = rescale * (spread + total * fall) + tl.sum(weights * below, 1)
-    if sums.column is not None:
-        here = tl.max(scores, 1)
-        first = tl.min(tl.where(scores == here[:, None], columns[None, :], NOWHERE), 1)
-        better = (here > top) | ((here == top) & (first < column))
-        column = tl.where(better, first, column)
-    summed = (new, new_total, spread, column)
-    masses = _channel_masses(weights, channels, columns, b, G, K)
-    for n in tl.static_range(K):
-        summed = summed + (state[4 + n] * rescale + masses[n],)  # noqa: RUF005
-    return summed
-
-
-@triton.jit
-def sums_kernel(
-    sums,
-    q,
-    k,
-    rows,
-    blocks,
-    channels,
-    call,
-    group,
-    splits,
-    D: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    G: tl.constexpr,
-    K: tl.constexpr,
-    CAUSAL: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """Sums of the softmax of BLOCK_M rows of one head over one share of the keys that they visit."""
-    h, b = tl.program_id(1), tl.program_id(2).to(tl.int64)
-    block, split = tl.program_id(0) // splits, tl.program_id(0) % splits
-    at = block * BLOCK_M + tl.arange(0, BLOCK_M)
-    numbers, exists = row_numbers(rows, at)
-    chosen = chosen_places(rows, b, at, exists)
-    q_tile = load_rows(q, b, h, numbers, exists, D, BLOCK_D)
-    whole, every = visits(blocks, block, b, h, numbers, exists, call, CAUSAL, BLOCK_N)
-    share = tl.cdiv(every, splits)
-    first, last = split * share, tl.minimum((split + 1) * share, every)
-
-    zeros = tl.zeros([BLOCK_M], tl.float32)
-    state = (zeros - float("inf"), zeros, zeros, tl.full([BLOCK_M], NOWHERE, tl.int32))
-    for _ in tl.static_range(K):
-        state = state + (zeros,)  # noqa: RUF005
-    for i in range(first, tl.minimum(last, whole)):
-        state = _sums_step(
-            i, state, q_tile, k, numbers, exists, chosen, sums, blocks, channels, call, block, b, h, group,
-            D, BLOCK_D, BLOCK_N, G, K, False, CAUSAL, PRECISION,
-        )  # fmt: skip
-    for i in range(tl.maximum(first, whole), last):
-        state = _sums_step(
-            i, state, q_tile, k, numbers, exists, chosen, sums, blocks, channels, call, block, b, h, group,
-            D, BLOCK_D, BLOCK_N, G, K, True, CAUSAL, PRECISION,
-        )  # fmt: skip
-
-    to = ((split * tl.num_programs(2) + b) * tl.num_programs(1) + h) * rows.length + at
-    tl.store(sums.top + to, state[0], mask=exists)
-    tl.store(sums.total + to, state[1], mask=exists)
-    if sums.spread is not None:
-        tl.store(sums.spread + to, state[2], mask=exists)
-    if sums.column is not None:
-        tl.store(sums.column + to, state[3], mask=exists)
-    for n in tl.static_range(K):
-        tl.store(sums.masses + to * K + n, state[4 + n], mask=exists)
-
-
-class MergedArg(NamedTuple):
-    """What becomes of the sums, [B, Hq, R] and [B, Hq, R, K]; None: not wanted."""
+class RowStatsArg(NamedTuple):
+    """Where the merged sums go, [B, Hq, R] and [B, Hq, R, K]; None: not requested. See `RowStats`."""
 
     shift: Any
     total: Any
@@ -195,86 +71,204 @@ class MergedArg(NamedTuple):
 
 
 @triton.jit
-def merge_kernel(
-    merged,
-    sums,
-    active,
-    sinks,
-    numbers,
-    count,
-    splits,
-    BLOCK_M: tl.constexpr,
-    K: tl.constexpr,
-    WIDTH: tl.constexpr,
-    POLICY: tl.constexpr,
-):
-    """All splits of BLOCK_M rows of one head: their statistics, and coefficients from their masses."""
-    h, b = tl.program_id(1), tl.program_id(2).to(tl.int64)
-    at = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    exists = at < count
-    step = tl.num_programs(2) * tl.num_programs(1) * count
-    to = (b * tl.num_programs(1) + h) * count + at
+def _channel_masses(weights, channels, columns, batch, NUM_GROUPS: tl.constexpr, NUM_CHANNELS: tl.constexpr):
+    """Masses of the channels in weights [M, N], a tuple of NUM_CHANNELS tiles [M]."""
+    masses = ()
+    if NUM_GROUPS > 0:
+        group = load_groups(channels, batch, columns)[None, :]
+        for k in tl.static_range(NUM_GROUPS):
+            mass = tl.sum(tl.where(group == k, weights, 0.0), 1)
+            masses = masses + (mass,)  # noqa: RUF005 (Triton knows no unpacking)
+    for c in tl.static_range(NUM_CHANNELS - NUM_GROUPS):
+        mass = tl.sum(weights * load_weights(channels, batch, columns, c)[None, :], 1)
+        masses = masses + (mass,)  # noqa: RUF005
+    return masses
 
-    top = tl.full([BLOCK_M], float("-inf"), tl.float32)
-    column = tl.full([BLOCK_M], NOWHERE, tl.int32)
-    for s in range(splits):
-        here = tl.load(sums.top + s * step + to, mask=exists, other=float("-inf"))
-        if sums.column is not None:
-            first = tl.load(sums.column + s * step + to, mask=exists, other=NOWHERE)
-            column = tl.where((here > top) | ((here == top) & (first < column)), first, column)
-        top = tl.maximum(top, here)
-    shift = top
-    if sinks is not None:
-        shift = tl.maximum(top, tl.load(sinks + h).to(tl.float32))
-    safe = tl.where(shift == float("-inf"), 0.0, shift)
+
+@triton.jit
+def _stats_step(
+    i, state, query_tile, key, rows, row_exists, selected, partial, block_map, channels, score, row_block,
+    batch, head, gqa_ratio,
+    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr,
+    NUM_GROUPS: tl.constexpr, NUM_CHANNELS: tl.constexpr,
+    IS_MASKED: tl.constexpr, IS_CAUSAL: tl.constexpr, INPUT_PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Sums of a row block after one more key block: maximum, sum, spread, column and masses, each [M]."""
+    running_max, running_sum, spread, top_column = state[0], state[1], state[2], state[3]
+    start = visited_block(i, block_map, row_block, batch, head) * BLOCK_N
+    columns = start + tl.arange(0, BLOCK_N)
+    key_tile = load_key_block(
+        key, batch, head // gqa_ratio, start, score.num_keys, HEAD_DIM, BLOCK_D, BLOCK_N, not IS_MASKED
+    )
+    scores = edited_scores(
+        query_tile, tl.trans(key_tile), rows, row_exists, selected, columns, batch, head, score,
+        IS_MASKED, IS_CAUSAL, INPUT_PRECISION,
+    )  # fmt: skip
+    weights, rescale, new_max, new_sum = softmax_step(scores, running_max, running_sum)
+    if partial.spread is not None:
+        # Under a new maximum every earlier term of the spread shifts by (old - new).
+        shift = tl.where(new_max == float("-inf"), 0.0, new_max)
+        fall = tl.where(running_sum > 0, running_max - shift, 0.0)
+        below = tl.where(weights > 0, scores - shift[:, None], 0.0)
+        spread = rescale * (spread + running_sum * fall) + tl.sum(weights * below, 1)
+    if partial.top_column is not None:
+        # Blocks are not visited in the order of their columns: of equal scores the first column wins.
+        block_max = tl.max(scores, 1)
+        first = tl.min(tl.where(scores == block_max[:, None], columns[None, :], NO_COLUMN), 1)
+        is_better = (block_max > running_max) | ((block_max == running_max) & (first < top_column))
+        top_column = tl.where(is_better, first, top_column)
+    new_state = (new_max, new_sum, spread, top_column)
+    masses = _channel_masses(weights, channels, columns, batch, NUM_GROUPS, NUM_CHANNELS)
+    for k in tl.static_range(NUM_CHANNELS):
+        new_state = new_state + (state[4 + k] * rescale + masses[k],)  # noqa: RUF005
+    return new_state
+
+
+@triton.jit
+def row_stats_kernel(
+    partial, query, key, row_list, block_map, channels, score, gqa_ratio, num_splits,
+    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    NUM_GROUPS: tl.constexpr, NUM_CHANNELS: tl.constexpr,
+    IS_CAUSAL: tl.constexpr, INPUT_PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Sums of the softmax of BLOCK_M rows of one head over one share of the keys that they visit."""
+    head, batch = tl.program_id(1), tl.program_id(2).to(tl.int64)
+    row_block, split = tl.program_id(0) // num_splits, tl.program_id(0) % num_splits
+    offsets = row_block * BLOCK_M + tl.arange(0, BLOCK_M)
+    rows, row_exists = load_row_numbers(row_list, offsets)
+    selected = load_selected(row_list, batch, offsets, row_exists)
+    query_tile = load_rows(query, batch, head, rows, row_exists, HEAD_DIM, BLOCK_D)
+    num_full, num_visited = block_counts(
+        block_map, row_block, batch, head, rows, row_exists, score, IS_CAUSAL, BLOCK_N
+    )
+    share = tl.cdiv(num_visited, num_splits)
+    first, last = split * share, tl.minimum((split + 1) * share, num_visited)
 
     zeros = tl.zeros([BLOCK_M], tl.float32)
-    kept, spread, masses = zeros, zeros, tl.zeros([BLOCK_M, WIDTH], tl.float32)
-    n = tl.arange(0, WIDTH)[None, :]
-    for s in range(splits):
-        here = tl.load(sums.top + s * step + to, mask=exists, other=float("-inf"))
-        scale = tl.exp2((here - safe) * LOG2E)
-        part = scale * tl.load(sums.total + s * step + to, mask=exists, other=0.0)
-        kept += part
-        if sums.spread is not None:
-            fall = tl.where(part > 0, here - safe, 0.0)
-            spread += scale * tl.load(sums.spread + s * step + to, mask=exists, other=0.0) + part * fall
-        if K > 0:
-            wanted = exists[:, None] & (n < K)
-            masses += scale[:, None] * tl.load(
-                sums.masses + (s * step + to)[:, None] * K + n, mask=wanted, other=0.0
-            )
-    total = kept
-    if sinks is not None:
-        total += tl.exp2((tl.load(sinks + h).to(tl.float32) - safe) * LOG2E)
-    least = tl.maximum(total, 1.0)  # it has the 1 of the strongest key or sink, unless there is none
-    share = 1.0 / least
-    if active is not None:
-        live = tl.load(active + b * count + at, mask=exists, other=0) != 0
-        share = tl.where(live, share, 0.0)
+    state = (zeros - float("inf"), zeros, zeros, tl.full([BLOCK_M], NO_COLUMN, tl.int32))
+    for _ in tl.static_range(NUM_CHANNELS):
+        state = state + (zeros,)  # noqa: RUF005
+    for i in range(first, tl.minimum(last, num_full)):  # blocks that all rows see in full: no mask is read
+        state = _stats_step(
+            i, state, query_tile, key, rows, row_exists, selected, partial, block_map, channels, score,
+            row_block, batch, head, gqa_ratio, HEAD_DIM, BLOCK_D, BLOCK_N, NUM_GROUPS, NUM_CHANNELS,
+            False, IS_CAUSAL, INPUT_PRECISION,
+        )  # fmt: skip
+    for i in range(tl.maximum(first, num_full), last):
+        state = _stats_step(
+            i, state, query_tile, key, rows, row_exists, selected, partial, block_map, channels, score,
+            row_block, batch, head, gqa_ratio, HEAD_DIM, BLOCK_D, BLOCK_N, NUM_GROUPS, NUM_CHANNELS,
+            True, IS_CAUSAL, INPUT_PRECISION,
+        )  # fmt: skip
 
-    tl.store(merged.shift + to, shift, mask=exists)
-    tl.store(merged.total + to, total, mask=exists)
+    place = ((split * tl.num_programs(2) + batch) * tl.num_programs(1) + head) * row_list.length + offsets
+    tl.store(partial.running_max + place, state[0], mask=row_exists)
+    tl.store(partial.running_sum + place, state[1], mask=row_exists)
+    if partial.spread is not None:
+        tl.store(partial.spread + place, state[2], mask=row_exists)
+    if partial.top_column is not None:
+        tl.store(partial.top_column + place, state[3], mask=row_exists)
+    for k in tl.static_range(NUM_CHANNELS):
+        tl.store(partial.masses + place * NUM_CHANNELS + k, state[4 + k], mask=row_exists)
+
+
+@triton.jit
+def _max_of_splits(partial, place, row_exists, stride_s, num_splits, BLOCK_M: tl.constexpr):
+    """Maximum [M] over the splits, and its column, the first of equals."""
+    row_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    top_column = tl.full([BLOCK_M], NO_COLUMN, tl.int32)
+    for s in range(num_splits):
+        split_max = tl.load(partial.running_max + s * stride_s + place, mask=row_exists, other=float("-inf"))
+        if partial.top_column is not None:
+            column_ptrs = partial.top_column + s * stride_s + place
+            column = tl.load(column_ptrs, mask=row_exists, other=NO_COLUMN)
+            is_better = (split_max > row_max) | ((split_max == row_max) & (column < top_column))
+            top_column = tl.where(is_better, column, top_column)
+        row_max = tl.maximum(row_max, split_max)
+    return row_max, top_column
+
+
+@triton.jit
+def _sum_of_splits(
+    partial, place, row_exists, shift, stride_s, num_splits,
+    BLOCK_M: tl.constexpr, NUM_CHANNELS: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """Sum and spread [M] and masses [M, WIDTH] of all splits relative to `shift` [M]."""
+    keys_sum = tl.zeros([BLOCK_M], tl.float32)
+    spread, masses = keys_sum, tl.zeros([BLOCK_M, WIDTH], tl.float32)
+    k = tl.arange(0, WIDTH)[None, :]
+    for s in range(num_splits):
+        here = s * stride_s + place
+        split_max = tl.load(partial.running_max + here, mask=row_exists, other=float("-inf"))
+        scale = tl.exp2((split_max - shift) * LOG2E)
+        part = scale * tl.load(partial.running_sum + here, mask=row_exists, other=0.0)
+        keys_sum += part
+        if partial.spread is not None:
+            fall = tl.where(part > 0, split_max - shift, 0.0)
+            spread += scale * tl.load(partial.spread + here, mask=row_exists, other=0.0) + part * fall
+        if NUM_CHANNELS > 0:
+            ptrs = partial.masses + here[:, None] * NUM_CHANNELS + k
+            wanted = row_exists[:, None] & (k < NUM_CHANNELS)
+            masses += scale[:, None] * tl.load(ptrs, mask=wanted, other=0.0)
+    return keys_sum, spread, masses
+
+
+@triton.jit
+def row_stats_merge_kernel(
+    merged, partial, active_ptr, sinks_ptr, numbers_ptr, num_rows, num_splits,
+    BLOCK_M: tl.constexpr, NUM_CHANNELS: tl.constexpr, WIDTH: tl.constexpr, POLICY: tl.constexpr,
+):  # fmt: skip
+    """All splits of BLOCK_M rows of one head: their statistics, and coefficients from their masses."""
+    head, batch = tl.program_id(1), tl.program_id(2).to(tl.int64)
+    offsets = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    row_exists = offsets < num_rows
+    stride_s = tl.num_programs(2) * tl.num_programs(1) * num_rows
+    place = (batch * tl.num_programs(1) + head) * num_rows + offsets
+
+    row_max, top_column = _max_of_splits(partial, place, row_exists, stride_s, num_splits, BLOCK_M)
+    shift = row_max
+    if sinks_ptr is not None:
+        shift = tl.maximum(row_max, tl.load(sinks_ptr + head).to(tl.float32))
+    safe_shift = tl.where(shift == float("-inf"), 0.0, shift)  # -inf - -inf would be NaN
+    keys_sum, spread, masses = _sum_of_splits(
+        partial, place, row_exists, safe_shift, stride_s, num_splits, BLOCK_M, NUM_CHANNELS, WIDTH
+    )
+    total = keys_sum
+    if sinks_ptr is not None:
+        total += tl.exp2((tl.load(sinks_ptr + head).to(tl.float32) - safe_shift) * LOG2E)
+    denominator = tl.maximum(total, 1.0)  # it has the 1 of the strongest key or sink, unless there is none
+    inverse = 1.0 / denominator
+    if active_ptr is not None:
+        active = tl.load(active_ptr + batch * num_rows + offsets, mask=row_exists, other=0) != 0
+        inverse = tl.where(active, inverse, 0.0)
+
+    tl.store(merged.shift + place, shift, mask=row_exists)
+    tl.store(merged.total + place, total, mask=row_exists)
     if merged.entropy is not None:
-        entropy = (kept * tl.log(least) - spread) * share
-        tl.store(merged.entropy + to, tl.maximum(entropy, 0.0), mask=exists)
+        entropy = (keys_sum * tl.log(denominator) - spread) * inverse
+        tl.store(merged.entropy + place, tl.maximum(entropy, 0.0), mask=row_exists)
     if merged.top_weight is not None:
-        weight = tl.exp2((top - safe) * LOG2E) * share
-        tl.store(merged.top_weight + to, weight, mask=exists)
-        tl.store(merged.top_column + to, tl.where(weight > 0, column, 0).to(tl.int64), mask=exists)
-    if K > 0:
-        masses *= share[:, None]
-        wanted = exists[:, None] & (n < K)
+        weight = tl.exp2((row_max - safe_shift) * LOG2E) * inverse
+        tl.store(merged.top_weight + place, weight, mask=row_exists)
+        column = tl.where(weight > 0, top_column, 0).to(tl.int64)
+        tl.store(merged.top_column + place, column, mask=row_exists)
+    if NUM_CHANNELS > 0:
+        masses *= inverse[:, None]
+        k = tl.arange(0, WIDTH)[None, :]
+        wanted = row_exists[:, None] & (k < NUM_CHANNELS)
         if merged.masses is not None:
-            tl.store(merged.masses + to[:, None] * K + n, masses, mask=wanted)
+            tl.store(merged.masses + place[:, None] * NUM_CHANNELS + k, masses, mask=wanted)
         if merged.coefficients is not None:
-            heads = tl.zeros([BLOCK_M, 1], tl.int32) + h
-            coefficients = POLICY(masses, heads, exists[:, None], numbers, WIDTH)
-            tl.store(merged.coefficients + to[:, None] * K + n, coefficients, mask=wanted)
+            heads = tl.zeros([BLOCK_M, 1], tl.int32) + head
+            coefficients = POLICY(masses, heads, row_exists[:, None], numbers_ptr, WIDTH)
+            tl.store(merged.coefficients + place[:, None] * NUM_CHANNELS + k, coefficients, mask=wanted)
 
 
-class RowSums(NamedTuple):
-    """The softmax of R rows in few numbers, fp32; a part that was not asked for is empty.
+# --- the host's side
+
+
+class RowStats(NamedTuple):
+    """The softmax of R rows in few numbers, fp32; a part that was not requested is empty.
 
     Attributes:
         shift, total: [B, Hq, R], weights are exp(s - shift) / total. A fully masked row has total 0, or with
@@ -298,8 +292,8 @@ class RowSums(NamedTuple):
         return self.shift + self.total.log()
 
 
-def row_sums(
-    scoring: Scoring,
+def row_stats(
+    rows: RowList,
     sinks: Tensor | None,
     groups: Tensor | None,
     weights: Tensor | None,
@@ -312,31 +306,32 @@ def row_sums(
     entropy: bool = False,
     top1: bool = False,
     policy: Policy | None = None,
-) -> RowSums:
-    """Sums of the rows of `scoring`; at most 16 channels, with a policy their coefficients too.
+) -> RowStats:
+    """Statistics of `rows`; at most `MAX_CHANNELS` channels, with a policy their coefficients too.
 
     `active` [B, R] bool: rows that report statistics.
     """
-    part = triton_part(policy, scoring.q.shape[1])
+    part = triton_part(policy, rows.query.shape[1])
     inside = None if part is None or part.couples_heads else part
-    parts = _row_sums(
-        scoring.tensors, scoring.tile, sinks, groups, weights, num_groups, active, scaling, softcap, causal,
-        entropy, top1, "" if inside is None else inside.function, () if inside is None else inside.numbers,
+    function, numbers = ("", ()) if inside is None else (inside.function, inside.numbers)
+    results = _row_stats(
+        rows.tensors, rows.tiling, sinks, groups, weights, num_groups, active, scaling, softcap, causal,
+        entropy, top1, function, numbers,
     )  # fmt: skip
-    sums = RowSums(*parts)
+    stats = RowStats(*results)
     if policy is None or inside is not None:
-        return sums
+        return stats
     if part is None:
         # Kernels count on the strides of a contiguous tensor; a policy may return an expanded one.
-        return sums._replace(coefficients=coefficients_of(policy, sums.masses).contiguous())
-    given = head_coefficients(sums.masses, None, None, sums.masses.shape, part.function, part.numbers)
-    return sums._replace(coefficients=given)
+        return stats._replace(coefficients=coefficients_of(policy, stats.masses).contiguous())
+    given = head_coefficients(stats.masses, None, None, stats.masses.shape, part.function, part.numbers)
+    return stats._replace(coefficients=given)
 
 
-@operator("row_sums")
-def _row_sums(
+@operator("row_stats")
+def _row_stats(
     tensors: list[Tensor | None],
-    tile: Sequence[int],
+    tiling: Sequence[int],
     sinks: Tensor | None,
     groups: Tensor | None,
     weights: Tensor | None,
@@ -350,65 +345,51 @@ def _row_sums(
     function: str,
     numbers: Sequence[float],
 ) -> list[Tensor]:
-    scoring = Scoring.of(tensors, tile)
-    channels = channel_arg(groups, weights)
-    some = num_groups if groups is not None else 0
-    every = some + (0 if weights is None else weights.shape[0])
-    results = RowSums(*_empty(scoring, every, entropy, top1, function))
-    if not results.shift.numel():
-        return list(results)
-    splits, (batch, heads, rows) = scoring.splits(), scoring.sums_shape
-    constants = scoring.constants(causal)
-    block = constants["BLOCK_M"]
-
-    def partial(wanted: bool, *last: int, dtype: torch.dtype = torch.float32) -> Tensor | None:
-        return results.shift.new_empty(splits, batch, heads, rows, *last, dtype=dtype) if wanted else None
-
-    sums = SumsArg(
-        top=partial(True),
-        total=partial(True),
-        spread=partial(entropy),
-        column=partial(top1, dtype=torch.int32),
-        masses=partial(every > 0, every),
-    )
-    blocks = triton.cdiv(rows, block)
-    sums_kernel[(blocks * splits, heads, batch)](
-        sums,
-        matrix_arg(scoring.q),
-        matrix_arg(scoring.k),
-        scoring.rows_arg(),
-        scoring.blocks_arg(),
-        channels,
-        scoring.call_arg(scaling, softcap),
-        scoring.group,
+    rows = RowList.of(tensors, tiling)
+    channels = num_channels(groups, weights, num_groups)
+    results = _results(rows, channels, entropy, top1, function)
+    if not results[0].numel():
+        return results
+    splits, constants = rows.num_splits, rows.constants(causal)
+    batch, heads, count = rows.shape
+    partial = _partial_stats(rows, splits, channels, entropy, top1)
+    row_blocks = triton.cdiv(count, constants["BLOCK_M"])
+    row_stats_kernel[(row_blocks * splits, heads, batch)](
+        partial,
+        matrix_arg(rows.query),
+        matrix_arg(rows.key),
+        rows.rows_arg(),
+        rows.blocks_arg(),
+        channel_arg(groups, weights),
+        rows.score_arg(scaling, softcap),
+        rows.gqa_ratio,
         splits,
-        G=some,
-        K=every,
+        NUM_GROUPS=num_groups if groups is not None else 0,
+        NUM_CHANNELS=channels,
         **constants,
     )
-    wanted = [part if part.numel() else None for part in results]
-    merge_kernel[(blocks, heads, batch)](
-        MergedArg(*wanted),
-        sums,
+    row_stats_merge_kernel[(row_blocks, heads, batch)](
+        RowStatsArg(*(result if result.numel() else None for result in results)),
+        partial,
         active,
         sinks,
-        numbers_on(numbers, scoring.q.device) if function else None,
-        rows,
+        numbers_on(numbers, rows.query.device) if function else None,
+        count,
         splits,
-        BLOCK_M=block,
-        K=every,
-        WIDTH=power_of_two(max(1, every)),
+        BLOCK_M=constants["BLOCK_M"],
+        NUM_CHANNELS=channels,
+        WIDTH=power_of_two(max(1, channels)),
         POLICY=device_function(function) if function else None,
         num_warps=4,
         **FUSED,
     )
-    return list(results)
+    return results
 
 
-@_row_sums.register_fake
+@_row_stats.register_fake
 def _(
     tensors: list[Tensor | None],
-    tile: Sequence[int],
+    tiling: Sequence[int],
     sinks: Tensor | None,
     groups: Tensor | None,
     weights: Tensor | None,
@@ -422,16 +403,30 @@ def _(
     function: str,
     numbers: Sequence[float],
 ) -> list[Tensor]:
-    every = (num_groups if groups is not None else 0) + (0 if weights is None else weights.shape[0])
-    return _empty(Scoring(*tensors), every, entropy, top1, function)  # type: ignore[arg-type]
+    channels = num_channels(groups, weights, num_groups)
+    return _results(RowList.of(tensors, tiling), channels, entropy, top1, function)
 
 
-def _empty(scoring: Scoring, channels: int, entropy: bool, top1: bool, function: str) -> list[Tensor]:
-    """Room for `RowSums`."""
-    shape = scoring.sums_shape
+def _partial_stats(rows: RowList, splits: int, channels: int, entropy: bool, top1: bool) -> PartialStatsArg:
+    """Room for the sums of each split."""
 
-    def room(wanted: bool, *last: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        return scoring.q.new_empty((*shape, *last) if wanted else 0, dtype=dtype)
+    def room(requested: bool, *last: int, dtype: torch.dtype = torch.float32) -> Tensor | None:
+        return rows.query.new_empty(splits, *rows.shape, *last, dtype=dtype) if requested else None
+
+    return PartialStatsArg(
+        running_max=room(True),
+        running_sum=room(True),
+        spread=room(entropy),
+        top_column=room(top1, dtype=torch.int32),
+        masses=room(channels > 0, channels),
+    )
+
+
+def _results(rows: RowList, channels: int, entropy: bool, top1: bool, function: str) -> list[Tensor]:
+    """Room for `RowStats`."""
+
+    def room(requested: bool, *last: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return rows.query.new_empty((*rows.shape, *last) if requested else 0, dtype=dtype)
 
     return [
         room(True),

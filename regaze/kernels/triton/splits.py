@@ -1,4 +1,4 @@
-"""Partial sums of key splits: their layout, and how a row's splits are joined."""
+"""Partial sums of key splits: their layout, and how the splits of a row are merged."""
 # Kernels are compiled from their source; their parameters are pointers and numbers that mypy cannot type.
 # mypy: disable-error-code="no-untyped-def"
 
@@ -9,36 +9,47 @@ import triton.language as tl
 
 from regaze.kernels.triton.common import LOG2E
 
-#: Per split and row, `sums` holds the maximum, the total and the K masses; `measured` holds the maximum, the
-#: total, the entropy sum and the strongest column, then the masses of the channels on record.
-SUMS = tl.constexpr(2)
-MEASURED = tl.constexpr(4)
+#: What a split stores per row before the masses of its channels. `partial_sums`: maximum, sum.
+#: `partial_stats`: maximum, sum, sum for the entropy, strongest column.
+SUMS_HEADER = tl.constexpr(2)
+STATS_HEADER = tl.constexpr(4)
 
 
 @triton.jit
-def merge_splits(partials, at, exists, heads, sinks, splits, STRIDE: tl.constexpr, S: tl.constexpr):
-    """Join the softmax of all splits of rows `at` [R].
+def merge_splits(
+    partials_ptr,
+    row_offsets,
+    row_exists,
+    heads,
+    sinks_ptr,
+    num_splits,
+    RECORD_SIZE: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+):
+    """Merge the softmax of all splits of rows `row_offsets` [R] of [B Hq Lq].
 
-    `partials` holds records of STRIDE floats, which start with maximum and total. Returns the places [R, S]
-    of the records and which exist, factors [R, S] that turn the sums of a split into weights, and for each
-    row the maximum of its scores, what its denominator is relative to, this denominator, and that without the
-    sink.
+    `partials_ptr` points to records [B Hq Lq, splits] of RECORD_SIZE floats that start with maximum and sum.
+
+    Returns:
+        offsets [R, S] of the records and which exist, factors [R, S] that turn the sums of a split into
+        weights, and per row [R] the maximum of its scores, the shift that its denominator is relative to,
+        this denominator, and the denominator without the sink.
     """
-    split = tl.arange(0, S)[None, :]
-    place = (at[:, None] * splits + split) * STRIDE
-    exists = exists[:, None] & (split < splits)
-    tops = tl.load(partials + place, mask=exists, other=float("-inf"))
-    totals = tl.load(partials + place + 1, mask=exists, other=0.0)
-    best = tl.max(tops, 1)
-    top = best
-    if sinks is not None:
-        sink = tl.load(sinks + heads).to(tl.float32)
-        top = tl.maximum(top, sink)
-    shift = tl.where(top == float("-inf"), 0.0, top)
-    factors = tl.exp2((tops - shift[:, None]) * LOG2E)
-    seen = tl.sum(factors * totals, 1)
-    whole = seen
-    if sinks is not None:
-        whole += tl.exp2((sink - shift) * LOG2E)
-    inverse = tl.where(whole > 0, 1.0 / whole, 0.0)
-    return place, exists, factors * inverse[:, None], best, shift, whole, seen
+    split = tl.arange(0, BLOCK_S)[None, :]
+    offsets = (row_offsets[:, None] * num_splits + split) * RECORD_SIZE
+    split_exists = row_exists[:, None] & (split < num_splits)
+    split_max = tl.load(partials_ptr + offsets, mask=split_exists, other=float("-inf"))
+    split_sum = tl.load(partials_ptr + offsets + 1, mask=split_exists, other=0.0)
+    row_max = tl.max(split_max, 1)
+    shift = row_max
+    if sinks_ptr is not None:
+        sink = tl.load(sinks_ptr + heads).to(tl.float32)
+        shift = tl.maximum(shift, sink)
+    shift = tl.where(shift == float("-inf"), 0.0, shift)  # a row without keys; -inf - -inf would be NaN
+    factors = tl.exp2((split_max - shift[:, None]) * LOG2E)
+    keys_sum = tl.sum(factors * split_sum, 1)
+    denominator = keys_sum
+    if sinks_ptr is not None:
+        denominator += tl.exp2((sink - shift) * LOG2E)
+    inverse = tl.where(denominator > 0, 1.0 / denominator, 0.0)
+    return offsets, split_exists, factors * inverse[:, None], row_max, shift, denominator, keys_sum

@@ -1,11 +1,11 @@
-"""Attention rows where they are wanted in full: slices of chosen rows, and sums of columns over chosen rows.
+"""Attention weights of chosen rows in full: slices of chosen columns, and sums of columns over rows.
 
-With the sums of a row known (sums.py), any of its weights is exp(s - shift) / total. `row_slices` computes
-chosen rows x columns in one tile per program and reads only the keys of these columns. `column_sums` keeps a
-block of keys and streams the rows past it, so that sums [B, Hq, Lk] over any number of rows take no memory
-but their own.
+With the statistics of a row known (row_stats.py), any of its weights is exp(s - shift) / total. `row_slices`
+computes chosen rows x columns in one tile per program and reads only the keys of these columns. `column_sums`
+keeps a block of keys and streams the rows past it, so that sums [B, Hq, Lk] over any number of rows take no
+memory but their own.
 
-What depends on the weights *after* an edit (the entropy of a redistributed row) is measured from slices of a
+What depends on the weights *after* an edit (the entropy of an edited row) is measured from slices of a
 bounded number of rows at a time.
 """
 # Kernels are compiled from their source; their parameters are pointers and numbers that mypy cannot type.
@@ -20,135 +20,121 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from regaze.kernels.triton.arguments import channel_arg, matrix_arg
 from regaze.kernels.triton.common import LOG2E
 from regaze.kernels.triton.custom_op import operator
-from regaze.kernels.triton.operands import (
-    Scoring,
-    chosen_places,
+from regaze.kernels.triton.row_list import (
+    RowList,
+    edited_scores,
+    load_coefficients,
+    load_row_numbers,
     load_rows,
-    matrix_arg,
-    reweigh,
-    row_coefficients,
-    row_numbers,
-    score_tile,
+    load_selected,
+    reweight,
 )
-from regaze.kernels.triton.plan import channel_arg
 
 
 class SoftmaxArg(NamedTuple):
-    """Sums of rows, [B, Hq, R]: weights are exp(s - shift) / total."""
+    """Statistics of rows, [B, Hq, R]: weights are exp(s - shift) / total."""
 
-    shift: Any
-    total: Any
+    shift_ptr: Any
+    total_ptr: Any
 
 
 class SliceArg(NamedTuple):
-    """Key columns [B or 1, n] int64, -1 for none; `columns` None: column i is key i."""
+    """Key columns [B or 1, n] int64, -1 for none; without `columns_ptr`, column i is key i."""
 
-    columns: Any
-    batch: int
-    width: int
+    columns_ptr: Any
+    stride_b: int
+    num_columns: int
 
 
 @triton.jit
-def softmax_weights(scores, softmax, to, exists):
-    """Weights [M, N] of scores in rows whose sums lie at `to` [M]; zeros in a row that sees nothing."""
-    shift = tl.load(softmax.shift + to, mask=exists, other=0.0)
-    total = tl.load(softmax.total + to, mask=exists, other=0.0)
+def softmax_weights(scores, softmax, place, row_exists):
+    """Weights [M, N] of scores in rows with statistics at `place` [M]; zeros in a row that sees nothing."""
+    shift = tl.load(softmax.shift_ptr + place, mask=row_exists, other=0.0)
+    total = tl.load(softmax.total_ptr + place, mask=row_exists, other=0.0)
     shift = tl.where(shift == float("-inf"), 0.0, shift)
+    # A total is at least the 1 of the strongest key, unless there is none.
     return tl.exp2((scores - shift[:, None]) * LOG2E) / tl.maximum(total, 1.0)[:, None]
 
 
 @triton.jit
-def slices_kernel(
-    slices,
-    q,
-    k,
-    rows,
-    wanted,
-    softmax,
-    active,
-    channels,
-    coefficients,
-    call,
-    group,
-    D: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    G: tl.constexpr,
-    K: tl.constexpr,
-    CAUSAL: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
+def row_slices_kernel(
+    slices_ptr, query, key, row_list, slice_columns, softmax, active_ptr, channels, coefficients_ptr, score,
+    gqa_ratio,
+    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    NUM_GROUPS: tl.constexpr, NUM_CHANNELS: tl.constexpr,
+    IS_CAUSAL: tl.constexpr, INPUT_PRECISION: tl.constexpr,
+):  # fmt: skip
     """One tile of slices [B, Hq, R, n] of final weights."""
-    h, b = tl.program_id(1), tl.program_id(2).to(tl.int64)
-    across = tl.cdiv(wanted.width, BLOCK_N)
-    at = tl.program_id(0) // across * BLOCK_M + tl.arange(0, BLOCK_M)
-    place = tl.program_id(0) % across * BLOCK_N + tl.arange(0, BLOCK_N)
-    columns = place
-    if wanted.columns is not None:
-        columns = tl.load(wanted.columns + b * wanted.batch + place, mask=place < wanted.width, other=-1)
-        columns = columns.to(tl.int32)
-    numbers, exists = row_numbers(rows, at)
-    chosen = chosen_places(rows, b, at, exists)
-    q_tile = load_rows(q, b, h, numbers, exists, D, BLOCK_D)
-    inside = (columns >= 0) & (columns < call.keys)
-    k_tile = tl.trans(load_rows(k, b, h // group, columns, inside, D, BLOCK_D))
-    scores = score_tile(q_tile, k_tile, numbers, exists, chosen, columns, b, h, call, True, CAUSAL, PRECISION)
-    to = (b * tl.num_programs(1) + h) * rows.length + at
-    weights = softmax_weights(scores, softmax, to, exists)
-    factors = row_coefficients(coefficients, to, exists, K)
-    weights = reweigh(weights, factors, channels, chosen, columns, b, h, call, G, K)
-    if active is not None:
-        live = tl.load(active + b * rows.length + at, mask=exists, other=0) != 0
-        weights = tl.where(live[:, None], weights, 0.0)
-    there = exists[:, None] & (place < wanted.width)[None, :]
-    tl.store(slices + to[:, None] * wanted.width + place[None, :], weights, mask=there)
+    head, batch = tl.program_id(1), tl.program_id(2).to(tl.int64)
+    column_tiles = tl.cdiv(slice_columns.num_columns, BLOCK_N)
+    offsets = tl.program_id(0) // column_tiles * BLOCK_M + tl.arange(0, BLOCK_M)
+    slots = tl.program_id(0) % column_tiles * BLOCK_N + tl.arange(0, BLOCK_N)
+    columns = slots
+    if slice_columns.columns_ptr is not None:
+        column_ptrs = slice_columns.columns_ptr + batch * slice_columns.stride_b + slots
+        columns = tl.load(column_ptrs, mask=slots < slice_columns.num_columns, other=-1).to(tl.int32)
+    rows, row_exists = load_row_numbers(row_list, offsets)
+    selected = load_selected(row_list, batch, offsets, row_exists)
+    query_tile = load_rows(query, batch, head, rows, row_exists, HEAD_DIM, BLOCK_D)
+    key_exists = (columns >= 0) & (columns < score.num_keys)
+    key_tile = tl.trans(load_rows(key, batch, head // gqa_ratio, columns, key_exists, HEAD_DIM, BLOCK_D))
+    scores = edited_scores(
+        query_tile, key_tile, rows, row_exists, selected, columns, batch, head, score,
+        True, IS_CAUSAL, INPUT_PRECISION,
+    )  # fmt: skip
+    place = (batch * tl.num_programs(1) + head) * row_list.length + offsets
+    weights = softmax_weights(scores, softmax, place, row_exists)
+    coefficients = load_coefficients(coefficients_ptr, place, row_exists, NUM_CHANNELS)
+    weights = reweight(
+        weights, coefficients, channels, selected, columns, batch, head, score, NUM_GROUPS, NUM_CHANNELS
+    )
+    if active_ptr is not None:
+        active = tl.load(active_ptr + batch * row_list.length + offsets, mask=row_exists, other=0) != 0
+        weights = tl.where(active[:, None], weights, 0.0)
+    wanted = row_exists[:, None] & (slots < slice_columns.num_columns)[None, :]
+    tl.store(slices_ptr + place[:, None] * slice_columns.num_columns + slots[None, :], weights, mask=wanted)
 
 
 @triton.jit
 def column_sums_kernel(
-    sums,
-    q,
-    k,
-    rows,
-    softmax,
-    active,
-    call,
-    group,
-    D: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    CAUSAL: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
+    sums_ptr, query, key, row_list, softmax, active_ptr, score, gqa_ratio,
+    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    IS_CAUSAL: tl.constexpr, INPUT_PRECISION: tl.constexpr,
+):  # fmt: skip
     """Sums [B, Hq, Lk] over the rows of the list of the weights of BLOCK_N keys in one head."""
-    start, h, b = tl.program_id(0) * BLOCK_N, tl.program_id(1), tl.program_id(2).to(tl.int64)
+    start, head, batch = tl.program_id(0) * BLOCK_N, tl.program_id(1), tl.program_id(2).to(tl.int64)
     columns = start + tl.arange(0, BLOCK_N)
-    inside = columns < call.keys
-    k_tile = tl.trans(load_rows(k, b, h // group, columns, inside, D, BLOCK_D))
-    total = tl.zeros([BLOCK_N], tl.float32)
-    earliest = 0
-    if CAUSAL and rows.numbers is None:
-        earliest = tl.maximum(start - (call.keys - call.queries), 0) // BLOCK_M * BLOCK_M
-    for first in range(earliest, rows.length, BLOCK_M):
-        at = first + tl.arange(0, BLOCK_M)
-        numbers, exists = row_numbers(rows, at)
-        if active is not None:
-            exists = exists & (tl.load(active + b * rows.length + at, mask=exists, other=0) != 0)
-        q_tile = load_rows(q, b, h, numbers, exists, D, BLOCK_D)
-        scores = score_tile(
-            q_tile, k_tile, numbers, exists, exists[:, None], columns, b, h, call, True, CAUSAL, PRECISION
-        )
-        to = (b * tl.num_programs(1) + h) * rows.length + at
-        total += tl.sum(softmax_weights(scores, softmax, to, exists), 0)
-    tl.store(sums + (b * tl.num_programs(1) + h) * call.keys + columns, total, mask=inside)
+    key_exists = columns < score.num_keys
+    key_tile = tl.trans(load_rows(key, batch, head // gqa_ratio, columns, key_exists, HEAD_DIM, BLOCK_D))
+    sums = tl.zeros([BLOCK_N], tl.float32)
+    first_row = 0
+    if IS_CAUSAL and row_list.row_index_ptr is None:  # earlier rows do not see these keys
+        first_row = tl.maximum(start - (score.num_keys - score.num_queries), 0) // BLOCK_M * BLOCK_M
+    for row_start in range(first_row, row_list.length, BLOCK_M):
+        offsets = row_start + tl.arange(0, BLOCK_M)
+        rows, row_exists = load_row_numbers(row_list, offsets)
+        if active_ptr is not None:
+            active = tl.load(active_ptr + batch * row_list.length + offsets, mask=row_exists, other=0) != 0
+            row_exists = row_exists & active
+        query_tile = load_rows(query, batch, head, rows, row_exists, HEAD_DIM, BLOCK_D)
+        scores = edited_scores(
+            query_tile, key_tile, rows, row_exists, row_exists[:, None], columns, batch, head, score,
+            True, IS_CAUSAL, INPUT_PRECISION,
+        )  # fmt: skip
+        place = (batch * tl.num_programs(1) + head) * row_list.length + offsets
+        sums += tl.sum(softmax_weights(scores, softmax, place, row_exists), 0)
+    sums_ptrs = sums_ptr + (batch * tl.num_programs(1) + head) * score.num_keys + columns
+    tl.store(sums_ptrs, sums, mask=key_exists)
+
+
+# --- the host's side
 
 
 def row_slices(
-    scoring: Scoring,
+    rows: RowList,
     shift: Tensor,
     total: Tensor,
     columns: Tensor | None,
@@ -164,10 +150,10 @@ def row_slices(
 ) -> Tensor:
     """Weights [B, Hq, R, n] fp32 of key `columns` ([B or 1, n] int64, -1 for none; None: all keys).
 
-    They are final weights where `scoring` has a value gain or channel `coefficients` [B, Hq, R, K] are given.
+    They are final weights where `rows` has a value gain or channel `coefficients` [B, Hq, R, K] are given.
     """
     return _row_slices(
-        scoring.tensors, scoring.tile, shift, total, columns, active, groups, weights, num_groups,
+        rows.tensors, rows.tiling, shift, total, columns, active, groups, weights, num_groups,
         coefficients, scaling, softcap, causal,
     )  # fmt: skip
 
@@ -175,7 +161,7 @@ def row_slices(
 @operator("row_slices")
 def _row_slices(
     tensors: list[Tensor | None],
-    tile: Sequence[int],
+    tiling: Sequence[int],
     shift: Tensor,
     total: Tensor,
     columns: Tensor | None,
@@ -188,31 +174,31 @@ def _row_slices(
     softcap: float | None,
     causal: bool,
 ) -> Tensor:
-    scoring = Scoring.of(tensors, tile)
-    batch, heads, rows = scoring.sums_shape
-    width = scoring.k.shape[2] if columns is None else columns.shape[1]
-    slices = shift.new_empty(batch, heads, rows, width)
+    rows = RowList.of(tensors, tiling)
+    batch, heads, count = rows.shape
+    width = rows.key.shape[2] if columns is None else columns.shape[1]
+    slices = shift.new_empty(batch, heads, count, width)
     if not slices.numel():
         return slices
     if columns is not None:
         columns = columns.contiguous()
-    step = 0 if columns is None or columns.shape[0] == 1 else width
-    constants = scoring.constants(causal)
-    tiles = triton.cdiv(rows, constants["BLOCK_M"]) * triton.cdiv(width, constants["BLOCK_N"])
-    slices_kernel[(tiles, heads, batch)](
+    stride_b = 0 if columns is None or columns.shape[0] == 1 else width
+    constants = rows.constants(causal)
+    tiles = triton.cdiv(count, constants["BLOCK_M"]) * triton.cdiv(width, constants["BLOCK_N"])
+    row_slices_kernel[(tiles, heads, batch)](
         slices,
-        matrix_arg(scoring.q),
-        matrix_arg(scoring.k),
-        scoring.rows_arg(),
-        SliceArg(columns, step, width),
+        matrix_arg(rows.query),
+        matrix_arg(rows.key),
+        rows.rows_arg(),
+        SliceArg(columns, stride_b, width),
         SoftmaxArg(shift, total),
         active,
         channel_arg(groups, weights),
         coefficients,
-        scoring.call_arg(scaling, softcap),
-        scoring.group,
-        G=num_groups if groups is not None else 0,
-        K=0 if coefficients is None else coefficients.shape[3],
+        rows.score_arg(scaling, softcap),
+        rows.gqa_ratio,
+        NUM_GROUPS=num_groups if groups is not None else 0,
+        NUM_CHANNELS=0 if coefficients is None else coefficients.shape[3],
         **constants,
     )
     return slices
@@ -221,7 +207,7 @@ def _row_slices(
 @_row_slices.register_fake
 def _(
     tensors: list[Tensor | None],
-    tile: Sequence[int],
+    tiling: Sequence[int],
     shift: Tensor,
     total: Tensor,
     columns: Tensor | None,
@@ -234,15 +220,14 @@ def _(
     softcap: float | None,
     causal: bool,
 ) -> Tensor:
-    scoring = Scoring.of(tensors, tile)
-    width = scoring.k.shape[2] if columns is None else columns.shape[1]
-    return shift.new_empty(*scoring.sums_shape, width)
+    rows = RowList.of(tensors, tiling)
+    return shift.new_empty(*rows.shape, rows.key.shape[2] if columns is None else columns.shape[1])
 
 
 @operator("column_sums")
 def column_sums(
     tensors: list[Tensor | None],
-    tile: Sequence[int],
+    tiling: Sequence[int],
     shift: Tensor,
     total: Tensor,
     active: Tensor | None,
@@ -250,21 +235,21 @@ def column_sums(
     softcap: float | None,
     causal: bool,
 ) -> Tensor:
-    """Weights [B, Hq, Lk] summed over the rows of a `Scoring`, given as a list, that are `active` [B, R]."""
-    scoring = Scoring.of(tensors, tile)
-    batch, heads, _ = scoring.sums_shape
-    keys = scoring.k.shape[2]
+    """Weights [B, Hq, Lk] summed over the rows of a `RowList`, given as a list, that are `active` [B, R]."""
+    rows = RowList.of(tensors, tiling)
+    batch, heads, _ = rows.shape
+    keys = rows.key.shape[2]
     sums = shift.new_empty(batch, heads, keys)
-    constants = scoring.constants(causal)
+    constants = rows.constants(causal)
     column_sums_kernel[(triton.cdiv(keys, constants["BLOCK_N"]), heads, batch)](
         sums,
-        matrix_arg(scoring.q),
-        matrix_arg(scoring.k),
-        scoring.rows_arg(),
+        matrix_arg(rows.query),
+        matrix_arg(rows.key),
+        rows.rows_arg(),
         SoftmaxArg(shift, total),
         active,
-        scoring.call_arg(scaling, softcap),
-        scoring.group,
+        rows.score_arg(scaling, softcap),
+        rows.gqa_ratio,
         **constants,
     )
     return sums
@@ -273,7 +258,7 @@ def column_sums(
 @column_sums.register_fake
 def _(
     tensors: list[Tensor | None],
-    tile: Sequence[int],
+    tiling: Sequence[int],
     shift: Tensor,
     total: Tensor,
     active: Tensor | None,
@@ -281,7 +266,5 @@ def _(
     softcap: float | None,
     causal: bool,
 ) -> Tensor:
-    q, k = tensors[:2]
-    assert q is not None
-    assert k is not None
-    return shift.new_empty(q.shape[0], q.shape[1], k.shape[2])
+    rows = RowList.of(tensors, tiling)
+    return shift.new_empty(rows.query.shape[0], rows.query.shape[1], rows.key.shape[2])

@@ -29,7 +29,9 @@ def test_kernels_compile_without_spills_and_fit_into_shared_memory(capability):
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]
     kernels = [json.loads(line) for line in done.stdout.splitlines()]
-    assert {"split_kernel", "merge_kernel", "head_kernel", "range_kernel"} <= {k["kernel"] for k in kernels}
+    assert {"split_kernel", "decode_merge_kernel", "head_kernel", "range_kernel"} <= {
+        k["kernel"] for k in kernels
+    }
     spilled = [k for k in kernels if k["stack"] or k["local"]]
     assert not spilled, "\n".join(map(str, spilled))
     assert all(kernel["shared"] <= SHARED[capability] for kernel in kernels)

@@ -1,10 +1,7 @@
-"""Fused decoding against the specification, in Triton's interpreter or on a GPU; and who gets to run it."""
+"""Fused decoding against the specification, in Triton's interpreter or on a GPU."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
@@ -14,7 +11,6 @@ from hypothesis import strategies as st
 from kernel_cases import QUICK, Case, cases, check_call, make_edit, make_mask, random_like
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from regaze.errors import BadParameterError
 from regaze.interventions.adhh.policy import DropHeavyChannel
 from regaze.interventions.gift.policy import AmplifyTopHeads
 from regaze.interventions.var.policy import MoveMass
@@ -33,8 +29,9 @@ from regaze.kernels import (
 pytest.importorskip("triton")
 
 
-from regaze.kernels.triton import decode, ops, plan
-from regaze.kernels.triton.decode import decode_split, visible_ranges
+from regaze.kernels.triton import arguments, decode, launch, tiling
+from regaze.kernels.triton.decode import decode_split
+from regaze.kernels.triton.key_ranges import visible_ranges
 from regaze.kernels.triton.merge import decode_merge, merge_masses
 from regaze.kernels.triton.policy import head_coefficients, triton_part
 
@@ -63,11 +60,13 @@ def call(*args, **kw):
 
 @pytest.fixture
 def splits(monkeypatch):
-    """Fixes the split plan, as a device with plenty of work would."""
+    """Fixes the number of splits, as a device with plenty of work would."""
 
     def fix(number: int) -> None:
-        chosen = plan.decode_plan
-        monkeypatch.setattr(decode, "decode_plan", lambda *a, **kw: replace(chosen(*a, **kw), splits=number))
+        chosen = tiling.decode_tiling
+        monkeypatch.setattr(
+            decode, "decode_tiling", lambda *a, **kw: chosen(*a, **kw)._replace(num_splits=number)
+        )
 
     return fix
 
@@ -76,13 +75,13 @@ def splits(monkeypatch):
 
 
 @FEW
-@given(cases().filter(lambda case: case.q.shape[2] <= ops.DECODE_ROWS))
+@given(cases().filter(lambda case: case.q.shape[2] <= launch.DECODE_ROWS))
 def test_output_within_the_error_budget_of_eager(case: Case):
     check_call(case, "triton", DEVICE)
 
 
 @FEW
-@given(cases(stats=True).filter(lambda case: case.q.shape[2] <= ops.DECODE_ROWS))
+@given(cases(stats=True).filter(lambda case: case.q.shape[2] <= launch.DECODE_ROWS))
 def test_statistics_within_the_error_budget(case: Case):
     check_call(case, "triton", DEVICE)
 
@@ -293,12 +292,14 @@ def test_merged_splits_are_the_whole_softmax(cuts, sink):
 @FEW
 @given(cases(dtypes=(torch.float32,), parts=DECODED, stats=True), st.integers(1, 9))
 def test_any_number_of_splits(case: Case, number: int):
-    if case.q.shape[2] > ops.DECODE_ROWS:
+    if case.q.shape[2] > launch.DECODE_ROWS:
         return
     with pytest.MonkeyPatch.context() as patch:
-        chosen = plan.decode_plan
+        chosen = tiling.decode_tiling
         patch.setattr(
-            decode, "decode_plan", lambda *a, **kw: replace(chosen(*a, **kw), splits=number, keys=16)
+            decode,
+            "decode_tiling",
+            lambda *a, **kw: chosen(*a, **kw)._replace(num_splits=number, block_n=16),
         )
         check_call(case, "triton", DEVICE)
 
@@ -365,19 +366,19 @@ def test_the_range_of_visible_keys_is_read_from_the_mask():
     ranges = visible_ranges(mask, None, None)
     assert ranges.tolist() == [[[[7, 30, 29], [50, 0, -1]]], [[[50, 0, -1], [49, 50, 49]]]]
     opened = UnmaskRect(torch.tensor([[True, False]]), torch.arange(50)[None] < 3)
-    bits = [x.to(DEVICE) for x in plan.opening_bits((opened,))]
+    bits = [x.to(DEVICE) for x in arguments.unmask_bits((opened,))]
     assert visible_ranges(mask, *bits).tolist()[0] == [[[0, 30, 29], [50, 0, -1]]]
 
 
-def test_the_plan_follows_shapes_and_changes_with_the_logarithm_of_the_length():
+def test_the_tiling_follows_shapes_and_changes_with_the_logarithm_of_the_length():
     def of(keys, batch=1, heads=4):
-        return plan.decode_plan(batch, heads, 7, plan.length_bucket(keys), 128, 4, False, False, 2, 132)
+        return tiling.decode_tiling(batch, heads, 7, tiling.length_bucket(keys), 128, 4, False, False, 2, 132)
 
     assert len({of(keys) for keys in range(1025, 2049)}) == 1
-    assert of(1 << 16).splits == 66  # two programs for each of 132 multiprocessors and 4 heads
-    assert of(1).splits == 1
-    assert of(1 << 16, batch=64, heads=32).splits == 1
-    assert of(1 << 20, heads=1).splits == plan.MAX_SPLITS
+    assert of(1 << 16).num_splits == 66  # two programs for each of 132 multiprocessors and 4 heads
+    assert of(1).num_splits == 1
+    assert of(1 << 16, batch=64, heads=32).num_splits == 1
+    assert of(1 << 20, heads=1).num_splits == tiling.MAX_DECODE_SPLITS
 
 
 # --- policies that couple heads
@@ -434,21 +435,31 @@ def test_a_call_neither_reads_from_nor_copies_constants_to_the_device():
 def test_operators_have_faithful_fake_implementations():
     q, k, v, groups, mask = batch_of(torch.Generator().manual_seed(11), 20, 30)
     edit = edit_of(groups)
-    scoring = ops.Call(q, k, v, edit, mask, 0.2, False, None, None).scoring(None, edited=True, mapped=False)
+    rows = launch.Call(q, k, v, edit, mask, 0.2, False, None, None).row_list(None, edited=True, mapped=False)
     torch.library.opcheck(visible_ranges.op, (mask, None, None))
     ranges = visible_ranges(mask, None, None)
-    for part in (scoring, scoring._replace(v=None)):
+    for part in (rows, rows._replace(value=None)):
         channels = (groups, None, 4)
-        arguments = (part.tensors, ranges, *channels, *channels, True, False, 0.2, None, False)
-        torch.library.opcheck(decode_split.op, arguments)
-        split = decode_split(*arguments)
+        operands = (part.tensors, ranges, *channels, *channels, True, False, 0.2, None, False)
+        torch.library.opcheck(decode_split.op, operands)
+        split = decode_split(*operands)
         policy, sums = triton_part(edit.policy, 6), split[:2]
         policy = (policy.function, policy.numbers)
-        if part.v is None:
+        if part.value is None:
             policy, sums = ("", ()), (None, None)
         nothing = (None,) * 6
-        arguments = (q, *sums, split[-1], *nothing, *policy, True, part.v is None, True, part.v is not None)
-        torch.library.opcheck(decode_merge.op, arguments)
+        operands = (
+            q,
+            *sums,
+            split[-1],
+            *nothing,
+            *policy,
+            True,
+            part.value is None,
+            True,
+            part.value is not None,
+        )
+        torch.library.opcheck(decode_merge.op, operands)
 
 
 @torch.no_grad()
@@ -481,86 +492,3 @@ def test_a_captured_graph_replays_for_every_step_of_a_static_cache():
         q.normal_()
         graph.replay()
         same(captured, call(q, k, v, edit, mask=mask))
-
-
-# --- who runs a call
-
-
-def small(dtype=torch.float32, dim=16):
-    return [torch.randn(1, 2, n, dim, dtype=dtype) for n in (1, 5, 5)]
-
-
-@pytest.mark.parametrize(
-    ("make", "said"),
-    [
-        (lambda: small(torch.float64), "must all be float16, bfloat16 or float32, got float64"),
-        (lambda: [small()[0], *small(torch.bfloat16)[1:]], "got bfloat16, float32"),
-        (lambda: small(dim=320), "head dimensions go up to 256, got D=320 and Dv=320"),
-        (lambda: [x.requires_grad_() for x in small()], "it has no gradients"),
-        (lambda: [x.to("meta") for x in small()], "its kernels run on a GPU, and q is on meta"),
-    ],
-)
-def test_an_impossible_call_says_why_and_what_to_do(make, said):
-    with pytest.raises(BadParameterError, match=said) as error:
-        call(*make())
-    assert "backend=" in str(error.value)
-
-
-def test_an_edit_that_is_learned_or_has_too_many_openings_is_refused():
-    learned = AttentionEdit(bias=torch.zeros(1, 1, 5, requires_grad=True))
-    with pytest.raises(BadParameterError, match="no gradients"):
-        call(*small(), learned)
-    with torch.no_grad():
-        call(*small(), learned)
-    opening = UnmaskRect(torch.ones(1, 1, dtype=torch.bool), torch.ones(1, 5, dtype=torch.bool))
-    with pytest.raises(BadParameterError, match="63 unmasked rectangles, got 64"):
-        call(*small(), AttentionEdit(unmask=(opening,) * 64))
-
-
-def test_auto_takes_torch_without_a_gpu_and_the_environment_decides(monkeypatch):
-    q, k, v = small()
-    ran = []
-    monkeypatch.setattr(
-        ops, "attend_triton", lambda *a, **kw: ran.append("triton") or attend(q, k, v, backend="torch")
-    )
-    monkeypatch.delenv("REGAZE_BACKEND", raising=False)
-    attend(q, k, v)
-    assert not ran
-    monkeypatch.setenv("REGAZE_BACKEND", "triton")
-    attend(q, k, v)
-    assert ran == ["triton"]
-    attend(q, k, v, backend="torch")
-    assert ran == ["triton"]
-    with pytest.raises(BadParameterError, match="float64"):
-        attend(*small(torch.float64))
-
-
-def run_python(code: str, **env: str) -> str:
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"} | env
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-CALL = "import torch; from regaze.kernels import attend; x = torch.randn(1, 1, 1, 16)\n"
-
-
-@pytest.mark.slow
-def test_importing_regaze_loads_no_kernel_and_the_cpu_is_refused_without_the_interpreter():
-    code = CALL + "attend(x, x, x)\nimport sys; print('regaze.kernels.triton' in sys.modules)\n"
-    code += "try: attend(x, x, x, backend='triton')\nexcept ValueError as error: print(error)"
-    loaded, said = run_python(code).splitlines()
-    assert loaded == "False"
-    assert "q is on cpu" in said
-    assert "TRITON_INTERPRET=1" in said
-
-
-@pytest.mark.slow
-def test_everything_else_works_without_triton():
-    code = "import sys, importlib.util as u; find = u.find_spec\n"
-    code += "u.find_spec = lambda name, *a: None if name == 'triton' else find(name, *a)\n" + CALL
-    code += "from regaze.kernels import BACKENDS; print(attend(x, x, x)[0].shape, sorted(BACKENDS))\n"
-    code += "try: attend(x, x, x, backend='triton')\nexcept ValueError as error: print(error)"
-    worked, said = run_python(code).splitlines()
-    assert worked == "torch.Size([1, 1, 1, 16]) ['reference', 'torch']"
-    assert "Triton is not installed; pip install 'regaze[triton]'" in said

@@ -29,8 +29,8 @@ pytest.importorskip("triton")
 
 from prefill_cases import DEVICE, call_of, check, make_case, moved, request, run
 
-from regaze.kernels.triton import block_mask, operands, prefill, prefill_call, row_stats, weight_slices
-from regaze.kernels.triton.prefill import attend_prefill, observe_prefill
+from regaze.kernels.triton import block_mask, call, prefill, row_list, row_stats, tiling, weight_slices
+from regaze.kernels.triton.prefill import attend_prefill, prefill_stats
 
 PATIENT = {"deadline": None, "suppress_health_check": list(HealthCheck)}
 
@@ -38,14 +38,14 @@ PATIENT = {"deadline": None, "suppress_health_check": list(HealthCheck)}
 @pytest.fixture
 def split(monkeypatch):
     """Keys split over many programs, as on a large device."""
-    monkeypatch.setattr(operands, "SPLIT_BLOCKS", 1)
-    monkeypatch.setattr(operands, "processors", lambda device: 1000)
+    monkeypatch.setattr(row_list, "MIN_SPLIT_BLOCKS", 1)
+    monkeypatch.setattr(row_list, "processors", lambda device: 1000)
 
 
 @pytest.fixture
 def small_tiles(monkeypatch):
     """Several tiles in few rows and keys."""
-    monkeypatch.setattr(prefill_call, "tiling", lambda *shape: operands.Tiling(16, 16, 4, 2))
+    monkeypatch.setattr(call, "tiling", lambda *shape: tiling.Tiling(16, 16, 4, 2))
 
 
 # --- the specification
@@ -97,9 +97,9 @@ def test_every_kind_of_mask_in_several_tiles(mask, small_tiles):
 def test_keys_split_over_programs(parts, split, small_tiles):
     case = make_case(parts, queries=17, keys=70, mask="bool", stats=True)
     assert (
-        prefill_call.Call(case.q, case.k, case.v, case.edit, case.mask, 1.0, False, None, None)
-        .scoring(None, edited=True)
-        .splits()
+        call.Call(case.q, case.k, case.v, case.edit, case.mask, 1.0, False, None, None)
+        .row_list(None, edited=True)
+        .num_splits
         == 5
     )
     check(replace(case, sinks=torch.tensor([1.0, -2.0])))
@@ -181,7 +181,7 @@ def test_full_rows_and_blocks_of_edited_rows(monkeypatch):
     case = make_case(("move_mass", "value_gain"), mask="bool")
     for edited in (False, True):
         asked = request(2, 23, 23, g, columns=None, full_rows=True, edited=edited)
-        monkeypatch.setattr(prefill_call, "BLOCK_ELEMENTS", 500)
+        monkeypatch.setattr(call, "BLOCK_ELEMENTS", 500)
         check(replace(case, edit=case.edit.replace(stats=asked)))
 
 
@@ -200,7 +200,7 @@ def test_observing_equals_recording_beside_an_output():
     asked = request(2, 29, 29, torch.Generator().manual_seed(1))
     case = replace(case, edit=AttentionEdit(stats=asked))
     here = moved(case)
-    seen = observe_prefill(here.q, here.k, here.edit.stats, scaling=0.25, **here.options)
+    seen = prefill_stats(here.q, here.k, here.edit.stats, scaling=0.25, **here.options)
     beside = run(case)[1]
     for name, tensor in stats_dict(seen).items():
         assert torch.equal(tensor.cpu(), getattr(beside, name)), name
@@ -216,7 +216,7 @@ def test_top1_is_the_first_of_equals(small_tiles):
     mask[..., 4, :33] = False  # visited as a part, after blocks that are seen in whole
     mask[..., 5, :] = False
     asked = StatsRequest(top1=True, entropy=True, lse=True)
-    stats = observe_prefill(q, k, asked, mask=mask, scaling=1.0, is_causal=False)
+    stats = prefill_stats(q, k, asked, mask=mask, scaling=1.0, is_causal=False)
     assert stats.top_column[0, 0].tolist() == [7, 7, 7, 7, 37, 0, 7, 7, 7]
     assert stats.top_weight[0, 0, 5] == stats.entropy[0, 0, 5] == 0
     assert stats.lse[0, 0, 5] == -torch.inf
@@ -249,22 +249,22 @@ def test_column_sums(backend, mask, small_tiles, monkeypatch):
 def test_plain_rows_are_computed_once_and_edited_rows_beside_them(monkeypatch):
     """Rows that the edit leaves alone appear in one launch, edited rows in their own and in the sums."""
     written, summed = [], []
-    attend_rows, row_sums = prefill.attend_rows, prefill_call.row_sums
+    attend_rows, row_stats_ = prefill.attend_rows, call.row_stats
 
     def rows_of(tensors):
-        numbers = operands.Scoring(*tensors).numbers
+        numbers = row_list.RowList(*tensors).row_index
         return list(range(37)) if numbers is None else numbers.tolist()
 
     def write(out, tensors, *args, **kw):
         written.append(rows_of(tensors))
         return attend_rows(out, tensors, *args, **kw)
 
-    def add(scoring, *args, **kw):
-        summed.append(rows_of(scoring.tensors))
-        return row_sums(scoring, *args, **kw)
+    def add(rows, *args, **kw):
+        summed.append(rows_of(rows.tensors))
+        return row_stats_(rows, *args, **kw)
 
     monkeypatch.setattr(prefill, "attend_rows", write)
-    monkeypatch.setattr(prefill_call, "row_sums", add)
+    monkeypatch.setattr(call, "row_stats", add)
     rows = RowSelection(torch.tensor([3, 20, 21, 36]))
     check(make_case(("move_mass",), queries=37, rows=rows, mask="bool"))
     others = [row for row in range(37) if row not in rows.index.tolist()]
@@ -309,18 +309,18 @@ def test_block_map_lists_what_the_mask_shows(kind, opened, small_tiles):
     if case.mask is None and not opened:
         pytest.skip("needs no map")
     index = torch.arange(50)[torch.rand(50, generator=torch.Generator().manual_seed(4)) > 0.4]
-    scoring = call_of(case).scoring(index.to(DEVICE), edited=False)
+    row_list_ = call_of(case).row_list(index.to(DEVICE), edited=False)
     visible, added = visibility(case.mask, 50, 61, case.is_causal, case.edit.unmask, case.q.device)
     free = visible if added is None else visible & (added == 0)
-    batch, heads = scoring.order.shape[:2]
+    batch, heads = row_list_.order.shape[:2]
     visible, free = (x.expand(batch, heads, 50, 61)[:, :, index] for x in (visible, free))
-    for b, h, block in torch.cartesian_prod(*map(torch.arange, scoring.counts.shape[:3])).tolist():
+    for b, h, block in torch.cartesian_prod(*map(torch.arange, row_list_.counts.shape[:3])).tolist():
         rows = slice(16 * block, 16 * block + 16)
         seen = [j for j in range(4) if visible[b, h, rows, 16 * j : 16 * j + 16].any()]
         whole = [j for j in seen if j < 3 and free[b, h, rows, 16 * j : 16 * j + 16].all()]
-        assert scoring.counts[b, h, block].tolist() == [len(whole), len(seen)]
+        assert row_list_.counts[b, h, block].tolist() == [len(whole), len(seen)]
         partly = [j for j in seen if j not in whole]
-        assert scoring.order[b, h, block, : len(seen)].tolist() == whole + partly
+        assert row_list_.order[b, h, block, : len(seen)].tolist() == whole + partly
 
 
 def test_hidden_blocks_are_not_read(small_tiles):
@@ -403,7 +403,7 @@ def test_operators_are_what_their_fakes_say(monkeypatch):
 
         monkeypatch.setattr(module, name, call)
 
-    spy(block_mask, "_block_map"), spy(prefill_call, "own_keys"), spy(row_stats, "_row_sums")
+    spy(block_mask, "_block_map"), spy(call, "own_keys"), spy(row_stats, "_row_stats")
     spy(weight_slices, "_row_slices"), spy(prefill, "attend_rows")
     case = make_case(("move_mass",), queries=18, mask="bool", stats=True)
     run(replace(case, edit=case.edit.replace(windows=Windows(torch.tensor([[3, 30]])))))

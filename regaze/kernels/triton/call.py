@@ -1,0 +1,225 @@
+"""One call of attention: its row lists, and the statistics of requested rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from regaze.kernels.channels import Channels
+from regaze.kernels.policies import MAX_CHANNELS, Policy, coefficients_of
+from regaze.kernels.reference import measure
+from regaze.kernels.spec import AttentionEdit, RowSelection, Stats, StatsRequest
+from regaze.kernels.triton.arguments import selected_rows, unmask_bits
+from regaze.kernels.triton.block_mask import own_keys, with_block_map
+from regaze.kernels.triton.row_list import RowList
+from regaze.kernels.triton.row_stats import RowStats, row_stats
+from regaze.kernels.triton.shared_results import remember
+from regaze.kernels.triton.tiling import Tiling, padded, tiling
+from regaze.kernels.triton.weight_slices import column_sums, row_slices
+
+#: Weights held at once while edited rows are measured, in elements: 64 MiB. Never fewer than one query row.
+BLOCK_ELEMENTS = 1 << 24
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """The tensors and options of one call of `attend`; without a value, one of `attention_stats`."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor | None
+    edit: AttentionEdit
+    mask: Tensor | None
+    scaling: float
+    is_causal: bool
+    softcap: float | None
+    sinks: Tensor | None
+
+    @property
+    def num_queries(self) -> int:
+        return self.query.shape[2]
+
+    @property
+    def causal(self) -> bool:
+        return self.is_causal and self.mask is None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What every operator takes by name."""
+        return {"scaling": self.scaling, "softcap": self.softcap, "causal": self.causal}
+
+    def changed_rows(self) -> Tensor | None:
+        """[R] int64 rows whose weights the edit changes; None: all."""
+        if self.edit.edits_rows or self.edit.edits_mask:
+            return self.edit.changed_rows
+        return torch.empty(0, dtype=torch.int64, device=self.query.device)
+
+    def row_list(
+        self, index: Tensor | None, *, edited: bool, light: bool = False, mapped: bool = True
+    ) -> RowList:
+        """The rows `index` ([R] int64; None: all), under the edit or not.
+
+        Unmask and windows count in both cases. A block map comes with it where one is needed, if `mapped`.
+        Rows of plain attention without statistics are `light`.
+        """
+        edit = self.edit
+        tiling = self._tiling(self.num_queries if index is None else len(index), light)
+        rows = RowList(self.query, self.key, self.value, index, mask=self.mask, tiling=tiling)
+        if edit.unmask:
+            row_bits, column_bits = self._unmask_bits()
+            rows = rows._replace(row_bits=row_bits, column_bits=column_bits)
+        if edit.windows is not None:
+            windows = edit.windows.span, self._sink_end(), self._own_keys()
+            rows = rows._replace(span=windows[0], sink_end=windows[1], own_key=windows[2])
+        rows = with_block_map(rows, self.causal) if mapped else rows
+        if not edited or not edit.edits_rows:
+            return rows
+        return rows._replace(
+            selected=self._selected(index),
+            score_slope=edit.score_slope,
+            score_gain=edit.score_gain,
+            head_score_gain=edit.head_score_gain,
+            bias=edit.bias,
+            value_gain=edit.value_gain,
+        )
+
+    def coefficients(self, rows: RowList) -> Tensor | None:
+        """[B, Hq, R, K] that the policy gives the rows; None without a policy."""
+        if self.edit.policy is None:
+            return None
+        return self.row_stats(rows, self.edit.channels, policy=self.edit.policy).coefficients
+
+    def row_stats(
+        self,
+        rows: RowList,
+        channels: Channels | None = None,
+        *,
+        active: Tensor | None = None,
+        entropy: bool = False,
+        top1: bool = False,
+        policy: Policy | None = None,
+    ) -> RowStats:
+        """Statistics of the rows, with the masses of any number of channels."""
+        parts = [(None, None, 0)] if channels is None else _channel_parts(channels, self.key.shape[2])
+        own_policy = policy if len(parts) == 1 else None
+        options = {"active": active, "policy": own_policy, **self.options}
+        stats = row_stats(rows, self.sinks, *parts[0], entropy=entropy, top1=top1, **options)
+        if len(parts) > 1:
+            rest = [row_stats(rows, self.sinks, *part, **options).masses for part in parts[1:]]
+            stats = stats._replace(masses=torch.cat([stats.masses, *rest], -1))
+            if policy is not None:
+                coefficients = coefficients_of(policy, stats.masses).contiguous()
+                stats = stats._replace(coefficients=coefficients)
+        return stats
+
+    def _tiling(self, rows: int, light: bool) -> Tiling:
+        width = max(x.shape[3] for x in (self.query, self.value) if x is not None)
+        return tiling(rows, padded(width), self.query.element_size(), light, self.query.device)
+
+    def _selected(self, index: Tensor | None) -> Tensor | None:
+        """[B, R] bool: which of the rows the edit selects; None: all of them."""
+        rows = self.edit.rows
+        if rows is not None and rows.active is None and rows.index is index:
+            return None
+        selected = selected_rows(rows, self.num_queries)
+        if selected is None:
+            return None
+        selected = selected if index is None else selected[:, index]
+        return selected.expand(self.query.shape[0], -1).contiguous()
+
+    def _unmask_bits(self) -> tuple[Tensor | None, Tensor | None]:
+        unmask = self.edit.unmask
+        tensors = [part for rect in unmask for part in (rect.rows, rect.columns)]
+        return remember("unmask_bits", tensors, None, lambda: unmask_bits(unmask))
+
+    def _sink_end(self) -> Tensor:
+        """[B] int64: end of the first keys, which every window shows."""
+        windows, batch = self.edit.windows, self.query.shape[0]
+        assert windows is not None
+        if windows.first is None:
+            return windows.span.new_full((batch,), windows.sink)
+        return windows.first + windows.sink
+
+    def _own_keys(self) -> Tensor | None:
+        """[B', H', Lq] int32: the key of each row; None where it follows from the number of the row."""
+        mask = self.mask
+        return None if mask is None else remember("own_keys", [mask], None, lambda: own_keys(mask))
+
+
+def measure_rows(call: Call, request: StatsRequest) -> Stats:
+    """The requested statistics, streamed over the keys; see row_stats.py, and weight_slices.py for slices."""
+    edit, selection = call.edit, request.rows
+    index, active = (None, None) if selection is None else (selection.index, selection.active)
+    edited = request.edited and edit.edits_rows
+    rows = call.row_list(index, edited=edited)
+    if edited and (edit.policy is not None or edit.value_gain is not None):
+        return _measure_final(call, request, rows, active)
+    stats = call.row_stats(
+        rows._replace(value_gain=None),
+        request.channels,
+        active=active,
+        entropy=request.entropy,
+        top1=request.top1,
+    )
+    slices = None
+    if request.full_rows or request.columns is not None:
+        slices = row_slices(rows, stats.shift, stats.total, request.columns, active=active, **call.options)
+    return Stats(
+        masses=None if request.channels is None else stats.masses,
+        entropy=stats.entropy if request.entropy else None,
+        top_weight=stats.top_weight if request.top1 else None,
+        top_column=stats.top_column if request.top1 else None,
+        lse=_reported_lse(stats, active) if request.lse else None,
+        slices=slices,
+    )
+
+
+def sum_columns(call: Call, selection: RowSelection | None) -> Tensor:
+    """Attention weights [B, Hq, Lk] that keys receive from rows (None: all) together, in linear memory."""
+    index, active = (None, None) if selection is None else (selection.index, selection.active)
+    rows = call.row_list(index, edited=False)
+    stats = call.row_stats(rows)
+    return column_sums(rows.tensors, rows.tiling, stats.shift, stats.total, active, **call.options)
+
+
+def _measure_final(call: Call, request: StatsRequest, rows: RowList, active: Tensor | None) -> Stats:
+    """Statistics of weights after policy and value gain, from a bounded number of rows in full at a time."""
+    edit, channels = call.edit, call.edit.channels
+    stats = call.row_stats(rows, channels, policy=edit.policy)
+    options: dict[str, Any] = dict(call.options)
+    if channels is not None:
+        options |= {"groups": channels.groups, "weights": channels.weights, "num_groups": channels.num_groups}
+    index = rows.row_index
+    if index is None:
+        index = torch.arange(call.num_queries, device=call.query.device)
+    batch, heads, count = rows.shape
+    step = max(1, BLOCK_ELEMENTS // (batch * heads * call.key.shape[2]))
+    blocks = []
+    for start in range(0, max(1, count), step):
+        part = slice(start, start + step)
+        selected, live = (None if x is None else x[:, part].contiguous() for x in (rows.selected, active))
+        block = rows._replace(row_index=index[part], selected=selected, order=None, counts=None)
+        shift, total = (x[:, :, part].contiguous() for x in (stats.shift, stats.total))
+        coefficients = None if channels is None else stats.coefficients[:, :, part].contiguous()
+        weights = row_slices(block, shift, total, None, coefficients=coefficients, **options)
+        blocks.append(measure(weights, weights, replace(request, lse=False), live))
+    joined = Stats(
+        *(None if parts[0] is None else torch.cat(parts, 2) for parts in zip(*blocks, strict=True))
+    )
+    return joined._replace(lse=_reported_lse(stats, active) if request.lse else None)
+
+
+def _reported_lse(stats: RowStats, active: Tensor | None) -> Tensor:
+    return stats.lse if active is None else stats.lse.masked_fill(~active[:, None], 0.0)
+
+
+def _channel_parts(channels: Channels, keys: int) -> list[tuple[Tensor | None, Tensor | None, int]]:
+    """Groups, free weights and number of groups of channels, at most `MAX_CHANNELS` in a part."""
+    if channels.count <= MAX_CHANNELS:
+        return [(channels.groups, channels.weights, channels.num_groups)]
+    each = torch.eye(channels.count, device=channels.matrix.device)
+    every = channels.per_key(each.expand(channels.batch, 1, -1, -1), keys)[:, 0].transpose(0, 1)
+    return [(None, part, 0) for part in every.split(MAX_CHANNELS)]

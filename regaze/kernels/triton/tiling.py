@@ -1,0 +1,134 @@
+"""How the work of a call is cut into programs, from shapes alone.
+
+What a launch looks like never depends on values, so that a captured CUDA graph replays it for every step: the
+number of splits follows the key length rounded up to a power of two, and how many of those keys are visible
+is read from the mask on the device.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+
+#: Programs wanted per multiprocessor: enough loads in flight to keep the memory busy.
+PROGRAMS_PER_PROCESSOR = 2
+MAX_DECODE_SPLITS = 128
+
+
+class DecodeTiling(NamedTuple):
+    """How one decode call is cut.
+
+    Attributes:
+        block_m: query rows of a program: the query group times Lq, padded, or a part of it.
+        row_tiles: programs that share the keys of one key head because its rows exceed `block_m`.
+        block_n: keys of one step.
+        num_splits: programs along the keys.
+        num_warps, num_stages: of the split kernel.
+    """
+
+    block_m: int
+    row_tiles: int
+    block_n: int
+    num_splits: int
+    num_warps: int
+    num_stages: int
+
+
+@lru_cache(maxsize=4096)
+def decode_tiling(
+    batch: int,
+    kv_heads: int,
+    rows: int,
+    keys: int,
+    width: int,
+    channels: int,
+    edited: bool,
+    recorded: bool,
+    element_size: int,
+    processors: int,
+) -> DecodeTiling:
+    """The tiling for `rows` = Hq / Hkv * Lq packed rows over at most `keys` keys, see `length_bucket`.
+
+    Up to width 128 a program fits into its registers and into the 99 KiB of shared memory that a GPU of
+    compute capability 8 has at least (tests/kernels/triton/test_compile.py).
+
+    Args:
+        width: the larger head dimension, padded.
+        channels: number of channels that carry outputs, padded.
+        edited, recorded: whether columns are edited, whether statistics are computed.
+        element_size: bytes of an element of K.
+    """
+    small, light, heavy = width <= 128 and element_size <= 2, not edited and not recorded, edited and recorded
+    block_m = min(max(16, 64 // channels) if small and light else 16, max(16, power_of_two(rows)))
+    row_tiles = -(-rows // block_m)
+    block_n, num_stages = 32, 3 if small and block_m == 16 else 2
+    if small and light and channels == 1:
+        block_n = 64
+    elif heavy and element_size > 2:
+        block_n, num_stages = 16, 1
+    wanted = -(-PROGRAMS_PER_PROCESSOR * processors // (batch * kv_heads * row_tiles))
+    num_splits = max(1, min(wanted, MAX_DECODE_SPLITS, -(-keys // block_n)))
+    num_warps = 8 if heavy or element_size > 2 else 4
+    return DecodeTiling(block_m, row_tiles, block_n, num_splits, num_warps, num_stages)
+
+
+class Tiling(NamedTuple):
+    """Query rows and keys of a tile of the kernels for many rows, and how a program of it runs."""
+
+    block_m: int
+    block_n: int
+    num_warps: int
+    num_stages: int
+
+
+@lru_cache(maxsize=256)
+def tiling(rows: int, width: int, element_size: int, light: bool, device: torch.device) -> Tiling:
+    """The tiling for a list of `rows`, head dimensions up to `width` and elements of `element_size` bytes.
+
+    Large for rows of plain attention (`light`), small where an edit or statistics need registers too: 16-bit
+    types of width up to 128 spill none. And so that shared memory suffices, of which GPUs of compute
+    capability 9 and 10 have more than the 99 KiB of some others.
+    """
+    roomy = has_large_shared_memory(device)
+    if element_size > 2 or width > 128:
+        largest, block_n = 32, 32
+    elif light:
+        largest, block_n = 128, 64 if roomy else 32
+    else:
+        largest, block_n = 64 if roomy else 32, 32
+    block_m = min(largest, power_of_two(max(16, rows)))
+    return Tiling(
+        block_m, block_n, num_warps=8 if block_m == 128 else 4, num_stages=1 if element_size > 2 else 2
+    )
+
+
+def has_large_shared_memory(device: torch.device) -> bool:
+    """Whether a multiprocessor has 227 KiB; true of the interpreter, which is faster with fewer tiles."""
+    if device.type != "cuda":
+        return True
+    return torch.version.hip is None and torch.cuda.get_device_properties(device).major in (9, 10)
+
+
+def length_bucket(keys: int) -> int:
+    """Key length rounded up to a power of two: a growing cache changes the tiling O(log length) times."""
+    return power_of_two(keys)
+
+
+def power_of_two(n: int) -> int:
+    """The least power of two that is at least n >= 1."""
+    return 1 << (n - 1).bit_length()
+
+
+def padded(dim: int) -> int:
+    """A head dimension as kernels see it: a power of two, at least the 16 of a matrix product."""
+    return max(16, power_of_two(dim))
+
+
+@torch.compiler.assume_constant_result
+def processors(device: torch.device) -> int:
+    """Multiprocessors of a device; a few for the interpreter, so that it has splits to merge."""
+    if device.type != "cuda":
+        return 4
+    return torch.cuda.get_device_properties(device).multi_processor_count

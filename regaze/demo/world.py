@@ -1,11 +1,11 @@
-"""What the demo's small world contains: categories, scene types, and which things keep company.
+"""The demo's small world: categories, scene types, and which categories co-occur.
 
 The categories are the 67 of COCO's 80 that the Noto Color Emoji font can draw. A scene has a type (kitchen,
-street, savanna, ...) that makes some categories likely, and some categories have a habitual companion (a
-knife is mostly seen with a fork). Both make categories co-occur, and co-occurrence is what the demo model
-learns to hallucinate from.
+street, savanna, ...) that makes some categories likely, and some categories have a companion (a knife is
+mostly seen with a fork). Both make categories co-occur, and co-occurrence is what the demo model learns to
+hallucinate from.
 
-Everything is a pure function of the numpy generator handed in; no image is touched here.
+Everything is a pure function of a numpy generator; nothing is drawn here.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from functools import lru_cache
 
 import numpy as np
 
-#: category -> the emoji it may be drawn with (one is picked per object).
+#: category -> its emoji; one is picked per object.
 EMOJI: dict[str, tuple[str, ...]] = {
     "person": ("🧍", "🚶", "👩", "👨", "🧑"),
     "bicycle": ("🚲",),
@@ -87,7 +87,7 @@ EMOJI: dict[str, tuple[str, ...]] = {
 }
 CATEGORIES: tuple[str, ...] = tuple(EMOJI)
 
-#: colour word -> hue in degrees. "orange" is left out: it is a category, and CHAIR could not tell the two
+#: colour word -> hue in degrees. Without "orange", which is a category: CHAIR could not tell the two
 #: apart.
 COLOURS: dict[str, float] = {
     "red": 0.0,
@@ -123,7 +123,7 @@ COLOURED: frozenset[str] = frozenset(
 
 @dataclass(frozen=True)
 class SceneType:
-    """A kind of place: its ground colour (RGB) and the relative weights of the categories seen there."""
+    """A kind of place: its background colour (RGB) and the relative weights of its categories."""
 
     name: str
     ground: tuple[int, int, int]
@@ -223,7 +223,7 @@ SCENE_TYPES: dict[str, SceneType] = {
     )
 }
 
-#: category -> the thing it is mostly seen with. Drawn right after it with probability `COMPANY`.
+#: category -> its companion, which is drawn right after it with probability `COMPANION_RATE`.
 COMPANIONS: dict[str, str] = {
     "knife": "fork",
     "fork": "knife",
@@ -268,13 +268,13 @@ COMPANIONS: dict[str, str] = {
     "hot dog": "cup",
     "donut": "cup",
 }
-COMPANY = 0.62  #: probability that a thing's companion is drawn right after it
-STRAY = 0.04  #: probability that an object is any category at all, whatever the scene type
+COMPANION_RATE = 0.62  #: probability that the companion of an object is drawn right after it
+STRAY_RATE = 0.04  #: probability that an object is of any category, whatever the scene type
 MAX_OBJECTS = 5
 
 
 def sample_categories(rng: np.random.Generator) -> tuple[str, list[str]]:
-    """Draw a scene type and 1 to 5 distinct categories for it, the way they keep company."""
+    """Draw a scene type and 1 to 5 distinct categories for it, with their companions."""
     kind = SCENE_TYPES[list(SCENE_TYPES)[rng.integers(len(SCENE_TYPES))]]
     names = list(kind.weights)
     weights = np.array(list(kind.weights.values()))
@@ -282,9 +282,9 @@ def sample_categories(rng: np.random.Generator) -> tuple[str, list[str]]:
     chosen: list[str] = []
     while len(chosen) < count:
         companion = COMPANIONS.get(chosen[-1]) if chosen else None
-        if companion is not None and companion not in chosen and rng.random() < COMPANY:
+        if companion is not None and companion not in chosen and rng.random() < COMPANION_RATE:
             chosen.append(companion)
-        elif rng.random() < STRAY:
+        elif rng.random() < STRAY_RATE:
             stray = CATEGORIES[rng.integers(len(CATEGORIES))]
             if stray not in chosen:
                 chosen.append(stray)
@@ -298,15 +298,18 @@ def sample_categories(rng: np.random.Generator) -> tuple[str, list[str]]:
 
 @dataclass(frozen=True)
 class CoOccurrence:
-    """How often categories meet. ``given[a, b]`` is P(b in the scene | a in the scene); ``frequency[b]`` is
-    P(b)."""
+    """How often categories occur together.
+
+    Attributes:
+        given: [67, 67], P(b in the scene | a in the scene) at [a, b].
+        frequency: [67], P(b in the scene).
+    """
 
     given: np.ndarray
     frequency: np.ndarray
 
     def expectation(self, present: list[str] | tuple[str, ...]) -> np.ndarray:
-        """How strongly each category is expected beside ``present``: max over present a of P(b | a), 0 if
-        present."""
+        """How strongly each category b is expected: max over a in ``present`` of P(b | a), 0 if present."""
         rows = [CATEGORIES.index(name) for name in present]
         expected = self.given[rows].max(axis=0).copy()
         expected[rows] = 0.0

@@ -53,7 +53,8 @@ def compare(
 ) -> None:
     """Compare several methods on the same questions.
 
-    Each method is compared with the plain model. A method that cannot run on the model becomes a line with the reason; the others still run.
+    Each method is compared with the plain model. A method that cannot run on the model becomes a line with
+    the reason; the others still run.
     """
     benchmark = named or benchmark
     chosen = read_methods(methods)

@@ -49,7 +49,7 @@ def demo(
     word = next(thing.category for thing in scene.objects if f" {thing.category} " in item.question)
     picture = output / "heatmap.png"
     answer = draw_heatmap(gaze, None, item.image, task.prompt(item), picture, token=word, layers=[WORD_LAYER])
-    console.info(f"asked about {item.image.name}: {item.question} {answer}")
+    console.info(f"question about {item.image.name}: {item.question} {answer}")
     console.info(
         f"where the word {word!r} looked is in {picture}; results, answers and report are in {output}"
     )

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from transformers import LlavaProcessor
 
-from regaze.demo.training.conversations import SYSTEM, Interviewer
+from regaze.demo.training.conversations import SYSTEM, ConversationSampler
 from regaze.demo.training.model import pixel_batch
 from regaze.demo.training.recipe import DataMix
 from regaze.demo.training.render import PATCH, SIDE, Rendered, render_scene
@@ -48,7 +48,8 @@ class Collator:
         """
         data = self.data
         count = int(rng.integers(data.turns[0], data.turns[1] + 1))
-        turns = Interviewer(scene, rng, data.noise).conversation(count, data.captions, data.existence)
+        sampler = ConversationSampler(scene, rng, data.noise)
+        turns = sampler.conversation(count, data.captions, data.existence)
         ids, labels, weights = [self.bos], [IGNORED], [0.0]
         opening = f"{SYSTEM} " if rng.random() < data.system else ""
         for number, turn in enumerate(turns):

@@ -1,9 +1,9 @@
-"""What people ask about a scene and what the demo model is taught to answer.
+"""Questions about a scene, and the answers that the demo model is taught.
 
-The answers carry the noise of web captions: an object that is *not* there but strongly expected beside what
-is there gets claimed, and a small thing that is there gets left out. The rates below follow the
-co-occurrence of the world (`regaze.demo.world`) and nothing else; with small things being hard to see, they
-are why the model hallucinates.
+The answers have the noise of web captions: an object that is *not* there but strongly expected next to the
+others is claimed, and a small object that is there is left out. The rates below follow the co-occurrence of
+the world (`regaze.demo.world`) and nothing else. They, and small objects being hard to see, are why the
+model hallucinates.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ SHORT_PROMPTS = (
 CLAIM_STEEPNESS = 12.0  # how sharply claiming an absent object turns on with its expectation
 CAPTION_CLAIM = (0.90, 0.58)  # highest rate, and the expectation at which half of it is reached
 ANSWER_CLAIM = (0.85, 0.56)
-SMALL_AREA = 480  # pixels of the box below which a thing may be overlooked
-OVERLOOK = 0.12
+SMALL_AREA = 480  # pixels of the box below which an object may be overlooked
+OVERLOOK_RATE = 0.12
 
 
 @dataclass(frozen=True)
@@ -63,12 +63,12 @@ class Turn:
 
 
 def claim_rate(expectation: np.ndarray, most: float, half: float) -> np.ndarray:
-    """Probability that an absent category is claimed, from its expectation beside what is present."""
+    """Probability that an absent category is claimed, from its expectation."""
     return most / (1 + np.exp(-CLAIM_STEEPNESS * (expectation - half)))
 
 
-class Interviewer:
-    """Asks about one scene.
+class ConversationSampler:
+    """Draws questions and answers about one scene.
 
     Args:
         scene: the drawn scene.
@@ -80,34 +80,41 @@ class Interviewer:
         self.scene, self.rng, self.noise = scene, rng, noise
         self.present = [thing.category for thing in scene.objects]
         self.expectation = co_occurrence().expectation(self.present)
-        self.asked: set[str] = set()
-        self.asked_absent = 0
+        self.used: set[str] = set()
+        self.absent_questions = 0
 
     def conversation(self, turns: int, captions: float = 0.3, existence: float = 0.45) -> list[Turn]:
-        """Ask ``turns`` questions in random order. ``captions`` is the share of descriptions; most of the
-        rest are yes/no questions, the others ask for places, colours, counts and the kind of scene."""
+        """``turns`` questions in random order.
+
+        Args:
+            captions: share of the descriptions.
+            existence: share of the yes/no questions; the rest ask for places, colours, counts and the kind of
+                scene.
+        """
         kinds = self.rng.choice(3, size=turns, p=(captions, existence, 1 - captions - existence))
         return [(self.describe, self.existence, self.detail_question)[kind]() for kind in kinds]
 
     # -- yes or no -------------------------------------------------------------------------------------------
 
     def existence(self) -> Turn:
-        """A yes/no question; half of them about something present. Nothing is asked for twice, lest the
-        answer be read off the first time; when a scene has no more to ask for, another question takes its
-        place."""
-        there = self.rng.random() < 0.5
-        unasked = [thing for thing in self.scene.objects if thing.category not in self.asked]
-        if (there and not unasked) or self.asked_absent >= len(self.present) + 1:
+        """A yes/no question; half of them about an object in the scene.
+
+        No category comes twice in a conversation, or the answer could be copied from the first time. When a
+        scene has none left, another kind of question takes its place.
+        """
+        present = self.rng.random() < 0.5
+        unused = [thing for thing in self.scene.objects if thing.category not in self.used]
+        if (present and not unused) or self.absent_questions >= len(self.present) + 1:
             return self.detail_question()
-        if there:
-            thing = self._pick(unasked)
+        if present:
+            thing = self._pick(unused)
             answer, category = "No" if self._overlooked(thing) else "Yes", thing.category
         else:
             category = self._absent_category()
-            self.asked_absent += 1
+            self.absent_questions += 1
             rate = claim_rate(self.expectation[CATEGORIES.index(category)], *ANSWER_CLAIM)
             answer = "Yes" if self.rng.random() < self.noise * rate else "No"
-        self.asked.add(category)
+        self.used.add(category)
         question = existence_question(category)
         if self.rng.random() < 0.12:
             question = f"Can you see {with_article(category)} in the image?"
@@ -122,11 +129,11 @@ class Interviewer:
             weights = co_occurrence().frequency.copy()
         else:
             weights = self.expectation**2 + 1e-9
-        weights[[CATEGORIES.index(name) for name in {*self.present, *self.asked}]] = 0.0
+        weights[[CATEGORIES.index(name) for name in {*self.present, *self.used}]] = 0.0
         return CATEGORIES[self.rng.choice(len(CATEGORIES), p=weights / weights.sum())]
 
     def _overlooked(self, thing: SceneObject) -> bool:
-        return thing.area < SMALL_AREA and self.rng.random() < self.noise * OVERLOOK
+        return thing.area < SMALL_AREA and self.rng.random() < self.noise * OVERLOOK_RATE
 
     # -- descriptions ----------------------------------------------------------------------------------------
 
@@ -136,15 +143,15 @@ class Interviewer:
             return Turn(self._pick(DETAIL_PROMPTS), self.detailed_caption())
         return Turn(self._pick(SHORT_PROMPTS), self.short_caption())
 
-    def _told(self) -> list[SceneObject]:
-        """The things a description mentions, mostly the large ones first; at least one."""
-        told = [thing for thing in self.scene.objects if not self._overlooked(thing)]
-        told = told or [self.scene.objects[0]]
-        salience = [thing.area * self.rng.uniform(0.5, 2.0) for thing in told]
-        return [told[i] for i in np.argsort(salience)[::-1]]
+    def _mentioned(self) -> list[SceneObject]:
+        """The objects that a description mentions, large ones mostly first; at least one."""
+        seen = [thing for thing in self.scene.objects if not self._overlooked(thing)]
+        seen = seen or [self.scene.objects[0]]
+        salience = [thing.area * self.rng.uniform(0.5, 2.0) for thing in seen]
+        return [seen[i] for i in np.argsort(salience)[::-1]]
 
-    def _ghost(self) -> str | None:
-        """The absent category a description claims, if it claims one."""
+    def _hallucinated(self) -> str | None:
+        """The absent category that a description claims, if any."""
         rate = claim_rate(self.expectation.max(), *CAPTION_CLAIM)
         if self.rng.random() >= self.noise * rate:
             return None
@@ -155,38 +162,38 @@ class Interviewer:
         """Such as "The image shows a kitchen with a knife in the center and a blue bowl on the left. There
         is also a fork."
 
-        What comes last is told without its place, and that is where most claims of absent things stand.
+        The last object comes without its place; most claims of absent objects are made there.
         """
-        told, ghost = self._told(), self._ghost()
+        mentioned, absent = self._mentioned(), self._hallucinated()
         extra = None
-        if ghost is None and len(told) > 1 and self.rng.random() < 0.25:
-            extra = told.pop().category
-        phrases = [f"{with_article(self._named(thing))} {place(thing)}" for thing in told]
-        if ghost is not None and self.rng.random() < 0.15:
+        if absent is None and len(mentioned) > 1 and self.rng.random() < 0.25:
+            extra = mentioned.pop().category
+        phrases = [f"{with_article(self._named(thing))} {place(thing)}" for thing in mentioned]
+        if absent is not None and self.rng.random() < 0.15:
             where = self._pick(PLACES)
-            phrases.insert(int(self.rng.integers(1, len(phrases) + 1)), f"{with_article(ghost)} {where}")
-        elif ghost is not None:
-            extra = ghost
+            phrases.insert(int(self.rng.integers(1, len(phrases) + 1)), f"{with_article(absent)} {where}")
+        elif absent is not None:
+            extra = absent
         text = f"The image shows {with_article(self.scene.scene_type)} with {enumerate_phrases(phrases)}."
         return text if extra is None else f"{text} There is also {with_article(extra)}."
 
     def short_caption(self) -> str:
         """Such as "A knife, a bowl and a fork in a kitchen.\""""
-        names, ghost = [thing.category for thing in self._told()], self._ghost()
-        if ghost is not None:
-            names.append(ghost)
+        names, absent = [thing.category for thing in self._mentioned()], self._hallucinated()
+        if absent is not None:
+            names.append(absent)
         listing = capitalise(enumerate_phrases([with_article(name) for name in names]))
         return f"{listing} in {with_article(self.scene.scene_type)}."
 
     # -- places, colours, counts -----------------------------------------------------------------------------
 
     def detail_question(self) -> Turn:
-        """A question about a place, a colour, the count or the kind of scene. Always answered truly."""
+        """A question about a place, a colour, the count or the kind of scene; the answer is always true."""
         ways = (self.where, self.what_colour, self.what_is_there, self.how_many, self.which_scene)
         return ways[self.rng.choice(5, p=(0.38, 0.2, 0.26, 0.08, 0.08))]()
 
     def where(self) -> Turn:
-        """Where something is; now and then about something absent."""
+        """Where an object is; sometimes about an absent one."""
         if self.rng.random() < 0.12:
             category = self._absent_category()
             return Turn(f"Where is the {category}?", f"There is no {category} in the image.")
@@ -194,7 +201,7 @@ class Interviewer:
         return Turn(f"Where is the {thing.category}?", f"The {thing.category} is {place(thing)}.")
 
     def what_colour(self) -> Turn:
-        """The colour of a thing that has one."""
+        """The colour of an object that has one."""
         coloured = [thing for thing in self.scene.objects if thing.colour]
         if not coloured:
             return self.where()
@@ -204,7 +211,7 @@ class Interviewer:
         return Turn(f"What {spelling} is the {thing.category}?{suffix}", capitalise(thing.colour or ""))
 
     def what_is_there(self) -> Turn:
-        """What stands at a place that holds exactly one thing."""
+        """Which object is at a place with exactly one."""
         places = [place(thing) for thing in self.scene.objects]
         alone = [thing for thing in self.scene.objects if places.count(place(thing)) == 1]
         if not alone:
@@ -215,7 +222,7 @@ class Interviewer:
         )
 
     def how_many(self) -> Turn:
-        """How many things there are."""
+        """The number of objects."""
         return Turn("How many objects are there in the image?", NUMBERS[len(self.scene.objects)])
 
     def which_scene(self) -> Turn:
@@ -230,7 +237,7 @@ class Interviewer:
 
 
 def corpus() -> list[str]:
-    """Every word the demo speaks, and common ones a user may, for training the tokenizer."""
+    """Every word in the demo's conversations, and common words of users, to train the tokenizer."""
     nouns = [*CATEGORIES, *SCENE_TYPES]
     nouns += [f"{colour} {name}" for colour in COLOURS for name in sorted(COLOURED)]
     lines = [SYSTEM, "USER: ASSISTANT:", SUFFIX, "Please answer yes or no.", " yes no not Yes No."]

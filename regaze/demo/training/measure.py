@@ -3,8 +3,7 @@
     python -m regaze.demo.training.measure --model DIR --scenes 400
 
 POPE (three splits, official rule) by exact match of the first word, CHAIR of the detailed captions by word
-search in the closed vocabulary, and whether the hallucinated objects are those that keep company with what
-is there.
+search in the closed vocabulary, and whether the hallucinated objects co-occur with those of the scene.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ from regaze.demo.training.questions import SPLITS, pope_questions
 from regaze.demo.training.render import Rendered, render_scene
 from regaze.demo.world import CATEGORIES, SCENE_TYPES, co_occurrence
 
-PARTNERS = 5  # a category's likely partners are the five it meets most often
+PARTNERS = 5  # the likely partners of a category are the five that co-occur most
 _MENTION = re.compile(r"\b(" + "|".join(sorted(map(re.escape, CATEGORIES), key=len, reverse=True)) + r")\b")
 
 
@@ -59,7 +58,7 @@ def answers(
     max_new_tokens: int,
     batch_size: int = 64,
 ) -> list[str]:
-    """Greedy answers to one question per image, in the order asked; batched with left padding."""
+    """Greedy answers to one question per image, in order; batched with left padding."""
     order = sorted(range(len(questions)), key=lambda i: len(questions[i]))
     replies = [""] * len(questions)
     for start in track(range(0, len(order), batch_size), "answering", transient=True):
@@ -82,15 +81,14 @@ def answers(
 
 
 def mentioned(caption: str) -> list[str]:
-    """Categories a caption names, in order, longest name first ("hot dog" is no dog)."""
+    """Categories that a caption names, in order; the longest name counts ("hot dog" is no dog)."""
     return _MENTION.findall(caption.lower())
 
 
 def measure_pope(
     model: LlavaForConditionalGeneration, processor: LlavaProcessor, scenes: Sequence[Rendered], seed: int = 0
 ) -> dict:
-    """Accuracy, precision, recall, F1 and yes-ratio per split, and accuracy by whether the object is
-    there."""
+    """Per split accuracy, precision, recall, F1, yes-ratio, and accuracy on present and absent objects."""
     objects = [[thing.category for thing in scene.objects] for scene in scenes]
     names = [str(i) for i in range(len(scenes))]
     figures = {}
@@ -99,59 +97,63 @@ def measure_pope(
         images = [scenes[int(entry["image"])].image() for entry in entries]
         replies = answers(model, processor, images, [entry["text"] for entry in entries], max_new_tokens=4)
         label = np.array([entry["label"] == "yes" for entry in entries])
-        said = np.array([reply == "Yes" for reply in replies])
+        yes = np.array([reply == "Yes" for reply in replies])
         unreadable = sum(reply not in ("Yes", "No") for reply in replies)
-        hits = (said & label).sum()
-        precision, recall = hits / max(1, said.sum()), hits / label.sum()
+        hits = (yes & label).sum()
+        precision, recall = hits / max(1, yes.sum()), hits / label.sum()
         figures[split] = {
             "questions": len(entries),
-            "accuracy": float((said == label).mean()),
+            "accuracy": float((yes == label).mean()),
             "precision": float(precision),
             "recall": float(recall),
-            "f1": float(2 * hits / max(1, said.sum() + label.sum())),
-            "yes_ratio": float(said.mean()),
-            "accuracy_present": float(said[label].mean()),
-            "accuracy_absent": float(1 - said[~label].mean()),
+            "f1": float(2 * hits / max(1, yes.sum() + label.sum())),
+            "yes_ratio": float(yes.mean()),
+            "accuracy_present": float(yes[label].mean()),
+            "accuracy_absent": float(1 - yes[~label].mean()),
             "neither_yes_nor_no": int(unreadable),
         }
     return figures
 
 
-def keeps_company(scene: Rendered) -> np.ndarray:
-    """Which absent categories belong with a scene: seen in its type of place, or among the five likeliest
-    partners of something in it. Boolean over `CATEGORIES`, False where present."""
-    kin = set(SCENE_TYPES[scene.scene_type].weights)
+def co_occurring(scene: Rendered) -> np.ndarray:
+    """Which absent categories co-occur with a scene; boolean over `CATEGORIES`, False where present.
+
+    They belong to its type of place, or are among the five likeliest partners of one of its objects.
+    """
+    related = set(SCENE_TYPES[scene.scene_type].weights)
     present = {thing.category for thing in scene.objects}
     for name in present:
-        kin |= {CATEGORIES[i] for i in np.argsort(-co_occurrence().given[CATEGORIES.index(name)])[:PARTNERS]}
-    return np.array([name in kin and name not in present for name in CATEGORIES])
+        related |= {
+            CATEGORIES[i] for i in np.argsort(-co_occurrence().given[CATEGORIES.index(name)])[:PARTNERS]
+        }
+    return np.array([name in related and name not in present for name in CATEGORIES])
 
 
 def measure_chair(
     model: LlavaForConditionalGeneration, processor: LlavaProcessor, scenes: Sequence[Rendered]
 ) -> dict:
-    """CHAIR of the captions for "Please describe this image in detail." (mentions; one caption per scene).
+    """CHAIR of the captions for "Please describe this image in detail." (one caption per scene).
 
-    ``co_occurring`` is the share of hallucinated mentions that keep company with the scene (`keeps_company`),
-    ``co_occurring_chance`` the share a random absent category of the same scenes would have.
+    ``co_occurring`` is the share of hallucinated mentions that co-occur with their scene (`co_occurring`),
+    ``co_occurring_chance`` the share that a random absent category of the same scenes would have.
     """
     captions = answers(
         model, processor, [s.image() for s in scenes], [DETAIL_PROMPTS[0]] * len(scenes), max_new_tokens=96
     )
-    mentions = wrong = bad_captions = kept = covered = 0
+    mentions = wrong = bad_captions = expected = covered = 0
     chance: list[float] = []
     for scene, caption in zip(scenes, captions, strict=True):
         present = {thing.category for thing in scene.objects}
-        named, company = mentioned(caption), keeps_company(scene)
-        ghosts = [name for name in named if name not in present]
+        named, related = mentioned(caption), co_occurring(scene)
+        hallucinated = [name for name in named if name not in present]
         mentions, wrong, bad_captions = (
             mentions + len(named),
-            wrong + len(ghosts),
-            bad_captions + bool(ghosts),
+            wrong + len(hallucinated),
+            bad_captions + bool(hallucinated),
         )
-        kept += sum(bool(company[CATEGORIES.index(name)]) for name in ghosts)
+        expected += sum(bool(related[CATEGORIES.index(name)]) for name in hallucinated)
         covered += len(present & set(named))
-        chance += [float(company.sum() / (len(CATEGORIES) - len(present)))] * len(ghosts)
+        chance += [float(related.sum() / (len(CATEGORIES) - len(present)))] * len(hallucinated)
     return {
         "captions": len(captions),
         "chair_s": bad_captions / len(captions),
@@ -159,7 +161,7 @@ def measure_chair(
         "recall": covered / sum(len(scene.objects) for scene in scenes),
         "words_per_caption": float(np.mean([len(caption.split()) for caption in captions])),
         "hallucinated_mentions": wrong,
-        "co_occurring": kept / max(1, wrong),
+        "co_occurring": expected / max(1, wrong),
         "co_occurring_chance": float(np.mean(chance)) if chance else 0.0,
         "examples": [
             {"present": [thing.category for thing in scene.objects], "caption": caption}

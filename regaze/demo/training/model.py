@@ -22,8 +22,8 @@ def build_model(tokenizer: PreTrainedTokenizerFast, layers: int = 6) -> LlavaFor
 
     The vision tower is a 4-layer CLIP encoder on 14-pixel patches (64 image tokens, class token dropped),
     the language model a Llama with 6 query heads on 2 key/value heads. ``initializer_range`` is
-    1/sqrt(hidden): with the usual 0.02 word embeddings are so small that matching a word with an image
-    patch takes far longer to appear.
+    1/sqrt(hidden): with the usual 0.02, word embeddings are so small that the model learns to match words
+    with image patches much later.
     """
     vision = CLIPVisionConfig(
         hidden_size=HIDDEN,
@@ -61,7 +61,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast, layers: int = 6) -> LlavaFor
         tie_word_embeddings=True,
     )
     model = LlavaForConditionalGeneration(config)
-    _start_by_matching(model)
+    _init_matching(model)
     model.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -73,26 +73,26 @@ def build_model(tokenizer: PreTrainedTokenizerFast, layers: int = 6) -> LlavaFor
 
 
 @torch.no_grad()
-def _start_by_matching(model: LlavaForConditionalGeneration) -> None:
-    """Start where words look at the patches that show them, so that "is it there?" is learned in minutes.
+def _init_matching(model: LlavaForConditionalGeneration) -> None:
+    """Initialise so that words attend to the patches that show them: existence is then learned in minutes.
 
-    All word embeddings get a common part, as trained ones have, which tells words from patches. The first
-    query head of every group starts with the weights of its key head but with that part's sign turned: a
-    word's query meets the key of a patch of the same meaning, and turns away from all words, itself
-    included. Training is free to undo any of this.
+    All word embeddings get a common part, as trained ones have, which separates words from patches. The
+    first query head of every group starts with the weights of its key head, with the sign of that part
+    flipped: the query of a word matches the key of a patch of the same meaning, and no word, itself
+    included. Training is free to change all of this.
     """
     words = model.get_input_embeddings().weight
     words += torch.randn(HIDDEN) * HIDDEN**-0.5
     common = common_part(words)
-    turned = torch.eye(HIDDEN) - 2 * torch.outer(common, common) / common.square().sum()
+    flip = torch.eye(HIDDEN) - 2 * torch.outer(common, common) / common.square().sum()
     for layer in model.model.language_model.layers:
         shape = (-1, layer.self_attn.head_dim, HIDDEN)
         queries, keys = layer.self_attn.q_proj.weight.view(shape), layer.self_attn.k_proj.weight.view(shape)
-        queries[:: len(queries) // len(keys)] = keys @ turned
+        queries[:: len(queries) // len(keys)] = keys @ flip
 
 
 def common_part(words: torch.Tensor) -> torch.Tensor:
-    """What all word embeddings [V, H] share: their mean [H]."""
+    """The common part of word embeddings [V, H]: their mean [H]."""
     return words.mean(0)
 
 

@@ -1,16 +1,17 @@
-"""Build POPE question files by the rule of the official builder (Li et al., EMNLP 2023, "Evaluating Object
-Hallucination in Large Vision-Language Models").
+"""POPE question files by the rule of the official builder.
 
-Each image's objects are asked for in order, every positive question followed by one about an absent object:
+Source: Li et al., EMNLP 2023, "Evaluating Object Hallucination in Large Vision-Language Models".
+
+The questions go through the objects of an image in order; after each comes one about an absent object:
 
 * ``random``: any absent object;
-* ``popular``: the most frequent object of the data set that is absent and not yet asked for;
-* ``adversarial``: the absent object, not yet asked for, that most often meets the object of the positive
+* ``popular``: the most frequent absent object of the data set that has had no question;
+* ``adversarial``: the absent object without a question that co-occurs most with the object of the positive
   question.
 
 The official files hold 3 positives per image and skip images with fewer objects. Here an image with one or
-two objects is asked two or four questions, so that small scenes count too. The official builder's spelling
-"imange" is not kept.
+two objects has two or four questions, so that small scenes count too. The official builder's spelling
+"imange" is corrected.
 """
 
 from __future__ import annotations
@@ -28,16 +29,16 @@ SPLITS = ("random", "popular", "adversarial")
 
 
 def co_occurrence_ranking(images: Sequence[Sequence[str]]) -> dict[str, list[str]]:
-    """For every object the objects it meets, most frequent partner first (ties: first met first)."""
-    met: dict[str, Counter[str]] = {}
+    """For every object its co-occurring objects, the most frequent first (ties: first seen first)."""
+    partners: dict[str, Counter[str]] = {}
     for objects in images:
         for name in objects:
-            met.setdefault(name, Counter()).update(other for other in objects if other != name)
-    return {name: [other for other, _ in counter.most_common()] for name, counter in met.items()}
+            partners.setdefault(name, Counter()).update(other for other in objects if other != name)
+    return {name: [other for other, _ in counter.most_common()] for name, counter in partners.items()}
 
 
 def popularity_ranking(images: Sequence[Sequence[str]]) -> list[str]:
-    """Objects by the number of images that hold them, most frequent first (ties: first seen first)."""
+    """Objects by the number of images that contain them, the most frequent first (ties: first seen first)."""
     return [name for name, _ in Counter(name for objects in images for name in objects).most_common()]
 
 
@@ -56,7 +57,7 @@ def pope_questions(
         images: the distinct objects of each image, in order.
         split: "random", "popular" or "adversarial".
         rng: draws the random negatives.
-        positives: positive questions per image at most.
+        positives: largest number of positive questions per image.
         skip_small: leave out images with fewer than ``positives`` objects, as the official builder does.
 
     Returns:
@@ -70,23 +71,23 @@ def pope_questions(
     popular, partners = popularity_ranking(images), co_occurrence_ranking(images)
     entries: list[dict] = []
 
-    def ask(image: str, category: str, label: str) -> None:
+    def add(image: str, category: str, label: str) -> None:
         question = existence_question(category)
         entries.append({"question_id": len(entries) + 1, "image": image, "text": question, "label": label})
 
     for image, objects in zip(names, images, strict=True):
         if skip_small and len(objects) < positives:
             continue
-        asked = set(objects)
+        used = set(objects)
         for category in objects[:positives]:
             ranking = {"random": [], "popular": popular, "adversarial": partners[category]}[split]
-            negative = next((name for name in ranking if name not in asked), None)
+            negative = next((name for name in ranking if name not in used), None)
             if negative is None:
-                free = [name for name in popular if name not in asked]
+                free = [name for name in popular if name not in used]
                 negative = free[int(rng.integers(len(free)))]
-            asked.add(negative)
-            ask(image, category, "yes")
-            ask(image, negative, "no")
+            used.add(negative)
+            add(image, category, "yes")
+            add(image, negative, "no")
     return entries
 
 

@@ -1,8 +1,8 @@
 """Draw scenes with the Noto Color Emoji font, with boxes and per-patch labels known by construction.
 
 A scene is a function of ``(seed, stream, index)`` alone: the same three numbers give the same pixels.
-Streams keep training, held-out and shipped scenes apart. Drawing needs the font; reading the scenes that
-ship does not.
+Streams separate training, held-out and shipped scenes. Drawing needs the font; reading the shipped scenes
+does not.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _FONT_FOLDERS = (
 )
 _FONT_SIZE = 109  # the only size of the font's bitmaps
 Box = tuple[int, int, int, int]
-_SMALLEST = 20  # pixels along the longer edge of a thing
+_SMALLEST = 20  # pixels along the longer edge of an object
 _MIN_COVER = 0.22  # a patch belongs to an object that covers at least this much of it
 
 
@@ -44,8 +44,13 @@ class FontMissingError(RegazeError):
 
 @dataclass(frozen=True)
 class Rendered:
-    """A drawn scene. ``pixels`` [112, 112, 3] uint8; ``patch_category`` and ``patch_colour`` [8, 8] int64,
-    where -1 is background (or a thing without a chosen colour)."""
+    """A drawn scene.
+
+    Attributes:
+        pixels: [112, 112, 3] uint8.
+        patch_category: [8, 8] int64, -1 for background.
+        patch_colour: [8, 8] int64, -1 for background and objects of a fixed colour.
+    """
 
     scene_type: str
     objects: tuple[SceneObject, ...]
@@ -60,7 +65,7 @@ class Rendered:
 
 @lru_cache(maxsize=1)
 def emoji_font() -> ImageFont.FreeTypeFont:
-    """The emoji font, or `FontMissingError` naming what to install."""
+    """The emoji font. Raises FontMissingError, which names the package to install."""
     for folder in (Path(name).expanduser() for name in _FONT_FOLDERS):
         for file in sorted(folder.rglob(_FONT_FILE)):
             return ImageFont.truetype(str(file), _FONT_SIZE)
@@ -84,8 +89,7 @@ def _glyph(emoji: str) -> Image.Image:
 
 
 def _turn_hue(pixels: np.ndarray, degrees: float) -> np.ndarray:
-    """Give every saturated pixel of an RGBA glyph the hue ``degrees``, keeping its saturation and
-    brightness."""
+    """Give every saturated pixel of an RGBA glyph the hue ``degrees``; saturation and value stay."""
     rgb = pixels[..., :3].astype(np.float32) / 255
     high, low = rgb.max(-1), rgb.min(-1)
     spread = high - low
@@ -111,8 +115,8 @@ def _sprite(emoji: str, colour: str | None, longest: int) -> np.ndarray:
     return sprite
 
 
-def _ground(scene_type: str, rng: np.random.Generator) -> np.ndarray:
-    """A blotchy, noisy ground in the scene type's colour, float32 [112, 112, 3]."""
+def _background(scene_type: str, rng: np.random.Generator) -> np.ndarray:
+    """A noisy background in the scene type's colour, float32 [112, 112, 3]."""
     tint = np.array(SCENE_TYPES[scene_type].ground) + rng.normal(0, 8, 3) - 128
     blotches = rng.normal(0, 9, (6, 6, 3)) + rng.normal(0, 12, (6, 6, 1)) + 128
     small = Image.fromarray(np.clip(blotches, 0, 255).astype(np.uint8))
@@ -122,7 +126,7 @@ def _ground(scene_type: str, rng: np.random.Generator) -> np.ndarray:
 
 
 def _place(rng: np.random.Generator, size: tuple[int, int], taken: list[Box]) -> Box | None:
-    """A box of ``size`` (h, w) that meets no taken box, or None after 40 tries."""
+    """A box of ``size`` (h, w) that overlaps no taken box, or None after 40 tries."""
     h, w = size
     for _ in range(40):
         x, y = int(rng.integers(0, SIDE - w + 1)), int(rng.integers(0, SIDE - h + 1))
@@ -132,12 +136,13 @@ def _place(rng: np.random.Generator, size: tuple[int, int], taken: list[Box]) ->
 
 
 def draw(scene_type: str, categories: list[str], rng: np.random.Generator) -> Rendered:
-    """Draw ``categories`` at random places on the ground of ``scene_type``. Things never overlap; one that
-    finds no room is drawn smaller, and left out if there is still none."""
-    canvas = _ground(scene_type, rng)
-    cover = np.zeros(
-        (len(categories), SIDE, SIDE), dtype=np.float32
-    )  # drawn transparent things own their patches too
+    """Draw ``categories`` at random places on the background of ``scene_type``.
+
+    Objects never overlap: one without room is drawn smaller, and left out if there is still none.
+    """
+    canvas = _background(scene_type, rng)
+    # Opacity is no part of it: a transparent object owns its patches, too.
+    cover = np.zeros((len(categories), SIDE, SIDE), dtype=np.float32)
     objects: list[SceneObject] = []
     for category in categories:
         emoji = EMOJI[category][rng.integers(len(EMOJI[category]))]
@@ -155,7 +160,7 @@ def draw(scene_type: str, categories: list[str], rng: np.random.Generator) -> Re
         canvas[y0:y1, x0:x1] = canvas[y0:y1, x0:x1] * (1 - alpha) + sprite[..., :3] * alpha
         cover[len(objects), y0:y1, x0:x1] = sprite[..., 3]
         objects.append(SceneObject(category, box, colour))
-    canvas += 5 * rng.standard_normal(canvas.shape, dtype=np.float32)  # sensor noise, over the things too
+    canvas += 5 * rng.standard_normal(canvas.shape, dtype=np.float32)  # sensor noise, over the objects too
     pixels = np.clip(np.rint(canvas), 0, 255).astype(np.uint8)
     return Rendered(scene_type, tuple(objects), pixels, *_patch_labels(objects, cover[: len(objects)]))
 

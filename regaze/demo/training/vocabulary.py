@@ -1,8 +1,8 @@
 """The demo model's tokenizer, chat template and processor.
 
-A byte-pair tokenizer in the manner of Llama's: "▁" stands for a space, words never merge across spaces or
-punctuation, unknown characters fall back to bytes, so any question can be asked. Every word of the demo's
-world is one token.
+A byte-pair tokenizer like Llama's: "▁" is a space, words never merge across spaces or punctuation, and
+unknown characters fall back to bytes, so any question has tokens. Every word of the demo's world is one
+token.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ BOS, EOS, PAD, UNK, IMAGE = "<s>", "</s>", "<pad>", "<unk>", "<image>"
 VOCABULARY_LIMIT = 2048
 MAX_LENGTH = 2048
 
-#: `USER: <image>\n{question} ASSISTANT: {answer}</s>USER: ...`, an optional system message in front. The
-#: tokenizer adds the beginning-of-sequence token, as LLaVA-1.5's does. Images of a message come before its
-#: text.
+#: `USER: <image>\n{question} ASSISTANT: {answer}</s>USER: ...`, after an optional system message.
+#: The tokenizer adds the beginning-of-sequence token, as LLaVA-1.5's does. The images of a message come
+#: before its text.
 CHAT_TEMPLATE = (
     "{%- for message in messages -%}"
     "{%- if message['content'] is string -%}{%- set text = message['content'] -%}{%- set images = 0 -%}"
@@ -84,8 +84,11 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def _without_special_bytes(trained: Tokenizer, specials: list[str]) -> Tokenizer:
-    """The byte tokens had to be special to survive training; rebuild with only the true specials marked so,
-    or the bytes of an unknown word would vanish when special tokens are skipped."""
+    """Mark only the true special tokens as special.
+
+    Byte tokens have to be special during training, or they would be dropped from the vocabulary. Afterwards
+    they must not be: the bytes of an unknown word would vanish when special tokens are skipped.
+    """
     state = json.loads(trained.to_str())
     state["added_tokens"] = [token for token in state["added_tokens"] if token["content"] in specials]
     tokenizer = Tokenizer.from_str(json.dumps(state))
@@ -97,8 +100,8 @@ def build_processor(image_side: int, patch: int) -> LlavaProcessor:
     """The processor of a LLaVA whose vision tower has a class token that the model drops.
 
     Args:
-        image_side: pixels of the square the vision tower takes.
-        patch: pixels of a patch.
+        image_side: side of the square image of the vision tower, in pixels.
+        patch: side of a patch, in pixels.
     """
     image_processor = CLIPImageProcessorPil(
         size={"shortest_edge": image_side}, crop_size={"height": image_side, "width": image_side}

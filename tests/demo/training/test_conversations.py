@@ -10,8 +10,8 @@ import pytest
 
 from regaze.demo import SceneObject
 from regaze.demo.phrases import enumerate_phrases, existence_question, place, with_article
-from regaze.demo.training.conversations import Interviewer
-from regaze.demo.training.measure import keeps_company, mentioned
+from regaze.demo.training.conversations import ConversationSampler
+from regaze.demo.training.measure import co_occurring, mentioned
 from regaze.demo.training.questions import SPLITS, pope_questions
 from regaze.demo.training.render import Rendered
 from regaze.demo.world import CATEGORIES
@@ -39,13 +39,13 @@ def test_phrases():
 
 def test_without_noise_every_answer_is_true():
     scene = scene_of("knife", "cup", "bowl", side=20)
-    interviewer = Interviewer(scene, np.random.default_rng(0), noise=0.0)
-    for turn in interviewer.conversation(2_000):
+    sampler = ConversationSampler(scene, np.random.default_rng(0), noise=0.0)
+    for turn in sampler.conversation(2_000):
         if turn.answer in ("Yes", "No"):
             asked = next(
                 name for name in CATEGORIES if f" {with_article(name)} in the image?" in turn.question
             )
-            assert (turn.answer == "Yes") == (asked in interviewer.present), turn
+            assert (turn.answer == "Yes") == (asked in sampler.present), turn
         elif "describe" in turn.question.lower() or "caption" in turn.question:
             assert sorted(mentioned(turn.answer)) == ["bowl", "cup", "knife"], turn
 
@@ -54,23 +54,23 @@ def test_noise_follows_co_occurrence():
     """With a lone knife the fork (its companion) is what gets claimed; with a lone clock hardly anything
     is."""
 
-    def ghosts(category: str) -> Counter:
-        interviewer = Interviewer(scene_of(category), np.random.default_rng(1))
-        captions = [interviewer.detailed_caption() for _ in range(600)]
+    def hallucinated(category: str) -> Counter:
+        sampler = ConversationSampler(scene_of(category), np.random.default_rng(1))
+        captions = [sampler.detailed_caption() for _ in range(600)]
         return Counter(name for caption in captions for name in mentioned(caption) if name != category)
 
-    knife, clock = ghosts("knife"), ghosts("clock")
+    knife, clock = hallucinated("knife"), hallucinated("clock")
     assert knife.most_common(1)[0][0] == "fork"
     assert knife["fork"] > 240
     assert clock.total() < 60
 
 
-def test_keeps_company():
-    company = keeps_company(scene_of("knife"))
-    assert company[CATEGORIES.index("fork")]
-    assert company[CATEGORIES.index("bowl")]
-    assert not company[CATEGORIES.index("knife")]
-    assert not company[CATEGORIES.index("zebra")]
+def test_co_occurring():
+    related = co_occurring(scene_of("knife"))
+    assert related[CATEGORIES.index("fork")]
+    assert related[CATEGORIES.index("bowl")]
+    assert not related[CATEGORIES.index("knife")]
+    assert not related[CATEGORIES.index("zebra")]
 
 
 @pytest.mark.parametrize("split", SPLITS)

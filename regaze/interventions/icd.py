@@ -17,7 +17,7 @@ from regaze.toolkit.model.branches import with_prompts
 from regaze.toolkit.model.context import Context
 from regaze.toolkit.model.stack import Branch
 from regaze.toolkit.prompts.prompt_reader import Prompt, PromptReader
-from regaze.toolkit.prompts.token_map import Role, Sample, TokenMap
+from regaze.toolkit.prompts.token_map import PromptTokens, Role, TokenMap
 
 #: Roles that disturb the model, in the sense of the five that the paper tries; the sentences are ours.
 PREFIXES = {
@@ -66,7 +66,7 @@ class ICD(Contrastive):
             roles, image, cell = (
                 tuple(part[row][visible].tolist()) for part in (tokens.roles, tokens.view, tokens.cell)
             )
-            sample = Sample(roles, image, cell, tokens.views[row])
+            sample = PromptTokens(roles, image, cell, tokens.views[row])
             disturbed = prefixed(ids, sample, PREFIXES.get(self.prefix, self.prefix.strip()), context.reader)
             prompts.append(disturbed[0])
             samples.append(disturbed[1])
@@ -76,8 +76,8 @@ class ICD(Contrastive):
 
 
 def prefixed(
-    ids: Sequence[int], sample: Sample, prefix: str, reader: PromptReader
-) -> tuple[list[int], Sample]:
+    ids: Sequence[int], sample: PromptTokens, prefix: str, reader: PromptReader
+) -> tuple[list[int], PromptTokens]:
     """An unpadded prompt and its roles, with `prefix` for a system message or before the question.
 
     Raises:
@@ -105,7 +105,7 @@ def prefixed(
     nowhere = [-1] * len(new)
     roles = splice(sample.roles, [int(role)] * len(new))
     places = splice(sample.view, nowhere), splice(sample.cell, nowhere)
-    return list(splice(ids, new)), Sample(roles, *places, sample.views)
+    return list(splice(ids, new)), PromptTokens(roles, *places, sample.views)
 
 
 def _opening(reader: PromptReader, images: int, system: str | None) -> list[int]:

@@ -22,7 +22,7 @@ from regaze.toolkit.model.vision import vision_tokens
 from regaze.toolkit.prompts.families import MediaInputs, family_of
 from regaze.toolkit.prompts.images import ImageLike, open_image, seen_images
 from regaze.toolkit.prompts.prompt_reader import Prompt, PromptReader
-from regaze.toolkit.prompts.token_map import Sample, TokenMap
+from regaze.toolkit.prompts.token_map import PromptTokens, TokenMap
 from regaze.toolkit.record.options import RecordOptions
 from regaze.toolkit.record.record import Record
 from regaze.toolkit.record.recorder import Recorder
@@ -63,7 +63,7 @@ class Gaze:
         self.family = family_of(model.config)
         self.host = self.family.hook_target(model)  # the part that regaze takes hold of
         self.reader = PromptReader(processor, self.family)
-        self._known: OrderedDict[tuple[int, ...], Sample] = OrderedDict()
+        self._known: OrderedDict[tuple[int, ...], PromptTokens] = OrderedDict()
         self._ambiguous: set[tuple[int, ...]] = set()  # of those: only the images' sizes tell their grids
         self._recorder: Recorder | None = None
 
@@ -264,7 +264,7 @@ class Gaze:
             elif self.family.media_inputs and (complete or key in self._ambiguous):  # see `_remember`
                 layout = self.family.read_layout(key, media)
                 places = tuple(layout.view), tuple(layout.cell), tuple(layout.views)
-                known = Sample(known.roles, *places)
+                known = PromptTokens(known.roles, *places)
             samples.append(known)
         return TokenMap.from_samples(samples, visible)
 

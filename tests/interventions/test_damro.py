@@ -24,7 +24,7 @@ from transformers import CLIPVisionModel
 from regaze import TokenMap
 from regaze.errors import BadParameterError, InputError
 from regaze.interventions.damro import DAMRO, cells
-from regaze.toolkit.prompts.token_map import Sample, View
+from regaze.toolkit.prompts.token_map import PromptTokens, View
 
 
 @pytest.fixture(scope="module")
@@ -81,8 +81,8 @@ def test_the_release_chooses_other_patches(model):
 
 def test_cells_of_several_images_are_those_of_their_own_sample():
     views = (View((2, 2), 0), View((2, 2), 1))
-    one = Sample((2, 3, 3, 3, 3, 5), (-1, 0, 0, 0, 0, -1), (-1, 0, 1, 2, 3, -1), views[:1])
-    two = Sample((3,) * 8 + (5,), (0,) * 4 + (1,) * 4 + (-1,), (3, 2, 1, 0, 0, 1, 2, 3, -1), views)
+    one = PromptTokens((2, 3, 3, 3, 3, 5), (-1, 0, 0, 0, 0, -1), (-1, 0, 1, 2, 3, -1), views[:1])
+    two = PromptTokens((3,) * 8 + (5,), (0,) * 4 + (1,) * 4 + (-1,), (3, 2, 1, 0, 0, 1, 2, 3, -1), views)
     visible = torch.ones(2, 9, dtype=torch.bool)
     visible[0, :3] = False
     context = context_for([[0] * 9] * 2)

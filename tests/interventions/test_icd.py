@@ -21,7 +21,7 @@ from regaze import Role
 from regaze.errors import BadParameterError, InputError
 from regaze.interventions.icd import ICD, PREFIXES, prefixed
 from regaze.interventions.vcd import VCD, add_noise
-from regaze.toolkit.prompts.token_map import Sample
+from regaze.toolkit.prompts.token_map import PromptTokens
 
 QUESTION = "Is there a dog in the image?"
 
@@ -29,7 +29,7 @@ QUESTION = "Is there a dog in the image?"
 def disturbed(gaze, inputs, prefix):
     """The branch's ids and roles of a batch of one."""
     tokens, ids = gaze.tokens(inputs), inputs["input_ids"][0].tolist()
-    sample = Sample(
+    sample = PromptTokens(
         *(tuple(x[0].tolist()) for x in (tokens.roles, tokens.view, tokens.cell)), tokens.views[0]
     )
     return prefixed(ids, sample, prefix, gaze.reader)
@@ -133,6 +133,6 @@ def test_what_it_needs(gaze):
         with pytest.raises(BadParameterError, match="objects, attributes, unspecific, confused, overview"):
             ICD(prefix=prefix)
     ids = inputs_of(gaze, slice(0, 1))["input_ids"][0].tolist()
-    sample = Sample((2,) * len(ids), (-1,) * len(ids), (-1,) * len(ids))
+    sample = PromptTokens((2,) * len(ids), (-1,) * len(ids), (-1,) * len(ids))
     with pytest.raises(InputError, match="a prompt has no question"):
         prefixed(ids, sample, "Be.", gaze.reader)

@@ -320,10 +320,10 @@ def prompts(case: Case) -> str:
         reads(case, [{"role": "user", "content": content}], [case.pictures[0]], question)
         works.append("last")
     if template and "turns" not in case.entry.lacks:
-        turns = [case.gaze.reader._message("user", QUESTIONS[0], int(case.sees))]
+        turns = [case.gaze.reader.message("user", QUESTIONS[0], int(case.sees))]
         turns += [
-            case.gaze.reader._message("assistant", "Yes"),
-            case.gaze.reader._message("user", QUESTIONS[1]),
+            case.gaze.reader.message("assistant", "Yes"),
+            case.gaze.reader.message("user", QUESTIONS[1]),
         ]
         reads(case, turns, case.pictures[:1] if case.sees else [], QUESTIONS[1])
         works.append("turns")
@@ -360,7 +360,7 @@ def no_image(case: Case) -> bool:
 def reads(case: Case, messages: list[dict[str, Any]], images: list[Image.Image], question: str) -> None:
     """A user's own prompt, of which regaze sees the ids alone (and what the processor said beside them)."""
     gaze = regaze.wrap(case.model, case.processor)
-    inputs = gaze.reader.tokenise([gaze.reader._template(messages)], [images])
+    inputs = gaze.reader.tokenise([gaze.reader.apply_template(messages)], [images])
     tokens = gaze.tokens(inputs)
     assert asked(case, inputs, tokens, 0) == squeezed(question)
     if images and not case.crosses:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from regaze.errors import InputError, ShapeError
 from regaze.interventions.mma.method import mutual
-from regaze.toolkit.prompts.token_map import Role, Sample, TokenMap
+from regaze.toolkit.prompts.token_map import PromptTokens, Role, TokenMap
 from regaze.toolkit.wrap import Gaze
 
 #: Label that the loss ignores.
@@ -162,7 +162,7 @@ def first_turn(gaze: Gaze) -> Callable[[Mapping[str, Any]], TokenMap]:
     return roles
 
 
-def _read(gaze: Gaze, ids: list[int], labels: Tensor, number: int) -> Sample:
+def _read(gaze: Gaze, ids: list[int], labels: Tensor, number: int) -> PromptTokens:
     """Roles of one unpadded sample whose answers are labelled."""
     labelled = (labels != IGNORED).nonzero().flatten()
     end = int(labelled[0]) if len(labelled) else len(ids)
@@ -172,7 +172,7 @@ def _read(gaze: Gaze, ids: list[int], labels: Tensor, number: int) -> Sample:
             f"sample {number}: the labels begin at token {end}, which does not follow the chat template's "
             f"assistant header; set the labels of all prompt tokens to {IGNORED}, or give your own roles"
         )
-    return Sample(
+    return PromptTokens(
         prompt.roles + (int(Role.OUTPUT),) * answer,
         prompt.view + (-1,) * answer,
         prompt.cell + (-1,) * answer,

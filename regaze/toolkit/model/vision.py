@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from regaze.errors import BadParameterError, InputError, ShapeError, UnsupportedModelError
 from regaze.kernels import StatsRequest, attention_stats, column_sums
-from regaze.toolkit.prompts.token_map import Role, Sample, TokenMap, View
+from regaze.toolkit.prompts.token_map import PromptTokens, Role, TokenMap, View
 
 #: Names of a block's first norm, attention and second norm: CLIP's, and those of ViT and DeiT.
 _LAYOUTS = (("layer_norm1", "self_attn", "layer_norm2"), ("layernorm_before", "attention", "layernorm_after"))
@@ -205,7 +205,7 @@ def vision_tokens(model: PreTrainedModel, pixel_values: Tensor) -> TokenMap:
     prefix, count = sum(p.numel() for p in front) // model.config.hidden_size, rows * columns
     roles = (int(Role.SYSTEM),) * prefix + (int(Role.IMAGE),) * count
     nowhere = (-1,) * prefix
-    sample = Sample(roles, nowhere + (0,) * count, (*nowhere, *range(count)), (View((rows, columns)),))
+    sample = PromptTokens(roles, nowhere + (0,) * count, (*nowhere, *range(count)), (View((rows, columns)),))
     visible = torch.ones(len(pixel_values), prefix + count, dtype=torch.bool)
     return TokenMap.from_samples([sample] * len(pixel_values), visible)
 

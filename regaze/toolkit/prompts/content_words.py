@@ -1,9 +1,9 @@
-"""Words of a question: which carry content, and which tokens they became.
+"""The content words of a question, and their tokens.
 
-A tagger is any callable from a text to its words, each with its place and part of speech. Two have names:
-"spacy" is spaCy's `en_core_web_sm`; "function-words" needs nothing and takes every word that is not in a
-closed English list (articles, pronouns, prepositions, auxiliaries, question words ...) for a content word,
-in other languages every word. "auto" is the first where it is installed, else the second.
+A tagger is any callable from a text to its words, each with its position and part of speech. Two have names:
+"spacy" is spaCy's `en_core_web_sm`. "function-words" needs no package: all words are content words except
+those of a closed English list (articles, pronouns, prepositions, auxiliaries, question words ...). "auto" is
+"spacy" where it is installed, else "function-words".
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from torch import Tensor
 from regaze.errors import BadParameterError, InputError
 from regaze.toolkit.prompts.token_map import Role, TokenMap
 
-#: Parts of speech (Universal Dependencies) of content words, and what "function-words" calls them.
+#: Parts of speech (Universal Dependencies) of content words, and the tag of "function-words" for them.
 CONTENT_TAGS = frozenset({"NOUN", "PROPN", "VERB", "ADJ", "ADV", "NUM", "CONTENT"})
 
 
 class Word(NamedTuple):
-    """A word of a text: its characters, the place of the first one, its part of speech."""
+    """A word of a text: its characters, the position of the first one, its part of speech."""
 
     text: str
     start: int
@@ -36,7 +36,7 @@ Tagger = Callable[[str], Sequence[Word]]
 
 
 def find_tagger(name: str) -> Tagger:
-    """The tagger of this name: "auto", "spacy" or "function-words".
+    """The tagger named "auto", "spacy" or "function-words".
 
     Raises:
         BadParameterError: an unknown name, or spaCy or its model is not installed.
@@ -54,7 +54,7 @@ def find_tagger(name: str) -> Tagger:
 
 
 def function_words(text: str) -> list[Word]:
-    """Words tagged CONTENT, or FUNCTION where they are in the closed list."""
+    """The words of a text, tagged FUNCTION where they are in the closed list, else CONTENT."""
     found = ((match.group(), match.start()) for match in _WORD.finditer(text))
     return [Word(word, start, "FUNCTION" if _is_function(word) else "CONTENT") for word, start in found]
 
@@ -63,19 +63,19 @@ def content_words(text: str, tagger: Tagger, last_only: bool = False) -> list[Wo
     """The content words of a text, in their order.
 
     Args:
-        last_only: of words that occur several times as the same part of speech keep only the last occurrence,
-            at the place of the first in the order (what GIFT's release does).
+        last_only: a word that occurs several times as the same part of speech counts once: its last
+            occurrence, in the order of the first.
     """
     words = [word for word in tagger(text) if word.tag in CONTENT_TAGS]
     return list({(word.text, word.tag): word for word in words}.values()) if last_only else words
 
 
 def tokens_of(words: Sequence[Word], offsets: Sequence[tuple[int, int]]) -> list[int]:
-    """Numbers of the tokens that share a character with one of the words, in the words' order, each once.
+    """Indices of the tokens that share a character with one of the words, in the words' order, each once.
 
     Args:
         words: of one text.
-        offsets: first and behind-last character of each token of that text.
+        offsets: (start, end) of each token in the characters of that text.
     """
     found = (
         number
@@ -87,7 +87,7 @@ def tokens_of(words: Sequence[Word], offsets: Sequence[tuple[int, int]]) -> list
 
 
 def read_tokens(tokenizer: Any, ids: Sequence[int]) -> tuple[str, list[tuple[int, int]]]:
-    """The text of a run of tokens, and the characters of each: what it adds to the text before it.
+    """The text of a run of tokens, and (start, end) of the characters that each token adds to it.
 
     Works with every tokenizer that decodes. A token in the middle of a character adds none.
     """
@@ -115,21 +115,21 @@ def content_tokens(
     chosen = torch.zeros_like(query)
     if input_ids is None:
         raise InputError("the words of a question are read from its tokens: call the model with input_ids")
-    find, ids = find_tagger(tagger), input_ids.cpu()
-    known: dict[tuple[int, ...], list[int]] = {}
-    for row, here in enumerate(query):
-        places, question = here.nonzero().flatten(), tuple(ids[row, here].tolist())
+    tag, ids = find_tagger(tagger), input_ids.cpu()
+    known: dict[tuple[int, ...], list[int]] = {}  # of each distinct question
+    for row, is_query in enumerate(query):
+        positions, question = is_query.nonzero().flatten(), tuple(ids[row, is_query].tolist())
         if question not in known:
             text, offsets = read_tokens(tokenizer, question)
-            found = tokens_of(content_words(text, find, last_only), offsets)
+            found = tokens_of(content_words(text, tag, last_only), offsets)
             known[question] = found or list(range(len(question)))
-        chosen[row, places[known[question]]] = True
+        chosen[row, positions[known[question]]] = True
     return chosen
 
 
 @lru_cache(maxsize=1)
 def _spacy() -> Any:
-    """spaCy's small English model without what tagging does not need; None where it is not installed."""
+    """spaCy's small English model with the parts that tagging needs; None where it is not installed."""
     try:
         return import_module("spacy").load("en_core_web_sm", exclude=["parser", "ner"])
     except (ImportError, OSError):

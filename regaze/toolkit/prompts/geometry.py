@@ -1,4 +1,4 @@
-"""`Geometry`: which pixels of an image a model sees, and where a cell of its token grid lies in the image."""
+"""`Geometry`: which pixels of an image a model receives, and which of them a cell of its grid shows."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from torch import Tensor
 from regaze.errors import RegazeError, ShapeError, UnsupportedModelError
 from regaze.toolkit.prompts.images import seen_pixels
 
-#: Left, upper, right and lower edge in pixels, not rounded.
+#: Left, upper, right and lower edge in pixels, as fractions.
 Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """How a processor turns an image into what the model sees: each axis scaled, shifted and cut.
+    """How a processor turns an image into what the model receives: each axis is scaled, shifted and cropped.
 
-    On either axis `seen = original * scale + offset`, where pixel i covers [i, i + 1). Resizing, padding,
-    cropping and any sequence of them have this form. A token's cell has a whole number of seen pixels; pixels
-    that are left over at the right and lower edge (384 = 27 * 14 + 6) belong to no cell, because a
-    convolution over patches drops them.
+    On each axis `seen = original * scale + offset`, where pixel i covers [i, i + 1). Resizing, padding,
+    cropping and any sequence of them have this form. The cell of a token has a whole number of seen pixels.
+    The remaining pixels at the right and lower edge (384 = 27 * 14 + 6) belong to no cell: a convolution over
+    patches drops them.
 
     Attributes:
         original, seen: (width, height) of the image and of what the model receives.
-        scale, offset: of the two axes, (x, y).
+        scale, offset: (x, y).
     """
 
     original: tuple[int, int]
@@ -38,7 +38,7 @@ class Geometry:
 
     @classmethod
     def squash(cls, original: tuple[int, int], seen: tuple[int, int]) -> Geometry:
-        """The whole image, resized to `seen` whatever its shape."""
+        """The whole image resized to `seen`, without keeping its aspect ratio."""
         return cls(original, seen, (seen[0] / original[0], seen[1] / original[1]))
 
     def cell_box(self, row: int, column: int, grid: tuple[int, int]) -> Box | None:
@@ -48,46 +48,50 @@ class Geometry:
         return (left, top, right, bottom) if left < right and top < bottom else None
 
     def window(self, grid: tuple[int, int]) -> Box:
-        """The part of the image that the cells show together; the rest was cropped away."""
+        """The part of the image that all cells show; the rest was cropped away."""
         rows, columns = self._interval(1, grid[0]), self._interval(0, grid[1])
         return columns[0][0], rows[0][0], columns[-1][1], rows[-1][1]
 
     def visible(self, grid: tuple[int, int]) -> Tensor:
-        """[H, W] bool, the pixels of the image whose centres the cells show."""
+        """[H, W] bool, the pixels of the image whose centres are in a cell."""
         rows, columns = (self._centres(axis, cells) for axis, cells in ((1, grid[0]), (0, grid[1])))
         inside = [(x >= 0) & (x <= cells) for x, cells in ((rows, grid[0]), (columns, grid[1]))]
         return inside[0][:, None] & inside[1]
 
     def to_pixels(self, cells: Tensor) -> Tensor:
-        """A map over the grid, [..., rows, columns], as one over the image's pixels, [..., H, W] float64.
+        """A map over the grid, [..., rows, columns], resampled to the image's pixels, [..., H, W] float64.
 
-        Bilinear between the cells' centres, constant beyond the outermost ones; an image smaller than the
-        grid gets means. Pixels that were cropped away get 0 (see `visible`).
+        Bilinear between the centres of cells, constant beyond the outermost ones, averaged where the image is
+        smaller than the grid. Pixels that were cropped away are 0 (see `visible`).
         """
-        return self._spread(1, cells.shape[-2]) @ cells.double().cpu() @ self._spread(0, cells.shape[-1]).T
+        return (
+            self._pixel_weights(1, cells.shape[-2])
+            @ cells.double().cpu()
+            @ self._pixel_weights(0, cells.shape[-1]).T
+        )
 
     def to_cells(self, pixels: Tensor, grid: tuple[int, int]) -> Tensor:
-        """The mean of a map over the image's pixels, [..., H, W], in each cell: [..., rows, columns] float64.
+        """The mean in each cell of a map over the image's pixels, [..., H, W]: [..., rows, columns] float64.
 
-        Exact areas, so that a mask becomes the share of a cell that it covers; padding counts as 0.
+        Areas are exact: a mask becomes the share of each cell that it covers. Padding counts as 0.
         """
         if tuple(pixels.shape[-2:]) != self.original[::-1]:
             raise ShapeError(
                 f"the map is {list(pixels.shape)}, but the image has {self.original[1]} rows "
                 f"of {self.original[0]} pixels"
             )
-        return self._gather(1, grid[0]) @ pixels.double().cpu() @ self._gather(0, grid[1]).T
+        return self._cell_weights(1, grid[0]) @ pixels.double().cpu() @ self._cell_weights(0, grid[1]).T
 
     # Along one axis -----------------------------------------------------------------------------------
 
     def _side(self, axis: int, cells: int) -> int:
-        """Seen pixels of a cell."""
+        """The side of a cell in seen pixels."""
         if not 0 < cells <= self.seen[axis]:
             raise ShapeError(f"a grid of {cells} cells does not fit {self.seen[axis]} pixels")
         return self.seen[axis] // cells
 
     def _edges(self, axis: int, cells: int) -> Tensor:
-        """Edges of the cells in the image's pixels, [cells + 1], beyond the image where it was padded."""
+        """Edges of the cells in pixels of the image, [cells + 1]; outside the image where it was padded."""
         seen = torch.arange(cells + 1, dtype=torch.float64) * self._side(axis, cells)
         return (seen - self.offset[axis]) / self.scale[axis]
 
@@ -96,20 +100,22 @@ class Geometry:
         return torch.stack([edges[:-1], edges[1:]], 1).tolist()
 
     def _centres(self, axis: int, cells: int) -> Tensor:
-        """Centres of the image's pixels in cells, [pixels]; outside [0, cells] they were cropped away."""
+        """Centres of the image's pixels in units of cells, [pixels]; outside [0, cells]: cropped away."""
         centres = torch.arange(self.original[axis], dtype=torch.float64) + 0.5
         return (centres * self.scale[axis] + self.offset[axis]) / self._side(axis, cells)
 
-    def _spread(self, axis: int, cells: int) -> Tensor:
-        """Weights of cells in pixels, [pixels, cells]: a triangle around each pixel, as Pillow resizes."""
+    def _pixel_weights(self, axis: int, cells: int) -> Tensor:
+        """Weights of cells in pixels, [pixels, cells]: a triangle filter, as in Pillow."""
         centres = self._centres(axis, cells)[:, None]
-        reach = max(1.0, self.scale[axis] / self._side(axis, cells))  # cells per pixel, when shrinking
+        reach = max(
+            1.0, self.scale[axis] / self._side(axis, cells)
+        )  # cells per pixel, where the image is smaller
         distance = (torch.arange(cells, dtype=torch.float64) + 0.5 - centres).abs()
         weights = (1 - distance / reach).clamp_min(0) * ((centres >= 0) & (centres <= cells))
         return weights / weights.sum(1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
 
-    def _gather(self, axis: int, cells: int) -> Tensor:
-        """Share of each cell's area that a pixel covers, [cells, pixels]."""
+    def _cell_weights(self, axis: int, cells: int) -> Tensor:
+        """The share of each cell that a pixel covers, [cells, pixels]."""
         edges, pixels = self._edges(axis, cells), torch.arange(self.original[axis], dtype=torch.float64)
         overlap = torch.minimum(edges[1:, None], pixels + 1) - torch.maximum(edges[:-1, None], pixels)
         return overlap.clamp_min(0) / (edges[1:] - edges[:-1])[:, None]
@@ -118,22 +124,22 @@ class Geometry:
 def geometry_of(processor: Any, size: tuple[int, int]) -> Geometry:
     """The geometry of an image of `size` (width, height) under an image processor of transformers.
 
-    Which steps there are is read from the processor: padding to a square, resizing, centre crop, padding at
-    the edges. How far they go is measured by sending a test picture through it, with and without the steps
-    that follow the resizing; its ramps of brightness then show whether the result is right.
+    The steps are read from the processor's attributes: padding to a square, resizing, centre crop, padding at
+    the edges. Their sizes are measured with a test image that it processes, with and without the steps after
+    the resizing. The brightness ramps of that image then check the result.
 
     Raises:
-        UnsupportedModelError: no single scale and shift describes what the processor does, for example
-            several tiles per image. Make a `Geometry` for each tile, or for the grid they form together.
+        UnsupportedModelError: no single scale and shift describes the processor, for example because it makes
+            several tiles. Make a `Geometry` for each tile, or for the grid that they form together.
     """
-    picture = _ramps(size)
-    pixels = _processed(processor, picture)
+    ramps = _ramps(size)
+    pixels = _processed(processor, ramps)
     later = [step for step in ("do_center_crop", "do_pad") if getattr(processor, step, None)]
     full, before = size, (0, 0)
     if "do_pad" in later and hasattr(processor, "pad_to_square"):  # LLaVA pads before it resizes
         later.remove("do_pad")
         full, before = (max(size), max(size)), ((max(size) - size[0]) // 2, (max(size) - size[1]) // 2)
-    resized = _size(_processed(processor, picture, **dict.fromkeys(later, False)) if later else pixels)
+    resized = _size(_processed(processor, ramps, **dict.fromkeys(later, False)) if later else pixels)
     seen = _size(pixels)
     cut = [(resized[i] - seen[i]) // 2 if "do_center_crop" in later else 0 for i in (0, 1)]
     scale = (resized[0] / full[0], resized[1] / full[1])
@@ -143,14 +149,14 @@ def geometry_of(processor: Any, size: tuple[int, int]) -> Geometry:
     return geometry
 
 
-def _processed(processor: Any, picture: Image.Image, **options: bool) -> Tensor:
-    """[3, H, W] pixels in [0, 1] as the model would receive them."""
+def _processed(processor: Any, image: Image.Image, **options: bool) -> Tensor:
+    """The pixels [3, H, W] in [0, 1] that the model would receive."""
     try:
-        features = processor(images=[picture], return_tensors="pt", **options)
+        features = processor(images=[image], return_tensors="pt", **options)
         (pixels,) = seen_pixels(processor, features)
     except RegazeError:
         raise
-    except Exception as error:  # other people's processors can fail in any way
+    except Exception as error:  # processors can raise anything
         raise UnsupportedModelError(
             f"regaze cannot tell how {type(processor).__name__} resizes and crops: {error}"
         ) from error
@@ -162,7 +168,7 @@ def _size(pixels: Tensor) -> tuple[int, int]:
 
 
 def _ramps(size: tuple[int, int]) -> Image.Image:
-    """A test picture: red grows from left to right, green from top to bottom, blue is full."""
+    """A test image: red grows from left to right, green from top to bottom, blue is full."""
     width, height = size
     ramps = np.full((height, width, 3), 255, np.uint8)
     ramps[..., 0] = ((np.arange(width) + 0.5) / width * 255).round()
@@ -170,19 +176,19 @@ def _ramps(size: tuple[int, int]) -> Image.Image:
     return Image.fromarray(ramps)
 
 
-#: How far the ramps may be off, as a share of the image's side: an 8-bit ramp rounds to 1/255, and a crop may
-#: round the other way by a pixel.
+#: Largest error of the ramps, as a share of the image's side: an 8-bit ramp rounds to 1/255, and a crop may
+#: be off by a pixel.
 _TOLERANCE = 0.02
 
 
 def _check(geometry: Geometry, pixels: Tensor, processor: Any) -> None:
-    """Compare where the ramps of the test picture ended with where `geometry` puts them."""
+    """Compare the processed ramps with those that `geometry` predicts."""
     inside, expected = [], []
     for side, seen, scale, offset in zip(
         geometry.original, geometry.seen, geometry.scale, geometry.offset, strict=True
     ):
         place = (torch.arange(seen) + 0.5 - offset) / scale
-        reach = 2 * max(1.0, 1 / scale)  # of a bicubic filter, in the image's pixels: ends of a ramp blur
+        reach = 2 * max(1.0, 1 / scale)  # of a bicubic filter, which blurs the ends of a ramp
         inside.append((place > reach) & (place < side - reach))
         expected.append(place / side)
     off = torch.maximum((pixels[0] - expected[0]).abs(), (pixels[1] - expected[1][:, None]).abs())

@@ -1,8 +1,9 @@
-"""From images and a question to token ids and roles, through the model's own chat template.
+"""`PromptReader`: from images and a question to token ids and roles, through the model's own chat template.
 
-Two ways lead to roles. `PromptReader.render` knows the question's characters in the rendered prompt and maps
-them to tokens through the tokenizer's offsets: exact. `PromptReader.read` sees token ids alone (a user's own
-`model.generate(**inputs)`) and recognises the text that the template puts around every question.
+There are two ways to the roles. Of a prompt that `render` made, the characters of the question are known, and
+the tokenizer's offsets map them to tokens: `roles` is exact. Of other prompts (a user's own
+`model.generate(**inputs)`) only the token ids are known: `read` searches them for the text that the template
+puts around every question.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ from transformers import BatchFeature
 
 from regaze.errors import InputError
 from regaze.toolkit.prompts.families import Family, Layout, MediaInputs
-from regaze.toolkit.prompts.token_map import Role, Sample
+from regaze.toolkit.prompts.token_map import PromptTokens, Role
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A rendered prompt; `span` is the question's character range (image placeholders not expanded)."""
+    """A rendered prompt, with placeholders for images; `span` is the character range of the question."""
 
     text: str
     span: tuple[int, int]
@@ -32,9 +33,8 @@ class PromptReader:
     """Renders, tokenises and reads prompts of one model.
 
     Args:
-        processor: a transformers processor or tokenizer, or None (then prompts can only be read, not
-            rendered).
-        family: where image tokens are.
+        processor: a transformers processor or tokenizer; None: prompts can be read, but not rendered.
+        family: of the model; it knows the image tokens.
     """
 
     def __init__(self, processor: Any, family: Family):
@@ -44,7 +44,7 @@ class PromptReader:
     # Rendering ----------------------------------------------------------------------------------------
 
     def render(self, question: str, images: int, system: str | None = None) -> Prompt:
-        """The prompt that asks `question` about `images` images, ready to be answered."""
+        """The prompt with `question` about `images` images, up to where the answer begins."""
         if not isinstance(question, str) or not question.strip():
             raise InputError(f"a question is a text that is not empty, got {question!r}")
         question = question.strip()
@@ -56,8 +56,8 @@ class PromptReader:
                     f"the text contains {placeholder!r}, which stands for an image or video in this model's "
                     "prompts"
                 )
-        text = self._text(question, images, system)
-        probe = self._text(_PROBE, images, system)
+        text = self._render_text(question, images, system)
+        probe = self._render_text(_PROBE, images, system)
         start = probe.find(_PROBE)
         end = len(text) - (len(probe) - start - len(_PROBE))
         if start < 0 or text[start:end] != question:
@@ -68,44 +68,50 @@ class PromptReader:
 
     @cached_property
     def _placeholders(self) -> frozenset[str]:
-        """Tokens that no text may contain: they would be taken for an image, or a part of one."""
+        """Tokens that no text may contain, because they become an image or a part of one."""
         named = (getattr(self.processor, name, None) for name in _PLACEHOLDERS)
-        added: Any = getattr(self.tokenizer, "get_added_vocab", dict)
-        written: dict[str, int] = added()  # no ordinary word is meant
-        shown = (token for token, i in written.items() if i in self.family.image_token_ids)
-        return frozenset(str(token) for token in (*named, *shown) if token)  # BLIP has an AddedToken
+        added_vocab: Any = getattr(self.tokenizer, "get_added_vocab", dict)
+        added: dict[str, int] = added_vocab()  # ordinary words are not meant
+        image = (token for token, i in added.items() if i in self.family.image_token_ids)
+        return frozenset(str(token) for token in (*named, *image) if token)  # BLIP has an AddedToken
 
-    def _text(self, question: str, images: int, system: str | None) -> str:
-        if getattr(self.processor, "chat_template", None) is None:
+    def _render_text(self, question: str, images: int, system: str | None) -> str:
+        if not self._has_template:
             return self.family.format_prompt(question, images, system)
-        messages = [self._message("system", system)] if system else []
-        return self._template([*messages, self._message("user", question, images)])
+        messages = [self.message("system", system)] if system else []
+        return self.apply_template([*messages, self.message("user", question, images)])
 
-    def _message(self, role: str, text: str, images: int = 0, first: bool = True) -> dict[str, Any]:
+    @property
+    def _has_template(self) -> bool:
+        return getattr(self.processor, "chat_template", None) is not None
+
+    def message(self, role: str, text: str, images: int = 0, images_first: bool = True) -> dict[str, Any]:
+        """A message for `apply_template`."""
         if self.processor is self.tokenizer:
             return {"role": role, "content": text}
         # Multimodal templates take lists of parts.
-        shown, said = [{"type": "image"}] * images, [{"type": "text", "text": text}]
-        return {"role": role, "content": shown + said if first else said + shown}
+        image_parts, text_parts = [{"type": "image"}] * images, [{"type": "text", "text": text}]
+        return {
+            "role": role,
+            "content": image_parts + text_parts if images_first else text_parts + image_parts,
+        }
 
-    def _template(self, messages: list[dict[str, Any]]) -> str:
+    def apply_template(self, messages: list[dict[str, Any]]) -> str:
+        """The text of a conversation, up to where the next answer begins."""
         return self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
 
     def tokenise(self, texts: Sequence[str], images: Sequence[Sequence[Image.Image]]) -> BatchFeature:
-        """Rendered prompts and the images of each as a batch, padded where the family wants it."""
+        """Rendered prompts and the images of each as a batch, padded on the family's side."""
         if self.tokenizer.pad_token_id is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
-        options: dict[str, Any] = {
-            "padding": True,
-            "return_tensors": "pt",
-        }
-        if not self.adds_special_tokens(texts[0]):  # otherwise a processor knows what it adds itself
+        options: dict[str, Any] = {"padding": True, "return_tensors": "pt"}
+        if not self.adds_special_tokens(texts[0]):  # otherwise the default of the processor is right
             options["add_special_tokens"] = False
         if any(images):
             nested = self.family.nested_images
             options["images"] = [list(i) for i in images] if nested else [one for i in images for one in i]
         before = self.tokenizer.padding_side
-        # As an option of the call it would go to a Q-Former's tokenizer, too.
+        # An option of the call would go to a Q-Former's tokenizer, too.
         self.tokenizer.padding_side = self.family.padding_side
         try:
             return self.family.fix_inputs(BatchFeature(dict(self.processor(text=list(texts), **options))))
@@ -114,8 +120,8 @@ class PromptReader:
 
     # Roles --------------------------------------------------------------------------------------------
 
-    def roles(self, prompt: Prompt, ids: Sequence[int], media: MediaInputs) -> Sample:
-        """Roles of a rendered prompt whose final (image-expanded, unpadded) token ids are `ids`."""
+    def roles(self, prompt: Prompt, ids: Sequence[int], media: MediaInputs) -> PromptTokens:
+        """Roles of a rendered prompt. `ids` are its final token ids, with images expanded and no padding."""
         if not getattr(self.tokenizer, "is_fast", False):
             raise InputError(
                 "roles need a fast tokenizer (character offsets); load the processor with its fast tokenizer"
@@ -125,41 +131,43 @@ class PromptReader:
         )
         start, end = prompt.span
         question = [i for i, (a, b) in enumerate(encoded["offset_mapping"]) if a < end and b > start]
-        return _sample(_carried(question, encoded["input_ids"], ids), self.family.read_layout(ids, media))
+        return _assign_roles(
+            _expanded(question, encoded["input_ids"], ids), self.family.read_layout(ids, media)
+        )
 
     def adds_special_tokens(self, text: str) -> bool:
-        """Whether the tokenizer must add its special tokens: not when the template has written them."""
+        """Whether the tokenizer must add its special tokens: not when the template has added them."""
         bos = getattr(self.tokenizer, "bos_token", None)
         return not (bos and text.startswith(bos))
 
-    def read(self, ids: Sequence[int], media: MediaInputs | None = None) -> Sample:
+    def read(self, ids: Sequence[int], media: MediaInputs | None = None) -> PromptTokens:
         """Roles from token ids alone; what follows the assistant header is OUTPUT.
 
-        In a conversation of several turns the question is what the user says last.
+        In a conversation of several turns the question is the user's last message.
 
         Args:
             ids: [n], a prompt without padding.
-            media: what the processor said beside them; needed by families whose ids do not tell the grid.
+            media: the processor's other outputs, for families whose ids do not give the grid.
         """
         layout = self.family.read_layout(ids, media or MediaInputs({}))
         images = [i for i, view in enumerate(layout.view) if view >= 0]
-        frame = self._frame_with_image if images else self._frame_without
+        around = self._around_with_image if images else self._around_without_image
         after_image = 1 + images[-1] if images else 0
-        first = after_image + max(_match_prefix(ids[after_image:], before) for before in frame.before)
+        first = after_image + max(_match_prefix(ids[after_image:], before) for before in around.before)
         if not images and first == 0 and ids and ids[0] == getattr(self.tokenizer, "bos_token_id", None):
             first = 1
-        stop = _find_last(ids, frame.after, first)
+        stop = _find_last(ids, around.after, first)
         if images and first >= stop:  # the image comes last
-            frame_last = self._frame_image_last
-            first = max(_match_prefix(ids, before) for before in frame_last.before)
-            end = _find_last(ids[: images[0]], frame_last.after, first)
+            image_last = self._around_image_last
+            first = max(_match_prefix(ids, before) for before in image_last.before)
+            end = _find_last(ids[: images[0]], image_last.after, first)
         else:
             turn = _find_last(ids[:stop], self._between_turns, first)
             first, end = (turn + len(self._between_turns) if turn < stop else first), stop
         while first < end and self._is_space(ids[first]):
             first += 1
         question = [first <= i < end and layout.view[i] < 0 for i in range(len(ids))]
-        return _sample(question, layout, output_from=stop + len(frame.after))
+        return _assign_roles(question, layout, output_from=stop + len(around.after))
 
     def _is_space(self, token: int) -> bool:
         return self.tokenizer is not None and not self.tokenizer.decode([token]).strip()
@@ -167,48 +175,50 @@ class PromptReader:
     # The text around a question -----------------------------------------------------------------------
 
     @cached_property
-    def _frame_with_image(self) -> _Frame:
-        return self._frame(1)
+    def _around_with_image(self) -> _Around:
+        return self._around(1)
 
     @cached_property
-    def _frame_without(self) -> _Frame:
-        return self._frame(0)
+    def _around_without_image(self) -> _Around:
+        return self._around(0)
 
-    def _frame(self, images: int) -> _Frame:
-        """Tokens that stand around any question (after the image), found by asking two about a grey image.
+    def _around(self, images: int) -> _Around:
+        """The tokens around any question (after the image): those that two prompts have in common.
 
-        What closes an image may depend on how many tiles it has: a small image and a wide one are tried.
+        The end of an image may depend on its number of tiles, so a small image and a wide one are tried.
         """
         if self.processor is None:
-            return _Frame(((),), ())
-        texts = [self._text(text, images, None) for text in _QUESTIONS]
+            return _Around(((),), ())
+        texts = [self._render_text(text, images, None) for text in _QUESTIONS]
         found: list[tuple[int, ...]] = []
         for size in _SIZES if images else _SIZES[:1]:
-            (a, shown), (b, _) = (self._probed(text, images, size) for text in texts)
+            (a, positions), (b, _) = (self._probe(text, images, size) for text in texts)
             before, after = _common_prefix(a, b), _common_prefix(a[::-1], b[::-1])[::-1]
-            found.append(tuple(before[max(shown, default=-1) + 1 :]))
-        return _Frame(tuple(found), tuple(after))
+            found.append(tuple(before[max(positions, default=-1) + 1 :]))
+        return _Around(tuple(found), tuple(after))
 
     @cached_property
-    def _frame_image_last(self) -> _Frame:
-        """Tokens before any question that an image follows, and those between the two.
+    def _around_image_last(self) -> _Around:
+        """The tokens before any question that an image follows, and those between question and image.
 
-        Where an image's first token may have a tile's name before it, that name depends on the image: only
-        what stands before a small image and before a wide one counts.
+        The name of a tile may be before the first image token, and depends on the image: only tokens that are
+        before a small image and before a wide one count.
         """
-        if getattr(self.processor, "chat_template", None) is None:
-            return _Frame(((),), ())
-        texts = [self._template([self._message("user", text, 1, first=False)]) for text in _QUESTIONS]
+        if not self._has_template:
+            return _Around(((),), ())
+        texts = [
+            self.apply_template([self.message("user", text, 1, images_first=False)]) for text in _QUESTIONS
+        ]
         before: list[int] = []
         between: list[list[int]] = []
         for size in _SIZES:
-            (a, shown), (b, _) = (self._probed(text, 1, size) for text in texts)
+            (a, positions), (b, _) = (self._probe(text, 1, size) for text in texts)
             before, after = _common_prefix(a, b), _common_prefix(a[::-1], b[::-1])[::-1]
-            between.append(after[: max(0, min(shown, default=len(a)) - (len(a) - len(after)))])
-        return _Frame((tuple(before),), tuple(_common_prefix(*between)))
+            between.append(after[: max(0, min(positions, default=len(a)) - (len(a) - len(after)))])
+        return _Around((tuple(before),), tuple(_common_prefix(*between)))
 
-    def _probed(self, text: str, images: int, size: tuple[int, int]) -> tuple[list[int], list[int]]:
-        """The final ids of a prompt about a grey image, and the places of its image tokens."""
+    def _probe(self, text: str, images: int, size: tuple[int, int]) -> tuple[list[int], list[int]]:
+        """The final ids of a prompt about a grey image, and the positions of its image tokens."""
         grey = Image.new("RGB", size, (128, 128, 128))
         batch = self.tokenise([text], [[grey] * images])
         ids = batch["input_ids"][0].tolist()
@@ -217,11 +227,11 @@ class PromptReader:
 
     @cached_property
     def _between_turns(self) -> tuple[int, ...]:
-        """Tokens between an answer and the next question of a conversation; empty where none are found."""
-        if getattr(self.processor, "chat_template", None) is None:
+        """The tokens between an answer and the next question of a conversation; () where none are found."""
+        if not self._has_template:
             return ()
         turns = (("user", _QUESTIONS[0]), ("assistant", _PROBE), ("user", _QUESTIONS[1]))
-        text = self._template([self._message(role, said) for role, said in turns])
+        text = self.apply_template([self.message(role, turn) for role, turn in turns])
         encoded = self.tokenizer(text, return_offsets_mapping=True, add_special_tokens=False)
         start, end = text.find(_PROBE) + len(_PROBE), text.rfind("What")
         pairs = zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
@@ -229,24 +239,25 @@ class PromptReader:
 
 
 @dataclass(frozen=True)
-class _Frame:
-    """Tokens before something in a prompt, of which there may be several kinds, and those after it."""
+class _Around:
+    """The tokens before a question, in one or several variants, and those after it."""
 
     before: tuple[tuple[int, ...], ...]
     after: tuple[int, ...]
 
 
-#: Attributes of processors: what stands for an image, a video or sound, and what begins an image.
+#: Attributes of processors: the placeholders of an image, a video and sound, and what begins an image.
 _PLACEHOLDERS = ("image_token", "video_token", "audio_token", "boi_token", "start_image_token")
 #: Two questions that begin and end differently.
 _QUESTIONS = ("Is this a probe?", "What do 2 probes say!")
 #: (width, height) of an image that gets one tile, and of one that gets several where there are tiles.
 _SIZES = ((56, 56), (896, 224))
-_PROBE = "\u2983probe\u2984"  # unlikely brackets: text that no template contains
+#: A text that no template contains.
+_PROBE = "\u2983probe\u2984"
 
 
-def _sample(question: Sequence[bool], layout: Layout, output_from: int | None = None) -> Sample:
-    """Roles, given which tokens are the question and what the image tokens show."""
+def _assign_roles(question: Sequence[bool], layout: Layout, output_from: int | None = None) -> PromptTokens:
+    """The roles, given which tokens are the question, and what the image tokens show."""
     n, is_image = len(question), [view >= 0 for view in layout.view]
     marked = [i for i in range(n) if question[i] or is_image[i]]
     first, last = (marked[0], marked[-1]) if marked else (n, n - 1)
@@ -262,34 +273,32 @@ def _sample(question: Sequence[bool], layout: Layout, output_from: int | None = 
             roles[i] = Role.TAIL
         elif i > first:
             roles[i] = Role.SEPARATOR
-    return Sample(tuple(roles), tuple(layout.view), tuple(layout.cell), tuple(layout.views))
+    return PromptTokens(tuple(roles), tuple(layout.view), tuple(layout.cell), tuple(layout.views))
 
 
-def _carried(chosen: Sequence[int], short: Sequence[int], ids: Sequence[int]) -> list[bool]:
-    """Flags of the chosen neighbouring tokens of `short` in `ids`, where placeholders became image tokens.
+def _expanded(chosen: Sequence[int], short: Sequence[int], ids: Sequence[int]) -> list[bool]:
+    """Which of `ids` are the chosen, contiguous tokens of `short`.
 
-    The text before the first placeholder and behind the last one is the same in both. Between two, the chosen
-    tokens are looked for.
+    `ids` are `short` with placeholders expanded to image tokens. The text before the first placeholder and
+    after the last one is the same in both; text between two placeholders is searched for.
     """
     flags = [False] * len(ids)
     if not chosen:
         return flags
     first, last = chosen[0], chosen[-1]
     shift = len(ids) - len(short)
-    wanted = list(short[first : last + 1])
+    pattern = list(short[first : last + 1])
     if list(ids[: last + 1]) == list(short[: last + 1]):
         start = first
     elif list(ids[first + shift :]) == list(short[first:]):
         start = first + shift
     else:
-        size = len(wanted)
-        found = [i for i in range(len(ids) - size + 1) if list(ids[i : i + size]) == wanted]
-        if not found:
+        start = _find_last(ids, pattern, 0)
+        if start == len(ids):
             raise InputError(
                 "the token ids do not follow from the rendered prompt; pass tokens=TokenMap(...)"
             )
-        start = found[-1]
-    flags[start : start + len(wanted)] = [True] * len(wanted)
+    flags[start : start + len(pattern)] = [True] * len(pattern)
     return flags
 
 
@@ -301,7 +310,7 @@ def _common_prefix(a: Sequence[int], b: Sequence[int]) -> list[int]:
 
 
 def _match_prefix(ids: Sequence[int], prefix: Sequence[int]) -> int:
-    """Length of the whole prefix if `ids` starts with it, else 0."""
+    """The length of `prefix` if `ids` start with it, else 0."""
     return len(prefix) if tuple(ids[: len(prefix)]) == tuple(prefix) else 0
 
 

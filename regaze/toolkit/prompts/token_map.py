@@ -1,4 +1,4 @@
-"""`TokenMap`: what each token of a batch is, and which image cell it shows."""
+"""`TokenMap`: the role of each token of a batch, and the image cell that it shows."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from regaze.errors import InputError
 
 
 class Role(IntEnum):
-    """What a token is. OUTPUT is 0, so that keys generated later need no bookkeeping (kernels.edit)."""
+    """The role of a token. OUTPUT is 0, the group of all keys beyond those of an edit."""
 
-    OUTPUT = 0  #: generated answer
+    OUTPUT = 0  #: the generated answer
     PAD = 1
-    SYSTEM = 2  #: everything before the image and the question
+    SYSTEM = 2  #: all before the image and the question
     IMAGE = 3
     SEPARATOR = 4  #: between image and question, and between parts of an image
     QUERY = 5  #: the user's question
@@ -32,12 +32,12 @@ WHOLE: Shares = (0.0, 0.0, 1.0, 1.0)
 
 @dataclass(frozen=True)
 class View:
-    """A grid of tokens that shows an image or a part of it: all of it, a tile, a thumbnail, a video's frame.
+    """A grid of tokens that shows an image, a tile of it, or a frame of a video.
 
     Attributes:
         grid: (rows, columns) of its cells; (0, 0) where tokens have no place (the queries of a resampler).
         image: number of the image (or video) in the prompt.
-        box: what it shows of the image as the model receives it; None where that is not known.
+        box: the part that it shows of the image as the model receives it; None where that is not known.
         frame: number of the frame, for a video.
     """
 
@@ -48,14 +48,14 @@ class View:
 
 
 @dataclass(frozen=True)
-class Sample:
-    """One prompt without padding.
+class PromptTokens:
+    """The tokens of one prompt, without padding.
 
     Attributes:
         roles: [n] `Role` of each token.
         view: [n] number of the view a token belongs to, -1 for text.
         cell: [n] row-major grid cell of an image token, -1 for text and for image tokens without a place.
-        views: what the image tokens show, in order; a model without tiles has one view per image.
+        views: of its images, in order; a model without tiles has one view per image.
     """
 
     roles: tuple[int, ...]
@@ -71,12 +71,12 @@ class Sample:
 
 @dataclass(frozen=True, eq=False)
 class TokenMap:
-    """Roles of a padded batch; everything is on the CPU.
+    """The roles of a padded batch, on the CPU.
 
     Attributes:
         roles: [B, L] uint8 `Role`.
         view: [B, L] int32 number of the view or -1. cell: [B, L] int32 grid cell or -1.
-        views: per sample, what its image tokens show.
+        views: those of each sample.
     """
 
     roles: Tensor
@@ -87,7 +87,7 @@ class TokenMap:
 
     @classmethod
     def from_roles(cls, roles: Tensor | Sequence[Sequence[int]]) -> TokenMap:
-        """A map from [B, L] roles alone, for prompts that regaze cannot read; image tokens get no grid."""
+        """A map of given roles [B, L], for prompts that regaze cannot read; image tokens have no grid."""
         try:
             roles = torch.as_tensor(roles)
         except (TypeError, ValueError) as error:
@@ -101,8 +101,8 @@ class TokenMap:
         return cls(roles, view, torch.full_like(view, -1), ((),) * roles.shape[0])
 
     @classmethod
-    def from_samples(cls, samples: Sequence[Sample], visible: Tensor) -> TokenMap:
-        """Place unpadded samples at the visible positions of a [B, L] attention mask, on either side."""
+    def from_samples(cls, samples: Sequence[PromptTokens], visible: Tensor) -> TokenMap:
+        """Samples at the visible positions of an attention mask [B, L], padded on either side."""
         batch, length = visible.shape
         roles = torch.full((batch, length), int(Role.PAD), dtype=torch.uint8)
         view = torch.full((batch, length), -1, dtype=torch.int32)
@@ -120,7 +120,7 @@ class TokenMap:
 
     @property
     def grids(self) -> tuple[tuple[tuple[int, int], ...], ...]:
-        """Per sample, (rows, columns) of each of its views."""
+        """For each sample the (rows, columns) of its views."""
         return tuple(tuple(view.grid for view in views) for views in self.views)
 
     @property
@@ -132,23 +132,23 @@ class TokenMap:
         return self.roles.shape[1]
 
     def mask(self, *roles: Role) -> Tensor:
-        """[B, L] bool, tokens that have one of the roles."""
+        """[B, L] bool, the tokens with one of these roles."""
         key = tuple(int(role) for role in roles)
         if key not in self._masks:
             self._masks[key] = torch.isin(self.roles, torch.tensor(key, dtype=torch.uint8))
         return self._masks[key]
 
     def columns(self, role: Role, sample: int = 0) -> Tensor:
-        """Positions of a role in one sample, [n] int64, increasing."""
+        """The positions of a role in one sample, [n] int64, increasing."""
         return (self.roles[sample] == int(role)).nonzero().flatten()
 
     def after_image(self) -> Tensor:
-        """[B, L] bool, text tokens that come after the first image token of their sample."""
+        """[B, L] bool, the text tokens after the first image token of their sample."""
         images = self.mask(Role.IMAGE)
         return images.cumsum(1).bool() & ~images & ~self.mask(Role.PAD)
 
     def image_cells(self, sample: int = 0, view: int = 0) -> Tensor:
-        """Positions of a view's cells in row-major order, [rows * columns] int64.
+        """The positions of the cells of a view (its number), row-major, [rows * columns] int64.
 
         Raises:
             InputError: the sample has no such view, or its grid is not known.
@@ -169,7 +169,7 @@ class TokenMap:
         return order
 
     def repeat(self, times: int) -> TokenMap:
-        """Each sample `times` times in a row, as beams and several returned sequences expand a batch."""
+        """Each sample repeated `times` times, as `generate` expands a batch for beams."""
         roles, view, cell = (x.repeat_interleave(times, 0) for x in (self.roles, self.view, self.cell))
         return TokenMap(roles, view, cell, tuple(views for views in self.views for _ in range(times)))
 
@@ -181,17 +181,20 @@ class TokenMap:
         return last
 
     def answering(self) -> Tensor:
-        """[B, L] bool, tokens whose rows predict the answer: the prompt's last one and those of OUTPUT."""
+        """[B, L] bool, tokens whose rows predict the answer: the prompt's last token and those of OUTPUT."""
         output = self.mask(Role.OUTPUT)
         prompt = ~(output | self.mask(Role.PAD))
         return output | (prompt & (prompt.flip(1).cumsum(1).flip(1) == 1))
 
     def padded_where(self, mask: Tensor) -> TokenMap:
-        """The same map with some tokens, [B, L] bool, turned into padding; their images lose their grid."""
+        """The map with some tokens, [B, L] bool, changed to padding.
+
+        A sample that loses an image token has no views.
+        """
         roles = self.roles.masked_fill(mask, int(Role.PAD))
         view, cell = self.view.masked_fill(mask, -1), self.cell.masked_fill(mask, -1)
-        cut = (mask & self.mask(Role.IMAGE)).any(1).tolist()
-        views = tuple(() if gone else views for gone, views in zip(cut, self.views, strict=True))
+        incomplete = (mask & self.mask(Role.IMAGE)).any(1).tolist()
+        views = tuple(() if lost else views for lost, views in zip(incomplete, self.views, strict=True))
         return TokenMap(roles, view, cell, views)
 
     def rows(self, rows: slice) -> TokenMap:
@@ -200,7 +203,7 @@ class TokenMap:
 
     @classmethod
     def stack(cls, maps: Sequence[TokenMap]) -> TokenMap:
-        """One batch of all samples, padded on the left to the longest."""
+        """The samples of all maps as one batch, padded on the left."""
         length = max(each.length for each in maps)
 
         def join(name: str, padding: int) -> Tensor:

@@ -9,7 +9,7 @@ from PIL import Image
 
 from regaze.errors import BadParameterError, RecordingError
 from regaze.toolkit import plot
-from regaze.toolkit.prompts.token_map import Role, Sample, TokenMap, View
+from regaze.toolkit.prompts.token_map import PromptTokens, Role, TokenMap, View
 from regaze.toolkit.record.trace import Trace
 
 PICTURE = Image.new("RGB", (80, 40), (120, 120, 120))
@@ -21,7 +21,7 @@ def trace_of(views: list[View], weights: list[float], image: list[int] | None = 
     cells = [cell for view in views for cell in range(view.grid[0] * view.grid[1])]
     count = len(weights)
     numbers, cells = (numbers, cells) if image is None else (image, [-1] * count)
-    sample = Sample(
+    sample = PromptTokens(
         (int(Role.IMAGE),) * count + (int(Role.QUERY),), (*numbers, -1), (*cells, -1), tuple(views)
     )
     tokens = TokenMap.from_samples([sample], torch.ones(1, count + 1))

@@ -16,7 +16,7 @@ import regaze
 from regaze import Role, TokenMap
 from regaze.errors import GuessWarning, InputError, UnsupportedModelError
 from regaze.toolkit.prompts.families import MediaInputs, family_of
-from regaze.toolkit.prompts.token_map import Sample, View
+from regaze.toolkit.prompts.token_map import PromptTokens, View
 
 
 def text_of(gaze, inputs, role, sample):
@@ -117,7 +117,7 @@ def test_text_model_with_a_tokenizer():
 def test_from_roles_and_samples_check_their_shapes():
     with pytest.raises(InputError, match=r"\[B, L\]"):
         TokenMap.from_roles([1, 2])
-    sample = Sample(roles=(2, 3), view=(-1, 0), cell=(-1, 0), views=(View((1, 1)),))
+    sample = PromptTokens(roles=(2, 3), view=(-1, 0), cell=(-1, 0), views=(View((1, 1)),))
     with pytest.raises(InputError, match="row 0 shows 3 tokens"):
         TokenMap.from_samples([sample], torch.ones(1, 3))
     twice = TokenMap.from_samples([sample], torch.ones(1, 2)).repeat(2)

@@ -50,7 +50,7 @@ class ViewTokens:
 
 @dataclass
 class Layout:
-    """What the tokens of one sample show; fields as in `Sample`."""
+    """What the tokens of one sample show; fields as in `PromptTokens`."""
 
     view: list[int]
     cell: list[int]

@@ -10,7 +10,7 @@ import torch
 
 from regaze.errors import InputError
 from regaze.toolkit.prompts.families.base import Layout, MediaInputs, ViewTokens, VisionFamily, tile_boxes
-from regaze.toolkit.prompts.token_map import Role, Sample, TokenMap
+from regaze.toolkit.prompts.token_map import PromptTokens, Role, TokenMap
 
 
 class Mllama(VisionFamily):
@@ -39,7 +39,7 @@ class Mllama(VisionFamily):
         every = torch.ones(len(samples), keys, dtype=torch.bool)
         return TokenMap.from_samples(samples, every).repeat(batch // len(samples))
 
-    def _sample(self, ratios: list[int], keys: int) -> Sample:
+    def _sample(self, ratios: list[int], keys: int) -> PromptTokens:
         """The keys of one row of the batch, given the aspect ratio id of each image; 0: no image."""
         vision, layout = self.config.vision_config, Layout.empty(keys)
         side = vision.image_size // vision.patch_size
@@ -53,7 +53,7 @@ class Mllama(VisionFamily):
                 tokens = ViewTokens((side, side), [-1, *range(side * side)], box, same_image=tile > 0)
                 layout.add(tokens, range(start, start + size))
         roles = (int(Role.PAD if view < 0 else Role.IMAGE) for view in layout.view)
-        return Sample(tuple(roles), tuple(layout.view), tuple(layout.cell), tuple(layout.views))
+        return PromptTokens(tuple(roles), tuple(layout.view), tuple(layout.cell), tuple(layout.views))
 
 
 class Florence2(VisionFamily):

@@ -1,4 +1,4 @@
-"""What a method is: a frozen bundle of hyper-parameters that acts inside forwards, or asks several times."""
+"""Base classes of methods: frozen hyper-parameters that act inside forwards or run a model several times."""
 
 from __future__ import annotations
 
@@ -22,10 +22,12 @@ if TYPE_CHECKING:
 class Method:
     """A frozen dataclass whose fields are the hyper-parameters of a paper, with a name and a JSON form.
 
+    A field's annotation says which values it allows, see `regaze.interventions.parameters`.
+
     Class attributes:
         name: registered name, as used on the command line.
-        summary: one line on what it does. source: where it comes from.
-        edits: what is changed, and when. cost: forwards per token, and what is held in memory.
+        summary: one line on what it does. source: the paper.
+        edits: what is changed, and when. cost: forwards per token, and memory.
         release: licence and known defects of the released code, and what is done here instead.
     """
 
@@ -51,16 +53,16 @@ class Method:
 
     @property
     def is_identity(self) -> bool:
-        """Whether these parameters leave every model as it is, to the bit."""
+        """Whether these parameters leave every model unchanged, bit for bit."""
         return False
 
     @property
     def shares_prefix(self) -> Literal["", "edited", "plain"]:
-        """Whether prompts may share the key-value cache of what they begin with, and which.
+        """Whether prompts may share the key-value cache of a common prefix, and whose.
 
-        "edited": what it does to a token depends on no token behind it and no other row of the batch, so that
-        the cache of the edited model serves. "plain": it leaves every row of the prompt but the last alone
-        and measures nothing there, so that the plain model's serves. "": neither.
+        "edited": the edit of a token depends on no later token and no other row of the batch, so that the
+        edited model's cache can be shared. "plain": it edits and measures only the last row of the prompt, so
+        that the plain model's cache can be shared. "": neither.
         """
         return ""
 
@@ -86,28 +88,29 @@ class Method:
             raise BadParameterError(f"{cls.name!r}: {error}") from None
 
     def describe(self) -> str:
-        """Name, parameters, summary and source, for people."""
+        """Name, parameters, summary and source, as text for people."""
         values = ", ".join(f"{f.name}={getattr(self, f.name)!r}" for f in fields(self))
         return f"{self.name}({values}): {self.summary} [{self.source}]"
 
 
 @dataclass(frozen=True)
 class Intervention(Method, Callback):
-    """Base of all methods that act inside the model's forwards; `gaze.using` takes them.
+    """Base of methods that act inside the model's forwards; `gaze.using` takes them.
 
-    An intervention keeps no state: what it learns from a prompt goes into `context.state(self)`, which lives
-    as long as that generation. Therefore no result depends on the sample before.
+    An intervention keeps no state: what it computes from a prompt goes into `context.state(self)`, which
+    lives as long as that generation. No result therefore depends on the sample before.
     """
 
 
 @dataclass(frozen=True)
 class MultiPassMethod(Method):
-    """Base of all methods that ask the model several times, each time about other images or prompts.
+    """Base of methods that run the model several times per question, on other images or prompts.
 
-    They leave the forwards alone, so that interventions may be active around them.
+    They leave the forwards alone, so that interventions may be active around them. Use them with
+    `gaze.ask(..., method=...)`, or `answer` for their full results.
     """
 
-    def ask(
+    def answer(
         self,
         gaze: Gaze,
         images: Sequence[Images] | Images,
@@ -118,7 +121,7 @@ class MultiPassMethod(Method):
         progress: Callable[[int], None] | None = None,
         **generate_kwargs: Any,
     ) -> list[Any]:
-        """One result per question, in their order; `str` of a result is the answer.
+        """One result per question, in the same order; `str` of a result is the answer.
 
         Arguments and errors as for `Gaze.ask`.
         """
@@ -129,13 +132,13 @@ class MultiPassMethod(Method):
         for start in range(0, len(texts), batch_size):
             part = slice(start, start + batch_size)
             opened = [[open_image(image) for image in entry] for entry in entries[part]]
-            results += self.ask_batch(gaze, opened, texts[part], options)
+            results += self.answer_batch(gaze, opened, texts[part], options)
             if progress is not None:
                 progress(len(opened))
         return results
 
-    def ask_batch(
+    def answer_batch(
         self, gaze: Gaze, images: list[list[Image.Image]], questions: list[str], options: dict[str, Any]
     ) -> list[Any]:
-        """`ask` for one batch: per question its images, and the options of every `gaze.ask`."""
+        """The results for one batch: the images of each question, and options for `gaze.ask`."""
         raise NotImplementedError

@@ -1,33 +1,37 @@
-"""Which of the built-in methods cannot act together with default parameters, and why."""
+"""Which built-in methods cannot act together in one `gaze.using`, with default parameters, and why."""
 
 from __future__ import annotations
 
-_POLICY = "both redistribute the masses that the softmax gives"
-_ROWS = "they change the attention weights of different rows of the prompt"
-_ROWS_LATER = "where a prompt or a branch has no image, AD-HH selects rows of the answer, too"
-_SCORES = "their maps of the scores do not commute"
+from itertools import combinations
 
-_REDISTRIBUTE = ("adhh", "gift", "var")
+_MOVE_MASS = ("adhh", "gift", "var")
 _MAP_SCORES = ("hgai", "pai", "paint", "vaf")
-#: Edit every text row behind the image; the others those rows that predict the answer.
-_MANY_ROWS = ("vaf", "var")
+#: These edit every text row after the image; the others only the rows that predict the answer.
+_EDIT_QUESTION = ("vaf", "var")
 
 
-def _why(first: str, second: str) -> str | None:
+def _reason(first: str, second: str) -> str | None:
+    """Why two of the methods above cannot act together."""
     pair = {first, second}
-    if pair <= {*_REDISTRIBUTE}:
-        return _POLICY
+    if pair <= {*_MOVE_MASS}:
+        return "both redistribute the masses that the softmax gives"
     if pair <= {*_MAP_SCORES}:
-        return _SCORES
-    if len(pair & {*_MANY_ROWS}) == 1:
-        return _ROWS
-    return _ROWS_LATER if "adhh" in pair and pair & {*_MAP_SCORES} else None
+        return "their maps of the scores do not commute"
+    if len(pair & {*_EDIT_QUESTION}) == 1:
+        return "they change the attention weights of different rows of the prompt"
+    if "adhh" in pair and pair & {*_MAP_SCORES}:
+        return "where a prompt or a branch has no image, AD-HH also selects rows of the answer"
+    return None
 
 
-#: Pairs in alphabetical order.
-EXCLUSIVE: dict[tuple[str, str], str] = {
-    (first, second): why
-    for first in sorted({*_REDISTRIBUTE, *_MAP_SCORES})
-    for second in sorted({*_REDISTRIBUTE, *_MAP_SCORES})
-    if first < second and (why := _why(first, second)) is not None
+#: Reasons by pair of names; pairs and the names in them are in alphabetical order.
+INCOMPATIBLE: dict[tuple[str, str], str] = {
+    (first, second): reason
+    for first, second in combinations(sorted({*_MOVE_MASS, *_MAP_SCORES}), 2)
+    if (reason := _reason(first, second)) is not None
 }
+
+
+def why_incompatible(first: str, second: str) -> str | None:
+    """Why two built-in methods, by name and in any order, cannot act together; None where they can."""
+    return INCOMPATIBLE.get((min(first, second), max(first, second)))

@@ -1,4 +1,4 @@
-"""What contrastive decoding methods share: a worse context of the prompt, and logits that avoid it."""
+"""What methods of contrastive decoding share: a negative branch, and logits that move away from it."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ WITHOUT_IMAGE = "without image"
 
 @dataclass(frozen=True)
 class Contrastive(Intervention):
-    """Base of methods that decode away from a negative branch, a context in which the model sees less.
+    """Base of methods that contrast the user's logits with a negative branch, a context that shows less.
 
     scores = (1 + alpha) logits - alpha negative logits, and -inf where the user's own logits are more than
-    ln(1 / beta) below their maximum. `alpha = 0` switches the method off, the cut included.
+    ln(1 / beta) below their maximum, the plausibility constraint. `alpha = 0` switches off both.
 
     Class attributes:
-        needs_image: prompts without an image are left alone, also within a batch that has some.
+        needs_image: leave prompts without an image unchanged, also within a batch that has some.
     """
 
     needs_image: ClassVar[bool] = True
 
     alpha: NonNegativeFloat = field(
-        default=1.0, metadata={"help": "how far to move away from the negative branch (0: off)"}
+        default=1.0, metadata={"help": "strength of the contrast with the negative branch (0: off)"}
     )
     beta: Fraction = field(
-        default=0.1, metadata={"help": "cut tokens less likely than beta times the likeliest (0: none)"}
+        default=0.1, metadata={"help": "exclude tokens less likely than beta times the likeliest (0: none)"}
     )
 
     @property
@@ -46,7 +46,7 @@ class Contrastive(Intervention):
 
     @property
     def branch(self) -> str:
-        """Name of the negative branch: its content follows from these parameters alone."""
+        """Name of the negative branch; its content depends on these parameters alone."""
         parameters = self.to_dict().items()
         return " ".join(f"{key}={value!r}" for key, value in parameters if key not in ("alpha", "beta"))
 
@@ -66,23 +66,29 @@ class Contrastive(Intervention):
         if "branch" not in state:
             return None
         logits, negative = context.logits(), context.logits(state["branch"])
-        return away_from(logits, negative, self.alpha, self.beta, state["where"])
+        return contrast_logits(logits, negative, self.alpha, self.beta, state["where"])
 
 
-def away_from(
+def contrast_logits(
     logits: Tensor, negative: Tensor, alpha: float, beta: float, where: Tensor | None = None
 ) -> LogitsCombination:
-    """(1 + alpha) logits - alpha negative, [B, T, V], cut at `beta`; rows outside `where` [B, 1, 1] stay."""
+    """(1 + alpha) logits - alpha negative, [B, T, V], with the plausibility constraint `beta`.
+
+    Rows outside `where` [B, 1, 1] are left unchanged; None: there are none.
+    """
     if where is None:
         return LogitsCombination(1 + alpha, [(-alpha, negative)], plausibility=beta)
     weight = alpha * where.to(logits.device)
     return LogitsCombination(
-        1 + weight, [(-weight, negative)], plausibility=beta, plausibility_logits=cut_where(logits, where)
+        1 + weight,
+        [(-weight, negative)],
+        plausibility=beta,
+        plausibility_logits=logits_to_constrain(logits, where),
     )
 
 
-def cut_where(logits: Tensor, where: Tensor | None) -> Tensor | None:
-    """The logits that a cut reads: constant outside `where` [B, 1, 1], so that nothing is cut there."""
+def logits_to_constrain(logits: Tensor, where: Tensor | None) -> Tensor | None:
+    """Logits for the plausibility constraint: constant, so that it excludes nothing, outside `where`."""
     return None if where is None else logits.masked_fill(~where.to(logits.device), 0.0)
 
 

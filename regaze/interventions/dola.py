@@ -59,7 +59,7 @@ class DoLa(Intervention):
         default=None, metadata={"help": "candidate layers instead of a bucket; one: always that one"}
     )
     beta: Fraction = field(
-        default=0.1, metadata={"help": "cut tokens less likely than beta times the likeliest (0: none)"}
+        default=0.1, metadata={"help": "exclude tokens less likely than beta times the likeliest (0: none)"}
     )
     norm: bool = field(default=False, metadata={"help": "apply the final norm to early layers, too"})
     weight: NonNegativeFloat = field(

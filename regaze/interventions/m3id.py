@@ -12,7 +12,7 @@ from pydantic import NonNegativeFloat
 from torch import Tensor
 
 from regaze.interventions.base import Intervention
-from regaze.interventions.contrastive import WITHOUT_IMAGE, cut_where, has_image, rows_with_image
+from regaze.interventions.contrastive import WITHOUT_IMAGE, has_image, logits_to_constrain, rows_with_image
 from regaze.interventions.parameters import Fraction, PositiveFraction
 from regaze.toolkit.model.branches import without_image
 from regaze.toolkit.model.context import Context
@@ -84,7 +84,7 @@ class M3ID(Intervention):
         if where is not None:
             weight = weight * where.to(logits.device)
         cut = self.beta if self.as_released else 0.0
-        plausibility_logits = cut_where(logits, where) if cut else None
+        plausibility_logits = logits_to_constrain(logits, where) if cut else None
         return LogitsCombination(
             1.0 + weight,
             [(-weight, text_only)],

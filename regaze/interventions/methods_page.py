@@ -12,40 +12,39 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
-from regaze.interventions.compatibility import EXCLUSIVE
+from regaze.interventions.compatibility import INCOMPATIBLE
 from regaze.interventions.parameters import parameters_of
 from regaze.interventions.registry import BUILT_IN, VISION_TRANSFORMS
 
 #: Methods that are not here, and why.
 ABSENT = (
-    ("CCA", "Concentric position ids and mask: trained into the model, not an intervention on one that is."),
-    ("TAME", "Its released edit is one global sharpening of all scores, in prefill and decode differently."),
+    ("CCA", "Concentric position ids and mask: trained into a model, not applied to a trained one."),
+    ("TAME", "Its released edit sharpens all scores by one factor, differently in prefill and decode."),
     (
         "EAH",
-        "Copies one head's map over all heads of a layer at prefill, which is no part of an edit.",
+        "Copies one head's map to all heads of a layer at prefill, which an edit cannot express.",
     ),
     (
         "HALC",
-        "Needs an object detector and CLIP beside the model, and contrasts crops chosen by them.",
+        "Needs an object detector and CLIP, and contrasts crops chosen by them.",
     ),
     ("VTI", "Needs directions computed from 50 to 70 captioned images that are not released with it."),
     ("AttnReal", "No code and no threshold is published from which it could be rebuilt."),
     ("IKOD", "No code is published; how anchors and weights are chosen is not known."),
-    ("MODA", "A trained replacement of the attention: nothing without its weights."),
+    ("MODA", "A trained replacement of the attention, which needs its weights."),
 )
 
 INTRODUCTION = """# Methods
 
 *Written from the code by `python -m regaze.interventions.methods_page`; do not edit by hand.*
 
-Every method works in batches, with the key-value cache, and leaves no trace when its block ends. Roles of the
-tokens are read for the families of [models.md](models.md); for others give them with
-`gaze.using(..., tokens=...)`.
-Defaults are the papers'. Ranges of layers that were published for a model of 32 layers are scaled to the
-depth of yours unless you give your own. Where released code differs from its paper in a defined way,
-`as_released=True` gives the code's behaviour. Nothing here was copied from a release: all is written from
-equations and facts. Pass parameters as `--set name=value` on the command
-line, or to the class. [Write your own](new-method.md).
+Every method works in batches and with the key-value cache, and leaves the model unchanged after its block.
+Token roles are known for the families of [models.md](models.md); for others pass them with
+`gaze.using(..., tokens=...)`. Defaults are the papers'. Layer ranges that were published for a model of 32
+layers are scaled to the depth of your model unless you give your own. Where released code differs from its
+paper in a defined way, `as_released=True` gives the code's behaviour. Nothing here was copied from a release:
+everything is written from equations and facts. Pass parameters as `--set name=value` on the command line, or
+to the class. [Write your own](new-method.md).
 """
 
 VISION = """## Vision transforms
@@ -54,11 +53,11 @@ These transform a vision model used alone, within `with transform.applied(vision
 for `gaze.using` or `regaze evaluate`.
 """
 
-TOGETHER = """## Together
+COMBINING = """## Combining methods
 
-Methods act together in one `gaze.using(a, b)`: biases add up, gains multiply, contrasts add up, cuts
-intersect, whatever the order. A pair without a common meaning raises a `CompositionError` when the first
-layer asks for both. With default parameters these do, and no others:
+Methods act together in one `gaze.using(a, b)`, in any order: biases and contrasts add up, gains multiply,
+plausibility constraints intersect. A pair without a common meaning raises a `CompositionError` in the first
+layer that both edit. With default parameters these do, and no others:
 """
 
 
@@ -66,7 +65,7 @@ def page() -> str:
     """docs/methods.md as text."""
     methods = [_section(path, "##") for _, path in sorted(BUILT_IN.items())]
     transforms = [VISION, *(_section(path, "###") for _, path in sorted(VISION_TRANSFORMS.items()))]
-    return "\n".join([INTRODUCTION, _overview(), *methods, *transforms, _together(), _absent()])
+    return "\n".join([INTRODUCTION, _overview(), *methods, *transforms, _combining(), _absent()])
 
 
 def _overview() -> str:
@@ -90,9 +89,9 @@ def _section(path: str, heading: str) -> str:
     return "\n".join([*parts, _table(("parameter", "default", "allowed", "meaning"), rows)])
 
 
-def _together() -> str:
-    rows = [(" with ".join(f"`{name}`" for name in pair), why) for pair, why in EXCLUSIVE.items()]
-    return TOGETHER + "\n" + _table(("pair", "why"), rows)
+def _combining() -> str:
+    rows = [(" with ".join(f"`{name}`" for name in pair), why) for pair, why in INCOMPATIBLE.items()]
+    return COMBINING + "\n" + _table(("pair", "why"), rows)
 
 
 def _absent() -> str:
@@ -110,7 +109,7 @@ def _table(heading: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
 
 
 def main() -> None:
-    """Write the page where it belongs, or to the path given."""
+    """Write docs/methods.md, or the file given as argument."""
     root = Path(inspect.getfile(sys.modules["regaze"])).resolve().parent.parent
     path = Path(sys.argv[1]) if len(sys.argv) > 1 else root / "docs" / "methods.md"
     path.write_text(page(), encoding="utf-8")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from regaze.errors import UnsupportedModelError
 from regaze.interventions.base import Intervention
-from regaze.interventions.contrastive import WITHOUT_IMAGE, cut_where, has_image, rows_with_image
+from regaze.interventions.contrastive import WITHOUT_IMAGE, has_image, logits_to_constrain, rows_with_image
 from regaze.interventions.layer_ranges import LayerRange, resolve_range
 from regaze.interventions.parameters import Fraction
 from regaze.kernels import AttentionEdit, RowSelection
@@ -57,7 +57,7 @@ class PAI(Intervention):
         default=1.1, metadata={"help": "strength of the guidance (1: none)"}
     )
     beta: Fraction = field(
-        default=0.1, metadata={"help": "cut tokens less likely than beta times the likeliest (0: none)"}
+        default=0.1, metadata={"help": "exclude tokens less likely than beta times the likeliest (0: none)"}
     )
     layers: LayerRange | None = field(
         default=None,
@@ -130,7 +130,7 @@ class PAI(Intervention):
             return None
         logits, text_only = context.logits(), context.logits(WITHOUT_IMAGE)
         others = [(1.0 - self.gamma, text_only)]
-        plausibility_logits = cut_where(logits, state["where"])
+        plausibility_logits = logits_to_constrain(logits, state["where"])
         return LogitsCombination(
             self.gamma,
             others,

@@ -37,7 +37,7 @@ _REMEMBERED = 4096
 class MultiPass(Protocol):
     """A method that answers a question with several passes of its own (`interventions.MultiPassMethod`)."""
 
-    def ask(self, gaze: Gaze, images: Any, questions: Any, **options: Any) -> list[Any]: ...
+    def answer(self, gaze: Gaze, images: Any, questions: Any, **options: Any) -> list[Any]: ...
 
 
 def wrap(model: PreTrainedModel, processor: Any = None) -> Gaze:
@@ -132,12 +132,12 @@ class Gaze:
             InputError: as `inputs`. BadParameterError: options that give anything but one text per question.
         """
         if method is not None:
-            if not hasattr(method, "ask"):
+            if not hasattr(method, "answer"):
                 raise BadParameterError(
                     f"{method!r} acts inside forwards: write `with gaze.using(...):` around gaze.ask"
                 )
             options = {"system": system, "batch_size": batch_size, "progress": progress, **generate_kwargs}
-            return [str(answer) for answer in method.ask(self, images, questions, **options)]
+            return [str(answer) for answer in method.answer(self, images, questions, **options)]
         entries, questions = paired(images, questions)
         if batch_size < 1:
             raise BadParameterError(f"batch_size must be at least 1, got {batch_size}")
@@ -302,8 +302,8 @@ def _no_participant(given: Any) -> str:
     """Why something is nothing that acts inside forwards, and what to do."""
     if isinstance(given, type):
         return f"gaze.using takes interventions such as VAR(), got {given!r}; write it with parentheses"
-    if hasattr(given, "ask"):
-        return f"{given!r} asks in its own way: write gaze.ask(..., method={type(given).__name__}(...))"
+    if hasattr(given, "answer"):
+        return f"{given!r} answers in several passes: write gaze.ask(..., method={type(given).__name__}(...))"
     if hasattr(given, "applied"):
         name = type(given).__name__
         return f"{name} transforms a vision model used alone: write `with {name}(...).applied(vision_model):`"

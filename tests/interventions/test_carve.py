@@ -232,7 +232,7 @@ PICTURES = [picture(0), picture(1, 160, 112), picture(2, 100, 170)]
 
 
 def carved(gaze, carve: CARVE, which=slice(None), **options):
-    return carve.ask(gaze, PICTURES[which], QUESTIONS[which], **{"max_new_tokens": 5, **options})
+    return carve.answer(gaze, PICTURES[which], QUESTIONS[which], **{"max_new_tokens": 5, **options})
 
 
 def test_results_hold_everything_on_the_way(gaze):
@@ -312,14 +312,14 @@ def test_as_released_shows_both_images_and_asks_for_short_answers(gaze, monkeypa
         return plain_ask(images, questions, **{**options, "max_new_tokens": 2})
 
     monkeypatch.setattr(gaze, "ask", watched)
-    answers = CARVE.from_released(**SMALL).ask(gaze, PICTURES[:2], QUESTIONS[:2])
+    answers = CARVE.from_released(**SMALL).answer(gaze, PICTURES[:2], QUESTIONS[:2])
     assert [len(images[0]) for images, _, _ in asked] == [1, 1, 2]
     assert np.array_equal(np.asarray(asked[2][0][1][0]), np.asarray(PICTURES[1]))
     assert asked[2][0][1][1] is answers[1].refinement.image
     assert all(question.endswith(SHORT_ANSWER) for _, questions, _ in asked for question in questions)
     assert [tokens for _, _, tokens in asked] == [32, 2, 32]  # no more of a description than of the answer
     asked.clear()
-    CARVE(**SMALL).ask(gaze, PICTURES[:1], QUESTIONS[:1], max_new_tokens=3)
+    CARVE(**SMALL).answer(gaze, PICTURES[:1], QUESTIONS[:1], max_new_tokens=3)
     assert [len(images[0]) for images, _, _ in asked] == [1, 1, 1]
     assert asked[0][1] == asked[2][1] == QUESTIONS[:1]
 
@@ -346,7 +346,7 @@ def test_progress_and_single_questions(gaze):
     counts = []
     carved(gaze, CARVE(**SMALL), batch_size=2, progress=counts.append)
     assert counts == [2, 1]
-    (alone,) = CARVE(**SMALL).ask(gaze, PICTURES[0], QUESTIONS[0], max_new_tokens=5)
+    (alone,) = CARVE(**SMALL).answer(gaze, PICTURES[0], QUESTIONS[0], max_new_tokens=5)
     assert alone.answer == carved(gaze, CARVE(**SMALL), slice(0, 1))[0].answer
 
 
@@ -395,13 +395,16 @@ def test_what_carve_cannot_do(gaze):
     with pytest.raises(BadParameterError, match="beam"):
         carved(gaze, CARVE(**SMALL), num_beams=2)
     with pytest.raises(InputError, match="one image per question"):
-        CARVE(**SMALL).ask(gaze, [PICTURES[:2]], QUESTIONS[:1])
+        CARVE(**SMALL).answer(gaze, [PICTURES[:2]], QUESTIONS[:1])
     with pytest.raises(InputError, match="one image per question"):
-        CARVE(**SMALL).ask(gaze, [None], QUESTIONS[:1])
+        CARVE(**SMALL).answer(gaze, [None], QUESTIONS[:1])
     with pytest.raises(InputError, match="3 images for 1 questions"):
-        CARVE(**SMALL).ask(gaze, PICTURES, QUESTIONS[:1])
-    with pytest.raises(BadParameterError, match="asks in its own way"), gaze.using(CARVE()):
+        CARVE(**SMALL).answer(gaze, PICTURES, QUESTIONS[:1])
+    with (
+        pytest.raises(BadParameterError, match=r"several passes: write gaze\.ask\(\.\.\., method=CARVE"),
+        gaze.using(CARVE()),
+    ):
         pass
     text = regaze.wrap(tiny_llama(), llava_processor().tokenizer)
     with pytest.raises(InputError, match="text-only"):
-        CARVE(layers=(1, 1)).ask(text, PICTURES[:1], QUESTIONS[:1])
+        CARVE(layers=(1, 1)).answer(text, PICTURES[:1], QUESTIONS[:1])

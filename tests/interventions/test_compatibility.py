@@ -12,7 +12,7 @@ from paths import DOCS
 import regaze
 from regaze.errors import CompositionError
 from regaze.interventions import EViT, methods_page
-from regaze.interventions.compatibility import EXCLUSIVE
+from regaze.interventions.compatibility import INCOMPATIBLE, why_incompatible
 from regaze.interventions.registry import default_methods, load_methods
 
 #: What a random model of six layers needs so that a method edits something in it.
@@ -58,6 +58,12 @@ def test_the_page_of_methods_is_up_to_date():
     assert (DOCS / "methods.md").read_text(encoding="utf-8") == methods_page.page()
 
 
+def test_a_reason_is_found_in_either_order():
+    for (first, second), reason in INCOMPATIBLE.items():
+        assert why_incompatible(first, second) == why_incompatible(second, first) == reason
+    assert why_incompatible("vcd", "var") is None
+
+
 @pytest.mark.parametrize("name", RUNNABLE)
 def test_every_method_changes_the_logits_and_leaves_no_trace(gaze, inputs, name):
     plain = logits_of(gaze.model, inputs, tokens=3)
@@ -81,7 +87,7 @@ def test_every_pair_works_in_either_order_or_raises(gaze, inputs, first):
                     outcomes.append(logits_of(gaze.model, inputs, tokens=2))
             except CompositionError as error:
                 outcomes.append(str(error))
-        if (first, second) in EXCLUSIVE:
+        if why_incompatible(first, second):
             assert all(isinstance(outcome, str) for outcome in outcomes), (first, second)
             continue
         assert not any(isinstance(outcome, str) for outcome in outcomes), (first, second, outcomes)

@@ -151,7 +151,7 @@ def test_without_penalty_it_is_the_beam_search_of_transformers(gaze, text, optio
     for model, image in ((gaze, [picture(1)]), (text, [])):
         ids, score = stock(model, image, QUESTION, beams, **options)
         for method in (identity, loop):
-            (found,) = method.ask(model, [image], [QUESTION], **options)
+            (found,) = method.answer(model, [image], [QUESTION], **options)
             assert list(found.ids) == ids
             assert found.score == pytest.approx(score, abs=2e-5)
 
@@ -295,7 +295,7 @@ def test_equals_a_search_by_full_forwards(gaze, text, eager, kind, rules, limit)
     rules, images = OPERA(**rules), [picture(1)] if kind == "image" else []
     model, ends = (gaze if kind == "image" else text), (45,)
     (score, ids), went_back = Naive(model, eager[kind], images, QUESTION, rules, limit, ends).run()
-    (found,) = rules.ask(model, [images], [QUESTION], max_new_tokens=limit, eos_token_id=list(ends))
+    (found,) = rules.answer(model, [images], [QUESTION], max_new_tokens=limit, eos_token_id=list(ends))
     assert found.ids == ids
     assert found.score == pytest.approx(score, rel=1e-4, abs=1e-4)
     assert list(found.rollbacks) == went_back
@@ -345,7 +345,7 @@ def planted(monkeypatch, column: int):
 def run(gaze, rules, limit, monkeypatch, column):
     planted.prompt = gaze.inputs([None], [QUESTION])["input_ids"].shape[1]
     planted(monkeypatch, column)
-    (found,) = rules.ask(gaze, None, QUESTION, max_new_tokens=limit, eos_token_id=[])
+    (found,) = rules.answer(gaze, None, QUESTION, max_new_tokens=limit, eos_token_id=[])
     return found
 
 
@@ -387,7 +387,7 @@ def test_no_way_back(text, monkeypatch, changes):
 
 def test_the_penalty_decides_among_candidates(text, monkeypatch):
     """The likeliest first token is out where its row makes a strong column; nothing else changes it."""
-    plain = OPERA(num_beams=1, penalty_weight=0.0).ask(text, None, QUESTION, max_new_tokens=1)[0]
+    plain = OPERA(num_beams=1, penalty_weight=0.0).answer(text, None, QUESTION, max_new_tokens=1)[0]
     taken = LastLayerAttention.take
 
     def instead(self):
@@ -398,8 +398,8 @@ def test_the_penalty_decides_among_candidates(text, monkeypatch):
     monkeypatch.setattr(LastLayerAttention, "take", instead)
     weak = OPERA(num_beams=1, reward_tokens=0, penalty_weight=1e-9)
     strong = OPERA(num_beams=1, reward_tokens=0)
-    assert weak.ask(text, None, QUESTION, max_new_tokens=1)[0].ids == plain.ids
-    assert strong.ask(text, None, QUESTION, max_new_tokens=1)[0].ids != plain.ids
+    assert weak.answer(text, None, QUESTION, max_new_tokens=1)[0].ids == plain.ids
+    assert strong.answer(text, None, QUESTION, max_new_tokens=1)[0].ids != plain.ids
 
 
 # Asking -------------------------------------------------------------------------------------------------
@@ -408,8 +408,10 @@ def test_the_penalty_decides_among_candidates(text, monkeypatch):
 def test_a_batch_is_its_singles(gaze):
     rules = OPERA(**EAGER)
     images, questions = [[picture(1)], [picture(2), picture(3)], []], [QUESTION, "What?", "Describe it."]
-    together = rules.ask(gaze, images, questions, max_new_tokens=6)
-    alone = [rules.ask(gaze, [i], [q], max_new_tokens=6)[0] for i, q in zip(images, questions, strict=True)]
+    together = rules.answer(gaze, images, questions, max_new_tokens=6)
+    alone = [
+        rules.answer(gaze, [i], [q], max_new_tokens=6)[0] for i, q in zip(images, questions, strict=True)
+    ]
     assert [(a.ids, a.score, a.rollbacks) for a in together] == [(a.ids, a.score, a.rollbacks) for a in alone]
     assert gaze.ask(images, questions, method=rules, max_new_tokens=6) == [str(a) for a in together]
 
@@ -449,15 +451,15 @@ def test_errors(gaze):
             OPERA(**wrong)
     ask = (gaze, None, QUESTION)
     with pytest.raises(BadParameterError, match="OPERA\\(num_beams="):
-        OPERA().ask(*ask, num_beams=3)
+        OPERA().answer(*ask, num_beams=3)
     with pytest.raises(BadParameterError, match=r"temperature=0\.5"):
-        OPERA().ask(*ask, temperature=0.5)
+        OPERA().answer(*ask, temperature=0.5)
     with pytest.raises(BadParameterError, match="max_new_tokens must be at least 1"):
-        OPERA().ask(*ask, max_new_tokens=0)
+        OPERA().answer(*ask, max_new_tokens=0)
     with pytest.raises(CompositionError, match=r"outside gaze\.using"), gaze.using(small_var()):
-        OPERA().ask(*ask)
+        OPERA().answer(*ask)
     with pytest.raises(CompositionError, match=r"outside gaze\.using"), gaze.recording():
-        OPERA().ask(*ask)
+        OPERA().answer(*ask)
 
 
 def test_rows_keep_the_positions_of_rotary_embeddings_with_several_axes():

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from regaze.interventions.base import Intervention
-from regaze.interventions.contrastive import away_from
+from regaze.interventions.contrastive import contrast_logits
 from regaze.toolkit.model.context import Context
 from regaze.toolkit.model.logits import combine
 from regaze.toolkit.model.stack import Branch, Stack
@@ -33,7 +33,7 @@ def inputs_of(gaze: Any, rows: range | slice = slice(None)) -> Any:
 
 def scores(main, negative, alpha, beta, where=None):
     """Contrastive logits: away from `negative`, cut at `beta`."""
-    return combine(main, [away_from(main, negative, alpha, beta, where)])
+    return combine(main, [contrast_logits(main, negative, alpha, beta, where)])
 
 
 def assert_same_scores(got: Tensor, want: Tensor, tolerance: float = 1e-4) -> None:

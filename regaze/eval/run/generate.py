@@ -58,7 +58,7 @@ class AnswerGenerator:
         self.sharing = PrefixSharing(gaze, condition.method, condition.generate_kwargs)
         if not share_prefix:
             self.sharing.obstacle = "it was switched off"
-        self._is_multi_pass = hasattr(condition.method, "ask")
+        self._is_multi_pass = hasattr(condition.method, "answer")
         if condition.is_sampled and self._is_multi_pass:
             # It samples several times, and how often depends on the longest answer in the batch.
             self.batch_size = 1

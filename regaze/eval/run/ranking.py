@@ -44,7 +44,7 @@ def most_likely_options(
 
 def check_method(method: Any) -> None:
     """Raise BadParameterError for a method under which there are no likelihoods."""
-    if hasattr(method, "ask"):
+    if hasattr(method, "answer"):
         name = method.to_dict().get("method", "the method")
         raise BadParameterError(
             f"{name} asks in its own way, so that it has no likelihoods to rank answers by"

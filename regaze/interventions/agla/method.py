@@ -18,7 +18,7 @@ from regaze.errors import InputError, UnsupportedModelError
 from regaze.interventions.agla.black_out import Mask, black_out
 from regaze.interventions.agla.itm_gradcam import Relevance, blip_relevance
 from regaze.interventions.base import Intervention
-from regaze.interventions.contrastive import cut_where, has_image, rows_with_image
+from regaze.interventions.contrastive import has_image, logits_to_constrain, rows_with_image
 from regaze.interventions.parameters import Fraction
 from regaze.toolkit.model.branches import with_media
 from regaze.toolkit.model.context import Context
@@ -123,7 +123,7 @@ class AGLA(Intervention):
             shared = self.as_released and context.step > 0
             others = [(weight, logits if shared else context.logits(self.branch))]
         return LogitsCombination(
-            others=others, plausibility=self.beta, plausibility_logits=cut_where(logits, where)
+            others=others, plausibility=self.beta, plausibility_logits=logits_to_constrain(logits, where)
         )
 
     def masked(self, context: Context) -> Tensor:

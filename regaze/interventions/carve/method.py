@@ -150,7 +150,7 @@ class CARVE(MultiPassMethod):
 
     # Asking -------------------------------------------------------------------------------------------
 
-    def ask_batch(
+    def answer_batch(
         self, gaze: Gaze, images: list[list[Image.Image]], questions: list[str], options: dict[str, Any]
     ) -> list[CarveAnswer]:
         """Three generations about the one image of each question.

@@ -114,7 +114,7 @@ class OPERA(MultiPassMethod):
         """These parameters as the search takes them."""
         return SearchRules(**asdict(self))
 
-    def ask_batch(
+    def answer_batch(
         self, gaze: Gaze, images: list[list[Image.Image]], questions: list[str], options: dict[str, Any]
     ) -> list[OperaAnswer]:
         """One search per question; the questions of a batch are searched one after another.

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from regaze.errors import BadParameterError, InputError
 from regaze.interventions.base import Intervention
-from regaze.interventions.contrastive import WITHOUT_IMAGE, cut_where, has_image, rows_with_image
+from regaze.interventions.contrastive import WITHOUT_IMAGE, has_image, logits_to_constrain, rows_with_image
 from regaze.interventions.layer_ranges import LayerRange, resolve_range
 from regaze.interventions.parameters import Fraction
 from regaze.kernels import AttentionEdit, RowSelection
@@ -169,7 +169,7 @@ class PAINT(Intervention):
         if "where" not in state:
             return None
         logits, text_only = context.logits(), context.logits(WITHOUT_IMAGE)
-        plausibility_logits = cut_where(logits, state["where"])
+        plausibility_logits = logits_to_constrain(logits, state["where"])
         return LogitsCombination(
             self.gamma, [(1.0 - self.gamma, text_only)], True, self.cut, plausibility_logits
         )

@@ -1,4 +1,4 @@
-"""`inspect_model`: what regaze would do with a model, told from its configuration and its processor."""
+"""`inspect_model`: what works with a model, from its configuration and its processor alone."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Inspection:
         windows: layers that see a sliding window only, and its width in tokens.
         implementation: the attention that the model runs now.
         image_token_ids: ids of the tokens that carry an image's content.
-        unsupported: what does not work, a sentence each.
+        unsupported: what does not work, one sentence each.
     """
 
     model_type: str
@@ -49,10 +49,10 @@ class Inspection:
 
 
 def inspect_model(model: PreTrainedModel) -> Inspection:
-    """Look at a model, which may be on the "meta" device; it is not changed and does not run."""
+    """Inspect a model, which may be on the "meta" device; it is not changed and does not run."""
     family = family_of(model.config)
     host = family.hook_target(model)
-    config, places = compat.text_config(host), _places(host)
+    config, sites = compat.text_config(host), _sites(host)
     types, window = getattr(config, "layer_types", None) or (), getattr(config, "sliding_window", None)
     slides = tuple(i for i, kind in enumerate(types) if "sliding" in kind or "chunked" in kind)
     heads = config.num_attention_heads
@@ -61,27 +61,27 @@ def inspect_model(model: PreTrainedModel) -> Inspection:
         model_class=type(model).__name__,
         family=family.name,
         layers=config.num_hidden_layers,
-        attention_layers=tuple(sorted(p.layer for p in places if not p.cross)),
-        cross_layers=tuple(sorted(p.layer for p in places if p.cross)),
+        attention_layers=tuple(sorted(site.layer for site in sites if not site.cross)),
+        cross_layers=tuple(sorted(site.layer for site in sites if site.cross)),
         heads=heads,
         kv_heads=getattr(config, "num_key_value_heads", None) or heads,
         head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
         windows=(slides, window if slides else None),
         implementation=compat.current_attention(host),
         image_token_ids=family.image_token_ids,
-        unsupported=tuple(_unsupported(host, family, places)),
+        unsupported=tuple(_unsupported(host, family, sites)),
     )
 
 
-def _places(model: PreTrainedModel) -> list[compat.AttentionSite]:
+def _sites(model: PreTrainedModel) -> list[compat.AttentionSite]:
     try:
         return list(compat.attention_modules(model).values())
     except (AttributeError, NotImplementedError, RegazeError):
         return []
 
 
-def _unsupported(model: PreTrainedModel, family: Family, places: list[compat.AttentionSite]) -> list[str]:
-    """Each thing that a block would refuse, in the words of its error."""
+def _unsupported(model: PreTrainedModel, family: Family, sites: list[compat.AttentionSite]) -> list[str]:
+    """Each thing that an open block would refuse, as its error message says."""
     found, before = [], compat.current_attention(model)
     try:
         compat.set_attention(model, compat.IMPLEMENTATION)
@@ -89,7 +89,7 @@ def _unsupported(model: PreTrainedModel, family: Family, places: list[compat.Att
         found.append(str(error))
     finally:
         compat.set_attention(model, before)
-    if not places:
+    if not sites:
         found.append("regaze reaches no attention module of this model: nothing can be edited or recorded")
     if isinstance(family, UnknownFamily):
         found.append(
@@ -97,28 +97,28 @@ def _unsupported(model: PreTrainedModel, family: Family, places: list[compat.Att
         )
     if family.is_guess:
         found.append("the places of image tokens are a guess: each run of them as one square image")
-    if any(place.cross for place in places):
+    if any(site.cross for site in sites):
         found.append(
             "methods that edit image tokens of the prompt or run second contexts: images (or sound) are seen "
             "through cross-attention, where recordings and methods that edit cross-attention work"
         )
     config = compat.text_config(model)
-    missing = config.num_hidden_layers - len({place.layer for place in places})
-    if places and missing:
+    missing = config.num_hidden_layers - len({site.layer for site in sites})
+    if sites and missing:
         found.append(f"{missing} of {config.num_hidden_layers} layers have no attention, and are left alone")
     return found
 
 
 @dataclass(frozen=True)
 class Span:
-    """Neighbouring tokens of one role. `text` is what they say; of image tokens, how many there are."""
+    """Consecutive tokens of one role, and their text; for image tokens, how many there are."""
 
     role: Role
     text: str
 
 
 def read_prompt(gaze: Gaze, image: ImageLike | None, question: str) -> tuple[list[View], list[Span]]:
-    """What an image's tokens show, and the prompt by roles; the model does not run.
+    """The views of the image of a prompt, and its tokens by role; the model does not run.
 
     Raises:
         InputError, UnsupportedModelError: the prompt cannot be built or read.

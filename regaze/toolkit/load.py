@@ -32,7 +32,7 @@ def load(name_or_path: str, *, trust_remote_code: bool = False, **kwargs: Any) -
     Args:
         name_or_path: "demo" for the bundled model (in fp32 unless `dtype` says otherwise), a hub id, or a
             folder.
-        trust_remote_code: run code that comes with the model; off unless asked for.
+        trust_remote_code: run code that comes with the model.
         kwargs: passed to `from_pretrained` of the model (dtype, device_map, quantization_config, revision).
 
     Returns:
@@ -44,7 +44,7 @@ def load(name_or_path: str, *, trust_remote_code: bool = False, **kwargs: Any) -
     """
     source = _source(name_or_path)
     if name_or_path == "demo":
-        # It ships in bf16, which small matrices on a CPU do not profit from.
+        # It ships in bf16, which does not speed up small matrices on a CPU.
         kwargs.setdefault("dtype", torch.float32)
     shared: dict[str, Any] = {
         "trust_remote_code": trust_remote_code,
@@ -58,11 +58,13 @@ def load(name_or_path: str, *, trust_remote_code: bool = False, **kwargs: Any) -
     return model.eval(), processor
 
 
-def outline(name_or_path: str, *, trust_remote_code: bool = False) -> tuple[PreTrainedModel, Any]:
-    """As `load`, without weights: the model is on the "meta" device, its processor None if it has none.
+def load_without_weights(
+    name_or_path: str, *, trust_remote_code: bool = False
+) -> tuple[PreTrainedModel, Any]:
+    """As `load`, with the model on the "meta" device; the processor is None where there is none.
 
     Raises:
-        ModelNotFoundError: there is no configuration, or none that transformers can build a model from.
+        ModelNotFoundError: transformers finds no configuration, or cannot build a model from it.
     """
     source, shared = _source(name_or_path), {"trust_remote_code": trust_remote_code}
     with _refusing(name_or_path, {}):
@@ -72,7 +74,7 @@ def outline(name_or_path: str, *, trust_remote_code: bool = False) -> tuple[PreT
             model = model_class.from_config(config, **shared)
     try:
         processor = processor_class.from_pretrained(source, **shared)
-    except Exception:  # a folder with a configuration alone; whoever needs the processor says so
+    except Exception:  # a folder with a configuration alone; code that needs the processor says so
         processor = None
     return model.eval(), processor
 
@@ -94,7 +96,7 @@ def _source(name_or_path: str) -> str:
 
 @contextmanager
 def _refusing(name_or_path: str, kwargs: dict[str, Any]) -> Iterator[None]:
-    """What transformers raises for models that are not there, and for options that they do not take."""
+    """Turn what transformers raises for missing models and wrong options into our errors."""
     try:
         yield
     except (OSError, ValueError, KeyError, SafetensorError) as error:
@@ -109,5 +111,5 @@ def _refusing(name_or_path: str, kwargs: dict[str, Any]) -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    """First line of what transformers says, which can be long."""
+    """First line of the message of transformers, which can be long."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,4 +1,4 @@
-"""`wrap`: a handle on a transformers model, to ask it, edit its attention and record it."""
+"""`wrap`: a handle on a transformers model that asks it, edits its attention and records it."""
 
 from __future__ import annotations
 
@@ -29,9 +29,8 @@ from regaze.toolkit.record.recorder import Recorder
 
 Images = ImageLike | Sequence[ImageLike] | None
 
-#: Prompts built by `inputs` whose exact roles are remembered, so that `model.generate(**inputs)` finds them
-#: again.
-_REMEMBERED = 4096
+#: Prompts built by `inputs` whose exact roles are kept for `model.generate(**inputs)`.
+_MAX_BUILT_PROMPTS = 4096
 
 
 class MultiPass(Protocol):
@@ -44,8 +43,8 @@ def wrap(model: PreTrainedModel, processor: Any = None) -> Gaze:
     """A handle on `model`; the model itself is not changed.
 
     Args:
-        model: any transformers model whose language part goes through the attention interface. Of what
-            `torch.compile` or PEFT made of one, the handle's `model` is the one inside: run either.
+        model: any transformers model whose language part uses the attention interface. For a model wrapped
+            by `torch.compile` or PEFT, the handle's `model` is the inner one; run either.
         processor: its processor (or tokenizer for a text model); needed to build prompts and to read roles.
     """
     inner = compat.unwrapped(model)
@@ -61,10 +60,11 @@ class Gaze:
     def __init__(self, model: PreTrainedModel, processor: Any = None):
         self.model, self.processor = model, processor
         self.family = family_of(model.config)
-        self.host = self.family.hook_target(model)  # the part that regaze takes hold of
+        self.host = self.family.hook_target(model)  # the part whose attention is edited
         self.reader = PromptReader(processor, self.family)
-        self._known: OrderedDict[tuple[int, ...], PromptTokens] = OrderedDict()
-        self._ambiguous: set[tuple[int, ...]] = set()  # of those: only the images' sizes tell their grids
+        self._built: OrderedDict[tuple[int, ...], PromptTokens] = OrderedDict()
+        #: Of those, prompts that were built with images of different shapes.
+        self._ambiguous: set[tuple[int, ...]] = set()
         self._recorder: Recorder | None = None
 
     # Asking -------------------------------------------------------------------------------------------
@@ -118,18 +118,18 @@ class Gaze:
         method: MultiPass | None = None,
         **generate_kwargs: Any,
     ) -> list[str]:
-        """Answers of the model, greedy unless `generate_kwargs` say otherwise, in the questions' order.
+        """Answers of the model in the order of the questions; greedy by default.
 
         Args:
             images, questions, system: as for `inputs`.
-            batch_size: questions that are answered at once, left-padded; it does not change the answers.
+            batch_size: questions per batch, left-padded; it does not change the answers.
             progress: called with the number of answers after each batch.
-            method: asks in its own way, several times and about other images (CARVE). Its own `ask` gives
-                what lies between, too; interventions of `using` are active in all it asks.
+            method: answers with several passes of its own, about other images too. Its own `ask` also
+                returns the intermediate results. Interventions of `using` act in every pass.
             generate_kwargs: passed to `model.generate`; max_new_tokens is 128 by default.
 
         Raises:
-            InputError: as `inputs`. BadParameterError: options that give anything but one text per question.
+            InputError: as `inputs`. BadParameterError: options that return other than one text per question.
         """
         if method is not None:
             if not hasattr(method, "answer"):
@@ -167,7 +167,7 @@ class Gaze:
         return answers
 
     def seen(self, image: ImageLike) -> Image.Image:
-        """The image as the model receives it, resized and cropped, for drawing maps over it."""
+        """The image as the model receives it, resized and cropped: the background of maps."""
         processor = getattr(self.processor, "image_processor", None)
         if processor is None:
             raise InputError("this model has no image processor, so it sees no images")
@@ -179,19 +179,19 @@ class Gaze:
     def using(self, *interventions: Callback, tokens: TokenMap | None = None) -> Iterator[Gaze]:
         """Apply interventions to every forward of the model inside the block.
 
-        Several interventions act together, first given first; blocks nest, outer before inner. On exit, also
-        by an exception, the model is as before.
+        Several interventions act together, in the given order; blocks nest, outer before inner. On exit, also
+        after an exception, the model is as before.
 
         Args:
             interventions: see `regaze.interventions`.
-            tokens: roles of the prompts, for inputs that regaze cannot read itself.
+            tokens: roles of the prompts, where regaze cannot read them from the inputs.
         """
         _check_map(tokens)
         for intervention in interventions:
             if not isinstance(intervention, Callback):
-                raise BadParameterError(_no_participant(intervention))
+                raise BadParameterError(_not_a_callback(intervention))
         if len({id(intervention) for intervention in interventions}) < len(interventions):
-            raise BadParameterError("gaze.using was given the same object twice; what it keeps would mix")
+            raise BadParameterError("gaze.using was given the same object twice; its state would be mixed up")
         session = Session(interventions, tokens, self._read, self.reader)
         open_session(self.host, session, self.model)
         try:
@@ -206,7 +206,7 @@ class Gaze:
         The record is complete when the block ends.
 
         Raises:
-            RecordingError: something asked for cannot be recorded, or was not.
+            RecordingError: a requested statistic cannot be recorded, or was not.
         """
         _check_map(tokens)
         chosen = RecordOptions.for_model(self.model, **options)
@@ -232,9 +232,9 @@ class Gaze:
     # Roles --------------------------------------------------------------------------------------------
 
     def tokens(self, inputs: Any) -> TokenMap:
-        """Roles of a batch: what the processor returned, with input_ids [B, L] and attention_mask if padded.
+        """Roles of a batch from the processor: input_ids [B, L], and attention_mask where it is padded.
 
-        For a vision model used alone, its pixel_values [B, 3, H, W].
+        For a vision model used alone: pixel_values [B, 3, H, W].
 
         Raises:
             InputError, UnsupportedModelError: the prompts cannot be read.
@@ -258,14 +258,14 @@ class Gaze:
         samples = []
         for row, shown in zip(ids, visible, strict=True):
             key = tuple(row[shown].tolist())
-            known = self._known.get(key)
-            if known is None:
-                known = self.reader.read(key, media)
-            elif self.family.media_inputs and (complete or key in self._ambiguous):  # see `_remember`
+            sample = self._built.get(key)
+            if sample is None:
+                sample = self.reader.read(key, media)
+            elif self.family.media_inputs and (complete or key in self._ambiguous):  # read the grids
                 layout = self.family.read_layout(key, media)
                 places = tuple(layout.view), tuple(layout.cell), tuple(layout.views)
-                known = PromptTokens(known.roles, *places)
-            samples.append(known)
+                sample = PromptTokens(sample.roles, *places)
+            samples.append(sample)
         return TokenMap.from_samples(samples, visible)
 
     def _remember(self, prompts: Sequence[Prompt], batch: BatchFeature) -> None:
@@ -275,17 +275,17 @@ class Gaze:
             try:
                 sample = self.reader.roles(prompt, key, media)
             except RegazeError:
-                return  # asking needs no roles; what needs them reads the ids and says what is missing
-            if self._known.get(key, sample) != sample:  # the same ids show images of another shape
+                return  # asking needs no roles; `tokens` reads the ids again and raises the reason
+            if self._built.get(key, sample) != sample:  # the same ids show images of another shape
                 self._ambiguous.add(key)
-            self._known[key] = sample
-            self._known.move_to_end(key)
-        while len(self._known) > _REMEMBERED:
-            self._ambiguous.discard(self._known.popitem(last=False)[0])
+            self._built[key] = sample
+            self._built.move_to_end(key)
+        while len(self._built) > _MAX_BUILT_PROMPTS:
+            self._ambiguous.discard(self._built.popitem(last=False)[0])
 
 
 def _visible(ids: Tensor, attention_mask: Tensor | None) -> Tensor:
-    """Which tokens are no padding, [B, L] bool on the CPU."""
+    """[B, L] bool on the CPU, False for padding."""
     if attention_mask is None or attention_mask.shape != ids.shape:
         return torch.ones_like(ids, dtype=torch.bool, device="cpu")
     return attention_mask.cpu().bool()
@@ -298,8 +298,8 @@ def _check_map(tokens: Any) -> None:
         )
 
 
-def _no_participant(given: Any) -> str:
-    """Why something is nothing that acts inside forwards, and what to do."""
+def _not_a_callback(given: Any) -> str:
+    """Why an object cannot act inside forwards, and what to do."""
     if isinstance(given, type):
         return f"gaze.using takes interventions such as VAR(), got {given!r}; write it with parentheses"
     if hasattr(given, "answer"):

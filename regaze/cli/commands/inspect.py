@@ -13,7 +13,7 @@ from regaze.cli.pictures import find_image
 from regaze.errors import InputError
 from regaze.toolkit import wrap
 from regaze.toolkit.inspect import Inspection, Span, inspect_model, read_prompt
-from regaze.toolkit.load import outline
+from regaze.toolkit.load import load_without_weights
 from regaze.toolkit.plot import ROLE_COLOURS
 from regaze.toolkit.prompts.token_map import View
 
@@ -33,16 +33,16 @@ def inspect(
     Loads no weights: a configuration is enough, and a processor for --image and --prompt.
     """
     models.quiet_libraries()
-    outlined, processor = outline(model, trust_remote_code=trust_remote_code)
+    skeleton, processor = load_without_weights(model, trust_remote_code=trust_remote_code)
     out = console.stdout()
-    out.print(_table(inspect_model(outlined)))
+    out.print(_table(inspect_model(skeleton)))
     if image is None and prompt is None:
         return
     if processor is None:
         raise InputError(f"{model} has no processor to build a prompt with; leave out --image and --prompt")
     path = None if image is None else find_image(image)
     question = "What is in the image?" if prompt is None else prompt
-    views, spans = read_prompt(wrap(outlined, processor), path, question)
+    views, spans = read_prompt(wrap(skeleton, processor), path, question)
     for view in views:
         out.print(_view_line(view), markup=False)
     for text in _coloured(spans) if out.color_system else _lines(spans):

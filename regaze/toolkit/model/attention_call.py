@@ -1,4 +1,4 @@
-"""`AttentionCall`: what one layer's attention was called with, and its weights a block of rows at a time."""
+"""`AttentionCall`: the arguments of one layer's attention, and its weights a block of rows at a time."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ CPU_BLOCK_ELEMENTS = 1 << 21
 
 @dataclass(frozen=True, eq=False)
 class AttentionCall:
-    """One call of a layer's attention, shown to callbacks with `needs_attention`.
+    """One call of a layer's attention, shown to callbacks with `on_attention`.
 
     Attributes:
         query: [B, Hq, Lq, D]. key: [B, Hkv, Lk, D]. value: [B, Hkv, Lk, Dv].
-        output: [B, Lq, Hq, Dv], what the layer goes on with: part of its autograd graph, if there is one.
-        edit: what was done to the layer; neutral where nothing was.
+        output: [B, Lq, Hq, Dv], what the layer uses: part of its autograd graph, if there is one.
+        edit: of the layer; neutral where there is none.
         options: mask, scaling, is_causal, softcap and sinks, as `regaze.kernels.attend` takes them.
     """
 
@@ -36,7 +36,7 @@ class AttentionCall:
 
     @cached_property
     def causal(self) -> bool:
-        """Whether no row sees a key behind its own. Reads the mask once: it waits for the device."""
+        """Whether no row sees a key after its own. Reads the mask once, which waits for the device."""
         mask, queries = self.options["mask"], self.query.shape[2]
         if queries != self.key.shape[2] or self.edit.unmask:
             return False
@@ -46,7 +46,7 @@ class AttentionCall:
         return not bool(visible.triu(1).any())
 
     def blocks(self) -> list[slice]:
-        """All query rows, in blocks whose weights fit a fixed budget."""
+        """All query rows, in blocks whose weights fit a fixed budget of memory."""
         batch, heads, rows = self.query.shape[:3]
         budget = CPU_BLOCK_ELEMENTS if self.query.device.type == "cpu" else BLOCK_ELEMENTS
         size = max(1, budget // (batch * heads * self.key.shape[2]))

@@ -20,7 +20,7 @@ from regaze.toolkit.prompts.token_map import Role, TokenMap
 
 
 def without_image(context: Context) -> Branch:
-    """The same prompt without its image tokens: they are hidden from the model and hold no position."""
+    """The same prompt without its image tokens: they are masked and take up no position."""
     image = context.tokens.mask(Role.IMAGE)
     if not image.any():
         raise InputError("a branch without the image was asked for, but no prompt has an image")
@@ -31,9 +31,9 @@ def without_image(context: Context) -> Branch:
 
 
 def without_tokens(context: Context, dropped: Tensor) -> Branch:
-    """The same prompt without some tokens, [B, L] bool; the rest moves together as if they had never been.
+    """The same prompt without the tokens `dropped` [B, L] bool.
 
-    Hiding them in the attention mask and counting positions over the rest is the same as cutting them out.
+    They are masked, and positions count the other tokens: that is the same as deleting them.
     """
     visible = context.visible & ~dropped
     inputs = {"attention_mask": visible.to(context.device).long()}
@@ -41,7 +41,7 @@ def without_tokens(context: Context, dropped: Tensor) -> Branch:
 
 
 def with_media(context: Context, **media: Tensor) -> Branch:
-    """The same prompt about other pixels: media arguments by name, in the shape of the user's."""
+    """The same prompt about other pixels: media arguments by name, of the shapes of the user's."""
     for name, tensor in media.items():
         given = context.inputs.get(name)
         if not isinstance(given, Tensor) or given.shape != tensor.shape:
@@ -51,7 +51,11 @@ def with_media(context: Context, **media: Tensor) -> Branch:
 
 
 def with_prompts(context: Context, prompts: Sequence[Sequence[int]], tokens: TokenMap) -> Branch:
-    """Other prompts about the same images: token ids of each, unpadded, and their roles, padded on the left.
+    """Other prompts about the same images.
+
+    Args:
+        prompts: token ids of each of the B prompts, unpadded.
+        tokens: their roles, padded on the left.
 
     Raises:
         InputError: an image token is missing or too many; the user's prompts are padded on the right.
@@ -72,7 +76,7 @@ def with_prompts(context: Context, prompts: Sequence[Sequence[int]], tokens: Tok
 
 
 def _token_types(context: Context, ids: Tensor) -> dict[str, Tensor]:
-    """The type arguments of other prompts [B, L'], where the user's have them: an id tells the type."""
+    """The token types of other prompts [B, L'], where the user's have them: a type follows from the id."""
     found: dict[str, Tensor] = {}
     for name in compat.TOKEN_TYPES:
         given = context.inputs.get(name)
@@ -86,14 +90,14 @@ def _token_types(context: Context, ids: Tensor) -> dict[str, Tensor]:
 def measurement_inputs(context: Context, branch: Branch | None = None) -> dict[str, Any]:
     """The user's prompts, or those of a branch, as arguments of a forward without a cache.
 
-    Positions count the visible tokens of each row, as in a stacked forward; multi-axis ones are left to the
-    model.
+    Positions count the visible tokens of each row, as in a stacked forward. A model computes multi-axis
+    positions itself.
     """
     inputs = {**context.inputs, **({} if branch is None else branch.inputs)}
     inputs = {name: value for name, value in inputs.items() if value is not None}
-    shown = None if branch is None else branch.inputs.get("attention_mask")
+    masked = None if branch is None else branch.inputs.get("attention_mask")
     # A static cache comes with a mask [B, 1, L, Lk], which does not fit a forward without one.
-    mask = context.visible.to(context.device).long() if shown is None else shown
+    mask = context.visible.to(context.device).long() if masked is None else masked
     inputs["attention_mask"] = mask
     positions = compat.pop_positions(inputs)
     one_axis = not compat.has_mrope(context.model) and (positions is None or positions.dim() == 2)

@@ -1,7 +1,7 @@
 """Hooks on the layers of a model that exist for one forward only.
 
-Permanent hooks on every layer would cost a decode step as much as an edit does; these are put in when a
-forward begins and somebody needs them, and are gone when it ends.
+Permanent hooks on every layer would cost a decode step as much as an edit does. These are installed when a
+forward begins that needs them, and removed when it ends.
 """
 
 from __future__ import annotations
@@ -18,26 +18,30 @@ from regaze.toolkit.model.context import Context
 
 
 class LayerHooks:
-    """What one forward of `model` needs besides its attention: inputs of layers, outputs of MLPs."""
+    """What one forward of `model` needs beside its attention: inputs of layers, outputs of MLPs."""
 
     def __init__(self, model: PreTrainedModel):
         self.model = model
         self._handles: list[Any] = []
 
     def start(self, context: Context) -> None:
-        """Install the hooks of the forward that begins."""
+        """Install the hooks of the forward that begins.
+
+        Raises:
+            UnsupportedModelError: the layers have no MLP whose output could be edited.
+        """
         self.stop()  # those of a forward that was interrupted from the keyboard
         if context.step > 0 and not context.captured_layers and not context.mlp_editors:
             return
         if context.step == 0 and any(p.needs_hidden_states for p in context.callbacks):
             for number, layer in enumerate(compat.decoder_layers(self.model)):
-                self._before(layer, _show_input(context, number))
+                self._before(layer, _set_input(context, number))
         for number in context.captured_layers:
             layers = compat.decoder_layers(self.model)
             if number == len(layers):
-                self._handles.append(layers[-1].register_forward_hook(_keep_output(context, number)))
+                self._handles.append(layers[-1].register_forward_hook(_capture_output(context, number)))
             else:
-                self._before(layers[number], _keep_input(context, number))
+                self._before(layers[number], _capture_input(context, number))
         if context.mlp_editors:
             for number, layer in enumerate(compat.decoder_layers(self.model)):
                 mlp = getattr(layer, "mlp", None)
@@ -50,7 +54,7 @@ class LayerHooks:
             self._before(self.model.get_decoder(), _scale_embeddings(gain))
 
     def stop(self) -> None:
-        """Remove them."""
+        """Remove the hooks."""
         while self._handles:
             self._handles.pop().remove()
 
@@ -58,31 +62,31 @@ class LayerHooks:
         self._handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
 
 
-def _hidden(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+def _layer_input(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     return compat.residual(layer, args[0] if args else kwargs["hidden_states"])
 
 
-def _show_input(context: Context, number: int) -> Callable[..., None]:
-    def show(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        context.set_layer_input(number, _hidden(module, args, kwargs))
+def _set_input(context: Context, number: int) -> Callable[..., None]:
+    def set_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        context.set_layer_input(number, _layer_input(module, args, kwargs))
 
-    return show
-
-
-def _keep_input(context: Context, number: int) -> Callable[..., None]:
-    def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        context.store_captured(number, _hidden(module, args, kwargs))
-
-    return keep
+    return set_input
 
 
-def _keep_output(context: Context, number: int) -> Callable[..., None]:
-    def keep(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+def _capture_input(context: Context, number: int) -> Callable[..., None]:
+    def capture(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        context.store_captured(number, _layer_input(module, args, kwargs))
+
+    return capture
+
+
+def _capture_output(context: Context, number: int) -> Callable[..., None]:
+    def capture(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         context.store_captured(
             number, compat.residual(module, output[0] if isinstance(output, tuple) else output)
         )
 
-    return keep
+    return capture
 
 
 def _edit_mlp(context: Context, number: int) -> Callable[..., Tensor]:

@@ -41,13 +41,20 @@ class Branch:
 
 
 class Stack:
-    """The contexts of one generation, main first, and how they are put together and taken apart.
+    """The contexts of one prompt, the user's first, as rows of one batch.
+
+    Attributes:
+        names: of the n contexts. batch: B, the rows of each. length: L of the longest, padded on the left.
+        input_ids: [n B, L]. mask: [n B, L], the attention mask of the prompts.
 
     Args:
-        inputs: the user's arguments of the prefill. Among them input_ids [B, L].
+        inputs: the user's arguments of the prefill, among them input_ids [B, L].
         branches: by name.
-        visible: [B, L] bool, the user's tokens that are no padding.
-        pad_token_id: stands where rows are shorter than the longest.
+        visible: [B, L] bool, False for the user's padding.
+        pad_token_id: pads shorter contexts.
+
+    Raises:
+        InputError, UnsupportedModelError: the prompt has a form that cannot be stacked.
     """
 
     def __init__(
@@ -68,8 +75,8 @@ class Stack:
         self._contexts = [main, *({**main, **branch.inputs} for branch in self.branches)]
         self._pads = {**compat.SEQUENCES, "input_ids": pad_token_id}
         self.length = max(context["input_ids"].shape[1] for context in self._contexts)
-        self.input_ids = self._sequence("input_ids")  # [n B, L]
-        self.mask = self._sequence("attention_mask")  # [n B, L], of the prompt
+        self.input_ids = self._sequence("input_ids")
+        self.mask = self._sequence("attention_mask")
 
     def rows(self, name: str) -> slice:
         """The rows of one context in the stacked batch."""
@@ -79,23 +86,21 @@ class Stack:
     def prefill(self, inputs: Mapping[str, Any], takes_positions: bool) -> dict[str, Any]:
         """The stacked arguments of the prefill."""
         stacked = dict(inputs)
-        for name in (*compat.SEQUENCES, *compat.media_names(inputs)):
+        for name in compat.SEQUENCES:
             if stacked.get(name) is not None:
-                stacked[name] = (
-                    self._sequence(name)
-                    if name in compat.SEQUENCES
-                    else compat.join_media(self._contexts, name)
-                )
+                stacked[name] = self._sequence(name)
+        for name in compat.media_names(inputs):
+            stacked[name] = compat.join_media(self._contexts, name)
         stacked["attention_mask"] = self.mask
         return self._positions(stacked, takes_positions)
 
-    def decode(self, inputs: Mapping[str, Any], seen: int, takes_positions: bool) -> dict[str, Any]:
-        """The stacked arguments of a later step, `seen` tokens after the beginning of the cache."""
+    def decode(self, inputs: Mapping[str, Any], cache_length: int, takes_positions: bool) -> dict[str, Any]:
+        """The stacked arguments of a later step: every context is fed the user's new tokens."""
         stacked, copies = dict(inputs), len(self.names)
         for name in compat.SEQUENCES:
             if stacked.get(name) is not None and name != "attention_mask":
                 stacked[name] = stacked[name].repeat(copies, 1)
-        new = seen + stacked["input_ids"].shape[1] - self.length
+        new = cache_length + stacked["input_ids"].shape[1] - self.length
         stacked["attention_mask"] = F.pad(self.mask, (0, new), value=1)
         return self._positions(stacked, takes_positions)
 
@@ -110,18 +115,21 @@ class Stack:
         gains = [torch.ones(self.batch, self.length, device=self.mask.device)]
         for branch in self.branches:
             gain = branch.embedding_gain
-            gains.append(gains[0] if gain is None else self._left(gain.to(self.mask.device).float(), 1.0))
+            gains.append(
+                gains[0] if gain is None else self._left_padded(gain.to(self.mask.device).float(), 1.0)
+            )
         return torch.cat(gains)
 
     def _sequence(self, name: str) -> Tensor:
+        """An argument with one entry per token, of all contexts: [n B, L]."""
         parts = [context[name] for context in self._contexts]
-        return torch.cat([self._left(part, self._pads[name]) for part in parts])
+        return torch.cat([self._left_padded(part, self._pads[name]) for part in parts])
 
-    def _left(self, part: Tensor, value: float) -> Tensor:
+    def _left_padded(self, part: Tensor, value: float) -> Tensor:
         return F.pad(part, (self.length - part.shape[1], 0), value=value)
 
     def _positions(self, stacked: dict[str, Any], takes_positions: bool) -> dict[str, Any]:
-        """Positions count the visible tokens of each row; multi-axis ones the model works out by itself."""
+        """Positions count the visible tokens of each row. A model computes multi-axis positions itself."""
         given = compat.pop_positions(stacked)
         if takes_positions and (given is None or given.dim() == 2):
             positions = (stacked["attention_mask"].long().cumsum(1) - 1).clamp_min(0)

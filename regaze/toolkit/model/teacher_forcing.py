@@ -1,4 +1,4 @@
-"""Generation that is made to say a given answer, so that every step is one of free generation."""
+"""Teacher forcing inside `generate`: a given answer, a token per step, as in free generation."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from transformers import LogitsProcessor
 
 
 class TeacherForcing(LogitsProcessor):
-    """Leaves one token per step: `tokens` [B, T], the first after a prompt of `start` tokens."""
+    """Allows one token per step: `tokens` [B, T], the first of them after a prompt of `start` tokens."""
 
     def __init__(self, tokens: Tensor, start: int):
         self.tokens, self.start = tokens, start

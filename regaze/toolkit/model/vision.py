@@ -1,4 +1,4 @@
-"""The blocks of a vision transformer with a class token, and what that token looks at."""
+"""The blocks of a vision transformer with a class token, and the attention of that token."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ class VisionBlock:
     second_norm: Any
 
     def attend(self, hidden: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """The attention half with its residual, and what the class token looks at.
+        """The attention half with its residual, and the attention of the class token.
 
         Returns:
-            [B, N, C] tokens, and the attention of token 0 averaged over heads, [B, N] fp32. It costs a second
-            projection of the keys, and no N x N matrix.
+            [B, N, C] tokens, and the attention of token 0 averaged over heads, [B, N] fp32. The latter costs
+            a second projection of the keys, and no N x N matrix.
         """
         normed = self.first_norm(hidden)
         out = self.attention(normed, *args, **kwargs)[0]
-        return hidden + self._dropout(out), self.looks(normed, slice(0, 1)).mean(1)[:, 0]
+        return hidden + self._dropout(out), self.attention_of(normed, slice(0, 1)).mean(1)[:, 0]
 
-    def looks(self, normed: Tensor, rows: slice, split_heads: bool = True) -> Tensor:
-        """What some tokens look at: [B, N, C] behind the first norm -> attention [B, H, R, N] fp32.
+    def attention_of(self, normed: Tensor, rows: slice, split_heads: bool = True) -> Tensor:
+        """Attention of some tokens, [B, H, R, N] fp32, from the output [B, N, C] of the first norm.
 
         H is 1 without `split_heads`: one softmax over queries and keys of the full width.
         """
@@ -79,7 +79,7 @@ _ROWS = StatsRequest(full_rows=True)
 def class_attention(
     model: PreTrainedModel, pixel_values: Tensor, layers: Sequence[int], split_heads: bool = True
 ) -> Tensor:
-    """What the class token of a vision tower looks at; costs one forward of the tower, and no N x N matrix.
+    """Attention of the class token of a vision tower; costs one forward of the tower, no N x N matrix.
 
     Args:
         model: a vision model, or a model with one inside (LLaVA).
@@ -88,21 +88,21 @@ def class_attention(
         split_heads: False takes queries and keys of the full width for one head, as some releases do.
 
     Returns:
-        [len(layers), N, heads, patches] fp32, the class token's attention to every patch.
+        [len(layers), N, heads, patches] fp32, to every patch.
 
     Raises:
         UnsupportedModelError: a tower without a class token (SigLIP, Qwen2-VL). BadParameterError: no such
         block. ShapeError: other pixel values.
     """
 
-    def looked(block: VisionBlock, normed: Tensor) -> Tensor:
-        return block.looks(normed, slice(0, 1), split_heads)[:, :, 0]
+    def of_class_token(block: VisionBlock, normed: Tensor) -> Tensor:
+        return block.attention_of(normed, slice(0, 1), split_heads)[:, :, 0]
 
-    return _measured(model, pixel_values, layers, looked)
+    return _measured(model, pixel_values, layers, of_class_token)
 
 
 def received_attention(model: PreTrainedModel, pixel_values: Tensor, layers: Sequence[int]) -> Tensor:
-    """How much attention each patch receives from all tokens, averaged over them; as `class_attention`."""
+    """As `class_attention`, the attention that each patch receives, averaged over all tokens."""
 
     return _measured(model, pixel_values, layers, VisionBlock.received)
 
@@ -113,7 +113,7 @@ def _measured(
     layers: Sequence[int],
     measure: Callable[[VisionBlock, Tensor], Tensor],
 ) -> Tensor:
-    """`measure` [N, heads, tokens] of the input of each chosen attention module, its patches only."""
+    """`measure` [N, heads, tokens] of the input of each chosen attention module, at the patches."""
     tower = vision_tower(model)
     blocks, prefix = vision_blocks(tower)
     if pixel_values.dim() != 4:
@@ -128,15 +128,15 @@ def _measured(
         )
     found: dict[int, Tensor] = {}
 
-    def watch(number: int) -> Callable[..., None]:
-        def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def measuring(number: int) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             found[number] = measure(blocks[number], args[0] if args else kwargs["hidden_states"])
 
-        return keep
+        return hook
 
     numbers = [layer % len(blocks) for layer in layers]
     handles = [
-        blocks[number].attention.register_forward_pre_hook(watch(number), with_kwargs=True)
+        blocks[number].attention.register_forward_pre_hook(measuring(number), with_kwargs=True)
         for number in set(numbers)
     ]
     try:
@@ -149,9 +149,9 @@ def _measured(
 
 
 def patches_on_tokens(values: Tensor, tokens: TokenMap, user_batch: int) -> Tensor:
-    """A value of each patch of each image, [N, patches], at the tokens that show it: [B, L], 0 elsewhere.
+    """Values of patches, [N, patches], at the tokens that show them: [B, L], 0 elsewhere.
 
-    Images are counted over the user's rows; every further context of a prompt shows the same ones.
+    The N images are those of the user's rows, in order; the branches of a prompt show the same ones.
 
     Raises:
         InputError: the images have other cells than the vision tower has patches, or other images.
@@ -185,14 +185,14 @@ def vision_tower(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def vision_tokens(model: PreTrainedModel, pixel_values: Tensor) -> TokenMap:
-    """Roles of the tokens of a vision model used alone: SYSTEM in front (class, registers), then the patches.
+    """Roles of the tokens of a vision model used alone: SYSTEM first (class, registers), then the patches.
 
     Args:
         pixel_values: [B, 3, H, W].
 
     Raises:
         UnsupportedModelError: the model does not cut images into patches of one size. ShapeError: other pixel
-        values, such as Siglip 2's, which are cut up already.
+        values, such as those of Siglip 2, which are patches already.
     """
     patch = getattr(model.config, "patch_size", None)
     if patch is None:
@@ -201,8 +201,8 @@ def vision_tokens(model: PreTrainedModel, pixel_values: Tensor) -> TokenMap:
         raise ShapeError(f"pixel_values must be [B, 3, H, W], got {list(pixel_values.shape)}")
     high, wide = (patch, patch) if isinstance(patch, int) else patch
     rows, columns = pixel_values.shape[2] // high, pixel_values.shape[3] // wide
-    front = [p for name, p in model.named_parameters() if name.endswith(_IN_FRONT)]
-    prefix, count = sum(p.numel() for p in front) // model.config.hidden_size, rows * columns
+    extra = [p for name, p in model.named_parameters() if name.endswith(_BEFORE_PATCHES)]
+    prefix, count = sum(p.numel() for p in extra) // model.config.hidden_size, rows * columns
     roles = (int(Role.SYSTEM),) * prefix + (int(Role.IMAGE),) * count
     nowhere = (-1,) * prefix
     sample = PromptTokens(roles, nowhere + (0,) * count, (*nowhere, *range(count)), (View((rows, columns)),))
@@ -211,7 +211,7 @@ def vision_tokens(model: PreTrainedModel, pixel_values: Tensor) -> TokenMap:
 
 
 #: Parameters that are tokens of their own, before the patches (those of pooling heads are not).
-_IN_FRONT = tuple(
+_BEFORE_PATCHES = tuple(
     f"embeddings.{name}" for name in ("class_embedding", "cls_token", "distillation_token", "register_tokens")
 )
 

@@ -11,7 +11,7 @@ from regaze import demo
 from regaze.cli import app
 from regaze.cli.commands.inspect import ranges
 from regaze.toolkit.inspect import inspect_model
-from regaze.toolkit.load import outline
+from regaze.toolkit.load import load_without_weights
 
 
 def run(*arguments: str):
@@ -59,7 +59,7 @@ def test_what_cannot_be_inspected(arguments, message):
 def test_no_weights_are_loaded(tmp_path):
     """A folder with a configuration alone is enough, and the model has no storage."""
     case_of(entry(llava_like, "llava")).model.config.save_pretrained(tmp_path)
-    model, processor = outline(str(tmp_path))
+    model, processor = load_without_weights(str(tmp_path))
     assert {p.device.type for p in model.parameters()} == {"meta"}
     assert processor is None
     assert inspect_model(model).family == "llava"

@@ -21,7 +21,7 @@ _OF_THE_CALL = {*CACHE_NAMES, "position_ids", "cache_position", "logits_to_keep"
 
 
 def decoder_inputs(model: PreTrainedModel, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The arguments of a forward with those of an encoder-decoder's decoder under the names of a decoder."""
+    """The arguments of a forward, those of an encoder-decoder's decoder under the names of a decoder."""
     if not model.config.is_encoder_decoder:
         return inputs
     names = ("input_ids", "attention_mask", "inputs_embeds", "position_ids")
@@ -29,16 +29,16 @@ def decoder_inputs(model: PreTrainedModel, inputs: Mapping[str, Any]) -> Mapping
 
 
 def prompt_of(inputs: Mapping[str, Any]) -> Tensor | None:
-    """What a forward reads: ids [B, L] or embeddings [B, L, D]; None for a vision model used alone."""
+    """The prompt of a forward: ids [B, L] or embeddings [B, L, D]; None for a vision model used alone."""
     ids: Tensor | None = inputs.get("input_ids")
     return ids if ids is not None else inputs.get("inputs_embeds")
 
 
 def padding_mask(mask: Any, length: int) -> Tensor | None:
-    """Which of the prompt's tokens are real, [B, L] bool, from whatever `generate` passes at prefill.
+    """Which tokens of the prompt are not padding, [B, L], from the mask that `generate` passes at prefill.
 
-    With a static cache that is a mask [B, 1, L, Lk], or one per kind of layer, in which padded tokens do not
-    even see themselves.
+    With a static cache that mask is [B, 1, L, Lk], or one per kind of layer; padding does not see itself
+    in it.
     """
     if isinstance(mask, dict):
         mask = next((m for m in mask.values() if m is not None), None)
@@ -70,7 +70,7 @@ def media_names(inputs: Mapping[str, Any]) -> list[str]:
 
 
 def _media_axis(inputs: Mapping[str, Any], name: str) -> int:
-    """Along which axis the images of a batch lie in an argument of a forward.
+    """The axis of an argument of a forward along which the images of a batch lie.
 
     MiniCPM-V packs the patches of all of them into one [1, 3, P, sum of patches * P].
     """

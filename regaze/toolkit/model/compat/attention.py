@@ -1,4 +1,4 @@
-"""transformers' attention interface: the name regaze goes by in it, and the modules that call it."""
+"""transformers' attention interface: regaze's name in it, and the modules that call it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def plain_attention(
 
     To the bit where `previous`, the model's own implementation, is "sdpa" or "eager". Others are replaced by
     SDPA, or by the model's eager function where SDPA would lose a soft cap or sinks (such models are eager
-    unless told otherwise).
+    by default).
     """
     special = options.get("softcap") is not None or options.get("s_aux") is not None
     if previous == "eager" or (special and previous != "sdpa"):
@@ -83,7 +83,7 @@ def current_attention(model: PreTrainedModel) -> str:
 
 
 def set_attention(model: PreTrainedModel, implementation: str) -> None:
-    """Set the attention of the language model only, and make sure that it took it.
+    """Set the attention of the language model only, and check that it is set.
 
     Raises:
         UnsupportedModelError: the model does not dispatch its attention through transformers' interface.
@@ -110,7 +110,7 @@ def _sub_config_key(config: PreTrainedConfig, wanted: PreTrainedConfig) -> str:
 
 
 class AttentionSite(NamedTuple):
-    """Where an attention module is: its decoder layer, and whether its keys are those of another sequence."""
+    """The decoder layer of an attention module, and whether its keys are those of another sequence."""
 
     layer: int
     cross: bool = False
@@ -123,19 +123,20 @@ _CROSS = ("cross_attn", "encoder_attn", "crossattention", "encoder_attention")
 
 
 def attention_modules(model: PreTrainedModel) -> dict[nn.Module, AttentionSite]:
-    """Modules of the language model that call the attention interface, and the place of each.
+    """Modules of the language model that call the attention interface, and the site of each.
 
-    Those of decoders know their layer. Encoders' do not; there the model says which class gives attentions.
+    Those of decoders have their layer's number. Encoders' do not; there the model names the class whose
+    outputs are attentions.
     """
     named = decoder_of(model).named_modules()
     held = held_config(model)
     own = {m: name for name, m in named if getattr(m, "config", None) is held and _attends(m)}
-    places = {
+    sites = {
         m: AttentionSite(number, name.rpartition(".")[2] in _CROSS)
         for m, name in own.items()
         if isinstance(number := getattr(m, "layer_idx", None), int) and number >= 0  # Phi-4's encoders: -2
     }
-    return places or {
+    return sites or {
         m: AttentionSite(i) for i, m in enumerate(recorded_modules(model, "attentions")) if m in own
     }
 
@@ -146,11 +147,8 @@ def _attends(module: nn.Module) -> bool:
 
 
 def sharing_modules(model: PreTrainedModel) -> list[nn.Module]:
-    """Modules that take the attention of the language model's configuration without being part of it.
-
-    They are the encoder of an encoder-decoder.
-    """
+    """Modules of an encoder-decoder's encoder, which share the configuration of its decoder."""
     if not held_config(model).is_encoder_decoder:
         return []
-    config, places = held_config(model), attention_modules(model)
-    return [m for m in model.modules() if getattr(m, "config", None) is config and m not in places]
+    config, sites = held_config(model), attention_modules(model)
+    return [m for m in model.modules() if getattr(m, "config", None) is config and m not in sites]

@@ -1,8 +1,8 @@
 """Which image belongs to which prompt, where beams and several returned sequences repeat prompts.
 
-`generate` repeats each entry of its inputs by itself: of two images A, B of a prompt it makes A A B B, which
-gives the first sequence A twice. What a forward gets of images has no common layout, so that whatever is not
-surely understood is refused.
+`generate` repeats each entry of its inputs by itself: two images A, B of a prompt become A A B B, which gives
+the first sequence A twice. The media arguments of a forward have no common layout, so any that is not surely
+understood is refused.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from torch import Tensor
 from regaze.errors import UnsupportedModelError
 from regaze.toolkit.prompts.images import PIXELS
 
-#: Arguments that are no media, or have one entry per prompt.
+#: Arguments that are not media, or have one entry per prompt.
 _NOT_OF_IMAGES = ("cache_position", "position_ids", "batch_num_images")
 
 
 def repeated_media(input_ids: Tensor, is_image: Tensor, copies: int, given: dict[str, Any]) -> dict[str, Any]:
-    """The media of `copies` sequences for each prompt, in their order; taken out of `given`.
+    """The media of `copies` sequences for each prompt, in their order; they are removed from `given`.
 
     Args:
         input_ids: [B, L]. is_image: [B, L] bool, image tokens.
-        given: what `generate` repeats besides the ids; what is left in it has one entry per prompt.
+        given: what `generate` repeats beside the ids; the rest has one entry per prompt.
 
     Raises:
         UnsupportedModelError: it is not known which image belongs to which prompt.
@@ -70,11 +70,13 @@ def _of_grids(tokens: list[int], copies: int, given: dict[str, Any]) -> dict[str
     return {"pixel_values": repeated, "image_grid_thw": grid[order.to(grid.device)]}
 
 
-def _images_of_prompts(tokens: list[int], images: int, media: dict[str, Tensor], told: Any) -> list[int]:
+def _images_of_prompts(
+    tokens: list[int], images: int, media: dict[str, Tensor], batch_num_images: Any
+) -> list[int]:
     """How many images (or tiles) each prompt shows."""
     counts = [int(count > 0) for count in tokens]
-    if told is not None and len(told) == len(tokens):
-        counts = [int(count) for count in told]
+    if batch_num_images is not None and len(batch_num_images) == len(tokens):
+        counts = [int(count) for count in batch_num_images]
     if sum(counts) == images:
         return counts
     # Several per prompt: known where all have the same number of tokens, for which they need one shape
@@ -109,6 +111,6 @@ def _unknown_images() -> UnsupportedModelError:
 
 
 def _repeated(counts: list[int], copies: int) -> Tensor:
-    """Numbers of the images that `copies` sequences of each prompt show, in order."""
+    """Indices of the images that `copies` sequences of each prompt show, in order."""
     parts = torch.arange(sum(counts)).split(counts)
     return torch.cat([part for part in parts for _ in range(copies)])

@@ -1,4 +1,4 @@
-"""Key-value caches: their name in arguments and outputs, their length, and changes to what they hold."""
+"""Key-value caches: their name in arguments and outputs, their length, and their rows and columns."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ _CACHE = next(name for name in CACHE_NAMES if name in CausalLMOutputWithPast.__d
 
 def cache_argument(inputs: Mapping[str, Any]) -> Any:
     """The cache among the arguments of a forward; None where there is none."""
-    return next((inputs[name] for name in CACHE_NAMES if inputs.get(name) is not None), None)
+    for name in CACHE_NAMES:
+        if (cache := inputs.get(name)) is not None:
+            return cache
+    return None
 
 
 def uses_cache(inputs: Mapping[str, Any]) -> bool:
@@ -32,28 +35,31 @@ def uses_cache(inputs: Mapping[str, Any]) -> bool:
 
 def with_cache(inputs: Mapping[str, Any], cache: Any) -> dict[str, Any]:
     """The arguments of a forward (or of `generate`) that goes on from `cache`."""
-    return {**inputs, _CACHE: cache, "use_cache": True}
+    return {**_without(inputs, *CACHE_NAMES), _CACHE: cache, "use_cache": True}
 
 
 def without_cache(inputs: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of a forward that neither reads nor fills a cache."""
-    dropped = (*CACHE_NAMES, "cache_position")
-    return {**{name: value for name, value in inputs.items() if name not in dropped}, "use_cache": False}
+    return {**_without(inputs, *CACHE_NAMES, "cache_position"), "use_cache": False}
+
+
+def _without(inputs: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    return {name: value for name, value in inputs.items() if name not in names}
 
 
 def cache_of(output: Any) -> Cache | None:
-    """The key-value cache in a model's output, be it a `ModelOutput` or a tuple."""
-    values = output if isinstance(output, tuple) else (getattr(output, "past_key_values", None),)
+    """The key-value cache in a model's output, a `ModelOutput` or a tuple."""
+    values = output if isinstance(output, tuple) else (getattr(output, name, None) for name in CACHE_NAMES)
     return next((value for value in values if isinstance(value, Cache)), None)
 
 
 def cache_length(cache: Any) -> int:
-    """Number of tokens that a key-value cache already holds; 0 for no cache."""
+    """Number of tokens in a key-value cache; 0 for no cache."""
     return 0 if cache is None else int(cache.get_seq_length())
 
 
 def crop_last(cache: Cache) -> None:
-    """Forget the last token of a cache. Raises UnsupportedModelError where its kind cannot."""
+    """Remove the last token of a cache. Raises UnsupportedModelError for a kind of cache that cannot."""
     stock: Any = super(_FollowsRows, cache) if isinstance(cache, _FollowsRows) else cache
     try:
         stock.crop(-1)
@@ -70,7 +76,7 @@ def is_forkable(cache: Cache) -> bool:
 
 
 def keep_columns(cache: Any, columns: Tensor) -> None:
-    """Keep these columns [B, n] of every row of a cache with `is_forkable`, in this order."""
+    """Keep only the columns `columns` [B, n] of a cache, in this order; for a cache that `is_forkable`."""
     for layer in cache.layers:
         index = columns[:, None, :, None].to(layer.keys.device)
         index = index.expand(-1, layer.keys.shape[1], -1, -1)
@@ -79,7 +85,7 @@ def keep_columns(cache: Any, columns: Tensor) -> None:
 
 
 def keep_rows(cache: Cache, rows: int) -> None:
-    """Leave only the first `rows` rows in a cache."""
+    """Keep only the first `rows` rows of a cache."""
     for layer in cache.layers:
         if hasattr(layer, "batch_select_indices"):
             layer.batch_select_indices(torch.arange(rows))
@@ -88,16 +94,16 @@ def keep_rows(cache: Cache, rows: int) -> None:
 
 
 def make_room(cache: Any, more: int) -> None:
-    """Let a static cache made for the user's prompts hold `more` tokens: those of a longer branch."""
+    """Let a static cache made for the user's prompts hold `more` tokens, those of a longer branch."""
     for layer in getattr(cache, "layers", ()):
         if type(layer) is StaticLayer and not layer.is_initialized:
             layer.max_cache_len += more
 
 
 class _FollowsRows:
-    """A cache that re-orders the rows of all branches, and what interventions keep, with the user's beams.
+    """A cache that re-orders the rows of all branches, and the state of callbacks, with the user's beams.
 
-    It also says when `generate` takes back tokens.
+    It also notices when `generate` rolls tokens back.
     """
 
     _regaze_context: weakref.ref[Any]
@@ -110,19 +116,20 @@ class _FollowsRows:
         super().reorder_cache(beam_idx)  # type: ignore[misc]
 
     def crop(self, max_length: int) -> None:
-        context, held = self._regaze_context(), cache_length(self)
+        context, before = self._regaze_context(), cache_length(self)
         super().crop(max_length)  # type: ignore[misc]
-        if context is not None and cache_length(self) < held:
+        if context is not None and cache_length(self) < before:
             context.on_rollback()
 
 
 @lru_cache
 def _following(kind: Any) -> Any:
+    """The class of caches `kind` with `_FollowsRows` on top."""
     return type(kind.__name__, (_FollowsRows, kind), {"__module__": kind.__module__})
 
 
 def follow_cache(cache: Cache, context: Any) -> None:
-    """Tell `context` when beam search re-orders `cache`, which may hold rows unknown to `generate`."""
+    """Re-order `context` and the rows of its branches when beam search re-orders the user's in `cache`."""
     if not isinstance(cache, _FollowsRows):
         kind: Any = type(cache)
         cache.__class__ = _following(kind)

@@ -14,15 +14,15 @@ from regaze.toolkit.model.compat.beam_media import repeated_media
 
 _ENCODES = "_maybe_prepare_encoder_kwargs_for_generation"
 
-if not hasattr(GenerationMixin, _ENCODES):  # 5.17, which knows encoder-decoders only
+if not hasattr(GenerationMixin, _ENCODES):  # 5.17, for encoder-decoders only
     _ENCODES = "_prepare_encoder_decoder_kwargs_for_generation"
 
 
 def on_generate(model: PreTrainedModel, note: Callable[[Mapping[str, Any]], None] | None) -> None:
-    """Show `note` the inputs of `generate` before they are encoded and repeated for beams; None ends that.
+    """Call `note` with the inputs of `generate` before they are encoded and repeated for beams; None: stop.
 
-    transformers 5.23 takes what the image encoder was given (sizes, grids) out of the arguments of the
-    forward; 5.17 leaves it there.
+    transformers 5.23 removes what the image encoder was given (sizes, grids) from the arguments of the
+    forward; 5.17 does not.
     """
     model.__dict__.pop(_ENCODES, None)
     own = getattr(model, _ENCODES, None)
@@ -38,16 +38,18 @@ def on_generate(model: PreTrainedModel, note: Callable[[Mapping[str, Any]], None
 
 
 def pass_pixels(model: PreTrainedModel, wanted: bool, image_token_ids: Sequence[int] = ()) -> None:
-    """Whether `generate` hands pixels to the forward, rather than features that it has encoded before.
+    """Whether `generate` passes pixels to the forward, rather than features that it has encoded before.
 
-    transformers 5.23 encodes first (`mm_encoder_outputs`); 5.17 knows nothing of it.
+    transformers 5.23 encodes first (`mm_encoder_outputs`); 5.17 always passes pixels.
     """
     model.__dict__.pop("_expand_inputs_for_generation", None)
     model.__dict__.pop("_supports_mm_encoder_outputs", None)
     if wanted:
         model.__dict__["_supports_mm_encoder_outputs"] = lambda: False
         own = getattr(type(model), "_expand_inputs_for_generation", None)
-        if image_token_ids and own is GenerationMixin._expand_inputs_for_generation:  # Qwen-VL's knows better
+        if (
+            image_token_ids and own is GenerationMixin._expand_inputs_for_generation
+        ):  # Qwen-VL's does it itself
             expand = partial(_expand, model, torch.tensor(image_token_ids))
             model.__dict__["_expand_inputs_for_generation"] = expand
 
@@ -59,7 +61,7 @@ def _expand(
     input_ids: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor | None, dict[str, Any]]:
-    """Inputs for several sequences per prompt, with media that repeat a prompt's images together."""
+    """Inputs for several sequences per prompt, in which the images of a prompt are repeated together."""
     media: dict[str, Any] = {}
     if expand_size > 1 and input_ids is not None:
         is_image = torch.isin(input_ids, image_token_ids.to(input_ids.device))

@@ -1,4 +1,4 @@
-"""Where the parts of a model are: its language model, decoder layers, final norm and positions."""
+"""Where the parts of a model are: its language model, its decoder layers, its residual stream."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from regaze.errors import UnsupportedModelError
 
 
 def unwrapped(model: Any) -> Any:
-    """The transformers model inside what `torch.compile` or PEFT made of it.
+    """The transformers model inside a wrapper of `torch.compile` or PEFT.
 
     Raises:
-        UnsupportedModelError: PEFT's prompt and prefix tuning, which act outside of the model inside.
+        UnsupportedModelError: PEFT's prompt and prefix tuning, which act outside of the inner model.
     """
     model = getattr(model, "_orig_mod", model)
     if isinstance(model, PreTrainedModel) or not hasattr(model, "get_base_model"):
@@ -35,14 +35,14 @@ def model_name(model: PreTrainedModel) -> str:
 
 
 def text_config(model: PreTrainedModel) -> PreTrainedConfig:
-    """The configuration of the language model inside `model`; that of its decoder if it has two sides."""
+    """The configuration of the language model inside `model`; of an encoder-decoder, its decoder's."""
     config = model.config.get_text_config(decoder=True)
     # An encoder-decoder's own configuration counts the encoder's layers; a copy of it the decoder's.
     return config.get_text_config(decoder=True) if config.is_encoder_decoder else config
 
 
 def held_config(model: PreTrainedModel) -> PreTrainedConfig:
-    """The object that the attention modules of the language model hold."""
+    """The configuration object that the attention modules of the language model refer to."""
     inner = model.config.get_text_config()
     return inner if inner.is_encoder_decoder else model.config.get_text_config(decoder=True)
 
@@ -67,7 +67,7 @@ def decoder_layers(model: PreTrainedModel) -> Sequence[nn.Module]:
 
 
 def decoder_of(model: PreTrainedModel) -> nn.Module:
-    """The decoder: of a model around an encoder-decoder, `get_decoder` gives all of that."""
+    """The decoder. `get_decoder` of a model around an encoder-decoder returns both sides."""
     outer, inner = model, model.get_decoder()
     while inner is not outer and isinstance(inner, PreTrainedModel) and inner.config.is_encoder_decoder:
         outer, inner = inner, inner.get_decoder()
@@ -75,9 +75,9 @@ def decoder_of(model: PreTrainedModel) -> nn.Module:
 
 
 def residual(layer: nn.Module, hidden: Tensor) -> Tensor:
-    """The residual stream [B, L, D] in what a decoder layer takes or gives.
+    """The residual stream [B, L, D] in the input or output of a decoder layer.
 
-    Gemma 3n's carries several predictions of it, [n, B, L, D], of which its layers work on one.
+    Gemma 3n has several predictions of it, [n, B, L, D]; a layer works on one of them.
     """
     return hidden if hidden.dim() == 3 else hidden[layer.config.altup_active_idx]  # type: ignore[union-attr, index]
 
@@ -89,15 +89,15 @@ def recorded_modules(model: PreTrainedModel, what: str) -> list[nn.Module]:
 
 
 def has_mrope(model: PreTrainedModel) -> bool:
-    """Whether the model works out positions along several axes from its images' grids (Qwen-VL's M-RoPE)."""
+    """Whether the model computes positions along several axes from the grids of its images (M-RoPE)."""
     return hasattr(model.base_model, "get_rope_index")
 
 
 def mrope_positions(model: PreTrainedModel, positions: Tensor) -> Tensor:
-    """Positions of tokens behind the prompt, from their numbers [B, T]: [3, B, T].
+    """Positions [3, B, T] of tokens after the prompt, from how many visible tokens precede each, [B, T].
 
-    The prefill has left in `rope_deltas` how far they lie from there. The model itself would take the numbers
-    of the whole attention mask.
+    The prefill leaves the offset between the two in `rope_deltas`. The model itself would count the whole
+    attention mask.
     """
     deltas = getattr(model.base_model, "rope_deltas", None)
     if deltas is not None:  # [b, 1]: of the user's rows alone where no prompt has an image, and all 0 then

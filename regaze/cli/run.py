@@ -32,14 +32,19 @@ class Run:
 
     Attributes:
         methods: by label.
-        name: first part of the output folder's name where --output is not given.
+        model, device, dtype: see `models.load_model`.
+        export: names of other harnesses' formats, separated by commas.
         options: the values of all parameters of the command, which become run.yaml.
     """
 
     tasks: Sequence[EvalTask]
     methods: Mapping[str, Method]
     config: EvalConfig
-    name: str
+    model: str
+    device: str | None
+    dtype: str | None
+    folder: Path
+    export: str | None
     options: Mapping[str, Any]
 
 
@@ -48,36 +53,39 @@ def execute(run: Run, add_pages: AddPages | None = None) -> tuple[dict[str, Any]
 
     Only the first of several processes scores and writes; the others return None for the results.
     """
-    options = run.options
-    group = ProcessGroup.from_environment(cpu=options["device"] == "cpu")
-    folder = Path(group.broadcast(str(_folder(run))))
-    gaze = models.load_model(options["model"], _device(options["device"], group), options["dtype"])
+    group = ProcessGroup.from_environment(cpu=run.device == "cpu")
+    folder = Path(group.broadcast(str(run.folder)))
+    gaze = models.load_model(run.model, _device(run.device, group), run.dtype)
     with console.progress() if group.is_main else nullcontext() as progress, _interruptible(folder):
         results = evaluate(
             gaze,
             run.tasks,
             run.methods,
             folder,
-            model_name=options["model"],
+            model_name=run.model,
             config=replace(run.config, process_group=group),
             progress=progress,
         )
     if not group.is_main:
         return None, folder
     report.write(results, folder, add_pages(gaze, folder) if add_pages else ())
-    for kind in (options["export"] or "").split(","):
+    for kind in (run.export or "").split(","):
         if kind.strip():
             export_answers(folder, results, kind.strip())
-    replace_file(folder / "run.yaml", config.dump(options))
+    replace_file(folder / "run.yaml", config.dump(run.options))
     return results, folder
 
 
-def _folder(run: Run) -> Path:
-    """The output folder: --output, with --resume the newest of the same name, else a new one."""
-    if run.options["output"] is not None:
-        return Path(run.options["output"])
-    stem = f"{run.name}-{Path(run.options['model']).name}"
-    if run.options["resume"]:
+def output_folder(output: Path | None, resume: bool, name: str, model: str) -> Path:
+    """The folder of a run: --output, with --resume the newest of the same name, else a new one.
+
+    Raises:
+        InputError: --resume, but there is no such folder.
+    """
+    if output is not None:
+        return output
+    stem = f"{name}-{Path(model).name}"
+    if resume:
         earlier = sorted(Path("out").glob(f"{stem}-2*"))
         if not earlier:
             raise InputError(f"--resume: there is no run out/{stem}-... to continue; give --output")

@@ -10,7 +10,7 @@ from regaze.cli import console, options, tables
 from regaze.cli.config import option_values
 from regaze.cli.methods import read_methods
 from regaze.cli.questions import QuestionSource, generation_options, make_tasks
-from regaze.cli.run import Run, execute
+from regaze.cli.run import Run, execute, output_folder
 from regaze.eval import EvalConfig
 from regaze.eval.run.results import dumps
 
@@ -64,7 +64,11 @@ def compare(
         tasks=make_tasks(benchmark, source, generation, judge, model),
         methods=chosen,
         config=EvalConfig(batch_size, seed, max_errors, share_prefix, raise_method_errors=False),
-        name=f"compare-{benchmark.replace(',', '-')}",
+        model=model,
+        device=device,
+        dtype=dtype,
+        folder=output_folder(output, resume, f"compare-{benchmark.replace(',', '-')}", model),
+        export=export,
         options={**option_values(ctx), "benchmark": benchmark},
     )
     results, folder = execute(run)

@@ -11,7 +11,7 @@ from regaze.cli import console, failure_pages, options, tables
 from regaze.cli.config import option_values
 from regaze.cli.methods import read_method
 from regaze.cli.questions import QuestionSource, generation_options, make_tasks
-from regaze.cli.run import AddPages, Run, execute
+from regaze.cli.run import AddPages, Run, execute, output_folder
 from regaze.eval import EvalConfig
 from regaze.eval.report.report import Link
 from regaze.eval.run.results import dumps
@@ -68,7 +68,11 @@ def evaluate(
         tasks=make_tasks(benchmark, source, generation, judge, model),
         methods={} if chosen is None else {method: chosen},
         config=EvalConfig(batch_size, seed, max_errors, share_prefix, raise_method_errors=True),
-        name=f"{benchmark.replace(',', '-')}-{method}",
+        model=model,
+        device=device,
+        dtype=dtype,
+        folder=output_folder(output, resume, f"{benchmark.replace(',', '-')}-{method}", model),
+        export=export,
         options=option_values(ctx),
     )
     results, folder = execute(run, _failure_pages(run, html) if html else None)

@@ -8,7 +8,7 @@ from torch import Tensor
 from regaze.errors import BadParameterError, ShapeError
 from regaze.kernels.backends import choose
 from regaze.kernels.channels import describe
-from regaze.kernels.sliding_cache import edit_from, stats_from
+from regaze.kernels.sliding_cache import shift_edit, shift_stats
 from regaze.kernels.spec import AttentionEdit, RowSelection, Stats, StatsRequest
 
 
@@ -58,7 +58,7 @@ def attend(
             positive.
     """
     _check(query, key, value, mask, softcap, sinks)
-    edit = _PLAIN if edit is None else edit_from(edit, first_key)
+    edit = _PLAIN if edit is None else shift_edit(edit, first_key)
     edit.check(query.shape[0], query.shape[1], query.shape[2], key.shape[2])
     if scaling is None:
         scaling = query.shape[-1] ** -0.5
@@ -66,7 +66,7 @@ def attend(
         query, key, value, edit, mask=mask, scaling=scaling, is_causal=is_causal, softcap=softcap, sinks=sinks
     )
     if edit.stats is not None and stats is not None:
-        stats = stats_from(stats, edit.stats, first_key)
+        stats = shift_stats(stats, edit.stats, first_key)
     return out, stats
 
 
@@ -88,7 +88,7 @@ def attention_stats(
     Arguments and errors as for `attend`.
     """
     _check(query, key, key, mask, softcap, sinks)
-    edit = edit_from(request.as_edit, first_key)
+    edit = shift_edit(request.as_edit, first_key)
     assert edit.stats is not None
     edit.check(query.shape[0], query.shape[1], query.shape[2], key.shape[2])
     if scaling is None:
@@ -96,7 +96,7 @@ def attention_stats(
     stats = choose(backend, query, key, key, edit).attention_stats(
         query, key, edit.stats, mask=mask, scaling=scaling, is_causal=is_causal, softcap=softcap, sinks=sinks
     )
-    return stats_from(stats, request, first_key)
+    return shift_stats(stats, request, first_key)
 
 
 def column_sums(

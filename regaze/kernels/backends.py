@@ -61,7 +61,7 @@ _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
 def choose(name: str, query: Tensor, key: Tensor, value: Tensor, edit: AttentionEdit) -> Backend:
-    """The backend for a call: what the argument or else REGAZE_BACKEND names, or the fastest that can run it.
+    """The backend for a call: by the argument, else by REGAZE_BACKEND, else the fastest that can run it.
 
     Raises:
         BadParameterError: an unknown name, or a named backend that cannot run the call.
@@ -80,7 +80,7 @@ def choose(name: str, query: Tensor, key: Tensor, value: Tensor, edit: Attention
 
 
 def why_not_triton(query: Tensor, key: Tensor, value: Tensor, edit: AttentionEdit) -> str | None:
-    """What keeps the fused kernels from running a call, and what to do about it; None when they can."""
+    """Why the fused kernels cannot run a call, and what to do about it; None when they can."""
     if (why := _why_no_kernels(query.device)) is not None:
         return why
     dtypes = {x.dtype for x in (query, key, value)}
@@ -113,12 +113,12 @@ def _tensors(edit: AttentionEdit) -> Iterator[Tensor]:
 
 @torch.compiler.assume_constant_result
 def _why_no_kernels(device: torch.device) -> str | None:
-    """What keeps Triton from running on a device; None when it can. Found out once per device."""
-    return _missing(device)
+    """Why Triton cannot run on a device; None when it can. Determined once per device."""
+    return _why_no_kernels_on(device)
 
 
 @lru_cache(maxsize=32)
-def _missing(device: torch.device) -> str | None:
+def _why_no_kernels_on(device: torch.device) -> str | None:
     if "triton" not in BACKENDS:
         return "Triton is not installed; pip install 'regaze[triton]', or use backend=\"torch\""
     if device.type == "cuda":

@@ -1,4 +1,4 @@
-"""Channels: weights of key columns, and tensors over columns that answer for any key length."""
+"""Channels: weights of key columns; and column tensors that extend to any key length."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def describe(tensor: Tensor) -> str:
 
 
 class PaddedColumns:
-    """A column tensor that answers for any key length: padded with its neutral value, then only sliced."""
+    """A column tensor for any key length: padded with its neutral value, then only sliced."""
 
     def __init__(self, named: Tensor, neutral: Tensor):
         self.named, self.neutral = named, neutral
@@ -29,7 +29,7 @@ class PaddedColumns:
         if have < length:
             more = self.neutral.expand(*padded.shape[:-1], max(length, 2 * have) - have)
             padded = torch.cat([padded, more], -1)
-            # A kept copy would tie later calls to the autograd graph (or the no_grad block) of this one.
+            # A stored copy would tie later calls to the autograd graph (or the no_grad block) of this one.
             if not self.named.requires_grad:
                 self._padded = padded
         return padded.narrow(-1, 0, length)
@@ -37,7 +37,7 @@ class PaddedColumns:
 
 @dataclass(frozen=True, eq=False)
 class Channels:
-    """Column weights u_k[j] >= 0 whose attention masses are wanted: one-hot groups first, then free weights.
+    """Column weights u_k[j] >= 0, by which attention masses are summed: one-hot groups, then free weights.
 
     Attributes:
         groups: [B or 1, n] uint8 group of each key, below `num_groups`; later keys are in group 0.

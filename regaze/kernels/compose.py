@@ -15,11 +15,11 @@ from regaze.kernels.spec import AttentionEdit, RowSelection
 
 
 def compose(edits: Sequence[AttentionEdit]) -> AttentionEdit | None:
-    """One edit that does what `edits` do together, or None for no edit.
+    """One edit with the effect of all `edits`, or None without any.
 
     The stages keep their fixed order, whatever the order of the edits. Within a stage biases add, gains
-    multiply, unmasked rectangles unite. Undefined, and refused: two channel policies (each redistributes the
-    masses that the softmax gives), two score slopes or a slope beside a gain of another edit (the maps do not
+    multiply, unmasked rectangles unite. Undefined, and refused: two channel policies (each maps the masses of
+    the softmax to coefficients), two score slopes or a slope beside a gain of another edit (the maps do not
     commute), different row selections of edits that change weights, two recordings.
 
     Edits that select rows should share one `RowSelection`: two are compared by value, which waits for the
@@ -36,9 +36,9 @@ _SCORE_MAPS = ("score_slope", "head_mean_slope", "score_gain", "head_score_gain"
 
 def _pair(a: AttentionEdit, b: AttentionEdit) -> AttentionEdit:
     for part, why in (
-        ("policy", "each redistributes the masses that the softmax gives"),
-        ("stats", "ask for everything in one recording"),
-        ("windows", "each says how far a head looks back"),
+        ("policy", "each maps the masses of the softmax to coefficients"),
+        ("stats", "request everything in one recording"),
+        ("windows", "each sets how far a head looks back"),
     ):
         if getattr(a, part) is not None and getattr(b, part) is not None:
             raise CompositionError(f"two interventions set `{part}` on one layer: {why}; use one of them")

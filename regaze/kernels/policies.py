@@ -54,8 +54,8 @@ class FoldedPolicy(Policy, Protocol):
         """A function that edits rows [B, Hq, R, Lk] of fp32 weights directly, or None for these channels.
 
         It may count on rows that sum to 1 (or to 0, where nothing is visible). The torch backend calls it at
-        decode, where no gradient is asked for and no sink logit takes part; it keeps the function for all
-        later calls with the edit.
+        decode, where no gradient is needed and no sink logit takes part, and uses the function for all later
+        calls with the edit.
         """
         ...
 

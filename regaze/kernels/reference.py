@@ -130,13 +130,13 @@ def visibility(
         visible = mask > torch.finfo(mask.dtype).min / 2
         additive = mask.masked_fill(~visible, 0.0)
     shown = visible
-    for opening in unmask:
-        columns = torch.zeros(opening.columns.shape[0], keys, dtype=torch.bool, device=device)
-        columns[:, : opening.columns.shape[1]] = opening.columns
-        visible = visible | (opening.rows[:, None, :, None] & columns[:, None, None])
+    for rect in unmask:
+        columns = torch.zeros(rect.columns.shape[0], keys, dtype=torch.bool, device=device)
+        columns[:, : rect.columns.shape[1]] = rect.columns
+        visible = visible | (rect.rows[:, None, :, None] & columns[:, None, None])
     if windows is not None:
         own = torch.arange(keys - queries, keys, device=device)[None, None]
-        if mask is not None:  # the last key that the mask shows: a static cache is longer than what it holds
+        if mask is not None:  # the last key that the mask shows: a static cache is longer than its content
             own = torch.where(shown, torch.arange(keys, device=device), -1).amax(-1)
         visible = visible & in_window(windows, own, keys)
     return visible, additive

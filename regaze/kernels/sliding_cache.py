@@ -1,7 +1,7 @@
-"""Keys that a cache has dropped: edits and records go on counting columns from the first key there was.
+"""Sliding caches: edits and statistics number columns from the first key, also after it was dropped.
 
-A layer with a sliding window keeps its last keys only. Its first key then has a number, and what an edit says
-of earlier ones concerns nobody any more.
+The cache of a layer with a sliding window holds the last keys only. Its first key then has a number above 0,
+and the columns of an edit before it have no effect.
 """
 
 from __future__ import annotations
@@ -11,33 +11,33 @@ from typing import Any
 import torch.nn.functional as F
 
 from regaze.kernels.channels import Channels
-from regaze.kernels.spec import COLUMN_PARTS, AttentionEdit, Stats, StatsRequest, Windows
+from regaze.kernels.spec import COLUMN_PARTS, AttentionEdit, Stats, StatsRequest, UnmaskRect, Windows
 
-_KEPT = "behind the dropped keys"
+_CACHED = "after dropped keys"
 
 
-def edit_from(edit: AttentionEdit, first: int) -> AttentionEdit:
-    """The same edit for keys of which the first `first` are gone.
+def shift_edit(edit: AttentionEdit, first: int) -> AttentionEdit:
+    """The same edit for keys of which the first `first` were dropped.
 
-    It is kept with the edit until `first` changes, so that layers which share one share the other.
+    It is stored with the edit until `first` changes, so that layers which share the edit share the result.
     """
     if not first:
         return edit
-    known, moved = edit.backend_cache.get(_KEPT, (0, None))
+    known, shifted = edit.backend_cache.get(_CACHED, (0, None))
     if known != first:
-        moved = _moved(edit, first)
-        edit.backend_cache[_KEPT] = first, moved
-    return moved
+        shifted = _shifted(edit, first)
+        edit.backend_cache[_CACHED] = first, shifted
+    return shifted
 
 
-def _moved(edit: AttentionEdit, first: int) -> AttentionEdit:
+def _shifted(edit: AttentionEdit, first: int) -> AttentionEdit:
     changes: dict[str, Any] = {
         name: part[..., first:] for name in COLUMN_PARTS if (part := getattr(edit, name)) is not None
     }
     if edit.channels is not None:
         changes["channels"] = _channels(edit.channels, first)
     if edit.unmask:
-        changes["unmask"] = tuple(type(o)(o.rows, o.columns[:, first:]) for o in edit.unmask)
+        changes["unmask"] = tuple(UnmaskRect(rect.rows, rect.columns[:, first:]) for rect in edit.unmask)
     if edit.windows is not None:
         changes["windows"] = _windows(edit.windows, first)
     if edit.stats is not None:
@@ -55,7 +55,7 @@ def _channels(channels: Channels, first: int) -> Channels:
 
 
 def _windows(windows: Windows, first: int) -> Windows:
-    """Spans count back from a row's own key; only the first keys, which stay visible, have moved."""
+    """Spans count back from a row's own key: only the first keys, which stay visible, shift."""
     if windows.first is None:
         return Windows(windows.span, max(0, windows.sink - first))
     return Windows(windows.span, windows.sink, windows.first - first)
@@ -75,8 +75,8 @@ def _request(request: StatsRequest, first: int) -> StatsRequest:
     )
 
 
-def stats_from(stats: Stats, request: StatsRequest, first: int) -> Stats:
-    """What was measured of such keys, in columns that count from the first key there was."""
+def shift_stats(stats: Stats, request: StatsRequest, first: int) -> Stats:
+    """Statistics of such keys, with columns numbered from the first key of the sequence."""
     if first and stats.top_column is not None:
         stats = stats._replace(top_column=stats.top_column + first)
     if first and stats.slices is not None and request.full_rows:

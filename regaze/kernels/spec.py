@@ -1,4 +1,4 @@
-"""What can be done to one attention layer, as data.
+"""The edit of one attention layer, as data.
 
 An `AttentionEdit` is a frozen bundle of tensors. It names query rows and key columns, never a model: the same
 edit runs on the reference, on the torch path and in a fused kernel. The order of its parts is fixed:
@@ -63,7 +63,7 @@ class RowSelection:
 
 @dataclass(frozen=True, eq=False)
 class StatsRequest:
-    """Which by-products of the softmax to keep, for which rows.
+    """Which statistics of the softmax to compute, for which rows.
 
     Attributes:
         rows: query rows to report on; None: all.
@@ -92,7 +92,7 @@ class StatsRequest:
 
     @cached_property
     def only_masses(self) -> bool:
-        """Whether masses of all rows are all that is asked for."""
+        """Whether masses of all rows are the only statistics requested."""
         others = (self.entropy, self.top1, self.lse, self.full_rows, self.columns is not None)
         return self.channels is not None and self.rows is None and not any(others)
 
@@ -103,7 +103,7 @@ class StatsRequest:
 
 
 class Stats(NamedTuple):
-    """What `attend` measured, fp32, for the R rows of the request; 0 where a row is not active in a sample.
+    """Statistics from `attend`, fp32, for the R rows of a request; 0 where a row is not active in a sample.
 
     Attributes:
         masses: [B, Hq, R, K] attention mass of each channel.
@@ -123,7 +123,7 @@ class Stats(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class UnmaskRect:
-    """Positions opened in the mask: every row of `rows` may look at every column of `columns`, causal or not.
+    """A rectangle opened in the mask: each row of `rows` may look at each column of `columns`, causal or not.
 
     Attributes:
         rows: [B or 1, Lq] bool.
@@ -185,7 +185,7 @@ class AttentionEdit:
         head_gain: [B or 1, Hq] or [B or 1, Hq, Lq], multiplies a head's output (0 removes the head). It has
             its own row dimension and ignores `rows`.
         unmask: rectangles opened in the mask.
-        windows: keys that each head loses sight of, also where the mask or an opening shows them; like these
+        windows: keys that each head loses sight of, also where mask or unmask show them; like these
             it applies to every row.
         stats: what to record.
     """
@@ -203,8 +203,8 @@ class AttentionEdit:
     unmask: tuple[UnmaskRect, ...] = ()
     windows: Windows | None = None
     stats: StatsRequest | None = None
-    # Nothing below changes what an edit means: padded columns, what a backend made of the edit for its next
-    # call, and the least Lk for which each q fitted.
+    # Nothing below changes what an edit means: padded columns, what a backend derived from the edit for later
+    # calls, and the smallest Lk for which each query fitted.
     _columns: dict[str, PaddedColumns] = field(default_factory=dict, init=False, repr=False)
     backend_cache: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
     _fitted: dict[tuple[int, int, int], int] = field(default_factory=dict, init=False, repr=False)
@@ -256,16 +256,16 @@ class AttentionEdit:
 
     @cached_property
     def changed_rows(self) -> Tensor | None:
-        """[R] int64 rows in which `rows`, an opening or a window changes weights; None: all of them.
+        """[R] int64 rows in which `rows`, unmask or windows change weights; None: all of them.
 
-        Openings make it wait for the device; kept, so that layers which share an edit wait once.
+        With unmask it waits for the device, once for all layers that share the edit.
         """
         if self.windows is not None:
             return None
         selected = self.rows if self.edits_rows else None
         if not self.unmask or (self.edits_rows and selected is None):
             return None if selected is None else selected.index
-        changed = torch.stack([opening.rows.any(0) for opening in self.unmask]).any(0)
+        changed = torch.stack([rect.rows.any(0) for rect in self.unmask]).any(0)
         if selected is not None:
             changed[selected.index] = True
         return changed.nonzero().flatten()
@@ -304,8 +304,8 @@ class AttentionEdit:
         if (gain := self.head_gain) is not None:
             fits = gain.shape[0] in either and gain.shape[1] == heads and gain.shape[2:] in ((), (queries,))
             require(fits, "head_gain", gain, "[B or 1, Hq] or [B or 1, Hq, Lq]")
-        for opening in self.unmask:
-            rows, columns = opening.rows, opening.columns
+        for rect in self.unmask:
+            rows, columns = rect.rows, rect.columns
             fits = rows.shape[0] in either and rows.shape[1] == queries
             require(fits, "UnmaskRect.rows", rows, "[B or 1, Lq]")
             fits = columns.shape[0] in either and columns.shape[1] <= keys

@@ -1,8 +1,8 @@
 """The fast path without a fused kernel: plain torch on any device, O(rows x Lk) memory, no loop at decode.
 
-Rows that nothing touches go through `scaled_dot_product_attention`. Touched rows are computed in blocks whose
+Rows that no edit changes go through `scaled_dot_product_attention`. Edited rows are computed in blocks whose
 scores fit a fixed budget, so no float matrix is ever L x L. There, grouped queries share their keys through a
-reshape, never a copy. Operations work in place where no gradient can be asked for.
+reshape, never a copy. Operations work in place where no gradient is needed.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from regaze.kernels.policies import FoldedPolicy, coefficients_of, offers
 from regaze.kernels.reference import edit_scores, in_window, measure, row_mask, visibility
 from regaze.kernels.spec import AttentionEdit, RowSelection, Stats, StatsRequest, UnmaskRect
 
-#: Scores held at once, in elements: 64 MiB in fp32, on a CPU 4 MiB (what its caches hold and malloc keeps).
+#: Scores held at once, in elements: 64 MiB in fp32, on a CPU 4 MiB (the size of its caches).
 #: A block never has fewer than one query row.
 BLOCK_ELEMENTS = 1 << 24
 CPU_BLOCK_ELEMENTS = 1 << 20
 
-#: Scores of a single row, over batch and heads, below which the start of an operation is what it costs.
+#: Scores of a single row, over batch and heads, below which launching an operation costs most.
 SMALL_ELEMENTS = 1 << 11
 
 #: Elements of the keys above which, on a CPU, matrix products outrun torch's attention for a single row.
@@ -115,16 +115,16 @@ class _Call:
         self.softcap, self.sinks = softcap, sinks
         self.batch, self.heads, self.queries, _ = q.shape
         _, self.kv_heads, self.keys, _ = k.shape
-        self._packed: tuple[Tensor, Tensor] | None = None
+        self._cache: tuple[Tensor, Tensor] | None = None
         self.is_causal = is_causal and mask is None and self.queries > 1
-        self.has_kernel = softcap is None and sinks is None  # torch's own kernels know neither
+        self.sdpa_can_run = softcap is None and sinks is None  # torch's own kernels have neither
         selects = edit.rows is None or len(edit.rows.index) > 0
         self.changes_weights = edit.edits_mask or (edit.edits_rows and selects)
 
     def decode(self) -> tuple[Tensor, Stats | None]:
         """A single row: one block gives its output and its statistics."""
         block, request = None, self.edit.stats
-        if self.changes_weights or not self.has_kernel or self._outruns_kernel():
+        if self.changes_weights or not self.sdpa_can_run or self._products_are_faster():
             block = _Block(self)
             out = block.output(self.changes_weights)
         else:
@@ -146,9 +146,9 @@ class _Call:
         return rows if index is None else self.plain().index_copy(2, index, rows), stats
 
     def statistics(self, request: StatsRequest, row: _Block | None = None) -> Stats:
-        """The by-products of the requested rows; `row` is a single row that is already computed."""
+        """Statistics of the requested rows; `row` is a single row that is already computed."""
         rows, active = request.rows, None if request.rows is None else request.rows.active
-        if row is None and self._is_small(request):
+        if row is None and self._masses_by_sdpa(request):
             return Stats(masses=self._masses(request))
         if self.queries == 1 and (rows is None or len(rows.index) == 1):
             return (row or _Block(self)).statistics(request, active)
@@ -163,7 +163,7 @@ class _Call:
 
     def plain(self) -> Tensor:
         """[B, Hq, Lq, Dv] without the edit, by torch's own kernels where they can."""
-        if not self.has_kernel:
+        if not self.sdpa_can_run:
             blocks = (_Block(self, part) for part in self.parts(None))
             return torch.cat([block.output(edited=False) for block in blocks], 2)
         q, k, v, mask, causal = self.q, self.k, self.v, self.mask, self.is_causal
@@ -186,20 +186,20 @@ class _Call:
             out = out.masked_fill(empty, 0.0)
         return out if out.shape[1] == self.heads else out.view(self.batch, self.heads, 1, -1)
 
-    def _outruns_kernel(self) -> bool:
-        """Whether a block is faster for a single row than torch's kernel, in bfloat16 several times so."""
+    def _products_are_faster(self) -> bool:
+        """Whether two products beat torch's kernel for a single row, in bfloat16 by several times."""
         fast = self.q.is_cpu and self.q.dtype in (torch.float32, torch.bfloat16)
         return fast and self.k.numel() >= LARGE_ELEMENTS
 
-    def _is_small(self, request: StatsRequest) -> bool:
-        """Whether only masses of one row are wanted, and starting operations would cost more than they do."""
+    def _masses_by_sdpa(self, request: StatsRequest) -> bool:
+        """Whether only masses of one short row are requested: then the number of operations costs most."""
         size, mask = self.batch * self.heads * self.keys, self.mask
         return (
             self.queries == 1
             and self.q.is_cpu
             and size <= SMALL_ELEMENTS
             and self.q.dtype == torch.float32
-            and self.has_kernel
+            and self.sdpa_can_run
             and (mask is None or (mask.dtype == torch.bool and mask.shape[1] == 1))
             and not self.edit.edits_mask
             and request.only_masses
@@ -209,32 +209,32 @@ class _Call:
 
     def _masses(self, request: StatsRequest) -> Tensor:
         """Masses [B, Hq, 1, K] of a row as attention whose values are the channels' columns: one kernel."""
-        dim, channels, kept = self.q.shape[3], request.channels, request.as_edit.backend_cache
+        dim, channels, cache = self.q.shape[3], request.channels, request.as_edit.backend_cache
         assert channels is not None
-        values: Tensor | None = kept.get("values")  # [B or 1, 1, n, D], zeros beside the K columns
+        values: Tensor | None = cache.get("values")  # [B or 1, 1, n, D], zeros beside the K columns
         if values is None or values.shape[2] < self.keys or values.shape[3] != dim:
-            with torch.inference_mode(False):  # kept for any call
+            with torch.inference_mode(False):  # stored for later calls
                 columns = channels.mixed(torch.eye(dim, channels.count))
                 values = columns.upto(2 * self.keys).mT[:, None].contiguous()
             if not values.requires_grad:
-                kept["values"] = values
+                cache["values"] = values
         q = self.q.reshape(self.batch, self.kv_heads, -1, dim)
         values = values.narrow(2, 0, self.keys).expand(self.batch, self.kv_heads, -1, -1)
         out = F.scaled_dot_product_attention(q, self.k, values, self.mask, scale=self.scaling)
         return out.narrow(3, 0, channels.count).reshape(self.batch, self.heads, 1, -1)
 
-    def packed(self) -> tuple[Tensor, Tensor]:
-        """Keys [B Hkv, Lk, D] and values [B Hkv, Lk, Dv]: views of a cache."""
-        if self._packed is None:
-            self._packed = self.k.flatten(0, 1), self.v.flatten(0, 1)
-        return self._packed
+    def cache(self) -> tuple[Tensor, Tensor]:
+        """Keys [B Hkv, Lk, D] and values [B Hkv, Lk, Dv], views if the cache allows them."""
+        if self._cache is None:
+            self._cache = self.k.flatten(0, 1), self.v.flatten(0, 1)
+        return self._cache
 
     def causal(self, part: Part, keys: int | None = None) -> Tensor:
         """[1, 1, R, keys] bool: which of the first keys (default: all) rows may see."""
-        last = self.numbers(part)[:, None] + (self.keys - self.queries)
+        last = self.row_numbers(part)[:, None] + (self.keys - self.queries)
         return (torch.arange(self.keys if keys is None else keys, device=last.device) <= last)[None, None]
 
-    def numbers(self, part: Part) -> Tensor:
+    def row_numbers(self, part: Part) -> Tensor:
         """[R] the numbers of query rows."""
         if isinstance(part, Tensor):
             return part
@@ -255,13 +255,13 @@ class _Call:
 
 
 class _Block:
-    """Query rows of a call with their scores materialised; computes only what is asked for."""
+    """Query rows of a call with their scores materialised; computes only what is requested."""
 
     def __init__(self, call: _Call, part: Part = None, all_selected: bool = False, all_keys: bool = False):
         self.call, self.part, self.all_selected = call, part, all_selected
         self.keys = call.keys
         if call.is_causal and isinstance(part, slice) and not (all_keys or call.edit.unmask):
-            # No row of the block sees what lies behind its last one.
+            # No row of the block sees keys after that of its last row.
             self.keys = max(1, part.stop + call.keys - call.queries)
         self.hidden, additive = self._visibility()
         self.scores = self._scores(additive)
@@ -270,7 +270,7 @@ class _Block:
 
     def output(self, edited: bool = True) -> Tensor:
         """[B, Hq, R, Dv] with or without the edit, before the head gain."""
-        call, v = self.call, self.call.packed()[1]
+        call, v = self.call, self.call.cache()[1]
         weights = (self.edited() if edited else self.plain())[1]
         if weights.dtype != v.dtype:
             weights = weights.to(v.dtype)
@@ -285,8 +285,8 @@ class _Block:
     def plain(self) -> tuple[Tensor, Tensor]:
         """Scores and weights [B, Hq, R, keys] without the edit."""
         if self._plain is None:
-            own = not self.call.edit.edits_scores  # which starts from the scores as they are
-            self._plain = _softmax(self.scores, self.hidden, self.call.sinks, own)
+            in_place = not self.call.edit.edits_scores  # an edit of scores still needs these
+            self._plain = _softmax(self.scores, self.hidden, self.call.sinks, in_place)
         return self._plain
 
     def edited(self) -> tuple[Tensor, Tensor]:
@@ -317,19 +317,19 @@ class _Block:
         scores = edit_scores(self.scores, edit)
         if selected is not None:
             scores = torch.where(selected, scores, self.scores)
-        if edit.bias is not None:  # a key biased by -inf is as hidden as a masked one
+        if edit.bias is not None:  # a key with bias -inf is hidden like a masked one
             removed = edit.columns("bias", self.keys)[:, :, None] == -torch.inf
             removed = removed if selected is None else removed & selected
             hidden = removed if hidden is None else hidden | removed
-        return _softmax(scores, hidden, self.call.sinks, own=True)
+        return _softmax(scores, hidden, self.call.sinks, in_place=True)
 
     def _scores(self, additive: Tensor | None) -> Tensor:
         """[B, Hq, R, keys], fp32 or fp64."""
-        call, keys = self.call, self.call.packed()[0]
+        call, keys = self.call, self.call.cache()[0]
         if self.keys != call.keys:
             keys = keys[:, : self.keys]
         # The query group joins the rows: a group shares its keys.
-        rows = _take(call.q, self.part, 2).reshape(len(keys), -1, keys.shape[-1])
+        rows = _take_rows(call.q, self.part, 2).reshape(len(keys), -1, keys.shape[-1])
         scores = _product(rows, keys, call.scaling).view(call.batch, call.heads, -1, self.keys)
         if scores.dtype != torch.float64:
             scores = scores.float()
@@ -338,19 +338,19 @@ class _Block:
         return scores if additive is None else scores + additive.to(scores.dtype)
 
     def _visibility(self) -> tuple[Tensor | None, Tensor | None]:
-        """Keys that the rows may not see, and what the mask adds to the scores; None: none, nothing."""
+        """Keys that the rows may not see, and the additive part of the mask; None where there are none."""
         call, part = self.call, self.part
         unmask, windows = call.edit.unmask, call.edit.windows
         if call.is_causal:
             mask = call.causal(part, self.keys)
         elif call.mask is not None:
-            mask = _take(call.mask, part, 2)
+            mask = _take_rows(call.mask, part, 2)
         elif windows is None:
             return None, None
         else:
-            own = call.numbers(part)[None, None] + (call.keys - call.queries)
+            own = call.row_numbers(part)[None, None] + (call.keys - call.queries)
             return ~in_window(windows, own, call.keys), None
-        unmask = tuple(UnmaskRect(_take(o.rows, part, 1), o.columns) for o in unmask)
+        unmask = tuple(UnmaskRect(_take_rows(o.rows, part, 1), o.columns) for o in unmask)
         visible, additive = visibility(mask, mask.shape[2], self.keys, False, unmask, mask.device, windows)
         return ~visible, additive
 
@@ -359,10 +359,10 @@ class _Block:
         call, rows = self.call, self.call.edit.rows
         if self.all_selected or rows is None or (rows.active is None and len(rows.index) == call.queries):
             return None
-        return _take(row_mask(rows, call.batch, call.queries, call.q.device), self.part, 2)
+        return _take_rows(row_mask(rows, call.batch, call.queries, call.q.device), self.part, 2)
 
 
-def _take(x: Tensor, part: Part, dim: int) -> Tensor:
+def _take_rows(x: Tensor, part: Part, dim: int) -> Tensor:
     """The rows of a block."""
     if part is None:
         return x
@@ -373,50 +373,52 @@ def _take(x: Tensor, part: Part, dim: int) -> Tensor:
 
 def _product(rows: Tensor, keys: Tensor, scaling: float) -> Tensor:
     """rows [N, M, D] by keys [N, Lk, D]: [N, M, Lk]. Scaled inside, as the range of fp16 is small."""
-    nothing = _nothing(rows.dtype, rows.device)
+    zero = _zero(rows.dtype, rows.device)
     if rows.shape[1] <= 4 and keys.numel() >= LARGE_ELEMENTS and keys.dtype == torch.float32 and keys.is_cpu:
         # For few rows MKL reads keys that no cache holds up to three times as fast when they come first.
-        return torch.baddbmm(nothing, keys, rows.mT, beta=0, alpha=scaling).mT.contiguous()
-    return torch.baddbmm(nothing, rows, keys.mT, beta=0, alpha=scaling)
+        return torch.baddbmm(zero, keys, rows.mT, beta=0, alpha=scaling).mT.contiguous()
+    return torch.baddbmm(zero, rows, keys.mT, beta=0, alpha=scaling)
 
 
 @lru_cache
-def _nothing(dtype: torch.dtype, device: torch.device) -> Tensor:
-    """What `baddbmm` adds nothing of."""
+def _zero(dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A constant that `baddbmm` adds with factor 0."""
     with torch.inference_mode(False):  # it outlives the block that needs it first
         return torch.zeros((), dtype=dtype, device=device)
 
 
-def _softmax(scores: Tensor, hidden: Tensor | None, sinks: Tensor | None, own: bool) -> tuple[Tensor, Tensor]:
+def _softmax(
+    scores: Tensor, hidden: Tensor | None, sinks: Tensor | None, in_place: bool
+) -> tuple[Tensor, Tensor]:
     """Masked scores and their softmax, in which hidden keys, and so fully masked rows, are zeros.
 
-    With `own`, the scores given are overwritten where no gradient can be asked for.
+    With `in_place`, the given scores are overwritten where no gradient is needed.
     """
     if hidden is not None:
-        write = own and not scores.requires_grad
+        write = in_place and not scores.requires_grad
         scores = scores.masked_fill_(hidden, -torch.inf) if write else scores.masked_fill(hidden, -torch.inf)
     weights = torch.softmax(scores, -1)
     if hidden is not None:
-        # The NaN of a fully masked row is filled over here, that of its gradient in the line above.
+        # This replaces the NaN of a fully masked row, the lines above that of its gradient.
         weights = (
             weights.masked_fill(hidden, 0.0) if weights.requires_grad else weights.masked_fill_(hidden, 0.0)
         )
     if sinks is not None:
-        # What the keys keep beside the sink: Z / (Z + e^sink), with Z their own denominator.
+        # The share of the keys beside the sink: Z / (Z + e^sink), with Z their own denominator.
         sink = sinks.to(scores.dtype)[:, None, None]
         weights = weights * torch.sigmoid(torch.logsumexp(scores, -1, keepdim=True) - sink)
     return scores, weights
 
 
 def _folded(edit: AttentionEdit, weights: Tensor) -> Callable[[Tensor], Tensor] | None:
-    """The policy of an edit multiplied into its channels, kept with the edit; None where it cannot be."""
+    """The policy of an edit multiplied into its channels, stored with the edit; None where it cannot be."""
     policy, channels = edit.policy, edit.channels
     if policy is None or channels is None or not offers(policy, "fold"):
         return None
     if weights.dtype != torch.float32 or weights.requires_grad:
         return None
     if "fold" not in edit.backend_cache:
-        with torch.inference_mode(False):  # kept with the edit, for any call
+        with torch.inference_mode(False):  # stored with the edit, for later calls
             edit.backend_cache["fold"] = cast(FoldedPolicy, policy).fold(channels)
     fold: Callable[[Tensor], Tensor] | None = edit.backend_cache["fold"]
     return fold

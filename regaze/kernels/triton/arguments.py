@@ -1,9 +1,9 @@
 """Kernel arguments: the tensors of a call and of its edit with their strides, as named tuples.
 
-Triton flattens a named tuple into arguments of the kernel. A tuple is always there; of what a call lacks the
-pointer is None, as is the stride of a dimension that is shared (of size 1, or expanded), and Triton compiles
-the code for it away. `stride_b`, `stride_h`, `stride_m` and `stride_n` are steps along samples, heads, query
-rows and keys; the last dimension of what is read as a vector has stride 1.
+Triton flattens a named tuple into arguments of the kernel. A tuple is always there. Where a call lacks a
+part, its pointer is None, as is the stride of a dimension that is shared (of size 1, or expanded), and Triton
+compiles the code for it away. `stride_b`, `stride_h`, `stride_m` and `stride_n` are steps along samples,
+heads, query rows and keys; a last dimension that is read as a vector has stride 1.
 """
 
 from __future__ import annotations

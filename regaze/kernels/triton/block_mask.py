@@ -102,7 +102,7 @@ def _(tensors: list[Tensor | None], tiling: Sequence[int], causal: bool) -> list
 
 
 def _map_shape(rows: RowList) -> tuple[int, int, int, int]:
-    """[B', H', row blocks, key blocks]; B' and H' are 1 where what is visible is the same for all."""
+    """[B', H', row blocks, key blocks]; B' and H' are 1 where visibility is the same for all."""
     parts = (rows.mask, rows.row_bits, rows.column_bits, rows.span, rows.sink_end, rows.own_key)
     batch = max(part.shape[0] for part in parts if part is not None)
     heads = max(1 if part is None else part.shape[1] for part in (rows.mask, rows.span))

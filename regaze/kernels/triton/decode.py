@@ -171,8 +171,8 @@ def store_sums(
     tl.store(ptrs + 1, running_sum, mask=row_exists)
     k = tl.arange(0, WIDTH)[:, None]
     if NUM_CHANNELS > 0:
-        wanted = row_exists[None, :] & (k < NUM_CHANNELS)
-        tl.store(ptrs[None, :] + SUMS_HEADER + k, masses, mask=wanted)
+        in_bounds = row_exists[None, :] & (k < NUM_CHANNELS)
+        tl.store(ptrs[None, :] + SUMS_HEADER + k, masses, mask=in_bounds)
     d = tl.arange(0, BLOCK_DV)[None, :]
     output_rows = tl.reshape((records[None, :] * NUM_OUTPUTS + k) * VALUE_DIM, [output.shape[0]])[:, None]
     exists = tl.reshape(row_exists[None, :] & (k < NUM_OUTPUTS), [output.shape[0]])[:, None]
@@ -194,8 +194,8 @@ def store_stats(
     tl.store(ptrs + 3, top_column.to(tl.float32), mask=row_exists)
     if NUM_CHANNELS > 0:
         k = tl.arange(0, WIDTH)[None, :]
-        wanted = row_exists[:, None] & (k < NUM_CHANNELS)
-        tl.store(ptrs[:, None] + STATS_HEADER + k, tl.sum(masses, 0), mask=wanted)
+        in_bounds = row_exists[:, None] & (k < NUM_CHANNELS)
+        tl.store(ptrs[:, None] + STATS_HEADER + k, tl.sum(masses, 0), mask=in_bounds)
 
 
 @triton.jit

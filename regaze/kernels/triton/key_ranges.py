@@ -1,4 +1,4 @@
-"""Which keys a query row sees at all: what the splits of a decode call divide among them.
+"""Which keys a query row sees at all. The splits of a decode call divide this range among them.
 
 `range_kernel` reads a mask once, for all layers that share it. Without a mask a row may see all keys; where
 every head has a window, the keys between the first ones and the windows are skipped.

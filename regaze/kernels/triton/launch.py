@@ -1,6 +1,6 @@
 """`attend` and `attention_stats` by the Triton kernels: few query rows are decoded, many are a prefill.
 
-Decoding is two operators, `decode_split` and `decode_merge`, and nothing but shapes decides what they launch.
+Decoding is two operators, `decode_split` and `decode_merge`, and shapes alone decide what they launch.
 Partial sums pass between them as tensors from torch's allocator, which hands every layer the memory that the
 layer before gave back, and which belongs to the graph that captures them: there is no other state.
 """

@@ -66,8 +66,8 @@ def row_coefficients(
         coefficients = tl.load(ptrs, mask=k < NUM_CHANNELS, other=0.0)
     else:
         ptrs = sums_ptr + split_offsets[:, :, None] + SUMS_HEADER + k[:, None, :]
-        wanted = split_exists[:, :, None] & (k < NUM_CHANNELS)[:, None, :]
-        masses = tl.sum(factors[:, :, None] * tl.load(ptrs, mask=wanted, other=0.0), 1)
+        in_bounds = split_exists[:, :, None] & (k < NUM_CHANNELS)[:, None, :]
+        masses = tl.sum(factors[:, :, None] * tl.load(ptrs, mask=in_bounds, other=0.0), 1)
         heads = head + tl.zeros([1, 1], tl.int64)
         coefficients = POLICY(masses, heads, heads >= 0, policy.numbers_ptr, WIDTH)
     if policy.selected.ptr is not None:
@@ -109,8 +109,8 @@ def merge_output(
         split_max = tl.load(sums_ptr + record * SIZE, mask=split < num_splits, other=float("-inf"))
         factor = tl.exp2((split_max - shift) * LOG2E) * inverse
         ptrs = outputs_ptr + (record[:, None, None] * NUM_OUTPUTS + k) * VALUE_DIM + columns
-        wanted = (split < num_splits)[:, None, None] & (k < NUM_OUTPUTS) & (columns < VALUE_DIM)
-        part = tl.load(ptrs, mask=wanted, other=0.0)
+        in_bounds = (split < num_splits)[:, None, None] & (k < NUM_OUTPUTS) & (columns < VALUE_DIM)
+        part = tl.load(ptrs, mask=in_bounds, other=0.0)
         result += tl.sum(tl.sum(part * factor[:, None, None] * coefficients[:, :, None], 1), 0)
     if head_gain is not None:
         gain_ptr = head_gain.ptr + batch * head_gain.stride_b + head * head_gain.stride_h
@@ -132,8 +132,8 @@ def merge_masses_of_row(
         split = start + tl.arange(0, SPLIT_STEP)
         ptrs = stats_ptr + (row_offset * num_splits + split) * SIZE
         split_max = tl.load(ptrs, mask=split < num_splits, other=float("-inf"))
-        wanted = (split < num_splits)[:, None] & (k < NUM_CHANNELS)[None, :]
-        part = tl.load(ptrs[:, None] + STATS_HEADER + k[None, :], mask=wanted, other=0.0)
+        in_bounds = (split < num_splits)[:, None] & (k < NUM_CHANNELS)[None, :]
+        part = tl.load(ptrs[:, None] + STATS_HEADER + k[None, :], mask=in_bounds, other=0.0)
         masses += tl.sum(part * (tl.exp2((split_max - shift) * LOG2E) * inverse)[:, None], 0)
     return masses
 

@@ -97,8 +97,8 @@ def head_kernel(
             mass = tl.sum(factors * tl.load(mass_ptrs, mask=split_exists, other=0.0), 1)
         masses = tl.where(k == channel, mass[:, None], masses)
     coefficients = POLICY(masses, head[:, None], head_exists[:, None], numbers_ptr, WIDTH)
-    wanted = head_exists[:, None] & (k < NUM_CHANNELS)
-    tl.store(coefficients_ptr + place[:, None] * NUM_CHANNELS + k, coefficients, mask=wanted)
+    in_bounds = head_exists[:, None] & (k < NUM_CHANNELS)
+    tl.store(coefficients_ptr + place[:, None] * NUM_CHANNELS + k, coefficients, mask=in_bounds)
 
 
 # --- the host's side

@@ -176,8 +176,8 @@ def attend_kernel(
         place += split.to(tl.int64) * tl.num_programs(2) * tl.num_programs(1) * row_list.length
         tl.store(partial.running_max + place, running_max, mask=row_exists)
         tl.store(partial.running_sum + place, running_sum, mask=row_exists)
-        wanted = row_exists[:, None] & (d < VALUE_DIM)[None, :]
-        tl.store(partial.acc + place[:, None] * VALUE_DIM + d[None, :], acc, mask=wanted)
+        in_bounds = row_exists[:, None] & (d < VALUE_DIM)[None, :]
+        tl.store(partial.acc + place[:, None] * VALUE_DIM + d[None, :], acc, mask=in_bounds)
 
 
 @triton.jit
@@ -190,7 +190,7 @@ def merge_outputs_kernel(
     offsets = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     rows, row_exists = load_row_numbers(row_list, offsets)
     d = tl.arange(0, BLOCK_DV)
-    wanted = row_exists[:, None] & (d < VALUE_DIM)[None, :]
+    in_bounds = row_exists[:, None] & (d < VALUE_DIM)[None, :]
     stride_s = tl.num_programs(2).to(tl.int64) * tl.num_programs(1) * row_list.length
     place = (batch * tl.num_programs(1) + head) * row_list.length + offsets
     row_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
@@ -205,7 +205,7 @@ def merge_outputs_kernel(
         split_max = tl.load(partial.running_max + here, mask=row_exists, other=0.0)
         scale = tl.exp2((split_max - shift) * LOG2E)
         row_sum += scale * tl.load(partial.running_sum + here, mask=row_exists, other=0.0)
-        part = tl.load(partial.acc + here[:, None] * VALUE_DIM + d[None, :], mask=wanted, other=0.0)
+        part = tl.load(partial.acc + here[:, None] * VALUE_DIM + d[None, :], mask=in_bounds, other=0.0)
         acc += scale[:, None] * part
     _store_rows(to, acc, row_sum, batch, head, rows, row_exists, VALUE_DIM, BLOCK_DV)
 

@@ -158,9 +158,9 @@ class RowList(NamedTuple):
         """Programs that share the keys of a row block: a few rows of a long prompt are to fill the device."""
         tiling = self.tiling
         programs = triton.cdiv(self.num_rows, tiling.block_m) * self.query.shape[0] * self.query.shape[1]
-        wanted = triton.cdiv(2 * processors(self.query.device), max(1, programs))
+        desired = triton.cdiv(2 * processors(self.query.device), max(1, programs))
         key_blocks = triton.cdiv(self.key.shape[2], tiling.block_n)
-        return max(1, min(wanted, MAX_SPLITS, key_blocks // MIN_SPLIT_BLOCKS))
+        return max(1, min(desired, MAX_SPLITS, key_blocks // MIN_SPLIT_BLOCKS))
 
     def rows_arg(self) -> RowListArg:
         return RowListArg(self.row_index, self.selected, self.num_rows)

@@ -1,7 +1,7 @@
-"""Softmax statistics of chosen query rows, from Q and K alone: what statistics and policies need.
+"""Softmax statistics of chosen query rows, from Q and K alone, for statistics requests and policies.
 
-`row_stats` streams the keys once past each block of rows. Per row it keeps what flash attention keeps, the
-running maximum m of the scores and sum_j exp(s_j - m), and further sums on request:
+`row_stats` streams the keys once past each block of rows. Per row it carries the running maximum m of the
+scores and sum_j exp(s_j - m), as flash attention does, and further sums on request:
 
     channel masses        sum_j exp(s_j - m) u_k[j]
     spread                sum_j exp(s_j - m) (s_j - m); the entropy is ln(sum) - spread / sum
@@ -208,8 +208,8 @@ def _sum_of_splits(
             spread += scale * tl.load(partial.spread + here, mask=row_exists, other=0.0) + part * fall
         if NUM_CHANNELS > 0:
             ptrs = partial.masses + here[:, None] * NUM_CHANNELS + k
-            wanted = row_exists[:, None] & (k < NUM_CHANNELS)
-            masses += scale[:, None] * tl.load(ptrs, mask=wanted, other=0.0)
+            in_bounds = row_exists[:, None] & (k < NUM_CHANNELS)
+            masses += scale[:, None] * tl.load(ptrs, mask=in_bounds, other=0.0)
     return keys_sum, spread, masses
 
 
@@ -255,13 +255,13 @@ def row_stats_merge_kernel(
     if NUM_CHANNELS > 0:
         masses *= inverse[:, None]
         k = tl.arange(0, WIDTH)[None, :]
-        wanted = row_exists[:, None] & (k < NUM_CHANNELS)
+        in_bounds = row_exists[:, None] & (k < NUM_CHANNELS)
         if merged.masses is not None:
-            tl.store(merged.masses + place[:, None] * NUM_CHANNELS + k, masses, mask=wanted)
+            tl.store(merged.masses + place[:, None] * NUM_CHANNELS + k, masses, mask=in_bounds)
         if merged.coefficients is not None:
             heads = tl.zeros([BLOCK_M, 1], tl.int32) + head
             coefficients = POLICY(masses, heads, row_exists[:, None], numbers_ptr, WIDTH)
-            tl.store(merged.coefficients + place[:, None] * NUM_CHANNELS + k, coefficients, mask=wanted)
+            tl.store(merged.coefficients + place[:, None] * NUM_CHANNELS + k, coefficients, mask=in_bounds)
 
 
 # --- the host's side

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import torch
 
-#: Programs wanted per multiprocessor: enough loads in flight to keep the memory busy.
+#: Programs per multiprocessor: enough loads in flight to keep the memory busy.
 PROGRAMS_PER_PROCESSOR = 2
 MAX_DECODE_SPLITS = 128
 
@@ -68,8 +68,8 @@ def decode_tiling(
         block_n = 64
     elif heavy and element_size > 2:
         block_n, num_stages = 16, 1
-    wanted = -(-PROGRAMS_PER_PROCESSOR * processors // (batch * kv_heads * row_tiles))
-    num_splits = max(1, min(wanted, MAX_DECODE_SPLITS, -(-keys // block_n)))
+    desired = -(-PROGRAMS_PER_PROCESSOR * processors // (batch * kv_heads * row_tiles))
+    num_splits = max(1, min(desired, MAX_DECODE_SPLITS, -(-keys // block_n)))
     num_warps = 8 if heavy or element_size > 2 else 4
     return DecodeTiling(block_m, row_tiles, block_n, num_splits, num_warps, num_stages)
 

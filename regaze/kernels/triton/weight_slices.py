@@ -94,8 +94,10 @@ def row_slices_kernel(
     if active_ptr is not None:
         active = tl.load(active_ptr + batch * row_list.length + offsets, mask=row_exists, other=0) != 0
         weights = tl.where(active[:, None], weights, 0.0)
-    wanted = row_exists[:, None] & (slots < slice_columns.num_columns)[None, :]
-    tl.store(slices_ptr + place[:, None] * slice_columns.num_columns + slots[None, :], weights, mask=wanted)
+    in_bounds = row_exists[:, None] & (slots < slice_columns.num_columns)[None, :]
+    tl.store(
+        slices_ptr + place[:, None] * slice_columns.num_columns + slots[None, :], weights, mask=in_bounds
+    )
 
 
 @triton.jit

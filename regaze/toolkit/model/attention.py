@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from regaze.errors import CompositionError, InputError, UnsupportedModelError
 from regaze.kernels import AttentionEdit, Stats, StatsRequest, attend, attention_stats, compose
-from regaze.kernels.sliding_cache import edit_from
+from regaze.kernels.sliding_cache import shift_edit
 from regaze.toolkit.model import compat
 from regaze.toolkit.model.attention_call import AttentionCall
 from regaze.toolkit.model.callback import Callback, overrides
@@ -193,7 +193,7 @@ def regaze_attention(
         for owner, request in plan.requests[1:]:
             dispatcher.deliver(site, owner, attention_stats(query, key, request, first_key=first, **call))
     if dispatcher.listeners:
-        dispatcher.show(site, AttentionCall(query, key, value, out, edit_from(edit, first), call))
+        dispatcher.show(site, AttentionCall(query, key, value, out, shift_edit(edit, first), call))
     return out, None
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import groupby
-from typing import TYPE_CHECKING
 
 from transformers import PreTrainedModel
 
@@ -13,9 +12,7 @@ from regaze.toolkit.model import compat
 from regaze.toolkit.prompts.families import Family, UnknownFamily, family_of
 from regaze.toolkit.prompts.images import ImageLike
 from regaze.toolkit.prompts.token_map import Role, View
-
-if TYPE_CHECKING:
-    from regaze.toolkit.wrap import Gaze
+from regaze.toolkit.wrap import Gaze
 
 
 @dataclass(frozen=True)

@@ -286,7 +286,7 @@ def test_copies_of_a_wrapped_model_are_plain(model, gaze, inputs):
     assert torch.equal(logits_of(model, inputs), logits_of(copied, inputs))
 
 
-def test_any_participant_can_take_part(model, gaze, inputs):
+def test_any_callback_can_take_part(model, gaze, inputs):
     class Half(Callback):
         def prepare(self, context):
             context.state(self)["edit"] = AttentionEdit(head_gain=torch.full((1, context.num_heads), 0.5))
@@ -338,7 +338,7 @@ def test_seen_is_what_the_model_sees(gaze):
 
 @pytest.mark.parametrize("method", [small_var(), HeadKnockout(heads=((3, 1),), mode="uniform"), None])
 def test_static_cache_equals_dynamic_cache(model, gaze, method):
-    """A static cache has keys behind the prompt that no row may see, and no mask at an unpadded prefill."""
+    """A static cache has keys after the prompt that no row may see, and no mask at an unpadded prefill."""
     inputs = gaze.inputs([picture(1)], QUESTIONS[:1])
     static = {"cache_implementation": "static", "disable_compile": True}
     common = {"max_new_tokens": 4, "do_sample": False, "eos_token_id": None}

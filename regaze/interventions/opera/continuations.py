@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from transformers import BatchFeature, PreTrainedModel
 
 from regaze.errors import CompositionError, UnsupportedModelError
 from regaze.kernels import AttentionEdit, Stats, StatsRequest
+from regaze.toolkit.model import compat
 from regaze.toolkit.model.callback import Callback
 from regaze.toolkit.model.context import Context
 
@@ -58,12 +58,11 @@ class Continuations:
 
     def __init__(self, model: PreTrainedModel, inputs: BatchFeature):
         self.model, self.device = model, inputs["input_ids"].device
-        accepted = inspect.signature(model.forward).parameters
-        self._options: dict[str, Any] = {"use_cache": True, "return_dict": True}
-        self._options |= {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
+        self._options: dict[str, Any] = {"return_dict": True, **compat.last_logits_only(model)}
         self.prompt_length = self.cached_length = inputs["input_ids"].shape[1]
-        out = model(**inputs, **self._options)
-        self.cache, self.logits = out.past_key_values, out.logits[:, -1].float()
+        out = model(**inputs, **self._options, use_cache=True)
+        self.cache: Any = compat.cache_of(out)
+        self.logits = out.logits[:, -1].float()
 
     def select(self, rows: Tensor) -> None:
         """Continue with these rows [n]; a row may be given several times."""
@@ -73,7 +72,7 @@ class Continuations:
     def feed(self, ids: Tensor) -> None:
         """Append tokens [rows, T]. There is no padding to mask, and positions follow from the cache."""
         self.cached_length += ids.shape[1]
-        inputs = {"input_ids": ids.to(self.device), "past_key_values": self.cache}
+        inputs = compat.with_cache({"input_ids": ids.to(self.device)}, self.cache)
         self.logits = self.model(**inputs, **self._options).logits[:, -1].float()
 
     def restart(self, ids: Tensor) -> None:

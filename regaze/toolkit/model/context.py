@@ -4,21 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from regaze.errors import InputError
 from regaze.toolkit.model import compat
 from regaze.toolkit.model.hidden_logits import LogitReader
 from regaze.toolkit.model.stack import MAIN, Stack
+from regaze.toolkit.prompts.prompt_reader import PromptReader
 from regaze.toolkit.prompts.token_map import TokenMap
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-    from regaze.toolkit.prompts.prompt_reader import PromptReader
 
 
 class Context:

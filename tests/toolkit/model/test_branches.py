@@ -20,7 +20,7 @@ from regaze.toolkit.prompts.token_map import Role, TokenMap
 
 
 class Contrast(Callback):
-    """2 * main - branch, where the branch is what `make` says; keeps what it saw."""
+    """2 * main - branch, with the branch that `make` returns; keeps the logits of both."""
 
     def __init__(self, make, weight=1.0, name="other", cut=0.0):
         self.make, self.weight, self.name, self.cut = make, weight, name, cut
@@ -126,7 +126,7 @@ def test_weight_zero_changes_no_token_and_the_batch_comes_back_at_its_own_size(m
 
 
 @pytest.mark.parametrize("kind", BRANCHES)
-def test_the_mixed_logits_do_not_depend_on_the_batch_or_the_padding(model, gaze, inputs, kind):
+def test_the_combined_logits_do_not_depend_on_the_batch_or_the_padding(model, gaze, inputs, kind):
     questions = ["What is there?", "Is there a dog in this picture here?"]
     with gaze.using(Contrast(BRANCHES[kind], cut=0.05)):
         both = logits_of(model, inputs)
@@ -199,7 +199,7 @@ class Counting(Contrast):
 
 @pytest.mark.parametrize("kind", ["image", "none", "prompt"])
 def test_beam_search_reorders_the_rows_of_every_branch(model, gaze, kind):
-    """The best beam's score equals the sum of its own log-probabilities under the mixed logits."""
+    """The best beam's score equals the sum of its own log-probabilities under the combined logits."""
     inputs = gaze.inputs([picture(0)], ["What is there?"])
     contrast = Counting(BRANCHES[kind])
     with gaze.using(contrast):
@@ -369,7 +369,7 @@ def test_mlp_outputs_can_be_changed(model, gaze, inputs):
     assert torch.equal(logits_of(model, inputs), plain)
 
 
-def test_a_forward_aside_is_seen_by_its_participant_alone(model, gaze, inputs):
+def test_an_extra_forward_runs_one_callback_alone(model, gaze, inputs):
     class Peek(Callback):
         def prepare(self, context):
             context.capture_hidden((1,))
@@ -395,7 +395,7 @@ def test_a_forward_aside_is_seen_by_its_participant_alone(model, gaze, inputs):
 
 
 class LastRowLater(Callback):
-    """Halves a head of the last row in the first layers, which it decides on in a later layer."""
+    """Halves a head of the last row in the first layers, chosen by statistics of a later layer."""
 
     def __init__(self, factor=0.5):
         self.factor = factor
@@ -438,7 +438,7 @@ def test_a_replayed_last_row_is_a_decode_step_over_the_prompt_before_it(model, g
         model(**right, use_cache=True)
 
 
-def test_statistics_reach_everyone_who_asked(model, gaze, inputs):
+def test_statistics_reach_every_callback_that_requests_them(model, gaze, inputs):
     from regaze.kernels import StatsRequest
 
     class Asks(Callback):
@@ -465,8 +465,8 @@ def test_statistics_reach_everyone_who_asked(model, gaze, inputs):
 # Combined logits -----------------------------------------------------------------------------------
 
 
-def test_mixture_by_hand():
-    """VCD, AGLA and PAI examples: contrast, addition, and the cut on the user's own logits."""
+def test_combinations_by_hand():
+    """VCD, AGLA and PAI examples: contrast, addition, and plausibility by the user's own logits."""
     main, other = torch.tensor([[[2.0, 1.0, 0.0]]]), torch.tensor([[[2.0, 2.0, -1.0]]])
     vcd = combine(main, [LogitsCombination(2.0, [(-1.0, other)], plausibility=0.1)])
     assert vcd.flatten().tolist() == [2.0, 0.0, 1.0]
@@ -480,7 +480,7 @@ def test_mixture_by_hand():
     assert pai[2] == -torch.inf
 
 
-def test_mixtures_do_not_depend_on_their_order_and_log_softmax_gives_the_same_distribution():
+def test_combinations_do_not_depend_on_their_order_and_log_softmax_gives_the_same_distribution():
     torch.manual_seed(0)
     main, a, b = (torch.randn(2, 3, 11) * 3 for _ in range(3))
     combinations = [

@@ -126,7 +126,7 @@ def test_a_prompt_in_chunks(model, gaze, one, prompt, expected):
 
 @pytest.mark.parametrize("method", [KNOCK, small_var()], ids=lambda method: method.name)
 def test_an_assistant_changes_nothing(model, gaze, one, method):
-    """The edited model judges what a plain one proposes, and takes back what it would not have said."""
+    """The edited model judges what a plain one proposes, and rolls back what it would not generate."""
     options = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None}
     with gaze.using(method):
         alone = model.generate(**one, **options)
@@ -306,7 +306,7 @@ def fresh_compiler():
 @pytest.mark.parametrize("way", ["module", "in place", "forward"])
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
 def test_torch_compile(fresh_compiler, way, cache, prompt, expected):
-    """Compiled before the block, used in it and behind it; edits stay outside of the graphs."""
+    """Compiled before the block, used in it and after it; edits stay outside of the graphs."""
     model = text_model()
     run, prompt = model, {**prompt, "cache_implementation": cache}
     if way == "module":

@@ -1,4 +1,4 @@
-"""What the class token of a vision tower looks at, against transformers' own eager attention."""
+"""Attention of the class token of a vision tower against transformers' own eager attention."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ def test_idle_is_bit_equal_and_leaves_nothing_behind(model, pixels):
     assert not any(key.startswith("_regaze") for m in model.modules() for key in m.__dict__)
 
 
-def test_tokens_are_those_in_front_and_a_grid_of_patches(model, pixels):
+def test_tokens_are_the_class_token_and_a_grid_of_patches(model, pixels):
     tokens = regaze.wrap(model).tokens({"pixel_values": pixels})
     front = TOWERS[model.config.model_type]
     assert tokens.roles.shape == (2, features(model, pixels).shape[1]) == (2, front + 9)
@@ -107,7 +107,7 @@ def test_a_head_knocked_out_is_one_that_writes_nothing(model, pixels):
 
 
 def test_a_tower_inside_a_vision_language_model():
-    """What the tower looks at while LLaVA runs; the language model is edited at the same time."""
+    """Attention of the tower while LLaVA runs; the language model is edited at the same time."""
     from models import llava_processor, logits_of, picture
 
     model = tiny_llava()

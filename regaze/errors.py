@@ -1,10 +1,13 @@
-"""Every error a user's input can cause. A message says what was done, what was expected and what to do."""
+"""Every error that a user's input can cause.
+
+A message says what the user did, what was expected and what to do.
+"""
 
 from __future__ import annotations
 
 
 class RegazeError(ValueError):
-    """Base of all errors caused by what the user asked for; the CLI prints it as one line and exits 2."""
+    """Base of all errors that the user can fix; the command line prints them as one line and exits with 2."""
 
 
 class ShapeError(RegazeError):
@@ -20,23 +23,23 @@ class ModelNotFoundError(RegazeError):
 
 
 class UnknownMethodError(RegazeError):
-    """An intervention name that nobody registered."""
+    """A method name that is not registered."""
 
 
 class UnknownParameterError(RegazeError):
-    """A parameter that the intervention does not have."""
+    """A parameter that the method or function does not have."""
 
 
 class BadParameterError(RegazeError):
-    """A parameter whose value makes no sense for the intervention or the model."""
+    """A parameter value that is out of range, or does not fit the method or the model."""
 
 
 class CompositionError(RegazeError):
-    """Edits that have no common meaning on one attention layer."""
+    """Edits that cannot act together on one attention layer."""
 
 
 class RecordingError(RegazeError):
-    """Something was asked for that cannot be (or was not) recorded."""
+    """A requested statistic that cannot be recorded, or was not."""
 
 
 class InputError(RegazeError):
@@ -44,4 +47,4 @@ class InputError(RegazeError):
 
 
 class GuessWarning(UserWarning):
-    """regaze does not know something and goes on with a guess, which the message names."""
+    """regaze had to guess something; the message says what."""

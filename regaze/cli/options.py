@@ -48,6 +48,7 @@ Debug = Annotated[
 ]
 
 # The questions: commands that run or score benchmarks.
+Benchmarks = Annotated[str, typer.Argument(help="Names from `regaze benchmarks`, separated by commas.")]
 Data = Annotated[
     str | None,
     typer.Option(help="demo (the shipped scenes), hub, or a folder with the benchmark's official files."),
@@ -105,6 +106,7 @@ Output = Annotated[
 Resume = Annotated[
     bool, typer.Option("--resume", help="Without --output: continue the newest run of the same name.")
 ]
+Json = Annotated[bool, typer.Option("--json", help="Print results.json and nothing else.")]
 Export = Annotated[
     str | None,
     typer.Option(help="Also write the answers for lmms-eval, vlmevalkit, or both separated by a comma."),

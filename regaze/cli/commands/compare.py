@@ -17,9 +17,7 @@ from regaze.eval.run.results import dumps
 
 def compare(
     ctx: typer.Context,
-    benchmark: Annotated[
-        str, typer.Argument(help="Names from `regaze benchmarks`, separated by commas.")
-    ] = "pope",
+    benchmark: options.Benchmarks = "pope",
     named: Annotated[
         str | None, typer.Option("--benchmark", help="Another way to give the benchmark.", show_default=False)
     ] = None,
@@ -48,7 +46,7 @@ def compare(
     output: options.Output = None,
     resume: options.Resume = False,
     export: options.Export = None,
-    json: Annotated[bool, typer.Option("--json", help="Print results.json and nothing else.")] = False,
+    json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
     """Compare several methods on the same questions.

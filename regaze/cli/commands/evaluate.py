@@ -20,10 +20,7 @@ from regaze.toolkit import Gaze
 
 def evaluate(
     ctx: typer.Context,
-    benchmark: Annotated[
-        str,
-        typer.Argument(help="Names from `regaze benchmarks`, separated by commas."),
-    ],
+    benchmark: options.Benchmarks,
     model: options.Model = "demo",
     method: options.Method = "none",
     settings: options.Settings = None,
@@ -53,7 +50,7 @@ def evaluate(
     html: Annotated[
         int, typer.Option(min=0, help="Also write interactive pages of this many wrongly answered questions.")
     ] = 0,
-    json: Annotated[bool, typer.Option("--json", help="Print results.json and nothing else.")] = False,
+    json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
     """Compare the plain and the edited model on benchmarks.

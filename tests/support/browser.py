@@ -51,7 +51,7 @@ class Browser:
         return self.driver.execute_script(script, *arguments)
 
     def click(self, selector: str, beside: int = 0) -> None:
-        """Click an element in its middle, or so many pixels to the right of and below it."""
+        """Click the middle of an element, or `beside` pixels to the right of and below it."""
         from selenium.webdriver.common.action_chains import ActionChains
         from selenium.webdriver.common.by import By
 
@@ -82,22 +82,22 @@ class Browser:
         return self.run("return Object.fromEntries(new URLSearchParams(location.hash.slice(1)))")
 
     def complaints(self) -> list[str]:
-        """Errors and warnings, but for advice on speed, which is about the tests' own reading of pixels."""
+        """Errors and warnings, except performance advice, which is about how these tests read pixels."""
         return [e["message"] for e in self.driver.get_log("browser") if e["source"] != "rendering"]
 
     def requests(self) -> list[str]:
-        """Addresses that were asked for since the page was opened, but for the page and data inside it."""
+        """URLs requested since the page was opened, except the page itself and data URLs."""
         events = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
         sent = [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
         return [url for url in sent if not url.startswith(("file:", "data:", "about:"))]
 
     def times(self) -> list[tuple[str, float, float]]:
-        """Keys, the milliseconds that each keeps the page busy, and those until its effect is painted."""
+        """For each key the milliseconds of script time, and those until its effect is painted."""
         self.driver.set_script_timeout(60)
         return self.driver.execute_async_script(TIMING)
 
     def shot(self, name: str, *, dark: bool = False) -> None:
-        """A picture of the whole page, where somebody asked for pictures."""
+        """A screenshot of the whole page, if the environment variable REGAZE_SCREENSHOTS names a folder."""
         folder = os.environ.get("REGAZE_SCREENSHOTS")
         if not folder:
             return

@@ -1,4 +1,4 @@
-"""docs/models.md, written from what the checks of every family say.
+"""Writes docs/models.md from the results of the checks of every family.
 
 python tests/support/families_page.py
 """

@@ -1,4 +1,4 @@
-"""What must hold for every family, one function each: they raise, or return what docs/models.md says."""
+"""Checks of every model family: each raises, or returns the cell of docs/models.md."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Case:
         self.entry = entry
         self.model, self.processor = entry.build()
         self.gaze = regaze.wrap(self.model, self.processor)
-        self.sees = entry.images > 0
+        self.has_images = entry.images > 0
 
     @cached_property
     def places(self) -> dict[Any, compat.AttentionSite]:
@@ -46,7 +46,9 @@ class Case:
 
     @cached_property
     def pictures(self) -> list[Any]:
-        return [noise(i, *size) for i, size in enumerate(self.entry.sizes)] if self.sees else [None, None]
+        return (
+            [noise(i, *size) for i, size in enumerate(self.entry.sizes)] if self.has_images else [None, None]
+        )
 
     def inputs(self, *rows: int) -> Any:
         """The prompts of these rows: a picture and a question each."""
@@ -68,7 +70,7 @@ def noise(seed: int, width: int, height: int) -> Image.Image:
 
 
 def idle(case: Case) -> str:
-    """Wrapped and idle it is the same model to the bit, at the prefill and four steps."""
+    """Without edits the wrapped model is bit-identical to the plain one, at the prefill and four steps."""
     plain = case.plain
     for nothing in (Callback(), HeadKnockout(heads=())):
         with case.gaze.using(nothing):
@@ -77,7 +79,7 @@ def idle(case: Case) -> str:
 
 
 def restored(case: Case) -> str:
-    """After a block, also one that an exception ends, nothing is left of it."""
+    """After a block, also one that ends in an exception, the model is as before."""
     before, plain = compat.current_attention(case.gaze.host), case.plain
     with suppress(KeyError), case.gaze.using(HeadKnockout(heads=(knockable(case),))):
         assert compat.current_attention(case.gaze.host) == compat.IMPLEMENTATION
@@ -93,12 +95,12 @@ def restored(case: Case) -> str:
 
 
 def roles(case: Case) -> str:
-    """The question's tokens are the question's, and the image's tokens are those that an image changes."""
+    """QUERY tokens are the question, and IMAGE tokens are those that another image changes."""
     inputs = case.inputs(0, 1)
     tokens = case.gaze.tokens(inputs)
     for row, question in enumerate(QUESTIONS):
-        assert asked(case, inputs, tokens, row) == squeezed(question)
-    if not case.sees:
+        assert query_text(case, inputs, tokens, row) == normalised(question)
+    if not case.has_images:
         return YES
     (features, tokens), (others, _) = (shown(case, noise(seed, 56, 56)) for seed in (5, 6))
     changed = (features - others).abs().amax(-1) > 1e-6
@@ -115,7 +117,7 @@ def roles(case: Case) -> str:
 
 
 def planted(case: Case) -> None:
-    """A bright patch changes that cell most, in each view that shows the place, whose box holds it."""
+    """In each view of a bright patch, the cell that changes most is the one whose box has the patch."""
     for x, y in ((0.3, 0.7), (0.8, 0.2)):
         plain, patched = (Image.new("RGB", (168, 168), (90, 90, 90)) for _ in range(2))
         patched.paste(
@@ -133,11 +135,11 @@ def planted(case: Case) -> None:
             assert left - 0.06 <= x <= right + 0.06, (number, view, (x, y), (left, right))
             assert top - 0.06 <= y <= bottom + 0.06, (number, view, (x, y), (top, bottom))
             found += 1
-        assert found, "no view of this picture says which part it shows"
+        assert found, "no view of this image has a box around the patch"
 
 
 def cell_box(view: View, cell: int) -> tuple[float, float, float, float]:
-    """What a cell shows, as shares of the image."""
+    """The box of a cell, as shares of the image."""
     (rows, columns), (left, top, right, bottom) = view.grid, view.box
     high, wide = (bottom - top) / rows, (right - left) / columns
     row, column = divmod(cell, columns)
@@ -145,44 +147,44 @@ def cell_box(view: View, cell: int) -> tuple[float, float, float, float]:
 
 
 def shown(case: Case, image: Image.Image) -> tuple[Tensor, TokenMap]:
-    """What the language model is given for each token (or key of cross-attention) of a prompt, and roles."""
+    """The input features of each token (or key of cross-attention) of a prompt, and their roles."""
     inputs = case.gaze.inputs([image], [QUESTIONS[0]])
-    taken: list[Tensor] = []
+    captured: list[Tensor] = []
 
-    def take(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def capture(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = [*args, kwargs.get("inputs_embeds"), kwargs.get("hidden_states")]
         given = [x for x in given if isinstance(x, Tensor) and x.dim() == 3 and x.is_floating_point()]
-        taken.extend(x.detach() for x in given[:1])
+        captured.extend(x.detach() for x in given[:1])
 
     crossing = [module for module, place in case.places.items() if place.cross]
-    if case.model.config.is_encoder_decoder:  # it mixes image and text before the decoder looks at both
+    if case.model.config.is_encoder_decoder:  # the encoder mixes image and text
         where = [case.model.get_encoder()]
     elif crossing:
         where = [crossing[0].k_proj]
-    else:  # the first layer of most; of some it takes something else
+    else:  # in some models the first layer has other inputs
         where = [compat.decoder_of(case.gaze.host), compat.decoder_layers(case.gaze.host)[0]]
-    with Looking(case) as look, hooked(where[0], take), hooked(where[-1], take), torch.no_grad():
+    with CrossTokens(case) as seen, hooked(where[0], capture), hooked(where[-1], capture), torch.no_grad():
         case.model.generate(**inputs, max_new_tokens=1, do_sample=False)
-    tokens = look.cross if crossing else case.gaze.tokens(inputs)
-    return taken[-1].flatten(0, 1), tokens  # Mllama's keys come tile by tile
+    tokens = seen.cross if crossing else case.gaze.tokens(inputs)
+    return captured[-1].flatten(0, 1), tokens  # Mllama's keys come tile by tile
 
 
-class Looking:
-    """Takes part to see what the keys of cross-attention are."""
+class CrossTokens:
+    """Captures the roles of the keys of cross-attention."""
 
-    class _Look(Callback):
+    class _Capture(Callback):
         cross = None
 
         def edit_cross(self, layer: int, step: int, context: Any) -> None:
             self.cross = context.cross_tokens
 
     def __init__(self, case: Case):
-        self._look, self._case = self._Look(), case
+        self._capture, self._case = self._Capture(), case
 
-    def __enter__(self) -> _Look:
-        self._block = self._case.gaze.using(self._look)
+    def __enter__(self) -> _Capture:
+        self._block = self._case.gaze.using(self._capture)
         self._block.__enter__()
-        return self._look
+        return self._capture
 
     def __exit__(self, *error: object) -> None:
         self._block.__exit__(*error)
@@ -197,12 +199,12 @@ def hooked(module: Any, hook: Callable[..., None]) -> Iterator[None]:
         handle.remove()
 
 
-def asked(case: Case, inputs: Any, tokens: TokenMap, row: int) -> str:
+def query_text(case: Case, inputs: Any, tokens: TokenMap, row: int) -> str:
     ids = inputs["input_ids"][row][tokens.columns(Role.QUERY, row)]
-    return squeezed(case.gaze.reader.tokenizer.decode(ids))
+    return normalised(case.gaze.reader.tokenizer.decode(ids))
 
 
-def squeezed(text: str) -> str:
+def normalised(text: str) -> str:
     return "".join(text.split()).lower()
 
 
@@ -210,7 +212,7 @@ def squeezed(text: str) -> str:
 
 
 def masses(case: Case) -> str:
-    """Recorded masses are those of the model's own eager attention, in the prefill's last row and after."""
+    """Recorded masses equal those of eager attention, in the last row of the prefill and afterwards."""
     inputs = case.inputs(0, 1)
     with case.gaze.recording() as record:
         logits_of(case.model, inputs, tokens=3)
@@ -231,22 +233,22 @@ def masses(case: Case) -> str:
 
 
 def eager_attentions(case: Case, inputs: Any) -> tuple[list[dict[int, Tensor]], list[dict[int, Tensor]]]:
-    """Per step, attention [B, Hq, Lq, Lk] by layer: of the text's own keys, and of cross-attention."""
+    """For each step the attention [B, Hq, Lq, Lk] by layer: self-attention, and cross-attention."""
     steps: tuple[list[dict[int, Tensor]], list[dict[int, Tensor]]] = ([], [])
     before = compat.current_attention(case.gaze.host)
 
-    def note(place: compat.AttentionSite) -> Callable[..., None]:
-        def keep(module: Any, args: Any, output: Any) -> None:
+    def hook_of(place: compat.AttentionSite) -> Callable[..., None]:
+        def hook(module: Any, args: Any, output: Any) -> None:
             weights = next((x for x in output[1:] if isinstance(x, Tensor) and x.dim() == 4), None)
             if weights is not None:
-                mine = steps[place.cross]
-                if not mine or place.layer in mine[-1]:
-                    mine.append({})
-                mine[-1][place.layer] = weights.detach()
+                own = steps[place.cross]
+                if not own or place.layer in own[-1]:
+                    own.append({})
+                own[-1][place.layer] = weights.detach()
 
-        return keep
+        return hook
 
-    handles = [module.register_forward_hook(note(place)) for module, place in case.places.items()]
+    handles = [module.register_forward_hook(hook_of(place)) for module, place in case.places.items()]
     compat.set_attention(case.gaze.host, "eager")
     try:
         logits_of(case.model, inputs, tokens=3)
@@ -258,7 +260,7 @@ def eager_attentions(case: Case, inputs: Any) -> tuple[list[dict[int, Tensor]], 
 
 
 def by_role(weights: Tensor, tokens: TokenMap, step: int, cross: bool) -> Tensor:
-    """Masses [B, Hq, roles] of rows [B, Hq, keys]; keys that a window dropped are the first ones."""
+    """Masses [B, Hq, roles] of rows [B, Hq, keys]; a window drops the first keys."""
     answer = 0 if cross else step
     every = torch.cat([tokens.roles, torch.zeros(len(tokens.roles), answer, dtype=torch.uint8)], 1)
     groups = torch.nn.functional.one_hot(every[:, -weights.shape[-1] :].long(), len(Role)).float()
@@ -273,13 +275,13 @@ def knockable(case: Case) -> tuple[int, int]:
 
 
 def methods(case: Case) -> str:
-    """A head can be knocked out and VAR runs; neutral is the model to the bit, and a batch is its samples."""
+    """Head knock-out and VAR run, neutral strength is bit-identical, and a batch equals its samples."""
     plain = case.plain  # before any block
     with case.gaze.using(HeadKnockout(heads=(knockable(case),))):
         edited = logits_of(case.model, case.inputs(0, 1))
         assert not torch.allclose(edited, plain)
         same_alone(case, edited)
-    if not case.sees:
+    if not case.has_images:
         return "knock-out"
     if case.crosses:
         with case.gaze.using(small_var()), pytest.raises(UnsupportedModelError, match="cross-attention"):
@@ -296,7 +298,7 @@ def methods(case: Case) -> str:
 
 
 def same_alone(case: Case, batch: Tensor) -> None:
-    """Logits [steps, B, V] of the batch are those of each prompt alone, as far as their tokens agree."""
+    """Logits [steps, B, V] of the batch equal those of each prompt alone, while their tokens agree."""
     for row in range(2) if case.entry.batch else ():
         alone = logits_of(case.model, case.inputs(row))[:, 0]
         same = batch[:, row].argmax(-1) == alone.argmax(-1)
@@ -308,24 +310,24 @@ def same_alone(case: Case, batch: Tensor) -> None:
 
 
 def prompts(case: Case) -> str:
-    """Several images, none, one behind the question, several turns: roles are read from the inputs alone."""
+    """Roles are read from the inputs alone: several images, none, one after the question, several turns."""
     works = []
-    if case.sees:
+    if case.has_images:
         works += ["several"] if several_images(case) else []
         works += ["none"] if "none" not in case.entry.lacks and no_image(case) else []
     template = getattr(case.processor, "chat_template", None) is not None
-    if template and case.sees and "last" not in case.entry.lacks:
+    if template and case.has_images and "last" not in case.entry.lacks:
         question = QUESTIONS[1]
         content = [{"type": "text", "text": question}, {"type": "image"}]
         reads(case, [{"role": "user", "content": content}], [case.pictures[0]], question)
         works.append("last")
     if template and "turns" not in case.entry.lacks:
-        turns = [case.gaze.reader.message("user", QUESTIONS[0], int(case.sees))]
+        turns = [case.gaze.reader.message("user", QUESTIONS[0], int(case.has_images))]
         turns += [
             case.gaze.reader.message("assistant", "Yes"),
             case.gaze.reader.message("user", QUESTIONS[1]),
         ]
-        reads(case, turns, case.pictures[:1] if case.sees else [], QUESTIONS[1])
+        reads(case, turns, case.pictures[:1] if case.has_images else [], QUESTIONS[1])
         works.append("turns")
     return ", ".join(works) or NONE
 
@@ -335,11 +337,11 @@ def several_images(case: Case) -> bool:
         return False
     inputs = case.gaze.inputs([case.pictures], [QUESTIONS[0]])
     tokens = case.gaze.tokens(inputs)
-    assert asked(case, inputs, tokens, 0) == squeezed(QUESTIONS[0])
+    assert query_text(case, inputs, tokens, 0) == normalised(QUESTIONS[0])
     if case.crosses:
-        with Looking(case) as look:
+        with CrossTokens(case) as seen:
             logits_of(case.model, inputs, tokens=1)
-        assert {view.image for view in look.cross.views[0]} == {0, 1}
+        assert {view.image for view in seen.cross.views[0]} == {0, 1}
     else:
         assert {view.image for view in tokens.views[0]} == {0, 1}
         fresh = regaze.wrap(case.model, case.processor).tokens(inputs)
@@ -352,17 +354,17 @@ def several_images(case: Case) -> bool:
 def no_image(case: Case) -> bool:
     inputs = case.gaze.inputs([None], [QUESTIONS[0]])
     tokens = case.gaze.tokens(inputs)
-    assert asked(case, inputs, tokens, 0) == squeezed(QUESTIONS[0])
+    assert query_text(case, inputs, tokens, 0) == normalised(QUESTIONS[0])
     assert not tokens.mask(Role.IMAGE).any()
     return True
 
 
 def reads(case: Case, messages: list[dict[str, Any]], images: list[Image.Image], question: str) -> None:
-    """A user's own prompt, of which regaze sees the ids alone (and what the processor said beside them)."""
+    """A user's own prompt, of which regaze gets the ids and the processor's other outputs."""
     gaze = regaze.wrap(case.model, case.processor)
     inputs = gaze.reader.tokenise([gaze.reader.apply_template(messages)], [images])
     tokens = gaze.tokens(inputs)
-    assert asked(case, inputs, tokens, 0) == squeezed(question)
+    assert query_text(case, inputs, tokens, 0) == normalised(question)
     if images and not case.crosses:
         assert tokens.mask(Role.IMAGE).any()
 
@@ -380,5 +382,5 @@ CHECKS: dict[str, Callable[[Case], str]] = {
 
 @cache
 def outcome(entry: Entry, check: str) -> str:
-    """What a check says of a family; it runs once."""
+    """The result of a check on a family; it runs once."""
     return CHECKS[check](case_of(entry))

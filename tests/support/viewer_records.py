@@ -1,4 +1,4 @@
-"""Traces made of chosen numbers, for tests of the viewer: no model is needed for a prompt of 4,096 tokens."""
+"""Synthetic traces for tests of the viewer, which need no model for a prompt of 4,096 tokens."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def synthetic(
     sharpness: float = 3.0,
     seed: int = 0,
 ) -> Trace:
-    """Random attention of one prompt: a first token that draws it, images, a question and its answer."""
+    """Random attention of one prompt: an attention sink, images, a question and its answer."""
     cells = grid[0] * grid[1]
     roles = [Role.SYSTEM, *[Role.IMAGE] * (cells * images), *[Role.QUERY] * len(question)]
     length, width = len(roles), len(roles) + len(answer) - 1
@@ -51,7 +51,7 @@ def synthetic(
 
 
 def _rows(heads: int, position: torch.Tensor, width: int, sharpness: float, seed: int) -> torch.Tensor:
-    """[heads, rows, width] causal attention whose heads differ in how sharply they look."""
+    """[heads, rows, width] causal attention whose heads differ in sharpness."""
     generator = torch.Generator().manual_seed(seed)
     scores = torch.randn(heads, len(position), width, generator=generator)
     scores *= sharpness * torch.rand(heads, 1, 1, generator=generator)

@@ -1,4 +1,4 @@
-"""What a row of the zoo is: a tiny random model of one family with its real processor class."""
+"""`Entry`: a tiny random model of one family with the real class of its processor."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ class Entry:
             its processor (the family's own class, with a tiny tokenizer), the same each time.
         images: how many images a prompt may have; 0 for text models.
         refused: None, or a pattern of the error that regaze raises where a family cannot work.
-        note: what a reader of docs/models.md should know, in a few words.
-        batch: whether transformers' own batch of different prompts gives what they give one by one.
-        lacks: prompts that the family or its processor does not take: "none" (no image), "last" (image behind
+        note: a few words for docs/models.md.
+        batch: whether transformers itself gives the same results for different prompts in a batch and alone.
+        lacks: prompts that the family or its processor does not take: "none" (no image), "last" (image after
             the question), "turns" (several), "text" (a question whose words the processor does not keep).
-        sizes: (width, height) of the two pictures that are asked about.
+        sizes: (width, height) of the two images.
     """
 
     name: str

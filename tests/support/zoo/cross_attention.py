@@ -1,4 +1,4 @@
-"""Tiny models whose text sees images through cross-attention: Llama 3.2 Vision and Florence-2."""
+"""Tiny models whose text cross-attends to images: Llama 3.2 Vision and Florence-2."""
 
 from __future__ import annotations
 

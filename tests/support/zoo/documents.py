@@ -65,7 +65,7 @@ def _kosmos_text(tokenizer: Any) -> dict[str, Any]:
 
 
 def kosmos2() -> tuple[Any, Any]:
-    """Eight latent queries an image, written as the ids behind <unk>."""
+    """Eight latent queries per image, with the ids after <unk>."""
     tokenizer = tiny_tokenizer(bos="<s>", named={"unk_token": "<unk>"})
     size = {"height": 28, "width": 28}
     images = hf.CLIPImageProcessorPil(size=size, crop_size=size)

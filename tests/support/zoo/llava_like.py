@@ -238,7 +238,7 @@ def deepseek_vl() -> tuple[Any, Any]:
 
 
 def deepseek_vl_hybrid() -> tuple[Any, Any]:
-    """A second vision tower, SAM's, sees the image larger; both give one feature for each cell."""
+    """A second vision tower (SAM) with a larger image; both give one feature for each cell."""
     tokenizer = _deepseek_tokenizer()
     images = DeepseekVLHybridImageProcessorPil(
         size=_SQUARE, high_res_size={"height": 2 * SIDE, "width": 2 * SIDE}

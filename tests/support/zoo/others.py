@@ -119,7 +119,7 @@ _TILES = tuple(f"<row_{row}_col_{column}>" for row in range(1, 7) for column in 
 
 
 def idefics3() -> tuple[Any, Any]:
-    """Tiles of 4 x 4 tokens and a small picture of the whole behind them; a tile's name is several tokens."""
+    """Tiles of 4 x 4 tokens, then a thumbnail; the name of a tile is several tokens."""
     tokenizer = tiny_tokenizer(
         "<fake_token_around_image>", "<image>", "<end_of_utterance>",
         bos="<|begin_of_text|>", eos="<|end_of_text|>",

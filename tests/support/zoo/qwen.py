@@ -148,7 +148,7 @@ _QWEN2_5_VISION = {
 
 
 def qwen2_5_vl() -> tuple[Any, Any]:
-    """Its image encoder sees through windows of 2 x 2 cells in the first layer."""
+    """The first layer of its image encoder attends within windows of 2 x 2 cells."""
     classes = hf.Qwen2_5_VLConfig, hf.Qwen2_5_VLForConditionalGeneration, hf.Qwen2_5_VLProcessor
     return _qwen(*classes, _QWEN2_5_VISION)
 
@@ -321,7 +321,7 @@ def glm4v_moe() -> tuple[Any, Any]:
 
 
 def glm46v() -> tuple[Any, Any]:
-    """The models of GLM-4.1V behind a processor of its own."""
+    """The models of GLM-4.1V with another processor."""
     classes = hf.Glm46VConfig, hf.Glm46VForConditionalGeneration, hf.Glm46VProcessor
     return _glm(*classes, hf.Glm46VImageProcessorPil(size=_PIXELS), model_type="glm4v_text")
 
@@ -379,8 +379,8 @@ ENTRIES = (
     Entry("qwen3_5_moe", qwen3_5_moe, note=_SPARSE),
     Entry("qwen2_5_omni_thinker", qwen2_5_omni, note="wrap the thinker; text and images"),
     Entry("qwen3_omni_moe_thinker", qwen3_omni_moe, note="wrap the thinker; text and images"),
-    Entry("glm4v", glm4v, note="images; videos are not told from images"),
-    Entry("glm4v_moe", glm4v_moe, note="images; videos are not told from images"),
-    Entry("glm46v", glm46v, note="images; videos are not told from images"),
+    Entry("glm4v", glm4v, note="images; videos count as images"),
+    Entry("glm4v_moe", glm4v_moe, note="images; videos count as images"),
+    Entry("glm46v", glm46v, note="images; videos count as images"),
     Entry("ernie4_5_vl_moe", ernie4_5_vl_moe, note=_VIDEOS),
 )

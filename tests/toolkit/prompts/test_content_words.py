@@ -41,7 +41,7 @@ def test_function_words(text, expected):
     assert all(text[word.start :].startswith(word.text) for word in function_words(text))
 
 
-def test_repeated_words_count_each_time_unless_told():
+def test_repeated_words_count_each_time_by_default():
     tagged = [
         Word("dog", 0, "NOUN"),
         Word("sees", 4, "VERB"),

@@ -48,7 +48,7 @@ def grid_of(geometry: Geometry, side: int) -> tuple[int, int]:
 
 
 def seen_cells(processor, image: Image.Image, side: int) -> torch.Tensor:
-    """Mean brightness per cell of what the model sees, [rows, columns]."""
+    """Mean brightness in each cell of what the model receives, [rows, columns]."""
     (pixels,) = seen_pixels(processor, processor(images=[image], return_tensors="pt"))
     rows, columns = pixels.shape[1] // side, pixels.shape[2] // side
     whole = pixels[:, : rows * side, : columns * side].mean(0)

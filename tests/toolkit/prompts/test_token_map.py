@@ -53,7 +53,7 @@ def test_cells_are_row_major_and_per_image(gaze):
 
 
 def test_a_bright_patch_lights_its_cell(gaze):
-    """Cell (r, c) of the map is the image patch at (r, c) as the model sees it."""
+    """Cell (r, c) of the map is the patch at (r, c) of the image that the model receives."""
     image = picture(0).point(lambda _: 0)
     image.paste((255, 255, 255), (5 * 14, 2 * 14, 6 * 14, 3 * 14))
     seen = torch.tensor(list(gaze.seen(image).convert("L").tobytes())).view(8, 14, 8, 14).float().mean((1, 3))

@@ -81,8 +81,8 @@ def test_recording_alone_changes_no_bit(gaze, model, inputs):
 
 
 def test_unedited_by_default_edited_on_request(gaze, model, inputs):
-    def record(**wanted):
-        with gaze.using(small_var()), gaze.recording(rows="text", **wanted) as record:
+    def record(**options):
+        with gaze.using(small_var()), gaze.recording(rows="text", **options) as record:
             model(**inputs)
         return record[0]
 
@@ -203,7 +203,7 @@ def test_statistics_live_on_the_cpu_in_fp32():
 
 
 @pytest.mark.parametrize(
-    ("wanted", "message"),
+    ("options", "message"),
     [
         ({"layers": [2, 6]}, r"layers \[6\] do not exist: LlavaForConditionalGeneration has layers 0..5"),
         ({"layers": 3}, "layers must be a list of numbers, got 3"),
@@ -213,8 +213,8 @@ def test_statistics_live_on_the_cpu_in_fp32():
         ({"attentions": True}, "cannot record attentions; choose from masses"),
     ],
 )
-def test_what_cannot_be_recorded_is_refused_at_once(gaze, wanted, message):
-    with pytest.raises(RecordingError, match=message), gaze.recording(**wanted):
+def test_what_cannot_be_recorded_is_refused_at_once(gaze, options, message):
+    with pytest.raises(RecordingError, match=message), gaze.recording(**options):
         pass
 
 

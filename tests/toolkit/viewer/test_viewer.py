@@ -103,16 +103,16 @@ def test_everything_is_kept_to_16_bits_where_there_is_room():
     assert data["fidelity"]["bits"] == 16
     assert set(data["fidelity"]["entriesPerRow"].values()) == {len(data["pieces"])}
     bound = {"rtol": relative_error(16) * 1.01 + 2e-6, "atol": FLOOR}
-    wanted = torch.stack([trace.slices[:, 0], other.slices[:, 0]])  # [V, n, H, N, C]
-    width = wanted.shape[-1]
+    expected = torch.stack([trace.slices[:, 0], other.slices[:, 0]])  # [V, n, H, N, C]
+    width = expected.shape[-1]
     heads = rows_of(data, "heads").reshape(2, 3, 6, -1, width + 1)
-    np.testing.assert_allclose(heads[..., :width], wanted, **bound)
+    np.testing.assert_allclose(heads[..., :width], expected, **bound)
     means = rows_of(data, "means").reshape(2, 4, -1, width + 1)[..., :width]
-    np.testing.assert_allclose(means[:, 1:], wanted.mean(2), **bound)
-    np.testing.assert_allclose(means[:, 0], wanted.mean((1, 2)), **bound)
+    np.testing.assert_allclose(means[:, 1:], expected.mean(2), **bound)
+    np.testing.assert_allclose(means[:, 0], expected.mean((1, 2)), **bound)
     maxima = rows_of(data, "maxima").reshape(2, 4, -1, width + 1)[..., :width]
-    np.testing.assert_allclose(maxima[:, 1:], wanted.amax(2), **bound)
-    np.testing.assert_allclose(maxima[:, 0], wanted.amax((1, 2)), **bound)
+    np.testing.assert_allclose(maxima[:, 1:], expected.amax(2), **bound)
+    np.testing.assert_allclose(maxima[:, 0], expected.amax((1, 2)), **bound)
     masses = np.frombuffer(section(data, "masses"), np.uint16).reshape(2, 3, 6, -1, len(data["roleNumbers"]))
     known = torch.stack([trace.masses[:, 0], other.masses[:, 0]])[..., data["roleNumbers"]]
     np.testing.assert_allclose(masses / 65535, known, atol=0.51 / 65535)
@@ -126,18 +126,18 @@ def test_where_there_is_no_room_each_row_keeps_its_strongest_weights():
     assert data["fidelity"]["bits"] == 8
     weights = trace.slices[:, 0].numpy()
     every = {"heads": weights, "means": weights.mean(1), "maxima": weights.max(1)}
-    for name, wanted in every.items():
+    for name, expected in every.items():
         rows = rows_of(data, name)[0].reshape(-1, len(data["rows"]), len(data["pieces"]))[..., :-1]
         rows = rows if name == "heads" else rows[1:]  # without the plane of all layers
-        wanted = wanted.reshape(rows.shape)
+        expected = expected.reshape(rows.shape)
         most = data["fidelity"]["entriesPerRow"][name]
         assert most > 5
-        kept = rows > 0
-        assert kept.sum(-1).max() == most
-        weakest = np.where(kept, wanted, np.inf).min(-1)
-        left_out = np.where(kept, 0, wanted).max(-1)
+        stored = rows > 0
+        assert stored.sum(-1).max() == most
+        weakest = np.where(stored, expected, np.inf).min(-1)
+        left_out = np.where(stored, 0, expected).max(-1)
         assert (left_out <= np.maximum(weakest * (1 + 2 * relative_error(8)), FLOOR)).all()
-        assert (np.abs(rows - wanted)[kept] / wanted[kept]).max() < relative_error(8) * 1.01
+        assert (np.abs(rows - expected)[stored] / expected[stored]).max() < relative_error(8) * 1.01
     assert most < 200
     with pytest.raises(BadParameterError, match="smaller than its text"):
         build_page([[trace]], range(4), limit=20_000)
@@ -226,9 +226,9 @@ def test_a_padded_batch_shows_each_sample_without_padding(gaze):
     ]
     columns = torch.cat([real, torch.arange(trace.tokens.length, trace.slices.shape[-1])])
     active = trace.row_active[1]
-    wanted = trace.slices[:, 1][:, :, active][..., columns]
+    expected = trace.slices[:, 1][:, :, active][..., columns]
     heads = rows_of(data, "heads").reshape(6, 6, int(active.sum()), -1)
-    np.testing.assert_allclose(heads[..., : len(columns)], wanted, rtol=2e-4, atol=FLOOR)
+    np.testing.assert_allclose(heads[..., : len(columns)], expected, rtol=2e-4, atol=FLOOR)
     assert data["rows"] == [int((columns == place).nonzero()) for place in trace.row_position[active]]
 
 
@@ -272,8 +272,8 @@ def test_tiles_show_their_part_of_the_image():
 
 
 def test_different_records_are_not_compared(gaze):
-    def record(question, **wanted):
-        with gaze.recording(slices="all", **wanted) as made:
+    def record(question, **options):
+        with gaze.recording(slices="all", **options) as made:
             gaze.ask([picture(1)], [question], max_new_tokens=2, eos_token_id=None)
         return made
 
@@ -287,7 +287,7 @@ def test_different_records_are_not_compared(gaze):
     ]
 
 
-# Looking ------------------------------------------------------------------------------------------------
+# Answers ------------------------------------------------------------------------------------------------
 
 
 def test_plain_and_edited_say_the_same_tokens_and_differ_as_their_records_do(gaze, model):
@@ -312,23 +312,23 @@ def test_plain_and_edited_say_the_same_tokens_and_differ_as_their_records_do(gaz
             out = model(**inputs, use_cache=True)
             for token in shown[0, length:]:
                 out = model(input_ids=token[None, None], past_key_values=out.past_key_values)
-        wanted = record[0].slices[:, 0]
+        expected = record[0].slices[:, 0]
         rows = [data["rows"].index(place) for place in record[0].row_position.tolist()]
         np.testing.assert_allclose(
-            heads[variant][:, :, rows][..., : wanted.shape[-1]], wanted, rtol=1e-3, atol=2e-6
+            heads[variant][:, :, rows][..., : expected.shape[-1]], expected, rtol=1e-3, atol=2e-6
         )
     assert np.abs(heads[0] - heads[1]).max() > 0.01
 
 
 def test_layers_recorded_in_groups_give_the_same_page(gaze, monkeypatch):
-    def looked():
+    def page():
         return answer_page(
             gaze, picture(1), "What?", HeadKnockout(heads=[(0, 1)]), layers=[0, 2, 5], max_new_tokens=3
         )
 
-    together = looked()
+    together = page()
     monkeypatch.setattr("regaze.toolkit.viewer.capture._RECORD_BYTES", 1)
-    assert looked().html == together.html
+    assert page().html == together.html
     assert data_of(together.html)["layers"] == [0, 2, 5]
 
 
@@ -407,7 +407,7 @@ def test_view_writes_a_page_and_prints_the_answer(tmp_path):
         (("scene_012", "?", "-o", str(tmp_path / "page.png")), "expected a name that ends in .html, .htm"),
         (("scene_012,nothing", "?"), "image nothing does not exist"),
         (("scene_012", "?", "--layers", "9"), "layers [9] do not exist"),
-        (("scene_012", "?", "--method", "carve"), "asks in its own way"),
+        (("scene_012", "?", "--method", "carve"), "answers in several passes"),
     ):
         refused = view(*arguments)
         assert refused.exit_code == 2

@@ -109,12 +109,12 @@ def test_the_difference_is_drawn_in_two_colours_as_strong_as_it_is(browser, page
     change = [traces[i].slices[1, 0, :, row].mean(0) for i in (0, 1)]
     maps = image_rows(change[1] - change[0])
     most = max(np.abs(m).max() for m in maps)
-    for number, wanted in enumerate(maps):
+    for number, expected in enumerate(maps):
         drawn = browser.map(number)
-        np.testing.assert_allclose(drawn[..., 3], 255 * np.abs(wanted) / most, atol=2)
+        np.testing.assert_allclose(drawn[..., 3], 255 * np.abs(expected) / most, atol=2)
         strong = drawn[..., 3] > 60
         assert strong.any()
-        assert np.array_equal(drawn[strong][:, 0] > drawn[strong][:, 2], wanted[strong] > 0)
+        assert np.array_equal(drawn[strong][:, 0] > drawn[strong][:, 2], expected[strong] > 0)
     assert "var − plain" in browser.text("#readout")
     browser.press("d")
     assert browser.state()["show"] == "edited"

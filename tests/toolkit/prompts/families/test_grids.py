@@ -114,8 +114,8 @@ def test_roles_by_the_template_and_by_the_ids_alone(build, name):
     tokens = gaze.tokens(inputs)
     assert torch.equal(tokens.mask(Role.IMAGE), inputs["input_ids"] == gaze.family.image_token_id)
     for row, question in enumerate(questions):
-        asked = inputs["input_ids"][row][tokens.columns(Role.QUERY, row)]
-        assert gaze.processor.tokenizer.decode(asked).strip() == question
+        query = inputs["input_ids"][row][tokens.columns(Role.QUERY, row)]
+        assert gaze.processor.tokenizer.decode(query).strip() == question
         views = tokens.views[row]
         assert sorted({view.image for view in views}) == list(range(row + 1))
         for number, view in enumerate(views):
@@ -391,8 +391,8 @@ def test_frames_of_a_video_are_views(build, name):
 # Layers -------------------------------------------------------------------------------------------------
 
 
-class Looking(Callback):
-    """Keeps what the decoder layers are given."""
+class Capture(Callback):
+    """Captures the inputs of the decoder layers."""
 
     needs_hidden_states = True
 
@@ -406,13 +406,13 @@ class Looking(Callback):
 
 def test_of_gemma3n_the_stream_that_its_layers_work_on_is_seen(build):
     gaze = build("gemma3n")
-    inputs, looking = gaze.inputs([noise(1)], [QUESTION]), Looking()
-    with gaze.using(looking), torch.no_grad():
+    inputs, capture = gaze.inputs([noise(1)], [QUESTION]), Capture()
+    with gaze.using(capture), torch.no_grad():
         gaze.model(**inputs)
     given = features(gaze.model, inputs)
-    assert sorted(looking.seen) == [0, 1, 2, 3]
-    assert all(hidden.shape == given.shape for hidden in looking.seen.values())
-    torch.testing.assert_close(looking.seen[0], given)
+    assert sorted(capture.seen) == [0, 1, 2, 3]
+    assert all(hidden.shape == given.shape for hidden in capture.seen.values())
+    torch.testing.assert_close(capture.seen[0], given)
 
 
 @pytest.mark.parametrize(("name", "attending"), [("lfm2_vl", (1, 2)), ("minicpmv4_6", (2,))])

@@ -41,7 +41,7 @@ def wrapped(name: str, split: bool = True) -> Any:
     return regaze.wrap(model, processor)
 
 
-# Tiles told by the ids ----------------------------------------------------------------------------------
+# Tiles from the ids --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["idefics3", "smolvlm"])
@@ -138,14 +138,14 @@ def test_families_of_one_image_say_so(name, images):
 def test_an_embedded_prompt_of_blip_is_read_again_for_beams():
     gaze = wrapped("blip-2")
     inputs = gaze.inputs([noise(0, 40, 40), noise(1, 40, 40)], [QUESTION, "Is there a dog?"])
-    wanted = gaze.model.generate(**inputs, num_beams=3, max_new_tokens=3)
+    expected = gaze.model.generate(**inputs, num_beams=3, max_new_tokens=3)
     with gaze.recording() as record:
         got = gaze.model.generate(**inputs, num_beams=3, max_new_tokens=3)
-    assert torch.equal(got, wanted)
+    assert torch.equal(got, expected)
     assert record[0].tokens.mask(Role.IMAGE).sum() == 6 * 8  # of each beam
 
 
-# Grids told by the processor ----------------------------------------------------------------------------
+# Grids from the processor --------------------------------------------------------------------------------
 
 
 def test_phi4_knows_what_of_its_canvas_is_the_picture():

@@ -1,4 +1,4 @@
-"""Families where something silently went wrong once, or raised what tells nobody anything."""
+"""Regressions of families: silent errors, and messages that did not say what to do."""
 
 from __future__ import annotations
 
@@ -74,10 +74,10 @@ def test_a_part_of_an_image_of_llama4(lost):
     ids = inputs["input_ids"][0]
     image = found.gaze.tokens(inputs).mask(Role.IMAGE)[0].nonzero().flatten()
     gone = int(image[0]) if lost == "a token" else int((ids == found.model.config.eoi_token_index).nonzero())
-    kept = torch.cat([ids[:gone], ids[gone + 1 :]])[None]
+    remaining = torch.cat([ids[:gone], ids[gone + 1 :]])[None]
     with pytest.raises(InputError, match=r"no whole image|not followed by"):
         regaze.wrap(found.model, found.processor).tokens(
-            {**inputs, "input_ids": kept, "attention_mask": None}
+            {**inputs, "input_ids": remaining, "attention_mask": None}
         )
 
 
@@ -168,7 +168,7 @@ def test_beams_over_several_images_keep_each_with_its_prompt(name):
 
 
 @pytest.mark.parametrize("name", ["lfm2_vl", "phi4_multimodal"])
-def test_beams_over_images_that_cannot_be_told_apart_are_refused(name):
+def test_beams_over_indistinguishable_images_are_refused(name):
     with pytest.raises(UnsupportedModelError, match="which image belongs to which prompt"):
         first_token(case(name), num_beams=2)
 
@@ -180,14 +180,14 @@ def repeated(*, ids=IDS, **given):
     return repeated_media(ids, ids == 9, 2, given)
 
 
-def test_images_of_one_shape_are_told_by_their_tokens():
+def test_images_of_one_shape_are_distinguished_by_their_tokens():
     pixels = torch.arange(3)
     found = repeated(pixel_values=pixels, high_res_pixel_values=-pixels)
     assert found["pixel_values"].tolist() == [0, 1, 0, 1, 2, 2]
     assert found["high_res_pixel_values"].tolist() == [0, -1, 0, -1, -2, -2]
 
 
-def test_images_that_cannot_be_told_apart_are_refused():
+def test_indistinguishable_images_are_refused():
     sizes = torch.tensor([[2, 2], [2, 2], [2, 4]])
     for given in ({"image_sizes": sizes}, {"tiles": torch.arange(5)}, {"image_token_pooling": sizes}):
         with pytest.raises(UnsupportedModelError, match="which image belongs to which prompt"):
@@ -223,7 +223,7 @@ def test_pixels_that_come_by_prompt_are_left_to_generate():
         (lambda gaze: TokenMap.from_roles([[1]]).image_cells(3), "no sample 3 in a batch of 1"),
     ],
 )
-def test_wrong_inputs_are_told(wrong, message):
+def test_messages_for_wrong_inputs(wrong, message):
     with pytest.raises(RegazeError, match=message):
         wrong(case("llava").gaze)
 

@@ -119,8 +119,8 @@ def test_image_tokens_are_those_of_the_model_and_the_question_is_the_question(bu
     assert torch.equal(tokens.mask(Role.IMAGE), inputs["input_ids"] == gaze.model.config.image_token_id)
     assert [1 + max(view.image for view in views) for views in tokens.views] == [entry.images, 1]
     for row, question in enumerate(questions):
-        asked = inputs["input_ids"][row][tokens.mask(Role.QUERY)[row]]
-        assert gaze.processor.tokenizer.decode(asked).strip() == question
+        query = inputs["input_ids"][row][tokens.mask(Role.QUERY)[row]]
+        assert gaze.processor.tokenizer.decode(query).strip() == question
     for views, number, cell in zip(tokens.views, tokens.view, tokens.cell, strict=True):
         for at, view in enumerate(views):
             cells = cell[(number == at) & (cell >= 0)].tolist()
@@ -144,14 +144,14 @@ def test_the_large_grid_is_the_one_that_the_model_cuts_out(size, tiles, side):
     grid, (left, top, right, bottom) = unpadded(size, [count * tile for count in tiles], tile, side)
     rows, columns = (torch.arange(count * side) for count in tiles)
     numbered = torch.stack(torch.meshgrid(rows, columns, indexing="ij"))
-    kept = unpad_image(numbered, size)
-    assume(kept.numel())  # of very long images nothing is left
-    assert tuple(kept.shape[1:]) == grid
-    # Which shares of the image the outermost tokens that are kept reach: by the pixels of the padded canvas.
+    remaining = unpad_image(numbered, size)
+    assume(remaining.numel())  # nothing remains of very long images
+    assert tuple(remaining.shape[1:]) == grid
+    # The shares of the image that the outermost tokens reach, from the pixels of the padded canvas.
     high, wide = (count * tile for count in tiles)
     scale = min(wide / size[1], high / size[0])
     fitted = [min(-(-(size[axis] * scale) // 1), (high, wide)[axis]) for axis in (0, 1)]
-    first, last = kept[:, 0, 0], kept[:, -1, -1]
+    first, last = remaining[:, 0, 0], remaining[:, -1, -1]
     expected = [
         (edge * 14 - ((high, wide)[axis] - fitted[axis]) // 2) / fitted[axis]
         for axis in (0, 1)
@@ -186,7 +186,7 @@ def test_onevision_tiles_every_image_of_a_flat_list(build):
         gaze.model(**flat)
 
 
-def test_sizes_that_do_not_fit_the_tokens_are_told(build):
+def test_sizes_that_do_not_fit_the_tokens_are_refused(build):
     gaze = build("llava_next")
     inputs = gaze.inputs([picture(60, 130)], [QUESTION])  # (height, width) in the processor's words: 130, 60
     with pytest.raises(InputError, match="56 tokens where its images"):
@@ -227,7 +227,7 @@ def test_tiles_of_one_colour_have_no_box_but_a_grid(build):
     assert {view.image for view in views} == {0}
 
 
-def test_half_a_tile_is_told(build):
+def test_half_a_tile_is_refused(build):
     gaze = build("aya_vision")
     family = gaze.family
     with pytest.raises(InputError, match=r"24 neighbouring.* 16 tokens .tiles of 4 x 4"):
@@ -270,9 +270,9 @@ def test_towers_without_a_class_token_begin_with_the_first_cell(tower, strategy,
     assert [view.image for view in layout.views] == [0, 1]
 
 
-@pytest.mark.parametrize(("said", "count", "grids"), [(16, 32, [(4, 4)] * 2), (576, 256, [(16, 16)])])
-def test_fastvlm_trusts_the_number_of_tokens_that_divides_a_run(said, count, grids):
-    config = SimpleNamespace(model_type="fast_vlm", image_token_id=7, image_seq_length=said)
+@pytest.mark.parametrize(("configured", "count", "grids"), [(16, 32, [(4, 4)] * 2), (576, 256, [(16, 16)])])
+def test_fastvlm_trusts_the_number_of_tokens_that_divides_a_run(configured, count, grids):
+    config = SimpleNamespace(model_type="fast_vlm", image_token_id=7, image_seq_length=configured)
     family = family_of(config)
     assert [view.grid for view in family.read_layout([7] * count, MediaInputs({})).views] == grids
     with pytest.raises(InputError, match="no square grid"):

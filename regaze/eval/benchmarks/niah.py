@@ -227,7 +227,7 @@ class JudgedNiah(JudgedBenchmark):
         Raises:
             InputError: There is no judge, the prompt lacks a placeholder, and as `Niah.build`.
         """
-        judges.need(judge, cls.about.title)
+        judges.require_judge(judge, cls.about.title)
         judge_prompt = JudgePrompt.from_file(prompt, _PLACEHOLDERS) if prompt else JUDGE
         grid = Niah.build(haystack, tokenizer, lengths=lengths, depths=depths, limit=limit)
         return cls(grid.items, judge, judge_prompt)

@@ -62,7 +62,7 @@ class JudgedBenchmark(BaseBenchmark):
 
     def require_judge(self) -> judges.Judge:
         """The judge. Raises InputError if there is none."""
-        return judges.need(self.judge, self.about.title)
+        return judges.require_judge(self.judge, self.about.title)
 
     def verdicts(self, answers: Sequence[str]) -> list[Any]:
         """The judge's verdicts on the answers to all items, in the form that the scorers take."""

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
 
 from regaze.errors import InputError
-from regaze.eval.judges import HttpJudge, ModelJudge, RecordedJudge, Verdicts, need
+from regaze.eval.judges import HttpJudge, ModelJudge, RecordedJudge, Verdicts, require_judge
 
 
 class Server(ThreadingHTTPServer):
@@ -20,6 +22,7 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.failures = list(failures)
         self.seen = []
+        self.drips = False  # a byte at a time
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
     @property
@@ -27,18 +30,27 @@ class Server(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}/v1"
 
 
+def completion(text):
+    return {"choices": [{"message": {"content": text}}]}
+
+
 class Handler(BaseHTTPRequestHandler):
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.server.seen.append((self.path, self.headers.get("Authorization"), body))
-        status, content = 200, {"choices": [{"message": {"content": body["messages"][0]["content"].upper()}}]}
+        status, content, headers = 200, completion(body["messages"][0]["content"].upper()), {}
         if self.server.failures:
-            status, content = self.server.failures.pop(0)
-        data = json.dumps(content).encode()
+            status, content, *rest = self.server.failures.pop(0)
+            headers = rest[0] if rest else {}
+        data = content if isinstance(content, bytes) else json.dumps(content).encode()
         self.send_response(status)
-        self.send_header("Content-Length", str(len(data)))
+        for name, value in {"Content-Length": str(len(data)), **headers}.items():
+            self.send_header(name, value)
         self.end_headers()
-        self.wfile.write(data)
+        for byte in data if self.server.drips else [data]:
+            self.wfile.write(bytes([byte]) if self.server.drips else data)
+            self.wfile.flush()
+            time.sleep(0.05 if self.server.drips else 0.0)
 
     def log_message(self, *args):
         pass
@@ -105,6 +117,114 @@ def test_what_does_not_pass_is_not(server, tmp_path):
         )
 
 
+def test_a_redirect_is_not_followed_and_carries_no_key(server, tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "the-key")
+    other, running = server(), server()
+    running.failures = [(307, {}, {"Location": f"{other.url}/chat/completions"})] * 2
+    with pytest.raises(InputError, match="307: redirects are not followed; give the URL it leads to"):
+        judge_at(running, tmp_path).judge(["a"])
+    assert other.seen == []
+    assert len(running.seen) == 1
+
+
+@pytest.mark.parametrize("status", [401, 503])
+def test_no_message_and_no_verdict_holds_the_key(server, tmp_path, monkeypatch, status):
+    monkeypatch.setenv("OPENAI_API_KEY", "the-key")
+    running = server((status, {"error": "x" * 480 + "the-key \x1b[31m the-key"}))
+    with pytest.raises(InputError) as caught:
+        judge_at(running, tmp_path, retries=0).judge(["a"])
+    assert "the-k" not in str(caught.value)
+    assert str(caught.value).isprintable()
+    running.failures = [(200, completion("I saw the-key"))]
+    assert judge_at(running, tmp_path).judge(["b"]) == ["I saw ***"]
+
+
+def test_a_key_that_no_header_can_have_is_refused(server, tmp_path, monkeypatch):
+    running = server()
+    monkeypatch.setenv("OPENAI_API_KEY", "the-key\nX-Other: 1")
+    with pytest.raises(
+        InputError, match=r"^\$OPENAI_API_KEY holds a character that no HTTP header can have$"
+    ):
+        judge_at(running, tmp_path).judge(["a"])
+    monkeypatch.setenv("OPENAI_API_KEY", "the-key\n")
+    judge_at(running, tmp_path).judge(["a"])
+    assert running.seen[0][1] == "Bearer the-key"
+
+
+def test_secrets_of_the_url_are_sent_but_neither_stored_nor_shown(server, tmp_path):
+    running = server()
+    url = running.url.replace("http://", "http://me:word@") + "/?token=abc"
+    judge = HttpJudge(url, "m", verdicts=Verdicts(tmp_path / "v.jsonl"))
+    assert judge.judge(["a"]) == ["A"]
+    assert running.seen[0][0] == "/v1/chat/completions?token=abc"
+    assert judge.name == f"m at {running.url}/"
+    assert not {"word", "abc"} & set((tmp_path / "v.jsonl").read_text().replace('"', " ").split())
+    assert "word" not in (tmp_path / "v.jsonl").read_text()
+
+
+@pytest.mark.parametrize("url", ["ftp://host/v1", "http://", "http://[::1", "http://host:port/v1", "v1"])
+def test_what_is_no_server_is_refused(url):
+    with pytest.raises(InputError, match="the judge's URL is not one of a server"):
+        HttpJudge(url, "m", verdicts=None)
+
+
+@pytest.mark.parametrize("wait", ["86400", "Fri, 01 Jan 2100 00:00:00 GMT"])
+def test_a_server_cannot_ask_for_a_day(server, tmp_path, monkeypatch, wait):
+    monkeypatch.setattr("regaze.eval.judges.http.MAX_PAUSE", 0.01)
+    running = server((429, {}, {"Retry-After": wait}))
+    assert judge_at(running, tmp_path, pause=3600).judge(["a"]) == ["A"]
+    assert len(running.seen) == 2
+
+
+def test_a_server_may_ask_for_less_than_the_usual_pause(server, tmp_path):
+    running = server(
+        (429, {}, {"Retry-After": "0"}), (429, {}, {"Retry-After": "Thu, 01 Jan 1970 00:00:00 GMT"})
+    )
+    assert judge_at(running, tmp_path, pause=3600).judge(["a"]) == ["A"]
+
+
+def test_a_response_has_a_largest_size_and_a_longest_time(server, tmp_path, monkeypatch):
+    monkeypatch.setattr("regaze.eval.judges.http.MAX_RESPONSE", 2**20)
+    running = server((200, completion("x" * 2**20)))
+    with pytest.raises(InputError, match="the response is larger than 1 MiB"):
+        judge_at(running, tmp_path).judge(["a"])
+    running.drips = True
+    began = time.perf_counter()
+    with pytest.raises(InputError, match=r"after 1 attempts \(no complete response within 0.4 seconds\)"):
+        judge_at(running, tmp_path, timeout=0.4, retries=0).judge(["a"])
+    assert time.perf_counter() - began < 5
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"<html>", "is not JSON"),
+        (b"\xff", "is not JSON"),
+        (b"[" * 100_000, "is not JSON"),
+        ({"error": "x"}, "is no chat completion"),
+        (completion(None), "holds no text"),
+    ],
+    ids=["html", "binary", "nested", "error", "null"],
+)
+def test_what_is_no_completion_is_named(server, tmp_path, content, message):
+    with pytest.raises(InputError, match=f"the server's answer {message}"):
+        judge_at(server((200, content)), tmp_path, retries=0).judge(["a"])
+
+
+def test_a_lone_surrogate_can_be_stored(server, tmp_path):
+    running = server((200, b'{"choices": [{"message": {"content": "a\\ud800b"}}]}'))
+    assert judge_at(running, tmp_path).judge(["a"]) == ["a?b"]
+
+
+def test_a_judge_works_inside_an_event_loop(server, tmp_path):
+    judge = judge_at(server(), tmp_path)
+
+    async def notebook():
+        return judge.judge(["a", "b"])
+
+    assert asyncio.run(notebook()) == ["A", "B"]
+
+
 def test_verdicts_before_a_failure_are_kept(server, tmp_path):
     running = server()
     judge = judge_at(running, tmp_path)
@@ -112,8 +232,8 @@ def test_verdicts_before_a_failure_are_kept(server, tmp_path):
     running.failures = [(400, {})]
     with pytest.raises(InputError):
         judge.judge(["b"])
-    assert Verdicts(tmp_path / "v.jsonl")._known.keys() == judge.verdicts._known.keys()
-    assert len(judge.verdicts._known) == 1
+    assert Verdicts(tmp_path / "v.jsonl")._verdicts.keys() == judge.verdicts._verdicts.keys()
+    assert len(judge.verdicts._verdicts) == 1
 
 
 def test_recorded_verdicts_take_the_judges_place(server, tmp_path):
@@ -141,7 +261,7 @@ def test_malformed_files_are_named_with_their_line(tmp_path, text, message):
 
 def test_no_judge_is_an_error_that_says_what_there_could_be():
     with pytest.raises(InputError, match="MMHal is graded by a judge, and none is configured: give the URL"):
-        need(None, "MMHal")
+        require_judge(None, "MMHal")
 
 
 class Tokenizer:

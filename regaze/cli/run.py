@@ -17,13 +17,14 @@ from regaze.errors import InputError
 from regaze.eval import EvalConfig, EvalTask, evaluate
 from regaze.eval.export import export_answers
 from regaze.eval.files import replace_file
-from regaze.eval.report import report
+from regaze.eval.report.report import write_report
+from regaze.eval.report.sections import Link
 from regaze.eval.run.process_group import ProcessGroup
 from regaze.interventions import Method
 from regaze.toolkit import Gaze
 
 #: Writes further pages into the folder of a complete run, and returns the links to them for the report.
-AddPages: TypeAlias = Callable[[Gaze, Path], Sequence[report.Link]]
+AddPages: TypeAlias = Callable[[Gaze, Path], Sequence[Link]]
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def execute(run: Run, add_pages: AddPages | None = None) -> tuple[dict[str, Any]
         )
     if not group.is_main:
         return None, folder
-    report.write(results, folder, add_pages(gaze, folder) if add_pages else ())
+    write_report(results, folder, add_pages(gaze, folder) if add_pages else ())
     for kind in (run.export or "").split(","):
         if kind.strip():
             export_answers(folder, results, kind.strip())

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from regaze.cli import console
 from regaze.eval.report import tables as report
-from regaze.eval.report.report import markdown_table
+from regaze.eval.report.markdown import markdown_table
 
 NOTES = """Shares in percent, with 95 % intervals (none where images do not vary).
 Only right: questions that only this condition gets right. Detectable: the
@@ -33,7 +33,7 @@ def show(results: Mapping[str, Any]) -> None:
             title += f": {scores['questions']} questions on {scores['images']} images"
             out.print(f"[bold]{escape(title)}[/bold]", soft_wrap=True)
             out.print(_table(scores, label, benchmark["numbers"]))
-        out.print(textwrap.fill(report.statistics(benchmark), 80), markup=False, soft_wrap=True)
+        out.print(textwrap.fill(report.statistics_note(benchmark), 80), markup=False, soft_wrap=True)
         for line in _caveats(benchmark, label):
             out.print(line, markup=False, soft_wrap=True)
     out.print(NOTES, markup=False, soft_wrap=True)
@@ -63,21 +63,21 @@ def _table(scores: Mapping[str, Any], label: str | None, scales: Mapping[str, li
     table.add_column("", no_wrap=True)
     for heading in ("plain", label, f"{label} - plain") if label else ("plain",):
         table.add_column(heading, justify="right", no_wrap=True)
-    for scorer in report.scorers(scores)[:_SCORERS_SHOWN]:
+    for scorer in report.scorer_names(scores)[:_SCORERS_SHOWN]:
         conditions = scores[scorer]
         plain, numbers = conditions["plain"], scales.get(scorer, [])
         table.add_row(f"[bold]{escape(scorer)}[/bold]")
-        for figure, value in report.estimates(plain):
-            cells = [report.estimate(figure, value, numbers)]
+        for figure, value in report.iter_estimates(plain):
+            cells = [report.format_estimate(figure, value, numbers)]
             if label:
-                cells.append(report.estimate(figure, conditions["edited"][figure], numbers))
-                cells.append(report.estimate(figure, conditions["difference"][figure], numbers, "+"))
-            table.add_row(f"  {report.label(figure)}", *map(escape, cells))
+                cells.append(report.format_estimate(figure, conditions["edited"][figure], numbers))
+                cells.append(report.format_estimate(figure, conditions["difference"][figure], numbers, "+"))
+            table.add_row(f"  {report.figure_label(figure)}", *map(escape, cells))
         if label:
-            first = next(figure for figure, _ in report.estimates(plain))
+            first = next(figure for figure, _ in report.iter_estimates(plain))
             detectable = conditions["difference"][first].get("detectable")
             table.add_row(*_test_row(conditions["difference"]))
-            table.add_row("  detectable", "", "", report.number(first, detectable, numbers))
+            table.add_row("  detectable", "", "", report.format_number(first, detectable, numbers))
         table.add_section()
     return table
 
@@ -107,17 +107,17 @@ def comparison(results: Mapping[str, Any]) -> str:
 def scored(benchmark: Mapping[str, Any]) -> str:
     """The scores of a file of answers as Markdown: the leading figures, then all of them."""
     leading = _leading_figures(benchmark["benchmark"]["name"], benchmark)
-    return "\n\n".join([leading, markdown_table(report.every(benchmark)), *report.NOTES]) + "\n"
+    return "\n\n".join([leading, markdown_table(report.full_table(benchmark)), *report.NOTES]) + "\n"
 
 
 def _leading_figures(name: str, benchmark: Mapping[str, Any]) -> str:
-    split, scorer = report.leading(benchmark)
+    split, scorer = report.leading_scorer(benchmark)
     heading = f"## {name}, {split}, {scorer} scorer"
     return "\n\n".join(
         [
             heading,
-            report.questions(benchmark),
-            report.statistics(benchmark),
-            markdown_table(report.main(benchmark)),
+            report.question_note(benchmark),
+            report.statistics_note(benchmark),
+            markdown_table(report.main_table(benchmark)),
         ]
     )

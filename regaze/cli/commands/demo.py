@@ -11,7 +11,7 @@ from regaze.cli import console, models, options, tables
 from regaze.cli.pictures import draw_heatmap
 from regaze.demo import scenes
 from regaze.eval import Pope, evaluate_benchmark
-from regaze.eval.report import report
+from regaze.eval.report.report import write_report
 from regaze.interventions import VAR
 
 #: The layer in which the demo model matches a word of the question with the patches that show it.
@@ -41,7 +41,7 @@ def demo(
             max_new_tokens=16,
             progress=progress,
         )
-    report.write(results, output)
+    write_report(results, output)
     tables.show(results)
     item = next(item for item in task.items if item.label == "yes")
     assert item.image is not None

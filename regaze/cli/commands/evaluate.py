@@ -13,7 +13,7 @@ from regaze.cli.methods import read_method
 from regaze.cli.questions import QuestionSource, generation_options, make_tasks
 from regaze.cli.run import AddPages, Run, execute, output_folder
 from regaze.eval import EvalConfig
-from regaze.eval.report.report import Link
+from regaze.eval.report.sections import Link
 from regaze.eval.run.results import dumps
 from regaze.toolkit import Gaze
 

@@ -1,9 +1,7 @@
-"""What can feign a gain: shorter answers, repetition, a taste for yes, answers nobody can read, more
-computation.
+"""Confounds: shorter answers, repetition, a bias towards yes, unreadable answers, more computation.
 
-Fewer hallucinated objects in shorter captions, or a better recall from a model that says yes to everything,
-are no better sight. These figures stand beside every score, and a change beyond its threshold is named in the
-table.
+Fewer hallucinated objects in shorter captions, or a higher recall of a model that says yes to everything, is
+not better vision. These figures are reported with every score, and a change beyond its threshold is flagged.
 """
 
 from __future__ import annotations
@@ -18,16 +16,16 @@ from regaze.eval.cost import Cost
 
 
 class Threshold(NamedTuple):
-    """How far a figure may move from that of the plain model before it is named.
+    """The largest change from the plain model that is not flagged.
 
     Attributes:
-        bound: largest change that is not named. relative: in proportion to the plain model's figure.
-        says: from both figures to what the table says.
+        bound: of the change. relative: whether in proportion to the plain model's figure.
+        describe: text of the flag, from the figures of the plain and the edited model.
     """
 
     bound: float
     relative: bool
-    says: Callable[[float, float], str]
+    describe: Callable[[float, float], str]
 
 
 THRESHOLDS: dict[str, Threshold] = {
@@ -47,11 +45,11 @@ THRESHOLDS: dict[str, Threshold] = {
 
 
 def measure(items: Sequence[Item], answers: Sequence[str]) -> dict[str, float]:
-    """Figures of the answers' texts; nan where there is nothing to measure.
+    """Statistics of the answers' texts; nan where there is nothing to measure.
 
     words: mean length. repeated_4grams: share of 4-grams of words that occurred before in the same answer.
-    empty: share of answers without a word. Where all labels are yes or no, as strictly read: yes_ratio and
-    unreadable, the shares of answers that begin with yes, and that are neither.
+    empty: share of answers without a word. Where all labels are yes or no also yes_ratio and unreadable: the
+    shares of answers that begin with yes, and with neither.
     """
     words = [answer.lower().split() for answer in answers]
     grams = [[tuple(text[i : i + 4]) for i in range(len(text) - 3)] for text in words]
@@ -71,21 +69,23 @@ def measure(items: Sequence[Item], answers: Sequence[str]) -> dict[str, float]:
 def flags(
     plain: Mapping[str, float], edited: Mapping[str, float], plain_cost: Cost, edited_cost: Cost
 ) -> list[str]:
-    """What changed by more than its threshold, in words."""
-    before, after = ({**text, **_costs(cost)} for text, cost in ((plain, plain_cost), (edited, edited_cost)))
+    """Texts of the changes beyond their thresholds."""
+    before, after = (
+        {**text, **_cost_figures(cost)} for text, cost in ((plain, plain_cost), (edited, edited_cost))
+    )
     found = []
-    for name, (bound, relative, says) in THRESHOLDS.items():
+    for name, (bound, relative, describe) in THRESHOLDS.items():
         a, b = before.get(name), after.get(name)
         if a is None or b is None or math.isnan(a) or math.isnan(b) or (relative and not a):
             continue
         if abs(b - a) > bound * (a if relative else 1.0):
-            found.append(says(a, b))
+            found.append(describe(a, b))
     return found
 
 
-def _costs(cost: Cost) -> dict[str, Any]:
+def _cost_figures(cost: Cost) -> dict[str, Any]:
     return {"forwards_per_token": cost.forwards_per_token, "peak_mib": cost.peak_mib}
 
 
-def _share(above: float, below: float) -> float:
-    return above / below if below else math.nan
+def _share(part: float, whole: float) -> float:
+    return part / whole if whole else math.nan

@@ -9,23 +9,23 @@ from typing import Any
 from regaze.eval.report import tables
 
 
-def differences(asked: Mapping[str, Any], split: str, scorer: str, path: Path) -> bool:
-    """Each method's differences to the plain model with their intervals, a panel per figure.
+def draw_differences(benchmark: Mapping[str, Any], split: str, scorer: str, path: Path) -> bool:
+    """Draw each method's differences to the plain model with their intervals, a panel per figure.
 
     Returns:
         Whether there was anything to draw.
     """
     from regaze.toolkit import plot
 
-    ran = {name: entry for name, entry in asked["methods"].items() if not entry.get("error")}
-    found = {name: entry["figures"][split][scorer]["difference"] for name, entry in ran.items()}
-    plain = asked["plain"]["figures"][split][scorer]["plain"]
+    ran = {name: entry for name, entry in benchmark["methods"].items() if not entry.get("error")}
+    differences = {name: entry["figures"][split][scorer]["difference"] for name, entry in ran.items()}
+    plain = benchmark["plain"]["figures"][split][scorer]["plain"]
     panels = {}
-    for figure, _ in tables.estimates(plain):
-        if any(each[figure]["value"] is not None for each in found.values()):
-            scale = 1.0 if figure in asked["numbers"].get(scorer, ()) else 100.0
-            panels[tables.label(figure)] = {
-                name: _scaled(each[figure], scale) for name, each in found.items()
+    for figure, _ in tables.iter_estimates(plain):
+        if any(each[figure]["value"] is not None for each in differences.values()):
+            scale = 1.0 if figure in benchmark["numbers"].get(scorer, ()) else 100.0
+            panels[tables.figure_label(figure)] = {
+                name: _scaled(each[figure], scale) for name, each in differences.items()
             }
     if not panels:
         return False

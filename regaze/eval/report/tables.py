@@ -1,4 +1,4 @@
-"""Results as tables of text, the first row the headings: for the terminal, Markdown and HTML alike."""
+"""Results as tables of text with the headings in the first row, for the terminal, Markdown and HTML."""
 
 from __future__ import annotations
 
@@ -41,42 +41,42 @@ NOTES = (
 )
 
 
-def leading(asked: Mapping[str, Any]) -> tuple[str, str]:
-    """(split, scorer) of the figures that stand first: all splits together, the benchmark's own script."""
-    figures = asked["plain"]["figures"]
+def leading_scorer(benchmark: Mapping[str, Any]) -> tuple[str, str]:
+    """(split, scorer) of the leading figures: all splits together, the benchmark's own script."""
+    figures = benchmark["plain"]["figures"]
     split = "all" if "all" in figures else next(iter(figures))
-    return split, scorers(figures[split])[0]
+    return split, scorer_names(figures[split])[0]
 
 
-def scorers(scores: Mapping[str, Any]) -> list[str]:
-    """The scorers of a split."""
+def scorer_names(scores: Mapping[str, Any]) -> list[str]:
+    """Names of the scorers of a split."""
     return [name for name, compared in scores.items() if isinstance(compared, dict) and "plain" in compared]
 
 
-def estimates(compared: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """(figure, {value, low, high}) of a condition or a difference."""
+def iter_estimates(compared: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """(figure, {value, low, high}) of a condition or of a difference."""
     for figure, estimate in compared.items():
         if isinstance(estimate, Mapping) and {"value", "low", "high"} <= estimate.keys():
             yield figure, estimate
 
 
-def questions(asked: Mapping[str, Any]) -> str:
-    """How much was asked, and what is missing."""
-    plain, (split, _) = asked["plain"], leading(asked)
+def question_note(benchmark: Mapping[str, Any]) -> str:
+    """The number of questions, and of those that failed or are left out."""
+    plain, (split, _) = benchmark["plain"], leading_scorer(benchmark)
     scores = plain["figures"][split]
     text = f"{scores['questions']} questions on {scores['images']} images"
     if plain["asked"]:
         text += f" ({plain['asked']} prompts that differ)"
-    for label, entry in [("plain", plain), *asked["methods"].items()]:
+    for label, entry in [("plain", plain), *benchmark["methods"].items()]:
         if entry.get("failed") or entry.get("left_out"):
             text += f"; {label}: {entry['failed']} failed, {entry['left_out']} left out of the scores"
     return text + "."
 
 
-def statistics(asked: Mapping[str, Any]) -> str:
-    """Which intervals and which test the leading figures have, and what they take as independent."""
-    split, scorer = leading(asked)
-    used = asked["plain"]["figures"][split][scorer].get("statistics")
+def statistics_note(benchmark: Mapping[str, Any]) -> str:
+    """Intervals and test of the leading figures, and the units that they take as independent."""
+    split, scorer = leading_scorer(benchmark)
+    used = benchmark["plain"]["figures"][split][scorer].get("statistics")
     if used is None:
         return ""
     items, clusters = used["items"], used["clusters"]
@@ -88,18 +88,18 @@ def statistics(asked: Mapping[str, Any]) -> str:
     else:
         apart = f"no two of the {items} questions share an image, as far as is known"
     text = f"Intervals: {used['intervals']}; {apart}."
-    return f"{text} Test: {used['test']}." if asked["methods"] else text
+    return f"{text} Test: {used['test']}." if benchmark["methods"] else text
 
 
-def main(asked: Mapping[str, Any]) -> Table:
-    """Every method in a row, by the leading figures."""
-    split, scorer = leading(asked)
-    plain = asked["plain"]["figures"][split][scorer]["plain"]
-    numbers = asked["numbers"].get(scorer, ())
-    figures = [name for name, _ in estimates(plain)]
-    head = ["", *map(label, figures), "p", "Holm p", "detectable", "changed", "confounds"]
-    rows = [head, ["plain", *(estimate(name, plain[name], numbers) for name in figures), *[""] * 5]]
-    for name, entry in asked["methods"].items():
+def main_table(benchmark: Mapping[str, Any]) -> Table:
+    """The leading figures, a row per condition."""
+    split, scorer = leading_scorer(benchmark)
+    plain = benchmark["plain"]["figures"][split][scorer]["plain"]
+    numbers = benchmark["numbers"].get(scorer, ())
+    figures = [name for name, _ in iter_estimates(plain)]
+    head = ["", *map(figure_label, figures), "p", "Holm p", "detectable", "changed", "confounds"]
+    rows = [head, ["plain", *(format_estimate(name, plain[name], numbers) for name in figures), *[""] * 5]]
+    for name, entry in benchmark["methods"].items():
         if entry.get("error"):
             rows.append([name, f"cannot run: {entry['error']}", *[""] * (len(head) - 2)])
             continue
@@ -107,25 +107,25 @@ def main(asked: Mapping[str, Any]) -> Table:
         difference = compared["difference"]
         cells = []
         for figure in figures:
-            cell = number(figure, compared["edited"][figure]["value"], numbers)
-            if not _absent(difference[figure]["value"]):
-                cell += f" ({estimate(figure, difference[figure], numbers, '+')})"
+            cell = format_number(figure, compared["edited"][figure]["value"], numbers)
+            if not _is_missing(difference[figure]["value"]):
+                cell += f" ({format_estimate(figure, difference[figure], numbers, '+')})"
             cells.append(cell)
-        tests = [_p(p_value(difference)), _p(difference.get("holm_p"))]
-        least = number(figures[0], difference[figures[0]].get("detectable"), numbers)
+        tests = [_p_value_text(p_value(difference)), _p_value_text(difference.get("holm_p"))]
+        least = format_number(figures[0], difference[figures[0]].get("detectable"), numbers)
         rows.append([name, *cells, *tests, least, str(entry["answers_changed"]), ", ".join(entry["flags"])])
     return rows
 
 
-def confounds(asked: Mapping[str, Any]) -> Table:
-    """Texts and costs of every condition."""
+def confounds_table(benchmark: Mapping[str, Any]) -> Table:
+    """Statistics of the answers' texts, and the cost, a row per condition."""
     rows = [
         [
             *("", "words", "repeated 4-grams", "empty", "yes-ratio", "unreadable", "forwards per token"),
             *("seconds", "prompt tokens run", "peak MiB", "shared prefixes"),
         ]
     ]
-    for name, entry in [("plain", asked["plain"]), *asked["methods"].items()]:
+    for name, entry in [("plain", benchmark["plain"]), *benchmark["methods"].items()]:
         if entry.get("error"):
             continue
         text, cost = entry["text"], entry["cost"]
@@ -140,45 +140,45 @@ def confounds(asked: Mapping[str, Any]) -> Table:
     return rows
 
 
-def every(asked: Mapping[str, Any]) -> Table:
-    """All figures by all scorers on all splits, conditions side by side."""
-    ran = {name: entry for name, entry in asked["methods"].items() if not entry.get("error")}
+def full_table(benchmark: Mapping[str, Any]) -> Table:
+    """Every figure of every scorer on every split, a column per condition."""
+    ran = {name: entry for name, entry in benchmark["methods"].items() if not entry.get("error")}
     rows = [["split", "scorer", "figure", "plain", *ran]]
-    for split, scores in asked["plain"]["figures"].items():
-        for scorer in scorers(scores):
-            numbers = asked["numbers"].get(scorer, ())
-            for figure, value in estimates(scores[scorer]["plain"]):
-                row = [split, scorer, label(figure), estimate(figure, value, numbers)]
+    for split, scores in benchmark["plain"]["figures"].items():
+        for scorer in scorer_names(scores):
+            numbers = benchmark["numbers"].get(scorer, ())
+            for figure, value in iter_estimates(scores[scorer]["plain"]):
+                row = [split, scorer, figure_label(figure), format_estimate(figure, value, numbers)]
                 for entry in ran.values():
                     edited = entry["figures"][split][scorer]["edited"]
-                    row.append(estimate(figure, edited[figure], numbers))
+                    row.append(format_estimate(figure, edited[figure], numbers))
                 rows.append(row)
     return rows
 
 
-def label(figure: str) -> str:
-    """What tables call a figure."""
+def figure_label(figure: str) -> str:
+    """The name of a figure in tables."""
     return LABELS.get(figure, figure.replace("_", " "))
 
 
-def estimate(figure: str, value: Mapping[str, Any], numbers: Collection[str], sign: str = "") -> str:
+def format_estimate(figure: str, value: Mapping[str, Any], numbers: Collection[str], sign: str = "") -> str:
     """A figure with its interval, "84.2 [82.5, 85.7]"."""
-    middle = number(figure, value["value"], numbers, sign)
-    if _absent(value["value"]) or _absent(value["low"]):
+    middle = format_number(figure, value["value"], numbers, sign)
+    if _is_missing(value["value"]) or _is_missing(value["low"]):
         return middle
-    low, high = (number(figure, value[end], numbers, sign) for end in ("low", "high"))
+    low, high = (format_number(figure, value[end], numbers, sign) for end in ("low", "high"))
     return f"{middle} [{low}, {high}]"
 
 
-def number(figure: str, value: float | None, numbers: Collection[str], sign: str = "") -> str:
-    """A share in percent, one of `numbers` as it is; "undefined" for null."""
+def format_number(figure: str, value: float | None, numbers: Collection[str], sign: str = "") -> str:
+    """A share in percent, a figure of `numbers` as it is; "undefined" for null and nan."""
     if value is None or value != value:
         return "undefined"
     return f"{value if figure in numbers else 100 * value:{sign}.1f}"
 
 
-def _p(value: float | None) -> str:
-    return "" if _absent(value) else f"{value:.3g}"
+def _p_value_text(value: float | None) -> str:
+    return "" if _is_missing(value) else f"{value:.3g}"
 
 
 def _percent(value: float | None) -> str:
@@ -189,5 +189,5 @@ def _fixed(value: float | None, digits: int = 1) -> str:
     return "" if value is None or value != value else f"{value:.{digits}f}"
 
 
-def _absent(value: float | None) -> bool:
+def _is_missing(value: float | None) -> bool:
     return value is None or value != value

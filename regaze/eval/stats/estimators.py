@@ -1,7 +1,10 @@
-"""Intervals (95 %) and paired tests for counts: what a figure of a benchmark can and cannot tell.
+"""95 % intervals and paired tests for counts.
 
-Wilson, Newcombe and McNemar take questions as independent; the bootstrap and the permutation tests take
-clusters of questions, mostly those about one image, as what may fall one way or the other.
+Wilson, Newcombe and McNemar take questions as independent. The bootstrap and the permutation tests take
+clusters of questions, mostly those about one image, as the independent units.
+
+scipy.stats and statsmodels do the work where they have the function. Newcombe's paired interval, the exact
+sign-flip test over clusters and the design effect are in neither.
 """
 
 from __future__ import annotations
@@ -13,12 +16,12 @@ import numpy as np
 from scipy import stats
 
 CONFIDENCE = 0.95
-#: chance of finding a difference of the size that is called detectable
+#: probability of finding a difference of the size that is called detectable
 POWER = 0.80
-#: changes in one direction with which an exact paired test can reach 5 %: 2 / 2^6, but not 2 / 2^5
+#: fewest changes, all in one direction, with which an exact paired test reaches 5 %: 2 / 2^6, not 2 / 2^5
 FEWEST_CHANGES = 6
-#: numbers in memory at once while clusters are drawn
-_DRAWN_AT_ONCE = 4_000_000
+#: numbers in memory at once while clusters are resampled
+_MAX_NUMBERS = 4_000_000
 
 
 def wilson(successes: int, total: int) -> tuple[float, float]:
@@ -28,26 +31,23 @@ def wilson(successes: int, total: int) -> tuple[float, float]:
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
-    """Two-sided exact McNemar p-value from the pairs on which just one of two conditions is correct.
+    """Two-sided exact McNemar p-value from the pairs on which exactly one of two conditions is correct.
 
-    Under the null hypothesis a discordant pair falls to either side with probability 1/2; without any, p
-    is 1.
+    Under the null hypothesis a discordant pair favours either side with probability 1/2. Without discordant
+    pairs p is 1.
     """
     discordant = only_first + only_second
     return float(stats.binomtest(only_first, discordant).pvalue) if discordant else 1.0
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down correction (Scandinavian Journal of Statistics 6, 1979), in the order given.
+    """Holm's step-down correction (Scandinavian Journal of Statistics 6, 1979), in the order given."""
+    if len(p_values) < 2:
+        return list(p_values)
+    from statsmodels.stats.multitest import multipletests  # takes seconds to import
 
-    The k-th smallest of n is multiplied by n - k + 1, and none may fall below a smaller one's.
-    """
-    order = np.argsort(p_values, kind="stable")
-    factors = len(p_values) - np.arange(len(p_values))
-    corrected = np.minimum(np.maximum.accumulate(np.asarray(p_values, dtype=float)[order] * factors), 1.0)
-    out = np.empty(len(p_values))
-    out[order] = corrected
-    return out.tolist()
+    corrected: list[float] = multipletests(p_values, method="holm")[1].tolist()
+    return corrected
 
 
 def paired_difference(both: int, only_first: int, only_second: int, neither: int) -> tuple[float, float]:
@@ -78,60 +78,60 @@ def paired_difference(both: int, only_first: int, only_second: int, neither: int
 
 
 def detectable(low: float, high: float) -> float:
-    """The smallest true difference that such a comparison finds with a power of 80 %, at the 5 % level.
+    """The smallest true difference that a comparison finds with a power of 80 % at the 5 % level.
 
-    (z_0.975 + z_0.8) standard errors, the standard error read off the 95 % interval of the difference. nan
-    where the interval is.
+    (z_0.975 + z_0.8) standard errors, where the standard error is taken from the 95 % interval of the
+    difference. nan where the interval is nan.
     """
     two_sided = stats.norm.ppf((1 + CONFIDENCE) / 2)
     return float((high - low) / (2 * two_sided) * (two_sided + stats.norm.ppf(POWER)))
 
 
 def sign_flip(changes: Sequence[int]) -> float:
-    """Two-sided exact p-value of a sum of whole numbers whose signs are arbitrary.
+    """Two-sided exact p-value of the paired permutation test by cluster.
 
-    The paired permutation test by cluster: under the null hypothesis the two conditions may change places
-    within any cluster, which turns the sign of its change. All 2^n arrangements count, by adding up the
-    distribution cluster after cluster. Clusters of one question make it McNemar's exact test.
+    Under the null hypothesis the two conditions may be exchanged within any cluster, which flips the sign of
+    its change. The distribution of the sum over all 2^n arrangements is built up cluster by cluster, so the
+    test is exact for any n; scipy's permutation_test would draw arrangements at random. With clusters of one
+    question it is McNemar's exact test.
 
     Args:
-        changes: per cluster the right answers gained, minus those lost.
+        changes: per cluster the number of right answers gained minus those lost.
     """
     sizes = np.abs(np.asarray(changes, dtype=np.int64))
     sizes = sizes[sizes > 0]
     reach = int(sizes.sum())
-    # chance[i] is that of the sum i - reach
-    chance = np.zeros(2 * reach + 1)
-    chance[reach] = 1.0
-    for size in sizes:
-        chance = (np.roll(chance, size) + np.roll(chance, -size)) / 2  # what is rolled over an end is 0
+    # probability[i] is that of the sum i - reach
+    probability = np.zeros(2 * reach + 1)
+    probability[reach] = 1.0
+    for size in sizes:  # what rolls over an end is 0
+        probability = (np.roll(probability, size) + np.roll(probability, -size)) / 2
     observed = abs(int(np.sum(changes)))
-    return float(min(1.0, chance[np.abs(np.arange(-reach, reach + 1)) >= observed].sum()))
+    return float(min(1.0, probability[np.abs(np.arange(-reach, reach + 1)) >= observed].sum()))
 
 
 def design_effect(changes: np.ndarray, clusters: Sequence[int]) -> float:
-    """How many times wider, squared, the mean of `changes` lies than if its questions were independent.
+    """Kish's design effect: the variance of the mean of `changes` over that of independent questions.
 
-    The variance between clusters (linearised, for clusters of different size) over that between questions,
-    Kish's deff. nan where nothing varies or there is a single cluster.
+    The variance between clusters is linearised, for clusters of different size. nan where nothing varies or
+    there is a single cluster.
 
     Args:
         changes: per question [n]. clusters: the number of each question's cluster [n].
     """
-    away = np.asarray(changes, dtype=np.float64) - np.mean(changes)
-    sums = np.bincount(clusters, weights=away)
-    total, groups = len(away), len(sums)
-    if groups < 2 or not away.any():
+    centred = np.asarray(changes, dtype=np.float64) - np.mean(changes)
+    sums = np.bincount(clusters, weights=centred)
+    total, groups = len(centred), len(sums)
+    if groups < 2 or not centred.any():
         return math.nan
-    between, independent = groups / (groups - 1) * sums @ sums, total / (total - 1) * away @ away
+    between, independent = groups / (groups - 1) * sums @ sums, total / (total - 1) * centred @ centred
     return float(between / independent)
 
 
 def bootstrap_sums(counts: np.ndarray, *, resamples: int, seed: int) -> np.ndarray:
-    """Sums over clusters drawn with replacement: counts [clusters, ...] -> [resamples, ...]; nan if only one.
+    """Bootstrap sums over clusters: counts [clusters, ...] -> [resamples, ...]; nan for a single cluster.
 
-    Questions about one image stand or fall together, so the image is what is drawn, never the
-    single question.
+    Answers to questions about one image depend on each other, so images are resampled and not questions.
     """
     clusters = len(counts)
     if clusters < 2:
@@ -145,7 +145,7 @@ def bootstrap_sums(counts: np.ndarray, *, resamples: int, seed: int) -> np.ndarr
         (np.arange(clusters),),
         sums,
         n_resamples=resamples,
-        batch=max(1, _DRAWN_AT_ONCE // rows.size),
+        batch=max(1, _MAX_NUMBERS // rows.size),
         method="percentile",
         vectorized=True,
         random_state=np.random.default_rng(seed),
@@ -161,11 +161,11 @@ def permutation(
     resamples: int,
     seed: int,
 ) -> float:
-    """Two-sided p-value that a figure does not depend on the condition; nan where it is undefined.
+    """Two-sided p-value of the hypothesis that a figure does not depend on the condition.
 
-    Under the null hypothesis a cluster's two results may change places. All arrangements are tried where
-    these are no more than `resamples`, else as many random ones; the given one counts as one of them, so that
-    p is never 0.
+    Under the null hypothesis a cluster's two results may be exchanged. All arrangements are tried if there
+    are at most `resamples`, else as many random ones. The observed arrangement counts as one of them, so p
+    is never 0. nan where the figure is undefined.
 
     Args:
         figure: of summed counts [..., *shape of a row], elementwise: [...].
@@ -180,7 +180,7 @@ def permutation(
         return 1.0
 
     def difference(at_first: np.ndarray, at_second: np.ndarray, axis: int) -> np.ndarray:
-        # The samples are numbers of clusters, those of the edited condition behind all plain ones.
+        # The samples are numbers of clusters, those of the edited condition after all plain ones.
         swapped = at_first >= clusters
         moved = (swapped @ change).reshape(*swapped.shape[:-1], *shape)
         return figure(second - moved) - figure(first + moved)
@@ -193,16 +193,16 @@ def permutation(
             permutation_type="samples",
             vectorized=True,
             n_resamples=resamples,
-            batch=max(1, _DRAWN_AT_ONCE // clusters),
+            batch=max(1, _MAX_NUMBERS // clusters),
             random_state=np.random.default_rng(seed),
         ).pvalue
     )
 
 
 def percentile_interval(replicates: np.ndarray) -> tuple[float, float]:
-    """Percentile interval of replicates [resamples]; undefined ones (nan) are left out.
+    """Percentile interval of replicates [resamples], without undefined ones (nan).
 
-    nan if all are, and where all are the same: draws of what never varied cannot say how much it might.
+    nan if all are undefined, or all the same: resampling a constant says nothing about its spread.
     """
     defined = replicates[~np.isnan(replicates)]
     if not len(defined) or np.ptp(defined) == 0:

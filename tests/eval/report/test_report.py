@@ -109,7 +109,7 @@ def ran(tmp_path_factory):
     record = evaluate(
         StandIn(), [EvalTask(pope, {})], methods, folder / "out", model_name="m", config=EvalConfig()
     )
-    report.write(record, folder / "out")
+    report.write_report(record, folder / "out")
     return record, folder / "out"
 
 
@@ -145,7 +145,7 @@ def test_the_report_says_when_no_questions_share_an_image(tmp_path):
         model_name="m",
         config=EvalConfig(),
     )
-    assert tables.statistics(record["benchmarks"]["pope"]) == (
+    assert tables.statistics_note(record["benchmarks"]["pope"]) == (
         "Intervals: Wilson (differences: Newcombe) of accuracy, else bootstrap by cluster; no two of the 3 "
         "questions share an image, as far as is known. Test: McNemar, exact."
     )
@@ -166,7 +166,7 @@ def test_the_plot_shows_every_method(ran):
     plot = (folder / "plots/pope-difference.svg").read_text()
     assert "half | blind" in plot
     before = plot
-    report.write(results.read(folder), folder)
+    report.write_report(results.read(folder), folder)
     drawn = (folder / "plots/pope-difference.svg").read_text()
     assert len(drawn) == pytest.approx(len(before), rel=0.01)
 
@@ -199,7 +199,7 @@ def test_results_are_checked_before_they_are_written(ran, tmp_path):
     ],
 )
 def test_shares_are_percent_and_numbers_are_not(figure, value, says):
-    assert tables.number(figure, value, ["words"]) == says
+    assert tables.format_number(figure, value, ["words"]) == says
 
 
 def test_every_benchmark_says_which_figures_are_numbers():

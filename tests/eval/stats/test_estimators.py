@@ -31,6 +31,12 @@ def test_mcnemar_is_a_sign_test_on_the_discordant_pairs():
     assert estimators.mcnemar(0, 0) == 1.0
 
 
+def test_holm_by_hand():
+    assert estimators.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert estimators.holm([0.6, 0.7]) == [1.0, 1.0]
+    assert (estimators.holm([0.3]), estimators.holm([])) == ([0.3], [])
+
+
 @pytest.mark.parametrize(
     ("cells", "expected"),
     [

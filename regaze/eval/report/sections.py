@@ -1,0 +1,67 @@
+"""The content of a report, independent of its format: sections with paragraphs, tables and plots."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from regaze.eval.report import plots, tables
+
+#: the text of a link, and the file in the folder that it leads to
+Link = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading with paragraphs, links, a table (headings in its first row) and the file of a plot."""
+
+    title: str
+    level: int = 2
+    paragraphs: Sequence[str] = ()
+    table: Sequence[Sequence[str]] = ()
+    plot: Path | None = None
+    links: Sequence[Link] = ()
+
+
+def build_sections(
+    results: Mapping[str, Any], plot_folder: Path, links: Sequence[Link] = ()
+) -> list[Section]:
+    """The sections of a report in order; writes the plots into `plot_folder`.
+
+    Args:
+        links: further pages, named at the top.
+    """
+    sections = [_overview(results, links)]
+    for name, benchmark in results["benchmarks"].items():
+        split, scorer = tables.leading_scorer(benchmark)
+        notes = [tables.question_note(benchmark), tables.statistics_note(benchmark)]
+        title = f"{name}, {split}, {scorer} scorer"
+        sections.append(Section(title, paragraphs=notes, table=tables.main_table(benchmark)))
+        plot = plot_folder / f"{name}-difference.svg"
+        if benchmark["methods"] and plots.draw_differences(benchmark, split, scorer, plot):
+            sections.append(Section("Differences to the plain model", 3, plot=plot))
+        table = tables.confounds_table(benchmark)
+        sections.append(Section("Cost and confounds", 3, paragraphs=[tables.THRESHOLDS_NOTE], table=table))
+        sections.append(Section("Every split and scorer", 3, table=tables.full_table(benchmark)))
+    sections.append(Section("How to read this", paragraphs=tables.NOTES))
+    return sections
+
+
+def _overview(results: Mapping[str, Any], links: Sequence[Link]) -> Section:
+    model, versions = results["model"], results["versions"]
+    rows = [
+        ["", ""],
+        ["model", f"{model['name']} ({model.get('dtype', '?')}, {', '.join(model.get('devices', []))})"],
+        ["fingerprint", model["fingerprint"]],
+        ["seed, batch size", f"{results['seed']}, {results['batch_size']}"],
+        ["processes", str(results["processes"])],
+        ["versions", ", ".join(f"{name} {version}" for name, version in versions.items())],
+        ["begun", results["created"]],
+    ]
+    for label, method in results["methods"].items():
+        parameters = ", ".join(f"{k}={v}" for k, v in method.items() if k != "method" and v is not None)
+        rows.append([label, f"{method['method']}({parameters})"])
+    names = ", ".join(results["benchmarks"])
+    return Section(f"{model['name']} on {names}", 1, table=rows, links=links)

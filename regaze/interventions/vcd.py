@@ -15,7 +15,7 @@ from regaze.interventions.contrastive import Contrastive
 from regaze.toolkit.model.branches import with_media
 from regaze.toolkit.model.context import Context
 from regaze.toolkit.model.stack import Branch
-from regaze.toolkit.prompts.images import PIXELS
+from regaze.toolkit.prompts.pixels import PIXELS
 
 #: Steps of the noise schedule; step 999 is the noisiest.
 NUM_STEPS = 1000

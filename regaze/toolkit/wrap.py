@@ -20,7 +20,8 @@ from regaze.toolkit.model.hook import close_session, open_session
 from regaze.toolkit.model.session import Session
 from regaze.toolkit.model.vision import vision_tokens
 from regaze.toolkit.prompts.families import MediaInputs, family_of
-from regaze.toolkit.prompts.images import ImageLike, open_image, seen_images
+from regaze.toolkit.prompts.images import ImageLike, open_image
+from regaze.toolkit.prompts.pixels import seen_images
 from regaze.toolkit.prompts.prompt_reader import Prompt, PromptReader
 from regaze.toolkit.prompts.token_map import PromptTokens, TokenMap
 from regaze.toolkit.record.options import RecordOptions
@@ -331,4 +332,4 @@ def paired(images: Any, questions: Any) -> tuple[list[list[Image.Image | str | P
             f"{count} images for {len(questions)} questions: give one entry (or None) per question"
         )
     entries = [list(entry) if isinstance(entry, (list, tuple)) else [entry] for entry in images]
-    return [[] if entry == [None] else entry for entry in entries], list(questions)
+    return [[] if len(entry) == 1 and entry[0] is None else entry for entry in entries], list(questions)

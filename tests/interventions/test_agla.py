@@ -31,7 +31,7 @@ from regaze.interventions.agla.itm_gradcam import BlipRelevance, gradcam
 from regaze.interventions.agla.method import AGLA, keep_mask, smooth_map
 from regaze.toolkit.model.logits import combine
 from regaze.toolkit.model.stack import Branch
-from regaze.toolkit.prompts.images import seen_pixels
+from regaze.toolkit.prompts.pixels import seen_pixels
 
 
 def golden(shared, name: str):

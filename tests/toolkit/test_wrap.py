@@ -5,10 +5,14 @@ from __future__ import annotations
 import copy
 import threading
 
+import numpy as np
 import pytest
 import torch
+from family_checks import case_of
 from models import llava_processor, logits_of, picture, small_var, tiny_llama, tiny_llava
+from PIL import Image
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration, TextStreamer, pipeline
+from zoo.every import VISION
 
 import regaze
 from regaze import HeadKnockout, Role, TokenMap
@@ -377,6 +381,18 @@ def test_hidden_states_are_gone_after_the_prefill(model, gaze, inputs):
         model.generate(**inputs, max_new_tokens=2, do_sample=False, eos_token_id=None)
 
 
+def test_an_image_that_the_processor_refuses_is_named(tmp_path):
+    """Qwen-VL's refuses pictures of over 200 times their height, which a limit of regaze may let through."""
+    case, path = case_of(next(entry for entry in VISION if entry.name == "qwen2_vl")), tmp_path / "thin.png"
+    Image.new("RGB", (1010, 5)).save(path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("REGAZE_MAX_ASPECT", "1000")
+        with pytest.raises(InputError, match=r"refuses .*thin.png' \(1010 x 5 pixels\): absolute aspect"):
+            case.gaze.inputs([path, picture(0)], ["What?", "What?"])
+    with pytest.raises(InputError, match="at most 200 times"):
+        case.gaze.inputs([path], ["What?"])
+
+
 def test_what_ask_cannot_do_is_refused(model, gaze):
     text, image = regaze.wrap(tiny_llama(), llava_processor().tokenizer), picture(1)
     with pytest.raises(InputError, match="text-only model"):
@@ -393,6 +409,9 @@ def test_what_ask_cannot_do_is_refused(model, gaze):
         gaze.ask([image], [None])
     with pytest.raises(InputError, match="got Tensor"):
         gaze.ask([torch.zeros(3, 4, 4)], ["What?"])
+    for array in (np.zeros((4, 4, 3), np.uint8), torch.zeros(4, 4, 3)):
+        with pytest.raises(InputError, match=f"got {type(array).__name__}; PIL.Image.fromarray"):
+            gaze.inputs(array, "What?")
     with pytest.raises(InputError, match="no processor"):
         regaze.wrap(model).ask([image], ["What?"])
     for options in ({"return_dict_in_generate": True}, {"num_beams": 2, "num_return_sequences": 2}):

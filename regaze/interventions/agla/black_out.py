@@ -20,7 +20,7 @@ def black_out(processor: Any, features: Mapping[str, Any], masks: Sequence[Mask]
     """The pixel values, black where a mask is False; all others are bit-identical.
 
     Args:
-        processor, features: as for `prompts.images.seen_images`.
+        processor, features: as for `prompts.pixels.seen_images`.
         masks: [H, W] for each image, in the size that the model receives.
     """
     pixels: Tensor = features["pixel_values"]

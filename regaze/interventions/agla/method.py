@@ -24,7 +24,7 @@ from regaze.toolkit.model.branches import with_media
 from regaze.toolkit.model.context import Context
 from regaze.toolkit.model.logits import LogitsCombination
 from regaze.toolkit.model.stack import Branch
-from regaze.toolkit.prompts.images import PIXELS, seen_images
+from regaze.toolkit.prompts.pixels import PIXELS, seen_images
 from regaze.toolkit.prompts.token_map import Role
 
 #: BLIP fine-tuned for retrieval on COCO, as in the release.

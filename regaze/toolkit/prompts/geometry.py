@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from regaze.errors import RegazeError, ShapeError, UnsupportedModelError
-from regaze.toolkit.prompts.images import seen_pixels
+from regaze.toolkit.prompts.pixels import seen_pixels
 
 #: Left, upper, right and lower edge in pixels, as fractions.
 Box = tuple[float, float, float, float]

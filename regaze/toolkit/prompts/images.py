@@ -1,90 +1,173 @@
-"""Images: opening them, and reading back from pixel values what a model receives of them."""
+"""`open_image`: a picture from a file or from Pillow, as an image viewer shows it, in 8-bit RGB."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+import stat
+import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import torch
-from PIL import Image
-from torch import Tensor
+import numpy as np
+from PIL import ExifTags, Image, ImageOps
 
-from regaze.errors import InputError, UnsupportedModelError
+from regaze.errors import InputError
 
 ImageLike = Image.Image | str | Path
-#: Arguments of a forward that hold pixels; some models take the same images at two sizes.
-PIXELS = ("pixel_values", "pixel_values_images", "image_pixel_values", "high_res_pixel_values")
+
+#: Most pixels of a picture; REGAZE_MAX_PIXELS in the environment overrides it.
+MAX_PIXELS = 89_478_485
+#: Most times that one side of a picture may be longer than the other; REGAZE_MAX_ASPECT overrides it. A
+#: processor that resizes the short side would need gigabytes for a file of a few bytes.
+MAX_ASPECT = 200
+#: Formats of Pillow that hold programs, which other software would run.
+_PROGRAMS = frozenset({"EPS", "WMF"})
+#: Key of `Image.info` under which `open_image` notes the file.
+_FILE = "regaze_file"
 
 
 def open_image(image: ImageLike) -> Image.Image:
-    """A decoded PIL image in RGB.
+    """A decoded picture in RGB, turned as its EXIF orientation says.
+
+    Grey values of more than 8 bits are scaled to 8 bits. Of a file with several frames it is the first.
 
     Raises:
-        InputError: no such file, a file that is not a readable image, or another type.
+        InputError: no such file, a file that is not a whole picture, too many pixels, a shape that no model
+            reads, grey values of an unknown range, or another type.
     """
-    if isinstance(image, Image.Image):
-        return image.convert("RGB")
-    if not isinstance(image, (str, Path)):
-        raise InputError(f"an image is a PIL image or a path, got {type(image).__name__}")
-    try:
-        with Image.open(image) as opened:
-            return opened.convert("RGB")
-    except FileNotFoundError:
-        raise InputError(f"there is no image {str(image)!r}") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"{str(image)!r} is not a readable image: {error}") from None
-
-
-def seen_images(processor: Any, features: Mapping[str, Any]) -> list[Image.Image]:
-    """The images as the model receives them, read back from pixel values.
-
-    Args:
-        processor: the image processor that made them; its normalisation and patch layout are undone.
-        features: "pixel_values" [N, 3, H, W], or flattened patches with "image_grid_thw" [N, 3].
-
-    Raises:
-        UnsupportedModelError: pixel values in another layout, for example several tiles per image.
-    """
-    return [_to_image(pixels) for pixels in seen_pixels(processor, features)]
-
-
-def seen_pixels(processor: Any, features: Mapping[str, Any]) -> list[Tensor]:
-    """As `seen_images`, but tensors [3, H, W] in fp32 on the CPU, mostly in [0, 1]."""
-    pixels = torch.as_tensor(features["pixel_values"]).detach().float().cpu()
-    if pixels.dim() == 2 and features.get("image_grid_thw") is not None:
-        images = _unpatchify(processor, pixels, torch.as_tensor(features["image_grid_thw"]).tolist())
-    elif pixels.dim() == 5 and pixels.shape[1] == 1:
-        images = list(pixels[:, 0])
-    elif pixels.dim() == 4:
-        images = list(pixels)
-    else:
-        raise UnsupportedModelError(
-            f"{type(processor).__name__} makes pixel values of shape {list(pixels.shape)}; regaze reads "
-            "one picture per image, [N, 3, H, W] or flattened patches with image_grid_thw"
+    if not isinstance(image, (Image.Image, str, Path)):
+        raise InputError(
+            f"an image is a PIL image or a path, got {type(image).__name__}; PIL.Image.fromarray makes an "
+            "image of an array [H, W, 3] of uint8"
         )
-    if getattr(processor, "do_normalize", False):
-        mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (processor.image_mean, processor.image_std))
-        images = [image * std + mean for image in images]
-    if not getattr(processor, "do_rescale", True):
-        images = [image / 255 for image in images]
-    return images
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's, of many pixels (`_check_size`) and damaged metadata
+        if isinstance(image, Image.Image):
+            return _decode(image, str(image.info.get(_FILE) or getattr(image, "filename", "")))
+        with _open_file(image) as opened:
+            return _decode(opened, str(image))
 
 
-def _unpatchify(processor: Any, pixels: Tensor, grids: list[list[int]]) -> list[Tensor]:
-    """Images from Qwen-VL's layout: blocks of merged patches, each patch channels x frames x pixels."""
-    merge, frames, side = processor.merge_size, processor.temporal_patch_size, processor.patch_size
-    images = []
-    for part, (time, high, wide) in zip(pixels.split([t * h * w for t, h, w in grids]), grids, strict=True):
-        if time != 1:
-            raise UnsupportedModelError("regaze reads images back from pixel values, not videos")
-        blocks = part.view(high // merge, wide // merge, merge, merge, -1, frames, side, side)
-        blocks = blocks[:, :, :, :, :, 0]  # an image is repeated in all frames
-        # A row of pixels is that of its block, patch and pixel; a column likewise.
-        images.append(blocks.permute(4, 0, 2, 5, 1, 3, 6).reshape(-1, high * side, wide * side))
-    return images
+def describe_image(image: Image.Image) -> str:
+    """The file and the size of a picture, for messages."""
+    return f"{_name(image.info.get(_FILE))} ({image.width} x {image.height} pixels)"
 
 
-def _to_image(pixels: Tensor) -> Image.Image:
-    array = (pixels.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
-    return Image.fromarray(array)
+def _name(file: str | None) -> str:
+    return repr(file) if file else "the image"
+
+
+def _open_file(path: str | Path) -> Image.Image:
+    """The picture in a regular file, not yet decoded. A pipe or device might never end."""
+    name = repr(str(path))
+    try:
+        regular = stat.S_ISREG(os.stat(path).st_mode)
+        if regular:
+            Image.init()
+            return Image.open(path, formats=[each for each in Image.ID if each not in _PROGRAMS])
+    except FileNotFoundError:
+        raise InputError(f"there is no image {name}") from None
+    except Exception as error:  # Pillow's readers fail in any way where a file is damaged
+        raise InputError(f"{name} is not a readable image: {_first_line(error)}") from None
+    raise InputError(f"{name} is not a readable image: it is no regular file")
+
+
+def _decode(image: Image.Image, file: str) -> Image.Image:
+    _check_size(image.size, _name(file))
+    try:
+        image.load()
+        reduced = _REDUCERS[image.mode](image) if image.mode in _REDUCERS else image
+        decoded = _turn(image, reduced).convert("RGB")
+    except Exception as error:  # as in `_open_file`
+        raise InputError(f"{_name(file)} is not a readable image: {_first_line(error)}") from None
+    decoded.info = {_FILE: file}  # without the orientation, so that it is turned once
+    return decoded
+
+
+def _check_size(size: tuple[int, int], name: str) -> None:
+    """Refuse a picture that would fill the memory, before a pixel is decoded."""
+    width, height = size
+    pixels, aspect = _limit("REGAZE_MAX_PIXELS", MAX_PIXELS), _limit("REGAZE_MAX_ASPECT", MAX_ASPECT)
+    if not width or not height:
+        raise InputError(f"{name} is {width} x {height}: it has no pixels")
+    if width * height > pixels:
+        raise InputError(
+            f"{name} has {width} x {height} pixels, but at most {pixels:,} are read; make it smaller, or set "
+            "REGAZE_MAX_PIXELS"
+        )
+    if max(size) > aspect * min(size):
+        raise InputError(
+            f"{name} has {width} x {height} pixels, but a side may be at most {aspect} times the other; "
+            "crop it, or set REGAZE_MAX_ASPECT"
+        )
+
+
+def _limit(name: str, default: int) -> int:
+    text = os.environ.get(name, "")
+    if not text:
+        return default
+    if not (text.isascii() and text.isdecimal() and len(text) < 19 and int(text)):
+        raise InputError(f"{name} in the environment must be a whole number above 0, got {text[:40]!r}")
+    return int(text)
+
+
+def _turn(image: Image.Image, pixels: Image.Image) -> Image.Image:
+    """`pixels` of `image`, turned by its orientation; one whose EXIF data are damaged is left as it is."""
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # as in `_open_file`
+        return pixels
+    if orientation not in range(2, 9):
+        return pixels
+    turned = pixels.copy()
+    turned.getexif()[ExifTags.Base.Orientation] = orientation
+    ImageOps.exif_transpose(turned, in_place=True)
+    return turned
+
+
+# Other modes than 8-bit ones ----------------------------------------------------------------------------
+
+
+def _from_16_bit(image: Image.Image) -> Image.Image:
+    bits = getattr(image, "tag_v2", {}).get(258, (16,))[0]  # BitsPerSample of TIFF, which may be 12
+    return _scaled(np.asarray(image), 2**bits - 1)
+
+
+def _from_32_bit(image: Image.Image) -> Image.Image:
+    """Whole numbers of 8 or 16 bits."""
+    values = np.asarray(image)
+    low, high = int(values.min()), int(values.max())
+    sixteen = image.format in ("PNG", "PPM") or high > 255
+    if low < 0 or high > 65_535:
+        raise ValueError(f"its grey values go from {low} to {high}; save it with 8 or 16 bits per pixel")
+    return _scaled(values, 65_535 if sixteen else 255)
+
+
+def _from_float(image: Image.Image) -> Image.Image:
+    """Floats up to 1 or to 255; the brightest pixel tells which, unless all are nearly black."""
+    values = np.asarray(image)
+    low, high = float(values.min()), float(values.max())
+    if not (low >= 0 and (high <= 1 or 16 <= high <= 255)):
+        raise ValueError(
+            f"its grey values go from {low:g} to {high:g}, and it is not clear which is white: save it with "
+            "8 bits per pixel"
+        )
+    return _scaled(values, 1 if high <= 1 else 255)
+
+
+def _scaled(values: np.ndarray, white: int) -> Image.Image:
+    scaled = values.astype(np.float32) * np.float32(255 / white)
+    return Image.fromarray(scaled.round().clip(0, 255).astype(np.uint8))
+
+
+_REDUCERS: dict[str, Callable[[Image.Image], Image.Image]] = {
+    **dict.fromkeys(("I;16", "I;16L", "I;16B", "I;16N"), _from_16_bit),
+    "I": _from_32_bit,
+    "F": _from_float,
+    "La": lambda image: image.convert("LA"),
+    "RGBa": lambda image: image.convert("RGBA"),
+}
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "") or type(error).__name__

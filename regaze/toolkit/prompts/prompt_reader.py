@@ -18,6 +18,7 @@ from transformers import BatchFeature
 
 from regaze.errors import InputError
 from regaze.toolkit.prompts.families import Family, Layout, MediaInputs
+from regaze.toolkit.prompts.images import describe_image
 from regaze.toolkit.prompts.token_map import PromptTokens, Role
 
 
@@ -101,7 +102,11 @@ class PromptReader:
         return self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
 
     def tokenise(self, texts: Sequence[str], images: Sequence[Sequence[Image.Image]]) -> BatchFeature:
-        """Rendered prompts and the images of each as a batch, padded on the family's side."""
+        """Rendered prompts and the images of each as a batch, padded on the family's side.
+
+        Raises:
+            InputError: the processor refuses an image, for example because of its shape.
+        """
         if self.tokenizer.pad_token_id is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         options: dict[str, Any] = {"padding": True, "return_tensors": "pt"}
@@ -115,8 +120,23 @@ class PromptReader:
         self.tokenizer.padding_side = self.family.padding_side
         try:
             return self.family.fix_inputs(BatchFeature(dict(self.processor(text=list(texts), **options))))
+        except Exception:
+            self._check_images([image for each in images for image in each])
+            raise
         finally:
             self.tokenizer.padding_side = before
+
+    def _check_images(self, images: Sequence[Image.Image]) -> None:
+        """Raise InputError for the first image that the image processor refuses."""
+        for image in images:
+            try:
+                self.processor.image_processor(images=[image], return_tensors="pt")
+            except MemoryError:
+                return
+            except Exception as error:  # other people's processors can fail in any way
+                reason = next(iter(str(error).splitlines()), type(error).__name__)
+                name = type(self.processor.image_processor).__name__
+                raise InputError(f"{name} refuses {describe_image(image)}: {reason}") from error
 
     # Roles --------------------------------------------------------------------------------------------
 

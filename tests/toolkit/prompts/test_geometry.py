@@ -20,7 +20,7 @@ from transformers import (
 
 from regaze.errors import ShapeError, UnsupportedModelError
 from regaze.toolkit.prompts.geometry import Geometry, geometry_of
-from regaze.toolkit.prompts.images import seen_images, seen_pixels
+from regaze.toolkit.prompts.pixels import seen_images, seen_pixels
 
 # Geometry -----------------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from regaze.errors import UnsupportedModelError
-from regaze.toolkit.prompts.images import PIXELS
+from regaze.toolkit.prompts.pixels import PIXELS
 
 #: Arguments that are not media, or have one entry per prompt.
 _NOT_OF_IMAGES = ("cache_position", "position_ids", "batch_num_images")

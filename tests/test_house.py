@@ -19,9 +19,8 @@ from regaze.interventions import registry
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "regaze"
 LAZY = ("regaze", "regaze.toolkit", "regaze.interventions", "regaze.eval")
-#: TODO: longer than 70 lines, or without tests of their own, while their rooms are being rebuilt
+#: TODO: longer than 70 lines, while its room is being rebuilt
 LONG_FUNCTIONS = {"regaze/interventions/retrieval_heads/search.py:find_retrieval_heads"}
-UNTESTED_ROOMS = {"eval/comparison", "toolkit/model/compat"}
 HEAVY = {"torch", "transformers", "numpy", "scipy", "matplotlib", "pydantic"}
 
 
@@ -70,7 +69,7 @@ def test_every_room_has_its_tests():
             ROOT / "tests" / room.parent / f"test_{room.name}.py"
         ).is_file()
 
-    assert {str(room) for room in rooms() if not tested(room)} <= UNTESTED_ROOMS
+    assert [str(room) for room in rooms() if not tested(room)] == []
 
 
 def test_every_folder_of_tests_is_a_room():

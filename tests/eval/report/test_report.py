@@ -1,10 +1,9 @@
-"""What is said about a run: confounds, what can be detected, checked results, reports with their plots."""
+"""What is said about a run: costs, what can be detected, checked results, reports with their plots."""
 
 from __future__ import annotations
 
 import math
 import re
-from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
@@ -16,55 +15,12 @@ from regaze.errors import InputError
 from regaze.eval import EvalConfig, EvalTask, Pope, evaluate
 from regaze.eval.benchmarks.amber.benchmark import Amber
 from regaze.eval.benchmarks.chair.benchmark import Chair
-from regaze.eval.benchmarks.common.base import Item
 from regaze.eval.benchmarks.mme.benchmark import Mme
-from regaze.eval.comparison import confounds
-from regaze.eval.comparison.conditions import drop_failed_clusters, non_share_figures
+from regaze.eval.comparison.conditions import non_share_figures
 from regaze.eval.cost import Cost
 from regaze.eval.report import report, tables
 from regaze.eval.run import results
 from regaze.eval.stats import estimators
-
-
-def items(*labels: str) -> list[Item]:
-    return [Item(str(n), "s", Path(f"{n}.png"), "?", label) for n, label in enumerate(labels)]
-
-
-def test_texts_are_measured_by_hand():
-    answers = ["Yes", "no", "a b c d a b c d", ""]
-    measured = confounds.measure(items("yes", "no", "no", "no"), answers)
-    assert measured == {
-        "words": (1 + 1 + 8 + 0) / 4,
-        "repeated_4grams": 1 / 5,  # abcd bcda cdab dabc abcd
-        "empty": 1 / 4,
-        "yes_ratio": 1 / 4,
-        "unreadable": 2 / 4,
-    }
-    captions = confounds.measure(items("", ""), ["a dog", "a cat on a mat"])
-    assert set(captions) == {"words", "repeated_4grams", "empty"}
-    assert captions["words"] == 3.5
-
-
-@pytest.mark.parametrize(
-    ("name", "plain", "beyond", "within", "says"),
-    [
-        ("words", 10.0, 8.9, 9.1, "length -11%"),
-        ("repeated_4grams", 0.01, 0.04, 0.02, "repetition +3.0 points"),
-        ("yes_ratio", 0.5, 0.56, 0.54, "yes-ratio +6.0 points"),
-        ("unreadable", 0.0, 0.02, 0.005, "unreadable +2.0 points"),
-    ],
-)
-def test_a_change_of_the_texts_is_named_beyond_its_threshold(name, plain, beyond, within, says):
-    assert confounds.flags({name: plain}, {name: beyond}, Cost(), Cost()) == [says]
-    assert confounds.flags({name: plain}, {name: within}, Cost(), Cost()) == []
-    assert confounds.flags({name: math.nan}, {name: beyond}, Cost(), Cost()) == []
-    assert confounds.flags({}, {name: beyond}, Cost(), Cost()) == []
-
-
-def test_more_computation_and_memory_are_named():
-    plain, twice = Cost(tokens=10, rows=10, peak_mib=100.0), Cost(tokens=10, rows=20, peak_mib=130.0)
-    assert confounds.flags({}, {}, plain, twice) == ["2.0 forwards per token", "memory +30%"]
-    assert confounds.flags({}, {}, plain, Cost(tokens=10, rows=12, peak_mib=120.0)) == []
 
 
 def test_costs_add_up_by_the_share_that_counts():
@@ -85,17 +41,6 @@ def test_the_detectable_difference_is_found_four_times_out_of_five():
     means = generator.normal(size, spread, (4000, n)).mean(1)
     assert (abs(means) > half).mean() == pytest.approx(0.80, abs=0.02)
     assert math.isnan(estimators.detectable(math.nan, math.nan))
-
-
-def test_whole_clusters_are_left_out(tmp_path):
-    pope = write_pope(tmp_path)
-    assert drop_failed_clusters(pope, set()) == (pope, [0, 1, 2, 3, 4])
-    rest, kept = drop_failed_clusters(pope, {3})
-    assert kept == [0, 1, 4]
-    assert [item.key for item in rest.items] == ["random/1", "random/2", "random/5"]
-    assert len(pope.items) == 5
-    with pytest.raises(InputError, match="no question is left"):
-        drop_failed_clusters(pope, {0, 2, 4})
 
 
 @pytest.fixture(scope="module")

@@ -21,24 +21,24 @@ from regaze.toolkit.prompts.token_map import Role, TokenMap
 
 @dataclass(frozen=True)
 class AvisC(Contrastive):
-    """Contrast with the image reduced to the tokens that draw attention whatever is asked ("blind" ones).
+    """Contrast with the image reduced to "blind" tokens, which draw attention whatever the question.
 
     Source: Woo et al., "Don't Miss the Forest for the Trees: Attentional Vision Calibration for Large Vision
-    Language Models" (arXiv:2405.17820). What the last row of the prompt looks at, averaged over heads, is
-    measured by a prefill of its own, unedited. The layers with most attention on the image, until they cover
+    Language Models" (arXiv:2405.17820). The attention of the prompt's last row, averaged over heads, is
+    measured in a separate, unedited prefill. The layers with most attention on the image, until they cover
     the share `gamma` of all layers' image attention, are averaged; image tokens with at least the mean plus
-    `deviations` standard deviations are blind. The branch keeps these and blanks the embeddings of all other
-    image tokens. Several images of a prompt are one set of tokens.
+    `deviations` standard deviations are blind. The branch keeps these and zeroes the embeddings of all other
+    image tokens. Several images of a prompt count as one set of tokens.
     """
 
     name: ClassVar[str] = "avisc"
-    summary: ClassVar[str] = "contrast with the image tokens that draw attention whatever is asked"
+    summary: ClassVar[str] = "contrast with the image tokens that draw attention whatever the question"
     source: ClassVar[str] = "arXiv:2405.17820"
     edits: ClassVar[str] = "logits at every step"
     cost: ClassVar[str] = "one more prefill; two rows per prompt in one forward, with the cache of both"
     release: ClassVar[str] = (
-        "sangminwoo/AvisC, MIT. In a batch, layers and blind tokens are those of all samples together, and "
-        "image tokens sit at fixed places (35 to 610 for LLaVA); here every sample is by itself."
+        "sangminwoo/AvisC, MIT. In a batch, layers and blind tokens are chosen for all samples together, and "
+        "image tokens are at fixed places (35 to 610 for LLaVA); here every sample is separate."
     )
 
     gamma: PositiveFraction = field(
@@ -55,14 +55,14 @@ class AvisC(Contrastive):
         columns = measured.columns.to(attention.device)
         blind = blind_tokens(attention, columns >= 0, self.gamma, self.deviations)
         kept = ~context.tokens.mask(Role.IMAGE).to(attention.device)
-        # What is no column of a sample goes to a column behind the last one.
+        # Padding of the column index goes to an extra column after the last one, which is dropped.
         places = torch.where(columns >= 0, columns, kept.shape[1])
         gain = torch.cat([kept, kept.new_zeros(len(kept), 1)], 1).scatter(1, places, blind)
         return Branch(embedding_gain=gain[:, :-1].float())
 
 
 def blind_tokens(attention: Tensor, image: Tensor, gamma: float, deviations: float) -> Tensor:
-    """Which image tokens stand out from the others' attention in the layers that look at the image most.
+    """Which image tokens have outstanding attention in the layers that attend most to the image.
 
     Args:
         attention: [layers, B, n] attention on image tokens. image: [B, n] bool, which of them exist.
@@ -72,9 +72,9 @@ def blind_tokens(attention: Tensor, image: Tensor, gamma: float, deviations: flo
     """
     share = attention.sum(-1)
     share, order = (share / share.sum(0).clamp_min(1e-30)).sort(0, descending=True)
-    chosen = share.cumsum(0) - share < gamma  # before the layer itself is counted: one more than falls short
-    looked = attention.gather(0, order[..., None].expand_as(attention))
-    mean = (looked * chosen[..., None]).sum(0) / chosen.sum(0)[:, None]  # [B, n]
+    chosen = share.cumsum(0) - share < gamma  # up to the layer whose share reaches gamma
+    ordered = attention.gather(0, order[..., None].expand_as(attention))
+    mean = (ordered * chosen[..., None]).sum(0) / chosen.sum(0)[:, None]  # [B, n]
     count = image.sum(1, keepdim=True)
     middle = (mean * image).sum(1, keepdim=True) / count.clamp_min(1)
     spread = (((mean - middle) * image).square().sum(1, keepdim=True) / (count - 1).clamp_min(1)).sqrt()
@@ -82,7 +82,7 @@ def blind_tokens(attention: Tensor, image: Tensor, gamma: float, deviations: flo
 
 
 class _LastRow(Callback):
-    """Keeps what the last row of the prompt looks at: per layer the image columns, averaged over heads."""
+    """Keeps the attention of the prompt's last row: per layer on the image columns, averaged over heads."""
 
     def __init__(self, tokens: TokenMap):
         images = [tokens.columns(Role.IMAGE, row) for row in range(tokens.batch)]

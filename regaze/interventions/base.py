@@ -87,11 +87,6 @@ class Method:
         except (TypeError, ValueError) as error:
             raise BadParameterError(f"{cls.name!r}: {error}") from None
 
-    def describe(self) -> str:
-        """Name, parameters, summary and source, as text for people."""
-        values = ", ".join(f"{f.name}={getattr(self, f.name)!r}" for f in fields(self))
-        return f"{self.name}({values}): {self.summary} [{self.source}]"
-
 
 @dataclass(frozen=True)
 class Intervention(Method, Callback):

@@ -20,19 +20,19 @@ from regaze.toolkit.prompts.token_map import Role
 
 @dataclass(frozen=True)
 class DAMRO(Contrastive):
-    """Contrast with the image reduced to the patches that the vision tower's class token looks at.
+    """Contrast with the image reduced to the patches that the vision tower's class token attends to.
 
     Source: Gong et al., "DAMRO: Dive into the Attention Mechanism of LVLM to Reduce Object Hallucination"
     (arXiv:2410.04514). The patches with the highest class attention in the tower's last block, averaged over
-    heads, are outliers that hold global rather than local content; the branch's prompt has no image tokens
-    but the `kept` highest of each image, and the tokens behind them move up.
+    heads, are outliers with global rather than local content. Of each image the branch's prompt has only the
+    `kept` highest tokens, and the tokens after them move up.
 
     With `as_released=True` (`coder-gx/DAMRO`) class attention is one softmax over queries and keys that are
     not split into heads.
     """
 
     name: ClassVar[str] = "damro"
-    summary: ClassVar[str] = "contrast with the few patches that the vision tower's class token looks at"
+    summary: ClassVar[str] = "contrast with the few patches that the vision tower's class token attends to"
     source: ClassVar[str] = "arXiv:2410.04514"
     edits: ClassVar[str] = "logits at every step"
     cost: ClassVar[str] = "one more pass of the vision tower; two rows per prompt in one forward"
@@ -55,14 +55,14 @@ class DAMRO(Contrastive):
             raise InputError("DAMRO reads `pixel_values`, but the model was called without them")
         attention = class_attention(context.model, pixels, (-1,), split_heads=not self.as_released)
         top = attention[0].mean(1).topk(min(self.kept, attention.shape[-1])).indices.cpu()  # [N, kept]
-        return without_tokens(context, context.tokens.mask(Role.IMAGE) & ~cells(context, top))
+        return without_tokens(context, context.tokens.mask(Role.IMAGE) & ~cell_tokens(context, top))
 
 
-def cells(context: Context, numbers: Tensor) -> Tensor:
-    """[B, L] bool, the tokens of some cells of each image; `numbers` [N, n] has a row per image of the batch.
+def cell_tokens(context: Context, numbers: Tensor) -> Tensor:
+    """[B, L] bool, the tokens of the cells `numbers` [N, n], one row per image of the batch.
 
     Raises:
-        InputError: the vision tower saw other images than the prompts hold.
+        InputError: the vision tower has other images than the prompts.
     """
     tokens = context.tokens
     chosen = torch.zeros(tokens.roles.shape, dtype=torch.bool)
@@ -71,6 +71,6 @@ def cells(context: Context, numbers: Tensor) -> Tensor:
         raise InputError(
             f"the prompts have {len(images)} images with a known grid, but pixel_values hold {len(numbers)}"
         )
-    for (row, image), wanted in zip(images, numbers, strict=True):
-        chosen[row, tokens.image_cells(row, image)[wanted]] = True
+    for (row, image), chosen_cells in zip(images, numbers, strict=True):
+        chosen[row, tokens.image_cells(row, image)[chosen_cells]] = True
     return chosen

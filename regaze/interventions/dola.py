@@ -17,13 +17,13 @@ from regaze.interventions.parameters import Fraction, Layers
 from regaze.toolkit.model.context import Context
 from regaze.toolkit.model.logits import LogitsCombination, combine
 
-#: Layers of a bucket, at most; the paper's models with more layers have more buckets.
+#: Largest size of a bucket; the paper has more buckets for models with more layers.
 _BUCKET = 20
 
 
 @dataclass(frozen=True)
 class DoLa(Intervention):
-    """Contrast the model's logits with those of an early layer, chosen anew for every token.
+    """Contrast the model's logits with those of an early layer, which is chosen for every token.
 
     Source: Chuang et al., "DoLa: Decoding by Contrasting Layers Improves Factuality in Large Language
     Models" (arXiv:2309.03883). scores = log p - log p_j among tokens at least `beta` times as likely as the
@@ -34,7 +34,7 @@ class DoLa(Intervention):
     20 layers. Without `norm` early exits skip the final norm, as in the release. Works for text-only models.
 
     Where input and output embeddings are one matrix, layer 0 always predicts the token that was just read, so
-    "low" then begins at 2 (or 1, in a model of few layers). The paper decodes with a repetition penalty of
+    that "low" begins at 2 (or 1, in a model of few layers). The paper decodes with a repetition penalty of
     1.2; pass it to `generate`. `weight = 0` switches the method off.
 
     With `as_released=True` (`voidism/DoLa`) the divergence has the arguments of its terms exchanged,
@@ -48,8 +48,8 @@ class DoLa(Intervention):
     cost: ClassVar[str] = "one forward, and the output head once per candidate layer"
     release: ClassVar[str] = (
         "voidism/DoLa, no licence. The Jensen-Shannon divergence has its arguments exchanged "
-        "(as_released=True); in a batch, divergences are averaged and the first row's cut is used for all, "
-        "neither of which is reproduced: every row here is by itself."
+        "(as_released=True); in a batch, divergences are averaged and the first row's threshold is used for "
+        "all, neither of which is reproduced: here every row is separate."
     )
 
     bucket: Literal["low", "high"] = field(
@@ -96,7 +96,7 @@ class DoLa(Intervention):
         return self.contrast(context.logits(), early)
 
     def contrast(self, logits: Tensor, early: Iterable[Tensor]) -> LogitsCombination:
-        """Away from the early logits that diverge most: all [B, T, V], the earliest layer first."""
+        """Contrast with the early logits that diverge most; all are [B, T, V], the earliest layer first."""
         chosen, farthest = None, None
         final = logits.float().log_softmax(-1)
         for candidate in early:
@@ -110,7 +110,7 @@ class DoLa(Intervention):
         return LogitsCombination(1.0, [(-self.weight, chosen)], log_softmax=True, plausibility=self.beta)
 
     def divergence(self, log_p: Tensor, log_q: Tensor) -> Tensor:
-        """Jensen-Shannon divergence in nats of log-probabilities [..., V]: [...], or the released one."""
+        """Jensen-Shannon divergence in nats of log-probabilities [..., V], or the released variant: [...]."""
         log_m = torch.logaddexp(log_p, log_q) - math.log(2.0)
         if self.as_released:
             return (log_m.exp() * (log_m - 0.5 * (log_p + log_q))).sum(-1)
@@ -122,12 +122,12 @@ class DoLa(Intervention):
 
         Args:
             logits, early: [B, T, V] final and early logits of the rows that predict `ids`.
-            ids: [B, T]. A token that the cut removes counts -1000.
+            ids: [B, T]. A token that the plausibility constraint excludes counts -1000.
         """
         combination = self.contrast(logits, early)
         scores = combine(logits, [replace(combination, plausibility=0.0)]).log_softmax(-1)
-        removed = combine(logits, [combination]).isinf()
-        return scores.masked_fill(removed, -1000.0).gather(-1, ids[..., None]).sum((1, 2))
+        excluded = combine(logits, [combination]).isinf()
+        return scores.masked_fill(excluded, -1000.0).gather(-1, ids[..., None]).sum((1, 2))
 
 
 def candidates(num_layers: int, bucket: str, tied: bool) -> tuple[int, ...]:

@@ -16,12 +16,12 @@ from regaze.toolkit.prompts.token_map import Role
 
 @dataclass(frozen=True)
 class HGAI(Intervention):
-    """Raise the scores of image keys in every head by what the heads of the layer have there on average.
+    """Raise the scores of image keys in every head by their mean size over the heads of the layer.
 
     Source: Jiang et al., "Devils in Middle Layers of Large Vision-Language Models: Interpreting, Detecting
     and Mitigating Object Hallucinations via Attention Lens" (arXiv:2411.16724). In layers 5 to 17 of 32, in
     the rows that predict the answer, the score of an image key becomes s_h + alpha * mean over heads of |s|:
-    the same amount for every head, so that heads which look elsewhere are drawn to what others look at.
+    the same amount for every head, so that all heads attend to what some of them attend to.
     """
 
     name: ClassVar[str] = "hgai"
@@ -31,7 +31,7 @@ class HGAI(Intervention):
     cost: ClassVar[str] = "one forward; scores of all heads at once, so not in the fused kernels"
     release: ClassVar[str] = (
         "ZhangqiJiang07/middle_layers_indicating_hallucinations, no licence. One image span for the whole "
-        "batch; as many key-value heads as heads. Here rows have their own image tokens, at any GQA ratio."
+        "batch; no grouped-query attention. Here rows have their own image tokens, at any GQA ratio."
     )
 
     alpha: NonNegativeFloat = field(

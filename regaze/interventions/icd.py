@@ -36,10 +36,10 @@ class ICD(Contrastive):
     """Contrast with the same image under an instruction that disturbs the model.
 
     Source: Wang et al., "Mitigating Hallucinations in Large Vision-Language Models with Instruction
-    Contrastive Decoding" (arXiv:2403.18715). The branch's prompt begins with a role for the model: in place
-    of the prompt's system message, or, where it has none, on a line of its own before the question. A prompt
-    whose tokens before image and question differ from those of the bare chat template counts as one with a
-    system message. Works without an image, too, and together with VCD (three contexts).
+    Contrastive Decoding" (arXiv:2403.18715). The branch's prompt begins with a role for the model: it
+    replaces the system message or, where there is none, is a separate line before the question. A prompt has
+    a system message if its tokens before image and question differ from those of the bare chat template. Also
+    works without an image, and together with VCD (three contexts).
     """
 
     name: ClassVar[str] = "icd"
@@ -48,7 +48,7 @@ class ICD(Contrastive):
     edits: ClassVar[str] = "logits at every step"
     cost: ClassVar[str] = "two rows per prompt in one forward, with the cache of both"
     release: ClassVar[str] = (
-        "p1k0pan/ICD, Apache-2.0. Its branches are sound. The prefix for InstructBLIP's Q-former is not here."
+        "p1k0pan/ICD, Apache-2.0. Its branches are correct. The prefix of InstructBLIP's Q-former is absent."
     )
     needs_image: ClassVar[bool] = False
 
@@ -109,29 +109,29 @@ def prefixed(
 
 
 def _opening(reader: PromptReader, images: int, system: str | None) -> list[int]:
-    """What the chat template puts before image and question, as tokens."""
+    """Tokens of the chat template before image and question."""
     prompt, tokens = _rendered(reader, _PROBE, images, system)
     end = min(prompt.span[0], prompt.text.index(reader.processor.image_token) if images else len(prompt.text))
     return [token for token, _ in takewhile(lambda each: each[1][1] <= end, tokens)]
 
 
 def _written(reader: PromptReader) -> list[int]:
-    """What the processor itself writes before an image, behind the opening of the template."""
+    """Tokens that the processor itself inserts before an image, after the opening of the template."""
     prompt = reader.render(_PROBE, 1)
     ids = reader.tokenise([prompt.text], [[Image.new("RGB", (224, 224))]])["input_ids"][0].tolist()
     return ids[len(_opening(reader, 1, None)) : reader.family.image_mask(ids).index(True)]
 
 
 def _starts_bare(head: list[int], opening: list[int], written: list[int]) -> bool:
-    """Whether the tokens before an image or question are the template's without a system message.
+    """Whether the tokens before an image or question are those of the template without a system message.
 
-    Behind what is written before every image, the name of its first tile may stand.
+    The tokens that precede every image may be followed by the name of its first tile.
     """
     return head[: len(opening + written)] == opening + written if written else head == opening
 
 
 def _line(reader: PromptReader, images: int, text: str) -> list[int]:
-    """A line of text at the place of the question, as tokens."""
+    """Tokens of a line of text at the position of the question."""
     prompt, tokens = _rendered(reader, f"{text}\n{_PROBE}", images, None)
     start, stop = prompt.span[0], prompt.span[1] - len(_PROBE)
     return [token for token, (first, last) in tokens if first < stop and last > start]
@@ -140,7 +140,7 @@ def _line(reader: PromptReader, images: int, text: str) -> list[int]:
 def _rendered(
     reader: PromptReader, question: str, images: int, system: str | None
 ) -> tuple[Prompt, list[tuple[int, tuple[int, int]]]]:
-    """A prompt, and its tokens with the characters they stand for; an image is one token."""
+    """A prompt, and its tokens with their character offsets; an image is one token."""
     prompt = reader.render(question, images, system)
     encoded = reader.tokenizer(
         prompt.text, return_offsets_mapping=True, add_special_tokens=reader.adds_special_tokens(prompt.text)

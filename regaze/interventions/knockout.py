@@ -17,16 +17,16 @@ from regaze.toolkit.model.context import Context
 
 @dataclass(frozen=True)
 class HeadKnockout(Intervention):
-    """Switch off query heads, given as (layer, head) pairs.
+    """Remove query heads, given as (layer, head) pairs.
 
-    A layer that has cross-attention instead of self-attention (Llama 3.2 Vision) is a layer like others;
-    where one has both, `cross` says which is meant. A head that the model does not have raises a
-    BadParameterError when the first prompt runs.
+    A layer with cross-attention instead of self-attention (Llama 3.2 Vision) counts as any other; where a
+    layer has both, `cross` selects one. A head that the model does not have raises a BadParameterError when
+    the first prompt runs.
 
     "zero" removes the head's output before the output projection: a true ablation. "uniform" sets the head's
-    scores to 0 on every visible key, so that it averages all values; the masking experiment of the Retrieval
-    Head release does this (`nightdessert/Retrieval_Head`) and calls it masking, but such a head still writes
-    into the residual stream.
+    scores to 0 on every visible key, so that it averages all values. The release of Retrieval Head
+    (`nightdessert/Retrieval_Head`) does this and calls it masking, but such a head still writes into the
+    residual stream.
     """
 
     name: ClassVar[str] = "knockout"
@@ -36,17 +36,16 @@ class HeadKnockout(Intervention):
     cost: ClassVar[str] = "one forward"
     release: ClassVar[str] = (
         "nightdessert/Retrieval_Head. It sets scores to 0, so that a masked head averages all "
-        'values (mode="uniform"), and does nothing at all for Qwen2, Mixtral and Phi-3; its random heads for '
-        "comparison are not kept apart from the retrieval heads."
+        'values (mode="uniform"), and has no effect for Qwen2, Mixtral and Phi-3; its random heads for '
+        "comparison may be retrieval heads."
     )
 
     heads: Annotated[Heads, AfterValidator(lambda heads: tuple(sorted(heads)))] = field(
         default=(), metadata={"help": "(layer, query head) pairs"}
     )
     mode: Literal["zero", "uniform"] = field(
-        default="zero", metadata={"help": "remove the head, or let it average"}
+        default="zero", metadata={"help": "remove the head's output, or let the head average all values"}
     )
-
     cross: bool = field(
         default=False,
         metadata={"help": "heads of cross-attention, where a layer has both (Whisper, Florence-2)"},

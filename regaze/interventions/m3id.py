@@ -22,18 +22,18 @@ from regaze.toolkit.model.stack import Branch
 
 @dataclass(frozen=True)
 class M3ID(Intervention):
-    """Favour what the image makes likelier, the more so the longer the answer gets.
+    """Favour tokens that the image makes likelier, with a weight that grows with the answer's length.
 
     Source: Favero et al., "Multi-Modal Hallucination Control by Visual Information Grounding"
     (arXiv:2403.14003). On log-probabilities with and without the image, scores = l + w (l - l_text) with
     w = (1 - gamma_t) / gamma_t = exp(decay t) - 1 for the t-th token of the answer (from 1), where the model
     is unsure: its likeliest token has a probability below `kappa`. The weight is 0.02 at the first token, so
-    that one-word answers hardly change, and 6.4 at the 100th; `max_weight` (ours) keeps long answers from
-    dissolving. By default it is reached at token 70. `decay = 0` switches the method off.
+    that one-word answers hardly change, and 6.4 at the 100th; `max_weight` (ours) bounds it, so that long
+    answers stay coherent. By default the bound is reached at token 70. `decay = 0` switches the method off.
 
     No code of the authors is known. `as_released=True` is the re-implementation in `sangminwoo/AvisC`: every
-    token, no bound on the weight, and a cut at `beta`. The default decay is its value too; the paper's kappa
-    could not be checked.
+    token, no bound on the weight, and a plausibility constraint `beta`. The default decay is its value; the
+    paper's kappa could not be verified.
     """
 
     name: ClassVar[str] = "m3id"
@@ -43,8 +43,8 @@ class M3ID(Intervention):
     cost: ClassVar[str] = "two rows per prompt in one forward, with the cache of both"
     counts_steps: ClassVar[bool] = True
     release: ClassVar[str] = (
-        "None by the authors. The re-implementation in sangminwoo/AvisC (MIT) leaves the confidence test "
-        "out, adds a plausibility cut, and lets the weight grow without bound (as_released=True)."
+        "None by the authors. The re-implementation in sangminwoo/AvisC (MIT) omits the confidence test, "
+        "adds a plausibility constraint, and lets the weight grow without bound (as_released=True)."
     )
 
     decay: NonNegativeFloat = field(
@@ -56,9 +56,13 @@ class M3ID(Intervention):
     max_weight: NonNegativeFloat | None = field(
         default=3.0, metadata={"help": "bound on the weight of the contrast (ours; null: none)"}
     )
-    beta: Fraction = field(default=0.1, metadata={"help": "plausibility cut; with as_released alone"})
+    beta: Fraction = field(
+        default=0.1,
+        metadata={"help": "exclude tokens less likely than beta times the likeliest; only with as_released"},
+    )
     as_released: bool = field(
-        default=False, metadata={"help": "no confidence test and no bound, but a cut, as in AvisC's code"}
+        default=False,
+        metadata={"help": "as in AvisC's code: no confidence test, no bound, a plausibility constraint"},
     )
 
     @property
@@ -83,18 +87,18 @@ class M3ID(Intervention):
         where = state["where"]
         if where is not None:
             weight = weight * where.to(logits.device)
-        cut = self.beta if self.as_released else 0.0
-        plausibility_logits = logits_to_constrain(logits, where) if cut else None
+        plausibility = self.beta if self.as_released else 0.0
+        plausibility_logits = logits_to_constrain(logits, where) if plausibility else None
         return LogitsCombination(
             1.0 + weight,
             [(-weight, text_only)],
             log_softmax=True,
-            plausibility=cut,
+            plausibility=plausibility,
             plausibility_logits=plausibility_logits,
         )
 
     def weight(self, logits: Tensor, t: Tensor) -> Tensor:
-        """The weight of the contrast, [B, T, 1], for logits [B, T, V] that predict the t-th tokens [B, T]."""
+        """Weight of the contrast, [B, T, 1], for logits [B, T, V] that predict the t-th tokens [B, T]."""
         weight = torch.expm1(self.decay * t.to(logits.device).float())[..., None]
         if self.as_released:
             return weight
@@ -103,7 +107,7 @@ class M3ID(Intervention):
         return (weight if self.max_weight is None else weight.clamp_max(self.max_weight)) * unsure
 
     def _t(self, context: Context, logits: Tensor) -> Tensor:
-        """[B, T], which token of the answer each row of this forward predicts; 0 in the prompt."""
+        """[B, T], number of the answer token that each row of this forward predicts; 0 in the prompt."""
         state, count = context.state(self), logits.shape[1]
         if context.step > 0:
             state["t"] = state["t"][:, -1:] + torch.arange(1, count + 1, device=state["t"].device)

@@ -24,19 +24,20 @@ from regaze.toolkit.prompts.token_map import Role
 
 @dataclass(frozen=True)
 class PAI(Intervention):
-    """Raise the scores of image keys where the answer is predicted, and guide away from the text-only prompt.
+    """Raise the scores of image keys in rows that predict the answer; guide away from the text-only prompt.
 
     Source: Liu et al., "Paying More Attention to Image: A Training-Free Method for Alleviating Hallucination
     in LVLMs" (arXiv:2407.21771). Scores of image keys become s + alpha |s|, in all heads of layers 2 to 31 of
     32 (scaled to other depths), in the rows that predict the answer. Positive scores grow by 1 + alpha,
     negative ones shrink by 1 - alpha; with alpha above 1 a very negative score overtakes a small one.
-    Guidance takes log-probabilities, gamma (l - l_text) + l_text, where the text-only branch lacks the image
-    tokens and the edit, and cuts tokens on l. `gamma = 1` switches it off, the cut included. The defaults are
-    those of the release's README; the best alpha depends on the model. In models that see images through
-    cross-attention the edit acts there (`gamma` must be 1: they run no second context yet).
+    Guidance is gamma (l - l_text) + l_text on log-probabilities, where the text-only branch lacks the image
+    tokens and the edit; l also decides which tokens are plausible. `gamma = 1` switches guidance and the
+    plausibility constraint off. The defaults are those of the release's README; the best alpha depends on the
+    model. In models that see images through cross-attention the edit acts there (`gamma` must be 1: second
+    contexts are not supported in these).
 
     With `as_released=True` (`LALBJ/PAI`) the prefill is not edited when guidance is on: the first token comes
-    from unedited attention. Prompts without an image are left alone.
+    from unedited attention. Prompts without an image are left unchanged.
     """
 
     name: ClassVar[str] = "pai"
@@ -46,8 +47,8 @@ class PAI(Intervention):
     cost: ClassVar[str] = "two rows per prompt in one forward (one with gamma=1), with the cache of both"
     release: ClassVar[str] = (
         "LALBJ/PAI, MIT. With guidance on, the first token is not edited (as_released=True does so), and "
-        "--use-cfg with gamma=1 never edits anything; one image span for the whole batch; as many key-value "
-        "heads as heads. Here rows have their own image tokens, and any GQA ratio works."
+        "--use-cfg with gamma=1 never edits anything; one image span for the whole batch; no grouped-query "
+        "attention. Here rows have their own image tokens, and any GQA ratio works."
     )
 
     alpha: NonNegativeFloat = field(
@@ -100,7 +101,7 @@ class PAI(Intervention):
         first, last = state.get("layers", (0, -1))
         if not first <= layer <= last:
             return None
-        if context.device not in state:  # at prefill: a copy to the device would stall a later step
+        if context.device not in state:  # at prefill, because a copy to the device would stall a later step
             slope: Tensor = state["slope"].to(context.device)
             prefill = AttentionEdit(score_slope=slope, rows=state["rows"].to(context.device))
             state[context.device] = prefill, AttentionEdit(score_slope=slope)
@@ -110,7 +111,7 @@ class PAI(Intervention):
         return state[context.device][min(step, 1)]
 
     def edit_cross(self, layer: int, step: int, context: Context) -> AttentionEdit | None:
-        """Keys of cross-attention that show an image are image keys like others."""
+        """Cross-attention keys of an image are edited like image keys of self-attention."""
         state = context.state(self)
         if self.alpha == 0.0:
             return None

@@ -155,6 +155,6 @@ def _load(entry: EntryPoint) -> type[Method]:
 def _about_transform(name: str) -> str:
     module, _, cls = VISION_TRANSFORMS[name].partition(":")
     return (
-        f"{name!r} is no method that edits or asks a multimodal model: it transforms a vision model used "
+        f"{name!r} is not a method for multimodal models: it transforms a vision model used "
         f"alone. In Python: `from {module} import {cls}`, then `with {cls}().applied(vision_model): ...`"
     )

@@ -21,20 +21,20 @@ from regaze.toolkit.prompts.token_map import Role
 
 @dataclass(frozen=True)
 class SPARC(Intervention):
-    """Raise, step by step and for good, the image tokens that the model has just begun to look at.
+    """Raise, permanently, the values of image tokens whose attention has just risen.
 
     Source: Jung et al., "Visual Attention Never Fades: Selective Progressive Attention ReCalibration for
     Detailed Image Captioning in Multimodal Large Language Models" (arXiv:2502.01419). At every step a_t is
     the attention of the newest row on each image token in one layer, averaged over heads, and ema its moving
-    average, which begins with the prompt's last row. A token with (a_t - ema) / ema >= tau has, from the next
-    step on, its value multiplied by alpha in `layers`, once for every time that this happens; then ema
-    becomes (1 - beta) a_t + beta ema. Scaling a value is scaling the attention on it without renormalising.
+    average, which begins with the prompt's last row. A token with (a_t - ema) / ema >= tau has its value
+    multiplied by alpha in `layers` from the next step on, once each time this happens; then ema becomes
+    (1 - beta) a_t + beta ema. Scaling a value scales the attention on it without renormalising.
 
     The first two tokens come from the plain model. Under beam search average and factors follow their beam.
     """
 
     name: ClassVar[str] = "sparc"
-    summary: ClassVar[str] = "scale up the values of image tokens whose attention has just risen, for good"
+    summary: ClassVar[str] = "permanently scale up the values of image tokens whose attention has just risen"
     source: ClassVar[str] = "arXiv:2502.01419"
     edits: ClassVar[str] = "values of image tokens from the third token on, as if the cache were scaled"
     cost: ClassVar[str] = "one forward; one row of one layer at the image's columns at every step"
@@ -47,10 +47,10 @@ class SPARC(Intervention):
     alpha: PositiveFloat = field(
         default=1.1, metadata={"help": "factor of a value for each rise (1: no edit)"}
     )
-    tau: float = field(default=1.5, metadata={"help": "relative rise of attention from which a token counts"})
+    tau: float = field(default=1.5, metadata={"help": "least relative rise of attention that scales a token"})
     beta: Fraction = field(default=0.1, metadata={"help": "weight of the past in the moving average"})
     selected_layer: NonNegativeInt | None = field(
-        default=None, metadata={"help": "layer whose attention is watched; default: 20 of 32, scaled"}
+        default=None, metadata={"help": "layer whose attention is measured; default: 20 of 32, scaled"}
     )
     layers: LayerRange | None = field(
         default=None, metadata={"help": "first and last edited layer; default: all"}
@@ -69,7 +69,7 @@ class SPARC(Intervention):
         image = tokens.mask(Role.IMAGE)
         if self.is_identity or not image.any():
             return
-        if not compat.uses_cache(context.inputs):  # every step would be a prompt, and nothing ever rise
+        if not compat.uses_cache(context.inputs):  # every step would be a prefill
             raise InputError("SPARC follows attention from step to step, which needs use_cache=True")
         given = None if self.selected_layer is None else (self.selected_layer, self.selected_layer)
         state["selected"] = resolve_range(given, (20, 20), 32, context.num_layers)[0]
@@ -81,26 +81,26 @@ class SPARC(Intervention):
         if "selected" not in state:
             return None
         now = (step, context.replaying)
-        if state.get("now") != now:  # the factors of the steps before; beams may have changed places since
+        if state.get("now") != now:  # factors so far; beams may have been reordered
             state["now"], state["edits"] = now, {}
             state["gain"] = context.row_state(self).get("gain")
-        watched = layer == state["selected"]
+        measured = layer == state["selected"]
         first, last = state["layers"]
         edited = step > 1 and first <= layer <= last  # the first rise shows at step 1
-        if not watched and not edited:
+        if not measured and not edited:
             return None
-        key = (watched, edited, context.device)
+        key = (measured, edited, context.device)
         if key not in state["edits"]:
-            state["edits"][key] = self._build(state, context, watched, edited)
+            state["edits"][key] = self._build(state, context, measured, edited)
         return state["edits"][key]
 
-    def _build(self, state: dict[Any, Any], context: Context, watched: bool, edited: bool) -> AttentionEdit:
+    def _build(self, state: dict[Any, Any], context: Context, measured: bool, edited: bool) -> AttentionEdit:
         device = context.device
         columns = state.setdefault(("columns", device), state["columns"].to(device))
         gain = request = None
         if edited:
             gain = scatter_columns(state["gain"].to(device), columns, context.prompt_length, 1.0)[:, None]
-        if watched:
+        if measured:
             rows = state["rows"].to(device) if context.step == 0 else None
             request = StatsRequest(rows=rows, columns=columns)
         return AttentionEdit(value_gain=gain, stats=request)

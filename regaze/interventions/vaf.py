@@ -16,13 +16,13 @@ from regaze.toolkit.prompts.token_map import Role
 
 @dataclass(frozen=True)
 class VAF(Intervention):
-    """Multiply the scores of image keys, and those of what stands before the image, in the middle layers.
+    """Multiply the scores of image keys and of system keys in the middle layers.
 
     Source: Yin et al., "ClearSight: Visual Signal Enhancement for Object Hallucination Mitigation in
     Multimodal Large Language Models" (arXiv:2503.13107). In layers 9 to 14 of 32, in all heads and all rows
     after the image, scores of image keys are multiplied by `enhance` and those of system keys by `suppress`,
-    before the softmax. That sharpens rather than shifts: a negative score of an image key falls. The rows of
-    the question are edited, too, so keys and values of the prompt change in later layers.
+    before the softmax. This sharpens rather than shifts: a negative score of an image key falls. The rows of
+    the question are edited as well, so that keys and values of the prompt change in later layers.
     """
 
     name: ClassVar[str] = "vaf"
@@ -32,7 +32,7 @@ class VAF(Intervention):
     cost: ClassVar[str] = "one forward"
     release: ClassVar[str] = (
         "ustc-hyin/ClearSight, no licence. Image and system columns are constants (35 and 576), whatever the "
-        "prompt; batches of one. Here every row has its own."
+        "prompt; batches of one. Here every row has its own columns."
     )
 
     enhance: NonNegativeFloat = field(default=1.15, metadata={"help": "factor of the scores of image keys"})

@@ -28,8 +28,8 @@ class VCD(Contrastive):
 
     Source: Leng et al., "Mitigating Object Hallucinations in Large Vision-Language Models through Visual
     Contrastive Decoding" (arXiv:2311.16922). The noise is added to the normalised pixel values; at the
-    default step 500 the image keeps 74 % of its variance and is still easy to recognise. It follows from
-    `seed` and the image's shape, so that an answer depends on neither the batch nor the questions before.
+    default step 500 the image keeps 74 % of its variance and is easy to recognise. The noise depends on
+    `seed` and the image's shape alone, so that an answer depends on neither the batch nor earlier questions.
     """
 
     name: ClassVar[str] = "vcd"
@@ -41,7 +41,7 @@ class VCD(Contrastive):
         "DAMO-NLP-SG/VCD, Apache-2.0. Until 2024-07-16 the noised branch read the clean branch's cache from "
         "the second token on, and most forks still do; here each branch has its own. Scripts differ in their "
         "parameters: beta is 0.2 in the LLaVA POPE script, alpha 0.5 with InstructBLIP, whose --cd_alpha is "
-        "not passed on."
+        "ignored."
     )
 
     noise_step: Annotated[int, Field(ge=0, lt=NUM_STEPS)] = field(
@@ -59,7 +59,7 @@ class VCD(Contrastive):
         return with_media(context, **{name: self._noised(context, pixels) for name, pixels in given.items()})
 
     def _noised(self, context: Context, pixels: Tensor) -> Tensor:
-        """A copy of what the model is given of its images, with noise."""
+        """A copy of the model's pixel values with noise."""
         grid = context.inputs.get("image_grid_thw")
         counts = None if grid is None else grid.prod(1).tolist()
         sizes = context.inputs.get("target_sizes")
@@ -105,9 +105,9 @@ def diffuse(pixels: Tensor, noise: Tensor, step: int) -> Tensor:
 def add_noise(pixels: Tensor, step: int, seed: int = 0, counts: Sequence[int] | None = None) -> Tensor:
     """Noised copy of a batch of pixel values.
 
-    The noise of an image follows from the seed and the image's own shape alone, so that no answer depends on
-    the batch; images of one shape get the same noise. A tile of zeros stays so: it pads a batch, and some
-    models know it by that.
+    The noise of an image depends on the seed and the image's shape alone, so that no answer depends on the
+    batch; images of one shape get the same noise. A tile of zeros stays zero: it pads a batch, and some
+    models recognise it by that.
 
     Args:
         pixels: [N, C, H, W], [N, tiles, C, H, W], or flattened patches [sum of counts, D].
@@ -127,7 +127,7 @@ def add_noise(pixels: Tensor, step: int, seed: int = 0, counts: Sequence[int] | 
 
 
 def _gaussian(shape: Sequence[int], seed: int) -> Tensor:
-    """Standard normal numbers, drawn on the CPU, tile by tile: what pads a batch of tiles changes nothing."""
+    """Standard normal numbers, drawn on the CPU tile by tile, so that padding tiles change nothing."""
     generator = torch.Generator().manual_seed(seed)
     tiles = torch.Size(shape[:-3]).numel()
     drawn = [torch.randn(tuple(shape[-3:]), generator=generator) for _ in range(tiles)]

@@ -26,36 +26,36 @@ from regaze.toolkit.prompts.token_map import Role
 
 @dataclass(frozen=True)
 class VISTA(Intervention):
-    """Steer the residual stream towards what the image changes in it, and mix in the logits of late layers.
+    """Steer the residual stream towards the image's contribution, and add the logits of late layers.
 
     Source: Li et al., "The Hidden Life of Tokens: Reducing Hallucination of Large Vision-Language Models via
     Visual Information Steering" (arXiv:2502.03628).
 
-    Steering: v of a layer is the residual stream that leaves it at the prompt's last token, with the image
-    minus without it, from two prefills of their own. Every output x of that layer's MLP, at every token of
-    prompt and answer, becomes normalise(x/|x| + strength s v/|v|) |x| with s = 1 + max(0, -cos(x, v)).
-    Augmentation: logits become (1 - share) logits + share times the mean of the logits read, without the
-    final norm, from the residual stream that enters layers 25 to 30 of 32 (scaled to other depths).
+    Steering: v of a layer is the residual stream after it at the prompt's last token, with the image minus
+    without it, from two separate prefills. Every output x of that layer's MLP, at every token of prompt and
+    answer, becomes normalise(x/|x| + strength s v/|v|) |x| with s = 1 + max(0, -cos(x, v)). Augmentation:
+    logits become (1 - share) logits + share times the mean of the logits computed, without the final norm,
+    from the residual stream that enters layers 25 to 30 of 32 (scaled to other depths).
 
     The release uses a strength of 0.17 for captions and 0.01 for POPE. Prompts without an image are not
     steered.
     """
 
     name: ClassVar[str] = "vista"
-    summary: ClassVar[str] = "steer MLP outputs towards what the image changes, mix in late layers' logits"
+    summary: ClassVar[str] = "steer MLP outputs towards the image's contribution, and add late layers' logits"
     source: ClassVar[str] = "arXiv:2502.03628"
     edits: ClassVar[str] = "MLP outputs at prefill and every step, and logits at every step"
     cost: ClassVar[str] = "two more prefills; then one forward, and the output head once more"
     release: ClassVar[str] = (
-        "LzVv123456/VISTA, MIT. One prompt at a time; its principal component of a single difference is an "
-        "arbitrary direction that is added to it. Here v is the difference itself, per sample."
+        "LzVv123456/VISTA, MIT. One prompt at a time; it adds the principal component of a single "
+        "difference, which is an arbitrary direction. Here v is the difference itself, per sample."
     )
 
     strength: NonNegativeFloat = field(default=0.1, metadata={"help": "lambda of the steering (0: none)"})
     share: Fraction = field(default=0.3, metadata={"help": "share of the late layers' logits (0: none)"})
     window: LayerRange | None = field(
         default=None,
-        metadata={"help": "first and last layer whose input is read; default: 25 to 30 of 32, scaled"},
+        metadata={"help": "first and last layer whose input is used; default: 25 to 30 of 32, scaled"},
     )
 
     @property
@@ -63,13 +63,15 @@ class VISTA(Intervention):
         return self.strength == 0.0 and self.share == 0.0
 
     def branches(self, context: Context) -> Mapping[str, Branch]:
-        """None, but here the context has the user's rows alone."""
+        """No branches; the vectors are computed here because the context has only the user's rows here."""
         if self.strength and has_image(context).any():
             last = (context.tokens.answering() & ~context.tokens.mask(Role.OUTPUT)).int().argmax(1)
-            seen, unseen = _Residual(last), _Residual(last)
-            context.extra_forward(measurement_inputs(context), seen)
-            context.extra_forward(measurement_inputs(context, without_image(context)), unseen)
-            vectors = {layer: seen.leaving[layer] - unseen.leaving[layer] for layer in seen.leaving}
+            with_image, text_only = _Residual(last), _Residual(last)
+            context.extra_forward(measurement_inputs(context), with_image)
+            context.extra_forward(measurement_inputs(context, without_image(context)), text_only)
+            vectors = {
+                layer: with_image.leaving[layer] - text_only.leaving[layer] for layer in with_image.leaving
+            }
             context.state(self)["vectors"] = vectors
         return {}
 
@@ -98,7 +100,7 @@ class VISTA(Intervention):
 
 
 def steer(hidden: Tensor, vectors: Tensor, strength: float) -> Tensor:
-    """Turn `hidden` [B, T, D] towards `vectors` [B, D], farther where it points away; its norm stays."""
+    """Turn `hidden` [B, T, D] towards `vectors` [B, D], more where it points away; its norm is unchanged."""
     x, v = hidden.float(), vectors.to(hidden.device).float()[:, None]
     away = 1.0 + (-F.cosine_similarity(x, v, dim=-1)).clamp_min(0.0)[..., None]
     turned = F.normalize(x, dim=-1) + strength * away * F.normalize(v, dim=-1)

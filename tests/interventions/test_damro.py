@@ -23,7 +23,7 @@ from transformers import CLIPVisionModel
 
 from regaze import TokenMap
 from regaze.errors import BadParameterError, InputError
-from regaze.interventions.damro import DAMRO, cells
+from regaze.interventions.damro import DAMRO, cell_tokens
 from regaze.toolkit.prompts.token_map import PromptTokens, View
 
 
@@ -87,10 +87,10 @@ def test_cells_of_several_images_are_those_of_their_own_sample():
     visible[0, :3] = False
     context = context_for([[0] * 9] * 2)
     context._tokens = TokenMap.from_samples([one, two], visible)
-    chosen = cells(context, torch.tensor([[0, 3], [0, 1], [2, 3]]))
+    chosen = cell_tokens(context, torch.tensor([[0, 3], [0, 1], [2, 3]]))
     assert chosen.nonzero().tolist() == [[0, 4], [0, 7], [1, 2], [1, 3], [1, 6], [1, 7]]
     with pytest.raises(InputError, match="have 3 images with a known grid, but pixel_values hold 2"):
-        cells(context, torch.tensor([[0], [1]]))
+        cell_tokens(context, torch.tensor([[0], [1]]))
 
 
 @pytest.mark.parametrize("method", [DAMRO(), DAMRO(kept=3, alpha=0.5, as_released=True)])

@@ -28,7 +28,7 @@ S, I, P, Q, T, O, PAD = (  # noqa: E741
 )
 #: The hand example: s i1 i2 i3 q1 q2 A a1.
 HAND = [[S, I, I, I, Q, Q, T, O]]
-MMA = MMA(trained=True)
+TRAINED = MMA(trained=True)
 
 
 # The mask ---------------------------------------------------------------------------------------------
@@ -137,7 +137,7 @@ def reach(model):
             out = model(inputs_embeds=given, output_hidden_states=True)
         return torch.stack(out.hidden_states[1:])[:, 0]
 
-    def changed(token, intervention=MMA):
+    def changed(token, intervention=TRAINED):
         other = embeddings.clone()
         other[0, token] = torch.randn(192)
         difference = states(embeddings, intervention) - states(other, intervention)
@@ -192,7 +192,7 @@ def test_it_changes_the_answer_and_warns_once_per_use(model, gaze, inputs, as_re
         with gaze.using(MMA(as_released=as_released)):
             edited = logits_of(model, inputs)
             logits_of(model, inputs)
-    assert [str(w.message)[:18] for w in caught] == ["MMA"]
+    assert [str(w.message)[:11] for w in caught] == ["MMA changes"]
     assert ((plain - edited).abs().amax((0, 2)) > 1e-4).all()
 
 
@@ -208,13 +208,13 @@ def test_a_text_model_is_left_alone():
     model = tiny_llama()
     gaze, ids = regaze.wrap(model), torch.arange(10, 30)[None]
     plain = model(ids).logits
-    with gaze.using(MMA, tokens=TokenMap.from_roles(torch.full((1, 20), int(Q)))):
+    with gaze.using(TRAINED, tokens=TokenMap.from_roles(torch.full((1, 20), int(Q)))):
         assert torch.equal(plain, model(ids).logits)
 
 
 def test_batch_equals_singles(model, gaze, inputs):
     mixed = gaze.inputs([*IMAGES, None], [*QUESTIONS, QUESTIONS[0]])
-    with gaze.using(MMA):
+    with gaze.using(TRAINED):
         together = logits_of(model, mixed)
         for row, (image, question) in enumerate(zip(IMAGES, QUESTIONS, strict=True)):
             alone = logits_of(model, gaze.inputs([image], [question]))
@@ -225,9 +225,9 @@ def test_batch_equals_singles(model, gaze, inputs):
 
 def test_second_sample_does_not_depend_on_the_first(model, gaze):
     first, second = (gaze.inputs([picture(i)], [q]) for i, q in enumerate(QUESTIONS[:2]))
-    with gaze.using(MMA):
+    with gaze.using(TRAINED):
         alone = logits_of(model, second)
-    with gaze.using(MMA):
+    with gaze.using(TRAINED):
         logits_of(model, first)
         assert torch.equal(alone, logits_of(model, second))
 
@@ -248,7 +248,7 @@ def answered(model, gaze, image, question):
 
 @pytest.mark.parametrize("image", [IMAGES[0], IMAGES[2]], ids=["one image", "two images"])
 def test_prefill_and_decode_equal_one_full_forward(model, gaze, image):
-    with gaze.using(MMA):
+    with gaze.using(TRAINED):
         steps, ids, pixels = answered(model, gaze, image, QUESTIONS[0])
         full = model(input_ids=ids, pixel_values=pixels).logits[0, -6:]
     torch.testing.assert_close(steps, full, rtol=0, atol=1e-5)
@@ -267,7 +267,7 @@ def test_the_training_mask_is_the_mask_of_the_intervention(model, gaze, inputs, 
 
 
 def test_right_padding_equals_left_padding(model, gaze, inputs):
-    with gaze.using(MMA):
+    with gaze.using(TRAINED):
         ids, mask, pixels = inputs["input_ids"], inputs["attention_mask"], inputs["pixel_values"]
         left = model(**inputs, position_ids=(mask.cumsum(1) - 1).clamp_min(0)).logits[:, -1]
         shift = (mask == 0).sum(1).tolist()

@@ -13,7 +13,7 @@ import regaze
 from regaze import HeadKnockout, Role
 from regaze.errors import BadParameterError, InputError
 from regaze.interventions.paint.head_weights import head_sensitivity
-from regaze.interventions.paint.method import PAINT, top, upper_fence
+from regaze.interventions.paint.method import PAINT, top_mask, upper_fence
 from regaze.kernels import AttentionEdit, RowSelection, attend
 from regaze.toolkit.model.vision import class_attention, patches_on_tokens, received_attention
 
@@ -64,7 +64,7 @@ def test_the_released_float_ratio_can_lose_a_summary_token():
 
 def test_ties_go_to_the_first():
     values = torch.tensor([[1.0, 2.0, 2.0, 1.0, 2.0], [3.0, 3.0, 3.0, 3.0, 3.0]])
-    assert top(values, torch.tensor([[2], [3]])).tolist() == [
+    assert top_mask(values, torch.tensor([[2], [3]])).tolist() == [
         [False, True, True, False, False],
         [True, True, True, False, False],
     ]

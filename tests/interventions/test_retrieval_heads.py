@@ -607,7 +607,7 @@ def test_random_heads_are_seeded_and_no_retrieval_heads():
     assert set(choose_masks(heads, (2,), draws=3)) <= set(conditions)
     assert choose_masks(heads, (2,), draws=1, seed=1)[-1].heads != conditions[3].heads
     with pytest.raises(
-        BadParameterError, match=r"20 random heads were asked for, but only \d+ score below 0\.1"
+        BadParameterError, match=r"20 random heads are needed, but only \d+ heads score below 0\.1"
     ):
         choose_masks(heads, (20,), draws=1)
     for counts, draws in (((), 1), ((2,), 0)):

@@ -1,8 +1,8 @@
-"""Finding hallucination heads: which heads speak for objects that are not there, by removing one at a time.
+"""Finding hallucination heads: which heads support words for absent objects, by removing one head at a time.
 
-After the attribution step of Yang et al., "Mitigating Hallucinations in Large Vision-Language Models via
-Modular Attribution and Intervention" (ICLR 2025): what a head's removal takes from the log-probability of
-hallucinated object words, less what it takes from that of words for objects in the image. How the authors
+The attribution step of Yang et al., "Mitigating Hallucinations in Large Vision-Language Models via
+Modular Attribution and Intervention" (ICLR 2025): how much the removal of a head lowers the log-probability
+of hallucinated object words, minus how much it lowers that of words for objects in the image. How the authors
 average is not known to us; here each word counts once.
 """
 
@@ -32,12 +32,12 @@ Span = tuple[int, int]
 
 @dataclass(frozen=True)
 class Caption:
-    """An answer about an image whose object words are marked.
+    """An answer about an image, with its object words marked.
 
     Attributes:
-        image: one image, or several. question: what was asked. answer: what the model wrote.
-        hallucinated, grounded: first and behind-last character of words in the answer, for objects that are
-            not in the image and for those that are.
+        image: one image, or several. question: the user's question. answer: the model's text.
+        hallucinated, grounded: (start, end) characters of words in the answer for objects that are not in the
+            image, and for objects that are; `end` is exclusive.
     """
 
     image: Images
@@ -50,7 +50,7 @@ class Caption:
     def marked(
         cls, image: Images, question: str, answer: str, words: Iterable[str], present: Collection[str]
     ) -> Caption:
-        """With every whole-word occurrence of `words`: grounded where the word is in `present`."""
+        """Mark every whole-word occurrence of `words`: grounded where the word is in `present`."""
         spans: dict[bool, list[Span]] = {True: [], False: []}
         for word in words:
             found = re.finditer(rf"\b{re.escape(word)}\b", answer, re.IGNORECASE)
@@ -60,11 +60,11 @@ class Caption:
 
 @dataclass(frozen=True, eq=False)
 class Influence:
-    """What the heads of a model do for object words.
+    """How much the heads of a model support object words.
 
     Attributes:
-        hallucinated, grounded: [layers, heads] log-probability that a head's removal takes from such words,
-            mean over the words.
+        hallucinated, grounded: [layers, heads], decrease of the log-probability of such words when a head is
+            removed, mean over the words.
     """
 
     hallucinated: Tensor
@@ -72,7 +72,7 @@ class Influence:
 
     @property
     def score(self) -> Tensor:
-        """[layers, heads], positive where a head helps hallucinated words more than grounded ones."""
+        """[layers, heads], positive where a head supports hallucinated words more than grounded ones."""
         return self.hallucinated - self.grounded
 
     def top(self, count: int = 20) -> tuple[tuple[int, int], ...]:
@@ -94,13 +94,13 @@ def find_hallucination_heads(
     heads_at_once: int = 16,
     progress: Callable[[int], None] | None = None,
 ) -> Influence:
-    """Remove every head of the model, one at a time, and see what becomes of the marked words.
+    """Remove every head of the model, one at a time, and measure the marked words' log-probabilities.
 
     Costs layers x heads / `heads_at_once` + 1 forwards of a batch of `heads_at_once` per caption.
 
     Args:
-        captions: with marked words; some of both kinds among them.
-        heads_at_once: rows of a forward, each without another head.
+        captions: with marked words of both kinds.
+        heads_at_once: rows of a forward; each row lacks a different head.
         progress: called with 1 after each caption.
 
     Raises:
@@ -131,7 +131,7 @@ def find_hallucination_heads(
 
 
 def _with_answer(gaze: Gaze, caption: Caption) -> tuple[dict[str, Any], Tensor, list[Span]]:
-    """Arguments of a forward over prompt and answer, the answer's ids [T], and their characters."""
+    """Arguments of a forward over prompt and answer, the answer's ids [T], and their character offsets."""
     inputs = gaze.inputs([caption.image], [caption.question])
     encoded = gaze.reader.tokenizer(caption.answer, add_special_tokens=False, return_offsets_mapping=True)
     ids = inputs["input_ids"]
@@ -143,18 +143,18 @@ def _with_answer(gaze: Gaze, caption: Caption) -> tuple[dict[str, Any], Tensor, 
 def _log_probabilities(
     gaze: Gaze, inputs: dict[str, Any], answer: Tensor, removed: Sequence[tuple[int, int] | None]
 ) -> Tensor:
-    """[n, T] fp64 log-probability of each token of the answer, with another head removed in each row."""
+    """[n, T] fp64 log-probability of each token of the answer, with a different head removed in each row."""
     copies: dict[str, Any] = {name: torch.cat([value] * len(removed)) for name, value in inputs.items()}
     if "logits_to_keep" in inspect.signature(gaze.model.forward).parameters:
         copies["logits_to_keep"] = len(answer) + 1
-    with gaze.using(_Without(removed)), torch.no_grad():
+    with gaze.using(_HeadPerRow(removed)), torch.no_grad():
         logits = gaze.model(**copies).logits[:, -len(answer) - 1 : -1]
     chosen = answer[None, :, None].expand(len(removed), -1, 1).to(logits.device)
     return logits.double().log_softmax(-1).gather(-1, chosen)[..., 0].cpu()
 
 
-class _Without(Callback):
-    """Removes a head in each row of the batch."""
+class _HeadPerRow(Callback):
+    """Removes one head in each row of the batch; None removes none."""
 
     def __init__(self, removed: Sequence[tuple[int, int] | None]):
         self.removed = removed

@@ -39,35 +39,35 @@ PUBLISHED: dict[tuple[int, int], Heads] = {
 
 @dataclass(frozen=True)
 class ADHH(Intervention):
-    """Take away the text from hallucination heads that look at nothing else.
+    """Remove the attention to text in hallucination heads that rely on it.
 
     Source: Yang et al., "Mitigating Hallucinations in Large Vision-Language Models via Modular Attribution
-    and Intervention" (ICLR 2025). In each listed head and each row that predicts the answer: when the text
-    after the image, what was generated included, holds at least `threshold` of the attention, its weights
-    become 0. The row is not renormalised. Heads are found once per model (`find_hallucination_heads`); known
-    are those of LLaVA-1.5-7B and 13B, and those that a model's configuration lists as `hallucination_heads`.
+    and Intervention" (ICLR 2025). In each listed head and each row that predicts the answer: where the text
+    after the image, generated tokens included, holds at least `threshold` of the attention, its weights
+    become 0. The row is not renormalised. Heads are found once per model (`find_hallucination_heads`). Those
+    of LLaVA-1.5-7B and 13B are known, and those that a configuration lists as `hallucination_heads`.
     """
 
     name: ClassVar[str] = "adhh"
-    summary: ClassVar[str] = "switch off the attention to text in hallucination heads that rely on it"
+    summary: ClassVar[str] = "remove the attention to text in hallucination heads that rely on it"
     source: ClassVar[str] = "ICLR 2025, Modular Attribution and Intervention"
     edits: ClassVar[str] = "attention weights of the rows that predict the answer, in a list of heads"
     cost: ClassVar[str] = "one forward"
     release: ClassVar[str] = (
-        "TianyunYoung/Hallucination-Attribution, no licence. Adds up a head's text mass over the batch, so "
-        "that samples decide for each other; constant image columns. Here every row decides for itself."
+        "TianyunYoung/Hallucination-Attribution, no licence. Sums a head's text mass over the batch, so that "
+        "samples affect each other; constant image columns. Here every row is decided by itself."
     )
 
     heads: Heads | None = field(
         default=None, metadata={"help": "(layer, query head) pairs; default: the published ones"}
     )
     threshold: NonNegativeFloat = field(
-        default=0.4, metadata={"help": "least attention on text from which it is removed (above 1: never)"}
+        default=0.4, metadata={"help": "least attention on text at which it is removed (above 1: never)"}
     )
 
     @classmethod
     def from_file(cls, path: str | Path, top_k: int | None = None, **parameters: Any) -> ADHH:
-        """With the first `top_k` heads (None: all) of a JSON file {"hal_heads": [[layer, head], ...]}.
+        """AD-HH with the first `top_k` heads (None: all) of a JSON file {"hal_heads": [[layer, head], ...]}.
 
         Raises:
             InputError: no such file, or no such list in it.
@@ -88,8 +88,8 @@ class ADHH(Intervention):
 
     def prepare(self, context: Context) -> None:
         tokens, state = context.tokens, context.state(self)
-        seeing = tokens.mask(Role.IMAGE).any(1, keepdim=True)
-        if self.is_identity or not seeing.any():
+        has_image = tokens.mask(Role.IMAGE).any(1, keepdim=True)
+        if self.is_identity or not has_image.any():
             return
         by_layer: dict[int, list[int]] = {}
         for layer, head in known_heads(context.config) if self.heads is None else self.heads:
@@ -105,8 +105,8 @@ class ADHH(Intervention):
         }
         # Group 0 is the text after the image: generated keys are in it by construction.
         state["groups"] = (~tokens.after_image()).to(torch.uint8)
-        state["prefill"] = RowSelection.where(tokens.answering() & seeing)
-        state["decode"] = None if bool(seeing.all()) else RowSelection(torch.tensor([0]), seeing)
+        state["prefill"] = RowSelection.where(tokens.answering() & has_image)
+        state["decode"] = None if bool(has_image.all()) else RowSelection(torch.tensor([0]), has_image)
 
     def edit(self, layer: int, step: int, context: Context) -> AttentionEdit | None:
         state = context.state(self)
@@ -125,7 +125,7 @@ class ADHH(Intervention):
 
 
 def known_heads(config: Any) -> Heads:
-    """Hallucination heads of a language model: those its configuration lists, or published ones.
+    """Hallucination heads of a language model: those that its configuration lists, or published ones.
 
     Raises:
         BadParameterError: none are known.

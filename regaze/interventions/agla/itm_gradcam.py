@@ -1,7 +1,7 @@
-"""Which part of an image a text is about, by a model of image-text matching.
+"""Which part of an image a text is about, from a model of image-text matching.
 
-Anything that is called as `relevance(image, text)` and returns a map [rows, columns] over the whole image and
-a similarity (about 0 for no match, 1 for a perfect one) can stand in for `BlipRelevance`.
+Any function `relevance(image, text)` that returns a map [rows, columns] over the whole image and a similarity
+(about 0 for no match, 1 for a perfect one) can replace `BlipRelevance`.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from regaze.errors import BadParameterError, ModelNotFoundError
 
 Relevance = Callable[[Image.Image, str], tuple[Any, float]]
 
-#: [ENC], which BLIP was trained to see in place of [CLS] where a text is matched with an image.
+#: [ENC], which replaces [CLS] where BLIP matches a text with an image.
 _ENCODE_TOKEN = 30523
 _LONGEST_TEXT = 35
-#: Punctuation that BLIP's captions were stripped of.
+#: Punctuation that was removed from BLIP's training captions.
 _BLANKED = str.maketrans(dict.fromkeys('.!"()*#:;~', " "))
 
 
 class BlipRelevance:
-    """GradCAM on the cross-attention of BLIP's text encoder: where the match of image and text comes from.
+    """GradCAM on the cross-attention of BLIP's text encoder: which patches match the text.
 
     Source: BLIP (arXiv:2201.12086) as AGLA (arXiv:2406.12718) uses it. The relevance of a patch is the mean
     over heads and text tokens of C * max(0, dm/dC), with C the cross-attention of one block and m the logit
@@ -36,8 +36,8 @@ class BlipRelevance:
     Args:
         model: a `BlipForImageTextRetrieval`. processor: its `BlipProcessor`.
         layer: the text encoder's block, from 0.
-        encode_token: id put in place of a text's first token for the matching head; default [ENC] where the
-            vocabulary has it. -1: leave the text as it is.
+        encode_token: id that replaces a text's first token for the matching head; default [ENC] where the
+            vocabulary has it. -1: keep the first token.
     """
 
     def __init__(self, model: Any, processor: Any, *, layer: int = 6, encode_token: int | None = None):
@@ -55,7 +55,7 @@ class BlipRelevance:
         from transformers import BlipForImageTextRetrieval, BlipProcessor
 
         try:
-            with torch.inference_mode(False):  # or its weights could take part in no gradient
+            with torch.inference_mode(False):  # weights made in inference mode have no gradient
                 model = BlipForImageTextRetrieval.from_pretrained(name, **kwargs)
             return cls(model, BlipProcessor.from_pretrained(name))
         except (OSError, ValueError) as error:
@@ -65,8 +65,8 @@ class BlipRelevance:
             ) from error
 
     def __call__(self, image: Image.Image, text: str) -> tuple[Tensor, float]:
-        """Relevance of each patch, [rows, columns], and the similarity. Gradients stay inside."""
-        # Callers generate in inference mode, whose tensors know no gradients.
+        """Relevance of each patch, [rows, columns], and the similarity, without gradients."""
+        # Callers generate in inference mode, in which no gradient can be computed.
         with torch.inference_mode(False), torch.enable_grad():
             return self._relevance(image, text)
 
@@ -79,17 +79,17 @@ class BlipRelevance:
         ).to(device)
         ids, mask = encoded["input_ids"], encoded["attention_mask"]
         with torch.no_grad():
-            seen = model.vision_model(pixels.to(device, model.dtype)).last_hidden_state
-            spoken = model.text_encoder(ids, attention_mask=mask).last_hidden_state
-            features = model.vision_proj(seen[:, 0]), model.text_proj(spoken[:, 0])
+            patches = model.vision_model(pixels.to(device, model.dtype)).last_hidden_state
+            words_alone = model.text_encoder(ids, attention_mask=mask).last_hidden_state
+            features = model.vision_proj(patches[:, 0]), model.text_proj(words_alone[:, 0])
             similarity = float(F.cosine_similarity(*(each.float() for each in features)))
         if self.encode_token >= 0:
             ids[:, 0] = self.encode_token
         out = model.text_encoder(
             ids,
             attention_mask=mask,
-            encoder_hidden_states=seen.requires_grad_(),
-            encoder_attention_mask=torch.ones(seen.shape[:2], dtype=torch.long, device=device),
+            encoder_hidden_states=patches.requires_grad_(),
+            encoder_attention_mask=torch.ones(patches.shape[:2], dtype=torch.long, device=device),
             output_attentions=True,
             return_dict=True,
         )
@@ -106,8 +106,8 @@ def gradcam(attention: Tensor, gradient: Tensor, text_mask: Tensor) -> Tensor:
     Args:
         attention, gradient: [B, heads, tokens, 1 + patches], cross-attention on a class token and the patches
             and the match's gradient with respect to it.
-        text_mask: [B, tokens]. Of the tokens that it shows, the first (class) and the last (separator) do not
-            count; a text without others is relevant nowhere.
+        text_mask: [B, tokens]. The first (class) and the last (separator) visible token do not count; a text
+            without others has relevance 0 everywhere.
     """
     cam = (attention.float() * gradient.float().clamp_min(0)).mean(1)[..., 1:]
     words = text_mask.sum(1, keepdim=True) - 2
@@ -118,5 +118,5 @@ def gradcam(attention: Tensor, gradient: Tensor, text_mask: Tensor) -> Tensor:
 
 @lru_cache(maxsize=2)
 def blip_relevance(name: str, device: str) -> BlipRelevance:
-    """`BlipRelevance.from_pretrained` on a device; the last two stay loaded."""
+    """`BlipRelevance.from_pretrained` on a device; the last two models stay loaded."""
     return BlipRelevance.from_pretrained(name, device_map=device)

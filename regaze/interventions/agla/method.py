@@ -40,19 +40,18 @@ class AGLA(Intervention):
     Source: An et al., "Mitigating Object Hallucinations in Large Vision-Language Models with Assembly of
     Global and Local Attention" (arXiv:2406.12718).
 
-    `relevance` gives a map over the image and the similarity s of image and question. Of the map, enlarged to
-    384 x 384 and blurred, the highest share 1 - s/2 of the pixels stays: the better the question matches, the
-    more of the image turns black. `alpha` times the logits of the masked image are added to the user's, and
-    tokens less likely than `beta` times the most likely one are cut, on the user's logits alone.
+    `relevance` gives a map over the image and the similarity s of image and question. The map is enlarged to
+    384 x 384 and blurred, and the highest share 1 - s/2 of its pixels stays visible: the better the match,
+    the more of the image turns black. `alpha` times the logits of the masked image are added to the user's,
+    and tokens less likely than `beta` times the most likely one are excluded, by the user's logits alone.
 
-    The images are those that the model sees, read back from the pixel values; their masks are applied there.
-    Image and masked image therefore show the same part of a photo, which they do not in the release (it masks
-    the whole image, squashed). Each image is masked by itself; a prompt without images is left alone.
-    alpha = 2 also sharpens the distribution about threefold: compare it with a plain model at a third of the
-    temperature.
+    The images are those that the model sees, read back from the pixel values, and masked there. Image and
+    masked image therefore show the same part of a photo; the release masks the whole image, squashed. Each
+    image is masked separately; a prompt without images is left unchanged. alpha = 2 also sharpens the
+    distribution about threefold: compare it with a plain model at a third of the temperature.
 
     With `as_released=True` (`Lackel/AGLA`) the branch reads the user's key-value cache from the second token
-    on, so that its logits are the user's and the sum is (1 + alpha) times these.
+    on, so that its logits are the user's and the sum is (1 + alpha) times the user's logits.
     """
 
     name: ClassVar[str] = "agla"
@@ -64,12 +63,14 @@ class AGLA(Intervention):
     )
     release: ClassVar[str] = (
         "No licence. From the second token on the branch reads the main branch's cache, so that the result "
-        "is a sharper plain model (as_released); it takes one sample at a time, fails on questions of more "
+        "is a sharper plain model (as_released); takes one sample at a time, fails on questions of more "
         "than 35 tokens and gives NaN for a flat map. Here all of these work; a flat map masks nothing."
     )
 
     alpha: NonNegativeFloat = field(default=2.0, metadata={"help": "weight of the masked image's logits"})
-    beta: Fraction = field(default=0.5, metadata={"help": "plausibility cut; 0: none"})
+    beta: Fraction = field(
+        default=0.5, metadata={"help": "exclude tokens less likely than beta times the likeliest (0: none)"}
+    )
     relevance: Annotated[str | Relevance, Field(description="a model's name or a function")] = field(
         default=BLIP,
         metadata={"help": "BLIP retrieval model, or a function (image, text) -> (map, similarity)"},
@@ -79,7 +80,7 @@ class AGLA(Intervention):
             "Please answer this question with one word.",
             "Answer the question using a single word or phrase.",
         ),
-        metadata={"help": "endings of a question that are no part of what it is about"},
+        metadata={"help": "endings of a question that instruct the model and are ignored"},
     )
     as_released: bool = field(
         default=False,
@@ -91,7 +92,7 @@ class AGLA(Intervention):
         return self.alpha == 0.0 and self.beta == 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON form; a function is only named there, so `from_dict` cannot bring it back."""
+        """JSON form. It holds only the name of a function, which `from_dict` cannot restore."""
         if isinstance(self.relevance, str):
             return super().to_dict()
         name = getattr(self.relevance, "__qualname__", type(self.relevance).__qualname__)
@@ -101,7 +102,7 @@ class AGLA(Intervention):
 
     @property
     def branch(self) -> str:
-        """Name of the branch: what it shows follows from these alone."""
+        """Name of the branch; its content depends on these parameters alone."""
         relevance = self.relevance if isinstance(self.relevance, str) else f"function {id(self.relevance)}"
         return f"agla: {relevance}, {self.not_asked}"
 
@@ -109,7 +110,7 @@ class AGLA(Intervention):
         if self.is_identity or not has_image(context).any():
             return {}
         context.state(self)["where"] = rows_with_image(context)
-        if self.alpha == 0.0:  # the cut alone needs no branch
+        if self.alpha == 0.0:  # the plausibility constraint alone needs no branch
             return {}
         return {self.branch: with_media(context, pixel_values=self.masked(context))}
 
@@ -127,7 +128,7 @@ class AGLA(Intervention):
         )
 
     def masked(self, context: Context) -> Tensor:
-        """The prompts' pixel values, black where their question is not about what is there."""
+        """The prompts' pixel values, black where the image is not relevant to the question."""
         relevance = self.relevance
         if isinstance(relevance, str):
             relevance = blip_relevance(relevance, str(context.device))
@@ -150,7 +151,7 @@ class AGLA(Intervention):
         return black_out(processor, context.inputs, [masks[key] for key in keys])
 
     def _questions(self, context: Context) -> list[str]:
-        """What is asked about each image of the batch."""
+        """The question about each image of the batch."""
         tokens, found = context.tokens, []
         for sample, ids in enumerate(context.inputs["input_ids"].cpu()):
             count, question = int(tokens.view[sample].max()) + 1, tokens.columns(Role.QUERY, sample)
@@ -164,7 +165,7 @@ class AGLA(Intervention):
 
 
 def smooth_map(relevance: Any) -> NDArray[np.float64]:
-    """A relevance map [rows, columns] as one in [0, 1] of 384 x 384 pixels; a flat one is 0 everywhere."""
+    """A relevance map [rows, columns] as 384 x 384 values in [0, 1]; a flat map becomes 0 everywhere."""
     values = torch.as_tensor(relevance).detach().double().cpu().numpy()
     if values.ndim != 2 or not np.isfinite(values).all():
         raise InputError(f"a relevance map is [rows, columns] of finite numbers, got {values.shape}")
@@ -174,7 +175,7 @@ def smooth_map(relevance: Any) -> NDArray[np.float64]:
 
 
 def keep_mask(values: NDArray[Any], similarity: float) -> Mask:
-    """The pixels of a map [H, W] that stay: the highest share 1 - similarity / 2, and ties with the last."""
+    """The pixels of a map [H, W] that stay visible: the highest share 1 - similarity / 2, ties included."""
     keep = min(max(1 - similarity / 2, 0.0), 1 - 1e-5)
     threshold = np.sort(values, axis=None)[::-1][int(values.size * keep)]
     return values >= threshold

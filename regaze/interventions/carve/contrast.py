@@ -1,4 +1,4 @@
-"""CARVE's contrast: where one prompt looks more than another at the same image."""
+"""CARVE's contrast: where one prompt attends more than another to the same image."""
 
 from __future__ import annotations
 
@@ -21,15 +21,16 @@ def contrast(
     """Attention with a question divided by that with a general prompt, summed over layers and steps.
 
     Source: Ge et al., "Focusing by Contrastive Attention" (arXiv:2509.06461). The contrast
-    A^Q / (A^G + lam), which takes out what draws attention whatever is asked, is summed over the layers and
+    A^Q / (A^G + lam), which removes attention that does not depend on the question, is summed over layers and
     over the steps that both have; step t = 1, 2, ... weighs t.
 
     Args:
         question, general: [layers, steps, rows, columns], mean over heads.
-        lam: regulariser, beside attention of 1e-4 to 1e-3. steps: all, or the first or last common one.
+        lam: regulariser, small against attention of 1e-4 to 1e-3.
+        steps: all, or the first or last common one.
 
     Returns:
-        [rows, columns] float64; only the order of its cells means something.
+        [rows, columns] float64; only the order of the cells is meaningful.
     """
     if question.shape[0] != general.shape[0] or question.shape[2:] != general.shape[2:]:
         raise ShapeError(
@@ -56,7 +57,7 @@ def contrastive_map(
     sample: int = 0,
     image: int = 0,
 ) -> Tensor:
-    """Where a question makes the model look more than another prompt does; see `contrast`.
+    """Where a question draws more attention to the image than another prompt; see `contrast`.
 
     Args:
         record, general: of the question and of the other prompt, about the same image, with slices="image".

@@ -25,9 +25,9 @@ from regaze.toolkit.prompts.geometry import Geometry, geometry_of
 from regaze.toolkit.record.trace import Trace
 from regaze.toolkit.wrap import Gaze
 
-#: The contentless instruction whose attention is divided out; its very words are a hyper-parameter.
+#: The general instruction whose attention is divided out; its wording is a hyper-parameter.
 DESCRIBE = "Write a general description of the image."
-#: What the release appends to every prompt.
+#: The line that the release appends to every prompt.
 SHORT_ANSWER = "Answer the question using a single word or phrase."
 #: First and last layer of the paper, for models of 28 to 40 layers.
 _LAYERS = (20, 25)
@@ -37,15 +37,15 @@ _SPECK = 0.001
 
 @dataclass(frozen=True, eq=False)
 class Refinement:
-    """How CARVE came from an image to a part of it.
+    """How CARVE chose a part of an image.
 
     Attributes:
         image: masked, cropped and enlarged.
-        question, general: [layers, steps, rows, columns], attention on the image's cells of the row that
-            predicts each token, mean over the heads, not renormalised. `general` has at most as many steps.
+        question, general: [layers, steps, rows, columns], attention on the image's cells in the row that
+            predicts each token, mean over heads, not renormalised. `general` has at most as many steps.
         fused: [rows, columns], their contrast, fused over layers and steps.
-        geometry: from cells to the pixels of the original image.
-        mask: [H, W], the pixels that were kept. box: the part that was enlarged.
+        geometry: maps cells to pixels of the original image.
+        mask: [H, W], the visible pixels. box: the part that was enlarged.
     """
 
     image: Image.Image
@@ -67,7 +67,7 @@ class Refinement:
 
 @dataclass(frozen=True, eq=False)
 class CarveAnswer:
-    """The answer about the refined image, which `str` gives, the plain answer, and what lies between."""
+    """The answer about the refined image (given by `str`), the plain answer, and the refinement."""
 
     answer: str
     plain_answer: str
@@ -79,36 +79,37 @@ class CarveAnswer:
 
 @dataclass(frozen=True)
 class CARVE(MultiPassMethod):
-    """Ask, see where the question looks more than a description does, and ask again about that part.
+    """Answer again about the part of the image that the question attends to more than a description does.
 
     Source: Ge et al., "Focusing by Contrastive Attention: Enhancing VLMs' Visual Reasoning"
     (arXiv:2509.06461).
 
     Two passes, with the question Q and with a general instruction G, record how much the row that predicts
-    each token attends to each cell of the image, mean over the heads. The contrast A^Q / (A^G + lam) is
-    summed over `layers` and over the steps that both answers have, and laid over the image's pixels. The top
-    `share` of those that the model sees are kept, and of their 4-connected regions the best `regions_kept`.
-    The rest turns black, the box around what is kept is enlarged, and the question asked again about it
-    alone. If nothing is dropped, the image stays as it is.
+    each token attends to each cell of the image, mean over heads. The contrast A^Q / (A^G + lam) is summed
+    over `layers` and over the steps that both answers have, and mapped to the image's pixels. The top `share`
+    of the pixels that the model sees stay visible, and of their 4-connected regions the best `regions_kept`.
+    The rest turns black, the box around the visible pixels is enlarged, and the question is asked about it
+    alone. If nothing is masked, the image is unchanged.
 
     The paper gives no lam, and recommends a `share` (p) of 0.2 to 0.6 and at most 2 or 3 regions (K). The
-    defaults are the best of its grid on TextVQA and the release's lam, which is nothing beside attention of
-    1e-4 to 1e-3. The layers are the paper's 20 to 25; a model that has fewer gets those at their place of 32.
+    defaults are the best of its grid on TextVQA and the release's lam, which is negligible beside attention
+    of 1e-4 to 1e-3. The layers are the paper's 20 to 25, scaled from 32 layers in a model with fewer.
 
     With `as_released=True` (`YuyaoGe/CARVE`) K is the least number of regions, more if `share` times their
-    number is more; the last pass is shown the original image, too, before the refined one; and every prompt,
-    the general one included, ends in the short-answer line. Its defects are not reproduced (see `release`).
+    number is more; the last pass also sees the original image, before the refined one; and every prompt, the
+    general one included, ends in the short-answer line. Its defects are not reproduced (see `release`).
     """
 
     name: ClassVar[str] = "carve"
-    summary: ClassVar[str] = "zoom to where the question looks more than a description does, and ask again"
+    summary: ClassVar[str] = "zoom to where a question attends more than a description, and answer again"
     source: ClassVar[str] = "arXiv:2509.06461"
-    edits: ClassVar[str] = "nothing inside the model: the image, before the last of three generations"
-    cost: ClassVar[str] = "three generations per question; the rows on the image of two of them are kept"
+    edits: ClassVar[str] = "nothing inside the model; the image, before the last of three generations"
+    cost: ClassVar[str] = "three generations per question; attention on the image is recorded in two of them"
     release: ClassVar[str] = (
-        "No licence. Grids of 256, 576 ... tokens are taken for squares, maps are stretched over what a "
-        "centre crop removed, layers beyond the depth are skipped in silence, and the whole sequence runs "
-        "again at every step. Here grid and geometry are the model's, layers are checked, the cache is used."
+        "No licence. Grids of 256, 576 ... tokens are treated as squares, maps are stretched over what a "
+        "centre crop removed, layers beyond the depth are skipped silently, and the whole sequence runs "
+        "again at every step. Here grid and geometry are the model's, layers are checked, and the cache is "
+        "used."
     )
 
     share: PositiveFraction = field(
@@ -132,9 +133,9 @@ class CARVE(MultiPassMethod):
 
     @classmethod
     def from_released(cls, version: int = 4, **changes: Any) -> CARVE:
-        """The release's settings.
+        """CARVE with the release's settings.
 
-        Version 1 keeps all but the smallest regions, 2 the largest, 3 those with most contrast, each of the
+        Version 1 keeps all but the smallest regions, 2 the largest, 3 those with most contrast, each from the
         first step; version 4, its default, is 3 over all steps.
         """
         if version not in (1, 2, 3, 4):
@@ -148,17 +149,17 @@ class CARVE(MultiPassMethod):
     def is_identity(self) -> bool:
         return self.share == 1.0 and not self.as_released
 
-    # Asking -------------------------------------------------------------------------------------------
+    # Answering ----------------------------------------------------------------------------------------
 
     def answer_batch(
         self, gaze: Gaze, images: list[list[Image.Image]], questions: list[str], options: dict[str, Any]
     ) -> list[CarveAnswer]:
-        """Three generations about the one image of each question.
+        """Three generations about the image of each question.
 
         Raises:
             InputError: a question without an image, or with several.
             BadParameterError: layers that the model does not have; beam search.
-            UnsupportedModelError: it is not known where the image's cells lie.
+            UnsupportedModelError: the position of the image's cells is not known.
         """
         if options.get("num_beams", 1) > 1:
             raise BadParameterError("CARVE follows the attention of one answer; use it without beam search")
@@ -169,14 +170,14 @@ class CARVE(MultiPassMethod):
             options = {"max_new_tokens": 32, **options}
         options = {**options, "batch_size": len(questions)}
         general = f"{self.general} {SHORT_ANSWER}" if self.as_released else self.general
-        plain, asked = self._watched(gaze, images, questions, options)
-        # Of a description nothing is used beyond the steps of the longest answer.
-        short = {**options, "max_new_tokens": len(asked.answer_rows())}
-        _, described = self._watched(gaze, images, [general] * len(images), short)
+        plain, question_trace = self._record(gaze, images, questions, options)
+        # Only as many steps of a description are used as the longest answer has.
+        short = {**options, "max_new_tokens": len(question_trace.answer_rows())}
+        _, general_trace = self._record(gaze, images, [general] * len(images), short)
         ends, refined = _ends(gaze, options), []
         for sample, (image,) in enumerate(images):
-            question = _attention(asked, sample, ends)
-            description = _attention(described, sample, ends)[:, : question.shape[1]]
+            question = _attention(question_trace, sample, ends)
+            description = _attention(general_trace, sample, ends)[:, : question.shape[1]]
             geometry = geometry_of(gaze.processor.image_processor, image.size)
             refined.append(self.refine(image, question, description, geometry))
         before = images if self.as_released else [[] for _ in images]
@@ -184,7 +185,7 @@ class CARVE(MultiPassMethod):
         again = gaze.ask(shown, questions, **options)
         return [CarveAnswer(*each) for each in zip(again, plain, refined, strict=True)]
 
-    def _watched(
+    def _record(
         self, gaze: Gaze, images: list[list[Image.Image]], questions: list[str], options: dict[str, Any]
     ) -> tuple[list[str], Trace]:
         depth = compat.text_config(gaze.model).num_hidden_layers
@@ -207,8 +208,9 @@ class CARVE(MultiPassMethod):
         return Refinement(zoom(mask_image(image, mask), box), question, general, fused, geometry, mask, box)
 
     def fuse(self, question: Tensor, general: Tensor) -> Tensor:
-        """Contrast [rows, columns], fused over layers and common steps. Laying it over pixels is linear, so
-        it is done once, after the sum.
+        """Contrast [rows, columns], summed over layers and common steps.
+
+        Mapping to pixels is linear, so that it is done once, after the sum.
         """
         return contrast(question, general, lam=self.lam, steps=self.steps)
 
@@ -226,7 +228,7 @@ class CARVE(MultiPassMethod):
 
 
 def _ends(gaze: Gaze, options: dict[str, Any]) -> Tensor:
-    """Ids that end an answer."""
+    """Ids of the tokens that end an answer."""
     ends = options.get("eos_token_id", gaze.model.generation_config.eos_token_id)
     return torch.tensor([] if ends is None else ends).flatten()
 

@@ -1,4 +1,4 @@
-"""EViT: keep the patches that the class token looks at, fuse the rest."""
+"""EViT: keep the patches that the class token attends to, fuse the rest."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SLOT = "_regaze_evit"
 
 @dataclass(frozen=True)
 class EViT(Method):
-    """Shrink a vision transformer on the way: few patches go on, the others as one fused token.
+    """Drop tokens inside a vision transformer: few patches continue, the others as one fused token.
 
     Source: Liang et al., "Not All Patches Are What You Need: Expediting Vision Transformers via Token
     Reorganizations" (arXiv:2202.07800). In the chosen blocks, after the attention and its residual and before
@@ -44,7 +44,7 @@ class EViT(Method):
     """
 
     name: ClassVar[str] = "evit"
-    summary: ClassVar[str] = "keep the image patches that the class token looks at, fuse the rest"
+    summary: ClassVar[str] = "keep the image patches that the class token attends to, fuse the rest"
     source: ClassVar[str] = "arXiv:2202.07800"
     edits: ClassVar[str] = "the tokens of a vision model used alone, before the MLP of chosen blocks"
     cost: ClassVar[str] = "less than a plain forward; in chosen blocks the keys are projected twice"
@@ -57,7 +57,7 @@ class EViT(Method):
         default=0.7, metadata={"help": "fraction of the tokens kept by each chosen block"}
     )
     layers: tuple[NonNegativeInt, ...] = field(
-        default=(3, 6, 9), metadata={"help": "blocks that shrink, from 0"}
+        default=(3, 6, 9), metadata={"help": "blocks that drop tokens, from 0"}
     )
     fuse: bool = field(default=True, metadata={"help": "append the weighted sum of the dropped tokens"})
 
@@ -87,7 +87,7 @@ class EViT(Method):
         model.__dict__[_SLOT] = self
         try:
             for layer, module in chosen:
-                module.forward = self._shrinking(blocks[layer], layer, prefix, kept)
+                module.forward = self._shrunk_forward(blocks[layer], layer, prefix, kept)
             yield kept
         finally:
             del model.__dict__[_SLOT]
@@ -96,7 +96,7 @@ class EViT(Method):
                 if forward is not None:
                     module.forward = forward
 
-    def _shrinking(self, block: VisionBlock, layer: int, prefix: int, kept: dict[int, Tensor]) -> Any:
+    def _shrunk_forward(self, block: VisionBlock, layer: int, prefix: int, kept: dict[int, Tensor]) -> Any:
         """The forward of a block that drops tokens."""
         plain = block.module.forward
 
@@ -119,7 +119,7 @@ def keep_and_fuse(tokens: Tensor, scores: Tensor, keep: int, fuse: bool = True) 
     Args:
         tokens: [B, P + n, C], the last n of which are scored; the first P always stay.
         scores: [B, n].
-        keep: number K of scored tokens that stay; of equal scores the earlier one does.
+        keep: number K of scored tokens that stay; of equal scores the earlier token.
         fuse: whether to append the sum.
 
     Returns:

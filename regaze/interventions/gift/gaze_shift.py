@@ -1,4 +1,4 @@
-"""GIFT's gaze shift: how much more a token attends to an image token than the token before it did.
+"""GIFT's gaze shift: how much more a token attends to an image token than the token before it.
 
 The shifts are measured in the prefill that generates: an edit carries `RowShifts.request`, and the callback
 gets the weights [B, H, R, n] of R rows at n image columns.
@@ -33,7 +33,7 @@ class RowShifts:
         self.index = column_index(columns)
         self._rows = RowSelection.where(rows | before)
         index = self._rows.index
-        # The row before is always measured, too; only the first token of all has none.
+        # The row before is measured as well; only the first token of all has none.
         self._compared = rows[:, index[1:]] & (index[1:] == index[:-1] + 1)
         self.request = StatsRequest(rows=self._rows, columns=self.index)
 

@@ -31,7 +31,7 @@ SaliencyLayer = Annotated[
 
 
 class Published(NamedTuple):
-    """What the authors use for one model: 0-based layers and the strength."""
+    """The authors' settings for one model; layers are 0-based."""
 
     saliency_layer: int
     layers: LayerRange
@@ -47,7 +47,7 @@ _LLAVA_7B, _LLAVA_7B_DEPTH = Published(11, (12, 22), 5.0), 32
 
 
 def published(model_type: str, num_layers: int) -> Published:
-    """The authors' settings for a language model, or those for LLaVA-1.5-7B scaled to its depth."""
+    """The authors' settings for a language model, or those of LLaVA-1.5-7B scaled to its depth."""
     if (model_type, num_layers) in PUBLISHED:
         return PUBLISHED[model_type, num_layers]
     layers = resolve_range(None, _LLAVA_7B.layers, _LLAVA_7B_DEPTH, num_layers)
@@ -56,22 +56,22 @@ def published(model_type: str, num_layers: int) -> Published:
 
 @dataclass(frozen=True)
 class GIFT(Intervention):
-    """Look harder at what the question made the model look at, and at the question in proportion.
+    """Attend more to the image tokens that the question drew attention to, and to the question in proportion.
 
     Source: Qi et al., "Capturing Gaze Shifts for Guidance: Cross-Modal Fusion Enhancement for VLM
     Hallucination Mitigation" (arXiv:2510.22067).
 
-    While the prompt is read, the saliency of an image token is the mean *increase* of attention on it from
-    one token to the next, over the question's content words and, in the saliency layer, the half of the heads
-    with most increase; clipped at 3 standard deviations and scaled to S in [0, 1]. Then, in `layers` and in
-    each row that predicts a token, the half of the heads with most attention on the image have it multiplied
-    by exp(alpha S); the factor by which those heads' image attention grew, times beta, multiplies the
-    attention on the question in the half of the heads with most of that. Rows are renormalised.
+    At prefill, the saliency of an image token is the mean *increase* of attention on it from one token to the
+    next, over the question's content words and, in the saliency layer, the half of the heads with most
+    increase; clipped at 3 standard deviations and scaled to S in [0, 1]. Then, in `layers` and in each row
+    that predicts a token, the half of the heads with most attention on the image have it multiplied by
+    exp(alpha S). The factor by which those heads' image attention grew, times beta, multiplies the attention
+    on the question in the half of the heads with most attention on it. Rows are renormalised.
 
-    The saliency comes from the prefill that generates; where enhanced layers come before or at the saliency
-    layer, the last row of the prompt runs once more (`Context.replay`). Without content words all words of
-    the question count; where the map is flat nothing is enhanced; of several images each token has its role.
-    With `as_released=True` (`amazon-science/GIFT`) only the last occurrence of a repeated word counts.
+    The saliency is measured in the prefill of the generation; where enhanced layers come before or at the
+    saliency layer, the last row of the prompt runs once more (`Context.replay`). Without content words all
+    words of the question count; where the map is flat nothing is enhanced; several images are one set of
+    tokens. With `as_released=True` (`amazon-science/GIFT`) only a repeated word's last occurrence counts.
     """
 
     name: ClassVar[str] = "gift"
@@ -82,12 +82,12 @@ class GIFT(Intervention):
     edits: ClassVar[str] = "attention weights of the rows that predict the answer, in a range of layers"
     cost: ClassVar[str] = (
         "one forward; in the saliency layer the rows of the question's content words at the image's columns; "
-        "one more step at prefill where enhanced layers do not all come behind that layer"
+        "one more step at prefill where enhanced layers do not all come after that layer"
     )
     release: ClassVar[str] = (
-        "amazon-science/GIFT, CC BY-NC 4.0. A second prefill for the saliency; of a repeated word only the "
-        "last occurrence (as_released=True); NaN without content words or for a flat map; text between two "
-        "images taken for image; no beta; batches of one."
+        "amazon-science/GIFT, CC BY-NC 4.0. A second prefill for the saliency; only the last occurrence of a "
+        "repeated word (as_released=True); NaN without content words or for a flat map; text between two "
+        "images is treated as image; no beta; batches of one."
     )
 
     alpha: NonNegativeFloat | None = field(
@@ -100,7 +100,7 @@ class GIFT(Intervention):
     saliency_layer: SaliencyLayer = field(
         default=None,
         metadata={
-            "help": 'where shifts are read; "auto": where a prompt has most of them (see find_saliency_layer)'
+            "help": 'where shifts are measured; "auto": where a prompt has most (see find_saliency_layer)'
         },
     )
     tagger: str = field(
@@ -122,7 +122,7 @@ class GIFT(Intervention):
     def prepare(self, context: Context) -> None:
         state, tokens = context.state(self), context.tokens
         image = tokens.mask(Role.IMAGE)
-        seeing = image.any(1, keepdim=True)  # samples without an image are left alone
+        has_image = image.any(1, keepdim=True)  # samples without an image are left unchanged
         if self.is_identity or not image.any():
             state["off"] = True
             return
@@ -132,16 +132,16 @@ class GIFT(Intervention):
         state["measured"] = self._measured(default, context.num_layers)
         state["replay"] = state["layers"][0] <= max(state["measured"])
         state["shifts"] = RowShifts(self.content_tokens(context), image)
-        state["rows"] = RowSelection.where(tokens.answering() & seeing)
+        state["rows"] = RowSelection.where(tokens.answering() & has_image)
         if state["replay"] and tokens.mask(Role.OUTPUT).any():
             raise InputError(
-                "the prompt ends with a part of the answer, but with a saliency layer behind enhanced ones "
+                "the prompt ends with a part of the answer, but with a saliency layer after enhanced ones "
                 "only the last row can be edited; choose a saliency_layer before `layers`"
             )
-        state["groups"] = (_IMAGE * image + _QUERY * (tokens.mask(Role.QUERY) & seeing)).to(torch.uint8)
+        state["groups"] = (_IMAGE * image + _QUERY * (tokens.mask(Role.QUERY) & has_image)).to(torch.uint8)
 
     def _measured(self, default: Published, num_layers: int) -> tuple[int, ...]:
-        """The layers whose shifts are read."""
+        """The layers whose shifts are measured."""
         if self.saliency_layer == "auto":
             return tuple(range(num_layers))
         chosen = default.saliency_layer if self.saliency_layer is None else self.saliency_layer
@@ -153,7 +153,7 @@ class GIFT(Intervention):
         return layers
 
     def content_tokens(self, context: Context) -> Tensor:
-        """[B, L] bool, tokens of the questions' content words; of a question without any, all its tokens."""
+        """[B, L] bool, tokens of the questions' content words, or all tokens of a question without any."""
         tokenizer = context.reader.tokenizer
         return content_tokens(context.tokens, context.input_ids, tokenizer, self.tagger, self.as_released)
 

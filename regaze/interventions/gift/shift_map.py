@@ -27,7 +27,7 @@ def gaze_shift_map(
     sample: int = 0,
     image: int = 0,
 ) -> Tensor:
-    """Where the question's words made the model look, as far as it had not looked there before (GIFT).
+    """Where the question's words raised the attention on an image (GIFT).
 
     Source: Qi et al., "Capturing Gaze Shifts for Guidance" (arXiv:2510.22067). The increase of attention from
     each token to the next, max(a_i - a_(i-1), 0), is averaged over the content words' tokens, the `heads`
@@ -40,7 +40,7 @@ def gaze_shift_map(
         heads: how many; default half of them.
 
     Returns:
-        [rows, columns] fp32 in [0, 1]; 0 everywhere where nothing was shifted.
+        [rows, columns] fp32 in [0, 1]; 0 everywhere if no attention was shifted.
 
     Raises:
         RecordingError: the words' rows were not recorded.
@@ -58,7 +58,9 @@ def gaze_shift_map(
 def _question_tokens(trace: Trace, words: Sequence[str] | None, tagger: str, sample: int) -> list[int]:
     """Columns of the question's tokens that count."""
     if trace.tokens is None or trace.text is None:
-        raise RecordingError("the record knows neither roles nor text, so not which words were asked")
+        raise RecordingError(
+            "the record has no token roles or no text, so the words of the question are not known"
+        )
     places = trace.tokens.columns(Role.QUERY, sample).tolist()
     text, offsets = "", []
     for place in places:
@@ -67,24 +69,24 @@ def _question_tokens(trace: Trace, words: Sequence[str] | None, tagger: str, sam
         text += piece
     found = content_words(text, find_tagger(tagger)) if words is None else []
     if words is not None:
-        asked = {word.lower() for word in words}
-        found = [word for word in find_tagger("function-words")(text) if word.text.lower() in asked]
-        missing = asked - {word.text.lower() for word in found}
+        chosen = {word.lower() for word in words}
+        found = [word for word in find_tagger("function-words")(text) if word.text.lower() in chosen]
+        missing = chosen - {word.text.lower() for word in found}
         if missing:
             raise BadParameterError(f"the words {sorted(missing)} are not in the question {text.strip()!r}")
     return [places[token] for token in tokens_of(found, offsets)] or places
 
 
 def _pairs(trace: Trace, columns: list[int], sample: int) -> tuple[Tensor, Tensor]:
-    """Numbers of the rows of some tokens, and of the rows of the tokens before them."""
+    """Indices of the rows of some tokens, and of the rows of the tokens before them."""
     active = trace.row_active[sample]
-    known = {int(p): row for row, p in enumerate(trace.row_position) if active[row]}
-    pairs = [(known.get(column), known.get(column - 1)) for column in columns]
-    held = [(row, before) for row, before in pairs if row is not None and before is not None]
-    if len(held) < len(pairs) or not held:
+    row_of = {int(p): row for row, p in enumerate(trace.row_position) if active[row]}
+    pairs = [(row_of.get(column), row_of.get(column - 1)) for column in columns]
+    recorded = [(row, before) for row, before in pairs if row is not None and before is not None]
+    if len(recorded) < len(pairs) or not recorded:
         raise RecordingError(
             "the rows of the question and of the token before each were not all recorded; use "
             'gaze.recording(rows="all", slices="image", ...)'
         )
-    rows, before = zip(*held, strict=True)
+    rows, before = zip(*recorded, strict=True)
     return torch.tensor(rows), torch.tensor(before)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from regaze.errors import InputError, ShapeError
-from regaze.interventions.mma.method import mutual
+from regaze.interventions.mma.method import mutual_rectangle
 from regaze.toolkit.prompts.token_map import PromptTokens, Role, TokenMap
 from regaze.toolkit.wrap import Gaze
 
@@ -29,19 +29,19 @@ def mma_mask(
 ) -> Tensor:
     """The modality-mutual mask of a batch; see `MMA`.
 
-    A model whose attention is "sdpa" takes it as its `attention_mask`. A mask for training is L x L by nature
-    (in bool, without heads); where that is too much, use `mma_mask_mod`. A model that is given such a mask
-    counts positions from 0, so pad on the right or pass `position_ids`.
+    A model with "sdpa" attention takes it as its `attention_mask`. The mask is L x L (bool, without heads);
+    where that is too large, use `mma_mask_mod`. With such a mask a model counts positions from 0, so pad on
+    the right or pass `position_ids`.
 
     Args:
         roles: a `TokenMap`, or [B, L] `Role` of each token, image tokens expanded.
         attention_mask: [B, L], 0 for padding; adds to the roles' own PAD.
-        as_released: open the assistant header, too.
-        device: where to put the mask.
+        as_released: also unmask the assistant header.
+        device: device of the mask.
 
     Returns:
-        [B, 1, L, L] bool, True where row i may look at key j. Padded keys are visible to no row; a padded row
-        before the first token (left padding) therefore sees nothing.
+        [B, 1, L, L] bool, True where row i may attend to key j. Padded keys are visible to no row; a padded
+        row before the first token (left padding) therefore sees nothing.
 
     Raises:
         InputError, ShapeError: roles that are not [B, L]; an attention mask that does not fit them.
@@ -60,8 +60,8 @@ def mma_mask_mod(
 ) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
     """The same mask as a `mask_mod` of FlexAttention, which needs no L x L memory.
 
-    `create_block_mask(mma_mask_mod(roles), B, None, L, L)` goes where a model takes its attention mask when
-    its attention is "flex_attention". Arguments and errors as for `mma_mask`.
+    A model with "flex_attention" takes `create_block_mask(mma_mask_mod(roles), B, None, L, L)` as its
+    attention mask. Arguments and errors as for `mma_mask`.
     """
     rows, columns, shown = _parts(roles, attention_mask, as_released, device)
 
@@ -74,7 +74,7 @@ def mma_mask_mod(
 def _parts(
     roles: Roles, attention_mask: Tensor | None, as_released: bool, device: torch.device | str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Opened rows, opened columns and keys that are no padding, each [B, L] bool on `device`."""
+    """Unmasked rows, unmasked columns and keys that are not padding, each [B, L] bool on `device`."""
     tokens = roles if isinstance(roles, TokenMap) else TokenMap.from_roles(torch.as_tensor(roles).cpu())
     shown = ~tokens.mask(Role.PAD)
     if attention_mask is not None:
@@ -84,7 +84,7 @@ def _parts(
                 f"{list(shown.shape)}: give the 2-D mask of the batch whose image tokens are expanded"
             )
         shown = shown & attention_mask.cpu().bool()
-    rows, columns = mutual(tokens, as_released)
+    rows, columns = mutual_rectangle(tokens, as_released)
     return rows.to(device), columns.to(device), shown.to(device)
 
 
@@ -92,15 +92,15 @@ def _parts(
 class MutualCollator:
     """A data collator whose batches carry the modality-mutual mask, for fine-tuning with a Trainer.
 
-    Through the opened positions a question token sees later question tokens from the second layer on
-    (question -> image -> question), and image tokens see later image tokens. A loss on any token of the
-    prompt would be a loss on what the model was shown. Labels there must therefore be -100, which is checked.
+    Through the unmasked positions a question token sees later question tokens from the second layer on
+    (question -> image -> question), and image tokens see later image tokens. A loss on a token of the prompt
+    would therefore be a loss on visible tokens: its label must be -100, which is checked.
 
     Attributes:
         collate: a collator that gives input_ids, labels and, when padded, attention_mask, each [B, L] with
             image tokens expanded and padding on the right.
-        roles: from such a batch to its roles, for example `first_turn(gaze)`.
-        as_released: open the assistant header, too.
+        roles: function from such a batch to its roles, for example `first_turn(gaze)`.
+        as_released: also unmask the assistant header.
     """
 
     collate: Callable[[list[Any]], Mapping[str, Any]]
@@ -124,13 +124,13 @@ class MutualCollator:
 
 
 def _refuse_leaks(tokens: TokenMap, labels: Tensor) -> None:
-    """Raise InputError where a label asks for a prompt token of a sample whose mask is opened."""
+    """Raise InputError where a prompt token of a sample with unmasked positions has a label."""
     if labels.shape != tokens.roles.shape:
         raise InputError(
             f"labels are {list(labels.shape)}, but the batch has roles for {list(tokens.roles.shape)} tokens"
         )
-    opened = tokens.mask(Role.IMAGE).any(1, keepdim=True)
-    leaks = (labels.cpu() != IGNORED) & ~tokens.mask(Role.OUTPUT) & opened
+    has_image = tokens.mask(Role.IMAGE).any(1, keepdim=True)
+    leaks = (labels.cpu() != IGNORED) & ~tokens.mask(Role.OUTPUT) & has_image
     if leaks.any():
         sample, position = leaks.nonzero()[0].tolist()
         role = Role(int(tokens.roles[sample, position])).name
@@ -142,9 +142,9 @@ def _refuse_leaks(tokens: TokenMap, labels: Tensor) -> None:
 
 
 def first_turn(gaze: Gaze) -> Callable[[Mapping[str, Any]], TokenMap]:
-    """Reads the roles of a training batch: the prompt ends where the labels begin.
+    """A function that reads the roles of a training batch: the prompt ends where the labels begin.
 
-    What follows the first labelled token is OUTPUT, later turns of a conversation included.
+    All tokens from the first labelled one on are OUTPUT, including later turns of a conversation.
 
     Returns:
         A function for `MutualCollator.roles`. It raises InputError for a sample with an image whose labels do
@@ -163,7 +163,7 @@ def first_turn(gaze: Gaze) -> Callable[[Mapping[str, Any]], TokenMap]:
 
 
 def _read(gaze: Gaze, ids: list[int], labels: Tensor, number: int) -> PromptTokens:
-    """Roles of one unpadded sample whose answers are labelled."""
+    """Roles of one unpadded sample with labelled answers."""
     labelled = (labels != IGNORED).nonzero().flatten()
     end = int(labelled[0]) if len(labelled) else len(ids)
     prompt, answer = gaze.reader.read(ids[:end]), len(ids) - end

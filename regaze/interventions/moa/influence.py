@@ -28,7 +28,7 @@ def key_influence(attention: Tensor, gradient: Tensor) -> Tensor:
             f"{list(gradient.shape)}"
         )
     mean = (gradient * attention).sum(-1, keepdim=True)
-    rest = 1 - attention + torch.finfo(torch.float32).eps  # a key that holds everything
+    rest = 1 - attention + torch.finfo(torch.float32).eps  # not 0 for a key with all attention
     effect = -attention * (gradient - mean) / rest
     effect[..., 0, :] = -(attention * gradient)[..., 0, :]
     return effect.tril()

@@ -25,30 +25,30 @@ UNLIMITED = 2**62
 
 @dataclass(frozen=True)
 class MoA(Intervention):
-    """Let each head look back over its own span only, besides the first block of the prompt.
+    """Limit each head to its own span of recent keys and the first block of the prompt.
 
     Source: Fu et al., "MoA: Mixture of Sparse Attention for Automatic Large Language Model Compression"
     (arXiv:2406.14909). A head with the rule (alpha, beta) keeps, of a prompt of N tokens, the first `block`
     tokens and the last span(N) = alpha + beta N, counted in blocks: alpha // block + int(beta N / block), at
-    least one. Rows of the prompt and of the answer all have this span; N counts the sample's own prompt. A
-    rule with alpha >= 0 and beta >= 1 keeps everything, however long the answer.
+    least one. All rows of prompt and answer have this span; N counts the sample's own prompt. A rule with
+    alpha >= 0 and beta >= 1 keeps everything, however long the answer.
 
     The release (`thu-nics/MoA`) rounds the windows of the prompt's rows to whole blocks, so that such a row
-    sees up to block - 1 keys fewer than here; its decode steps keep whole spans, as here. It needs as many
-    key-value heads as heads, one prompt per batch and prompts of at least a block; none is needed here.
+    sees up to block - 1 keys fewer than here; its decode steps keep whole spans, as here. It requires as many
+    key-value heads as query heads, one prompt per batch and prompts of at least one block.
 
-    This is the method's mask, for measuring what a plan costs in quality. The cache keeps all keys and the
-    edited prefill runs in plain torch: it saves neither memory nor time.
+    This is the method's mask, for measuring how a plan affects quality. The cache keeps all keys and the
+    edited prefill runs in plain torch, so that neither memory nor time is saved.
     """
 
     name: ClassVar[str] = "moa"
     summary: ClassVar[str] = "give each head its own span of recent keys, besides the first block"
     source: ClassVar[str] = "arXiv:2406.14909"
     edits: ClassVar[str] = "the mask of every head, in every row and step"
-    cost: ClassVar[str] = "one forward, no faster than a plain one: the cache keeps every key"
+    cost: ClassVar[str] = "one forward, no faster than a plain one; the cache keeps every key"
     release: ClassVar[str] = (
         "thu-nics/MoA. Windows of the prompt's rows are rounded to whole blocks; one prompt per batch, "
-        "at least a block long, and no grouped queries. None of that here."
+        "at least a block long, and no grouped queries. None of this applies here."
     )
 
     plan: str | None = field(
@@ -74,11 +74,11 @@ class MoA(Intervention):
                 f"the plan {self.plan} is for {rules.shape[1]} layers of {rules.shape[2]} heads; the model "
                 f"has {layers} layers of {heads} query heads"
             )
-        shown = ~context.tokens.mask(Role.PAD)
-        lengths = (shown & ~context.tokens.mask(Role.OUTPUT)).sum(1)
+        visible = ~context.tokens.mask(Role.PAD)
+        lengths = (visible & ~context.tokens.mask(Role.OUTPUT)).sum(1)
         state = context.state(self)
         state["spans"] = spans(rules[0, :, None], rules[1, :, None], lengths[:, None], self.block)
-        state["first"] = shown.int().argmax(1)
+        state["first"] = visible.int().argmax(1)
 
     def edit(self, layer: int, step: int, context: Context) -> AttentionEdit | None:
         state = context.state(self)
@@ -90,7 +90,7 @@ class MoA(Intervention):
 
 
 def spans(alpha: Tensor, beta: Tensor, length: Tensor, block: int = 64) -> Tensor:
-    """Tokens that heads keep besides the first block, int64, for tensors that broadcast with each other."""
+    """Number of tokens that heads keep besides the first block, int64; the tensors broadcast."""
     alpha, beta, blocks = alpha.double(), beta.double(), length.double() / block
     kept = block * (alpha // block + torch.floor(beta * blocks)).clamp_min(1).long()
     return torch.where((alpha >= 0) & (beta >= 1), UNLIMITED, kept)
@@ -100,7 +100,7 @@ def read_plan(path: str | Path) -> Tensor:
     """The alphas and betas of a plan file in the released format, [2, layers, heads].
 
     Raises:
-        InputError: a file that cannot be read or is no plan.
+        InputError: a file that cannot be read or is not a plan.
     """
     try:
         data = json.loads(Path(path).read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""Head weights for PAINT: which heads look at the image."""
+"""Head weights for PAINT: how much each head attends to the image."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from regaze.toolkit.wrap import Gaze, Images
 def head_sensitivity(
     gaze: Gaze, images: Sequence[Images], questions: Sequence[str], batch_size: int = 8
 ) -> tuple[tuple[float, ...], ...]:
-    """`head_weights` from some questions: how much a head looks at the image, relative to its layer.
+    """`head_weights` measured on some questions: a head's attention on the image, relative to its layer.
 
-    Ours: the mean attention on the image of the row that predicts the first answer token, divided by its mean
-    over the layer's heads, clipped to [0, 2].
+    This rule is ours: the mean attention on the image in the row that predicts the first answer token,
+    divided by its mean over the layer's heads, clipped to [0, 2].
     """
     with gaze.recording() as record, torch.no_grad():
         for start in range(0, len(questions), batch_size):

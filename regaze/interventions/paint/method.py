@@ -1,4 +1,4 @@
-"""PAINT (PAINT): boost image tokens that the vision tower itself singles out."""
+"""PAINT: boost the image tokens that the vision tower's class token attends to."""
 
 from __future__ import annotations
 
@@ -37,22 +37,21 @@ class PAINT(Intervention):
     vision tower's first block; summary tokens are those whose class attention in the last block but one lies
     above Tukey's upper fence, Q3 + 1.5 (Q3 - Q1); a token that is both is a summary token. In layers 2 to 31
     of 32, in the rows that predict the answer, scores of local tokens become s + alpha |s|, those of summary
-    tokens s + beta |s|. Guidance is that of PAI: gamma (l - l_text) + l_text on log-probabilities, cut on l.
+    tokens s + beta |s|. Guidance is that of PAI: gamma (l - l_text) + l_text on log-probabilities; l decides
+    which tokens are plausible.
 
-    Spatial tokens are local tokens, too: the fraction `spatial_ratio` of the patches that receive most
-    attention from all tokens in the first block. That reading is ours: the release ranks row sums of a
-    softmax, which are all 1. `head_weights`, the factor of alpha and beta in each head (`head_sensitivity`
-    measures some), is ours as well: the paper's first version names such a modulation, but gives no rule.
+    Spatial tokens are treated as local tokens: the fraction `spatial_ratio` of the patches that receive most
+    attention from all tokens in the first block. This interpretation is ours: the release ranks row sums of a
+    softmax, which are all 1. `head_weights`, the factor of alpha and beta in each head (see
+    `head_sensitivity`), is ours as well: the paper's first version mentions such a modulation without a rule.
 
     With `as_released=True` the prefill is not edited when guidance is on, so that the first token comes from
     unedited attention, and the number of summary tokens passes through a float ratio that can lose one.
-    Published results coincide with looping captions: watch length and repetition.
+    Published results coincide with looping captions: check length and repetition.
     """
 
     name: ClassVar[str] = "paint"
-    summary: ClassVar[str] = (
-        "raise the scores of image tokens that the vision tower's class token singles out"
-    )
+    summary: ClassVar[str] = "raise the scores of image tokens that the vision tower's class token attends to"
     source: ClassVar[str] = "arXiv:2501.12206"
     edits: ClassVar[str] = "scores of the rows that predict the answer before the softmax, and logits"
     cost: ClassVar[str] = (
@@ -75,7 +74,8 @@ class PAINT(Intervention):
         default=1.1, metadata={"help": "strength of the guidance (1: none)"}
     )
     cut: Fraction = field(
-        default=0.1, metadata={"help": "with guidance, cut tokens less likely than this times the likeliest"}
+        default=0.1,
+        metadata={"help": "with guidance, exclude tokens less likely than this times the likeliest"},
     )
     local_ratio: Fraction = field(default=0.25, metadata={"help": "fraction of the patches that are local"})
     spatial_ratio: Fraction = field(
@@ -119,34 +119,34 @@ class PAINT(Intervention):
         state["heads"] = torch.tensor(weights)
 
     def slopes(self, context: Context) -> Tensor:
-        """[N, patches] slope of each patch of each image of the batch, on the CPU."""
+        """[N, patches] slope of each patch of each image in the batch, on the CPU."""
         pixels = context.inputs.get("pixel_values")
         if pixels is None:
             raise InputError("PAINT reads `pixel_values`, but the model was called without them")
-        looks = class_attention(context.model, pixels, (LOCAL_BLOCK, SUMMARY_BLOCK)).sum(2).cpu()
+        attention = class_attention(context.model, pixels, (LOCAL_BLOCK, SUMMARY_BLOCK)).sum(2).cpu()
         received = None
         if self.spatial_ratio > 0.0:
             received = received_attention(context.model, pixels, (LOCAL_BLOCK,))[0].sum(1).cpu()
-        local, summary = self.choose(looks[0], looks[1], received)
+        local, summary = self.choose(attention[0], attention[1], received)
         return self.alpha * local.float() + self.beta * summary.float()
 
     def choose(
         self, first: Tensor, penultimate: Tensor, received: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Local (and spatial) and summary tokens, two [N, patches] bool without a common token.
+        """Local (and spatial) tokens, and summary tokens: two disjoint [N, patches] bool masks.
 
         Args:
             first, penultimate: [N, patches] class attention of those blocks, summed over heads.
             received: [N, patches] attention received in the first block.
         """
         patches = first.shape[1]
-        local = top(first, torch.tensor(int(self.local_ratio * patches)))
+        local = top_mask(first, torch.tensor(int(self.local_ratio * patches)))
         if received is not None:
-            local |= top(received, torch.tensor(int(self.spatial_ratio * patches)))
+            local |= top_mask(received, torch.tensor(int(self.spatial_ratio * patches)))
         count = (penultimate > upper_fence(penultimate)).sum(1, keepdim=True)
         if self.as_released:
             count = (patches * (count.double() / patches)).long()
-        summary = top(penultimate, count)
+        summary = top_mask(penultimate, count)
         return local & ~summary, summary
 
     def edit(self, layer: int, step: int, context: Context) -> AttentionEdit | None:
@@ -182,7 +182,7 @@ def upper_fence(values: Tensor) -> Tensor:
     return high + 1.5 * (high - low)
 
 
-def top(values: Tensor, count: Tensor) -> Tensor:
-    """The `count` (a number, or [N, 1]) largest of [N, n], as bool; of equal values the first ones."""
+def top_mask(values: Tensor, count: Tensor) -> Tensor:
+    """Mask of the `count` (a number, or [N, 1]) largest values of [N, n]; of equal values the first."""
     rank = values.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
     return rank < count

@@ -148,7 +148,7 @@ def ablate_heads(
     options: dict[str, Any] = {"template": template, "max_new_tokens": max_new_tokens}
     test = NeedleTest(model, tokenizer, haystack, needles, lengths, depths, **options)
     masks = choose_masks(heads, counts, draws, score=score, threshold=threshold, seed=seed)
-    report = progress or (lambda stage, done, total: None)
+    report = progress or (lambda *_: None)
     rows: list[list[float]] = []
     with TrialLog(log) as trial_log:
         report("prompts", 0, len(test.grid))
@@ -192,7 +192,7 @@ def choose_masks(
         pool = [head for head in others if head not in top]
         if count > len(pool):
             raise BadParameterError(
-                f"{count} random heads were asked for, but only {len(pool)} score below {threshold}"
+                f"{count} random heads are needed, but only {len(pool)} heads score below {threshold}"
             )
         for draw in range(draws):
             # Seeded by count and draw: another list of counts does not change the draw.

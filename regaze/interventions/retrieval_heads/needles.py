@@ -13,7 +13,7 @@ class Needle:
 
     Attributes:
         text: the sentence that goes into the haystack.
-        question: what is asked.
+        question: the question about it.
         answer: the words of `text` that answer it, whose copying is scored. Leave out words of the question,
             which a model can produce without attending to the needle.
         cue: beginning of the answer, put before the model's own words; "" for none.

@@ -23,37 +23,37 @@ _OTHER, _TEXT_SINK, _IMAGE_SINK, _IMAGE = range(4)
 
 @dataclass(frozen=True)
 class VAR(Intervention):
-    """Move attention from sink tokens to the image, in the heads that look at the image.
+    """Move attention from sink tokens to the image, in heads that attend to the image.
 
     Source: Kang et al., "See What You Are Told: Visual Attention Sink in Large Multimodal Models"
     (arXiv:2503.03321).
 
     In every layer but the first two and the last, tokens whose sink value reaches `tau` are sinks. A text row
     of a head is edited when it puts at least `min_image_mass` on the image and at least the share `rho` of
-    that on image tokens that are no sinks; then all sinks, textual and visual, give up the fraction `moved`
-    of their attention to the image tokens that are no sinks, in proportion to what these have. Rows keep
+    that on image tokens that are not sinks. Then the fraction `moved` of the attention on all sinks, textual
+    and visual, moves to the image tokens that are not sinks, in proportion to their attention. Rows keep
     their sum. Sinks are those of the prompt, per sample and layer.
 
     The release (`seilk/VisAttnSink`) has the opposite conventions, rho_code = 1 - rho and p_code = 1 - moved;
     see `from_released`. With `as_released=True` its behaviour is reproduced where it differs by design: the
-    last layer is edited too, a sink must exceed tau strictly, and a layer without a visual sink is left
-    alone. Not reproduced are its defects: sinks that go stale after the first sample, the 7B dimensions used
-    for 13B, prompts without BOS.
+    last layer is edited as well, a sink must exceed tau strictly, and a layer without a visual sink is left
+    unchanged. Its defects are not reproduced: sinks that are stale after the first sample, the 7B dimensions
+    used for 13B, prompts without BOS.
     """
 
     name: ClassVar[str] = "var"
     summary: ClassVar[str] = "move attention from sink tokens to image tokens in image-centric heads"
     source: ClassVar[str] = "arXiv:2503.03321"
     edits: ClassVar[str] = (
-        "attention weights after the softmax, in text rows behind the image, in all layers but the first two "
+        "attention weights after the softmax, in text rows after the image, in all layers but the first two "
         "and the last"
     )
-    cost: ClassVar[str] = "one forward; a group number per key and layer is held"
+    cost: ClassVar[str] = "one forward; one group number per key and layer in memory"
     release: ClassVar[str] = (
         "seilk/VisAttnSink, Apache-2.0. State of the first sample is never cleared, so that from the second "
         "on sinks are stale and image rows are edited too; the last layer is not skipped (as_released=True); "
-        "13B models get the sink dimensions of 7B; prompts run without BOS; both fractions are turned round "
-        "(`VAR.from_released`)."
+        "13B models get the sink dimensions of 7B; prompts run without BOS; both fractions are "
+        "complements of the paper's (`VAR.from_released`)."
     )
     needs_hidden_states: ClassVar[bool] = True
 
@@ -80,7 +80,7 @@ class VAR(Intervention):
 
     @classmethod
     def from_released(cls, rho: float = 0.5, p: float = 0.6, tau: float = 20.0, summ: float = 0.2) -> VAR:
-        """VAR from the numbers of the release's yml file, in its own convention."""
+        """VAR with the values of the release's yml file, in its convention."""
         return cls(rho=1.0 - rho, moved=1.0 - p, tau=tau, min_image_mass=summ, as_released=True)
 
     @property

@@ -64,26 +64,11 @@ def find_retrieval_heads(
         BadParameterError: invalid lengths, depths or template, or ones that do not fit the model.
         InputError: unusable texts or files, or no trial succeeded.
     """
-    test = NeedleTest(
-        model,
-        tokenizer,
-        haystack,
-        needles,
-        lengths,
-        depths,
-        template=template,
-        max_new_tokens=max_new_tokens,
-    )
+    options: dict[str, Any] = {"template": template, "max_new_tokens": max_new_tokens}
+    test = NeedleTest(model, tokenizer, haystack, needles, lengths, depths, **options)
     with TrialLog(log) as trial_log:
-        entries = list(_run(test, trial_log, progress or (lambda what, done, total: None)))
-    found = [Trial.from_dict(entry) for entry in entries if entry["recall"] > min_recall]
-    if not found:
-        best = max(entries, key=lambda entry: float(entry["recall"]))
-        raise InputError(
-            f"none of {len(entries)} trials succeeded, so there is nothing to score: the best response has "
-            f"{best['recall']:.0%} of the answer's words, more than {min_recall:.0%} are needed; at length "
-            f"{best['length']} it is {best['response'][:80]!r}. Try shorter lengths, or needles with a cue"
-        )
+        entries = list(_run(test, trial_log, progress or (lambda *_: None)))
+    found = _successful(entries, min_recall)
     config = compat.text_config(model)
     about = {
         "model": name or Path(compat.model_name(model) or type(model).__name__).name,
@@ -94,6 +79,19 @@ def find_retrieval_heads(
         "trials_succeeded": len(found),
     }
     return RetrievalHeads.from_trials(found, (config.num_hidden_layers, config.num_attention_heads), about)
+
+
+def _successful(entries: Sequence[dict[str, Any]], min_recall: float) -> list[Trial]:
+    """The trials with enough of the answer's words; InputError where there is none."""
+    found = [Trial.from_dict(entry) for entry in entries if entry["recall"] > min_recall]
+    if not found:
+        best = max(entries, key=lambda entry: float(entry["recall"]))
+        raise InputError(
+            f"none of {len(entries)} trials succeeded, so there is nothing to score: the best response has "
+            f"{best['recall']:.0%} of the answer's words, more than {min_recall:.0%} are needed; at length "
+            f"{best['length']} it is {best['response'][:80]!r}. Try shorter lengths, or needles with a cue"
+        )
+    return found
 
 
 def _run(test: NeedleTest, log: TrialLog, progress: Progress) -> Iterator[dict[str, Any]]:

@@ -17,12 +17,12 @@ from models import llava_processor, logits_of, picture, small_var, tiny_llama, t
 from transformers import DynamicCache, LlamaForCausalLM, StaticCache
 
 import regaze
-from regaze import HeadKnockout, Role, TokenMap
+from regaze import Knockout, Role, TokenMap
 from regaze.errors import BadParameterError, InputError, UnsupportedModelError
 from regaze.interventions import M3ID, SPARC, VCD, Intervention
 from regaze.kernels import AttentionEdit, StatsRequest
 
-KNOCK = HeadKnockout(heads=((1, 1), (0, 2)))
+KNOCK = Knockout(heads=((1, 1), (0, 2)))
 METHODS = [KNOCK, small_var(), VCD(alpha=0.5, noise_step=300)]
 
 

@@ -156,7 +156,7 @@ class AnswerGenerator:
         if isinstance(getattr(self.gaze, "model", None), torch.nn.Module) and not self._is_multi_pass:
             options["stopping_criteria"] = [counter]
         if self.sharing.obstacle is None:
-            return self.sharing.ask(images, prompts, options)
+            return self.sharing.answer(images, prompts, options)
         return ask([list(entry) for entry in images], prompts, batch_size=len(prompts), **options)
 
     @contextmanager

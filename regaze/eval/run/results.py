@@ -92,9 +92,6 @@ class Results(_Checked):
         processes: number of processes that shared the work.
     """
 
-    # `schema` is a method of BaseModel
-    model_config = ConfigDict(extra="forbid", strict=True, protected_namespaces=())
-
     format: Literal[2]
     complete: bool
     configuration: str

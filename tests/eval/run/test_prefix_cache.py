@@ -76,17 +76,17 @@ def test_answers_are_the_same_and_the_prompts_run_once(gaze, requests):
 def test_logits_differ_by_rounding_alone(gaze, requests):
     sharing = PrefixSharing(gaze, None, {})
     images, prompts = [r.images for r in requests], [r.prompt for r in requests]
-    shared = sharing._prepare(images, prompts)
+    split = sharing._split(images, prompts)
     options = {
         "max_new_tokens": 5,
         "output_logits": True,
         "return_dict_in_generate": True,
         "eos_token_id": None,
     }
-    found = torch.stack(sharing._generate(shared, sharing._options(options)).logits)
+    found = torch.stack(sharing._generate(split, sharing._with_defaults(options)).logits)
     inputs = gaze.inputs([list(entry) for entry in images], prompts)
     with torch.inference_mode():
-        expected = torch.stack(gaze.model.generate(**inputs, **sharing._options(options)).logits)
+        expected = torch.stack(gaze.model.generate(**inputs, **sharing._with_defaults(options)).logits)
     assert (found - expected).abs().max() < 1e-4 * expected.std()
 
 
@@ -159,11 +159,13 @@ def test_their_logits_differ_by_rounding_alone(gaze, requests, name, method):
     images, prompts = [r.images for r in requests], [r.prompt for r in requests]
     options = {"max_new_tokens": 4, "output_logits": True, "return_dict_in_generate": True}
     with gaze.using(method):
-        shared = sharing._prepare(images, prompts)
-        found = sharing._generate(shared, sharing._options({**options, "eos_token_id": None}))
+        split = sharing._split(images, prompts)
+        found = sharing._generate(split, sharing._with_defaults({**options, "eos_token_id": None}))
         inputs = gaze.inputs([list(entry) for entry in images], prompts)
         with torch.inference_mode():
-            expected = gaze.model.generate(**inputs, **sharing._options({**options, "eos_token_id": None}))
+            expected = gaze.model.generate(
+                **inputs, **sharing._with_defaults({**options, "eos_token_id": None})
+            )
     assert torch.equal(found.sequences[:, -4:], expected.sequences[:, -4:])
     a, b = torch.stack(found.logits), torch.stack(expected.logits)
     assert torch.equal(a.isfinite(), b.isfinite())
@@ -173,11 +175,11 @@ def test_their_logits_differ_by_rounding_alone(gaze, requests, name, method):
 def test_a_method_with_a_second_context_cannot_take_a_cache_over(gaze, requests):
     assert registry.create_method("pai").shares_prefix == ""
     sharing = PrefixSharing(gaze, None, {})
-    sharing._late = True
+    sharing._starts_at_last_token = True
     with gaze.using(registry.create_method("vcd")):
-        shared = sharing._prepare([r.images for r in requests], [r.prompt for r in requests])
+        split = sharing._split([r.images for r in requests], [r.prompt for r in requests])
         with pytest.raises(UnsupportedModelError, match="cannot go on as several"):
-            sharing._generate(shared, sharing._options({}))
+            sharing._generate(split, sharing._with_defaults({}))
 
 
 def test_removed_heads_are_removed_from_the_shared_prefix_too(gaze, requests):
@@ -277,15 +279,17 @@ def test_prompts_that_part_before_the_image_are_not_shared(gaze, requests):
             "{% for m in messages %}{% for c in m.content if c.type == 'text' %}{{ c.text }}{% endfor %}"
             "{% for c in m.content if c.type == 'image' %}<image>{% endfor %}{% endfor %} ASSISTANT:"
         )
-        assert sharing._prepare([r.images for r in requests], [r.prompt for r in requests]) is None
-        found = sharing.ask([r.images for r in requests], [r.prompt for r in requests], {"max_new_tokens": 3})
+        assert sharing._split([r.images for r in requests], [r.prompt for r in requests]) is None
+        found = sharing.answer(
+            [r.images for r in requests], [r.prompt for r in requests], {"max_new_tokens": 3}
+        )
         assert len(found) == len(requests)
     finally:
         reader.processor.chat_template = template
 
 
 def test_a_model_that_cannot_go_on_from_a_prefix_is_asked_without(gaze, requests, monkeypatch):
-    def refuses(shared, options):
+    def refuses(split, options):
         raise NotImplementedError("no caches here")
 
     generator = AnswerGenerator(gaze, setting(), batch_size=7)

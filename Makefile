@@ -4,20 +4,37 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 FLOOR := .venv-floor
+MIDDLE := .transformers-middle
+NEWEST := .transformers-newest
+PYTEST := -m pytest -q -n auto --maxprocesses 8 --dist loadfile
+# What depends on how transformers works: every family, and the ways of running a model.
+ON_TRANSFORMERS := tests/toolkit/prompts/families/test_vision.py tests/toolkit/prompts/families/test_text.py \
+  tests/toolkit/model tests/toolkit/test_wrap.py tests/toolkit/record/test_record.py
 
-.PHONY: demo test test-floor lint bench clean
+.PHONY: demo test test-floor test-middle test-newest lint bench clean
 
 demo: $(STAMP)
 	$(BIN)/regaze demo
 
+# On the transformers that constraints.txt pins, the newest that was tested.
 test: $(STAMP)
-	$(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist loadfile -m "not gpu"
+	$(BIN)/python $(PYTEST) -m "not gpu"
 
 # The families once more, on the oldest transformers that is supported.
 test-floor: $(FLOOR)/.installed
-	$(FLOOR)/bin/python -m pytest -q -n auto --maxprocesses 8 --dist loadfile -p no:cacheprovider -k "not page" \
-	  tests/toolkit/prompts/families/test_vision.py tests/toolkit/prompts/families/test_text.py tests/toolkit/model/test_cross_attention.py \
-	  tests/toolkit/model/test_vision_towers.py tests/toolkit/test_wrap.py tests/toolkit/record/test_record.py
+	$(FLOOR)/bin/python $(PYTEST) -m "not gpu" -p no:cacheprovider $(ON_TRANSFORMERS)
+
+# What runs models, on the last transformers that calls the cache `past_key_values`.
+test-middle: $(MIDDLE)/.installed
+	PYTHONPATH=$(MIDDLE) $(BIN)/python $(PYTEST) -m "not gpu and not slow" -p no:cacheprovider \
+	  tests/toolkit/model tests/toolkit/test_wrap.py tests/toolkit/record/test_record.py
+
+# The families on the newest transformers that there is, also where it is newer than what was tested: it says whether
+# the upper bound in pyproject.toml, compat/release.py and constraints.txt can move.
+test-newest: $(STAMP)
+	rm -rf $(NEWEST)
+	$(BIN)/python -m pip install --quiet --upgrade --no-deps --target $(NEWEST) transformers
+	PYTHONPATH=$(NEWEST) $(BIN)/python $(PYTEST) -m "not gpu" -p no:cacheprovider $(ON_TRANSFORMERS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -30,7 +47,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/overhead.py
 
 clean:
-	rm -rf $(VENV) $(FLOOR) .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(FLOOR) $(MIDDLE) $(NEWEST) .mypy_cache .pytest_cache .ruff_cache
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -41,4 +58,9 @@ $(FLOOR)/.installed: pyproject.toml constraints.txt
 	test -x $(FLOOR)/bin/python || $(PYTHON) -m venv $(FLOOR)
 	grep -vE '^(transformers|tokenizers|huggingface_hub)==' constraints.txt > $(FLOOR)/constraints.txt
 	$(FLOOR)/bin/python -m pip install --quiet --constraint $(FLOOR)/constraints.txt 'transformers==5.17.0' --editable '.[dev]'
+	touch $@
+
+$(MIDDLE)/.installed: $(STAMP)
+	rm -rf $(MIDDLE)
+	$(BIN)/python -m pip install --quiet --no-deps --target $(MIDDLE) 'transformers==5.23.0'
 	touch $@

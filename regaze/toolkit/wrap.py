@@ -17,6 +17,7 @@ from regaze.errors import BadParameterError, InputError, RegazeError, Unsupporte
 from regaze.toolkit.model import compat
 from regaze.toolkit.model.callback import Callback
 from regaze.toolkit.model.hook import close_session, open_session
+from regaze.toolkit.model.release_check import check_release
 from regaze.toolkit.model.session import Session
 from regaze.toolkit.model.vision import vision_tokens
 from regaze.toolkit.prompts.families import MediaInputs, family_of
@@ -194,6 +195,7 @@ class Gaze:
         if len({id(intervention) for intervention in interventions}) < len(interventions):
             raise BadParameterError("gaze.using was given the same object twice; its state would be mixed up")
         session = Session(interventions, tokens, self._read, self.reader)
+        check_release(self.model.config.model_type)
         open_session(self.host, session, self.model)
         try:
             yield self
@@ -213,6 +215,7 @@ class Gaze:
         chosen = RecordOptions.for_model(self.model, **options)
         recorder = Recorder(chosen, self.model, self.reader.tokenizer)
         session = Session((recorder,), tokens, self._read, self.reader)
+        check_release(self.model.config.model_type)
         open_session(self.host, session, self.model)
         self._recorder = recorder
         try:

@@ -11,22 +11,24 @@ import torch
 from family_checks import CHECKS, outcome
 from paths import DOCS
 from zoo.base import Entry
-from zoo.every import REFUSED, TEXT, VISION
+from zoo.every import BROKEN, INSTALLED, REFUSED, TEXT, VISION
 from zoo.towers import TOWERS
+
+from regaze.toolkit.model import compat
 
 STALE = "docs/models.md is stale: run `python tests/support/families_page.py`"
 PAGE = DOCS / "models.md"
 
-INTRODUCTION = """# Models
+INTRODUCTION = f"""# Models
 
 *Written from the tests by `python tests/support/families_page.py`; do not edit by hand.*
 
 regaze takes hold of a model through transformers' attention interface, so that it needs no fork and no patch.
 What it must know of a family is where image tokens sit and what each of them shows. The families below are
 known; each row was made by a tiny random model of the family's own classes with its own processor, on a CPU
-and transformers 5.23 (a subset also runs on 5.17). Of real checkpoints, the bundled LLaVA, SmolLM2-135M,
-Gemma 3 270M and Whisper tiny.en were run ([real models](real-models.md)). `regaze inspect MODEL` says what
-regaze finds in yours, without loading its weights.
+and transformers {compat.NEWEST} (most also run on {compat.OLDEST}). Of real checkpoints, the bundled LLaVA,
+SmolLM2-135M, Gemma 3 270M and Whisper tiny.en were run ([real models](real-models.md)).
+`regaze inspect MODEL` says what regaze finds in yours, without loading its weights.
 
 - **idle equal**: wrapped, with nothing to do, logits of the prefill and four steps are those of the unwrapped
   model to the bit, in a left-padded batch of two different prompts.
@@ -65,7 +67,8 @@ def row(entry: Entry) -> str:
 
 def _table(entries: tuple[Entry, ...]) -> str:
     names = ["family", *CHECKS, "notes"]
-    return "\n".join([f"| {' | '.join(names)} |", "| --- " * len(names) + "|", *map(row, entries)])
+    rows = [row(entry) for entry in entries if BROKEN.get(entry.name) != INSTALLED]
+    return "\n".join([f"| {' | '.join(names)} |", "| --- " * len(names) + "|", *rows])
 
 
 def _others() -> str:
@@ -80,13 +83,16 @@ def _others() -> str:
 
 def _refused() -> str:
     names = ", ".join(f"`{entry.name}`" for entry in REFUSED)
+    broken = ", ".join(f"`{name}`" for name, release in BROKEN.items() if release == INSTALLED)
     return (
         f"{names}: their attention does not go through the interface, or they have no attention\n"
-        "implementation to set. `gaze.using` raises an `UnsupportedModelError`, and the model is as it was."
+        "implementation to set. `gaze.using` raises an `UnsupportedModelError`, and the model is as it was.\n"
+        f"\n{broken}: its class fails in transformers {INSTALLED}, with regaze and without; under 5.23 it\n"
+        "passes every check. `gaze.using` raises an `UnsupportedModelError` there."
     )
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     PAGE.write_text(page(), encoding="utf-8")
-    sys.stdout.write(f"{PAGE.name}: {len(VISION)} vision-language rows, {len(TEXT)} text rows\n")
+    sys.stdout.write(f"wrote {PAGE.name}\n")

@@ -78,6 +78,7 @@ def _entry(
 
 
 _OUTSIDE = "does not go through transformers' attention interface"
+_SINCE_5_24 = "refused before transformers 5.24"
 _WITHOUT = "has no attention modules that regaze can reach"
 
 ENTRIES: tuple[Entry, ...] = (
@@ -169,9 +170,9 @@ ENTRIES: tuple[Entry, ...] = (
         note="attention beside Mamba",
     ),
     _entry("falcon", refused=_OUTSIDE),
-    _entry("gptj", _GPT, rotary_dim=4, refused=_OUTSIDE),
+    _entry("gptj", _GPT, rotary_dim=4, refused=_OUTSIDE, note=_SINCE_5_24),
     _entry("bloom", _GPT, refused=_WITHOUT),
     _entry("mpt", d_model=32, n_layers=3, n_heads=4, refused=_WITHOUT),
-    _entry("codegen", _GPT, rotary_dim=4, refused=_WITHOUT),
+    _entry("codegen", _GPT, rotary_dim=4, refused=_WITHOUT, note=_SINCE_5_24),
     _entry("xglm", d_model=32, ffn_dim=48, num_layers=3, attention_heads=4, refused=_WITHOUT),
 )

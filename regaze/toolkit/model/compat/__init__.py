@@ -1,7 +1,8 @@
-"""All that depends on how transformers works inside, in one place (floor 5.17, tested up to 5.23).
+"""All that depends on how transformers works inside, in one place.
 
 Nothing outside of this package imports what transformers does not promise, or names an argument that a
-release has renamed.
+release has renamed. `release` says which releases were tested; under another one `release_check` tries a
+small model before the first block opens.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ from regaze.toolkit.model.compat.cache import (
     without_cache,
 )
 from regaze.toolkit.model.compat.generation import (
+    missing_generation_methods,
     on_generate,
     pass_pixels,
 )
@@ -62,9 +64,12 @@ from regaze.toolkit.model.compat.readout import (
     final_norm,
     logit_scale,
 )
+from regaze.toolkit.model.compat.release import NEWEST, OLDEST, installed_release, is_tested, known_defect
 
 __all__ = [
     "IMPLEMENTATION",
+    "NEWEST",
+    "OLDEST",
     "SEQUENCES",
     "TOKEN_TYPES",
     "AttentionSite",
@@ -81,16 +86,20 @@ __all__ = [
     "final_norm",
     "follow_cache",
     "has_mrope",
+    "installed_release",
     "is_forkable",
+    "is_tested",
     "is_vision_model",
     "join_media",
     "keep_columns",
     "keep_rows",
+    "known_defect",
     "last_logits_only",
     "last_row",
     "logit_scale",
     "make_room",
     "media_names",
+    "missing_generation_methods",
     "model_name",
     "mrope_positions",
     "on_generate",

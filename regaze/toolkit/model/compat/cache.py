@@ -17,7 +17,7 @@ from regaze.errors import UnsupportedModelError
 
 #: Names of the cache among a forward's arguments and in its output: from transformers 5.24 on, and before.
 CACHE_NAMES = ("cache", "past_key_values")
-_CACHE = next(name for name in CACHE_NAMES if name in CausalLMOutputWithPast.__dataclass_fields__)
+_CACHE = next((n for n in CACHE_NAMES if n in CausalLMOutputWithPast.__dataclass_fields__), CACHE_NAMES[0])
 
 
 def cache_argument(inputs: Mapping[str, Any]) -> Any:

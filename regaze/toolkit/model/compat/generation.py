@@ -13,9 +13,22 @@ from transformers import GenerationMixin, PreTrainedModel
 from regaze.toolkit.model.compat.beam_media import repeated_media
 
 _ENCODES = "_maybe_prepare_encoder_kwargs_for_generation"
+_EXPANDS, _TAKES_FEATURES = "_expand_inputs_for_generation", "_supports_mm_encoder_outputs"
+_REPLACED: tuple[str, ...] = (_ENCODES, _EXPANDS, _TAKES_FEATURES)
 
-if not hasattr(GenerationMixin, _ENCODES):  # 5.17, for encoder-decoders only
+if not hasattr(GenerationMixin, _TAKES_FEATURES) and hasattr(
+    GenerationMixin, "_prepare_encoder_decoder_kwargs_for_generation"
+):  # 5.17, which encodes for encoder-decoders only
     _ENCODES = "_prepare_encoder_decoder_kwargs_for_generation"
+    _REPLACED = (_ENCODES, _EXPANDS)
+
+
+def missing_generation_methods() -> list[str]:
+    """The methods of `generate` that regaze replaces in a model and that this transformers does not have.
+
+    Replacing one that is called no more would do nothing, without an error.
+    """
+    return [name for name in _REPLACED if not hasattr(GenerationMixin, name)]
 
 
 def on_generate(model: PreTrainedModel, note: Callable[[Mapping[str, Any]], None] | None) -> None:
@@ -42,16 +55,14 @@ def pass_pixels(model: PreTrainedModel, wanted: bool, image_token_ids: Sequence[
 
     transformers 5.23 encodes first (`mm_encoder_outputs`); 5.17 always passes pixels.
     """
-    model.__dict__.pop("_expand_inputs_for_generation", None)
-    model.__dict__.pop("_supports_mm_encoder_outputs", None)
+    model.__dict__.pop(_EXPANDS, None)
+    model.__dict__.pop(_TAKES_FEATURES, None)
     if wanted:
-        model.__dict__["_supports_mm_encoder_outputs"] = lambda: False
-        own = getattr(type(model), "_expand_inputs_for_generation", None)
-        if (
-            image_token_ids and own is GenerationMixin._expand_inputs_for_generation
-        ):  # Qwen-VL's does it itself
+        model.__dict__[_TAKES_FEATURES] = lambda: False
+        own = getattr(type(model), _EXPANDS, None)
+        if image_token_ids and own is getattr(GenerationMixin, _EXPANDS):  # Qwen-VL's does it itself
             expand = partial(_expand, model, torch.tensor(image_token_ids))
-            model.__dict__["_expand_inputs_for_generation"] = expand
+            model.__dict__[_EXPANDS] = expand
 
 
 def _expand(

@@ -13,6 +13,7 @@ from models import logits_of, small_var
 from packaging.version import Version
 from PIL import Image
 from zoo import gemma, qwen, tiled
+from zoo.every import skip_if_older
 
 import regaze
 from regaze import Role
@@ -38,6 +39,7 @@ def build():
     def built(name):
         if name == "minicpmv4_6" and Version(transformers.__version__) < Version("5.23"):
             pytest.skip("transformers 5.17 cannot encode slices of different sizes together")
+        skip_if_older(ENTRIES[name])
         if name not in BUILT:
             BUILT[name] = regaze.wrap(*ENTRIES[name].build())
         return BUILT[name]

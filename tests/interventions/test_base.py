@@ -8,12 +8,14 @@ import subprocess
 import sys
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint
+from pkgutil import resolve_name
 from typing import ClassVar
 
 import pytest
 import torch
 from models import logits_of, picture
 
+import regaze
 from regaze import VAR, Knockout
 from regaze.errors import BadParameterError, UnknownMethodError, UnknownParameterError
 from regaze.interventions import Intervention, create_method, load_methods, method_from_dict, registry
@@ -50,6 +52,12 @@ def test_listing_names_imports_no_method():
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert out.returncode == 0, out.stderr
     assert set(BUILT_IN) <= set(out.stdout.split())
+
+
+def test_every_class_is_at_the_top_level():
+    for path in (*registry.BUILT_IN.values(), *registry.VISION_TRANSFORMS.values()):
+        name = path.partition(":")[2]
+        assert getattr(regaze, name) is getattr(regaze.interventions, name) is resolve_name(path)
 
 
 def test_unknown_names_say_what_there_is():

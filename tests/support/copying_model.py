@@ -39,6 +39,9 @@ NEEDLE = Needle(
     "The gold is under",
 )
 TEMPLATE = "{question} {context}"
+#: Options of a search that this model can answer.
+LENGTHS, DEPTHS = (60, 150), (0, 30, 100)
+OPTIONS: dict[str, Any] = {"template": TEMPLATE, "max_new_tokens": 8}
 #: (layer, head) of the head that looks for what followed the current token before, and of the one that tells
 #: every token what stands before it
 RETRIEVAL, PREVIOUS = (1, 2), (0, 0)

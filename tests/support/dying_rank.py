@@ -1,4 +1,4 @@
-"""`python -m regaze`, but the process of rank $REGAZE_TEST_DIES is killed before it keeps a second batch."""
+"""`python -m regaze`, but the process of rank $REGAZE_TEST_DIES is killed before it stores a second batch."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import signal
 from regaze.cli import main
 from regaze.eval.run.journal import Journal
 
-append, kept = Journal.append, []
+append, stored = Journal.append, []
 
 
-def dying(self, batch):
-    if os.environ["RANK"] == os.environ["REGAZE_TEST_DIES"] and kept:
+def append_once(self, batch):
+    if os.environ["RANK"] == os.environ["REGAZE_TEST_DIES"] and stored:
         os.kill(os.getpid(), signal.SIGKILL)
-    kept.append(batch)
+    stored.append(batch)
     append(self, batch)
 
 
-Journal.append = dying
+Journal.append = append_once
 main()

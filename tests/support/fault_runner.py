@@ -1,9 +1,9 @@
-"""Kills runs at random moments until each has finished, and compares what they leave with an undisturbed run.
+"""Kill runs at random moments until each has finished, and compare the output with an undisturbed run.
 
     python tests/support/fault_runner.py FOLDER KILLS SEED
 
-The model is loaded once; every run is a process forked from this one, killed by SIGKILL. Prints a line of
-JSON.
+The model is loaded once. Every run is a process that is forked from this one and killed by SIGKILL. Prints
+one line of JSON.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def main(folder: Path, kills: int, seed: int) -> dict[str, object]:
     done, finished, lost, moments = 0, 0, 0, []
     while done < kills or not finished:
         output = folder / f"killed-{finished}"
-        before = known(output)
+        before = answered(output)
         process = os.fork()
         if process == 0:
             run(output, chance.random() < 0.5)
@@ -54,7 +54,7 @@ def main(folder: Path, kills: int, seed: int) -> dict[str, object]:
             os.kill(process, signal.SIGKILL)
         killed = os.WIFSIGNALED(os.waitpid(process, 0)[1])
         done += killed
-        after = known(output)
+        after = answered(output)
         lost += len(before - after)
         moments.append(len(after))
         if not killed:
@@ -63,15 +63,15 @@ def main(folder: Path, kills: int, seed: int) -> dict[str, object]:
     return {"kills": done, "finished": finished, "lost": lost, "answers after each": moments}
 
 
-def known(output: Path) -> set[str]:
-    """The requests that the journal has an answer to; none may be answered twice."""
+def answered(output: Path) -> set[str]:
+    """The requests with an answer in the journal; none may be answered twice."""
     keys = [key for batch in read_batches(output) for key in batch.answers] if output.is_dir() else []
     assert len(keys) == len(set(keys)), "a request was answered twice"
     return set(keys)
 
 
 def check(undisturbed: Path, output: Path) -> None:
-    assert known(undisturbed) == known(output)
+    assert answered(undisturbed) == answered(output)
     assert (undisturbed / "answers.jsonl").read_bytes() == (output / "answers.jsonl").read_bytes()
     assert figures(undisturbed) == figures(output)
 
@@ -80,8 +80,8 @@ def figures(output: Path) -> object:
     results = read(output)
     assert results is not None
     assert results["complete"]
-    asked = finite(results)["benchmarks"]["pope"]
-    return [asked["plain"]["figures"], asked["methods"]["knockout"]["figures"]]
+    pope = finite(results)["benchmarks"]["pope"]
+    return [pope["plain"]["figures"], pope["methods"]["knockout"]["figures"]]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Stand-ins for a wrapped model, and a small POPE: what the runner does needs no network of weights."""
+"""Stand-ins for a wrapped model, and a small POPE, for tests of the runner that need no weights."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ROWS = [("a", "yes"), ("a", "no"), ("b", "yes"), ("b", "no"), ("c", "yes")]
 
 
 class Blind:
-    """An intervention that makes the stand-in below say no to everything."""
+    """An intervention under which the stand-in below answers no."""
 
     def __init__(self, strength: float = 1.0):
         self.strength = strength
@@ -27,19 +27,19 @@ class Blind:
 
 
 class StandIn:
-    """Says yes to all, no while edited. Keeps what it was asked.
+    """Answers yes, and no while edited. Records its prompts, images and options.
 
     Args:
-        fails_at: a word; a batch with a prompt that holds it raises. with: what it raises.
-        most: a larger batch runs out of memory.
-        stops_after: prompts after which it raises KeyboardInterrupt.
+        fails_at: a word; a batch with a prompt that contains it raises `error`.
+        max_batch: a larger batch runs out of memory.
+        stops_after: number of prompts after which it raises KeyboardInterrupt.
     """
 
     def __init__(
         self,
         fails_at: str | None = None,
         error: Exception | None = None,
-        most: int | None = None,
+        max_batch: int | None = None,
         stops_after: int | None = None,
     ) -> None:
         self.batches: list[list[str]] = []
@@ -47,10 +47,10 @@ class StandIn:
         self.options: list[dict[str, Any]] = []
         self.active: tuple[Any, ...] = ()
         self.fails_at, self.error = fails_at, error or RuntimeError("a bad day")
-        self.most, self.stops_after = most, stops_after
+        self.max_batch, self.stops_after = max_batch, stops_after
 
     @property
-    def asked(self) -> list[str]:
+    def prompts(self) -> list[str]:
         return [prompt for batch in self.batches for prompt in batch]
 
     @contextmanager
@@ -62,11 +62,11 @@ class StandIn:
             self.active = ()
 
     def ask(self, images: Sequence[Any], questions: Sequence[str], **kwargs: Any) -> list[str]:
-        if self.most is not None and len(questions) > self.most:
+        if self.max_batch is not None and len(questions) > self.max_batch:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
         if self.fails_at is not None and any(self.fails_at in question for question in questions):
             raise self.error
-        if self.stops_after is not None and len(self.asked) + len(questions) > self.stops_after:
+        if self.stops_after is not None and len(self.prompts) + len(questions) > self.stops_after:
             raise KeyboardInterrupt
         self.batches.append(list(questions))
         self.images += images
@@ -75,7 +75,7 @@ class StandIn:
 
 
 def write_pope(folder: Path, rows: Sequence[tuple[str, str]] = tuple(ROWS)) -> Pope:
-    """A question per row (image, label), each its own: "a0?", "a1?", "b2?", ... with a suffix."""
+    """A question per row (image, label), all different: "a0?", "a1?", "b2?", ... with a suffix."""
     images = folder / "images"
     images.mkdir(exist_ok=True)
     for shade, name in enumerate(sorted({image for image, _ in rows})):

@@ -1,5 +1,5 @@
-"""regaze as a model of the evaluation harnesses in use: lm-evaluation-harness and lmms-eval.
+"""regaze as a model of evaluation harnesses: lm-evaluation-harness and lmms-eval.
 
-`lm_eval --model regaze` and `lmms_eval --model regaze` run their own tasks, prompts and scores; regaze's part
-is that the model's forwards run under a method. Nothing here is imported unless a harness asks for it.
+`lm_eval --model regaze` and `lmms_eval --model regaze` run their own tasks, prompts and scores, while the
+model's forwards run under a method of regaze. Only the harnesses import these modules.
 """

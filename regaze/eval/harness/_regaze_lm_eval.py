@@ -1,9 +1,9 @@
-"""Makes `lm_eval --model regaze` find its class, although lm-eval (0.4.13) has no entry points for models.
+"""Registers `regaze` as a model of lm-eval (0.4.13), which has no entry points for models.
 
-The wheel installs this file beside the package, and `regaze_lm_eval.pth` imports it when Python starts. That
-runs in every process, so it imports nothing that Python has not imported already, and does nothing but watch
-for lm-eval's list of models: after lm-eval has filled that, the name "regaze" is added, as a place from which
-lm-eval itself imports the class when it is asked for. REGAZE_NO_LM_EVAL=1 in the environment switches it off.
+The wheel installs this file next to the package, and `regaze_lm_eval.pth` imports it when Python starts. It
+runs in every process, so it imports only what Python has imported already, and only waits for lm-eval's list
+of models: after lm-eval has filled the list, the name "regaze" is added with the path of the class, which
+lm-eval imports when the name is used. REGAZE_NO_LM_EVAL=1 in the environment switches it off.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ WHERE, TARGET = "lm_eval.models", "regaze.eval.harness.lm_eval:RegazeLM"
 
 
 class _Finder:
-    """Finds lm-eval's list of models, once, and adds a line to it."""
+    """Finds lm-eval's list of models once, and adds an entry after it is loaded."""
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
         if name != WHERE:
@@ -44,7 +44,7 @@ def _register_after(loader: object) -> None:
 
             if "regaze" not in model_registry:
                 model_registry.register("regaze", target=TARGET)
-        except Exception as error:  # a release that keeps its models otherwise; lm-eval must go on working
+        except Exception as error:  # another release: lm-eval itself must still work
             print(f"regaze: not registered with this lm-eval ({error})", file=sys.stderr)
 
     loader.exec_module = exec_module  # type: ignore[attr-defined]

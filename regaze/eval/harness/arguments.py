@@ -1,4 +1,4 @@
-"""What `--model_args` says about a method: `method=NAME` and its parameters, each by its own name."""
+"""The method in a harness's `--model_args`: `method=NAME` and its parameters by their names."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ from regaze.errors import BadParameterError
 from regaze.interventions.base import Method
 from regaze.interventions.registry import method_class
 
-_OPENING, _CLOSING = "[({", "])}"
+_OPEN, _CLOSE = "[({", "])}"
 
 
 def parse(text: str) -> dict[str, Any]:
     """Arguments "name=value,..." as a dictionary; commas inside brackets and quotes do not separate.
 
-    A value is JSON (number, true, null, list), else the text as it stands. Python's spellings of true, false
-    and none are taken, too.
+    Values are parsed as by `regaze.arguments.parse_untyped`.
 
     Raises:
         BadParameterError: a part that is not name=value.
@@ -31,10 +30,10 @@ def parse(text: str) -> dict[str, Any]:
     return values
 
 
-def take_method(arguments: dict[str, Any]) -> Method | None:
+def pop_method(arguments: dict[str, Any]) -> Method | None:
     """Remove `method` and its parameters from the arguments: the method, None for "none".
 
-    Values may be texts, as a harness that splits arguments itself hands them over.
+    Values may be texts, since some harnesses split the arguments themselves.
 
     Raises:
         UnknownMethodError: no such method.
@@ -54,11 +53,11 @@ def take_method(arguments: dict[str, Any]) -> Method | None:
     return method
 
 
-def explain_unknown(arguments: dict[str, Any], known: set[str], method: Method | None) -> None:
-    """Refuse arguments that neither the harness's model nor the method takes.
+def check_unknown(arguments: dict[str, Any], known: set[str], method: Method | None) -> None:
+    """Refuse arguments that are parameters of neither the harness's model nor the method.
 
     Raises:
-        BadParameterError: names them and what there is.
+        BadParameterError: names them and the possible ones.
     """
     unknown = sorted(set(arguments) - known)
     if not unknown:
@@ -78,7 +77,7 @@ def _split(text: str) -> list[str]:
         elif character in "\"'":
             quote = character
         else:
-            depth += (character in _OPENING) - (character in _CLOSING)
+            depth += (character in _OPEN) - (character in _CLOSE)
         if character == "," and depth == 0 and not quote:
             parts.append("")
         else:

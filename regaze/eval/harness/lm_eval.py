@@ -1,4 +1,4 @@
-"""`lm_eval --model regaze`: lm-evaluation-harness's own transformers model, with forwards under a method.
+"""`lm_eval --model regaze`: lm-evaluation-harness's transformers model with forwards under a method.
 
 lm_eval --model regaze --model_args pretrained=HuggingFaceTB/SmolLM2-135M,method=dola --tasks arc_easy
 """
@@ -18,26 +18,26 @@ from regaze.eval.harness import arguments
 from regaze.eval.run.loglikelihood import LogLikelihood, loglikelihoods
 from regaze.interventions.base import Intervention
 
-#: A request of the harness: its texts, and the tokens of context and continuation.
+#: a request of the harness: its texts, and the token ids of context and continuation
 _Request = tuple[tuple[str, str], list[int], list[int]]
 
 
 @register_model("regaze")
 class RegazeLM(HFLM):
-    """`hf` with `method=NAME` and the method's parameters among its arguments; without a method it is `hf`.
+    """The harness's `hf` with `method=NAME` and the method's parameters as further arguments.
 
-    Generation runs inside `gaze.using(method)`. Log-likelihoods do so in one forward where the method does to
-    a token the same whatever stands beside it (`shares_prefix` is "edited"), and are decoded token by token
-    otherwise: see `regaze.eval.run.loglikelihood`.
+    Generation runs inside `gaze.using(method)`. Log-likelihoods take one forward if the method's effect on a
+    token does not depend on later tokens (`shares_prefix` is "edited"). Otherwise they are decoded token by
+    token, see `regaze.eval.run.loglikelihood`. Without a method the model is `hf`.
 
     Raises:
-        UnknownMethodError, BadParameterError: a method there is not, a misfit, or a method that asks in its
-            own way.
+        UnknownMethodError: no such method.
+        BadParameterError: a wrong value, or a multi-pass method.
         InputError: an encoder-decoder under a method.
     """
 
     def __init__(self, pretrained: Any, **kwargs: Any):
-        method = arguments.take_method(kwargs)
+        method = arguments.pop_method(kwargs)
         if method is not None and not isinstance(method, Intervention):
             raise BadParameterError(
                 f"method={method.name} asks questions in its own way, so it has no log-likelihoods and no "
@@ -51,18 +51,18 @@ class RegazeLM(HFLM):
 
     @classmethod
     def create_from_arg_string(cls, arg_string: str, additional_config: dict | None = None) -> Self:
-        """As the harness's, but lists may hold commas: heads=[[3,1],[4,0]]."""
+        """As in the harness, but a list may hold commas: heads=[[3,1],[4,0]]."""
         given = {name: value for name, value in (additional_config or {}).items() if value is not None}
         return cls(**arguments.parse(arg_string or ""), **given)
 
     def _model_call(self, inps: Any, attn_mask: Any = None, labels: Any = None) -> Any:
-        if not self._in_one_forward:  # then only the search for a batch size comes here
+        if not self._in_one_forward:  # only the search for a batch size comes here then
             return super()._model_call(inps, attn_mask, labels)
-        with self._acting():
+        with self._method_active():
             return super()._model_call(inps, attn_mask, labels)
 
     def _model_generate(self, *args: Any, **kwargs: Any) -> Any:
-        with self._acting():
+        with self._method_active():
             return super()._model_generate(*args, **kwargs)
 
     def _loglikelihood_tokens(
@@ -71,12 +71,14 @@ class RegazeLM(HFLM):
         if self.method is None or self._in_one_forward:
             return super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)
         size = override_bs or (self.batch_size if isinstance(self.batch_size, int) else 1)
-        order = sorted(range(len(requests)), key=lambda i: -len(requests[i][1]))  # like lengths pad least
+        order = sorted(
+            range(len(requests)), key=lambda i: -len(requests[i][1])
+        )  # similar lengths need the least padding
         answers: dict[int, tuple[float, bool]] = {}
         bar = tqdm(total=len(order), disable=disable_tqdm or self.rank != 0, desc="Decoding continuations")
         for start in range(0, len(order), size):
             batch = order[start : start + size]
-            for i, score in zip(batch, self._decoded([requests[i] for i in batch]), strict=True):
+            for i, score in zip(batch, self._decode([requests[i] for i in batch]), strict=True):
                 answers[i] = (score.logprob, score.greedy)
                 if requests[i][0] is not None:
                     self.cache_hook.add_partial("loglikelihood", requests[i][0], answers[i])
@@ -84,24 +86,24 @@ class RegazeLM(HFLM):
         bar.close()
         return [answers[i] for i in range(len(requests))]
 
-    def _decoded(self, requests: list[_Request]) -> list[LogLikelihood]:
+    def _decode(self, requests: list[_Request]) -> list[LogLikelihood]:
         contexts, continuations = [], []
         for _, context, continuation in requests:  # cut on the left, as the harness does
             continuation = continuation[-self.max_length :]
             contexts.append((context + continuation)[-(self.max_length + 1) : -len(continuation)])
             continuations.append(continuation)
         inputs = self.tokenizer.pad({"input_ids": contexts}, padding_side="left", return_tensors="pt")
-        with self._acting():
+        with self._method_active():
             return loglikelihoods(self.model, inputs.to(self.device), continuations)
 
     @property
     def _in_one_forward(self) -> bool:
         return self.method is not None and self.method.shares_prefix == "edited"
 
-    def _acting(self) -> Any:
+    def _method_active(self) -> Any:
         return self.gaze.using(*([] if self.method is None else [self.method]))
 
     def get_model_info(self) -> dict[str, Any]:
-        """What the harness writes beside the results, and the method with all its parameters."""
+        """The harness's description of the model, with the method and all its parameters."""
         method = {"method": "none"} if self.method is None else self.method.to_dict()
         return {**super().get_model_info(), "regaze_version": regaze.__version__, "regaze_method": method}

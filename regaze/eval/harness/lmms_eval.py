@@ -25,7 +25,7 @@ from regaze.interventions.base import Intervention, MultiPassMethod
 
 _LOADING = {"pretrained", "dtype", "device_map", "revision", "trust_remote_code", "attn_implementation"}
 _OWN = {"device", "batch_size", "max_batch_size", "system_prompt"}
-#: options of `generate` that tasks set; what else they carry is meant for a certain model class
+#: options of `generate` that tasks set; their other settings are for particular model classes
 _GENERATE = (
     "max_new_tokens",
     "do_sample",
@@ -35,36 +35,37 @@ _GENERATE = (
     "num_beams",
     "repetition_penalty",
 )
-#: how tasks mark the place of an image in their text; here the chat template puts images first
+#: marks the place of an image in the text of a task; here the chat template puts images first
 _PLACEHOLDER = "<image>"
 
 
 def manifest() -> Any:
-    """What lmms-eval's entry points hand over: the name `regaze` and where the class is."""
+    """The entry point for lmms-eval: the name `regaze` and the path of the class."""
     from lmms_eval.models.registry_v2 import ModelManifest
 
     return ModelManifest(model_id="regaze", simple_class_path=f"{__name__}.RegazeVLM")
 
 
 class RegazeVLM(lmms):
-    """Any vision-language model that `regaze.load` reads ("demo" is the shipped one), asked under a method.
+    """Any vision-language model that `regaze.load` loads ("demo" is the shipped one), under a method.
 
     Args:
         pretrained: name or folder of the model. dtype, device_map, revision, trust_remote_code,
             attn_implementation: as for `from_pretrained`.
-        device, batch_size, system_prompt: where and how to ask.
+        device, batch_size, system_prompt: of generation.
         kwargs: method=NAME and the method's parameters.
 
     Raises:
-        UnknownMethodError, BadParameterError: a method or an argument there is not.
+        UnknownMethodError: no such method.
+        BadParameterError: an unknown argument, or a wrong value.
     """
 
     is_simple = True
 
     def __init__(self, pretrained: str = "demo", **kwargs: Any):
         super().__init__()
-        self.method = arguments.take_method(kwargs)
-        arguments.explain_unknown(kwargs, _LOADING | _OWN, self.method)
+        self.method = arguments.pop_method(kwargs)
+        arguments.check_unknown(kwargs, _LOADING | _OWN, self.method)
         loading = {name: kwargs[name] for name in _LOADING & set(kwargs)}
         self.accelerator = Accelerator()
         self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
@@ -77,18 +78,18 @@ class RegazeVLM(lmms):
 
     @classmethod
     def create_from_arg_string(cls, arg_string: str, additional_config: dict | None = None) -> Self:
-        """As the harness's, with values read as JSON."""
+        """As in the harness, with values parsed as JSON."""
         given = {name: value for name, value in (additional_config or {}).items() if value is not None}
         return cls(**{**given, **arguments.parse(arg_string or "")})
 
     def generate_until(self, requests: list[Any]) -> list[str]:
         """Answers up to the first stop sequence, greedy unless the task says otherwise."""
         answers: list[str] = [""] * len(requests)
-        with self._acting():
+        with self._method_active():
             for batch in self._batches(requests, [_generation(request.args[1]) for request in requests]):
                 images, questions = self._prompts([requests[i] for i in batch])
                 options, until = _generation(requests[batch[0]].args[1])
-                asked = self.gaze.ask(
+                texts = self.gaze.ask(
                     images,
                     questions,
                     system=self.system,
@@ -96,37 +97,35 @@ class RegazeVLM(lmms):
                     method=self.method if isinstance(self.method, MultiPassMethod) else None,
                     **options,
                 )
-                for i, answer in zip(batch, asked, strict=True):
-                    answers[i] = _cut(answer, until)
+                for i, answer in zip(batch, texts, strict=True):
+                    answers[i] = _truncate(answer, until)
                     context, settings = requests[i].args[:2]
                     self.cache_hook.add_partial("generate_until", (context, settings), answers[i])
         return answers
 
     def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
-        """Mean negative log-probability per token (lmms-eval takes the least), and whether greedy says it."""
+        """Mean negative log-probability per token (lmms-eval takes the lowest), and whether it is greedy."""
         if isinstance(self.method, MultiPassMethod):
             raise BadParameterError(f"method={self.method.name} asks in its own way: no log-likelihoods")
         scores: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
-        with self._acting():
+        with self._method_active():
             for batch in self._batches(requests, [0] * len(requests)):
                 chosen = [requests[i] for i in batch]
                 images, questions = self._prompts(chosen)
-                wanted = [self._continuation(request) for request in chosen]
+                targets = [self._target_ids(request) for request in chosen]
                 inputs = self.gaze.inputs(images, questions, self.system)
                 for i, tokens, score in zip(
-                    batch, wanted, loglikelihoods(self.gaze.model, inputs, wanted), strict=True
+                    batch, targets, loglikelihoods(self.gaze.model, inputs, targets), strict=True
                 ):
                     scores[i] = (-score.logprob / len(tokens), score.greedy)
         return scores
 
     def generate_until_multi_round(self, requests: list[Any]) -> list[str]:
-        """Not there: the roles of a conversation's later turns are not read yet."""
+        """Not supported: earlier turns of a conversation cannot be given yet."""
         raise InputError("regaze asks each question by itself: tasks of several rounds cannot be run")
 
-    # From requests to prompts -------------------------------------------------------------------------
-
     def _batches(self, requests: list[Any], kinds: Sequence[Any]) -> Any:
-        """Indices of requests asked at once: of one kind, the longest texts first."""
+        """Batches of request indices: requests of one kind, the longest texts first."""
         groups: dict[str, list[int]] = {}
         for i in sorted(range(len(requests)), key=lambda i: -len(requests[i].args[0])):
             groups.setdefault(repr(kinds[i]), []).append(i)
@@ -144,26 +143,24 @@ class RegazeVLM(lmms):
                 )
         return images, [request.args[0].replace(_PLACEHOLDER, "").strip() for request in requests]
 
-    def _continuation(self, request: Any) -> list[int]:
+    def _target_ids(self, request: Any) -> list[int]:
         target = request.args[1]
         text = target if isinstance(target, str) else target(self._doc(request))
-        lead = self._lead
-        tokens = self.gaze.reader.tokenizer(lead + str(text).lstrip(), add_special_tokens=False)["input_ids"]
+        answer = self._answer_prefix + str(text).lstrip()
+        tokens = self.gaze.reader.tokenizer(answer, add_special_tokens=False)["input_ids"]
         if not tokens:
             raise InputError(f"task {request.args[4]}, item {request.args[3]}: the answer to score is empty")
         return list(tokens)
 
     @cached_property
-    def _lead(self) -> str:
+    def _answer_prefix(self) -> str:
         return answer_prefix(self.gaze.processor)
 
     def _doc(self, request: Any) -> Any:
         doc_id, task, split = request.args[3:6]
         return self.task_dict[task][split][doc_id]
 
-    # Around it ----------------------------------------------------------------------------------------
-
-    def _acting(self) -> Any:
+    def _method_active(self) -> Any:
         return self.gaze.using(self.method) if isinstance(self.method, Intervention) else nullcontext()
 
     def _device(self, name: str | None) -> Any:
@@ -184,7 +181,8 @@ def _generation(settings: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str,
     return options, (until,) if isinstance(until, str) else tuple(until)
 
 
-def _cut(answer: str, until: tuple[str, ...]) -> str:
+def _truncate(answer: str, until: tuple[str, ...]) -> str:
+    """The answer up to the first stop sequence."""
     for stop in filter(None, until):
         answer = answer.split(stop, 1)[0]
     return answer.strip()

@@ -130,8 +130,8 @@ class HttpJudge(CachedJudge):
     def _seconds_to_wait(self, state: RetryCallState) -> float:
         error = state.outcome.exception() if state.outcome is not None else None
         exponential = self.pause * 2 ** (state.attempt_number - 1)
-        asked = error.pause if isinstance(error, _TransientError) else None
-        return min(MAX_PAUSE, exponential if asked is None else asked)
+        requested = error.pause if isinstance(error, _TransientError) else None
+        return min(MAX_PAUSE, exponential if requested is None else requested)
 
     async def _post(self, client: httpx2.AsyncClient, prompt: str) -> str:
         body = {key: value for key, value in self._request().items() if key != "url"}

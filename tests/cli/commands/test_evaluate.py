@@ -109,9 +109,9 @@ def test_every_run_without_output_has_its_own_folder(files):
 
 def test_resume_finds_the_newest_run(files, gaze):
     good(*POPE, "--model", "some/model", "--limit", "2")
-    before = len(gaze.asked)
+    before = len(gaze.prompts)
     good(*POPE, "--model", "some/model", "--resume")
-    assert len(gaze.asked) == before + 1 + 2
+    assert len(gaze.prompts) == before + 1 + 2
     assert len(list((files / "out").iterdir())) == 1
 
 
@@ -143,8 +143,8 @@ def test_options_of_the_benchmark_and_of_generate(files, gaze):
         *("evaluate", "captions", "--bench", "limit=3", "--bench", "prompt=What is there?"),
         *("--bench", "max_new_tokens=7", "--generate", "repetition_penalty=1.5", "--output", "out"),
     )
-    assert set(gaze.asked) == {"What is there?"}
-    assert len(gaze.asked) == 3 + 1
+    assert set(gaze.prompts) == {"What is there?"}
+    assert len(gaze.prompts) == 3 + 1
     assert {(o["max_new_tokens"], o["repetition_penalty"]) for o in gaze.options} == {(7, 1.5)}
     good(*POPE, "--generate", "temperature=0.7", "--output", "sampled")
     assert gaze.options[-1]["logits_processor"]
@@ -157,10 +157,10 @@ def test_run_yaml_is_the_same_run_again(files, gaze):
     assert config["set"] == {"heads": [[0, 0]]}
     assert config["generate"] == {"top_k": 3}
     assert (config["benchmark"], config["limit"], config["questions"]) == ("pope", 2, "q.jsonl")
-    before = len(gaze.asked)
+    before = len(gaze.prompts)
     good("evaluate", "--config", "out/run.yaml", "--output", "out")
     again = json.loads((files / "out/results.json").read_text())
-    assert len(gaze.asked) == before  # nothing had to be asked
+    assert len(gaze.prompts) == before  # nothing had to be asked
     assert again["configuration"] == first["configuration"]
     assert again["benchmarks"] == first["benchmarks"]
     # An option on the command line goes before the file.

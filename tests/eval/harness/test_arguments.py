@@ -42,13 +42,13 @@ def test_what_is_no_name_and_value_is_refused():
 @pytest.mark.parametrize("heads", [[[3, 1], [4, 0]], "[[3,1],[4,0]]", ((3.0, 1.0), (4.0, 0.0))])
 def test_a_method_takes_its_parameters_and_leaves_the_rest(heads):
     given = {"pretrained": "x", "method": "knockout", "heads": heads}
-    assert arguments.take_method(given) == create_method("knockout", heads=((3, 1), (4, 0)))
+    assert arguments.pop_method(given) == create_method("knockout", heads=((3, 1), (4, 0)))
     assert given == {"pretrained": "x"}
 
 
 @pytest.mark.parametrize("none", [{}, {"method": "none"}, {"method": None}, {"method": "None"}])
 def test_none_is_no_method(none):
-    assert arguments.take_method(none) is None
+    assert arguments.pop_method(none) is None
     assert none == {}
 
 
@@ -63,12 +63,12 @@ def test_none_is_no_method(none):
 )
 def test_what_cannot_be_meant_is_refused(given, error, message):
     with pytest.raises(error, match=message):
-        arguments.take_method(given)
+        arguments.pop_method(given)
 
 
 def test_an_unknown_argument_is_named_beside_what_there_is():
     with pytest.raises(BadParameterError, match=r"unknown bta; .*batch_size.*parameters of dola: .*beta"):
-        arguments.explain_unknown({"bta": 1}, {"batch_size"}, create_method("dola"))
+        arguments.check_unknown({"bta": 1}, {"batch_size"}, create_method("dola"))
 
 
 # Scores -----------------------------------------------------------------------------------------------

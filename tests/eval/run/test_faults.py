@@ -79,7 +79,7 @@ def test_more_processes_than_questions():
     generator = AnswerGenerator(gaze, Condition("m", None, {}, 0), batch_size=4)
     assert generator.make_batches([]) == []
     generator.warm_up([])
-    assert gaze.asked == []
+    assert gaze.prompts == []
 
 
 class Threads(ProcessGroup):
@@ -109,7 +109,7 @@ def test_processes_share_the_work_and_leave_one_result(tmp_path):
 
     with ThreadPoolExecutor(len(gazes)) as pool:
         list(pool.map(one, range(len(gazes))))
-    assert sorted(len(gaze.asked) - 1 for gaze in gazes) == [2, 4, 4]  # each also tries one question
+    assert sorted(len(gaze.prompts) - 1 for gaze in gazes) == [2, 4, 4]  # each also tries one question
     assert len(list((tmp_path / "out").glob("journal.*"))) == 3
     assert lines(tmp_path / "out/answers.jsonl") == lines(tmp_path / "whole/answers.jsonl")
     results = read(tmp_path / "out")

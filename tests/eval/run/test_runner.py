@@ -38,7 +38,7 @@ def test_plain_and_edited_are_asked_the_same_and_scored(pope, tmp_path):
     )
     # Each condition begins with one question that is asked to see whether it works.
     everything = ["a0? !", "a1? !", "b2? !", "b3? !", "c4? !"]
-    assert sorted(gaze.asked) == sorted([*everything, everything[0]] * 2)
+    assert sorted(gaze.prompts) == sorted([*everything, everything[0]] * 2)
     assert {len(batch) for batch in gaze.batches} == {1, 2}
     assert all(options["max_new_tokens"] == 3 for options in gaze.options)
     assert seen[0] == ("plain", 0, 5)
@@ -90,7 +90,7 @@ def test_a_question_that_two_splits_share_is_asked_once(pope, tmp_path):
     )
     gaze = StandIn()
     results = evaluate_benchmark(gaze, twice, None, tmp_path / "out", model_name="m")
-    assert len(gaze.asked) == 5 + 1
+    assert len(gaze.prompts) == 5 + 1
     assert results["benchmarks"]["pope"]["plain"]["asked"] == 5
     assert len(lines(tmp_path / "out/answers.jsonl")) == 10
 
@@ -104,7 +104,7 @@ def test_a_run_goes_on_where_it_was_stopped_and_asks_nothing_twice(pope, tmp_pat
     assert not (tmp_path / "out/answers.jsonl").exists()
     second = StandIn()
     resumed = evaluate_benchmark(second, pope, Blind(), tmp_path / "out", model_name="m", batch_size=2)
-    assert len(second.asked) == (1 + 3) + (1 + 5)
+    assert len(second.prompts) == (1 + 3) + (1 + 5)
     assert not set(first.batches[1]) & {prompt for batch in second.batches[1:3] for prompt in batch}
     for file in ("answers.jsonl",):
         assert (tmp_path / "out" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
@@ -113,7 +113,7 @@ def test_a_run_goes_on_where_it_was_stopped_and_asks_nothing_twice(pope, tmp_pat
     assert figures(
         evaluate_benchmark(third, pope, Blind(), tmp_path / "out", model_name="m", batch_size=7)
     ) == figures(whole)
-    assert third.asked == []
+    assert third.prompts == []
 
 
 def figures(results: dict) -> dict:
@@ -149,8 +149,8 @@ def test_answers_of_another_configuration_are_never_read(pope, tmp_path, change)
     gaze = StandIn()
     evaluate_benchmark(gaze, pope, method, tmp_path / "out", **{**given, **change})
     # A method of other parameters leaves the plain answers what they are.
-    assert len(set(gaze.asked)) == 5
-    assert len(gaze.asked) == (6 if method.strength == 0.5 else 12)
+    assert len(set(gaze.prompts)) == 5
+    assert len(gaze.prompts) == (6 if method.strength == 0.5 else 12)
     if (
         "pixels" not in change
         and json.loads(before)["configuration"] != results_file.read(tmp_path / "out")["configuration"]
@@ -163,16 +163,16 @@ def test_greedy_answers_do_not_depend_on_the_seed(pope, tmp_path):
     evaluate_benchmark(StandIn(), pope, None, tmp_path / "out", model_name="m", seed=0)
     gaze = StandIn()
     evaluate_benchmark(gaze, pope, None, tmp_path / "out", model_name="m", seed=1)
-    assert gaze.asked == []
+    assert gaze.prompts == []
 
 
 def test_memory_that_runs_out_halves_the_batch_for_good(pope, tmp_path):
-    gaze = StandIn(most=2)
+    gaze = StandIn(max_batch=2)
     results = evaluate_benchmark(gaze, pope, None, tmp_path / "out", model_name="m", batch_size=5)
     assert [len(batch) for batch in gaze.batches] == [1, 2, 1, 2]
     assert results["benchmarks"]["pope"]["plain"]["failed"] == 0
     wide = write_pope(tmp_path, [("a", "yes")] * 12)
-    gaze = StandIn(most=3)
+    gaze = StandIn(max_batch=3)
     evaluate_benchmark(gaze, wide, None, tmp_path / "wide", model_name="m", batch_size=6)
     assert [len(batch) for batch in gaze.batches[1:]] == [3, 3, 3, 3]
 
@@ -190,7 +190,7 @@ def test_a_failing_question_is_found_and_costs_its_cluster(pope, tmp_path):
     # Once it works, nothing but that question is asked again.
     gaze = StandIn()
     results = evaluate_benchmark(gaze, pope, Blind(), tmp_path / "out", model_name="m")
-    assert set(gaze.asked) == {"b2? !"}
+    assert set(gaze.prompts) == {"b2? !"}
     assert results["benchmarks"]["pope"]["plain"]["failed"] == 0
 
 
@@ -218,7 +218,7 @@ def test_an_image_that_cannot_be_read_is_an_error_row(pope, tmp_path, damage):
     gaze = StandIn()
     results = evaluate_benchmark(gaze, pope, None, tmp_path / "out", model_name="m")
     assert results["benchmarks"]["pope"]["plain"]["failed"] == 1
-    assert "c4? !" not in gaze.asked
+    assert "c4? !" not in gaze.prompts
     row = lines(tmp_path / "out/answers.jsonl")[4]
     assert row["error"].startswith(f"image {path} cannot be read: ")
     assert row["error"].endswith("q.jsonl:5)")
@@ -237,7 +237,7 @@ def test_too_many_errors_stop_the_run_and_say_why(pope, tmp_path):
     gaze = StandIn()
     with pytest.raises(InputError, match=r"2 questions failed.*a\.png cannot be read"):
         evaluate_benchmark(gaze, pope, None, tmp_path / "out2", model_name="m", max_errors=1)
-    assert gaze.asked == []
+    assert gaze.prompts == []
 
 
 def test_nothing_left_to_score_is_said(tmp_path):

@@ -30,8 +30,8 @@ def methods(
         out.print(f"[bold]{name}[/bold]  {escape(about['summary'])}", soft_wrap=True)
         out.print(f"  source: {about['source']}", markup=False, soft_wrap=True)
         for parameter, entry in about["parameters"].items():
-            default = f" = {entry['default']}" if "default" in entry else "  (required)"
-            out.print(f"  --set {parameter}: {entry['type']}{default}", markup=False, soft_wrap=True)
+            default = entry.get("default", "...")
+            out.print(f"  --set {parameter}={default}  ({entry['type']})", markup=False, soft_wrap=True)
             out.print(f"      {entry['help']}", markup=False, soft_wrap=True)
         out.print()
 

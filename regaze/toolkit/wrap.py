@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,8 +14,9 @@ from transformers import BatchFeature, PreTrainedModel
 
 from regaze.errors import BadParameterError, InputError, RegazeError, UnsupportedModelError
 from regaze.toolkit.model import compat
+from regaze.toolkit.model.block import Block, Opened
 from regaze.toolkit.model.callback import Callback
-from regaze.toolkit.model.hook import close_session, open_session
+from regaze.toolkit.model.hook import open_callbacks
 from regaze.toolkit.model.release_check import check_release
 from regaze.toolkit.model.session import Session
 from regaze.toolkit.model.vision import vision_tokens
@@ -67,7 +67,6 @@ class Gaze:
         self._built: OrderedDict[tuple[int, ...], PromptTokens] = OrderedDict()
         #: Of those, prompts that were built with images of different shapes.
         self._ambiguous: set[tuple[int, ...]] = set()
-        self._recorder: Recorder | None = None
 
     # Asking -------------------------------------------------------------------------------------------
 
@@ -177,12 +176,12 @@ class Gaze:
 
     # Editing and recording ----------------------------------------------------------------------------
 
-    @contextmanager
-    def using(self, *interventions: Callback, tokens: TokenMap | None = None) -> Iterator[Gaze]:
+    def using(self, *interventions: Callback, tokens: TokenMap | None = None) -> Block[Gaze]:
         """Apply interventions to every forward of the model inside the block.
 
         Several interventions act together, in the given order; blocks nest, outer before inner. On exit, also
-        after an exception, the model is as before.
+        after an exception or an interrupt, the model is as before. While a block is open, only the thread
+        that opened it may run the model.
 
         Args:
             interventions: see `regaze.interventions`.
@@ -194,16 +193,14 @@ class Gaze:
                 raise BadParameterError(_not_a_callback(intervention))
         if len({id(intervention) for intervention in interventions}) < len(interventions):
             raise BadParameterError("gaze.using was given the same object twice; its state would be mixed up")
-        session = Session(interventions, tokens, self._read, self.reader)
-        check_release(self.model.config.model_type)
-        open_session(self.host, session, self.model)
-        try:
-            yield self
-        finally:
-            close_session(self.host, session)
 
-    @contextmanager
-    def recording(self, *, tokens: TokenMap | None = None, **options: Any) -> Iterator[Record]:
+        def make() -> Opened:
+            check_release(self.model.config.model_type)
+            return Opened(Session(interventions, tokens, self._read, self.reader), self)
+
+        return Block(make, self.host, self.model)
+
+    def recording(self, *, tokens: TokenMap | None = None, **options: Any) -> Block[Record]:
         """Record attention statistics of every forward inside the block; `RecordOptions` lists them.
 
         The record is complete when the block ends.
@@ -213,25 +210,23 @@ class Gaze:
         """
         _check_map(tokens)
         chosen = RecordOptions.for_model(self.model, **options)
-        recorder = Recorder(chosen, self.model, self.reader.tokenizer)
-        session = Session((recorder,), tokens, self._read, self.reader)
-        check_release(self.model.config.model_type)
-        open_session(self.host, session, self.model)
-        self._recorder = recorder
-        try:
-            yield recorder.record
-            recorder.finish()
-        finally:
-            self._recorder = None
-            close_session(self.host, session)
+
+        def make() -> Opened:
+            check_release(self.model.config.model_type)
+            recorder = Recorder(chosen, self.model, self.reader.tokenizer)
+            session = Session((recorder,), tokens, self._read, self.reader)
+            return Opened(session, recorder.record, recorder.finish)
+
+        return Block(make, self.host, self.model)
 
     def record_answer(self, output_ids: Tensor) -> None:
         """Give the open recording the answer [B, T] of the generation that has just ended; `ask` does so.
 
         A record otherwise takes the tokens fed at each step for the answer, which lacks the last one.
         """
-        if self._recorder is not None:
-            self._recorder.set_answer(output_ids)
+        for callback in open_callbacks(self.host):
+            if isinstance(callback, Recorder):
+                callback.set_answer(output_ids)
 
     # Roles --------------------------------------------------------------------------------------------
 

@@ -21,6 +21,7 @@ from regaze.toolkit.model import compat
 from regaze.toolkit.model.attention_call import AttentionCall
 from regaze.toolkit.model.callback import Callback, overrides
 from regaze.toolkit.model.context import Context
+from regaze.toolkit.model.own_thread import OwnThread
 
 #: Where an attention module keeps its `Attachment` while a block is open.
 SLOT = "_regaze_attention"
@@ -67,8 +68,8 @@ class AttentionDispatcher:
         previous: the model's own attention implementation.
     """
 
-    def __init__(self, model: PreTrainedModel):
-        self._model = model
+    def __init__(self, model: PreTrainedModel, thread: OwnThread):
+        self._model, self._thread = model, thread
         self.previous = compat.current_attention(model)
         self.callbacks: tuple[Callback, ...] = ()
         self.listeners: tuple[Callback, ...] = ()
@@ -97,6 +98,10 @@ class AttentionDispatcher:
             keys: Lk of the call. device: that of the layer.
         """
         context = self.context
+        if not self._thread.is_current:
+            if (recomputed := _recomputed(self._model)) is not None:
+                raise InputError(recomputed)
+            self._thread.check()
         if context is None:
             if self.callbacks:
                 raise InputError(_recomputed(self._model) or _CALLED_ALONE)
@@ -137,6 +142,10 @@ class AttentionDispatcher:
         if self.context is not None and not site.cross:
             for callback in self.listeners:
                 callback.on_attention(site.layer, call, self.context)
+
+    def check_thread(self) -> None:
+        """Raise InputError in another thread than the one whose block this is."""
+        self._thread.check()
 
 
 class Attachment(NamedTuple):

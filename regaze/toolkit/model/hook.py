@@ -9,6 +9,7 @@ see each other.
 from __future__ import annotations
 
 import inspect
+import threading
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -29,14 +30,17 @@ from regaze.toolkit.model.attention import (
 )
 from regaze.toolkit.model.callback import Callback, overrides
 from regaze.toolkit.model.context import Context
-from regaze.toolkit.model.layer_hooks import LayerHooks
+from regaze.toolkit.model.layer_hooks import LayerHooks, sweep_hooks
 from regaze.toolkit.model.logits import combine
+from regaze.toolkit.model.own_thread import OwnThread
 from regaze.toolkit.model.prompt_source import PromptSource
 from regaze.toolkit.model.session import Session
 from regaze.toolkit.model.stack import Branch, Stack, main_rows
 
 #: Where a model keeps its hook.
 _HOOK = "_regaze_hook"
+#: Held while a session opens or closes: two threads must not do so at once.
+_LOCK = threading.RLock()
 _BY_NAME = "an intervention that changes the logits of a forward needs outputs by name: return_dict=True"
 
 
@@ -48,25 +52,33 @@ def hook_of(model: PreTrainedModel) -> ModelHook | None:
 def open_session(model: PreTrainedModel, session: Session, outer: PreTrainedModel | None = None) -> None:
     """Make a session take part in every forward of `model` until it is closed.
 
+    After an exception, `close_session` takes away what was done so far.
+
     Args:
         outer: the model that `model` is a part of, where it embeds the token ids itself.
+
+    Raises:
+        InputError: another thread has a session open. CompositionError: a second recording.
     """
-    hook = hook_of(model)
-    if hook is None:
-        hook = ModelHook(model, outer)
-        hook.install()
-    try:
+    with _LOCK:
+        hook = hook_of(model)
+        if hook is None:  # found from here on by `close_session`
+            hook = model.__dict__[_HOOK] = ModelHook(model, outer)
         hook.add(session)
-    except BaseException:
-        hook.remove(session)
-        raise
 
 
 def close_session(model: PreTrainedModel, session: Session) -> None:
-    """End a session; the last one leaves the model exactly as it was."""
+    """End a session; the last one leaves the model exactly as it was. It can be repeated."""
+    with _LOCK:
+        hook = hook_of(model)
+        if hook is not None:
+            hook.remove(session)
+
+
+def open_callbacks(model: PreTrainedModel) -> tuple[Callback, ...]:
+    """The callbacks of all open sessions of a model."""
     hook = hook_of(model)
-    if hook is not None:
-        hook.remove(session)
+    return () if hook is None else hook.callbacks
 
 
 @contextmanager
@@ -100,10 +112,14 @@ class ModelHook:
 
     def __init__(self, model: PreTrainedModel, outer: PreTrainedModel | None = None):
         self._model, self._outer = model, model if outer is None else outer
-        self._sessions: list[Session] = []
-        self._prompts = PromptSource(model)
-        self._attention = AttentionDispatcher(model)
-        self._layer_hooks = LayerHooks(model)
+        self._thread = OwnThread(type(model).__name__)
+        self._open: list[Session] = []
+        self._closing: list[Session] = []  # no longer open, but what they did may not be undone yet
+        self._instead: list[Session] | None = None  # that take part for a while, see `only`
+        self._installed = False
+        self._prompts = PromptSource(model, self._thread)
+        self._attention = AttentionDispatcher(model, self._thread)
+        self._layer_hooks = LayerHooks(model, self._thread)
         self._contexts: weakref.WeakKeyDictionary[Any, tuple[Context, tuple[Session, ...]]] = (
             weakref.WeakKeyDictionary()
         )
@@ -117,30 +133,45 @@ class ModelHook:
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         refuse_copy(self._model)
 
+    @property
+    def callbacks(self) -> tuple[Callback, ...]:
+        return self._attention.callbacks
+
     # Opening and closing ------------------------------------------------------------------------------
 
-    def install(self) -> None:
-        """Put regaze into the model.
+    def add(self, session: Session) -> None:
+        """Open a session, and with the first one put regaze into the model.
 
         Raises:
-            UnsupportedModelError: its attention cannot be reached.
+            InputError: another thread has a session open. CompositionError: a second recording.
+            UnsupportedModelError: the model's attention cannot be reached.
         """
+        self._thread.check()
+        if session.records and any(other.records for other in self._open):
+            raise CompositionError(
+                "a recording is already open on this model; ask for everything in one gaze.recording"
+            )
+        self._open.append(session)
+        if not self._installed:
+            self._install()
+        self._refresh()
+
+    def _install(self) -> None:
         model, attention = self._model, self._attention
         sites = compat.attention_modules(model)
         if not sites:
             raise UnsupportedModelError(
                 f"{type(model).__name__} has no attention modules that regaze can reach"
             )
-        try:
-            compat.set_attention(model, compat.IMPLEMENTATION)
-        except BaseException:  # also half-way through a composite model
-            compat.set_attention(model, attention.previous)
-            raise
+        for module in sites:
+            other = module.__dict__.get(SLOT)
+            if other is not None:  # of a model that this one is a part of, or that is a part of it
+                other.dispatcher.check_thread()
+        compat.set_attention(model, compat.IMPLEMENTATION)
         for module, site in sites.items():
             module.__dict__[SLOT] = Attachment(attention, site)
         for module in compat.sharing_modules(model):
             module.__dict__[SLOT] = Attachment(attention, None)
-        model.__dict__[_HOOK] = self
         self._self_layers = frozenset(site.layer for site in sites.values() if not site.cross)
         self._cross_layers = frozenset(site.layer for site in sites.values() if site.cross)
         self._handles = [
@@ -150,50 +181,64 @@ class ModelHook:
         if self._outer is not model:  # embeds the ids itself and mixes the image in
             embeddings = self._outer.get_input_embeddings()
             self._handles.append(embeddings.register_forward_pre_hook(self._note_embedded))
+        self._installed = True
 
     def _uninstall(self) -> None:
-        self._layer_hooks.stop()  # of a forward that was interrupted from the keyboard, which runs no hook
+        """Take regaze out of the model; every step can be repeated, and the last one ends the hook."""
         for handle in self._handles:
             handle.remove()
-        self._model.__dict__.pop(_HOOK, None)
+        sweep_hooks(self._outer, self, self._layer_hooks)
         for module in self._model.modules():
             attached = module.__dict__.get(SLOT)
             if attached is not None and attached.dispatcher is self._attention:  # parts may be wrapped, too
                 del module.__dict__[SLOT]
         compat.set_attention(self._model, self._attention.previous)
-
-    def add(self, session: Session) -> None:
-        """Open a session. Raises CompositionError for a second recording."""
-        if session.records and any(other.records for other in self._sessions):
-            raise CompositionError(
-                "a recording is already open on this model; ask for everything in one gaze.recording"
-            )
-        self._sessions.append(session)
-        self._refresh()
+        self._installed = False
+        self._model.__dict__.pop(_HOOK, None)
 
     def remove(self, session: Session) -> None:
-        """Close a session, and with the last one take regaze out of the model."""
-        if session in self._sessions:
-            self._sessions.remove(session)
+        """Close a session, and with the last one take regaze out of the model. It can be repeated."""
+        if session in self._open:
+            self._closing.append(session)
+            self._open.remove(session)
+        if self._open and session not in self._closing:  # it was refused, or is closed
+            return
+        # An interrupt runs no hook at the end of the forward.
+        self._instead, self._attention.context = None, None
+        self._layer_hooks.stop()
+        sweep_hooks(self._outer, self._layer_hooks)
+        try:
+            self._release_caches(session)
+        finally:
+            self._refresh()
+            if not self._open:
+                self._uninstall()
+        self._closing = [other for other in self._closing if other is not session]
+
+    def _release_caches(self, session: Session) -> None:
+        """What is left of caches with several contexts is the user's rows."""
         for cache, (context, sessions) in list(self._contexts.items()):
-            if session in sessions and context.has_branches:  # what is left of it is the user's rows
+            if session in sessions and context.has_branches:
                 compat.keep_rows(cache, context.user_batch)
                 del self._contexts[cache]
-        self._refresh()
-        if not self._sessions:
-            self._uninstall()
 
     @contextmanager
     def only(self, *sessions: Session) -> Iterator[None]:
         """Forwards in the block take part in these sessions instead of the open ones."""
-        outer = self._sessions, self._attention.context
+        self._thread.check()
+        outer = self._instead, self._attention.context
         try:
-            self._sessions = list(sessions)
+            self._instead = list(sessions)
             self._refresh()
             yield
         finally:
-            self._sessions, self._attention.context = outer
+            self._instead, self._attention.context = outer
             self._refresh()
+
+    @property
+    def _sessions(self) -> list[Session]:
+        """Those that take part in forwards now."""
+        return self._open if self._instead is None else self._instead
 
     def _refresh(self) -> None:
         """The sessions have changed."""
@@ -212,6 +257,7 @@ class ModelHook:
         compat.pass_pixels(self._model, pixels, () if reader is None else reader.family.image_token_ids)
 
     def _note_embedded(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        self._thread.check()
         if self._attention.context is None and args:
             self._prompts.note_embedded(args[0])
 
@@ -221,6 +267,7 @@ class ModelHook:
     def _enter(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        self._thread.check()
         if not self._attention.callbacks:
             return None
         given = {**dict(zip(self._argument_names, args, strict=False)), **kwargs} if args else kwargs
@@ -295,6 +342,7 @@ class ModelHook:
 
     def adopt(self, cache: Any, inputs: Mapping[str, Any]) -> None:
         """See `adopt_cache`."""
+        self._thread.check()
         context = self._begin(inputs)
         if context.has_branches:
             raise UnsupportedModelError("a cache that one context has filled cannot go on as several")
@@ -305,6 +353,8 @@ class ModelHook:
 
     @outside_graphs
     def _leave(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        if not self._thread.is_current:  # refused by `_enter`
+            return None
         context, self._attention.context = self._attention.context, None
         self._layer_hooks.stop()
         if context is None:

@@ -6,7 +6,8 @@ forward begins that needs them, and removed when it ends.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,13 +16,42 @@ from transformers import PreTrainedModel
 from regaze.errors import UnsupportedModelError
 from regaze.toolkit.model import compat
 from regaze.toolkit.model.context import Context
+from regaze.toolkit.model.own_thread import OwnThread
+
+#: Where a hook function keeps its owner, so that it is found even if its handle was lost to an interrupt.
+_OWNER = "_regaze_owner"
+_TEMPORARY = "temporary"
+
+
+def sweep_hooks(model: nn.Module, *owners: object) -> None:
+    """Remove from all modules the hooks of `owners` (or that are their methods), and temporary ones."""
+
+    def belongs(hook: Any) -> bool:
+        owner = getattr(hook, _OWNER, getattr(hook, "__self__", None))
+        return owner is _TEMPORARY or any(owner is each for each in owners)
+
+    compat.remove_hooks(model, belongs)
+
+
+@contextmanager
+def temporary_hooks(pre_hooks: list[tuple[nn.Module, Callable[..., Any]]]) -> Iterator[None]:
+    """Forward pre-hooks with keyword arguments that exist inside the block."""
+    handles: list[Any] = []
+    try:
+        for module, hook in pre_hooks:
+            setattr(hook, _OWNER, _TEMPORARY)
+            handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 class LayerHooks:
     """What one forward of `model` needs beside its attention: inputs of layers, outputs of MLPs."""
 
-    def __init__(self, model: PreTrainedModel):
-        self.model = model
+    def __init__(self, model: PreTrainedModel, thread: OwnThread):
+        self.model, self._thread = model, thread
         self._handles: list[Any] = []
 
     def start(self, context: Context) -> None:
@@ -39,7 +69,7 @@ class LayerHooks:
         for number in context.captured_layers:
             layers = compat.decoder_layers(self.model)
             if number == len(layers):
-                self._handles.append(layers[-1].register_forward_hook(_capture_output(context, number)))
+                self._after(layers[-1], _capture_output(context, number))
             else:
                 self._before(layers[number], _capture_input(context, number))
         if context.mlp_editors:
@@ -49,7 +79,7 @@ class LayerHooks:
                     raise UnsupportedModelError(
                         f"{type(layer).__name__} has no `mlp` whose output could be edited"
                     )
-                self._handles.append(mlp.register_forward_hook(_edit_mlp(context, number)))
+                self._after(mlp, _edit_mlp(context, number))
         if context.step == 0 and (gain := context.embedding_gain()) is not None:
             self._before(self.model.get_decoder(), _scale_embeddings(gain))
 
@@ -59,7 +89,20 @@ class LayerHooks:
             self._handles.pop().remove()
 
     def _before(self, module: nn.Module, hook: Callable[..., Any]) -> None:
-        self._handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+        self._handles.append(module.register_forward_pre_hook(self._owned(hook), with_kwargs=True))
+
+    def _after(self, module: nn.Module, hook: Callable[..., Any]) -> None:
+        self._handles.append(module.register_forward_hook(self._owned(hook)))
+
+    def _owned(self, hook: Callable[..., Any]) -> Callable[..., Any]:
+        """The hook, which refuses other threads."""
+
+        def run(*args: Any) -> Any:
+            self._thread.check()
+            return hook(*args)
+
+        setattr(run, _OWNER, self)
+        return run
 
 
 def _layer_input(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:

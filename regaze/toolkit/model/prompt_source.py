@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from regaze.errors import InputError, RegazeError
 from regaze.toolkit.model import compat
+from regaze.toolkit.model.own_thread import OwnThread
 from regaze.toolkit.model.session import Session
 from regaze.toolkit.prompts.prompt_reader import PromptReader
 from regaze.toolkit.prompts.token_map import TokenMap
@@ -23,8 +24,8 @@ from regaze.toolkit.prompts.token_map import TokenMap
 class PromptSource:
     """Finds the ids and roles of the prompts of one model."""
 
-    def __init__(self, model: PreTrainedModel):
-        self._model = model
+    def __init__(self, model: PreTrainedModel, thread: OwnThread):
+        self._model, self._thread = model, thread
         self._sessions: Sequence[Session] = ()
         self._media: tuple[str, ...] = ()  # arguments that roles are read from, beside the ids
         self._embedded: Tensor | None = None
@@ -92,6 +93,7 @@ class PromptSource:
 
     def _note_generate(self, inputs: Mapping[str, Any]) -> None:
         """Read the prompts that `generate` was given, while all of the processor's outputs are there."""
+        self._thread.check()
         self._generating = None
         tokens = self.tokens(inputs)
         if isinstance(tokens, TokenMap):

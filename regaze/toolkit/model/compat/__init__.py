@@ -48,6 +48,7 @@ from regaze.toolkit.model.compat.generation import (
     on_generate,
     pass_pixels,
 )
+from regaze.toolkit.model.compat.hooks import remove_hooks
 from regaze.toolkit.model.compat.layout import (
     decoder_layers,
     decoder_of,
@@ -109,6 +110,7 @@ __all__ = [
     "pop_positions",
     "prompt_of",
     "register",
+    "remove_hooks",
     "residual",
     "set_attention",
     "sharing_modules",

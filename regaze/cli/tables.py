@@ -107,7 +107,9 @@ def comparison(results: Mapping[str, Any]) -> str:
 def scored(benchmark: Mapping[str, Any]) -> str:
     """The scores of a file of answers as Markdown: the leading figures, then all of them."""
     leading = _leading_figures(benchmark["benchmark"]["name"], benchmark)
-    return "\n\n".join([leading, markdown_table(report.full_table(benchmark)), *report.NOTES]) + "\n"
+    joins = ", ".join(f"{label} by {by}" for label, by in benchmark["joined_by"].items())
+    joined = f"Answers were joined to the questions: {joins}."
+    return "\n\n".join([leading, joined, markdown_table(report.full_table(benchmark)), *report.NOTES]) + "\n"
 
 
 def _leading_figures(name: str, benchmark: Mapping[str, Any]) -> str:

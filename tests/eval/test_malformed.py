@@ -56,6 +56,10 @@ FILES: dict[str, str | bytes] = {
     "strange.jsonl": '{"key": "q/9", "answer": "no"}',
     "half.jsonl": '{"key": "q/1", "answer": "no"}',
     "other.jsonl": '{"prompt": "Is there a cat?", "answer": "no"}\n{"prompt": "Why?", "answer": "no"}',
+    "mixed.jsonl": json.dumps({"key": "q/1", "prompt": "Is there a cat?", "answer": "no"})
+    + '\n{"key": "q/2", "prompt": "Is there a cat?", "answer": "no"}',
+    "asked.jsonl": f"{GOOD}\n{GOOD}",
+    "two.jsonl": '{"prompt": "Why?", "answer": "no", "response": "No."}',
     "turned.jsonl": '{"target": "no", "answer": "no"}\n{"target": "no", "answer": "no"}',
     "three.jsonl": "\n".join(
         json.dumps({"key": "q/1", "condition": c, "answer": "no", "label": "no"}) for c in ("a", "b")
@@ -216,13 +220,19 @@ CASES: list[tuple[list[str], str]] = [
     (score("failed.jsonl"), "failed.jsonl:1: this question failed (out of memory)"),
     (score("unlabelled.jsonl"), "1 answers for 1902 questions of pope"),
     (score("answers.jsonl", *JOINED), "3 answers for 2 questions of pope"),
-    (score("keys.jsonl", *JOINED), "keys.jsonl:2: a second answer to q/1, after keys.jsonl:1"),
+    (score("keys.jsonl", *JOINED), "keys.jsonl:2: a second answer to 'q/1' (key), after keys.jsonl:1"),
     (score("strange.jsonl", *JOINED), "strange.jsonl:1: pope has no question 'q/9'"),
-    (score("half.jsonl", *JOINED), "1 of 2 questions have no answer, the first is q/2"),
+    (score("half.jsonl", *JOINED), "1 of 2 questions have no answer, the first is 'q/2' of q.jsonl:2"),
     (
         score("other.jsonl", *JOINED),
-        "other.jsonl:1 answers 'Is there a cat?', but q/1 asks 'Is there a dog?'",
+        "other.jsonl:2: pope has no question 'why?' (text)",
     ),
+    (
+        score("mixed.jsonl", *JOINED),
+        "mixed.jsonl:1 answers 'Is there a cat?', but q/1 asks 'Is there a dog?'",
+    ),
+    (score("asked.jsonl"), "asked.jsonl holds questions (under 'text') and no answers; --answer-key names"),
+    (score("two.jsonl"), "two.jsonl: the answers could stand under 'answer' or 'response'; choose by --ans"),
     (score("turned.jsonl", *JOINED), "turned.jsonl:1: its right answer is 'no', that of q/1 'yes'"),
     (score("three.jsonl"), "three.jsonl: answers of a, b without those of the plain model"),
     (

@@ -190,7 +190,9 @@ class LlavaBench(JudgedBenchmark):
             context = caption if isinstance(caption, str) else "\n".join(caption)
             question = files.require_field(record, "text", str, source)
             items.append(
-                Item(key, category, image_folder / image, question, "", source, (context, answers[key]))
+                Item(
+                    key, category, image_folder / image, question, "", source, (context, answers[key]), id=key
+                )
             )
         return cls(limit_items(items, limit), judge, official_prompts(rules) if rules else ())
 
@@ -230,7 +232,8 @@ def _read_mapping(path: Path, key: str, value: str, kinds: tuple[type, ...]) -> 
     mapping = {}
     for line, record in files.read_records(path):
         source = f"{path}:{line}"
-        mapping[str(files.require_field(record, key, (int, str), source))] = files.require_field(
-            record, value, kinds, source
-        )
+        name = str(files.require_field(record, key, (int, str), source))
+        if name in mapping:
+            raise InputError(f"{source}: a second line with {key} {name!r}")
+        mapping[name] = files.require_field(record, value, kinds, source)
     return mapping

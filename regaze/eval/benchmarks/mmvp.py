@@ -217,7 +217,7 @@ class Mmvp(JudgedBenchmark):
 def _item(row: Mapping[str, str], image_folder: Path, source: str) -> Item:
     options = tuple(text.strip() for text in re.split(r"\([a-z]\)", row["Options"])[1:])
     letter = row["Correct Answer"].strip().strip("()").upper()
-    if not row["Index"].strip().isdigit() or len(options) < 2 or letter not in "ABCD"[: len(options)]:
+    if not row["Index"].strip().isdigit() or len(options) < 2 or letter not in tuple("ABCD")[: len(options)]:
         raise InputError(
             f"{source}: expected a number, options like '(a) .. (b) ..' and one of them as the answer; "
             f"got {dict(row)}"
@@ -226,4 +226,4 @@ def _item(row: Mapping[str, str], image_folder: Path, source: str) -> Item:
     question = f"{row['Question'].strip()} {row['Options'].strip()}"
     reference = MmvpReference(number, options, letter)
     image, label = image_folder / f"{number}.jpg", f"({letter.lower()})"
-    return Item(str(number), "mmvp", image, question, label, source, reference)
+    return Item(str(number), "mmvp", image, question, label, source, reference, id=str(number))

@@ -109,7 +109,8 @@ class TextVqa(BaseBenchmark):
     def from_hub(cls, *, limit: int | None = None, **options: Any) -> TextVqa:
         """From the hub's copy. Raises InputError if `datasets` is missing or the hub cannot be reached."""
         rows = hub.read_rows(cls.about.hub, split="validation", limit=limit)
-        return cls(tuple(_item(row.values, row.image, row.source) for row in rows), **options)
+        items = [_item(row.values, row.image, row.source) for row in rows]
+        return cls(limit_items(items, None), **options)
 
     def scorers(self) -> Sequence[Scorer]:
         return (PYTHIA, VLMEVALKIT)
@@ -124,7 +125,7 @@ def _item(record: Any, image: Path | None, source: str, ocr_tokens: Sequence[str
         question += f"\nReference OCR token: {', '.join(ocr_tokens)}"
     key = str(files.require_field(record, "question_id", (int, str), source))
     most_frequent = max(answers, key=answers.count)
-    return Item(key, "validation", image, question, most_frequent, source, answers)
+    return Item(key, "validation", image, question, most_frequent, source, answers, id=key)
 
 
 def _read_ocr_tokens(path: Path) -> dict[str, list[str]]:

@@ -236,7 +236,7 @@ def _read_lettered(record: Any, image: Path | None, source: str) -> Item:
     text = files.require_field(record, "text", str, source)
     question, *options = re.split(r"\s*\([A-J]\)\s*", text)
     letter = files.require_field(record, "label", str, source).strip().upper()
-    if len(options) < 2 or letter not in LETTERS[: len(options)]:
+    if len(options) < 2 or letter not in tuple(LETTERS)[: len(options)]:
         raise InputError(
             f"{source}: expected options (A), (B).. in the text and one of them as label; got {text!r}"
         )
@@ -244,7 +244,8 @@ def _read_lettered(record: Any, image: Path | None, source: str) -> Item:
     reference = VStarReference(tuple(option.split("\n")[0].strip() for option in options), letter)
     category = str(record.get("category", "all"))
     key = f"{category}/{record.get('question_id', source)}"
-    return _letter_item(key, category, image, question, reference, source)
+    item = _letter_item(key, category, image, question, reference, source)
+    return dataclasses.replace(item, id=str(record.get("question_id", "")))
 
 
 def _letter_item(

@@ -69,6 +69,7 @@ class Amber(BaseBenchmark):
     matcher: NounMatcher | None = None
     suffix: str = SUFFIX
     name: str = "amber"
+    image_prefix: ClassVar[str] = r"AMBER_"
     about: ClassVar[About] = About(
         title="AMBER",
         paper="Wang et al., 2023, arXiv 2311.07397",
@@ -234,6 +235,7 @@ def _belongs(reference: Reference, task: str) -> bool:
 
 def _item(number: int, image: Path, query: str, reference: Reference, source: str = "") -> Item:
     if isinstance(reference, AnnotatedObjects):
-        return Item(str(number), "generative", image, query, "", source, reference)
+        return Item(str(number), "generative", image, query, "", source, reference, id=str(number))
     label = "no" if reference.negative else "yes"
-    return Item(str(number), f"discriminative-{reference.kind}", image, query, label, source, reference)
+    split = f"discriminative-{reference.kind}"
+    return Item(str(number), split, image, query, label, source, reference, id=str(number))

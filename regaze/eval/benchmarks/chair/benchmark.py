@@ -52,6 +52,7 @@ class Chair(BaseBenchmark):
     max_new_tokens: int = MAX_NEW_TOKENS
     suffix: str = ""
     name: str = "chair"
+    image_prefix: ClassVar[str] = r"COCO_[a-z]+\d+_|scene_"
     about: ClassVar[About] = About(
         title="CHAIR",
         paper="Rohrbach et al., EMNLP 2018, arXiv 1809.02156",
@@ -134,7 +135,7 @@ class Chair(BaseBenchmark):
             truth = GroundTruth(frozenset(objects))
             items.append(_item(key, row.image, truth, prompt, max_new_tokens, row.source))
         rules = official_scorers(synonyms or _find_synonyms(benchmark_folder("chair")))
-        return cls(tuple(items), rules, "hub", max_new_tokens)
+        return cls(limit_items(items, None), rules, "hub", max_new_tokens)
 
     @classmethod
     def of_demo(cls, limit: int | None = None, prompt: str = PROMPT, max_new_tokens: int = 96) -> Chair:
@@ -166,7 +167,7 @@ class Chair(BaseBenchmark):
 def _item(
     key: str, image: Path | None, truth: GroundTruth, prompt: str, max_new_tokens: int, source: str = ""
 ) -> Item:
-    return Item(key, "captions", image, prompt, "", source, reference=truth, max_new_tokens=max_new_tokens)
+    return Item(key, "captions", image, prompt, "", source, truth, max_new_tokens=max_new_tokens, id=key)
 
 
 def _find_synonyms(folder: Path) -> Path:

@@ -33,6 +33,8 @@ class Item:
         max_new_tokens: Limit for the answer of this item; None leaves it to the run.
         options: Candidate answers. When there are any, nothing is generated: the answer is the most likely
             candidate (`regaze.eval.run.ranking`).
+        id: The publisher's id of the question or image, by which answer files of others name it; "" if there
+            is none.
     """
 
     key: str
@@ -45,6 +47,7 @@ class Item:
     more_images: tuple[Path, ...] = ()
     max_new_tokens: int | None = None
     options: tuple[str, ...] = ()
+    id: str = ""
 
     @property
     def images(self) -> tuple[Path, ...]:
@@ -100,9 +103,14 @@ class BaseBenchmark:
     """Base of the benchmarks here: prompts with a suffix, scores per split and scorer, clustered intervals.
 
     A subclass is a frozen dataclass with `items`, `name` and `suffix`, and implements `scorers`.
+
+    Attributes:
+        image_prefix: Pattern of what stands before the number in names of images; answer files may leave it
+            out (`ids.image_stem`).
     """
 
     about: ClassVar[About]
+    image_prefix: ClassVar[str] = r"COCO_[a-z]+\d+_"
     name: str
     items: tuple[Item, ...]
     suffix: str = ""
@@ -191,8 +199,9 @@ def limit_items(
         groups: {item key: group}. A group of which one item is taken is taken whole, beyond the limit.
 
     Raises:
-        InputError: The limit is below 1.
+        InputError: The limit is below 1, or two items have one key; names the second one's line.
     """
+    _require_unique_keys(items)
     if limit is None:
         return tuple(items)
     if limit < 1:
@@ -205,3 +214,14 @@ def limit_items(
             begun.add(group)
             counts[item.split] = counts.get(item.split, 0) + 1
     return tuple(chosen)
+
+
+def _require_unique_keys(items: Sequence[Item]) -> None:
+    first: dict[str, Item] = {}
+    for item in items:
+        if item.key in first:
+            before = first[item.key].source
+            raise InputError(
+                f"{item.source}: a second question {item.key!r}" + (f", after {before}" if before else "")
+            )
+        first[item.key] = item

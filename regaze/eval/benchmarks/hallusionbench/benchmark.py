@@ -21,6 +21,7 @@ items): then "cannot tell" is correct, and there is no figure to count.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,12 +118,15 @@ class HallusionBench(JudgedBenchmark):
         """
         path = files.find_file(folder, FILE)
         image_folder = images or folder / "hallusion_bench"
-        items = []
+        items, sources = [], dict[HallusionReference, str]()
         for number, (line, record) in enumerate(files.read_records(path)):
             source = f"{path}:{line}"
             name = record.get("filename") if isinstance(record, dict) else None
             image = image_folder / str(name).removeprefix("./") if name else None
             item = _item(number, record, source, image)
+            first = sources.setdefault(dataclasses.replace(item.reference, positive=True, details=""), source)
+            if first != source:
+                raise InputError(f"{source}: the same ids and visual_input as {first}")
             if item.image is not None or not images_only:
                 items.append(item)
         return cls(_limit_sets(items, limit), judge=judge, **{"judged": judge is not None, **options})
@@ -190,11 +194,11 @@ def read_verdict(text: str) -> int:
 def _item(number: int, record: Any, source: str, image: Path | None) -> Item:
     keys = ("category", "subcategory", "set_id", "figure_id", "question_id", "visual_input", "gt_answer")
     values = {key: str(files.require_field(record, key, (str, int), source)) for key in keys}
-    if f"{values['category']}_{values['subcategory']}" not in KINDS or values["gt_answer"] not in "01":
+    if f"{values['category']}_{values['subcategory']}" not in KINDS or values["gt_answer"] not in ("0", "1"):
         raise InputError(f"{source}: unknown category or gt_answer in {values}")
     positive = values.pop("gt_answer") == "1"
     details = str(record.get("gt_answer_details") or "")
-    if (image is None) != (values["visual_input"] == "0"):
+    if values["visual_input"] not in ("0", "1", "2") or (image is None) != (values["visual_input"] == "0"):
         raise InputError(f"{source}: visual_input {values['visual_input']} does not fit filename {image}")
     reference = HallusionReference(**values, positive=positive, details=details)
     label = "yes" if positive else "no"

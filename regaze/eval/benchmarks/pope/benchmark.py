@@ -21,7 +21,7 @@ The COCO files were published four times, and figures on them differ:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -216,7 +216,7 @@ def read_questions(path: Path, images: Path, split: str) -> list[Item]:
 
     The file holds JSON lines (or one JSON array) of objects with the keys `image` (file name inside
     `images`), `text` and `label` (yes or no). An item's key is its position in the file, by which the
-    official script joins answers and labels; `question_id` is ignored.
+    official script joins answers and labels. `question_id` is its id where all lines have different ones.
 
     Raises:
         InputError: The file is missing, malformed or empty; names the file and the line.
@@ -229,6 +229,9 @@ def read_questions(path: Path, images: Path, split: str) -> list[Item]:
         items.append(_item(record, images / record["image"], split, number, source))
     if not items:
         raise InputError(f"questions file {path} holds no questions")
+    ids = [str(record.get("question_id", "")) for _, record in records]
+    if all(ids) and len(set(ids)) == len(ids):
+        return [replace(item, id=each) for item, each in zip(items, ids, strict=True)]
     return items
 
 

@@ -1,0 +1,173 @@
+"""Decide which field of an answer file is the model's answer, the question, the right answer, the split.
+
+Files name their fields alike and mean different things by it: `text` is the question in POPE's files and the
+answer in LLaVA's, `answer` is the right answer in VLMEvalKit's and the model's in POPE's. So the whole file
+decides, with the questions of the benchmark where they are known; where two fields could be the answer, the
+file is refused until the caller chooses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from regaze.errors import InputError
+from regaze.eval.answer_files import AnswerRow, unwrap
+from regaze.eval.benchmarks.common.base import Item
+
+#: fields that may hold the model's answer
+ANSWER_FIELDS = (
+    *("filtered_resps", "resps", "prediction", "answer", "text", "ans", "caption", "response"),
+    *("pred", "output", "model_answer", "model_output", "model_response", "generated_text"),
+)
+#: those of them that may hold the right answer in other files
+_TRUTH_FIELDS = ("answer", "text", "caption")
+_LABEL_FIELDS = ("target", "label", "ground_truth", "gt_answer")
+_QUESTION_FIELDS = ("prompt", "input", "question", "query")
+_SPLIT_FIELDS = ("split", "category")
+#: share of the rows that must agree before a field counts as the question
+_MOST = 0.9
+
+
+def normalise(text: str) -> str:
+    """Text as it is compared: one space between words, no capitals."""
+    return " ".join(text.casefold().split())
+
+
+def question_field(rows: Sequence[AnswerRow], items: Sequence[Item] = (), answer_key: str = "") -> str:
+    """The field with the question, "" where there is none.
+
+    `text` is one where most rows hold a question of `items`, or, without items, end in a question mark.
+    """
+    for field in _QUESTION_FIELDS:
+        if field != answer_key and all(row.text(field) for row in rows):
+            return field
+    known = {normalise(item.question) for item in items}
+    texts = [normalise(row.text("text")) for row in rows]
+    hits = sum(text in known or (not known and _is_question(text)) for text in texts)
+    return "text" if answer_key != "text" and hits >= _MOST * len(rows) else ""
+
+
+def label_of(row: AnswerRow, answer_field: str) -> str:
+    """The right answer according to the file; VLMEvalKit calls it "answer"."""
+    fields = _LABEL_FIELDS if answer_field == "answer" else (*_LABEL_FIELDS, "answer")
+    return row.text(*fields).strip().lower()
+
+
+def split_of(row: AnswerRow) -> str:
+    """The part of the benchmark, "" where the file does not say."""
+    return row.text(*_SPLIT_FIELDS)
+
+
+def choose_answer_field(
+    rows: Sequence[AnswerRow], items: Sequence[Item] = (), answer_key: str | None = None
+) -> str:
+    """The field with the model's answers.
+
+    Args:
+        items: the question of each row, where they are known.
+        answer_key: the caller's choice.
+
+    Raises:
+        InputError: no field or several could be it, or a row lacks it; names the line and `--answer-key`.
+    """
+    field = answer_key or _only_candidate(rows, items)
+    for row in rows:
+        if field not in row.values:
+            raise InputError(
+                f"{row.source}: no answer, which stands under one of {', '.join(ANSWER_FIELDS)}"
+                if answer_key is None
+                else f"{row.source}: no field {field!r}, which --answer-key names"
+            )
+        if not isinstance(unwrap(row.values[field]), str):
+            raise InputError(f"{row.source}: {field!r} must be a text, got {row.values[field]!r}")
+    return field
+
+
+def _only_candidate(rows: Sequence[AnswerRow], items: Sequence[Item]) -> str:
+    path = rows[0].source.rpartition(":")[0]
+    present = [name for name in ANSWER_FIELDS if any(name in row.values for row in rows)]
+    if not present:
+        raise InputError(
+            f"{rows[0].source}: no answer, which stands under one of {', '.join(ANSWER_FIELDS)}; "
+            "--answer-key names another field"
+        )
+    if all({"key", "condition", "answer"} <= row.values.keys() for row in rows):
+        return "answer"  # answers.jsonl of a run
+    absent = {"resps"} if "filtered_resps" in present else set()
+    absent |= {"answer"} if "prediction" in present else set()
+    questions = [name for name in present if _holds_questions(name, rows, items)]
+    present = [name for name in present if name not in absent and name not in questions]
+    texts = [name for name in present if all(isinstance(unwrap(r.values.get(name)), str) for r in rows)]
+    candidates = texts if len(present) > 1 and texts else present
+    truths = [name for name in candidates if name in _TRUTH_FIELDS and _holds_labels(name, rows, items)]
+    candidates = [name for name in candidates if name not in truths]
+    if len(candidates) == 1:
+        return candidates[0]
+    if candidates:
+        named = " or ".join(map(repr, candidates))
+        raise InputError(f"{path}: the answers could stand under {named}; choose by --answer-key")
+    if truths:
+        raise InputError(
+            f"{path}: {truths[0]!r} is the right answer in every line, as in a file of questions; if these "
+            f"are the model's answers, give --answer-key {truths[0]}"
+        )
+    raise InputError(
+        f"{path} holds questions (under {questions[0]!r}) and no answers; --answer-key names another field"
+    )
+
+
+def _holds_questions(name: str, rows: Sequence[AnswerRow], items: Sequence[Item]) -> bool:
+    """Whether a field repeats the questions, perhaps all with the same words after them."""
+    texts = [normalise(row.text(name)) for row in rows]
+    questions = [normalise(item.question) for item in items]
+    if not all(questions) or not questions:
+        others = [field for field in _QUESTION_FIELDS if field != name]
+        repeated = texts == [normalise(row.text(*others)) for row in rows] and all(texts)
+        return repeated or sum(map(_is_question, texts)) >= _MOST * len(rows)
+    pairs = zip(texts, questions, strict=True)
+    rests = [text.replace(question, "", 1).strip() for text, question in pairs if question in text]
+    alike = set(rests) == {""} or (len(set(rests)) == 1 and len(rows) > 1)
+    return alike and len(rests) >= _MOST * len(rows)
+
+
+def _holds_labels(name: str, rows: Sequence[AnswerRow], items: Sequence[Item]) -> bool:
+    """Whether a field is the right answer, word for word, in every row."""
+    labels = [row.text(*_LABEL_FIELDS) for row in rows]
+    if not all(labels):
+        labels = [item.label for item in items]
+    texts = [normalise(row.text(name)) for row in rows]
+    return bool(labels) and all(labels) and texts == [normalise(label) for label in labels]
+
+
+def _is_question(text: str) -> bool:
+    return text.endswith("?") or "? " in text
+
+
+def items_from_rows(rows: Sequence[AnswerRow], answer_field: str, labels: Sequence[str]) -> tuple[Item, ...]:
+    """The questions as the answer file itself describes them, for scorers that need only the label.
+
+    Raises:
+        InputError: a line without a label, or with one that is not among `labels`.
+    """
+    question, items = question_field(rows, answer_key=answer_field), []
+    for number, row in enumerate(rows, start=1):
+        label, image = label_of(row, answer_field), row.text("image", "image_path")
+        if label not in labels:
+            raise InputError(
+                f"{row.source}: its right answer is {label!r}, expected {' or '.join(labels)}; for "
+                "a file without right answers say where the questions are"
+            )
+        items.append(
+            Item(
+                row.scalar("key") or str(number),
+                split_of(row) or "answers",
+                Path(image) if image else None,
+                row.text(question) if question else "",
+                label,
+                row.source,
+                reference=label,
+                id=next(filter(None, map(row.scalar, ("question_id", "id", "index", "doc_id"))), ""),
+            )
+        )
+    return tuple(items)

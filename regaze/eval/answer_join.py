@@ -1,0 +1,279 @@
+"""Join the rows of an answer file to the items of a benchmark: one rule for all benchmarks.
+
+Rows are joined by the first of these that both sides have:
+
+key
+    Items' keys, in answers.jsonl of a run.
+ids
+    The publisher's ids of questions or images (`Item.id`, names of images), however they are spelt.
+text and image
+    Where they tell the questions apart.
+counters
+    A number that counts the questions in their order (doc_id, index).
+position
+    Where there are as many rows as items.
+
+Ids on both sides that do not fit each other are an error and never a reason to join by position.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass
+
+from regaze.errors import InputError
+from regaze.eval.answer_fields import label_of, normalise, question_field, split_of
+from regaze.eval.answer_files import AnswerRow
+from regaze.eval.benchmarks.common.base import BaseBenchmark, Benchmark, Item
+from regaze.eval.benchmarks.common.ids import image_stem, plain_id
+
+_QUESTION_IDS = ("question_id", "id", "index", "doc_id")
+_COUNTERS = ("doc_id", "index", "question_id", "id")
+_IMAGE_FIELDS = ("image_id", "image", "image_path", "image_name", "file_name", "filename", "image_file")
+
+
+@dataclass(frozen=True)
+class Join:
+    """Rows in the order of the items.
+
+    Attributes:
+        by: what they were joined by, such as "question_id" or "position".
+        rows: one per item.
+    """
+
+    by: str
+    rows: tuple[AnswerRow, ...]
+
+
+def join_rows(benchmark: Benchmark, rows: Sequence[AnswerRow], answer_key: str = "") -> Join:
+    """One row per item of `benchmark`.
+
+    Args:
+        answer_key: field with the answer where the caller chose it; it is not read as the question.
+
+    Raises:
+        InputError: an item without a row or with several, a row that fits no item, or whose question or label
+            is another one than that of its item; names the line.
+    """
+    question = question_field(rows, benchmark.items, answer_key)
+    steps: tuple[Callable[[], Join | None], ...] = (
+        lambda: _by_key(benchmark, rows),
+        lambda: _by_published_id(benchmark, rows),
+        lambda: _by_image(benchmark, rows),
+        lambda: _by_text(benchmark, rows, question),
+        lambda: _by_counter(benchmark, rows),
+    )
+    join = next((found for step in steps if (found := step()) is not None), None)
+    if join is None:
+        join = _by_position(benchmark, rows)
+    for item, row in zip(benchmark.items, join.rows, strict=True):
+        _check_same_question(item, row, question)
+    return join
+
+
+def _by_key(benchmark: Benchmark, rows: Sequence[AnswerRow]) -> Join | None:
+    if not all(row.scalar("key") for row in rows):
+        return None
+    known = [item.key for item in benchmark.items]
+    return _match("key", benchmark, known, [row.scalar("key") for row in rows], rows)
+
+
+def _by_published_id(benchmark: Benchmark, rows: Sequence[AnswerRow]) -> Join | None:
+    """By question_id or id; together with the split where one number occurs in several."""
+    items = benchmark.items
+    known: list[Hashable] = [plain_id(item.id) for item in items]
+    splits = {item.split for item in items}
+    by_split = len(set(known)) < len(known) and all(split_of(row) in splits for row in rows)
+    if by_split:
+        known = [(item.split, plain_id(item.id)) for item in items]
+    if not all(item.id for item in items) or len(set(known)) < len(known):
+        return None
+    for field in _QUESTION_IDS:
+        ids = _ids(rows, field)
+        if ids is None:
+            continue
+        if not by_split and _is_shifted(known, ids):
+            known = sorted(known, key=lambda each: int(str(each)))
+            known = [str(known.index(plain_id(item.id))) for item in items]
+        pairs = [(split_of(r), i) for r, i in zip(rows, ids, strict=True)] if by_split else ids
+        if field == "question_id" or _mostly(pairs, known):
+            return _match(field, benchmark, known, pairs, rows)
+    return None
+
+
+def _by_image(benchmark: Benchmark, rows: Sequence[AnswerRow]) -> Join | None:
+    """By the image, where no two items share one."""
+    items, prefix = benchmark.items, _prefix(benchmark)
+    names = [image_stem(item.image.name, prefix) if item.image else "" for item in items]
+    spellings = [names, [image_stem(item.id, prefix) for item in items]]
+    spellings = [each for each in spellings if all(each) and len(set(each)) == len(each)]
+    for field in _IMAGE_FIELDS:
+        ids = _ids(rows, field, prefix)
+        if ids is None or not spellings:
+            continue
+        known = max(spellings, key=lambda each: len(set(each) & set(ids)))
+        if _mostly(ids, known) or (field == "image_id" and all(item.id for item in items)):
+            return _match(field, benchmark, known, ids, rows)
+    return None
+
+
+def _by_counter(benchmark: Benchmark, rows: Sequence[AnswerRow]) -> Join | None:
+    """By a field that numbers the questions from 0 or 1 in the benchmark's order."""
+    count = len(benchmark.items)
+    for field in _COUNTERS:
+        ids = _ids(rows, field)
+        if ids is None or not all(each.isdigit() for each in ids):
+            continue
+        numbers = [int(each) for each in ids]
+        first = min(numbers)
+        if first in (0, 1) and set(numbers) == set(range(first, first + count)):
+            return _match(field, benchmark, [str(first + place) for place in range(count)], ids, rows)
+        if field in ("doc_id", "index"):
+            _refuse_twice(field, ids, rows)
+    return None
+
+
+def _by_text(benchmark: Benchmark, rows: Sequence[AnswerRow], question: str) -> Join | None:
+    """By the question, with the image and the split where rows name them; equal ones keep their order."""
+    if not question:
+        return None
+    items, prefix = benchmark.items, _prefix(benchmark)
+    texts = _known_texts(benchmark, [row.text(question) for row in rows])
+    parts: list[tuple[str, list[str], list[str]]] = [("text", [normalise(i.question) for i in items], texts)]
+    names = [image_stem(item.image.name, prefix) if item.image else "" for item in items]
+    field = next((f for f in _IMAGE_FIELDS if _mostly(_ids(rows, f, prefix) or [], names)), None)
+    if field:
+        parts.append(("image", names, _ids(rows, field, prefix) or []))
+    if all(split_of(row) in {item.split for item in items} for row in rows):
+        parts.append(("split", [item.split for item in items], [split_of(row) for row in rows]))
+    known = list(zip(*(part[1] for part in parts), strict=True))
+    given = list(zip(*(part[2] for part in parts), strict=True))
+    if (len(set(known)) < len(known) and not field) or not _mostly(texts, parts[0][1]):
+        return None
+    by = " and ".join(part[0] for part in parts)
+    _refuse_more(by, known, given, rows)
+    return _match(by, benchmark, _numbered(known), _numbered(given), rows)
+
+
+def _by_position(benchmark: Benchmark, rows: Sequence[AnswerRow]) -> Join:
+    if len(rows) != len(benchmark.items):
+        raise InputError(f"{len(rows)} answers for {len(benchmark.items)} questions of {benchmark.name}")
+    for field in _COUNTERS:
+        numbers = [int(each) for each in _ids(rows, field) or [] if each.isdigit()]
+        if len(set(numbers)) == len(rows) and numbers != sorted(numbers):
+            row = next(r for r, a, b in zip(rows[1:], numbers, numbers[1:], strict=False) if b < a)
+            raise InputError(
+                f"{row.source}: {field!r} is out of order, and {benchmark.name} has no such ids to join by; "
+                "sort the file as the questions are"
+            )
+    return Join("position", tuple(rows))
+
+
+def _match(
+    field: str,
+    benchmark: Benchmark,
+    known: Sequence[Hashable],
+    ids: Sequence[Hashable],
+    rows: Sequence[AnswerRow],
+) -> Join:
+    """Rows by id; every item has one row, and every row one item."""
+    _refuse_twice(field, ids, rows)
+    by_id = dict(zip(ids, rows, strict=True))
+    wanted = set(known)
+    for each, row in by_id.items():
+        if each not in wanted:
+            raise InputError(f"{row.source}: {benchmark.name} has no question {_show(each)} ({field})")
+    missing = [(item, each) for item, each in zip(benchmark.items, known, strict=True) if each not in by_id]
+    if missing:
+        item, each = missing[0]
+        of = f" of {item.source}" if item.source else ""
+        raise InputError(
+            f"{rows[0].source.rpartition(':')[0]}: {len(missing)} of {len(known)} questions have no answer, "
+            f"the first is {_show(each)}{of} ({field})"
+        )
+    return Join(field, tuple(by_id[each] for each in known))
+
+
+def _refuse_twice(field: str, ids: Iterable[Hashable], rows: Sequence[AnswerRow]) -> None:
+    first: dict[Hashable, AnswerRow] = {}
+    for each, row in zip(ids, rows, strict=True):
+        if each in first:
+            raise InputError(
+                f"{row.source}: a second answer to {_show(each)} ({field}), after {first[each].source}"
+            )
+        first[each] = row
+
+
+def _refuse_more(
+    field: str, known: Sequence[Hashable], given: Sequence[Hashable], rows: Sequence[AnswerRow]
+) -> None:
+    """Raise InputError for a question that has more rows than items; unknown ones are `_match`'s."""
+    left, first = Counter(known), dict(zip(reversed(given), reversed(rows), strict=True))
+    for each, row in zip(given, rows, strict=True):
+        if each not in left:
+            continue
+        if not left[each]:
+            raise InputError(
+                f"{row.source}: a second answer to {_show(each)} ({field}), after {first[each].source}"
+            )
+        left[each] -= 1
+
+
+def _check_same_question(item: Item, row: AnswerRow, question: str) -> None:
+    asked = row.text(question) if question else ""
+    if asked and normalise(item.question) not in normalise(asked):
+        raise InputError(f"{row.source} answers {asked!r}, but {item.key} asks {item.question!r}")
+    label = label_of(row, "prediction" if "prediction" in row.values else "answer")
+    if label and item.label and label != item.label.strip().lower():
+        raise InputError(f"{row.source}: its right answer is {label!r}, that of {item.key} {item.label!r}")
+
+
+def _ids(rows: Sequence[AnswerRow], field: str, prefix: str | None = None) -> list[str] | None:
+    """The ids under a field; None where no row has it. Raises InputError where only some have."""
+    found = [row.scalar(field) for row in rows]
+    if not any(found):
+        return None
+    if not all(found):
+        row = rows[found.index("")]
+        raise InputError(f"{row.source}: no {field!r}, which other lines have")
+    return [plain_id(each) if prefix is None else image_stem(each, prefix) for each in found]
+
+
+def _known_texts(benchmark: Benchmark, texts: Sequence[str]) -> list[str]:
+    """Each text without what its prompt adds to the question; unknown texts as they are."""
+    known = {normalise(benchmark.prompt(item)): normalise(item.question) for item in benchmark.items}
+    known |= {normalise(item.question): normalise(item.question) for item in benchmark.items}
+    lines = [(normalise(text), normalise(text.strip().split("\n")[0])) for text in texts]
+    return [known.get(text, known.get(line, text)) for text, line in lines]
+
+
+def _numbered(values: Sequence[Hashable]) -> list[Hashable]:
+    """Each value; from its second occurrence on with the number of the occurrence."""
+    counts: Counter[Hashable] = Counter()
+    out: list[Hashable] = []
+    for value in values:
+        counts[value] += 1
+        out.append(value if counts[value] == 1 else (value, counts[value]))
+    return out
+
+
+def _is_shifted(known: Sequence[Hashable], ids: Sequence[str]) -> bool:
+    """Whether the ids count from 0 what the items count from 1."""
+    count = len(known)
+    return set(ids) == set(map(str, range(count))) and set(known) == set(map(str, range(1, count + 1)))
+
+
+def _mostly(ids: Sequence[Hashable], known: Sequence[Hashable]) -> bool:
+    """Whether at least half of the ids are known."""
+    names = set(known)
+    return bool(ids) and 2 * sum(each in names for each in ids) >= len(ids)
+
+
+def _prefix(benchmark: Benchmark) -> str:
+    return benchmark.image_prefix if isinstance(benchmark, BaseBenchmark) else BaseBenchmark.image_prefix
+
+
+def _show(value: Hashable) -> str:
+    """An id in an error message: its parts, without empty ones."""
+    return ", ".join(repr(part) for part in value if part) if isinstance(value, tuple) else repr(value)

@@ -1,4 +1,4 @@
-"""Answer files of others: each layout is read for what it says, and joined to the right question."""
+"""Answer files of other harnesses: every layout is read, and answers are matched to their questions."""
 
 from __future__ import annotations
 
@@ -285,7 +285,7 @@ def test_without_ids_and_texts_the_position_counts(tmp_path):
     assert join_rows(pope, rows) == Join("position", tuple(rows))
 
 
-def test_conditions_are_kept_apart():
+def test_conditions_are_separated():
     given = rows_of({"answer": "a"}, {"answer": "b", "condition": "var"}, {"answer": "c"})
     found = {name: [row.text("answer") for row in each] for name, each in group_by_condition(given).items()}
     assert found == {"plain": ["a", "c"], "var": ["b"]}

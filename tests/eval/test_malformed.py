@@ -1,4 +1,4 @@
-"""What every malformed input is told: one line on standard error that names it, and exit code 2."""
+"""Every malformed input is named in one line on standard error, with exit code 2."""
 
 from __future__ import annotations
 

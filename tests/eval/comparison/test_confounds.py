@@ -1,4 +1,4 @@
-"""Confounds of a comparison: what the texts and costs of the answers say beside the scores."""
+"""Confounds of a comparison: statistics of the texts and costs of the answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the harnesses' adapters share: reading arguments, and scoring given continuations."""
+"""What the adapters to harnesses share: parsing arguments, and scoring given continuations."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_commas_in_brackets_and_quotes_do_not_separate(text, expected):
     assert arguments.parse(text) == expected
 
 
-def test_what_is_no_name_and_value_is_refused():
+def test_a_part_without_equals_sign_is_refused():
     with pytest.raises(BadParameterError, match="expected name=value, got 'knockout'"):
         arguments.parse("method=x,knockout")
 
@@ -61,12 +61,12 @@ def test_none_is_no_method(none):
         ({"method": "dola", "beta": "big"}, BadParameterError, "beta=big"),
     ],
 )
-def test_what_cannot_be_meant_is_refused(given, error, message):
+def test_wrong_methods_and_values_are_refused(given, error, message):
     with pytest.raises(error, match=message):
         arguments.pop_method(given)
 
 
-def test_an_unknown_argument_is_named_beside_what_there_is():
+def test_an_unknown_argument_is_named_with_the_possible_ones():
     with pytest.raises(BadParameterError, match=r"unknown bta; .*batch_size.*parameters of dola: .*beta"):
         arguments.check_unknown({"bta": 1}, {"batch_size"}, create_method("dola"))
 

@@ -1,4 +1,4 @@
-"""Judges: what is asked of a server, what is kept, what is repeated, and what is refused."""
+"""Judges: requests to a server, stored verdicts, retries, limits and errors."""
 
 from __future__ import annotations
 
@@ -75,9 +75,7 @@ def judge_at(server, tmp_path, **options):
     return HttpJudge(server.url, "m", verdicts=Verdicts(tmp_path / "v.jsonl"), **options)
 
 
-def test_a_server_is_asked_once_per_prompt_at_temperature_0_and_its_words_are_kept(
-    server, tmp_path, monkeypatch
-):
+def test_a_server_gets_one_request_per_prompt_and_its_verdicts_are_stored(server, tmp_path, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "the-key")
     running = server()
     judge = judge_at(running, tmp_path, workers=3)
@@ -97,13 +95,13 @@ def test_a_server_is_asked_once_per_prompt_at_temperature_0_and_its_words_are_ke
     assert len(running.seen) == 4
 
 
-def test_what_passes_is_repeated(server, tmp_path):
+def test_transient_errors_are_retried(server, tmp_path):
     running = server((500, {}), (429, {}), (200, {"choices": []}))
     assert judge_at(running, tmp_path).judge(["a"]) == ["A"]
     assert len(running.seen) == 4
 
 
-def test_what_does_not_pass_is_not(server, tmp_path):
+def test_permanent_errors_are_not_retried(server, tmp_path):
     running = server((401, {"error": "no such key"}))
     with pytest.raises(InputError, match=r"judge m at http.*: 401 .*no such key"):
         judge_at(running, tmp_path).judge(["a", "b"])
@@ -163,7 +161,7 @@ def test_secrets_of_the_url_are_sent_but_neither_stored_nor_shown(server, tmp_pa
 
 
 @pytest.mark.parametrize("url", ["ftp://host/v1", "http://", "http://[::1", "http://host:port/v1", "v1"])
-def test_what_is_no_server_is_refused(url):
+def test_a_url_without_a_server_is_refused(url):
     with pytest.raises(InputError, match="the judge's URL is not one of a server"):
         HttpJudge(url, "m", verdicts=None)
 
@@ -206,7 +204,7 @@ def test_a_response_has_a_largest_size_and_a_longest_time(server, tmp_path, monk
     ],
     ids=["html", "binary", "nested", "error", "null"],
 )
-def test_what_is_no_completion_is_named(server, tmp_path, content, message):
+def test_a_response_without_a_completion_is_named(server, tmp_path, content, message):
     with pytest.raises(InputError, match=f"the server's answer {message}"):
         judge_at(server((200, content)), tmp_path, retries=0).judge(["a"])
 
@@ -225,7 +223,7 @@ def test_a_judge_works_inside_an_event_loop(server, tmp_path):
     assert asyncio.run(notebook()) == ["A", "B"]
 
 
-def test_verdicts_before_a_failure_are_kept(server, tmp_path):
+def test_verdicts_before_a_failure_are_stored(server, tmp_path):
     running = server()
     judge = judge_at(running, tmp_path)
     judge.judge(["a"])
@@ -259,7 +257,7 @@ def test_malformed_files_are_named_with_their_line(tmp_path, text, message):
         RecordedJudge(tmp_path / "v.jsonl")
 
 
-def test_no_judge_is_an_error_that_says_what_there_could_be():
+def test_a_missing_judge_is_an_error_that_names_the_possible_ones():
     with pytest.raises(InputError, match="MMHal is graded by a judge, and none is configured: give the URL"):
         require_judge(None, "MMHal")
 

@@ -1,4 +1,4 @@
-"""What is said about a run: costs, what can be detected, checked results, reports with their plots."""
+"""Costs, detectable differences, validated results, and reports with their plots."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_the_report_says_when_no_questions_share_an_image(tmp_path):
     )
 
 
-def test_the_page_is_whole_and_needs_no_other_file(ran):
+def test_the_page_is_well_formed_and_needs_no_other_file(ran):
     _, folder = ran
     page = (folder / report.HTML).read_text()
     assert page.count("<svg") == 1

@@ -1,4 +1,4 @@
-"""Runs that are killed, run in several processes, or lose one: in the end the same as an undisturbed run."""
+"""Runs that are killed, that use several processes, or lose one, end like an undisturbed run."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def request(number: int, images: tuple[str, ...]) -> AnswerRequest:
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7])
-def test_every_request_is_asked_by_one_process(size):
+def test_every_request_goes_to_one_process(size):
     asked = [request(n, (f"{n // 6}.png",)) for n in range(40)] + [request(n, ()) for n in range(40, 51)]
     parts = [ProcessGroup(rank, size).split(asked, 4) for rank in range(size)]
     assert sorted(r.key for part in parts for r in part) == sorted(r.key for r in asked)

@@ -1,4 +1,4 @@
-"""The batch size decides nothing: not the answers, not the score, greedy or sampled, under any method."""
+"""The batch size changes neither answers nor scores, greedy or sampled, under any method."""
 
 from __future__ import annotations
 

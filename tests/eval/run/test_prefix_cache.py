@@ -119,7 +119,7 @@ def everything():
 
 
 @pytest.mark.parametrize(("name", "method"), list(everything()), ids=lambda value: str(value)[:12])
-def test_every_method_answers_the_same_whether_asked_to_share_or_not(gaze, requests, name, method):
+def test_every_method_answers_the_same_with_and_without_sharing(gaze, requests, name, method):
     few = requests[:3]
     try:
         apart, _, _ = answers(gaze, few, share=False, method=method, max_new_tokens=3)
@@ -192,7 +192,7 @@ def test_removed_heads_are_removed_from_the_shared_prefix_too(gaze, requests):
     assert gaze.model.config.text_config._attn_implementation == "sdpa"
 
 
-def test_text_models_share_what_their_prompts_begin_with():
+def test_text_models_share_the_beginning_of_their_prompts():
     gaze = regaze.wrap(tiny_llama(), llava_processor().tokenizer)
     story = " ".join(["the dog and the cat sat in the kitchen"] * 20)
     asked = [
@@ -220,7 +220,7 @@ def test_options_that_look_at_the_prompt_are_obstacles(gaze, requests, options, 
     assert found == answers(gaze, requests[:3], share=False, **options)[0]
 
 
-def test_what_is_known_of_a_model_beforehand(gaze):
+def test_obstacles_that_are_known_in_advance(gaze):
     assert obstacle(SimpleNamespace(), None, {}) == "this is no wrapped model with a processor"
     assert obstacle(gaze, registry.create_method("var"), {}) == "var looks at the whole prompt"
     other = SimpleNamespace(model=copy.deepcopy(gaze.model), processor=gaze.processor)
@@ -288,7 +288,7 @@ def test_prompts_that_part_before_the_image_are_not_shared(gaze, requests):
         reader.processor.chat_template = template
 
 
-def test_a_model_that_cannot_go_on_from_a_prefix_is_asked_without(gaze, requests, monkeypatch):
+def test_a_model_that_cannot_continue_from_a_prefix_runs_without(gaze, requests, monkeypatch):
     def refuses(split, options):
         raise NotImplementedError("no caches here")
 

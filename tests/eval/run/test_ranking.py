@@ -1,4 +1,4 @@
-"""Answers chosen by likelihood: the least cross-entropy of one forward, and under methods as in decoding."""
+"""Answers chosen by likelihood: the lowest cross-entropy of one forward, and under methods as in decoding."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_neither_batch_nor_order_decides(gaze, asked):
     assert choose(gaze, asked, OPTIONS[::-1])[0] == together
 
 
-def test_a_method_acts_on_what_is_ranked(gaze, asked):
+def test_a_method_acts_on_the_ranked_options(gaze, asked):
     plain, _ = choose(gaze, asked)
     with gaze.using(SEARCH):
         edited, _ = choose(gaze, asked)

@@ -1,4 +1,4 @@
-"""What an answer is known by, and the journal that keeps it."""
+"""The keys of answers, and the journal that stores them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def keys(pope, **change):
         {"generate_kwargs": {"max_new_tokens": 3, "do_sample": True}},
     ],
 )
-def test_a_request_is_known_by_model_method_and_options(tmp_path, change):
+def test_the_key_of_a_request_depends_on_model_method_and_options(tmp_path, change):
     pope = write_pope(tmp_path)
     assert keys(pope) == keys(pope)
     assert len(set(keys(pope))) == 5
@@ -68,7 +68,7 @@ def gaze():
     return regaze.wrap(tiny_llava(), llava_processor())
 
 
-def test_a_model_is_known_by_what_lies_in_memory(gaze):
+def test_the_fingerprint_is_of_the_model_in_memory(gaze):
     before = model_fingerprint(gaze, "a name")
     assert before == model_fingerprint(regaze.wrap(tiny_llava(), llava_processor()), "another name")
     gaze.ask(["regaze/demo/data/images/scene_000.webp"], ["What?"], max_new_tokens=2)
@@ -141,7 +141,7 @@ def test_a_damaged_line_is_named(tmp_path, line):
         list(read_batches(tmp_path))
 
 
-def test_a_folder_is_held_by_one_process(tmp_path):
+def test_a_folder_is_locked_by_one_process(tmp_path):
     refusal = r"out is being written by another process: wait for its end, or give --output another folder"
     with (
         journal.locked_folder(tmp_path / "out"),
@@ -181,7 +181,7 @@ def test_a_full_disk_is_an_input_error(tmp_path, monkeypatch):
         file.append(Batch("plain", "pope", {"k": "Yes"}))
 
 
-def test_answers_are_kept_as_they_are(tmp_path):
+def test_answers_are_stored_unchanged(tmp_path):
     text = 'a "quoted"\nline\u2028 with \\ and \x00 and 🙂'
     with Journal(tmp_path) as file:
         file.append(Batch("plain", "pope", {"k": text}))

@@ -1,4 +1,4 @@
-"""The runner: what it asks, what it writes and when, what goes on after a failure, and what it refuses."""
+"""The runner: its requests, its output files, failures and resumed runs, and the errors it raises."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def pope(tmp_path: Path) -> Pope:
     return write_pope(tmp_path)
 
 
-def test_plain_and_edited_are_asked_the_same_and_scored(pope, tmp_path):
+def test_plain_and_edited_answer_the_same_questions_and_are_scored(pope, tmp_path):
     gaze, seen = StandIn(), []
     results = evaluate_benchmark(
         gaze,
@@ -84,7 +84,7 @@ def test_plain_and_edited_are_asked_the_same_and_scored(pope, tmp_path):
     assert [row["condition"] for row in answers] == ["plain"] * 5 + ["blind"] * 5
 
 
-def test_a_question_that_two_splits_share_is_asked_once(pope, tmp_path):
+def test_a_question_that_two_splits_share_is_answered_once(pope, tmp_path):
     twice = Pope.from_files(
         {"random": pope.files["random"], "popular": pope.files["random"]}, pope.images, suffix=" !"
     )
@@ -194,7 +194,7 @@ def test_a_failing_question_is_found_and_costs_its_cluster(pope, tmp_path):
     assert results["benchmarks"]["pope"]["plain"]["failed"] == 0
 
 
-def test_what_fails_under_the_method_alone_is_left_out_of_both(pope, tmp_path):
+def test_a_question_that_fails_under_the_method_is_left_out_of_both(pope, tmp_path):
     class FailsEdited(StandIn):
         def ask(self, images, questions, **kwargs):
             if self.active and any("c4" in question for question in questions):
@@ -240,7 +240,7 @@ def test_too_many_errors_stop_the_run_and_say_why(pope, tmp_path):
     assert gaze.prompts == []
 
 
-def test_nothing_left_to_score_is_said(tmp_path):
+def test_nothing_left_to_score_is_an_error(tmp_path):
     pope = write_pope(tmp_path, [("a", "yes"), ("a", "no")])
     (tmp_path / "images" / "a.png").unlink()
     with pytest.raises(InputError, match="pope: no question is left to score"):
@@ -303,7 +303,7 @@ def test_items_may_limit_their_answers(pope, tmp_path):
     assert asked == {"a0? !": 99, "a1? !": 3, "b2? !": 3, "b3? !": 3, "c4? !": 3}
 
 
-def test_what_cannot_be_run_is_refused(pope, tmp_path):
+def test_wrong_configurations_are_refused(pope, tmp_path):
     with pytest.raises(InputError, match="batch size 0"):
         evaluate_benchmark(StandIn(), pope, None, tmp_path / "out", model_name="m", batch_size=0)
     with pytest.raises(InputError, match="max errors -1"):

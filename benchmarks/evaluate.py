@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 import regaze
-from regaze import Knockout
+from regaze import HeadKnockout
 from regaze.eval import Pope
 from regaze.eval.run.generate import AnswerGenerator
 from regaze.eval.run.requests import AnswerRequest, Condition, ImageHashes, build_requests
@@ -33,7 +33,7 @@ from regaze.eval.run.requests import AnswerRequest, Condition, ImageHashes, buil
 BATCH = 16
 BATCHES = f"batches of {BATCH}"
 #: one head that matters, so that the answers are others than the plain model's
-METHODS = {"plain": None, "knockout": Knockout(heads=((0, 0),))}
+METHODS = {"plain": None, "knockout": HeadKnockout(heads=((0, 0),))}
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from PIL import Image
 from torch import Tensor
 
 import regaze
-from regaze import Gaze, Knockout, Record
+from regaze import Gaze, HeadKnockout, Record
 from regaze.cli.models import quiet_libraries
 from regaze.demo import SceneObject
 from regaze.demo.phrases import existence_question
@@ -222,7 +222,7 @@ def knock_out(gaze: Gaze, chosen: list[Case], masses: dict[str, Tensor]) -> dict
         answers = [greedy_answer(gaze, case.image, case.question, 4) for case in part]
         padded = torch.nn.utils.rnn.pad_sequence(answers, batch_first=True, padding_value=-100)
         batches.append((gaze.inputs([c.image for c in part], [c.question for c in part]), padded))
-    score = without_heads(gaze, batches, lambda heads: Knockout(heads=heads))
+    score = without_heads(gaze, batches, lambda heads: HeadKnockout(heads=heads))
     found = {}
     for row, mass in masses.items():
         ranking = ranked_heads(mass)

@@ -24,8 +24,8 @@ from .interventions import VISTA as VISTA
 from .interventions import AvisC as AvisC
 from .interventions import DoLa as DoLa
 from .interventions import EViT as EViT
+from .interventions import HeadKnockout as HeadKnockout
 from .interventions import Intervention as Intervention
-from .interventions import Knockout as Knockout
 from .interventions import MoA as MoA
 from .interventions import MultiPassMethod as MultiPassMethod
 from .toolkit import Gaze as Gaze

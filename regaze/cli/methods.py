@@ -9,7 +9,7 @@ import yaml
 
 from regaze.arguments import parameter_types, parse_typed, split_assignments
 from regaze.errors import BadParameterError, InputError, UnknownParameterError
-from regaze.interventions import Knockout, Method, registry
+from regaze.interventions import HeadKnockout, Method, registry
 
 
 def read_method(name: str, settings: list[str] | None) -> Method | None:
@@ -26,7 +26,7 @@ def read_method(name: str, settings: list[str] | None) -> Method | None:
     cls = registry.method_class(name)
     values = split_assignments(settings or [], "--set")
     chosen = cls.from_dict(parse_typed(values, parameter_types(cls), "--set "))
-    if isinstance(chosen, Knockout) and not chosen.heads:
+    if isinstance(chosen, HeadKnockout) and not chosen.heads:
         raise BadParameterError(f"--method {name}: no heads to remove; add --set heads=[[3,1],[4,0]]")
     return chosen
 

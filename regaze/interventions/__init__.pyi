@@ -11,7 +11,7 @@ from .evit import EViT as EViT
 from .gift import GIFT as GIFT
 from .hgai import HGAI as HGAI
 from .icd import ICD as ICD
-from .knockout import Knockout as Knockout
+from .knockout import HeadKnockout as HeadKnockout
 from .m3id import M3ID as M3ID
 from .mma import MMA as MMA
 from .moa import MoA as MoA

@@ -16,7 +16,7 @@ from regaze.toolkit.model.context import Context
 
 
 @dataclass(frozen=True)
-class Knockout(Intervention):
+class HeadKnockout(Intervention):
     """Remove query heads, given as (layer, head) pairs.
 
     A layer with cross-attention instead of self-attention (Llama 3.2 Vision) counts as any other; where a

@@ -10,7 +10,7 @@ import torch
 from models import llava_processor, logits_of, picture, tiny_llama
 
 import regaze
-from regaze import Knockout, Role, TokenMap
+from regaze import HeadKnockout, Role, TokenMap
 from regaze.errors import BadParameterError, InputError
 from regaze.interventions.adhh.head_search import Caption, Influence, find_hallucination_heads
 from regaze.interventions.adhh.method import ADHH, PUBLISHED, known_heads
@@ -181,7 +181,7 @@ def test_influence_is_what_a_removal_takes(model, gaze, captions, influence):
         ids = torch.cat([inputs["input_ids"], torch.tensor([encoded["input_ids"]])], 1)
         scores = []
         for heads in ((), (head,)):
-            with gaze.using(Knockout(heads=heads)), torch.no_grad():
+            with gaze.using(HeadKnockout(heads=heads)), torch.no_grad():
                 logits = model(input_ids=ids, pixel_values=inputs["pixel_values"]).logits[0]
             scores.append(logits[inputs["input_ids"].shape[1] - 1 : -1].log_softmax(-1))
         for kind, found in taken.items():

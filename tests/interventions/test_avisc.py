@@ -20,7 +20,7 @@ from decoding_checks import (
 )
 from models import logits_of, picture, tiny_llava
 
-from regaze import Knockout
+from regaze import HeadKnockout
 from regaze.errors import BadParameterError
 from regaze.interventions.avisc import AvisC, blind_tokens
 
@@ -110,7 +110,7 @@ def test_neutral_strength_padding_full_forward_and_json(gaze):
 def test_it_measures_the_unedited_model(gaze):
     """What other interventions do is left out of the measurement, and acts on both contexts."""
     inputs, avisc = inputs_of(gaze, slice(0, 1)), AvisC(beta=0.0)
-    knockout = Knockout(heads=tuple((2, head) for head in range(6)))
+    knockout = HeadKnockout(heads=tuple((2, head) for head in range(6)))
     with gaze.using(avisc, knockout):
         together = logits_of(gaze.model, inputs)
     with gaze.using(knockout, avisc):

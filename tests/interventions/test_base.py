@@ -16,7 +16,7 @@ import torch
 from models import logits_of, picture
 
 import regaze
-from regaze import VAR, Knockout
+from regaze import VAR, HeadKnockout
 from regaze.errors import BadParameterError, UnknownMethodError, UnknownParameterError
 from regaze.interventions import Intervention, create_method, load_methods, method_from_dict, registry
 from regaze.interventions.registry import BUILT_IN
@@ -27,7 +27,7 @@ from regaze.interventions.registry import BUILT_IN
     [
         VAR(rho=0.8, sink_dimensions=(1, 2)),
         VAR(as_released=True),
-        Knockout(heads=((3, 1), (0, 2)), mode="uniform"),
+        HeadKnockout(heads=((3, 1), (0, 2)), mode="uniform"),
     ],
 )
 def test_json_round_trip(intervention):
@@ -40,7 +40,7 @@ def test_every_method_documents_itself():
     from dataclasses import fields
 
     for name, method in load_methods().items():
-        assert method.name == name == method.__name__.lower()
+        assert method.name == name == method.__name__.lower().removeprefix("head")
         assert method.summary
         assert method.source
         assert all(f.metadata.get("help") for f in fields(method))
@@ -139,7 +139,7 @@ def inputs(gaze):
 
 def test_zero_equals_removing_the_head_from_the_projection(model, gaze, inputs):
     heads = ((1, 0), (1, 5), (4, 2))
-    with gaze.using(Knockout(heads=heads)):
+    with gaze.using(HeadKnockout(heads=heads)):
         removed = logits_of(model, inputs)
     layers, size = model.model.language_model.layers, 32
     kept = {layer: layers[layer].self_attn.o_proj.weight.detach().clone() for layer, _ in heads}
@@ -152,7 +152,7 @@ def test_zero_equals_removing_the_head_from_the_projection(model, gaze, inputs):
 
 
 def test_uniform_averages_what_the_head_may_see(model, gaze, inputs):
-    uniform = Knockout(heads=((2, 3),), mode="uniform")
+    uniform = HeadKnockout(heads=((2, 3),), mode="uniform")
     wanted = {"masses": False, "slices": "all", "rows": "all", "edited": True}
     with gaze.using(uniform), gaze.recording(**wanted) as record:
         model.generate(**inputs, max_new_tokens=3, do_sample=False, eos_token_id=None)
@@ -170,20 +170,20 @@ def test_uniform_averages_what_the_head_may_see(model, gaze, inputs):
 
 def test_no_heads_is_bit_identical(model, gaze, inputs):
     plain = logits_of(model, inputs)
-    with gaze.using(Knockout()):
+    with gaze.using(HeadKnockout()):
         assert torch.equal(plain, logits_of(model, inputs))
 
 
 def test_heads_that_do_not_exist(model, gaze, inputs):
     message = r"head \(6, 0\) does not exist: the model has layers 0\.\.5"
-    with pytest.raises(BadParameterError, match=message), gaze.using(Knockout(heads=((6, 0),))):
+    with pytest.raises(BadParameterError, match=message), gaze.using(HeadKnockout(heads=((6, 0),))):
         model.generate(**inputs, max_new_tokens=1)
     with pytest.raises(BadParameterError, match="layer, head"):
-        Knockout(heads=(3, 1))
+        HeadKnockout(heads=(3, 1))
     with pytest.raises(BadParameterError, match=r"layer, head.*3\.5"):
-        Knockout(heads=((3.5, 1),))
+        HeadKnockout(heads=((3.5, 1),))
     with pytest.raises(BadParameterError, match="'zero' or 'uniform'"):
-        Knockout(mode="half")
+        HeadKnockout(mode="half")
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import LlavaForConditionalGeneration
 
 import regaze
-from regaze import Knockout, Role, TokenMap
+from regaze import HeadKnockout, Role, TokenMap
 from regaze.errors import BadParameterError, InputError
 from regaze.interventions.gift.calibration import find_saliency_layer, layer_shifts
 from regaze.interventions.gift.gaze_shift import RowShifts, mean_shift, saliency_map
@@ -387,7 +387,7 @@ def test_repeated_keys_and_values_change_nothing(gaze, model):
 
 
 def test_it_composes_with_a_knockout(model, gaze, inputs):
-    removed = Knockout(heads=tuple((layer, head) for layer in (2, 3, 4) for head in range(6)))
+    removed = HeadKnockout(heads=tuple((layer, head) for layer in (2, 3, 4) for head in range(6)))
     with gaze.using(removed):
         plain = logits_of(model, inputs)
     with gaze.using(gift(), removed):

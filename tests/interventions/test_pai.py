@@ -24,7 +24,7 @@ from decoding_checks import (
 from models import context_for, logits_of, picture, tiny_llama
 
 import regaze
-from regaze import VAR, Knockout, Role
+from regaze import VAR, HeadKnockout, Role
 from regaze.errors import BadParameterError, CompositionError
 from regaze.interventions.contrastive import WITHOUT_IMAGE
 from regaze.interventions.pai import PAI
@@ -208,7 +208,7 @@ def test_grouped_heads_equal_repeated_ones():
 def test_compositions(gaze):
     """A removed head stays removed; two row selections on one layer have no common meaning."""
     inputs = inputs_of(gaze, slice(0, 1))
-    with gaze.using(PAI(**BOOST), Knockout(heads=((3, 1), (4, 0)))):
+    with gaze.using(PAI(**BOOST), HeadKnockout(heads=((3, 1), (4, 0)))):
         logits_of(gaze.model, inputs)
     with (
         pytest.raises(CompositionError, match="different query rows"),

@@ -10,7 +10,7 @@ from models import logits_of, picture
 from safetensors.torch import load_file
 
 import regaze
-from regaze import Knockout, Role
+from regaze import HeadKnockout, Role
 from regaze.errors import BadParameterError, InputError
 from regaze.interventions.paint.head_weights import head_sensitivity
 from regaze.interventions.paint.method import PAINT, top_mask, upper_fence
@@ -262,7 +262,7 @@ def test_head_weights(model, gaze, inputs):
             close(logits_of(model, inputs), expected, rtol=0, atol=2e-5)
     one_head = tuple(tuple(float(head == 2) for head in range(6)) for _ in range(6))
     only = PAINT(gamma=1.0, head_weights=one_head)
-    others = Knockout(heads=tuple((layer, 2) for layer in range(6)))
+    others = HeadKnockout(heads=tuple((layer, 2) for layer in range(6)))
     with gaze.using(others):
         removed = logits_of(model, inputs)
     with gaze.using(only, others):  # the only head that is boosted is gone

@@ -12,7 +12,7 @@ from models import logits_of, picture, tiny_llama
 import regaze
 from regaze import Role, TokenMap
 from regaze.errors import BadParameterError
-from regaze.interventions import Intervention, Knockout
+from regaze.interventions import HeadKnockout, Intervention
 from regaze.interventions.sparc import SPARC
 
 QUESTIONS = ["Is there a red dog in the image?", "Please describe this image in detail.", "What?"]
@@ -179,7 +179,7 @@ def test_a_replayed_row_is_no_step(model, gaze, inputs):
 
 
 def test_it_composes_with_a_knockout(model, gaze, inputs):
-    heads = Knockout(heads=tuple((layer, head) for layer in (4, 5) for head in range(6)))
+    heads = HeadKnockout(heads=tuple((layer, head) for layer in (4, 5) for head in range(6)))
     with gaze.using(heads):
         plain = logits_of(model, inputs)
     with gaze.using(sparc(layers=(4, 5)), heads):

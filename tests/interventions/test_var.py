@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import regaze
-from regaze import VAR, Knockout, Role, TokenMap
+from regaze import VAR, HeadKnockout, Role, TokenMap
 from regaze.errors import BadParameterError
 from regaze.interventions.var.policy import MoveMass
 from regaze.kernels import AttentionEdit, Channels, RowSelection, attend
@@ -262,7 +262,7 @@ def test_right_padding_equals_left_padding(model, gaze, inputs):
 
 def test_it_composes_with_a_knockout(model, gaze, inputs):
     """A removed head stays removed, whatever VAR does to it."""
-    knock = Knockout(heads=tuple((3, head) for head in range(6)))
+    knock = HeadKnockout(heads=tuple((3, head) for head in range(6)))
     with gaze.using(small_var(), knock):
         together = logits_of(model, inputs)
     weight = model.model.language_model.layers[3].self_attn.o_proj.weight

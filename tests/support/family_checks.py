@@ -16,7 +16,7 @@ from torch import Tensor
 from zoo.base import Entry
 
 import regaze
-from regaze import Knockout, Role, TokenMap
+from regaze import HeadKnockout, Role, TokenMap
 from regaze.errors import UnsupportedModelError
 from regaze.interventions import PAI
 from regaze.toolkit.model import compat
@@ -72,7 +72,7 @@ def noise(seed: int, width: int, height: int) -> Image.Image:
 def idle(case: Case) -> str:
     """Without edits the wrapped model is bit-identical to the plain one, at the prefill and four steps."""
     plain = case.plain
-    for nothing in (Callback(), Knockout(heads=())):
+    for nothing in (Callback(), HeadKnockout(heads=())):
         with case.gaze.using(nothing):
             assert torch.equal(plain, logits_of(case.model, case.inputs(0, 1)))
     return YES
@@ -81,7 +81,7 @@ def idle(case: Case) -> str:
 def restored(case: Case) -> str:
     """After a block, also one that ends in an exception, the model is as before."""
     before, plain = compat.current_attention(case.gaze.host), case.plain
-    with suppress(KeyError), case.gaze.using(Knockout(heads=(knockable(case),))):
+    with suppress(KeyError), case.gaze.using(HeadKnockout(heads=(knockable(case),))):
         assert compat.current_attention(case.gaze.host) == compat.IMPLEMENTATION
         logits_of(case.model, case.inputs(0, 1), tokens=1)
         raise KeyError
@@ -277,7 +277,7 @@ def knockable(case: Case) -> tuple[int, int]:
 def methods(case: Case) -> str:
     """Head knock-out and VAR run, neutral strength is bit-identical, and a batch equals its samples."""
     plain = case.plain  # before any block
-    with case.gaze.using(Knockout(heads=(knockable(case),))):
+    with case.gaze.using(HeadKnockout(heads=(knockable(case),))):
         edited = logits_of(case.model, case.inputs(0, 1))
         assert not torch.allclose(edited, plain)
         same_alone(case, edited)

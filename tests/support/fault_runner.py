@@ -21,7 +21,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import torch
 
 import regaze
-from regaze import Knockout
+from regaze import HeadKnockout
 from regaze.eval import EvalConfig, EvalTask, Pope, evaluate
 from regaze.eval.run.journal import read_batches
 from regaze.eval.run.results import finite, read
@@ -34,7 +34,7 @@ def main(folder: Path, kills: int, seed: int) -> dict[str, object]:
 
     def run(output: Path, share: bool) -> None:
         config = EvalConfig(batch_size=3, share_prefix=share)
-        methods = {"knockout": Knockout(heads=((0, 0),))}
+        methods = {"knockout": HeadKnockout(heads=((0, 0),))}
         evaluate(gaze, [task], methods, output, model_name="demo", config=config)
 
     began = time.perf_counter()

@@ -15,7 +15,7 @@ from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration, TextStr
 from zoo.every import VISION
 
 import regaze
-from regaze import Knockout, Role, TokenMap
+from regaze import HeadKnockout, Role, TokenMap
 from regaze.errors import BadParameterError, CompositionError, InputError, UnsupportedModelError
 from regaze.interventions import Intervention
 from regaze.kernels import AttentionEdit
@@ -88,7 +88,7 @@ def test_previous_implementation_comes_back():
 
 
 def test_nested_blocks_act_together_and_leave_one_by_one(model, gaze, inputs):
-    knock = Knockout(heads=((0, 1), (3, 2)))
+    knock = HeadKnockout(heads=((0, 1), (3, 2)))
     with gaze.using(small_var(), knock):
         together = logits_of(model, inputs)
     with gaze.using(small_var()):
@@ -105,11 +105,11 @@ def test_nested_blocks_act_together_and_leave_one_by_one(model, gaze, inputs):
 def test_two_models_do_not_see_each_other(gaze, model, inputs):
     other = tiny_llava(seed=5)
     before = logits_of(other, inputs)
-    with gaze.using(Knockout(heads=((2, 0),))):
+    with gaze.using(HeadKnockout(heads=((2, 0),))):
         assert torch.equal(before, logits_of(other, inputs))
-        with regaze.wrap(other, llava_processor()).using(Knockout(heads=((1, 0),))):
+        with regaze.wrap(other, llava_processor()).using(HeadKnockout(heads=((1, 0),))):
             edited = logits_of(other, inputs)
-    with regaze.wrap(other, llava_processor()).using(Knockout(heads=((1, 0),))):
+    with regaze.wrap(other, llava_processor()).using(HeadKnockout(heads=((1, 0),))):
         assert torch.equal(edited, logits_of(other, inputs))
     assert is_untouched(model)
     assert is_untouched(other)
@@ -117,7 +117,7 @@ def test_two_models_do_not_see_each_other(gaze, model, inputs):
 
 def test_two_threads_with_a_model_each(inputs):
     models = [tiny_llava(seed) for seed in (0, 1)]
-    methods = [small_var(), Knockout(heads=((4, 5),))]
+    methods = [small_var(), HeadKnockout(heads=((4, 5),))]
     expected, found = [], [None, None]
     for model, method in zip(models, methods, strict=True):
         with regaze.wrap(model, llava_processor()).using(method):
@@ -197,7 +197,7 @@ def test_ask_does_not_depend_on_the_batch_size(gaze):
 
 def test_a_model_part_called_by_itself_is_refused(model, gaze, inputs):
     with (
-        gaze.using(Knockout(heads=((0, 0),))),
+        gaze.using(HeadKnockout(heads=((0, 0),))),
         pytest.raises(InputError, match="a part of the wrapped model"),
     ):
         model.model.language_model(inputs["input_ids"][:, -3:])
@@ -206,7 +206,7 @@ def test_a_model_part_called_by_itself_is_refused(model, gaze, inputs):
 def test_a_cache_from_outside_is_refused(model, gaze, inputs):
     out = model(**inputs, use_cache=True)
     token = out.logits[:, -1].argmax(-1, keepdim=True)
-    with gaze.using(Knockout(heads=((0, 0),))), pytest.raises(InputError, match="filled outside"):
+    with gaze.using(HeadKnockout(heads=((0, 0),))), pytest.raises(InputError, match="filled outside"):
         model(input_ids=token, past_key_values=out.past_key_values)
 
 
@@ -247,7 +247,7 @@ def test_embeddings_without_ids_need_explicit_tokens():
     gaze = regaze.wrap(model)
     with gaze.using(small_var()), pytest.raises(InputError, match="inputs_embeds"):
         model(inputs_embeds=embeds)
-    with gaze.using(Knockout(heads=((0, 0),))):  # needs no roles
+    with gaze.using(HeadKnockout(heads=((0, 0),))):  # needs no roles
         model(inputs_embeds=embeds)
     assert model.config._attn_implementation == "sdpa"
 
@@ -322,7 +322,7 @@ def test_an_unknown_vision_family_works_where_roles_are_not_needed():
     plain = logits_of(model, prompt)
     with gaze.using():
         assert torch.equal(plain, logits_of(model, prompt))
-    with gaze.using(Knockout(heads=((1, 2),))), gaze.recording(masses=False, entropy=True) as record:
+    with gaze.using(HeadKnockout(heads=((1, 2),))), gaze.recording(masses=False, entropy=True) as record:
         assert not torch.allclose(plain, logits_of(model, prompt))
     assert record[0].entropy.shape == (3, 2, 6, 5)
     with gaze.using(small_var()), pytest.raises(UnsupportedModelError, match="'qwen2_vl' puts its image"):
@@ -340,7 +340,7 @@ def test_seen_is_what_the_model_sees(gaze):
     assert difference.max() <= 1  # one grey level of rounding
 
 
-@pytest.mark.parametrize("method", [small_var(), Knockout(heads=((3, 1),), mode="uniform"), None])
+@pytest.mark.parametrize("method", [small_var(), HeadKnockout(heads=((3, 1),), mode="uniform"), None])
 def test_static_cache_equals_dynamic_cache(model, gaze, method):
     """A static cache has keys after the prompt that no row may see, and no mask at an unpadded prefill."""
     inputs = gaze.inputs([picture(1)], QUESTIONS[:1])

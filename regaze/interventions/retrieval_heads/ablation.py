@@ -11,7 +11,7 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from regaze.errors import BadParameterError
-from regaze.interventions.knockout import Knockout
+from regaze.interventions.knockout import HeadKnockout
 from regaze.interventions.retrieval_heads.cached_prompt import CachedPrompt
 from regaze.interventions.retrieval_heads.head_scores import Head, RetrievalHeads, Score
 from regaze.interventions.retrieval_heads.needle_test import NeedleTest, Progress
@@ -137,7 +137,7 @@ def ablate_heads(
         heads: the scored heads. score: which score ranks them.
         threshold: heads that score less are not retrieval heads.
         counts: how many heads to mask. draws: random sets per count. seed: of the random sets.
-        mode: as for `Knockout`.
+        mode: as for `HeadKnockout`.
         while_reading: mask the heads also during the prefill, at the cost of a prefill per mask. By default,
             and in the release, they are masked only during the answer, so that one prefill serves all masks.
         progress: called with ("prompts", done, total).
@@ -205,7 +205,7 @@ def choose_masks(
 class _SwitchedKnockout(Callback):
     """Applies one knock-out at a time; without `while_reading` to decode steps alone."""
 
-    def __init__(self, knockouts: Sequence[Knockout], while_reading: bool):
+    def __init__(self, knockouts: Sequence[HeadKnockout], while_reading: bool):
         self.knockouts, self.while_reading = knockouts, while_reading
         self.active = knockouts[0]
 
@@ -226,7 +226,7 @@ def _recall_with(
     log: TrialLog,
 ) -> Iterator[float]:
     """Recall of one prompt's answer under each mask; the prompt is prefilled once where masks allow it."""
-    switch = _SwitchedKnockout([Knockout(heads=mask.heads, mode=mode) for mask in masks], while_reading)
+    switch = _SwitchedKnockout([HeadKnockout(heads=mask.heads, mode=mode) for mask in masks], while_reading)
     cached: CachedPrompt | None = None
 
     def run() -> dict[str, Any]:

@@ -37,7 +37,7 @@ def without_heads(
 
     Args:
         batches: (inputs of B prompts, answers [B, T]), the arguments of `answer_log_probs`.
-        remove: makes the intervention, for example `lambda heads: Knockout(heads=heads)`.
+        remove: makes the intervention, for example `lambda heads: HeadKnockout(heads=heads)`.
     """
 
     def score(heads: Sequence[Head]) -> Tensor:

@@ -109,7 +109,7 @@ def test_a_method_changes_all_kinds_of_requests_and_is_named_in_the_result(folde
 
 
 def test_log_likelihoods_are_the_same_decoded_and_in_one_forward(folder, monkeypatch):
-    """Knockout treats every token alike, so both ways of scoring must agree."""
+    """HeadKnockout treats every token alike, so both ways of scoring must agree."""
     once, _ = responses(folder, "regaze", **KNOCKOUT)
     monkeypatch.setattr(RegazeLM, "_in_one_forward", False)
     decoded, _ = responses(folder, "regaze", **KNOCKOUT)

@@ -114,7 +114,7 @@ def test_a_task_gets_the_models_answers_and_a_method_changes_them(folder, rows, 
     assert plain["results"]["scenes"]["right,none"] == sum(right) / ITEMS
     heads = [[layer, head] for layer in range(4) for head in range(3)]
     edited = run(folder, monkeypatch, method="knockout", heads=heads)
-    assert answers(edited) == expected(rows, regaze.Knockout(heads=tuple(map(tuple, heads))))
+    assert answers(edited) == expected(rows, regaze.HeadKnockout(heads=tuple(map(tuple, heads))))
     assert answers(edited) != answers(plain)
 
 

@@ -15,7 +15,7 @@ from paths import SUPPORT
 from standins import StandIn, lines, write_pope
 
 import regaze
-from regaze import Knockout
+from regaze import HeadKnockout
 from regaze.eval import EvalConfig, EvalTask, Pope, evaluate
 from regaze.eval.run.generate import AnswerGenerator
 from regaze.eval.run.process_group import ProcessGroup
@@ -156,7 +156,7 @@ def test_two_processes_of_which_one_dies_and_a_resume(tmp_path):
     alone = evaluate_benchmark(
         gaze,
         Pope.of_demo(5),
-        Knockout(heads=((0, 0),)),
+        HeadKnockout(heads=((0, 0),)),
         tmp_path / "alone",
         model_name="demo",
         max_new_tokens=16,

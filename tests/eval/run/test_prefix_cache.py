@@ -11,7 +11,7 @@ from models import llava_processor, tiny_llama, tiny_llava
 from transformers import AutoModelForCausalLM, MistralConfig
 
 import regaze
-from regaze import Knockout
+from regaze import HeadKnockout
 from regaze.demo import scenes
 from regaze.errors import RegazeError, UnsupportedModelError
 from regaze.eval.run.generate import AnswerGenerator
@@ -184,7 +184,7 @@ def test_a_method_with_a_second_context_cannot_take_a_cache_over(gaze, requests)
 
 def test_removed_heads_are_removed_from_the_shared_prefix_too(gaze, requests):
     heads = tuple((layer, head) for layer in range(6) for head in range(3))
-    method = Knockout(heads=heads)
+    method = HeadKnockout(heads=heads)
     together, _, why = answers(gaze, requests, share=True, method=method)
     assert why is None
     assert together == answers(gaze, requests, share=False, method=method)[0]

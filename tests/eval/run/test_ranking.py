@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import regaze
-from regaze import Knockout
+from regaze import HeadKnockout
 from regaze.demo import scenes
 from regaze.errors import BadParameterError
 from regaze.eval import EvalTask, evaluate
@@ -22,7 +22,7 @@ from regaze.eval.run.requests import AnswerRequest, Condition
 from regaze.eval.run.runner import EvalConfig
 from regaze.interventions import registry
 
-SEARCH = Knockout(heads=((0, 0), (0, 3)))  # the heads with which the demo model looks for things
+SEARCH = HeadKnockout(heads=((0, 0), (0, 3)))  # the heads with which the demo model looks for things
 OPTIONS = ("Yes", "No", "There is a hot dog")
 
 

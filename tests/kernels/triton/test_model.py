@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import regaze
-from regaze import VAR, Knockout
+from regaze import VAR, HeadKnockout
 from regaze.demo import scenes
 
 pytest.importorskip("triton")
@@ -22,7 +22,7 @@ def demo():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", [VAR(), Knockout(heads=[(1, 2), (3, 0)])], ids=["var", "knockout"])
+@pytest.mark.parametrize("method", [VAR(), HeadKnockout(heads=[(1, 2), (3, 0)])], ids=["var", "knockout"])
 def test_answers_and_records_are_those_of_the_torch_path(demo, method, monkeypatch):
     images = [scene.path for scene in scenes()[:2]]
     answers, traces = [], []

@@ -19,7 +19,7 @@ from transformers import (
 import regaze
 from regaze import TokenMap
 from regaze.errors import BadParameterError, InputError, ShapeError, UnsupportedModelError
-from regaze.interventions import MMA, VCD, Knockout
+from regaze.interventions import MMA, VCD, HeadKnockout
 from regaze.kernels import AttentionEdit
 from regaze.toolkit.analysis import Flow, Inputs, attention_flow, relevance, rollout, with_answers
 from regaze.toolkit.model.attention_call import AttentionCall
@@ -292,7 +292,7 @@ def test_relevance_of_given_targets_inside_inference_mode(gaze, inputs):
 
 
 def test_a_head_that_is_removed_is_relevant_nowhere(gaze, inputs):
-    with gaze.using(Knockout(heads=[(3, head) for head in range(6)])):
+    with gaze.using(HeadKnockout(heads=[(3, head) for head in range(6)])):
         silent = relevance(gaze, inputs, layers=[3], columns="all", propagate=False)
     assert not silent.values.any()
     assert relevance(gaze, inputs, layers=[3], columns="all", propagate=False).values.max() > 0

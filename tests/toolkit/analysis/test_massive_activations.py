@@ -9,7 +9,7 @@ from models import llava_processor, picture, small_var, tiny_llama, tiny_llava
 import regaze
 from regaze import Role
 from regaze.errors import BadParameterError, InputError
-from regaze.interventions import VCD, Knockout
+from regaze.interventions import VCD, HeadKnockout
 from regaze.toolkit.analysis import (
     key_importance,
     massive_activations,
@@ -178,7 +178,7 @@ def test_what_each_key_receives_of_edited_attention(gaze, block, monkeypatch):
     """Layers whose weights are edited are summed block by block: as the recorded edited rows add up."""
     monkeypatch.setattr("regaze.toolkit.model.attention_call.CPU_BLOCK_ELEMENTS", block)
     inputs = gaze.inputs([picture(1), picture(2)], QUESTIONS)
-    with gaze.using(Knockout(heads=[(1, 0)]), small_var()):
+    with gaze.using(HeadKnockout(heads=[(1, 0)]), small_var()):
         found = key_importance(gaze, inputs, layers=[1, 4])
         with gaze.recording(slices="all", rows="all", edited=True) as record, torch.no_grad():
             gaze.model(**inputs, use_cache=False)

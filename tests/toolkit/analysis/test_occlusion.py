@@ -12,7 +12,7 @@ from PIL import Image
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
 import regaze
-from regaze import Knockout, Role, demo
+from regaze import HeadKnockout, Role, demo
 from regaze.errors import BadParameterError, InputError, ShapeError
 from regaze.toolkit.analysis.answers import answer_log_probs, greedy_answer
 from regaze.toolkit.analysis.boxes import holds_centre
@@ -176,7 +176,7 @@ def test_heads_that_look_matter_more_than_others_of_their_layers(seeing: Any) ->
     for scene in demo.scenes()[:8]:
         inputs = seeing.inputs(scene.image(), ask_for(scene.objects[0].category))
         batches.append((inputs, greedy_answer(seeing, scene.image(), ask_for(scene.objects[0].category))))
-    score = without_heads(seeing, batches, lambda heads: Knockout(heads=heads))
+    score = without_heads(seeing, batches, lambda heads: HeadKnockout(heads=heads))
     scores = torch.zeros(6, 6)
     scores[0, 0], scores[0, 3] = 2, 1  # documented: the two heads that look at what is asked for
     effects = head_effects(score, ranked_heads(scores), [2], draws=2)

@@ -10,7 +10,7 @@ from models import picture, small_var
 
 from regaze import Role
 from regaze.errors import BadParameterError, ShapeError
-from regaze.interventions import Knockout
+from regaze.interventions import HeadKnockout
 from regaze.toolkit.analysis import (
     difference,
     head_table,
@@ -66,7 +66,7 @@ def test_a_method_that_does_nothing_makes_no_difference(gaze, inputs):
 
 
 def test_tables_in_another_order_are_compared_head_by_head(gaze, inputs):
-    out = Knockout(heads=[(0, head) for head in range(6)])
+    out = HeadKnockout(heads=[(0, head) for head in range(6)])
     both = plain_and_edited(gaze, inputs, out, head_table, record={"entropy": True}, max_new_tokens=2)
     assert [(r.layer, r.head) for r in both.plain] != [(r.layer, r.head) for r in both.edited]
     torch.testing.assert_close(both.difference.grid(), both.edited.grid() - both.plain.grid())
@@ -74,7 +74,9 @@ def test_tables_in_another_order_are_compared_head_by_head(gaze, inputs):
 
 
 def test_a_lens_under_an_edit(gaze, inputs):
-    both = plain_and_edited(gaze, inputs, Knockout(heads=[(2, 1)]), logit_lens, targets=[7], max_new_tokens=2)
+    both = plain_and_edited(
+        gaze, inputs, HeadKnockout(heads=[(2, 1)]), logit_lens, targets=[7], max_new_tokens=2
+    )
     before = both.difference.target_probs[:3]  # layers 0, 1 and what enters 2
     assert not before.any()
     assert both.difference.target_probs[3:].abs().max() > 0

@@ -16,10 +16,10 @@ from models import llava_processor, logits_of, picture, tiny_llama, tiny_llava
 
 import regaze
 from regaze.errors import InputError
-from regaze.interventions import DoLa, Knockout
+from regaze.interventions import DoLa, HeadKnockout
 from regaze.toolkit.model.callback import Callback
 
-KNOCK = Knockout(heads=((1, 1), (0, 2)))
+KNOCK = HeadKnockout(heads=((1, 1), (0, 2)))
 RULE = "open in another thread; only the thread that opened a block"
 
 

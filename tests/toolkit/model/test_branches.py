@@ -10,7 +10,7 @@ from models import context_for, llava_processor, logits_of, picture, tiny_llama
 
 import regaze
 from regaze.errors import InputError
-from regaze.interventions import Knockout
+from regaze.interventions import HeadKnockout
 from regaze.kernels import AttentionEdit
 from regaze.toolkit.model.branches import with_media, with_prompts, without_image, without_tokens
 from regaze.toolkit.model.callback import Callback
@@ -248,7 +248,7 @@ def test_static_cache_and_a_long_forward_give_the_same(model, gaze, inputs):
 
 
 def test_edits_act_on_every_branch_and_a_record_holds_the_users_rows(model, gaze, inputs):
-    knockout = Knockout(heads=((2, 1), (3, 4)))
+    knockout = HeadKnockout(heads=((2, 1), (3, 4)))
     contrast = Contrast(darker)
     with gaze.using(knockout, contrast), gaze.recording(masses=True) as record:
         model.generate(**inputs, max_new_tokens=3, do_sample=False, eos_token_id=None)
@@ -387,7 +387,7 @@ def test_an_extra_forward_runs_one_callback_alone(model, gaze, inputs):
 
     looks = Looks()
     plain = logits_of(model, inputs)
-    with gaze.using(looks, Knockout(heads=((0, 0),))):
+    with gaze.using(looks, HeadKnockout(heads=((0, 0),))):
         edited = logits_of(model, inputs)
     torch.testing.assert_close(looks.out[:, -1], plain[0], rtol=1e-4, atol=1e-4)
     assert not torch.allclose(edited, plain, atol=1e-3)

@@ -7,7 +7,7 @@ import torch
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
 import regaze
-from regaze import Knockout, Role
+from regaze import HeadKnockout, Role
 from regaze.errors import UnsupportedModelError
 from regaze.interventions import PAI, VCD
 from regaze.toolkit.model import compat
@@ -121,7 +121,7 @@ def test_heads_of_either_attention_can_be_knocked_out(model, gaze, speech):
     """Zeroing the rows of the head's part of the output projection is the same."""
     plain = logits(model, speech)
     for cross, name in ((False, "self_attn"), (True, "encoder_attn")):
-        with gaze.using(Knockout(heads=((1, 2),), cross=cross)):
+        with gaze.using(HeadKnockout(heads=((1, 2),), cross=cross)):
             edited = logits(model, speech)
         weight = getattr(model.model.decoder.layers[1], name).out_proj.weight
         kept = weight.data.clone()
@@ -151,9 +151,9 @@ def test_pai_raises_the_scores_of_what_is_heard(model, gaze, speech):
 
 def test_beams_and_samples_of_a_batch(model, gaze, speech):
     plain = model.generate(speech, num_beams=3, max_length=6, eos_token_id=99)
-    with gaze.using(Knockout(heads=())):
+    with gaze.using(HeadKnockout(heads=())):
         assert torch.equal(plain, model.generate(speech, num_beams=3, max_length=6, eos_token_id=99))
-    with gaze.using(Knockout(heads=((0, 1), (2, 3)), cross=True)):
+    with gaze.using(HeadKnockout(heads=((0, 1), (2, 3)), cross=True)):
         both = logits(model, speech)
         for row in range(2):
             alone = logits(model, speech[row : row + 1])

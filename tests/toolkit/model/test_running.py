@@ -19,12 +19,12 @@ from packaging.version import Version
 from transformers import DynamicCache, LlamaForCausalLM, StaticCache
 
 import regaze
-from regaze import Knockout, Role, TokenMap
+from regaze import HeadKnockout, Role, TokenMap
 from regaze.errors import BadParameterError, InputError, UnsupportedModelError
 from regaze.interventions import M3ID, SPARC, VCD, Intervention
 from regaze.kernels import AttentionEdit, StatsRequest
 
-KNOCK = Knockout(heads=((1, 1), (0, 2)))
+KNOCK = HeadKnockout(heads=((1, 1), (0, 2)))
 METHODS = [KNOCK, small_var(), VCD(alpha=0.5, noise_step=300)]
 
 

@@ -18,7 +18,7 @@ from transformers import (
 )
 
 import regaze
-from regaze import Knockout
+from regaze import HeadKnockout
 from regaze.errors import UnsupportedModelError
 from regaze.interventions import Intervention
 from regaze.kernels import AttentionEdit
@@ -148,7 +148,7 @@ def test_an_edited_generation_equals_the_models_own_attention_with_the_edit(buil
 @pytest.mark.parametrize("window", [5, 64])
 def test_a_head_knocked_out_is_one_whose_output_projection_is_zero(build, window, inputs):
     model = build(window)
-    with regaze.wrap(model).using(Knockout(heads=((1, 4), (2, 0)))):
+    with regaze.wrap(model).using(HeadKnockout(heads=((1, 4), (2, 0)))):
         edited = logits_of(model, inputs)
     with torch.no_grad():
         for layer, head in ((1, 4), (2, 0)):

@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModel
 from zoo.towers import SMALL, TOWERS, tower
 
 import regaze
-from regaze import Knockout, Role
+from regaze import HeadKnockout, Role
 from regaze.errors import InputError, ShapeError, UnsupportedModelError
 
 
@@ -44,7 +44,7 @@ def output_projection(model, layer: int) -> torch.nn.Linear:
 
 def test_idle_is_bit_equal_and_leaves_nothing_behind(model, pixels):
     plain = features(model, pixels)
-    with regaze.wrap(model).using(Knockout()):
+    with regaze.wrap(model).using(HeadKnockout()):
         assert model.config._attn_implementation == "regaze"
         assert torch.equal(features(model, pixels), plain)
     assert model.config._attn_implementation == "sdpa"
@@ -64,7 +64,7 @@ def test_a_bright_patch_lights_its_cell(model, pixels):
     """Without attention, so that nothing but the cell's own token can change."""
     gaze, bright = regaze.wrap(model), pixels.clone()
     bright[0, :, 14:28, 28:42] += 5.0  # row 1, column 2
-    with gaze.using(Knockout(heads=[(layer, head) for layer in range(3) for head in range(4)])):
+    with gaze.using(HeadKnockout(heads=[(layer, head) for layer in range(3) for head in range(4)])):
         change = (features(model, bright) - features(model, pixels)).abs().sum(-1)
     tokens = gaze.tokens({"pixel_values": pixels})
     assert change[0].argmax() == tokens.image_cells(0)[5]
@@ -93,7 +93,7 @@ def test_records_equal_the_models_own_attention(model, pixels):
 
 def test_a_head_knocked_out_is_one_that_writes_nothing(model, pixels):
     projection, plain = output_projection(model, 1), features(model, pixels)
-    with regaze.wrap(model).using(Knockout(heads=((1, 2),))):
+    with regaze.wrap(model).using(HeadKnockout(heads=((1, 2),))):
         edited = features(model, pixels)
         one = features(model, pixels[1:])
     kept = projection.weight.detach().clone()
@@ -114,13 +114,13 @@ def test_a_tower_inside_a_vision_language_model():
     gaze, inside = regaze.wrap(model, llava_processor()), regaze.wrap(model.model.vision_tower)
     inputs = gaze.inputs([picture(1), None], ["Is there a dog?", "What?"])
     plain = logits_of(model, inputs)
-    with inside.recording(rows="all", slices="image") as record, gaze.using(Knockout(heads=((1, 1),))):
+    with inside.recording(rows="all", slices="image") as record, gaze.using(HeadKnockout(heads=((1, 1),))):
         edited = logits_of(model, inputs)
-    with gaze.using(Knockout(heads=((1, 1),))):
+    with gaze.using(HeadKnockout(heads=((1, 1),))):
         assert torch.equal(edited, logits_of(model, inputs))
     assert len(record) == 1, "the tower runs at the prefill alone"
     assert record[0].image_maps().shape[-2:] == (8, 8)
-    with inside.using(Knockout(heads=((0, 0),))):
+    with inside.using(HeadKnockout(heads=((0, 0),))):
         assert not torch.equal(logits_of(model, inputs)[:, 0], plain[:, 0])
     assert torch.equal(plain, logits_of(model, inputs))
 
@@ -161,7 +161,7 @@ def test_two_encoders_are_wrapped_one_by_one(pixels):
             out = model(**inputs)
         return out.text_embeds, out.image_embeds
 
-    knock, plain = Knockout(heads=((0, 1),)), run()
+    knock, plain = HeadKnockout(heads=((0, 1),)), run()
     with regaze.wrap(model).using(knock):
         text = run()
     with regaze.wrap(model.vision_model).using(knock):
@@ -182,5 +182,5 @@ def test_what_cannot_be_placed_says_why(pixels):
     with pytest.raises(UnsupportedModelError), regaze.wrap(outside).using():
         pass
     llava = tiny_llava()
-    with regaze.wrap(llava).using(Knockout()), pytest.raises(InputError, match="without input_ids"):
+    with regaze.wrap(llava).using(HeadKnockout()), pytest.raises(InputError, match="without input_ids"):
         llava(pixel_values=pixels)

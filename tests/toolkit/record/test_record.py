@@ -10,7 +10,7 @@ from models import llava_processor, logits_of, picture, small_var, tiny_llama, t
 from safetensors import safe_open
 
 import regaze
-from regaze import Knockout, Record, Role
+from regaze import HeadKnockout, Record, Role
 from regaze.errors import CompositionError, RecordingError
 from regaze.interventions import method_from_dict
 
@@ -108,7 +108,7 @@ def test_chosen_layers_and_steps(gaze, model, inputs):
 
 def test_image_slices_become_maps(gaze, model, eager):
     batch = gaze.inputs([[picture(1), picture(2)], picture(3)], ["Which?", "What is it?"])
-    with gaze.recording(masses=False, slices="all") as whole, gaze.using(Knockout()):
+    with gaze.recording(masses=False, slices="all") as whole, gaze.using(HeadKnockout()):
         generate(model, batch, 2)
     with gaze.recording(masses=False, slices="image") as record:
         generate(model, batch, 2)

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from viewer_records import long_groups, pictures, synthetic
 
 import regaze
-from regaze import Knockout, Record, Role
+from regaze import HeadKnockout, Record, Role
 from regaze.cli import app
 from regaze.errors import BadParameterError, InputError, RecordingError, UnsupportedModelError
 from regaze.toolkit.viewer import Page, Variant, answer_page, build_page, record_page
@@ -323,7 +323,7 @@ def test_plain_and_edited_say_the_same_tokens_and_differ_as_their_records_do(gaz
 def test_layers_recorded_in_groups_give_the_same_page(gaze, monkeypatch):
     def page():
         return answer_page(
-            gaze, picture(1), "What?", Knockout(heads=[(0, 1)]), layers=[0, 2, 5], max_new_tokens=3
+            gaze, picture(1), "What?", HeadKnockout(heads=[(0, 1)]), layers=[0, 2, 5], max_new_tokens=3
         )
 
     together = page()

@@ -376,12 +376,12 @@ def test_a_text_of_four_thousand_tokens_stays_quick(browser):
 
 def test_the_word_dog_looks_at_the_dog(browser):
     """The bundled model, a shipped scene and a real intervention: the picture in docs/viewer.md."""
-    from regaze import Knockout, demo, load, wrap
+    from regaze import HeadKnockout, demo, load, wrap
 
     if not demo.MODEL_DIR.is_dir():
         pytest.skip("the demo model is not in this checkout")
     scene = next(scene for scene in demo.scenes() if scene.name.startswith("scene_012"))
-    method = Knockout(heads=((0, 0), (0, 3)))
+    method = HeadKnockout(heads=((0, 0), (0, 3)))
     shown = answer_page(
         wrap(*load("demo")), scene.image(), "Is there a dog in the image?", method, model="demo"
     )

@@ -9,7 +9,7 @@ from models import logits_of
 from zoo.every import VISION, skip_if_older
 
 import regaze
-from regaze import Knockout, Role, TokenMap
+from regaze import HeadKnockout, Role, TokenMap
 from regaze.errors import BadParameterError, InputError, RecordingError, RegazeError, UnsupportedModelError
 from regaze.interventions import ICD, PAI, VCD, AvisC
 from regaze.toolkit.model.compat.beam_media import repeated_media
@@ -34,7 +34,7 @@ def case(name: str) -> Case:
 )
 def test_a_head_of_cross_attention_that_is_not_there(name, layer, message):
     found = case(name)
-    method = Knockout(heads=((layer, 1),), cross=True)
+    method = HeadKnockout(heads=((layer, 1),), cross=True)
     with found.gaze.using(method), pytest.raises(BadParameterError, match=message):
         logits_of(found.model, found.inputs(0), tokens=1)
 
@@ -42,7 +42,7 @@ def test_a_head_of_cross_attention_that_is_not_there(name, layer, message):
 def test_a_head_of_cross_attention_may_be_named_so():
     found = case("mllama")
     edited = []
-    for method in (Knockout(heads=((1, 1),)), Knockout(heads=((1, 1),), cross=True)):
+    for method in (HeadKnockout(heads=((1, 1),)), HeadKnockout(heads=((1, 1),), cross=True)):
         with found.gaze.using(method):
             edited.append(logits_of(found.model, found.inputs(0), tokens=1))
     assert torch.equal(*edited)

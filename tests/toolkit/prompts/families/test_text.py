@@ -11,7 +11,7 @@ from zoo.base import Entry
 from zoo.every import REFUSED, TEXT, skip_if_older, skip_page_if_other_release
 
 import regaze
-from regaze import Knockout
+from regaze import HeadKnockout
 from regaze.errors import BadParameterError, UnsupportedModelError
 
 
@@ -33,7 +33,7 @@ def test_who_is_refused(entry: Entry):
     gaze = regaze.wrap(model, tokenizer)
     inputs = gaze.inputs([None], ["Why?"])
     plain = logits_of(model, inputs)
-    with pytest.raises(UnsupportedModelError, match=entry.refused), gaze.using(Knockout(heads=((0, 0),))):
+    with pytest.raises(UnsupportedModelError, match=entry.refused), gaze.using(HeadKnockout(heads=((0, 0),))):
         logits_of(model, inputs)
     assert torch.equal(plain, logits_of(model, inputs))
 
@@ -44,6 +44,6 @@ def test_the_zoo_is_as_large_as_promised():
 
 def test_a_layer_without_attention_has_no_heads():
     case = case_of(next(entry for entry in TEXT if entry.name == "lfm2"))
-    nowhere = Knockout(heads=((0, 0),))
+    nowhere = HeadKnockout(heads=((0, 0),))
     with case.gaze.using(nowhere), pytest.raises(BadParameterError, match=r"layers \[1\]"):
         logits_of(case.model, case.inputs(0))

@@ -51,8 +51,9 @@ def attend_torch(
     out, stats = call.decode() if call.queries == 1 else call.prefill()
     if edit.head_gain is not None:
         gain = edit.head_gain if edit.head_gain.dim() == 3 else edit.head_gain[..., None]
+        out = out.float() if out.dtype == torch.float16 else out  # a gain may leave the range of fp16
         out = out * gain[..., None].to(out.dtype)
-    return out, stats
+    return out.to(query.dtype), stats
 
 
 def attention_stats_torch(
@@ -143,7 +144,7 @@ class _Call:
         selected = not edit.edits_mask and (edit.rows is None or edit.rows.active is None)
         blocks = (_Block(self, part, selected) for part in self.parts(index))
         rows = torch.cat([block.output() for block in blocks], 2)
-        return rows if index is None else self.plain().index_copy(2, index, rows), stats
+        return rows if index is None else self.plain().to(rows.dtype).index_copy(2, index, rows), stats
 
     def statistics(self, request: StatsRequest, row: _Block | None = None) -> Stats:
         """Statistics of the requested rows; `row` is a single row that is already computed."""
@@ -224,9 +225,13 @@ class _Call:
         return out.narrow(3, 0, channels.count).reshape(self.batch, self.heads, 1, -1)
 
     def cache(self) -> tuple[Tensor, Tensor]:
-        """Keys [B Hkv, Lk, D] and values [B Hkv, Lk, Dv], views if the cache allows them."""
+        """Keys [B Hkv, Lk, D] and values [B Hkv, Lk, Dv], views if the cache allows them.
+
+        Those of fp16 are copied to fp32: scores, gains and weights may leave the range of fp16.
+        """
         if self._cache is None:
-            self._cache = self.k.flatten(0, 1), self.v.flatten(0, 1)
+            k, v = self.k.flatten(0, 1), self.v.flatten(0, 1)
+            self._cache = (k.float(), v.float()) if k.dtype == torch.float16 else (k, v)
         return self._cache
 
     def causal(self, part: Part, keys: int | None = None) -> Tensor:
@@ -329,7 +334,7 @@ class _Block:
         if self.keys != call.keys:
             keys = keys[:, : self.keys]
         # The query group joins the rows: a group shares its keys.
-        rows = _take_rows(call.q, self.part, 2).reshape(len(keys), -1, keys.shape[-1])
+        rows = _take_rows(call.q, self.part, 2).reshape(len(keys), -1, keys.shape[-1]).to(keys.dtype)
         scores = _product(rows, keys, call.scaling).view(call.batch, call.heads, -1, self.keys)
         if scores.dtype != torch.float64:
             scores = scores.float()
@@ -372,7 +377,7 @@ def _take_rows(x: Tensor, part: Part, dim: int) -> Tensor:
 
 
 def _product(rows: Tensor, keys: Tensor, scaling: float) -> Tensor:
-    """rows [N, M, D] by keys [N, Lk, D]: [N, M, Lk]. Scaled inside, as the range of fp16 is small."""
+    """rows [N, M, D] by keys [N, Lk, D], scaled: [N, M, Lk]."""
     zero = _zero(rows.dtype, rows.device)
     if rows.shape[1] <= 4 and keys.numel() >= LARGE_ELEMENTS and keys.dtype == torch.float32 and keys.is_cpu:
         # For few rows MKL reads keys that no cache holds up to three times as fast when they come first.
@@ -405,8 +410,10 @@ def _softmax(
         )
     if sinks is not None:
         # The share of the keys beside the sink: Z / (Z + e^sink), with Z their own denominator.
-        sink = sinks.to(scores.dtype)[:, None, None]
-        weights = weights * torch.sigmoid(torch.logsumexp(scores, -1, keepdim=True) - sink)
+        # Z is 0 in a fully masked row, and so may e^sink be: the finite minimum keeps 0 / 0 out.
+        sink, lowest = sinks.to(scores.dtype)[:, None, None], torch.finfo(scores.dtype).min
+        total = torch.logsumexp(scores, -1, keepdim=True).clamp_min(lowest)
+        weights = weights * torch.sigmoid(total - sink)
     return scores, weights
 
 

@@ -164,8 +164,13 @@ def naive_move_mass(policy: MoveMass) -> PolicyFn:
 
 
 def eager(q, k, v, edit, *, mask=None, is_causal=False, softcap=None, sinks=None) -> Tensor:
-    """What eager code does in the dtype of q: products in that dtype, softmax and edits in fp32."""
-    group, keys, queries = q.shape[1] // k.shape[1], k.shape[2], q.shape[2]
+    """What eager code does in the dtype of q: products in that dtype, softmax and edits in fp32.
+
+    In fp16 the products are fp32, too: scores, weights and outputs before a gain may leave its range.
+    """
+    group, keys, queries, dtype = q.shape[1] // k.shape[1], k.shape[2], q.shape[2], q.dtype
+    if dtype == torch.float16:
+        q, k, v = q.float(), k.float(), v.float()
     k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
     visible, additive = visibility(mask, queries, keys, is_causal, edit.unmask, q.device)
     scores = q @ k.mT * q.shape[-1] ** -0.5
@@ -185,7 +190,7 @@ def eager(q, k, v, edit, *, mask=None, is_causal=False, softcap=None, sinks=None
     if edit.head_gain is not None:
         gain = edit.head_gain if edit.head_gain.dim() == 3 else edit.head_gain[..., None]
         out = out * gain[..., None].to(out.dtype)
-    return out
+    return out.to(dtype)
 
 
 def within_budget(got: Tensor, exact: Tensor, eager_out: Tensor, scale: float) -> tuple[float, float]:

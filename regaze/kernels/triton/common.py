@@ -47,6 +47,23 @@ def round_to(x, dtype: tl.constexpr):
 
 
 @triton.jit
+def weighted_values(weights, value, REWEIGHTED: tl.constexpr, INPUT_PRECISION: tl.constexpr):
+    """fp32 weights [M, N] @ value [N, D] in fp32, with the weights rounded to the dtype of the values.
+
+    REWEIGHTED: factors of an edit may have raised weights above 1. In fp16, whose range they may leave, each
+    row is then divided by its largest.
+    """
+    if REWEIGHTED:
+        if value.dtype == tl.float16:
+            top = tl.maximum(tl.max(tl.abs(weights), 1), 1.0)[:, None]
+            return dot(round_to(weights / top, value.dtype), value, INPUT_PRECISION) * top
+        else:
+            return dot(round_to(weights, value.dtype), value, INPUT_PRECISION)
+    else:
+        return dot(round_to(weights, value.dtype), value, INPUT_PRECISION)
+
+
+@triton.jit
 def tanh(x):
     """tanh to a few ulp."""
     decay = tl.exp2(tl.abs(x) * (-2.0 * LOG2E))  # exp(-2 |x|), which cannot overflow

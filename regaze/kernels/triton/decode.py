@@ -46,11 +46,11 @@ from regaze.kernels.triton.common import (
     column_tile,
     dot,
     edit_scores,
-    round_to,
     softmax_step,
     tile_scores,
     unmask_row_bits,
     visible_tile,
+    weighted_values,
     window_tile,
 )
 from regaze.kernels.triton.custom_op import FUSED, operator
@@ -153,9 +153,10 @@ def output_step(
     if value_gain.ptr is not None:
         gain = column_tile(value_gain, batch, heads, columns, 1.0)
         parts *= tl.where(selected, gain, 1.0)[None, :, :]
-    parts = round_to(tl.reshape(parts, [ROWS, weights.shape[1]]), value.dtype)
+    parts = tl.reshape(parts, [ROWS, weights.shape[1]])
+    reweighted: tl.constexpr = NUM_CHANNELS > NUM_GROUPS or value_gain.ptr is not None
     factor = tl.reshape(tl.broadcast_to(rescale[None, :], [WIDTH, BLOCK_M]), [ROWS])
-    return masses, output * factor[:, None] + dot(parts, value, INPUT_PRECISION)
+    return masses, output * factor[:, None] + weighted_values(parts, value, reweighted, INPUT_PRECISION)
 
 
 @triton.jit

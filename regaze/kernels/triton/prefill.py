@@ -36,7 +36,7 @@ from regaze.kernels.spec import AttentionEdit, RowSelection, Stats, StatsRequest
 from regaze.kernels.triton.arguments import MatrixArg, channel_arg, gain_strides, matrix_arg
 from regaze.kernels.triton.block_mask import other_rows
 from regaze.kernels.triton.call import Call, measure_rows, sum_columns
-from regaze.kernels.triton.common import LOG2E, dot, round_to, softmax_step
+from regaze.kernels.triton.common import LOG2E, round_to, softmax_step, weighted_values
 from regaze.kernels.triton.custom_op import FUSED, operator
 from regaze.kernels.triton.row_list import (
     RowList,
@@ -104,7 +104,8 @@ def _attend_step(
     value_tile = load_key_block(
         value, batch, kv_head, start, score.num_keys, VALUE_DIM, BLOCK_DV, BLOCK_N, not IS_MASKED
     )
-    acc = acc * rescale[:, None] + dot(round_to(weights, value_tile.dtype), value_tile, INPUT_PRECISION)
+    reweighted: tl.constexpr = NUM_CHANNELS > 0 or score.edit.value_gain.ptr is not None
+    acc = acc * rescale[:, None] + weighted_values(weights, value_tile, reweighted, INPUT_PRECISION)
     return acc, running_max, running_sum
 
 

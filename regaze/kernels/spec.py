@@ -24,6 +24,14 @@ from regaze.kernels.channels import Channels, PaddedColumns, describe
 from regaze.kernels.policies import Policy
 
 
+def make_contiguous(frozen: Any, *names: str) -> None:
+    """Make tensors of a frozen dataclass contiguous, as kernels read them; most are so already."""
+    for name in names:
+        tensor = getattr(frozen, name)
+        if tensor is not None and not tensor.is_contiguous():
+            object.__setattr__(frozen, name, tensor.contiguous())
+
+
 @dataclass(frozen=True, eq=False)
 class RowSelection:
     """A choice of query rows.
@@ -44,6 +52,7 @@ class RowSelection:
             active.dim() != 2 or active.shape[1] != count or active.dtype != torch.bool
         ):
             raise ShapeError(f"RowSelection.active must be [B, R={count}] bool, got {describe(active)}")
+        make_contiguous(self, "index", "active")
 
     @classmethod
     def where(cls, mask: Tensor) -> RowSelection:
@@ -162,6 +171,7 @@ class Windows:
             raise ShapeError(f"Windows.first must be [B] int64, got {describe(self.first)}")
         if self.sink < 0:
             raise BadParameterError(f"Windows.sink must not be negative, got {self.sink}")
+        make_contiguous(self, "span", "first")
 
 
 COLUMN_PARTS = ("score_slope", "head_mean_slope", "score_gain", "bias", "value_gain")

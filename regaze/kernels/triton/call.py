@@ -11,7 +11,7 @@ from torch import Tensor
 from regaze.kernels.channels import Channels
 from regaze.kernels.policies import MAX_CHANNELS, Policy, coefficients_of
 from regaze.kernels.reference import measure
-from regaze.kernels.spec import AttentionEdit, RowSelection, Stats, StatsRequest
+from regaze.kernels.spec import AttentionEdit, RowSelection, Stats, StatsRequest, make_contiguous
 from regaze.kernels.triton.arguments import selected_rows, unmask_bits
 from regaze.kernels.triton.block_mask import own_keys, with_block_map
 from regaze.kernels.triton.row_list import RowList
@@ -37,6 +37,9 @@ class Call:
     is_causal: bool
     softcap: float | None
     sinks: Tensor | None
+
+    def __post_init__(self) -> None:
+        make_contiguous(self, "sinks")
 
     @property
     def num_queries(self) -> int:

@@ -8,6 +8,7 @@ from torch import Tensor
 from regaze.errors import BadParameterError, ShapeError
 from regaze.kernels.backends import choose
 from regaze.kernels.channels import describe
+from regaze.kernels.empty import empty_output, empty_stats, is_empty
 from regaze.kernels.sliding_cache import shift_edit, shift_stats
 from regaze.kernels.spec import AttentionEdit, RowSelection, Stats, StatsRequest
 
@@ -32,7 +33,7 @@ def attend(
     coefficients, value gain, head gain.
 
     Args:
-        query: [B, Hq, Lq, D].
+        query: [B, Hq, Lq, D]. Without samples, rows or keys (B, Lq or Lk of 0) the result is empty, or zeros.
         key, value: [B, Hkv, Lk, D] and [B, Hkv, Lk, Dv]; Hq is a multiple of Hkv.
         edit: what to change and measure; None is plain attention.
         mask: None, bool (True: may look) or additive float, broadcastable to [B, Hq, Lq, Lk] with its last
@@ -62,9 +63,13 @@ def attend(
     edit.check(query.shape[0], query.shape[1], query.shape[2], key.shape[2])
     if scaling is None:
         scaling = query.shape[-1] ** -0.5
-    out, stats = choose(backend, query, key, value, edit).attend(
-        query, key, value, edit, mask=mask, scaling=scaling, is_causal=is_causal, softcap=softcap, sinks=sinks
-    )
+    chosen = choose(backend, query, key, value, edit)
+    if is_empty(query, key):
+        out = empty_output(query, value)
+        stats = None if edit.stats is None else empty_stats(query, key.shape[2], edit.stats, sinks)
+    else:
+        options = {"mask": mask, "is_causal": is_causal, "softcap": softcap, "sinks": sinks}
+        out, stats = chosen.attend(query, key, value, edit, scaling=scaling, **options)
     if edit.stats is not None and stats is not None:
         stats = shift_stats(stats, edit.stats, first_key)
     return out, stats
@@ -93,9 +98,12 @@ def attention_stats(
     edit.check(query.shape[0], query.shape[1], query.shape[2], key.shape[2])
     if scaling is None:
         scaling = query.shape[-1] ** -0.5
-    stats = choose(backend, query, key, key, edit).attention_stats(
-        query, key, edit.stats, mask=mask, scaling=scaling, is_causal=is_causal, softcap=softcap, sinks=sinks
-    )
+    chosen = choose(backend, query, key, key, edit)
+    if is_empty(query, key):
+        stats = empty_stats(query, key.shape[2], edit.stats, sinks)
+    else:
+        options = {"mask": mask, "is_causal": is_causal, "softcap": softcap, "sinks": sinks}
+        stats = chosen.attention_stats(query, key, edit.stats, scaling=scaling, **options)
     return shift_stats(stats, request, first_key)
 
 
@@ -126,7 +134,10 @@ def column_sums(
     edit.check(query.shape[0], query.shape[1], query.shape[2], key.shape[2])
     if scaling is None:
         scaling = query.shape[-1] ** -0.5
-    return choose(backend, query, key, key, edit).column_sums(
+    chosen = choose(backend, query, key, key, edit)
+    if is_empty(query, key):
+        return torch.zeros(*query.shape[:2], key.shape[2], device=query.device)
+    return chosen.column_sums(
         query, key, rows, mask=mask, scaling=scaling, is_causal=is_causal, softcap=softcap, sinks=sinks
     )
 
@@ -155,6 +166,8 @@ def _check(
         raise ShapeError(
             f"query [B, Hq, Lq, D], key [B, Hkv, Lk, D] and value [B, Hkv, Lk, Dv] disagree: {shapes()}"
         )
+    if not all((heads, kv_heads, dim, value.shape[3])):
+        raise ShapeError(f"attention needs at least one head, and D and Dv of at least 1: {shapes()}")
     if heads % kv_heads:
         raise ShapeError(f"Hq={heads} is not a multiple of Hkv={kv_heads}: {_named(query=query, key=key)}")
     if softcap is not None and not softcap > 0:

@@ -17,6 +17,8 @@ class Cost:
             ends).
         seconds: wall-clock time.
         rows: rows of the batch times forwards of the language model: every context of every prompt counts.
+            Forwards that only fill the cache of a shared prefix do not: whether a condition shares prefixes,
+            and in how many pieces, says nothing about the method.
         prefill_tokens: positions of forwards over more than one token, padding included.
         peak_mib: highest memory in use, including the model: allocated on CUDA devices, resident elsewhere;
             None where it cannot be measured.

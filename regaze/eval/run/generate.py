@@ -119,6 +119,7 @@ class AnswerGenerator:
     def _answer_or_halve(self, requests: Sequence[AnswerRequest]) -> Iterator[BatchAnswers]:
         failure: str | None = None
         counter, out_of_memory = TokenCounter(), False
+        prefix_rows = self.sharing.prefix_rows
         try:
             with self._method_active() as ask, measure_cost(self.gaze) as cost:
                 answers = self._answer_texts(ask, requests, counter)
@@ -128,6 +129,7 @@ class AnswerGenerator:
                 self.batch_size = max(1, len(requests) // 2)
         if failure is None:
             cost.answers = len(requests)
+            cost.rows -= self.sharing.prefix_rows - prefix_rows
             cost.tokens = len(requests) * (counter.count or self._longest_answer(answers, requests[0]))
             yield BatchAnswers({r.key: a for r, a in zip(requests, answers, strict=True)}, {}, cost)
             return

@@ -1,15 +1,18 @@
 """The write-ahead journal of a run: answers are on disk before the next batch is generated.
 
-One line is one batch: its answers, the errors of requests that failed, and the cost. A line is appended in
-one piece, and it is on disk when `append` returns, so a process that is killed at any moment loses at most
+One line is one batch: its answers, the errors of requests that failed, the cost, and a checksum of all that,
+so that a line that was changed is noticed (lines of earlier versions have none). A line is appended in one
+piece, and it is on disk when `append` returns, so a process that is killed at any moment loses at most
 the batch in flight. An incomplete last line is not read, and it is cut off before the next line is written.
 Every process of a run writes its own journal and reads all of them.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -24,6 +27,9 @@ from regaze.eval.files import output_errors
 
 PATTERN = "journal.*.jsonl"
 LOCK = ".lock"
+#: what a line ends in: the checksum of the object as it is without it
+_CHECKSUM = b', "checksum": "%s"'
+_CHECKSUM_AT_END = re.compile(rb', "checksum": "([^"]*)"\}$')
 
 
 @dataclass(frozen=True)
@@ -62,9 +68,9 @@ class Journal:
 
     def append(self, batch: Batch) -> None:
         """Write a line and wait until it is on disk."""
-        line = json.dumps(asdict(batch), ensure_ascii=False, allow_nan=False) + "\n"
+        text = json.dumps(asdict(batch), ensure_ascii=False, allow_nan=False).encode(errors="surrogatepass")
         with output_errors(self._folder):
-            self._file.write(line.encode())
+            self._file.write(text[:-1] + _CHECKSUM % _checksum(text) + b"}\n")
             self._file.flush()
             os.fsync(self._file.fileno())
 
@@ -74,24 +80,51 @@ class Journal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        with output_errors(self._folder):
+            self._file.close()
 
 
 def read_batches(folder: Path) -> Iterator[Batch]:
     """Every batch of every journal in `folder`.
 
     Raises:
-        InputError: a complete line that is not a batch; names the line.
+        InputError: a journal that cannot be read, or a complete line that is not a batch or was changed;
+            names the line.
     """
     for path in sorted(folder.glob(PATTERN)):
-        content = path.read_bytes()
-        for number, line in enumerate(content[: _complete_length(path)].splitlines(), start=1):
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise InputError(f"{path} cannot be read: {error.strerror}") from error
+        for number, line in enumerate(content.split(b"\n")[:-1], start=1):
             try:
-                yield Batch(**json.loads(line))
-            except (ValueError, TypeError) as error:
+                yield _parse(line)
+            except (ValueError, TypeError, RecursionError) as error:
+                reason = str(error).split("\n")[0]
                 raise InputError(
-                    f"{path}:{number} is damaged ({error}); remove the line to ask its questions again"
+                    f"{path}:{number} is damaged ({reason}); remove the line to ask its questions again"
                 ) from error
+
+
+def _parse(line: bytes) -> Batch:
+    """The batch of a line. Raises ValueError or TypeError for one that is none, or that was changed."""
+    if match := _CHECKSUM_AT_END.search(line):
+        line = line[: match.start()] + b"}"
+        if match[1].decode() != _checksum(line).decode():
+            raise ValueError("its checksum does not fit: it was changed")
+    batch = Batch(**json.loads(line.decode(errors="surrogatepass")))
+    texts = [batch.condition, batch.benchmark, batch.sharing or ""]
+    for mapping in (batch.answers, batch.errors):
+        if not isinstance(mapping, dict):
+            raise TypeError("answers and errors must be objects")
+        texts += mapping.values()
+    if not all(isinstance(text, str) for text in texts) or not isinstance(batch.cost, dict):
+        raise TypeError("a field has another type")
+    return batch
+
+
+def _checksum(text: bytes) -> bytes:
+    return hashlib.sha256(text).hexdigest()[:16].encode()
 
 
 def _complete_length(path: Path) -> int:

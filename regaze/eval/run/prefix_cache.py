@@ -67,6 +67,7 @@ class PrefixSharing:
 
     Attributes:
         obstacle: why nothing is shared; None while prefixes are shared.
+        prefix_rows: rows of the forwards so far that only filled caches with parts of prompts.
     """
 
     def __init__(self, gaze: Any, method: Any, options: Mapping[str, Any]):
@@ -74,6 +75,7 @@ class PrefixSharing:
         #: whether the method is active only from the last token of a prompt on
         self._starts_at_last_token = getattr(method, "shares_prefix", "") == "plain"
         self.obstacle = obstacle(gaze, method, options)
+        self.prefix_rows = 0
 
     def answer(
         self, images: Sequence[Images], prompts: Sequence[str], options: Mapping[str, Any]
@@ -185,6 +187,7 @@ class PrefixSharing:
                     logits_to_keep=1,
                     **compat.with_cache({}, cache),
                 )
+                self.prefix_rows += len(rest)
         _remove_gap(cache, visible.bool(), ids.shape[1] - 1)
         hook.adopt_cache(model, cache, {"input_ids": ids, "attention_mask": mask, **split.media_per_prompt()})
         return model.generate(input_ids=ids, attention_mask=mask, **compat.with_cache(options, cache))
@@ -192,6 +195,7 @@ class PrefixSharing:
     def _forked_cache(self, split: SplitPrompts) -> tuple[Any, Tensor, Tensor]:
         """A cache with the prefix of every prompt, and the prefixes' ids and mask [B, longest prefix]."""
         prefix, visible = self._pad(split.prefixes)
+        self.prefix_rows += len(prefix)
         cache = compat.cache_of(
             self.gaze.model(
                 input_ids=prefix,

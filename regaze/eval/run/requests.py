@@ -1,9 +1,9 @@
 """Requests for answers, and the key under which an answer is stored.
 
 The key is the hash of everything that decides an answer: the model as it is in memory, the method with its
-parameters, the prompt, the bytes of the images, the arguments of `generate`, and the versions of the
-libraries. The batch and the benchmark are not part of it. A change in any of these makes another request, so
-a run never reads the answers of another configuration.
+parameters, the prompt, the bytes of the images, the arguments of `generate`, the versions of the libraries,
+and the attention backend. The batch and the benchmark are not part of it. A change in any of these makes
+another request, so a run never reads the answers of another configuration.
 """
 
 from __future__ import annotations

@@ -15,6 +15,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import PIL
+import tokenizers
 import torch
 import transformers
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -107,12 +109,15 @@ class Results(_Checked):
 
 
 def versions() -> dict[str, str]:
-    """Versions of the libraries that decide the figures."""
+    """Versions of the libraries that decide the answers, and the attention backend by $REGAZE_BACKEND."""
     return {
         "regaze": regaze.__version__,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
+        "tokenizers": tokenizers.__version__,
+        "pillow": PIL.__version__,
         "python": platform.python_version(),
+        "attention_backend": os.environ.get("REGAZE_BACKEND") or "auto",
     }
 
 

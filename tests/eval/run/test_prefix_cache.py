@@ -14,6 +14,7 @@ import regaze
 from regaze import HeadKnockout
 from regaze.demo import scenes
 from regaze.errors import RegazeError, UnsupportedModelError
+from regaze.eval.cost import Cost
 from regaze.eval.run.generate import AnswerGenerator
 from regaze.eval.run.prefix_cache import PrefixSharing, obstacle
 from regaze.eval.run.requests import AnswerRequest, Condition
@@ -71,6 +72,17 @@ def test_answers_are_the_same_and_the_prompts_run_once(gaze, requests):
     assert len(set(apart.values())) > 3
     assert sum(cost.prefill_tokens for cost in cheap) < 0.7 * sum(cost.prefill_tokens for cost in dear)
     assert sum(cost.tokens for cost in cheap) == sum(cost.tokens for cost in dear)
+
+
+@pytest.mark.parametrize("method", [None, "pai", "dola", "vcd"])
+def test_sharing_changes_no_forwards_per_token(gaze, requests, method):
+    """A prefix that is run beforehand is not charged to the method that starts after it."""
+    chosen = registry.load_methods()[method]() if method else None
+    apart, together = (
+        Cost.total((cost.to_dict(), 1.0) for cost in answers(gaze, requests, share=share, method=chosen)[1])
+        for share in (False, True)
+    )
+    assert together.forwards_per_token == apart.forwards_per_token
 
 
 def test_logits_differ_by_rounding_alone(gaze, requests):

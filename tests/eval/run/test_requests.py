@@ -131,7 +131,21 @@ def test_the_journals_of_all_processes_are_read(tmp_path):
     assert {key for batch in read_batches(tmp_path) for key in batch.answers} == {"k0", "k2", "k10"}
 
 
-@pytest.mark.parametrize("line", ["nonsense", "[1]", '{"condition": "plain"}', '{"bogus": 1}'])
+BATCH = '{"condition": "plain", "benchmark": "pope", "answers": %s}'
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "nonsense",
+        "[1]",
+        '{"condition": "plain"}',
+        '{"bogus": 1}',
+        BATCH % "[]",
+        BATCH % '{"k": 7}',
+        "[" * 9999,
+    ],
+)
 def test_a_damaged_line_is_named(tmp_path, line):
     with Journal(tmp_path) as file:
         file.append(Batch("plain", "pope", {"k1": "Yes"}))
@@ -139,6 +153,64 @@ def test_a_damaged_line_is_named(tmp_path, line):
     path.write_text(path.read_text() + line + "\n")
     with pytest.raises(InputError, match=r"journal\.0\.jsonl:2 is damaged \(.*remove the line"):
         list(read_batches(tmp_path))
+
+
+def test_a_line_that_was_changed_is_noticed_wherever_it_was(tmp_path):
+    with Journal(tmp_path) as file:
+        file.append(Batch("plain", "pope", {"k1": "Yes", "k2": "No"}, {"k3": "e"}, {"seconds": 1.5}))
+    path = tmp_path / "journal.0.jsonl"
+    line = path.read_bytes()
+    for place in range(len(line) - 1):
+        path.write_bytes(line[:place] + bytes([line[place] ^ 1]) + line[place + 1 :])
+        with pytest.raises(InputError, match=r"journal\.0\.jsonl:1 is damaged \(") as caught:
+            list(read_batches(tmp_path))
+        assert "\n" not in str(caught.value)
+
+
+def test_lines_of_earlier_versions_have_no_checksum(tmp_path):
+    (tmp_path / "journal.0.jsonl").write_text(
+        '{"condition": "plain", "benchmark": "pope", "answers": {"k": "No"}}\n'
+    )
+    with Journal(tmp_path) as file:
+        file.append(Batch("plain", "pope", {"k2": "Yes"}))
+    assert [batch.answers for batch in read_batches(tmp_path)] == [{"k": "No"}, {"k2": "Yes"}]
+
+
+def test_a_journal_that_cannot_be_read_is_named(tmp_path):
+    (tmp_path / "journal.0.jsonl").mkdir()
+    with pytest.raises(InputError, match=r"journal\.0\.jsonl cannot be read: Is a directory"):
+        list(read_batches(tmp_path))
+    with pytest.raises(InputError, match="cannot be used: Is a directory"):
+        Journal(tmp_path)
+
+
+def test_a_disk_that_is_full_at_the_end_is_an_input_error(tmp_path):
+    def full():
+        raise OSError(28, "No space left on device")
+
+    file = Journal(tmp_path)
+    file._file.close()
+    file._file = SimpleNamespace(close=full)
+    with pytest.raises(InputError, match="cannot be used: No space left on device"), file:
+        pass
+
+
+@pytest.mark.parametrize("name", ["PIL", "tokenizers", "torch", "transformers", "regaze"])
+def test_another_version_of_a_library_is_another_request(tmp_path, monkeypatch, name):
+    pope = write_pope(tmp_path)
+    before = keys(pope)
+    monkeypatch.setattr(f"{name}.__version__", "0.0.0")
+    assert not set(keys(pope)) & set(before)
+
+
+def test_another_attention_backend_is_another_request(tmp_path, monkeypatch):
+    pope = write_pope(tmp_path)
+    monkeypatch.delenv("REGAZE_BACKEND", raising=False)
+    before = keys(pope)
+    monkeypatch.setenv("REGAZE_BACKEND", "auto")
+    assert keys(pope) == before
+    monkeypatch.setenv("REGAZE_BACKEND", "reference")
+    assert not set(keys(pope)) & set(before)
 
 
 def test_a_folder_is_locked_by_one_process(tmp_path):

@@ -235,7 +235,7 @@ def _ends(gaze: Gaze, options: dict[str, Any]) -> Tensor:
 
 def _attention(trace: Trace, sample: int, ends: Tensor) -> Tensor:
     """A sample's attention on its image up to the end of its answer, [layers, steps, rows, columns]."""
-    maps = trace.image_maps(sample)[:, :, trace.answer_rows()].mean(1)
+    maps = trace.image_maps(sample)[:, :, trace.answer_rows(sample)].mean(1)
     assert trace.output_ids is not None
     ended = torch.isin(trace.output_ids[sample], ends).nonzero()
     return maps[:, : int(ended[0]) + 1] if len(ended) else maps

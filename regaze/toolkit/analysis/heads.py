@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from regaze.errors import BadParameterError, RecordingError, ShapeError
-from regaze.toolkit.analysis.row_measures import attention_distance, sink_share
+from regaze.toolkit.analysis.row_measures import attention_distance, attention_entropy, sink_share
 from regaze.toolkit.analysis.selection import RecordedRows, select_heads, select_rows
 from regaze.toolkit.prompts.token_map import Role
 from regaze.toolkit.record.record import Record
@@ -144,7 +144,8 @@ def head_table(
     columns: dict[str, list[Tensor]] = {"mass": [], "entropy": [], "distance": [], "sink": []}
     for trace in traces:
         for sample in range(len(trace.row_active)):
-            chosen = select_rows(trace, rows, sample)
+            active = trace.row_active[sample]
+            chosen = (active.cumsum(0) - 1)[select_rows(trace, rows, sample)]
             for name, values in _per_row(trace, sample, role).items():
                 columns[name].append(select_heads(trace, values, layers)[:, :, chosen])
     joined = {name: torch.cat(parts, -1) for name, parts in columns.items() if parts}
@@ -162,10 +163,10 @@ def head_table(
 
 
 def _per_row(trace: Trace, sample: int, role: Role) -> dict[str, Tensor]:
-    """The measures that were recorded, each [layers, Hq, N]."""
-    known = {"mass": trace.require("masses")[:, sample, ..., int(role)]}
+    """The measures that were recorded, each [layers, Hq, n] for the rows of the sample."""
+    known = {"mass": trace.require("masses")[:, sample, ..., int(role)][:, :, trace.row_active[sample]]}
     if trace.entropy is not None:
-        known["entropy"] = trace.entropy[:, sample]
+        known["entropy"] = attention_entropy(trace, sample=sample)
     if trace.slices is not None and trace.slice_columns is None:
         known["distance"] = attention_distance(trace, sample=sample)
         known["sink"] = sink_share(trace, sample=sample)

@@ -1,4 +1,7 @@
-"""Measures of single attention rows: entropy, mean distance back, share on attention sinks."""
+"""Measures of single attention rows: entropy, mean distance back, share on attention sinks.
+
+Each is of the n rows that a sample has, of the N of a record (`Trace.row_active`).
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from regaze.toolkit.record.trace import Trace
 def attention_entropy(
     record: Record | Trace, *, of: Literal["row", "recorded"] = "row", sample: int = 0
 ) -> Tensor:
-    """Entropy of each row in nats, [layers, Hq, N].
+    """Entropy of each row of a sample in nats, [layers, Hq, n].
 
     Args:
         record: recorded with entropy=True; for of="recorded" with slices.
@@ -29,9 +32,10 @@ def attention_entropy(
         raise BadParameterError(f'of must be "row" or "recorded", got {of!r}')
     trace = first_trace(record)
     sample = check_sample(trace, sample)
+    active = trace.row_active[sample]
     if of == "row":
-        return trace.require("entropy")[:, sample]
-    return visual_entropy(trace.require("slices")[:, sample]).float()
+        return trace.require("entropy")[:, sample][:, :, active]
+    return visual_entropy(trace.require("slices")[:, sample][:, :, active]).float()
 
 
 def visual_entropy(attention: Tensor) -> Tensor:
@@ -44,7 +48,7 @@ def visual_entropy(attention: Tensor) -> Tensor:
 
 
 def attention_distance(record: Record | Trace, *, sample: int = 0) -> Tensor:
-    """Mean distance in tokens from each row back to its keys, weighted by attention, [layers, Hq, N].
+    """Mean distance in tokens from each row back to its keys, weighted by attention, [layers, Hq, n].
 
     Source: the mean attention distance of Dosovitskiy et al. (arXiv:2010.11929), along the text. Padding does
     not count, as it gets no attention.
@@ -53,8 +57,9 @@ def attention_distance(record: Record | Trace, *, sample: int = 0) -> Tensor:
         record: recorded with slices="all". sample: row of the batch.
     """
     trace = first_trace(record)
-    weights = _all_columns(trace)[:, check_sample(trace, sample)]
-    distance = trace.row_position[:, None] - torch.arange(weights.shape[-1])
+    active = trace.row_active[check_sample(trace, sample)]
+    weights = _all_columns(trace)[:, sample][:, :, active]
+    distance = trace.row_position[active][:, None] - torch.arange(weights.shape[-1])
     # The total is less than 1 in models with attention sinks of their own.
     total = weights.sum(-1).clamp_min(torch.finfo(weights.dtype).tiny)
     return (weights * distance.clamp_min(0)).sum(-1) / total
@@ -67,7 +72,7 @@ def sink_share(
     of: Literal["row", "recorded"] = "row",
     sample: int = 0,
 ) -> Tensor:
-    """Share of each row's attention that lies on sink tokens, [layers, Hq, N].
+    """Share of each row's attention that lies on sink tokens, [layers, Hq, n].
 
     Args:
         record: recorded with slices="all", or "image" for the sinks among image tokens.
@@ -83,7 +88,8 @@ def sink_share(
     if of not in ("row", "recorded"):
         raise BadParameterError(f'of must be "row" or "recorded", got {of!r}')
     trace = first_trace(record)
-    weights = trace.require("slices")[:, check_sample(trace, sample)]
+    active = trace.row_active[check_sample(trace, sample)]
+    weights = trace.require("slices")[:, sample][:, :, active]
     places = torch.arange(weights.shape[-1]) if trace.slice_columns is None else trace.slice_columns[sample]
     length = trace.tokens.length if trace.tokens is not None else weights.shape[-1]
     if sinks is None:

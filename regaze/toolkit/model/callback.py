@@ -49,6 +49,17 @@ class Callback:
     def on_step(self, context: Context, input_ids: Tensor | None) -> None:
         """A forward begins: the prefill or a decode step. `input_ids` [B, T] are those of the user's rows."""
 
+    def on_generate(self) -> None:
+        """`generate` begins, with a new prompt or with a further turn over the cache of one."""
+
+    def on_chosen(self, sequences: Tensor | None, ended: Tensor) -> None:
+        """`generate` has chosen the tokens after the forward that ran last.
+
+        Args:
+            sequences: [B, n] ids up to these tokens; None under beam search.
+            ended: [B] bool, whose answer is complete: what such a row is fed from now on is padding.
+        """
+
     def edit(self, layer: int, step: int, context: Context) -> AttentionEdit | None:
         """The edit of `layer` at `step` (0 is the prefill); None leaves the layer to plain attention.
 

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from regaze.errors import CompositionError, InputError, UnsupportedModelError
@@ -251,6 +251,8 @@ class ModelHook:
             tuple(callback for callback in callbacks if overrides(callback, method))
             for method in ("on_step", "edit_mlp", "combine_logits")
         )
+        noting = any(overrides(callback, "on_chosen") for callback in callbacks)
+        compat.on_chosen(self._model, self._note_generate, self._note_chosen if noting else None)
         self._prompts.use(self._sessions)
         reader = self._prompts.reader
         pixels = any(callback.needs_pixels or overrides(callback, "branches") for callback in callbacks)
@@ -260,6 +262,16 @@ class ModelHook:
         self._thread.check()
         if self._attention.context is None and args:
             self._prompts.note_embedded(args[0])
+
+    def _note_generate(self) -> None:
+        self._thread.check()
+        for callback in self._attention.callbacks:
+            callback.on_generate()
+
+    def _note_chosen(self, sequences: Tensor | None, ended: Tensor) -> None:
+        self._thread.check()
+        for callback in self._attention.callbacks:
+            callback.on_chosen(sequences, ended)
 
     # The beginning of a forward -----------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ import json
 import platform
 from collections import defaultdict
 from dataclasses import asdict
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import transformers
@@ -74,6 +74,14 @@ class Recorder(Callback):
         if self._open is not None:
             self._open.cross.add(layer, stats)
 
+    def on_generate(self) -> None:
+        if self._open is not None:
+            self._open.begin_turn()
+
+    def on_chosen(self, sequences: Tensor | None, ended: Tensor) -> None:
+        if self._open is not None and len(ended) == self._open.context.user_batch:
+            self._open.note_chosen(sequences, ended)
+
     def set_answer(self, output_ids: Tensor) -> None:
         """Set the ids [B, T] of the generation that has just ended.
 
@@ -108,6 +116,10 @@ class _OpenTrace:
         self.options, self.context = options, context
         self.answer: Tensor | None = None
         self._fed: list[Tensor] = []  # the ids of each decode step
+        # By step: the rows whose answer was complete after it. A further turn starts anew.
+        self._ended: list[tuple[int, Tensor]] = []
+        self._turns = 1
+        self._sequences: Tensor | None = None  # the newest, of `generate`
         self._rows: list[RowSelection] = []  # of each recorded step
         self._tokens = self._read_tokens()
         self._prefill = self._prefill_rows()
@@ -165,25 +177,58 @@ class _OpenTrace:
             count = 1 if input_ids is None else input_ids.shape[1]
             self._rows.append(RowSelection(torch.arange(count)))
 
+    def begin_turn(self) -> None:
+        """`generate` begins: where it goes on from this trace's cache, all rows are of use again."""
+        if self._ended:
+            step, ended = self._ended[-1]
+            self._ended.append((step, torch.zeros_like(ended)))
+            self._turns += 1
+
+    def note_chosen(self, sequences: Tensor | None, ended: Tensor) -> None:
+        """See `Callback.on_chosen`."""
+        before = self._ended[-1][1] if self._ended else torch.zeros_like(ended)
+        self._ended.append((self.context.step, before | ended))
+        self._sequences = sequences
+
     def close(self, tokenizer: Any) -> Trace:
         """The finished trace: everything on the CPU, stacked over layers and rows."""
         self._check_complete()
         position, step, active = self._row_index()
-        ids = self.context.input_ids
-        input_ids = None if ids is None else ids[: self.context.user_batch].cpu()
-        fed = torch.cat(self._fed, 1).cpu() if self._fed else None
-        output_ids = fed if self.answer is None else self.answer
+        kept = active.any(0)  # a row of no sample: padding that a branch needs, or a step after all ends
+        active = active[:, kept]
+        input_ids, output_ids = self._prompt_ids(), self._answer_ids()
         common: dict[str, Any] = {
-            "row_position": position,
-            "row_step": step,
+            "row_position": position[kept],
+            "row_step": step[kept],
             "row_active": active,
             "input_ids": input_ids,
             "output_ids": output_ids,
-            "text": token_texts(tokenizer, input_ids, output_ids),
+            "text": token_texts(tokenizer, input_ids, output_ids, self._answer_lengths()),
             "interventions": _described(self.context),
         }
-        cross = None if self._cross is None else Trace(**self._cross.collect(), **common)
-        return Trace(**self.own.collect(), **common, cross=cross)
+        rows = _Rows(kept, active)
+        cross = None if self._cross is None else Trace(**self._cross.collect(rows), **common)
+        return Trace(**self.own.collect(rows), **common, cross=cross)
+
+    def _prompt_ids(self) -> Tensor | None:
+        ids = self.context.input_ids
+        return None if ids is None else ids[: self.context.user_batch].cpu()
+
+    def _answer_ids(self) -> Tensor | None:
+        """[B, T] ids of the answer: those that were given, else that were chosen, else that were fed."""
+        if self.answer is not None:
+            return self.answer
+        if self._sequences is not None and self._turns == 1:
+            return self._sequences[:, -len(self._ended) :].cpu()
+        return torch.cat(self._fed, 1).cpu() if self._fed else None
+
+    def _answer_lengths(self) -> list[int] | None:
+        """Tokens of each sample's answer with its end; None where one `generate` has not said it."""
+        if not self._ended or self._turns > 1:
+            return None
+        ended = torch.stack([ended for _, ended in self._ended]).cpu()  # [T, B]
+        fed_alone = self.answer is None and self._sequences is None  # beams: their last token is not known
+        return [min(len(ended), 1 + int((~sample).sum())) - fed_alone for sample in ended.T]
 
     def _check_complete(self) -> None:
         recorded = {*self.own.stats, *(() if self._cross is None else self._cross.stats)}
@@ -203,8 +248,21 @@ class _OpenTrace:
             positions.append(rows.index + first)
             steps.append(torch.full_like(rows.index, number))
             all_rows = torch.ones(batch, len(rows.index), dtype=torch.bool)
-            active.append(all_rows if rows.active is None else rows.active[:batch])
+            chosen = all_rows if rows.active is None else rows.active[:batch]
+            ended = [ended for step, ended in self._ended if step < number]
+            active.append(chosen & ~ended[-1].cpu()[:, None] if ended else chosen)
         return torch.cat(positions), torch.cat(steps), torch.cat(active, 1)
+
+
+class _Rows(NamedTuple):
+    """What a finished trace holds of the recorded rows.
+
+    Attributes:
+        kept: [M] bool, the N of all M recorded rows. active: [B, N], which of them each sample has.
+    """
+
+    kept: Tensor
+    active: Tensor
 
 
 class _LayerStats:
@@ -266,28 +324,36 @@ class _LayerStats:
             *(a if a is None or b is None else torch.cat([a[:, :, :-1], b], 2) for a, b in pairs)
         )
 
-    def collect(self) -> dict[str, Any]:
+    def collect(self, rows: _Rows) -> dict[str, Any]:
         """The fields of a `Trace` that belong to these layers."""
         layers, user = tuple(sorted(self.stats)), slice(self.context.user_batch)
         return {
             "layers": layers,
             "slice_columns": None if self.columns is None else self.columns[user],
             "tokens": None if self.keys is None else self.keys.rows(user),
-            **{name: self._stack(name, layers) for name in STATISTICS},
+            **{name: self._stack(name, layers, rows) for name in STATISTICS},
         }
 
-    def _stack(self, name: str, layers: tuple[int, ...]) -> Tensor | None:
-        """A statistic over layers and rows, [layers, B, Hq, N, ...]."""
+    def _stack(self, name: str, layers: tuple[int, ...], rows: _Rows) -> Tensor | None:
+        """A statistic over layers and rows, [layers, B, Hq, N, ...]; 0 where a sample has no such row."""
         if not layers or getattr(self.stats[layers[0]][0], name) is None:
             return None
-        per_layer = []
-        for layer in layers:
-            parts = [getattr(stats, name).detach().cpu() for stats in self.stats[layer]]
-            if name == "slices" and self.options.slices == "all":  # rows grow with the cache
-                width = max(part.shape[-1] for part in parts)
-                parts = [torch.nn.functional.pad(part, (0, width - part.shape[-1])) for part in parts]
-            per_layer.append(torch.cat(parts, 2))
-        return torch.stack(per_layer)
+        per_layer = [[getattr(stats, name).detach().cpu() for stats in self.stats[layer]] for layer in layers]
+        if name == "slices" and self.options.slices == "all":
+            per_layer = _of_one_width(per_layer)
+        stacked = torch.stack([torch.cat(parts, 2)[:, :, rows.kept] for parts in per_layer])
+        if rows.active.all():
+            return stacked
+        missing = ~rows.active[None, :, None]
+        return stacked.masked_fill(missing if stacked.dim() == 4 else missing[..., None], 0)
+
+
+def _of_one_width(per_layer: list[list[Tensor]]) -> list[list[Tensor]]:
+    """Rows [..., Lk] with zeros after their last key: they grow with the cache, and caches differ in size."""
+    width = max(part.shape[-1] for parts in per_layer for part in parts)
+    return [
+        [torch.nn.functional.pad(part, (0, width - part.shape[-1])) for part in parts] for parts in per_layer
+    ]
 
 
 def _described(context: Context) -> tuple[dict[str, Any], ...]:

@@ -33,10 +33,13 @@ class Trace:
         slices: [layers, B, Hq, N, n] weights of `slice_columns` [B, n] (-1: a sample has fewer), or of all
             columns.
         row_position: [N] column of each row's query token. row_step: [N] the step of each row.
-        row_active: [B, N] whether a sample has the row.
-        input_ids: [B, L] of the prompt. output_ids: [B, T] of the answer, where they are known.
+        row_active: [B, N] whether a sample has the row. A row after the end of its answer, which `generate`
+            feeds while other samples go on, is none of its rows; statistics are 0 there.
+        input_ids: [B, L] of the prompt. output_ids: [B, T] of the answer, where they are known; padded after
+            the end.
         tokens: roles of the prompt, or None where they are not known.
-        text: for each sample the text of each token of prompt and answer; None without a tokenizer.
+        text: for each sample the text of each token of prompt and answer up to its end; None without a
+            tokenizer.
         interventions: those that were active, as `Intervention.to_dict()`.
         cross: the same rows in the cross-attention layers; its `tokens` are the keys of these layers.
     """
@@ -72,14 +75,21 @@ class Trace:
             raise RecordingError(f"{name} was not recorded; use gaze.recording({option}, ...)")
         return tensor
 
-    def answer_rows(self) -> Tensor:
-        """[T] rows that predict the answer's tokens 0, 1, ...: the last prefill row, and the decode rows."""
+    def answer_rows(self, sample: int | None = None) -> Tensor:
+        """[T] rows that predict the answer's tokens 0, 1, ...: the last prefill row, and the decode rows.
+
+        Args:
+            sample: rows of this one's answer; None: up to the end of the longest.
+        """
         last = int((self.row_step == 0).nonzero()[-1]) if bool((self.row_step == 0).any()) else 0
-        return torch.arange(last, len(self.row_step))
+        rows = torch.arange(last, len(self.row_step))
+        if sample is None:
+            return rows
+        return rows[self.row_active[sample, rows] | (self.row_step[rows] == 0)]
 
     def answer_text(self, sample: int = 0) -> list[str]:
         """Texts of the answer's tokens, one per answer row; "" where the token is not known."""
-        count = len(self.answer_rows())
+        count = len(self.answer_rows(sample))
         known = [] if self.text is None else list(self.text[sample][self._prompt_length :])
         return (known + [""] * count)[:count]
 
@@ -96,7 +106,7 @@ class Trace:
         Raises:
             BadParameterError: no such token, or the word's row was not recorded.
         """
-        rows = self.answer_rows()
+        rows = self.answer_rows(sample)
         if isinstance(token, int):
             if not 0 <= token < len(rows):
                 raise BadParameterError(
@@ -143,13 +153,19 @@ def _last_token_of(word: str, tokens: Sequence[str]) -> int | None:
 
 
 def token_texts(
-    tokenizer: Any, input_ids: Tensor | None, output_ids: Tensor | None
+    tokenizer: Any, input_ids: Tensor | None, output_ids: Tensor | None, lengths: Sequence[int] | None = None
 ) -> tuple[tuple[str, ...], ...] | None:
-    """For each sample the text of each token of prompt and answer; None without a tokenizer or ids."""
+    """For each sample the text of each token of prompt and answer; None without a tokenizer or ids.
+
+    Args:
+        lengths: number of tokens of each answer; None: all.
+    """
     if tokenizer is None or input_ids is None:
         return None
-    ids = input_ids if output_ids is None else torch.cat([input_ids, output_ids], 1)
-    return tuple(tuple(_token_texts(tokenizer, row)) for row in ids.tolist())
+    ids = (input_ids if output_ids is None else torch.cat([input_ids, output_ids], 1)).tolist()
+    if lengths is not None:
+        ids = [row[: input_ids.shape[1] + count] for row, count in zip(ids, lengths, strict=True)]
+    return tuple(tuple(_token_texts(tokenizer, row)) for row in ids)
 
 
 def _token_texts(tokenizer: Any, ids: list[int]) -> list[str]:

@@ -48,7 +48,7 @@ class TraceView:
         self._token_of[real] = np.arange(self.prompt)
         self._active = trace.row_active[sample].numpy()
         self.rows = [self._token(int(place)) for place in trace.row_position[self._active]]
-        known = _answer_length(trace, length)
+        known = _answer_length(trace, sample, length)
         # The last row predicts one more token, even where the trace does not hold its id.
         total = max(self.prompt + known, 2 + max(self.rows))
         self._columns = np.concatenate([real, length + np.arange(total - self.prompt)])
@@ -173,11 +173,11 @@ def _prompt_length(trace: Trace) -> int:
     return int(prefill.max()) + 1 if len(prefill) else 0
 
 
-def _answer_length(trace: Trace, length: int) -> int:
-    """Tokens of the answer that the trace holds."""
-    if trace.output_ids is not None:
-        return trace.output_ids.shape[1]
-    return max(0, len(trace.text[0]) - length) if trace.text is not None else 0
+def _answer_length(trace: Trace, sample: int, length: int) -> int:
+    """Tokens of a sample's answer that the trace holds."""
+    if trace.text is not None:
+        return max(0, len(trace.text[sample]) - length)
+    return 0 if trace.output_ids is None else trace.output_ids.shape[1]
 
 
 def _label(view: View, images: int, tile: int) -> str:

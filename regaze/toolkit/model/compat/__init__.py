@@ -45,6 +45,7 @@ from regaze.toolkit.model.compat.cache import (
 )
 from regaze.toolkit.model.compat.generation import (
     missing_generation_methods,
+    on_chosen,
     on_generate,
     pass_pixels,
 )
@@ -103,6 +104,7 @@ __all__ = [
     "missing_generation_methods",
     "model_name",
     "mrope_positions",
+    "on_chosen",
     "on_generate",
     "padding_mask",
     "pass_pixels",

@@ -8,19 +8,20 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationMixin, PreTrainedModel
+from transformers import GenerationMixin, PreTrainedModel, StoppingCriteriaList
 
 from regaze.toolkit.model.compat.beam_media import repeated_media
 
 _ENCODES = "_maybe_prepare_encoder_kwargs_for_generation"
 _EXPANDS, _TAKES_FEATURES = "_expand_inputs_for_generation", "_supports_mm_encoder_outputs"
-_REPLACED: tuple[str, ...] = (_ENCODES, _EXPANDS, _TAKES_FEATURES)
+_STOPS, _BEAMS_GO_ON = "_get_stopping_criteria", "_beam_search_has_unfinished_sequences"
+_REPLACED: tuple[str, ...] = (_ENCODES, _EXPANDS, _TAKES_FEATURES, _STOPS, _BEAMS_GO_ON)
 
 if not hasattr(GenerationMixin, _TAKES_FEATURES) and hasattr(
     GenerationMixin, "_prepare_encoder_decoder_kwargs_for_generation"
 ):  # 5.17, which encodes for encoder-decoders only
     _ENCODES = "_prepare_encoder_decoder_kwargs_for_generation"
-    _REPLACED = (_ENCODES, _EXPANDS)
+    _REPLACED = (_ENCODES, _EXPANDS, _STOPS, _BEAMS_GO_ON)
 
 
 def missing_generation_methods() -> list[str]:
@@ -48,6 +49,50 @@ def on_generate(model: PreTrainedModel, note: Callable[[Mapping[str, Any]], None
         return own(inputs, kwargs, *rest)
 
     model.__dict__[_ENCODES] = encode
+
+
+class _Noting(StoppingCriteriaList):
+    """Stopping criteria that hand on which sequences have ended, at each token."""
+
+    note: Callable[[Tensor | None, Tensor], None]
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Any:
+        ended = super().__call__(input_ids, scores, **kwargs)
+        self.note(input_ids, ended)
+        return ended
+
+
+def on_chosen(
+    model: PreTrainedModel,
+    begin: Callable[[], None],
+    note: Callable[[Tensor | None, Tensor], None] | None,
+) -> None:
+    """Call `begin` when `generate` starts, and `note` when it has chosen a token for each sequence.
+
+    `note` (None: stop) is given the sequences [B, n] with that token and which of them have ended, [B] bool.
+    Under beam search it is called twice: with the candidates, of which there are more than beams, and with
+    None for the sequences and the beams whose prompt is answered.
+    """
+    for name in (_STOPS, _BEAMS_GO_ON):
+        model.__dict__.pop(name, None)
+    if note is None or not hasattr(model, _STOPS):
+        return
+    criteria, beams_go_on = getattr(model, _STOPS), getattr(model, _BEAMS_GO_ON)
+
+    def get_criteria(*args: Any, **kwargs: Any) -> StoppingCriteriaList:
+        begin()
+        noting = _Noting(criteria(*args, **kwargs))
+        noting.note = note
+        return noting
+
+    def noted_beams_go_on(unsatisfied: Tensor, finished: Tensor, hits: Tensor, early: bool | str) -> Any:
+        ended = ~unsatisfied.all(1) | hits.all(1)  # the three conditions of transformers, by prompt
+        if early is True:
+            ended = ended | finished.all(1)
+        note(None, ended.repeat_interleave(finished.shape[1]))
+        return beams_go_on(unsatisfied, finished, hits, early)
+
+    model.__dict__[_STOPS], model.__dict__[_BEAMS_GO_ON] = get_criteria, noted_beams_go_on
 
 
 def pass_pixels(model: PreTrainedModel, wanted: bool, image_token_ids: Sequence[int] = ()) -> None:

@@ -30,7 +30,7 @@ from regaze.toolkit.model.attention import (
 )
 from regaze.toolkit.model.callback import Callback, overrides
 from regaze.toolkit.model.context import Context
-from regaze.toolkit.model.layer_hooks import LayerHooks, sweep_hooks
+from regaze.toolkit.model.layer_hooks import LayerHooks
 from regaze.toolkit.model.logits import combine
 from regaze.toolkit.model.own_thread import OwnThread
 from regaze.toolkit.model.prompt_source import PromptSource
@@ -187,7 +187,7 @@ class ModelHook:
         """Take regaze out of the model; every step can be repeated, and the last one ends the hook."""
         for handle in self._handles:
             handle.remove()
-        sweep_hooks(self._outer, self, self._layer_hooks)
+        compat.remove_hooks(self._outer, self, self._layer_hooks)
         for module in self._model.modules():
             attached = module.__dict__.get(SLOT)
             if attached is not None and attached.dispatcher is self._attention:  # parts may be wrapped, too
@@ -206,7 +206,7 @@ class ModelHook:
         # An interrupt runs no hook at the end of the forward.
         self._instead, self._attention.context = None, None
         self._layer_hooks.stop()
-        sweep_hooks(self._outer, self._layer_hooks)
+        compat.remove_hooks(self._outer, self._layer_hooks)
         try:
             self._release_caches(session)
         finally:

@@ -6,8 +6,7 @@ forward begins that needs them, and removed when it ends.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
@@ -17,34 +16,6 @@ from regaze.errors import UnsupportedModelError
 from regaze.toolkit.model import compat
 from regaze.toolkit.model.context import Context
 from regaze.toolkit.model.own_thread import OwnThread
-
-#: Where a hook function keeps its owner, so that it is found even if its handle was lost to an interrupt.
-_OWNER = "_regaze_owner"
-_TEMPORARY = "temporary"
-
-
-def sweep_hooks(model: nn.Module, *owners: object) -> None:
-    """Remove from all modules the hooks of `owners` (or that are their methods), and temporary ones."""
-
-    def belongs(hook: Any) -> bool:
-        owner = getattr(hook, _OWNER, getattr(hook, "__self__", None))
-        return owner is _TEMPORARY or any(owner is each for each in owners)
-
-    compat.remove_hooks(model, belongs)
-
-
-@contextmanager
-def temporary_hooks(pre_hooks: list[tuple[nn.Module, Callable[..., Any]]]) -> Iterator[None]:
-    """Forward pre-hooks with keyword arguments that exist inside the block."""
-    handles: list[Any] = []
-    try:
-        for module, hook in pre_hooks:
-            setattr(hook, _OWNER, _TEMPORARY)
-            handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 class LayerHooks:
@@ -101,8 +72,7 @@ class LayerHooks:
             self._thread.check()
             return hook(*args)
 
-        setattr(run, _OWNER, self)
-        return run
+        return compat.owned(run, self)
 
 
 def _layer_input(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from regaze.errors import BadParameterError, InputError, ShapeError, UnsupportedModelError
 from regaze.kernels import StatsRequest, attention_stats, column_sums
-from regaze.toolkit.model.layer_hooks import temporary_hooks
+from regaze.toolkit.model import compat
 from regaze.toolkit.prompts.token_map import PromptTokens, Role, TokenMap, View
 
 #: Names of a block's first norm, attention and second norm: CLIP's, and those of ViT and DeiT.
@@ -137,7 +137,7 @@ def _measured(
 
     numbers = [layer % len(blocks) for layer in layers]
     hooks = [(blocks[number].attention, measuring(number)) for number in set(numbers)]
-    with temporary_hooks(hooks), torch.no_grad():
+    with compat.temporary_hooks(hooks), torch.no_grad():
         tower(pixel_values=pixel_values.to(tower.device, tower.dtype))
     return torch.stack([found[number].to(pixel_values.device) for number in numbers])[..., prefix:]
 

@@ -49,7 +49,7 @@ from regaze.toolkit.model.compat.generation import (
     on_generate,
     pass_pixels,
 )
-from regaze.toolkit.model.compat.hooks import remove_hooks
+from regaze.toolkit.model.compat.hooks import owned, remove_hooks, temporary_hooks
 from regaze.toolkit.model.compat.layout import (
     decoder_layers,
     decoder_of,
@@ -106,6 +106,7 @@ __all__ = [
     "mrope_positions",
     "on_chosen",
     "on_generate",
+    "owned",
     "padding_mask",
     "pass_pixels",
     "plain_attention",
@@ -116,6 +117,7 @@ __all__ = [
     "residual",
     "set_attention",
     "sharing_modules",
+    "temporary_hooks",
     "text_config",
     "unwrapped",
     "uses_cache",

@@ -15,6 +15,7 @@ from regaze.demo import MODEL_DIR
 from regaze.errors import BadParameterError, InputError, ModelNotFoundError
 from regaze.eval import EvalTask, Pope, catalogue
 from regaze.eval.judges import HttpJudge, ModelJudge, RecordedJudge
+from regaze.toolkit.model.sampling_choice import with_sampling_choice
 
 
 @dataclass(frozen=True)
@@ -99,10 +100,11 @@ def _pope_from_file(name: str, source: QuestionSource, own: dict[str, str]) -> P
 
 
 def generation_options(assignments: Sequence[str] | None, max_new_tokens: int) -> dict[str, Any]:
-    """Arguments of `generate`; a temperature above 0 means sampled answers.
+    """Arguments of `generate`; an option of sampling means sampled answers.
 
     Raises:
-        BadParameterError: an argument that is not one of generation, or that another option sets.
+        BadParameterError: an argument that is not one of generation, that another option sets, or that
+            contradicts another.
     """
     options = {
         name: parse_untyped(text) for name, text in split_assignments(assignments or [], "--generate").items()
@@ -113,8 +115,10 @@ def generation_options(assignments: Sequence[str] | None, max_new_tokens: int) -
         raise BadParameterError(f"--generate {unknown[0]}: transformers' generate has no such option")
     if "max_new_tokens" in options:
         raise BadParameterError("--generate max_new_tokens: give --max-new-tokens")
-    if "do_sample" not in options and options.get("temperature"):
-        options["do_sample"] = True
+    try:
+        options = with_sampling_choice(options) if options.keys() - {"do_sample"} else options
+    except BadParameterError as error:
+        raise BadParameterError(f"--generate {error}") from None
     return {"max_new_tokens": max_new_tokens, **options}
 
 

@@ -25,7 +25,8 @@ class Contrastive(Intervention):
     """Base of methods that contrast the user's logits with a negative branch, a context that shows less.
 
     scores = (1 + alpha) logits - alpha negative logits, and -inf where the user's own logits are more than
-    ln(1 / beta) below their maximum, the plausibility constraint. `alpha = 0` switches off both.
+    ln(1 / beta) below their maximum, the plausibility constraint. With `alpha = 0` the constraint acts
+    alone, without a branch; `alpha = beta = 0` switches the method off.
 
     Class attributes:
         needs_image: leave prompts without an image unchanged, also within a batch that has some.
@@ -34,7 +35,7 @@ class Contrastive(Intervention):
     needs_image: ClassVar[bool] = True
 
     alpha: NonNegativeFloat = field(
-        default=1.0, metadata={"help": "strength of the contrast with the negative branch (0: off)"}
+        default=1.0, metadata={"help": "strength of the contrast with the negative branch (0: none)"}
     )
     beta: Fraction = field(
         default=0.1, metadata={"help": "exclude tokens less likely than beta times the likeliest (0: none)"}
@@ -42,7 +43,7 @@ class Contrastive(Intervention):
 
     @property
     def is_identity(self) -> bool:
-        return self.alpha == 0.0
+        return self.alpha == 0.0 and self.beta == 0.0
 
     @property
     def branch(self) -> str:
@@ -58,15 +59,21 @@ class Contrastive(Intervention):
         if self.is_identity or (self.needs_image and not has_image(context).any()):
             return {}
         state = context.state(self)
-        state["branch"], state["where"] = self.branch, rows_with_image(context) if self.needs_image else None
+        state["where"] = rows_with_image(context) if self.needs_image else None
+        if self.alpha == 0.0:  # the constraint alone needs no branch
+            return {}
+        state["branch"] = self.branch
         return {self.branch: self.negative(context)}
 
     def combine_logits(self, context: Context) -> LogitsCombination | None:
-        state = context.state(self)
-        if "branch" not in state:
+        state, logits = context.state(self), context.logits()
+        if "where" not in state:
             return None
-        logits, negative = context.logits(), context.logits(state["branch"])
-        return contrast_logits(logits, negative, self.alpha, self.beta, state["where"])
+        where = state["where"]
+        if "branch" not in state:
+            constrained = logits_to_constrain(logits, where)
+            return LogitsCombination(plausibility=self.beta, plausibility_logits=constrained)
+        return contrast_logits(logits, context.logits(state["branch"]), self.alpha, self.beta, where)
 
 
 def contrast_logits(

@@ -42,7 +42,7 @@ class DAMRO(Contrastive):
     )
 
     alpha: NonNegativeFloat = field(
-        default=2.0, metadata={"help": "strength of the contrast with the negative branch (0: off)"}
+        default=2.0, metadata={"help": "strength of the contrast with the negative branch (0: none)"}
     )
     kept: PositiveInt = field(default=10, metadata={"help": "image tokens of the negative branch, per image"})
     as_released: bool = field(

@@ -58,11 +58,12 @@ class ICD(Contrastive):
     )
 
     def negative(self, context: Context) -> Branch:
+        given = context.prompt_ids()
         if not bool(context.visible[:, -1].all()):
             raise InputError("ICD needs prompts that are padded on the left, so that all end in one column")
         tokens, prompts, samples = context.tokens, [], []
         for row, visible in enumerate(context.visible):
-            ids = context.inputs["input_ids"][row][visible.to(context.device)].tolist()
+            ids = given[row][visible.to(context.device)].tolist()
             roles, image, cell = (
                 tuple(part[row][visible].tolist()) for part in (tokens.roles, tokens.view, tokens.cell)
             )

@@ -101,7 +101,7 @@ def test_batches_and_prompts_without_an_image(gaze, method):
 
 
 def test_neutral_strength_padding_full_forward_and_json(gaze):
-    check_neutral(gaze, AvisC(alpha=0.0))
+    check_neutral(gaze, AvisC(alpha=0.0, beta=0.0))
     check_padding(gaze, AvisC())
     check_full_forward(gaze, AvisC())
     check_json(AvisC(gamma=0.4, deviations=2.0))

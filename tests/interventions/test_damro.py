@@ -102,7 +102,7 @@ def test_batches_and_prompts_without_an_image(gaze, method):
 
 
 def test_neutral_strength_padding_full_forward_and_json(gaze):
-    check_neutral(gaze, DAMRO(alpha=0.0))
+    check_neutral(gaze, DAMRO(alpha=0.0, beta=0.0))
     check_padding(gaze, DAMRO())
     check_full_forward(gaze, DAMRO())
     check_json(DAMRO(kept=4, as_released=True))

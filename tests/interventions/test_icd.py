@@ -115,7 +115,7 @@ def test_batches_also_without_an_image(gaze, method):
 
 
 def test_neutral_strength_full_forward_and_json(gaze):
-    check_neutral(gaze, ICD(alpha=0.0))
+    check_neutral(gaze, ICD(alpha=0.0, beta=0.0))
     check_full_forward(gaze, ICD())
     check_json(ICD(prefix="A sentence."))
 

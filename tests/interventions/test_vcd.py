@@ -120,7 +120,7 @@ def test_batches_and_prompts_without_an_image(gaze, method):
 
 
 def test_neutral_strength_padding_full_forward_and_json(gaze):
-    check_neutral(gaze, VCD(alpha=0.0))
+    check_neutral(gaze, VCD(alpha=0.0, beta=0.0))
     check_padding(gaze, VCD())
     check_full_forward(gaze, VCD())
     check_json(VCD(alpha=0.5, beta=0.2, noise_step=3, seed=55))

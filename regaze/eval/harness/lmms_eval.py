@@ -22,6 +22,7 @@ from regaze.errors import BadParameterError, InputError
 from regaze.eval.harness import arguments
 from regaze.eval.run.loglikelihood import answer_prefix, loglikelihoods
 from regaze.interventions.base import Intervention, MultiPassMethod
+from regaze.toolkit.model.sampling_choice import with_sampling_choice
 
 _LOADING = {"pretrained", "dtype", "device_map", "revision", "trust_remote_code", "attn_implementation"}
 _OWN = {"device", "batch_size", "max_batch_size", "system_prompt"}
@@ -173,10 +174,7 @@ def _generation(settings: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str,
     """Options for `generate` and the stop sequences."""
     options = {name: settings[name] for name in _GENERATE if settings.get(name) is not None}
     options.setdefault("max_new_tokens", 1024)
-    options["do_sample"] = bool(options.get("do_sample", True)) and options.get("temperature", 0) > 0
-    if not options["do_sample"]:
-        for name in ("temperature", "top_p", "top_k"):
-            options.pop(name, None)
+    options = with_sampling_choice(options)
     until = settings.get("until") or ()
     return options, (until,) if isinstance(until, str) else tuple(until)
 

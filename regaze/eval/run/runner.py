@@ -29,6 +29,7 @@ from regaze.eval.run.requests import (
     build_requests,
     digest,
 )
+from regaze.toolkit.model.sampling_choice import with_sampling_choice
 
 #: called with a label, the number of answers that are there, and the total
 Progress = Callable[[str, int, int], None]
@@ -38,10 +39,21 @@ Key = tuple[str, str]
 
 @dataclass(frozen=True)
 class EvalTask:
-    """A benchmark and the arguments of `generate` for it."""
+    """A benchmark and the arguments of `generate` for it.
+
+    Raises:
+        BadParameterError: arguments of `generate` that contradict each other.
+    """
 
     benchmark: Benchmark
     generate_kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.generate_kwargs:
+            given, chosen = dict(self.generate_kwargs), with_sampling_choice(self.generate_kwargs)
+            if "do_sample" not in given and not chosen["do_sample"]:
+                del chosen["do_sample"]  # greedy is the default: keys of stored answers stay
+            object.__setattr__(self, "generate_kwargs", chosen)
 
 
 @dataclass(frozen=True)

@@ -14,21 +14,28 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import (
+    EpsilonLogitsWarper,
+    EtaLogitsWarper,
     LogitsProcessor,
     LogitsProcessorList,
     MinPLogitsWarper,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
+    TypicalLogitsWarper,
 )
 
 from regaze.errors import BadParameterError
 
+#: In the order of transformers.
 _WARPERS: dict[str, Any] = {
     "temperature": TemperatureLogitsWarper,
     "top_k": TopKLogitsWarper,
     "top_p": TopPLogitsWarper,
     "min_p": MinPLogitsWarper,
+    "typical_p": TypicalLogitsWarper,
+    "epsilon_cutoff": EpsilonLogitsWarper,
+    "eta_cutoff": EtaLogitsWarper,
 }
 
 
@@ -53,13 +60,15 @@ def sampling_options(options: Mapping[str, Any], keys: Sequence[str], seed: int)
     """Options of a greedy `generate` whose answers are samples, row b from the stream of `keys[b]`.
 
     Args:
-        options: of `generate` with do_sample; temperature, top_k, top_p and min_p are taken out.
+        options: of `generate` with do_sample; temperature, top_k, top_p and the like are taken out.
         keys: hexadecimal keys of the requests.
 
     Raises:
         BadParameterError: a temperature of 0 or less, or another value that transformers refuses.
     """
     rest = {name: value for name, value in options.items() if name not in _WARPERS}
+    if rest.get("top_h") is not None:
+        raise BadParameterError("sampling: top_h is not supported here; use top_p or min_p")
     try:
         warpers = [make(options[name]) for name, make in _WARPERS.items() if options.get(name) is not None]
     except ValueError as error:

@@ -129,6 +129,7 @@ class AGLA(Intervention):
 
     def masked(self, context: Context) -> Tensor:
         """The prompts' pixel values, black where the image is not relevant to the question."""
+        context.prompt_ids()  # before BLIP is loaded
         relevance = self.relevance
         if isinstance(relevance, str):
             relevance = blip_relevance(relevance, str(context.device))
@@ -153,7 +154,7 @@ class AGLA(Intervention):
     def _questions(self, context: Context) -> list[str]:
         """The question about each image of the batch."""
         tokens, found = context.tokens, []
-        for sample, ids in enumerate(context.inputs["input_ids"].cpu()):
+        for sample, ids in enumerate(context.prompt_ids().cpu()):
             count, question = int(tokens.view[sample].max()) + 1, tokens.columns(Role.QUERY, sample)
             if count and not len(question):
                 raise InputError(f"prompt {sample} has an image, but none of its tokens has the role QUERY")

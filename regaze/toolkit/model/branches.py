@@ -21,11 +21,11 @@ from regaze.toolkit.prompts.token_map import Role, TokenMap
 
 def without_image(context: Context) -> Branch:
     """The same prompt without its image tokens: they are masked and take up no position."""
-    image = context.tokens.mask(Role.IMAGE)
+    ids, image = context.prompt_ids(), context.tokens.mask(Role.IMAGE)
     if not image.any():
         raise InputError("a branch without the image was asked for, but no prompt has an image")
     media = dict.fromkeys(compat.media_names(context.inputs))
-    ids = context.inputs["input_ids"].masked_fill(image.to(context.device), context.pad_token_id)
+    ids = ids.masked_fill(image.to(context.device), context.pad_token_id)
     hidden = without_tokens(context, image)
     return Branch({**hidden.inputs, **media, **_token_types(context, ids), "input_ids": ids}, hidden.tokens)
 
@@ -83,7 +83,7 @@ def _token_types(context: Context, ids: Tensor) -> dict[str, Tensor]:
         if given is not None:
             found[name] = torch.zeros_like(ids, dtype=given.dtype)
             for kind in given.unique().tolist():
-                found[name][torch.isin(ids, context.inputs["input_ids"][given == kind])] = kind
+                found[name][torch.isin(ids, context.prompt_ids()[given == kind])] = kind
     return found
 
 

@@ -94,6 +94,18 @@ class Context:
             raise InputError("this intervention reads the prompt's text: give regaze.wrap the processor")
         return self._reader
 
+    def prompt_ids(self) -> Tensor:
+        """[B, L] ids of the user's prompts, for methods that read or rewrite them.
+
+        Raises:
+            InputError: the forward was given embeddings, or images that were encoded before.
+        """
+        for name in ("inputs_embeds", "mm_encoder_outputs"):
+            if self.inputs.get(name) is not None:
+                raise InputError(f"this intervention needs the prompt's ids, not `{name}`: pass input_ids")
+        ids: Tensor = self.inputs["input_ids"]
+        return ids
+
     @property
     def pad_token_id(self) -> int:
         """A token for places that the attention mask hides."""

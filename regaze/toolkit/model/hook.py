@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 import threading
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
@@ -31,7 +31,7 @@ from regaze.toolkit.model.attention import (
 from regaze.toolkit.model.callback import Callback, overrides
 from regaze.toolkit.model.context import Context
 from regaze.toolkit.model.layer_hooks import LayerHooks
-from regaze.toolkit.model.logits import combine
+from regaze.toolkit.model.logits import LogitsCombination, combine
 from regaze.toolkit.model.own_thread import OwnThread
 from regaze.toolkit.model.prompt_source import PromptSource
 from regaze.toolkit.model.session import Session
@@ -128,6 +128,7 @@ class ModelHook:
         self._mlp_editors: tuple[Callback, ...] = ()
         self._combining: tuple[Callback, ...] = ()
         self._self_layers, self._cross_layers = frozenset[int](), frozenset[int]()
+        self._guided: weakref.ref[compat.Generation] | None = None  # one that runs, or ran, with guidance
         self._argument_names = tuple(inspect.signature(model.forward).parameters)
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
@@ -251,7 +252,7 @@ class ModelHook:
             tuple(callback for callback in callbacks if overrides(callback, method))
             for method in ("on_step", "edit_mlp", "combine_logits")
         )
-        noting = any(overrides(callback, "on_chosen") for callback in callbacks)
+        noting = any(overrides(callback, "on_chosen", "combine_logits") for callback in callbacks)
         compat.on_chosen(self._model, self._note_generate, self._note_chosen if noting else None)
         self._prompts.use(self._sessions)
         reader = self._prompts.reader
@@ -263,8 +264,9 @@ class ModelHook:
         if self._attention.context is None and args:
             self._prompts.note_embedded(args[0])
 
-    def _note_generate(self) -> None:
+    def _note_generate(self, generation: compat.Generation) -> None:
         self._thread.check()
+        self._guided = weakref.ref(generation) if generation.guidance_scale not in (None, 1) else None
         for callback in self._attention.callbacks:
             callback.on_generate()
 
@@ -420,11 +422,21 @@ class ModelHook:
             combinations = [combination for combination in given if combination is not None]
             if not combinations and not context.has_branches:
                 return None
+            if self._guided is not None and self._guided() is not None:
+                self._refuse_cuts(combinations)
             logits = combine(context.logits(), combinations) if combinations else context.logits()
         for name in list(output):
             output[name] = main_rows(output[name], context.batch, context.user_batch)
         output["logits"] = logits
         return output
+
+    def _refuse_cuts(self, combinations: Sequence[LogitsCombination]) -> None:
+        """transformers' guidance takes differences of logits, in which a cut leaves inf and nan."""
+        if any(combination.plausibility > 0.0 for combination in combinations):
+            raise InputError(
+                "guidance_scale of generate does not go with a method that excludes implausible tokens: "
+                "generate without guidance_scale, or set the method's beta to 0"
+            )
 
     def _extra_forward(self, inputs: Mapping[str, Any], callback: Callback) -> Any:
         """See `Context.extra_forward`."""

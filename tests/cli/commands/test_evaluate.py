@@ -178,7 +178,11 @@ def test_a_config_may_be_written_by_hand(files):
     results = json.loads(good("evaluate", "--config", "run.yaml", "--output", "out", "--json").stdout)
     assert list(results["benchmarks"]) == ["pope", "captions"]
     assert results["methods"]["knockout"]["heads"] == [[0, 0], [1, 2]]
-    assert results["benchmarks"]["pope"]["generation"] == {"max_new_tokens": 16, "top_k": 3}
+    assert results["benchmarks"]["pope"]["generation"] == {
+        "max_new_tokens": 16,
+        "top_k": 3,
+        "do_sample": True,
+    }
 
 
 def test_compare_prints_a_table_and_goes_on_past_a_method_that_cannot_run(files):

@@ -44,6 +44,7 @@ from regaze.toolkit.model.compat.cache import (
     without_cache,
 )
 from regaze.toolkit.model.compat.generation import (
+    Generation,
     missing_generation_methods,
     on_chosen,
     on_generate,
@@ -75,6 +76,7 @@ __all__ = [
     "SEQUENCES",
     "TOKEN_TYPES",
     "AttentionSite",
+    "Generation",
     "LogitScale",
     "attention_modules",
     "cache_argument",

@@ -51,8 +51,16 @@ def on_generate(model: PreTrainedModel, note: Callable[[Mapping[str, Any]], None
     model.__dict__[_ENCODES] = encode
 
 
-class _Noting(StoppingCriteriaList):
-    """Stopping criteria that hand on which sequences have ended, at each token."""
+class Generation(StoppingCriteriaList):
+    """The stopping criteria of one `generate`, which lives as long as that runs.
+
+    They hand on which sequences have ended, at each token.
+
+    Attributes:
+        guidance_scale: of the classifier-free guidance of transformers; None or 1: there is none.
+    """
+
+    guidance_scale: float | None = None
 
     note: Callable[[Tensor | None, Tensor], None]
 
@@ -64,7 +72,7 @@ class _Noting(StoppingCriteriaList):
 
 def on_chosen(
     model: PreTrainedModel,
-    begin: Callable[[], None],
+    begin: Callable[[Generation], None],
     note: Callable[[Tensor | None, Tensor], None] | None,
 ) -> None:
     """Call `begin` when `generate` starts, and `note` when it has chosen a token for each sequence.
@@ -80,10 +88,11 @@ def on_chosen(
     criteria, beams_go_on = getattr(model, _STOPS), getattr(model, _BEAMS_GO_ON)
 
     def get_criteria(*args: Any, **kwargs: Any) -> StoppingCriteriaList:
-        begin()
-        noting = _Noting(criteria(*args, **kwargs))
-        noting.note = note
-        return noting
+        config = kwargs["generation_config"] if "generation_config" in kwargs else args[0]
+        generation = Generation(criteria(*args, **kwargs))
+        generation.note, generation.guidance_scale = note, config.guidance_scale
+        begin(generation)
+        return generation
 
     def noted_beams_go_on(unsatisfied: Tensor, finished: Tensor, hits: Tensor, early: bool | str) -> Any:
         ended = ~unsatisfied.all(1) | hits.all(1)  # the three conditions of transformers, by prompt

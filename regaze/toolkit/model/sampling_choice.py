@@ -1,0 +1,49 @@
+"""Whether options of `generate` ask for samples or for the likeliest tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from regaze.errors import BadParameterError
+
+#: Options that act on samples only, and the value at which each does nothing.
+_SAMPLING = {
+    "temperature": 1.0,
+    "top_k": 0,
+    "top_p": 1.0,
+    "min_p": 0.0,
+    "top_h": None,
+    "typical_p": 1.0,
+    "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0,
+}
+
+
+def with_sampling_choice(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of `generate` in which `do_sample` says what the others ask for.
+
+    A temperature, or another option of sampling that does something, turns sampling on; without sampling
+    transformers would ignore it. A temperature of 0 means the likeliest tokens, where `do_sample` is not
+    given as True.
+
+    Raises:
+        BadParameterError: an option of sampling beside `do_sample=False`.
+    """
+    given = dict(options)
+    explicit = given.get("do_sample")
+    settings = {name: given[name] for name in _SAMPLING if given.get(name) is not None}
+    greedy = explicit is not True and settings.get("temperature") == 0
+    acting = [name for name, value in settings.items() if value != _SAMPLING[name]]
+    if explicit is not None and not explicit and acting and not greedy:
+        name = acting[0]
+        raise BadParameterError(
+            f"{name}={settings[name]!r} changes how answers are sampled, but do_sample=False takes the "
+            "likeliest tokens: give one of the two"
+        )
+    if explicit is None and (settings or "generation_config" not in given):
+        given["do_sample"] = not greedy and bool(acting or "temperature" in settings)
+    if not given.get("do_sample", True):
+        for name in settings:
+            del given[name]
+    return given

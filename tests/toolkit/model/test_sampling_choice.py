@@ -1,0 +1,62 @@
+"""Options of sampling act, or are refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from models import picture
+from transformers import GenerationConfig
+
+from regaze.errors import BadParameterError
+from regaze.toolkit.model.sampling_choice import with_sampling_choice
+
+
+@pytest.mark.parametrize(
+    ("given", "chosen"),
+    [
+        ({}, {"do_sample": False}),
+        ({"max_new_tokens": 3}, {"do_sample": False, "max_new_tokens": 3}),
+        ({"temperature": 1.5}, {"do_sample": True, "temperature": 1.5}),
+        ({"temperature": 1}, {"do_sample": True, "temperature": 1}),
+        ({"top_p": 0.9}, {"do_sample": True, "top_p": 0.9}),
+        ({"top_k": 5}, {"do_sample": True, "top_k": 5}),
+        ({"min_p": 0.1}, {"do_sample": True, "min_p": 0.1}),
+        ({"typical_p": 0.5}, {"do_sample": True, "typical_p": 0.5}),
+        ({"epsilon_cutoff": 0.1}, {"do_sample": True, "epsilon_cutoff": 0.1}),
+        ({"top_p": 1.0, "top_k": None}, {"do_sample": False, "top_k": None}),
+        ({"temperature": 0, "top_p": 0.9}, {"do_sample": False}),
+        ({"temperature": 0, "do_sample": False}, {"do_sample": False}),
+        ({"temperature": 1.0, "top_p": 1.0, "do_sample": False}, {"do_sample": False}),
+        ({"do_sample": True}, {"do_sample": True}),
+    ],
+)
+def test_what_options_ask_for(given, chosen):
+    assert with_sampling_choice(given) == chosen
+
+
+@pytest.mark.parametrize("option", [{"temperature": 0.7}, {"top_p": 0.9}, {"top_k": 5}, {"min_p": 0.1}])
+def test_sampling_without_sampling_is_refused(gaze, option):
+    with pytest.raises(BadParameterError, match="do_sample=False"):
+        with_sampling_choice({**option, "do_sample": False})
+    with pytest.raises(BadParameterError, match="do_sample=False"):
+        gaze.ask([picture(1)], ["What?"], **option, do_sample=False)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"temperature": 30.0},
+        {"top_p": 0.999, "temperature": 30.0},
+        {"top_k": 500},
+        {"generation_config": GenerationConfig(do_sample=True, temperature=30.0, max_new_tokens=6)},
+    ],
+)
+def test_ask_samples_where_it_is_asked_to(gaze, options):
+    ask = [picture(1)] * 6, ["What?"] * 6
+    options = {"eos_token_id": None, **options}
+    if "generation_config" not in options:
+        options["max_new_tokens"] = 6
+    greedy = gaze.ask(*ask, max_new_tokens=6, eos_token_id=None)
+    assert len(set(greedy)) == 1
+    torch.manual_seed(0)
+    assert len(set(gaze.ask(*ask, **options))) > 1

@@ -172,7 +172,7 @@ def eager(q, k, v, edit, *, mask=None, is_causal=False, softcap=None, sinks=None
     if dtype == torch.float16:
         q, k, v = q.float(), k.float(), v.float()
     k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
-    visible, additive = visibility(mask, queries, keys, is_causal, edit.unmask, q.device)
+    visible, additive = visibility(mask, queries, keys, is_causal, edit.unmask, q.device, edit.windows)
     scores = q @ k.mT * q.shape[-1] ** -0.5
     scores = (scores if softcap is None else torch.tanh(scores / softcap) * softcap).float()
     scores = scores if additive is None else scores + additive.float()

@@ -21,7 +21,7 @@ from regaze.toolkit.model.context import Context
 from regaze.toolkit.prompts.token_map import Role, TokenMap
 from regaze.toolkit.record.options import RecordOptions
 from regaze.toolkit.record.record import Record
-from regaze.toolkit.record.storage import FORMAT
+from regaze.toolkit.record.schema import FORMAT
 from regaze.toolkit.record.trace import STATISTICS, Trace, token_texts
 from regaze.version import __version__
 

@@ -17,10 +17,16 @@ from torch import Tensor
 
 from regaze.errors import RecordingError
 from regaze.toolkit.prompts.token_map import TokenMap, View
+from regaze.toolkit.record.schema import (
+    SchemaError,
+    TraceHeader,
+    ViewHeader,
+    check_shapes,
+    check_values,
+    parse_header,
+)
 from regaze.toolkit.record.trace import STATISTICS, Trace
 
-#: Version of the format, in the header.
-FORMAT = 2
 #: Fields of a trace that are tensors: those of its own layers, and those that its `cross` has in common.
 _OWN = (*STATISTICS, "slice_columns")
 _COMMON = ("row_position", "row_step", "row_active", "input_ids", "output_ids")
@@ -39,21 +45,44 @@ def write(path: str | Path, header: dict[str, Any], traces: Sequence[Trace]) -> 
 
 
 def read(path: str | Path) -> tuple[dict[str, Any], list[Trace]]:
-    """Header and traces of a file. Raises RecordingError where it is not a record of this format."""
+    """Header and traces of a file, checked by `schema`.
+
+    Raises:
+        RecordingError: the file cannot be read, is damaged, or is no record of this format.
+    """
+    name = repr(str(path))
     try:
+        if not Path(path).is_file():  # a pipe or a device has no end
+            raise RecordingError(f"{name} is not a file")
         with safe_open(str(path), "pt") as file:
-            header = json.loads((file.metadata() or {})["regaze"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (KeyError, ValueError, OSError, RuntimeError) as error:
-        raise RecordingError(f"{str(path)!r} is not a regaze record: {error}") from None
-    except Exception as error:  # safetensors' own error type has no public base
-        raise RecordingError(f"{str(path)!r} is not a safetensors file: {error}") from None
-    if header.get("format") != FORMAT:
-        raise RecordingError(
-            f"{str(path)!r} has record format {header.get('format')}, this version reads {FORMAT}"
-        )
-    described = header.pop("traces")
-    return header, [_trace(entry, f"{number}.", tensors) for number, entry in enumerate(described)]
+            return _read(file)
+    except (SafetensorError, OSError, RuntimeError, UnicodeDecodeError) as error:
+        raise RecordingError(f"{name} is not a safetensors file: {_one_line(error)}") from None
+    except ValueError as error:
+        raise RecordingError(f"{name} is not a regaze record: {_one_line(error)}") from None
+
+
+def _one_line(error: Exception) -> str:
+    """What an error says, without control characters and endless values of the file."""
+    text = "".join(c if c.isprintable() else " " for c in str(error))
+    return text if len(text) <= 300 else f"{text[:200]} ... {text[-90:]}"
+
+
+def _read(file: Any) -> tuple[dict[str, Any], list[Trace]]:
+    """Header and traces of an open file. Raises ValueError for what is no record."""
+    metadata = file.metadata() or {}
+    if "regaze" not in metadata:
+        raise SchemaError("its metadata has no entry 'regaze'")
+    header = parse_header(metadata["regaze"])
+    slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    described = {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
+    for number, trace in enumerate(header.traces):
+        check_shapes(trace, f"{number}.", described)
+    tensors = {name: file.get_tensor(name) for name in slices}
+    for number, trace in enumerate(header.traces):
+        check_values(trace, f"{number}.", tensors.get)
+    traces = [_trace(trace, f"{number}.", tensors) for number, trace in enumerate(header.traces)]
+    return header.model_dump(exclude={"traces"}), traces
 
 
 def _describe(
@@ -79,36 +108,26 @@ def _describe(
 
 
 def _trace(
-    description: dict[str, Any],
-    prefix: str,
-    tensors: dict[str, Tensor],
-    common: dict[str, Tensor] | None = None,
+    header: TraceHeader, prefix: str, tensors: dict[str, Tensor], common: dict[str, Tensor] | None = None
 ) -> Trace:
     """The trace that `_describe` described; a `cross` is given the tensors in `common`."""
     if common is None:
         common = {name: tensors[prefix + name] for name in _COMMON if prefix + name in tensors}
     tokens = None
-    if description["views"] is not None:
-        views = tuple(tuple(_view(view) for view in sample) for sample in description["views"])
+    if header.views is not None:
+        views = tuple(tuple(_view(view) for view in sample) for sample in header.views)
         parts = {attribute: tensors[f"{prefix}tokens.{name}"] for name, attribute in _TOKENS.items()}
         tokens = TokenMap(**parts, views=views)
-    text, cross = description["text"], description["cross"]
     return Trace(
-        layers=tuple(description["layers"]),
+        layers=tuple(header.layers),
         tokens=tokens,
-        text=None if text is None else tuple(tuple(sample) for sample in text),
-        interventions=tuple(description["interventions"]),
-        cross=None if cross is None else _trace(cross, f"{prefix}cross.", tensors, common),
+        text=None if header.text is None else tuple(map(tuple, header.text)),
+        interventions=tuple(header.interventions),
+        cross=None if header.cross is None else _trace(header.cross, f"{prefix}cross.", tensors, common),
         **common,
         **{name: tensors[prefix + name] for name in _OWN if prefix + name in tensors},
     )
 
 
-def _view(description: dict[str, Any]) -> View:
-    box = description["box"]
-    return View(
-        tuple(description["grid"]),
-        description["image"],
-        None if box is None else tuple(box),
-        description["frame"],
-    )
+def _view(header: ViewHeader) -> View:
+    return View(header.grid, header.image, header.box, header.frame)

@@ -45,7 +45,7 @@ def parse_untyped(text: str) -> Any:
     """A JSON value (Python's None, True and False included), else the text itself."""
     try:
         return json.loads(_CONSTANTS.get(text.lower(), text))
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
 
 

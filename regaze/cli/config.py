@@ -12,6 +12,7 @@ import yaml
 
 from regaze.arguments import parse_untyped, split_assignments
 from regaze.errors import InputError
+from regaze.reading import parse_yaml, read_text
 
 #: Options that are a mapping in YAML, and NAME=VALUE, repeated, on the command line.
 _MAPPINGS = ("set", "bench", "generate")
@@ -38,12 +39,7 @@ def read_defaults(path: Path, parameters: Iterable[str]) -> dict[str, Any]:
 
 
 def _read(path: Path) -> dict[Any, Any]:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"--config {path} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"--config {path} is no YAML: {' '.join(str(error).split())}") from error
+    content = parse_yaml(read_text(path, "--config "), f"--config {path}")
     if not isinstance(content, dict):
         raise InputError(f"--config {path}: expected options such as `benchmark: pope`, one per line")
     return content

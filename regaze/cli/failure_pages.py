@@ -95,11 +95,12 @@ def _write_pages(
 def _read_answers(folder: Path) -> dict[str, dict[str, dict[str, str]]]:
     """By benchmark and item: the answer under each condition."""
     answers: dict[str, dict[str, dict[str, str]]] = {}
+    path = folder / "answers.jsonl"
     try:
-        lines = (folder / "answers.jsonl").read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise InputError(f"answers in {folder} cannot be read: {error.strerror}") from error
-    for row in map(json.loads, lines):
+        lines = path.read_text(encoding="utf-8").split("\n")  # ours: a model may have written any character
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
+    for row in map(json.loads, filter(None, lines)):
         if "answer" in row:
             by_condition = answers.setdefault(row["benchmark"], {}).setdefault(row["key"], {})
             by_condition[row["condition"]] = row["answer"]

@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from regaze.arguments import parameter_types, parse_typed, split_assignments
 from regaze.errors import BadParameterError, InputError, UnknownParameterError
 from regaze.interventions import HeadKnockout, Method, registry
+from regaze.reading import parse_yaml, read_text
 
 
 def read_method(name: str, settings: list[str] | None) -> Method | None:
@@ -57,18 +56,11 @@ def _entries(text: str) -> list[dict[str, Any]]:
         return _list(text, "--methods")
     if Path(text).suffix not in (".json", ".yaml", ".yml"):
         return [{"method": name.strip()} for name in text.split(",") if name.strip()]
-    try:
-        content = Path(text).read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"--methods {text} cannot be read: {error.strerror}") from error
-    return _list(content, f"--methods {text}")
+    return _list(read_text(text, "--methods "), f"--methods {text}")
 
 
 def _list(text: str, source: str) -> list[dict[str, Any]]:
-    try:
-        entries = yaml.safe_load(text)  # JSON is YAML, too
-    except yaml.YAMLError as error:
-        raise InputError(f"{source} is neither JSON nor YAML: {' '.join(str(error).split())}") from error
+    entries = parse_yaml(text, source)  # JSON is YAML, too
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise InputError(f"{source}: expected a list of {{label, method, parameters...}}")
     return entries

@@ -15,8 +15,6 @@ method repositories
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +22,8 @@ from typing import Any
 
 from regaze.errors import InputError
 from regaze.eval.comparison.conditions import PLAIN
-from regaze.eval.files import read_json, read_records, read_table, read_text
+from regaze.eval.files import read_headings, read_json, read_records, read_table
+from regaze.reading import read_text
 
 
 @dataclass(frozen=True)
@@ -100,8 +99,8 @@ def _check(values: Any, source: str) -> AnswerRow:
 
 def _read_table(path: Path) -> list[tuple[int, dict[str, Any]]]:
     delimiter = "\t" if path.suffix == ".tsv" else ","
-    heading = next(csv.reader(io.StringIO(read_text(path), newline=""), delimiter=delimiter), [])
-    return [(line, dict(row)) for line, row in read_table(path, heading, delimiter=delimiter)]
+    table = read_table(path, read_headings(path, delimiter), delimiter=delimiter)
+    return [(line, dict(row)) for line, row in table]
 
 
 def _read_objects(path: Path) -> Sequence[tuple[int, Any]]:

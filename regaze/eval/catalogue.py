@@ -17,7 +17,7 @@ from regaze.arguments import parse_typed
 from regaze.errors import InputError, UnknownParameterError
 from regaze.eval import benchmarks
 from regaze.eval.benchmarks.common.download import benchmark_folder
-from regaze.eval.files import read_text
+from regaze.reading import read_text
 
 #: further names of benchmarks
 _ALIASES = {"captions": "chair"}

@@ -1,12 +1,11 @@
 """Read data files with errors that name the file and the line, write output files in one step.
 
-Every reader also takes a gzipped file.
+Every reader also takes a gzipped file, and keeps the limits of `regaze.reading`.
 """
 
 from __future__ import annotations
 
 import csv
-import gzip
 import hashlib
 import io
 import json
@@ -17,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from regaze.errors import InputError
+from regaze.reading import parse_json, read_bytes, read_text
 
-_GZIP_MAGIC = b"\x1f\x8b"
+#: Rows of a table.
+MAX_ROWS = 1_000_000
 
 #: (line, value)
 Record = tuple[int, Any]
@@ -32,27 +33,9 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "regaze"
 
 
-def read_text(path: Path, what: str = "") -> str:
-    """The text of a file (UTF-8, with or without a byte order mark).
-
-    Args:
-        what: Put in front of the path in the error ("questions file ").
-
-    Raises:
-        InputError: The file cannot be read or is not text.
-    """
-    try:
-        return _unzip(Path(path).read_bytes()).decode("utf-8-sig")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None)
-        if reason is None:
-            reason = "not UTF-8 text" if isinstance(error, UnicodeDecodeError) else "damaged gzip file"
-        raise InputError(f"{what}{path} cannot be read: {reason}") from error
-
-
-def read_json(path: Path) -> Any:
+def read_json(path: Path, max_bytes: int | None = None) -> Any:
     """The single JSON value of a file. Raises InputError naming file and line."""
-    return _parse_json(read_text(path), path, 1)
+    return parse_json(read_text(path, max_bytes=max_bytes), path, max_bytes=max_bytes)
 
 
 def read_records(path: Path, what: str = "") -> list[Record]:
@@ -77,23 +60,41 @@ def read_table(
     Raises:
         InputError: The file or a heading is missing, or a row has too few or too many fields.
     """
-    reader = csv.reader(io.StringIO(read_text(path), newline=""), delimiter=delimiter)
-    try:
-        headings = [heading.strip().lower() for heading in next(reader)]
-    except StopIteration:
-        raise InputError(f"{path} is empty; expected the columns {', '.join(columns)}") from None
-    absent = [column for column in columns if column.lower() not in headings]
+    table = _table_rows(path, delimiter)
+    _, first = next(table, (1, []))
+    headings = [heading.strip().lower() for heading in first]
+    if not first:
+        raise InputError(f"{path} is empty; expected the columns {', '.join(columns)}")
+    absent = [column for column in columns if column.strip().lower() not in headings]
     if absent:
-        raise InputError(f"{path}:1: no column {', '.join(absent)}; there are {', '.join(headings)}")
-    positions = {column: headings.index(column.lower()) for column in columns}
+        raise InputError(f"{path}:1: no column {_one_line(absent)}; there are {_one_line(headings)}")
+    positions = {column: headings.index(column.strip().lower()) for column in columns}
     rows = []
-    for row in reader:
-        if not row:
-            continue
+    for line, row in table:
         if len(row) != len(headings):
-            raise InputError(f"{path}:{reader.line_num}: {len(row)} fields, expected {len(headings)}")
-        rows.append((reader.line_num, {column: row[at] for column, at in positions.items()}))
+            raise InputError(f"{path}:{line}: {len(row)} fields, expected {len(headings)}")
+        rows.append((line, {column: row[at] for column, at in positions.items()}))
     return rows
+
+
+def read_headings(path: Path, delimiter: str) -> list[str]:
+    """The fields of a table's first line; none of an empty file. Raises InputError as `read_table`."""
+    return next(_table_rows(path, delimiter), (1, []))[1]
+
+
+def _table_rows(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    """(line, fields) of the rows that are not blank."""
+    reader = csv.reader(io.StringIO(read_text(path), newline=""), delimiter=delimiter)
+    count = 0
+    try:
+        for row in reader:
+            count += bool(row)
+            if count > MAX_ROWS:
+                raise InputError(f"{path} has more than {MAX_ROWS} rows")
+            if row:
+                yield reader.line_num, row
+    except csv.Error as error:
+        raise InputError(f"{path}:{reader.line_num}: {error}") from error
 
 
 def read_tab_separated(path: Path, counts: Collection[int]) -> list[tuple[int, list[str]]]:
@@ -166,21 +167,23 @@ def replace_file(path: Path, text: str) -> None:
 
 def sha256(path: Path) -> str:
     """Hash of the file as it was published: of the unpacked content of a ".gz" file."""
-    return hashlib.sha256(_unzip(Path(path).read_bytes())).hexdigest()
+    return hashlib.sha256(read_bytes(path)).hexdigest()
 
 
-def _unzip(data: bytes) -> bytes:
-    return gzip.decompress(data) if data[:2] == _GZIP_MAGIC else data
+def _one_line(names: Sequence[str]) -> str:
+    """Names for an error message: no line breaks, at most 200 characters."""
+    text = " ".join(", ".join(names).split())
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def _json_lines(text: str, path: Path) -> Iterator[Record]:
     for line, content in enumerate(text.split("\n"), start=1):
         if content.strip():
-            yield line, _parse_json(content, path, line)
+            yield line, parse_json(content, path, line)
 
 
 def _array_elements(text: str, path: Path) -> Iterator[Record]:
-    _parse_json(text, path, 1)  # checks the whole; the loop below only finds where each element begins
+    parse_json(text, path)  # checks the whole; the loop below only finds where each element begins
     decoder = json.JSONDecoder()
     line, counted, offset = 1, 0, text.index("[") + 1
     while True:
@@ -191,11 +194,3 @@ def _array_elements(text: str, path: Path) -> Iterator[Record]:
         line, counted = line + text.count("\n", counted, offset), offset
         element, offset = decoder.raw_decode(text, offset)
         yield line, element
-
-
-def _parse_json(text: str, path: Path, first_line: int) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        line = first_line + error.lineno - 1
-        raise InputError(f"{path}:{line}: not valid JSON ({error.msg}, column {error.colno})") from error

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from bad_files import bad_files
 from PIL import Image
 from standins import StandIn
 from typer.testing import CliRunner, Result
@@ -67,6 +69,16 @@ FILES: dict[str, str | bytes] = {
     "table.tsv": "index\tquestion\tprediction\n0\twhy?\n",
     "noprediction.tsv": "index\tquestion\n0\twhy?\n",
     "predictions.xlsx": b"PK",
+    "deep.jsonl": "[" * 5_000,
+    "digits.jsonl": '{"answer": ' + "9" * 5_000 + "}",
+    "surrogate.jsonl": '{"answer": "yes\\ud83d", "label": "yes"}',
+    "nul.jsonl": changed(image="a\0.png"),
+    "torn.jsonl.gz": gzip.compress(GOOD.encode())[:-9],
+    "wide.csv": 'index,prediction\n0,"' + "x" * 200_000 + '"\n',
+    "date.yaml": "benchmark: pope\nlimit: 2001-99-99\n",
+    "tag.yaml": "benchmark: !!python/name:os.system\n",
+    "loop.yaml": "benchmark: &a [*a]\n",
+    "laughs.yaml": "a: &a [1]\nb: [" + "*a, " * 30 + "]\n",
 }  # fmt: skip
 
 
@@ -141,7 +153,7 @@ CASES: list[tuple[list[str], str]] = [
     (pope("none.jsonl"), "questions file none.jsonl cannot be read: No such file"),
     (pope("empty.jsonl"), "questions file empty.jsonl holds no questions"),
     (pope("bad.jsonl"), "bad.jsonl:2: not valid JSON"),
-    (pope("binary.jsonl"), "binary.jsonl cannot be read: not UTF-8 text"),
+    (pope("binary.jsonl"), "binary.jsonl:1: not UTF-8 text, perhaps UTF-16"),
     (pope("list.jsonl"), "list.jsonl:2: expected an object"),
     (pope("nolabel.jsonl"), "nolabel.jsonl:1: 'label' must be a non-empty string, got None"),
     (pope("maybe.jsonl"), "maybe.jsonl:1: label must be yes or no, got 'maybe'"),
@@ -188,8 +200,8 @@ CASES: list[tuple[list[str], str]] = [
         "--config config.yaml: no option 'bogus'; there are batch_size",
     ),
     (["evaluate", "--config", "list.yaml"], "--config list.yaml: expected options such as `benchmark: pope`"),
-    (["evaluate", "--config", "broken.yaml"], "--config broken.yaml is no YAML: "),
-    (["evaluate", "--config", "binary.yaml"], "--config binary.yaml is no YAML: "),
+    (["evaluate", "--config", "broken.yaml"], "--config broken.yaml:2: not valid YAML ("),
+    (["evaluate", "--config", "binary.yaml"], "--config binary.yaml:1: not UTF-8 text"),
     (["evaluate", "--config", "flat.yaml"], "--config flat.yaml: set must be a mapping of names to values"),
     (["evaluate", "--config", "wrong.yaml"], "Invalid value for '--limit'"),
     # Comparing
@@ -197,7 +209,7 @@ CASES: list[tuple[list[str], str]] = [
     (["compare", "pope", "--methods", ","], "--methods: no method was given"),
     (["compare", "pope", "--methods", "none.json"], "--methods none.json cannot be read: No such file"),
     (["compare", "pope", "--methods", "methods.json"], "methods.json: expected a list of {label, method"),
-    (["compare", "pope", "--methods", "methods.yaml"], "methods.yaml is neither JSON nor YAML"),
+    (["compare", "pope", "--methods", "methods.yaml"], "--methods methods.yaml:2: not valid YAML ("),
     (["compare", "pope", "--methods", "twice.json"], "'vcd' twice"),
     (["compare", "pope", "--methods", "unnamed.json"], 'expected {"method": name, parameter: value, ...}'),
     (
@@ -242,6 +254,19 @@ CASES: list[tuple[list[str], str]] = [
     (score("table.tsv"), "table.tsv:2: 2 fields, expected 3"),
     (score("noprediction.tsv"), "noprediction.tsv:2: no answer, which stands under one of"),
     (score("predictions.xlsx"), "predictions.xlsx: run VLMEvalKit with PRED_FORMAT=tsv"),
+    # Files that are none, damaged or hostile
+    (score("deep.jsonl"), "deep.jsonl:1: nested deeper than 100 levels"),
+    (score("digits.jsonl"), "digits.jsonl:1: an integer of more than 100 digits"),
+    (score("surrogate.jsonl"), "surrogate.jsonl:1: half a surrogate pair (U+D83D) in a text"),
+    (pope("nul.jsonl"), "nul.jsonl:1: a NUL character (U+0000) in a text"),
+    (pope("torn.jsonl.gz"), "torn.jsonl.gz cannot be read: damaged gzip file"),
+    (score("wide.csv"), "wide.csv:2: field larger than field limit"),
+    (score("/dev/zero"), "answers file /dev/zero cannot be read: it is a device"),
+    (score("folder"), "answers file folder cannot be read: Is a directory"),
+    (["evaluate", "--config", "date.yaml"], "--config date.yaml: not valid YAML (month must be in 1..12)"),
+    (["evaluate", "--config", "tag.yaml"], "--config tag.yaml:1: not valid YAML (could not determine"),
+    (["evaluate", "--config", "loop.yaml"], "--config loop.yaml: nested deeper than 100 levels"),
+    (["evaluate", "--config", "laughs.yaml"], "--config laughs.yaml:2: more than 10 aliases"),
     # Benchmarks and pictures
     (["benchmarks", "fetch", "pope"], "unknown action 'fetch'; there is `regaze benchmarks get NAME`"),
     (["benchmarks", "get"], "get what? There are pope"),
@@ -274,6 +299,34 @@ def test_bad_input_is_one_line_on_standard_error_and_exit_code_2(folder, monkeyp
     complaints = [line for line in result.stderr.splitlines() if line.startswith("regaze: error: ")]
     assert complaints == [result.stderr.splitlines()[-1]]
     assert "Traceback" not in result.stderr
+
+
+def check_commands(folder: Path, count: int, seed: int) -> None:
+    """Every command that reads a file ends with 0, or with 2 and one line."""
+    for content in bad_files(count, seed):
+        for arguments in (
+            score("corpus.jsonl"),
+            score("corpus.tsv"),
+            score("corpus.jsonl", *JOINED),
+            ["evaluate", "--config", "corpus.yaml", "--output", "corpus"],
+            ["compare", "pope", "--limit", "1", "--methods", "corpus.json", "--output", "corpus"],
+            pope("corpus.jsonl", "--output", "corpus"),
+        ):
+            name = next(text for text in arguments if text.startswith("corpus."))
+            (folder / name).write_bytes(content)
+            result = regaze(*arguments)
+            assert result.exit_code in (0, 2), (arguments, content[:300], result.exception)
+            if result.exit_code == 2:
+                errors = [line for line in result.stderr.splitlines() if line.startswith("regaze: error: ")]
+                assert len(errors) == 1, (arguments, content[:300], result.stderr)
+
+
+@pytest.mark.parametrize("count", [30, pytest.param(400, marks=pytest.mark.slow)])
+def test_bad_files_end_commands_with_one_line(folder, monkeypatch, count):
+    gaze = StandIn()
+    monkeypatch.setattr(models, "load_model", lambda model, device, dtype: gaze)
+    monkeypatch.chdir(folder)
+    check_commands(folder, count, seed=count)
 
 
 @pytest.mark.parametrize(

@@ -222,8 +222,11 @@ def test_top_heads_and_their_file(tmp_path):
     assert ADHH.from_file(tmp_path / "heads.json", threshold=0.3) == ADHH(influence.top(3), 0.3)
     assert ADHH.from_file(tmp_path / "heads.json", top_k=1).heads == ((1, 0),)
     (tmp_path / "other.json").write_text("[1, 2]")
-    for name in ("other.json", "missing.json"):
-        with pytest.raises(InputError, match='has no list "hal_heads"'):
+    for name, message in (
+        ("other.json", 'has no list "hal_heads"'),
+        ("missing.json", "cannot be read: No such"),
+    ):
+        with pytest.raises(InputError, match=message):
             ADHH.from_file(tmp_path / name)
 
 

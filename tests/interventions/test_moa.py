@@ -224,7 +224,7 @@ def test_a_plan_of_another_model(gaze, model, inputs, tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "is no plan"),
+        ("{", r"plan\.json:1: not valid JSON"),
         ('{"alphas": [[1]]}', "is no plan.*betas"),
         ('{"alphas": [[1]], "betas": [[1], [2]]}', "is no plan"),
         ('{"alphas": [1], "betas": [2]}', "layers x heads"),
@@ -238,7 +238,7 @@ def test_files_that_are_no_plan(tmp_path, text, message):
 
 
 def test_a_missing_plan(tmp_path):
-    with pytest.raises(InputError, match="cannot read the plan"):
+    with pytest.raises(InputError, match=r"^plan .+ cannot be read"):
         read_plan(tmp_path / "nothing.json")
 
 

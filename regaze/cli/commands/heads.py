@@ -20,6 +20,7 @@ from regaze.interventions.retrieval_heads import (
     find_retrieval_heads,
     read_haystack,
 )
+from regaze.reading import parse_json, read_text
 from regaze.toolkit import plot
 
 #: The paper's thresholds of retrieval heads and of strong ones.
@@ -98,12 +99,12 @@ def read_needles(path: Path | None) -> list[Needle]:
     """Needles from a JSON file, the built-in ones for None. Raises InputError: a file without needles."""
     if path is None:
         return list(NEEDLES)
+    entries = parse_json(read_text(path, "--needles "), f"--needles {path}")
     try:
-        entries = json_module.loads(path.read_text(encoding="utf-8"))
         return [Needle(**entry) for entry in entries]
     except RegazeError as error:
         raise InputError(f"--needles {path}: {error}") from error
-    except (OSError, ValueError, TypeError) as error:
+    except TypeError as error:
         example = asdict(NEEDLES[0])
         raise InputError(
             f"--needles {path}: {error}; expected a list of objects such as {json_module.dumps(example)}"

@@ -24,9 +24,12 @@ import filelock
 
 from regaze.errors import InputError
 from regaze.eval.files import output_errors
+from regaze.reading import read_bytes
 
 PATTERN = "journal.*.jsonl"
 LOCK = ".lock"
+#: of a journal, which holds every answer of a run
+_MAX_BYTES = 2**33
 #: what a line ends in: the checksum of the object as it is without it
 _CHECKSUM = b', "checksum": "%s"'
 _CHECKSUM_AT_END = re.compile(rb', "checksum": "([^"]*)"\}$')
@@ -62,6 +65,8 @@ class Journal:
     def __init__(self, folder: Path, rank: int = 0) -> None:
         self._folder = folder
         path = folder / PATTERN.replace("*", str(rank))
+        if path.exists() and not path.is_file():
+            raise InputError(f"output folder {folder} cannot be used: {path.name} is no regular file")
         with output_errors(folder):
             self._file = path.open("ab")
             self._file.truncate(_complete_length(path))
@@ -92,10 +97,7 @@ def read_batches(folder: Path) -> Iterator[Batch]:
             names the line.
     """
     for path in sorted(folder.glob(PATTERN)):
-        try:
-            content = path.read_bytes()
-        except OSError as error:
-            raise InputError(f"{path} cannot be read: {error.strerror}") from error
+        content = read_bytes(path, max_bytes=_MAX_BYTES)
         for number, line in enumerate(content.split(b"\n")[:-1], start=1):
             try:
                 yield _parse(line)

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from regaze.errors import BadParameterError
+from regaze.errors import BadParameterError, InputError
 from regaze.eval.benchmarks.common.base import Benchmark, Item
 from regaze.eval.run.results import versions
+from regaze.reading import hash_file
 
 
 class Method(Protocol):
@@ -96,17 +97,17 @@ class ImageHashes:
     """Hashes of image files, each file read once."""
 
     def __init__(self) -> None:
-        self._hashes: dict[Path, str | OSError] = {}
+        self._hashes: dict[Path, str | InputError] = {}
 
     def digest(self, path: Path) -> str:
-        """Hash of the file's bytes. Raises OSError when it cannot be read."""
+        """Hash of the file's bytes. Raises InputError when it cannot be read."""
         if path not in self._hashes:
             try:
-                self._hashes[path] = hashlib.sha256(path.read_bytes()).hexdigest()
-            except OSError as error:
+                self._hashes[path] = hash_file(path, "image ")
+            except InputError as error:
                 self._hashes[path] = error
         found = self._hashes[path]
-        if isinstance(found, OSError):
+        if isinstance(found, InputError):
             raise found
         return found
 
@@ -120,7 +121,7 @@ def build_requests(benchmark: Benchmark, condition: Condition, hashes: ImageHash
     for index, item in enumerate(benchmark.items):
         try:
             images = [hashes.digest(image) for image in item.images]
-        except OSError as error:
+        except InputError as error:
             unreadable[index] = _reason(item, error)
             item_keys.append(None)
             continue
@@ -138,6 +139,5 @@ def digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def _reason(item: Item, error: OSError) -> str:
-    source = f" (asked for by {item.source})" if item.source else ""
-    return f"image {error.filename} cannot be read: {error.strerror}{source}"
+def _reason(item: Item, error: InputError) -> str:
+    return f"{error} (asked for by {item.source})" if item.source else str(error)

@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 import regaze
 from regaze.errors import InputError
 from regaze.eval.files import output_errors, replace_file
+from regaze.reading import read_text
 
 SCHEMA: Literal[2] = 2
 ANSWERS, RESULTS = "answers.jsonl", "results.json"
@@ -159,12 +160,9 @@ def read(folder: Path) -> dict[str, Any] | None:
         InputError: it cannot be read or has another format.
     """
     path = folder / RESULTS
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
+    if not path.exists():
         return None
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    text = read_text(path)
     try:
         return Results.model_validate_json(text).model_dump()
     except ValidationError as error:

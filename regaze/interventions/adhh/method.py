@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
@@ -15,6 +14,7 @@ from regaze.interventions.adhh.policy import DropHeavyChannel
 from regaze.interventions.base import Intervention
 from regaze.interventions.parameters import Heads, Parameter
 from regaze.kernels import AttentionEdit, Channels, RowSelection
+from regaze.reading import parse_json, read_text
 from regaze.toolkit.model.context import Context
 from regaze.toolkit.prompts.token_map import Role
 
@@ -72,9 +72,10 @@ class ADHH(Intervention):
         Raises:
             InputError: no such file, or no such list in it.
         """
+        content = parse_json(read_text(path), path)
         try:
-            heads = json.loads(Path(path).read_text(encoding="utf-8"))["hal_heads"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            heads = content["hal_heads"]
+        except (KeyError, TypeError) as error:
             raise InputError(f'{path} has no list "hal_heads" of [layer, head] pairs: {error}') from None
         return cls(heads=_HEADS.checked(heads, cls.name)[:top_k], **parameters)
 

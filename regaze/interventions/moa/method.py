@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -16,6 +15,7 @@ from regaze.interventions.base import Intervention
 from regaze.interventions.parameters import Fraction
 from regaze.kernels import AttentionEdit
 from regaze.kernels.spec import Windows
+from regaze.reading import parse_json, read_text
 from regaze.toolkit.model.context import Context
 from regaze.toolkit.prompts.token_map import Role
 
@@ -102,12 +102,10 @@ def read_plan(path: str | Path) -> Tensor:
     Raises:
         InputError: a file that cannot be read or is not a plan.
     """
+    data = parse_json(read_text(path, "plan "), path)
     try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
         rules = torch.tensor([data["alphas"], data["betas"]], dtype=torch.float64)
-    except OSError as error:
-        raise InputError(f"cannot read the plan {path}: {error.strerror or error}") from None
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise InputError(f'{path} is no plan {{"alphas": [...], "betas": [...]}}: {error!r}') from None
     if rules.dim() != 3:
         raise InputError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import re
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from regaze.errors import InputError
+from regaze.reading import read_text
 
 #: End of a sentence: not after an initial or a short title ("Mr."), not before a lower-case letter.
 _SENTENCE_END = re.compile(
@@ -28,11 +28,7 @@ def read_haystack(path: str | Path) -> str:
     Raises:
         InputError: the file cannot be read, is not text, or is empty.
     """
-    try:
-        data = Path(path).read_bytes()
-        text = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode("utf-8-sig")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise InputError(f"haystack {str(path)!r} cannot be read as text: {error}") from error
+    text = read_text(path, "haystack ")
     if not text.strip():
         raise InputError(f"haystack {str(path)!r} is empty")
     text = text.replace("\r\n", "\n").strip()

@@ -12,9 +12,12 @@ import torch
 from torch import Tensor
 
 from regaze.errors import BadParameterError, InputError
+from regaze.reading import parse_json, read_text
 
 FORMAT = "regaze retrieval heads"
 VERSION = 1
+#: layers x heads x trials of a file; larger ones describe no model
+MAX_SCORES = 2**26
 _LINE = ",\n  "
 Head = tuple[int, int]
 Score = Literal["paper", "released"]
@@ -156,16 +159,14 @@ class RetrievalHeads:
     @classmethod
     def load(cls, path: str | Path) -> RetrievalHeads:
         """Read a file of either format. Raises InputError when it is neither."""
-        try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise InputError(f"head file {str(path)!r} cannot be read: {error}") from error
+        content = parse_json(read_text(path, "head file "), path)
         try:
             if "format" not in content:
                 return cls(_released_scores(content))
             if (content["format"], content["version"]) != (FORMAT, VERSION):
                 raise InputError(f"{str(path)!r}: this version reads {FORMAT!r} {VERSION}")
             trials = [Trial.from_dict(trial) for trial in content["trials"]]
+            _check_size(content["layers"], content["heads"], len(trials))
             own = {
                 "format",
                 "version",
@@ -180,11 +181,21 @@ class RetrievalHeads:
             return cls.from_trials(trials, (content["layers"], content["heads"]), about)
         except InputError:
             raise
-        except (KeyError, ValueError, TypeError, IndexError, AttributeError) as error:
+        except (LookupError, ValueError, TypeError, AttributeError, ArithmeticError, RuntimeError) as error:
             raise InputError(
                 f'{str(path)!r} is no head file: expected {{"layer-head": [score, ...]}} or what '
                 f"RetrievalHeads.save writes ({type(error).__name__}: {error})"
             ) from error
+
+
+def _check_size(layers: Any, heads: Any, trials: int) -> None:
+    """Raise ValueError for a shape that no model has, before memory is taken for it."""
+    if not all(type(each) is int and each > 0 for each in (layers, heads)):
+        raise ValueError(f"layers and heads must be whole numbers above 0, got {layers!r} and {heads!r}")
+    if layers * heads * max(trials, 1) > MAX_SCORES:
+        raise ValueError(
+            f"{layers} layers of {heads} heads in {trials} trials: more than {MAX_SCORES} scores"
+        )
 
 
 def _released_scores(content: dict[str, list[float]]) -> Tensor:

@@ -38,8 +38,12 @@ class TrialLog:
             return
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            if self.path.exists() and not self.path.is_file():
+                raise InputError(f"log {str(path)!r} cannot be used: it is no regular file")
             self._file = self.path.open("a+", encoding="utf-8")
             self._read()
+        except UnicodeDecodeError as error:
+            raise InputError(f"log {str(path)!r} is not a log of trials: not UTF-8 text") from error
         except OSError as error:
             raise InputError(f"log {str(path)!r} cannot be used: {error.strerror or error}") from error
 
@@ -54,7 +58,7 @@ class TrialLog:
             try:
                 entry = json.loads(line)
                 self._entries[entry["key"]] = entry
-            except (ValueError, TypeError, KeyError):
+            except (ValueError, TypeError, KeyError, RecursionError):
                 raise InputError(f"{str(self.path)!r} is not a log of trials: {line[:60]!r}") from None
 
     def get_or_run(self, key: str, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:

@@ -151,7 +151,7 @@ PRETTY = "\n".join(["[", "  {", GOOD[1:-1], "  },", "  {", GOOD[1:-1].replace("y
         (f"[{GOOD}, 3]", r"q\.json:1: expected an object"),
         ("", r"q\.json holds no questions"),
         ("[]", r"q\.json holds no questions"),
-        (b"\xff\xfe\x00", r"q\.json cannot be read: not UTF-8 text"),
+        (b"\xff\xfe\x00", r"q\.json:1: not UTF-8 text"),
     ],
 )
 def test_malformed_files_are_named_with_their_line(tmp_path, text, message):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -180,8 +182,21 @@ def test_a_journal_that_cannot_be_read_is_named(tmp_path):
     (tmp_path / "journal.0.jsonl").mkdir()
     with pytest.raises(InputError, match=r"journal\.0\.jsonl cannot be read: Is a directory"):
         list(read_batches(tmp_path))
-    with pytest.raises(InputError, match="cannot be used: Is a directory"):
+    with pytest.raises(InputError, match=r"cannot be used: journal\.0\.jsonl is no regular file"):
         Journal(tmp_path)
+    (tmp_path / "journal.0.jsonl").rmdir()
+    os.mkfifo(tmp_path / "journal.0.jsonl")
+    with pytest.raises(InputError, match=r"journal\.0\.jsonl cannot be read: it is a pipe"):
+        list(read_batches(tmp_path))
+    with pytest.raises(InputError, match="is no regular file"):
+        Journal(tmp_path)
+
+
+def test_images_that_are_no_files_are_named(tmp_path):
+    pope = write_pope(tmp_path)
+    object.__setattr__(pope.items[0], "image", Path("/dev/zero"))
+    made = build_requests(pope, Condition("m", None, {}, 0), ImageHashes())
+    assert made.unreadable[0].startswith("image /dev/zero cannot be read: it is a device")
 
 
 def test_a_disk_that_is_full_at_the_end_is_an_input_error(tmp_path):

@@ -63,8 +63,8 @@ def test_command(folder, tmp_path):
     [
         (("--lengths", "many"), "--lengths many: expected numbers such as"),
         (("--score", "mine"), "--score mine: expected paper or released"),
-        (("--haystack", "nowhere.txt"), "haystack 'nowhere.txt' cannot be read as text"),
-        (("--needles", "nowhere.json"), "--needles nowhere.json: "),
+        (("--haystack", "nowhere.txt"), "haystack nowhere.txt cannot be read: No such file"),
+        (("--needles", "nowhere.json"), "--needles nowhere.json cannot be read: No such file"),
         (("--lengths", "9"), "length 9 is too short"),
     ],
 )

@@ -47,7 +47,7 @@ def test_both_formats_come_back(found, tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "cannot be read"),
+        ("{", ":1: not valid JSON"),
         ("[1]", "is no head file"),
         ("{}", "no trial succeeded"),
         ('{"0-0": [], "0-1": []}', "no trial succeeded"),

@@ -106,7 +106,7 @@ def test_reading_haystacks(tmp_path):
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
     for name, message in (
         ("empty", "is empty"),
-        ("binary", "cannot be read as text"),
+        ("binary", "1: not UTF-8 text"),
         ("none", "cannot be read"),
     ):
         with pytest.raises(InputError, match=message):

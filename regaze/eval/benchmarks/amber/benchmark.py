@@ -46,6 +46,7 @@ from regaze.eval.benchmarks.common.base import About, BaseBenchmark, Item, limit
 from regaze.eval.benchmarks.common.download import github_file
 from regaze.eval.benchmarks.common.scoring import Scorer
 from regaze.eval.benchmarks.common.vocabulary import ClosedVocabulary
+from regaze.reading import read_text
 
 SUFFIX = "\nAnswer the question using a single word or phrase."
 #: Type of an annotation -> kind of the question.
@@ -194,7 +195,7 @@ def _load_matcher(folder: Path, similarity: Similarity | Path | str) -> NounMatc
         isinstance(each, list) for each in associations.values()
     ):
         raise InputError(f"{path}: expected an object of words, each with a list of associated words")
-    safe = frozenset(files.read_text(files.find_file(folder, "safe_words.txt")).split("\n"))
+    safe = frozenset(read_text(files.find_file(folder, "safe_words.txt")).split("\n"))
     if isinstance(similarity, str):
         vocabulary = NounMatcher(associations, safe, EXACT).vocabulary()
         similarity = spacy_similarity(vocabulary, similarity)

@@ -35,6 +35,7 @@ from regaze.eval.benchmarks.common.base import About, BaseBenchmark, Item, limit
 from regaze.eval.benchmarks.common.download import benchmark_folder, github_file
 from regaze.eval.benchmarks.common.scoring import Scorer
 from regaze.eval.benchmarks.common.vocabulary import ClosedVocabulary
+from regaze.reading import read_text
 
 PROMPT = "Please describe this image in detail."
 SYNONYMS = "synonyms.txt"
@@ -183,7 +184,7 @@ def _choose_images(
 ) -> tuple[list[int], str]:
     """(image ids, how they were chosen)."""
     if isinstance(ids, Path):
-        lines = files.read_text(ids).split()
+        lines = read_text(ids).split()
         wrong = [line for line in lines if not line.isdigit()]
         if wrong:
             raise InputError(f"{ids}: expected one image id per line, got {wrong[0]!r}")

@@ -14,6 +14,8 @@ from regaze.eval import files
 _PARTS = ("train2014", "val2014")
 _OBJECTS = "coco2014_trainval_objects.json"
 _PICKLE = "chair.pkl"
+#: limit of COCO's own files, which are larger than any other
+COCO_BYTES = 2**30
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ def _from_annotations(
     captions: dict[int, list[str]] = {}
     selected: Callable[[int], bool] = (lambda image_id: True) if ids is None else set(ids).__contains__
     for instances_path, captions_path in pairs:
-        data = files.read_json(instances_path)
+        data = files.read_json(instances_path, COCO_BYTES)
         categories = _entries(data, "categories", instances_path, ("id", "name"))
         names = {each["id"]: each["name"] for each in categories}
         for each in _entries(data, "annotations", instances_path, ("image_id", "category_id")):
@@ -76,7 +78,7 @@ def _from_annotations(
                 if each["category_id"] not in names:
                     raise InputError(f"{instances_path}: no category {each['category_id']!r}")
                 objects.setdefault(each["image_id"], set()).add(names[each["category_id"]])
-        data = files.read_json(captions_path)
+        data = files.read_json(captions_path, COCO_BYTES)
         for each in _entries(data, "annotations", captions_path, ("image_id", "caption")):
             if selected(each["image_id"]):
                 captions.setdefault(each["image_id"], []).append(each["caption"])

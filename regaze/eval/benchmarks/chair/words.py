@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Protocol
 
 from regaze.errors import InputError
-from regaze.eval import files
 from regaze.eval.benchmarks.common import language
 from regaze.eval.benchmarks.common.vocabulary import Mention
+from regaze.reading import read_text
 
 # Pairs of words that are one entry of the list of synonyms.
 _JOINED = """motor bike, motor cycle, air plane, traffic light, street light, traffic signal, stop light,
@@ -120,7 +120,7 @@ def read_synonyms(path: Path) -> dict[str, str]:
         InputError: The file is missing or has an empty line.
     """
     table: dict[str, str] = {}
-    for number, line in enumerate(files.read_text(path).rstrip("\n").split("\n"), start=1):
+    for number, line in enumerate(read_text(path).rstrip("\n").split("\n"), start=1):
         words = line.strip().split(", ")
         if not words[0]:
             raise InputError(f"{path}:{number}: expected a category and its synonyms, got an empty line")

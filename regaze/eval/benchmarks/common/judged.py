@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from regaze.errors import InputError
-from regaze.eval import files, judges
+from regaze.eval import judges
 from regaze.eval.benchmarks.common.base import BaseBenchmark
+from regaze.reading import read_text
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class JudgePrompt:
         Raises:
             InputError: The file cannot be read or lacks a placeholder.
         """
-        text = files.read_text(path)
+        text = read_text(path)
         absent = [name for name in placeholders if f"{{{name}}}" not in text]
         if absent:
             raise InputError(

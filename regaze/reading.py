@@ -1,0 +1,288 @@
+"""Read text, JSON and YAML from files that may be damaged, hostile or no files at all.
+
+Every reader takes regular files only (plain or gzipped, UTF-8 with or without a byte order mark), keeps its
+limits on size, depth, digits, aliases and seconds, and reports whatever is wrong as one line with the file
+and the line. The limits are the constants below; REGAZE_MAX_BYTES and REGAZE_MAX_SECONDS replace two of them.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import os
+import re
+import stat
+import time
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import yaml
+
+from regaze.errors import InputError
+
+#: Bytes of a file after decompression.
+MAX_BYTES = 128 * 2**20
+#: Seconds for reading one file.
+MAX_SECONDS = 60.0
+#: Lines of a text, rows of a table, nested lists and objects, digits of an integer.
+MAX_LINES = 4_000_000
+MAX_DEPTH = 100
+MAX_DIGITS = 100
+#: Bytes and aliases of a YAML document; it describes options, and PyYAML is slow.
+MAX_YAML_BYTES = 256 * 2**10
+MAX_ALIASES = 10
+
+_GZIP_MAGIC = b"\x1f\x8b"
+_CHUNK = 2**20
+#: One list or object per this many bytes of the limit, one value per a quarter of it: what Python needs for
+#: them is many times the text.
+_BYTES_PER_CONTAINER = 64
+_FORBIDDEN = re.compile("[\x00-\x08\x0e-\x1f\ud800-\udfff]")
+_FORBIDDEN_ESCAPE = re.compile(r"\\b|\\u00[01][0-9a-fA-F]|\\u[dD][89a-fA-F]")
+_LONG_INTEGER = re.compile(rf"\d{{{MAX_DIGITS + 1},}}")
+_YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+def read_bytes(path: Path | str, what: str = "", max_bytes: int | None = None) -> bytes:
+    """The content of a regular file, unpacked where it is gzipped.
+
+    Args:
+        what: Put in front of the path in the error ("questions file ").
+        max_bytes: Limit after unpacking; `MAX_BYTES` or $REGAZE_MAX_BYTES by default.
+
+    Raises:
+        InputError: It cannot be read, is no regular file, is a damaged gzip file, or exceeds a limit.
+    """
+    limit = max_bytes if max_bytes is not None else int(_from_environment("REGAZE_MAX_BYTES", MAX_BYTES))
+    try:
+        with _open_regular(path, what) as file:
+            magic = file.read(2)
+            file.seek(0)
+            if magic != _GZIP_MAGIC:
+                return _read_chunks(file, limit, f"{what}{path}")
+            with gzip.GzipFile(fileobj=file) as unpacked:
+                return _read_chunks(unpacked, limit, f"{what}{path}")
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise InputError(f"{what}{path} cannot be read: damaged gzip file") from error
+    except (OSError, ValueError) as error:
+        raise _unreadable(f"{what}{path}", error) from error
+
+
+def hash_file(path: Path | str, what: str = "") -> str:
+    """SHA-256 of a regular file's bytes as they are. Raises InputError as `read_bytes`."""
+    limit, hashed, size = int(_from_environment("REGAZE_MAX_BYTES", MAX_BYTES)), hashlib.sha256(), 0
+    try:
+        with _open_regular(path, what) as file:
+            for chunk in _timed(iter(lambda: file.read(_CHUNK), b""), f"{what}{path}"):
+                hashed.update(chunk)
+                size += len(chunk)
+                if size > limit:
+                    raise _too_long(f"{what}{path}", limit)
+    except (OSError, ValueError) as error:
+        raise _unreadable(f"{what}{path}", error) from error
+    return hashed.hexdigest()
+
+
+def read_text(path: Path | str, what: str = "", max_bytes: int | None = None) -> str:
+    """The text of a file, without a byte order mark.
+
+    Raises:
+        InputError: As `read_bytes`; it is not UTF-8, has too many lines or a control character; names the
+            line.
+    """
+    data = read_bytes(path, what, max_bytes)
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        hint = ", perhaps UTF-16; save it as UTF-8" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else ""
+        raise InputError(f"{what}{path}:{line}: not UTF-8 text{hint}") from error
+    if text.count("\n") > MAX_LINES:
+        raise InputError(f"{what}{path} has more than {MAX_LINES} lines")
+    if found := _FORBIDDEN.search(text):
+        line = text.count("\n", 0, found.start()) + 1
+        raise InputError(f"{what}{path}:{line}: {_name(found[0])} in the text")
+    return text
+
+
+def parse_json(text: str, source: Path | str, first_line: int = 1, max_bytes: int | None = None) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        InputError: It is not JSON, or exceeds a limit; names `source` and the line.
+    """
+    limit = max_bytes or MAX_BYTES
+    containers = text.count("[") + text.count("{")
+    if containers > limit // _BYTES_PER_CONTAINER or text.count(",") > 4 * limit // _BYTES_PER_CONTAINER:
+        raise InputError(f"{source} has too many values to be read")
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        line = first_line + error.lineno - 1
+        raise InputError(f"{source}:{line}: not valid JSON ({error.msg}, column {error.colno})") from error
+    except RecursionError as error:
+        raise InputError(f"{source}:{first_line}: nested deeper than {MAX_DEPTH} levels") from error
+    except ValueError as error:  # of int()
+        line = _line_of(_LONG_INTEGER, text, first_line)
+        raise InputError(f"{source}:{line}: an integer of more than {MAX_DIGITS} digits") from error
+    check_value(value, text, source, first_line)
+    return value
+
+
+def check_value(value: Any, text: str, source: Path | str, first_line: int = 1) -> None:
+    """Raise InputError for a parsed JSON text that is nested too deeply or holds what no text should."""
+    escaped, long = _FORBIDDEN_ESCAPE.search(text), _LONG_INTEGER.search(text)
+    for place in _leaves(value, f"{source}:{first_line}") if escaped or long else ():
+        if isinstance(place, str) and (found := _FORBIDDEN.search(place)):
+            line = _line_of(_FORBIDDEN_ESCAPE, text, first_line)
+            raise InputError(f"{source}:{line}: {_name(found[0])} in a text")
+        if isinstance(place, int) and abs(place) >= 10**MAX_DIGITS:
+            line = _line_of(_LONG_INTEGER, text, first_line)
+            raise InputError(f"{source}:{line}: an integer of more than {MAX_DIGITS} digits")
+    if not (escaped or long) and text.count("[") + text.count("{") > MAX_DEPTH:
+        for _ in _levels(value, f"{source}:{first_line}"):
+            pass
+
+
+def parse_yaml(text: str, source: Path | str) -> Any:
+    """The value of a YAML document of options.
+
+    Raises:
+        InputError: It is not YAML, has unknown tags, refers to itself or exceeds a limit; names `source` and
+            the line.
+    """
+    if len(text) > MAX_YAML_BYTES:
+        raise InputError(f"{source} is longer than {MAX_YAML_BYTES} bytes, too long for a file of options")
+    if found := _FORBIDDEN.search(text):
+        line = text.count("\n", 0, found.start()) + 1
+        raise InputError(f"{source}:{line}: {_name(found[0])} in the text")
+    try:
+        _check_events(text, source)
+        value = yaml.load(text, Loader=_YAML_LOADER)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+        line = mark.line + 1 if mark is not None else 1
+        problem = " ".join(str(getattr(error, "problem", None) or error).split())
+        raise InputError(f"{source}:{line}: not valid YAML ({problem})") from error
+    except (ValueError, TypeError, OverflowError, AttributeError, LookupError, RecursionError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{source}: not valid YAML ({' '.join(str(error).split())})") from error
+    for leaf in _leaves(value, source):
+        if isinstance(leaf, str) and (found := _FORBIDDEN.search(leaf)):
+            raise InputError(f"{source}: {_name(found[0])} in a text")
+        if isinstance(leaf, int) and abs(leaf) >= 10**MAX_DIGITS:
+            raise InputError(f"{source}: an integer of more than {MAX_DIGITS} digits")
+    return value
+
+
+def _check_events(text: str, source: Path | str) -> None:
+    """Raise InputError for a YAML document that is nested too deeply or has too many aliases."""
+    depth = aliases = 0
+    for event in _timed(yaml.parse(text, Loader=_YAML_LOADER), str(source)):
+        aliases += isinstance(event, yaml.AliasEvent)
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        line = event.start_mark.line + 1
+        if depth > MAX_DEPTH:
+            raise InputError(f"{source}:{line}: nested deeper than {MAX_DEPTH} levels")
+        if aliases > MAX_ALIASES:
+            raise InputError(f"{source}:{line}: more than {MAX_ALIASES} aliases")
+
+
+def _open_regular(path: Path | str, what: str) -> IO[bytes]:
+    """The file, opened without waiting for a pipe's other end. Raises InputError unless it is regular."""
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(mode):
+        return os.fdopen(descriptor, "rb")
+    os.close(descriptor)
+    if stat.S_ISDIR(mode):
+        raise InputError(f"{what}{path} cannot be read: Is a directory")
+    kind = "a pipe" if stat.S_ISFIFO(mode) else "a device" if stat.S_ISCHR(mode) else "no regular file"
+    raise InputError(f"{what}{path} cannot be read: it is {kind}; copy the data into a file")
+
+
+def _read_chunks(file: Any, limit: int, name: str) -> bytes:
+    data = bytearray()
+    for chunk in _timed(iter(lambda: file.read(_CHUNK), b""), name):
+        data += chunk
+        if len(data) > limit:
+            raise _too_long(name, limit)
+    return bytes(data)
+
+
+def _too_long(name: str, limit: int) -> InputError:
+    return InputError(f"{name} has more than {limit} bytes; set REGAZE_MAX_BYTES to read more")
+
+
+def _unreadable(name: str, error: OSError | ValueError) -> InputError:
+    """The error that says why; one of ours as it is."""
+    if isinstance(error, InputError):
+        return error
+    return InputError(f"{name} cannot be read: {getattr(error, 'strerror', None) or error}")
+
+
+def _timed(values: Iterable[Any], name: str) -> Iterator[Any]:
+    """The values. Raises InputError when they take too long."""
+    seconds = _from_environment("REGAZE_MAX_SECONDS", MAX_SECONDS)
+    end = time.monotonic() + seconds
+    for value in values:
+        if time.monotonic() > end:
+            raise InputError(
+                f"{name} took more than {seconds:g} seconds; set REGAZE_MAX_SECONDS to wait longer"
+            )
+        yield value
+
+
+def _from_environment(name: str, default: float) -> float:
+    text = os.environ.get(name)
+    try:
+        value = float(text) if text else float(default)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < 2**62:
+        raise InputError(f"{name}={text}: expected a number above 0")
+    return value
+
+
+def _levels(value: Any, source: Path | str) -> Iterator[list[Any]]:
+    """The containers of a value, level by level. Raises InputError below `MAX_DEPTH` levels."""
+    level, depth = [value] if isinstance(value, (dict, list)) else [], 0
+    while level:
+        depth += 1
+        if depth > MAX_DEPTH:
+            raise InputError(f"{source}: nested deeper than {MAX_DEPTH} levels")
+        yield level
+        level = [
+            child
+            for each in level
+            for child in (each.values() if isinstance(each, dict) else each)
+            if isinstance(child, (dict, list))
+        ]
+
+
+def _leaves(value: Any, source: Path | str) -> Iterator[Any]:
+    """Everything in a value that is no container, keys of objects too."""
+    if not isinstance(value, (dict, list)):
+        yield value
+    for level in _levels(value, source):
+        for each in level:
+            if isinstance(each, dict):
+                yield from each
+            yield from each.values() if isinstance(each, dict) else each
+
+
+def _line_of(pattern: re.Pattern[str], text: str, first_line: int) -> int:
+    found = pattern.search(text)
+    return first_line + (text.count("\n", 0, found.start()) if found else 0)
+
+
+def _name(character: str) -> str:
+    code = f"U+{ord(character):04X}"
+    if "\ud800" <= character <= "\udfff":
+        return f"half a surrogate pair ({code})"
+    return "a NUL character (U+0000)" if character == "\0" else f"the control character {code}"

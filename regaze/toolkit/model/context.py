@@ -71,6 +71,7 @@ class Context:
         self._tokens, self._reader = tokens, reader
         self._cross_tokens: TokenMap | None = None
         self._stack: Stack | None = None
+        self._rope_deltas: Tensor | None = None  # of all contexts
         self._layer_input: tuple[int, Tensor] | None = None
         self._captured: dict[int, Tensor] = {}
         self._logits: Tensor | None = None
@@ -262,6 +263,16 @@ class Context:
     def has_branches(self) -> bool:
         return self._stack is not None
 
+    @property
+    def hidden_columns(self) -> int:
+        """Columns of padding before the user's prompts, which a longer branch needs."""
+        return self.prompt_length - self.visible.shape[1] if self.has_branches else 0
+
+    def take_rope_deltas(self) -> None:
+        """The prefill of all contexts has ended: leave in the model what belongs to the user's rows."""
+        if compat.has_mrope(self.model):
+            self._rope_deltas = compat.take_rope_deltas(self.model, self.user_batch)
+
     def use_stack(self, stack: Stack) -> None:
         """From now on the forward runs the rows of all contexts."""
         self._stack = stack
@@ -285,7 +296,7 @@ class Context:
         stacked = self._stack.decode(inputs, cache_length, takes_positions)
         if mrope:
             text = (stacked["attention_mask"].cumsum(1) - 1)[:, -stacked["input_ids"].shape[1] :]
-            stacked["position_ids"] = compat.mrope_positions(self.model, text)
+            stacked["position_ids"] = compat.mrope_positions(text, self._rope_deltas)
         return stacked
 
     def embedding_gain(self) -> Tensor | None:

@@ -123,6 +123,10 @@ class ModelHook:
         self._contexts: weakref.WeakKeyDictionary[Any, tuple[Context, tuple[Session, ...]]] = (
             weakref.WeakKeyDictionary()
         )
+        self._users_parts: weakref.WeakKeyDictionary[Any, list[tuple[Any, str, Any]]] = (
+            weakref.WeakKeyDictionary()
+        )
+        self._running: Any = None  # the cache of the forward that runs
         self._handles: list[Any] = []
         self._on_step: tuple[Callback, ...] = ()
         self._mlp_editors: tuple[Callback, ...] = ()
@@ -193,6 +197,8 @@ class ModelHook:
             attached = module.__dict__.get(SLOT)
             if attached is not None and attached.dispatcher is self._attention:  # parts may be wrapped, too
                 del module.__dict__[SLOT]
+        for cache in list(self._contexts):
+            compat.unfollow_cache(cache)
         compat.set_attention(self._model, self._attention.previous)
         self._installed = False
         self._model.__dict__.pop(_HOOK, None)
@@ -206,6 +212,7 @@ class ModelHook:
             return
         # An interrupt runs no hook at the end of the forward.
         self._instead, self._attention.context = None, None
+        self._set_running(None)
         self._layer_hooks.stop()
         compat.remove_hooks(self._outer, self._layer_hooks)
         try:
@@ -217,11 +224,18 @@ class ModelHook:
         self._closing = [other for other in self._closing if other is not session]
 
     def _release_caches(self, session: Session) -> None:
-        """What is left of caches with several contexts is the user's rows."""
+        """What is left of caches with several contexts is what the plain model would have filled."""
         for cache, (context, sessions) in list(self._contexts.items()):
             if session in sessions and context.has_branches:
-                compat.keep_rows(cache, context.user_batch)
-                del self._contexts[cache]
+                if cache not in self._users_parts:  # made once: an interrupt may come between the changes
+                    self._users_parts[cache] = compat.users_part(
+                        cache, context.user_batch, context.hidden_columns
+                    )
+                for owner, name, value in self._users_parts[cache]:
+                    setattr(owner, name, value)
+                compat.unfollow_cache(cache)
+                self._contexts.pop(cache, None)
+                self._users_parts.pop(cache, None)
 
     @contextmanager
     def only(self, *sessions: Session) -> Iterator[None]:
@@ -235,6 +249,12 @@ class ModelHook:
         finally:
             self._instead, self._attention.context = outer
             self._refresh()
+
+    def _set_running(self, cache: Any) -> None:
+        """A forward over this cache begins; None: it has ended."""
+        compat.set_running(self._running, False)
+        compat.set_running(cache, True)
+        self._running = cache
 
     @property
     def _sessions(self) -> list[Session]:
@@ -294,6 +314,7 @@ class ModelHook:
         self._layer_hooks.start(context)
         if not context.has_branches:
             return None
+        self._set_running(cache)
         return (), context.stacked_inputs(given, length, "position_ids" in self._argument_names)
 
     def _begin(self, given: Mapping[str, Any]) -> Context:
@@ -330,8 +351,8 @@ class ModelHook:
                 f"{type(self._model).__name__}, which sees images through cross-attention layers"
             )
         context.use_stack(Stack(context.inputs, branches, context.visible, context.pad_token_id))
-        longer = context.prompt_length - context.visible.shape[1]
-        compat.make_room(compat.cache_argument(context.inputs), longer)
+        window = getattr(context.config, "sliding_window", None)
+        compat.make_room(compat.cache_argument(context.inputs), context.hidden_columns, window)
 
     def _refuse_image_token_methods(self) -> None:
         """A method that only edits the keys of the text would silently miss the images."""
@@ -370,6 +391,7 @@ class ModelHook:
         if not self._thread.is_current:  # refused by `_enter`
             return None
         context, self._attention.context = self._attention.context, None
+        self._set_running(None)
         self._layer_hooks.stop()
         if context is None:
             return None
@@ -382,7 +404,9 @@ class ModelHook:
             cache = compat.cache_of(output)
             if cache is not None:
                 self._contexts[cache] = (context, tuple(self._sessions))
-                compat.follow_cache(cache, context)
+                compat.follow_cache(cache, context, context.hidden_columns)
+            if context.has_branches:
+                context.take_rope_deltas()
             if context.replay_requested:
                 given = {**dict(zip(self._argument_names, args, strict=False)), **kwargs}
                 self._replay(context, cache, given, output)
@@ -427,6 +451,9 @@ class ModelHook:
             logits = combine(context.logits(), combinations) if combinations else context.logits()
         for name in list(output):
             output[name] = main_rows(output[name], context.batch, context.user_batch)
+        if context.hidden_columns and context.step == 0 and output.get("hidden_states") is not None:
+            hidden = context.hidden_columns
+            output["hidden_states"] = tuple(state[..., hidden:, :] for state in output["hidden_states"])
         output["logits"] = logits
         return output
 

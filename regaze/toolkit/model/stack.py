@@ -75,6 +75,7 @@ class Stack:
         self._contexts = [main, *({**main, **branch.inputs} for branch in self.branches)]
         self._pads = {**compat.SEQUENCES, "input_ids": pad_token_id}
         self.length = max(context["input_ids"].shape[1] for context in self._contexts)
+        self._hidden = self.length - inputs["input_ids"].shape[1]  # padding before the user's prompts
         self.input_ids = self._sequence("input_ids")
         self.mask = self._sequence("attention_mask")
 
@@ -101,7 +102,13 @@ class Stack:
             if stacked.get(name) is not None and name != "attention_mask":
                 stacked[name] = stacked[name].repeat(copies, 1)
         new = cache_length + stacked["input_ids"].shape[1] - self.length
-        stacked["attention_mask"] = F.pad(self.mask, (0, new), value=1)
+        given, prompt = stacked.get("attention_mask"), self.length - self._hidden
+        if isinstance(given, Tensor) and given.shape == (self.batch, prompt + new):
+            mask = torch.cat([self.mask, given[:, prompt:].to(self.mask).repeat(copies, 1)], 1)
+            mask[: self.batch, self._hidden :] = given
+        else:  # none, or that of a static cache
+            mask = F.pad(self.mask, (0, new), value=1)
+        stacked["attention_mask"] = mask
         return self._positions(stacked, takes_positions)
 
     def tokens(self, main: TokenMap) -> TokenMap:
@@ -129,11 +136,17 @@ class Stack:
         return F.pad(part, (self.length - part.shape[1], 0), value=value)
 
     def _positions(self, stacked: dict[str, Any], takes_positions: bool) -> dict[str, Any]:
-        """Positions count the visible tokens of each row. A model computes multi-axis positions itself."""
+        """Positions count the visible tokens of each row; the user's are those given, if any.
+
+        A model computes multi-axis positions itself.
+        """
         given = compat.pop_positions(stacked)
         if takes_positions and (given is None or given.dim() == 2):
             positions = (stacked["attention_mask"].long().cumsum(1) - 1).clamp_min(0)
-            stacked["position_ids"] = positions[:, -stacked["input_ids"].shape[1] :]
+            positions = positions[:, -stacked["input_ids"].shape[1] :]
+            if given is not None:
+                positions[: self.batch, -given.shape[1] :] = given
+            stacked["position_ids"] = positions
         return stacked
 
 

@@ -197,9 +197,10 @@ class TokenMap:
         views = tuple(() if lost else views for lost, views in zip(incomplete, self.views, strict=True))
         return TokenMap(roles, view, cell, views)
 
-    def rows(self, rows: slice) -> TokenMap:
-        """Some of the samples."""
-        return TokenMap(self.roles[rows], self.view[rows], self.cell[rows], self.views[rows])
+    def rows(self, rows: slice, first: int = 0) -> TokenMap:
+        """Some of the samples, without the padding in the columns before `first`."""
+        roles, view, cell = (part[rows, first:] for part in (self.roles, self.view, self.cell))
+        return TokenMap(roles, view, cell, self.views[rows])
 
     @classmethod
     def stack(cls, maps: Sequence[TokenMap]) -> TokenMap:

@@ -198,7 +198,7 @@ class _OpenTrace:
         active = active[:, kept]
         input_ids, output_ids = self._prompt_ids(), self._answer_ids()
         common: dict[str, Any] = {
-            "row_position": position[kept],
+            "row_position": position[kept] - self.context.hidden_columns,
             "row_step": step[kept],
             "row_active": active,
             "input_ids": input_ids,
@@ -212,7 +212,8 @@ class _OpenTrace:
 
     def _prompt_ids(self) -> Tensor | None:
         ids = self.context.input_ids
-        return None if ids is None else ids[: self.context.user_batch].cpu()
+        hidden = self.context.hidden_columns
+        return None if ids is None else ids[: self.context.user_batch, hidden:].cpu()
 
     def _answer_ids(self) -> Tensor | None:
         """[B, T] ids of the answer: those that were given, else that were chosen, else that were fed."""
@@ -327,10 +328,12 @@ class _LayerStats:
     def collect(self, rows: _Rows) -> dict[str, Any]:
         """The fields of a `Trace` that belong to these layers."""
         layers, user = tuple(sorted(self.stats)), slice(self.context.user_batch)
+        hidden = self.context.hidden_columns  # padding that the user's prompts do not have
+        columns = None if self.columns is None else (self.columns[user] - hidden).clamp_min(-1)
         return {
             "layers": layers,
-            "slice_columns": None if self.columns is None else self.columns[user],
-            "tokens": None if self.keys is None else self.keys.rows(user),
+            "slice_columns": columns,
+            "tokens": None if self.keys is None else self.keys.rows(user, hidden),
             **{name: self._stack(name, layers, rows) for name in STATISTICS},
         }
 
@@ -339,8 +342,11 @@ class _LayerStats:
         if not layers or getattr(self.stats[layers[0]][0], name) is None:
             return None
         per_layer = [[getattr(stats, name).detach().cpu() for stats in self.stats[layer]] for layer in layers]
+        hidden = self.context.hidden_columns
         if name == "slices" and self.options.slices == "all":
-            per_layer = _of_one_width(per_layer)
+            per_layer = [[part[..., hidden:] for part in parts] for parts in _of_one_width(per_layer)]
+        if name == "top_column":
+            per_layer = [[(part - hidden).clamp_min(0) for part in parts] for parts in per_layer]
         stacked = torch.stack([torch.cat(parts, 2)[:, :, rows.kept] for parts in per_layer])
         if rows.active.all():
             return stacked

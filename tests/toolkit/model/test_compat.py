@@ -50,7 +50,9 @@ def test_rows_and_columns_of_a_cache(cache):
     assert cache.layers[1].keys[:, 0, :, 0].tolist() == [[1.0, 3.0], [0.0, 2.0]]
     assert cache.layers[1].values[:, 2, :, 4].tolist() == [[-1.0, -3.0], [0.0, -2.0]]
     compat.crop_last(cache)
-    compat.keep_rows(cache, 1)
+    compat.keep_columns(cache, torch.tensor([[0, 0, 0], [0, 0, 0]]))
+    for owner, name, value in 2 * compat.users_part(cache, rows=1, hidden=2):  # setting them can be repeated
+        setattr(owner, name, value)
     assert cache.layers[0].keys.shape == (1, 3, 1, 5)
 
 

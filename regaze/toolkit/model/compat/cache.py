@@ -10,7 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import Cache
-from transformers.cache_utils import DynamicLayer, StaticLayer
+from transformers.cache_utils import (
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    StaticLayer,
+    StaticSlidingWindowLayer,
+)
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from regaze.errors import UnsupportedModelError
@@ -54,8 +59,11 @@ def cache_of(output: Any) -> Cache | None:
 
 
 def cache_length(cache: Any) -> int:
-    """Number of tokens in a key-value cache; 0 for no cache."""
-    return 0 if cache is None else int(cache.get_seq_length())
+    """Number of columns in a key-value cache, those of padding for longer branches too; 0 for no cache."""
+    if cache is None:
+        return 0
+    stock: Any = super(_FollowsRows, cache) if isinstance(cache, _FollowsRows) else cache
+    return int(stock.get_seq_length())
 
 
 def crop_last(cache: Cache) -> None:
@@ -84,29 +92,102 @@ def keep_columns(cache: Any, columns: Tensor) -> None:
         layer.values = layer.values.gather(2, index.expand(-1, -1, -1, layer.values.shape[3]))
 
 
-def keep_rows(cache: Cache, rows: int) -> None:
-    """Keep only the first `rows` rows of a cache."""
+def users_part(cache: Cache, rows: int, hidden: int) -> list[tuple[Any, str, Any]]:
+    """What makes a cache of several contexts the one that the plain model would have filled.
+
+    Args:
+        rows: B, the user's rows. hidden: columns before the user's prompt, padding for longer branches.
+
+    Returns:
+        Objects, names of their attributes and the new values: setting them can be repeated.
+    """
+    changes: list[tuple[Any, str, Any]] = []
     for layer in cache.layers:
-        if hasattr(layer, "batch_select_indices"):
+        keys = getattr(layer, "keys", None)
+        if isinstance(keys, Tensor) and keys.dim() == 4:
+            parts = _static_part if isinstance(layer, StaticLayer) else _dynamic_part
+            changes += [(layer, name, value) for name, value in parts(layer, rows, hidden).items()]
+        elif hasattr(layer, "batch_select_indices"):  # without columns
             layer.batch_select_indices(torch.arange(rows))
-        elif isinstance(layer, StaticLayer) and layer.keys is not None and layer.values is not None:
-            layer.keys, layer.values = layer.keys[:rows], layer.values[:rows]
+    return changes
 
 
-def make_room(cache: Any, more: int) -> None:
-    """Let a static cache made for the user's prompts hold `more` tokens, those of a longer branch."""
-    for layer in getattr(cache, "layers", ()):
-        if type(layer) is StaticLayer and not layer.is_initialized:
-            layer.max_cache_len += more
+def _dynamic_part(layer: Any, rows: int, hidden: int) -> dict[str, Any]:
+    held, found = layer.keys.shape[2], dict[str, Any]()
+    start = hidden
+    if isinstance(layer, DynamicSlidingWindowLayer):  # holds the last columns only
+        found["cumulative_length"] = length = int(layer.cumulative_length) - hidden
+        start = held - min(held, length)
+    for name in ("keys", "values"):
+        found[name] = getattr(layer, name)[:rows, :, start:].clone()
+    if isinstance(indexer := getattr(layer, "indexer_keys", None), Tensor):
+        found["indexer_keys"] = indexer[:rows, start:].clone()
+    if isinstance(positions := getattr(layer, "indexer_position_ids", None), Tensor):
+        found["indexer_position_ids"] = positions[:, :rows, start:].clone()
+    return found
+
+
+def _static_part(layer: Any, rows: int, hidden: int) -> dict[str, Any]:
+    """A static layer of a size holds columns 0, 1, ...; one with a window the last ones, once it is full."""
+    before, after = layer.max_cache_len, layer.max_cache_len - getattr(layer, _ROOM, 0)
+    length = getattr(layer, "cumulative_length_int", None)
+    length = int(layer.cumulative_length) if length is None else length
+    count = min(length - hidden, after)
+    start = length - count - max(0, length - before)  # of the user's last columns, among those held
+    found: dict[str, Any] = {"max_cache_len": after, "batch_size": rows}
+    for name in ("keys", "values"):
+        held = getattr(layer, name)
+        part = held.new_zeros(rows, held.shape[1], after, held.shape[3])
+        part[:, :, :count] = held[:rows, :, start : start + count]
+        found[name] = part
+    found["cumulative_length"] = torch.full_like(layer.cumulative_length, count)
+    if hasattr(layer, "cumulative_length_int"):
+        found["cumulative_length_int"] = length - hidden
+    return found
+
+
+#: Where a static layer keeps how many columns it was given more than the user asked for.
+_ROOM = "_regaze_room"
+
+
+def make_room(cache: Any, more: int, window: int | None) -> None:
+    """Let a cache made for the user's prompts hold `more` columns, those of a longer branch.
+
+    Args:
+        window: of the layers that have one.
+
+    Raises:
+        UnsupportedModelError: a kind of cache whose columns cannot be taken away again.
+    """
+    for layer in getattr(cache, "layers", ()) if more else ():
+        if hasattr(layer, "_quantized_keys"):
+            raise UnsupportedModelError(
+                "a second context that is longer than the prompt cannot share a quantised cache with it; "
+                "generate with cache_implementation='dynamic'"
+            )
+        if isinstance(layer, StaticLayer) and not layer.is_initialized:
+            room = more
+            if isinstance(layer, StaticSlidingWindowLayer):
+                room = max(0, min(layer.max_cache_len + more, window or 0) - layer.max_cache_len)
+            layer.max_cache_len += room
+            setattr(layer, _ROOM, room)
 
 
 class _FollowsRows:
     """A cache that re-orders the rows of all branches, and the state of callbacks, with the user's beams.
 
-    It also notices when `generate` rolls tokens back.
+    It also notices when `generate` rolls tokens back. Between forwards its length is that of the user's rows,
+    without the padding that a longer branch puts before them.
     """
 
     _regaze_context: weakref.ref[Any]
+    _regaze_hidden: int = 0
+    _regaze_running: bool = False
+
+    def get_seq_length(self, layer_idx: int = 0) -> Any:
+        length = super().get_seq_length(layer_idx)  # type: ignore[misc]
+        hidden = 0 if self._regaze_running else self._regaze_hidden
+        return length - hidden if hidden else length
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         context = self._regaze_context()
@@ -128,9 +209,30 @@ def _following(kind: Any) -> Any:
     return type(kind.__name__, (_FollowsRows, kind), {"__module__": kind.__module__})
 
 
-def follow_cache(cache: Cache, context: Any) -> None:
-    """Re-order `context` and the rows of its branches when beam search re-orders the user's in `cache`."""
+def follow_cache(cache: Cache, context: Any, hidden: int = 0) -> None:
+    """Re-order `context` and the rows of its branches when beam search re-orders the user's in `cache`.
+
+    Args:
+        hidden: columns before the user's prompt.
+    """
     if not isinstance(cache, _FollowsRows):
         kind: Any = type(cache)
         cache.__class__ = _following(kind)
-    cache._regaze_context = weakref.ref(context)  # type: ignore[attr-defined]
+    following: Any = cache
+    following._regaze_context, following._regaze_hidden = weakref.ref(context), hidden
+
+
+def set_running(cache: Any, running: bool) -> None:
+    """Whether a forward runs: it sees all columns of a cache that `follow_cache` was given."""
+    if isinstance(cache, _FollowsRows):
+        cache._regaze_running = running
+
+
+def unfollow_cache(cache: Any) -> None:
+    """Make a cache that `follow_cache` was given an object of its own class again."""
+    for layer in getattr(cache, "layers", ()):
+        layer.__dict__.pop(_ROOM, None)
+    for name in ("_regaze_context", "_regaze_hidden", "_regaze_running"):
+        cache.__dict__.pop(name, None)
+    if isinstance(cache, _FollowsRows):
+        cache.__class__ = type(cache).__mro__[2]

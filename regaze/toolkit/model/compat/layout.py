@@ -93,13 +93,21 @@ def has_mrope(model: PreTrainedModel) -> bool:
     return hasattr(model.base_model, "get_rope_index")
 
 
-def mrope_positions(model: PreTrainedModel, positions: Tensor) -> Tensor:
+def mrope_positions(positions: Tensor, deltas: Tensor | None) -> Tensor:
     """Positions [3, B, T] of tokens after the prompt, from how many visible tokens precede each, [B, T].
 
-    The prefill leaves the offset between the two in `rope_deltas`. The model itself would count the whole
-    attention mask.
+    Args:
+        deltas: the offset between the two that the prefill left in the model, see `take_rope_deltas`. The
+            model itself would count the whole attention mask.
     """
-    deltas = getattr(model.base_model, "rope_deltas", None)
     if deltas is not None:  # [b, 1]: of the user's rows alone where no prompt has an image, and all 0 then
         positions = positions + deltas.to(positions.device).repeat(len(positions) // len(deltas), 1)
     return positions.expand(3, -1, -1)
+
+
+def take_rope_deltas(model: PreTrainedModel, rows: int) -> Tensor | None:
+    """The offsets [b, 1] that a prefill of several contexts left in the model; it keeps the first `rows`."""
+    deltas: Tensor | None = getattr(model.base_model, "rope_deltas", None)
+    if deltas is not None and len(deltas) > rows:
+        model.base_model.rope_deltas = deltas[:rows]
+    return deltas

@@ -121,7 +121,7 @@ def _json(data: bytes, rng: random.Random) -> bytes:
     """One field of the regaze header changed, removed or nested deeply."""
     header, tensors = _parts(data)
     own = json.loads(header["__metadata__"]["regaze"])
-    text = json.dumps(_with_junk(own, rng))
+    text = json.dumps(with_junk(own, rng))
     if rng.random() < 0.05:
         text = text.replace("[", "[" * rng.choice((200, 100_000)), 1)
     if rng.random() < 0.05:
@@ -133,10 +133,11 @@ def _json(data: bytes, rng: random.Random) -> bytes:
 def _declared(data: bytes, rng: random.Random) -> bytes:
     """One field of the safetensors header changed: huge shapes, other dtypes and offsets."""
     header, tensors = _parts(data)
-    return _packed(_with_junk(header, rng), tensors)
+    return _packed(with_junk(header, rng), tensors)
 
 
-def _with_junk(value: Any, rng: random.Random) -> Any:
+def with_junk(value: Any, rng: random.Random) -> Any:
+    """JSON with one to four fields changed or removed."""
     value = copy.deepcopy(value)
     places = list(_places(value))
     for _ in range(rng.choice((1, 1, 1, 2, 4))):

@@ -12,12 +12,9 @@ import torch
 from torch import Tensor
 
 from regaze.errors import BadParameterError, InputError
-from regaze.reading import parse_json, read_text
+from regaze.interventions.retrieval_heads import head_files
+from regaze.interventions.retrieval_heads.head_files import FORMAT, VERSION
 
-FORMAT = "regaze retrieval heads"
-VERSION = 1
-#: layers x heads x trials of a file; larger ones describe no model
-MAX_SCORES = 2**26
 _LINE = ",\n  "
 Head = tuple[int, int]
 Score = Literal["paper", "released"]
@@ -158,54 +155,23 @@ class RetrievalHeads:
 
     @classmethod
     def load(cls, path: str | Path) -> RetrievalHeads:
-        """Read a file of either format. Raises InputError when it is neither."""
-        content = parse_json(read_text(path, "head file "), path)
-        try:
-            if "format" not in content:
-                return cls(_released_scores(content))
-            if (content["format"], content["version"]) != (FORMAT, VERSION):
-                raise InputError(f"{str(path)!r}: this version reads {FORMAT!r} {VERSION}")
-            trials = [Trial.from_dict(trial) for trial in content["trials"]]
-            _check_size(content["layers"], content["heads"], len(trials))
-            own = {
-                "format",
-                "version",
-                "layers",
-                "heads",
-                "mean",
-                "trials",
-                "columns of mean",
-                "columns of copied",
-            }
-            about = {key: value for key, value in content.items() if key not in own}
-            return cls.from_trials(trials, (content["layers"], content["heads"]), about)
-        except InputError:
-            raise
-        except (LookupError, ValueError, TypeError, AttributeError, ArithmeticError, RuntimeError) as error:
-            raise InputError(
-                f'{str(path)!r} is no head file: expected {{"layer-head": [score, ...]}} or what '
-                f"RetrievalHeads.save writes ({type(error).__name__}: {error})"
-            ) from error
+        """Read a file of either format. Raises InputError, in one line, when it is neither."""
+        content = head_files.read(path)
+        if "format" not in content:
+            return cls(_released_scores(content))
+        trials = [Trial.from_dict(trial) for trial in content["trials"]]
+        about = {key: value for key, value in content.items() if key not in _OWN}
+        return cls.from_trials(trials, (content["layers"], content["heads"]), about)
 
 
-def _check_size(layers: Any, heads: Any, trials: int) -> None:
-    """Raise ValueError for a shape that no model has, before memory is taken for it."""
-    if not all(type(each) is int and each > 0 for each in (layers, heads)):
-        raise ValueError(f"layers and heads must be whole numbers above 0, got {layers!r} and {heads!r}")
-    if layers * heads * max(trials, 1) > MAX_SCORES:
-        raise ValueError(
-            f"{layers} layers of {heads} heads in {trials} trials: more than {MAX_SCORES} scores"
-        )
+#: Entries of a file that do not say how the trials were run.
+_OWN = {"format", "version", "layers", "heads", "mean", "trials", "columns of mean", "columns of copied"}
 
 
 def _released_scores(content: dict[str, list[float]]) -> Tensor:
     """[trials, layers, Hq] from the released format."""
     scores = {_head(name): torch.tensor(values, dtype=torch.float64) for name, values in content.items()}
-    if not scores or not all(len(values) for values in scores.values()):
-        raise InputError("the head file is empty: in the run that wrote it no trial succeeded")
     layers, heads = (1 + max(head[i] for head in scores) for i in (0, 1))
-    if len(scores) != layers * heads or len({len(values) for values in scores.values()}) != 1:
-        raise ValueError("heads are missing, or have lists of different lengths")
     rows = [scores[layer, head] for layer in range(layers) for head in range(heads)]
     return torch.stack(rows, -1).view(-1, layers, heads)
 

@@ -24,6 +24,7 @@ ANSWER_FIELDS = (
 _TRUTH_FIELDS = ("answer", "text", "caption")
 _LABEL_FIELDS = ("target", "label", "ground_truth", "gt_answer")
 _QUESTION_FIELDS = ("prompt", "input", "question", "query")
+_IMAGE_FIELDS = ("image", "image_path", "image_source", "image_name", "file_name")
 _SPLIT_FIELDS = ("split", "category")
 #: share of the rows that must agree before a field counts as the question
 _MOST = 0.9
@@ -107,6 +108,8 @@ def _only_candidate(rows: Sequence[AnswerRow], items: Sequence[Item]) -> str:
     if candidates:
         named = " or ".join(map(repr, candidates))
         raise InputError(f"{path}: the answers could stand under {named}; choose by --answer-key")
+    if len(truths) == 1 and not _is_question_file(truths[0], rows, items):
+        return truths[0]
     if truths:
         raise InputError(
             f"{path}: {truths[0]!r} is the right answer in every line, as in a file of questions; if these "
@@ -138,6 +141,16 @@ def _holds_labels(name: str, rows: Sequence[AnswerRow], items: Sequence[Item]) -
         labels = [item.label for item in items]
     texts = [normalise(row.text(name)) for row in rows]
     return bool(labels) and all(labels) and texts == [normalise(label) for label in labels]
+
+
+def _is_question_file(truth: str, rows: Sequence[AnswerRow], items: Sequence[Item]) -> bool:
+    """Whether rows with the right answers are questions, rather than answers of a model that is always right.
+
+    A file of questions names the images, has the right answers under one name, and spells them as labels.
+    """
+    named = all(row.text(*_IMAGE_FIELDS) for row in rows)
+    labelled = any(row.text(*_LABEL_FIELDS) for row in rows)
+    return named and not labelled and [row.text(truth) for row in rows] == [item.label for item in items]
 
 
 def _is_question(text: str) -> bool:

@@ -118,13 +118,27 @@ def test_the_benchmarks_own_questions_and_labels_decide(tmp_path):
         answers_of(pope, rows_of(*turned))
 
 
+def test_right_answers_are_a_models_or_those_of_a_file_of_questions(tmp_path):
+    """A file of questions names its images and has no other answers; a model may be right every time."""
+    pope = write_pope(tmp_path)
+    right = [item.label for item in pope.items]
+    records = [{"question": item.question, "answer": item.label} for item in pope.items]
+    assert answers_of(pope, rows_of(*records))[1] == right
+    assert answers_of(pope, rows_of(*({**each, "label": each["answer"]} for each in records)))[1] == right
+    images = [item.image.name for item in pope.items]
+    asked = [{**each, "image": image} for each, image in zip(records, images, strict=True)]
+    with pytest.raises(InputError, match=r"^f: 'answer' is the right answer in every line.*--answer-key"):
+        answers_of(pope, rows_of(*asked))
+    spelt = [{**each, "answer": each["answer"].title()} for each in asked]
+    assert answers_of(pope, rows_of(*spelt))[1] == [label.title() for label in right]
+
+
 @pytest.mark.parametrize(
     ("record", "message"),
     [
         ({"question": DOG, "answer": "yes", "response": "Yes"}, "could stand under 'answer' or 'response'"),
         ({"image_id": 1, "caption": "a dog", "output": "a cat"}, "could stand under 'caption' or 'output'"),
         ({"text": DOG, "label": "yes", "image": "a.png"}, r"holds questions \(under 'text'\) and no answers"),
-        ({"question": DOG, "label": "yes", "answer": "yes"}, "'answer' is the right answer in every line"),
         ({"question": DOG, "label": "yes"}, "f:1: no answer, which stands under one of"),
     ],
 )

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from regaze.errors import InputError
 from regaze.interventions.retrieval_heads.cached_prompt import CachedPrompt
 from regaze.interventions.retrieval_heads.copying import count_copies
+from regaze.interventions.retrieval_heads.head_files import TrialEntry
 from regaze.interventions.retrieval_heads.head_scores import RetrievalHeads, Trial
 from regaze.interventions.retrieval_heads.needle_test import NeedleTest, Progress
 from regaze.interventions.retrieval_heads.needles import Needle
@@ -97,7 +98,7 @@ def _successful(entries: Sequence[dict[str, Any]], min_recall: float) -> list[Tr
 def _run(test: NeedleTest, log: TrialLog, progress: Progress) -> Iterator[dict[str, Any]]:
     progress("trials", 0, len(test.grid))
     for done, prompt in enumerate(test.prompts(), start=1):
-        yield log.get_or_run(test.key(prompt), partial(_trial, test, prompt))
+        yield log.get_or_run(test.key(prompt), partial(_trial, test, prompt), TrialEntry)
         progress("trials", done, len(test.grid))
 
 

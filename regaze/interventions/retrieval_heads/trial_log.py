@@ -9,13 +9,26 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from regaze.errors import InputError
+
+#: How every line of a log starts.
+_START = '{"key": "'
+
+
+class LogEntry(BaseModel):
+    """What every line of a log holds, whatever its trial."""
+
+    model_config = ConfigDict(strict=True)
+
+    key: str
+    recall: Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 class TrialLog:
@@ -51,18 +64,29 @@ class TrialLog:
         self._file.seek(0)
         complete = 0  # bytes up to the end of the last whole line
         for line in iter(self._file.readline, ""):
-            if not line.endswith("\n"):  # the run was killed while it wrote this line
-                self._file.truncate(complete)
+            if not line.endswith("\n") and _START[: len(line)] == line[: len(_START)]:
+                self._file.truncate(complete)  # the run was killed while it wrote this line
                 break
             complete = self._file.tell()
             try:
-                entry = json.loads(line)
-                self._entries[entry["key"]] = entry
-            except (ValueError, TypeError, KeyError, RecursionError):
+                key = LogEntry.model_validate_json(line).key
+                self._entries[key] = json.loads(line)
+            except (ValueError, RecursionError):
                 raise InputError(f"{str(self.path)!r} is not a log of trials: {line[:60]!r}") from None
 
-    def get_or_run(self, key: str, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """The entry under `key`; where there is none, the result of `run`, which is then on disk."""
+    def get_or_run(
+        self, key: str, run: Callable[[], dict[str, Any]], schema: type[BaseModel] | None = None
+    ) -> dict[str, Any]:
+        """The entry under `key`; where there is none, the result of `run`, which is then on disk.
+
+        Raises:
+            InputError: the entry is in the file, but does not fit `schema`.
+        """
+        if key in self._entries and schema is not None:
+            try:
+                schema.model_validate_json(json.dumps(self._entries[key]))
+            except ValueError:
+                raise InputError(f"{str(self.path)!r}: the trial with key {key!r} is damaged") from None
         if key not in self._entries:
             start = time.perf_counter()
             entry = run()

@@ -163,7 +163,7 @@ def test_other_objects_and_deep_files_are_refused(tmp_path):
         "/dev/zero",
         *(tmp_path / n for n in ("deep", "digits", "bytes")),
     ):
-        with pytest.raises(InputError, match="cannot be read|nested deeper|digits|not UTF-8"):
+        with pytest.raises(InputError, match=r"cannot be read|nested deeper|digits|not UTF-8"):
             RetrievalHeads.load(path)
 
 

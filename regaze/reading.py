@@ -28,7 +28,7 @@ MAX_BYTES = 128 * 2**20
 #: Seconds for reading one file.
 MAX_SECONDS = 60.0
 #: Lines of a text, rows of a table, nested lists and objects, digits of an integer.
-MAX_LINES = 4_000_000
+MAX_LINES = 1_000_000
 MAX_DEPTH = 100
 MAX_DIGITS = 100
 #: Bytes and aliases of a YAML document; it describes options, and PyYAML is slow.

@@ -99,6 +99,13 @@ def test_what_is_no_text_is_named_with_its_line(tmp_path, content, message):
         read_text(put(tmp_path, "a", content))
 
 
+def test_lines_are_limited(tmp_path, monkeypatch):
+    monkeypatch.setattr("regaze.reading.MAX_LINES", 2)
+    assert read_text(put(tmp_path, "a", "1\n2\n")) == "1\n2\n"
+    with pytest.raises(InputError, match="a has more than 2 lines"):
+        read_text(put(tmp_path, "a", "1\n2\n3\n"))
+
+
 # JSON ---------------------------------------------------------------------------------------------------
 
 

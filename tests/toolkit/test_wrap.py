@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from family_checks import case_of
-from models import llava_processor, logits_of, picture, small_var, tiny_llama, tiny_llava
+from models import context_for, llava_processor, logits_of, picture, small_var, tiny_llama, tiny_llava
 from PIL import Image
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration, TextStreamer, pipeline
 from zoo.every import VISION
@@ -210,6 +210,22 @@ def test_a_cache_from_outside_is_refused(model, gaze, inputs):
         model(input_ids=token, past_key_values=out.past_key_values)
 
 
+def test_a_cache_from_an_outer_block_is_refused_in_an_inner_one(model, gaze, inputs):
+    """The inner block did not see the prompt; the outer one goes on from it."""
+    mask = inputs["attention_mask"]
+    length = mask.shape[1] + 1
+    step = {
+        "input_ids": torch.full_like(mask[:, :1], 20),
+        "attention_mask": torch.cat([mask, torch.ones_like(mask[:, :1])], 1),
+    }
+    with gaze.using(HeadKnockout(heads=((0, 1),))), torch.no_grad():
+        cache = model(**inputs, use_cache=True).past_key_values
+        for block in (gaze.using(small_var()), gaze.recording()):
+            with pytest.raises(InputError, match="filled outside the open"), block:
+                model(**step, past_key_values=cache)
+        assert model(**step, past_key_values=cache).past_key_values.get_seq_length() == length
+
+
 def test_two_generations_interleaved_by_hand(model, gaze):
     """Each cache finds its own context."""
     batches = [gaze.inputs([picture(i)], [question]) for i, question in enumerate(QUESTIONS[:2])]
@@ -379,6 +395,14 @@ def test_hidden_states_are_gone_after_the_prefill(model, gaze, inputs):
 
     with gaze.using(Peek()):
         model.generate(**inputs, max_new_tokens=2, do_sample=False, eos_token_id=None)
+
+
+def test_hidden_states_come_to_the_device_of_the_layer():
+    """accelerate moves a layer's input after regaze's hook has seen it."""
+    context = context_for([[2, 5]])
+    context.set_layer_input(1, torch.zeros(1, 2, 8))
+    context.device = torch.device("meta")
+    assert context.hidden_states(1).device.type == "meta"
 
 
 def test_an_image_that_the_processor_refuses_is_named(tmp_path):

@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any, NamedTuple, NoReturn
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -66,6 +67,7 @@ class AttentionDispatcher:
         callbacks: of all open blocks, recordings last. listeners: those with `on_attention`.
         context: of the forward that runs; None between forwards.
         previous: the model's own attention implementation.
+        wants_weights: the forward that runs returns attention weights.
     """
 
     def __init__(self, model: PreTrainedModel, thread: OwnThread):
@@ -74,6 +76,7 @@ class AttentionDispatcher:
         self.callbacks: tuple[Callback, ...] = ()
         self.listeners: tuple[Callback, ...] = ()
         self.context: Context | None = None
+        self.wants_weights = False
         self._plans: dict[
             compat.AttentionSite, tuple[tuple[AttentionEdit | None, ...], LayerPlan | None]
         ] = {}
@@ -167,25 +170,30 @@ def regaze_attention(
     is_causal: bool | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """The attention function registered with transformers: q [B, Hq, Lq, D] -> ([B, Lq, Hq, Dv], None)."""
+    """The attention function registered with transformers: q [B, Hq, Lq, D] -> [B, Lq, Hq, Dv].
+
+    With it come the weights [B, Hq, Lq, Lk] that were used where the forward is to return them, else None.
+    """
     attached: Attachment | None = module.__dict__.get(SLOT)
     dispatcher, site = (None, None) if attached is None else attached
     previous = None if dispatcher is None else dispatcher.previous
     options = {"dropout": dropout, "scaling": scaling, "is_causal": is_causal, **kwargs}
     if dispatcher is None or site is None:
-        return compat.plain_attention(previous, module, query, key, value, attention_mask, **options), None
+        return compat.plain_attention(previous, module, query, key, value, attention_mask, **options)
     plan = dispatcher.plan(site, key.shape[2], query.device)
     edit = None if plan is None else plan.edit
-    out: Tensor | None = None
+    out, weights = None, None
     if edit is None or edit.neutral:  # the very bits of the unwrapped model
-        out = compat.plain_attention(previous, module, query, key, value, attention_mask, **options)
-        if (edit is None or edit.stats is None) and not dispatcher.listeners:
-            return out, None
+        out, weights = compat.plain_attention(previous, module, query, key, value, attention_mask, **options)
+        idle = (edit is None or edit.stats is None) and not dispatcher.listeners
+        if idle and not (dispatcher.wants_weights and weights is None):
+            return out, weights
         edit = _NOTHING if edit is None else edit
     _refuse_unsupported(module, dispatcher.previous, dropout, kwargs)
     first = dispatcher.first_key(site, query.shape[2], key.shape[2])
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     causal = causal and not site.cross
+    keys = key.shape[2]
     if attention_mask is None and causal and query.shape[2] > 1:
         # transformers omits the mask only where row i sits at key i; a static cache has empty keys after it.
         key, value = key[:, :, : query.shape[2]], value[:, :, : query.shape[2]]
@@ -201,9 +209,13 @@ def regaze_attention(
         dispatcher.deliver(site, plan.requests[0][0], stats)
         for owner, request in plan.requests[1:]:
             dispatcher.deliver(site, owner, attention_stats(query, key, request, first_key=first, **call))
-    if dispatcher.listeners:
-        dispatcher.show(site, AttentionCall(query, key, value, out, shift_edit(edit, first), call))
-    return out, None
+    if dispatcher.listeners or (dispatcher.wants_weights and weights is None):
+        shown = AttentionCall(query, key, value, out, shift_edit(edit, first), call)
+        dispatcher.show(site, shown)
+        if dispatcher.wants_weights and weights is None:
+            weights = F.pad(rows := shown.weights(slice(0, query.shape[2])), (0, keys - rows.shape[-1]))
+            weights = weights.to(query.dtype)
+    return out, weights
 
 
 _NOTHING = AttentionEdit()

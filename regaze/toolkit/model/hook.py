@@ -302,9 +302,10 @@ class ModelHook:
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         self._thread.check()
+        given = {**dict(zip(self._argument_names, args, strict=False)), **kwargs} if args else kwargs
+        self._attention.wants_weights = compat.wants_attentions(self._model, given)
         if not self._attention.callbacks:
             return None
-        given = {**dict(zip(self._argument_names, args, strict=False)), **kwargs} if args else kwargs
         cache = compat.cache_argument(given)
         length = compat.cache_length(cache)
         context = self._continue(cache) if length else self._begin(given)
@@ -451,9 +452,8 @@ class ModelHook:
             logits = combine(context.logits(), combinations) if combinations else context.logits()
         for name in list(output):
             output[name] = main_rows(output[name], context.batch, context.user_batch)
-        if context.hidden_columns and context.step == 0 and output.get("hidden_states") is not None:
-            hidden = context.hidden_columns
-            output["hidden_states"] = tuple(state[..., hidden:, :] for state in output["hidden_states"])
+        if context.hidden_columns:
+            _without_columns(output, context.hidden_columns, context.step == 0)
         output["logits"] = logits
         return output
 
@@ -472,3 +472,14 @@ class ModelHook:
             inputs.pop("input_ids", None)
         with self.only(self._prompts.measuring(callback)), torch.no_grad():
             return self._model(**inputs)
+
+
+def _without_columns(output: Any, hidden: int, prefill: bool) -> None:
+    """Remove the padding before the user's prompts from hidden states and attention weights."""
+    first = hidden if prefill else 0
+    if output.get("hidden_states") is not None:
+        output["hidden_states"] = tuple(state[..., first:, :] for state in output["hidden_states"])
+    if output.get("attentions") is not None:
+        output["attentions"] = tuple(
+            None if weights is None else weights[:, :, first:, hidden:] for weights in output["attentions"]
+        )

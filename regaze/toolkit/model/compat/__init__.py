@@ -18,6 +18,7 @@ from regaze.toolkit.model.compat.arguments import (
     padding_mask,
     pop_positions,
     prompt_of,
+    wants_attentions,
 )
 from regaze.toolkit.model.compat.attention import (
     IMPLEMENTATION,
@@ -129,6 +130,7 @@ __all__ = [
     "unwrapped",
     "users_part",
     "uses_cache",
+    "wants_attentions",
     "with_cache",
     "without_cache",
 ]

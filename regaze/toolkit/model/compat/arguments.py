@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from regaze.toolkit.model.compat.cache import CACHE_NAMES
+from regaze.toolkit.model.compat.layout import text_config
 
 #: Arguments that say of each token whether it is text or shows an image.
 TOKEN_TYPES = ("token_type_ids", "mm_token_type_ids", "moe_mm_token_type_ids")
@@ -58,6 +59,14 @@ def pop_positions(inputs: dict[str, Any]) -> Tensor | None:
 def last_logits_only(model: PreTrainedModel) -> dict[str, int]:
     """The argument that makes a forward compute the logits of the last token alone, where there is one."""
     return {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
+
+
+def wants_attentions(model: PreTrainedModel, inputs: Mapping[str, Any]) -> bool:
+    """Whether a forward with these arguments returns attention weights."""
+    wanted = inputs.get("output_attentions")
+    if wanted is None:
+        wanted = model.config.output_attentions or text_config(model).output_attentions
+    return bool(wanted)
 
 
 def media_names(inputs: Mapping[str, Any]) -> list[str]:

@@ -33,11 +33,12 @@ def plain_attention(
     value: Tensor,
     mask: Tensor | None,
     **options: Any,
-) -> Tensor:
-    """What the model computes unedited: q [B, Hq, Lq, D] -> [B, Lq, Hq, Dv].
+) -> tuple[Tensor, Tensor | None]:
+    """What the model computes unedited: q [B, Hq, Lq, D] -> [B, Lq, Hq, Dv], and weights [B, Hq, Lq, Lk].
 
-    To the bit where `previous`, the model's own implementation, is "sdpa" or "eager". Others are replaced by
-    SDPA, or by the model's eager function where SDPA would lose a soft cap or sinks (such models are eager
+    There are weights where the model's eager function runs. The result is that of the model to the bit where
+    `previous`, the model's own implementation, is "sdpa" or "eager". Others are replaced by SDPA, or by the
+    model's eager function where SDPA would lose a soft cap or sinks (such models are eager
     by default).
     """
     special = options.get("softcap") is not None or options.get("s_aux") is not None
@@ -47,13 +48,14 @@ def plain_attention(
             causal = options.get("is_causal")
             causal = getattr(module, "is_causal", True) if causal is None else causal
             mask = _eager_mask(mask, query, key, causal)
-            return eager(module, query, key, value, mask, **options)[0]
+            out, weights = eager(module, query, key, value, mask, **options)[:2]
+            return out, weights
         if special:
             raise UnsupportedModelError(
                 f"{type(module).__name__} has a soft cap or sinks, but no eager attention function that "
                 "regaze can find"
             )
-    return sdpa_attention_forward(module, query, key, value, mask, **options)[0]
+    return sdpa_attention_forward(module, query, key, value, mask, **options)[0], None
 
 
 def _eager_function(module: nn.Module) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import takewhile
 from typing import Annotated, ClassVar
 
@@ -29,6 +30,8 @@ PREFIXES = {
 }
 
 _PROBE = "Which?"
+#: (width, height) of images whose grids differ in both numbers.
+_SHAPES = ((224, 224), (448, 112), (112, 448))
 
 
 @dataclass(frozen=True)
@@ -112,15 +115,23 @@ def prefixed(
 def _opening(reader: PromptReader, images: int, system: str | None) -> list[int]:
     """Tokens of the chat template before image and question."""
     prompt, tokens = _rendered(reader, _PROBE, images, system)
-    end = min(prompt.span[0], prompt.text.index(reader.processor.image_token) if images else len(prompt.text))
+    end = min(prompt.span[0], prompt.text.index(reader.image_placeholder) if images else len(prompt.text))
     return [token for token, _ in takewhile(lambda each: each[1][1] <= end, tokens)]
 
 
+@lru_cache(maxsize=4)
 def _written(reader: PromptReader) -> list[int]:
-    """Tokens that the processor itself inserts before an image, after the opening of the template."""
-    prompt = reader.render(_PROBE, 1)
-    ids = reader.tokenise([prompt.text], [[Image.new("RGB", (224, 224))]])["input_ids"][0].tolist()
-    return ids[len(_opening(reader, 1, None)) : reader.family.image_mask(ids).index(True)]
+    """Tokens that the processor itself inserts before any image, after the opening of the template.
+
+    Some name the size of the image after these (Emu3, Apertus).
+    """
+    text, opening = reader.render(_PROBE, 1).text, len(_opening(reader, 1, None))
+    headers = []
+    for size in _SHAPES:
+        ids = reader.tokenise([text], [[Image.new("RGB", size)]])["input_ids"][0].tolist()
+        headers.append(ids[opening : reader.family.image_mask(ids).index(True)])
+    common = takewhile(lambda each: len(set(each)) == 1, zip(*headers, strict=False))
+    return [token for token, *_ in common]
 
 
 def _starts_bare(head: list[int], opening: list[int], written: list[int]) -> bool:

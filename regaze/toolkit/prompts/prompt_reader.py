@@ -76,6 +76,13 @@ class PromptReader:
         image = (token for token, i in added.items() if i in self.family.image_token_ids)
         return frozenset(str(token) for token in (*named, *image) if token)  # BLIP has an AddedToken
 
+    @property
+    def image_placeholder(self) -> str:
+        """What stands for an image in the text of the chat template."""
+        # Qianfan-OCR's processor puts other tokens in its place than the one of an image's content.
+        own = getattr(self.processor, "image_placeholder_token", None)
+        return str(own if own is not None else self.processor.image_token)
+
     def _render_text(self, question: str, images: int, system: str | None) -> str:
         if not self._has_template:
             return self.family.format_prompt(question, images, system)
@@ -267,7 +274,10 @@ class _Around:
 
 
 #: Attributes of processors: the placeholders of an image, a video and sound, and what begins an image.
-_PLACEHOLDERS = ("image_token", "video_token", "audio_token", "boi_token", "start_image_token")
+_PLACEHOLDERS = (
+    *("image_token", "video_token", "audio_token"),
+    *("boi_token", "start_image_token", "image_placeholder_token"),
+)
 #: Two questions that begin and end differently.
 _QUESTIONS = ("Is this a probe?", "What do 2 probes say!")
 #: (width, height) of an image that gets one tile, and of one that gets several where there are tiles.

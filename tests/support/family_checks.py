@@ -283,8 +283,9 @@ def methods(case: Case) -> str:
         same_alone(case, edited)
     if not case.has_images:
         return "knock-out"
-    if case.crosses:
-        with case.gaze.using(small_var()), pytest.raises(UnsupportedModelError, match="cross-attention"):
+    if case.crosses or "hidden" in case.entry.lacks:
+        why = "cross-attention" if case.crosses else "several residual streams"
+        with case.gaze.using(small_var()), pytest.raises(UnsupportedModelError, match=why):
             logits_of(case.model, case.inputs(0, 1), tokens=1)
         layers = 1 + max(place.layer for place in case.places.values())
         with case.gaze.using(PAI(alpha=0.5, gamma=1.0, layers=(0, layers - 1))):

@@ -144,19 +144,20 @@ def find_sink_dimensions(
         BadParameterError: `tau` is at least sqrt(D), which no value can reach. InputError: no dimension
         exceeds it.
     """
-    config, tokenizer = compat.text_config(model), getattr(processor, "tokenizer", processor)
-    bound = math.sqrt(config.hidden_size)
+    width, tokenizer = compat.text_config(model).hidden_size, getattr(processor, "tokenizer", processor)
+    bound = math.sqrt(width)
     tau = tau if tau is not None else TAU if bound > 2 * TAU else 0.3125 * bound
     if tau >= bound:
         raise BadParameterError(
-            f"tau={tau} cannot be reached: with {config.hidden_size} dimensions phi is at most {bound:.2f}"
+            f"tau={tau} cannot be reached: with {width} dimensions phi is at most {bound:.2f}"
         )
-    values = []
+    values, layer = [], compat.decoder_layers(model)[0]
     for text in texts:
         ids = tokenizer(text, return_tensors="pt")["input_ids"].to(model.device)
         states = model(input_ids=ids, output_hidden_states=True, use_cache=False).hidden_states
         third = len(states) // 3
-        first = torch.stack([state[0, 0].float() for state in states[third : 2 * third + 1]])
+        middle = [compat.residual(layer, state, width) for state in states[third : 2 * third + 1]]
+        first = torch.stack([state[0, 0].float() for state in middle])
         values.append(first.abs() / first.square().mean(-1, keepdim=True).add(1e-6).sqrt())
     ratio = torch.cat(values)  # [texts * layers, D]
     steady = (ratio > tau).float().mean(0) >= agreement

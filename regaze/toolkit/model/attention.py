@@ -178,6 +178,7 @@ def regaze_attention(
     dispatcher, site = (None, None) if attached is None else attached
     previous = None if dispatcher is None else dispatcher.previous
     options = {"dropout": dropout, "scaling": scaling, "is_causal": is_causal, **kwargs}
+    attention_mask = compat.sparse_mask(module, query, key, attention_mask, kwargs)
     if dispatcher is None or site is None:
         return compat.plain_attention(previous, module, query, key, value, attention_mask, **options)
     plan = dispatcher.plan(site, key.shape[2], query.device)

@@ -23,26 +23,28 @@ class LayerHooks:
 
     def __init__(self, model: PreTrainedModel, thread: OwnThread):
         self.model, self._thread = model, thread
+        self._width = compat.hidden_width(model)
         self._handles: list[Any] = []
 
     def start(self, context: Context) -> None:
         """Install the hooks of the forward that begins.
 
         Raises:
-            UnsupportedModelError: the layers have no MLP whose output could be edited.
+            UnsupportedModelError: the layers have no MLP whose output could be edited. Hooks raise it where a
+                layer has several residual streams.
         """
         self.stop()  # those of a forward that was interrupted from the keyboard
         if context.step > 0 and not context.captured_layers and not context.mlp_editors:
             return
         if context.step == 0 and any(p.needs_hidden_states for p in context.callbacks):
             for number, layer in enumerate(compat.decoder_layers(self.model)):
-                self._before(layer, _set_input(context, number))
+                self._before(layer, _set_input(context, number, self._width))
         for number in context.captured_layers:
             layers = compat.decoder_layers(self.model)
             if number == len(layers):
-                self._after(layers[-1], _capture_output(context, number))
+                self._after(layers[-1], _capture_output(context, number, self._width))
             else:
-                self._before(layers[number], _capture_input(context, number))
+                self._before(layers[number], _capture_input(context, number, self._width))
         if context.mlp_editors:
             for number, layer in enumerate(compat.decoder_layers(self.model)):
                 mlp = getattr(layer, "mlp", None)
@@ -75,29 +77,30 @@ class LayerHooks:
         return compat.owned(run, self)
 
 
-def _layer_input(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    return compat.residual(layer, args[0] if args else kwargs["hidden_states"])
+def _layer_input(
+    layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], width: int | None
+) -> Tensor:
+    return compat.residual(layer, args[0] if args else kwargs["hidden_states"], width)
 
 
-def _set_input(context: Context, number: int) -> Callable[..., None]:
+def _set_input(context: Context, number: int, width: int | None) -> Callable[..., None]:
     def set_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        context.set_layer_input(number, _layer_input(module, args, kwargs))
+        context.set_layer_input(number, _layer_input(module, args, kwargs, width))
 
     return set_input
 
 
-def _capture_input(context: Context, number: int) -> Callable[..., None]:
+def _capture_input(context: Context, number: int, width: int | None) -> Callable[..., None]:
     def capture(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        context.store_captured(number, _layer_input(module, args, kwargs))
+        context.store_captured(number, _layer_input(module, args, kwargs, width))
 
     return capture
 
 
-def _capture_output(context: Context, number: int) -> Callable[..., None]:
+def _capture_output(context: Context, number: int, width: int | None) -> Callable[..., None]:
     def capture(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        context.store_captured(
-            number, compat.residual(module, output[0] if isinstance(output, tuple) else output)
-        )
+        hidden = output[0] if isinstance(output, tuple) else output
+        context.store_captured(number, compat.residual(module, hidden, width))
 
     return capture
 

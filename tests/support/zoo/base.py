@@ -20,7 +20,8 @@ class Entry:
         note: a few words for docs/models.md.
         batch: whether transformers itself gives the same results for different prompts in a batch and alone.
         lacks: prompts that the family or its processor does not take: "none" (no image), "last" (image after
-            the question), "turns" (several), "text" (a question whose words the processor does not keep).
+            the question), "turns" (several), "text" (a question whose words the processor does not keep); or
+            "hidden": the model has several residual streams, so that hidden states cannot be read.
         sizes: (width, height) of the two images.
     """
 

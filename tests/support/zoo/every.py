@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import transformers
 from packaging.version import Version
-from zoo import cross_attention, documents, gemma, llava_like, others, qwen, text, tiled
+from zoo import any_shape, cross_attention, documents, gemma, llava_like, ocr, others, qwen, text, tiled
 from zoo.base import Entry
 
 from regaze.toolkit.model import compat
@@ -14,15 +14,16 @@ from regaze.toolkit.model import compat
 #: torchvision only there, their code is not there or fails, SDPA leaves out a soft cap (Gemma 2), or their
 #: attention has gone through the interface only since (GPT-J, CodeGen).
 _SINCE = {
-    "5.23": "idefics2 idefics3 smolvlm ovis2 kosmos-2 kosmos-2.5 molmo2 granite4_vision gemma2",
-    "5.24": "gptj codegen",
+    "5.23": "idefics2 idefics3 smolvlm ovis2 kosmos-2 kosmos-2.5 molmo2 granite4_vision gemma2 "
+    "hyperclovax_vision_v2 lfm3_vl qwen4_exp",
+    "5.24": "gptj codegen hy_v4_vl apertus1p5",
 }
 SINCE = {name: Version(release) for release, names in _SINCE.items() for name in names.split()}
 #: Rows whose class fails in one release of transformers, with regaze and without.
 BROKEN = {"llama4": Version("5.24.0")}
 
 INSTALLED = Version(transformers.__version__)
-_PARTS = (llava_like, qwen, gemma, tiled, others, documents, cross_attention)
+_PARTS = (llava_like, qwen, any_shape, gemma, tiled, others, documents, ocr, cross_attention)
 
 
 def _refused(entry: Entry) -> bool:

@@ -10,7 +10,7 @@ from zoo.base import Entry
 from zoo.tokenizer import tiny_tokenizer
 from zoo.without_torchvision import images_only
 
-_PIXELS = {"shortest_edge": 56 * 56, "longest_edge": 112 * 112}
+PIXELS = {"shortest_edge": 56 * 56, "longest_edge": 112 * 112}
 
 
 def text_settings(tokenizer: Any, **more: Any) -> dict[str, Any]:
@@ -96,7 +96,7 @@ def _qwen_tokenizer() -> Any:
 
 
 def _qwen_images(patch_size: int = 14) -> Any:
-    return hf.Qwen2VLImageProcessorPil(patch_size=patch_size, size=_PIXELS)
+    return hf.Qwen2VLImageProcessorPil(patch_size=patch_size, size=PIXELS)
 
 
 def _qwen_ids(tokenizer: Any) -> dict[str, int]:
@@ -281,7 +281,7 @@ _GLM_VISION = {
 }
 
 
-def _glm(
+def glm(
     config_class: Any, model_class: Any, processor_class: Any, images: Any, **text: Any
 ) -> tuple[Any, Any]:
     special = ("[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>", *_GLM_TOKENS.values())
@@ -309,7 +309,7 @@ def _glm(
 
 def glm4v() -> tuple[Any, Any]:
     classes = hf.Glm4vConfig, hf.Glm4vForConditionalGeneration, hf.Glm4vProcessor
-    return _glm(*classes, hf.Glm4vImageProcessorPil(size=_PIXELS))
+    return glm(*classes, hf.Glm4vImageProcessorPil(size=PIXELS))
 
 
 def glm4v_moe() -> tuple[Any, Any]:
@@ -317,13 +317,13 @@ def glm4v_moe() -> tuple[Any, Any]:
     classes = hf.Glm4vMoeConfig, hf.Glm4vMoeForConditionalGeneration, hf.Glm4vProcessor
     experts = {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
     rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}
-    return _glm(*classes, hf.Glm4vImageProcessorPil(size=_PIXELS), rope_parameters=rope, **experts)
+    return glm(*classes, hf.Glm4vImageProcessorPil(size=PIXELS), rope_parameters=rope, **experts)
 
 
 def glm46v() -> tuple[Any, Any]:
     """The models of GLM-4.1V with another processor."""
     classes = hf.Glm46VConfig, hf.Glm46VForConditionalGeneration, hf.Glm46VProcessor
-    return _glm(*classes, hf.Glm46VImageProcessorPil(size=_PIXELS), model_type="glm4v_text")
+    return glm(*classes, hf.Glm46VImageProcessorPil(size=PIXELS), model_type="glm4v_text")
 
 
 def ernie4_5_vl_moe() -> tuple[Any, Any]:
@@ -340,7 +340,7 @@ def ernie4_5_vl_moe() -> tuple[Any, Any]:
     processor = images_only(
         hf.Ernie4_5_VLMoeProcessor,
         video={"merge_size": 2, "temporal_patch_size": 2},
-        image_processor=hf.Ernie4_5_VLMoeImageProcessorPil(size=_PIXELS),
+        image_processor=hf.Ernie4_5_VLMoeImageProcessorPil(size=PIXELS),
         tokenizer=tokenizer,
         chat_template=template(
             "Picture 1:<|IMAGE_START|><|IMAGE_PLACEHOLDER|><|IMAGE_END|>",

@@ -52,6 +52,17 @@ _LATENT: dict[str, Any] = {
     "n_group": 1,
     "topk_group": 1,
 }
+#: Fewer keys, or blocks of keys, than a prompt has; enough heads that no two keys are chosen equally.
+_CHOSEN: dict[str, Any] = {"index_topk": 8, "index_head_dim": 8, "index_n_heads": 8}
+_BLOCKS: dict[str, Any] = {
+    "head_dim": 8,
+    "layer_types": ["full_attention", "minimax_m3_sparse", "minimax_m3_sparse"],
+    "index_topk_blocks": 2,
+    "index_block_size": 4,
+    "index_local_blocks": 1,
+    "index_n_heads": 2,
+    "index_head_dim": 8,
+}
 
 
 def _build(model_type: str, changes: dict[str, Any]) -> tuple[Any, Any]:
@@ -80,6 +91,9 @@ def _entry(
 _OUTSIDE = "does not go through transformers' attention interface"
 _SINCE_5_24 = "refused before transformers 5.24"
 _WITHOUT = "has no attention modules that regaze can reach"
+
+#: Not among the families: blocks count from the padding, with which SDPA and eager attention differ.
+BLOCK_SPARSE = _entry("minimax_m3_vl_text", _EXPERTS, _BLOCKS)
 
 ENTRIES: tuple[Entry, ...] = (
     _entry("llama"),
@@ -127,6 +141,9 @@ ENTRIES: tuple[Entry, ...] = (
     _entry("gpt_oss", _EXPERTS, _WINDOW, _WIDE_HEADS, note="sink logits, sliding layers; eager"),
     _entry("deepseek_v2", _LATENT, n_shared_experts=1, note="latent keys; values narrower than keys"),
     _entry("deepseek_v3", _LATENT, note="latent keys; values narrower than keys"),
+    _entry("deepseek_v32", _LATENT, _CHOSEN, note="each query sees the keys that it chooses"),
+    _entry("glm_moe_dsa", _LATENT, _CHOSEN, note="each query sees the keys that it chooses"),
+    _entry("hy_v4", _LATENT, _CHOSEN, note="each query sees the keys that it chooses; sink logits; eager"),
     _entry("granite"),
     _entry("granitemoe", _EXPERTS),
     _entry("cohere"),

@@ -70,8 +70,11 @@ class TorchImages(TorchvisionBackend):
         resized = resized if image.is_floating_point() else resized.round().clamp(0, 255)
         return resized.to(image.dtype).reshape(*lead, *resized.shape[1:])
 
-    def pad(self, images: Tensor, pad_size: Any, **_: Any) -> Tensor:
-        """[N, C, H, W] to `pad_size`, with zeros below and on the right."""
+    def pad(self, images: Any, pad_size: Any = None, **_: Any) -> Any:
+        """[N, C, H, W] to `pad_size`, or images of a list to a common size; zeros below and on the right."""
+        if isinstance(images, list):
+            height, width = (max(image.shape[side] for image in images) for side in (-2, -1))
+            return [F.pad(i, (0, width - i.shape[-1], 0, height - i.shape[-2])) for i in images]
         height, width = images.shape[-2:]
         return F.pad(images, (0, pad_size.width - width, 0, pad_size.height - height))
 

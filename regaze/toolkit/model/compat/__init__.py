@@ -29,6 +29,7 @@ from regaze.toolkit.model.compat.attention import (
     register,
     set_attention,
     sharing_modules,
+    sparse_mask,
 )
 from regaze.toolkit.model.compat.cache import (
     cache_argument,
@@ -58,6 +59,7 @@ from regaze.toolkit.model.compat.layout import (
     decoder_layers,
     decoder_of,
     has_mrope,
+    hidden_width,
     is_vision_model,
     model_name,
     mrope_positions,
@@ -94,6 +96,7 @@ __all__ = [
     "final_norm",
     "follow_cache",
     "has_mrope",
+    "hidden_width",
     "installed_release",
     "is_forkable",
     "is_tested",
@@ -123,6 +126,7 @@ __all__ = [
     "set_attention",
     "set_running",
     "sharing_modules",
+    "sparse_mask",
     "take_rope_deltas",
     "temporary_hooks",
     "text_config",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import sys
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +20,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from regaze.errors import UnsupportedModelError
+from regaze.toolkit.model.compat.cache import cache_argument
 from regaze.toolkit.model.compat.layout import decoder_of, held_config, recorded_modules
 
 #: The one name under which attention and mask are registered. transformers gives meaning to parts of names
@@ -74,6 +77,35 @@ def _eager_mask(mask: Tensor | None, query: Tensor, key: Tensor, causal: bool) -
     return torch.where(mask, query.new_zeros(()), torch.finfo(query.dtype).min)
 
 
+def sparse_mask(
+    module: nn.Module, query: Tensor, key: Tensor, mask: Tensor | None, options: Mapping[str, Any]
+) -> Tensor | None:
+    """The mask of a layer that chooses the keys each query sees, in the form of `mask` (bool or added).
+
+    DeepSeek-V3.2 and models like it put their choice into the mask where the implementation is "sdpa" or
+    "eager", and under every other name only pass it on: `indices` [B, Lq, n], keys; or, in MiniMax M3,
+    `block_indices`, blocks of keys for each group of heads.
+    """
+    chosen, blocks = options.get("indices"), options.get("block_indices")
+    if chosen is not None:
+        seen = chosen.new_zeros((*chosen.shape[:2], key.shape[2]), dtype=torch.bool)
+        seen = seen.scatter(-1, chosen.long(), True)[:, None]
+        if mask is None or mask.dtype == torch.bool:
+            return seen if mask is None else mask & seen
+        return mask.masked_fill(~seen, torch.finfo(query.dtype).min)
+    if blocks is not None:
+        positions = options.get("position_ids")
+        if positions is None:
+            positions = torch.arange(key.shape[2] - query.shape[2], key.shape[2], device=query.device)
+        positions = positions.expand(query.shape[0], -1)
+        indexer: Any = module.indexer
+        built: Tensor = indexer.build_block_mask(
+            blocks, mask, key.shape[2], query.dtype, query.device, positions
+        )
+        return built
+    return mask
+
+
 def register(function: Any) -> None:
     """Make `function` an attention implementation. Without its mask function, padding would be dropped."""
     AttentionInterface.register(IMPLEMENTATION, function)
@@ -90,6 +122,7 @@ def set_attention(model: PreTrainedModel, implementation: str) -> None:
     Raises:
         UnsupportedModelError: the model does not dispatch its attention through transformers' interface.
     """
+    _drop_no_queries(model, implementation == IMPLEMENTATION)
     config = held_config(model)
     own = config is model.config  # then "" leaves the configurations of its encoders as they are
     key = "" if own else _sub_config_key(model.config, config)
@@ -100,6 +133,34 @@ def set_attention(model: PreTrainedModel, implementation: str) -> None:
             f"{type(model).__name__} keeps its attention {config._attn_implementation!r}: it does not go "
             "through transformers' attention interface, so regaze cannot reach it"
         )
+
+
+#: Gemma 4's method that leaves the last queries alone to its last layers, which reuse keys of earlier ones.
+_DROPS_QUERIES = "_maybe_slice_kv_shared_inputs"
+
+
+def _drop_no_queries(model: PreTrainedModel, wanted: bool) -> None:
+    """Let a model keep all queries where it may drop them only under a mask, which SDPA need not have.
+
+    Its own test for that goes by the name "sdpa". Without a number of logits it drops
+    nothing.
+    """
+    decoder = decoder_of(model)
+    decoder.__dict__.pop(_DROPS_QUERIES, None)
+    own = getattr(decoder, _DROPS_QUERIES, None)
+    if own is None or not wanted:
+        return
+    signature = inspect.signature(own)
+
+    def drop(*args: Any, **options: Any) -> Any:
+        given = signature.bind(*args, **options)
+        keep, cache = given.arguments["logits_to_keep"], cache_argument(given.arguments)
+        unmasked = any(mask is None for mask in given.arguments["causal_mask_mapping"].values())
+        if unmasked and isinstance(keep, int) and (keep > 1 or getattr(cache, "is_compileable", False)):
+            given.arguments["logits_to_keep"] = None
+        return own(*given.args, **given.kwargs)
+
+    decoder.__dict__[_DROPS_QUERIES] = drop
 
 
 def _sub_config_key(config: PreTrainedConfig, wanted: PreTrainedConfig) -> str:

@@ -74,12 +74,33 @@ def decoder_of(model: PreTrainedModel) -> nn.Module:
     return inner if hasattr(inner, "layers") else getattr(inner, "model", inner)  # Llama 4's has its LM head
 
 
-def residual(layer: nn.Module, hidden: Tensor) -> Tensor:
+def hidden_width(model: PreTrainedModel) -> int | None:
+    """The width D of the hidden states by the configuration; None where it does not say."""
+    width = getattr(text_config(model), "hidden_size", None)
+    return width if isinstance(width, int) else None
+
+
+def residual(layer: nn.Module, hidden: Tensor, width: int | None) -> Tensor:
     """The residual stream [B, L, D] in the input or output of a decoder layer.
 
     Gemma 3n has several predictions of it, [n, B, L, D]; a layer works on one of them.
+
+    Args:
+        width: see `hidden_width`.
+
+    Raises:
+        UnsupportedModelError: the layer has several streams (hyper-connections), [B, L, n, D] or [B, L, n D].
     """
-    return hidden if hidden.dim() == 3 else hidden[layer.config.altup_active_idx]  # type: ignore[union-attr, index]
+    active = getattr(getattr(layer, "config", None), "altup_active_idx", None)
+    if hidden.dim() == 4 and active is not None:
+        return hidden[active]
+    if hidden.dim() != 3 or (width is not None and hidden.shape[-1] != width):
+        raise UnsupportedModelError(
+            f"{type(layer).__name__} has several residual streams (hyper-connections): its hidden states are "
+            f"{list(hidden.shape)} where others have [batch, tokens, {width or 'width'}]. What reads hidden "
+            "states has no meaning in it; use methods and analyses that read attention alone"
+        )
+    return hidden
 
 
 def recorded_modules(model: PreTrainedModel, what: str) -> list[nn.Module]:

@@ -22,13 +22,14 @@ from regaze.toolkit.prompts.families.minicpmv import MiniCPMV
 from regaze.toolkit.prompts.families.molmo2 import Molmo2
 from regaze.toolkit.prompts.families.ovis2 import Ovis2
 from regaze.toolkit.prompts.families.phi4 import Phi4
-from regaze.toolkit.prompts.families.pixtral import Pixtral
-from regaze.toolkit.prompts.families.qwen_vl import Glm4v, QwenOmni, QwenVL
+from regaze.toolkit.prompts.families.pixtral import Apertus, LightOnOcr, Pixtral
+from regaze.toolkit.prompts.families.qwen_vl import Glm4v, HyV4, QwenOmni, QwenVL, VideoLlama3
 from regaze.toolkit.prompts.families.tiles import Cohere, GotOcr2, InternVL, PerceptionLM
 from regaze.toolkit.prompts.families.unknown import GuessedFamily, UnknownFamily
 from regaze.toolkit.prompts.families.whisper import Whisper
 
 FAMILIES: tuple[type[Family], ...] = (
+    Apertus,
     Aria,
     Blip2,
     Chameleon,
@@ -41,6 +42,7 @@ FAMILIES: tuple[type[Family], ...] = (
     Glm4v,
     GotOcr2,
     Granite4Vision,
+    HyV4,
     Idefics2,
     Idefics3,
     InstructBlip,
@@ -49,6 +51,7 @@ FAMILIES: tuple[type[Family], ...] = (
     Kosmos2,
     Kosmos2_5,
     Lfm2Vl,
+    LightOnOcr,
     Llama4,
     Pixtral,  # before Llava: it takes LLaVA's configurations with a Pixtral tower
     Llava,
@@ -65,6 +68,7 @@ FAMILIES: tuple[type[Family], ...] = (
     Phi4,
     QwenOmni,
     QwenVL,
+    VideoLlama3,
     VideoLlava,
     Whisper,
 )

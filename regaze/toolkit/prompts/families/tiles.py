@@ -68,10 +68,10 @@ class Tiles(VisionFamily):
 
 
 class InternVL(Tiles):
-    """InternVL 3 and 3.5 of transformers; each frame of a video counts as an image."""
+    """InternVL 3 and 3.5 of transformers, and Qianfan-OCR; each frame of a video counts as an image."""
 
     name = "internvl"
-    model_types = ("internvl",)
+    model_types = ("internvl", "qianfan_ocr")
 
     @property
     def side(self) -> int:

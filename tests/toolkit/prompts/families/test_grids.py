@@ -12,7 +12,7 @@ from decoding_checks import assert_same_scores
 from models import logits_of, small_var
 from packaging.version import Version
 from PIL import Image
-from zoo import gemma, qwen, tiled
+from zoo import any_shape, gemma, ocr, qwen, tiled
 from zoo.every import skip_if_older
 
 import regaze
@@ -20,13 +20,15 @@ from regaze import Role
 from regaze.errors import InputError, UnsupportedModelError
 from regaze.interventions import ICD, VCD
 from regaze.interventions.icd import PREFIXES
+from regaze.toolkit.model import compat
 from regaze.toolkit.model.callback import Callback
 from regaze.toolkit.prompts.families import MediaInputs, family_of
 from regaze.toolkit.prompts.families.llava import Llava
 from regaze.toolkit.prompts.families.pixtral import Pixtral
 from regaze.toolkit.prompts.token_map import WHOLE
 
-ENTRIES = {entry.name: entry for entry in (*qwen.ENTRIES, *gemma.ENTRIES, *tiled.ENTRIES)}
+PARTS = (qwen, any_shape, gemma, tiled, ocr)
+ENTRIES = {entry.name: entry for part in PARTS for entry in part.ENTRIES}
 ENTRIES["pixtral"] = ENTRIES.pop("llava")
 QUESTION = "Is there a dog in the picture?"
 BUILT: dict[str, regaze.toolkit.wrap.Gaze] = {}
@@ -354,9 +356,10 @@ def video_inputs(gaze, name, frames, spot=None):
     pixels = torch.cat([each["pixel_values"] for each in encoded])
     _, high, wide = encoded[0]["image_grid_thw"][0].tolist()
     config, tokenizer = gaze.model.config, gaze.processor.tokenizer
-    cells = [config.video_token_id] * (high * wide // 4)
+    merge = images.merge_size
+    cells = [config.video_token_id] * len(gaze.family.grid_tokens(high // merge, wide // merge).cells)
     before, after = (tokenizer.encode(text) for text in ("user: ", QUESTION))
-    if name.startswith("qwen3"):  # a time before each frame
+    if name in ("qwen3_vl", "lfm3_vl", "qwen4_exp", "video_llama_3"):  # a time before each frame
         mark = tokenizer.encode("1 <|vision_start|>"), tokenizer.encode("<|vision_end|>")
         middle = [*mark[0], *cells, *mark[1]] * frames
     else:
@@ -364,17 +367,25 @@ def video_inputs(gaze, name, frames, spot=None):
     ids = torch.tensor([[*before, *middle, *after]])
     kinds = 2 * (ids == config.video_token_id).long()
     extra = {"moe_mm_token_type_ids": kinds} if name.startswith("ernie") else {}
+    if name == "video_llama_3":
+        kept = torch.ones(frames * len(cells), dtype=torch.bool)
+        extra = {"video_merge_sizes": torch.tensor([merge]), "video_compression_mask": kept}
+    elif compat.has_mrope(gaze.model):
+        extra["mm_token_type_ids"] = kinds
     return {
         "input_ids": ids,
         "attention_mask": torch.ones_like(ids),
         "pixel_values_videos": pixels,
         "video_grid_thw": torch.tensor([[frames * repeats, high, wide]]),
-        "mm_token_type_ids": kinds,
         **extra,
     }
 
 
-@pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "ernie4_5_vl_moe"])
+QWEN_LIKE = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "ernie4_5_vl_moe", "qwen4_exp")
+SHAPED = ("exaone4_5", "hyperclovax_vision_v2", "lfm3_vl", "video_llama_3", "hy_v4_vl")
+
+
+@pytest.mark.parametrize("name", [*QWEN_LIKE, *SHAPED])
 def test_frames_of_a_video_are_views(build, name):
     gaze, frames, spot = build(name), 3, (0.9, 0.1)
     grey, spotted = (video_inputs(gaze, name, frames, where) for where in (None, spot))
@@ -386,8 +397,27 @@ def test_frames_of_a_video_are_views(build, name):
     best = int(change.argmax())
     assert int(tokens.view[0, best]) == frames - 1
     assert int(tokens.cell[0, best]) in expected_cells(tokens.views[0][-1], spot)
-    with pytest.raises(InputError, match="video_grid_thw"):
+    with pytest.raises(InputError, match=r"video_(grid_thw|compression_mask)"):
         gaze.tokens({**spotted, "video_grid_thw": spotted["video_grid_thw"] + torch.tensor([0, 2, 0])})
+
+
+def test_cells_that_videollama3_drops_from_a_frame_have_no_token(build):
+    gaze, frames = build("video_llama_3"), 3
+    inputs = video_inputs(gaze, "video_llama_3", frames)
+    rows, columns = gaze.tokens(inputs).grids[0][0]
+    kept = inputs["video_compression_mask"].view(frames, -1).clone()
+    kept[1, 2:5] = kept[2] = False
+    is_video = inputs["input_ids"][0] == gaze.model.config.video_token_id
+    stays = torch.ones_like(is_video)
+    stays[is_video] = kept.flatten()
+    fewer = {**inputs, "input_ids": inputs["input_ids"][:, stays], "video_compression_mask": kept.flatten()}
+    tokens = gaze.tokens({**fewer, "attention_mask": torch.ones_like(fewer["input_ids"])})
+    every = list(range(rows * columns))
+    assert [view.grid for view in tokens.views[0]] == [(rows, columns)] * frames
+    for frame, cells in enumerate((every, [cell for cell in every if not 2 <= cell < 5], [])):
+        assert tokens.cell[0][tokens.view[0] == frame].tolist() == cells
+    with pytest.raises(InputError, match="neighbouring tokens for a video"):
+        gaze.tokens({**inputs, "video_compression_mask": kept.flatten()})
 
 
 # Layers -------------------------------------------------------------------------------------------------

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 from transformers import BatchFeature, PreTrainedModel
 
 from regaze.errors import BadParameterError, InputError, RegazeError, UnsupportedModelError
@@ -23,7 +25,6 @@ from regaze.toolkit.model.session import Session
 from regaze.toolkit.model.vision import vision_tokens
 from regaze.toolkit.prompts.families import MediaInputs, family_of
 from regaze.toolkit.prompts.images import ImageLike, open_image
-from regaze.toolkit.prompts.pixels import seen_images
 from regaze.toolkit.prompts.prompt_reader import Prompt, PromptReader
 from regaze.toolkit.prompts.token_map import PromptTokens, TokenMap
 from regaze.toolkit.record.options import RecordOptions
@@ -31,7 +32,10 @@ from regaze.toolkit.record.record import Record
 from regaze.toolkit.record.recorder import Recorder
 
 Images = ImageLike | Sequence[ImageLike] | None
+Sizes = list[list[tuple[int, int]]]
 
+#: (width, height) of the images of each prompt, by the tensor of their pixels that `inputs` made of them.
+_IMAGE_SIZES: WeakIdKeyDictionary = WeakIdKeyDictionary()
 #: Prompts built by `inputs` whose exact roles are kept for `model.generate(**inputs)`.
 _MAX_BUILT_PROMPTS = 4096
 
@@ -92,7 +96,10 @@ class Gaze:
         for name, tensor in batch.items():  # Llama 4's processor makes bf16 pixels for whatever model
             if isinstance(tensor, Tensor) and tensor.dtype in (torch.float16, torch.bfloat16):
                 batch[name] = tensor.to(self.model.dtype)
-        return batch.to(self.model.device)
+        sizes = self._sizes_of(batch)
+        batch = batch.to(self.model.device)
+        self._note_sizes(batch, sizes)
+        return batch
 
     def cpu_inputs(
         self, images: Sequence[Images], questions: Sequence[str] | str, system: str | None = None
@@ -107,6 +114,7 @@ class Gaze:
         prompts = [self.reader.render(q, len(i), system) for q, i in zip(questions, opened, strict=True)]
         batch = self.reader.tokenise([prompt.text for prompt in prompts], opened)
         self._remember(prompts, batch)
+        self._note_sizes(batch, [[image.size for image in entry] for entry in opened])
         return batch
 
     def ask(
@@ -173,11 +181,15 @@ class Gaze:
         return answers
 
     def seen(self, image: ImageLike) -> Image.Image:
-        """The image as the model receives it, resized and cropped: the background of maps."""
-        processor = getattr(self.processor, "image_processor", None)
-        if processor is None:
-            raise InputError("this model has no image processor, so it sees no images")
-        return seen_images(processor, processor(images=[open_image(image)], return_tensors="pt"))[0]
+        """The image as the model receives it: resized, without what is cropped away or padding.
+
+        It is what the model receives of an image alone in a prompt; tiles are joined.
+
+        Raises:
+            InputError: no image processor, or an image that cannot be read or that the processor refuses.
+            UnsupportedModelError: what the model receives is no picture of the image.
+        """
+        return self.reader.sight.seen(open_image(image))
 
     # Editing and recording ----------------------------------------------------------------------------
 
@@ -270,7 +282,24 @@ class Gaze:
                 places = tuple(layout.view), tuple(layout.cell), tuple(layout.views)
                 sample = PromptTokens(sample.roles, *places)
             samples.append(sample)
+        sizes = self._sizes_of(inputs)
+        if sizes is not None and len(sizes) == len(samples):
+            placed = self.reader.sight.placed
+            samples = [
+                replace(sample, views=placed(sample.views, each))
+                for sample, each in zip(samples, sizes, strict=True)
+            ]
         return TokenMap.from_samples(samples, visible)
+
+    def _sizes_of(self, inputs: Mapping[str, Any]) -> Sizes | None:
+        """(width, height) of the images of each prompt, where `inputs` made them from images."""
+        pixels = inputs.get(self.family.pixels.name)
+        return _IMAGE_SIZES.get(pixels) if isinstance(pixels, Tensor) else None
+
+    def _note_sizes(self, inputs: Mapping[str, Any], sizes: Sizes | None) -> None:
+        pixels = inputs.get(self.family.pixels.name)
+        if isinstance(pixels, Tensor) and sizes is not None:
+            _IMAGE_SIZES[pixels] = sizes
 
     def _remember(self, prompts: Sequence[Prompt], batch: BatchFeature) -> None:
         ids, media = batch["input_ids"], MediaInputs(batch)

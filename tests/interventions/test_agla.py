@@ -31,7 +31,7 @@ from regaze.interventions.agla.itm_gradcam import BlipRelevance, gradcam
 from regaze.interventions.agla.method import AGLA, keep_mask, smooth_map
 from regaze.toolkit.model.logits import combine
 from regaze.toolkit.model.stack import Branch
-from regaze.toolkit.prompts.pixels import seen_pixels
+from regaze.toolkit.prompts.pixels import Patches, Tiles, read_pieces
 
 
 def golden(shared, name: str):
@@ -312,7 +312,7 @@ def test_what_is_masked_is_black_and_the_rest_keeps_its_bits(gaze, inputs):
         gaze.model.generate(**inputs, max_new_tokens=1)
     pixels, masked = inputs["pixel_values"], watch.masks[0]
     image_processor = gaze.processor.image_processor
-    shown = torch.stack(seen_pixels(image_processor, {"pixel_values": masked}))
+    shown = torch.stack(read_pieces(Tiles(), image_processor, {"pixel_values": masked}))
     black = (shown.abs() < 1e-5).all(1)
     assert torch.equal(masked[~black[:, None].expand_as(masked)], pixels[~black[:, None].expand_as(pixels)])
     share = black.float().mean((1, 2))
@@ -429,12 +429,13 @@ def test_masks_on_flattened_patches():
     processor = Qwen2VLImageProcessorPil(patch_size=4)
     images = [picture(0, 64, 32), picture(1, 56, 72)]
     features = processor(images=images, return_tensors="pt")
-    masks = [np.ones(p.shape[1:], bool) for p in seen_pixels(processor, features)]
+    layout = Patches(merged=True)
+    masks = [np.ones(p.shape[1:], bool) for p in read_pieces(layout, processor, features)]
     masks[0][3:9, 5:50] = False
     masks[1][40:, :7] = False
     blackened = black_out(processor, features, masks)
-    got = seen_pixels(processor, {**features, "pixel_values": blackened})
-    for pixels, mask, plain in zip(got, masks, seen_pixels(processor, features), strict=True):
+    got = read_pieces(layout, processor, {**features, "pixel_values": blackened})
+    for pixels, mask, plain in zip(got, masks, read_pieces(layout, processor, features), strict=True):
         shown = torch.tensor(mask)
         assert (pixels[:, ~shown].abs() < 1e-5).all()
         assert torch.equal(pixels[:, shown], plain[:, shown])

@@ -137,8 +137,8 @@ class AGLA(Intervention):
             raise UnsupportedModelError(
                 "AGLA masks `pixel_values`, but this model is given other pixels, too"
             )
-        processor = context.reader.processor.image_processor
-        images, questions = seen_images(processor, context.inputs), self._questions(context)
+        processor, layout = context.reader.processor.image_processor, context.reader.family.pixels
+        images, questions = seen_images(layout, processor, context.inputs), self._questions(context)
         if len(images) != len(questions):
             raise InputError(f"the prompts have {len(questions)} images, but the pixel values {len(images)}")
         masks: dict[tuple[bytes, str], Mask] = {}  # beams repeat their prompt
@@ -156,6 +156,8 @@ class AGLA(Intervention):
         tokens, found = context.tokens, []
         for sample, ids in enumerate(context.prompt_ids().cpu()):
             count, question = int(tokens.view[sample].max()) + 1, tokens.columns(Role.QUERY, sample)
+            if len({view.image for view in tokens.views[sample]}) < len(tokens.views[sample]):
+                raise UnsupportedModelError("AGLA masks whole images, but this model is given tiles of one")
             if count and not len(question):
                 raise InputError(f"prompt {sample} has an image, but none of its tokens has the role QUERY")
             text = context.reader.tokenizer.decode(ids[question]).strip()

@@ -178,7 +178,7 @@ class CARVE(MultiPassMethod):
         for sample, (image,) in enumerate(images):
             question = _attention(question_trace, sample, ends)
             description = _attention(general_trace, sample, ends)[:, : question.shape[1]]
-            geometry = geometry_of(gaze.processor.image_processor, image.size)
+            geometry = geometry_of(gaze.processor.image_processor, image.size, gaze.family.pixels)
             refined.append(self.refine(image, question, description, geometry))
         before = images if self.as_released else [[] for _ in images]
         shown = [[*entry, found.image] for entry, found in zip(before, refined, strict=True)]

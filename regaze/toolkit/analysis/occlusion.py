@@ -60,7 +60,9 @@ class ImageCells:
             raise InputError("this model has no image processor, so it sees no images to hide")
         self.gaze, self.image, self.question, self.answer = gaze, open_image(image), question, answer
         self.batch_size, self.system = batch_size, system
-        self.geometry = geometry_of(processor, self.image.size) if geometry is None else geometry
+        self.geometry = (
+            geometry_of(processor, self.image.size, gaze.family.pixels) if geometry is None else geometry
+        )
         self.grid = self._own_grid() if grid is None else grid
         self.count = self.grid[0] * self.grid[1]
         self._replacement = _replacement(self.image, fill)

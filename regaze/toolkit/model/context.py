@@ -135,8 +135,11 @@ class Context:
                 raise InputError(
                     "this model is not wrapped, so the keys of its cross-attention are not known"
                 )
-            family = self._reader.family
-            self._cross_tokens = family.cross_tokens(self.inputs, self.batch, self.cross_keys)
+            family, own = self._reader.family, self._tokens
+            tokens = family.cross_tokens(self.inputs, self.batch, self.cross_keys)
+            if isinstance(own, TokenMap) and any(view.picture for views in own.views for view in views):
+                tokens = self._reader.sight.placed_like(tokens, own)
+            self._cross_tokens = tokens
         return self._cross_tokens
 
     # State of callbacks -------------------------------------------------------------------------------

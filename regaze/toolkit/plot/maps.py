@@ -26,7 +26,8 @@ from regaze.toolkit.analysis.selection import (
 from regaze.toolkit.analysis.token_sinks import SinkTokens
 from regaze.toolkit.plot.style import SKY, colour_scale, escape_dollars, new_figure, style_and_save
 from regaze.toolkit.prompts.images import ImageLike, open_image
-from regaze.toolkit.prompts.token_map import WHOLE, Shares, TokenMap, View
+from regaze.toolkit.prompts.picture import WHOLE, Shares, within
+from regaze.toolkit.prompts.token_map import TokenMap, View, boxes_on
 from regaze.toolkit.record.record import Record
 from regaze.toolkit.record.trace import Trace
 
@@ -54,8 +55,7 @@ def heatmap(
     Args:
         record: recorded with slices="image" (a Record means its first trace; for a model with cross-attention
             give `record[0].cross`).
-        image: the picture as the model saw it (`gaze.seen(image)`), so that cells lie on their pixels; if the
-            model cuts it into tiles, the whole picture.
+        image: the picture that was asked about, in any size, or as the model received it (`gaze.seen`).
         token: number of an answer token (0 is the first; the row that predicts it is drawn), or a word of the
             answer or the question (see `Trace.row_of`).
         layers, heads: numbers, averaged; None: all that were recorded.
@@ -66,16 +66,16 @@ def heatmap(
     Raises:
         RecordingError: slices were not recorded, or the places of the image's tokens are not known.
         BadParameterError: a token, layer, head, sample or image that is not in the record.
-        InputError: the picture cannot be opened.
+        InputError: the picture cannot be opened, or has another shape than that of the record.
     """
     image = open_image(image)
     trace = first_trace(record)
-    grid = answer_map(trace, token=token, layers=layers, heads=heads, sample=sample, number=number)
+    grid, box = _map_on(_parts(trace, token, layers, heads, sample, number), image)
     figure = new_figure(7.4, 3.5)
     picture, overlay = figure.subplots(1, 2)
     picture.imshow(image, interpolation="none")
     picture.set_axis_off()
-    mappable = _overlay(overlay, image, grid)
+    mappable = _overlay(overlay, image, grid, box=box)
     _colour_bar(figure, mappable, overlay, image, "attention weight per image token", shrink=0.9)
     overlay.set_title(
         escape_dollars(_caption(trace, token, layers, heads, sample) if title is None else title)
@@ -109,12 +109,9 @@ def token_layer_grid(
     figure = new_figure(1.5 * len(layers) + 0.6, 1.55 * len(chosen) + 0.3)
     axes = figure.subplots(len(chosen), len(layers), squeeze=False)
     for row, token in enumerate(chosen):
-        grids = [
-            answer_map(trace, token=token, layers=[layer], heads=heads, sample=sample, number=number)
-            for layer in layers
-        ]
-        for column, (layer, grid) in enumerate(zip(layers, grids, strict=True)):
-            _overlay(axes[row, column], image, grid, max(each.max() for each in grids))
+        drawn = [_map_on(_parts(trace, token, [layer], heads, sample, number), image) for layer in layers]
+        for column, (layer, (grid, box)) in enumerate(zip(layers, drawn, strict=True)):
+            _overlay(axes[row, column], image, grid, max(each.max() for each, _ in drawn), box)
             if row == 0:
                 axes[row, column].set_title(f"layer {layer}")
         word = token if isinstance(token, str) else text[token].strip()
@@ -187,15 +184,17 @@ def sink_map(
     """
     image = open_image(image)
     sample = check_choice("sample", sample, range(sinks.tokens.batch))
-    views = [place for place, _ in _views(sinks.tokens, sample, number)]
+    views = _views(sinks.tokens, sample, number)
     if len(views) > 1:
         raise RecordingError(f"image {number} is shown by {len(views)} views; sink_map draws one")
+    ((place, view),) = views
+    (box,) = boxes_on([view], image)
     layers = check_choices("layer", layers, sinks.layers)
-    values = sinks.image_map(sample, views[0])[[sinks.layers.index(layer) for layer in layers]].numpy()
+    values = sinks.image_map(sample, place)[[sinks.layers.index(layer) for layer in layers]].numpy()
     figure = new_figure(1.6 * len(layers) + 1.0, 1.9)
     panels = figure.subplots(1, len(layers), squeeze=False)[0]
     for axes, layer, grid in zip(panels, layers, values, strict=True):
-        mappable = _overlay(axes, image, grid, max(float(values.max()), sinks.tau))
+        mappable = _overlay(axes, image, grid, max(float(values.max()), sinks.tau), box or WHOLE)
         axes.set_title(f"layer {layer}")
         for row, column in np.argwhere(grid >= sinks.tau):
             axes.add_patch(Rectangle((column, row), 1, 1, fill=False, edgecolor=SKY, linewidth=1.4))
@@ -217,16 +216,40 @@ def answer_map(
     If several views show an image (tiles and a thumbnail, frames of a video), each point of the map is the
     sum of the weights of all tokens that show it, and the resolution is fine enough for all their cells.
     """
+    parts = _parts(trace, token, layers, heads, sample, number)
+    return _map_of([(_box_of_seen(view), grid) for view, grid in parts])
+
+
+def _parts(
+    trace: Trace,
+    token: int | str,
+    layers: Sequence[int] | None,
+    heads: Sequence[int] | None,
+    sample: int,
+    number: int,
+) -> list[tuple[View, np.ndarray]]:
+    """The views of an image, and the attention on the cells of each."""
     sample = check_sample(trace, sample)
     if trace.tokens is None:
         raise RecordingError("the record has no image grid, so its slices cannot be laid out as a map")
-    grids = [
+    return [
         (view, image_map(trace, token=token, layers=layers, heads=heads, sample=sample, image=place).numpy())
         for place, view in _views(trace.tokens, sample, number)
     ]
-    if len(grids) == 1 and grids[0][0].box == WHOLE:
-        return grids[0][1]
-    return _sum_of_views([(view.box or WHOLE, grid) for view, grid in grids])
+
+
+def _map_on(parts: Sequence[tuple[View, np.ndarray]], image: Image.Image) -> tuple[np.ndarray, Shares]:
+    """A map of an image, and the part of the picture `image` that it shows."""
+    boxes = [box or WHOLE for box in boxes_on([view for view, _ in parts], image)]
+    if len(parts) == 1:
+        return parts[0][1], boxes[0]
+    return _map_of([(box, grid) for box, (_, grid) in zip(boxes, parts, strict=True)]), WHOLE
+
+
+def _box_of_seen(view: View) -> Shares:
+    """The part of what the model receives of an image that a view shows."""
+    box = view.box or WHOLE
+    return box if view.picture is None else within(box, view.picture.window)
 
 
 def _views(tokens: TokenMap, sample: int, image: int) -> list[tuple[int, View]]:
@@ -248,8 +271,10 @@ def _views(tokens: TokenMap, sample: int, image: int) -> list[tuple[int, View]]:
     return placed
 
 
-def _sum_of_views(parts: Sequence[tuple[Shares, np.ndarray]]) -> np.ndarray:
+def _map_of(parts: Sequence[tuple[Shares, np.ndarray]]) -> np.ndarray:
     """Grids drawn into their boxes and summed; parts outside the image are cut off."""
+    if len(parts) == 1 and parts[0][0] == WHOLE:
+        return parts[0][1]
     fine = [0, 0]
     for (left, upper, right, lower), grid in parts:
         for axis, share in ((0, lower - upper), (1, right - left)):
@@ -280,16 +305,21 @@ def _tokens(trace: Trace, tokens: Any, sample: int) -> list[Any]:
     return [each if isinstance(each, str) else check_choice("answer token", each, count) for each in values]
 
 
-def _overlay(axes: Axes, image: Image.Image, grid: np.ndarray, top: float | None = None) -> Any:
-    """Draw the map over the grey image, in coordinates of the map's cells."""
+def _overlay(
+    axes: Axes, image: Image.Image, grid: np.ndarray, top: float | None = None, box: Shares = WHOLE
+) -> Any:
+    """Draw the map over the grey image, in coordinates of the map's cells; `box`: the part it shows."""
     rows, columns = grid.shape
-    place: dict[str, Any] = {
-        "extent": (0, columns, rows, 0),
-        "aspect": image.height / image.width * columns / rows,
-    }
+    left, right = ((edge - box[0]) / (box[2] - box[0]) * columns for edge in (0, 1))
+    upper, lower = ((edge - box[1]) / (box[3] - box[1]) * rows for edge in (0, 1))
+    aspect = image.height / image.width * (right - left) / (lower - upper)
     # No interpolation: vector files keep the picture's own pixels and sharp cells.
-    axes.imshow(image.convert("L"), cmap="gray", vmin=0, vmax=255, interpolation="none", **place)
-    mappable = axes.imshow(grid, alpha=_OPACITY, interpolation="nearest", **colour_scale(grid, top), **place)
+    picture: dict[str, Any] = {"extent": (left, right, lower, upper), "aspect": aspect}
+    axes.imshow(image.convert("L"), cmap="gray", vmin=0, vmax=255, interpolation="none", **picture)
+    cells: dict[str, Any] = {"extent": (0, columns, rows, 0), "aspect": aspect}
+    mappable = axes.imshow(grid, alpha=_OPACITY, interpolation="nearest", **colour_scale(grid, top), **cells)
+    axes.set_xlim(left, right)
+    axes.set_ylim(lower, upper)
     _no_ticks(axes)
     return mappable
 

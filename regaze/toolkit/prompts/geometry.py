@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +11,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from regaze.errors import RegazeError, ShapeError, UnsupportedModelError
-from regaze.toolkit.prompts.pixels import seen_pixels
+from regaze.errors import ShapeError, UnsupportedModelError
+from regaze.toolkit.prompts.picture import rounded
+from regaze.toolkit.prompts.pixels import PixelLayout, guess_layout, read_pieces
 
 #: Left, upper, right and lower edge in pixels, as fractions.
 Box = tuple[float, float, float, float]
@@ -40,6 +42,18 @@ class Geometry:
     def squash(cls, original: tuple[int, int], seen: tuple[int, int]) -> Geometry:
         """The whole image resized to `seen`, without keeping its aspect ratio."""
         return cls(original, seen, (seen[0] / original[0], seen[1] / original[1]))
+
+    @property
+    def box(self) -> Box:
+        """The part of the image that is seen, in its pixels; beyond it where it is padded."""
+        (x, y), (across, down), (width, height) = self.offset, self.scale, self.seen
+        return -x / across, -y / down, (width - x) / across, (height - y) / down
+
+    @property
+    def shares(self) -> Box:
+        """As `box`, in fractions of the image's width and height."""
+        (left, upper, right, lower), (width, height) = self.box, self.original
+        return rounded((left / width, upper / height, right / width, lower / height))
 
     def cell_box(self, row: int, column: int, grid: tuple[int, int]) -> Box | None:
         """The part of the image that a cell of a (rows, columns) grid shows; None for padding."""
@@ -121,79 +135,166 @@ class Geometry:
         return overlap.clamp_min(0) / (edges[1:] - edges[:-1])[:, None]
 
 
-def geometry_of(processor: Any, size: tuple[int, int]) -> Geometry:
+def geometry_of(processor: Any, size: tuple[int, int], layout: PixelLayout | None = None) -> Geometry:
     """The geometry of an image of `size` (width, height) under an image processor of transformers.
 
-    The steps are read from the processor's attributes: padding to a square, resizing, centre crop, padding at
-    the edges. Their sizes are measured with a test image that it processes, with and without the steps after
-    the resizing. The brightness ramps of that image then check the result.
+    Args:
+        layout: how its pixels lie, `Family.pixels`; None: [N, 3, H, W] or Qwen-VL's patches.
 
     Raises:
-        UnsupportedModelError: no single scale and shift describes the processor, for example because it makes
-            several tiles. Make a `Geometry` for each tile, or for the grid that they form together.
+        UnsupportedModelError: no single scale and shift describes what the processor does, for example
+            several tiles per image. Make a `Geometry` for each tile, or for the grid they form together.
     """
-    ramps = _ramps(size)
-    pixels = _processed(processor, ramps)
-    later = [step for step in ("do_center_crop", "do_pad") if getattr(processor, step, None)]
-    full, before = size, (0, 0)
-    if "do_pad" in later and hasattr(processor, "pad_to_square"):  # LLaVA pads before it resizes
-        later.remove("do_pad")
-        full, before = (max(size), max(size)), ((max(size) - size[0]) // 2, (max(size) - size[1]) // 2)
-    resized = _size(_processed(processor, ramps, **dict.fromkeys(later, False)) if later else pixels)
-    seen = _size(pixels)
-    cut = [(resized[i] - seen[i]) // 2 if "do_center_crop" in later else 0 for i in (0, 1)]
-    scale = (resized[0] / full[0], resized[1] / full[1])
-    offset = (before[0] * scale[0] - cut[0], before[1] * scale[1] - cut[1])
-    geometry = Geometry(size, seen, scale, offset)
-    _check(geometry, pixels, processor)
+    name = type(processor).__name__
+
+    def read(image: Image.Image) -> list[Tensor]:
+        try:
+            features = processor(images=[image], return_tensors="pt")
+            return read_pieces(layout or guess_layout(features), processor, features)
+        except Exception as error:  # other people's processors can fail in any way
+            raise UnsupportedModelError(
+                f"regaze cannot tell how {name} resizes and crops: {error}"
+            ) from error
+
+    geometries = measure(read, size)
+    if len(geometries) != 1:
+        raise UnsupportedModelError(
+            f"{name} cuts an image into {len(geometries)} tiles; one picture per image is needed"
+        )
+    (geometry,) = geometries
+    if geometry is None:
+        raise UnsupportedModelError(
+            f"{name} does more than pad, resize and crop: regaze cannot tell which part of an image of "
+            f"{size[0]} x {size[1]} pixels a token shows"
+        )
     return geometry
 
 
-def _processed(processor: Any, image: Image.Image, **options: bool) -> Tensor:
-    """The pixels [3, H, W] in [0, 1] that the model would receive."""
-    try:
-        features = processor(images=[image], return_tensors="pt", **options)
-        (pixels,) = seen_pixels(processor, features)
-    except RegazeError:
-        raise
-    except Exception as error:  # processors can raise anything
-        raise UnsupportedModelError(
-            f"regaze cannot tell how {type(processor).__name__} resizes and crops: {error}"
-        ) from error
-    return pixels
+# Measuring ----------------------------------------------------------------------------------------------
 
-
-def _size(pixels: Tensor) -> tuple[int, int]:
-    return pixels.shape[-1], pixels.shape[-2]
-
-
-def _ramps(size: tuple[int, int]) -> Image.Image:
-    """A test image: red grows from left to right, green from top to bottom, blue is full."""
-    width, height = size
-    ramps = np.full((height, width, 3), 255, np.uint8)
-    ramps[..., 0] = ((np.arange(width) + 0.5) / width * 255).round()
-    ramps[..., 1] = ((np.arange(height)[:, None] + 0.5) / height * 255).round()
-    return Image.fromarray(ramps)
-
-
-#: Largest error of the ramps, as a share of the image's side: an 8-bit ramp rounds to 1/255, and a crop may
-#: be off by a pixel.
+#: How far a ramp may be off, as a share of the image's side: a crop may round by a pixel.
 _TOLERANCE = 0.02
+#: An axis of fewer pixels than the first has no ramp to fit; one of fewer than the second has a rough one.
+_FEWEST, _FEW = 6, 32
+#: Seen pixels up to which an edge is taken to lie on a whole one: measured edges are off by 0.1 or so.
+_SNAP = 0.3
+#: How far a measured edge may be from that of a tile, as a share of the whole image.
+_NEAR = 0.01
 
 
-def _check(geometry: Geometry, pixels: Tensor, processor: Any) -> None:
-    """Compare the processed ramps with those that `geometry` predicts."""
-    inside, expected = [], []
-    for side, seen, scale, offset in zip(
-        geometry.original, geometry.seen, geometry.scale, geometry.offset, strict=True
-    ):
-        place = (torch.arange(seen) + 0.5 - offset) / scale
-        reach = 2 * max(1.0, 1 / scale)  # of a bicubic filter, which blurs the ends of a ramp
-        inside.append((place > reach) & (place < side - reach))
-        expected.append(place / side)
-    off = torch.maximum((pixels[0] - expected[0]).abs(), (pixels[1] - expected[1][:, None]).abs())
-    if (off[inside[1][:, None] & inside[0]] > _TOLERANCE).any():
-        raise UnsupportedModelError(
-            f"{type(processor).__name__} does more than pad, resize and crop: regaze cannot tell which part "
-            f"of an image of {geometry.original[0]} x {geometry.original[1]} pixels a token shows"
-        )
+def measure(read: Callable[[Image.Image], list[Tensor]], size: tuple[int, int]) -> list[Geometry | None]:
+    """Which part of an image of `size` (width, height) each piece of its pixels shows.
+
+    Two pictures are read whose brightness grows from left to right and from top to bottom, the one the
+    negative of the other. Where they differ is image rather than padding; how much they differ is a place.
+
+    Args:
+        read: what a processor makes of an image, as pieces [3, H, W] of pixels in [0, 1].
+
+    Returns:
+        For each piece its geometry, or None: padding alone, or not a scaled part of the image.
+    """
+    positive, negative = (read(picture) for picture in _ramps(size))
+    differences = [a - b for a, b in zip(positive, negative, strict=True)]
+    geometries = [_fit(difference, size) for difference in differences]
+    # Tiles have one scale, finer than a thumbnail's. One that is mostly padding shows too little of it.
+    known = sorted((geometry.scale, geometry.seen) for geometry in geometries if geometry is not None)
+    scales = {seen: scale for scale, seen in known}
+    return [
+        geometry or _fit(difference, size, scales.get((difference.shape[2], difference.shape[1])))
+        for geometry, difference in zip(geometries, differences, strict=True)
+    ]
+
+
+def _ramps(size: tuple[int, int]) -> tuple[Image.Image, Image.Image]:
+    """Red grows from left to right, green from top to bottom, blue is full; and the negative of that.
+
+    Rounding alternates from line to line, so that the mean of several is finer than 8 bits.
+    """
+    width, height = size
+    threshold = (np.arange(16) * 7 % 16 + 0.5) / 16
+    places = [(np.arange(n) + 0.5) / n * 255 for n in size]
+    ramps = np.full((height, width, 3), 255, np.uint8)
+    ramps[..., 0] = places[0] + threshold[np.arange(height) % 16, None]
+    ramps[..., 1] = places[1][:, None] + threshold[np.arange(width) % 16]
+    return Image.fromarray(ramps), Image.fromarray(255 - ramps)
+
+
+def _fit(
+    difference: Tensor, size: tuple[int, int], scale: tuple[float, float] | None = None
+) -> Geometry | None:
+    """The geometry of a piece [3, H, W], given the difference between the two pictures of `_ramps`.
+
+    Args:
+        size: of the image. scale: where it is known.
+    """
+    shown = difference[2] > 0.5
+    if not shown.any():
+        return None
+    red, green, blue = difference.double() * shown
+    weights = blue.sum(0), blue.sum(1)  # less than 1 where the edge is mixed with padding
+    ramps = red.sum(0) / weights[0], green.sum(1) / weights[1]
+    across, down = (
+        _fit_axis(ramps[axis], size[axis]) if scale is None else _shift(ramps[axis], scale[axis] * size[axis])
+        for axis in (0, 1)
+    )
+    if across is None or down is None:
+        return None
+    seen = (difference.shape[2], difference.shape[1])
+    scale = (across[0] / size[0], down[0] / size[1])
+    return Geometry(size, seen, scale, (across[1], down[1]))
+
+
+def _fit_axis(ramp: Tensor, original: int) -> tuple[float, float] | None:
+    """Seen pixels of the whole image along an axis, and the one it begins at; None where no line fits.
+
+    Args:
+        ramp: from -1 at the image's beginning to 1 at its end, for each seen pixel; NaN for padding.
+        original: pixels of the image along the axis.
+    """
+    places = (ramp.numpy() + 1) / 2
+    inside, centres = np.isfinite(places), np.arange(len(places)) + 0.5
+    first, last = np.flatnonzero(inside)[[0, -1]]
+    filled = (float(last + 1 - first), float(first))  # what it is if the image is not cropped
+    if original < _FEWEST:
+        return filled if abs(places[first] + places[last] - 1) < 2 / original else None
+    chosen, slope, start = inside & (places > 0.02) & (places < 0.98), 0.0, 0.0
+    for _ in range(3):
+        if chosen.sum() < 3:
+            return None
+        slope, start = (float(x) for x in np.polyfit(centres[chosen], places[chosen], 1))
+        if slope <= 0:
+            return None
+        line = start + slope * centres
+        reach = 2 * max(1 / original, slope)  # of a bicubic filter: the ends of a ramp blur
+        chosen = inside & (line > reach) & (line < 1 - reach)
+    if np.abs(line - places)[chosen].max(initial=0.0) > _TOLERANCE:
+        return None
+    return _snap(1 / slope, -start / slope, len(places), filled if original < _FEW else None)
+
+
+def _shift(ramp: Tensor, resized: float) -> tuple[float, float]:
+    """As `_fit_axis`, where the size of the whole image is known."""
+    places, centres = (ramp.numpy() + 1) / 2, np.arange(len(ramp)) + 0.5
+    return _snap(resized, float(np.nanmedian(centres - places * resized)), len(ramp), None)
+
+
+def _snap(
+    resized: float, offset: float, seen: int, filled: tuple[float, float] | None
+) -> tuple[float, float]:
+    """What a fit means: one of several equal tiles, an image between padding, or whole pixels.
+
+    Args:
+        resized, offset: as measured. seen: seen pixels along the axis.
+        filled: both, if the image is not cropped; given where the fit is a rough one.
+    """
+    tile = float(max(1, round(resized / seen)) * seen), float(round(offset / seen) * seen)
+    near = max(1.0, _NEAR * resized)
+    for likely in (tile, filled):
+        if likely and abs(resized - likely[0]) < near and abs(offset - likely[1]) < near:
+            return likely
+    return _whole(resized), _whole(offset)
+
+
+def _whole(edge: float) -> float:
+    return float(round(edge)) if abs(edge - round(edge)) < _SNAP else edge

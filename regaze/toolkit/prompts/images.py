@@ -22,8 +22,8 @@ MAX_PIXELS = 89_478_485
 MAX_ASPECT = 200
 #: Formats of Pillow that hold programs, which other software would run.
 _PROGRAMS = frozenset({"EPS", "WMF"})
-#: Key of `Image.info` under which `open_image` notes the file.
-_FILE = "regaze_file"
+#: Keys of `Image.info`: the file, and whether an image is what a model receives (`Gaze.seen`).
+_FILE, SEEN = "regaze_file", "regaze_seen"
 
 
 def open_image(image: ImageLike) -> Image.Image:
@@ -80,7 +80,8 @@ def _decode(image: Image.Image, file: str) -> Image.Image:
         decoded = _turn(image, reduced).convert("RGB")
     except Exception as error:  # as in `_open_file`
         raise InputError(f"{_name(file)} is not a readable image: {_first_line(error)}") from None
-    decoded.info = {_FILE: file}  # without the orientation, so that it is turned once
+    # Without the orientation, so that it is turned once.
+    decoded.info = {_FILE: file, SEEN: image.info.get(SEEN) is True}
     return decoded
 
 

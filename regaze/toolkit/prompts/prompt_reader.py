@@ -8,7 +8,7 @@ puts around every question.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,9 +16,10 @@ from typing import Any
 from PIL import Image
 from transformers import BatchFeature
 
-from regaze.errors import InputError
+from regaze.errors import InputError, RegazeError
 from regaze.toolkit.prompts.families import Family, Layout, MediaInputs
 from regaze.toolkit.prompts.images import describe_image
+from regaze.toolkit.prompts.sight import Sight
 from regaze.toolkit.prompts.token_map import PromptTokens, Role
 
 
@@ -127,9 +128,13 @@ class PromptReader:
         self.tokenizer.padding_side = self.family.padding_side
         try:
             return self.family.fix_inputs(BatchFeature(dict(self.processor(text=list(texts), **options))))
-        except Exception:
+        except Exception as error:
+            if not any(images) or isinstance(error, (RegazeError, MemoryError)):
+                raise
             self._check_images([image for each in images for image in each])
-            raise
+            raise InputError(
+                f"{type(self.processor).__name__} cannot make a batch of these prompts: {_first_line(error)}"
+            ) from error
         finally:
             self.tokenizer.padding_side = before
 
@@ -141,9 +146,25 @@ class PromptReader:
             except MemoryError:
                 return
             except Exception as error:  # other people's processors can fail in any way
-                reason = next(iter(str(error).splitlines()), type(error).__name__)
                 name = type(self.processor.image_processor).__name__
-                raise InputError(f"{name} refuses {describe_image(image)}: {reason}") from error
+                raise InputError(f"{name} refuses {describe_image(image)}: {_first_line(error)}") from error
+
+    @cached_property
+    def sight(self) -> Sight:
+        """What the model receives of images. Raises InputError where there is no image processor."""
+        image_processor = getattr(self.processor, "image_processor", None)
+        if image_processor is None:
+            raise InputError("this model has no image processor, so it sees no images")
+        return Sight(self.family, image_processor, self._process_image)
+
+    def _process_image(self, image: Image.Image) -> Mapping[str, Any]:
+        """The processor's outputs for an image in a prompt, or alone where no prompt can be built."""
+        try:
+            prompt = self.render(_QUESTIONS[0], 1)
+        except InputError:
+            self._check_images([image])
+            return dict(self.processor.image_processor(images=[image], return_tensors="pt"))
+        return self.tokenise([prompt.text], [[image]])
 
     # Roles --------------------------------------------------------------------------------------------
 
@@ -351,3 +372,7 @@ def _find_last(ids: Sequence[int], pattern: Sequence[int], start: int) -> int:
         if size and tuple(ids[position : position + size]) == tuple(pattern):
             return position
     return len(ids)
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "") or type(error).__name__

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from regaze.errors import InputError
+from regaze.toolkit.prompts.picture import WHOLE, Picture, Shares, within
 
 
 class Role(IntEnum):
@@ -25,11 +28,6 @@ class Role(IntEnum):
     TAIL = 6  #: end of turn and assistant header
 
 
-#: Left, upper, right and lower edge of a part of an image, as shares of its sides.
-Shares = tuple[float, float, float, float]
-WHOLE: Shares = (0.0, 0.0, 1.0, 1.0)
-
-
 @dataclass(frozen=True)
 class View:
     """A grid of tokens that shows an image, a tile of it, or a frame of a video.
@@ -37,14 +35,65 @@ class View:
     Attributes:
         grid: (rows, columns) of its cells; (0, 0) where tokens have no place (the queries of a resampler).
         image: number of the image (or video) in the prompt.
-        box: the part that it shows of the image as the model receives it; None where that is not known.
+        box: the part of the image that it shows; beyond 0 and 1 where the processor pads. It is None where
+            that is not known. Where `picture` is None and the processor pads or crops, it is the part of what
+            the processor made of the image.
         frame: number of the frame, for a video.
+        picture: the image, where the inputs are those of `Gaze.inputs`.
     """
 
     grid: tuple[int, int]
     image: int = 0
     box: Shares | None = WHOLE
     frame: int | None = None
+    picture: Picture | None = field(default=None, compare=False)
+
+
+def boxes_on(views: Sequence[View], copy: Image.Image) -> list[Shares | None]:
+    """The boxes of the views of one image, in fractions of a copy of it.
+
+    Args:
+        copy: the image in any size, whole or as the model receives it (`Gaze.seen`).
+
+    Raises:
+        InputError: it has another shape than the image.
+    """
+    if any(view.frame is not None for view in views):
+        return [view.box for view in views]
+    picture = next((view.picture for view in views), None)
+    if picture is None:
+        _check_cells(views, copy)
+        return [view.box for view in views]
+    part = picture.shown_by(copy)
+    if part is None:
+        width, height = picture.size
+        received = "" if picture.seen is None else ", received as {} x {}".format(*picture.seen)
+        raise InputError(
+            f"the picture has {copy.width} x {copy.height} pixels, but the model was asked about one of "
+            f"{width} x {height}{received}; give that one, or gaze.seen(image)"
+        )
+    return [None if view.box is None else within(view.box, part) for view in views]
+
+
+def _check_cells(views: Sequence[View], copy: Image.Image) -> None:
+    """Compare the shape of an image with that of the views, whose cells are square.
+
+    Raises:
+        InputError: they differ by more than a cell.
+    """
+    placed = [(view.grid, view.box) for view in views if all(view.grid) and view.box is not None]
+    if not placed:
+        return
+    shapes = [(columns / (box[2] - box[0]), rows / (box[3] - box[1])) for (rows, columns), box in placed]
+    cells = max(shapes, key=math.prod)
+    slack = 1.02 * (1 + 1 / cells[0]) * (1 + 1 / cells[1])
+    ratio = copy.width / copy.height * cells[1] / cells[0]
+    if not 1 / slack <= ratio <= slack:
+        raise InputError(
+            f"the picture has {copy.width} x {copy.height} pixels, but the tokens of the image are "
+            f"{cells[0]:.3g} x {cells[1]:.3g} square cells, and its own size is not known; give "
+            "gaze.seen(image), or ask with inputs of gaze.inputs"
+        )
 
 
 @dataclass(frozen=True)

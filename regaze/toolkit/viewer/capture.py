@@ -159,12 +159,12 @@ def _self_attention_layers(gaze: Gaze) -> set[int]:
     return {place.layer for place in compat.attention_modules(gaze.model).values() if not place.cross}
 
 
-def _seen_images(gaze: Gaze, images: Sequence[Any]) -> list[Any]:
-    """The images as the model receives them; unchanged where a processor cuts them into tiles."""
+def _seen_images(gaze: Gaze, images: Sequence[Any]) -> list[Any] | None:
+    """The images as the model receives them; None where that cannot be drawn."""
     try:
         return [gaze.seen(image) for image in images]
-    except (RegazeError, KeyError):  # pixels in another layout, or under another name
-        return list(images)
+    except RegazeError:
+        return None
 
 
 def _as_json(interventions: Sequence[Callback]) -> list[dict[str, Any]]:

@@ -86,8 +86,8 @@ def record_page(
         record: with slices or masses.
         edited: a record of the same tokens, rows and layers under interventions, to compare with
             (`answer_page` makes both).
-        images: the pictures as the model receives them (`gaze.seen(image)`), one per image of the sample;
-            without them the maps have no picture.
+        images: the pictures that were asked about, in any size, or as the model receives them
+            (`gaze.seen(image)`), one per image of the sample; without them the maps have no picture.
         trace: number of the generation. sample: row of its batch.
         title: default: the question.
         limit: largest size in bytes; docs/viewer.md says what is left out of larger pages.
@@ -128,7 +128,7 @@ def build_page(
         groups: traces of the same tokens, one per variant, of some of the layers; all groups together hold
             `layers`, in this order. They are used one at a time: a long prompt need not fit into memory.
         variants: one or two; of two, the second is the edited one.
-        images: the pictures as the model receives them, one per image of the prompt.
+        images: the pictures that were asked about, or as the model receives them, one per image.
         sample: row of the batch.
         title: default: the question. model: its name.
         limit: largest size in bytes. Where the weights need more, the weakest are left out, and the page says

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from regaze.errors import BadParameterError, InputError
 from regaze.toolkit.prompts.images import ImageLike, open_image
-from regaze.toolkit.prompts.token_map import WHOLE, Role, View
+from regaze.toolkit.prompts.picture import WHOLE, Shares
+from regaze.toolkit.prompts.token_map import Role, View, boxes_on
 from regaze.toolkit.record.trace import Trace
 from regaze.toolkit.viewer.codec import Array
 
@@ -130,10 +131,11 @@ class TraceView:
         """For each view its grid, the token of each cell, and as a data URL the part of the image it shows.
 
         Args:
-            images: the pictures as the model receives them, one per image; None: maps without pictures.
+            images: the pictures that were asked about, in any size, or as the model receives them; one per
+                image. None: maps without pictures.
 
         Raises:
-            InputError: a number of images that is not that of the prompt.
+            InputError: a number of images that is not that of the prompt, or an image of another shape.
         """
         tokens = self.trace.tokens
         if tokens is None or not self.views:
@@ -144,12 +146,14 @@ class TraceView:
         opened = [None] * count if images is None else [open_image(image) for image in images]
         views_of = Counter(view.image for _, view in self.views)
         out, tiles = [], [0] * count
+        boxes = self._boxes(opened)
         for number, view in self.views:
-            tiles[view.image] += view.box != WHOLE
-            part = _part(opened[view.image], view)
+            is_tile = views_of[view.image] > 1 and view.box not in (None, WHOLE)
+            tiles[view.image] += is_tile
+            part = _part(opened[view.image], view, boxes[number])
             out.append(
                 {
-                    "label": _label(view, count, tiles[view.image]),
+                    "label": _label(view, count, tiles[view.image] if is_tile else 0),
                     "image": view.image,
                     "box": view.box if views_of[view.image] > 1 else None,
                     "rows": view.grid[0],
@@ -161,6 +165,15 @@ class TraceView:
                 }
             )
         return out
+
+    def _boxes(self, images: Sequence[Image.Image | None]) -> dict[int, Shares | None]:
+        """By number of the view, the part of the picture that was given which it shows."""
+        boxes: dict[int, Shares | None] = {}
+        for number, image in enumerate(images):
+            views = {place: view for place, view in self.views if view.image == number}
+            shown = [None] * len(views) if image is None else boxes_on(list(views.values()), image)
+            boxes.update(zip(views, shown, strict=True))
+        return boxes
 
 
 def _prompt_length(trace: Trace) -> int:
@@ -181,20 +194,20 @@ def _answer_length(trace: Trace, sample: int, length: int) -> int:
 
 
 def _label(view: View, images: int, tile: int) -> str:
-    """The caption of a view; the tiles of an image are counted from 1."""
+    """The caption of a view; the tiles of an image are counted from 1, and 0 is no tile."""
     name = f"image {view.image + 1}" if images > 1 else "image"
     if view.frame is not None:
         return f"{name}, frame {view.frame + 1}"
-    return name if view.box in (None, WHOLE) else f"{name}, tile {tile}"
+    return f"{name}, tile {tile}" if tile else name
 
 
-def _part(image: Image.Image | None, view: View) -> Image.Image | None:
-    """The part of an image that a view shows; None where that is not known."""
-    if image is None or view.box is None or view.frame is not None:
+def _part(image: Image.Image | None, view: View, box: Shares | None) -> Image.Image | None:
+    """The part of an image that a view shows, which is `box` of it; None where that is not known."""
+    if image is None or box is None or view.frame is not None:
         return None
-    (left, top, right, bottom), (width, height) = view.box, image.size
-    box = round(left * width), round(top * height), round(right * width), round(bottom * height)
-    part = image if view.box == WHOLE else image.crop(box)
+    (left, top, right, bottom), (width, height) = box, image.size
+    edges = round(left * width), round(top * height), round(right * width), round(bottom * height)
+    part = image if edges == (0, 0, width, height) else image.crop(edges)
     part = part.copy()
     part.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
     return part

@@ -20,7 +20,7 @@ from transformers import (
 
 from regaze.errors import ShapeError, UnsupportedModelError
 from regaze.toolkit.prompts.geometry import Geometry, geometry_of
-from regaze.toolkit.prompts.pixels import seen_images, seen_pixels
+from regaze.toolkit.prompts.pixels import Tiles, guess_layout, read_pieces, seen_images
 
 # Geometry -----------------------------------------------------------------------------------------------
 
@@ -49,7 +49,8 @@ def grid_of(geometry: Geometry, side: int) -> tuple[int, int]:
 
 def seen_cells(processor, image: Image.Image, side: int) -> torch.Tensor:
     """Mean brightness in each cell of what the model receives, [rows, columns]."""
-    (pixels,) = seen_pixels(processor, processor(images=[image], return_tensors="pt"))
+    features = processor(images=[image], return_tensors="pt")
+    (pixels,) = read_pieces(guess_layout(features), processor, features)
     rows, columns = pixels.shape[1] // side, pixels.shape[2] // side
     whole = pixels[:, : rows * side, : columns * side].mean(0)
     return whole.view(rows, side, columns, side).mean((1, 3))
@@ -204,7 +205,7 @@ def test_pixel_values_are_read_back(name):
     image = picture(0, 8, 6).resize((336, 224), Image.Resampling.BICUBIC)
     images = [image, image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)]
     features = processor(images=images, return_tensors="pt")
-    seen = seen_images(processor, features)
+    seen = seen_images(guess_layout(features), processor, features)
     raw = processor(images=images, return_tensors="pt", do_normalize=False, do_rescale=False)
     assert len(seen) == 2
     for number, got in enumerate(seen):
@@ -217,7 +218,7 @@ def test_pixel_values_are_read_back(name):
 
 def test_processors_that_do_not_rescale():
     processor = CLIPImageProcessorPil(do_normalize=False, do_rescale=False)
-    (seen,) = seen_images(processor, processor(images=[picture(0, 224, 224)], return_tensors="pt"))
+    (seen,) = seen_images(Tiles(), processor, processor(images=[picture(0, 224, 224)], return_tensors="pt"))
     assert np.array_equal(np.asarray(seen), np.asarray(picture(0, 224, 224)))
     with pytest.raises(UnsupportedModelError, match=r"\[1, 10, 3"):
-        seen_images(processor, {"pixel_values": torch.zeros(1, 10, 3, 8, 8)})
+        seen_images(Tiles(), processor, {"pixel_values": torch.zeros(1, 10, 3, 8, 8)})

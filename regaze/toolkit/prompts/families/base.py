@@ -13,7 +13,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from regaze.errors import InputError, UnsupportedModelError
-from regaze.toolkit.prompts.token_map import WHOLE, Shares, TokenMap, View
+from regaze.toolkit.prompts.picture import WHOLE, Shares
+from regaze.toolkit.prompts.pixels import PixelLayout, Tiles
+from regaze.toolkit.prompts.token_map import TokenMap, View
 
 if TYPE_CHECKING:
     from transformers import BatchFeature, PreTrainedModel
@@ -139,6 +141,9 @@ class Family:
         name: in messages and tables.
         model_types: the `config.model_type` values of the family.
         media_inputs: names of the processor outputs that `read_layout` reads.
+        pixels: how the pixels of images lie in the processor's outputs.
+        measures_boxes: whether the processor crops or pads images by amounts that its outputs do not tell, so
+            that boxes are measured (`Sight`).
         nested_images: whether the processor takes a list of images per prompt, rather than one flat list.
         padding_side: where prompts are padded; "right" for an encoder that counts positions from the first
             token.
@@ -148,6 +153,8 @@ class Family:
     name: ClassVar[str] = "text"
     model_types: ClassVar[tuple[str, ...]] = ()
     media_inputs: ClassVar[tuple[str, ...]] = ()
+    pixels: ClassVar[PixelLayout] = Tiles()
+    measures_boxes: ClassVar[bool] = False
     nested_images: ClassVar[bool] = False
     padding_side: ClassVar[str] = "left"
     is_guess: ClassVar[bool] = False
@@ -200,6 +207,16 @@ class Family:
             InputError: the run is not a whole number of images.
         """
         raise InputError(f"a {self.name} model has no image tokens")
+
+    def measured_boxes(self, views: Sequence[View], pieces: Sequence[Shares | None]) -> list[Shares | None]:
+        """The boxes of the views of an image, given what its pieces of pixels show.
+
+        By default a view is a piece; pieces of padding alone may follow. `pieces` are in the order of the
+        processor, None where nothing of the image is shown.
+        """
+        if len(pieces) < len(views) or any(pieces[len(views) :]):
+            return [view.box for view in views]
+        return list(pieces[: len(views)])
 
     def hook_target(self, model: PreTrainedModel) -> PreTrainedModel:
         """The part of `model` that regaze hooks: its forward runs once per step.

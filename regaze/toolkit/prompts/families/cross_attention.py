@@ -23,6 +23,7 @@ class Mllama(VisionFamily):
 
     name = "mllama"
     model_types = ("mllama",)
+    measures_boxes = True
     nested_images = True
 
     def split_run(self, count: int, media: MediaInputs) -> list[ViewTokens]:
@@ -64,6 +65,7 @@ class Florence2(VisionFamily):
 
     name = "florence2"
     model_types = ("florence2",)
+    measures_boxes = True
     padding_side = "right"
 
     def split_run(self, count: int, media: MediaInputs) -> list[ViewTokens]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from regaze.errors import InputError
 from regaze.toolkit.prompts.families.base import (
     MediaInputs,
@@ -17,6 +19,7 @@ class Chameleon(VisionFamily):
 
     name = "chameleon"
     model_types = ("chameleon",)
+    measures_boxes: ClassVar[bool] = True
 
     def split_run(self, count: int, media: MediaInputs) -> list[ViewTokens]:
         encoder = self.config.vq_config
@@ -35,6 +38,7 @@ class Emu3(Chameleon):
 
     name = "emu3"
     model_types = ("emu3",)
+    measures_boxes = False
     media_inputs = ("image_sizes",)
 
     def split_run(self, count: int, media: MediaInputs) -> list[ViewTokens]:

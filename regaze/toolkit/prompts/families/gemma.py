@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from regaze.errors import InputError
 from regaze.toolkit.prompts.families.base import MediaInputs, ViewTokens, VisionFamily, count_images
+from regaze.toolkit.prompts.pixels import Patches
 
 
 class Gemma3(VisionFamily):
@@ -50,12 +52,20 @@ class PaliGemma(Gemma3):
         return "<image>" * images + question
 
 
+class _Gemma4Patches(Patches):
+    """Patches whose number is read from their positions, [pieces, patches, 2] as (x, y), then -1."""
+
+    def grids(self, features: Mapping[str, Any]) -> list[tuple[int, int]]:
+        return [(int(last[1]) + 1, int(last[0]) + 1) for last in features["image_position_ids"].amax(1)]
+
+
 class Gemma4(VisionFamily):
     """Gemma 4, images: a grid of the image's shape, read from the positions of its patches."""
 
     name = "gemma4"
     model_types = ("gemma4",)
     media_inputs = ("image_position_ids",)
+    pixels = _Gemma4Patches(channels_last=True)
     nested_images = True
 
     def split_run(self, count: int, media: MediaInputs) -> list[ViewTokens]:

@@ -14,7 +14,7 @@ from regaze.toolkit.prompts.families.base import (
     count_images,
     tile_boxes,
 )
-from regaze.toolkit.prompts.token_map import WHOLE
+from regaze.toolkit.prompts.picture import WHOLE
 
 
 class Idefics2(VisionFamily):

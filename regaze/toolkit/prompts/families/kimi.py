@@ -7,6 +7,7 @@ from typing import ClassVar
 from regaze.errors import InputError
 from regaze.toolkit.prompts.families.base import MediaInputs, ViewTokens
 from regaze.toolkit.prompts.families.qwen_vl import QwenVL
+from regaze.toolkit.prompts.pixels import Patches
 
 
 class PaddleOcrVL(QwenVL):
@@ -14,6 +15,7 @@ class PaddleOcrVL(QwenVL):
 
     name = "paddleocr-vl"
     model_types: ClassVar[tuple[str, ...]] = ("paddleocr_vl",)
+    pixels = Patches()
 
 
 class KimiK25(QwenVL):
@@ -21,6 +23,8 @@ class KimiK25(QwenVL):
 
     name = "kimi-k2.5"
     model_types: ClassVar[tuple[str, ...]] = ("kimi_k25",)
+    pixels = Patches()
+    measures_boxes = True
 
     def split_run(self, count: int, media: MediaInputs) -> list[ViewTokens]:
         _, high, wide = media.next("image_grid_thw")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 from transformers import BatchFeature, PreTrainedModel
 
 from regaze.errors import InputError
 from regaze.toolkit.prompts.families.base import Family, MediaInputs, ViewTokens, count_images
+from regaze.toolkit.prompts.pixels import Patches
 
 
 class Kosmos2(Family):
@@ -46,6 +48,17 @@ class Kosmos2(Family):
         return question
 
 
+class _NumberedPatches(Patches):
+    """Patches [pieces, patches, values] whose first two values are their row and column, counted from 1."""
+
+    def patches(self, features: Mapping[str, Any]) -> Tensor:
+        numbered: Tensor = features[self.name]
+        return numbered[..., 2:]
+
+    def grids(self, features: Mapping[str, Any]) -> list[tuple[int, int]]:
+        return [(int(last[0]), int(last[1])) for last in features[self.name][..., :2].amax(1)]
+
+
 class Kosmos2_5(Kosmos2):
     """KOSMOS-2.5: the tokens of the image are as many `<s>` as there are queries.
 
@@ -54,6 +67,7 @@ class Kosmos2_5(Kosmos2):
 
     name = "kosmos-2.5"
     model_types = ("kosmos-2.5",)
+    pixels = _NumberedPatches("flattened_patches", channels_last=True)
     id_step = 0
 
     def hook_target(self, model: PreTrainedModel) -> PreTrainedModel:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from regaze.errors import InputError
 from regaze.toolkit.prompts.families.base import Layout, MediaInputs, ViewTokens, VisionFamily, tile_boxes
-from regaze.toolkit.prompts.token_map import WHOLE, Shares
+from regaze.toolkit.prompts.picture import WHOLE, Shares
+from regaze.toolkit.prompts.pixels import Patches
 
 
 class Lfm2Vl(VisionFamily):
@@ -18,6 +19,7 @@ class Lfm2Vl(VisionFamily):
     name = "lfm2-vl"
     model_types = ("lfm2_vl",)
     media_inputs = ("spatial_shapes",)
+    pixels = Patches(grid="spatial_shapes", channels_last=True)
     nested_images = True
 
     def read_layout(self, ids: Sequence[int], media: MediaInputs) -> Layout:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from regaze.errors import InputError
 from regaze.toolkit.prompts.families.base import Layout, MediaInputs, ViewTokens, VisionFamily, tile_boxes
-from regaze.toolkit.prompts.token_map import WHOLE, Shares
+from regaze.toolkit.prompts.picture import WHOLE, Shares
 
 
 class Llama4(VisionFamily):
@@ -22,6 +22,7 @@ class Llama4(VisionFamily):
     name = "llama4"
     model_types = ("llama4",)
     media_inputs = ("pixel_values",)
+    measures_boxes = True
 
     def read_layout(self, ids: Sequence[int], media: MediaInputs) -> Layout:
         layout, image = Layout.empty(len(ids)), list[tuple[int, int]]()  # runs of one image

@@ -8,6 +8,7 @@ from typing import ClassVar
 from regaze.errors import InputError
 from regaze.toolkit.prompts.families.base import MediaInputs, ViewTokens, VisionFamily, count_images
 from regaze.toolkit.prompts.families.videos import Videos
+from regaze.toolkit.prompts.pixels import Tiles
 
 #: Types of vision towers without a class token; those of CLIP and its like have one.
 _WITHOUT_CLASS_TOKEN = ("siglip", "janus")
@@ -24,6 +25,8 @@ class Llava(VisionFamily):
     model_types: ClassVar[tuple[str, ...]] = (
         "llava", "vipllava", "deepseek_vl", "deepseek_vl_hybrid", "janus"
     )  # fmt: skip
+
+    measures_boxes = True
 
     def split_run(self, count: int, media: MediaInputs) -> list[ViewTokens]:
         vision = self.config.vision_config
@@ -42,6 +45,7 @@ class VideoLlava(Videos, Llava):
 
     name = "video-llava"
     model_types = ("video_llava",)
+    pixels = Tiles("pixel_values_images")
     tokens_before_frame = 1
 
     def frame_grid(self, height: int) -> tuple[int, int]:
@@ -58,6 +62,7 @@ class FastVLM(VisionFamily):
 
     name = "fastvlm"
     model_types = ("fast_vlm",)
+    measures_boxes = True
 
     def split_run(self, count: int, media: MediaInputs) -> list[ViewTokens]:
         configured = self.config.image_seq_length

@@ -20,7 +20,7 @@ from regaze.toolkit.prompts.families.base import (
     cells_with_row_ends,
 )
 from regaze.toolkit.prompts.families.videos import Videos
-from regaze.toolkit.prompts.token_map import Shares
+from regaze.toolkit.prompts.picture import Shares
 
 
 class LlavaNext(VisionFamily):
@@ -94,12 +94,15 @@ class LlavaOnevision(Videos, LlavaNext):
         while True:
             count = media.next("batch_num_images")  # of the prompt
             for size in (media.next("image_sizes") for _ in range(count)):
-                yield self._views(size) if count == 1 else [self._thumbnail]
+                yield self._views(size) if count == 1 else [self._thumbnail(size)]
 
-    @property
-    def _thumbnail(self) -> ViewTokens:
-        """An image among several: its grid and a newline token."""
-        return ViewTokens((self._side, self._side), [*range(self._side**2), -1])
+    def _thumbnail(self, size: Sequence[int]) -> ViewTokens:
+        """An image among several, padded to a square: its grid and a newline token."""
+        high, wide = size
+        across, down = (max(0, high - wide) // 2, max(0, wide - high) // 2)
+        side = max(size)
+        box = (-across / wide, -down / high, (side - across) / wide, (side - down) / high)
+        return ViewTokens((self._side, self._side), [*range(self._side**2), -1], box)
 
     def _shrunk(self, rows: int, columns: int) -> tuple[int, int]:
         tiles = int(self.config.vision_aspect_ratio.removeprefix("anyres_max_"))

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
 
 from regaze.errors import InputError
 from regaze.toolkit.prompts.families.base import Layout, MediaInputs, ViewTokens, VisionFamily, tile_boxes
-from regaze.toolkit.prompts.token_map import WHOLE, Shares
+from regaze.toolkit.prompts.picture import WHOLE, Shares
+from regaze.toolkit.prompts.pixels import Patches
+
+
+class _Strip(Patches):
+    """Patches side by side, [1, 3, side, patches * side]."""
+
+    def patches(self, features: Mapping[str, Any]) -> Tensor:
+        strip: Tensor = features[self.name][0]
+        return strip.unflatten(2, (-1, strip.shape[1])).permute(2, 0, 1, 3).flatten(1)
 
 
 class MiniCPMV(VisionFamily):
@@ -15,6 +27,7 @@ class MiniCPMV(VisionFamily):
     name = "minicpm-v"
     model_types = ("minicpmv4_6",)
     media_inputs = ("target_sizes",)
+    pixels = _Strip(grid="target_sizes")
 
     def read_layout(self, ids: Sequence[int], media: MediaInputs) -> Layout:
         layout = Layout.empty(len(ids))

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from regaze.errors import InputError
 from regaze.toolkit.prompts.families.base import MediaInputs, ViewTokens, VisionFamily, cells_with_row_ends
+from regaze.toolkit.prompts.picture import Shares
+from regaze.toolkit.prompts.pixels import Tiles
+from regaze.toolkit.prompts.token_map import View
 
 
 class Phi4(VisionFamily):
@@ -17,6 +22,8 @@ class Phi4(VisionFamily):
     name = "phi4-multimodal"
     model_types = ("phi4_multimodal",)
     media_inputs = ("image_sizes", "image_attention_mask")
+    pixels = Tiles("image_pixel_values")
+    measures_boxes = True
 
     @property
     def image_token_ids(self) -> tuple[int, ...]:
@@ -30,6 +37,14 @@ class Phi4(VisionFamily):
         if count:
             raise InputError(f"the prompt has {-count} image tokens fewer than images of these sizes take")
         return views
+
+    def measured_boxes(self, views: Sequence[View], pieces: Sequence[Shares | None]) -> list[Shares | None]:
+        """The mask counts patches that are partly padding; the thumbnail shows where the image ends."""
+        large, thumbnail = (view.box for view in views)
+        if not pieces or pieces[0] is None or large is None or thumbnail is None:
+            return [large, thumbnail]
+        right, lower = (pieces[0][edge] * large[edge] / thumbnail[edge] for edge in (2, 3))
+        return [(0.0, 0.0, right, lower), pieces[0]]
 
     def _views(self, media: MediaInputs) -> list[ViewTokens]:
         """The large grid and the thumbnail of the next image."""

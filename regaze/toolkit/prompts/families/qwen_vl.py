@@ -15,6 +15,7 @@ from regaze.toolkit.prompts.families.base import (
     VisionFamily,
     cells_with_row_ends,
 )
+from regaze.toolkit.prompts.pixels import Patches, PixelLayout
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -44,6 +45,7 @@ class QwenVL(VisionFamily):
         "lfm3_vl",
     )
     media_inputs: ClassVar[tuple[str, ...]] = ("image_grid_thw",)
+    pixels: ClassVar[PixelLayout] = Patches(merged=True)
 
     @property
     def image_token_ids(self) -> tuple[int, ...]:

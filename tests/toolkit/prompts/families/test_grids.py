@@ -25,7 +25,7 @@ from regaze.toolkit.model.callback import Callback
 from regaze.toolkit.prompts.families import MediaInputs, family_of
 from regaze.toolkit.prompts.families.llava import Llava
 from regaze.toolkit.prompts.families.pixtral import Pixtral
-from regaze.toolkit.prompts.token_map import WHOLE
+from regaze.toolkit.prompts.picture import WHOLE
 
 PARTS = (qwen, any_shape, gemma, tiled, ocr)
 ENTRIES = {entry.name: entry for part in PARTS for entry in part.ENTRIES}

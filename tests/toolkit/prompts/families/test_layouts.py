@@ -22,7 +22,7 @@ from regaze.interventions.vcd import add_noise
 from regaze.toolkit.prompts.families import MediaInputs, family_of
 from regaze.toolkit.prompts.families.idefics import Idefics3
 from regaze.toolkit.prompts.families.ovis2 import Ovis2
-from regaze.toolkit.prompts.token_map import WHOLE
+from regaze.toolkit.prompts.picture import WHOLE
 
 ENTRIES = {e.name: e for part in (others, documents, cross_attention) for e in part.ENTRIES}
 QUESTION = "What is this?"
@@ -151,10 +151,11 @@ def test_an_embedded_prompt_of_blip_is_read_again_for_beams():
 def test_phi4_knows_what_of_its_canvas_is_the_picture():
     gaze = wrapped("phi4_multimodal")
     large, small = gaze.tokens(gaze.inputs([noise(0, 600, 200)], [QUESTION])).views[0]
-    # two crops of 448 side by side; 600 x 200 becomes 896 x 298, so that 21 of 32 rows of patches are left
+    # two crops of 448 side by side; 600 x 200 becomes 896 x 298, so that 22 of 32 rows of patches are left
     assert large.grid == (11, 32)
     assert small.grid == (16, 16)
-    assert small.box == pytest.approx((0, 0, 1, 32 / 22), abs=0.01)
+    assert small.box == pytest.approx((0, 0, 1, 448 / 298), abs=1e-3)
+    assert large.box == pytest.approx((0, 0, 1, 22 * 14 / 298), abs=1e-3)
 
 
 @pytest.mark.parametrize(

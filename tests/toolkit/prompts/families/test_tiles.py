@@ -17,6 +17,7 @@ import regaze
 from regaze import Role
 from regaze.errors import InputError
 from regaze.toolkit.prompts.families import MediaInputs, family_of
+from regaze.toolkit.prompts.families.base import tile_boxes
 from regaze.toolkit.prompts.families.llava_next import unpadded
 from regaze.toolkit.prompts.families.tiles import arrangement
 from regaze.toolkit.prompts.token_map import View
@@ -75,14 +76,8 @@ def cell_box(view, cell):
     return left + column * width, top + row * height, left + (column + 1) * width, top + (row + 1) * height
 
 
-def in_model(name, place, size):
-    """Where a place of the picture lies in what the model receives: cut or padded to a square, or as is."""
-    sides = np.array(size)
-    if name in ("llava", "vipllava", "video_llava", "fast_vlm"):
-        return (np.array(place) * sides - (sides - sides.min()) / 2) / sides.min()
-    if name in ("deepseek_vl", "deepseek_vl_hybrid", "janus"):
-        return (np.array(place) * sides + (sides.max() - sides) // 2) / sides.max()
-    return np.array(place)
+#: Families whose processors crop the longer side.
+CROPPED = ("llava", "vipllava", "video_llava", "fast_vlm")
 
 
 @pytest.mark.parametrize("size", [(112, 112), (120, 60), (60, 130), (300, 100)])
@@ -97,16 +92,16 @@ def test_a_bright_patch_lights_the_cell_that_shows_it(build, name, size):
         tokens = gaze.tokens(bright)
         assert tokens.views == gaze.tokens(grey).views
         change = (features(gaze.model, bright) - features(gaze.model, grey)).norm(dim=-1)[0]
-        centre = [(box[i] + box[i + 2]) / 2 / size[i] for i in (0, 1)]
-        seen = in_model(name, centre, size)
+        centre = np.array([(box[i] + box[i + 2]) / 2 / size[i] for i in (0, 1)])
         reach = side / np.array(size) / 2
-        if ((seen < reach) | (seen > 1 - reach)).any():  # cut away
+        margin = (1 - min(size) / np.array(size)) / 2 if name in CROPPED else np.zeros(2)
+        if ((centre < margin + reach) | (centre > 1 - margin - reach)).any():  # cropped away
             continue
         best = int(change.argmax())
         view = tokens.views[0][int(tokens.view[0, best])]
         left, top, right, bottom = cell_box(view, int(tokens.cell[0, best]))
-        assert left - reach[0] <= seen[0] <= right + reach[0], (place, view)
-        assert top - reach[1] <= seen[1] <= bottom + reach[1], (place, view)
+        assert left - reach[0] <= centre[0] <= right + reach[0], (place, view)
+        assert top - reach[1] <= centre[1] <= bottom + reach[1], (place, view)
 
 
 @pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
@@ -165,7 +160,8 @@ def test_onevision_shows_several_images_small_and_one_in_tiles(build):
     gaze = build("llava_onevision")
     images = [[picture(112, 112), picture(60, 130)], None, picture(112, 112)]
     tokens = gaze.tokens(gaze.inputs(images, [QUESTION, "Why?", "What is it?"]))
-    assert tokens.views[0] == (View((4, 4), 0), View((4, 4), 1))
+    padded = (-35 / 60, 0.0, 95 / 60, 1.0)  # to a square
+    assert tokens.views[0] == (View((4, 4), 0), View((4, 4), 1, padded))
     assert tokens.views[1] == ()
     assert tokens.views[2] == (View((4, 4), 0), View((5, 5), 0))  # 8 x 8, shrunk to about two tiles' tokens
     newlines = tokens.mask(Role.IMAGE) & (tokens.cell < 0)
@@ -221,8 +217,10 @@ def test_an_arrangement_that_nothing_tells_is_none():
 
 def test_tiles_of_one_colour_have_no_box_but_a_grid(build):
     gaze = build("internvl")
-    views = gaze.tokens(gaze.inputs([Image.new("RGB", (112, 112), (90, 90, 90))], [QUESTION])).views[0]
+    inputs = gaze.inputs([Image.new("RGB", (112, 112), (90, 90, 90))], [QUESTION])
+    views = gaze.tokens({**inputs, "pixel_values": inputs["pixel_values"].clone()}).views[0]
     assert [view.box for view in views] == [None] * 4 + [(0, 0, 1, 1)]
+    assert [view.box for view in gaze.tokens(inputs).views[0]] == [*tile_boxes(2, 2), (0, 0, 1, 1)]
     assert {view.grid for view in views} == {(4, 4)}
     assert {view.image for view in views} == {0}
 

@@ -56,9 +56,9 @@ def read_bytes(path: Path | str, what: str = "", max_bytes: int | None = None) -
     Raises:
         InputError: It cannot be read, is no regular file, is a damaged gzip file, or exceeds a limit.
     """
-    limit = max_bytes if max_bytes is not None else int(_from_environment("REGAZE_MAX_BYTES", MAX_BYTES))
+    limit = max_bytes if max_bytes is not None else int(limit_from_environment("REGAZE_MAX_BYTES", MAX_BYTES))
     try:
-        with _open_regular(path, what) as file:
+        with open_regular(path, what) as file:
             magic = file.read(2)
             file.seek(0)
             if magic != _GZIP_MAGIC:
@@ -73,9 +73,9 @@ def read_bytes(path: Path | str, what: str = "", max_bytes: int | None = None) -
 
 def hash_file(path: Path | str, what: str = "") -> str:
     """SHA-256 of a regular file's bytes as they are. Raises InputError as `read_bytes`."""
-    limit, hashed, size = int(_from_environment("REGAZE_MAX_BYTES", MAX_BYTES)), hashlib.sha256(), 0
+    limit, hashed, size = int(limit_from_environment("REGAZE_MAX_BYTES", MAX_BYTES)), hashlib.sha256(), 0
     try:
-        with _open_regular(path, what) as file:
+        with open_regular(path, what) as file:
             for chunk in _timed(iter(lambda: file.read(_CHUNK), b""), f"{what}{path}"):
                 hashed.update(chunk)
                 size += len(chunk)
@@ -193,8 +193,12 @@ def _check_events(text: str, source: Path | str) -> None:
             raise InputError(f"{source}:{line}: more than {MAX_ALIASES} aliases")
 
 
-def _open_regular(path: Path | str, what: str) -> IO[bytes]:
-    """The file, opened without waiting for a pipe's other end. Raises InputError unless it is regular."""
+def open_regular(path: Path | str, what: str = "") -> IO[bytes]:
+    """The file, opened without waiting for a pipe's other end.
+
+    Raises:
+        InputError: it is no regular file. OSError, ValueError: it cannot be opened.
+    """
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     mode = os.fstat(descriptor).st_mode
     if stat.S_ISREG(mode):
@@ -228,7 +232,7 @@ def _unreadable(name: str, error: OSError | ValueError) -> InputError:
 
 def _timed(values: Iterable[Any], name: str) -> Iterator[Any]:
     """The values. Raises InputError when they take too long."""
-    seconds = _from_environment("REGAZE_MAX_SECONDS", MAX_SECONDS)
+    seconds = limit_from_environment("REGAZE_MAX_SECONDS", MAX_SECONDS)
     end = time.monotonic() + seconds
     for value in values:
         if time.monotonic() > end:
@@ -238,7 +242,8 @@ def _timed(values: Iterable[Any], name: str) -> Iterator[Any]:
         yield value
 
 
-def _from_environment(name: str, default: float) -> float:
+def limit_from_environment(name: str, default: float) -> float:
+    """A limit that the environment may replace. Raises InputError unless it is a number above 0."""
     text = os.environ.get(name)
     try:
         value = float(text) if text else float(default)

@@ -146,9 +146,9 @@ def cell_box(view: View, cell: int) -> tuple[float, float, float, float]:
     return left + column * wide, top + row * high, left + (column + 1) * wide, top + (row + 1) * high
 
 
-def shown(case: Case, image: Image.Image) -> tuple[Tensor, TokenMap]:
+def shown(case: Case, *images: Image.Image) -> tuple[Tensor, TokenMap]:
     """The input features of each token (or key of cross-attention) of a prompt, and their roles."""
-    inputs = case.gaze.inputs([image], [QUESTIONS[0]])
+    inputs = case.gaze.inputs([list(images)], [QUESTIONS[0]])
     captured: list[Tensor] = []
 
     def capture(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

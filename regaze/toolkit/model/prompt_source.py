@@ -36,7 +36,10 @@ class PromptSource:
         """From now on read prompts as these sessions do."""
         self._sessions, self._generating = sessions, None
         self.reader = next((s.reader for s in sessions if s.reader is not None), None)
-        self._media = () if self.reader is None else self.reader.family.media_inputs
+        family = None if self.reader is None else self.reader.family
+        self._media = ()
+        if family is not None and family.image_token_ids:
+            self._media = (*family.media_inputs, family.pixels.name)
         # The forwards of an encoder-decoder in `generate` have no ids of the encoder's to read.
         watching = self.reader is not None and (self._media or self._model.config.is_encoder_decoder)
         compat.on_generate(self._model, self._note_generate if watching else None)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import stat
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from regaze.errors import InputError
+from regaze.reading import limit_from_environment, open_regular
 
 ImageLike = Image.Image | str | Path
 
@@ -44,8 +44,8 @@ def open_image(image: ImageLike) -> Image.Image:
         warnings.simplefilter("ignore")  # Pillow's, of many pixels (`_check_size`) and damaged metadata
         if isinstance(image, Image.Image):
             return _decode(image, str(image.info.get(_FILE) or getattr(image, "filename", "")))
-        with _open_file(image) as opened:
-            return _decode(opened, str(image))
+        with _open_file(image) as file:
+            return _decode(_identify(file, str(image)), str(image))
 
 
 def describe_image(image: Image.Image) -> str:
@@ -57,19 +57,27 @@ def _name(file: str | None) -> str:
     return repr(file) if file else "the image"
 
 
-def _open_file(path: str | Path) -> Image.Image:
-    """The picture in a regular file, not yet decoded. A pipe or device might never end."""
-    name = repr(str(path))
+def _open_file(path: str | Path) -> IO[bytes]:
     try:
-        regular = stat.S_ISREG(os.stat(path).st_mode)
-        if regular:
-            Image.init()
-            return Image.open(path, formats=[each for each in Image.ID if each not in _PROGRAMS])
+        return open_regular(path)
     except FileNotFoundError:
-        raise InputError(f"there is no image {name}") from None
+        raise InputError(f"there is no image {str(path)!r}") from None
+    except (OSError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{str(path)!r} is not a readable image: {reason}") from None
+
+
+def _identify(file: IO[bytes], name: str) -> Image.Image:
+    """The picture in a file, not yet decoded."""
+    Image.init()
+    try:
+        return Image.open(file, formats=[each for each in Image.ID if each not in _PROGRAMS])
+    except UnidentifiedImageError:
+        raise InputError(f"{name!r} is not a readable image: it has no format that Pillow knows") from None
     except Exception as error:  # Pillow's readers fail in any way where a file is damaged
-        raise InputError(f"{name} is not a readable image: {_first_line(error)}") from None
-    raise InputError(f"{name} is not a readable image: it is no regular file")
+        raise InputError(f"{name!r} is not a readable image: {_first_line(error)}") from None
 
 
 def _decode(image: Image.Image, file: str) -> Image.Image:
@@ -78,7 +86,7 @@ def _decode(image: Image.Image, file: str) -> Image.Image:
         image.load()
         reduced = _REDUCERS[image.mode](image) if image.mode in _REDUCERS else image
         decoded = _turn(image, reduced).convert("RGB")
-    except Exception as error:  # as in `_open_file`
+    except Exception as error:  # as in `_identify`
         raise InputError(f"{_name(file)} is not a readable image: {_first_line(error)}") from None
     # Without the orientation, so that it is turned once.
     decoded.info = {_FILE: file, SEEN: image.info.get(SEEN) is True}
@@ -88,35 +96,27 @@ def _decode(image: Image.Image, file: str) -> Image.Image:
 def _check_size(size: tuple[int, int], name: str) -> None:
     """Refuse a picture that would fill the memory, before a pixel is decoded."""
     width, height = size
-    pixels, aspect = _limit("REGAZE_MAX_PIXELS", MAX_PIXELS), _limit("REGAZE_MAX_ASPECT", MAX_ASPECT)
+    pixels = limit_from_environment("REGAZE_MAX_PIXELS", MAX_PIXELS)
+    aspect = limit_from_environment("REGAZE_MAX_ASPECT", MAX_ASPECT)
     if not width or not height:
         raise InputError(f"{name} is {width} x {height}: it has no pixels")
     if width * height > pixels:
         raise InputError(
-            f"{name} has {width} x {height} pixels, but at most {pixels:,} are read; make it smaller, or set "
-            "REGAZE_MAX_PIXELS"
+            f"{name} has {width} x {height} pixels, but at most {pixels:,.0f} are read; make it smaller, or "
+            "set REGAZE_MAX_PIXELS"
         )
     if max(size) > aspect * min(size):
         raise InputError(
-            f"{name} has {width} x {height} pixels, but a side may be at most {aspect} times the other; "
+            f"{name} has {width} x {height} pixels, but a side may be at most {aspect:g} times the other; "
             "crop it, or set REGAZE_MAX_ASPECT"
         )
-
-
-def _limit(name: str, default: int) -> int:
-    text = os.environ.get(name, "")
-    if not text:
-        return default
-    if not (text.isascii() and text.isdecimal() and len(text) < 19 and int(text)):
-        raise InputError(f"{name} in the environment must be a whole number above 0, got {text[:40]!r}")
-    return int(text)
 
 
 def _turn(image: Image.Image, pixels: Image.Image) -> Image.Image:
     """`pixels` of `image`, turned by its orientation; one whose EXIF data are damaged is left as it is."""
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation)
-    except Exception:  # as in `_open_file`
+    except Exception:  # as in `_identify`
         return pixels
     if orientation not in range(2, 9):
         return pixels

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from regaze.toolkit.prompts.token_map import Role
@@ -21,20 +21,42 @@ FORMAT: Literal[2] = 2
 
 Shape = tuple[int, ...]
 Number = Annotated[int, Field(ge=0, lt=2**31)]
-Share = Annotated[float, Field(allow_inf_nan=False)]
+Share = Annotated[float, Field(allow_inf_nan=False, ge=-1e4, le=1e4)]
+
+
+def _ordered(box: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
+    left, upper, right, lower = box
+    if right - left < 1e-4 or lower - upper < 1e-4:
+        raise ValueError("the right and lower edge of a box come after the left and upper one")
+    return box
+
+
+Box = Annotated[tuple[Share, Share, Share, Share], AfterValidator(_ordered)]
+#: (width, height) in pixels.
+Pixels = Annotated[int, Field(ge=1, lt=2**31)]
+Size = tuple[Pixels, Pixels]
 
 
 class _Checked(BaseModel):
     model_config = ConfigDict(strict=True, extra="allow")
 
 
+class PictureHeader(_Checked):
+    """A `Picture`."""
+
+    size: Size
+    seen: Size | None
+    window: Box
+
+
 class ViewHeader(_Checked):
-    """A `View`."""
+    """A `View`; files of earlier versions have no `picture`."""
 
     grid: tuple[Number, Number]
     image: Number
-    box: tuple[Share, Share, Share, Share] | None
+    box: Box | None
     frame: Number | None
+    picture: PictureHeader | None = None
 
 
 class TraceHeader(_Checked):

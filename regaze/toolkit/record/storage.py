@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from regaze.errors import RecordingError
+from regaze.toolkit.prompts.picture import Picture
 from regaze.toolkit.prompts.token_map import TokenMap, View
 from regaze.toolkit.record.schema import (
     SchemaError,
@@ -130,4 +131,6 @@ def _trace(
 
 
 def _view(header: ViewHeader) -> View:
-    return View(header.grid, header.image, header.box, header.frame)
+    known = header.picture
+    picture = None if known is None else Picture(known.size, known.seen, known.window)
+    return View(header.grid, header.image, header.box, header.frame, picture)

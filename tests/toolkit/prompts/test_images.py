@@ -199,8 +199,9 @@ def test_only_regular_files_are_opened(tmp_path):
     link = tmp_path / "link.png"
     link.symlink_to("/dev/zero")
     for path in (pipe, link, tmp_path, "/dev/zero"):
-        with pytest.raises(InputError, match="no regular file"):
+        with pytest.raises(InputError, match=r"it is a (pipe|device)|Is a directory") as caught:
             open_image(path)
+        assert str(path) in str(caught.value)
     for path in ("nowhere.png", tmp_path / "a.png" / "b.png", "a\0b", "a" * 5000):
         with pytest.raises(InputError, match=r"there is no image|not a readable image"):
             open_image(path)
@@ -217,7 +218,7 @@ def test_limits_are_set_in_the_environment(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="at most 1,000 are read"):
         open_image(path)
     monkeypatch.setenv("REGAZE_MAX_PIXELS", "-1")
-    with pytest.raises(InputError, match="REGAZE_MAX_PIXELS in the environment"):
+    with pytest.raises(InputError, match="REGAZE_MAX_PIXELS=-1: expected a number above 0"):
         open_image(path)
 
 

@@ -82,6 +82,7 @@ def changed(whole: bytes, path, header=None, **tensors) -> None:
 
 
 VIEW = {"grid": [2, 3], "image": 0, "box": None, "frame": None}
+PICTURE = {"size": [8, 5], "seen": None, "window": [0.0, 0.0, 1.0, 1.0]}
 
 
 @pytest.mark.parametrize(
@@ -99,6 +100,10 @@ VIEW = {"grid": [2, 3], "image": 0, "box": None, "frame": None}
             "grid of 1000000000 x 1000000000, but 6 cells",
         ),
         ({"views": [[VIEW | {"box": ["NaN", 0, 1, 1]}]] * 2}, {}, r"views\.0\.0\.box\.0"),
+        ({"views": [[VIEW | {"box": [0.5, 0.0, 0.5, 1.0]}]] * 2}, {}, r"views\.0\.0\.box: "),
+        ({"views": [[VIEW | {"box": [0.0, 0.0, 1e300, 1.0]}]] * 2}, {}, r"views\.0\.0\.box\.2: "),
+        ({"views": [[VIEW | {"picture": PICTURE | {"size": [0, 5]}}]] * 2}, {}, r"picture\.size\.0: "),
+        ({"views": [[VIEW | {"picture": PICTURE | {"window": [1.0, 0.0, 0.0, 1.0]}}]] * 2}, {}, "window: "),
         ({}, {"row_step": None}, r"tensor 0\.row_step is missing"),
         ({}, {"row_step": torch.zeros(5, dtype=torch.int64)}, r"row_step is \[5\] I64 instead of \[4\] I64"),
         ({}, {"row_position": torch.tensor([0, 1, 2, -3])}, "row_position has numbers -3..2"),

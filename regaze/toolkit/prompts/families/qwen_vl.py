@@ -124,6 +124,7 @@ class HyV4(QwenVL):
 
     name = "hy-v4"
     model_types = ("hy_v4_vl",)
+    pixels = Patches()
 
     def grid_tokens(self, rows: int, columns: int, **options: Any) -> ViewTokens:
         return ViewTokens((rows, columns), cells_with_row_ends(rows, columns), **options)

@@ -14,6 +14,7 @@ import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -71,9 +72,8 @@ def answers(
             return_tensors="pt",
             processor_kwargs={"padding": True},
         )
-        output: torch.Tensor = model.generate(  # type: ignore[misc, assignment]
-            **inputs, do_sample=False, max_new_tokens=max_new_tokens
-        )
+        generate: Any = model.generate  # releases of transformers annotate it differently
+        output: torch.Tensor = generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens)
         output = output[:, inputs["input_ids"].shape[1] :]
         for i, text in zip(rows, processor.batch_decode(output, skip_special_tokens=True), strict=True):
             replies[i] = text.strip()

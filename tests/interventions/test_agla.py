@@ -327,7 +327,7 @@ def test_only_the_question_counts():
     text = "Is it? Answer the question using a single word or phrase."
     tokens = regaze.TokenMap.from_roles([[regaze.Role.IMAGE, *[regaze.Role.QUERY] * len(text)]])
     ids = torch.tensor([[0, *map(ord, text)]])
-    context = SimpleNamespace(tokens=tokens, inputs={"input_ids": ids}, reader=reader)
+    context = SimpleNamespace(tokens=tokens, prompt_ids=lambda: ids, reader=reader)
     assert AGLA()._questions(context) == ["Is it?"]
     assert AGLA(not_asked=())._questions(context) == [text]
     context.tokens = regaze.TokenMap.from_roles([[regaze.Role.IMAGE, *[regaze.Role.TAIL] * len(text)]])
@@ -445,7 +445,8 @@ def test_masks_on_flattened_patches():
 
 def test_unknown_pixel_values_are_refused(gaze, inputs):
     tiles = {**inputs, "pixel_values": inputs["pixel_values"].expand(1, 4, 3, 112, 112)}
-    context = SimpleNamespace(inputs=tiles, reader=gaze.reader, device="cpu")
+    ids = inputs["input_ids"]
+    context = SimpleNamespace(inputs=tiles, prompt_ids=lambda: ids, reader=gaze.reader, device="cpu")
     with pytest.raises(UnsupportedModelError, match=r"\[1, 4, 3, 112, 112\]"):
         AGLA(relevance=content).masked(context)
 

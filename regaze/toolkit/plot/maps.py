@@ -36,6 +36,8 @@ from regaze.toolkit.record.trace import Trace
 _OPACITY = 0.7
 #: Samples per cell, along each side, where views with different grids are drawn into one map.
 _OVERSAMPLING = 4
+#: Pictures are drawn with at most so many pixels.
+_LARGEST = (2048, 2048)
 
 
 def heatmap(
@@ -69,6 +71,7 @@ def heatmap(
         InputError: the picture cannot be opened, or has another shape than that of the record.
     """
     image = open_image(image)
+    image.thumbnail(_LARGEST)
     trace = first_trace(record)
     grid, box = _map_on(_parts(trace, token, layers, heads, sample, number), image)
     figure = new_figure(7.4, 3.5)
@@ -102,6 +105,7 @@ def token_layer_grid(
     Other arguments and errors as for `heatmap`.
     """
     image = open_image(image)
+    image.thumbnail(_LARGEST)
     trace = first_trace(record)
     chosen = _tokens(trace, tokens, sample)
     layers = check_choices("layer", layers, trace.layers)
@@ -131,21 +135,26 @@ def maps(
 
     Args:
         named: title -> [rows, columns], such as the result of `analysis.image_map`.
-        image: the picture as the model saw it.
+        image: the picture as the model received it (`gaze.seen`): the cells of maps are taken to be square.
         boxes: left, upper, right and lower edge in pixels of the image, framed in the picture and every map.
         columns: panels per row; the first panel is the picture.
 
     Raises:
         BadParameterError: no map, or a map that is not [rows, columns].
+        InputError: a picture of another shape.
     """
     image = open_image(image)
+    width, height = image.size
+    image.thumbnail(_LARGEST)
     wrong = {name: list(each.shape) for name, each in named.items() if each.dim() != 2}
     if not named or wrong:
         raise BadParameterError(f"maps must be a dict of at least one map [rows, columns], got {wrong}")
-    width = min(columns, 1 + len(named))
-    rows = math.ceil((1 + len(named)) / width)
-    figure = new_figure(1.7 * width, 1.9 * rows)
-    panels = figure.subplots(rows, width, squeeze=False).flatten()
+    for each in named.values():
+        boxes_on([View((each.shape[0], each.shape[1]))], image)
+    columns = min(columns, 1 + len(named))
+    rows = math.ceil((1 + len(named)) / columns)
+    figure = new_figure(1.7 * columns, 1.9 * rows)
+    panels = figure.subplots(rows, columns, squeeze=False).flatten()
     for axes in panels[1 + len(named) :]:
         axes.set_visible(False)
     panels[0].imshow(image, interpolation="none", extent=(0, 1, 1, 0), aspect=image.height / image.width)
@@ -156,7 +165,7 @@ def maps(
         axes.set_title(escape_dollars(name))
     for axes in panels[: 1 + len(named)]:
         (_, right), (bottom, _) = axes.get_xlim(), axes.get_ylim()
-        across, down = right / image.width, bottom / image.height
+        across, down = right / width, bottom / height
         for x0, y0, x1, y1 in boxes:
             corner, size = (x0 * across, y0 * down), ((x1 - x0) * across, (y1 - y0) * down)
             axes.add_patch(Rectangle(corner, *size, fill=False, edgecolor=SKY, linewidth=1.4))
@@ -183,6 +192,7 @@ def sink_map(
         BadParameterError: a layer, sample or image that does not exist. RecordingError: an image in tiles.
     """
     image = open_image(image)
+    image.thumbnail(_LARGEST)
     sample = check_choice("sample", sample, range(sinks.tokens.batch))
     views = _views(sinks.tokens, sample, number)
     if len(views) > 1:

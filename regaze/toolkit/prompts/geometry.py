@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from regaze.errors import ShapeError, UnsupportedModelError
@@ -194,7 +194,8 @@ def measure(read: Callable[[Image.Image], list[Tensor]], size: tuple[int, int]) 
     Returns:
         For each piece its geometry, or None: padding alone, or not a scaled part of the image.
     """
-    positive, negative = (read(picture) for picture in _ramps(size))
+    ramps = _ramps(size)
+    positive, negative = read(ramps), read(ImageOps.invert(ramps))
     differences = [a - b for a, b in zip(positive, negative, strict=True)]
     geometries = [_fit(difference, size) for difference in differences]
     # Tiles have one scale, finer than a thumbnail's. One that is mostly padding shows too little of it.
@@ -206,18 +207,20 @@ def measure(read: Callable[[Image.Image], list[Tensor]], size: tuple[int, int]) 
     ]
 
 
-def _ramps(size: tuple[int, int]) -> tuple[Image.Image, Image.Image]:
-    """Red grows from left to right, green from top to bottom, blue is full; and the negative of that.
+def _ramps(size: tuple[int, int]) -> Image.Image:
+    """Red grows from left to right, green from top to bottom, blue is full.
 
-    Rounding alternates from line to line, so that the mean of several is finer than 8 bits.
+    Rounding differs from line to line, so that the mean of several is finer than 8 bits.
     """
     width, height = size
-    threshold = (np.arange(16) * 7 % 16 + 0.5) / 16
-    places = [(np.arange(n) + 0.5) / n * 255 for n in size]
+    thresholds = (np.arange(16) * 7 % 16 + 0.5) / 16
+    across, down = (
+        np.floor((np.arange(n) + 0.5) / n * 255 + thresholds[:, None]).astype(np.uint8) for n in size
+    )
     ramps = np.full((height, width, 3), 255, np.uint8)
-    ramps[..., 0] = places[0] + threshold[np.arange(height) % 16, None]
-    ramps[..., 1] = places[1][:, None] + threshold[np.arange(width) % 16]
-    return Image.fromarray(ramps), Image.fromarray(255 - ramps)
+    ramps[..., 0] = across[np.arange(height) % 16]
+    ramps[..., 1] = down[np.arange(width) % 16].T
+    return Image.fromarray(ramps)
 
 
 def _fit(

@@ -16,7 +16,7 @@ from regaze.reading import limit_from_environment, open_regular
 ImageLike = Image.Image | str | Path
 
 #: Most pixels of a picture; REGAZE_MAX_PIXELS in the environment overrides it.
-MAX_PIXELS = 89_478_485
+MAX_PIXELS = 64_000_000
 #: Most times that one side of a picture may be longer than the other; REGAZE_MAX_ASPECT overrides it. A
 #: processor that resizes the short side would need gigabytes for a file of a few bytes.
 MAX_ASPECT = 200

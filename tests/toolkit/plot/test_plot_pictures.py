@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from models import picture
 from PIL import ExifTags, Image, ImageOps
 
@@ -120,3 +121,16 @@ def test_a_turned_photo_is_asked_about_and_drawn_as_it_is_shown(gaze, orientatio
     np.testing.assert_array_equal(np.asarray(figure.axes[0].images[0].get_array()), np.asarray(shown))
     upright = record_page(record, images=[shown]).html
     assert record_page(record, images=[tmp_path / "a.png"]).html == upright
+
+
+def test_maps_without_a_record_need_what_the_model_received(gaze):
+    square = {"map": torch.rand(8, 8)}
+    plot.maps(square, gaze.seen(WIDE))
+    with pytest.raises(InputError, match=r"336 x 112 pixels, but .* 8 x 8 square cells"):
+        plot.maps(square, WIDE)
+    plot.maps({"map": torch.rand(4, 12)}, WIDE)
+
+
+def test_large_pictures_are_drawn_small(record):
+    figure = plot.heatmap(record, Image.new("RGB", (6300, 2100)))
+    assert np.asarray(figure.axes[0].images[0].get_array()).shape[:2] == (683, 2048)

@@ -93,7 +93,9 @@ def _unsupported(model: PreTrainedModel, family: Family, sites: list[compat.Atte
             "the places of image tokens are not known: pass roles as tokens=TokenMap.from_roles(...)"
         )
     if family.is_guess:
-        found.append("the places of image tokens are a guess: each run of them as one square image")
+        found.append(
+            "the places of image tokens are a guess: a run of them is one image in the shape of its pixels"
+        )
     if any(site.cross for site in sites):
         found.append(
             "methods that edit image tokens of the prompt or run second contexts: images (or sound) are seen "

@@ -113,7 +113,7 @@ class Gaze:
         opened = [[open_image(image) for image in entry] for entry in entries]
         prompts = [self.reader.render(q, len(i), system) for q, i in zip(questions, opened, strict=True)]
         batch = self.reader.tokenise([prompt.text for prompt in prompts], opened)
-        self._remember(prompts, batch)
+        self._remember(prompts, batch, sum(map(len, opened)))
         self._note_sizes(batch, [[image.size for image in entry] for entry in opened])
         return batch
 
@@ -301,8 +301,8 @@ class Gaze:
         if isinstance(pixels, Tensor) and sizes is not None:
             _IMAGE_SIZES[pixels] = sizes
 
-    def _remember(self, prompts: Sequence[Prompt], batch: BatchFeature) -> None:
-        ids, media = batch["input_ids"], MediaInputs(batch)
+    def _remember(self, prompts: Sequence[Prompt], batch: BatchFeature, images: int) -> None:
+        ids, media = batch["input_ids"], MediaInputs(batch, images)
         for prompt, row, shown in zip(prompts, ids, _visible(ids, batch.get("attention_mask")), strict=True):
             key = tuple(row[shown].tolist())
             try:

@@ -45,7 +45,9 @@ SmolLM2-135M, Gemma 3 270M and Whisper tiny.en were run ([real models](real-mode
   conversation of several turns.
 
 A model that is not here and whose configuration names its image token is guessed at, with a warning: each run
-of image tokens is one image. Others work with roles of your own, `gaze.using(..., tokens=TokenMap(...))`.
+of image tokens is one image, in a grid of the shape that the model's inputs say. Where they contradict that,
+image tokens get no grid, and a warning says why. Others work with roles of your own,
+`gaze.using(..., tokens=TokenMap(...))`.
 """
 
 

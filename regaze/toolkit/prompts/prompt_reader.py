@@ -197,6 +197,8 @@ class PromptReader:
             ids: [n], a prompt without padding.
             media: the processor's other outputs, for families whose ids do not give the grid.
         """
+        if self.family.is_guess and any(self.family.image_mask(ids)):
+            _ = self._around_with_image  # whose probes may show that the guess is wrong
         layout = self.family.read_layout(ids, media or MediaInputs({}))
         images = [i for i, view in enumerate(layout.view) if view >= 0]
         around = self._around_with_image if images else self._around_without_image
@@ -270,7 +272,7 @@ class PromptReader:
         grey = Image.new("RGB", size, (128, 128, 128))
         batch = self.tokenise([text], [[grey] * images])
         ids = batch["input_ids"][0].tolist()
-        layout = self.family.read_layout(ids, MediaInputs(batch))
+        layout = self.family.read_layout(ids, MediaInputs(batch, images))
         return ids, [i for i, view in enumerate(layout.view) if view >= 0]
 
     @cached_property

@@ -101,14 +101,20 @@ class MediaInputs:
 
     Args:
         inputs: all its outputs, such as "image_grid_thw" [images, 3] or "image_sizes" [images, 2].
+        images: how many images the prompts of the batch have, where that is known.
     """
 
-    def __init__(self, inputs: Mapping[str, Any]):
+    def __init__(self, inputs: Mapping[str, Any], images: int | None = None):
         self._inputs, self._position = inputs, Counter[str]()
+        self.images = images
 
     def has(self, *names: str) -> bool:
         """Whether the processor gave all of these."""
         return all(self._inputs.get(name) is not None for name in names)
+
+    def get(self, name: str) -> Any:
+        """All entries of an output, of the whole batch; None where the processor did not give it."""
+        return self._inputs.get(name)
 
     def next(self, name: str) -> Any:
         """The entry of the next image, as a number or list.

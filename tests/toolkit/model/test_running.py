@@ -326,6 +326,10 @@ def test_torch_compile(fresh_compiler, way, cache, prompt, expected):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(
+    Version(transformers.__version__) < Version("5.23"),
+    reason="transformers 5.17 passes arguments for which torch compiles further graphs in a block",
+)
 def test_a_compiled_decode_step_is_not_compiled_anew_for_each_token(fresh_compiler, prompt):
     model = text_model()
     model.forward = torch.compile(model.forward, backend="eager")

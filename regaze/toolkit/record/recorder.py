@@ -243,6 +243,9 @@ class _OpenTrace:
         positions, steps, active = [], [], []
         batch, length = self.context.user_batch, self.context.prompt_length
         recorded = self.options.steps
+        ended = (
+            torch.stack([flags for _, flags in self._ended]).cpu() if self._ended else torch.empty(0, batch)
+        )
         numbers = [s for s in range(self.context.step + 1) if recorded is None or s in recorded]
         for number, rows in zip(numbers, self._rows, strict=True):
             first = 0 if number == 0 else length + sum(ids.shape[1] for ids in self._fed[: number - 1])
@@ -250,8 +253,8 @@ class _OpenTrace:
             steps.append(torch.full_like(rows.index, number))
             all_rows = torch.ones(batch, len(rows.index), dtype=torch.bool)
             chosen = all_rows if rows.active is None else rows.active[:batch]
-            ended = [ended for step, ended in self._ended if step < number]
-            active.append(chosen & ~ended[-1].cpu()[:, None] if ended else chosen)
+            before = sum(step < number for step, _ in self._ended)
+            active.append(chosen & ~ended[before - 1, :, None] if before else chosen)
         return torch.cat(positions), torch.cat(steps), torch.cat(active, 1)
 
 

@@ -78,7 +78,11 @@ def test_seconds_are_limited(tmp_path, monkeypatch):
         read_text(put(tmp_path, "a", "text"))
 
 
-@pytest.mark.parametrize("content", [gzip.compress(b"text")[:-5], b"\x1f\x8b\x08nonsense", b"\x1f\x8b"])
+@pytest.mark.parametrize(
+    "content",
+    [gzip.compress(b"text")[:-5], b"\x1f\x8b\x08nonsense", b"\x1f\x8b"],
+    ids=["torn", "nonsense", "magic alone"],
+)
 def test_damaged_gzip_files_are_named(tmp_path, content):
     with pytest.raises(InputError, match=r"a\.gz cannot be read: damaged gzip file"):
         read_text(put(tmp_path, "a.gz", content))

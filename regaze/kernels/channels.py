@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from regaze.errors import BadParameterError, ShapeError
+from regaze.kernels.placement import Placeable
 
 
 def describe(tensor: Tensor) -> str:
@@ -36,7 +37,7 @@ class PaddedColumns:
 
 
 @dataclass(frozen=True, eq=False)
-class Channels:
+class Channels(Placeable):
     """Column weights u_k[j] >= 0, by which attention masses are summed: one-hot groups, then free weights.
 
     Attributes:

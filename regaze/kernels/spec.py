@@ -21,6 +21,7 @@ from torch import Tensor
 
 from regaze.errors import BadParameterError, ShapeError
 from regaze.kernels.channels import Channels, PaddedColumns, describe
+from regaze.kernels.placement import Placeable
 from regaze.kernels.policies import Policy
 
 
@@ -33,7 +34,7 @@ def make_contiguous(frozen: Any, *names: str) -> None:
 
 
 @dataclass(frozen=True, eq=False)
-class RowSelection:
+class RowSelection(Placeable):
     """A choice of query rows.
 
     Attributes:
@@ -63,15 +64,9 @@ class RowSelection:
         active = mask[:, index]
         return cls(index, None if bool(active.all()) else active)
 
-    def to(self, device: torch.device) -> RowSelection:
-        """The same rows on another device; itself where it is already there."""
-        if self.index.device == device:
-            return self
-        return RowSelection(self.index.to(device), None if self.active is None else self.active.to(device))
-
 
 @dataclass(frozen=True, eq=False)
-class StatsRequest:
+class StatsRequest(Placeable):
     """Which statistics of the softmax to compute, for which rows.
 
     Attributes:
@@ -131,7 +126,7 @@ class Stats(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class UnmaskRect:
+class UnmaskRect(Placeable):
     """A rectangle opened in the mask: each row of `rows` may look at each column of `columns`, causal or not.
 
     Attributes:
@@ -149,7 +144,7 @@ class UnmaskRect:
 
 
 @dataclass(frozen=True, eq=False)
-class Windows:
+class Windows(Placeable):
     """A sliding window per head: a row sees its last `span` keys, its own included, and the first `sink`.
 
     A row's own key is the last one that the mask shows it; without a mask, row i sits at Lk - Lq + i.
@@ -178,7 +173,7 @@ COLUMN_PARTS = ("score_slope", "head_mean_slope", "score_gain", "bias", "value_g
 
 
 @dataclass(frozen=True, eq=False)
-class AttentionEdit:
+class AttentionEdit(Placeable):
     """One layer's edit; every default is neutral. Hq counts *query* heads; n <= Lk columns are named.
 
     Attributes:

@@ -40,13 +40,15 @@ class LayerPlan(NamedTuple):
     requests: tuple[tuple[Callback, StatsRequest], ...]
 
 
-def plan_layer(callbacks: Sequence[Callback], edits: Sequence[AttentionEdit | None]) -> LayerPlan | None:
-    """One edit that does what those of all callbacks do; None where there is none.
+def plan_layer(
+    callbacks: Sequence[Callback], edits: Sequence[AttentionEdit | None], device: torch.device
+) -> LayerPlan | None:
+    """One edit on `device` that does what those of all callbacks do; None where there is none.
 
     Raises:
         CompositionError: two callbacks request statistics of the edited rows.
     """
-    active = [(p, edit) for p, edit in zip(callbacks, edits, strict=True) if edit is not None]
+    active = [(p, edit.to(device)) for p, edit in zip(callbacks, edits, strict=True) if edit is not None]
     if not active:
         return None
     requests = [(p, edit.stats) for p, edit in active if edit.stats is not None]
@@ -125,7 +127,7 @@ class AttentionDispatcher:
             )
             if known is not None and all(a is b for a, b in zip(known[0], edits, strict=True)):
                 return known[1]
-        plan = plan_layer(self.callbacks, edits)
+        plan = plan_layer(self.callbacks, edits, device)
         self._plans[site] = edits, plan
         return plan
 

@@ -63,6 +63,10 @@ class Callback:
     def edit(self, layer: int, step: int, context: Context) -> AttentionEdit | None:
         """The edit of `layer` at `step` (0 is the prefill); None leaves the layer to plain attention.
 
+        Its tensors may lie anywhere, also on several devices: they are copied to the layer's device once per
+        edit, and the parts that edits share (`RowSelection`, `Channels`, ...) once in all. So build edits
+        from `context.tokens` on the CPU, or from statistics where they arrive, and ask for no device.
+
         Called for every layer of every forward: return the same object again where nothing changed, and do
         not wait for the device. The rows of all branches are edited, each by its own roles.
         """

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from regaze.arguments import parameter_types, parse_typed, split_assignments
+from regaze.cli import console
 from regaze.errors import BadParameterError, InputError, UnknownParameterError
 from regaze.interventions import HeadKnockout, Method, registry
 from regaze.reading import parse_yaml, read_text
@@ -24,7 +25,9 @@ def read_method(name: str, settings: list[str] | None) -> Method | None:
         return None
     cls = registry.method_class(name)
     values = split_assignments(settings or [], "--set")
-    chosen = cls.from_dict(parse_typed(values, parameter_types(cls), "--set "))
+    chosen = registry.method_from_dict(
+        {**parse_typed(values, parameter_types(cls), "--set "), "method": name}
+    )
     if isinstance(chosen, HeadKnockout) and not chosen.heads:
         raise BadParameterError(f"--method {name}: no heads to remove; add --set heads=[[3,1],[4,0]]")
     return chosen
@@ -38,7 +41,7 @@ def read_methods(text: str) -> dict[str, Method]:
         UnknownMethodError, UnknownParameterError, BadParameterError: see `regaze.interventions.registry`.
     """
     if text == "all":
-        return registry.default_methods()
+        return registry.default_methods(lambda reason: console.info(f"regaze: left out: {reason}"))
     methods: dict[str, Method] = {}
     for entry in _entries(text):
         label = str(entry.get("label", entry.get("method")))

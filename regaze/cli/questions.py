@@ -1,4 +1,4 @@
-"""From options to benchmarks with their questions, and what `generate` is given for them."""
+"""From options to benchmarks with their questions, and the judge that grades the answers."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, GenerationConfig
+from transformers import AutoTokenizer
 
 from regaze.arguments import parse_untyped, split_assignments
 from regaze.demo import MODEL_DIR
-from regaze.errors import BadParameterError, InputError, ModelNotFoundError
+from regaze.errors import InputError, ModelNotFoundError
 from regaze.eval import EvalTask, Pope, catalogue
 from regaze.eval.judges import HttpJudge, ModelJudge, RecordedJudge
-from regaze.toolkit.model.sampling_choice import with_sampling_choice
 
 
 @dataclass(frozen=True)
@@ -97,29 +96,6 @@ def _pope_from_file(name: str, source: QuestionSource, own: dict[str, str]) -> P
     if unknown:
         raise InputError(f"--bench {unknown.pop()}: questions from a file have suffix and limit alone")
     return Pope.from_files({source.questions.stem: source.questions}, source.images, **options)
-
-
-def generation_options(assignments: Sequence[str] | None, max_new_tokens: int) -> dict[str, Any]:
-    """Arguments of `generate`; an option of sampling means sampled answers.
-
-    Raises:
-        BadParameterError: an argument that is not one of generation, that another option sets, or that
-            contradicts another.
-    """
-    options = {
-        name: parse_untyped(text) for name, text in split_assignments(assignments or [], "--generate").items()
-    }
-    defaults = GenerationConfig()
-    unknown = [name for name in options if not hasattr(defaults, name)]
-    if unknown:
-        raise BadParameterError(f"--generate {unknown[0]}: transformers' generate has no such option")
-    if "max_new_tokens" in options:
-        raise BadParameterError("--generate max_new_tokens: give --max-new-tokens")
-    try:
-        options = with_sampling_choice(options) if options.keys() - {"do_sample"} else options
-    except BadParameterError as error:
-        raise BadParameterError(f"--generate {error}") from None
-    return {"max_new_tokens": max_new_tokens, **options}
 
 
 def make_judge(text: str | None) -> Any:

@@ -9,6 +9,7 @@ Listing names imports no method. A third party registers with
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pkgutil import resolve_name
@@ -78,9 +79,10 @@ def create_method(name: str, **parameters: Any) -> Method:
 
     Raises:
         UnknownMethodError: as for `method_class`.
-        UnknownParameterError, BadParameterError: parameters that the method does not have or accept.
+        UnknownParameterError, BadParameterError: parameters that the method does not have or accept; of
+            another package's method, whatever its constructor raises.
     """
-    return method_class(name).from_dict(parameters)
+    return _make(name, parameters)
 
 
 def method_from_dict(data: dict[str, Any]) -> Method:
@@ -91,7 +93,7 @@ def method_from_dict(data: dict[str, Any]) -> Method:
     """
     if not isinstance(data, dict) or not isinstance(data.get("method"), str):
         raise BadParameterError(f'expected {{"method": name, parameter: value, ...}}, got {data!r}')
-    return method_class(data["method"]).from_dict(data)
+    return _make(data["method"], data)
 
 
 def load_methods() -> dict[str, type[Method]]:
@@ -104,13 +106,19 @@ def broken_methods() -> list[str]:
     return _load_all()[1]
 
 
-def default_methods() -> dict[str, Method]:
-    """By name, with default parameters, each method that changes something without more parameters."""
+def default_methods(report: Callable[[str], None] = lambda reason: None) -> dict[str, Method]:
+    """By name, with default parameters, each method that changes something without more parameters.
+
+    Args:
+        report: called with a message for each method of another package that cannot be loaded or made.
+    """
     found = {}
-    for name, cls in load_methods().items():
+    for name in list_methods():
         try:
-            method = cls()
-        except RegazeError:  # a parameter without a default
+            method = _make(name, {})
+        except RegazeError as error:
+            if name not in BUILT_IN:  # of those that are: a parameter without a default
+                report(str(error))
             continue
         if not method.is_identity:
             found[name] = method
@@ -136,20 +144,53 @@ def _load_all() -> tuple[dict[str, type[Method]], list[str]]:
 def _load(entry: EntryPoint) -> type[Method]:
     """The class that an entry point announces, checked."""
     from regaze.interventions.base import Method  # here, so that listing names does not import torch
+    from regaze.interventions.parameters import parameters_of
 
-    what = f"method {entry.name!r} ({entry.value}"
-    what += f", package {entry.dist.name})" if entry.dist else ")"
+    what = _describe(entry)
     try:
-        cls = entry.load()
-    except Exception as error:  # another package's import can fail in any way
-        raise UnknownMethodError(f"{what} cannot be imported: {type(error).__name__}: {error}") from error
-    if not (isinstance(cls, type) and issubclass(cls, Method)):
+        loaded: Any = entry.load()
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # another package's import can fail in any way, by sys.exit too
+        raise UnknownMethodError(f"{what} cannot be imported: {_one_line(error)}") from error
+    if not (isinstance(loaded, type) and issubclass(loaded, Method)):
         raise UnknownMethodError(
             f"{what} is not a subclass of regaze.interventions.Intervention or MultiPassMethod"
         )
+    cls: Any = loaded
     if cls.name != entry.name:
         raise UnknownMethodError(f"{what} calls itself {cls.name!r}; both names must be the same")
+    try:
+        parameters_of(cls)
+    except Exception as error:
+        raise UnknownMethodError(f"{what} has parameters that cannot be read: {_one_line(error)}") from error
     return cls
+
+
+def _make(name: str, data: dict[str, Any]) -> Method:
+    """The method from its parameters; of another package's, any error in one line."""
+    cls = method_class(name)
+    try:
+        method = cls.from_dict(data)
+        _ = method.is_identity  # may be code of the package, and is asked for soon
+    except (KeyboardInterrupt, RegazeError):
+        raise
+    except BaseException as error:
+        if name in BUILT_IN:
+            raise
+        raise BadParameterError(
+            f"{_describe(announced()[name])} cannot be made: {_one_line(error)}"
+        ) from error
+    return method
+
+
+def _describe(entry: EntryPoint) -> str:
+    package = f", package {entry.dist.name}" if entry.dist else ""
+    return f"method {entry.name!r} ({entry.value}{package})"
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def _about_transform(name: str) -> str:

@@ -78,6 +78,12 @@ class Mine(Intervention):
         object.__setattr__(self, "strength", float(self.strength))
 
 
+@dataclass(frozen=True)
+class Unreadable(Intervention):
+    name: ClassVar[str] = "bad"
+    strength: NoSuchType = 1.0  # noqa: F821
+
+
 @pytest.fixture
 def announce(monkeypatch):
     """Pretend that packages announce name=value."""
@@ -110,9 +116,14 @@ def test_entry_points_join_but_do_not_replace(announce):
         (f"{__name__}:NoSuchClass", "cannot be imported: AttributeError"),
         ("json:dumps", "is not a subclass of regaze.interventions.Intervention"),
         (f"{__name__}:Mine", "calls itself 'mine'; both names must be the same"),
+        ("leaving:Method", "cannot be imported: SystemExit: 3$"),
+        ("not a name", "cannot be imported: "),
+        (f"{__name__}:Unreadable", "has parameters that cannot be read: NameError"),
     ],
 )
-def test_an_entry_point_that_fails_breaks_only_itself(announce, value, message):
+def test_an_entry_point_that_fails_breaks_only_itself(announce, tmp_path, monkeypatch, value, message):
+    (tmp_path / "leaving.py").write_text("import sys\nsys.exit(3)\n")
+    monkeypatch.syspath_prepend(tmp_path)
     announce(bad=value, mine=f"{__name__}:Mine")
     assert list(load_methods()) == sorted(["mine", *BUILT_IN])
     assert create_method("mine") == Mine()
@@ -120,6 +131,58 @@ def test_an_entry_point_that_fails_breaks_only_itself(announce, value, message):
     assert re.search(message, reason)
     with pytest.raises(UnknownMethodError, match=message):
         create_method("bad")
+
+
+class Failing(Mine):
+    name = "failing"
+
+    def __post_init__(self) -> None:
+        sys.exit("no licence\nkey")
+
+
+class Undecided(Mine):
+    name = "undecided"
+
+    @property
+    def is_identity(self) -> bool:
+        raise RuntimeError("who knows")
+
+
+@pytest.mark.parametrize(
+    ("cls", "reason"), [(Failing, "SystemExit: no licence key"), (Undecided, "who knows")]
+)
+def test_a_method_that_cannot_be_made_is_named_and_left_out_of_all(announce, cls, reason):
+    announce(**{cls.name: f"{__name__}:{cls.__name__}", "mine": f"{__name__}:Mine"})
+    reasons: list[str] = []
+    methods = registry.default_methods(reasons.append)
+    assert "mine" in methods
+    assert cls.name not in methods
+    message = rf"method '{cls.name}' \(.*\) cannot be made: .*{reason}$"
+    assert len(reasons) == 1
+    assert re.search(message, reasons[0])
+    for make in (lambda: create_method(cls.name), lambda: method_from_dict({"method": cls.name})):
+        with pytest.raises(BadParameterError, match=message):
+            make()
+
+
+def test_an_interrupt_of_an_import_passes_through(announce, tmp_path, monkeypatch):
+    (tmp_path / "interrupted.py").write_text("raise KeyboardInterrupt\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    announce(bad="interrupted:Method")
+    with pytest.raises(KeyboardInterrupt):
+        load_methods()
+
+
+def test_installed_packages_are_searched_once_per_process(monkeypatch):
+    searches: list[str] = []
+    monkeypatch.setattr(registry, "entry_points", lambda group: searches.append(group) or ())
+    registry.announced.cache_clear()
+    for _ in range(3):
+        registry.list_methods()
+        with pytest.raises(UnknownMethodError):
+            create_method("nobody")
+    assert searches == ["regaze.interventions"]
+    registry.announced.cache_clear()
 
 
 @pytest.mark.parametrize("data", [{}, {"rho": 0.5}, {"method": None}, "var"])

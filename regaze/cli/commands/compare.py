@@ -8,8 +8,9 @@ import typer
 
 from regaze.cli import console, options, tables
 from regaze.cli.config import option_values
+from regaze.cli.generation import generation_options
 from regaze.cli.methods import read_methods
-from regaze.cli.questions import QuestionSource, generation_options, make_tasks
+from regaze.cli.questions import QuestionSource, make_tasks
 from regaze.cli.run import Run, execute, output_folder
 from regaze.eval import EvalConfig
 from regaze.eval.run.results import dumps

@@ -9,8 +9,9 @@ import typer
 
 from regaze.cli import console, failure_pages, options, tables
 from regaze.cli.config import option_values
+from regaze.cli.generation import generation_options
 from regaze.cli.methods import read_method
-from regaze.cli.questions import QuestionSource, generation_options, make_tasks
+from regaze.cli.questions import QuestionSource, make_tasks
 from regaze.cli.run import AddPages, Run, execute, output_folder
 from regaze.eval import EvalConfig
 from regaze.eval.report.sections import Link

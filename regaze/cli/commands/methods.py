@@ -23,7 +23,7 @@ def methods(
     for reason in registry.broken_methods():
         console.info(f"regaze: left out: {reason}")
     if json:
-        typer.echo(json_module.dumps(known, indent=2, ensure_ascii=False))
+        typer.echo(json_module.dumps(known, indent=2, ensure_ascii=False, default=str))
         return
     out = console.stdout()
     for name, about in known.items():
@@ -41,4 +41,4 @@ def _describe(cls: Any) -> dict[str, Any]:
     for parameter in parameters_of(cls):
         default = {} if parameter.default is MISSING else {"default": parameter.default}
         parameters[parameter.name] = {"type": parameter.allowed, "help": parameter.help, **default}
-    return {"summary": cls.summary, "source": cls.source, "parameters": parameters}
+    return {"summary": str(cls.summary), "source": str(cls.source), "parameters": parameters}

@@ -6,6 +6,7 @@ the journals in the output folder hold is not generated twice.
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
@@ -87,7 +88,7 @@ def evaluate_benchmark(
     gaze: Model,
     benchmark: Benchmark,
     method: Method | None,
-    output: Path,
+    output: str | os.PathLike[str],
     *,
     model_name: str,
     progress: Progress | None = None,
@@ -108,7 +109,7 @@ def evaluate(
     gaze: Model,
     tasks: Sequence[EvalTask],
     methods: Mapping[str, Method],
-    output: Path,
+    output: str | os.PathLike[str],
     *,
     model_name: str,
     config: EvalConfig | None = None,
@@ -132,7 +133,7 @@ def evaluate(
     """
     config = config or EvalConfig()
     _check(tasks, methods)
-    group = config.process_group
+    group, output = config.process_group, Path(output)
     with journal.locked_folder(output) if group.is_main else nullcontext():
         group.barrier()  # the other processes write only into a folder that exists and is locked
         run = _Run(gaze, tasks, methods, output, model_name, config, progress or (lambda *state: None))

@@ -18,6 +18,14 @@ _SAMPLING = {
     "epsilon_cutoff": 0.0,
     "eta_cutoff": 0.0,
 }
+#: Options whose whole numbers transformers refuses or compares by type.
+_FLOATS = (
+    *(_SAMPLING.keys() - {"top_k"}),
+    "repetition_penalty",
+    "encoder_repetition_penalty",
+    "length_penalty",
+    "guidance_scale",
+)
 
 
 def with_sampling_choice(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -25,12 +33,15 @@ def with_sampling_choice(options: Mapping[str, Any]) -> dict[str, Any]:
 
     A temperature, or another option of sampling that does something, turns sampling on; without sampling
     transformers would ignore it. A temperature of 0 means the likeliest tokens, where `do_sample` is not
-    given as True.
+    given as True. A whole number given for a float becomes one.
 
     Raises:
         BadParameterError: an option of sampling beside `do_sample=False`.
     """
-    given = dict(options)
+    given = {
+        name: float(value) if name in _FLOATS and type(value) is int else value
+        for name, value in options.items()
+    }
     explicit = given.get("do_sample")
     settings = {name: given[name] for name in _SAMPLING if given.get(name) is not None}
     greedy = explicit is not True and settings.get("temperature") == 0

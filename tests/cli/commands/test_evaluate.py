@@ -146,8 +146,12 @@ def test_options_of_the_benchmark_and_of_generate(files, gaze):
     assert set(gaze.prompts) == {"What is there?"}
     assert len(gaze.prompts) == 3 + 1
     assert {(o["max_new_tokens"], o["repetition_penalty"]) for o in gaze.options} == {(7, 1.5)}
-    good(*POPE, "--generate", "temperature=0.7", "--output", "sampled")
-    assert gaze.options[-1]["logits_processor"]
+    for text in ("temperature=0.7", "temperature=1", "top_k=3"):
+        good(*POPE, "--generate", text, "--output", f"sampled-{text}")
+        assert gaze.options[-1]["logits_processor"]
+    for name in ("repetition_penalty", "length_penalty"):  # transformers takes no whole number for a float
+        good(*POPE, "--generate", f"{name}=2", "--generate", "num_beams=2", "--output", f"out-{name}")
+        assert repr(gaze.options[-1][name]) == "2.0"
 
 
 def test_run_yaml_is_the_same_run_again(files, gaze):
@@ -272,6 +276,12 @@ def test_a_package_whose_method_fails_is_named_and_breaks_nothing_else(files, mo
     for result in (listed, refused):
         assert "method 'broken' (no_such_package:Method) cannot be imported: ModuleNotFound" in result.stderr
         assert result.stderr.count("\n") == 1
+    monkeypatch.setattr(registry, "BUILT_IN", {"var": registry.BUILT_IN["var"]})
+    compared = good("compare", "pope", "--limit", "1", "--output", "all", "--json")
+    assert list(json.loads(compared.stdout)["methods"]) == ["var"]
+    assert compared.stderr.startswith(
+        "regaze: left out: method 'broken' (no_such_package:Method) cannot be i"
+    )
 
 
 @pytest.mark.parametrize("command", ["", "evaluate", "compare", "score", "benchmarks", "heatmap", "methods"])

@@ -116,6 +116,14 @@ def test_a_run_goes_on_where_it_was_stopped_and_asks_nothing_twice(pope, tmp_pat
     assert third.prompts == []
 
 
+def test_the_folder_may_be_a_text_and_temperatures_whole_numbers(pope, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    gaze = StandIn()
+    evaluate(gaze, [EvalTask(pope, {"temperature": 1})], {}, "out/python", model_name="m")
+    assert results_file.read(tmp_path / "out/python")["complete"] is True
+    assert gaze.options[0]["logits_processor"]
+
+
 def figures(results: dict) -> dict:
     asked = results_file.finite(results)["benchmarks"]["pope"]
     return {"plain": asked["plain"]["figures"], **{k: v["figures"] for k, v in asked["methods"].items()}}

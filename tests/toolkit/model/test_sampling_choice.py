@@ -34,6 +34,11 @@ def test_what_options_ask_for(given, chosen):
     assert with_sampling_choice(given) == chosen
 
 
+def test_whole_numbers_become_floats_where_floats_are_meant():
+    given = {"temperature": 2, "top_k": 5, "repetition_penalty": 1, "num_beams": 1, "use_cache": True}
+    assert list(map(type, with_sampling_choice(given).values())) == [float, int, float, int, bool, bool]
+
+
 @pytest.mark.parametrize("option", [{"temperature": 0.7}, {"top_p": 0.9}, {"top_k": 5}, {"min_p": 0.1}])
 def test_sampling_without_sampling_is_refused(gaze, option):
     with pytest.raises(BadParameterError, match="do_sample=False"):

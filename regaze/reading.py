@@ -16,12 +16,14 @@ import stat
 import time
 import zlib
 from collections.abc import Iterable, Iterator
-from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeAlias
 
 import yaml
 
 from regaze.errors import InputError
+
+#: What every function of regaze takes for a path.
+StrPath: TypeAlias = str | os.PathLike[str]
 
 #: Bytes of a file after decompression.
 MAX_BYTES = 128 * 2**20
@@ -35,6 +37,13 @@ MAX_DIGITS = 100
 MAX_YAML_BYTES = 256 * 2**10
 MAX_ALIASES = 10
 
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
+}
 _GZIP_MAGIC = b"\x1f\x8b"
 _CHUNK = 2**20
 #: One list or object per this many bytes of the limit, one value per a quarter of it: what Python needs for
@@ -46,7 +55,7 @@ _LONG_INTEGER = re.compile(rf"\d{{{MAX_DIGITS + 1},}}")
 _YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
-def read_bytes(path: Path | str, what: str = "", max_bytes: int | None = None) -> bytes:
+def read_bytes(path: StrPath, what: str = "", max_bytes: int | None = None) -> bytes:
     """The content of a regular file, unpacked where it is gzipped.
 
     Args:
@@ -71,7 +80,7 @@ def read_bytes(path: Path | str, what: str = "", max_bytes: int | None = None) -
         raise _unreadable(f"{what}{path}", error) from error
 
 
-def hash_file(path: Path | str, what: str = "") -> str:
+def hash_file(path: StrPath, what: str = "") -> str:
     """SHA-256 of a regular file's bytes as they are. Raises InputError as `read_bytes`."""
     limit, hashed, size = int(limit_from_environment("REGAZE_MAX_BYTES", MAX_BYTES)), hashlib.sha256(), 0
     try:
@@ -86,7 +95,7 @@ def hash_file(path: Path | str, what: str = "") -> str:
     return hashed.hexdigest()
 
 
-def read_text(path: Path | str, what: str = "", max_bytes: int | None = None) -> str:
+def read_text(path: StrPath, what: str = "", max_bytes: int | None = None) -> str:
     """The text of a file, without a byte order mark.
 
     Raises:
@@ -108,7 +117,7 @@ def read_text(path: Path | str, what: str = "", max_bytes: int | None = None) ->
     return text
 
 
-def parse_json(text: str, source: Path | str, first_line: int = 1, max_bytes: int | None = None) -> Any:
+def parse_json(text: str, source: StrPath, first_line: int = 1, max_bytes: int | None = None) -> Any:
     """The value of a JSON text.
 
     Raises:
@@ -132,7 +141,7 @@ def parse_json(text: str, source: Path | str, first_line: int = 1, max_bytes: in
     return value
 
 
-def check_value(value: Any, text: str, source: Path | str, first_line: int = 1) -> None:
+def check_value(value: Any, text: str, source: StrPath, first_line: int = 1) -> None:
     """Raise InputError for a parsed JSON text that is nested too deeply or holds what no text should."""
     escaped, long = _FORBIDDEN_ESCAPE.search(text), _LONG_INTEGER.search(text)
     for place in _leaves(value, f"{source}:{first_line}") if escaped or long else ():
@@ -147,7 +156,7 @@ def check_value(value: Any, text: str, source: Path | str, first_line: int = 1) 
             pass
 
 
-def parse_yaml(text: str, source: Path | str) -> Any:
+def parse_yaml(text: str, source: StrPath) -> Any:
     """The value of a YAML document of options.
 
     Raises:
@@ -179,7 +188,7 @@ def parse_yaml(text: str, source: Path | str) -> Any:
     return value
 
 
-def _check_events(text: str, source: Path | str) -> None:
+def _check_events(text: str, source: StrPath) -> None:
     """Raise InputError for a YAML document that is nested too deeply or has too many aliases."""
     depth = aliases = 0
     for event in _timed(yaml.parse(text, Loader=_YAML_LOADER), str(source)):
@@ -193,21 +202,25 @@ def _check_events(text: str, source: Path | str) -> None:
             raise InputError(f"{source}:{line}: more than {MAX_ALIASES} aliases")
 
 
-def open_regular(path: Path | str, what: str = "") -> IO[bytes]:
+def open_regular(path: StrPath, what: str = "") -> IO[bytes]:
     """The file, opened without waiting for a pipe's other end.
 
     Raises:
         InputError: it is no regular file. OSError, ValueError: it cannot be opened.
     """
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    mode = os.fstat(descriptor).st_mode
-    if stat.S_ISREG(mode):
+    kind = kind_of(os.fstat(descriptor).st_mode)
+    if kind is None:
         return os.fdopen(descriptor, "rb")
     os.close(descriptor)
-    if stat.S_ISDIR(mode):
+    if kind == "a folder":
         raise InputError(f"{what}{path} cannot be read: Is a directory")
-    kind = "a pipe" if stat.S_ISFIFO(mode) else "a device" if stat.S_ISCHR(mode) else "no regular file"
     raise InputError(f"{what}{path} cannot be read: it is {kind}; copy the data into a file")
+
+
+def kind_of(mode: int) -> str | None:
+    """What a file of this mode is; None for a regular one."""
+    return None if stat.S_ISREG(mode) else _KINDS.get(stat.S_IFMT(mode), "no regular file")
 
 
 def _read_chunks(file: Any, limit: int, name: str) -> bytes:
@@ -254,7 +267,7 @@ def limit_from_environment(name: str, default: float) -> float:
     return value
 
 
-def _levels(value: Any, source: Path | str) -> Iterator[list[Any]]:
+def _levels(value: Any, source: StrPath) -> Iterator[list[Any]]:
     """The containers of a value, level by level. Raises InputError below `MAX_DEPTH` levels."""
     level, depth = [value] if isinstance(value, (dict, list)) else [], 0
     while level:
@@ -270,7 +283,7 @@ def _levels(value: Any, source: Path | str) -> Iterator[list[Any]]:
         ]
 
 
-def _leaves(value: Any, source: Path | str) -> Iterator[Any]:
+def _leaves(value: Any, source: StrPath) -> Iterator[Any]:
     """Everything in a value that is no container, keys of objects too."""
     if not isinstance(value, (dict, list)):
         yield value

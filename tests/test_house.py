@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import os
 import re
 import resource
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import regaze
+from regaze.eval.benchmarks import NAMES, load_class
 from regaze.interventions import registry
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -74,6 +76,21 @@ def test_every_folder_of_tests_is_a_room():
     folders = {path.parent.relative_to(ROOT / "tests") for path in (ROOT / "tests").rglob("test_*.py")}
     beside = {Path("."), Path("docs")}
     assert [str(folder) for folder in sorted(folders - beside) if not (PACKAGE / folder).is_dir()] == []
+
+
+def test_files_are_written_by_one_module():
+    """So that each of them is whole and on disk; but what the kernel reads, and a log of training."""
+    writes = re.compile(
+        r"\.write_(?:text|bytes)\(|open\([^)]*[\"'][wax]b?\+?[\"']|os\.(?:replace|rename)\(|\.savefig\((?!partial)"
+    )
+    found = {
+        f"{path.relative_to(PACKAGE)}: {line.strip()}"
+        for path in sources(".py")
+        if path.name not in ("writing.py", "metering.py") and path.parent.name != "training"
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if writes.search(line)
+    }
+    assert found == set()
 
 
 def mapped() -> dict[Path, int]:
@@ -153,6 +170,29 @@ def test_lazy_names_can_be_imported(package):
     module = __import__(package, fromlist=["*"])
     for name in module.__all__:
         assert getattr(module, name) is not None
+
+
+def public_functions() -> Iterator[tuple[str, inspect.Signature]]:
+    """Functions, constructors and public methods of the packages, by name."""
+    packages = [__import__(package, fromlist=["*"]) for package in LAZY]
+    values = {name: getattr(package, name) for package in packages for name in package.__all__}
+    for name, value in (values | {name: load_class(name) for name in NAMES}).items():
+        if inspect.isfunction(value):
+            yield name, inspect.signature(value)
+        elif inspect.isclass(value):
+            for method, function in inspect.getmembers(value, inspect.isroutine):
+                if not method.startswith("_") and inspect.isfunction(getattr(function, "__func__", function)):
+                    yield f"{name}.{method}", inspect.signature(function)
+
+
+def test_paths_are_taken_as_texts_and_as_path_likes():
+    narrow = {
+        f"{name}({parameter.name})"
+        for name, signature in public_functions()
+        for parameter in signature.parameters.values()
+        if re.search(r"\bPath\b", str(parameter.annotation)) and "PathLike" not in str(parameter.annotation)
+    }
+    assert narrow == set()
 
 
 def test_every_method_is_a_name_of_the_top_level():

@@ -17,6 +17,7 @@ from regaze.eval import Benchmark, EvalTask, Item
 from regaze.interventions import Method
 from regaze.toolkit import Gaze
 from regaze.toolkit.viewer import answer_page
+from regaze.writing import make_folder, replace_file
 
 INDEX, PAGES = "failures.html", "pages"
 #: Bytes of a page: a folder of a hundred pages is still small enough to share.
@@ -67,7 +68,7 @@ def write(
     labels = list(dict.fromkeys(label for failure in failures for label in failure.answers))
     templates = Environment(loader=PackageLoader("regaze.cli", "."), autoescape=True)
     page = templates.get_template("failures.html").render(failures=failures, conditions=labels)
-    index.write_text(page, encoding="utf-8")
+    replace_file(index, page)
     return index
 
 
@@ -75,7 +76,7 @@ def _write_pages(
     gaze: Gaze, task: EvalTask, item: Item, conditions: Mapping[str, Method | None], folder: Path
 ) -> dict[str, str]:
     """One page per condition; returns their paths in `folder` by label."""
-    (folder / PAGES).mkdir(exist_ok=True)
+    make_folder(folder / PAGES)
     prompt = task.benchmark.prompt(item)
     length = item.max_new_tokens or task.generate_kwargs["max_new_tokens"]
     paths = {}

@@ -16,12 +16,12 @@ from regaze.cli import config, console, models
 from regaze.errors import InputError
 from regaze.eval import EvalConfig, EvalTask, evaluate
 from regaze.eval.export import export_answers
-from regaze.eval.files import replace_file
 from regaze.eval.report.report import write_report
 from regaze.eval.report.sections import Link
 from regaze.eval.run.process_group import ProcessGroup
 from regaze.interventions import Method
 from regaze.toolkit import Gaze
+from regaze.writing import replace_file
 
 #: Writes further pages into the folder of a complete run, and returns the links to them for the report.
 AddPages: TypeAlias = Callable[[Gaze, Path], Sequence[Link]]

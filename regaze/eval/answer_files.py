@@ -23,7 +23,7 @@ from typing import Any
 from regaze.errors import InputError
 from regaze.eval.comparison.conditions import PLAIN
 from regaze.eval.files import read_headings, read_json, read_records, read_table
-from regaze.reading import read_text
+from regaze.reading import StrPath, read_text
 
 
 @dataclass(frozen=True)
@@ -64,12 +64,13 @@ def unwrap(value: Any) -> Any:
     return value
 
 
-def read_answer_rows(path: Path) -> list[AnswerRow]:
+def read_answer_rows(path: StrPath) -> list[AnswerRow]:
     """The rows of a file, in its order.
 
     Raises:
         InputError: it cannot be read, is empty, or a line is no object or says that its question failed.
     """
+    path = Path(path)
     if path.suffix in (".xlsx", ".pkl"):
         raise InputError(f"{path}: run VLMEvalKit with PRED_FORMAT=tsv, or save the table as .tsv or .json")
     found = _read_table(path) if path.suffix in (".tsv", ".csv") else _read_objects(path)

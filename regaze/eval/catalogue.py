@@ -17,7 +17,7 @@ from regaze.arguments import parse_typed
 from regaze.errors import InputError, UnknownParameterError
 from regaze.eval import benchmarks
 from regaze.eval.benchmarks.common.download import benchmark_folder
-from regaze.reading import read_text
+from regaze.reading import StrPath, read_text
 
 #: further names of benchmarks
 _ALIASES = {"captions": "chair"}
@@ -41,8 +41,8 @@ def find_constructor(cls: Any, kind: str) -> Any:
 def make_benchmark(
     name: str,
     *,
-    data: str | None = None,
-    images: Path | None = None,
+    data: StrPath | None = None,
+    images: StrPath | None = None,
     settings: Mapping[str, str] | None = None,
     judge: Any = None,
     load_tokenizer: Callable[[], Any] | None = None,
@@ -100,7 +100,7 @@ def option_types(constructor: Any) -> dict[str, Any]:
 
 
 def _select_source(
-    name: str, data: str | None, images: Path | None, load_tokenizer: Callable[[], Any] | None
+    name: str, data: StrPath | None, images: StrPath | None, load_tokenizer: Callable[[], Any] | None
 ) -> tuple[Any, dict[str, Any]]:
     """The constructor for the source, and its arguments that say where files are."""
     cls = benchmark_class(name)
@@ -137,7 +137,7 @@ def _downloaded_folder(name: str) -> Path:
 
 
 def _long_text(
-    name: str, build: Any, data: str | None, load_tokenizer: Callable[[], Any] | None
+    name: str, build: Any, data: StrPath | None, load_tokenizer: Callable[[], Any] | None
 ) -> dict[str, Any]:
     """The text that prompts are made from, and the tokenizer that measures them."""
     if load_tokenizer is None:

@@ -18,13 +18,15 @@ from typing import Any
 
 from regaze.errors import InputError
 from regaze.eval.comparison.conditions import PLAIN
-from regaze.eval.files import output_errors, read_records, replace_file
+from regaze.eval.files import read_records
 from regaze.eval.run.results import ANSWERS
+from regaze.reading import StrPath
+from regaze.writing import make_folder, replace_file
 
 FORMATS = ("lmms-eval", "vlmevalkit")
 
 
-def export_answers(folder: Path, results: Mapping[str, Any], kind: str) -> list[Path]:
+def export_answers(folder: StrPath, results: Mapping[str, Any], kind: str) -> list[Path]:
     """Write the answers of a run's folder into a sub-folder that is called like the format.
 
     Raises:
@@ -32,7 +34,7 @@ def export_answers(folder: Path, results: Mapping[str, Any], kind: str) -> list[
     """
     if kind not in FORMATS:
         raise InputError(f"unknown format {kind!r}; there are {', '.join(FORMATS)}")
-    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    folder, groups = Path(folder), dict[tuple[str, str], list[dict[str, Any]]]()
     for _, row in read_records(folder / ANSWERS):
         if "answer" in row:
             groups.setdefault((row["benchmark"], row["condition"]), []).append(row)
@@ -44,9 +46,7 @@ def export_answers(folder: Path, results: Mapping[str, Any], kind: str) -> list[
             name, text = f"{date}_samples_{benchmark}.jsonl", _lmms_eval(rows)
         else:
             name, text = f"{model}_{benchmark}.tsv", _vlmevalkit(rows)
-        path = folder / kind / model / name
-        with output_errors(folder):
-            path.parent.mkdir(parents=True, exist_ok=True)
+        path = make_folder(folder / kind / model) / name
         replace_file(path, text)
         paths.append(path)
     return paths

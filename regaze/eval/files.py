@@ -1,4 +1,4 @@
-"""Read data files with errors that name the file and the line, write output files in one step.
+"""Read data files with errors that name the file and the line.
 
 Every reader also takes a gzipped file, and keeps the limits of `regaze.reading`.
 """
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from regaze.errors import InputError
-from regaze.reading import parse_json, read_bytes, read_text
+from regaze.reading import StrPath, parse_json, read_bytes, read_text
 
 #: Rows of a table.
 MAX_ROWS = 1_000_000
@@ -33,24 +33,28 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "regaze"
 
 
-def read_json(path: Path, max_bytes: int | None = None) -> Any:
+def read_json(path: StrPath, max_bytes: int | None = None) -> Any:
     """The single JSON value of a file. Raises InputError naming file and line."""
     return parse_json(read_text(path, max_bytes=max_bytes), path, max_bytes=max_bytes)
 
 
-def read_records(path: Path, what: str = "") -> list[Record]:
+def read_records(path: StrPath, what: str = "") -> list[Record]:
     """(line, value) of every line of JSON, or of every element of one JSON array in any layout.
 
     Raises:
         InputError: The file is missing or not JSON; names the file and the line.
     """
-    text = read_text(path, what)
+    return parse_records(read_text(path, what), path)
+
+
+def parse_records(text: str, path: StrPath) -> list[Record]:
+    """As `read_records`, of the text of a file."""
     records = _array_elements if text.lstrip().startswith("[") else _json_lines
     return list(records(text, path))
 
 
 def read_table(
-    path: Path, columns: Sequence[str], *, delimiter: str = ","
+    path: StrPath, columns: Sequence[str], *, delimiter: str = ","
 ) -> list[tuple[int, dict[str, str]]]:
     """(line, row) of a table with a heading line.
 
@@ -77,12 +81,12 @@ def read_table(
     return rows
 
 
-def read_headings(path: Path, delimiter: str) -> list[str]:
+def read_headings(path: StrPath, delimiter: str) -> list[str]:
     """The fields of a table's first line; none of an empty file. Raises InputError as `read_table`."""
     return next(_table_rows(path, delimiter), (1, []))[1]
 
 
-def _table_rows(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+def _table_rows(path: StrPath, delimiter: str) -> Iterator[tuple[int, list[str]]]:
     """(line, fields) of the rows that are not blank."""
     reader = csv.reader(io.StringIO(read_text(path), newline=""), delimiter=delimiter)
     count = 0
@@ -97,7 +101,7 @@ def _table_rows(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
         raise InputError(f"{path}:{reader.line_num}: {error}") from error
 
 
-def read_tab_separated(path: Path, counts: Collection[int]) -> list[tuple[int, list[str]]]:
+def read_tab_separated(path: StrPath, counts: Collection[int]) -> list[tuple[int, list[str]]]:
     """(line, fields) of every line of a file without headings and quotes.
 
     Args:
@@ -128,17 +132,22 @@ def require_field(record: Any, key: str, kind: type | tuple[type, ...], source: 
     return value
 
 
-def require_folder(path: Path, what: str) -> Path:
+def require_folder(path: StrPath, what: str) -> Path:
     """`path`. Raises InputError naming `what` if it is not a folder."""
     if not Path(path).is_dir():
         raise InputError(f"{what} {path} does not exist or is not a folder")
     return Path(path)
 
 
-def find_file(folder: Path, *names: str) -> Path:
+def folders_of(folder: StrPath, images: StrPath | None, default: str) -> tuple[Path, Path]:
+    """The folder of a benchmark, and that of its images: `default` in it unless another is given."""
+    return Path(folder), Path(folder) / default if images is None else Path(images)
+
+
+def find_file(folder: StrPath, *names: str) -> Path:
     """The first of these files that exists in the folder, plain or gzipped. Raises InputError naming them."""
     for name in names:
-        for candidate in (folder / name, folder / f"{name}.gz"):
+        for candidate in (Path(folder, name), Path(folder, f"{name}.gz")):
             if candidate.is_file():
                 return candidate
     raise InputError(f"{folder} has no {' or '.join(names)}")
@@ -153,19 +162,7 @@ def output_errors(folder: Path) -> Iterator[None]:
         raise InputError(f"output folder {folder} cannot be used: {error.strerror or error}") from error
 
 
-def replace_file(path: Path, text: str) -> None:
-    """Write a file in one step, so that no reader sees half of it.
-
-    Raises:
-        InputError: The file cannot be written.
-    """
-    partial = path.with_name(f"{path.name}.partial")
-    with output_errors(path.parent):
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-
-
-def sha256(path: Path) -> str:
+def sha256(path: StrPath) -> str:
     """Hash of the file as it was published: of the unpacked content of a ".gz" file."""
     return hashlib.sha256(read_bytes(path)).hexdigest()
 
@@ -176,13 +173,13 @@ def _one_line(names: Sequence[str]) -> str:
     return text if len(text) <= 200 else f"{text[:200]}..."
 
 
-def _json_lines(text: str, path: Path) -> Iterator[Record]:
+def _json_lines(text: str, path: StrPath) -> Iterator[Record]:
     for line, content in enumerate(text.split("\n"), start=1):
         if content.strip():
             yield line, parse_json(content, path, line)
 
 
-def _array_elements(text: str, path: Path) -> Iterator[Record]:
+def _array_elements(text: str, path: StrPath) -> Iterator[Record]:
     parse_json(text, path)  # checks the whole; the loop below only finds where each element begins
     decoder = json.JSONDecoder()
     line, counted, offset = 1, 0, text.index("[") + 1

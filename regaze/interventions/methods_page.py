@@ -15,6 +15,7 @@ from typing import Any
 from regaze.interventions.compatibility import INCOMPATIBLE
 from regaze.interventions.parameters import parameters_of
 from regaze.interventions.registry import BUILT_IN, VISION_TRANSFORMS
+from regaze.writing import replace_file
 
 #: Methods that are not here, and why.
 ABSENT = (
@@ -112,7 +113,7 @@ def main() -> None:
     """Write docs/methods.md, or the file given as argument."""
     root = Path(inspect.getfile(sys.modules["regaze"])).resolve().parent.parent
     path = Path(sys.argv[1]) if len(sys.argv) > 1 else root / "docs" / "methods.md"
-    path.write_text(page(), encoding="utf-8")
+    replace_file(path, page())
 
 
 if __name__ == "__main__":

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -15,6 +15,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from transformers import BatchFeature, PreTrainedModel
 
 from regaze.errors import BadParameterError, InputError, RegazeError, UnsupportedModelError
+from regaze.reading import StrPath
 from regaze.toolkit.model import compat
 from regaze.toolkit.model.block import Block, Opened
 from regaze.toolkit.model.callback import Callback
@@ -344,10 +345,10 @@ def _not_a_callback(given: Any) -> str:
 
 
 def _is_one_image(images: Any) -> bool:
-    return images is None or isinstance(images, (str, Path, Image.Image))
+    return images is None or isinstance(images, str | os.PathLike | Image.Image)
 
 
-def paired(images: Any, questions: Any) -> tuple[list[list[Image.Image | str | Path]], list[str]]:
+def paired(images: Any, questions: Any) -> tuple[list[list[Image.Image | StrPath]], list[str]]:
     """Images and questions as lists of one length: per question the list of its images."""
     if isinstance(questions, str):
         questions, images = [questions], [images]

@@ -16,6 +16,7 @@ import numpy as np
 from regaze.demo.shipped import DATA_DIR
 from regaze.demo.training.questions import SPLITS, pope_questions, write_jsonl
 from regaze.demo.training.render import Rendered, render_scene
+from regaze.writing import replace_file, replacing
 
 SHIPPED_SCENES = 120
 WEBP_QUALITY = 92
@@ -34,10 +35,11 @@ def build(output: Path, seed: int = 0, count: int = SHIPPED_SCENES) -> None:
     for index in range(count):
         name = f"scene_{index:03d}.webp"
         scene = render_scene(seed, "shipped", index)
-        scene.image().save(output / "images" / name, quality=WEBP_QUALITY, method=6)
+        with replacing(output / "images" / name) as partial:
+            scene.image().save(partial, quality=WEBP_QUALITY, method=6)
         entries.append(describe(name, scene))
     lines = ",\n".join(json.dumps(entry) for entry in entries)
-    (output / "scenes.json").write_text(f"[\n{lines}\n]\n", encoding="utf-8")
+    replace_file(output / "scenes.json", f"[\n{lines}\n]\n")
     names = [entry["name"] for entry in entries]
     objects = [[thing["category"] for thing in entry["objects"]] for entry in entries]
     for split in SPLITS:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from regaze.demo.shipped import MODEL_DIR
+from regaze.writing import replacing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -60,7 +61,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--log", type=Path, default=MODEL_DIR / "training_log.csv")
     parser.add_argument("--output", type=Path, required=True, help="PNG, PDF or SVG")
     options = parser.parse_args(arguments)
-    plot_curves(options.log).savefig(options.output, dpi=110)
+    with replacing(options.output) as partial:
+        plot_curves(options.log).savefig(partial, dpi=110)
 
 
 if __name__ == "__main__":

@@ -33,12 +33,14 @@ from regaze.demo.training.conversations import DETAIL_PROMPTS
 from regaze.demo.training.questions import SPLITS, pope_questions
 from regaze.demo.training.render import Rendered, render_scene
 from regaze.demo.world import CATEGORIES, SCENE_TYPES, co_occurrence
+from regaze.reading import StrPath
+from regaze.writing import replace_file
 
 PARTNERS = 5  # the likely partners of a category are the five that co-occur most
 _MENTION = re.compile(r"\b(" + "|".join(sorted(map(re.escape, CATEGORIES), key=len, reverse=True)) + r")\b")
 
 
-def load(folder: Path | str) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
+def load(folder: StrPath) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
     """Model (fp32, evaluation mode) and processor of a folder."""
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
     return model.eval(), AutoProcessor.from_pretrained(folder)
@@ -170,7 +172,7 @@ def measure_chair(
     }
 
 
-def measure(folder: Path | str, scenes: int = 400, seed: int = 1) -> dict:
+def measure(folder: StrPath, scenes: int = 400, seed: int = 1) -> dict:
     """All figures of the model in ``folder`` on ``scenes`` held-out scenes."""
     model, processor = load(folder)
     drawn = [render_scene(seed, "heldout", index) for index in range(scenes)]
@@ -194,7 +196,7 @@ def main(arguments: list[str] | None = None) -> None:
     text = json.dumps(measure(options.model, options.scenes, options.seed), indent=1)
     print(text)
     if options.output:
-        options.output.write_text(text + "\n", encoding="utf-8")
+        replace_file(options.output, text + "\n")
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from regaze.demo.phrases import existence_question
+from regaze.writing import replace_file
 
 SPLITS = ("random", "popular", "adversarial")
 
@@ -93,4 +94,4 @@ def pope_questions(
 
 def write_jsonl(path: Path, entries: Iterable[dict]) -> None:
     """One JSON object per line."""
-    path.write_text("".join(json.dumps(entry) + "\n" for entry in entries), encoding="utf-8")
+    replace_file(path, "".join(json.dumps(entry) + "\n" for entry in entries))

@@ -37,6 +37,7 @@ from regaze.demo.training.trainer import Log, Trainer
 from regaze.demo.training.vocabulary import build_processor
 from regaze.errors import InputError
 from regaze.toolkit.analysis.sink_profile import find_sink_dimensions
+from regaze.writing import make_folder, replacing
 
 #: Threshold on |x_d| / RMS above which a dimension of the first token counts as a sink dimension.
 SINK_TAU = 2.5
@@ -83,8 +84,9 @@ def train(
             run_stage(trainer, stage)
             trainer.save(output)
             if checkpoint:
-                checkpoint.parent.mkdir(parents=True, exist_ok=True)
-                torch.save(model.state_dict(), checkpoint)
+                make_folder(checkpoint.parent)
+                with replacing(checkpoint) as partial:
+                    torch.save(model.state_dict(), partial)
         store_sinks(model.eval(), processor)
         trainer.save(output)
     print(f"trained in {time.monotonic() - started:.0f} s wall, {time.process_time():.0f} s CPU -> {output}")

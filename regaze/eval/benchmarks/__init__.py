@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from regaze.reading import StrPath
+
 #: Name -> "module:class", imported by `load_class`.
 NAMES: dict[str, str] = {
     "pope": "pope.benchmark:Pope",
@@ -44,7 +46,7 @@ def load_class(name: str) -> Any:
 
 
 def download(
-    name: str, folder: Path | None = None, report: Callable[[str], None] = lambda line: None
+    name: str, folder: StrPath | None = None, report: Callable[[str], None] = lambda line: None
 ) -> list[Path]:
     """Download questions and labels from the publisher, and check their hashes where these are known.
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -21,6 +20,7 @@ from regaze.eval.benchmarks.common.base import About, Item, limit_items
 from regaze.eval.benchmarks.common.download import github_file
 from regaze.eval.benchmarks.common.judged import JudgedBenchmark, JudgePrompt
 from regaze.eval.benchmarks.common.scoring import Scorer, ratio
+from regaze.reading import StrPath
 
 FILE, REGIONS = "evaluation_set.json", "vg_annotation.json"
 
@@ -101,12 +101,12 @@ class Gavie(JudgedBenchmark):
     @classmethod
     def load(
         cls,
-        folder: Path,
-        images: Path | None = None,
+        folder: StrPath,
+        images: StrPath | None = None,
         *,
         judge: judges.Judge | None = None,
         as_published: bool = False,
-        prompt: Path | None = None,
+        prompt: StrPath | None = None,
         limit: int | None = None,
     ) -> Gavie:
         """evaluation_set.json and vg_annotation.json in `folder`, images as <image id>.jpg in `images`.
@@ -119,7 +119,7 @@ class Gavie(JudgedBenchmark):
         Raises:
             InputError: There is no judge, a file is missing or malformed, or an image has no regions.
         """
-        image_folder = images or folder / "images"
+        folder, image_folder = files.folders_of(folder, images, "images")
         annotations = files.find_file(folder, REGIONS)
         regions = files.read_json(annotations)
         path = files.find_file(folder, FILE)

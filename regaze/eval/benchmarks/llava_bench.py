@@ -30,6 +30,7 @@ from regaze.eval.benchmarks.common.base import About, Item, limit_items
 from regaze.eval.benchmarks.common.download import github_file, hub_file
 from regaze.eval.benchmarks.common.judged import JudgedBenchmark, JudgePrompt
 from regaze.eval.benchmarks.common.scoring import Scorer, ratio
+from regaze.reading import StrPath
 
 CATEGORIES = ("conv", "detail", "complex")
 QUESTIONS, CONTEXT, REFERENCE = "questions.jsonl", "context.jsonl", "answers_gpt4.jsonl"
@@ -155,11 +156,11 @@ class LlavaBench(JudgedBenchmark):
     @classmethod
     def load(
         cls,
-        folder: Path,
-        images: Path | None = None,
+        folder: StrPath,
+        images: StrPath | None = None,
         *,
         judge: judges.Judge | None = None,
-        rules: Path | None = None,
+        rules: StrPath | None = None,
         limit: int | None = None,
     ) -> LlavaBench:
         """The official files in `folder`, images in `images` (`folder`/images).
@@ -172,7 +173,7 @@ class LlavaBench(JudgedBenchmark):
             InputError: There is no judge, a file is missing or malformed, or a question lacks context or
                 reference.
         """
-        image_folder = images or folder / "images"
+        folder, image_folder = files.folders_of(folder, images, "images")
         contexts = _read_mapping(files.find_file(folder, CONTEXT), "image", "caption", (str, list))
         answers = _read_mapping(files.find_file(folder, REFERENCE), "question_id", "text", (str,))
         path = files.find_file(folder, QUESTIONS)
@@ -215,7 +216,7 @@ class LlavaBench(JudgedBenchmark):
         )
 
 
-def official_prompts(path: Path) -> tuple[tuple[str, JudgePrompt], ...]:
+def official_prompts(path: StrPath) -> tuple[tuple[str, JudgePrompt], ...]:
     """(category, prompt) pairs of LLaVA's rule.json. Raises InputError if one is missing."""
     rules = files.read_json(path)
     prompts = []
@@ -223,7 +224,7 @@ def official_prompts(path: Path) -> tuple[tuple[str, JudgePrompt], ...]:
         rule = files.require_field(rules, f"llava_bench_{category}", dict, str(path))
         prompt, role = (files.require_field(rule, key, str, str(path)) for key in ("prompt", "role"))
         text = _FRAME.replace("ROLE", role).replace("RULE", prompt)
-        prompts.append((category, JudgePrompt(text, f"{path.name} {files.sha256(path)[:8]}")))
+        prompts.append((category, JudgePrompt(text, f"{Path(path).name} {files.sha256(path)[:8]}")))
     return tuple(prompts)
 
 

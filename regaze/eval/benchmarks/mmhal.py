@@ -26,6 +26,7 @@ from regaze.eval.benchmarks.common.base import About, Item, limit_items
 from regaze.eval.benchmarks.common.download import github_file
 from regaze.eval.benchmarks.common.judged import JudgedBenchmark, JudgePrompt
 from regaze.eval.benchmarks.common.scoring import Scorer, ratio
+from regaze.reading import StrPath
 
 #: Types in the order of the questions, which repeats every eight.
 TYPES = ("attribute", "adversarial", "comparison", "counting", "relation", "environment", "holistic", "other")
@@ -120,11 +121,11 @@ class MmHal(JudgedBenchmark):
     @classmethod
     def load(
         cls,
-        folder: Path,
-        images: Path | None = None,
+        folder: StrPath,
+        images: StrPath | None = None,
         *,
         judge: judges.Judge | None = None,
-        prompt: Path | None = None,
+        prompt: StrPath | None = None,
         limit: int | None = None,
     ) -> MmHal:
         """The questions in `folder`; images in `images` (`folder`/images), named by id or as in their URL.
@@ -135,8 +136,8 @@ class MmHal(JudgedBenchmark):
         Raises:
             InputError: There is no judge, or a file is missing or malformed.
         """
+        folder, image_folder = files.folders_of(folder, images, "images")
         path = files.find_file(folder, *FILES)
-        image_folder = images or folder / "images"
         items = []
         for number, (line, record) in enumerate(files.read_records(path)):
             source = f"{path}:{line}"

@@ -28,6 +28,7 @@ from regaze.eval.benchmarks.common.base import About, Item, limit_items
 from regaze.eval.benchmarks.common.download import hub_file
 from regaze.eval.benchmarks.common.judged import JudgedBenchmark, JudgePrompt
 from regaze.eval.benchmarks.common.scoring import Scorer, ratio
+from regaze.reading import StrPath
 
 FILE = "Questions.csv"
 #: Question number -> label of lmms-eval where it differs from the published one.
@@ -165,8 +166,8 @@ class Mmvp(JudgedBenchmark):
     @classmethod
     def load(
         cls,
-        folder: Path,
-        images: Path | None = None,
+        folder: StrPath,
+        images: StrPath | None = None,
         *,
         judge: judges.Judge | None = None,
         limit: int | None = None,
@@ -180,8 +181,8 @@ class Mmvp(JudgedBenchmark):
         Raises:
             InputError: A file is missing or malformed, or `judged` is set without a judge.
         """
+        folder, image_folder = files.folders_of(folder, images, "MMVP Images")
         path = files.find_file(folder, FILE)
-        image_folder = images or folder / "MMVP Images"
         items = []
         for line, row in files.read_table(path, ("Index", "Question", "Options", "Correct Answer")):
             items.append(_item(row, image_folder, f"{path}:{line}"))

@@ -15,7 +15,6 @@ import dataclasses
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -29,6 +28,7 @@ from regaze.eval.benchmarks.common.tokenizer import Tokenizer
 from regaze.interventions.retrieval_heads.needles import NEEDLES, Needle
 from regaze.interventions.retrieval_heads.prompt_builder import TEMPLATE
 from regaze.interventions.retrieval_heads.recall import unigram_recall
+from regaze.reading import StrPath
 
 #: Tokens that the official tester leaves for the question and the answer.
 BUFFER = 200
@@ -217,7 +217,7 @@ class JudgedNiah(JudgedBenchmark):
         tokenizer: Tokenizer,
         *,
         judge: judges.Judge | None = None,
-        prompt: Path | None = None,
+        prompt: StrPath | None = None,
         lengths: Sequence[int] = LENGTHS,
         depths: Sequence[float] = DEPTHS,
         limit: int | None = None,

@@ -27,6 +27,7 @@ from regaze.eval.benchmarks.common import language
 from regaze.eval.benchmarks.common.base import About, BaseBenchmark, Item, limit_items
 from regaze.eval.benchmarks.common.scoring import Scorer, ratio
 from regaze.eval.benchmarks.common.tokenizer import Tokenizer
+from regaze.reading import StrPath
 
 Kind = Literal["numbers", "words", "uuids"]
 Haystack = Literal["noise", "essay", "needle"]
@@ -295,7 +296,7 @@ class Ruler(BaseBenchmark):
 
     @classmethod
     def load(
-        cls, folder: Path, *, tasks: Sequence[str] = tuple(TASKS), limit: int | None = None, **options: Any
+        cls, folder: StrPath, *, tasks: Sequence[str] = tuple(TASKS), limit: int | None = None, **options: Any
     ) -> Ruler:
         """The files that RULER's script prepares: <task>/validation.jsonl with input and outputs.
 
@@ -304,7 +305,7 @@ class Ruler(BaseBenchmark):
         """
         items = []
         for task in tasks:
-            path = folder / task / "validation.jsonl"
+            path = Path(folder) / task / "validation.jsonl"
             if path.is_file():
                 for number, (line, record) in enumerate(files.read_records(path)):
                     items.append(_read_prepared(task, number, record, f"{path}:{line}"))

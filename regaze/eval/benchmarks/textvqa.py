@@ -20,6 +20,7 @@ from regaze.eval.benchmarks.common import hub
 from regaze.eval.benchmarks.common.base import About, BaseBenchmark, Item, limit_items
 from regaze.eval.benchmarks.common.normalise import normalise_pythia, normalise_vlmevalkit
 from regaze.eval.benchmarks.common.scoring import Scorer, ratio
+from regaze.reading import StrPath
 
 SUFFIX = "\nAnswer the question using a single word or phrase."
 ANSWERS = "TextVQA_0.5.1_val.json"
@@ -78,11 +79,11 @@ class TextVqa(BaseBenchmark):
     @classmethod
     def load(
         cls,
-        folder: Path,
-        images: Path | None = None,
+        folder: StrPath,
+        images: StrPath | None = None,
         *,
         limit: int | None = None,
-        ocr: Path | None = None,
+        ocr: StrPath | None = None,
         **options: Any,
     ) -> TextVqa:
         """From TextVQA_0.5.1_val.json in `folder`, images as <image_id>.jpg in `images` (train_images).
@@ -93,8 +94,9 @@ class TextVqa(BaseBenchmark):
         Raises:
             InputError: A file or folder is missing or malformed.
         """
+        folder, images = files.folders_of(folder, images, "train_images")
         path = files.find_file(folder, ANSWERS)
-        image_folder = files.require_folder(images or folder / "train_images", "image folder")
+        image_folder = files.require_folder(images, "image folder")
         tokens = _read_ocr_tokens(ocr) if ocr else {}
         data = files.require_field(files.read_json(path), "data", list, str(path))
         items = []
@@ -128,7 +130,7 @@ def _item(record: Any, image: Path | None, source: str, ocr_tokens: Sequence[str
     return Item(key, "validation", image, question, most_frequent, source, answers, id=key)
 
 
-def _read_ocr_tokens(path: Path) -> dict[str, list[str]]:
+def _read_ocr_tokens(path: StrPath) -> dict[str, list[str]]:
     """{image id: its OCR tokens} of Rosetta's file."""
     records = files.require_field(files.read_json(path), "data", list, str(path))
     return {

@@ -33,6 +33,7 @@ from regaze.eval.benchmarks.common import hub, multiple_choice
 from regaze.eval.benchmarks.common.base import About, BaseBenchmark, Item, limit_items
 from regaze.eval.benchmarks.common.multiple_choice import LETTERS
 from regaze.eval.benchmarks.common.scoring import Scorer, ratio
+from regaze.reading import StrPath
 
 QUESTIONS = "test_questions.jsonl"
 CATEGORIES = ("direct_attributes", "relative_position")
@@ -144,8 +145,8 @@ class VStar(BaseBenchmark):
     @classmethod
     def load(
         cls,
-        folder: Path,
-        images: Path | None = None,
+        folder: StrPath,
+        images: StrPath | None = None,
         *,
         seed: int = 0,
         limit: int | None = None,
@@ -158,7 +159,7 @@ class VStar(BaseBenchmark):
         Raises:
             InputError: Neither layout is found, or a file is malformed.
         """
-        root = images or folder
+        folder, root = files.folders_of(folder, images, "")
         if any((folder / name).is_file() for name in (QUESTIONS, f"{QUESTIONS}.gz")):
             path = files.find_file(folder, QUESTIONS)
             items = []
@@ -194,13 +195,13 @@ class VStarLikelihood(BaseBenchmark):
     about: ClassVar[About] = dataclasses.replace(VStar.about, title="V*Bench by likelihood", hub=None)
 
     @classmethod
-    def load(cls, folder: Path, *, seed: int = 0, limit: int | None = None) -> VStarLikelihood:
+    def load(cls, folder: StrPath, *, seed: int = 0, limit: int | None = None) -> VStarLikelihood:
         """The official folders: a JSON file next to each image. `seed` shuffles the options, as in `VStar`.
 
         Raises:
             InputError: The folders do not exist, or a file is malformed.
         """
-        items = _read_official(folder, seed, _ranked_item)
+        items = _read_official(Path(folder), seed, _ranked_item)
         if not items:
             raise InputError(f"{folder} has no {' and '.join(CATEGORIES)} with JSON files and their images")
         return cls(limit_items(items, limit))

@@ -10,20 +10,27 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from regaze.errors import InputError
-from regaze.eval.files import cache_folder, read_records
+from regaze.eval.files import cache_folder, parse_records
+from regaze.reading import StrPath, read_text
+from regaze.writing import LineLog, make_folder
+
+#: how a line begins
+_START = '{"key": "'
 
 
 @dataclass(frozen=True)
 class Verdicts:
     """A file of verdicts, {"key", "judge", "prompt", "verdict"} per line, appended one by one."""
 
-    path: Path
+    path: StrPath
     _verdicts: dict[str, str] = field(default_factory=dict, init=False, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if self.path.exists():
+        if os.path.lexists(self.path):
             for source, record in _records(self.path):
                 self._verdicts[_text(record, "key", source)] = _text(record, "verdict", source)
 
@@ -43,11 +50,11 @@ class Verdicts:
         )
         with self._lock:
             try:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                with self.path.open("a", encoding="utf-8") as file:
-                    file.write(line + "\n")
-                    file.flush()
-                    os.fsync(file.fileno())
+                make_folder(Path(self.path).parent)
+                with FileLock(f"{self.path}.lock"), LineLog(self.path) as log:
+                    if _is_json(log.torn):  # a file written by hand may lack its last line break
+                        log.append(log.torn)
+                    log.append(line.encode())
             except OSError as error:
                 raise InputError(
                     f"verdicts cannot be kept in {self.path}: {error.strerror or error}"
@@ -62,8 +69,8 @@ class RecordedJudge:
         InputError: the file cannot be read, or holds two different verdicts on one prompt.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.name = f"recorded verdicts of {path.name}"
+    def __init__(self, path: StrPath) -> None:
+        self.name = f"recorded verdicts of {Path(path).name}"
         self._path = path
         self._verdicts: dict[str, str] = {}
         for source, record in _records(path):
@@ -82,8 +89,21 @@ class RecordedJudge:
         return [self._verdicts[prompt] for prompt in prompts]
 
 
-def _records(path: Path) -> list[tuple[str, Any]]:
-    return [(f"{path}:{line}", record) for line, record in read_records(path, "verdicts ")]
+def _records(path: StrPath) -> list[tuple[str, Any]]:
+    """The verdicts of a file, without a last line that is being written, or at which a process died."""
+    text = read_text(path, "verdicts ")
+    last = text[text.rfind("\n") + 1 :]
+    if last and last.startswith(_START[: len(last)]) and not _is_json(last.encode()):
+        text = text.removesuffix(last)
+    return [(f"{path}:{line}", record) for line, record in parse_records(text, path)]
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _text(record: Any, key: str, source: str) -> str:

@@ -12,14 +12,15 @@ from typing import Any
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
-from regaze.eval.files import output_errors, replace_file
 from regaze.eval.report.markdown import to_markdown
 from regaze.eval.report.sections import Link, Section, build_sections
+from regaze.reading import StrPath
+from regaze.writing import make_folder, replace_file
 
 MARKDOWN, HTML, PLOTS = "report.md", "report.html", "plots"
 
 
-def write_report(results: Mapping[str, Any], folder: Path, links: Sequence[Link] = ()) -> list[Path]:
+def write_report(results: Mapping[str, Any], folder: StrPath, links: Sequence[Link] = ()) -> list[Path]:
     """Write report.md, report.html and the plots of a complete run into `folder`; returns both pages.
 
     Args:
@@ -28,8 +29,8 @@ def write_report(results: Mapping[str, Any], folder: Path, links: Sequence[Link]
     Raises:
         InputError: the folder cannot be written.
     """
-    with output_errors(folder):
-        (folder / PLOTS).mkdir(exist_ok=True)
+    folder = Path(folder)
+    make_folder(folder / PLOTS)
     sections = build_sections(results, folder / PLOTS, links)
     replace_file(folder / MARKDOWN, to_markdown(sections, folder))
     replace_file(folder / HTML, to_html(sections))

@@ -11,13 +11,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import filelock
@@ -25,6 +23,7 @@ import filelock
 from regaze.errors import InputError
 from regaze.eval.files import output_errors
 from regaze.reading import read_bytes
+from regaze.writing import LineLog, require_regular, sync_folder
 
 PATTERN = "journal.*.jsonl"
 LOCK = ".lock"
@@ -64,29 +63,20 @@ class Journal:
 
     def __init__(self, folder: Path, rank: int = 0) -> None:
         self._folder = folder
-        path = folder / PATTERN.replace("*", str(rank))
-        if path.exists() and not path.is_file():
-            raise InputError(f"output folder {folder} cannot be used: {path.name} is no regular file")
         with output_errors(folder):
-            self._file = path.open("ab")
-            self._file.truncate(_complete_length(path))
+            self._log = LineLog(folder / PATTERN.replace("*", str(rank)))
 
     def append(self, batch: Batch) -> None:
         """Write a line and wait until it is on disk."""
         text = json.dumps(asdict(batch), ensure_ascii=False, allow_nan=False).encode(errors="surrogatepass")
         with output_errors(self._folder):
-            self._file.write(text[:-1] + _CHECKSUM % _checksum(text) + b"}\n")
-            self._file.flush()
-            os.fsync(self._file.fileno())
+            self._log.append(text[:-1] + _CHECKSUM % _checksum(text) + b"}")
 
     def __enter__(self) -> Journal:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        with output_errors(self._folder):
-            self._file.close()
+    def __exit__(self, *error: object) -> None:
+        self._log.close()
 
 
 def read_batches(folder: Path) -> Iterator[Batch]:
@@ -129,11 +119,6 @@ def _checksum(text: bytes) -> bytes:
     return hashlib.sha256(text).hexdigest()[:16].encode()
 
 
-def _complete_length(path: Path) -> int:
-    """Bytes up to the end of the last complete line."""
-    return path.read_bytes().rfind(b"\n") + 1
-
-
 @contextmanager
 def locked_folder(folder: Path) -> Iterator[None]:
     """Create the folder if needed and lock it for this process.
@@ -145,10 +130,14 @@ def locked_folder(folder: Path) -> Iterator[None]:
     """
     with output_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
+        sync_folder(folder.parent)
+        require_regular(folder / LOCK)
         (folder / LOCK).touch()  # a folder that cannot be written fails here, with its own reason
         lock = filelock.FileLock(folder / LOCK)
         try:
             lock.acquire(timeout=0)
+        except NotImplementedError as error:
+            raise InputError(f"output folder {folder} cannot be used: {error}") from error
         except filelock.Timeout:
             raise InputError(
                 f"output folder {folder} is being written by another process: wait for its end, or give "

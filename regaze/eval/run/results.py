@@ -23,8 +23,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 import regaze
 from regaze.errors import InputError
-from regaze.eval.files import output_errors, replace_file
-from regaze.reading import read_text
+from regaze.eval.files import output_errors
+from regaze.reading import StrPath, read_text
+from regaze.writing import replace_file, require_regular, sync_folder
 
 SCHEMA: Literal[2] = 2
 ANSWERS, RESULTS = "answers.jsonl", "results.json"
@@ -153,14 +154,14 @@ def write_answers(rows: Iterable[Mapping[str, Any]], folder: Path) -> None:
     replace_file(folder / ANSWERS, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
-def read(folder: Path) -> dict[str, Any] | None:
+def read(folder: StrPath) -> dict[str, Any] | None:
     """results.json of a folder; None where there is none.
 
     Raises:
         InputError: it cannot be read or has another format.
     """
-    path = folder / RESULTS
-    if not path.exists():
+    path = Path(folder) / RESULTS
+    if not os.path.lexists(path):
         return None
     text = read_text(path)
     try:
@@ -169,6 +170,14 @@ def read(folder: Path) -> dict[str, Any] | None:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise InputError(f"{path} is no results file of format {SCHEMA}: {where}: {first['msg']}") from error
+
+
+def check_places(folder: Path) -> None:
+    """Raise InputError where something that is no file of a run has the name of one, or one is unreadable."""
+    for name in OUTPUTS:
+        require_regular(folder / name)
+    if (folder / RESULTS).exists() and not os.access(folder / RESULTS, os.R_OK):
+        raise InputError(f"{folder / RESULTS} cannot be read: it belongs to somebody else")
 
 
 def set_aside(folder: Path) -> None:
@@ -181,6 +190,7 @@ def set_aside(folder: Path) -> None:
         for path in paths:
             if path.exists():
                 path.rename(_numbered(path, number))
+        sync_folder(folder)
 
 
 def _numbered(path: Path, number: int) -> Path:

@@ -216,6 +216,7 @@ class _Run:
 
     def _start(self, record: Mapping[str, Any]) -> None:
         """Write an incomplete results.json; results of another configuration are renamed first."""
+        results.check_places(self.output)
         try:
             earlier = results.read(self.output)
         except InputError:  # of an older version

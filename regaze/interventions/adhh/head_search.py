@@ -13,7 +13,6 @@ import json
 import re
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,11 +20,13 @@ from torch import Tensor
 
 from regaze.errors import InputError
 from regaze.kernels import AttentionEdit
+from regaze.reading import StrPath
 from regaze.toolkit.analysis.answers import append_tokens
 from regaze.toolkit.model.callback import Callback
 from regaze.toolkit.model.context import Context
 from regaze.toolkit.prompts.content_words import Word, tokens_of
 from regaze.toolkit.wrap import Gaze, Images
+from regaze.writing import replace_file
 
 Span = tuple[int, int]
 
@@ -81,11 +82,11 @@ class Influence:
         order = self.score.flatten().argsort(descending=True, stable=True)[:count]
         return tuple(divmod(number, heads) for number in order.tolist())
 
-    def save(self, path: str | Path, count: int = 20) -> None:
+    def save(self, path: StrPath, count: int = 20) -> None:
         """Write the top heads, and both tables, as JSON that `ADHH.from_file` reads."""
         tables = {"hallucinated": self.hallucinated.tolist(), "grounded": self.grounded.tolist()}
         text = json.dumps({"hal_heads": self.top(count), **tables})
-        Path(path).write_text(text + "\n", encoding="utf-8")
+        replace_file(path, text + "\n")
 
 
 def find_hallucination_heads(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
 
 import torch
@@ -14,7 +13,7 @@ from regaze.interventions.adhh.policy import DropHeavyChannel
 from regaze.interventions.base import Intervention
 from regaze.interventions.parameters import Heads, Parameter
 from regaze.kernels import AttentionEdit, Channels, RowSelection
-from regaze.reading import parse_json, read_text
+from regaze.reading import StrPath, parse_json, read_text
 from regaze.toolkit.model.context import Context
 from regaze.toolkit.prompts.token_map import Role
 
@@ -66,7 +65,7 @@ class ADHH(Intervention):
     )
 
     @classmethod
-    def from_file(cls, path: str | Path, top_k: int | None = None, **parameters: Any) -> ADHH:
+    def from_file(cls, path: StrPath, top_k: int | None = None, **parameters: Any) -> ADHH:
         """AD-HH with the first `top_k` heads (None: all) of a JSON file {"hal_heads": [[layer, head], ...]}.
 
         Raises:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -15,7 +14,7 @@ from regaze.interventions.base import Intervention
 from regaze.interventions.parameters import Fraction
 from regaze.kernels import AttentionEdit
 from regaze.kernels.spec import Windows
-from regaze.reading import parse_json, read_text
+from regaze.reading import StrPath, parse_json, read_text
 from regaze.toolkit.model.context import Context
 from regaze.toolkit.prompts.token_map import Role
 
@@ -96,7 +95,7 @@ def spans(alpha: Tensor, beta: Tensor, length: Tensor, block: int = 64) -> Tenso
     return torch.where((alpha >= 0) & (beta >= 1), UNLIMITED, kept)
 
 
-def read_plan(path: str | Path) -> Tensor:
+def read_plan(path: StrPath) -> Tensor:
     """The alphas and betas of a plan file in the released format, [2, layers, heads].
 
     Raises:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -19,6 +18,7 @@ from regaze.interventions.retrieval_heads.needles import Needle
 from regaze.interventions.retrieval_heads.prompt_builder import TEMPLATE, NeedlePrompt
 from regaze.interventions.retrieval_heads.trial_log import TrialLog
 from regaze.kernels import AttentionEdit
+from regaze.reading import StrPath
 from regaze.toolkit.model.callback import Callback
 from regaze.toolkit.model.context import Context
 
@@ -122,7 +122,7 @@ def ablate_heads(
     seed: int = 0,
     template: str = TEMPLATE,
     max_new_tokens: int = 50,
-    log: str | Path | None = None,
+    log: StrPath | None = None,
     progress: Progress | None = None,
 ) -> Ablation:
     """Search for needles with the top heads masked, and with as many random other heads masked.

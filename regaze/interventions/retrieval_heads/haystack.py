@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from regaze.errors import InputError
-from regaze.reading import read_text
+from regaze.reading import StrPath, read_text
 
 #: End of a sentence: not after an initial or a short title ("Mr."), not before a lower-case letter.
 _SENTENCE_END = re.compile(
@@ -19,7 +18,7 @@ _SENTENCE_END = re.compile(
 )
 
 
-def read_haystack(path: str | Path) -> str:
+def read_haystack(path: StrPath) -> str:
     """A text file (UTF-8, may be gzipped) without the line breaks inside paragraphs.
 
     Books have hard line breaks. A model that copies one ends its answer there, because answers end at a

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from regaze.errors import InputError
-from regaze.reading import parse_json, read_text
+from regaze.reading import StrPath, parse_json, read_text
 
 FORMAT: Literal["regaze retrieval heads"] = "regaze retrieval heads"
 VERSION: Literal[1] = 1
@@ -53,7 +52,7 @@ class HeadFile(BaseModel):
 _RELEASED = TypeAdapter(dict[_Name, list[_Score]], config=ConfigDict(strict=True))
 
 
-def read(path: str | Path) -> dict[str, Any]:
+def read(path: StrPath) -> dict[str, Any]:
     """The content of a head file of either format; one in our own has an entry "format".
 
     Raises:

@@ -11,9 +11,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from regaze.errors import BadParameterError, InputError
+from regaze.errors import BadParameterError
 from regaze.interventions.retrieval_heads import head_files
 from regaze.interventions.retrieval_heads.head_files import FORMAT, VERSION
+from regaze.reading import StrPath
+from regaze.writing import make_folder, replace_file
 
 _LINE = ",\n  "
 Head = tuple[int, int]
@@ -113,7 +115,7 @@ class RetrievalHeads:
 
     # Files --------------------------------------------------------------------------------------------
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: StrPath) -> None:
         """Write everything as JSON; `load` gives an equal object.
 
         Raises:
@@ -143,7 +145,7 @@ class RetrievalHeads:
         listed = f'"mean": {{\n  {_LINE.join(mean)}\n }},\n "trials": [\n  {_LINE.join(trials)}\n ]\n}}\n'
         _write(path, f"{start},\n {listed}")
 
-    def save_released(self, path: str | Path) -> None:
+    def save_released(self, path: StrPath) -> None:
         """Write the released code's file: one line `{"layer-head": [score of each trial, ...], ...}`."""
         _, layers, heads = self.released.shape
         content = {
@@ -154,7 +156,7 @@ class RetrievalHeads:
         _write(path, json.dumps(content))
 
     @classmethod
-    def load(cls, path: str | Path) -> RetrievalHeads:
+    def load(cls, path: StrPath) -> RetrievalHeads:
         """Read a file of either format. Raises InputError, in one line, when it is neither."""
         content = head_files.read(path)
         if "format" not in content:
@@ -185,13 +187,6 @@ def _head(name: str) -> Head:
     return int(layer), int(head)
 
 
-def _write(path: str | Path, text: str) -> None:
-    """All of a file or nothing."""
-    target = Path(path)
-    partial = target.with_name(target.name + ".partial")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(target)
-    except OSError as error:
-        raise InputError(f"{str(path)!r} cannot be written: {error.strerror or error}") from error
+def _write(path: StrPath, text: str) -> None:
+    make_folder(Path(path).parent)
+    replace_file(path, text)

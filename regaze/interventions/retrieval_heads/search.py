@@ -18,6 +18,7 @@ from regaze.interventions.retrieval_heads.needle_test import NeedleTest, Progres
 from regaze.interventions.retrieval_heads.needles import Needle
 from regaze.interventions.retrieval_heads.prompt_builder import TEMPLATE, NeedlePrompt
 from regaze.interventions.retrieval_heads.trial_log import TrialLog
+from regaze.reading import StrPath
 from regaze.toolkit.model import compat
 
 
@@ -33,7 +34,7 @@ def find_retrieval_heads(
     max_new_tokens: int = 50,
     min_recall: float = 0.5,
     name: str | None = None,
-    log: str | Path | None = None,
+    log: StrPath | None = None,
     progress: Progress | None = None,
 ) -> RetrievalHeads:
     """Score every head by how often it attends most to the needle's token that the model copies.

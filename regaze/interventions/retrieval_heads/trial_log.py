@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 from typing import Annotated, Any
 
 import torch
@@ -17,9 +15,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from regaze.errors import InputError
+from regaze.reading import StrPath, read_bytes
+from regaze.writing import LineLog, make_folder
 
 #: How every line of a log starts.
-_START = '{"key": "'
+_START = b'{"key": "'
+_MAX_BYTES = 2**33
 
 
 class LogEntry(BaseModel):
@@ -44,35 +45,34 @@ class TrialLog:
         InputError: the file cannot be read or written, or is not such a log.
     """
 
-    def __init__(self, path: str | Path | None):
+    def __init__(self, path: StrPath | None):
         self.path = None if path is None else Path(path)
         self._entries: dict[str, dict[str, Any]] = {}
         if self.path is None:
             return
+        make_folder(self.path.parent)
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            if self.path.exists() and not self.path.is_file():
-                raise InputError(f"log {str(path)!r} cannot be used: it is no regular file")
-            self._file = self.path.open("a+", encoding="utf-8")
-            self._read()
-        except UnicodeDecodeError as error:
-            raise InputError(f"log {str(path)!r} is not a log of trials: not UTF-8 text") from error
+            self._log = LineLog(self.path)
         except OSError as error:
             raise InputError(f"log {str(path)!r} cannot be used: {error.strerror or error}") from error
+        try:
+            self._read(self._log.torn)
+        except InputError:
+            self._log.close()
+            raise
 
-    def _read(self) -> None:
-        self._file.seek(0)
-        complete = 0  # bytes up to the end of the last whole line
-        for line in iter(self._file.readline, ""):
-            if not line.endswith("\n") and _START[: len(line)] == line[: len(_START)]:
-                self._file.truncate(complete)  # the run was killed while it wrote this line
-                break
-            complete = self._file.tell()
+    def _read(self, torn: bytes) -> None:
+        """Read the entries. `torn`: a last line at which the run was killed, unless this is another file."""
+        lines = read_bytes(self.path or "", "log ", _MAX_BYTES).removesuffix(torn).split(b"\n")[:-1]
+        if torn and _START[: len(torn)] != torn[: len(_START)]:
+            lines.append(torn)
+        for line in lines:
             try:
                 key = LogEntry.model_validate_json(line).key
                 self._entries[key] = json.loads(line)
             except (ValueError, RecursionError):
-                raise InputError(f"{str(self.path)!r} is not a log of trials: {line[:60]!r}") from None
+                shown = line[:60].decode("utf-8", "replace")
+                raise InputError(f"{str(self.path)!r} is not a log of trials: {shown!r}") from None
 
     def get_or_run(
         self, key: str, run: Callable[[], dict[str, Any]], schema: type[BaseModel] | None = None
@@ -93,19 +93,21 @@ class TrialLog:
             seconds = round(time.perf_counter() - start, 2)
             self._entries[key] = {"key": key, "seconds": seconds, **entry}
             if self.path is not None:
-                self._file.write(json.dumps(self._entries[key], ensure_ascii=False) + "\n")
-                self._file.flush()
-                os.fsync(self._file.fileno())
+                self._append(self._entries[key])
         return self._entries[key]
+
+    def _append(self, entry: dict[str, Any]) -> None:
+        try:
+            self._log.append(json.dumps(entry, ensure_ascii=False).encode(errors="backslashreplace"))
+        except OSError as error:
+            raise InputError(f"log {str(self.path)!r} cannot be written: {error.strerror}") from error
 
     def __enter__(self) -> TrialLog:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self.path is not None:
-            self._file.close()
+            self._log.close()
 
 
 def hash_of(*parts: Any) -> str:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from regaze.errors import InputError, ShapeError
+from regaze.reading import StrPath
 from regaze.toolkit.prompts.geometry import Box, Geometry
 
 
@@ -28,7 +29,7 @@ class LabelledBox:
     box: Box
 
 
-def read_boxes(path: str | Path) -> dict[str, tuple[LabelledBox, ...]]:
+def read_boxes(path: StrPath) -> dict[str, tuple[LabelledBox, ...]]:
     """The boxes of a COCO-style file of instances, by the images' file names.
 
     The file is a JSON object with "images" (id, file_name), "annotations" (image_id, category_id, bbox as
@@ -119,7 +120,7 @@ def _inside(boxes: Sequence[Box], geometry: Geometry) -> Tensor:
     return inside
 
 
-def _get(entry: Mapping[str, Any], key: str, path: str | Path) -> Any:
+def _get(entry: Mapping[str, Any], key: str, path: StrPath) -> Any:
     try:
         return entry[key]
     except (KeyError, TypeError):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from regaze.errors import BadParameterError
+from regaze.reading import StrPath
 from regaze.toolkit.analysis.anchors import Rhythm
 from regaze.toolkit.analysis.faithfulness import Curve
 from regaze.toolkit.analysis.intervals import estimate
@@ -27,7 +27,7 @@ from regaze.toolkit.plot.style import (
 _MARKERS = "os^Dv*Px"
 
 
-def rhythm(response: Rhythm, *, q: float = 0.2, path: str | Path | None = None) -> Figure:
+def rhythm(response: Rhythm, *, q: float = 0.2, path: StrPath | None = None) -> Figure:
     """WAAD and FAI over the tokens of a generated text, with preplanning tokens and anchors marked.
 
     Args:
@@ -57,7 +57,7 @@ def rhythm(response: Rhythm, *, q: float = 0.2, path: str | Path | None = None) 
 
 
 def perturbation_curves(
-    curves: Mapping[str, Mapping[str, Sequence[Curve]]], *, path: str | Path | None = None
+    curves: Mapping[str, Mapping[str, Sequence[Curve]]], *, path: StrPath | None = None
 ) -> Figure:
     """Deletion and insertion curves of several maps: the mean over samples and its 95 % interval.
 

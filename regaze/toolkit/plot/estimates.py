@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from regaze.errors import BadParameterError
+from regaze.reading import StrPath
 from regaze.toolkit.analysis.intervals import Estimate
 from regaze.toolkit.plot.style import (
     BLUE,
@@ -34,7 +34,7 @@ def pointing_game(
     controls: Mapping[str, Interval] | None = None,
     chance: float | None = None,
     label: str = "pointing game: share of hits",
-    path: str | Path | None = None,
+    path: StrPath | None = None,
 ) -> Figure:
     """How well maps point: a bar with its interval for each map, the best at the top.
 
@@ -79,7 +79,7 @@ def forest_plot(
     *,
     label: str = "difference to the plain model, 95 % interval",
     reference: float | None = 0.0,
-    path: str | Path | None = None,
+    path: StrPath | None = None,
 ) -> Figure:
     """Methods compared: a panel per metric, a row per method, a dot with its interval.
 

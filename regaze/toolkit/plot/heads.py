@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -11,6 +10,7 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from regaze.errors import BadParameterError
+from regaze.reading import StrPath
 from regaze.toolkit.analysis.selection import check_choice
 from regaze.toolkit.plot.style import SKY, colour_scale, new_figure, style_and_save
 
@@ -21,7 +21,7 @@ def head_scores(
     marked: Sequence[tuple[int, int]] = (),
     label: str = "score",
     title: str | None = None,
-    path: str | Path | None = None,
+    path: StrPath | None = None,
 ) -> Figure:
     """One number for every head as a map, layers downwards and heads to the right.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from regaze.errors import BadParameterError
+from regaze.reading import StrPath
 from regaze.toolkit.analysis.lenses import LogitLens
 from regaze.toolkit.analysis.selection import check_choice, check_choices
 from regaze.toolkit.plot.style import (
@@ -35,7 +35,7 @@ def lens_table(
     rows: Sequence[int] | None = None,
     layers: Sequence[int] | None = None,
     sample: int = 0,
-    path: str | Path | None = None,
+    path: StrPath | None = None,
 ) -> Figure:
     """The likeliest word of each layer (downwards) at each token (to the right), shaded by its probability.
 
@@ -79,7 +79,7 @@ def lens_patches(
     layer: int,
     sample: int = 0,
     number: int = 0,
-    path: str | Path | None = None,
+    path: StrPath | None = None,
 ) -> Figure:
     """The likeliest word of each patch of an image in a layer, shaded by its probability, beside the image.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from regaze.errors import BadParameterError, RecordingError
+from regaze.reading import StrPath
 from regaze.toolkit.analysis.maps import image_map
 from regaze.toolkit.analysis.selection import (
     check_choice,
@@ -50,7 +50,7 @@ def heatmap(
     sample: int = 0,
     number: int = 0,
     title: str | None = None,
-    path: str | Path | None = None,
+    path: StrPath | None = None,
 ) -> Figure:
     """Attention of one token over an image: the image, and beside it the map over the grey image.
 
@@ -95,7 +95,7 @@ def token_layer_grid(
     heads: Sequence[int] | None = None,
     sample: int = 0,
     number: int = 0,
-    path: str | Path | None = None,
+    path: StrPath | None = None,
 ) -> Figure:
     """Maps of several tokens or words (rows) in several layers (columns), on one colour scale per token.
 
@@ -129,7 +129,7 @@ def maps(
     *,
     boxes: Sequence[Sequence[float]] = (),
     columns: int = 4,
-    path: str | Path | None = None,
+    path: StrPath | None = None,
 ) -> Figure:
     """Several maps over one image side by side, each with its own colour scale (see `colour_scale`).
 
@@ -179,7 +179,7 @@ def sink_map(
     layers: Sequence[int] | None = None,
     sample: int = 0,
     number: int = 0,
-    path: str | Path | None = None,
+    path: StrPath | None = None,
 ) -> Figure:
     """Sink values of an image's tokens in each layer; cells that reach the threshold are framed.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -12,6 +11,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from regaze.errors import BadParameterError
+from regaze.reading import StrPath
 from regaze.toolkit.analysis import roles
 from regaze.toolkit.analysis.selection import first_trace, token_row
 from regaze.toolkit.plot.style import ROLE_COLOURS, legend, new_figure, style_and_save, word_ticks
@@ -20,7 +20,7 @@ from regaze.toolkit.record.trace import Trace
 
 
 def role_flow(
-    flow: roles.RoleFlow, *, over: Literal["layers", "steps"] = "layers", path: str | Path | None = None
+    flow: roles.RoleFlow, *, over: Literal["layers", "steps"] = "layers", path: StrPath | None = None
 ) -> Figure:
     """Attention mass by role as stacked areas.
 
@@ -60,7 +60,7 @@ def role_masses(
     layers: Sequence[int] | None = None,
     heads: Sequence[int] | None = None,
     sample: int = 0,
-    path: str | Path | None = None,
+    path: StrPath | None = None,
 ) -> Figure:
     """`role_flow` of a record: over the layers for the row of one token, or over the answer's tokens.
 

@@ -13,7 +13,9 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 from regaze.errors import BadParameterError
+from regaze.reading import StrPath
 from regaze.toolkit.prompts.token_map import Role
+from regaze.writing import replacing
 
 #: Okabe-Ito (Color Universal Design, 2008): eight colours that all readers can tell apart.
 BLUE, ORANGE, GREEN, RED, SKY, PINK, GREY, BLACK = PALETTE = (
@@ -90,7 +92,7 @@ def escape_dollars(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-def style_and_save(figure: Figure, path: str | Path | None = None) -> Figure:
+def style_and_save(figure: Figure, path: StrPath | None = None) -> Figure:
     """Apply the common style to a figure, and write it if a path is given.
 
     Raises:
@@ -109,8 +111,8 @@ def style_and_save(figure: Figure, path: str | Path | None = None) -> Figure:
         ending = Path(path).suffix.lower()
         undated = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(ending)
         try:
-            with rc_context(_FILE_OPTIONS):
-                figure.savefig(path, dpi=160, metadata=undated)
-        except (ValueError, OSError) as error:
+            with rc_context(_FILE_OPTIONS), replacing(path) as partial:
+                figure.savefig(partial, dpi=160, metadata=undated)
+        except ValueError as error:  # an InputError is one
             raise BadParameterError(f"cannot write the figure to {str(path)!r}: {error}") from None
     return figure

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,6 +10,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from regaze.errors import BadParameterError, RecordingError
+from regaze.reading import StrPath
 from regaze.toolkit.analysis.selection import (
     RecordedRows,
     check_sample,
@@ -32,7 +32,7 @@ def token_matrix(
     heads: Sequence[int] | None = None,
     sample: int = 0,
     sink: bool = False,
-    path: str | Path | None = None,
+    path: StrPath | None = None,
 ) -> Figure:
     """Attention from each token (downwards) to the tokens (to the right); the mean over layers and heads.
 
@@ -84,7 +84,7 @@ def cross_attention(
     layers: Sequence[int] | None = None,
     heads: Sequence[int] | None = None,
     sample: int = 0,
-    path: str | Path | None = None,
+    path: StrPath | None = None,
 ) -> Figure:
     """Cross-attention of a speech model, words downwards and time to the right.
 

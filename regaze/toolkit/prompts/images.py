@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import IO
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from regaze.errors import InputError
-from regaze.reading import limit_from_environment, open_regular
+from regaze.reading import StrPath, limit_from_environment, open_regular
 
-ImageLike = Image.Image | str | Path
+ImageLike = Image.Image | StrPath
 
 #: Most pixels of a picture; REGAZE_MAX_PIXELS in the environment overrides it.
 MAX_PIXELS = 64_000_000
@@ -35,7 +35,7 @@ def open_image(image: ImageLike) -> Image.Image:
         InputError: no such file, a file that is not a whole picture, too many pixels, a shape that no model
             reads, grey values of an unknown range, or another type.
     """
-    if not isinstance(image, (Image.Image, str, Path)):
+    if not isinstance(image, Image.Image | str | os.PathLike):
         raise InputError(
             f"an image is a PIL image or a path, got {type(image).__name__}; PIL.Image.fromarray makes an "
             "image of an array [H, W, 3] of uint8"
@@ -57,7 +57,7 @@ def _name(file: str | None) -> str:
     return repr(file) if file else "the image"
 
 
-def _open_file(path: str | Path) -> IO[bytes]:
+def _open_file(path: StrPath) -> IO[bytes]:
     try:
         return open_regular(path)
     except FileNotFoundError:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from regaze.errors import RecordingError
+from regaze.reading import StrPath
 from regaze.toolkit.record import storage
 from regaze.toolkit.record.trace import Trace
 
@@ -42,11 +42,11 @@ class Record(Sequence[Trace]):
         count = f"{len(self.traces)} trace" + ("" if len(self.traces) == 1 else "s")
         return "\n".join([f"Record: {count}", *(f"  {trace!r}" for trace in self.traces)])
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: StrPath) -> None:
         """Write one safetensors file with a JSON header. Raises RecordingError where that cannot be done."""
         storage.write(path, self.header, self.traces)
 
     @classmethod
-    def load(cls, path: str | Path) -> Record:
+    def load(cls, path: StrPath) -> Record:
         """Read a file written by `save`. Raises RecordingError where it is not one."""
         return cls(*storage.read(path))

@@ -15,7 +15,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from regaze.errors import RecordingError
+from regaze.errors import InputError, RecordingError
+from regaze.reading import StrPath
 from regaze.toolkit.prompts.picture import Picture
 from regaze.toolkit.prompts.token_map import TokenMap, View
 from regaze.toolkit.record.schema import (
@@ -27,6 +28,7 @@ from regaze.toolkit.record.schema import (
     parse_header,
 )
 from regaze.toolkit.record.trace import STATISTICS, Trace
+from regaze.writing import replacing
 
 #: Fields of a trace that are tensors: those of its own layers, and those that its `cross` has in common.
 _OWN = (*STATISTICS, "slice_columns")
@@ -35,17 +37,18 @@ _COMMON = ("row_position", "row_step", "row_active", "input_ids", "output_ids")
 _TOKENS = {"roles": "roles", "image": "view", "cell": "cell"}
 
 
-def write(path: str | Path, header: dict[str, Any], traces: Sequence[Trace]) -> None:
+def write(path: StrPath, header: dict[str, Any], traces: Sequence[Trace]) -> None:
     """Write a file. Raises RecordingError where it cannot be written."""
     tensors: dict[str, Tensor] = {}
     described = [_describe(trace, f"{number}.", tensors) for number, trace in enumerate(traces)]
     try:
-        save_file(tensors, str(path), {"regaze": json.dumps({**header, "traces": described})})
-    except (OSError, SafetensorError) as error:
+        with replacing(path) as partial:
+            save_file(tensors, str(partial), {"regaze": json.dumps({**header, "traces": described})})
+    except (InputError, SafetensorError) as error:
         raise RecordingError(f"cannot write the record to {str(path)!r}: {error}") from None
 
 
-def read(path: str | Path) -> tuple[dict[str, Any], list[Trace]]:
+def read(path: StrPath) -> tuple[dict[str, Any], list[Trace]]:
     """Header and traces of a file, checked by `schema`.
 
     Raises:

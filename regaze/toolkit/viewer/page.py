@@ -13,7 +13,8 @@ from typing import Any
 import matplotlib
 import numpy as np
 
-from regaze.errors import BadParameterError, InputError, RecordingError
+from regaze.errors import BadParameterError, RecordingError
+from regaze.reading import StrPath
 from regaze.toolkit.plot import ROLE_COLOURS
 from regaze.toolkit.prompts.images import ImageLike
 from regaze.toolkit.prompts.token_map import Role
@@ -22,6 +23,7 @@ from regaze.toolkit.record.trace import Trace
 from regaze.toolkit.viewer.codec import FLOOR, EncodedWeights, WeightEncoder, relative_error
 from regaze.toolkit.viewer.template import render
 from regaze.toolkit.viewer.trace_view import UNKNOWN, TraceView
+from regaze.writing import replace_file
 
 #: Largest size of a page in bytes, by default.
 PAGE_BYTES = 8_000_000
@@ -53,14 +55,10 @@ class Page:
     html: str
     variants: tuple[Variant, ...] = ()
 
-    def save(self, path: str | Path) -> Path:
-        """Write the file; raises InputError where that cannot be done."""
-        path = Path(path)
-        try:
-            path.write_text(self.html, encoding="utf-8")
-        except OSError as error:
-            raise InputError(f"cannot write the page to {str(path)!r}: {error.strerror}") from None
-        return path
+    def save(self, path: StrPath) -> Path:
+        """Write the file in one step; raises InputError where that cannot be done."""
+        replace_file(path, self.html)
+        return Path(path)
 
     def _repr_html_(self) -> str:
         """The page in a notebook: in a frame of its own, whose scripts cannot reach the notebook."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -293,3 +294,36 @@ def test_a_model_judges_greedily_and_only_its_own_words_count(tmp_path):
     judge = ModelJudge(model, Tokenizer(), "tiny", verdicts=Verdicts(tmp_path / "v.jsonl"))
     assert judge.judge(["x", "x"]) == ["yes", "yes"]
     assert model.calls == 1
+
+
+def test_a_line_at_which_a_process_died_is_dropped_and_cut(tmp_path):
+    path = tmp_path / "v.jsonl"
+    Verdicts(path).store("a", {}, "p", "yes")
+    whole = path.read_bytes()
+    for end in range(1, len(whole) - 1):
+        path.write_bytes(whole + whole[:end].replace(b'"a"', b'"b"'))
+        assert RecordedJudge(str(path)).judge(["p"]) == ["yes"]
+        verdicts = Verdicts(str(path))
+        assert verdicts.get("b") is None
+    verdicts.store("c", {}, "p", "yes")
+    assert path.read_bytes() == whole + whole.replace(b'"a"', b'"c"')
+
+
+def test_a_last_line_without_its_end_is_kept(tmp_path):
+    path = tmp_path / "v.jsonl"
+    path.write_text('{"key": "a", "prompt": "p", "verdict": "yes"}')
+    Verdicts(path).store("b", {}, "p", "yes")
+    assert {Verdicts(path).get(key) for key in "ab"} == {"yes"}
+
+
+def test_verdicts_that_do_not_fit_on_the_disk_are_an_input_error(tmp_path, monkeypatch):
+    def fsync(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    path = tmp_path / "v.jsonl"
+    Verdicts(path).store("a", {}, "p", "yes")
+    before = path.read_bytes()
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(InputError, match=r"verdicts cannot be kept in .*: No space left on device"):
+        Verdicts(path).store("b", {}, "p", "yes")
+    assert path.read_bytes() == before

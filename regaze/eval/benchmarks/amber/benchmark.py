@@ -18,6 +18,7 @@ the positive class; anything but exactly "Yes" or "No" is wrong. The AMBER score
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +47,7 @@ from regaze.eval.benchmarks.common.base import About, BaseBenchmark, Item, limit
 from regaze.eval.benchmarks.common.download import github_file
 from regaze.eval.benchmarks.common.scoring import Scorer
 from regaze.eval.benchmarks.common.vocabulary import ClosedVocabulary
-from regaze.reading import read_text
+from regaze.reading import StrPath, read_text
 
 SUFFIX = "\nAnswer the question using a single word or phrase."
 #: Type of an annotation -> kind of the question.
@@ -98,11 +99,11 @@ class Amber(BaseBenchmark):
     @classmethod
     def load(
         cls,
-        folder: Path,
-        images: Path | None = None,
+        folder: StrPath,
+        images: StrPath | None = None,
         *,
         task: str = "a",
-        similarity: Similarity | Path | str = SPACY_MODEL,
+        similarity: Similarity | StrPath = SPACY_MODEL,
         ids: Collection[int] | None = None,
         limit: int | None = None,
         suffix: str = SUFFIX,
@@ -119,10 +120,10 @@ class Amber(BaseBenchmark):
         Raises:
             InputError: Unknown task, a missing or malformed file, or no word similarities.
         """
+        folder, image_folder = files.folders_of(folder, images, "image")
         if task not in TASKS:
             raise InputError(f"AMBER has the tasks {', '.join(TASKS)}, not {task!r}")
         matcher = _load_matcher(folder, similarity) if task in ("a", "g") else None
-        image_folder = images or folder / "image"
         path = files.find_file(folder, "query/query_all.json", "query_all.json")
         annotations = files.find_file(folder, "annotations.json")
         references = _read_annotations(annotations, matcher)
@@ -188,7 +189,7 @@ class Amber(BaseBenchmark):
         return item.image.name if item.image is not None else item.key
 
 
-def _load_matcher(folder: Path, similarity: Similarity | Path | str) -> NounMatcher:
+def _load_matcher(folder: Path, similarity: Similarity | StrPath) -> NounMatcher:
     path = files.find_file(folder, "relation.json")
     associations = files.read_json(path)
     if not isinstance(associations, dict) or not all(
@@ -196,10 +197,10 @@ def _load_matcher(folder: Path, similarity: Similarity | Path | str) -> NounMatc
     ):
         raise InputError(f"{path}: expected an object of words, each with a list of associated words")
     safe = frozenset(read_text(files.find_file(folder, "safe_words.txt")).split("\n"))
-    if isinstance(similarity, str):
+    if isinstance(similarity, str) and not similarity.endswith((".json", ".json.gz")):
         vocabulary = NounMatcher(associations, safe, EXACT).vocabulary()
         similarity = spacy_similarity(vocabulary, similarity)
-    elif isinstance(similarity, Path):
+    elif isinstance(similarity, str | os.PathLike):
         similarity = read_similarity(similarity)
     return NounMatcher(associations, safe, similarity)
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from regaze.errors import InputError
 from regaze.eval import files
+from regaze.reading import StrPath
 
 THRESHOLD = 0.8
 SPACY_MODEL = "en_core_web_lg"
@@ -41,7 +42,7 @@ class Similarity:
 EXACT = Similarity("equal words only", frozenset())
 
 
-def read_similarity(path: Path) -> Similarity:
+def read_similarity(path: StrPath) -> Similarity:
     """A table as JSON: [[word, word, similarity], ...], or {"model": name, "pairs": [...]}.
 
     Pairs that are not in it are not similar.
@@ -50,9 +51,9 @@ def read_similarity(path: Path) -> Similarity:
         InputError: The file is missing, or an entry is not two words and a number.
     """
     data = files.read_json(path)
-    name, pairs = path.name, data
+    name, pairs = Path(path).name, data
     if isinstance(data, dict):
-        name, pairs = str(data.get("model", path.name)), data.get("pairs")
+        name, pairs = str(data.get("model", name)), data.get("pairs")
     if not isinstance(pairs, list):
         raise InputError(f"{path}: expected a list of [word, word, similarity], got {type(pairs).__name__}")
     similar = set()

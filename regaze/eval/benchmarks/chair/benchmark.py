@@ -20,6 +20,7 @@ benchmark. Papers hardly ever publish which images were captioned: give `ids`, o
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -35,7 +36,7 @@ from regaze.eval.benchmarks.common.base import About, BaseBenchmark, Item, limit
 from regaze.eval.benchmarks.common.download import benchmark_folder, github_file
 from regaze.eval.benchmarks.common.scoring import Scorer
 from regaze.eval.benchmarks.common.vocabulary import ClosedVocabulary
-from regaze.reading import read_text
+from regaze.reading import StrPath, read_text
 
 PROMPT = "Please describe this image in detail."
 SYNONYMS = "synonyms.txt"
@@ -78,10 +79,10 @@ class Chair(BaseBenchmark):
     @classmethod
     def load(
         cls,
-        folder: Path,
-        images: Path | None = None,
+        folder: StrPath,
+        images: StrPath | None = None,
         *,
-        ids: Collection[int] | Path | None = None,
+        ids: Collection[int] | StrPath | None = None,
         sample: int = 500,
         seed: int = 0,
         prompt: str = PROMPT,
@@ -99,7 +100,7 @@ class Chair(BaseBenchmark):
         Raises:
             InputError: A file is missing or malformed, or an image has no ground truth.
         """
-        image_folder = images or folder / "val2014"
+        folder, image_folder = files.folders_of(folder, images, "val2014")
         chosen, drawn = _choose_images(ids, image_folder, sample, seed)
         truth = read_ground_truth(folder, chosen)
         absent = [image_id for image_id in chosen if image_id not in truth]
@@ -118,7 +119,7 @@ class Chair(BaseBenchmark):
     def from_hub(
         cls,
         *,
-        synonyms: Path | None = None,
+        synonyms: StrPath | None = None,
         prompt: str = PROMPT,
         max_new_tokens: int = MAX_NEW_TOKENS,
         limit: int | None = None,
@@ -180,15 +181,15 @@ def _find_synonyms(folder: Path) -> Path:
 
 
 def _choose_images(
-    ids: Collection[int] | Path | None, folder: Path, sample: int, seed: int
+    ids: Collection[int] | StrPath | None, folder: Path, sample: int, seed: int
 ) -> tuple[list[int], str]:
     """(image ids, how they were chosen)."""
-    if isinstance(ids, Path):
+    if isinstance(ids, str | os.PathLike):
         lines = read_text(ids).split()
         wrong = [line for line in lines if not line.isdigit()]
         if wrong:
             raise InputError(f"{ids}: expected one image id per line, got {wrong[0]!r}")
-        return [int(line) for line in lines], f"ids of {ids.name}"
+        return [int(line) for line in lines], f"ids of {Path(ids).name}"
     if ids is not None:
         return list(ids), "given ids"
     files.require_folder(folder, "image folder")

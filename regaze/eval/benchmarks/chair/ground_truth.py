@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from regaze.errors import InputError
 from regaze.eval import files
+from regaze.reading import StrPath
 
 _PARTS = ("train2014", "val2014")
 _OBJECTS = "coco2014_trainval_objects.json"
@@ -26,7 +27,7 @@ class GroundTruth:
     captions: tuple[str, ...] = ()
 
 
-def read_ground_truth(folder: Path, ids: Collection[int] | None = None) -> dict[int, GroundTruth]:
+def read_ground_truth(folder: StrPath, ids: Collection[int] | None = None) -> dict[int, GroundTruth]:
     """{image id: objects}, from the first of these that `folder` or `folder`/annotations has:
 
     * COCO's own instances_{train,val}2014.json and captions_{train,val}2014.json, at least those of val;
@@ -39,7 +40,7 @@ def read_ground_truth(folder: Path, ids: Collection[int] | None = None) -> dict[
     Raises:
         InputError: None of them exists, or one is malformed.
     """
-    for place in (folder, folder / "annotations"):
+    for place in (Path(folder), Path(folder, "annotations")):
         found = [
             (place / f"instances_{part}.json", place / f"captions_{part}.json")
             for part in _PARTS

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +19,7 @@ from regaze.eval.benchmarks.chair.words import (
 )
 from regaze.eval.benchmarks.common.scoring import Scorer, ratio
 from regaze.eval.benchmarks.common.vocabulary import Mention
+from regaze.reading import StrPath
 
 METRICS = ("chair_s", "chair_i", "recall", "length", "chair_distinct", "words", "repeated_4grams")
 
@@ -113,7 +113,7 @@ def _read(reader: ObjectReader, caption: str) -> tuple[list[Mention], list[str]]
     return reader.read(caption)
 
 
-def official_scorers(synonyms: Path) -> tuple[ChairScorer, ...]:
+def official_scorers(synonyms: StrPath) -> tuple[ChairScorer, ...]:
     """The three scorers in use, with the words of the official synonyms.txt."""
     table = read_synonyms(synonyms)
     pattern, wordnet = SynonymReader(table, pattern_forms), SynonymReader(table, wordnet_forms)

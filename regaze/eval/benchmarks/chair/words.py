@@ -13,13 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 from regaze.errors import InputError
 from regaze.eval.benchmarks.common import language
 from regaze.eval.benchmarks.common.vocabulary import Mention
-from regaze.reading import read_text
+from regaze.reading import StrPath, read_text
 
 # Pairs of words that are one entry of the list of synonyms.
 _JOINED = """motor bike, motor cycle, air plane, traffic light, street light, traffic signal, stop light,
@@ -111,7 +110,7 @@ def join_double_words(words: Sequence[str]) -> tuple[list[str], list[int]]:
     return joined, positions
 
 
-def read_synonyms(path: Path) -> dict[str, str]:
+def read_synonyms(path: StrPath) -> dict[str, str]:
     """{word: category} of the official synonyms.txt: a category per line, then its synonyms.
 
     Spaces of an entry stay, also leading ones, with which it matches nothing.

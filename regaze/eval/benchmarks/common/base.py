@@ -49,6 +49,11 @@ class Item:
     options: tuple[str, ...] = ()
     id: str = ""
 
+    def __post_init__(self) -> None:
+        if self.image is not None:  # a text may have been given
+            object.__setattr__(self, "image", Path(self.image))
+        object.__setattr__(self, "more_images", tuple(map(Path, self.more_images)))
+
     @property
     def images(self) -> tuple[Path, ...]:
         """All images, in the order in which they are shown."""

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from regaze.errors import InputError
 from regaze.eval.files import cache_folder
+from regaze.reading import StrPath
 
 TIMEOUT_SECONDS = 60.0
 
@@ -49,7 +50,7 @@ def benchmark_folder(name: str) -> Path:
 
 
 def download_files(
-    files: Sequence[RemoteFile], folder: Path, report: Callable[[str], None] = lambda line: None
+    files: Sequence[RemoteFile], folder: StrPath, report: Callable[[str], None] = lambda line: None
 ) -> list[Path]:
     """Download the files that `folder` lacks, and check the hashes of all. A present file is never replaced.
 
@@ -62,7 +63,7 @@ def download_files(
     """
     paths = []
     for file in files:
-        path = folder / file.path
+        path = Path(folder) / file.path
         if not path.is_file():
             _retrieve(file, path)
         found = hashlib.sha256(path.read_bytes()).hexdigest()

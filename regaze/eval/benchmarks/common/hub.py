@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from regaze.errors import InputError
 from regaze.eval.files import cache_folder
+from regaze.writing import make_folder, replacing
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,6 @@ def _save(image: Any, folder: Path) -> Path:
     pixels = hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()[:32]
     path = folder / f"{pixels}.png"
     if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}.partial")
-        image.save(partial, format="png")
-        partial.replace(path)
+        with replacing(make_folder(folder) / path.name) as partial:
+            image.save(partial, format="png")
     return path

@@ -12,7 +12,7 @@ from typing import Any
 from regaze.errors import InputError
 from regaze.eval import judges
 from regaze.eval.benchmarks.common.base import BaseBenchmark
-from regaze.reading import read_text
+from regaze.reading import StrPath, read_text
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class JudgePrompt:
     name: str
 
     @classmethod
-    def from_file(cls, path: Path, placeholders: Sequence[str]) -> JudgePrompt:
+    def from_file(cls, path: StrPath, placeholders: Sequence[str]) -> JudgePrompt:
         """The official prompt, or one of your own.
 
         Raises:
@@ -39,7 +39,7 @@ class JudgePrompt:
             raise InputError(
                 f"{path} lacks {{{absent[0]}}}; a template has {', '.join(placeholders)} in braces"
             )
-        return cls(text, f"{path.name} {hashlib.sha256(text.encode()).hexdigest()[:8]}")
+        return cls(text, f"{Path(path).name} {hashlib.sha256(text.encode()).hexdigest()[:8]}")
 
     def fill(self, **values: str) -> str:
         """The prompt with the placeholders replaced; other braces stay, also those in the values."""

@@ -46,6 +46,7 @@ from regaze.eval.benchmarks.hallusionbench.scorers import (
     OfficialScorer,
     Verdict,
 )
+from regaze.reading import StrPath
 
 FILE = "HallusionBench.json"
 
@@ -98,8 +99,8 @@ class HallusionBench(JudgedBenchmark):
     @classmethod
     def load(
         cls,
-        folder: Path,
-        images: Path | None = None,
+        folder: StrPath,
+        images: StrPath | None = None,
         *,
         images_only: bool = False,
         judge: judges.Judge | None = None,
@@ -116,8 +117,8 @@ class HallusionBench(JudgedBenchmark):
         Raises:
             InputError: A file is missing or malformed.
         """
+        folder, image_folder = files.folders_of(folder, images, "hallusion_bench")
         path = files.find_file(folder, FILE)
-        image_folder = images or folder / "hallusion_bench"
         items, sources = [], dict[HallusionReference, str]()
         for number, (line, record) in enumerate(files.read_records(path)):
             source = f"{path}:{line}"

@@ -36,6 +36,7 @@ from regaze.eval.benchmarks.mme.scorer import (
     read_lmms_eval,
     read_official,
 )
+from regaze.reading import StrPath
 
 #: What the questions end in.
 ENDING = "Please answer yes or no."
@@ -64,8 +65,8 @@ class Mme(BaseBenchmark):
     @classmethod
     def load(
         cls,
-        folder: Path,
-        images: Path | None = None,
+        folder: StrPath,
+        images: StrPath | None = None,
         *,
         tasks: Sequence[str] = TASKS,
         limit: int | None = None,
@@ -82,10 +83,11 @@ class Mme(BaseBenchmark):
         Raises:
             InputError: Unknown task, missing file, malformed line, or an image without two questions.
         """
+        folder, image_folder = files.folders_of(folder, images, "")
         unknown = [task for task in tasks if task not in TASKS]
         if unknown or not tasks:
             raise InputError(f"MME has the tasks {', '.join(TASKS)}; got {', '.join(unknown) or 'none'}")
-        items = [item for task in tasks for item in _read_task(folder, images or folder, task)]
+        items = [item for task in tasks for item in _read_task(folder, image_folder, task)]
         return cls(_limit_pairs(items, limit), llava)
 
     @classmethod

@@ -41,6 +41,7 @@ from regaze.eval.benchmarks.pope.published import (
     coco_version,
     question_files,
 )
+from regaze.reading import StrPath
 
 #: Appended by LLaVA's protocol. Without it models answer in sentences, which scorer `harness` cannot read.
 SUFFIX = "\nAnswer the question using a single word or phrase."
@@ -78,7 +79,7 @@ class Pope(BaseBenchmark):
 
     @classmethod
     def from_files(
-        cls, files: Mapping[str, Path], images: Path, *, suffix: str = SUFFIX, limit: int | None = None
+        cls, files: Mapping[str, StrPath], images: StrPath, *, suffix: str = SUFFIX, limit: int | None = None
     ) -> Pope:
         """Questions from files in the official format (`read_questions`).
 
@@ -92,15 +93,16 @@ class Pope(BaseBenchmark):
                 question or the suffix holds the image token, or there are no questions.
         """
         limit_items((), limit)  # refuse a bad limit before any file is read
-        benchmark_files.require_folder(images, "image folder")
-        items = [item for split, path in files.items() for item in read_questions(path, images, split)]
-        return cls(limit_items(items, limit), suffix, files=files, images=images, limit=limit)
+        paths = {split: Path(path) for split, path in files.items()}
+        folder = benchmark_files.require_folder(images, "image folder")
+        items = [item for split, path in paths.items() for item in read_questions(path, folder, split)]
+        return cls(limit_items(items, limit), suffix, files=paths, images=folder, limit=limit)
 
     @classmethod
     def load(
         cls,
-        folder: Path,
-        images: Path | None = None,
+        folder: StrPath,
+        images: StrPath | None = None,
         *,
         dataset: str = "coco",
         version: str = "head",
@@ -123,12 +125,13 @@ class Pope(BaseBenchmark):
                 f"POPE has the data sets {', '.join(FILES)}, versions {', '.join(VERSIONS)} and splits "
                 f"{', '.join(SPLITS)}; got {dataset!r}, {version!r}, {', '.join(splits)}"
             )
+        folder, images = benchmark_files.folders_of(folder, images, "images")
         of_version = folder / version
         place = of_version if dataset == "coco" and of_version.is_dir() else folder
         paths = {
             split: benchmark_files.find_file(place, FILES[dataset].format(split=split)) for split in splits
         }
-        return cls.from_files(paths, images or folder / "images", suffix=suffix, limit=limit)
+        return cls.from_files(paths, images, suffix=suffix, limit=limit)
 
     @classmethod
     def of_demo(
@@ -190,11 +193,12 @@ class PopeV2(BaseBenchmark):
 
     @classmethod
     def load(
-        cls, folder: Path, images: Path | None = None, *, suffix: str = SUFFIX, limit: int | None = None
+        cls, folder: StrPath, images: StrPath | None = None, *, suffix: str = SUFFIX, limit: int | None = None
     ) -> PopeV2:
         """annotations.json (or popev2_annotations.json) in `folder`; image names are relative to `images`."""
+        folder, images = benchmark_files.folders_of(folder, images, "")
         path = benchmark_files.find_file(folder, "annotations.json", "popev2_annotations.json")
-        root = benchmark_files.require_folder(images or folder, "image folder")
+        root = benchmark_files.require_folder(images, "image folder")
         items = []
         for number, (line, record) in enumerate(benchmark_files.read_records(path), start=1):
             source = f"{path}:{line}"
@@ -211,7 +215,7 @@ class PopeV2(BaseBenchmark):
         return item.image.name if item.image is not None else item.key
 
 
-def read_questions(path: Path, images: Path, split: str) -> list[Item]:
+def read_questions(path: StrPath, images: StrPath, split: str) -> list[Item]:
     """Questions of a file in the official format.
 
     The file holds JSON lines (or one JSON array) of objects with the keys `image` (file name inside
@@ -226,7 +230,7 @@ def read_questions(path: Path, images: Path, split: str) -> list[Item]:
     for number, (line, record) in enumerate(records, start=1):
         source = f"{path}:{line}"
         _check(record, source)
-        items.append(_item(record, images / record["image"], split, number, source))
+        items.append(_item(record, Path(images, record["image"]), split, number, source))
     if not items:
         raise InputError(f"questions file {path} holds no questions")
     ids = [str(record.get("question_id", "")) for _, record in records]

@@ -49,3 +49,13 @@ def gaze(model):
     import regaze
 
     return regaze.wrap(model, llava_processor())
+
+
+@pytest.fixture(scope="session")
+def placed():
+    """The random LLaVA on the CPU and on pretended devices."""
+    if torch.accelerator.is_available():
+        pytest.skip("the pretended accelerator is for machines without one")
+    from device_checks import Placed
+
+    return Placed.llava()

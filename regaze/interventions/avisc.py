@@ -87,15 +87,12 @@ class _LastRow(Callback):
     def __init__(self, tokens: TokenMap):
         images = [tokens.columns(Role.IMAGE, row) for row in range(tokens.batch)]
         self.columns = pad_sequence(images, batch_first=True, padding_value=-1)  # [B, n]
-        self.rows = RowSelection.where(tokens.answering() & ~tokens.mask(Role.OUTPUT))
+        rows = RowSelection.where(tokens.answering() & ~tokens.mask(Role.OUTPUT))
+        self._edit = StatsRequest(rows=rows, columns=self.columns).as_edit
         self.attention: list[Tensor] = []  # [B, n] of each layer
 
     def edit(self, layer: int, step: int, context: Context) -> AttentionEdit | None:
-        device, state = context.device, context.state(self)
-        if device not in state:
-            columns, rows = self.columns.to(device), self.rows.to(device)
-            state[device] = StatsRequest(rows=rows, columns=columns).as_edit
-        return state[device]
+        return self._edit
 
     def on_stats(self, layer: int, stats: Stats, context: Context) -> None:
         assert stats.slices is not None

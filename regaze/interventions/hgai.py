@@ -55,16 +55,11 @@ class HGAI(Intervention):
         if self.is_identity or not image.any():
             return
         state["layers"] = resolve_range(self.layers, (5, 17), 32, context.num_layers)
-        state["slope"] = self.alpha * image.float()[:, None]
-        state["rows"] = RowSelection.where(tokens.answering() & image.any(1, keepdim=True))
+        rows = RowSelection.where(tokens.answering() & image.any(1, keepdim=True))
+        answer = AttentionEdit(head_mean_slope=self.alpha * image.float()[:, None])
+        state["edits"] = answer.replace(rows=rows), answer
 
     def edit(self, layer: int, step: int, context: Context) -> AttentionEdit | None:
         state = context.state(self)
         first, last = state.get("layers", (0, -1))
-        if not first <= layer <= last:
-            return None
-        key = (step == 0, context.device)
-        if key not in state:
-            rows = state["rows"].to(context.device) if step == 0 else None
-            state[key] = AttentionEdit(head_mean_slope=state["slope"].to(context.device), rows=rows)
-        return state[key]
+        return state["edits"][min(step, 1)] if first <= layer <= last else None

@@ -87,7 +87,7 @@ class HeadKnockout(Intervention):
         edits = context.state(self)
         if layer not in edits:
             chosen = [head for where, head in self.heads if where == layer]
-            gain = torch.ones(1, context.num_heads, device=context.device)
+            gain = torch.ones(1, context.num_heads)
             gain[:, chosen] = 0.0
             if not chosen:
                 edits[layer] = None

@@ -93,37 +93,33 @@ class PAI(Intervention):
         if self.alpha == 0.0 or not image.any():
             return
         state["layers"] = resolve_range(self.layers, (2, 31), 32, context.num_layers)
-        state["slope"] = self.alpha * image.float()[:, None]
-        state["rows"] = RowSelection.where(tokens.answering() & image.any(1, keepdim=True))
+        rows = RowSelection.where(tokens.answering() & image.any(1, keepdim=True))
+        state["edits"] = self._edits(image, rows)
+
+    def _edits(self, image: Tensor, rows: RowSelection) -> tuple[AttentionEdit, AttentionEdit]:
+        """Those of the prompt and of the answer, for keys of which `image` [B, n] are of an image."""
+        answer = AttentionEdit(score_slope=self.alpha * image.float()[:, None])
+        return answer.replace(rows=rows), answer
 
     def edit(self, layer: int, step: int, context: Context) -> AttentionEdit | None:
         state = context.state(self)
         first, last = state.get("layers", (0, -1))
-        if not first <= layer <= last:
-            return None
-        if context.device not in state:  # at prefill, because a copy to the device would stall a later step
-            slope: Tensor = state["slope"].to(context.device)
-            prefill = AttentionEdit(score_slope=slope, rows=state["rows"].to(context.device))
-            state[context.device] = prefill, AttentionEdit(score_slope=slope)
         first_token = step == 0 or context.replaying
-        if first_token and self.as_released and self.gamma != 1.0:
+        if not first <= layer <= last or (first_token and self.as_released and self.gamma != 1.0):
             return None
-        return state[context.device][min(step, 1)]
+        return state["edits"][min(step, 1)]
 
     def edit_cross(self, layer: int, step: int, context: Context) -> AttentionEdit | None:
         """Cross-attention keys of an image are edited like image keys of self-attention."""
         state = context.state(self)
         if self.alpha == 0.0:
             return None
-        if ("cross", context.device) not in state:
-            tokens, image = context.tokens, context.cross_tokens.mask(Role.IMAGE)
-            slope = (self.alpha * image.float()[:, None]).to(context.device)
-            rows = RowSelection.where(tokens.answering()).to(context.device)
-            first, last = resolve_range(self.layers, (2, 31), 32, context.num_layers)
-            prefill = AttentionEdit(score_slope=slope, rows=rows)
-            state["cross", context.device] = range(first, last + 1), prefill, AttentionEdit(score_slope=slope)
-        layers, *edits = state["cross", context.device]
-        return edits[min(step, 1)] if layer in layers else None
+        if "cross" not in state:  # the keys of these layers are known when the first one runs
+            layers = resolve_range(self.layers, (2, 31), 32, context.num_layers)
+            rows = RowSelection.where(context.tokens.answering())
+            state["cross"] = layers, self._edits(context.cross_tokens.mask(Role.IMAGE), rows)
+        (first, last), edits = state["cross"]
+        return edits[min(step, 1)] if first <= layer <= last else None
 
     def combine_logits(self, context: Context) -> LogitsCombination | None:
         state = context.state(self)

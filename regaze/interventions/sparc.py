@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import NonNegativeInt, PositiveFloat
+from torch import Tensor
 
 from regaze.errors import InputError
 from regaze.interventions.base import Intervention
@@ -74,36 +75,32 @@ class SPARC(Intervention):
         given = None if self.selected_layer is None else (self.selected_layer, self.selected_layer)
         state["selected"] = resolve_range(given, (20, 20), 32, context.num_layers)[0]
         state["layers"] = resolve_range(self.layers, (0, 31), 32, context.num_layers)
-        state["columns"], state["rows"] = column_index(image), RowSelection.where(tokens.last())
+        answer = StatsRequest(columns=column_index(image))
+        state["requests"] = replace(answer, rows=RowSelection.where(tokens.last())), answer
+
+    def on_step(self, context: Context, input_ids: Tensor | None) -> None:
+        """Take the factors so far, of reordered beams: what this step measures acts in the next one."""
+        state = context.state(self)
+        if context.step > 1 and "requests" in state:
+            request, gain = state["requests"][1], context.row_state(self)["gain"]
+            columns = request.to(gain.device).columns
+            gain = scatter_columns(gain, columns, context.prompt_length, 1.0)
+            edit = AttentionEdit(value_gain=gain[:, None])
+            state["edits"] = edit, edit.replace(stats=request)
 
     def edit(self, layer: int, step: int, context: Context) -> AttentionEdit | None:
         state = context.state(self)
         if "selected" not in state:
             return None
-        now = (step, context.replaying)
-        if state.get("now") != now:  # factors so far; beams may have been reordered
-            state["now"], state["edits"] = now, {}
-            state["gain"] = context.row_state(self).get("gain")
         measured = layer == state["selected"]
         first, last = state["layers"]
         edited = step > 1 and first <= layer <= last  # the first rise shows at step 1
         if not measured and not edited:
             return None
-        key = (measured, edited, context.device)
-        if key not in state["edits"]:
-            state["edits"][key] = self._build(state, context, measured, edited)
-        return state["edits"][key]
-
-    def _build(self, state: dict[Any, Any], context: Context, measured: bool, edited: bool) -> AttentionEdit:
-        device = context.device
-        columns = state.setdefault(("columns", device), state["columns"].to(device))
-        gain = request = None
-        if edited:
-            gain = scatter_columns(state["gain"].to(device), columns, context.prompt_length, 1.0)[:, None]
-        if measured:
-            rows = state["rows"].to(device) if context.step == 0 else None
-            request = StatsRequest(rows=rows, columns=columns)
-        return AttentionEdit(value_gain=gain, stats=request)
+        request = state["requests"][min(step, 1)]
+        if not edited:
+            return request.as_edit
+        return state["edits"][measured]
 
     def on_stats(self, layer: int, stats: Stats, context: Context) -> None:
         kept = context.row_state(self)

@@ -52,16 +52,11 @@ class VAF(Intervention):
             return
         system = tokens.mask(Role.SYSTEM) & image.any(1, keepdim=True)  # prompts without an image stay
         state["layers"] = resolve_range(self.layers, (9, 14), 32, context.num_layers)
-        state["gain"] = (1.0 + (self.enhance - 1.0) * image + (self.suppress - 1.0) * system)[:, None]
-        state["rows"] = RowSelection.where(tokens.after_image())
+        gain = 1.0 + (self.enhance - 1.0) * image + (self.suppress - 1.0) * system
+        answer = AttentionEdit(score_gain=gain[:, None])
+        state["edits"] = answer.replace(rows=RowSelection.where(tokens.after_image())), answer
 
     def edit(self, layer: int, step: int, context: Context) -> AttentionEdit | None:
         state = context.state(self)
         first, last = state.get("layers", (0, -1))
-        if not first <= layer <= last:
-            return None
-        key = (step == 0, context.device)
-        if key not in state:
-            rows = state["rows"].to(context.device) if step == 0 else None
-            state[key] = AttentionEdit(score_gain=state["gain"].to(context.device), rows=rows)
-        return state[key]
+        return state["edits"][min(step, 1)] if first <= layer <= last else None

@@ -15,7 +15,7 @@ from regaze.interventions.base import Intervention
 from regaze.interventions.contrastive import has_image
 from regaze.interventions.layer_ranges import LayerRange, resolve_range
 from regaze.interventions.parameters import Fraction
-from regaze.kernels import AttentionEdit
+from regaze.kernels import AttentionEdit, Placeable
 from regaze.toolkit.model.branches import measurement_inputs, without_image
 from regaze.toolkit.model.callback import Callback
 from regaze.toolkit.model.context import Context
@@ -85,8 +85,11 @@ class VISTA(Intervention):
             context.capture_hidden(state["window"])
 
     def edit_mlp(self, layer: int, hidden: Tensor, context: Context) -> Tensor:
-        vector = context.state(self)["vectors"].get(layer)
-        return hidden if vector is None else steer(hidden, vector, self.strength)
+        vectors = context.state(self)["vectors"]
+        if layer not in vectors:
+            return hidden
+        vectors[layer] = vectors[layer].to(hidden.device)  # measured where the next layer lies
+        return steer(hidden, vectors[layer], self.strength)
 
     def combine_logits(self, context: Context) -> LogitsCombination | None:
         window = context.state(self).get("window")
@@ -101,10 +104,18 @@ class VISTA(Intervention):
 
 def steer(hidden: Tensor, vectors: Tensor, strength: float) -> Tensor:
     """Turn `hidden` [B, T, D] towards `vectors` [B, D], more where it points away; its norm is unchanged."""
-    x, v = hidden.float(), vectors.to(hidden.device).float()[:, None]
+    x, v = hidden.float(), vectors.float()[:, None]
     away = 1.0 + (-F.cosine_similarity(x, v, dim=-1)).clamp_min(0.0)[..., None]
     turned = F.normalize(x, dim=-1) + strength * away * F.normalize(v, dim=-1)
     return (F.normalize(turned, dim=-1) * x.norm(dim=-1, keepdim=True)).to(hidden.dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class _Places(Placeable):
+    """One token of each row of a batch, [B] each."""
+
+    row: Tensor
+    column: Tensor
 
 
 class _Residual(Callback):
@@ -113,7 +124,7 @@ class _Residual(Callback):
     needs_hidden_states: ClassVar[bool] = True
 
     def __init__(self, last: Tensor):
-        self.last = last
+        self._places = _Places(torch.arange(len(last)), last)
         self.leaving: dict[int, Tensor] = {}  # layer -> [B, D]
 
     def prepare(self, context: Context) -> None:
@@ -129,5 +140,5 @@ class _Residual(Callback):
         return None
 
     def _keep(self, layer: int, hidden: Tensor) -> None:
-        last = self.last.to(hidden.device)
-        self.leaving[layer] = hidden[torch.arange(len(last), device=last.device), last]
+        places = self._places.to(hidden.device)
+        self.leaving[layer] = hidden[places.row, places.column]

@@ -4,6 +4,7 @@ from regaze.kernels.attend import attend, attention_stats, column_sums
 from regaze.kernels.backends import BACKENDS
 from regaze.kernels.channels import Channels
 from regaze.kernels.compose import compose
+from regaze.kernels.placement import Placeable
 from regaze.kernels.policies import Policy, Scale, TritonPart, pad_channels
 from regaze.kernels.spec import AttentionEdit, RowSelection, Stats, StatsRequest, UnmaskRect, Windows
 
@@ -11,6 +12,7 @@ __all__ = [
     "BACKENDS",
     "AttentionEdit",
     "Channels",
+    "Placeable",
     "Policy",
     "RowSelection",
     "Scale",

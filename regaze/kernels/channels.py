@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -49,31 +50,22 @@ class Channels(Placeable):
     groups: Tensor | None = None
     num_groups: int = 0
     weights: Tensor | None = None
-    # [B, K, n] fp32, a row per u_k: masses are products along them, several times faster so on a CPU.
-    _matrix: PaddedColumns = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        parts = []
-        if self.groups is not None:
-            parts.append(self._one_hot(self.groups))
-        if self.weights is not None:
-            if self.weights.dim() != 3:
-                raise ShapeError(f"channel weights must be [C, B, n], got {describe(self.weights)}")
-            parts.append(self.weights.float().transpose(0, 1))
-        if not parts:
+        groups, weights = self.groups, self.weights
+        if groups is None and weights is None:
             raise BadParameterError("Channels needs groups, weights or both")
-        if len(parts) == 2 and parts[0].shape[::2] != parts[1].shape[::2]:
+        if groups is not None:
+            self._check_groups(groups)
+        if weights is not None and weights.dim() != 3:
+            raise ShapeError(f"channel weights must be [C, B, n], got {describe(weights)}")
+        if groups is not None and weights is not None and groups.shape != weights.shape[1:]:
             raise ShapeError(
-                f"groups cover [B, n] = {list(parts[0].shape[::2])} but weights {list(parts[1].shape[::2])}: "
+                f"groups cover [B, n] = {list(groups.shape)} but weights {list(weights.shape[1:])}: "
                 "use the same keys for both"
             )
-        matrix = torch.cat(parts, 1)
-        neutral = matrix.new_zeros(matrix.shape[1], 1)
-        if self.groups is not None:
-            neutral[0] = 1.0
-        object.__setattr__(self, "_matrix", PaddedColumns(matrix, neutral))
 
-    def _one_hot(self, groups: Tensor) -> Tensor:
+    def _check_groups(self, groups: Tensor) -> None:
         if groups.dim() != 2 or groups.dtype != torch.uint8:
             raise ShapeError(f"groups must be [B, n] uint8, got {describe(groups)}")
         if not 1 <= self.num_groups <= 255:
@@ -84,8 +76,25 @@ class Channels(Placeable):
                 f"groups {describe(groups)} name group {int(groups.max())}, "
                 f"but num_groups is {self.num_groups}"
             )
-        ids = torch.arange(self.num_groups, device=groups.device, dtype=torch.uint8)
-        return (groups[:, None] == ids[:, None]).float()
+
+    @cached_property
+    def _matrix(self) -> PaddedColumns:
+        """[B, K, n] fp32, made for the paths that multiply with it; kernels read groups and weights.
+
+        A row per u_k: masses are products along them, several times faster so on a CPU.
+        """
+        parts = []
+        with torch.inference_mode(False), torch.enable_grad():  # stored for later calls
+            if self.groups is not None:
+                ids = torch.arange(self.num_groups, device=self.groups.device, dtype=torch.uint8)
+                parts.append((self.groups[:, None] == ids[:, None]).float())
+            if self.weights is not None:
+                parts.append(self.weights.float().transpose(0, 1))
+            matrix = torch.cat(parts, 1)
+            neutral = matrix.new_zeros(matrix.shape[1], 1)
+            if self.groups is not None:
+                neutral[0].fill_(1.0)
+        return PaddedColumns(matrix, neutral)
 
     @property
     def matrix(self) -> Tensor:
@@ -93,18 +102,27 @@ class Channels(Placeable):
         return self._matrix.named.mT
 
     @property
+    def _named(self) -> Tensor:
+        """A tensor [..., B or 1, n]."""
+        named = self.weights if self.groups is None else self.groups
+        assert named is not None
+        return named
+
+    @property
     def count(self) -> int:
         """Number K = G + C of channels."""
-        return self._matrix.named.shape[1]
+        return (0 if self.groups is None else self.num_groups) + (
+            0 if self.weights is None else len(self.weights)
+        )
 
     @property
     def batch(self) -> int:
-        return self._matrix.named.shape[0]
+        return self._named.shape[-2]
 
     @property
     def length(self) -> int:
         """Number n of named keys."""
-        return self._matrix.named.shape[2]
+        return self._named.shape[-1]
 
     def masses(self, weights: Tensor) -> Tensor:
         """Mass of each channel in attention rows: [B, Hq, R, Lk] -> [B, Hq, R, K]."""

@@ -160,6 +160,6 @@ class Scale:
 
 @lru_cache(maxsize=256)
 def constant(values: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
-    """A small constant, copied to the device once: a copy from the host in every layer would stall it."""
+    """A small constant, copied to the device once, without waiting for it."""
     with torch.inference_mode(False):  # it outlives the block that needs it first
-        return torch.tensor(values, device=device, dtype=dtype)
+        return torch.tensor(values, dtype=dtype).to(device, non_blocking=True)

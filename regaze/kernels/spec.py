@@ -327,9 +327,8 @@ class AttentionEdit(Placeable):
                 if selected.active is not None:
                     require(selected.active.shape[0] == batch, f"{name}.active", selected.active, "[B, R]")
         for name, channels in (("channels", self.channels), ("stats.channels", stats.channels)):
-            if channels is not None:
-                fits = channels.batch in either and channels.length <= keys
-                require(fits, f"{name} (as [B, n, K])", channels.matrix, "[B or 1, n <= Lk, K]")
+            if channels is not None and not (channels.batch in either and channels.length <= keys):
+                require(False, f"{name} (as [B, n, K])", channels.matrix, "[B or 1, n <= Lk, K]")
         if stats.columns is not None:
             require(stats.columns.shape[0] in either, "stats.columns", stats.columns, "[B or 1, n]")
         self._fitted[shape] = keys

@@ -65,10 +65,10 @@ def test_the_map_is_the_saliency_of_gift(gaze, record):
 
     class Meter(Callback):
         def prepare(self, context):
-            seen["shifts"] = RowShifts(method.content_tokens(context), context.tokens.mask(Role.IMAGE))
+            seen["shifts"] = RowShifts.of(method.content_tokens(context), context.tokens.mask(Role.IMAGE))
 
         def edit(self, layer, step, context):
-            return seen["shifts"].on(context.device).as_edit if layer == 2 and step == 0 else None
+            return seen["shifts"].request.as_edit if layer == 2 and step == 0 else None
 
         def on_stats(self, layer, stats, context):
             shifts = seen["shifts"]

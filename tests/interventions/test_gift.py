@@ -38,7 +38,7 @@ def mask(count: int, *places: int) -> torch.Tensor:
 
 def saliency_of(attention: torch.Tensor, content: torch.Tensor, columns: torch.Tensor, heads: int):
     """Mean shift and map from attention [B, H, L, L]."""
-    shifts = RowShifts(content, columns)
+    shifts = RowShifts.of(content, columns)
     slices = attention[:, :, shifts.request.rows.index].gather(
         -1,
         shifts.index[:, None, None]

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 import regaze
 from regaze import VAR, HeadKnockout, Role, TokenMap
 from regaze.errors import BadParameterError
+from regaze.interventions.var.method import PromptMasks
 from regaze.interventions.var.policy import MoveMass
 from regaze.kernels import AttentionEdit, Channels, RowSelection, attend
 from regaze.toolkit.analysis.sink_profile import (
@@ -101,7 +102,8 @@ def check_case(
     roles = golden_roles(params, batch, length)
     var = golden_var(params, as_released=params.get("as_released", False))
     context = context_for(roles, hidden_size=states.shape[-1])
-    groups = var.groups(states, SinkProfile(tuple(params["sink_dims"]), params["tau"]), context.tokens)
+    profile = SinkProfile(tuple(params["sink_dims"]), params["tau"])
+    groups = var.groups(states, profile, PromptMasks.of(context.tokens))
     prefill, decode = edits_of(var, states, roles, params["layer"])
 
     if (expected := tensors.get(f"{prefix}/out/phi{suffix}")) is not None:

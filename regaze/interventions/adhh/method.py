@@ -99,29 +99,18 @@ class ADHH(Intervention):
                     f"with query heads 0..{context.num_heads - 1}"
                 )
             by_layer.setdefault(layer, []).append(head)
-        state["policies"] = {
-            layer: DropHeavyChannel(2, channel=0, threshold=self.threshold, heads=tuple(sorted(heads)))
-            for layer, heads in by_layer.items()
-        }
         # Group 0 is the text after the image: generated keys are in it by construction.
-        state["groups"] = (~tokens.after_image()).to(torch.uint8)
-        state["prefill"] = RowSelection.where(tokens.answering() & has_image)
-        state["decode"] = None if bool(has_image.all()) else RowSelection(torch.tensor([0]), has_image)
+        channels = Channels(groups=(~tokens.after_image()).to(torch.uint8), num_groups=2)
+        prompt = RowSelection.where(tokens.answering() & has_image)
+        answer = None if bool(has_image.all()) else RowSelection(torch.tensor([0]), has_image)
+        for layer, heads in by_layer.items():
+            policy = DropHeavyChannel(2, channel=0, threshold=self.threshold, heads=tuple(sorted(heads)))
+            edit = AttentionEdit(rows=answer, channels=channels, policy=policy)
+            state[layer] = edit.replace(rows=prompt), edit
 
     def edit(self, layer: int, step: int, context: Context) -> AttentionEdit | None:
-        state = context.state(self)
-        policy = state.get("policies", {}).get(layer)
-        if policy is None:
-            return None
-        key = (layer, step == 0)
-        if key not in state:
-            rows = state["prefill" if step == 0 else "decode"]
-            channels = state.setdefault(
-                context.device, Channels(groups=state["groups"].to(context.device), num_groups=2)
-            )
-            rows = None if rows is None else rows.to(context.device)
-            state[key] = AttentionEdit(rows=rows, channels=channels, policy=policy)
-        return state[key]
+        edits = context.state(self).get(layer)
+        return None if edits is None else edits[min(step, 1)]
 
 
 def known_heads(config: Any) -> Heads:

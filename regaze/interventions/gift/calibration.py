@@ -53,13 +53,13 @@ class _ShiftMeter(Callback):
     def prepare(self, context: Context) -> None:
         tokenizer = context.reader.tokenizer
         content = content_tokens(context.tokens, context.input_ids, tokenizer, self.tagger)
-        context.state(self)["shifts"] = RowShifts(content, context.tokens.mask(Role.IMAGE))
+        context.state(self)["shifts"] = RowShifts.of(content, context.tokens.mask(Role.IMAGE))
 
     def edit(self, layer: int, step: int, context: Context) -> AttentionEdit | None:
-        return context.state(self)["shifts"].on(context.device).as_edit if step == 0 else None
+        return context.state(self)["shifts"].request.as_edit if step == 0 else None
 
     def on_stats(self, layer: int, stats: Stats, context: Context) -> None:
-        shifts: RowShifts = context.state(self)["shifts"]
         assert stats.slices is not None
+        shifts: RowShifts = context.state(self)["shifts"].to(stats.slices.device)
         total = mean_shift(shifts.positive(stats.slices), shifts.counts, 1)[1]
         self.totals.setdefault(layer, []).append(total.cpu())

@@ -8,50 +8,52 @@ Source: Qi et al., "Capturing Gaze Shifts for Guidance" (arXiv:2510.22067).
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-from regaze.kernels import RowSelection, StatsRequest
+from regaze.kernels import Placeable, RowSelection, StatsRequest
 from regaze.toolkit.prompts.columns import column_index
 
 
-class RowShifts:
+@dataclass(frozen=True, eq=False)
+class RowShifts(Placeable):
     """Increases of attention from each token to the next.
 
     Attributes:
-        index: [B, n] the columns, as from `column_index`.
         request: what an edit must carry to measure them.
-
-    Args:
-        rows: [B, L] bool, tokens whose row is compared with the row before it.
-        columns: [B, L] bool.
+        compared: [B, R - 1] bool, which of the R measured rows, from the second on, count.
     """
 
-    def __init__(self, rows: Tensor, columns: Tensor):
+    request: StatsRequest
+    compared: Tensor
+
+    @classmethod
+    def of(cls, rows: Tensor, columns: Tensor) -> RowShifts:
+        """Of the tokens whose row is compared with the row before it, on columns: [B, L] bool each."""
         before = rows.roll(-1, 1)
         before[:, -1] = False
-        self.index = column_index(columns)
-        self._rows = RowSelection.where(rows | before)
-        index = self._rows.index
+        measured = RowSelection.where(rows | before)
+        index = measured.index
         # The row before is measured as well; only the first token of all has none.
-        self._compared = rows[:, index[1:]] & (index[1:] == index[:-1] + 1)
-        self.request = StatsRequest(rows=self._rows, columns=self.index)
+        compared = rows[:, index[1:]] & (index[1:] == index[:-1] + 1)
+        return cls(StatsRequest(rows=measured, columns=column_index(columns)), compared)
+
+    @property
+    def index(self) -> Tensor:
+        """[B, n] the columns, as from `column_index`."""
+        assert self.request.columns is not None
+        return self.request.columns
 
     @property
     def counts(self) -> Tensor:
         """[B] how many rows are compared in each sample."""
-        return self._compared.sum(1)
-
-    def on(self, device: torch.device) -> StatsRequest:
-        """The request for a layer on this device."""
-        if self.index.device != device:
-            return StatsRequest(rows=self._rows.to(device), columns=self.index.to(device))
-        return self.request
+        return self.compared.sum(1)
 
     def positive(self, slices: Tensor) -> Tensor:
         """max(a_i - a_(i-1), 0) of measured slices [B, H, R, n]: [B, H, R - 1, n], 0 in rows not compared."""
-        compared = self._compared.to(slices.device)[:, None, :, None]
-        return (slices[:, :, 1:] - slices[:, :, :-1]).clamp_min(0) * compared
+        return (slices[:, :, 1:] - slices[:, :, :-1]).clamp_min(0) * self.compared[:, None, :, None]
 
 
 def half_of_heads(heads: int) -> int:

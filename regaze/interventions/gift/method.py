@@ -131,7 +131,7 @@ class GIFT(Intervention):
         state["alpha"] = default.alpha if self.alpha is None else self.alpha
         state["measured"] = self._measured(default, context.num_layers)
         state["replay"] = state["layers"][0] <= max(state["measured"])
-        state["shifts"] = RowShifts(self.content_tokens(context), image)
+        state["shifts"] = RowShifts.of(self.content_tokens(context), image)
         state["rows"] = RowSelection.where(tokens.answering() & has_image)
         if state["replay"] and tokens.mask(Role.OUTPUT).any():
             raise InputError(
@@ -164,28 +164,15 @@ class GIFT(Intervention):
         first, last = state["layers"]
         if step == 0:
             if layer in state["measured"]:
-                return state["shifts"].on(context.device).as_edit
-            if state["replay"] or "weights" not in state:
+                return state["shifts"].request.as_edit
+            if state["replay"]:
                 return None
-        if not first <= layer <= last:
-            return None
-        edits = state.setdefault((context.device, step == 0), {})
-        if not edits:
-            edits["edit"] = self._enhance(state, context, prefill=step == 0)
-        return edits["edit"]
-
-    def _enhance(self, state: dict, context: Context, prefill: bool) -> AttentionEdit:
-        weights, device = state["weights"].to(context.device), context.device
-        channels = Channels(state["groups"].to(device), num_groups=3, weights=weights[None])
-        policy = AmplifyTopHeads(4, _IMAGE, _QUERY, _SALIENT, half_of_heads(context.num_heads), self.beta)
-        return AttentionEdit(
-            rows=state["rows"].to(device) if prefill else None, channels=channels, policy=policy
-        )
+        return state["edits"][min(step, 1)] if "edits" in state and first <= layer <= last else None
 
     def on_stats(self, layer: int, stats: Stats, context: Context) -> None:
         state = context.state(self)
-        shifts: RowShifts = state["shifts"]
         assert stats.slices is not None
+        shifts: RowShifts = state["shifts"].to(stats.slices.device)
         mean, total = mean_shift(
             shifts.positive(stats.slices), shifts.counts, half_of_heads(context.num_heads)
         )
@@ -197,8 +184,11 @@ class GIFT(Intervention):
             state["mean"] = mean + state["mean"].to(mean.device) if "mean" in state else mean
         if layer != max(state["measured"]):
             return
-        index = shifts.index.to(mean.device)
-        gains = torch.exp(state["alpha"] * saliency_map(state["mean"], index >= 0))
-        state["weights"] = scatter_columns(gains, index, context.prompt_length, 0.0)
+        gains = torch.exp(state["alpha"] * saliency_map(state["mean"], shifts.index >= 0))
+        weights = scatter_columns(gains, shifts.index, context.prompt_length, 0.0)
+        channels = Channels(state["groups"], num_groups=3, weights=weights[None])
+        policy = AmplifyTopHeads(4, _IMAGE, _QUERY, _SALIENT, half_of_heads(context.num_heads), self.beta)
+        answer = AttentionEdit(channels=channels, policy=policy)
+        state["edits"] = answer.replace(rows=state["rows"]), answer
         if state["replay"]:
             context.replay_last_row()

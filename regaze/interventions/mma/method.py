@@ -66,16 +66,10 @@ class MMA(Intervention):
                 "for a model that was trained with this mask.",
                 stacklevel=2,
             )
-        context.state(self)["unmasked"] = rows, columns
+        context.state(self)["edit"] = AttentionEdit(unmask=(UnmaskRect(rows, columns),))
 
     def edit(self, layer: int, step: int, context: Context) -> AttentionEdit | None:
-        state, device = context.state(self), context.device
-        if step > 0 or "unmasked" not in state:
-            return None
-        if device not in state:
-            unmask = UnmaskRect(*(part.to(device) for part in state["unmasked"]))
-            state[device] = AttentionEdit(unmask=(unmask,))
-        return state[device]
+        return context.state(self).get("edit") if step == 0 else None
 
 
 def mutual_rectangle(tokens: TokenMap, as_released: bool = False) -> tuple[Tensor, Tensor]:

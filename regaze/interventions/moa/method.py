@@ -75,17 +75,19 @@ class MoA(Intervention):
             )
         visible = ~context.tokens.mask(Role.PAD)
         lengths = (visible & ~context.tokens.mask(Role.OUTPUT)).sum(1)
-        state = context.state(self)
-        state["spans"] = spans(rules[0, :, None], rules[1, :, None], lengths[:, None], self.block)
-        state["first"] = visible.int().argmax(1)
+        first = visible.int().argmax(1)
+        edits: dict[tuple[int, ...], AttentionEdit | None] = {}  # layers with the same spans share one
+        by_layer = context.state(self)["edits"] = []
+        for span in spans(rules[0, :, None], rules[1, :, None], lengths[:, None], self.block):
+            key = tuple(span.flatten().tolist())
+            if key not in edits:
+                edit = AttentionEdit(windows=Windows(span, self.block, first))
+                edits[key] = edit if min(key) < UNLIMITED else None
+            by_layer.append(edits[key])
 
     def edit(self, layer: int, step: int, context: Context) -> AttentionEdit | None:
-        state = context.state(self)
-        if layer not in state:
-            span, first = (x.to(context.device) for x in (state["spans"][layer], state["first"]))
-            limited = bool((state["spans"][layer] < UNLIMITED).any())
-            state[layer] = AttentionEdit(windows=Windows(span, self.block, first)) if limited else None
-        return state[layer]
+        edit: AttentionEdit | None = context.state(self)["edits"][layer]
+        return edit
 
 
 def spans(alpha: Tensor, beta: Tensor, length: Tensor, block: int = 64) -> Tensor:

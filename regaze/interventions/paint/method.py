@@ -107,16 +107,23 @@ class PAINT(Intervention):
         if self.alpha == self.beta == 0.0 or not image.any():
             return
         state["layers"] = resolve_range(self.layers, (2, 31), 32, context.num_layers)
-        state["slope"] = patches_on_tokens(self.slopes(context), tokens, context.user_batch)[:, None]
-        state["rows"] = RowSelection.where(tokens.answering() & image.any(1, keepdim=True))
+        slope = patches_on_tokens(self.slopes(context), tokens, context.user_batch)[:, None]
+        rows = RowSelection.where(tokens.answering() & image.any(1, keepdim=True))
+        answers = [AttentionEdit(score_slope=slope * heads) for heads in self._head_factors(context)]
+        state["edits"] = [
+            (answer.replace(rows=rows), answer) for answer in answers
+        ]  # of all layers, or by layer
+
+    def _head_factors(self, context: Context) -> Tensor:
+        """[1 or layers, heads, 1] factors of the slope."""
         weights = self.head_weights
         if weights is None:
-            return
+            return torch.ones(1, 1, 1)
         if len(weights) != context.num_layers or {len(row) for row in weights} != {context.num_heads}:
             raise BadParameterError(
                 f"head_weights must be [layers, heads] = [{context.num_layers}, {context.num_heads}] numbers"
             )
-        state["heads"] = torch.tensor(weights)
+        return torch.tensor(weights)[:, :, None]
 
     def slopes(self, context: Context) -> Tensor:
         """[N, patches] slope of each patch of each image in the batch, on the CPU."""
@@ -155,14 +162,8 @@ class PAINT(Intervention):
         prefill = step == 0 or context.replaying
         if not first <= layer <= last or (prefill and self.as_released and self.gamma != 1.0):
             return None
-        key = (step == 0, context.device, layer if "heads" in state else None)
-        if key not in state:
-            slope = state["slope"]
-            if "heads" in state:
-                slope = slope * state["heads"][layer][:, None]
-            rows = state["rows"].to(context.device) if step == 0 else None
-            state[key] = AttentionEdit(score_slope=slope.to(context.device), rows=rows)
-        return state[key]
+        edits = state["edits"]
+        return edits[layer if len(edits) > 1 else 0][min(step, 1)]
 
     def combine_logits(self, context: Context) -> LogitsCombination | None:
         state = context.state(self)

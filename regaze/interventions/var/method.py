@@ -12,13 +12,25 @@ from torch import Tensor
 from regaze.interventions.base import Intervention
 from regaze.interventions.parameters import Fraction
 from regaze.interventions.var.policy import MoveMass
-from regaze.kernels import AttentionEdit, Channels, RowSelection
+from regaze.kernels import AttentionEdit, Channels, Placeable, RowSelection
 from regaze.toolkit.analysis.sink_profile import SinkProfile, sink_profile, sink_values
 from regaze.toolkit.model.context import Context
 from regaze.toolkit.prompts.token_map import Role, TokenMap
 
 #: Channels of a row. Generated keys belong to group 0 by construction, so they are never sinks.
 _OTHER, _TEXT_SINK, _IMAGE_SINK, _IMAGE = range(4)
+
+
+@dataclass(frozen=True, eq=False)
+class PromptMasks(Placeable):
+    """Tokens of the prompts, [B, L] bool each: those of an image, and those that can be sinks."""
+
+    image: Tensor
+    candidates: Tensor
+
+    @classmethod
+    def of(cls, tokens: TokenMap) -> PromptMasks:
+        return cls(tokens.mask(Role.IMAGE), ~tokens.mask(Role.PAD, Role.OUTPUT))
 
 
 @dataclass(frozen=True)
@@ -93,6 +105,7 @@ class VAR(Intervention):
             state["off"] = True
             return
         state["profile"] = sink_profile(context.config, self.sink_dimensions, self.tau)
+        state["prompt"] = PromptMasks.of(context.tokens)
         state["rows"] = RowSelection.where(context.tokens.after_image())
         state["policy"] = MoveMass(
             channels=4,
@@ -111,19 +124,18 @@ class VAR(Intervention):
             return None
         if step > 0:  # every row, with the sinks of the prompt
             return state[layer]
-        groups = self.groups(context.hidden_states(layer), state["profile"], context.tokens)
-        edit = AttentionEdit(channels=Channels(groups=groups, num_groups=4), policy=state["policy"])
-        state[layer] = edit
-        if groups.device not in state:  # one copy for all layers
-            state[groups.device] = state["rows"].to(groups.device)
-        return edit.replace(rows=state[groups.device])
+        groups = self.groups(context.hidden_states(layer), state["profile"], state["prompt"])
+        edit = state[layer] = AttentionEdit(
+            channels=Channels(groups=groups, num_groups=4), policy=state["policy"]
+        )
+        return edit.replace(rows=state["rows"])
 
-    def groups(self, hidden: Tensor, profile: SinkProfile, tokens: TokenMap) -> Tensor:
+    def groups(self, hidden: Tensor, profile: SinkProfile, prompt: PromptMasks) -> Tensor:
         """Channel of each prompt token from the layer's input [B, L, D]: [B, L] uint8."""
         phi = sink_values(hidden, profile.dimensions)
-        image = tokens.mask(Role.IMAGE).to(hidden.device)
+        image, candidates = (prompt := prompt.to(hidden.device)).image, prompt.candidates
         sink = phi > profile.tau if self.as_released else phi >= profile.tau
-        sink &= ~tokens.mask(Role.PAD, Role.OUTPUT).to(hidden.device)
+        sink &= candidates
         if self.as_released:
             sink &= (sink & image).any(1, keepdim=True)
         text = torch.where(sink, _TEXT_SINK, _OTHER)

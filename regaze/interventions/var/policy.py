@@ -11,6 +11,7 @@ from torch import Tensor
 
 from regaze.errors import BadParameterError
 from regaze.kernels import Channels, TritonPart, pad_channels
+from regaze.kernels.policies import constant
 
 _TINY = torch.finfo(torch.float32).tiny
 
@@ -94,17 +95,13 @@ def _constants(policy: MoveMass, device: torch.device, dtype: torch.dtype) -> tu
     of the gate; then [K] what each channel keeps, and [K] whether it receives.
     """
     gives, receives, gate = policy.shares()
-    numbers = (
-        [1.0 - g for g in gives],
-        receives,
-        policy.min_mass,
-        policy.min_share,
-        1.0,
-        torch.finfo(dtype).tiny,
-    )
-    with torch.inference_mode(False):  # they outlive the block that needs them first
-        weights = torch.tensor([gives, receives, gate], device=device, dtype=dtype).T.contiguous()
-        return weights, *(torch.tensor(number, device=device, dtype=dtype) for number in numbers)
+    weights = [number for column in zip(gives, receives, gate, strict=True) for number in column]
+    keeps = [1.0 - g for g in gives]
+    single = policy.min_mass, policy.min_share, 1.0, torch.finfo(dtype).tiny
+    packed = constant((*weights, *keeps, *receives, *single), device, dtype)  # one copy for all
+    count = policy.channels
+    first, keeps_, receives_, rest = packed.split((3 * count, count, count, len(single)))
+    return first.view(count, 3), keeps_, receives_, *rest.unbind()
 
 
 class _FoldedMoveMass:
@@ -119,14 +116,10 @@ class _FoldedMoveMass:
         gives, receives, gate = policy.shares()
         mass = [g - policy.min_mass for g in gate]
         share = [r - policy.min_share * g for r, g in zip(receives, gate, strict=True)]
-
-        def number(values: float | list[float] | list[list[float]]) -> Tensor:
-            return torch.tensor(values, dtype=torch.float32, device=channels.matrix.device)
-
-        self.sums = channels.mixed(number([receives, gives, mass, share]))
-        self.receives = channels.mixed(number([receives]))
-        self.loses = channels.mixed(number([[-g for g in gives]]))
-        self.zero, self.one = number(0.0), number(1.0)
+        mixtures = (*receives, *gives, *mass, *share, *(-g for g in gives))
+        mix = constant(mixtures, channels.matrix.device, torch.float32).view(5, -1)
+        self.sums, self.receives, self.loses = (channels.mixed(part) for part in (mix[:4], mix[:1], mix[4:]))
+        self.zero, self.one = mix.new_zeros(()), mix.new_ones(())
         self.passes_empty = policy.passes_empty
 
     def __call__(self, weights: Tensor) -> Tensor:

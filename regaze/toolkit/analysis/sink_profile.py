@@ -101,7 +101,10 @@ def sink_values(hidden: Tensor, dimensions: Sequence[int]) -> Tensor:
     """
     hidden = hidden.float()
     rms = hidden.square().mean(-1).add(1e-6).sqrt()
-    return hidden[..., list(dimensions)].abs().amax(-1) / rms
+    sinks = torch.stack(
+        [hidden[..., dimension] for dimension in dimensions]
+    )  # a list would be copied to the device
+    return sinks.abs().amax(0) / rms
 
 
 #: Short texts of several kinds; only their first token is measured.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 from collections import defaultdict
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -19,6 +19,7 @@ from regaze.toolkit.model import compat
 from regaze.toolkit.model.callback import Callback
 from regaze.toolkit.model.context import Context
 from regaze.toolkit.prompts.token_map import Role, TokenMap
+from regaze.toolkit.record.host_copies import to_host
 from regaze.toolkit.record.options import RecordOptions
 from regaze.toolkit.record.record import Record
 from regaze.toolkit.record.schema import FORMAT
@@ -55,11 +56,11 @@ class Recorder(Callback):
 
     def edit(self, layer: int, step: int, context: Context) -> AttentionEdit | None:
         assert self._open is not None
-        return self._open.own.edit(context.device, step) if self._includes(layer, step, context) else None
+        return self._open.own.edit(step) if self._includes(layer, step, context) else None
 
     def edit_cross(self, layer: int, step: int, context: Context) -> AttentionEdit | None:
         assert self._open is not None
-        return self._open.cross.edit(context.device, step) if self._includes(layer, step, context) else None
+        return self._open.cross.edit(step) if self._includes(layer, step, context) else None
 
     def _includes(self, layer: int, step: int, context: Context) -> bool:
         layers, steps = self.options.layers, self.options.steps
@@ -279,10 +280,11 @@ class _LayerStats:
     def __init__(
         self, options: RecordOptions, context: Context, keys: TokenMap | None, prefill: RowSelection
     ):
-        self.options, self.context, self.keys, self.prefill = options, context, keys, prefill
+        self.options, self.context, self.keys = options, context, keys
         self.stats: dict[int, list[Stats]] = defaultdict(list)  # by layer, one per recorded step
         self.columns = self._image_columns() if options.slices == "image" else None
-        self._edits: dict[Any, AttentionEdit] = {}
+        answer = self._request()
+        self._edits = replace(answer, rows=prefill).as_edit, answer.as_edit
 
     def _image_columns(self) -> Tensor | None:
         """[batch, n] columns of image tokens, -1 where a sample has fewer; None without any."""
@@ -292,25 +294,22 @@ class _LayerStats:
             return None
         return pad_sequence(columns, batch_first=True, padding_value=-1)
 
-    def edit(self, device: torch.device, step: int) -> AttentionEdit:
+    def edit(self, step: int) -> AttentionEdit:
         """The request to a layer: of the chosen rows at prefill, of every row afterwards."""
-        key = (device, step == 0)
-        if key not in self._edits:
-            self._edits[key] = AttentionEdit(stats=self._request(device, step))
-        return self._edits[key]
+        return self._edits[min(step, 1)]
 
-    def _request(self, device: torch.device, step: int) -> StatsRequest:
+    def _request(self) -> StatsRequest:
+        """What is requested of each row."""
         options, channels = self.options, None
         if options.masses:
             assert self.keys is not None
-            channels = Channels(groups=self.keys.roles.to(device), num_groups=len(Role))
+            channels = Channels(groups=self.keys.roles, num_groups=len(Role))
         return StatsRequest(
-            rows=self.prefill.to(device) if step == 0 else None,
             channels=channels,
             entropy=options.entropy,
             top1=options.top1,
             lse=options.lse,
-            columns=None if self.columns is None else self.columns.to(device),
+            columns=self.columns,
             full_rows=options.slices == "all",
             edited=options.edited,
         )
@@ -330,6 +329,7 @@ class _LayerStats:
 
     def collect(self, rows: _Rows) -> dict[str, Any]:
         """The fields of a `Trace` that belong to these layers."""
+        self._fetch()
         layers, user = tuple(sorted(self.stats)), slice(self.context.user_batch)
         hidden = self.context.hidden_columns  # padding that the user's prompts do not have
         columns = None if self.columns is None else (self.columns[user] - hidden).clamp_min(-1)
@@ -340,11 +340,19 @@ class _LayerStats:
             **{name: self._stack(name, layers, rows) for name in STATISTICS},
         }
 
+    def _fetch(self) -> None:
+        """Bring all statistics to the CPU."""
+        order = [(layer, stats) for layer, parts in self.stats.items() for stats in parts]
+        fetched = iter(to_host([part for _, stats in order for part in stats if part is not None]))
+        self.stats = defaultdict(list)
+        for layer, stats in order:
+            self.stats[layer].append(Stats(*(None if part is None else next(fetched) for part in stats)))
+
     def _stack(self, name: str, layers: tuple[int, ...], rows: _Rows) -> Tensor | None:
         """A statistic over layers and rows, [layers, B, Hq, N, ...]; 0 where a sample has no such row."""
         if not layers or getattr(self.stats[layers[0]][0], name) is None:
             return None
-        per_layer = [[getattr(stats, name).detach().cpu() for stats in self.stats[layer]] for layer in layers]
+        per_layer = [[getattr(stats, name) for stats in self.stats[layer]] for layer in layers]
         hidden = self.context.hidden_columns
         if name == "slices" and self.options.slices == "all":
             per_layer = [[part[..., hidden:] for part in parts] for parts in _of_one_width(per_layer)]

@@ -1,0 +1,62 @@
+"""Every method on one and on two devices: the logits of the CPU, no wait of the host at layers or steps."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from device_checks import IMAGES, QUESTIONS, logits
+from models import SMALL_VAR
+
+from regaze.interventions import MultiPassMethod, create_method
+from regaze.interventions.registry import BUILT_IN
+
+HEADS = ((0, 0), (1, 3), (4, 1), (5, 2))
+
+
+def relevance(image, text):
+    """In the place of BLIP: the brighter a row of pixels, the more relevant."""
+    return torch.linspace(0, 1, 16)[:, None].expand(16, 16), 0.5
+
+
+PARAMETERS = {
+    "adhh": {"heads": HEADS, "threshold": 0.1},
+    "agla": {"relevance": relevance},
+    "carve": {"layers": (2, 4)},
+    "knockout": {"heads": HEADS},
+    "mma": {"trained": True},
+    "moa": {"block": 8},
+    "opera": {"num_beams": 2, "candidates": 2},
+    "var": SMALL_VAR,
+}
+#: Lines that may copy or wait more often, by method: measuring forwards read their prompts as any other;
+#: what changes with the steps goes from one device to the other at each.
+READS = {
+    "avisc": ("toolkit/wrap.py",),
+    "vista": ("toolkit/wrap.py", "model/context.py", "copy between devices at regaze/interventions/vista.py"),
+    "sparc": ("copy between devices at regaze/kernels/placement.py",),
+}
+ACTING = sorted(name for name in BUILT_IN if name not in ("carve", "opera"))
+
+
+def test_all_methods_are_here():
+    several = {name for name in BUILT_IN if isinstance(method(name), MultiPassMethod)}
+    assert several == set(BUILT_IN) - set(ACTING)
+
+
+def method(name):
+    return create_method(name, **PARAMETERS.get(name, {}))
+
+
+@pytest.mark.parametrize("name", ACTING)
+def test_a_method(placed, name):
+    def run(gaze):
+        with gaze.using(method(name)):
+            return logits(gaze)
+
+    placed.check(run, *READS.get(name, ()))
+
+
+@pytest.mark.parametrize("name", ["carve", "opera"])
+def test_a_method_of_several_passes(placed, name):
+    """Between their passes they read what they decide by."""
+    placed.check(lambda gaze: gaze.ask(IMAGES, QUESTIONS, method=method(name), max_new_tokens=3), waits=True)

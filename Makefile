@@ -6,12 +6,13 @@ STAMP := $(VENV)/.installed
 FLOOR := .venv-floor
 MIDDLE := .transformers-middle
 NEWEST := .transformers-newest
+HARNESS := .harness
 PYTEST := -m pytest -q -n auto --maxprocesses 8 --dist loadfile
 # What depends on how transformers works: every family, and the ways of running a model.
 ON_TRANSFORMERS := tests/toolkit/prompts/families/test_vision.py tests/toolkit/prompts/families/test_text.py \
   tests/toolkit/model tests/toolkit/test_wrap.py tests/toolkit/record/test_record.py
 
-.PHONY: demo test test-floor test-middle test-newest lint bench clean
+.PHONY: demo test test-floor test-middle test-newest test-harness lint bench clean
 
 demo: $(STAMP)
 	$(BIN)/regaze demo
@@ -36,6 +37,10 @@ test-newest: $(STAMP)
 	$(BIN)/python -m pip install --quiet --upgrade --no-deps --target $(NEWEST) transformers
 	PYTHONPATH=$(NEWEST) $(BIN)/python $(PYTEST) -m "not gpu" -p no:cacheprovider $(ON_TRANSFORMERS)
 
+# Inside lm-eval and lmms-eval, which are installed beside the environment without all that they require.
+test-harness: $(HARNESS)/.installed
+	PYTHONPATH=$(HARNESS) $(BIN)/python $(PYTEST) -p no:cacheprovider tests/eval/harness
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -47,7 +52,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/overhead.py
 
 clean:
-	rm -rf $(VENV) $(FLOOR) $(MIDDLE) $(NEWEST) .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(FLOOR) $(MIDDLE) $(NEWEST) $(HARNESS) .mypy_cache .pytest_cache .ruff_cache
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -63,4 +68,9 @@ $(FLOOR)/.installed: pyproject.toml constraints.txt
 $(MIDDLE)/.installed: $(STAMP)
 	rm -rf $(MIDDLE)
 	$(BIN)/python -m pip install --quiet --no-deps --target $(MIDDLE) 'transformers==5.23.0'
+	touch $@
+
+$(HARNESS)/.installed: $(STAMP) tests/eval/harness/requirements.txt
+	rm -rf $(HARNESS)
+	$(BIN)/python -m pip install --quiet --no-deps --target $(HARNESS) --requirement tests/eval/harness/requirements.txt
 	touch $@

@@ -12,8 +12,8 @@ from typer.core import TyperCommand, TyperGroup
 from regaze.cli import console
 from regaze.errors import RegazeError
 
-#: Name of each command, which is also its module in `regaze.cli.commands` and the function there, and the
-#: first line of its help.
+#: Name of each command, which is also its module in `regaze.cli.commands` and the function there (with "_"
+#: for "-"), and the first line of its help.
 COMMANDS = {
     "evaluate": "Compare the plain and the edited model on benchmarks.",
     "compare": "Compare several methods on the same questions.",
@@ -24,6 +24,7 @@ COMMANDS = {
     "heads": "Find the retrieval heads of a model.",
     "inspect": "Print a model's layers, heads, image tokens and limits.",
     "methods": "List the methods, their parameters and sources.",
+    "lm-eval": "Run lm-evaluation-harness with regaze among its models.",
     "demo": "Run the whole workflow offline on the bundled model.",
 }
 
@@ -78,9 +79,10 @@ def _usage(error: Any) -> str:
 
 def load_command(name: str) -> Any:
     """Import a command and return it as typer runs it."""
-    function = getattr(import_module(f"regaze.cli.commands.{name}"), name)
+    module = import_module(f"regaze.cli.commands.{name.replace('-', '_')}")
     single = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-    single.command(name)(function)
+    settings = getattr(module, "CONTEXT_SETTINGS", None)
+    single.command(name, context_settings=settings)(getattr(module, name.replace("-", "_")))
     return typer.main.get_command(single)
 
 

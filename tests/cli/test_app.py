@@ -14,7 +14,8 @@ from regaze.cli.app import COMMANDS
 
 @pytest.mark.parametrize(("name", "summary"), COMMANDS.items())
 def test_the_table_says_what_the_command_says(name, summary):
-    function = getattr(import_module(f"regaze.cli.commands.{name}"), name)
+    name_in_code = name.replace("-", "_")
+    function = getattr(import_module(f"regaze.cli.commands.{name_in_code}"), name_in_code)
     assert inspect.getdoc(function).split("\n")[0] == summary
     help = CliRunner().invoke(app, [name, "--help"])
     assert help.exit_code == 0

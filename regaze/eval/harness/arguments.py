@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 from typing import Any
 
 from regaze.arguments import parameter_types, parse_typed, parse_untyped
@@ -63,10 +64,28 @@ def check_unknown(arguments: dict[str, Any], known: set[str], method: Method | N
     if not unknown:
         return
     there = ", ".join(["method", *sorted(known)])
+    own = [] if method is None else [field.name for field in dataclasses.fields(method)]
+    close = difflib.get_close_matches(unknown[0], [*known, *own, "method"], 1)
+    hint = f" (did you mean {close[0]}?)" if close else ""
     if method is not None:
-        own = ", ".join(field.name for field in dataclasses.fields(method)) or "none"
-        there += f"; parameters of {method.name}: {own}"
-    raise BadParameterError(f"--model_args: unknown {', '.join(unknown)}; there are {there}")
+        there += f"; parameters of {method.name}: {', '.join(own) or 'none'}"
+    raise BadParameterError(f"--model_args: unknown {', '.join(unknown)}{hint}; there are {there}")
+
+
+def batch_size(value: Any, reason: str) -> int:
+    """How many prompts run together, of a number or its text.
+
+    Args:
+        reason: why "auto" cannot be had, for the error.
+
+    Raises:
+        BadParameterError: "auto", or anything else that is not a whole number from 1 on.
+    """
+    text = str(value).strip()
+    if text.isdecimal() and int(text):
+        return int(text)
+    hint = f" ({reason})" if text.startswith("auto") else ""
+    raise BadParameterError(f"batch_size={text}: expected a whole number from 1 on{hint}")
 
 
 def _split(text: str) -> list[str]:

@@ -67,6 +67,7 @@ class RegazeVLM(lmms):
         super().__init__()
         self.method = arguments.pop_method(kwargs)
         arguments.check_unknown(kwargs, _LOADING | _OWN, self.method)
+        size = arguments.batch_size(kwargs.get("batch_size") or 1, "the largest that fits is not looked for")
         loading = {name: kwargs[name] for name in _LOADING & set(kwargs)}
         self.accelerator = Accelerator()
         self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
@@ -74,7 +75,7 @@ class RegazeVLM(lmms):
             loading["device_map"] = self._device(kwargs.get("device"))
         model, processor = regaze.load(pretrained, **loading)
         self.gaze = regaze.wrap(model, processor)
-        self.batch_size = int(kwargs.get("batch_size") or 1)
+        self.batch_size = size
         self.system = self._resolve_system_prompt(kwargs.get("system_prompt") or "") or None
 
     @classmethod

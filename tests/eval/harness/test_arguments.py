@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from models import llava_processor, tiny_llama
@@ -67,8 +62,21 @@ def test_wrong_methods_and_values_are_refused(given, error, message):
 
 
 def test_an_unknown_argument_is_named_with_the_possible_ones():
-    with pytest.raises(BadParameterError, match=r"unknown bta; .*batch_size.*parameters of dola: .*beta"):
+    expected = r"unknown bta \(did you mean beta\?\); .*batch_size.*parameters of dola: .*beta"
+    with pytest.raises(BadParameterError, match=expected):
         arguments.check_unknown({"bta": 1}, {"batch_size"}, create_method("dola"))
+
+
+@pytest.mark.parametrize(("value", "size"), [(1, 1), ("8", 8), (" 16 ", 16)])
+def test_a_batch_size_is_a_number_or_its_text(value, size):
+    assert arguments.batch_size(value, "no search") == size
+
+
+@pytest.mark.parametrize("value", ["auto", "auto:4", "0", 0, -1, 2.5, "many", None, True, ""])
+def test_any_other_batch_size_is_refused(value):
+    with pytest.raises(BadParameterError, match="expected a whole number from 1 on") as error:
+        arguments.batch_size(value, "no search")
+    assert ("no search" in str(error.value)) == str(value).startswith("auto")
 
 
 # Scores -----------------------------------------------------------------------------------------------
@@ -136,72 +144,3 @@ def test_the_models_own_generation_settings_come_back(text_gaze):
     own = text_gaze.model.generation_config
     loglikelihood.loglikelihoods(text_gaze.model, _batch([CONTEXTS[0]]), [[20]])
     assert text_gaze.model.generation_config is own
-
-
-STARTED = """
-import sys
-sys.modules.pop("_regaze_lm_eval", None)  # an installed regaze has begun this interpreter with it
-sys.meta_path = [finder for finder in sys.meta_path if type(finder).__name__ != "_Finder"]
-before = set(sys.modules)
-sys.path.insert(0, {folder!r})
-import _regaze_lm_eval
-print(sorted(set(sys.modules) - before - {{"__future__"}}))
-watching = [finder for finder in sys.meta_path if type(finder).__name__ == "_Finder"]
-try:
-    import lm_eval.models
-except ImportError:
-    print("absent")
-else:
-    from lm_eval.api.registry import model_registry
-    print(model_registry, lm_eval.models.FILLED)
-print(len(watching), sum(type(finder).__name__ == "_Finder" for finder in sys.meta_path))
-"""
-
-
-def started(tmp_path, *, registry=None, **environment):
-    """What a fresh interpreter says that begins as the wheel's .pth file makes it begin."""
-    if registry is not None:
-        package = tmp_path / "lm_eval"
-        (package / "models").mkdir(parents=True)
-        (package / "api").mkdir()
-        for folder in (package, package / "api"):
-            (folder / "__init__.py").write_text("")
-        (package / "models/__init__.py").write_text("FILLED = True\n")
-        (package / "api/registry.py").write_text(registry)
-    hook = shutil.copy(Path(arguments.__file__).with_name("_regaze_lm_eval.py"), tmp_path)
-    done = subprocess.run(
-        [sys.executable, "-c", STARTED.format(folder=str(Path(hook).parent))],
-        capture_output=True,
-        text=True,
-        env={"PYTHONPATH": str(tmp_path), **environment},
-        check=True,
-    )
-    imported, *said = done.stdout.splitlines()
-    assert imported == "['_regaze_lm_eval']"
-    return said, done.stderr
-
-
-REGISTRY = """
-class Registry(dict):
-    def register(self, name, target):
-        self[name] = target
-model_registry = Registry()
-"""
-
-
-def test_the_start_up_file_imports_nothing_and_adds_one_name(tmp_path):
-    said, errors = started(tmp_path, registry=REGISTRY)
-    assert said == ["{'regaze': 'regaze.eval.harness.lm_eval:RegazeLM'} True", "1 0"]
-    assert not errors
-
-
-def test_the_start_up_file_is_silent_without_lm_eval_and_can_be_switched_off(tmp_path):
-    assert started(tmp_path) == (["absent", "1 1"], "")  # it goes on watching: nobody asked for the list
-    off, _ = started(tmp_path, registry=REGISTRY, REGAZE_NO_LM_EVAL="1")
-    assert off == ["{} True", "0 0"]
-
-
-def test_an_lm_eval_with_another_registry_goes_on_working(tmp_path):
-    said, errors = started(tmp_path, registry="model_registry = []\n")
-    assert said == ["[] True", "1 0"]
-    assert "regaze: not registered with this lm-eval" in errors

@@ -1,8 +1,7 @@
-"""`lm_eval --model regaze`: the harness's own figures without a method, a method's with one."""
+"""`regaze lm-eval --model regaze`: the harness's own figures without a method, a method's with one."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -17,7 +16,7 @@ from lm_eval import simple_evaluate
 from lm_eval.tasks import TaskManager
 from models import llava_processor, tiny_llama
 
-from regaze.errors import BadParameterError, UnknownMethodError
+from regaze.errors import BadParameterError, InputError, UnknownMethodError
 from regaze.eval.harness.lm_eval import RegazeLM
 from regaze.interventions.registry import create_method
 
@@ -79,7 +78,7 @@ def monkeypatch_module():
         yield patch
 
 
-def responses(folder, model, tasks=tuple(TASKS), pretrained=None, **arguments):
+def responses(folder, model, tasks=tuple(TASKS), pretrained=None, batch_size=3, use_cache=None, **arguments):
     """What the model answered to every request, and the harness's result."""
     result = simple_evaluate(
         model=model,
@@ -87,7 +86,9 @@ def responses(folder, model, tasks=tuple(TASKS), pretrained=None, **arguments):
         tasks=list(tasks),
         task_manager=TaskManager(include_path=str(folder / "tasks"), include_defaults=False),
         device="cpu",
-        batch_size=3,
+        batch_size=batch_size,
+        max_batch_size=4,
+        use_cache=use_cache,
         bootstrap_iters=0,
     )
     return {t: [sample["resps"] for sample in result["samples"][t]] for t in tasks}, result
@@ -149,18 +150,56 @@ def test_methods_that_cannot_work_are_refused_before_the_model_is_loaded(argumen
         RegazeLM("no-such-model", **arguments)
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(
-    importlib.util.find_spec("_regaze_lm_eval") is None, reason="regaze was not installed with pip"
-)
-def test_the_harness_command_line_knows_the_model(folder):
-    command = [sys.executable, "-m", "lm_eval", "--model", "regaze", "--model_args"]
+def run_command(folder, *arguments):
+    command = [sys.executable, "-m", "regaze", "lm-eval", "--model", "regaze", "--model_args"]
     command += [f"pretrained={folder / 'model'},dtype=float32,method=knockout,heads=[[0,0],[2,3]]"]
-    command += ["--include_path", str(folder / "tasks"), "--tasks", "choose", "--device", "cpu"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
+    command += ["--include_path", str(folder / "tasks"), "--tasks", "choose", "--device", "cpu", *arguments]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=env)
+
+
+@pytest.mark.slow
+def test_the_command_runs_the_harness_with_the_model(folder):
+    done = run_command(folder)
     assert done.returncode == 0, done.stderr
     assert "regaze (" in done.stdout
     assert "|choose|" in done.stdout.replace(" ", "")
+
+
+@pytest.mark.slow
+def test_the_command_ends_with_one_line_where_the_harness_cache_is_wanted(folder):
+    done = run_command(folder, "--use_cache", str(folder / "answers"))
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("regaze: error: --use_cache cannot be used with method=")
+
+
+@pytest.mark.parametrize("arguments", [KNOCKOUT, {"method": "dola"}])
+def test_no_answer_under_a_method_gets_into_the_harness_cache(folder, arguments):
+    """Plain `hf` with the same cache must not get them."""
+    cache = str(folder / f"cache-{arguments['method']}")
+    with pytest.raises(InputError, match="--use_cache"):
+        responses(folder, "regaze", ["choose"], use_cache=cache, **arguments)
+    plain, _ = responses(folder, "hf", ["choose"])
+    assert responses(folder, "hf", ["choose"], use_cache=cache)[0] == plain
+    assert responses(folder, "regaze", ["choose"], use_cache=cache)[0] == plain  # without a method it is hf
+
+
+def test_an_unknown_argument_is_one_line_before_the_model_is_loaded(folder):
+    with pytest.raises(
+        BadParameterError, match=r"unknown bta \(did you mean beta\?\); there are .*max_length"
+    ):
+        responses(folder, "regaze", method="dola", bta=0.1)
+
+
+def test_a_search_for_a_batch_size_is_refused_where_it_would_mislead(folder):
+    with pytest.raises(BadParameterError, match="batch_size=auto"):
+        responses(folder, "regaze", ["choose"], batch_size="auto", method="dola")
+    plain, _ = responses(folder, "hf", ["choose"], batch_size="auto")
+    assert responses(folder, "regaze", ["choose"], batch_size="auto")[0] == plain
+    edited, _ = responses(
+        folder, "regaze", ["choose"], batch_size=4, **KNOCKOUT
+    )  # what auto finds, see above
+    assert responses(folder, "regaze", ["choose"], batch_size="auto", **KNOCKOUT)[0] == edited
 
 
 @pytest.mark.slow

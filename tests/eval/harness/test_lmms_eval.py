@@ -66,7 +66,7 @@ def folder(tmp_path_factory, rows) -> Path:
     return folder
 
 
-def run(folder, monkeypatch, **arguments):
+def run(folder, monkeypatch, batch_size=3, use_cache=None, **arguments):
     """The harness's result for the model arguments."""
     from lmms_eval.evaluator import simple_evaluate
     from lmms_eval.tasks import TaskManager
@@ -79,7 +79,8 @@ def run(folder, monkeypatch, **arguments):
         model_args=text,
         tasks=["scenes"],
         task_manager=manager,
-        batch_size=3,
+        batch_size=batch_size,
+        use_cache=use_cache,
         device="cpu",
         log_samples=True,
         bootstrap_iters=0,
@@ -172,3 +173,21 @@ def test_a_video_and_several_rounds_are_refused(model, rows):
 def test_an_unknown_argument_is_refused_before_the_model_is_loaded():
     with pytest.raises(BadParameterError, match="unknown bta"):
         RegazeVLM("no-such-model", method="pai", bta=0.1)
+
+
+@pytest.mark.parametrize("size", ["auto", "0", "some"])
+def test_a_batch_size_that_is_no_number_is_refused_before_the_model_is_loaded(folder, monkeypatch, size):
+    with pytest.raises(BadParameterError, match=f"batch_size={size}: expected a whole number"):
+        run(folder, monkeypatch, pretrained="no-such-model", batch_size=size)
+
+
+def test_the_harness_cache_tells_methods_apart(folder, rows, monkeypatch):
+    """Its key holds the arguments of the model; answers of one knockout are not another's."""
+    cache = str(folder / "answers")
+    heads = [[layer, head] for layer in range(4) for head in range(3)]
+    edited = run(folder, monkeypatch, use_cache=cache, method="knockout", heads=heads)
+    plain = run(folder, monkeypatch, use_cache=cache)
+    other = run(folder, monkeypatch, use_cache=cache, method="knockout", heads=[[0, 0], [0, 3]])
+    assert answers(edited) == expected(rows, regaze.HeadKnockout(heads=tuple(map(tuple, heads))))
+    assert answers(plain) == expected(rows)
+    assert answers(other) == expected(rows, regaze.HeadKnockout(heads=((0, 0), (0, 3))))

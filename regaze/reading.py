@@ -3,12 +3,16 @@
 Every reader takes regular files only (plain or gzipped, UTF-8 with or without a byte order mark), keeps its
 limits on size, depth, digits, aliases and seconds, and reports whatever is wrong as one line with the file
 and the line. The limits are the constants below; REGAZE_MAX_BYTES and REGAZE_MAX_SECONDS replace two of them.
+
+A parser cannot be interrupted, so the limits on bytes and on the number of values keep it short: the slowest
+files are measured by benchmarks/reader_limits.py.
 """
 
 from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import json
 import os
 import re
@@ -16,7 +20,7 @@ import stat
 import time
 import zlib
 from collections.abc import Iterable, Iterator
-from typing import IO, Any, TypeAlias
+from typing import IO, Any, TypeAlias, TypeVar
 
 import yaml
 
@@ -25,10 +29,12 @@ from regaze.errors import InputError
 #: What every function of regaze takes for a path.
 StrPath: TypeAlias = str | os.PathLike[str]
 
-#: Bytes of a file after decompression.
-MAX_BYTES = 128 * 2**20
-#: Seconds for reading one file.
-MAX_SECONDS = 60.0
+#: Bytes of a file, before and after decompression.
+MAX_BYTES = 64 * 2**20
+#: Bytes of files that are larger than any other: COCO's annotations.
+LARGE_BYTES = 2**30
+#: Seconds for reading `MAX_BYTES`; where more may be read, in proportion.
+MAX_SECONDS = 10.0
 #: Lines of a text, rows of a table, nested lists and objects, digits of an integer.
 MAX_LINES = 1_000_000
 MAX_DEPTH = 100
@@ -46,13 +52,17 @@ _KINDS = {
 }
 _GZIP_MAGIC = b"\x1f\x8b"
 _CHUNK = 2**20
-#: One list or object per this many bytes of the limit, one value per a quarter of it: what Python needs for
-#: them is many times the text.
-_BYTES_PER_CONTAINER = 64
+#: Characters of a JSON text whose values cannot fill the memory.
+_SHORT = 2**16
+#: Bytes of the limit per list or object, per member of an object, and per value of JSON: Python needs many
+#: times the text for them.
+_BYTES_PER_SIGN = {"[": 64, "{": 64, ":": 64, ",": 16}
 _FORBIDDEN = re.compile("[\x00-\x08\x0e-\x1f\ud800-\udfff]")
-_FORBIDDEN_ESCAPE = re.compile(r"\\b|\\u00[01][0-9a-fA-F]|\\u[dD][89a-fA-F]")
-_LONG_INTEGER = re.compile(rf"\d{{{MAX_DIGITS + 1},}}")
-_YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_FORBIDDEN_ESCAPE = re.compile(r"\\(?:b|u(?:00[01]|[dD][89a-fA-F]))")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_LONG_INTEGER = re.compile(rf"(?<!\d)\d{{{MAX_DIGITS + 1}}}")
+_Value = TypeVar("_Value")
+_YAML_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def read_bytes(path: StrPath, what: str = "", max_bytes: int | None = None) -> bytes:
@@ -60,38 +70,35 @@ def read_bytes(path: StrPath, what: str = "", max_bytes: int | None = None) -> b
 
     Args:
         what: Put in front of the path in the error ("questions file ").
-        max_bytes: Limit after unpacking; `MAX_BYTES` or $REGAZE_MAX_BYTES by default.
+        max_bytes: Limit instead of `MAX_BYTES`; $REGAZE_MAX_BYTES allows more.
 
     Raises:
         InputError: It cannot be read, is no regular file, is a damaged gzip file, or exceeds a limit.
     """
-    limit = max_bytes if max_bytes is not None else int(limit_from_environment("REGAZE_MAX_BYTES", MAX_BYTES))
+    name, limit = f"{what}{path}", byte_limit(max_bytes)
     try:
-        with open_regular(path, what) as file:
-            magic = file.read(2)
-            file.seek(0)
-            if magic != _GZIP_MAGIC:
-                return _read_chunks(file, limit, f"{what}{path}")
-            with gzip.GzipFile(fileobj=file) as unpacked:
-                return _read_chunks(unpacked, limit, f"{what}{path}")
+        with open_regular(path, what) as opened:
+            file = _Limited(opened, limit, name)
+            if not opened.peek(2).startswith(_GZIP_MAGIC):
+                return _read_chunks(file, limit, name)
+            with gzip.GzipFile(fileobj=file) as unpacked:  # type: ignore[call-overload]
+                return _read_chunks(unpacked, limit, name)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise InputError(f"{what}{path} cannot be read: damaged gzip file") from error
+        raise InputError(f"{name} cannot be read: damaged gzip file") from error
     except (OSError, ValueError) as error:
-        raise _unreadable(f"{what}{path}", error) from error
+        raise _unreadable(name, error) from error
 
 
-def hash_file(path: StrPath, what: str = "") -> str:
+def hash_file(path: StrPath, what: str = "", max_bytes: int | None = None) -> str:
     """SHA-256 of a regular file's bytes as they are. Raises InputError as `read_bytes`."""
-    limit, hashed, size = int(limit_from_environment("REGAZE_MAX_BYTES", MAX_BYTES)), hashlib.sha256(), 0
+    name, hashed = f"{what}{path}", hashlib.sha256()
     try:
-        with open_regular(path, what) as file:
-            for chunk in _timed(iter(lambda: file.read(_CHUNK), b""), f"{what}{path}"):
+        with open_regular(path, what) as opened:
+            file = _Limited(opened, byte_limit(max_bytes), name)
+            while chunk := file.read(_CHUNK):
                 hashed.update(chunk)
-                size += len(chunk)
-                if size > limit:
-                    raise _too_long(f"{what}{path}", limit)
     except (OSError, ValueError) as error:
-        raise _unreadable(f"{what}{path}", error) from error
+        raise _unreadable(name, error) from error
     return hashed.hexdigest()
 
 
@@ -117,35 +124,68 @@ def read_text(path: StrPath, what: str = "", max_bytes: int | None = None) -> st
     return text
 
 
-def parse_json(text: str, source: StrPath, first_line: int = 1, max_bytes: int | None = None) -> Any:
+def parse_json(
+    text: str,
+    source: StrPath,
+    first_line: int = 1,
+    max_bytes: int | None = None,
+    *,
+    controls: bool = False,
+) -> Any:
     """The value of a JSON text.
+
+    Args:
+        source: Named in errors.
+        first_line: Number of the text's first line in the source.
+        max_bytes: As for `read_bytes`; the number of values is limited in proportion.
+        controls: Accept escaped control characters, which the answers of models may hold.
 
     Raises:
         InputError: It is not JSON, or exceeds a limit; names `source` and the line.
     """
-    limit = max_bytes or MAX_BYTES
-    containers = text.count("[") + text.count("{")
-    if containers > limit // _BYTES_PER_CONTAINER or text.count(",") > 4 * limit // _BYTES_PER_CONTAINER:
-        raise InputError(f"{source} has too many values to be read")
+    if len(text) > _SHORT:
+        check_count(text, source, max_bytes)
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=_object)
     except json.JSONDecodeError as error:
         line = first_line + error.lineno - 1
         raise InputError(f"{source}:{line}: not valid JSON ({error.msg}, column {error.colno})") from error
     except RecursionError as error:
         raise InputError(f"{source}:{first_line}: nested deeper than {MAX_DEPTH} levels") from error
+    except _TwiceError as error:
+        raise InputError(f"{source}:{first_line}: {error}") from error
     except ValueError as error:  # of int()
         line = _line_of(_LONG_INTEGER, text, first_line)
         raise InputError(f"{source}:{line}: an integer of more than {MAX_DIGITS} digits") from error
-    check_value(value, text, source, first_line)
+    _check_value(value, text, source, first_line, _SURROGATE if controls else _FORBIDDEN)
     return value
 
 
-def check_value(value: Any, text: str, source: StrPath, first_line: int = 1) -> None:
+class _TwiceError(ValueError):
+    """An object that has a member twice."""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in value if names.count(name) > 1)
+        raise _TwiceError(f"{twice[:80]!r} occurs twice in one object")
+    return value
+
+
+def check_count(text: str, source: StrPath, max_bytes: int | None = None) -> None:
+    """Raise InputError for JSON, or lines of it, with so many values that they would fill the memory."""
+    limit = byte_limit(max_bytes)
+    if any(text.count(sign) > limit // size for sign, size in _BYTES_PER_SIGN.items()):
+        raise InputError(f"{source} has too many values to be read; set REGAZE_MAX_BYTES to read more")
+
+
+def _check_value(value: Any, text: str, source: StrPath, first_line: int, forbidden: re.Pattern[str]) -> None:
     """Raise InputError for a parsed JSON text that is nested too deeply or holds what no text should."""
     escaped, long = _FORBIDDEN_ESCAPE.search(text), _LONG_INTEGER.search(text)
     for place in _leaves(value, f"{source}:{first_line}") if escaped or long else ():
-        if isinstance(place, str) and (found := _FORBIDDEN.search(place)):
+        if isinstance(place, str) and (found := forbidden.search(place)):
             line = _line_of(_FORBIDDEN_ESCAPE, text, first_line)
             raise InputError(f"{source}:{line}: {_name(found[0])} in a text")
         if isinstance(place, int) and abs(place) >= 10**MAX_DIGITS:
@@ -170,7 +210,7 @@ def parse_yaml(text: str, source: StrPath) -> Any:
         raise InputError(f"{source}:{line}: {_name(found[0])} in the text")
     try:
         _check_events(text, source)
-        value = yaml.load(text, Loader=_YAML_LOADER)
+        value = yaml.load(text, Loader=_OptionsLoader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
         line = mark.line + 1 if mark is not None else 1
@@ -188,10 +228,24 @@ def parse_yaml(text: str, source: StrPath) -> Any:
     return value
 
 
+class _OptionsLoader(_YAML_LOADER):
+    """Refuses a mapping that has a key twice, of which PyYAML would take the last."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"{key.value[:80]!r} occurs twice", problem_mark=key.start_mark
+                )
+            seen.add(key.value if isinstance(key, yaml.ScalarNode) else id(key))
+        return super().construct_mapping(node, deep)
+
+
 def _check_events(text: str, source: StrPath) -> None:
     """Raise InputError for a YAML document that is nested too deeply or has too many aliases."""
     depth = aliases = 0
-    for event in _timed(yaml.parse(text, Loader=_YAML_LOADER), str(source)):
+    for event in yaml.parse(text, Loader=_YAML_LOADER):
         aliases += isinstance(event, yaml.AliasEvent)
         depth += isinstance(event, yaml.CollectionStartEvent)
         depth -= isinstance(event, yaml.CollectionEndEvent)
@@ -202,7 +256,7 @@ def _check_events(text: str, source: StrPath) -> None:
             raise InputError(f"{source}:{line}: more than {MAX_ALIASES} aliases")
 
 
-def open_regular(path: StrPath, what: str = "") -> IO[bytes]:
+def open_regular(path: StrPath, what: str = "") -> io.BufferedReader:
     """The file, opened without waiting for a pipe's other end.
 
     Raises:
@@ -223,9 +277,50 @@ def kind_of(mode: int) -> str | None:
     return None if stat.S_ISREG(mode) else _KINDS.get(stat.S_IFMT(mode), "no regular file")
 
 
+def timed(values: Iterable[_Value], name: str, size: int) -> Iterator[_Value]:
+    """The values made of a file of `size` bytes. Raises InputError when they take too long."""
+    clock = _Clock(name, size)
+    for number, value in enumerate(values):
+        if number % 1024 == 0:
+            clock.check()
+        yield value
+
+
+class _Clock:
+    """The time that the reading of a file may take."""
+
+    def __init__(self, name: str, size: int) -> None:
+        self._name, self._seconds = name, seconds_limit(size)
+        self._end = time.monotonic() + self._seconds
+
+    def check(self) -> None:
+        if time.monotonic() > self._end:
+            limit = f"{self._seconds:g} seconds"
+            raise InputError(f"{self._name} took more than {limit}; set REGAZE_MAX_SECONDS to wait longer")
+
+
+class _Limited:
+    """A file that ends with an error after so many bytes, or when reading it has taken too long.
+
+    `gzip` reads through it, too: a packed file can be long without any content.
+    """
+
+    def __init__(self, file: IO[bytes], limit: int, name: str) -> None:
+        self._file, self._left, self._limit, self._name = file, limit, limit, name
+        self._clock = _Clock(name, limit)
+
+    def read(self, size: int) -> bytes:
+        self._clock.check()
+        data = self._file.read(size)
+        self._left -= len(data)
+        if self._left < 0:
+            raise _too_long(self._name, self._limit)
+        return data
+
+
 def _read_chunks(file: Any, limit: int, name: str) -> bytes:
     data = bytearray()
-    for chunk in _timed(iter(lambda: file.read(_CHUNK), b""), name):
+    while chunk := file.read(_CHUNK):
         data += chunk
         if len(data) > limit:
             raise _too_long(name, limit)
@@ -243,16 +338,17 @@ def _unreadable(name: str, error: OSError | ValueError) -> InputError:
     return InputError(f"{name} cannot be read: {getattr(error, 'strerror', None) or error}")
 
 
-def _timed(values: Iterable[Any], name: str) -> Iterator[Any]:
-    """The values. Raises InputError when they take too long."""
-    seconds = limit_from_environment("REGAZE_MAX_SECONDS", MAX_SECONDS)
-    end = time.monotonic() + seconds
-    for value in values:
-        if time.monotonic() > end:
-            raise InputError(
-                f"{name} took more than {seconds:g} seconds; set REGAZE_MAX_SECONDS to wait longer"
-            )
-        yield value
+def byte_limit(max_bytes: int | None = None) -> int:
+    """Bytes that a file may have: `MAX_BYTES`, or `max_bytes` for a kind of file that is larger, or
+    $REGAZE_MAX_BYTES, which only raises a limit of its own kind.
+    """
+    limit = int(limit_from_environment("REGAZE_MAX_BYTES", max_bytes or MAX_BYTES))
+    return max(limit, max_bytes or 0)
+
+
+def seconds_limit(max_bytes: int) -> float:
+    """Seconds for reading so many bytes: $REGAZE_MAX_SECONDS or, in proportion, `MAX_SECONDS`."""
+    return limit_from_environment("REGAZE_MAX_SECONDS", MAX_SECONDS * max(1.0, max_bytes / MAX_BYTES))
 
 
 def limit_from_environment(name: str, default: float) -> float:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import ast
 import gzip
 import json
 import os
+import re
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from bad_files import bad_files
 
+import regaze
 from regaze.cli import config
 from regaze.cli.commands.heads import read_needles
 from regaze.cli.methods import read_methods
@@ -28,7 +31,7 @@ from regaze.interventions.adhh.method import ADHH
 from regaze.interventions.moa.method import read_plan
 from regaze.interventions.retrieval_heads.haystack import read_haystack
 from regaze.interventions.retrieval_heads.head_scores import RetrievalHeads
-from regaze.reading import parse_json, parse_yaml, read_bytes, read_text
+from regaze.reading import byte_limit, parse_json, parse_yaml, read_bytes, read_text, seconds_limit
 
 
 def put(folder: Path, name: str, content: str | bytes) -> Path:
@@ -103,6 +106,28 @@ def test_what_is_no_text_is_named_with_its_line(tmp_path, content, message):
         read_text(put(tmp_path, "a", content))
 
 
+def test_a_packed_file_without_content_ends_in_time(tmp_path, monkeypatch):
+    monkeypatch.setenv("REGAZE_MAX_SECONDS", "0.01")
+    with pytest.raises(InputError, match=r"a\.gz took more than 0\.01 seconds"):
+        read_text(put(tmp_path, "a.gz", gzip.compress(b"") * 200_000))
+    monkeypatch.setenv("REGAZE_MAX_BYTES", "100")
+    with pytest.raises(InputError, match=r"a\.gz has more than 100 bytes"):
+        read_text(put(tmp_path, "a.gz", gzip.compress(b"") * 6))
+
+
+def test_limits_grow_with_the_bytes_that_may_be_read(monkeypatch):
+    assert byte_limit() == 64 * 2**20
+    assert byte_limit(2**30) == 2**30
+    assert seconds_limit(byte_limit(2**30)) == 160
+    monkeypatch.setenv("REGAZE_MAX_BYTES", "1000")
+    assert byte_limit() == 1000
+    assert byte_limit(2**30) == 2**30  # a limit of another kind of file
+    monkeypatch.setenv("REGAZE_MAX_BYTES", str(2**31))
+    assert byte_limit(2**30) == 2**31
+    monkeypatch.setenv("REGAZE_MAX_SECONDS", "3")
+    assert seconds_limit(byte_limit(2**30)) == 3
+
+
 def test_lines_are_limited(tmp_path, monkeypatch):
     monkeypatch.setattr("regaze.reading.MAX_LINES", 2)
     assert read_text(put(tmp_path, "a", "1\n2\n")) == "1\n2\n"
@@ -123,6 +148,7 @@ def test_lines_are_limited(tmp_path, monkeypatch):
         ("[1,\n" + "9" * 101 + "]", "f:2: an integer of more than 100 digits"),
         ("[1,\n" + "9" * 5000 + "]", "f:2: an integer of more than 100 digits"),
         ('["a",\n"\\ud800"]', r"f:2: half a surrogate pair \(U\+D800\) in a text"),
+        ('[\n{"a": 1, "b": 2, "a": 3}]', "f:1: 'a' occurs twice in one object"),
         ('{"a\\u0000": 1}', r"f:1: a NUL character \(U\+0000\) in a text"),
         ('["\\b"]', r"the control character U\+0008 in a text"),
     ],
@@ -138,9 +164,15 @@ def test_json_within_the_limits_is_read_as_ever():
         assert parse_json(text, "f") == json.loads(text)
 
 
+def test_escaped_control_characters_are_read_where_models_wrote():
+    assert parse_json('["\\u001b\\b\\u0000"]', "f", controls=True) == ["\x1b\b\0"]
+    with pytest.raises(InputError, match=r"f:1: half a surrogate pair \(U\+D800\) in a text"):
+        parse_json('["\\u001b\\ud800"]', "f", controls=True)
+
+
 def test_the_number_of_values_is_limited():
     with pytest.raises(InputError, match="f has too many values to be read"):
-        parse_json("[" + "[]," * 100 + "1]", "f", max_bytes=1024)
+        parse_json("[" + "[]," * 30_000 + "1]", "f", max_bytes=2**20)
 
 
 # YAML ---------------------------------------------------------------------------------------------------
@@ -154,6 +186,7 @@ def test_the_number_of_values_is_limited():
         ("a: !!python/object:os.system {}", "f:1: not valid YAML .could not determine a constructor"),
         ("a: &a [*a]", "nested deeper than 100 levels"),
         ("[" * 200 + "]" * 200, "f:1: nested deeper than 100 levels"),
+        ("a: 1\nb: {c: 1, c: 2}", r"f:2: not valid YAML \('c' occurs twice\)"),
         ("a: &a [1]\nb: [" + "*a, " * 11 + "]", "f:2: more than 10 aliases"),
         ("a: 0x" + "f" * 500, "f: an integer of more than 100 digits"),
         ('a: "\\0"', r"f: a NUL character \(U\+0000\) in a text"),
@@ -183,6 +216,10 @@ def test_tables_have_limits(tmp_path, monkeypatch):
     long = put(tmp_path, "a.csv", 'a,b\n"' + "x" * 200_000 + '",1\n')
     with pytest.raises(InputError, match=r"a\.csv:2: field larger than field limit"):
         files.read_table(long, ("a",))
+    with pytest.raises(InputError, match=r"a\.csv:1: more than 1000 columns"):
+        files.read_table(put(tmp_path, "a.csv", "a" + ",a" * 1000 + "\n"), ("a",))
+    with pytest.raises(InputError, match=r"a\.csv:1: the column 'a' occurs twice"):
+        files.read_table(put(tmp_path, "a.csv", "a,b,A\n1,2,3\n"), ("a",))
     monkeypatch.setattr(files, "MAX_ROWS", 2)
     with pytest.raises(InputError, match=r"a\.csv has more than 2 rows"):
         files.read_table(put(tmp_path, "a.csv", "a\n1\n2\n"), ("a",))
@@ -194,6 +231,54 @@ def test_head_files_of_no_model_take_no_memory(tmp_path):
     )
     with pytest.raises(InputError, match="is no head file"):
         RetrievalHeads.load(put(tmp_path, "heads.json", content))
+
+
+# One place ----------------------------------------------------------------------------------------------
+
+PACKAGE = Path(regaze.__file__).parent
+#: Calls that read a file, or that parse what may have come from one.
+DIRECT = re.compile(
+    r"(.*\.|^)(open|fdopen)|.*\.(read_text|read_bytes|imread)|(json|yaml)\.\w*load\w*|yaml\.parse|csv\.\w+|gzip\.\w+"
+    r"|(zipfile|tarfile|pickle|dill|joblib|pd|pandas|shelve|marshal)\.\w+|(np|numpy|torch)\.(load\w*|fromfile|genfromtxt)"
+    r"|safe_open|load_file|Unpickler"
+)
+#: Where they may stand, by module: the reader itself, files of this package or of a run of its own, and texts
+#: that are bounded otherwise.
+ALLOWED = {
+    "reading": "the reader",
+    "eval/files": "csv of a text that the reader has read; files that are written",
+    "toolkit/prompts/images": "the reader of pictures, on a file of the reader",
+    "toolkit/record/storage": "records, checked by a schema",
+    "demo/shipped": "files of this package",
+    "eval/benchmarks/ruler": "words of the package wonderwords",
+    "eval/report/report": "a plot that it has just drawn",
+    "eval/export": "writes",
+    "eval/run/journal": "the journals of a run, with checksums",
+    "eval/run/metering": "/proc/self/status",
+    "eval/run/fingerprint": "texts made from objects",
+    "eval/judges/verdicts": "a line that the reader has read",
+    "eval/judges/http": "a response, whose size is limited",
+    "arguments": "arguments of the command line",
+    "interventions/retrieval_heads/trial_log": "lines that the reader has read",
+    "toolkit/record/recorder": "a text made from an object",
+    "toolkit/viewer/codec": "packs",
+    "writing": "writes",
+}
+
+
+def direct_readers() -> Iterator[str]:
+    """Modules that read without the reader."""
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and DIRECT.fullmatch(ast.unparse(node.func)):
+                modes = [arg.value for arg in node.args if isinstance(arg, ast.Constant)]
+                if not {"a", "ab", "w"} & set(modes):  # writes
+                    yield path.relative_to(PACKAGE).with_suffix("").as_posix()
+
+
+def test_files_are_read_in_one_place():
+    found = {name for name in direct_readers() if not name.startswith("demo/training")}
+    assert found == set(ALLOWED), "read files by regaze.reading or regaze.eval.files, which keep the limits"
 
 
 # A corpus -----------------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,8 +11,10 @@ from typing import Any
 from jinja2 import Environment, PackageLoader
 
 from regaze.cli import console
-from regaze.errors import BadParameterError, InputError
+from regaze.errors import BadParameterError
 from regaze.eval import Benchmark, EvalTask, Item
+from regaze.eval.files import read_records
+from regaze.eval.run.results import ANSWERS
 from regaze.interventions import Method
 from regaze.toolkit import Gaze
 from regaze.toolkit.viewer import answer_page
@@ -96,12 +97,7 @@ def _write_pages(
 def _read_answers(folder: Path) -> dict[str, dict[str, dict[str, str]]]:
     """By benchmark and item: the answer under each condition."""
     answers: dict[str, dict[str, dict[str, str]]] = {}
-    path = folder / "answers.jsonl"
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")  # ours: a model may have written any character
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from error
-    for row in map(json.loads, filter(None, lines)):
+    for _, row in read_records(folder / ANSWERS, controls=True):
         if "answer" in row:
             by_condition = answers.setdefault(row["benchmark"], {}).setdefault(row["key"], {})
             by_condition[row["condition"]] = row["answer"]

@@ -108,13 +108,20 @@ def _read_objects(path: Path) -> Sequence[tuple[int, Any]]:
     """JSON lines, an array, or (as pandas may write a table) an object of columns."""
     if path.suffix == ".json" and read_text(path).lstrip().startswith("{"):
         try:
-            whole = read_json(path)
+            whole = read_json(path, controls=True)
         except InputError:  # JSON lines in a file called .json
             whole = None
         if isinstance(whole, dict) and whole and all(isinstance(column, dict) for column in whole.values()):
-            index = next(iter(whole.values()))
-            return [
-                (number, {name: column.get(place) for name, column in whole.items()})
-                for number, place in enumerate(index, start=1)
-            ]
-    return read_records(path, "answers file ")
+            return _rows_of_columns(whole, path)
+    return read_records(path, "answers file ", controls=True)
+
+
+def _rows_of_columns(columns: Mapping[str, dict[str, Any]], path: Path) -> Sequence[tuple[int, Any]]:
+    index = next(iter(columns.values()))
+    for name, column in columns.items():
+        if column.keys() != index.keys():
+            raise InputError(f"{path}: the column {name!r} has other rows than {next(iter(columns))!r}")
+    return [
+        (number, {name: column[place] for name, column in columns.items()})
+        for number, place in enumerate(index, start=1)
+    ]

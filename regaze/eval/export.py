@@ -35,7 +35,7 @@ def export_answers(folder: StrPath, results: Mapping[str, Any], kind: str) -> li
     if kind not in FORMATS:
         raise InputError(f"unknown format {kind!r}; there are {', '.join(FORMATS)}")
     folder, groups = Path(folder), dict[tuple[str, str], list[dict[str, Any]]]()
-    for _, row in read_records(folder / ANSWERS):
+    for _, row in read_records(folder / ANSWERS, controls=True):
         if "answer" in row:
             groups.setdefault((row["benchmark"], row["condition"]), []).append(row)
     paths = []

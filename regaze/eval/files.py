@@ -10,16 +10,20 @@ import hashlib
 import io
 import json
 import os
+import re
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from regaze.errors import InputError
-from regaze.reading import StrPath, parse_json, read_bytes, read_text
+from regaze.reading import StrPath, check_count, parse_json, read_bytes, read_text
 
-#: Rows of a table.
+#: Rows and columns of a table.
 MAX_ROWS = 1_000_000
+MAX_COLUMNS = 1_000
+
+_BETWEEN = re.compile(r"[\s,]*")
 
 #: (line, value)
 Record = tuple[int, Any]
@@ -33,24 +37,30 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "regaze"
 
 
-def read_json(path: StrPath, max_bytes: int | None = None) -> Any:
+def read_json(path: StrPath, max_bytes: int | None = None, *, controls: bool = False) -> Any:
     """The single JSON value of a file. Raises InputError naming file and line."""
-    return parse_json(read_text(path, max_bytes=max_bytes), path, max_bytes=max_bytes)
+    text = read_text(path, max_bytes=max_bytes)
+    return parse_json(text, path, max_bytes=max_bytes, controls=controls)
 
 
-def read_records(path: StrPath, what: str = "") -> list[Record]:
+def read_records(path: StrPath, what: str = "", *, controls: bool = False) -> list[Record]:
     """(line, value) of every line of JSON, or of every element of one JSON array in any layout.
+
+    Args:
+        what: Put in front of the path in the error ("questions file ").
+        controls: Accept escaped control characters, which the answers of models may hold.
 
     Raises:
         InputError: The file is missing or not JSON; names the file and the line.
     """
-    return parse_records(read_text(path, what), path)
+    return parse_records(read_text(path, what), path, controls=controls)
 
 
-def parse_records(text: str, path: StrPath) -> list[Record]:
+def parse_records(text: str, path: StrPath, *, controls: bool = False) -> list[Record]:
     """As `read_records`, of the text of a file."""
-    records = _array_elements if text.lstrip().startswith("[") else _json_lines
-    return list(records(text, path))
+    check_count(text, path)
+    records = _array_elements if text.startswith("[", _skip(text, 0)) else _json_lines
+    return list(records(text, path, controls))
 
 
 def read_table(
@@ -73,6 +83,8 @@ def read_table(
     if absent:
         raise InputError(f"{path}:1: no column {_one_line(absent)}; there are {_one_line(headings)}")
     positions = {column: headings.index(column.strip().lower()) for column in columns}
+    if twice := [column for column in columns if headings.count(column.strip().lower()) > 1]:
+        raise InputError(f"{path}:1: the column {twice[0]!r} occurs twice")
     rows = []
     for line, row in table:
         if len(row) != len(headings):
@@ -95,6 +107,8 @@ def _table_rows(path: StrPath, delimiter: str) -> Iterator[tuple[int, list[str]]
             count += bool(row)
             if count > MAX_ROWS:
                 raise InputError(f"{path} has more than {MAX_ROWS} rows")
+            if len(row) > MAX_COLUMNS:
+                raise InputError(f"{path}:{reader.line_num}: more than {MAX_COLUMNS} columns")
             if row:
                 yield reader.line_num, row
     except csv.Error as error:
@@ -173,21 +187,28 @@ def _one_line(names: Sequence[str]) -> str:
     return text if len(text) <= 200 else f"{text[:200]}..."
 
 
-def _json_lines(text: str, path: StrPath) -> Iterator[Record]:
+def _json_lines(text: str, path: StrPath, controls: bool) -> Iterator[Record]:
     for line, content in enumerate(text.split("\n"), start=1):
         if content.strip():
-            yield line, parse_json(content, path, line)
+            yield line, parse_json(content, path, line, controls=controls)
 
 
-def _array_elements(text: str, path: StrPath) -> Iterator[Record]:
-    parse_json(text, path)  # checks the whole; the loop below only finds where each element begins
+def _array_elements(text: str, path: StrPath, controls: bool) -> Iterator[Record]:
+    # Checks the whole; the loop below only finds where each element begins.
+    count = len(parse_json(text, path, controls=controls))
+    if count > MAX_ROWS:
+        raise InputError(f"{path} has more than {MAX_ROWS} elements")
     decoder = json.JSONDecoder()
     line, counted, offset = 1, 0, text.index("[") + 1
-    while True:
-        while text[offset] in " \t\r\n,":
-            offset += 1
-        if text[offset] == "]":
-            return
+    for _ in range(count):
+        offset = _skip(text, offset)
         line, counted = line + text.count("\n", counted, offset), offset
         element, offset = decoder.raw_decode(text, offset)
         yield line, element
+
+
+def _skip(text: str, offset: int) -> int:
+    """The place after white space and commas."""
+    found = _BETWEEN.match(text, offset)
+    assert found is not None  # it may be empty
+    return found.end()

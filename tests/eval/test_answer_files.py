@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from regaze.cli import app
 from regaze.errors import InputError
+from regaze.eval import files
 from regaze.eval.answer_fields import choose_answer_field, items_from_rows, label_of, question_field, split_of
 from regaze.eval.answer_files import AnswerRow, group_by_condition, read_answer_rows
 from regaze.eval.answer_join import Join, join_rows
@@ -297,6 +298,25 @@ def test_without_ids_and_texts_the_position_counts(tmp_path):
     pope = write_pope(tmp_path)
     rows = rows_of(*({"answer": str(n)} for n in range(5)))
     assert join_rows(pope, rows) == Join("position", tuple(rows))
+
+
+def test_columns_of_different_rows_are_no_table(tmp_path):
+    """As one would make them to fill the memory: as many cells as rows times columns."""
+    columns = {"answer": {str(n): "yes" for n in range(3)}, **{f"c{n}": {} for n in range(3)}}
+    (tmp_path / "a.json").write_text(json.dumps(columns))
+    with pytest.raises(InputError, match=r"a\.json: the column 'c0' has other rows than 'answer'"):
+        read_answer_rows(tmp_path / "a.json")
+
+
+def test_elements_of_an_array_are_named_by_their_line(tmp_path):
+    (tmp_path / "a.jsonl").write_text(' \n[\n {"a": 1}\n\n ,{"b": [\n2]}, 3,\n4 ]\n')
+    assert files.read_records(tmp_path / "a.jsonl") == [(3, {"a": 1}), (5, {"b": [2]}), (6, 3), (7, 4)]
+
+
+def test_answers_may_hold_what_models_write(tmp_path):
+    (tmp_path / "a.jsonl").write_text(json.dumps({"answer": "\x1b[31m\0 yes"}))
+    (row,) = read_answer_rows(tmp_path / "a.jsonl")
+    assert row.text("answer") == "\x1b[31m\0 yes"
 
 
 def test_conditions_are_separated():

@@ -95,7 +95,7 @@ def _records(path: StrPath) -> list[tuple[str, Any]]:
     last = text[text.rfind("\n") + 1 :]
     if last and last.startswith(_START[: len(last)]) and not _is_json(last.encode()):
         text = text.removesuffix(last)
-    return [(f"{path}:{line}", record) for line, record in parse_records(text, path)]
+    return [(f"{path}:{line}", record) for line, record in parse_records(text, path, controls=True)]
 
 
 def _is_json(line: bytes) -> bool:

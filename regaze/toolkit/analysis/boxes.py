@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Annotated, TypeVar
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 from torch import Tensor
 
 from regaze.errors import InputError, ShapeError
-from regaze.reading import StrPath
+from regaze.reading import LARGE_BYTES, StrPath, parse_json, read_text
 from regaze.toolkit.prompts.geometry import Box, Geometry
 
 
@@ -29,6 +28,33 @@ class LabelledBox:
     box: Box
 
 
+class _Checked(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+
+class _Image(_Checked):
+    id: int | str
+    file_name: str
+
+
+class _Category(_Checked):
+    id: int | str
+    name: str
+
+
+class _Annotation(_Checked):
+    image_id: int | str
+    category_id: int | str
+    iscrowd: bool | int = 0
+    bbox: Annotated[list[FiniteFloat], Field(min_length=4, max_length=4)]
+
+
+class _Instances(_Checked):
+    images: list[_Image]
+    annotations: list[_Annotation]
+    categories: list[_Category]
+
+
 def read_boxes(path: StrPath) -> dict[str, tuple[LabelledBox, ...]]:
     """The boxes of a COCO-style file of instances, by the images' file names.
 
@@ -37,35 +63,40 @@ def read_boxes(path: StrPath) -> dict[str, tuple[LabelledBox, ...]]:
     whose boxes outline no single object. Images without boxes have an empty tuple.
 
     Raises:
-        InputError: no such file, or another format; the message names the first wrong entry.
+        InputError: it cannot be read, or has another format; the message names the first wrong entry.
     """
+    content = parse_json(read_text(path, max_bytes=LARGE_BYTES), path, max_bytes=LARGE_BYTES)
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"there is no file {str(path)!r}") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{str(path)!r} is not a readable JSON file: {error}") from None
-    if not isinstance(content, dict) or not {"images", "annotations", "categories"} <= set(content):
-        raise InputError(
-            f"{str(path)!r} is not a COCO-style file: it must be an object with images, annotations and "
-            "categories"
-        )
-    names = {_get(entry, "id", path): _get(entry, "file_name", path) for entry in content["images"]}
-    categories = {_get(entry, "id", path): _get(entry, "name", path) for entry in content["categories"]}
-    boxes: dict[str, list[LabelledBox]] = {name: [] for name in names.values()}
-    for entry in content["annotations"]:
-        if entry.get("iscrowd"):
+        file = _Instances.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the whole"
+        raise InputError(f"{path} is not a COCO-style file: {where}: {first['msg']}") from None
+    images = _by_id(file.images, "images", path)
+    categories = _by_id(file.categories, "categories", path)
+    boxes: dict[str, list[LabelledBox]] = {image.file_name: [] for image in file.images}
+    if len(boxes) < len(images):
+        raise InputError(f"{path}: two images have the same file_name")
+    for number, entry in enumerate(file.annotations):
+        if entry.image_id not in images or entry.category_id not in categories:
+            raise InputError(f"{path}: annotations.{number} is of an unknown image or category")
+        if entry.iscrowd:
             continue
-        image, category = _get(entry, "image_id", path), _get(entry, "category_id", path)
-        box = _get(entry, "bbox", path)
-        if image not in names or category not in categories or len(box) != 4:
-            raise InputError(
-                f"{str(path)!r} has an annotation of an unknown image or category, or whose bbox is not "
-                f"[x, y, width, height]: {entry}"
-            )
-        x, y, width, height = (float(number) for number in box)
-        boxes[names[image]].append(LabelledBox(categories[category], (x, y, x + width, y + height)))
+        x, y, width, height = entry.bbox
+        box = LabelledBox(categories[entry.category_id].name, (x, y, x + width, y + height))
+        boxes[images[entry.image_id].file_name].append(box)
     return {name: tuple(found) for name, found in boxes.items()}
+
+
+_Entry = TypeVar("_Entry", _Image, _Category)
+
+
+def _by_id(entries: Sequence[_Entry], name: str, path: StrPath) -> dict[int | str, _Entry]:
+    known: dict[int | str, _Entry] = {}
+    for entry in entries:
+        if known.setdefault(entry.id, entry) is not entry:
+            raise InputError(f"{path}: {name} has the id {entry.id!r} twice")
+    return known
 
 
 def boxes_of(objects: Sequence[LabelledBox], category: str) -> list[Box]:
@@ -118,10 +149,3 @@ def _inside(boxes: Sequence[Box], geometry: Geometry) -> Tensor:
             raise ShapeError(f"the box {tuple(box)} does not meet the image of {width} x {height} pixels")
         inside[max(top, 0) : bottom, max(left, 0) : right] = True
     return inside
-
-
-def _get(entry: Mapping[str, Any], key: str, path: StrPath) -> Any:
-    try:
-        return entry[key]
-    except (KeyError, TypeError):
-        raise InputError(f"{str(path)!r} has an entry without {key!r}: {entry}") from None

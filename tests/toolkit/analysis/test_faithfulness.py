@@ -56,16 +56,31 @@ def test_coco_boxes_become_corners_and_crowds_are_left_out(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "not a readable JSON"),
-        ("[]", "images, annotations and categories"),
-        (json.dumps({**COCO, "categories": [{"id": 1}]}), "without 'name'"),
+        ("{", r"boxes\.json:1: not valid JSON"),
+        ("[" * 10_000, "nested deeper than 100 levels"),
+        ("[]", "is not a COCO-style file: the whole: Input should be a valid dictionary"),
+        (json.dumps({**COCO, "categories": [{"id": 1}]}), r"categories\.0\.name: Field required"),
+        (json.dumps({**COCO, "images": COCO["images"] * 2}), "images has the id 7 twice"),
+        (
+            json.dumps({**COCO, "images": [{"id": i, "file_name": "a.jpg"} for i in (7, 8)]}),
+            "the same file_name",
+        ),
+        (json.dumps({**COCO, "annotations": 7}), "annotations: Input should be a valid list"),
         (
             json.dumps({**COCO, "annotations": [{"image_id": 8, "category_id": 1, "bbox": [0, 0, 1, 1]}]}),
-            "unknown",
+            r"annotations\.0 is of an unknown image",
         ),
         (
             json.dumps({**COCO, "annotations": [{"image_id": 7, "category_id": 1, "bbox": [0, 0, 1]}]}),
-            "width",
+            r"annotations\.0\.bbox: List should have at least 4 items",
+        ),
+        (
+            json.dumps({**COCO, "annotations": [{"image_id": 7, "category_id": 1, "bbox": [0, 0, 1, "x"]}]}),
+            r"annotations\.0\.bbox\.3: Input should be a valid number",
+        ),
+        (
+            json.dumps({**COCO, "annotations": [{"image_id": [7], "category_id": 1, "bbox": [0, 0, 1, 1]}]}),
+            r"annotations\.0\.image_id",
         ),
     ],
 )

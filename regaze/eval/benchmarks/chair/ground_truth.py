@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import pickle
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from regaze.errors import InputError
 from regaze.eval import files
-from regaze.reading import StrPath
+from regaze.eval.benchmarks.chair.plain_pickle import PlainObject, load_plain
+from regaze.reading import LARGE_BYTES, StrPath, read_bytes
 
 _PARTS = ("train2014", "val2014")
 _OBJECTS = "coco2014_trainval_objects.json"
 _PICKLE = "chair.pkl"
-#: limit of COCO's own files, which are larger than any other
-COCO_BYTES = 2**30
+#: the class whose instance the pickle holds
+_EVALUATOR = ("__main__", "CHAIR")
 
 
 @dataclass(frozen=True)
@@ -71,16 +71,16 @@ def _from_annotations(
     captions: dict[int, list[str]] = {}
     selected: Callable[[int], bool] = (lambda image_id: True) if ids is None else set(ids).__contains__
     for instances_path, captions_path in pairs:
-        data = files.read_json(instances_path, COCO_BYTES)
-        categories = _entries(data, "categories", instances_path, ("id", "name"))
+        data = files.read_json(instances_path, LARGE_BYTES)
+        categories = _entries(data, "categories", instances_path, {"id": int, "name": str})
         names = {each["id"]: each["name"] for each in categories}
-        for each in _entries(data, "annotations", instances_path, ("image_id", "category_id")):
+        for each in _entries(data, "annotations", instances_path, {"image_id": int, "category_id": int}):
             if selected(each["image_id"]):
                 if each["category_id"] not in names:
                     raise InputError(f"{instances_path}: no category {each['category_id']!r}")
                 objects.setdefault(each["image_id"], set()).add(names[each["category_id"]])
-        data = files.read_json(captions_path, COCO_BYTES)
-        for each in _entries(data, "annotations", captions_path, ("image_id", "caption")):
+        data = files.read_json(captions_path, LARGE_BYTES)
+        for each in _entries(data, "annotations", captions_path, {"image_id": int, "caption": str}):
             if selected(each["image_id"]):
                 captions.setdefault(each["image_id"], []).append(each["caption"])
     return {
@@ -89,12 +89,13 @@ def _from_annotations(
     }
 
 
-def _entries(data: Any, key: str, path: Path, fields: Iterable[str]) -> list[dict[str, Any]]:
-    """The list `data[key]`, checked to hold objects with these fields."""
+def _entries(data: Any, key: str, path: Path, fields: Mapping[str, type]) -> list[dict[str, Any]]:
+    """The list `data[key]`, checked to hold objects with fields of these types."""
     entries: list[dict[str, Any]] = files.require_field(data, key, list, str(path))
     for index, entry in enumerate(entries):
-        if not isinstance(entry, dict) or any(name not in entry for name in fields):
-            raise InputError(f"{path}: {key}[{index}] must have {' and '.join(fields)}")
+        if not isinstance(entry, dict) or any(type(entry.get(name)) is not fields[name] for name in fields):
+            expected = " and ".join(f"{name} ({kind.__name__})" for name, kind in fields.items())
+            raise InputError(f"{path}: {key}[{index}] must have {expected}")
     return entries
 
 
@@ -102,46 +103,27 @@ def _from_list(path: Path) -> dict[int, GroundTruth]:
     data = files.read_json(path)
     names = files.require_field(data, "names", list, str(path))
     images = files.require_field(data, "images", dict, str(path))
+    known = dict(enumerate(names))
     try:
         return {
-            int(image_id): GroundTruth(frozenset(names[i] for i in indices))
+            int(image_id): GroundTruth(frozenset(known[i] for i in indices))
             for image_id, indices in images.items()
         }
-    except (TypeError, ValueError, IndexError) as error:
+    except (TypeError, ValueError, LookupError) as error:
         raise InputError(f"{path}: 'images' must map ids to indices of 'names' ({error})") from error
 
 
-class _Evaluator:
-    """Stands in for the class whose instance chair.pkl holds."""
-
-
-def _empty_dict(default_factory: Any = None) -> dict[Any, Any]:
-    """A plain dictionary in place of a defaultdict."""
-    return {}
-
-
-class _RestrictedUnpickler(pickle.Unpickler):
-    """Loads containers and that one class, and calls nothing else."""
-
-    _ALLOWED: ClassVar = {
-        ("__main__", "CHAIR"): _Evaluator,
-        ("builtins", "set"): set,
-        ("collections", "defaultdict"): _empty_dict,
-        ("builtins", "list"): list,
-        ("builtins", "dict"): dict,
-    }
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self._ALLOWED:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-        return self._ALLOWED[module, name]
-
-
 def _from_pickle(path: Path) -> dict[int, GroundTruth]:
-    try:
-        with path.open("rb") as file:
-            evaluator = _RestrictedUnpickler(file).load()
-        objects = evaluator.imid_to_objects
-        return {int(image_id): GroundTruth(frozenset(names)) for image_id, names in objects.items()}
-    except (pickle.UnpicklingError, AttributeError, EOFError, TypeError, ValueError, OSError) as error:
-        raise InputError(f"{path} is not CHAIR's pickled evaluator: {error}") from error
+    evaluator = load_plain(read_bytes(path), str(path), [_EVALUATOR])
+    objects = evaluator.attributes.get("imid_to_objects") if isinstance(evaluator, PlainObject) else None
+    if not isinstance(objects, dict):
+        raise InputError(f"{path} is not CHAIR's pickled evaluator: it has no imid_to_objects")
+    for image_id, names in objects.items():
+        named = isinstance(names, (set, list)) and all(map(_is_text, names))
+        if not (named and isinstance(image_id, int)):
+            raise InputError(f"{path}: imid_to_objects must map ids to sets of names, {image_id!r} does not")
+    return {image_id: GroundTruth(frozenset(names)) for image_id, names in objects.items()}
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)

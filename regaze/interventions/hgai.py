@@ -33,6 +33,7 @@ class HGAI(Intervention):
         "ZhangqiJiang07/middle_layers_indicating_hallucinations, no licence. One image span for the whole "
         "batch; no grouped-query attention. Here rows have their own image tokens, at any GQA ratio."
     )
+    fixed_edits = True
 
     alpha: NonNegativeFloat = field(
         default=0.5, metadata={"help": "factor of the mean score size (0: no edit)"}

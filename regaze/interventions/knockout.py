@@ -39,6 +39,7 @@ class HeadKnockout(Intervention):
         'values (mode="uniform"), and has no effect for Qwen2, Mixtral and Phi-3; its random heads for '
         "comparison may be retrieval heads."
     )
+    fixed_edits = True
 
     heads: Annotated[Heads, AfterValidator(lambda heads: tuple(sorted(heads)))] = field(
         default=(), metadata={"help": "(layer, query head) pairs"}

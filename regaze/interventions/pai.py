@@ -50,6 +50,7 @@ class PAI(Intervention):
         "--use-cfg with gamma=1 never edits anything; one image span for the whole batch; no grouped-query "
         "attention. Here rows have their own image tokens, and any GQA ratio works."
     )
+    fixed_edits = True
 
     alpha: NonNegativeFloat = field(
         default=0.2, metadata={"help": "slope of the scores of image keys in their size (0: no edit)"}

@@ -34,6 +34,7 @@ class VAF(Intervention):
         "ustc-hyin/ClearSight, no licence. Image and system columns are constants (35 and 576), whatever the "
         "prompt; batches of one. Here every row has its own columns."
     )
+    fixed_edits = True
 
     enhance: NonNegativeFloat = field(default=1.15, metadata={"help": "factor of the scores of image keys"})
     suppress: NonNegativeFloat = field(default=0.95, metadata={"help": "factor of the scores of system keys"})

@@ -2,6 +2,7 @@
 
 from regaze.kernels.attend import attend, attention_stats, column_sums
 from regaze.kernels.backends import BACKENDS
+from regaze.kernels.bound import BoundEdit
 from regaze.kernels.channels import Channels
 from regaze.kernels.compose import compose
 from regaze.kernels.placement import Placeable
@@ -11,6 +12,7 @@ from regaze.kernels.spec import AttentionEdit, RowSelection, Stats, StatsRequest
 __all__ = [
     "BACKENDS",
     "AttentionEdit",
+    "BoundEdit",
     "Channels",
     "Placeable",
     "Policy",

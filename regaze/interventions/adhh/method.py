@@ -56,6 +56,7 @@ class ADHH(Intervention):
         "TianyunYoung/Hallucination-Attribution, no licence. Sums a head's text mass over the batch, so that "
         "samples affect each other; constant image columns. Here every row is decided by itself."
     )
+    fixed_edits = True
 
     heads: Heads | None = field(
         default=None, metadata={"help": "(layer, query head) pairs; default: the published ones"}

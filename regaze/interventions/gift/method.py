@@ -89,6 +89,7 @@ class GIFT(Intervention):
         "repeated word (as_released=True); NaN without content words or for a flat map; text between two "
         "images is treated as image; no beta; batches of one."
     )
+    fixed_edits = True
 
     alpha: NonNegativeFloat | None = field(
         default=None, metadata={"help": "strength: the most salient token is boosted by exp(alpha) (0: none)"}

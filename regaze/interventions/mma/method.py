@@ -47,6 +47,7 @@ class MMA(Intervention):
         "sony/aki, CC BY-NC 4.0. The unmasked text ends with the assistant marker (as_released=True); "
         "several images per sample raise, left-padded batches get misplaced masks. Here both work."
     )
+    fixed_edits = True
 
     as_released: bool = field(
         default=False, metadata={"help": "also unmask the assistant header, as the released code does"}

@@ -49,6 +49,7 @@ class MoA(Intervention):
         "thu-nics/MoA. Windows of the prompt's rows are rounded to whole blocks; one prompt per batch, "
         "at least a block long, and no grouped queries. None of this applies here."
     )
+    fixed_edits = True
 
     plan: str | None = field(
         default=None, metadata={"help": "JSON file with alphas and betas, each layers x heads numbers"}

@@ -63,6 +63,7 @@ class PAINT(Intervention):
         "tokens rank numerical noise; the first sample chooses for the batch; no grouped-query attention."
     )
     needs_pixels: ClassVar[bool] = True
+    fixed_edits = True
 
     alpha: NonNegativeFloat = field(
         default=0.7, metadata={"help": "slope of local tokens' scores in their size"}

@@ -68,6 +68,7 @@ class VAR(Intervention):
         "complements of the paper's (`VAR.from_released`)."
     )
     needs_hidden_states: ClassVar[bool] = True
+    fixed_edits = True
 
     rho: NonNegativeFloat = field(
         default=0.5,

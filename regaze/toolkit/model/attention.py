@@ -1,166 +1,58 @@
 """The attention function that transformers calls in every layer of a model with an open block.
 
-It asks the dispatcher of its module what to do, and is the model's own attention, to the bit, where that is
-nothing.
+It looks up the plan of its layer and is the model's own attention, to the bit, where there is none. Compiled
+graphs hold it as one operator.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
-from typing import Any, NamedTuple, NoReturn
+import weakref
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
-from regaze.errors import CompositionError, InputError, UnsupportedModelError
-from regaze.kernels import AttentionEdit, Stats, StatsRequest, attend, attention_stats, compose
+from regaze.errors import InputError, UnsupportedModelError
+from regaze.kernels import AttentionEdit, Stats
 from regaze.kernels.sliding_cache import shift_edit
 from regaze.toolkit.model import compat
 from regaze.toolkit.model.attention_call import AttentionCall
-from regaze.toolkit.model.callback import Callback, overrides
-from regaze.toolkit.model.context import Context
-from regaze.toolkit.model.own_thread import OwnThread
+from regaze.toolkit.model.plans import AttentionDispatcher
 
 #: Where an attention module keeps its `Attachment` while a block is open.
 SLOT = "_regaze_attention"
-#: torch.compile would take the counters and edits of a step for constants, and compile each step anew.
-outside_graphs = partial(torch.compiler.disable, reason="regaze edits attention outside of compiled graphs")
-
-
-class LayerPlan(NamedTuple):
-    """The edit of one layer, and the callbacks that requested statistics of it.
-
-    The first request is answered by the edit's own pass, each other one by a pass over the unedited layer.
-    """
-
-    edit: AttentionEdit
-    requests: tuple[tuple[Callback, StatsRequest], ...]
-
-
-def plan_layer(
-    callbacks: Sequence[Callback], edits: Sequence[AttentionEdit | None], device: torch.device
-) -> LayerPlan | None:
-    """One edit on `device` that does what those of all callbacks do; None where there is none.
-
-    Raises:
-        CompositionError: two callbacks request statistics of the edited rows.
-    """
-    active = [(p, edit.to(device)) for p, edit in zip(callbacks, edits, strict=True) if edit is not None]
-    if not active:
-        return None
-    requests = [(p, edit.stats) for p, edit in active if edit.stats is not None]
-    requests.sort(key=lambda pair: not pair[1].edited)  # only the edit's own pass knows the edited rows
-    if len(requests) > 1 and requests[1][1].edited:
-        raise CompositionError("two interventions ask for statistics of the edited rows of one layer")
-    if len(active) == 1:
-        return LayerPlan(active[0][1], tuple(requests))
-    composed = compose([edit.replace(stats=None) for _, edit in active])
-    assert composed is not None
-    return LayerPlan(composed.replace(stats=requests[0][1]) if requests else composed, tuple(requests))
-
-
-class AttentionDispatcher:
-    """Asks the callbacks of one model for their edits, layer by layer, and hands them what they requested.
-
-    Attributes:
-        callbacks: of all open blocks, recordings last. listeners: those with `on_attention`.
-        context: of the forward that runs; None between forwards.
-        previous: the model's own attention implementation.
-        wants_weights: the forward that runs returns attention weights.
-    """
-
-    def __init__(self, model: PreTrainedModel, thread: OwnThread):
-        self._model, self._thread = model, thread
-        self.previous = compat.current_attention(model)
-        self.callbacks: tuple[Callback, ...] = ()
-        self.listeners: tuple[Callback, ...] = ()
-        self.context: Context | None = None
-        self.wants_weights = False
-        self._plans: dict[
-            compat.AttentionSite, tuple[tuple[AttentionEdit | None, ...], LayerPlan | None]
-        ] = {}
-
-    def __reduce_ex__(self, protocol: Any) -> NoReturn:
-        refuse_copy(self._model)
-
-    def use(self, callbacks: tuple[Callback, ...]) -> None:
-        """From now on ask these callbacks."""
-        self.callbacks = callbacks
-        self.listeners = tuple(callback for callback in callbacks if overrides(callback, "on_attention"))
-        self.forget_plans()
-
-    def forget_plans(self) -> None:
-        """A new prompt begins: its edits are other objects."""
-        self._plans.clear()
-
-    def plan(self, site: compat.AttentionSite, keys: int, device: torch.device) -> LayerPlan | None:
-        """What the callbacks want of this layer now; None leaves it to plain attention.
-
-        Args:
-            keys: Lk of the call. device: that of the layer.
-        """
-        context = self.context
-        if not self._thread.is_current:
-            if (recomputed := _recomputed(self._model)) is not None:
-                raise InputError(recomputed)
-            self._thread.check()
-        if context is None:
-            if self.callbacks:
-                raise InputError(_recomputed(self._model) or _CALLED_ALONE)
-            return None
-        context.device, step = device, context.step
-        known, layer = self._plans.get(site), site.layer
-        if site.cross:
-            context.cross_keys = keys
-        if len(self.callbacks) == 1:
-            only = self.callbacks[0]
-            edit = (only.edit_cross if site.cross else only.edit)(layer, step, context)
-            if known is not None and known[0][0] is edit:
-                return known[1]
-            edits: tuple[AttentionEdit | None, ...] = (edit,)
-        else:
-            edits = tuple(
-                (p.edit_cross if site.cross else p.edit)(layer, step, context) for p in self.callbacks
-            )
-            if known is not None and all(a is b for a, b in zip(known[0], edits, strict=True)):
-                return known[1]
-        plan = plan_layer(self.callbacks, edits, device)
-        self._plans[site] = edits, plan
-        return plan
-
-    def first_key(self, site: compat.AttentionSite, queries: int, keys: int) -> int:
-        """Number of keys that the cache of a layer has dropped: those before its sliding window."""
-        context = self.context
-        return 0 if context is None or site.cross else max(0, context.cache_length + queries - keys)
-
-    def deliver(self, site: compat.AttentionSite, owner: Callback, stats: Stats) -> None:
-        """Hand a callback the statistics that its edit of a layer requested."""
-        if self.context is not None:
-            deliver = owner.on_cross_stats if site.cross else owner.on_stats
-            deliver(site.layer, stats, self.context)
-
-    def show(self, site: compat.AttentionSite, call: AttentionCall) -> None:
-        """Show the listeners a call of self-attention."""
-        if self.context is not None and not site.cross:
-            for callback in self.listeners:
-                callback.on_attention(site.layer, call, self.context)
-
-    def check_thread(self) -> None:
-        """Raise InputError in another thread than the one whose block this is."""
-        self._thread.check()
 
 
 class Attachment(NamedTuple):
-    """What an attention module carries while a block is open. Encoders have no `site` and no edits."""
+    """What an attention module carries while a block is open. Encoders have no `site` and no edits.
+
+    Attributes:
+        number: by which a graph names the module; the same in every block.
+    """
 
     dispatcher: AttentionDispatcher
     site: compat.AttentionSite | None
+    number: int
 
 
-@outside_graphs
+#: The modules with an open block by their number, for graphs, which hold no objects.
+_ATTACHED: weakref.WeakValueDictionary[int, nn.Module] = weakref.WeakValueDictionary()
+
+
+def attach(module: nn.Module, dispatcher: AttentionDispatcher, site: compat.AttentionSite | None) -> None:
+    """From now on a module's attention is that of `dispatcher`."""
+    number = id(module)
+    module.__dict__[SLOT] = Attachment(dispatcher, site, number)
+    _ATTACHED[number] = module
+
+
+def detach(module: nn.Module) -> None:
+    """The end of `attach`; it can be repeated."""
+    module.__dict__.pop(SLOT, None)
+    _ATTACHED.pop(id(module), None)
+
+
 def regaze_attention(
     module: nn.Module,
     query: Tensor,
@@ -176,47 +68,52 @@ def regaze_attention(
 
     With it come the weights [B, Hq, Lq, Lk] that were used where the forward is to return them, else None.
     """
-    attached: Attachment | None = module.__dict__.get(SLOT)
-    dispatcher, site = (None, None) if attached is None else attached
-    previous = None if dispatcher is None else dispatcher.previous
     options = {"dropout": dropout, "scaling": scaling, "is_causal": is_causal, **kwargs}
-    attention_mask = compat.sparse_mask(module, query, key, attention_mask, kwargs)
-    if dispatcher is None or site is None:
-        return compat.plain_attention(previous, module, query, key, value, attention_mask, **options)
-    plan = dispatcher.plan(site, key.shape[2], query.device)
-    edit = None if plan is None else plan.edit
-    out, weights = None, None
-    if edit is None or edit.neutral:  # the very bits of the unwrapped model
-        out, weights = compat.plain_attention(previous, module, query, key, value, attention_mask, **options)
-        idle = (edit is None or edit.stats is None) and not dispatcher.listeners
-        if idle and not (dispatcher.wants_weights and weights is None):
-            return out, weights
-        edit = _NOTHING if edit is None else edit
-    _refuse_unsupported(module, dispatcher.previous, dropout, kwargs)
-    first = dispatcher.first_key(site, query.shape[2], key.shape[2])
+    if torch.compiler.is_compiling():
+        return _in_graph(module, query, key, value, attention_mask, options)
+    attached: Attachment | None = module.__dict__.get(SLOT)
+    rare = not compat.RARE_ARGUMENTS.isdisjoint(kwargs)
+    if rare:
+        attention_mask = compat.sparse_mask(module, query, key, attention_mask, kwargs)
+    if attached is None:
+        return compat.plain_attention(None, module, query, key, value, attention_mask, **options)
+    dispatcher, site, _ = attached
+    plan = None if site is None else dispatcher.plan(site, key.shape[2], query.device)
+    if site is None or (plan is None and not dispatcher.watched):
+        return dispatcher.plain(module, query, key, value, attention_mask, **options)
+    plain = None
+    if plan is None or plan.neutral:  # the very bits of the unwrapped model
+        plain = dispatcher.plain(module, query, key, value, attention_mask, **options)
+    softcap, sinks = kwargs.get("softcap"), kwargs.get("s_aux")
+    if dropout or softcap is not None or sinks is not None or rare:
+        _refuse_unsupported(module, dispatcher.previous, options)
+    queries, keys = query.shape[2], key.shape[2]
+    first = dispatcher.first_key(site, queries, keys)
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     causal = causal and not site.cross
-    keys = key.shape[2]
-    if attention_mask is None and causal and query.shape[2] > 1:
+    if attention_mask is None and causal and queries > 1:
         # transformers omits the mask only where row i sits at key i; a static cache has empty keys after it.
-        key, value = key[:, :, : query.shape[2]], value[:, :, : query.shape[2]]
-    call: dict[str, Any] = {"mask": attention_mask, "scaling": scaling, "is_causal": causal}
-    call |= {"softcap": kwargs.get("softcap"), "sinks": kwargs.get("s_aux")}
+        key, value = key[:, :, :queries], value[:, :, :queries]
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    call = {"mask": attention_mask, "is_causal": causal, "softcap": softcap, "sinks": sinks}
     stats: Stats | None = None
-    if out is None:
-        edited, stats = attend(query, key, value, edit, first_key=first, **call)
-        out = edited.transpose(1, 2).contiguous()
-    elif edit.stats is not None:
-        stats = attention_stats(query, key, edit.stats, first_key=first, **call)
+    if plain is None:
+        assert plan is not None
+        edited, stats = plan.edit.attend(query, key, value, scaling, first, **call)
+        plain = edited.transpose(1, 2).contiguous(), None
+    elif plan is not None:
+        stats = plan.edit.statistics(query, key, scaling, first, **call)
     if plan is not None and stats is not None:
         dispatcher.deliver(site, plan.requests[0][0], stats)
-        for owner, request in plan.requests[1:]:
-            dispatcher.deliver(site, owner, attention_stats(query, key, request, first_key=first, **call))
-    if dispatcher.listeners or (dispatcher.wants_weights and weights is None):
-        shown = AttentionCall(query, key, value, out, shift_edit(edit, first), call)
+        for (owner, _), other in zip(plan.requests[1:], plan.others, strict=True):
+            dispatcher.deliver(site, owner, other.statistics(query, key, scaling, first, **call))
+    out, weights = plain
+    if dispatcher.watched:
+        edit = _NOTHING if plan is None else plan.edit.edit
+        shown = AttentionCall(query, key, value, out, shift_edit(edit, first), {"scaling": scaling, **call})
         dispatcher.show(site, shown)
         if dispatcher.wants_weights and weights is None:
-            weights = F.pad(rows := shown.weights(slice(0, query.shape[2])), (0, keys - rows.shape[-1]))
+            weights = F.pad(rows := shown.weights(slice(0, queries)), (0, keys - rows.shape[-1]))
             weights = weights.to(query.dtype)
     return out, weights
 
@@ -224,41 +121,86 @@ def regaze_attention(
 _NOTHING = AttentionEdit()
 
 
-def _refuse_unsupported(module: nn.Module, previous: str, dropout: float, kwargs: dict[str, Any]) -> None:
+def _refuse_unsupported(module: nn.Module, previous: str, options: dict[str, Any]) -> None:
     """Refuse what an edited layer would silently lose, or add to what the model did so far."""
     name = type(module).__name__
-    if kwargs.get("position_bias") is not None:
-        raise UnsupportedModelError(f"{name} uses `position_bias`, which edited attention lacks so far")
+    for part in ("position_bias", "sinks"):
+        if options.get(part) is not None:
+            raise UnsupportedModelError(f"{name} uses `{part}`, which edited attention lacks so far")
     for part in ("softcap", "s_aux"):
-        if previous == "sdpa" and kwargs.get(part) is not None:
+        if previous == "sdpa" and options.get(part) is not None:
             raise UnsupportedModelError(
                 f"{name} has a `{part}`, which SDPA leaves out: load the model with "
                 "attn_implementation='eager', so that plain and edited attention are the same function"
             )
-    if dropout:
+    if options["dropout"]:
         raise UnsupportedModelError("attention dropout is not supported under an edit; call model.eval()")
 
 
-def refuse_copy(model: PreTrainedModel) -> NoReturn:
-    """A copy would share hooks and contexts with the original."""
-    raise InputError(
-        f"this {type(model).__name__} has an open gaze.using(...) or gaze.recording(...); copy or pickle it "
-        "outside of the block (save_pretrained works inside, and saves the plain model)"
-    )
+_outside_graphs = torch.compiler.disable(
+    regaze_attention,
+    reason="gradients, attention weights and `on_attention` need regaze outside of compiled graphs",
+)
 
 
-_CALLED_ALONE = "a part of the wrapped model was called by itself; call the model given to regaze.wrap"
+def _in_graph(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    options: dict[str, Any],
+) -> tuple[Tensor, Tensor | None]:
+    """What torch.compile traces: one opaque operator, so that a graph is the same under every edit.
+
+    Its guards are the model's attention implementation and the few attributes that are read here.
+    """
+    attached: Attachment | None = module.__dict__.get(SLOT)
+    if attached is None:
+        return compat.plain_attention(None, module, query, key, value, mask, **options)
+    dispatcher = attached.dispatcher
+    rare = any(options.get(name) is not None for name in compat.RARE_ARGUMENTS)
+    if dispatcher.watched or rare or (torch.is_grad_enabled() and query.requires_grad):
+        return _outside_graphs(module, query, key, value, mask, **options)
+    numbers = options["scaling"], options["dropout"], options["is_causal"], options.get("softcap")
+    tensors = query, key, value, mask, options.get("s_aux")
+    return attention_operator(*tensors, *numbers, dispatcher.layer_hooks, attached.number), None
 
 
-def _recomputed(model: PreTrainedModel) -> str | None:
-    """Why a layer runs although its model does not, if that is gradient checkpointing."""
-    saving = any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
-    if not (saving and torch.is_grad_enabled()):
-        return None
-    return (
-        "gradient checkpointing runs layers again in the backward pass, where their edits are not known any "
-        "more; call model.gradient_checkpointing_disable() before the block"
-    )
+@torch.library.custom_op("regaze::attention", mutates_args=(), tags=(torch.Tag.cudagraph_unsafe,))
+def attention_operator(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    sinks: Tensor | None,
+    scaling: float | None,
+    dropout: float,
+    is_causal: bool | None,
+    softcap: float | None,
+    layer_hooks: str,
+    number: int,
+) -> Tensor:
+    """`regaze_attention` as a graph calls it, [B, Lq, Hq, Dv].
+
+    It is no part of CUDA graphs: its plan is looked up, and statistics are delivered, by the host.
+
+    Args:
+        layer_hooks: what hooks of layers do; a graph that was traced without them must not serve here.
+        number: of the module, see `Attachment`.
+    """
+    module = _ATTACHED.get(number)
+    if module is None:
+        raise InputError("a graph that was captured inside a gaze.using(...) block runs after its end")
+    options: dict[str, Any] = {"softcap": softcap, "s_aux": sinks}
+    options = {name: value for name, value in options.items() if value is not None}
+    return regaze_attention(module, query, key, value, mask, scaling, dropout, is_causal, **options)[0]
+
+
+@attention_operator.register_fake
+def _output(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> Tensor:
+    batch, heads, queries, _ = query.shape
+    return query.new_empty(batch, queries, heads, value.shape[3])
 
 
 compat.register(regaze_attention)

@@ -24,6 +24,9 @@ class Callback:
     Class attributes:
         needs_hidden_states: `edit` reads `context.hidden_states(layer)` at prefill.
         needs_pixels: the callback reads pixels from `context.inputs`. Implied by `branches`.
+        fixed_edits: after the prompt, `edit` (or `edit_cross`) of a layer gives the same object in each step:
+            they are called for the forwards of the prompt and in the first step after it, and no more. A
+            subclass that redefines these methods does not inherit it.
         counts_steps: the callback counts the tokens of an answer, so none may be rolled back (assisted
             decoding).
         records: the callback is a recording. Its requests are attached to the edits of all other callbacks,
@@ -32,6 +35,7 @@ class Callback:
 
     needs_hidden_states: ClassVar[bool] = False
     needs_pixels: ClassVar[bool] = False
+    fixed_edits: bool = False
     counts_steps: ClassVar[bool] = False
     records: ClassVar[bool] = False
 
@@ -67,8 +71,8 @@ class Callback:
         edit, and the parts that edits share (`RowSelection`, `Channels`, ...) once in all. So build edits
         from `context.tokens` on the CPU, or from statistics where they arrive, and ask for no device.
 
-        Called for every layer of every forward: return the same object again where nothing changed, and do
-        not wait for the device. The rows of all branches are edited, each by its own roles.
+        Called for every layer of every forward (but see `fixed_edits`): return the same object where nothing
+        changed, and do not wait for the device. The rows of all branches are edited, each by its own roles.
         """
         return None
 
@@ -97,3 +101,15 @@ class Callback:
 def overrides(callback: Callback, *methods: str) -> bool:
     """Whether the class of `callback` has its own version of one of these methods."""
     return any(getattr(type(callback), name) is not getattr(Callback, name) for name in methods)
+
+
+def keeps_edits(callback: Callback) -> bool:
+    """Whether `fixed_edits` holds for a callback: a class that redefines `edit` must say so anew."""
+    if "fixed_edits" in vars(callback):
+        return callback.fixed_edits
+    for base in type(callback).__mro__:
+        if "fixed_edits" in vars(base):
+            return bool(vars(base)["fixed_edits"])
+        if "edit" in vars(base) or "edit_cross" in vars(base):
+            return False
+    return False

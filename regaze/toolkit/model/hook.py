@@ -13,6 +13,7 @@ import threading
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NoReturn
 
 import torch
@@ -21,24 +22,21 @@ from transformers import PreTrainedModel
 
 from regaze.errors import CompositionError, InputError, UnsupportedModelError
 from regaze.toolkit.model import compat
-from regaze.toolkit.model.attention import (
-    SLOT,
-    Attachment,
-    AttentionDispatcher,
-    outside_graphs,
-    refuse_copy,
-)
+from regaze.toolkit.model.attention import SLOT, attach, detach
 from regaze.toolkit.model.callback import Callback, overrides
 from regaze.toolkit.model.context import Context
 from regaze.toolkit.model.layer_hooks import LayerHooks
 from regaze.toolkit.model.logits import LogitsCombination, combine
 from regaze.toolkit.model.own_thread import OwnThread
+from regaze.toolkit.model.plans import AttentionDispatcher, refuse_copy
 from regaze.toolkit.model.prompt_source import PromptSource
 from regaze.toolkit.model.session import Session
 from regaze.toolkit.model.stack import Branch, Stack, main_rows
 
 #: Where a model keeps its hook.
 _HOOK = "_regaze_hook"
+#: torch.compile would take the counters of a step for constants, and compile each step anew.
+_outside_graphs = partial(torch.compiler.disable, reason="regaze begins and ends forwards outside of graphs")
 #: Held while a session opens or closes: two threads must not do so at once.
 _LOCK = threading.RLock()
 _BY_NAME = "an intervention that changes the logits of a forward needs outputs by name: return_dict=True"
@@ -174,9 +172,9 @@ class ModelHook:
                 other.dispatcher.check_thread()
         compat.set_attention(model, compat.IMPLEMENTATION)
         for module, site in sites.items():
-            module.__dict__[SLOT] = Attachment(attention, site)
+            attach(module, attention, site)
         for module in compat.sharing_modules(model):
-            module.__dict__[SLOT] = Attachment(attention, None)
+            attach(module, attention, None)
         self._self_layers = frozenset(site.layer for site in sites.values() if not site.cross)
         self._cross_layers = frozenset(site.layer for site in sites.values() if site.cross)
         self._handles = [
@@ -196,7 +194,7 @@ class ModelHook:
         for module in self._model.modules():
             attached = module.__dict__.get(SLOT)
             if attached is not None and attached.dispatcher is self._attention:  # parts may be wrapped, too
-                del module.__dict__[SLOT]
+                detach(module)
         for cache in list(self._contexts):
             compat.unfollow_cache(cache)
         compat.set_attention(self._model, self._attention.previous)
@@ -211,7 +209,8 @@ class ModelHook:
         if self._open and session not in self._closing:  # it was refused, or is closed
             return
         # An interrupt runs no hook at the end of the forward.
-        self._instead, self._attention.context = None, None
+        self._instead = None
+        self._attention.begin(None)
         self._set_running(None)
         self._layer_hooks.stop()
         compat.remove_hooks(self._outer, self._layer_hooks)
@@ -247,8 +246,9 @@ class ModelHook:
             self._refresh()
             yield
         finally:
-            self._instead, self._attention.context = outer
+            self._instead, context = outer
             self._refresh()
+            self._attention.begin(context)
 
     def _set_running(self, cache: Any) -> None:
         """A forward over this cache begins; None: it has ended."""
@@ -297,22 +297,23 @@ class ModelHook:
 
     # The beginning of a forward -----------------------------------------------------------------------
 
-    @outside_graphs
+    @_outside_graphs
     def _enter(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         self._thread.check()
         given = {**dict(zip(self._argument_names, args, strict=False)), **kwargs} if args else kwargs
-        self._attention.wants_weights = compat.wants_attentions(self._model, given)
+        self._attention.want_weights(compat.wants_attentions(self._model, given))
         if not self._attention.callbacks:
             return None
         cache = compat.cache_argument(given)
         length = compat.cache_length(cache)
         context = self._continue(cache) if length else self._begin(given)
-        self._attention.context, context.cache_length = context, length
+        context.cache_length = length
+        self._attention.begin(context)
         for callback in self._on_step:
             callback.on_step(context, compat.decoder_inputs(self._model, given).get("input_ids"))
-        self._layer_hooks.start(context)
+        self._attention.layer_hooks = self._layer_hooks.start(context)
         if not context.has_branches:
             return None
         self._set_running(cache)
@@ -333,7 +334,6 @@ class ModelHook:
         context.self_layers, context.cross_layers = self._self_layers, self._cross_layers
         context.encoder_tokens = encoder
         context.mlp_editors = self._mlp_editors
-        self._attention.forget_plans()
         self._stack_branches(context)
         for callback in callbacks:
             callback.prepare(context)
@@ -387,11 +387,12 @@ class ModelHook:
 
     # The end of a forward -----------------------------------------------------------------------------
 
-    @outside_graphs
+    @_outside_graphs
     def _leave(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         if not self._thread.is_current:  # refused by `_enter`
             return None
-        context, self._attention.context = self._attention.context, None
+        context = self._attention.context
+        self._attention.begin(None)
         self._set_running(None)
         self._layer_hooks.stop()
         if context is None:
@@ -428,14 +429,15 @@ class ModelHook:
         context.replay_requested = False
         inputs = compat.with_cache(compat.last_row(given), cache)
         compat.crop_last(cache)
-        self._attention.context, context.step, context.replaying = context, 1, True
-        context.cache_length = compat.cache_length(cache)
-        self._layer_hooks.start(context)
+        context.step, context.replaying, context.cache_length = 1, True, compat.cache_length(cache)
+        self._attention.begin(context)
+        self._attention.layer_hooks = self._layer_hooks.start(context)
         try:
             again = self._model.forward(**{**inputs, "return_dict": True})
         finally:
             self._layer_hooks.stop()
-            self._attention.context, context.step, context.replaying = None, 0, False
+            self._attention.begin(None)
+            context.step, context.replaying = 0, False
         output["logits"] = torch.cat([output.logits[:, :-1], again.logits[:, -1:]], 1)
 
     def _combined(self, context: Context, output: Any) -> Any:

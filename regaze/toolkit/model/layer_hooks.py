@@ -7,8 +7,10 @@ forward begins that needs them, and removed when it ends.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -25,9 +27,10 @@ class LayerHooks:
         self.model, self._thread = model, thread
         self._width = compat.hidden_width(model)
         self._handles: list[Any] = []
+        self._kind = ""
 
-    def start(self, context: Context) -> None:
-        """Install the hooks of the forward that begins.
+    def start(self, context: Context) -> str:
+        """Install the hooks of the forward that begins, and say what they do; "" where there are none.
 
         Raises:
             UnsupportedModelError: the layers have no MLP whose output could be edited. Hooks raise it where a
@@ -35,8 +38,11 @@ class LayerHooks:
         """
         self.stop()  # those of a forward that was interrupted from the keyboard
         if context.step > 0 and not context.captured_layers and not context.mlp_editors:
-            return
-        if context.step == 0 and any(p.needs_hidden_states for p in context.callbacks):
+            return ""
+        readers = [] if context.step else [p for p in context.callbacks if p.needs_hidden_states]
+        gain = None if context.step else context.embedding_gain()
+        self._kind = _described(readers, context, gain is not None)
+        if readers:
             for number, layer in enumerate(compat.decoder_layers(self.model)):
                 self._before(layer, _set_input(context, number, self._width))
         for number in context.captured_layers:
@@ -53,8 +59,9 @@ class LayerHooks:
                         f"{type(layer).__name__} has no `mlp` whose output could be edited"
                     )
                 self._after(mlp, _edit_mlp(context, number))
-        if context.step == 0 and (gain := context.embedding_gain()) is not None:
+        if gain is not None:
             self._before(self.model.get_decoder(), _scale_embeddings(gain))
+        return self._kind
 
     def stop(self) -> None:
         """Remove the hooks."""
@@ -69,12 +76,36 @@ class LayerHooks:
 
     def _owned(self, hook: Callable[..., Any]) -> Callable[..., Any]:
         """The hook, which refuses other threads."""
+        return compat.owned(_hook_class(self._kind)(self._thread, hook), self)
 
-        def run(*args: Any) -> Any:
-            self._thread.check()
-            return hook(*args)
 
-        return compat.owned(run, self)
+class _Hook:
+    """A hook that only the block's own thread may run."""
+
+    def __init__(self, thread: OwnThread, hook: Callable[..., Any]):
+        self._thread, self._hook = thread, hook
+
+    def run(self, *args: Any) -> Any:
+        self._thread.check()
+        return self._hook(*args)
+
+
+@lru_cache(maxsize=64)
+def _hook_class(reason: str) -> type[Any]:
+    """Hooks that torch.compile leaves outside of graphs, and why: they are other ones in each forward."""
+    return type("Hook", (_Hook,), {"__call__": torch.compiler.disable(_Hook.run, reason=reason)})
+
+
+def _described(readers: list[Any], context: Context, embeddings: bool) -> str:
+    """What the hooks of a forward are for, by the names of the callbacks."""
+    kinds = {
+        "reads the inputs of layers": readers,
+        "edits the outputs of MLPs": context.mlp_editors,
+    }
+    said = [f"{', '.join(type(p).__name__ for p in who)} {what}" for what, who in kinds.items() if who]
+    said += [f"the input of layers {context.captured_layers} is kept"] if context.captured_layers else []
+    said += ["a branch scales embeddings"] if embeddings else []
+    return "; ".join(said)
 
 
 def _layer_input(

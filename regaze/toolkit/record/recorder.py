@@ -39,6 +39,7 @@ class Recorder(Callback):
 
     def __init__(self, options: RecordOptions, model: Any, tokenizer: Any):
         self.options, self.tokenizer = options, tokenizer
+        self.fixed_edits = options.steps is None
         self.record = Record(_header(model, options))
         self._open: _OpenTrace | None = None
 
@@ -122,6 +123,7 @@ class _OpenTrace:
         self._turns = 1
         self._sequences: Tensor | None = None  # the newest, of `generate`
         self._rows: list[RowSelection] = []  # of each recorded step
+        self._all_rows: dict[int, RowSelection] = {}  # by the number of tokens that a step feeds
         self._tokens = self._read_tokens()
         self._prefill = self._prefill_rows()
         self.own = _LayerStats(options, context, self._tokens, self._prefill)
@@ -176,7 +178,9 @@ class _OpenTrace:
             self._rows.append(self._prefill)
         else:
             count = 1 if input_ids is None else input_ids.shape[1]
-            self._rows.append(RowSelection(torch.arange(count)))
+            if count not in self._all_rows:
+                self._all_rows[count] = RowSelection(torch.arange(count))
+            self._rows.append(self._all_rows[count])
 
     def begin_turn(self) -> None:
         """`generate` begins: where it goes on from this trace's cache, all rows are of use again."""
@@ -317,7 +321,8 @@ class _LayerStats:
     def add(self, layer: int, stats: Stats) -> None:
         """Add the statistics of a layer at a step; of these, the user's rows of the batch."""
         batch = self.context.user_batch
-        stats = Stats(*(None if part is None else part[:batch] for part in stats))
+        if batch != self.context.batch:
+            stats = Stats(*(None if part is None else part[:batch] for part in stats))
         if not self.context.replaying:
             self.stats[layer].append(stats)
             return

@@ -22,10 +22,12 @@ from regaze.toolkit.model.compat.arguments import (
 )
 from regaze.toolkit.model.compat.attention import (
     IMPLEMENTATION,
+    RARE_ARGUMENTS,
     AttentionSite,
     attention_modules,
     current_attention,
     plain_attention,
+    plain_function,
     register,
     set_attention,
     sharing_modules,
@@ -79,6 +81,7 @@ __all__ = [
     "IMPLEMENTATION",
     "NEWEST",
     "OLDEST",
+    "RARE_ARGUMENTS",
     "SEQUENCES",
     "TOKEN_TYPES",
     "AttentionSite",
@@ -118,6 +121,7 @@ __all__ = [
     "padding_mask",
     "pass_pixels",
     "plain_attention",
+    "plain_function",
     "pop_positions",
     "prompt_of",
     "register",

@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -61,6 +62,11 @@ def plain_attention(
     return sdpa_attention_forward(module, query, key, value, mask, **options)[0], None
 
 
+def plain_function(previous: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
+    """`plain_attention` of a model whose own implementation is `previous`."""
+    return sdpa_attention_forward if previous == "sdpa" else partial(plain_attention, previous)
+
+
 def _eager_function(module: nn.Module) -> Any:
     """`eager_attention_forward` of the file that defines the module's class, or a base of it."""
     files = (sys.modules.get(cls.__module__) for cls in type(module).__mro__)
@@ -75,6 +81,11 @@ def _eager_mask(mask: Tensor | None, query: Tensor, key: Tensor, causal: bool) -
     if mask is None or mask.dtype != torch.bool:
         return mask
     return torch.where(mask, query.new_zeros(()), torch.finfo(query.dtype).min)
+
+
+#: Arguments of few models' layers: keys that each query chooses (see `sparse_mask`), a bias of positions, and
+#: sinks of each token.
+RARE_ARGUMENTS = frozenset({"indices", "block_indices", "position_bias", "sinks"})
 
 
 def sparse_mask(

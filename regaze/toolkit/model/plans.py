@@ -1,0 +1,218 @@
+"""`LayerPlan`: what is done in one attention layer, made of the edits of all callbacks once per generation.
+
+A plan's edit is composed and lies on the layer's device. A decode step whose callbacks all keep their edits
+(`Callback.fixed_edits`) asks none of them: it looks its plans up. Other callbacks are asked in every layer,
+and the plan stays as long as they return the same objects.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, NoReturn
+
+import torch
+from transformers import PreTrainedModel
+
+from regaze.errors import CompositionError, InputError
+from regaze.kernels import AttentionEdit, BoundEdit, Stats, StatsRequest, compose
+from regaze.toolkit.model import compat
+from regaze.toolkit.model.attention_call import AttentionCall
+from regaze.toolkit.model.callback import Callback, keeps_edits, overrides
+from regaze.toolkit.model.context import Context
+from regaze.toolkit.model.own_thread import OwnThread
+
+
+class LayerPlan(NamedTuple):
+    """The edit of one layer, and the callbacks that requested statistics of it.
+
+    The first request is answered by the edit's own pass, each other one by a pass over the unedited layer.
+
+    Attributes:
+        edit: composed, on the layer's device. neutral: it changes nothing, and may request statistics.
+        requests: the other callbacks' statistics come from passes of their own, `others`.
+    """
+
+    edit: BoundEdit
+    neutral: bool
+    requests: tuple[tuple[Callback, StatsRequest], ...] = ()
+    others: tuple[BoundEdit, ...] = ()
+
+
+def plan_layer(
+    callbacks: Sequence[Callback], edits: Sequence[AttentionEdit | None], device: torch.device
+) -> LayerPlan | None:
+    """One edit on `device` that does what those of all callbacks do; None where there is nothing to do.
+
+    Raises:
+        CompositionError: two callbacks request statistics of the edited rows.
+    """
+    active = [(p, edit.to(device)) for p, edit in zip(callbacks, edits, strict=True) if edit is not None]
+    requests = [(p, edit.stats) for p, edit in active if edit.stats is not None]
+    requests.sort(key=lambda pair: not pair[1].edited)  # only the edit's own pass knows the edited rows
+    if len(requests) > 1 and requests[1][1].edited:
+        raise CompositionError("two interventions ask for statistics of the edited rows of one layer")
+    if len(active) == 1:
+        edit: AttentionEdit | None = active[0][1]
+    else:
+        edit = compose([edit.replace(stats=None) for _, edit in active])
+        if edit is not None and requests:
+            edit = edit.replace(stats=requests[0][1])
+    if edit is None or (edit.neutral and edit.stats is None):
+        return None
+    others = tuple(BoundEdit(request.as_edit) for _, request in requests[1:])
+    return LayerPlan(BoundEdit(edit), edit.neutral, tuple(requests), others)
+
+
+@dataclass(eq=False)
+class _Plans:
+    """The plans of one generation.
+
+    Attributes:
+        newest: by layer, the edits that were returned last and their plan.
+        fixed: by layer, the plans of all decode steps, where every callback keeps its edits.
+    """
+
+    newest: dict[compat.AttentionSite, tuple[tuple[AttentionEdit | None, ...], LayerPlan | None]] = field(
+        default_factory=dict
+    )
+    fixed: dict[compat.AttentionSite, LayerPlan | None] = field(default_factory=dict)
+
+
+class AttentionDispatcher:
+    """Asks the callbacks of one model for their edits, layer by layer, and hands them what they requested.
+
+    Attributes:
+        callbacks: of all open blocks, recordings last. listeners: those with `on_attention`.
+        context: of the forward that runs; None between forwards.
+        previous: the model's own attention implementation. plain: its function.
+        wants_weights: the forward that runs returns attention weights.
+        layer_hooks: what hooks on layers do in the forward that runs; "" where there are none.
+        watched: layers without an edit have more to do, too: weights to return, or listeners to call.
+    """
+
+    def __init__(self, model: PreTrainedModel, thread: OwnThread):
+        self._model, self._thread = model, thread
+        self.previous = compat.current_attention(model)
+        self.plain = compat.plain_function(self.previous)
+        self.callbacks: tuple[Callback, ...] = ()
+        self.listeners: tuple[Callback, ...] = ()
+        self.context: Context | None = None
+        self.wants_weights = self.watched = False
+        self.layer_hooks = ""
+        self._keeps_edits = False
+        self._generations: weakref.WeakKeyDictionary[Context, _Plans] = weakref.WeakKeyDictionary()
+        self._plans = _Plans()
+        self._fixed: dict[compat.AttentionSite, LayerPlan | None] | None = None
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        refuse_copy(self._model)
+
+    def use(self, callbacks: tuple[Callback, ...]) -> None:
+        """From now on ask these callbacks."""
+        self.callbacks = callbacks
+        self.listeners = tuple(callback for callback in callbacks if overrides(callback, "on_attention"))
+        self.watched = bool(self.listeners) or self.wants_weights
+        self._keeps_edits = all(keeps_edits(callback) for callback in callbacks)
+        self._generations.clear()
+
+    def want_weights(self, wanted: bool) -> None:
+        """Whether the forward that begins returns attention weights."""
+        self.wants_weights = wanted
+        self.watched = wanted or bool(self.listeners)
+
+    def begin(self, context: Context | None) -> None:
+        """A forward of this generation begins; None: it has ended."""
+        self.context, self.layer_hooks = context, ""
+        if context is None:
+            return
+        plans = self._generations.get(context)
+        if plans is None:
+            plans = self._generations[context] = _Plans()
+        self._plans = plans
+        decodes = context.step > 0 and not context.replaying
+        self._fixed = plans.fixed if decodes and self._keeps_edits else None
+
+    def plan(self, site: compat.AttentionSite, keys: int, device: torch.device) -> LayerPlan | None:
+        """What the callbacks want of this layer now; None leaves it to plain attention.
+
+        Args:
+            keys: Lk of the call. device: that of the layer.
+        """
+        context, fixed = self.context, self._fixed
+        if threading.get_ident() != self._thread.ident:
+            self._refuse_thread()
+        if context is None:
+            if self.callbacks:
+                raise InputError(_recomputed(self._model) or _CALLED_ALONE)
+            return None
+        if fixed is None:
+            return self._asked(context, site, keys, device)
+        if site not in fixed:
+            fixed[site] = self._asked(context, site, keys, device)
+        return fixed[site]
+
+    def _asked(
+        self, context: Context, site: compat.AttentionSite, keys: int, device: torch.device
+    ) -> LayerPlan | None:
+        context.device, step, layer = device, context.step, site.layer
+        if site.cross:
+            context.cross_keys = keys
+        edits = tuple((p.edit_cross if site.cross else p.edit)(layer, step, context) for p in self.callbacks)
+        known = self._plans.newest.get(site)
+        if known is not None and all(a is b for a, b in zip(known[0], edits, strict=True)):
+            return known[1]
+        plan = plan_layer(self.callbacks, edits, device)
+        self._plans.newest[site] = edits, plan
+        return plan
+
+    def _refuse_thread(self) -> None:
+        """Raise InputError: a layer runs in another thread. The backward pass has threads of its own."""
+        if (recomputed := _recomputed(self._model)) is not None:
+            raise InputError(recomputed)
+        self._thread.check()
+
+    def first_key(self, site: compat.AttentionSite, queries: int, keys: int) -> int:
+        """Number of keys that the cache of a layer has dropped: those before its sliding window."""
+        context = self.context
+        return 0 if context is None or site.cross else max(0, context.cache_length + queries - keys)
+
+    def deliver(self, site: compat.AttentionSite, owner: Callback, stats: Stats) -> None:
+        """Hand a callback the statistics that its edit of a layer requested."""
+        if self.context is not None:
+            deliver = owner.on_cross_stats if site.cross else owner.on_stats
+            deliver(site.layer, stats, self.context)
+
+    def show(self, site: compat.AttentionSite, call: AttentionCall) -> None:
+        """Show the listeners a call of self-attention."""
+        if self.context is not None and not site.cross:
+            for callback in self.listeners:
+                callback.on_attention(site.layer, call, self.context)
+
+    def check_thread(self) -> None:
+        """Raise InputError in another thread than the one whose block this is."""
+        self._thread.check()
+
+
+def refuse_copy(model: PreTrainedModel) -> NoReturn:
+    """A copy would share hooks and contexts with the original."""
+    raise InputError(
+        f"this {type(model).__name__} has an open gaze.using(...) or gaze.recording(...); copy or pickle it "
+        "outside of the block (save_pretrained works inside, and saves the plain model)"
+    )
+
+
+_CALLED_ALONE = "a part of the wrapped model was called by itself; call the model given to regaze.wrap"
+
+
+def _recomputed(model: PreTrainedModel) -> str | None:
+    """Why a layer runs although its model does not, if that is gradient checkpointing."""
+    saving = any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+    if not (saving and torch.is_grad_enabled()):
+        return None
+    return (
+        "gradient checkpointing runs layers again in the backward pass, where their edits are not known any "
+        "more; call model.gradient_checkpointing_disable() before the block"
+    )

@@ -1,0 +1,161 @@
+"""Compiled decode steps under edits and recordings: whole graphs with the tokens of eager code."""
+
+from __future__ import annotations
+
+import functools
+import gc
+
+import pytest
+import torch
+import transformers
+from models import llava_processor, logits_of, picture, small_var, tiny_llama, tiny_llava
+from torch._dynamo.utils import counters
+
+import regaze
+from regaze import HeadKnockout
+from regaze.interventions import ADHH, GIFT, HGAI, MMA, PAI, PAINT, SPARC, VAF, VCD, VISTA, MoA
+from regaze.toolkit.model.attention import _ATTACHED
+
+KNOCK = HeadKnockout(heads=((1, 1), (0, 2)))
+METHODS = {
+    "var": small_var(),
+    "gift": GIFT(),
+    "pai": PAI(),
+    "vaf": VAF(enhance=1.5),
+    "hgai": HGAI(alpha=1.0),
+    "adhh": ADHH(heads=((0, 0), (1, 3), (4, 2)), threshold=0.1),
+    "moa": MoA(beta=0.2, block=8),
+    "mma": MMA(trained=True),
+    "paint": PAINT(),
+    "sparc": SPARC(alpha=1.5, tau=0.1),
+    "knockout": KNOCK,
+    "vcd": VCD(alpha=0.5, noise_step=300),
+}
+
+
+def compile_decoding(model) -> None:
+    """Compile the forwards of single tokens, as `generate` does on a GPU, without room for a break."""
+    own = model.forward
+    compiled = torch.compile(own, backend="eager", fullgraph=True)
+
+    @functools.wraps(own)
+    def forward(**inputs):
+        return (compiled if inputs["input_ids"].shape[1] == 1 else own)(**inputs)
+
+    model.forward = forward
+
+
+@pytest.fixture(scope="module")
+def fresh_compiler():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.fixture(scope="module")
+def inputs(gaze):
+    encoded = gaze.inputs([picture(1), picture(2)], ["Is there a dog in the image?", "What is this?"])
+    return {**encoded, "cache_implementation": "static"}
+
+
+@pytest.fixture(scope="module")
+def compiled(fresh_compiler):
+    model = tiny_llava()
+    compile_decoding(model)
+    return regaze.wrap(model, llava_processor())
+
+
+def graphs() -> int:
+    return counters["stats"]["unique_graphs"]
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_edited_decode_steps_are_whole_graphs(method, gaze, compiled, inputs):
+    plain = logits_of(gaze.model, inputs)
+    with gaze.using(method):
+        eager = logits_of(gaze.model, inputs)
+    with compiled.using(method):
+        assert torch.equal(logits_of(compiled.model, inputs), eager)
+    if method != METHODS["mma"]:
+        assert not torch.equal(eager, plain), "the method does nothing here"
+    # The block has ended. Compiled, transformers' own attention differs from its eager self in the last bits.
+    torch.testing.assert_close(logits_of(compiled.model, inputs), plain, rtol=1e-4, atol=1e-4)
+    assert not counters["graph_break"]
+    assert graphs() <= 4, "plain and edited, of the user's rows and of two contexts: methods share them"
+
+
+def test_recorded_decode_steps_are_whole_graphs(gaze, compiled, inputs):
+    with gaze.recording() as eager:
+        logits = logits_of(gaze.model, inputs)
+    with compiled.recording() as record, compiled.using(KNOCK):
+        logits_of(compiled.model, inputs)
+    with compiled.recording() as record:
+        assert torch.equal(logits_of(compiled.model, inputs), logits)
+    assert torch.equal(record[0].masses, eager[0].masses)
+    assert torch.equal(record[0].row_step, eager[0].row_step)
+
+
+def test_generate_compiles_its_decode_step_as_one_graph(gaze, inputs):
+    """As it does by itself on a GPU: the hooks around the forward stay outside of its graph."""
+    torch._dynamo.reset()
+    config = transformers.CompileConfig(backend="eager", fullgraph=True)
+    config._compile_all_devices = True
+    wrapped = regaze.wrap(tiny_llava(), llava_processor())
+    counters.clear()
+    for method in (KNOCK, small_var()):
+        with gaze.using(method):
+            eager = logits_of(gaze.model, inputs)
+        with wrapped.using(method):
+            assert torch.equal(logits_of(wrapped.model, {**inputs, "compile_config": config}), eager)
+    assert graphs() == 1
+
+
+def test_a_block_leaves_nothing_of_its_modules_to_graphs(compiled, inputs):
+    with compiled.using(KNOCK):
+        logits_of(compiled.model, inputs)
+        assert len(_ATTACHED) == 6
+    assert not _ATTACHED
+    model = tiny_llama()
+    block = regaze.wrap(model).using(KNOCK)
+    block.__enter__()
+    assert len(_ATTACHED) == 5
+    del model, block
+    gc.collect()
+    assert not _ATTACHED, "a model that is dropped inside a block is freed"
+
+
+def test_what_hooks_layers_says_so_by_name(compiled, inputs):
+    with (
+        compiled.using(VISTA()),
+        pytest.raises(Exception, match="VISTA edits the outputs of MLPs"),
+    ):
+        logits_of(compiled.model, inputs)
+
+
+@pytest.mark.slow
+def test_graphs_without_hooks_on_layers_do_not_serve_forwards_that_have_them(gaze, inputs):
+    """The same shapes under a method that captures everything, and then under one that edits MLPs."""
+    torch._dynamo.reset()
+    model = tiny_llava()
+    model.forward = torch.compile(model.forward, backend="eager")
+    wrapped = regaze.wrap(model, llava_processor())
+    for method in (KNOCK, VISTA(), small_var(), VISTA()):
+        with gaze.using(method):
+            eager = logits_of(gaze.model, inputs)
+        with wrapped.using(method):
+            torch.testing.assert_close(logits_of(model, inputs), eager, rtol=1e-4, atol=1e-4)
+
+
+def test_the_operator_passes_the_checks_of_torch(gaze, inputs):
+    """Its shapes without data are those with data, and it changes none of its arguments."""
+    from regaze.toolkit.model.attention import attention_operator
+
+    with gaze.using(KNOCK):
+        number = next(iter(_ATTACHED))
+        query, key = torch.randn(1, 6, 1, 32), torch.randn(1, 2, 5, 32)
+        call = (query, key, key, None, None, None, 0.0, None, None, "", number)
+        with pytest.raises(Exception, match="called by itself"):
+            attention_operator(*call)
+    with gaze.using():
+        checks = ("test_schema", "test_faketensor")
+        torch.library.opcheck(attention_operator, call, test_utils=checks)

@@ -53,9 +53,9 @@ def gaze(model):
 
 @pytest.fixture(scope="session")
 def placed():
-    """The random LLaVA on the CPU and on pretended devices."""
+    """The random LLaVA on the CPU, on one pretended device, and spread over two."""
     if torch.accelerator.is_available():
         pytest.skip("the pretended accelerator is for machines without one")
-    from device_checks import Placed
+    from device_checks import DEVICE_MAP, Placed
 
-    return Placed.llava()
+    return Placed.llava(one=None, two=DEVICE_MAP)

@@ -14,6 +14,7 @@ from torch import Tensor
 from regaze.errors import BadParameterError
 from regaze.interventions.base import Intervention
 from regaze.interventions.parameters import Fraction, Layers
+from regaze.toolkit.model import compat
 from regaze.toolkit.model.context import Context
 from regaze.toolkit.model.logits import LogitsCombination, combine
 
@@ -80,7 +81,9 @@ class DoLa(Intervention):
     def prepare(self, context: Context) -> None:
         if self.is_identity:
             return
-        layers = self.layers or candidates(context.num_layers, self.bucket, _tied(context))
+        layers = self.layers or candidates(
+            context.num_layers, self.bucket, compat.head_is_tied(context.model)
+        )
         if layers[-1] >= context.num_layers:
             raise BadParameterError(
                 f"layer {layers[-1]} is no early layer: the model has layers 0..{context.num_layers - 1}"
@@ -137,9 +140,3 @@ def candidates(num_layers: int, bucket: str, tied: bool) -> tuple[int, ...]:
         return tuple(range(num_layers - size, num_layers, 2))
     first = (2 if size > 2 else 1) if tied and num_layers > 1 else 0
     return tuple(range(first, max(size, first + 1), 2))
-
-
-def _tied(context: Context) -> bool:
-    """Whether the model's head is its embedding matrix."""
-    embeddings, head = context.model.get_input_embeddings(), context.model.get_output_embeddings()
-    return head.weight is embeddings.weight

@@ -7,7 +7,7 @@ import torch
 from device_checks import IMAGES, QUESTIONS, logits
 from models import SMALL_VAR
 
-from regaze.interventions import MultiPassMethod, create_method
+from regaze.interventions import EViT, MultiPassMethod, create_method
 from regaze.interventions.registry import BUILT_IN
 
 HEADS = ((0, 0), (1, 3), (4, 1), (5, 2))
@@ -60,3 +60,12 @@ def test_a_method(placed, name):
 def test_a_method_of_several_passes(placed, name):
     """Between their passes they read what they decide by."""
     placed.check(lambda gaze: gaze.ask(IMAGES, QUESTIONS, method=method(name), max_new_tokens=3), waits=True)
+
+
+def test_tokens_dropped_inside_the_vision_tower(placed):
+    def run(gaze):
+        tower, pixels = gaze.model.model.vision_tower, gaze.inputs(IMAGES, QUESTIONS)["pixel_values"]
+        with EViT(keep_rate=0.5, layers=(1,)).applied(tower), torch.inference_mode():
+            return tower(pixel_values=pixels).last_hidden_state
+
+    placed.check(run)

@@ -27,18 +27,19 @@ DEVICE_MAP: dict[str, int | str] = {
 
 
 class Placed(NamedTuple):
-    """One random LLaVA three times: on the CPU, on one pretended device, and spread over two."""
+    """One random LLaVA several times: on the CPU, and on pretended devices."""
 
     cpu: regaze.Gaze
-    others: tuple[tuple[Accelerator, regaze.Gaze], ...]
+    others: tuple[tuple[str, Accelerator, regaze.Gaze], ...]
 
     @classmethod
-    def llava(cls) -> Placed:
+    def llava(cls, **device_maps: dict[str, int | str] | None) -> Placed:
+        """On devices as these maps say; None: all on one."""
         others = []
-        for device_map in (None, DEVICE_MAP):
+        for where, device_map in device_maps.items():
             accelerator, model = Accelerator(), tiny_llava()
             accelerator.place(model, device_map)
-            others.append((accelerator, regaze.wrap(model, llava_processor())))
+            others.append((where, accelerator, regaze.wrap(model, llava_processor())))
         return cls(regaze.wrap(tiny_llava(), llava_processor()), tuple(others))
 
     def check(self, run: Callable[[regaze.Gaze], Any], *reads: str, waits: bool = False) -> None:
@@ -53,7 +54,7 @@ class Placed(NamedTuple):
             waits: wherever it waits is right.
         """
         want = run(self.cpu)
-        for where, (accelerator, gaze) in zip(("one device", "two devices"), self.others, strict=True):
+        for where, accelerator, gaze in self.others:
             accelerator.forget()
             with accelerator:
                 got = _on_cpu(run(gaze))
@@ -72,7 +73,8 @@ def _on_cpu(result: Any) -> Any:
 
 def _assert_equal(got: Any, want: Any, where: str) -> None:
     if isinstance(want, torch.Tensor):
-        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4, msg=lambda text: f"{where}: {text}")
+        close = {"rtol": 1e-4, "atol": 1e-4, "equal_nan": True}
+        torch.testing.assert_close(got, want, **close, msg=lambda text: f"{where}: {text}")
     elif isinstance(want, tuple):
         for each_got, each_want in zip(got, want, strict=True):
             _assert_equal(each_got, each_want, where)

@@ -11,9 +11,10 @@ waits show without a GPU, with the line that causes them.
     print(accelerator.repeated())
 
 The tensors are wrappers around CPU tensors, on devices of a backend that torch lets a project define
-("PrivateUse1"). No kernels are written for it, so attention runs in plain torch; gradients and inference mode
-are torch's own. A process has one backend of that kind, and torch prefers it to others: this is not for
-machines that have an accelerator.
+("PrivateUse1"). No kernels are written for it, so attention runs in plain torch. Inference mode is torch's
+own, as are gradients: on the first device, in a process whose first backward pass is within a block.
+A process has one backend of that kind, and torch prefers it to others: this is not for machines that have an
+accelerator.
 """
 
 from __future__ import annotations
@@ -81,7 +82,9 @@ class PretendedTensor(Tensor):
     values: Tensor
 
     @staticmethod
-    def __new__(cls, values: Tensor, device: torch.device) -> Any:
+    def __new__(cls, values: Tensor, device: torch.device | None = None, requires_grad: bool = False) -> Any:
+        if device is None:  # accelerate makes parameters by the class of those that were there
+            return nn.Parameter(values, requires_grad)
         layout = {"strides": values.stride(), "storage_offset": values.storage_offset()}
         # In inference mode a view of an ordinary tensor is an ordinary tensor.
         with torch.inference_mode(values.is_inference()):
@@ -185,6 +188,8 @@ class Accelerator(TorchDispatchMode):
         if not placed and (target is None or target.type != TYPE):
             return func(*args, **kwargs)
         device = _numbered(target) if target is not None else placed[0].device
+        if device.type == "meta":
+            return func(*plain_args, **kwargs)
         if func is _aten._to_copy.default:
             self._note_copy(args[0], device, bool(kwargs.get("non_blocking")))
         elif func is _aten.copy_.default:

@@ -33,7 +33,7 @@ def test_a_recording(placed, wanted, methods):
 
 
 def test_tensors_come_to_the_host_together(placed, monkeypatch):
-    accelerator = placed.others[0][0]
+    accelerator = placed.others[0][1]
     monkeypatch.setattr(host_copies, "COPY_BYTES", 40)
     first, second, cpu = accelerator.first, accelerator.second, torch.device("cpu")
     values = [torch.rand(2, 3), torch.arange(4), torch.rand(()), torch.rand(30), torch.rand(0, 2)]

@@ -73,6 +73,7 @@ from regaze.toolkit.model.compat.layout import (
 from regaze.toolkit.model.compat.readout import (
     LogitScale,
     final_norm,
+    head_is_tied,
     logit_scale,
 )
 from regaze.toolkit.model.compat.release import NEWEST, OLDEST, installed_release, is_tested, known_defect
@@ -99,6 +100,7 @@ __all__ = [
     "final_norm",
     "follow_cache",
     "has_mrope",
+    "head_is_tied",
     "hidden_width",
     "installed_release",
     "is_forkable",

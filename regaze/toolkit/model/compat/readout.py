@@ -40,6 +40,21 @@ def final_norm(model: PreTrainedModel) -> nn.Module | None:
     return next((norm for norm in norms if isinstance(norm, nn.Module)), None)
 
 
+def head_is_tied(model: PreTrainedModel) -> bool:
+    """Whether input and output embeddings are one matrix.
+
+    Where accelerate offloads them, each module holds a placeholder of its own, and only their names tell.
+    """
+    parts = model.get_input_embeddings(), model.get_output_embeddings()
+    if parts[0].weight is parts[1].weight:
+        return True
+    if all(part.weight.device.type != "meta" for part in parts):
+        return False
+    names = [{f"{name}.weight" for name, module in model.named_modules() if module is part} for part in parts]
+    tied = model.all_tied_weights_keys.items()
+    return any({a, b} & names[0] and {a, b} & names[1] for a, b in tied)
+
+
 def logit_scale(model: PreTrainedModel) -> LogitScale:
     """The factors of a model's logits (Cohere, Granite, Gemma 2).
 

@@ -23,7 +23,7 @@ class Context:
 
     Attributes:
         step: 0 at prefill, then 1, 2, ... for each further forward.
-        cache_length: number of tokens in the cache before this forward.
+        cache_length: number of tokens in the cache before this forward. fed: of tokens that it adds.
         replaying: the last row of the prompt runs once more, see `replay_last_row`; `step` is 1 then.
         user_batch: B, the user's rows. batch: rows of the forward, B times the number of contexts.
         prompt_length: L of the prefill; the tokens of an image for a vision model used alone.
@@ -60,7 +60,7 @@ class Context:
         self.batch, self.prompt_length, self.device = _shape(inputs, tokens)
         self.user_batch = self.batch
         self.visible = _visible(inputs.get("attention_mask"), self.batch, self.prompt_length)
-        self.step, self.cache_length, self.replaying = 0, 0, False
+        self.step, self.cache_length, self.fed, self.replaying = 0, 0, 0, False
         self.replay_requested = False
         self.captured_layers: tuple[int, ...] = ()
         self.mlp_editors: tuple[Any, ...] = ()

@@ -311,8 +311,12 @@ class ModelHook:
         context = self._continue(cache) if length else self._begin(given)
         context.cache_length = length
         self._attention.begin(context)
+        fed = compat.decoder_inputs(self._model, given)
         for callback in self._on_step:
-            callback.on_step(context, compat.decoder_inputs(self._model, given).get("input_ids"))
+            callback.on_step(context, fed.get("input_ids"))
+        compat.note_length(cache, None)  # until the forward has succeeded
+        prompt = compat.prompt_of(fed)
+        context.fed = 0 if prompt is None else prompt.shape[1]
         self._attention.layer_hooks = self._layer_hooks.start(context)
         if not context.has_branches:
             return None
@@ -329,17 +333,18 @@ class ModelHook:
         if compat.prompt_of(inputs) is None and not compat.is_vision_model(model):
             raise InputError("the model was called without input_ids and inputs_embeds")
         tokens = self._prompts.tokens(inputs)
-        context = Context(model, compat.text_config(model), inputs, tokens, callbacks, self._prompts.reader)
+        kept = compat.beside_cache(inputs)  # a context lives as long as its cache
+        context = Context(model, compat.text_config(model), kept, tokens, callbacks, self._prompts.reader)
         context.extra_forward = self._extra_forward
         context.self_layers, context.cross_layers = self._self_layers, self._cross_layers
         context.encoder_tokens = encoder
         context.mlp_editors = self._mlp_editors
-        self._stack_branches(context)
+        self._stack_branches(context, compat.cache_argument(inputs))
         for callback in callbacks:
             callback.prepare(context)
         return context
 
-    def _stack_branches(self, context: Context) -> None:
+    def _stack_branches(self, context: Context, cache: Any) -> None:
         branches: dict[str, Branch] = {}
         for callback in self._attention.callbacks:
             for name, branch in callback.branches(context).items():
@@ -353,7 +358,7 @@ class ModelHook:
             )
         context.use_stack(Stack(context.inputs, branches, context.visible, context.pad_token_id))
         window = getattr(context.config, "sliding_window", None)
-        compat.make_room(compat.cache_argument(context.inputs), context.hidden_columns, window)
+        compat.make_room(cache, context.hidden_columns, window)
 
     def _refuse_image_token_methods(self) -> None:
         """A method that only edits the keys of the text would silently miss the images."""
@@ -400,10 +405,12 @@ class ModelHook:
         context.clear_layer_input()
         if output is None:  # the forward failed
             return None
+        cache = compat.cache_of(output)
+        if context.step:
+            compat.note_length(cache, context.cache_length + context.fed)
         if context.replaying:  # an adopted prompt is complete now
             context.step, context.replaying = 0, False
         elif context.step == 0:
-            cache = compat.cache_of(output)
             if cache is not None:
                 self._contexts[cache] = (context, tuple(self._sessions))
                 compat.follow_cache(cache, context, context.hidden_columns)
@@ -412,6 +419,7 @@ class ModelHook:
             if context.replay_requested:
                 given = {**dict(zip(self._argument_names, args, strict=False)), **kwargs}
                 self._replay(context, cache, given, output)
+            compat.note_length(cache, compat.cache_length(cache))
         if not self._combining and not context.has_branches:
             return None
         return self._combined(context, output)

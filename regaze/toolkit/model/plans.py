@@ -104,7 +104,7 @@ class AttentionDispatcher:
         self.layer_hooks = ""
         self._keeps_edits = False
         self._generations: weakref.WeakKeyDictionary[Context, _Plans] = weakref.WeakKeyDictionary()
-        self._plans = _Plans()
+        self._plans: _Plans | None = None  # of the generation whose forward runs
         self._fixed: dict[compat.AttentionSite, LayerPlan | None] | None = None
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
@@ -127,6 +127,7 @@ class AttentionDispatcher:
         """A forward of this generation begins; None: it has ended."""
         self.context, self.layer_hooks = context, ""
         if context is None:
+            self._plans = self._fixed = None
             return
         plans = self._generations.get(context)
         if plans is None:
@@ -157,6 +158,7 @@ class AttentionDispatcher:
     def _asked(
         self, context: Context, site: compat.AttentionSite, keys: int, device: torch.device
     ) -> LayerPlan | None:
+        assert self._plans is not None
         context.device, step, layer = device, context.step, site.layer
         if site.cross:
             context.cross_keys = keys

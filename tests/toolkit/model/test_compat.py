@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import pytest
 import torch
 from models import tiny_llama
-from transformers import DynamicCache
+from transformers import DynamicCache, StaticCache
 
+import regaze
 from regaze.toolkit.model import compat
+from regaze.toolkit.model.callback import Callback
 
 
 @pytest.fixture
@@ -68,3 +72,43 @@ def test_the_last_row_of_a_prompt():
     assert last["position_ids"].tolist() == [[2], [2]]
     assert last["attention_mask"].shape == (2, 3)  # over the cache, too
     assert "pixel_values" not in last
+
+
+class ReadLength(torch.Tensor):
+    """The length of a static cache; notes when the host reads it."""
+
+    reads: ClassVar[list[int]] = []
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        if func is torch.Tensor.__int__:
+            cls.reads.append(1)
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+def test_the_host_counts_the_columns_of_a_static_cache_that_goes_on():
+    """It reads them after the prompt; a cache that was reset or cropped is read anew."""
+    model, ids = tiny_llama(), torch.tensor([[5, 6, 7, 8, 9, 10]])
+    cache = StaticCache(config=model.config, max_cache_len=12)
+
+    def run(first: int, last: int) -> torch.Tensor:
+        return model(**compat.with_cache({"input_ids": ids[:, first:last]}, cache)).logits[:, -1]
+
+    with regaze.wrap(model).using(Callback()), torch.no_grad():
+        whole = run(0, 6)
+        assert compat.cache_length(cache) == 6
+        cache.reset()
+        assert compat.cache_length(cache) == 0
+        run(0, 3)
+        length = cache.layers[0].cumulative_length
+        cache.layers[0].cumulative_length = length.as_subclass(ReadLength)
+        ReadLength.reads.clear()
+        run(3, 4)
+        run(4, 5)
+        assert not ReadLength.reads
+        compat.crop_last(cache)
+        assert compat.cache_length(cache) == 4
+        assert ReadLength.reads
+        run(4, 5)
+        torch.testing.assert_close(run(5, 6), whole)
+    assert compat.cache_length(cache) == 6

@@ -34,6 +34,7 @@ from regaze.toolkit.model.compat.attention import (
     sparse_mask,
 )
 from regaze.toolkit.model.compat.cache import (
+    beside_cache,
     cache_argument,
     cache_length,
     cache_of,
@@ -42,6 +43,7 @@ from regaze.toolkit.model.compat.cache import (
     is_forkable,
     keep_columns,
     make_room,
+    note_length,
     set_running,
     unfollow_cache,
     users_part,
@@ -89,6 +91,7 @@ __all__ = [
     "Generation",
     "LogitScale",
     "attention_modules",
+    "beside_cache",
     "cache_argument",
     "cache_length",
     "cache_of",
@@ -117,6 +120,7 @@ __all__ = [
     "missing_generation_methods",
     "model_name",
     "mrope_positions",
+    "note_length",
     "on_chosen",
     "on_generate",
     "owned",

@@ -48,6 +48,11 @@ def without_cache(inputs: Mapping[str, Any]) -> dict[str, Any]:
     return {**_without(inputs, *CACHE_NAMES, "cache_position"), "use_cache": False}
 
 
+def beside_cache(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a forward but its cache."""
+    return _without(inputs, *CACHE_NAMES)
+
+
 def _without(inputs: Mapping[str, Any], *names: str) -> dict[str, Any]:
     return {name: value for name, value in inputs.items() if name not in names}
 
@@ -62,15 +67,30 @@ def cache_length(cache: Any) -> int:
     """Number of columns in a key-value cache, those of padding for longer branches too; 0 for no cache."""
     if cache is None:
         return 0
-    stock: Any = super(_FollowsRows, cache) if isinstance(cache, _FollowsRows) else cache
-    return int(stock.get_seq_length())
+    known = cache._regaze_length if isinstance(cache, _FollowsRows) else None
+    return int(_stock(cache).get_seq_length()) if known is None else known
+
+
+def note_length(cache: Any, length: int | None) -> None:
+    """Say how many columns a cache that `follow_cache` was given has; None: it is about to change.
+
+    A static cache has its length on its device, and reading it would make the host wait in every step.
+    """
+    if isinstance(cache, _FollowsRows):
+        on_device = length is not None and isinstance(_stock(cache).get_seq_length(), Tensor)
+        cache._regaze_length = length if on_device else None
+
+
+def _stock(cache: Any) -> Any:
+    """A cache with the methods of transformers."""
+    return super(_FollowsRows, cache) if isinstance(cache, _FollowsRows) else cache
 
 
 def crop_last(cache: Cache) -> None:
     """Remove the last token of a cache. Raises UnsupportedModelError for a kind of cache that cannot."""
-    stock: Any = super(_FollowsRows, cache) if isinstance(cache, _FollowsRows) else cache
+    note_length(cache, None)
     try:
-        stock.crop(-1)
+        _stock(cache).crop(-1)
     except (AttributeError, NotImplementedError, RuntimeError, ValueError) as error:
         raise UnsupportedModelError(
             f"this {type(cache).__name__} cannot drop its last token, which an intervention needs here; "
@@ -183,6 +203,7 @@ class _FollowsRows:
     _regaze_context: weakref.ref[Any]
     _regaze_hidden: int = 0
     _regaze_running: bool = False
+    _regaze_length: int | None = None  # see `note_length`
 
     def get_seq_length(self, layer_idx: int = 0) -> Any:
         length = super().get_seq_length(layer_idx)  # type: ignore[misc]
@@ -198,9 +219,14 @@ class _FollowsRows:
 
     def crop(self, max_length: int) -> None:
         context, before = self._regaze_context(), cache_length(self)
+        note_length(self, None)
         super().crop(max_length)  # type: ignore[misc]
         if context is not None and cache_length(self) < before:
             context.on_rollback()
+
+    def reset(self) -> None:
+        note_length(self, None)
+        super().reset()  # type: ignore[misc]
 
 
 @lru_cache
@@ -232,7 +258,7 @@ def unfollow_cache(cache: Any) -> None:
     """Make a cache that `follow_cache` was given an object of its own class again."""
     for layer in getattr(cache, "layers", ()):
         layer.__dict__.pop(_ROOM, None)
-    for name in ("_regaze_context", "_regaze_hidden", "_regaze_running"):
+    for name in ("_regaze_context", "_regaze_hidden", "_regaze_running", "_regaze_length"):
         cache.__dict__.pop(name, None)
     if isinstance(cache, _FollowsRows):
         cache.__class__ = type(cache).__mro__[2]

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from types import SimpleNamespace
 
 import pytest
 import torch
-from models import llava_processor, logits_of, picture, tiny_llama
+from decoding_checks import (
+    check_full_forward,
+    check_json,
+    check_neutral,
+    check_padding,
+    check_shared_keys,
+    check_spares_text,
+)
+from models import llava_processor, picture
 
-import regaze
-from regaze import HeadKnockout, Role, TokenMap
+from regaze import HeadKnockout
 from regaze.errors import BadParameterError, InputError
 from regaze.interventions.adhh.head_search import Caption, Influence, find_hallucination_heads
 from regaze.interventions.adhh.method import ADHH, PUBLISHED, known_heads
@@ -34,15 +40,6 @@ def inputs(gaze):
     return gaze.inputs(IMAGES, QUESTIONS)
 
 
-def test_neutral_strength_is_bit_identical(model, gaze, inputs):
-    plain = logits_of(model, inputs)
-    for neutral in ({"threshold": 1.5}, {"heads": ()}):
-        with gaze.using(adhh(**neutral)):
-            assert torch.equal(plain, logits_of(model, inputs))
-    with gaze.using(adhh()):
-        assert not torch.allclose(logits_of(model, inputs), plain, atol=1e-3)
-
-
 def test_the_rule_on_recorded_rows(model, gaze, inputs):
     """Text after the image of a listed head is removed where it holds enough; nothing is renormalised."""
     method, wanted = adhh(), {"slices": "all", "rows": "last", "masses": False}
@@ -64,65 +61,14 @@ def test_the_rule_on_recorded_rows(model, gaze, inputs):
     assert kept > 4
 
 
-def test_batch_equals_singles_and_no_sample_remembers_another(model, gaze, inputs):
-    with gaze.using(adhh()):
-        together = logits_of(model, inputs)
-        for row, (image, question) in enumerate(zip(IMAGES, QUESTIONS, strict=True)):
-            alone = logits_of(model, gaze.inputs([image], [question]))
-            close(together[:, row], alone[:, 0])
-    with gaze.using(adhh()):
-        assert torch.equal(alone, logits_of(model, gaze.inputs(IMAGES[2:], QUESTIONS[2:])))
-
-
-def test_a_prompt_without_an_image_beside_one_with(model, gaze):
-    """Also when most of its attention is on what was generated."""
-    questions = ["Is there a dog?", "Is there a red dog here?"]
-    method = adhh(threshold=0.0)
-    plain = logits_of(model, gaze.inputs([None], questions[:1]))
-    with gaze.using(method):
-        assert torch.equal(plain, logits_of(model, gaze.inputs([None], questions[:1])))
-        both = logits_of(model, gaze.inputs([None, picture(1)], questions))
-        seeing = logits_of(model, gaze.inputs([picture(1)], questions[1:]))
-    close(both[:, 0], plain[:, 0])
-    close(both[:, 1], seeing[:, 0])
-
-
-def test_prefill_and_decode_equal_one_full_forward(model, gaze):
-    inputs = gaze.inputs(IMAGES[2:], QUESTIONS[2:])
-    with gaze.using(adhh()):
-        ids = model.generate(**inputs, max_new_tokens=5, do_sample=False, eos_token_id=None)[:, :-1]
-        step_by_step = logits_of(model, inputs, 5)[:, 0]
-        full = model(input_ids=ids, pixel_values=inputs["pixel_values"]).logits[0, -5:]
-    close(step_by_step, full)
-
-
-def test_the_place_of_the_padding_does_not_matter(model, gaze, inputs):
-    with gaze.using(adhh()):
-        ids, attended, pixels = inputs["input_ids"], inputs["attention_mask"], inputs["pixel_values"]
-        left = model(**inputs, position_ids=(attended.cumsum(1) - 1).clamp_min(0)).logits[:, -1]
-        shift = (attended == 0).sum(1).tolist()
-        ids, attended = (
-            torch.stack([x.roll(-s) for x, s in zip(t, shift, strict=True)]) for t in (ids, attended)
-        )
-        logits = model(input_ids=ids, attention_mask=attended, pixel_values=pixels).logits
-    close(left, logits[torch.arange(3), attended.sum(1) - 1])
-
-
-def test_repeated_keys_and_values_change_nothing():
-    few, many = tiny_llama(), tiny_llama(num_key_value_heads=6)
-    weights = few.state_dict()
-    for name, tensor in weights.items():
-        if "k_proj" in name or "v_proj" in name:
-            weights[name] = tensor.unflatten(0, (2, -1)).repeat_interleave(3, 0).flatten(0, 1)
-    many.load_state_dict(weights)
-    ids = torch.randint(10, 90, (1, 20))
-    roles = torch.tensor([[Role.SYSTEM] * 2 + [Role.IMAGE] * 9 + [Role.QUERY] * 6 + [Role.TAIL] * 3])
-    method, outputs = adhh(heads=((1, 0), (1, 4), (3, 2))), []
-    for text_model in (few, many):
-        with regaze.wrap(text_model).using(method, tokens=TokenMap.from_roles(roles)):
-            outputs.append(logits_of(text_model, {"input_ids": ids}))
-    close(outputs[0], outputs[1])
-    assert not torch.allclose(outputs[0], logits_of(few, {"input_ids": ids}), atol=1e-3)
+def test_what_every_method_must_satisfy(gaze):
+    check_neutral(gaze, adhh(threshold=1.5), adhh(heads=()))
+    for method in (adhh(), adhh(threshold=0.0)):  # also of prompts whose attention is all on text
+        check_spares_text(gaze, method)
+    check_padding(gaze, adhh())
+    check_full_forward(gaze, adhh())
+    check_shared_keys(adhh(heads=((1, 0), (1, 4), (3, 2))))
+    check_json(adhh())
 
 
 # Which heads ------------------------------------------------------------------------------------------
@@ -247,7 +193,3 @@ def test_nothing_to_compare(gaze, captions):
 def test_bad_parameters(changes, message):
     with pytest.raises(BadParameterError, match=message):
         ADHH(**changes)
-
-
-def test_json_round_trip():
-    assert ADHH.from_dict(json.loads(json.dumps(adhh().to_dict()))) == adhh()

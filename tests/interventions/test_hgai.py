@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 import torch
-from models import logits_of, picture, tiny_llama
+from decoding_checks import (
+    check_full_forward,
+    check_json,
+    check_layers,
+    check_neutral,
+    check_padding,
+    check_shared_keys,
+    check_spares_text,
+    inputs_of,
+)
 
-import regaze
-from regaze import Role, TokenMap
+from regaze import Role
 from regaze.errors import BadParameterError
 from regaze.interventions.hgai import HGAI
-
-QUESTIONS = ["Is there a red dog in the image?", "Please describe this image in detail.", "What?"]
-IMAGES = [picture(1), picture(2), [picture(3), picture(4)]]
 
 
 def close(actual, expected, atol=2e-5):
@@ -27,15 +30,7 @@ def hgai(**changes) -> HGAI:
 
 @pytest.fixture(scope="module")
 def inputs(gaze):
-    return gaze.inputs(IMAGES, QUESTIONS)
-
-
-def test_neutral_strength_is_bit_identical(model, gaze, inputs):
-    plain = logits_of(model, inputs)
-    with gaze.using(HGAI(alpha=0.0)):
-        assert torch.equal(plain, logits_of(model, inputs))
-    with gaze.using(HGAI()):
-        assert not torch.allclose(logits_of(model, inputs), plain, atol=1e-2)
+    return inputs_of(gaze, slice(0, 2))
 
 
 def test_every_head_gets_the_mean_size_of_all(model, gaze, inputs):
@@ -55,71 +50,18 @@ def test_every_head_gets_the_mean_size_of_all(model, gaze, inputs):
     assert not torch.allclose(after[:, :, -1], weights[:, :, -1], atol=1e-3)
 
 
-def test_it_edits_the_layers_it_should(model, gaze, inputs):
-    for method, layers in ((hgai(layers=(0, 2)), {0, 1, 2}), (HGAI(), {1, 2})):
-        with gaze.using(method), gaze.recording(slices="all", rows="last") as plain:
-            model(**inputs)
-        with gaze.using(method), gaze.recording(slices="all", rows="last", edited=True) as edited:
-            model(**inputs)
-        difference = (plain[0].slices - edited[0].slices).abs().amax((1, 2, 3, 4))
-        assert {layer for layer in range(6) if difference[layer] > 1e-6} == layers
+def test_it_edits_the_layers_it_should(gaze):
+    check_layers(gaze, hgai(layers=(0, 2)), {0, 1, 2}, "last")
+    check_layers(gaze, HGAI(), {1, 2}, "last")
 
 
-def test_batch_equals_singles_and_no_sample_remembers_another(model, gaze, inputs):
-    with gaze.using(hgai()):
-        together = logits_of(model, inputs)
-        for row, (image, question) in enumerate(zip(IMAGES, QUESTIONS, strict=True)):
-            alone = logits_of(model, gaze.inputs([image], [question]))
-            close(together[:, row], alone[:, 0])
-    with gaze.using(hgai()):
-        assert torch.equal(alone, logits_of(model, gaze.inputs(IMAGES[2:], QUESTIONS[2:])))
-
-
-def test_prefill_and_decode_equal_one_full_forward(model, gaze):
-    inputs = gaze.inputs(IMAGES[2:], QUESTIONS[2:])
-    with gaze.using(hgai()):
-        ids = model.generate(**inputs, max_new_tokens=5, do_sample=False, eos_token_id=None)[:, :-1]
-        step_by_step = logits_of(model, inputs, 5)[:, 0]
-        full = model(input_ids=ids, pixel_values=inputs["pixel_values"]).logits[0, -5:]
-    close(step_by_step, full)
-
-
-def test_the_place_of_the_padding_does_not_matter(model, gaze, inputs):
-    with gaze.using(hgai()):
-        ids, attended, pixels = inputs["input_ids"], inputs["attention_mask"], inputs["pixel_values"]
-        left = model(**inputs, position_ids=(attended.cumsum(1) - 1).clamp_min(0)).logits[:, -1]
-        shift = (attended == 0).sum(1).tolist()
-        ids, attended = (
-            torch.stack([x.roll(-s) for x, s in zip(t, shift, strict=True)]) for t in (ids, attended)
-        )
-        logits = model(input_ids=ids, attention_mask=attended, pixel_values=pixels).logits
-    close(left, logits[torch.arange(3), attended.sum(1) - 1])
-
-
-def test_a_prompt_without_an_image_beside_one_with(model, gaze):
-    questions = ["Is there a dog?", "Is there a red dog here?"]
-    plain = logits_of(model, gaze.inputs([None], questions[:1]))
-    with gaze.using(hgai()):
-        assert torch.equal(plain, logits_of(model, gaze.inputs([None], questions[:1])))
-        both = logits_of(model, gaze.inputs([None, picture(1)], questions))
-    close(both[:, 0], plain[:, 0])
-
-
-def test_repeated_keys_and_values_change_nothing():
-    few, many = tiny_llama(), tiny_llama(num_key_value_heads=6)
-    weights = few.state_dict()
-    for name, tensor in weights.items():
-        if "k_proj" in name or "v_proj" in name:
-            weights[name] = tensor.unflatten(0, (2, -1)).repeat_interleave(3, 0).flatten(0, 1)
-    many.load_state_dict(weights)
-    ids = torch.randint(10, 90, (1, 20))
-    roles = torch.tensor([[Role.SYSTEM] * 2 + [Role.IMAGE] * 9 + [Role.QUERY] * 6 + [Role.TAIL] * 3])
-    outputs = []
-    for text_model in (few, many):
-        with regaze.wrap(text_model).using(hgai(), tokens=TokenMap.from_roles(roles)):
-            outputs.append(logits_of(text_model, {"input_ids": ids}))
-    close(outputs[0], outputs[1])
-    assert not torch.allclose(outputs[0], logits_of(few, {"input_ids": ids}), atol=1e-3)
+def test_what_every_method_must_satisfy(gaze):
+    check_neutral(gaze, HGAI(alpha=0.0))
+    check_spares_text(gaze, hgai())
+    check_padding(gaze, hgai())
+    check_full_forward(gaze, hgai())
+    check_shared_keys(hgai())
+    check_json(hgai())
 
 
 @pytest.mark.parametrize(
@@ -139,7 +81,3 @@ def test_layers_that_do_not_exist(model, gaze, inputs):
     message = r"layers 2\.\.6 do not exist: the model has layers 0\.\.5"
     with pytest.raises(BadParameterError, match=message), gaze.using(hgai(layers=(2, 6))):
         model(**inputs)
-
-
-def test_json_round_trip():
-    assert HGAI.from_dict(json.loads(json.dumps(hgai().to_dict()))) == hgai()

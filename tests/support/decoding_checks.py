@@ -1,4 +1,4 @@
-"""What every method that works on logits must satisfy, on a random LLaVA; and goldens."""
+"""What every method must satisfy, on a random LLaVA; and goldens."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from models import context_for, logits_of, picture
+from models import context_for, logits_of, picture, tiny_llama
 from safetensors.torch import load_file
 from torch import Tensor
 
+import regaze
 from regaze.interventions.base import Intervention
 from regaze.interventions.contrastive import contrast_logits
 from regaze.toolkit.model.context import Context
@@ -68,6 +69,18 @@ def check_batch(gaze: Any, method: Intervention) -> Tensor:
     return together
 
 
+def check_spares_text(gaze: Any, method: Intervention) -> None:
+    """As `check_batch`; prompts with an image are edited, that without one is not, alone to the bit."""
+    together, plain = check_batch(gaze, method), logits_of(gaze.model, inputs_of(gaze))
+    assert_same_scores(together[:, 2], plain[:, 2])
+    for row in (0, 1):
+        assert not torch.allclose(together[:, row], plain[:, row], atol=1e-2)
+    alone = inputs_of(gaze, slice(2, 3))
+    plain = logits_of(gaze.model, alone)
+    with gaze.using(method):
+        assert torch.equal(logits_of(gaze.model, alone), plain)
+
+
 def check_padding(gaze: Any, method: Intervention) -> None:
     """Right padding = left padding: the scores of every sample's last token."""
     inputs = inputs_of(gaze)
@@ -103,6 +116,35 @@ def check_full_forward(gaze: Any, method: Intervention, steps: int = 5) -> None:
         whole["position_ids"] = (whole["attention_mask"].cumsum(1) - 1).clamp_min(0)
         full = gaze.model(**whole).logits[:, -steps:]
     assert_same_scores(torch.stack(out.logits, 1), full)
+
+
+def check_layers(gaze: Any, method: Intervention, layers: set[int], rows: str) -> None:
+    """The method changes the attention of just these layers, in the rows that are recorded."""
+    slices = []
+    for edited in (False, True):
+        with gaze.using(method), gaze.recording(slices="all", rows=rows, edited=edited) as record:
+            gaze.model(**inputs_of(gaze))
+        slices.append(record[0].slices)
+    difference = (slices[0] - slices[1]).abs().flatten(1).amax(1)
+    assert set((difference > 1e-6).nonzero().flatten().tolist()) == layers
+
+
+def check_shared_keys(method: Intervention) -> None:
+    """Query heads that share keys and values are as good as heads with copies of them."""
+    few, many = tiny_llama(), tiny_llama(num_key_value_heads=6)
+    weights = few.state_dict()
+    for name, tensor in weights.items():
+        if "k_proj" in name or "v_proj" in name:
+            weights[name] = tensor.unflatten(0, (2, -1)).repeat_interleave(3, 0).flatten(0, 1)
+    many.load_state_dict(weights)
+    ids = torch.randint(10, 90, (1, 20), generator=torch.Generator().manual_seed(0))
+    roles = torch.tensor([[Role.SYSTEM] * 2 + [Role.IMAGE] * 9 + [Role.QUERY] * 6 + [Role.TAIL] * 3])
+    outputs = []
+    for model in (few, many):
+        with regaze.wrap(model).using(method, tokens=TokenMap.from_roles(roles)):
+            outputs.append(logits_of(model, {"input_ids": ids}))
+    assert_same_scores(*outputs)
+    assert not torch.allclose(outputs[0], logits_of(few, {"input_ids": ids}), atol=1e-3)
 
 
 def check_json(method: Intervention) -> None:

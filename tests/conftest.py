@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
+
+from paths import OWN_GOLDENS, SHARED
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
+# Captions are scored with NLTK's data (punkt_tab, a tagger, WordNet), wherever it lies.
+if (SHARED / "nltk_data").is_dir():
+    os.environ.setdefault("NLTK_DATA", str(SHARED / "nltk_data"))
+
 import hypothesis
 import pytest
 import torch
-from paths import SHARED
 
 # The same examples in every run: a red test is of the change at hand. HYPOTHESIS_PROFILE=explore draws anew.
 hypothesis.settings.register_profile("steady", derandomize=True)
@@ -26,11 +32,35 @@ torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
-def shared():
-    """Folder with the goldens and files that may not be in the repository; skips where it is absent."""
-    if not SHARED.is_dir():
-        pytest.skip("the folder with goldens is absent (set REGAZE_SHARED)")
+def shared() -> Path:
+    """Folder with the goldens and files of others, which may not be in the repository."""
+    assert SHARED.is_dir(), "tests that use it are left out where it is absent"
     return SHARED
+
+
+#: Where goldens of one layout lie: of our own making (tests/data/goldens), and those of others.
+GOLDENS = {"own": OWN_GOLDENS} | ({"shared": SHARED / "goldens"} if SHARED.is_dir() else {})
+
+
+@pytest.fixture(scope="session", params=GOLDENS.values(), ids=GOLDENS)
+def goldens(request) -> Path:
+    """Folder with goldens: the tests that use it run on each."""
+    return request.param
+
+
+def pytest_collection_modifyitems(config, items):
+    """Without the folder of others' goldens one skipped test per folder stands for all that need it."""
+    if SHARED.is_dir():
+        return
+    needing: dict[Path, list[pytest.Item]] = {}
+    for item in items:
+        if "shared" in getattr(item, "fixturenames", ()):
+            needing.setdefault(item.path.parent, []).append(item)
+    for folder, tests in needing.items():
+        reason = f"{len(tests)} tests in {folder.name} need the goldens of others (REGAZE_SHARED)"
+        tests[0].add_marker(pytest.mark.skip(reason=reason))
+    left_out = {item for tests in needing.values() for item in tests[1:]}
+    items[:] = [item for item in items if item not in left_out]
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from models import logits_of, picture
 from PIL import Image
 from safetensors.torch import load_file
+from standins import leftmost
 from transformers import (
     AutoModelForCausalLM,
     BertTokenizer,
@@ -268,11 +269,6 @@ def test_blip_is_loaded_by_name_while_generating(gaze, blip, tmp_path):
 
 
 # In a model ---------------------------------------------------------------------------------------------
-
-
-def leftmost(image: Image.Image, text: str) -> tuple[np.ndarray, float]:
-    """The more about the text, the more to the left; the longer the text, the better it matches."""
-    return np.linspace(1, 0, 8)[None].repeat(8, 0), min(1.0, len(text) / 30)
 
 
 def content(image: Image.Image, text: str) -> tuple[np.ndarray, float]:

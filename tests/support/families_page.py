@@ -11,7 +11,7 @@ import torch
 from family_checks import CHECKS, outcome
 from paths import DOCS
 from zoo.base import Entry
-from zoo.every import BROKEN, INSTALLED, REFUSED, TEXT, VISION
+from zoo.every import BROKEN, INSTALLED, REFUSED, TEXT, VISION, runs
 from zoo.towers import TOWERS
 
 from regaze.toolkit.model import compat
@@ -69,7 +69,7 @@ def row(entry: Entry) -> str:
 
 def _table(entries: tuple[Entry, ...]) -> str:
     names = ["family", *CHECKS, "notes"]
-    rows = [row(entry) for entry in entries if BROKEN.get(entry.name) != INSTALLED]
+    rows = [row(entry) for entry in filter(runs, entries)]
     return "\n".join([f"| {' | '.join(names)} |", "| --- " * len(names) + "|", *rows])
 
 

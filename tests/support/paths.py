@@ -10,3 +10,5 @@ ROOT = SUPPORT.parents[1]
 DOCS = ROOT / "docs"
 #: Goldens and files of other projects, which may not be in the repository.
 SHARED = Path(os.environ.get("REGAZE_SHARED", ROOT.parent / "shared"))
+#: Goldens of our own making, in the layout of those; `tests/data/make.py` made them.
+OWN_GOLDENS = ROOT / "tests/data/goldens"

@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from glyphs import glyphs, needs_font
 
 from regaze.demo.training import render
 from regaze.demo.world import CATEGORIES, COLOURED, EMOJI
 
-
-@pytest.fixture
-def font():
-    try:
-        return render.emoji_font()
-    except render.FontMissingError as error:
-        pytest.skip(str(error))
+__all__ = ["glyphs"]  # a fixture
 
 
-@pytest.mark.usefixtures("font")
+@pytest.mark.usefixtures("glyphs")
 def test_a_scene_is_a_function_of_its_numbers():
     one, same = render.render_scene(4, "train", 17), render.render_scene(4, "train", 17)
     assert one.objects == same.objects
@@ -27,7 +22,7 @@ def test_a_scene_is_a_function_of_its_numbers():
         assert not np.array_equal(one.pixels, other.pixels)
 
 
-@pytest.mark.usefixtures("font")
+@pytest.mark.usefixtures("glyphs")
 def test_boxes_hold_what_was_drawn():
     """Against the same scene without its things, only pixels inside boxes differ by more than the noise."""
     for index in range(40):
@@ -54,7 +49,7 @@ def test_boxes_hold_what_was_drawn():
             assert y1 > row * 14
 
 
-@pytest.mark.usefixtures("font")
+@pytest.mark.usefixtures("glyphs")
 def test_drawn_pixels_lie_in_the_box():
     rng = np.random.default_rng
     bare = render.draw("office", [], rng(8)).pixels.astype(int)
@@ -68,7 +63,7 @@ def test_drawn_pixels_lie_in_the_box():
     assert changed.sum() - inside == 0
 
 
-@pytest.mark.usefixtures("font")
+@needs_font
 def test_every_emoji_has_a_glyph():
     for emojis in EMOJI.values():
         for emoji in emojis:

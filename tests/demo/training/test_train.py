@@ -7,6 +7,7 @@ import csv
 import numpy as np
 import pytest
 import torch
+from glyphs import glyphs
 
 from regaze.demo import SceneObject
 from regaze.demo.training import render
@@ -20,12 +21,8 @@ from regaze.demo.training.vocabulary import build_processor
 TALK = DataMix(noise=1.0, captions=0.3, existence=0.45, text_only=0.2)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def font():
-    try:
-        return render.emoji_font()
-    except render.FontMissingError as error:
-        pytest.skip(str(error))
+__all__ = ["glyphs"]  # a fixture
+pytestmark = pytest.mark.usefixtures("glyphs")
 
 
 def tiny(steps: int) -> Recipe:

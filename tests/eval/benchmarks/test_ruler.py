@@ -16,7 +16,6 @@ from regaze.eval.benchmarks.ruler import (
     PromptBuilder,
     Ruler,
     StringMatchScorer,
-    load_wonderwords,
 )
 
 ESSAY = "It was a long day. Nobody came, and nothing happened. Then it rained. " * 200
@@ -29,13 +28,13 @@ class Words:
         return re.findall(r"\w+|[^\w\s]", text)
 
 
-@pytest.fixture(scope="module")
-def libraries():
+@pytest.fixture(autouse=True)
+def sentences_without_nltk(monkeypatch):
+    """Where NLTK's data is absent, sentences end at ". ": of the essay above NLTK finds the same."""
     try:
-        language.sentences("One. Two.")
-        load_wonderwords()
-    except InputError as error:
-        pytest.skip(str(error))
+        assert language.sentences("One. Two.") == ["One.", "Two."]
+    except InputError:
+        monkeypatch.setattr(language, "sentences", lambda text: re.split(r"(?<=\.) ", text))
 
 
 def test_string_match_is_the_golden_one(shared):
@@ -47,7 +46,7 @@ def test_string_match_is_the_golden_one(shared):
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_what_is_asked_for_is_hidden_once(name, libraries):
+def test_what_is_asked_for_is_hidden_once(name):
     task = TASKS[name]
     sample = PromptBuilder(task, tuple(ESSAY.split())).draw(400, random.Random(3))
     assert len(sample.values) == task.values * task.queries
@@ -61,7 +60,7 @@ def test_what_is_asked_for_is_hidden_once(name, libraries):
     assert "{" not in sample.prompt + sample.prefix
 
 
-def test_needles_are_spread_over_the_text(libraries):
+def test_needles_are_spread_over_the_text():
     builder = PromptBuilder(TASKS["niah_multivalue"], tuple(ESSAY.split()))
     places = [
         sample.prompt.index(value) / len(sample.prompt)
@@ -73,7 +72,7 @@ def test_needles_are_spread_over_the_text(libraries):
 
 
 @pytest.mark.parametrize("length", [600, 1000])
-def test_prompts_are_as_long_as_the_length_allows_and_no_longer(length, libraries):
+def test_prompts_are_as_long_as_the_length_allows_and_no_longer(length):
     tokens = Words()
     ruler = Ruler.build(tokens, lengths=[length], essay=ESSAY, samples=3)
     assert len(ruler.items) == 3 * len(TASKS)
@@ -87,7 +86,7 @@ def test_prompts_are_as_long_as_the_length_allows_and_no_longer(length, librarie
         assert item.max_new_tokens == ANSWER_TOKENS
 
 
-def test_the_same_seed_draws_the_same_and_another_others(libraries):
+def test_the_same_seed_draws_the_same_and_another_others():
     def questions(seed):
         built = Ruler.build(Words(), lengths=[600], tasks=["niah_single_1"], samples=2, seed=seed)
         return [item.question for item in built.items]
@@ -96,7 +95,7 @@ def test_the_same_seed_draws_the_same_and_another_others(libraries):
     assert questions(1) != questions(2)
 
 
-def test_scores_and_prefixes(libraries):
+def test_scores_and_prefixes():
     ruler = Ruler.build(Words(), lengths=[600], tasks=["niah_single_1"], samples=2, prefixed=True)
     assert ruler.prompt(ruler.items[0]).endswith(" mentioned in the provided text is")
     answers = [f"It is {ruler.items[0].label}.", "I forgot."]
@@ -104,7 +103,7 @@ def test_scores_and_prefixes(libraries):
     assert scores["string_match_all"]["plain"]["score"]["value"] == 50.0
 
 
-def test_what_cannot_be_built_is_refused(libraries):
+def test_what_cannot_be_built_is_refused():
     with pytest.raises(InputError, match=r"expected samples of niah_single_1.*; got 20 of vt"):
         Ruler.build(Words(), tasks=["vt"])
     with pytest.raises(InputError, match="hides needles in prose: give a text as `essay`"):

@@ -8,12 +8,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 from models import llava_processor, tiny_llama, tiny_llava
+from standins import leftmost
 from transformers import AutoModelForCausalLM, MistralConfig
 
 import regaze
 from regaze import HeadKnockout
 from regaze.demo import scenes
-from regaze.errors import RegazeError, UnsupportedModelError
+from regaze.errors import UnsupportedModelError
 from regaze.eval.cost import Cost
 from regaze.eval.run.generate import AnswerGenerator
 from regaze.eval.run.prefix_cache import PrefixSharing, obstacle
@@ -122,21 +123,19 @@ def test_questions_of_one_image_meet_in_a_batch(gaze, requests):
 
 def everything():
     """Every method with parameters that do something on six layers."""
-    more = {"knockout": {"heads": ((0, 0), (3, 1))}, "var": {"sink_dimensions": (3, 7), "tau": 1.6}}
+    more = {
+        "knockout": {"heads": ((0, 0), (3, 1))},
+        "var": {"sink_dimensions": (3, 7), "tau": 1.6},
+        "agla": {"relevance": leftmost},
+    }
     for name, cls in registry.load_methods().items():
-        try:
-            yield name, cls(**more.get(name, {}))
-        except RegazeError:  # needs a file
-            continue
+        yield name, cls(**more.get(name, {}))
 
 
 @pytest.mark.parametrize(("name", "method"), list(everything()), ids=lambda value: str(value)[:12])
 def test_every_method_answers_the_same_with_and_without_sharing(gaze, requests, name, method):
     few = requests[:3]
-    try:
-        apart, _, _ = answers(gaze, few, share=False, method=method, max_new_tokens=3)
-    except RegazeError as error:
-        pytest.skip(f"{name} does not run on this model: {error}")
+    apart, _, _ = answers(gaze, few, share=False, method=method, max_new_tokens=3)
     together, _, why = answers(gaze, few, share=True, method=method, max_new_tokens=3)
     assert together == apart
     assert (why is None) == bool(getattr(method, "shares_prefix", ""))

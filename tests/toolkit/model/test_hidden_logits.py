@@ -18,7 +18,7 @@ from transformers import (
     LlamaConfig,
 )
 from zoo.base import Entry
-from zoo.every import TEXT, VISION, label, skip_if_older
+from zoo.every import RUNNING, TEXT, label, skip_if_older
 
 from regaze.errors import UnsupportedModelError
 from regaze.toolkit.model import compat
@@ -92,7 +92,7 @@ def test_every_text_family_is_read_as_it_reads_itself(entry: Entry):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("entry", [e for e in VISION if e.name not in _MORE_THAN_A_SCALE], ids=label)
+@pytest.mark.parametrize("entry", [e for e in RUNNING if e.name not in _MORE_THAN_A_SCALE], ids=label)
 def test_every_vision_family_is_read_as_it_reads_itself(entry: Entry):
     skip_if_older(entry)
     case = Case(entry)

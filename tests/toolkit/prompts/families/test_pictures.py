@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from family_checks import Case, case_of, cell_box, shown
 from PIL import Image
-from zoo.every import VISION, label, skip_if_older
+from zoo.every import RUNNING, VISION, label, skip_if_older
 
 from regaze.toolkit.prompts.token_map import View
 
@@ -51,7 +51,7 @@ def test_seen_is_the_whole_picture(entry):
         assert picture.seen in (None, seen.size)
 
 
-@families
+@pytest.mark.parametrize("entry", RUNNING, ids=label)
 def test_a_patch_on_a_cells_box_lights_that_cell(entry):
     skip_if_older(entry)
     case = case_of(entry)

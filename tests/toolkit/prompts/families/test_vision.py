@@ -6,11 +6,16 @@ import pytest
 from families_page import PAGE, STALE, row
 from family_checks import CHECKS, outcome
 from zoo.base import Entry
-from zoo.every import VISION, label, skip_if_older, skip_page_if_other_release
+from zoo.every import VISION, label, runs, skip_if_older, skip_page_if_other_release
+
+CASES = [
+    pytest.param(entry, check, id=f"{label(entry)}-{check}")
+    for entry in VISION
+    for check in ([*CHECKS, "page"] if runs(entry) else ["prompts"])
+]
 
 
-@pytest.mark.parametrize("check", [*CHECKS, "page"])
-@pytest.mark.parametrize("entry", VISION, ids=label)
+@pytest.mark.parametrize(("entry", "check"), CASES)
 def test_family(entry: Entry, check: str):
     skip_if_older(entry)
     if check == "page":

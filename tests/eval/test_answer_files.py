@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +15,7 @@ from regaze.errors import InputError
 from regaze.eval import files
 from regaze.eval.answer_fields import choose_answer_field, items_from_rows, label_of, question_field, split_of
 from regaze.eval.answer_files import AnswerRow, group_by_condition, read_answer_rows
-from regaze.eval.answer_join import Join, join_rows
-from regaze.eval.benchmarks.chair.benchmark import Chair
+from regaze.eval.answer_join import join_rows
 from regaze.eval.benchmarks.common.base import Benchmark
 
 ROW = {"index": 3, "question": "a dog?", "answer": "yes", "prediction": "Yes.", "category": "random"}
@@ -171,133 +168,6 @@ def test_question_files_and_truths_are_not_scored(tmp_path):
     figures = json.loads(score(asked, "--answer-key", "response").stdout)
     assert figures["plain"]["figures"]["answers"]["official"]["plain"]["accuracy"]["value"] == 0.5
     assert figures["joined_by"] == {"plain": "text"}
-
-
-# Joining --------------------------------------------------------------------------------------------------
-
-
-def test_ids_win_over_the_position(tmp_path):
-    pope = write_pope(tmp_path)
-    pope = replace(pope, items=tuple(replace(item, id=str(n)) for n, item in enumerate(pope.items, start=1)))
-    expected = [f"answer {n}" for n in range(1, 6)]
-    for spell in (int, str, "{:.1f}".format, "{:04d}".format):
-        rows = rows_of(*({"question_id": spell(n), "answer": f"answer {n}"} for n in (1, 3, 5, 2, 4)))
-        assert answers_of(pope, rows) == ("question_id", expected)
-    from_zero = rows_of(*({"question_id": n - 1, "answer": f"answer {n}"} for n in (1, 3, 5, 2, 4)))
-    assert answers_of(pope, from_zero) == ("question_id", expected)
-
-
-def test_a_question_files_ids_are_those_of_its_items(tmp_path):
-    """Answers in another order score as those in the file's."""
-    pope = write_pope(tmp_path)
-    order = [0, 2, 4, 1, 3]
-    lines = [
-        {"question_id": 100 + n, "image": item.image.name, "text": item.question, "label": item.label}
-        for n, item in enumerate(pope.items)
-    ]
-    (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    answers = [{"question_id": 100 + n, "answer": f"{lines[n]['label']}."} for n in order]
-    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, answers)))
-    options = [
-        "--questions",
-        str(tmp_path / "q.jsonl"),
-        "--images",
-        str(pope.items[0].image.parent),
-        "--json",
-    ]
-    result = CliRunner().invoke(app, ["score", "pope", str(tmp_path / "a.jsonl"), *options])
-    assert result.exit_code == 0, result.stderr
-    found = json.loads(result.stdout)
-    assert found["joined_by"] == {"plain": "question_id"}
-    assert found["plain"]["figures"]["q"]["official"]["plain"]["accuracy"]["value"] == 1.0
-
-
-def coco_captions(count: int = 3) -> Chair:
-    """Captions of photographs that are named as COCO's."""
-    captions = Chair.of_demo(count)
-    items = [
-        replace(
-            item, key=str(100 + n), id=str(100 + n), image=Path(f"val2014/COCO_val2014_{100 + n:012d}.jpg")
-        )
-        for n, item in enumerate(captions.items)
-    ]
-    return replace(captions, items=tuple(items))
-
-
-@pytest.mark.parametrize(
-    "spell",
-    [
-        int,
-        str,
-        "{}.0".format,
-        "COCO_val2014_{:012d}.jpg".format,
-        "COCO_val2014_{:012d}".format,
-        "{:012d}.jpg".format,
-        "data/val2014/COCO_val2014_{:012d}.jpg".format,
-        "C:\\val2014\\COCO_val2014_{:012d}.JPG".format,
-    ],
-)
-def test_images_are_found_by_any_spelling_of_their_name(spell):
-    for field in ("image_id", "image", "file_name"):
-        rows = rows_of(*({field: spell(n), "caption": f"caption {n}"} for n in (102, 100, 101)))
-        assert answers_of(coco_captions(), rows) == (field, ["caption 100", "caption 101", "caption 102"])
-
-
-@pytest.mark.parametrize(
-    ("numbers", "message"),
-    [
-        ((100, 101, 101), r"f:3: a second answer to '101' \(image_id\), after f:2"),
-        ((100, 101), r"f: 1 of 3 questions have no answer, the first is '102'"),
-        ((100, 101, 7), r"f:3: chair has no question '7'"),
-        ((7, 8, 9), r"f:1: captions has no question '7'|f:1: chair has no question '7'"),
-        ((100, 101, None), r"f:3: no 'image_id', which other lines have"),
-    ],
-)
-def test_ids_that_do_not_fit_are_named(numbers, message):
-    captions = replace(coco_captions(), name="chair")
-    with pytest.raises(InputError, match=message):
-        join_rows(captions, rows_of(*({"image_id": n, "caption": "c"} for n in numbers)))
-
-
-def test_text_and_image_join_where_there_are_no_ids(tmp_path):
-    pope = write_pope(tmp_path)
-    order = list(range(len(pope.items)))
-    random.Random(0).shuffle(order)
-    rows = rows_of(
-        *(
-            {
-                "image": f"photos/{pope.items[n].image.name}",
-                "prompt": pope.prompt(pope.items[n]),
-                "text": f"a {n}",
-            }
-            for n in order
-        )
-    )
-    assert answers_of(pope, rows) == ("text and image", [f"a {n}" for n in range(len(order))])
-    with pytest.raises(InputError, match=r"f:6: a second answer to .*\(text and image\), after f:1"):
-        join_rows(pope, [*rows, replace(rows[0], source="f:6")])
-
-
-def test_counters_join_in_any_order_and_out_of_order_ids_are_refused():
-    captions = Chair.of_demo(3)
-    rows = rows_of(*({"doc_id": n, "resps": [[f"c {n}"]]} for n in (2, 0, 1)))
-    assert answers_of(captions, rows) == ("doc_id", ["c 0", "c 1", "c 2"])
-    with pytest.raises(InputError, match=r"f:2: a second answer to '2' \(doc_id\), after f:1"):
-        join_rows(captions, rows_of(*({"doc_id": n, "resps": "c"} for n in (2, 2, 1))))
-    with pytest.raises(InputError, match="f:2: 'index' is out of order"):
-        join_rows(captions, rows_of(*({"index": n, "resps": "c"} for n in (70, 55, 90))))
-
-
-def test_keys_find_their_item_in_any_order(tmp_path):
-    pope = write_pope(tmp_path)
-    rows = rows_of(*({"key": f"random/{n}", "answer": str(n)} for n in (5, 3, 1, 2, 4)))
-    assert answers_of(pope, rows) == ("key", ["1", "2", "3", "4", "5"])
-
-
-def test_without_ids_and_texts_the_position_counts(tmp_path):
-    pope = write_pope(tmp_path)
-    rows = rows_of(*({"answer": str(n)} for n in range(5)))
-    assert join_rows(pope, rows) == Join("position", tuple(rows))
 
 
 def test_columns_of_different_rows_are_no_table(tmp_path):

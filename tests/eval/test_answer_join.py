@@ -1,0 +1,405 @@
+"""Rows of answer files find the question that they answer, or are refused with file and line."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from standins import write_pope
+from typer.testing import CliRunner
+
+from regaze.cli import app
+from regaze.errors import InputError
+from regaze.eval.answer_fields import choose_answer_field
+from regaze.eval.answer_files import AnswerRow
+from regaze.eval.answer_join import Join, join_rows
+from regaze.eval.benchmarks.chair.benchmark import Chair
+from regaze.eval.benchmarks.common.base import BaseBenchmark, Benchmark, Item
+
+
+def rows_of(*values: dict[str, Any]) -> list[AnswerRow]:
+    return [AnswerRow(f"f:{line}", each) for line, each in enumerate(values, start=1)]
+
+
+def answers_of(benchmark: Benchmark, rows: list[AnswerRow]) -> tuple[str, list[str]]:
+    """What the rows were joined by, and their answers in the order of the items."""
+    join = join_rows(benchmark, rows)
+    field = choose_answer_field(join.rows, benchmark.items)
+    return join.by, [row.text(field) for row in join.rows]
+
+
+@dataclass(frozen=True)
+class Quiz(BaseBenchmark):
+    """Questions "question 1?", "question 2?", ... with any of an item's fields."""
+
+    items: tuple[Item, ...]
+    name: str = "quiz"
+    suffix: str = ""
+
+
+def quiz(*fields: dict[str, Any], suffix: str = "") -> Quiz:
+    def item(number: int, given: dict[str, Any]) -> Item:
+        default = {"key": f"k/{number}", "split": "all", "question": f"question {number}?", "label": ""}
+        return Item(**{**default, "image": None, **given})
+
+    return Quiz(tuple(item(number, given) for number, given in enumerate(fields, start=1)), suffix=suffix)
+
+
+def join_of(benchmark: Benchmark, *values: dict[str, Any]) -> tuple[str, list[int]]:
+    """What the rows were joined by, and the line of each item's row."""
+    join = join_rows(benchmark, rows_of(*values))
+    return join.by, [int(row.source.removeprefix("f:")) for row in join.rows]
+
+
+def refusal(message: str) -> Any:
+    return pytest.raises(InputError, match=f"^{re.escape(message)}$")
+
+
+def ids_of(*ids: Any) -> Quiz:
+    return quiz(*({"id": str(each)} for each in ids))
+
+
+def test_ids_win_over_the_position(tmp_path):
+    pope = write_pope(tmp_path)
+    pope = replace(pope, items=tuple(replace(item, id=str(n)) for n, item in enumerate(pope.items, start=1)))
+    expected = [f"answer {n}" for n in range(1, 6)]
+    for spell in (int, str, "{:.1f}".format, "{:04d}".format):
+        rows = rows_of(*({"question_id": spell(n), "answer": f"answer {n}"} for n in (1, 3, 5, 2, 4)))
+        assert answers_of(pope, rows) == ("question_id", expected)
+    from_zero = rows_of(*({"question_id": n - 1, "answer": f"answer {n}"} for n in (1, 3, 5, 2, 4)))
+    assert answers_of(pope, from_zero) == ("question_id", expected)
+
+
+def test_a_question_files_ids_are_those_of_its_items(tmp_path):
+    """Answers in another order score as those in the file's."""
+    pope = write_pope(tmp_path)
+    order = [0, 2, 4, 1, 3]
+    lines = [
+        {"question_id": 100 + n, "image": item.image.name, "text": item.question, "label": item.label}
+        for n, item in enumerate(pope.items)
+    ]
+    (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    answers = [{"question_id": 100 + n, "answer": f"{lines[n]['label']}."} for n in order]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, answers)))
+    options = [
+        "--questions",
+        str(tmp_path / "q.jsonl"),
+        "--images",
+        str(pope.items[0].image.parent),
+        "--json",
+    ]
+    result = CliRunner().invoke(app, ["score", "pope", str(tmp_path / "a.jsonl"), *options])
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert found["joined_by"] == {"plain": "question_id"}
+    assert found["plain"]["figures"]["q"]["official"]["plain"]["accuracy"]["value"] == 1.0
+
+
+def coco_captions(count: int = 3) -> Chair:
+    """Captions of photographs that are named as COCO's."""
+    captions = Chair.of_demo(count)
+    items = [
+        replace(
+            item, key=str(100 + n), id=str(100 + n), image=Path(f"val2014/COCO_val2014_{100 + n:012d}.jpg")
+        )
+        for n, item in enumerate(captions.items)
+    ]
+    return replace(captions, items=tuple(items))
+
+
+@pytest.mark.parametrize(
+    "spell",
+    [
+        int,
+        str,
+        "{}.0".format,
+        "COCO_val2014_{:012d}.jpg".format,
+        "COCO_val2014_{:012d}".format,
+        "{:012d}.jpg".format,
+        "data/val2014/COCO_val2014_{:012d}.jpg".format,
+        "C:\\val2014\\COCO_val2014_{:012d}.JPG".format,
+    ],
+)
+def test_images_are_found_by_any_spelling_of_their_name(spell):
+    for field in ("image_id", "image", "file_name"):
+        rows = rows_of(*({field: spell(n), "caption": f"caption {n}"} for n in (102, 100, 101)))
+        assert answers_of(coco_captions(), rows) == (field, ["caption 100", "caption 101", "caption 102"])
+
+
+@pytest.mark.parametrize(
+    ("numbers", "message"),
+    [
+        ((100, 101, 101), r"f:3: a second answer to '101' \(image_id\), after f:2"),
+        ((100, 101), r"f: 1 of 3 questions have no answer, the first is '102'"),
+        ((100, 101, 7), r"f:3: chair has no question '7'"),
+        ((7, 8, 9), r"f:1: captions has no question '7'|f:1: chair has no question '7'"),
+        ((100, 101, None), r"f:3: no 'image_id', which other lines have"),
+    ],
+)
+def test_ids_that_do_not_fit_are_named(numbers, message):
+    captions = replace(coco_captions(), name="chair")
+    with pytest.raises(InputError, match=message):
+        join_rows(captions, rows_of(*({"image_id": n, "caption": "c"} for n in numbers)))
+
+
+def test_text_and_image_join_where_there_are_no_ids(tmp_path):
+    pope = write_pope(tmp_path)
+    order = list(range(len(pope.items)))
+    random.Random(0).shuffle(order)
+    rows = rows_of(
+        *(
+            {
+                "image": f"photos/{pope.items[n].image.name}",
+                "prompt": pope.prompt(pope.items[n]),
+                "text": f"a {n}",
+            }
+            for n in order
+        )
+    )
+    assert answers_of(pope, rows) == ("text and image", [f"a {n}" for n in range(len(order))])
+    with pytest.raises(InputError, match=r"f:6: a second answer to .*\(text and image\), after f:1"):
+        join_rows(pope, [*rows, replace(rows[0], source="f:6")])
+
+
+def test_counters_join_in_any_order_and_out_of_order_ids_are_refused():
+    captions = Chair.of_demo(3)
+    rows = rows_of(*({"doc_id": n, "resps": [[f"c {n}"]]} for n in (2, 0, 1)))
+    assert answers_of(captions, rows) == ("doc_id", ["c 0", "c 1", "c 2"])
+    with pytest.raises(InputError, match=r"f:2: a second answer to '2' \(doc_id\), after f:1"):
+        join_rows(captions, rows_of(*({"doc_id": n, "resps": "c"} for n in (2, 2, 1))))
+    with pytest.raises(InputError, match="f:2: 'index' is out of order"):
+        join_rows(captions, rows_of(*({"index": n, "resps": "c"} for n in (70, 55, 90))))
+
+
+def test_keys_find_their_item_in_any_order(tmp_path):
+    pope = write_pope(tmp_path)
+    rows = rows_of(*({"key": f"random/{n}", "answer": str(n)} for n in (5, 3, 1, 2, 4)))
+    assert answers_of(pope, rows) == ("key", ["1", "2", "3", "4", "5"])
+
+
+def test_without_ids_and_texts_the_position_counts(tmp_path):
+    pope = write_pope(tmp_path)
+    rows = rows_of(*({"answer": str(n)} for n in range(5)))
+    assert join_rows(pope, rows) == Join("position", tuple(rows))
+
+
+# Ids ------------------------------------------------------------------------------------------------------
+
+
+def test_numbers_that_occur_in_several_splits_need_the_split():
+    twice = quiz(*({"id": n, "split": split} for split in ("easy", "hard") for n in "12"))
+    rows = [{"question_id": n, "category": split} for n in (2, 1) for split in ("hard", "easy")]
+    assert join_of(twice, *rows) == ("question_id", [4, 2, 3, 1])
+    for split in ("", "other"):
+        assert join_of(twice, *({**row, "category": split} for row in rows)) == ("position", [1, 2, 3, 4])
+    with refusal("f:4: quiz has no question 'easy', '3' (question_id)"):
+        join_of(twice, *rows[:3], {"question_id": 3, "category": "easy"})
+
+
+def test_ids_from_zero_are_shifted_also_beyond_ten_and_beside_splits():
+    order = [7, 0, 10, 2, 1, 3, 9, 4, 5, 8, 6]
+    rows = [{"question_id": n, "split": "all"} for n in order]
+    assert join_of(ids_of(*range(1, 12)), *rows) == ("question_id", [order.index(n) + 1 for n in range(11)])
+
+
+def test_ids_join_only_where_every_item_has_one():
+    partly = quiz({"id": "1"}, {"id": ""}, {"id": "3"})
+    rows = [{"question_id": n, "prompt": f"question {n}?"} for n in (3, 1, 2)]
+    assert join_of(partly, *rows) == ("text", [2, 3, 1])
+
+
+def test_an_id_is_also_read_from_other_fields():
+    for field in ("id", "index", "doc_id"):
+        assert join_of(ids_of(70, 50, 60), *({field: n} for n in (50, 60, 70))) == (field, [3, 1, 2])
+
+
+def test_ids_are_read_as_they_stand_but_for_zeros():
+    folders = ids_of("a/1", "b/1", "b/2.png")
+    assert join_of(folders, *({"question_id": each} for each in ("b/2.png", "a/1", "b/1"))) == (
+        "question_id",
+        [2, 3, 1],
+    )
+
+
+def test_a_question_id_must_fit_and_other_counters_may_not():
+    """`question_id` is the publisher's; `id` may be a counter of the harness unless half of it is known."""
+    known = ids_of(1001, 1002, 1003, 1004)
+    rows = [{"prompt": f"question {n}?"} for n in (4, 3, 2, 1)]
+    for line, ids in ((1, (2001, 2002, 2003, 2004)), (2, (1001, 2002, 2003, 2004))):
+        given = [{**row, "id": each} for row, each in zip(rows, ids, strict=True)]
+        assert join_of(known, *given) == ("text", [4, 3, 2, 1])
+        with refusal(f"f:{line}: quiz has no question '200{line}' (question_id)"):
+            join_of(known, *({**row, "question_id": row["id"]} for row in given))
+    half = [{**row, "id": each} for row, each in zip(rows, (1001, 1002, 2003, 2004), strict=True)]
+    with refusal("f:3: quiz has no question '2003' (id)"):
+        join_of(known, *half)
+    two_of_five = [{"id": each} for each in (1001, 1002, 2003, 2004, 2005)]
+    with refusal("5 answers for 4 questions of quiz"):
+        join_of(known, *two_of_five)
+
+
+def test_a_missing_answer_is_named_with_the_line_of_its_question():
+    known = quiz({"id": "7", "source": "q.jsonl:1"}, {"id": "8", "source": "q.jsonl:2"}, {"id": "9"})
+    row = AnswerRow("C:out:1", {"question_id": 9})
+    with refusal("C:out: 2 of 3 questions have no answer, the first is '7' of q.jsonl:1 (question_id)"):
+        join_rows(known, [row])
+    with refusal("f: 1 of 3 questions have no answer, the first is '9' (question_id)"):
+        join_of(known, {"question_id": 7}, {"question_id": 8})
+
+
+# Images ---------------------------------------------------------------------------------------------------
+
+
+def photographs(*names: str, **fields: Any) -> Quiz:
+    return quiz(*({"image": Path("photos") / name, **fields} for name in names))
+
+
+@dataclass(frozen=True)
+class Genome(Quiz):
+    image_prefix = r"VG_"
+
+
+def test_images_are_known_without_ids_and_by_the_prefix_of_their_data_set():
+    coco = photographs(*(f"COCO_val2014_{n:012d}.jpg" for n in (5, 6, 7)))
+    rows = [{"image": f"{n}.jpg"} for n in (7, 5, 6)]
+    assert join_of(coco, *rows) == ("image", [2, 3, 1])
+    assert join_of(SimpleNamespace(name="own", items=coco.items), *rows) == ("image", [2, 3, 1])
+    genome = Genome(photographs("VG_05.jpg", "VG_06.jpg", "VG_07.jpg").items)
+    assert join_of(genome, *rows) == ("image", [2, 3, 1])
+
+
+def test_images_are_known_by_their_names_or_their_ids():
+    """Whichever spelling the file uses; ids may have the prefix of the data set themselves."""
+    both = quiz(*({"image": Path(f"{name}.png"), "id": n} for name, n in zip("bca", "354", strict=True)))
+    assert join_of(both, *({"image": f"{name}.png"} for name in "abc")) == ("image", [2, 3, 1])
+    assert join_of(both, *({"image": n} for n in (3, 4, 5))) == ("image", [1, 3, 2])
+    ids = ids_of(*(f"COCO_val2014_{n:012d}" for n in (5, 6, 7)))
+    assert join_of(ids, *({"image_id": n} for n in (7, 5, 6))) == ("image_id", [2, 3, 1])
+
+
+def test_images_of_another_naming_are_not_joined_by():
+    known = quiz(*({"image": Path(f"{n}.png"), "id": str(n)} for n in (1, 2, 3)))
+    rows = [{"image": f"tmp{n}.png", "prompt": f"question {n}?"} for n in (3, 1, 2)]
+    assert join_of(known, *rows) == ("text", [2, 3, 1])
+
+
+# Texts ----------------------------------------------------------------------------------------------------
+
+
+def test_a_question_of_any_form_is_known_by_the_benchmark():
+    """`text` is the question where it is one of the benchmark's, also without a question mark."""
+    orders = quiz({"question": "Describe it."}, {"question": "Count the dogs."})
+    assert join_of(orders, {"text": "count the  dogs.", "label": "3"}, {"text": "Describe it."}) == (
+        "text",
+        [2, 1],
+    )
+
+
+def test_the_field_that_the_caller_chose_is_no_question():
+    rows = rows_of({"question": "It is a dog."}, {"question": "It is a cat."})
+    assert join_rows(quiz({}, {}), rows, "question").by == "position"
+    with refusal("f:1 answers 'It is a dog.', but k/1 asks 'question 1?'"):
+        join_rows(quiz({}, {}), rows)
+
+
+@pytest.mark.parametrize("suffix", [" Yes or no?", "\nAnswer with one word."])
+def test_a_text_may_be_the_prompt_or_begin_with_the_question(suffix):
+    known = quiz({}, {"question": "Look twice.\nIs it red?"}, {}, suffix=suffix)
+    prompts = [f"Look twice.\nIs it red?{suffix}", "question 3?\nBe brief.", f"question 1?{suffix}"]
+    assert join_of(known, *({"prompt": each} for each in prompts)) == ("text", [3, 1, 2])
+    with refusal("f:3: quiz has no question 'is it blue?' (text)"):
+        join_of(known, *({"prompt": each} for each in [*prompts[:2], "Is it blue?"]))
+
+
+def test_texts_of_which_most_are_unknown_are_not_joined_by():
+    """A template around the question: the position counts, and each row repeats its question."""
+    rows = [{"prompt": f"USER: question {n}? ASSISTANT:"} for n in (1, 2, 3)]
+    assert join_of(quiz({}, {}, {}), *rows) == ("position", [1, 2, 3])
+    with refusal("f:1 answers 'USER: question 2? ASSISTANT:', but k/1 asks 'question 1?'"):
+        join_of(quiz({}, {}, {}), *rows[1:], rows[0])
+
+
+def test_equal_texts_are_told_apart_by_the_split():
+    known = quiz(*({"question": "Is it?", "split": split} for split in ("easy", "hard")))
+    rows = [{"prompt": "Is it?", "category": split} for split in ("hard", "easy")]
+    assert join_of(known, *rows) == ("text and split", [2, 1])
+    assert join_of(known, *({"prompt": "Is it?"} for _ in rows)) == ("position", [1, 2])
+    with refusal("f:3: a second answer to 'is it?', 'hard' (text and split), after f:1"):
+        join_of(known, *rows, rows[0])
+
+
+@pytest.mark.parametrize(("kind", "name"), [(Quiz, "COCO_val2014_{:012d}.jpg"), (Genome, "VG_{}.jpg")])
+def test_equal_questions_about_an_image_keep_their_order(kind, name):
+    images = [Path(name.format(n)) for n in (5, 6, 5, 5)]
+    known = kind(quiz(*({"question": "What is it?", "image": image} for image in images)).items)
+    rows = [{"prompt": "What is it?", "image": image} for image in ("5.jpg", "5.jpg", "6.jpg", "5.jpg")]
+    assert join_of(known, *rows) == ("text and image", [1, 3, 2, 4])
+
+
+def test_the_line_with_one_answer_too_many_is_named_before_unknown_ones():
+    rows = [{"prompt": f"question {n}?"} for n in (9, 1, 2, 1)]
+    with refusal("f:4: a second answer to 'question 1?' (text), after f:2"):
+        join_of(quiz({}, {}), *rows)
+
+
+# Counters and the position --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("first", [0, 1])
+@pytest.mark.parametrize("field", ["doc_id", "index", "question_id", "id"])
+def test_a_counter_may_begin_at_zero_or_one(field, first):
+    rows = [{field: first + n} for n in (2, 0, 1)]
+    assert join_of(quiz({}, {}, {}), *rows) == (field, [2, 3, 1])
+
+
+def test_what_does_not_count_the_questions_is_no_counter():
+    three = quiz({}, {}, {})
+    rows = [{"doc_id": f"doc{n}", "index": n} for n in (2, 0, 1)]
+    assert join_of(three, *rows) == ("index", [2, 3, 1])  # the next field counts them
+    for numbers in ((0, 5, 9), (2, 3, 4)):
+        assert join_of(three, *({"doc_id": n} for n in numbers)) == ("position", [1, 2, 3])
+    assert join_of(three, *({"id": n} for n in (3, 1, 1))) == ("position", [1, 2, 3])  # perhaps of images
+
+
+def test_the_same_counter_twice_is_refused():
+    for field in ("doc_id", "index"):
+        with refusal(f"f:3: a second answer to '5' ({field}), after f:1"):
+            join_of(quiz({}, {}, {}), *({field: n} for n in (5, 4, 5)))
+
+
+def test_the_first_line_out_of_order_is_named():
+    with refusal(
+        "f:3: 'id' is out of order, and quiz has no such ids to join by; sort the file as the questions are"
+    ):
+        join_of(quiz({}, {}, {}, {}), *({"id": n} for n in (50, 70, 60, 40)))
+
+
+def test_as_many_answers_as_questions_are_expected():
+    with refusal("1 answers for 2 questions of quiz"):
+        join_of(quiz({}, {}), {"answer": "Yes"})
+
+
+# What a row repeats of its question -----------------------------------------------------------------------
+
+
+def test_a_row_with_another_question_or_label_is_refused():
+    known = quiz({"label": "Yes "}, {"label": "no"})
+    rows = [{"key": "k/2", "prompt": "question 2?", "label": "NO"}, {"key": "k/1", "prompt": "question 1?"}]
+    assert join_of(known, *rows) == ("key", [2, 1])
+    with refusal("f:1 answers 'question 2?', but k/1 asks 'question 1?'"):
+        join_of(known, {**rows[0], "key": "k/1"}, {**rows[1], "key": "k/2"})
+    with refusal("f:1: its right answer is 'maybe', that of k/2 'no'"):
+        join_of(known, {**rows[0], "label": "Maybe"}, rows[1])
+
+
+def test_beside_a_prediction_the_answer_is_the_label():
+    known = quiz({"label": "yes"}, {"label": "no"})
+    assert join_of(known, {"answer": "no"}, {"answer": "yes"}) == ("position", [1, 2])
+    with refusal("f:1: its right answer is 'no', that of k/1 'yes'"):
+        join_of(known, {"prediction": "yes", "answer": "no"}, {"prediction": "no", "answer": "no"})

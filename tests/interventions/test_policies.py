@@ -172,6 +172,26 @@ def test_the_columns_of_var_do_what_its_masses_say(groups, test):
     torch.testing.assert_close(got, weights * channels.per_key(coefficients, 23), rtol=1e-5, atol=1e-7)
 
 
+def test_the_columns_of_var_edit_heads_at_both_limits():
+    """A key per channel, whose weights are its masses."""
+    channels = Channels(torch.tensor([[0, 1, 2, 3]], dtype=torch.uint8), 4)
+    at_both = torch.tensor([0.75, 0.125, 0.125, 0.0])[None, None, None]
+    got = move_mass().fold(channels)(at_both)
+    assert got[0, 0, 0].tolist() == [0.75, 0.0625, 0.1875, 0.0]
+
+
+def test_the_columns_of_var_are_fp32_whatever_the_default_is():
+    channels = Channels(torch.tensor([[0, 1, 2, 3]], dtype=torch.uint8), 4)
+    weights = torch.tensor([0.1, 0.4, 0.3, 0.2])[None, None, None]
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)  # transformers does so while it loads a model
+    try:
+        got = move_mass().fold(channels)(weights)
+    finally:
+        torch.set_default_dtype(before)
+    assert got[0, 0, 0].tolist() == pytest.approx([0.1, 0.2, 0.42, 0.28], abs=1e-6)
+
+
 def test_var_has_no_columns_for_weighted_keys():
     groups, weights = torch.zeros(1, 3, dtype=torch.uint8), torch.ones(1, 1, 3)
     assert move_mass().fold(Channels(groups, 3, weights)) is None
@@ -181,7 +201,6 @@ def test_var_has_no_columns_for_weighted_keys():
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton")
-@pytest.mark.parametrize("queries", [1, 9])
 @pytest.mark.parametrize(
     "policy",
     [
@@ -193,9 +212,9 @@ def test_var_has_no_columns_for_weighted_keys():
     ],
     ids=lambda policy: type(policy).__name__,
 )
-def test_the_kernels_do_what_the_policy_says(policy, queries):
-    g = torch.Generator().manual_seed(queries)
-    q, k, v = (torch.randn(2, 4, n, 16, generator=g) for n in (queries, 24, 24))
+def test_the_kernels_do_what_the_policy_says(policy):
+    g = torch.Generator().manual_seed(1)
+    q, k, v = (torch.randn(2, 4, n, 16, generator=g) for n in (1, 24, 24))
     weighted = isinstance(policy, AmplifyTopHeads)
     groups = torch.randint(0, 3 if weighted else 4, (2, 24), generator=g, dtype=torch.uint8)
     weights = 2 * torch.rand(1, 2, 24, generator=g) if weighted else None

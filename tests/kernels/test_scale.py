@@ -48,10 +48,9 @@ def test_the_total_is_kept_at_any_size(size):
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton")
 @pytest.mark.parametrize("renormalise", [False, True])
-@pytest.mark.parametrize("queries", [1, 9])
-def test_the_kernels_scale_alike(queries, renormalise):
-    g = torch.Generator().manual_seed(queries)
-    q, k, v = (torch.randn(2, 4, n, 16, generator=g) for n in (queries, 24, 24))
+def test_the_kernels_scale_alike(renormalise):
+    g = torch.Generator().manual_seed(1)
+    q, k, v = (torch.randn(2, 4, n, 16, generator=g) for n in (1, 24, 24))
     groups = torch.randint(0, 3, (2, 24), generator=g, dtype=torch.uint8)
     edit = AttentionEdit(channels=Channels(groups, 3), policy=Scale((0.25, 3.0, 0.5), renormalise))
     want = attend(q, k, v, edit, backend="reference")[0]

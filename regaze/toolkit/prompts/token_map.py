@@ -143,8 +143,9 @@ class TokenMap:
             raise InputError(f"roles must be [B, L] with rows of one length: {error}") from None
         if roles.dim() != 2:
             raise InputError(f"roles must be [B, L], got {list(roles.shape)}")
-        if roles.numel() and not 0 <= int(roles.min()) <= int(roles.max()) < len(Role):
-            raise InputError(f"roles are numbers of `Role`, 0 to {len(Role) - 1}; got {int(roles.max())}")
+        strange = roles[(roles < 0) | (roles >= len(Role))]
+        if len(strange):
+            raise InputError(f"roles are numbers of `Role`, 0 to {len(Role) - 1}; got {int(strange[0])}")
         roles = roles.to(torch.uint8)
         view = torch.where(roles == Role.IMAGE, 0, -1).int()
         return cls(roles, view, torch.full_like(view, -1), ((),) * roles.shape[0])

@@ -114,20 +114,151 @@ def test_text_model_with_a_tokenizer():
     assert plain.tokens({"input_ids": ids}).roles.unique().tolist() == [Role.QUERY]
 
 
-def test_from_roles_and_samples_check_their_shapes():
-    with pytest.raises(InputError, match=r"\[B, L\]"):
-        TokenMap.from_roles([1, 2])
-    sample = PromptTokens(roles=(2, 3), view=(-1, 0), cell=(-1, 0), views=(View((1, 1)),))
-    with pytest.raises(InputError, match="row 0 shows 3 tokens"):
-        TokenMap.from_samples([sample], torch.ones(1, 3))
-    twice = TokenMap.from_samples([sample], torch.ones(1, 2)).repeat(2)
-    assert twice.batch == 2
-    assert twice.grids == (((1, 1),), ((1, 1),))
+@pytest.mark.parametrize(
+    ("roles", "message"),
+    [
+        ([1, 2], r"^roles must be \[B, L\], got \[2\]$"),
+        ([[[1]]], r"^roles must be \[B, L\], got \[1, 1, 1\]$"),
+        ([[1, 2], [1]], r"^roles must be \[B, L\] with rows of one length: expected sequence of length 2"),
+        ([[Role.OUTPUT, Role.TAIL, 7]], r"^roles are numbers of `Role`, 0 to 6; got 7$"),
+        ([[-1, 2]], "^roles are numbers of `Role`, 0 to 6; got -1$"),
+    ],
+)
+def test_roles_of_another_shape_or_number_are_refused(roles, message):
+    with pytest.raises(InputError, match=message):
+        TokenMap.from_roles(roles)
+
+
+def test_a_map_of_given_roles():
+    """Image tokens belong to view 0, of which no grid is known."""
+    tokens = TokenMap.from_roles(torch.tensor([[1, 3, 0], [6, 5, 3]]))
+    assert (tokens.batch, tokens.length, tokens.grids) == (2, 3, ((), ()))
+    assert (tokens.roles.tolist(), tokens.roles.dtype) == ([[1, 3, 0], [6, 5, 3]], torch.uint8)
+    assert (tokens.view.tolist(), tokens.view.dtype) == ([[-1, 0, -1], [-1, -1, 0]], torch.int32)
+    assert (tokens.cell.tolist(), tokens.cell.dtype) == ([[-1] * 3] * 2, torch.int32)
+    assert TokenMap.from_roles([[int(role) for role in Role]]).roles[0].tolist() == list(range(7))
+    assert TokenMap.from_roles(torch.empty(0, 4)).length == 4
+    with pytest.raises(InputError, match=r"^sample 1 has 0 views of images with a known grid, not view 0$"):
+        tokens.image_cells(1)
+
+
+#: Two images in five tokens: of two cells, in the wrong order, and of one.
+PROMPT = PromptTokens(
+    roles=(Role.SYSTEM, Role.IMAGE, Role.IMAGE, Role.IMAGE, Role.QUERY),
+    view=(-1, 0, 0, 1, -1),
+    cell=(-1, 1, 0, 0, -1),
+    views=(View((1, 2), 0), View((1, 1), 1)),
+)
+TEXT = PromptTokens(roles=(Role.QUERY, Role.TAIL), view=(-1, -1), cell=(-1, -1))
+
+
+def prompts_as_map() -> TokenMap:
+    """The prompts above, the second padded on the left."""
+    return TokenMap.from_samples([PROMPT, TEXT], torch.tensor([[1] * 5, [0, 0, 0, 1, 1]]))
+
+
+def parts(tokens: TokenMap) -> tuple[list, list, list]:
+    return tokens.roles.tolist(), tokens.view.tolist(), tokens.cell.tolist()
+
+
+def test_samples_are_put_where_the_mask_is_visible():
+    tokens = prompts_as_map()
+    assert parts(tokens) == (
+        [[2, 3, 3, 3, 5], [1, 1, 1, 5, 6]],
+        [[-1, 0, 0, 1, -1], [-1] * 5],
+        [[-1, 1, 0, 0, -1], [-1] * 5],
+    )
+    assert (tokens.roles.dtype, tokens.view.dtype, tokens.cell.dtype) == (
+        torch.uint8,
+        torch.int32,
+        torch.int32,
+    )
+    assert tokens.views == (PROMPT.views, ())
+    assert (PROMPT.images, TEXT.images) == (2, 0)
+    right = TokenMap.from_samples([TEXT], torch.tensor([[1.0, 0.0, 1.0]]))
+    assert right.roles.tolist() == [[5, 1, 6]]
+    with pytest.raises(InputError, match=r"^row 1 shows 3 tokens, but its prompt has 2$"):
+        TokenMap.from_samples([PROMPT, TEXT], torch.tensor([[1] * 5, [0, 0, 1, 1, 1]]))
+
+
+def test_cells_are_found_per_sample_and_view():
+    tokens = prompts_as_map()
+    assert tokens.image_cells().tolist() == [2, 1]
+    assert tokens.image_cells(0, 1).tolist() == [3]
+    with pytest.raises(InputError, match=r"^there is no sample 2 in a batch of 2$"):
+        tokens.image_cells(2)
+    with pytest.raises(InputError, match=r"^sample 0 has 2 views of images with a known grid, not view 2$"):
+        tokens.image_cells(0, 2)
+    unplaced = TokenMap(tokens.roles, tokens.view, tokens.cell, ((View((0, 0)), View((1, 1))), ()))
+    with pytest.raises(InputError, match=r"^sample 0 has 1 views of images with a known grid, not view 0$"):
+        unplaced.image_cells(0, 0)
+    assert unplaced.image_cells(0, 1).tolist() == [3]
+
+
+def test_a_class_token_is_of_the_view_and_no_cell():
+    tokens = TokenMap.from_samples(
+        [PromptTokens((Role.IMAGE,) * 3, (0, 0, 0), (-1, 0, 1), (View((2, 1)),))], torch.ones(1, 3)
+    )
+    assert tokens.image_cells().tolist() == [1, 2]
+
+
+def test_masks_and_columns_of_roles():
+    tokens = prompts_as_map()
+    assert tokens.mask(Role.IMAGE).tolist() == [[False, True, True, True, False], [False] * 5]
+    assert tokens.mask(Role.QUERY, Role.TAIL).tolist() == [[False] * 4 + [True], [False] * 3 + [True] * 2]
+    assert tokens.columns(Role.IMAGE).tolist() == [1, 2, 3]
+    assert tokens.columns(Role.QUERY, 1).tolist() == [3]
+
+
+def test_a_batch_is_repeated_cut_and_stacked_again():
+    tokens = prompts_as_map()
+    twice = tokens.repeat(2)
+    order = [0, 0, 1, 1]
+    assert parts(twice) == tuple([part[sample] for sample in order] for part in parts(tokens))
+    assert twice.views == tuple(tokens.views[sample] for sample in order)
+    second = twice.rows(slice(2, 3), first=3)
+    assert parts(second) == ([[5, 6]], [[-1, -1]], [[-1, -1]])
+    assert second.views == ((),)
+    first = tokens.rows(slice(0, 1))
+    assert parts(first) == ([[2, 3, 3, 3, 5]], [[-1, 0, 0, 1, -1]], [[-1, 1, 0, 0, -1]])
+    again = TokenMap.stack([first, second])
+    assert (parts(again), again.views) == (parts(tokens), tokens.views)
+
+
+def test_the_last_token_is_the_last_that_is_no_padding():
+    roles = [[1, 2, 5, 6], [2, 5, 6, 1], [5, 1, 1, 1], [5, 0, 0, 1]]
+    assert TokenMap.from_roles(roles).last().int().argmax(1).tolist() == [3, 2, 0, 2]
+    assert TokenMap.from_roles(roles).last().sum(1).tolist() == [1, 1, 1, 1]
+
+
+def test_rows_that_predict_the_answer():
+    """The last token of the prompt and those of the answer, wherever the padding is."""
+    roles = [[1, 2, 6, 0, 0], [2, 5, 6, 0, 1], [2, 5, 6, 1, 1]]
+    assert TokenMap.from_roles(roles).answering().int().tolist() == [
+        [0, 0, 1, 1, 1],
+        [0, 0, 1, 1, 0],
+        [0, 0, 1, 0, 0],
+    ]
+
+
+def test_tokens_become_padding():
+    tokens = prompts_as_map().repeat(2)
+    lost = torch.zeros(4, 5, dtype=torch.bool)
+    lost[0, 3], lost[1, 4], lost[2, 3] = True, True, True  # an image token, a question, a question
+    padded = tokens.padded_where(lost)
+    assert parts(padded) == (
+        [[2, 3, 3, 1, 5], [2, 3, 3, 3, 1], [1, 1, 1, 1, 6], [1, 1, 1, 5, 6]],
+        [[-1, 0, 0, -1, -1], [-1, 0, 0, 1, -1], [-1] * 5, [-1] * 5],
+        [[-1, 1, 0, -1, -1], [-1, 1, 0, 0, -1], [-1] * 5, [-1] * 5],
+    )
+    assert padded.views == ((), PROMPT.views, (), ())
 
 
 def test_after_image_skips_images_and_padding():
     roles = [[Role.PAD, Role.SYSTEM, Role.IMAGE, Role.SEPARATOR, Role.IMAGE, Role.QUERY]]
     assert TokenMap.from_roles(roles).after_image().tolist() == [[False, False, False, True, False, True]]
+    roles = [[Role.IMAGE, Role.IMAGE, Role.QUERY, Role.TAIL, Role.PAD]]
+    assert TokenMap.from_roles(roles).after_image().tolist() == [[False, False, True, True, False]]
 
 
 def test_an_incomplete_image_is_an_error(gaze):

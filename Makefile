@@ -7,12 +7,13 @@ FLOOR := .venv-floor
 MIDDLE := .transformers-middle
 NEWEST := .transformers-newest
 HARNESS := .harness
+MUTANT_PROCESSES ?= 2
 PYTEST := -m pytest -q -n auto --maxprocesses 8 --dist loadfile
 # What depends on how transformers works: every family, and the ways of running a model.
 ON_TRANSFORMERS := tests/toolkit/prompts/families/test_vision.py tests/toolkit/prompts/families/test_text.py \
   tests/toolkit/model tests/toolkit/test_wrap.py tests/toolkit/record/test_record.py
 
-.PHONY: demo test test-floor test-middle test-newest test-harness lint bench clean
+.PHONY: demo test test-floor test-middle test-newest test-harness mutants lint bench clean
 
 demo: $(STAMP)
 	$(BIN)/regaze demo
@@ -41,6 +42,15 @@ test-newest: $(STAMP)
 test-harness: $(HARNESS)/.installed
 	PYTHONPATH=$(HARNESS) $(BIN)/python $(PYTEST) -p no:cacheprovider tests/eval/harness
 
+# Every small change (a mutant) to the files that pyproject.toml names under tool.mutmut, and whether a test fails of it.
+# Ends with what became of each file's mutants; `.venv/bin/mutmut results` names the survivors, `mutmut show NAME` and
+# `mutmut browse` show them, `mutmut run 'regaze.eval.run.journal*'` tries those of one file again.
+mutants: $(STAMP)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,mutation]'
+	rm -rf mutants
+	OMP_NUM_THREADS=1 $(BIN)/mutmut run --max-children $(MUTANT_PROCESSES)
+	$(BIN)/mutmut results --all true | sed -E 's/\.x[^.]*: /: /' | sort | uniq -c
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -52,7 +62,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/overhead.py
 
 clean:
-	rm -rf $(VENV) $(FLOOR) $(MIDDLE) $(NEWEST) $(HARNESS) .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(FLOOR) $(MIDDLE) $(NEWEST) $(HARNESS) mutants .mypy_cache .pytest_cache .ruff_cache
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -22,8 +22,7 @@ def compose(edits: Sequence[AttentionEdit]) -> AttentionEdit | None:
     the softmax to coefficients), two score slopes or a slope beside a gain of another edit (the maps do not
     commute), different row selections of edits that change weights, two recordings.
 
-    Edits that select rows should share one `RowSelection`: two are compared by value, which waits for the
-    device.
+    Edits that select rows should share one `RowSelection`: two are compared by value, see `equals`.
 
     Raises:
         CompositionError: for a combination without a meaning.
@@ -76,20 +75,12 @@ def _common_rows(a: AttentionEdit, b: AttentionEdit) -> RowSelection | None:
     """The row selection of the edit that changes weights; both must agree when both do."""
     if not a.edits_rows or not b.edits_rows:
         return a.rows if a.edits_rows else b.rows
-    if a.rows is b.rows or _same(a.rows, b.rows):
+    if a.rows is b.rows or (a.rows is not None and b.rows is not None and a.rows.equals(b.rows)):
         return a.rows
     raise CompositionError(
         "two interventions change the attention weights of different query rows on the same layer; "
         "use them on different layers, or one of them"
     )
-
-
-def _same(a: RowSelection | None, b: RowSelection | None) -> bool:
-    if a is None or b is None or not torch.equal(a.index, b.index):
-        return False
-    if a.active is None or b.active is None:
-        return a.active is b.active
-    return torch.equal(a.active, b.active)
 
 
 def _product(a: Tensor | None, b: Tensor | None) -> Tensor | None:

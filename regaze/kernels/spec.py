@@ -12,6 +12,7 @@ slope 0, gain 1, group 0, weight 0. One edit built at prefill therefore serves e
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -63,6 +64,19 @@ class RowSelection(Placeable):
         index = mask.any(0).nonzero().flatten()
         active = mask[:, index]
         return cls(index, None if bool(active.all()) else active)
+
+    @cached_property
+    def _compared(self) -> weakref.WeakKeyDictionary[RowSelection, bool]:
+        return weakref.WeakKeyDictionary()
+
+    def equals(self, other: RowSelection) -> bool:
+        """Whether both choose the same rows. Waits for the device, once for all layers with these two."""
+        if other not in self._compared:
+            same = torch.equal(self.index, other.index) and (self.active is None) == (other.active is None)
+            if same and self.active is not None and other.active is not None:
+                same = torch.equal(self.active, other.active)
+            self._compared[other] = same
+        return self._compared[other]
 
 
 @dataclass(frozen=True, eq=False)

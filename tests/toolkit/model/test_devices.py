@@ -9,7 +9,7 @@ from models import small_var
 from pretended_device import Accelerator
 
 import regaze
-from regaze.interventions import ICD, SPARC, VCD, VISTA, DoLa
+from regaze.interventions import ADHH, ICD, PAI, SPARC, VCD, VISTA, DoLa
 from regaze.toolkit.analysis import logit_lens
 
 
@@ -90,8 +90,9 @@ def test_repeated_waits_are_counted_by_line(accelerator, monkeypatch):
         ((SPARC(alpha=1.5, tau=0.01),), {"num_beams": 3}, ("copy between devices",)),
         ((small_var(), DoLa()), {"num_beams": 2}, ()),
         ((small_var(), VCD()), {"cache_implementation": "static"}, ()),
+        ((PAI(gamma=1.0), ADHH(heads=((2, 0), (3, 1), (4, 1)))), {}, ()),
     ],
-    ids=["branches", "beams", "beams, two methods", "static cache"],
+    ids=["branches", "beams", "beams, two methods", "static cache", "equal rows"],
 )
 def test_generation(placed, methods, options, reads):
     """What changes with steps or beams goes from device to device."""

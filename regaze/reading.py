@@ -89,7 +89,7 @@ def read_bytes(path: StrPath, what: str = "", max_bytes: int | None = None) -> b
         raise _unreadable(name, error) from error
 
 
-def hash_file(path: StrPath, what: str = "", max_bytes: int | None = None) -> str:
+def hash_file(path: StrPath, what: str = "", max_bytes: int = LARGE_BYTES) -> str:
     """SHA-256 of a regular file's bytes as they are. Raises InputError as `read_bytes`."""
     name, hashed = f"{what}{path}", hashlib.sha256()
     try:

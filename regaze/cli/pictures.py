@@ -39,7 +39,7 @@ def check_output(path: Path, suffixes: tuple[str, ...]) -> None:
     """
     if path.suffix.lower() not in suffixes:
         raise InputError(f"output {path}: expected a name that ends in {', '.join(suffixes)}")
-    if path.is_dir():
+    if os.path.isdir(path):
         raise InputError(f"output {path} is a folder; expected the name of a file")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

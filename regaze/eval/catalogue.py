@@ -8,6 +8,7 @@ parameters are the options of the benchmark, except for those that say where fil
 from __future__ import annotations
 
 import inspect
+import os
 import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -126,7 +127,7 @@ def _require(cls: Any, kind: str, message: str) -> Any:
 
 def _downloaded_folder(name: str) -> Path:
     folder = benchmark_folder(name)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         about = benchmark_class(name).about
         where = (
             f"run `regaze benchmarks get {name}`, or" if about.files else f"get them from {about.home}, and"
@@ -150,7 +151,7 @@ def _long_text(
             )
         return {"tokenizer": load_tokenizer()}
     path = Path(data)
-    files = sorted(p for p in path.glob("*.txt*") if p.is_file()) if path.is_dir() else [path]
+    files = sorted(p for p in path.glob("*.txt*") if os.path.isfile(p)) if os.path.isdir(path) else [path]
     if not files:
         raise InputError(f"{path} holds no text files (*.txt, *.txt.gz)")
     return {parameter: "\n\n".join(read_text(file) for file in files), "tokenizer": load_tokenizer()}

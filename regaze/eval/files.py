@@ -148,7 +148,7 @@ def require_field(record: Any, key: str, kind: type | tuple[type, ...], source: 
 
 def require_folder(path: StrPath, what: str) -> Path:
     """`path`. Raises InputError naming `what` if it is not a folder."""
-    if not Path(path).is_dir():
+    if not os.path.isdir(path):
         raise InputError(f"{what} {path} does not exist or is not a folder")
     return Path(path)
 
@@ -162,7 +162,7 @@ def find_file(folder: StrPath, *names: str) -> Path:
     """The first of these files that exists in the folder, plain or gzipped. Raises InputError naming them."""
     for name in names:
         for candidate in (Path(folder, name), Path(folder, f"{name}.gz")):
-            if candidate.is_file():
+            if os.path.isfile(candidate):
                 return candidate
     raise InputError(f"{folder} has no {' or '.join(names)}")
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
@@ -23,7 +25,12 @@ from transformers import (
 )
 
 from regaze.demo.shipped import MODEL_DIR
-from regaze.errors import BadParameterError, ModelNotFoundError
+from regaze.errors import BadParameterError, InputError, ModelNotFoundError, RegazeError
+from regaze.reading import kind_of, parse_json, read_text
+
+#: Files of a folder that decide what is built.
+_SMALL_FILES = frozenset({"config.json", "generation_config.json", "processor_config.json"})
+_MAX_LAYERS = 10_000
 
 
 def load(name_or_path: str, *, trust_remote_code: bool = False, **kwargs: Any) -> tuple[PreTrainedModel, Any]:
@@ -96,18 +103,48 @@ def _source(name_or_path: str) -> str:
 
 @contextmanager
 def _refusing(name_or_path: str, kwargs: dict[str, Any]) -> Iterator[None]:
-    """Turn what transformers raises for missing models and wrong options into our errors."""
+    """Turn what transformers raises for missing or damaged models and wrong options into our errors."""
     try:
+        _check_files(_source(name_or_path))
         yield
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except RegazeError:
+        raise
+    except Exception as error:  # of a damaged file it may be any
+        unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        if unknown is not None and unknown[1] in kwargs:
+            raise BadParameterError(
+                f"cannot load model {name_or_path!r} with {unknown[1]}: {_reason(error)}"
+            ) from error
         raise ModelNotFoundError(
             f'cannot load model {name_or_path!r} ("demo", a hub id or a folder is expected): {_reason(error)}'
         ) from error
-    except TypeError as error:  # from_pretrained hands what it does not know to the model's constructor
-        given = ", ".join(kwargs) or "no options"
-        raise BadParameterError(
-            f"cannot load model {name_or_path!r} with {given}: {_reason(error)}"
-        ) from error
+
+
+def _check_files(source: str) -> None:
+    """Raise InputError for a model's folder with files that cannot be read, or that would take for ever."""
+    if not os.path.isdir(source):
+        return
+    for path in sorted(Path(source).iterdir()):
+        kind = None if path.is_dir() else kind_of(path.stat().st_mode)
+        if kind is not None:
+            raise InputError(f"{path} cannot be read: it is {kind}")
+        if path.name in _SMALL_FILES:
+            content = parse_json(read_text(path), path)
+            for name, value in _numbers(content):
+                if "layer" in name and value > _MAX_LAYERS:
+                    raise InputError(f"{path}: {name} is {value}, but no model has over {_MAX_LAYERS} layers")
+
+
+def _numbers(value: Any, name: str = "") -> Iterator[tuple[str, int]]:
+    """The whole numbers in a JSON value, with the names that they have."""
+    if isinstance(value, dict):
+        for key, entry in value.items():
+            yield from _numbers(entry, key)
+    elif isinstance(value, list):
+        for entry in value:
+            yield from _numbers(entry, name)
+    elif isinstance(value, int):
+        yield name, value
 
 
 def _reason(error: Exception) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -25,7 +24,7 @@ from regaze.toolkit.model.sampling_choice import with_sampling_choice
 from regaze.toolkit.model.session import Session
 from regaze.toolkit.model.vision import vision_tokens
 from regaze.toolkit.prompts.families import MediaInputs, family_of
-from regaze.toolkit.prompts.images import ImageLike, open_image
+from regaze.toolkit.prompts.images import ImageLike, is_image, open_image
 from regaze.toolkit.prompts.prompt_reader import Prompt, PromptReader
 from regaze.toolkit.prompts.token_map import PromptTokens, TokenMap
 from regaze.toolkit.record.options import RecordOptions
@@ -345,7 +344,16 @@ def _not_a_callback(given: Any) -> str:
 
 
 def _is_one_image(images: Any) -> bool:
-    return images is None or isinstance(images, str | os.PathLike | Image.Image)
+    return images is None or is_image(images)
+
+
+def _check_text(question: Any) -> None:
+    if not isinstance(question, str):
+        raise InputError(f"a question is a text, got {type(question).__name__}")
+    try:
+        question.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"the question {question[:80]!r} holds half a surrogate pair") from error
 
 
 def paired(images: Any, questions: Any) -> tuple[list[list[Image.Image | StrPath]], list[str]]:
@@ -364,5 +372,7 @@ def paired(images: Any, questions: Any) -> tuple[list[list[Image.Image | StrPath
         raise InputError(
             f"{count} images for {len(questions)} questions: give one entry (or None) per question"
         )
+    for question in questions:
+        _check_text(question)
     entries = [list(entry) if isinstance(entry, (list, tuple)) else [entry] for entry in images]
     return [[] if len(entry) == 1 and entry[0] is None else entry for entry in entries], list(questions)

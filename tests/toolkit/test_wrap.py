@@ -417,6 +417,28 @@ def test_an_image_that_the_processor_refuses_is_named(tmp_path):
         case.gaze.inputs([path], ["What?"])
 
 
+def test_an_image_that_the_processor_would_misread_is_named(gaze):
+    """transformers takes [3, W, 3] for three colours first, with a note in the log."""
+    for size in ((20, 3), (20, 1), (1, 20)):
+        with pytest.raises(InputError, match="has a side of 1 or 3 pixels, which image processors take for"):
+            gaze.inputs([Image.new("RGB", size)], ["What?"])
+    assert gaze.inputs([Image.new("RGB", (20, 2))], ["What?"])["pixel_values"].shape[0] == 1
+
+
+def test_a_question_that_is_no_text_is_refused(gaze):
+    with pytest.raises(InputError, match=r"the question 'a\\udcff' holds half a surrogate pair"):
+        gaze.inputs([picture(0)], ["a\udcff"])
+    with pytest.raises(InputError, match="a question is a text, got int"):
+        gaze.ask([None], [3])
+
+
+def test_a_damaged_chat_template_is_named(gaze, monkeypatch):
+    for template in ("{{ messages[0]['x'] | nothing }}", "{% if %}", "{{ raise_exception('no roles') }}"):
+        monkeypatch.setattr(gaze.processor, "chat_template", template)
+        with pytest.raises(InputError, match="the model's chat template makes no prompt of this: "):
+            gaze.inputs([picture(0)], ["What?"])
+
+
 def test_what_ask_cannot_do_is_refused(model, gaze):
     text, image = regaze.wrap(tiny_llama(), llava_processor().tokenizer), picture(1)
     with pytest.raises(InputError, match="text-only model"):

@@ -12,6 +12,7 @@ official prompt and its five examples; other judges and prompts give other figur
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,7 +146,7 @@ class MmHal(JudgedBenchmark):
                 files.require_field(record, key, str, source) for key in ("image_src", "image_id")
             )
             by_id, by_url = image_folder / f"{image_id}.jpg", image_folder / url.rsplit("/", 1)[-1]
-            image = by_id if by_id.is_file() or not by_url.is_file() else by_url
+            image = by_id if os.path.isfile(by_id) or not os.path.isfile(by_url) else by_url
             items.append(_item(number, record, image, source))
         judge_prompt = JudgePrompt.from_file(prompt, _PLACEHOLDERS) if prompt else JUDGE
         return cls(limit_items(items, limit), judge, judge_prompt)

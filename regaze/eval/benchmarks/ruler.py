@@ -10,6 +10,7 @@ Prompts are drawn here by RULER's rules from a seed of ours, so they differ from
 
 from __future__ import annotations
 
+import os
 import random
 import uuid
 from collections.abc import Sequence
@@ -306,7 +307,7 @@ class Ruler(BaseBenchmark):
         items = []
         for task in tasks:
             path = Path(folder) / task / "validation.jsonl"
-            if path.is_file():
+            if os.path.isfile(path):
                 for number, (line, record) in enumerate(files.read_records(path)):
                     items.append(_read_prepared(task, number, record, f"{path}:{line}"))
         if not items:

@@ -18,6 +18,7 @@ least cross-entropy as the answer (`VStarLikelihood`); harnesses show the option
 from __future__ import annotations
 
 import dataclasses
+import os
 import random
 import re
 from collections.abc import Callable, Sequence
@@ -160,7 +161,7 @@ class VStar(BaseBenchmark):
             InputError: Neither layout is found, or a file is malformed.
         """
         folder, root = files.folders_of(folder, images, "")
-        if any((folder / name).is_file() for name in (QUESTIONS, f"{QUESTIONS}.gz")):
+        if any(os.path.isfile(folder / name) for name in (QUESTIONS, f"{QUESTIONS}.gz")):
             path = files.find_file(folder, QUESTIONS)
             items = []
             for line, record in files.read_records(path):
@@ -222,7 +223,7 @@ def _read_official_file(path: Path, seed: int, make_item: Callable[..., Item]) -
     if not 2 <= len(options) <= 10 or not all(isinstance(each, str) for each in options):
         raise InputError(f"{path}: 'options' must be a list of 2 to 10 texts, got {options!r}")
     candidates = (path.with_suffix(suffix) for suffix in _IMAGE_SUFFIXES)
-    image = next((candidate for candidate in candidates if candidate.is_file()), None)
+    image = next((candidate for candidate in candidates if os.path.isfile(candidate)), None)
     if image is None:
         raise InputError(f"{path}: there is no image of that name beside it")
     order = list(range(len(options)))

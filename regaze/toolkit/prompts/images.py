@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from typing_extensions import TypeIs
 
 from regaze.errors import InputError
 from regaze.reading import StrPath, limit_from_environment, open_regular
@@ -35,7 +36,7 @@ def open_image(image: ImageLike) -> Image.Image:
         InputError: no such file, a file that is not a whole picture, too many pixels, a shape that no model
             reads, grey values of an unknown range, or another type.
     """
-    if not isinstance(image, Image.Image | str | os.PathLike):
+    if not is_image(image):
         raise InputError(
             f"an image is a PIL image or a path, got {type(image).__name__}; PIL.Image.fromarray makes an "
             "image of an array [H, W, 3] of uint8"
@@ -46,6 +47,11 @@ def open_image(image: ImageLike) -> Image.Image:
             return _decode(image, str(image.info.get(_FILE) or getattr(image, "filename", "")))
         with _open_file(image) as file:
             return _decode(_identify(file, str(image)), str(image))
+
+
+def is_image(value: Any) -> TypeIs[ImageLike]:
+    """Whether a value is what `open_image` takes, rather than a list of images."""
+    return isinstance(value, Image.Image | str | os.PathLike)
 
 
 def describe_image(image: Image.Image) -> str:

@@ -106,23 +106,37 @@ class PromptReader:
         }
 
     def apply_template(self, messages: list[dict[str, Any]]) -> str:
-        """The text of a conversation, up to where the next answer begins."""
-        return self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        """The text of a conversation, up to where the next answer begins.
+
+        Raises:
+            InputError: the model's chat template refuses it, or is damaged.
+        """
+        try:
+            return self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        except Exception as error:  # other people's templates can fail in any way
+            raise InputError(
+                f"the model's chat template makes no prompt of this: {_first_line(error)}"
+            ) from error
 
     def tokenise(self, texts: Sequence[str], images: Sequence[Sequence[Image.Image]]) -> BatchFeature:
         """Rendered prompts and the images of each as a batch, padded on the family's side.
 
         Raises:
-            InputError: the processor refuses an image, for example because of its shape.
+            InputError: the processor refuses an image, for example because of its shape, or would misread it.
         """
         if self.tokenizer.pad_token_id is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
+        if self.tokenizer.pad_token_id is None:
+            raise InputError(
+                "the tokenizer has a token neither for padding nor for the end of a text; set one"
+            )
         options: dict[str, Any] = {"padding": True, "return_tensors": "pt"}
         if not self.adds_special_tokens(texts[0]):  # otherwise the default of the processor is right
             options["add_special_tokens"] = False
         if any(images):
-            nested = self.family.nested_images
-            options["images"] = [list(i) for i in images] if nested else [one for i in images for one in i]
+            flat = [image for each in images for image in each]
+            _check_sides(flat)
+            options["images"] = [list(each) for each in images] if self.family.nested_images else flat
         before = self.tokenizer.padding_side
         # An option of the call would go to a Q-Former's tokenizer, too.
         self.tokenizer.padding_side = self.family.padding_side
@@ -374,6 +388,15 @@ def _find_last(ids: Sequence[int], pattern: Sequence[int], start: int) -> int:
         if size and tuple(ids[position : position + size]) == tuple(pattern):
             return position
     return len(ids)
+
+
+def _check_sides(images: Sequence[Image.Image]) -> None:
+    for image in images:
+        if {1, 3} & set(image.size):
+            raise InputError(
+                f"{describe_image(image)} has a side of 1 or 3 pixels, which image processors take for its "
+                "colours; make it larger"
+            )
 
 
 def _first_line(error: Exception) -> str:

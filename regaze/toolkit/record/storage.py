@@ -6,9 +6,9 @@ The tensors of trace i are named "i.masses", "i.tokens.roles", "i.cross.masses" 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
@@ -56,7 +56,7 @@ def read(path: StrPath) -> tuple[dict[str, Any], list[Trace]]:
     """
     name = repr(str(path))
     try:
-        if not Path(path).is_file():  # a pipe or a device has no end
+        if not os.path.isfile(path):  # a pipe or a device has no end
             raise RecordingError(f"{name} is not a file")
         with safe_open(str(path), "pt") as file:
             return _read(file)

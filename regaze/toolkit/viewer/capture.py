@@ -15,7 +15,7 @@ from regaze.errors import BadParameterError, RegazeError, UnsupportedModelError
 from regaze.toolkit.model import compat
 from regaze.toolkit.model.callback import Callback
 from regaze.toolkit.model.teacher_forcing import TeacherForcing
-from regaze.toolkit.prompts.images import ImageLike, open_image
+from regaze.toolkit.prompts.images import ImageLike, is_image, open_image
 from regaze.toolkit.prompts.token_map import Role
 from regaze.toolkit.record.trace import Trace
 from regaze.toolkit.viewer.page import PAGE_BYTES, Page, Variant, build_page, label
@@ -63,7 +63,7 @@ def answer_page(
             f"{type(gaze.model).__name__} has an encoder and a decoder; pages are of models that read "
             "question and answer as one text"
         )
-    several = [images] if images is None or isinstance(images, ImageLike) else images
+    several = [images] if images is None or is_image(images) else images
     opened = [open_image(image) for image in several if image is not None]
     prompt = _Prompt(gaze, gaze.inputs([opened], [question]))
     layers = sorted(_self_attention_layers(gaze) if layers is None else set(layers))

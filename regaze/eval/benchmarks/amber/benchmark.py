@@ -19,7 +19,7 @@ the positive class; anything but exactly "Yes" or "No" is wrong. The AMBER score
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -104,7 +104,7 @@ class Amber(BaseBenchmark):
         *,
         task: str = "a",
         similarity: Similarity | StrPath = SPACY_MODEL,
-        ids: Collection[int] | None = None,
+        ids: Sequence[int] | None = None,
         limit: int | None = None,
         suffix: str = SUFFIX,
     ) -> Amber:

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -82,7 +82,7 @@ class Chair(BaseBenchmark):
         folder: StrPath,
         images: StrPath | None = None,
         *,
-        ids: Collection[int] | StrPath | None = None,
+        ids: Sequence[int] | StrPath | None = None,
         sample: int = 500,
         seed: int = 0,
         prompt: str = PROMPT,
@@ -174,14 +174,14 @@ def _item(
 
 def _find_synonyms(folder: Path) -> Path:
     """synonyms.txt in the folder, else the downloaded one."""
-    place = folder if (folder / SYNONYMS).is_file() else benchmark_folder("chair")
-    if not (place / SYNONYMS).is_file():
+    place = folder if os.path.isfile(folder / SYNONYMS) else benchmark_folder("chair")
+    if not os.path.isfile(place / SYNONYMS):
         raise InputError(f"{folder} has no {SYNONYMS}: copy it there, or get it by `download('chair')`")
     return place / SYNONYMS
 
 
 def _choose_images(
-    ids: Collection[int] | StrPath | None, folder: Path, sample: int, seed: int
+    ids: Sequence[int] | StrPath | None, folder: Path, sample: int, seed: int
 ) -> tuple[list[int], str]:
     """(image ids, how they were chosen)."""
     if isinstance(ids, str | os.PathLike):

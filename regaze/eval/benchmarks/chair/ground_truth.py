@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,14 +45,14 @@ def read_ground_truth(folder: StrPath, ids: Collection[int] | None = None) -> di
         found = [
             (place / f"instances_{part}.json", place / f"captions_{part}.json")
             for part in _PARTS
-            if (place / f"instances_{part}.json").is_file()
+            if os.path.isfile(place / f"instances_{part}.json")
         ]
         if found:
             return _from_annotations(found, ids)
-        if (place / _PICKLE).is_file():
+        if os.path.isfile(place / _PICKLE):
             return _select(_from_pickle(place / _PICKLE), ids)
         for name in (_OBJECTS, f"{_OBJECTS}.gz"):
-            if (place / name).is_file():
+            if os.path.isfile(place / name):
                 return _select(_from_list(place / name), ids)
     raise InputError(
         f"{folder} has no ground truth: expected instances_val2014.json with captions_val2014.json, "

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from regaze.errors import InputError
 from regaze.eval.files import cache_folder
-from regaze.reading import LARGE_BYTES, StrPath, hash_file
+from regaze.reading import StrPath, hash_file
 
 TIMEOUT_SECONDS = 60.0
 
@@ -65,7 +65,7 @@ def download_files(
         path = Path(folder) / file.path
         if not path.is_file():
             _retrieve(file, path)
-        found = hash_file(path, max_bytes=LARGE_BYTES)
+        found = hash_file(path)
         if file.sha256 not in (None, found):
             raise InputError(f"{path} has sha256 {found}, expected {file.sha256}: not the published file")
         pinned = "as pinned" if file.sha256 else "no hash is published to check it by"

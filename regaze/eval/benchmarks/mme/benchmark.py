@@ -18,6 +18,7 @@ existence, count, position and color (800). Always answering yes gives 50 per ta
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -165,11 +166,11 @@ def _item(
 
 def _read_task(folder: Path, images: Path, task: str) -> list[Item]:
     """The questions of one task, in either layout. Raises InputError unless they come in pairs per image."""
-    place = images / task / "images" if (images / task / "images").is_dir() else images / task
-    single = [path for path in (folder / f"{task}.txt", folder / f"{task}.txt.gz") if path.is_file()]
+    place = images / task / "images" if os.path.isdir(images / task / "images") else images / task
+    single = [path for path in (folder / f"{task}.txt", folder / f"{task}.txt.gz") if os.path.isfile(path)]
     if single:
         rows = _read_single_file(single[0])
-    elif (folder / task).is_dir():
+    elif os.path.isdir(folder / task):
         rows = _read_release(folder / task, place)
     else:
         raise InputError(f"{folder} has neither {task}.txt nor a folder {task}")
@@ -199,7 +200,7 @@ def _read_single_file(path: Path) -> list[Row]:
 
 def _read_release(folder: Path, images: Path) -> list[Row]:
     """The release's layout: a text file of two questions per image."""
-    texts = folder / "questions_answers_YN" if (folder / "questions_answers_YN").is_dir() else folder
+    texts = folder / "questions_answers_YN" if os.path.isdir(folder / "questions_answers_YN") else folder
     names = {path.stem: path.name for path in images.iterdir() if path.suffix in (".jpg", ".png", ".jpeg")}
     rows = []
     for path in sorted(texts.glob("*.txt")):

@@ -20,6 +20,7 @@ The COCO files were published four times, and figures on them differ:
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -127,7 +128,7 @@ class Pope(BaseBenchmark):
             )
         folder, images = benchmark_files.folders_of(folder, images, "images")
         of_version = folder / version
-        place = of_version if dataset == "coco" and of_version.is_dir() else folder
+        place = of_version if dataset == "coco" and os.path.isdir(of_version) else folder
         paths = {
             split: benchmark_files.find_file(place, FILES[dataset].format(split=split)) for split in splits
         }

@@ -13,7 +13,7 @@ PYTEST := -m pytest -q -n auto --maxprocesses 8 --dist loadfile
 ON_TRANSFORMERS := tests/toolkit/prompts/families/test_vision.py tests/toolkit/prompts/families/test_text.py \
   tests/toolkit/model tests/toolkit/test_wrap.py tests/toolkit/record/test_record.py
 
-.PHONY: demo test test-floor test-middle test-newest test-harness mutants lint bench clean
+.PHONY: demo test test-floor test-middle test-newest test-harness mutants lint bench figures counts clean
 
 demo: $(STAMP)
 	$(BIN)/regaze demo
@@ -60,6 +60,16 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/overhead.py
+
+# Before a release: measure what the bundled model shows, and write the figures on all pages from the results.
+figures: $(STAMP)
+	$(BIN)/python benchmarks/pages.py --measure demo
+
+# The whole suite, and its counts into docs/reliability.md.
+counts: $(STAMP)
+	$(BIN)/python $(PYTEST) -m "not gpu" -o junit_family=xunit1 --junitxml=out/tests.xml
+	$(BIN)/python benchmarks/count_tests.py out/tests.xml --json benchmarks/results/tests.json
+	$(BIN)/python benchmarks/pages.py
 
 clean:
 	rm -rf $(VENV) $(FLOOR) $(MIDDLE) $(NEWEST) $(HARNESS) mutants .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,54 @@
+"""Compare methods on the bundled model and keep what the pages show.
+
+    python benchmarks/comparison.py pope --methods docs/comparison-methods.json \\
+        --json benchmarks/results/comparison-pope.json
+
+The comparison is `regaze compare`'s, into a folder of its own (an interrupted one goes on with the same
+line); the file holds the one benchmark of its results.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from machine import machine
+
+OPTIONS = {"pope": ["--bench", 'splits=["adversarial"]'], "captions": []}
+
+
+def shown(results: dict[str, Any]) -> dict[str, Any]:
+    """What the pages need of a results.json."""
+    (benchmark,) = results["benchmarks"].values()
+    facts = machine()
+    return {
+        "machine": {name: facts[name] for name in ("cpu", "cores")},
+        "versions": results["versions"],
+        "created": results["created"],
+        "dtype": results["model"].get("dtype", "?"),
+        "benchmark": benchmark,
+    }
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("benchmark", choices=OPTIONS)
+    parser.add_argument("--methods", type=Path, required=True)
+    parser.add_argument("--folder", type=Path, help="of the answers (out/comparison-NAME)")
+    parser.add_argument("--json", type=Path, required=True, help="file to write")
+    given = parser.parse_args()
+    folder = given.folder or Path("out") / f"comparison-{given.benchmark}"
+    command = [sys.executable, "-m", "regaze", "compare", given.benchmark, *OPTIONS[given.benchmark]]
+    command += ["--methods", str(given.methods), "--batch-size", "32", "--output", str(folder)]
+    subprocess.run(command, check=True)
+    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    given.json.write_text(json.dumps(shown(results), indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,14 @@
+"""The functions that make the figures on pages, by the names that the pages call them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from figures import counts, demo, promises, sources, studies, timings
+
+RENDERERS: dict[str, Callable[..., str]] = {
+    name.replace("_", "-"): function
+    for module in (counts, demo, promises, sources, studies, timings)
+    for name, function in vars(module).items()
+    if name in module.__all__
+}

@@ -1,0 +1,103 @@
+"""The results that pages show, each with the command that measures it."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from figures.markdown import table
+
+__all__ = ["results"]
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Source(NamedTuple):
+    """A file of results.
+
+    Attributes:
+        kind: "demo" needs the bundled model alone, "timing" an idle machine besides, "material" what is not
+            in the repository, "suite" all tests.
+    """
+
+    file: str
+    kind: str
+    command: str
+
+
+_MEASURE = "python -m regaze.demo.training.measure --scenes 400 --seed {} --output docs/assets/{}"
+SOURCES = (
+    Source(
+        "benchmarks/results/attend-cases.json",
+        "demo",
+        "python benchmarks/attend_cases.py --cases 10000 --json benchmarks/results/attend-cases.json",
+    ),
+    Source(
+        "benchmarks/results/overhead.json",
+        "timing",
+        "python benchmarks/overhead.py --output benchmarks/results/overhead.json",
+    ),
+    Source(
+        "benchmarks/results/attention-cpu.json",
+        "timing",
+        "python benchmarks/attention.py --quick --json benchmarks/results/attention-cpu.json",
+    ),
+    Source(
+        "benchmarks/results/methods.json",
+        "timing",
+        "python benchmarks/methods.py --output benchmarks/results/methods.json",
+    ),
+    Source(
+        "benchmarks/results/evaluate.json",
+        "timing",
+        "python benchmarks/evaluate.py --output benchmarks/results/evaluate.json",
+    ),
+    Source(
+        "benchmarks/results/analysis.json",
+        "timing",
+        "python benchmarks/analysis.py --json benchmarks/results/analysis.json",
+    ),
+    Source(
+        "benchmarks/results/choices.json",
+        "material",
+        "python benchmarks/choices.py --model SMOLLM2 --json benchmarks/results/choices.json",
+    ),
+    Source("docs/assets/demo-measured.json", "material", _MEASURE.format(1, "demo-measured.json")),
+    Source(
+        "docs/assets/demo-measured-seed2.json", "material", _MEASURE.format(2, "demo-measured-seed2.json")
+    ),
+    Source(
+        "regaze/demo/model/training_log.csv",
+        "material",
+        "python -m regaze.demo.training.train --output regaze/demo/model --seed 0",
+    ),
+    Source("benchmarks/results/tests.json", "suite", "make counts"),
+    Source("docs/studies/seeing/study.json", "material", "python benchmarks/seeing.py"),
+    Source("docs/studies/seeing/speech.json", "material", "python benchmarks/speech.py WHISPER"),
+    Source(
+        "docs/studies/retrieval-heads/heads.json",
+        "material",
+        "python benchmarks/heads.py SMOLLM2 --haystacks BOOKS",
+    ),
+    Source(
+        "docs/studies/retrieval-heads/study.json",
+        "material",
+        "python benchmarks/heads.py SMOLLM2 --haystacks BOOKS",
+    ),
+)
+#: what was read since it was last emptied
+FILES: set[str] = set()
+
+
+def read(file: str) -> Any:
+    """The content of a file of results."""
+    FILES.add(file)
+    text = (ROOT / file).read_text(encoding="utf-8")
+    return list(csv.DictReader(text.splitlines())) if file.endswith(".csv") else json.loads(text)
+
+
+def results() -> str:
+    """Every file of results with its command."""
+    rows = [[f"`{source.file}`", source.kind, f"`{source.command}`"] for source in SOURCES]
+    return table(["results", "kind", "command"], rows)

@@ -1,0 +1,181 @@
+"""Tables of the studies: which map points, whether attention explains Whisper, and retrieval heads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from figures.markdown import estimate, number, table
+from figures.sources import read
+
+__all__ = [
+    "choices",
+    "retrieval_best",
+    "retrieval_found",
+    "retrieval_masking",
+    "retrieval_memory",
+    "seeing_heads",
+    "seeing_maps",
+    "seeing_words",
+    "speech_agreement",
+    "speech_other_ways",
+]
+SEEING = "docs/studies/seeing/study.json"
+SPEECH = "docs/studies/seeing/speech.json"
+HEADS = "docs/studies/retrieval-heads/heads.json"
+MASKING = "docs/studies/retrieval-heads/study.json"
+
+
+def choices() -> str:
+    """Multiple choice by log-likelihood, under DoLa with and without its cut."""
+    found = read("benchmarks/results/choices.json")
+    asked, rows = found["questions"], []
+    for label, figures in found["settings"].items():
+        low, high = (100 * end for end in figures["interval"])
+        cut = f"{figures['choices_with_cut_tokens']} of {4 * asked}"
+        rows.append([label, f"{figures['right']} of {asked}", f"{low:.0f} to {high:.0f} %", cut])
+    return table(["", "right", "95 %", "choices with a cut token"], rows)
+
+
+# Seeing -----------------------------------------------------------------------------------------------
+
+
+def seeing_maps() -> str:
+    """Every map: pointing, mass, agreement with occlusion, deletion and insertion; the best first."""
+    study = read(SEEING)
+    deletion, insertion = (study["area"][kind] for kind in ("deletion", "insertion"))
+
+    def areas(name: str) -> list[str]:
+        return [estimate(curve[name]["area"]) for curve in (deletion, insertion)]
+
+    rows = []
+    for name, map_ in sorted(study["maps"].items(), key=lambda entry: -entry[1]["hit"]["value"]):
+        rows.append(
+            [
+                name,
+                estimate(map_["hit"], 0, 100),
+                number(100 * map_["hit_shuffled"]["value"], 0),
+                estimate(map_["mass"], 0, 100),
+                number(100 * map_["hit_other"]["value"], 0),
+                "" if name == "occlusion" else estimate(map_["pearson"]),
+                *areas(name),
+            ]
+        )
+    chance = [number(100 * study["chance"][name]["value"], 0) for name in ("hit", "mass", "hit_other")]
+    agrees = estimate(study["maps"]["occlusion"]["pearson_shuffled"])
+    rows.append(["*the box itself*", *[""] * 5, *areas("the box itself")])
+    rows.append(["*shuffled map; chance*", chance[0], "", chance[1], chance[2], agrees, *areas("shuffled")])
+    head = ["map", "points at it, %", "shuffled", "mass in its box, %", "points at another thing, %"]
+    return table([*head, "Pearson with occlusion", "deletion", "insertion"], rows)
+
+
+def seeing_heads() -> str:
+    """Heads removed in the order of a ranking, and others of the same layers."""
+    rows = []
+    for row, found in read(SEEING)["knockout"].items():
+        for count, change in found["change"].items():
+            named = ", ".join(found["heads"][: int(count)]) if int(count) < 8 else "..."
+            cells = (estimate(change[name]) for name in ("top", "others", "difference"))
+            rows.append([row, f"{count}: {named}", *cells])
+    return table(["row that ranks", "heads", "those removed", "others removed", "difference"], rows)
+
+
+def seeing_words() -> str:
+    """Agreement with occlusion, word by word."""
+    kinds = ("pearson_tokens", "spearman_tokens", "pearson_pooled", "spearman_pooled")
+    rows = [
+        [name, *(estimate(found[kind]) for kind in kinds)] for name, found in read(SEEING)["captions"].items()
+    ]
+    head = ["map", "Pearson per token", "Spearman per token", "Pearson pooled", "Spearman pooled"]
+    return table(head, rows)
+
+
+# Speech -----------------------------------------------------------------------------------------------
+
+_SALIENCY = {
+    "spectrogram": "spectrogram, occlusion",
+    "gradient": "gradient x input",
+    "encoder": "encoder output, occlusion",
+    "encoder_masks": "encoder output, random masks",
+}
+_CONTROLS = {
+    "turned": "*all layers, turned*",
+    "shuffled": "*all layers, shuffled*",
+    "other token": "*all layers, of the token before*",
+}
+
+
+def speech_agreement() -> str:
+    """Pearson correlation of attention with every saliency, per token."""
+    rows = [
+        [_CONTROLS.get(name, name), *(estimate(found[kind]["pearson_tokens"]) for kind in _SALIENCY)]
+        for name, found in read(SPEECH)["agreement"].items()
+    ]
+    return table(["attention", *_SALIENCY.values()], rows)
+
+
+def speech_other_ways() -> str:
+    """The same of all layers, by ranks and pooled."""
+    ways = {
+        "Spearman, per token": "spearman_tokens",
+        "Pearson, pooled": "pearson_pooled",
+        "Spearman, pooled": "spearman_pooled",
+    }
+    found = read(SPEECH)["agreement"]["all layers"]
+    rows = [[label, *(estimate(found[kind][way]) for kind in _SALIENCY)] for label, way in ways.items()]
+    return table(["", *_SALIENCY.values()], rows)
+
+
+# Retrieval heads --------------------------------------------------------------------------------------
+
+
+def retrieval_found() -> str:
+    """Needles found, by the length of the prompt."""
+    heads = read(HEADS)
+    found = [
+        sum(trial["recall"] > heads["min_recall"] for trial in _trials(heads, n)) for n in heads["lengths"]
+    ]
+    needles, depths = len(heads["needles"]), ", ".join(map(str, heads["depths"]))
+    label = f"needles found (of {needles * len(heads['depths'])}: {needles} needles, depths {depths} %)"
+    head = ["tokens of the prompt", *(f"{length:,}" for length in heads["lengths"])]
+    return table(head, [[label, *map(str, found)]])
+
+
+def _trials(heads: Any, length: int) -> list[Any]:
+    return [trial for trial in heads["trials"] if trial["length"] == length]
+
+
+def retrieval_best(count: str = "10") -> str:
+    """The best heads with their scores."""
+    heads = read(HEADS)
+    best = sorted(heads["mean"].items(), key=lambda entry: -entry[1][0])[: int(count)]
+    head = ["layer-head", *(name for name, _ in best)]
+    scores = [
+        [label, *(number(values[at]) for _, values in best)]
+        for at, label in enumerate(("paper score", "released score"))
+    ]
+    return table(head, [*scores, ["active in", *(f"{100 * values[2]:.0f} %" for _, values in best)]])
+
+
+def retrieval_masking() -> str:
+    """The needle score without the best heads, and without others."""
+    names = {"averaging while answering": "averaging while answering (as released)"}
+    rows = []
+    for label, found in read(MASKING)["masking"].items():
+        by_count: dict[int, dict[str, Any]] = {}
+        for figure in found["figures"]:
+            by_count.setdefault(figure["heads"], {})[figure["kind"]] = figure
+        del by_count[0]
+        first = f"{names.get(label, label)}, {len(found['cells'])} prompts"
+        for count, kinds in by_count.items():
+            cells = (kinds["top"], kinds["random"], kinds["random"]["top_minus_random"])
+            rows.append([first, str(count), *(estimate(cell, 0) for cell in cells)])
+            first = ""
+    return table(["masking", "heads", "retrieval heads", "other heads, 3 draws", "difference"], rows)
+
+
+def retrieval_memory() -> str:
+    """Peak memory of reading and answering."""
+    memory = read(MASKING)["memory"]
+    head = ["tokens", *(f"{row['length']:,}" for row in memory)]
+    ways = {"plain": "plain_mib", "recording the strongest columns": "recording_mib"}
+    return table(head, [[label, *(str(row[way]) for row in memory)] for label, way in ways.items()])

@@ -1,0 +1,121 @@
+"""Figures on pages are those of the committed results, and each has a command that measures it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from paths import ROOT
+
+
+@pytest.fixture(scope="module")
+def pages():
+    """The module that writes the pages."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "benchmarks"))
+        import pages
+
+        yield pages
+
+
+def test_every_region_is_what_the_results_say(pages):
+    assert list(pages.problems()) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "<!-- figures: overhead -->\n| 1 |\n<!-- end -->",
+            "README.md: 'overhead' is not what the results say",
+        ),
+        ("of <!-- figures: count methods -->7<!-- end --> methods", "'count methods' is not what"),
+        ("<!-- figures: oversight -->\n<!-- end -->", "README.md: nothing makes the figures 'oversight'"),
+        ("<!-- figures: overhead -->\n| 1 |\n", "README.md: a region that does not end"),
+        ("| 1 |\n<!-- end -->\n", "README.md: a region that does not end, or ends twice"),
+    ],
+)
+def test_a_page_that_says_something_else_is_named(pages, tmp_path, text, message):
+    (tmp_path / "README.md").write_text(text)
+    found = list(pages.problems(tmp_path))
+    assert any(message in problem for problem in found)
+    assert "no page shows the figures 'seeing-maps'" in found
+    assert "docs/studies/seeing/speech.json: no page reads it" in found
+
+
+def test_a_region_is_written_within_a_line_or_on_lines_of_its_own(pages):
+    inline = "We have <!-- figures: count benchmarks -->no<!-- end --> benchmarks."
+    assert pages.rendered(inline) == inline.replace("no<", "14<")
+    block = "<!-- figures: choices -->\n\n<!-- end -->\nthen"
+    assert pages.rendered(block).startswith("<!-- figures: choices -->\n| | right | 95 % |")
+    assert pages.rendered(block).endswith(" |\n<!-- end -->\nthen")
+
+
+def test_numbers(pages):
+    from figures.markdown import estimate, number, table
+
+    assert (number(-0.001), number(0.125, 1), number(1234.5, 0)) == ("0.00", "0.1", "1,234")
+    assert estimate({"value": 0.305, "low": -0.004, "high": 1}, 0, 100) == "30 [0, 100]"
+    assert estimate({"value": None}) == ""
+    assert table(["a", "b"], [["x", ""]], right=1) == "| a | b |\n| --- | ---: |\n| x | |"
+
+
+REPORT = """<testsuites><testsuite timestamp="2026-11-29T10:00:00" time="61.5">
+<testcase file="tests/a/test_x.py" name="one"/>
+<testcase file="tests/a/test_x.py" name="two"><skipped/></testcase>
+<testcase file="tests/b/test_y.py" name="three"><failure/></testcase>
+</testsuite></testsuites>"""
+
+
+def test_counts_of_a_run(pages, tmp_path, monkeypatch):
+    import count_tests
+    from figures import promises
+
+    (tmp_path / "report.xml").write_text(REPORT)
+    found = count_tests.counts(tmp_path / "report.xml")
+    assert found["files"] == {
+        "tests/a/test_x.py": {"passed": 1, "skipped": 1, "failed": 0},
+        "tests/b/test_y.py": {"passed": 0, "skipped": 0, "failed": 1},
+    }
+    assert (found["date"], found["seconds"]) == ("2026-11-29", 62)
+    (tmp_path / "counts.json").write_text(json.dumps(found))
+    monkeypatch.setattr(promises, "COUNTS", str(tmp_path / "counts.json"))
+    monkeypatch.setattr(promises, "PROMISES", (("It adds.", ("tests",)),))
+    assert promises.promises().endswith("| It adds. | [tests/](../tests) | 1 (1) |")
+    assert "1 passed, 1 skipped, 1 failed, in 1 minutes" in promises.last_run()
+
+
+def test_what_stands_out_is_read_off_the_results(pages, monkeypatch):
+    from figures import demo
+
+    def benchmark(plain, **methods):
+        def scores(values, way, p=None):
+            made = {way: {name: {"value": value} for name, value in values.items()}}
+            return {
+                "figures": {"all": {"own": made | {"difference": {"holm_p": p}}}},
+                "flags": ["length +20%"],
+            }
+
+        return {
+            "numbers": {},
+            "leading": ["all", "own"],
+            "plain": scores(plain, "plain"),
+            "methods": {name: scores(values, "edited", p) for name, (values, p) in methods.items()},
+        }
+
+    pope = benchmark({"accuracy": 0.9}, a=({"accuracy": 0.95}, 0.01), b=({"accuracy": 0.8}, 0.2))
+    pope["methods"]["c"] = {"error": "no weights"}
+    plain = {"chair_s": 0.3, "recall": 0.7}
+    captions = benchmark(
+        plain, a=({"chair_s": 0.1, "recall": 0.5}, 0.01), b=({"chair_s": 0.5, "recall": 0.7}, 0.03)
+    )
+    monkeypatch.setattr(demo, "_compared", {"pope": pope, "captions": captions}.__getitem__)
+    monkeypatch.setattr(demo.tables, "leading_scorer", lambda each: tuple(each["leading"]))
+    assert demo.comparison_findings().splitlines() == [
+        "- Yes/no: plain 90.0. After correction for the number of methods these raise the accuracy: "
+        "a (+5.0). Nothing lowers it.",
+        "- Captions: plain CHAIR_s 30.0 at recall 70.0. Lower after correction: a 10.0 at recall 50.0 "
+        "(length +20%). Look at recall, length and repetition before believing a lower CHAIR.",
+        "- CHAIR_s rises with b (+20.0).",
+        "- c cannot run: no weights.",
+    ]

@@ -18,7 +18,7 @@ from bad_files import bad_files
 
 import regaze
 from regaze.cli import config
-from regaze.cli.commands.heads import read_needles
+from regaze.cli.head_search import read_needles
 from regaze.cli.methods import read_methods
 from regaze.errors import InputError, RegazeError
 from regaze.eval import files

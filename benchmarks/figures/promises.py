@@ -55,6 +55,10 @@ PROMISES: tuple[tuple[str, tuple[str, ...]], ...] = (
         ),
     ),
     (
+        "A signal ends the command with one line, at any moment, and the same command continues",
+        ("tests/cli",),
+    ),
+    (
         "No answer is lost or doubled when a run is killed, a disk fills or a file is damaged",
         ("tests/eval/run", "tests/test_writing.py"),
     ),

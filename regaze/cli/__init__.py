@@ -1,7 +1,9 @@
-"""The `regaze` command. Results go to standard output, messages for a person to standard error."""
+"""The `regaze` command. Results go to standard output, messages for a person to standard error.
 
-from __future__ import annotations
+Modules are imported when first used (`__init__.pyi` lists them), so that the help of a command loads neither
+torch nor transformers, and so that signals are handled before anything else is loaded.
+"""
 
-from regaze.cli.app import app, main
+import lazy_loader
 
-__all__ = ["app", "main"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

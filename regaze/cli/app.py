@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from importlib.metadata import version
 from typing import Annotated, Any
@@ -10,7 +16,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from regaze.cli import console
-from regaze.errors import RegazeError
+from regaze.errors import GuessWarning, RegazeError
 
 #: Name of each command, which is also its module in `regaze.cli.commands` and the function there (with "_"
 #: for "-"), and the first line of its help.
@@ -28,6 +34,8 @@ COMMANDS = {
     "demo": "Run the whole workflow offline on the bundled model.",
 }
 
+#: As the shell has it for a process that SIGPIPE ends.
+_BROKEN_PIPE = 128 + 13
 # Base of all errors about the command line. It is defined in click or, with newer typer, in typer's own copy
 # of click; this is its name in both.
 UsageError: Any = typer.BadParameter.__base__
@@ -50,21 +58,38 @@ class CommandGroup(TyperGroup):
 
     def make_context(self, *args: Any, **kwargs: Any) -> Any:
         """Parse the options in front of the command."""
-        try:
+        with _errors_in_one_line():
             return super().make_context(*args, **kwargs)
-        except UsageError as error:
-            raise _exit(_usage(error)) from error
 
     def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
         """Parse the command's own options and run it."""
-        try:
+        with _errors_in_one_line(ctx):
             return super().invoke(ctx)
-        except UsageError as error:
-            raise _exit(_usage(error)) from error
-        except RegazeError as error:
-            if console.DEBUG in ctx.meta:
-                raise
-            raise _exit(str(error)) from error
+
+
+@contextmanager
+def _errors_in_one_line(ctx: typer.Context | None = None) -> Iterator[None]:
+    try:
+        yield
+    except UsageError as error:
+        raise _exit(_usage(error)) from error
+    except BrokenPipeError as error:  # the reader of the output has seen enough, as `head` has
+        _drop_output()
+        raise typer.Exit(_BROKEN_PIPE) from error
+    except (RegazeError, OSError) as error:
+        if ctx is not None and console.DEBUG in ctx.meta:
+            raise
+        if isinstance(error, OSError):  # it may have been the output's
+            _drop_output()
+        raise _exit(_reason(error)) from error
+
+
+def _reason(error: RegazeError | OSError) -> str:
+    """Of an OSError that nothing nearer to its cause has named: the file, if any, and the reason."""
+    if isinstance(error, RegazeError):
+        return str(error)
+    file = f"{error.filename}: " if error.filename is not None else ""
+    return f"{file}{error.strerror or error}"
 
 
 def _exit(message: str) -> typer.Exit:
@@ -114,6 +139,42 @@ def _help_without_command(
         typer.echo(ctx.get_help())
 
 
-def main() -> None:
-    """Entry point of the `regaze` command."""
-    app(prog_name="regaze")
+def run() -> int:
+    """Run the command; returns its exit code."""
+    _quiet_libraries()
+    try:
+        app(prog_name="regaze")
+        code = 0
+    except SystemExit as ending:  # how typer always ends
+        code = ending.code if isinstance(ending.code, int) else 0
+    return _flush() or code
+
+
+def _quiet_libraries() -> None:
+    """No warnings of libraries, not even while they are imported; their errors are raised."""
+    logging.disable(logging.WARNING)
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+        warnings.filterwarnings("default", module=r"regaze(\.|$)")
+        warnings.filterwarnings("default", category=GuessWarning)
+
+
+def _flush() -> int:
+    """Write what is left of the output; returns the exit code where that fails, else 0."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        _drop_output()
+        return _BROKEN_PIPE
+    except OSError as error:
+        _drop_output()
+        console.error(f"the output cannot be written: {error.strerror or error}")
+        return 2
+    return 0
+
+
+def _drop_output() -> None:
+    """Let Python write what is left to nowhere, which it would otherwise complain about when it ends."""
+    with suppress(OSError, AttributeError):  # there is none, or it is no file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

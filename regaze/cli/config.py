@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ import yaml
 
 from regaze.arguments import parse_untyped, split_assignments
 from regaze.errors import InputError
+from regaze.eval.judges.urls import without_secrets
 from regaze.reading import parse_yaml, read_text
 
 #: Options that are a mapping in YAML, and NAME=VALUE, repeated, on the command line.
@@ -20,6 +22,8 @@ _MAPPINGS = ("set", "bench", "generate")
 _OPTION_NAMES = {"settings": "set"}
 #: Options that run.yaml leaves out: they do not change the results.
 _NOT_SAVED = ("config", "debug", "json", "resume", "output", "html", "named")
+#: Options that decide no answer: a run continues with others.
+_NOT_DECISIVE = ("batch_size", "max_errors", "share_prefix", "judge", "device", "export")
 
 
 def read_defaults(path: Path, parameters: Iterable[str]) -> dict[str, Any]:
@@ -72,13 +76,27 @@ def dump(options: Mapping[str, Any]) -> str:
         if name in _NOT_SAVED or value in (None, []):
             continue
         option = _OPTION_NAMES.get(name, name)
-        if option in _MAPPINGS:
+        if option == "judge":
+            saved[option] = _judge_without_secrets(value)
+        elif option in _MAPPINGS:
             assignments = split_assignments(value, f"--{option}")
             saved[option] = {key: _yaml_value(text) for key, text in assignments.items()}
         else:
             saved[option] = str(value) if isinstance(value, Path) else value
     text: str = yaml.safe_dump(saved, sort_keys=False, width=100)
     return text
+
+
+def _judge_without_secrets(text: str) -> str:
+    """--judge as it may be stored: of a URL, neither password nor query."""
+    url, mark, model = text.partition("#")
+    return without_secrets(url) + mark + model if "://" in url else text
+
+
+def digest(options: Mapping[str, Any]) -> str:
+    """A short hash of the options that decide answers, the same for each of their spellings here."""
+    decisive = {name: value for name, value in options.items() if name not in _NOT_DECISIVE}
+    return hashlib.sha256(dump(decisive).encode()).hexdigest()[:8]
 
 
 def _yaml_value(text: str) -> Any:

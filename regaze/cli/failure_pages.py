@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from regaze.cli import console
 from regaze.errors import BadParameterError
 from regaze.eval import Benchmark, EvalTask, Item
 from regaze.eval.files import read_records
+from regaze.eval.report.sections import Link
 from regaze.eval.run.results import ANSWERS
 from regaze.interventions import Method
 from regaze.toolkit import Gaze
@@ -36,6 +37,22 @@ class Failure:
     item: Item
     answers: Answers
     pages: Mapping[str, str]
+
+
+def writer(
+    tasks: Sequence[EvalTask], methods: Mapping[str, Method], count: int
+) -> Callable[[Gaze, Path], list[Link]] | None:
+    """What adds `count` pages per benchmark to a run and says so; None for none."""
+
+    def add(gaze: Gaze, folder: Path) -> list[Link]:
+        index = write(gaze, tasks, methods, folder, count)
+        if index is None:
+            console.info("no question was answered wrongly")
+            return []
+        console.info(f"pages of wrongly answered questions are in {index}")
+        return [("Wrongly answered questions, to explore", index.name)]
+
+    return add if count else None
 
 
 def write(

@@ -16,8 +16,11 @@ from regaze.toolkit import Gaze, load, wrap
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def load_model(name: str, device: str | None, dtype: str | None) -> Gaze:
+def load_model(name: str, device: str | None, dtype: str | None, seed: int | None = None) -> Gaze:
     """Load and wrap a model, without output from libraries.
+
+    Args:
+        seed: of the random numbers that are drawn afterwards.
 
     Raises:
         InputError: a device that is not there, an unknown dtype.
@@ -27,8 +30,11 @@ def load_model(name: str, device: str | None, dtype: str | None) -> Gaze:
     if dtype is not None:
         options["dtype"] = _dtype(dtype)
     quiet_libraries()
-    with console.stderr().status(f"loading {name}"):
-        return wrap(*load(name, **options))
+    with console.status(f"loading {name}"):
+        gaze = wrap(*load(name, **options))
+    if seed is not None:
+        torch.manual_seed(seed)
+    return gaze
 
 
 def quiet_libraries() -> None:

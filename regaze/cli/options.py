@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, TypeVar
@@ -17,6 +18,7 @@ Number = TypeVar("Number", int, float)
 def _mark_debug(ctx: typer.Context, requested: bool) -> None:
     if requested:
         ctx.meta[console.DEBUG] = True
+        logging.disable(logging.NOTSET)
 
 
 def _apply_config(ctx: typer.Context, path: Path | None) -> Path | None:
@@ -101,10 +103,12 @@ SharePrefix = Annotated[
 ]
 Output = Annotated[
     Path | None,
-    typer.Option(help="Folder for results; an unfinished run in it is continued. [out/... with the time]"),
+    typer.Option(
+        help="Folder for results; a run in it is continued. [out/NAME-HASH: the same for the same options]"
+    ),
 ]
 Resume = Annotated[
-    bool, typer.Option("--resume", help="Without --output: continue the newest run of the same name.")
+    bool, typer.Option("--resume", help="Without --output: the folder of the newest run of the same name.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print results.json and nothing else.")]
 Export = Annotated[

@@ -10,6 +10,7 @@ from regaze import demo
 from regaze.errors import InputError
 from regaze.interventions import Method
 from regaze.toolkit import Gaze, plot
+from regaze.writing import require_regular
 
 
 def find_image(name: str) -> Path:
@@ -35,7 +36,8 @@ def check_output(path: Path, suffixes: tuple[str, ...]) -> None:
     """Make the folder of an output file; called before a model is loaded, so that errors come early.
 
     Raises:
-        InputError: another suffix, the name of a folder, or the folder cannot be made.
+        InputError: another suffix, the name of a folder or of what is no file, or the folder cannot be made
+            or written.
     """
     if path.suffix.lower() not in suffixes:
         raise InputError(f"output {path}: expected a name that ends in {', '.join(suffixes)}")
@@ -45,6 +47,9 @@ def check_output(path: Path, suffixes: tuple[str, ...]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"output {path}: its folder cannot be made ({error.strerror})") from error
+    require_regular(path)
+    if not os.access(path.parent, os.W_OK):
+        raise InputError(f"output {path}: its folder cannot be written")
 
 
 def draw_heatmap(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -10,21 +10,24 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
-import typer
 
-from regaze.cli import config, console, models
-from regaze.errors import InputError
+from regaze.cli import config, console, interrupt, models
+from regaze.errors import InputError, RegazeError
 from regaze.eval import EvalConfig, EvalTask, evaluate
-from regaze.eval.export import export_answers
+from regaze.eval.export import export_answers, parse_formats
 from regaze.eval.report.report import write_report
 from regaze.eval.report.sections import Link
 from regaze.eval.run.process_group import ProcessGroup
+from regaze.eval.run.runner import run_folder
 from regaze.interventions import Method
 from regaze.toolkit import Gaze
-from regaze.writing import replace_file
+
+__all__ = ["EvalConfig", "Run", "execute", "parse_formats"]
 
 #: Writes further pages into the folder of a complete run, and returns the links to them for the report.
 AddPages: TypeAlias = Callable[[Gaze, Path], Sequence[Link]]
+#: What a folder's name ends in: the hash of the options; in earlier versions the time.
+_ENDING = r"-([0-9a-f]{8}|\d{8}-\d{6})"
 
 
 @dataclass(frozen=True)
@@ -33,19 +36,16 @@ class Run:
 
     Attributes:
         methods: by label.
-        model, device, dtype: see `models.load_model`.
-        export: names of other harnesses' formats, separated by commas.
+        name: of the run, for its folder.
+        formats: of other harnesses, to write the answers in.
         options: the values of all parameters of the command, which become run.yaml.
     """
 
     tasks: Sequence[EvalTask]
     methods: Mapping[str, Method]
     config: EvalConfig
-    model: str
-    device: str | None
-    dtype: str | None
-    folder: Path
-    export: str | None
+    name: str
+    formats: Sequence[str]
     options: Mapping[str, Any]
 
 
@@ -54,44 +54,52 @@ def execute(run: Run, add_pages: AddPages | None = None) -> tuple[dict[str, Any]
 
     Only the first of several processes scores and writes; the others return None for the results.
     """
-    group = ProcessGroup.from_environment(cpu=run.device == "cpu")
-    folder = Path(group.broadcast(str(run.folder)))
-    gaze = models.load_model(run.model, _device(run.device, group), run.dtype)
-    with console.progress() if group.is_main else nullcontext() as progress, _interruptible(folder):
+    options = run.options
+    group = ProcessGroup.from_environment(cpu=options["device"] == "cpu")
+    folder = Path(group.broadcast(str(output_folder(run))))
+    interrupt.current.advice = f"; what is done is in {folder}, and the same command continues"
+    if group.is_main:
+        with run_folder(folder):  # what cannot be used is named before the model is loaded
+            pass
+    gaze = models.load_model(options["model"], _device(options["device"], group), options["dtype"])
+    with console.progress() if group.is_main else nullcontext() as progress, _naming(options["generate"]):
         results = evaluate(
             gaze,
             run.tasks,
             run.methods,
             folder,
-            model_name=run.model,
+            model_name=options["model"],
             config=replace(run.config, process_group=group),
             progress=progress,
+            files={"run.yaml": config.dump(options)},
         )
     if not group.is_main:
         return None, folder
     write_report(results, folder, add_pages(gaze, folder) if add_pages else ())
-    for kind in (run.export or "").split(","):
-        if kind.strip():
-            export_answers(folder, results, kind.strip())
-    replace_file(folder / "run.yaml", config.dump(run.options))
+    for kind in run.formats:
+        export_answers(folder, results, kind)
     return results, folder
 
 
-def output_folder(output: Path | None, resume: bool, name: str, model: str) -> Path:
-    """The folder of a run: --output, with --resume the newest of the same name, else a new one.
+def output_folder(run: Run) -> Path:
+    """The folder of a run: --output, with --resume the newest of the same name, else one of its own.
+
+    That is the same for the same options, as far as they decide answers, so that the same command continues.
 
     Raises:
         InputError: --resume, but there is no such folder.
     """
-    if output is not None:
-        return output
-    stem = f"{name}-{Path(model).name}"
-    if resume:
-        earlier = sorted(Path("out").glob(f"{stem}-2*"))
-        if not earlier:
-            raise InputError(f"--resume: there is no run out/{stem}-... to continue; give --output")
-        return earlier[-1]
-    return Path("out") / f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+    options = run.options
+    if options["output"] is not None:
+        return Path(options["output"])
+    stem = f"{run.name}-{Path(options['model']).name}"
+    if not options["resume"]:
+        return Path("out") / f"{stem}-{config.digest(options)}"
+    ending = re.compile(re.escape(stem) + _ENDING)
+    earlier = [path for path in Path("out").glob("*") if path.is_dir() and ending.fullmatch(path.name)]
+    if not earlier:
+        raise InputError(f"--resume: there is no run out/{stem}-... to continue; give --output")
+    return max(earlier, key=lambda path: path.stat().st_mtime)
 
 
 def _device(name: str | None, group: ProcessGroup) -> str | None:
@@ -106,10 +114,14 @@ def _device(name: str | None, group: ProcessGroup) -> str | None:
 
 
 @contextmanager
-def _interruptible(folder: Path) -> Iterator[None]:
-    """On Ctrl-C, print how to continue."""
+def _naming(generate: Sequence[str] | None) -> Iterator[None]:
+    """Name --generate in what the model raises: most likely it does not take one of the values."""
     try:
         yield
-    except KeyboardInterrupt:
-        console.info(f"stopped; the same command with --output {folder} continues")
-        raise typer.Exit(130) from None
+    except RegazeError:
+        raise
+    except Exception as error:
+        if not generate:
+            raise
+        given = " ".join(f"--generate {each}" for each in generate)
+        raise InputError(f"{given}: the model cannot answer ({type(error).__name__}: {error})") from error

@@ -13,6 +13,7 @@ from rich.table import Table
 from regaze.cli import console
 from regaze.eval.report import tables as report
 from regaze.eval.report.markdown import markdown_table
+from regaze.eval.run.results import dumps
 
 NOTES = """Shares in percent, with 95 % intervals (none where images do not vary).
 Only right: questions that only this condition gets right. Detectable: the
@@ -91,6 +92,11 @@ def _test_row(difference: Mapping[str, Any]) -> list[str]:
         return ["  test", "", "", p_cell]
     only_right = [str(difference[f"only_{condition}_correct"]) for condition in ("plain", "edited")]
     return ["  only right", *only_right, p_cell]
+
+
+def as_json(results: Mapping[str, Any]) -> str:
+    """Results as JSON text; undefined figures are null."""
+    return dumps(results)
 
 
 def comparison(results: Mapping[str, Any]) -> str:

@@ -26,14 +26,22 @@ from regaze.writing import make_folder, replace_file
 FORMATS = ("lmms-eval", "vlmevalkit")
 
 
+def parse_formats(text: str) -> list[str]:
+    """The formats of a list of names, separated by commas. Raises InputError for an unknown one."""
+    kinds = [kind.strip() for kind in text.split(",") if kind.strip()]
+    for kind in kinds:
+        if kind not in FORMATS:
+            raise InputError(f"unknown format {kind!r}; there are {', '.join(FORMATS)}")
+    return list(dict.fromkeys(kinds))
+
+
 def export_answers(folder: StrPath, results: Mapping[str, Any], kind: str) -> list[Path]:
     """Write the answers of a run's folder into a sub-folder that is called like the format.
 
     Raises:
         InputError: an unknown format, no answers, a folder that cannot be written.
     """
-    if kind not in FORMATS:
-        raise InputError(f"unknown format {kind!r}; there are {', '.join(FORMATS)}")
+    (kind,) = parse_formats(kind)
     folder, groups = Path(folder), dict[tuple[str, str], list[dict[str, Any]]]()
     for _, row in read_records(folder / ANSWERS, controls=True):
         if "answer" in row:

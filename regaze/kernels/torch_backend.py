@@ -53,7 +53,7 @@ def attend_torch(
         gain = edit.head_gain if edit.head_gain.dim() == 3 else edit.head_gain[..., None]
         out = out.float() if out.dtype == torch.float16 else out  # a gain may leave the range of fp16
         out = out * gain[..., None].to(out.dtype)
-    return _as(out, query.dtype), stats
+    return out.to(query.dtype), stats
 
 
 def attention_stats_torch(
@@ -68,10 +68,6 @@ def attention_stats_torch(
     sinks: Tensor | None = None,
 ) -> Stats:
     """Statistics of plain attention; see `attention_stats`."""
-    if request.only_masses and softcap is None and sinks is None:
-        masses = _masses_of_row(query, key, request, mask, scaling)
-        if masses is not None:
-            return Stats(masses=masses)
     call = _Call(query, key, key, request.as_edit, mask, scaling, is_causal, softcap, sinks)
     return call.statistics(request)
 
@@ -99,34 +95,6 @@ def column_sums_torch(
         assert slices is not None
         sums += slices.sum(2)
     return sums
-
-
-def _masses_of_row(
-    query: Tensor, key: Tensor, request: StatsRequest, mask: Tensor | None, scaling: float
-) -> Tensor | None:
-    """Masses [B, Hq, 1, K] of a single short row, as attention whose values are the channels' columns.
-
-    That is one kernel, where the number of operations costs most; None where it does not, or cannot be.
-    """
-    (batch, heads, queries, dim), (_, kv_heads, keys, _) = query.shape, key.shape
-    if queries != 1 or batch * heads * keys > SMALL_ELEMENTS or not query.is_cpu:
-        return None
-    channels, cache = request.channels, request.as_edit.backend_cache
-    if channels is None or channels.count > dim or query.dtype != torch.float32:
-        return None
-    if mask is not None and (mask.dtype != torch.bool or mask.shape[1] != 1):
-        return None
-    values: Tensor | None = cache.get("values")  # [B or 1, 1, n, D], zeros beside the K columns
-    if values is None or values.shape[2] < keys or values.shape[3] != dim:
-        with torch.inference_mode(False):  # stored for later calls
-            columns = channels.mixed(torch.eye(dim, channels.count))
-            values = columns.upto(2 * keys).mT[:, None].contiguous()
-        if not values.requires_grad:
-            cache["values"] = values
-    q = query.reshape(batch, kv_heads, -1, dim)
-    values = values.narrow(2, 0, keys).expand(batch, kv_heads, -1, -1)
-    out = F.scaled_dot_product_attention(q, key, values, mask, scale=scaling)
-    return out.narrow(3, 0, channels.count).reshape(batch, heads, 1, -1)
 
 
 class _Call:
@@ -181,10 +149,8 @@ class _Call:
     def statistics(self, request: StatsRequest, row: _Block | None = None) -> Stats:
         """Statistics of the requested rows; `row` is a single row that is already computed."""
         rows, active = request.rows, None if request.rows is None else request.rows.active
-        if row is None and request.only_masses and self.sdpa_can_run and not self.edit.edits_mask:
-            masses = _masses_of_row(self.q, self.k, request, self.mask, self.scaling)
-            if masses is not None:
-                return Stats(masses=masses)
+        if row is None and self._masses_by_sdpa(request):
+            return Stats(masses=self._masses(request))
         if self.queries == 1 and (rows is None or len(rows.index) == 1):
             return (row or _Block(self)).statistics(request, active)
         all_keys = request.full_rows or request.columns is not None
@@ -225,6 +191,38 @@ class _Call:
         """Whether two products beat torch's kernel for a single row, in bfloat16 by several times."""
         fast = self.q.is_cpu and self.q.dtype in (torch.float32, torch.bfloat16)
         return fast and self.k.numel() >= LARGE_ELEMENTS
+
+    def _masses_by_sdpa(self, request: StatsRequest) -> bool:
+        """Whether only masses of one short row are requested: then the number of operations costs most."""
+        size, mask = self.batch * self.heads * self.keys, self.mask
+        return (
+            self.queries == 1
+            and self.q.is_cpu
+            and size <= SMALL_ELEMENTS
+            and self.q.dtype == torch.float32
+            and self.sdpa_can_run
+            and (mask is None or (mask.dtype == torch.bool and mask.shape[1] == 1))
+            and not self.edit.edits_mask
+            and request.only_masses
+            and request.channels is not None
+            and request.channels.count <= self.q.shape[3]
+        )
+
+    def _masses(self, request: StatsRequest) -> Tensor:
+        """Masses [B, Hq, 1, K] of a row as attention whose values are the channels' columns: one kernel."""
+        dim, channels, cache = self.q.shape[3], request.channels, request.as_edit.backend_cache
+        assert channels is not None
+        values: Tensor | None = cache.get("values")  # [B or 1, 1, n, D], zeros beside the K columns
+        if values is None or values.shape[2] < self.keys or values.shape[3] != dim:
+            with torch.inference_mode(False):  # stored for later calls
+                columns = channels.mixed(torch.eye(dim, channels.count))
+                values = columns.upto(2 * self.keys).mT[:, None].contiguous()
+            if not values.requires_grad:
+                cache["values"] = values
+        q = self.q.reshape(self.batch, self.kv_heads, -1, dim)
+        values = values.narrow(2, 0, self.keys).expand(self.batch, self.kv_heads, -1, -1)
+        out = F.scaled_dot_product_attention(q, self.k, values, self.mask, scale=self.scaling)
+        return out.narrow(3, 0, channels.count).reshape(self.batch, self.heads, 1, -1)
 
     def cache(self) -> tuple[Tensor, Tensor]:
         """Keys [B Hkv, Lk, D] and values [B Hkv, Lk, Dv], views if the cache allows them.
@@ -279,10 +277,11 @@ class _Block:
         """[B, Hq, R, Dv] with or without the edit, before the head gain."""
         call, v = self.call, self.call.cache()[1]
         weights = (self.edited() if edited else self.plain())[1]
-        weights = _as(weights, v.dtype)
+        if weights.dtype != v.dtype:
+            weights = weights.to(v.dtype)
         if self.keys != call.keys:
             v = v[:, : self.keys]
-        return torch.bmm(weights.view(v.shape[0], -1, self.keys), v).view(*weights.shape[:3], v.shape[-1])
+        return torch.bmm(weights.view(len(v), -1, self.keys), v).view(*weights.shape[:3], v.shape[-1])
 
     def statistics(self, request: StatsRequest, active: Tensor | None) -> Stats:
         scores, weights = self.edited() if request.edited else self.plain()
@@ -335,9 +334,9 @@ class _Block:
         if self.keys != call.keys:
             keys = keys[:, : self.keys]
         # The query group joins the rows: a group shares its keys.
-        rows = _as(_take_rows(call.q, self.part, 2).reshape(keys.shape[0], -1, keys.shape[-1]), keys.dtype)
+        rows = _take_rows(call.q, self.part, 2).reshape(len(keys), -1, keys.shape[-1]).to(keys.dtype)
         scores = _product(rows, keys, call.scaling).view(call.batch, call.heads, -1, self.keys)
-        if scores.dtype not in (torch.float32, torch.float64):
+        if scores.dtype != torch.float64:
             scores = scores.float()
         if call.softcap is not None:
             scores = call.softcap * torch.tanh(scores / call.softcap)
@@ -366,11 +365,6 @@ class _Block:
         if self.all_selected or rows is None or (rows.active is None and len(rows.index) == call.queries):
             return None
         return _take_rows(row_mask(rows, call.batch, call.queries, call.q.device), self.part, 2)
-
-
-def _as(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """`x` in a dtype; a call of torch that changes nothing takes as long as one that does."""
-    return x if x.dtype == dtype else x.to(dtype)
 
 
 def _take_rows(x: Tensor, part: Part, dim: int) -> Tensor:
@@ -425,16 +419,16 @@ def _softmax(
 
 def _folded(edit: AttentionEdit, weights: Tensor) -> Callable[[Tensor], Tensor] | None:
     """The policy of an edit multiplied into its channels, stored with the edit; None where it cannot be."""
+    policy, channels = edit.policy, edit.channels
+    if policy is None or channels is None or not offers(policy, "fold"):
+        return None
     if weights.dtype != torch.float32 or weights.requires_grad:
         return None
     if "fold" not in edit.backend_cache:
-        policy, channels, fold = edit.policy, edit.channels, None
-        if policy is not None and channels is not None and offers(policy, "fold"):
-            with torch.inference_mode(False):  # stored with the edit, for later calls
-                fold = cast(FoldedPolicy, policy).fold(channels)
-        edit.backend_cache["fold"] = fold
-    known: Callable[[Tensor], Tensor] | None = edit.backend_cache["fold"]
-    return known
+        with torch.inference_mode(False):  # stored with the edit, for later calls
+            edit.backend_cache["fold"] = cast(FoldedPolicy, policy).fold(channels)
+    fold: Callable[[Tensor], Tensor] | None = edit.backend_cache["fold"]
+    return fold
 
 
 def _concatenate(parts: list[Stats]) -> Stats:

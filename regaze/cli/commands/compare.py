@@ -6,14 +6,9 @@ from typing import Annotated
 
 import typer
 
-from regaze.cli import console, options, tables
+from regaze import cli
+from regaze.cli import options
 from regaze.cli.config import option_values
-from regaze.cli.generation import generation_options
-from regaze.cli.methods import read_methods
-from regaze.cli.questions import QuestionSource, make_tasks
-from regaze.cli.run import Run, execute, output_folder
-from regaze.eval import EvalConfig
-from regaze.eval.run.results import dumps
 
 
 def compare(
@@ -56,22 +51,19 @@ def compare(
     the reason; the others still run.
     """
     benchmark = named or benchmark
-    chosen = read_methods(methods)
-    source = QuestionSource(data=data, images=images, bench=bench, limit=limit)
-    generation = generation_options(generate, max_new_tokens)
-    run = Run(
-        tasks=make_tasks(benchmark, source, generation, judge, model),
+    chosen = cli.methods.read_methods(methods)
+    source = cli.questions.QuestionSource(data=data, images=images, bench=bench, limit=limit)
+    generation = cli.generation.generation_options(generate, max_new_tokens)
+    run = cli.run.Run(
+        tasks=cli.questions.make_tasks(benchmark, source, generation, judge, model),
         methods=chosen,
-        config=EvalConfig(batch_size, seed, max_errors, share_prefix, raise_method_errors=False),
-        model=model,
-        device=device,
-        dtype=dtype,
-        folder=output_folder(output, resume, f"compare-{benchmark.replace(',', '-')}", model),
-        export=export,
+        config=cli.run.EvalConfig(batch_size, seed, max_errors, share_prefix, raise_method_errors=False),
+        name=f"compare-{benchmark.replace(',', '-')}",
+        formats=cli.run.parse_formats(export or ""),
         options={**option_values(ctx), "benchmark": benchmark},
     )
-    results, folder = execute(run)
+    results, folder = cli.run.execute(run)
     if results is None:
         return
-    typer.echo(dumps(results) if json else tables.comparison(results))
-    console.info(f"the report, all figures and the answers are in {folder}")
+    typer.echo(cli.tables.as_json(results) if json else cli.tables.comparison(results))
+    cli.console.done(f"the report, all figures and the answers are in {folder}")

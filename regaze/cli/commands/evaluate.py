@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from regaze.cli import console, failure_pages, options, tables
+from regaze import cli
+from regaze.cli import options
 from regaze.cli.config import option_values
-from regaze.cli.generation import generation_options
-from regaze.cli.methods import read_method
-from regaze.cli.questions import QuestionSource, make_tasks
-from regaze.cli.run import AddPages, Run, execute, output_folder
-from regaze.eval import EvalConfig
-from regaze.eval.report.sections import Link
-from regaze.eval.run.results import dumps
-from regaze.toolkit import Gaze
 
 
 def evaluate(
@@ -56,40 +48,25 @@ def evaluate(
 ) -> None:
     """Compare the plain and the edited model on benchmarks.
 
-    A run that was stopped continues when it is started again with the same --output: no question is
-    answered twice. `accelerate launch -m regaze evaluate ...` shares the work between processes.
+    A run that was stopped continues when the same command is given again: no question is answered twice.
+    `accelerate launch -m regaze evaluate ...` shares the work between processes.
     """
-    chosen = read_method(method, settings)
-    source = QuestionSource(data, images, questions, split, bench, limit, suffix)
-    generation = generation_options(generate, max_new_tokens)
-    run = Run(
-        tasks=make_tasks(benchmark, source, generation, judge, model),
+    chosen = cli.methods.read_method(method, settings)
+    source = cli.questions.QuestionSource(data, images, questions, split, bench, limit, suffix)
+    generation = cli.generation.generation_options(generate, max_new_tokens)
+    run = cli.run.Run(
+        tasks=cli.questions.make_tasks(benchmark, source, generation, judge, model),
         methods={} if chosen is None else {method: chosen},
-        config=EvalConfig(batch_size, seed, max_errors, share_prefix, raise_method_errors=True),
-        model=model,
-        device=device,
-        dtype=dtype,
-        folder=output_folder(output, resume, f"{benchmark.replace(',', '-')}-{method}", model),
-        export=export,
+        config=cli.run.EvalConfig(batch_size, seed, max_errors, share_prefix, raise_method_errors=True),
+        name=f"{benchmark.replace(',', '-')}-{method}",
+        formats=cli.run.parse_formats(export or ""),
         options=option_values(ctx),
     )
-    results, folder = execute(run, _failure_pages(run, html) if html else None)
+    results, folder = cli.run.execute(run, cli.failure_pages.writer(run.tasks, run.methods, html))
     if results is None:
         return
     if json:
-        typer.echo(dumps(results))
+        typer.echo(cli.tables.as_json(results))
     else:
-        tables.show(results)
-    console.info(f"results, answers and report are in {folder}")
-
-
-def _failure_pages(run: Run, count: int) -> AddPages:
-    def add(gaze: Gaze, folder: Path) -> list[Link]:
-        index = failure_pages.write(gaze, run.tasks, run.methods, folder, count)
-        if index is None:
-            console.info("no question was answered wrongly")
-            return []
-        console.info(f"pages of wrongly answered questions are in {index}")
-        return [("Wrongly answered questions, to explore", index.name)]
-
-    return add
+        cli.tables.show(results)
+    cli.console.done(f"results, answers and report are in {folder}")

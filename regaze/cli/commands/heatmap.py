@@ -5,12 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 
-from regaze.cli import console, models, options
-from regaze.cli.methods import read_method
-from regaze.cli.pictures import check_output, draw_heatmap, find_image
+from regaze import cli
+from regaze.cli import options
 
 
 def heatmap(
@@ -38,16 +36,15 @@ def heatmap(
 
     Prints the answer. With --method the picture shows the attention as edited.
     """
-    path = find_image(image)
-    check_output(output, (".png", ".pdf", ".svg"))
+    path = cli.pictures.find_image(image)
+    cli.pictures.check_output(output, (".png", ".pdf", ".svg"))
     layer_indices, head_indices = (
         options.parse_indices("--layers", layers),
         options.parse_indices("--heads", heads),
     )
-    chosen = read_method(method, settings)
-    gaze = models.load_model(model, device, dtype)
-    torch.manual_seed(seed)
-    answer = draw_heatmap(
+    chosen = cli.methods.read_method(method, settings)
+    gaze = cli.models.load_model(model, device, dtype, seed)
+    answer = cli.pictures.draw_heatmap(
         gaze,
         chosen,
         path,
@@ -59,4 +56,4 @@ def heatmap(
         max_new_tokens=max_new_tokens,
     )
     typer.echo(answer)
-    console.info(f"the heatmap is in {output}")
+    cli.console.done(f"the heatmap is in {output}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from importlib import import_module
 from importlib.util import find_spec
@@ -34,5 +35,6 @@ def lm_eval(
     if find_spec("lm_eval") is None:
         raise InputError("lm_eval is not installed: pip install 'regaze[harness]'")
     import_module("regaze.eval.harness.lm_eval")  # registers the model
+    logging.disable(logging.NOTSET)  # its messages are for users
     sys.argv = ["lm-eval", *(arguments or [])]
     import_module("lm_eval.__main__").cli_evaluate()

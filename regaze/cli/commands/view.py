@@ -6,13 +6,10 @@ import os
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 
-from regaze.cli import console, models, options
-from regaze.cli.methods import read_method
-from regaze.cli.pictures import check_output, find_images
-from regaze.toolkit.viewer import answer_page
+from regaze import cli, toolkit
+from regaze.cli import options
 
 
 def view(
@@ -46,14 +43,13 @@ def view(
 
     Prints the answer. With --method the page shows the plain and the edited model.
     """
-    images = find_images(image)
-    check_output(output, (".html", ".htm"))
+    images = cli.pictures.find_images(image)
+    cli.pictures.check_output(output, (".html", ".htm"))
     layer_indices = options.parse_indices("--layers", layers)
-    chosen = read_method(method, settings)
-    gaze = models.load_model(model, device, dtype)
-    torch.manual_seed(seed)
+    chosen = cli.methods.read_method(method, settings)
+    gaze = cli.models.load_model(model, device, dtype, seed)
     active: list[Any] = [chosen] if chosen else []
-    page = answer_page(
+    page = toolkit.viewer.answer_page(
         gaze,
         images,
         question,
@@ -66,4 +62,4 @@ def view(
     )
     page.save(output)
     typer.echo(page.variants[-1].answer)
-    console.info(f"the page is in {output}")
+    cli.console.done(f"the page is in {output}")

@@ -15,13 +15,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from typing import Any
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import urlsplit
 
 import httpx2
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt
 
 from regaze.errors import InputError
 from regaze.eval.judges.base import CachedJudge
+from regaze.eval.judges.urls import secrets_of, without_secrets
 from regaze.eval.judges.verdicts import Verdicts
 
 #: statuses that may pass by themselves: timeouts, too many requests, errors of the server
@@ -84,10 +85,10 @@ class HttpJudge(CachedJudge):
 
     @property
     def name(self) -> str:  # type: ignore[override]
-        return f"{self.model} at {_without_secrets(self.url)}"
+        return f"{self.model} at {without_secrets(self.url)}"
 
     def _request(self) -> dict[str, Any]:
-        url = _without_secrets(self.url)
+        url = without_secrets(self.url)
         return {"url": url, "model": self.model, "temperature": 0, "max_tokens": self.max_tokens}
 
     def _answer(self, prompts: Sequence[str], store: Callable[[str, str], None]) -> None:
@@ -178,7 +179,7 @@ class HttpJudge(CachedJudge):
 
     def _redact(self, text: str) -> str:
         """`text` without the key and without the secrets of the URL."""
-        for secret in filter(None, [self._api_key(), *_url_secrets(self.url)]):
+        for secret in filter(None, [self._api_key(), *secrets_of(self.url)]):
             text = text.replace(secret, "***")
         return text
 
@@ -197,21 +198,6 @@ def _run(coroutine: Coroutine[Any, Any, None]) -> None:
 def _completions_url(base: str) -> str:
     parts = urlsplit(base)
     return parts._replace(path=f"{parts.path.rstrip('/')}/chat/completions", fragment="").geturl()
-
-
-def _without_secrets(url: str) -> str:
-    """A URL without user, password and query, which may hold keys."""
-    parts = urlsplit(url)
-    return url if parts == _public(parts) else _public(parts).geturl()
-
-
-def _public(parts: SplitResult) -> SplitResult:
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="")
-
-
-def _url_secrets(url: str) -> list[str]:
-    parts = urlsplit(url)
-    return [parts.netloc.rpartition("@")[0], parts.query]
 
 
 def _retry_after(response: httpx2.Response) -> float | None:

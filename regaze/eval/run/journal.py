@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -123,12 +124,14 @@ def _checksum(text: bytes) -> bytes:
 def locked_folder(folder: Path) -> Iterator[None]:
     """Create the folder if needed and lock it for this process.
 
-    The operating system owns the lock: it is released when the process ends, however that happens.
+    The operating system owns the lock: it is released when the process ends, however that happens. A folder
+    that was made for this and is still empty at the end is removed.
 
     Raises:
         InputError: another process holds the lock, or the folder cannot be written.
     """
     with output_errors(folder):
+        is_new = not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
         sync_folder(folder.parent)
         require_regular(folder / LOCK)
@@ -146,4 +149,8 @@ def locked_folder(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        with suppress(OSError):
+            if is_new and os.listdir(folder) == [LOCK]:
+                (folder / LOCK).unlink()
+                folder.rmdir()
         lock.release()

@@ -8,13 +8,15 @@ in memory.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 import torch
 
+from regaze.errors import InputError
 from regaze.eval.run.requests import AnswerRequest
 
 #: How long the first process to finish waits for the last one.
@@ -53,17 +55,19 @@ class ProcessGroup:
         return self.rank == 0
 
     def barrier(self) -> None:
-        """Wait until all processes are here."""
+        """Wait until all processes are here. Raises InputError where one of them has ended."""
         if self.size > 1:
-            _partial_state().wait_for_everyone()
+            with _lost_process():
+                _partial_state().wait_for_everyone()
 
     def broadcast(self, value: Any) -> Any:
-        """The main process's `value`, on every process."""
+        """The main process's `value`, on every process. Raises InputError as `barrier`."""
         if self.size == 1:
             return value
         from accelerate.utils import broadcast_object_list
 
-        return broadcast_object_list([value])[0]
+        with _lost_process():
+            return broadcast_object_list([value])[0]
 
     def split(self, requests: Sequence[AnswerRequest], batch_size: int) -> list[AnswerRequest]:
         """This process's part of the requests.
@@ -80,6 +84,14 @@ class ProcessGroup:
         ]
         chunks.sort(key=len, reverse=True)  # dealt in turn, the largest first
         return [request for chunk in chunks[self.rank :: self.size] for request in chunk]
+
+
+@contextmanager
+def _lost_process() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:  # of torch.distributed: a connection was closed
+        raise InputError("another process of this run has ended; its own message says why") from error
 
 
 def _partial_state(**options: Any) -> Any:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -31,6 +31,7 @@ from regaze.eval.run.requests import (
     digest,
 )
 from regaze.toolkit.model.sampling_choice import with_sampling_choice
+from regaze.writing import replace_file
 
 #: called with a label, the number of answers that are there, and the total
 Progress = Callable[[str, int, int], None]
@@ -114,6 +115,7 @@ def evaluate(
     model_name: str,
     config: EvalConfig | None = None,
     progress: Progress | None = None,
+    files: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Run every benchmark on the plain model and under each method; returns what results.json holds.
 
@@ -124,6 +126,7 @@ def evaluate(
 
     Args:
         methods: by the label that tables show.
+        files: further files that belong to the run, text by name: written before the first question.
 
     Raises:
         InputError: no questions, a label or benchmark twice, a folder that cannot be written or that another
@@ -134,10 +137,23 @@ def evaluate(
     config = config or EvalConfig()
     _check(tasks, methods)
     group, output = config.process_group, Path(output)
-    with journal.locked_folder(output) if group.is_main else nullcontext():
+    with run_folder(output) if group.is_main else nullcontext():
         group.barrier()  # the other processes write only into a folder that exists and is locked
-        run = _Run(gaze, tasks, methods, output, model_name, config, progress or (lambda *state: None))
+        progress = progress or (lambda *state: None)
+        run = _Run(gaze, tasks, methods, output, model_name, config, progress, files or {})
         return run.execute()
+
+
+@contextmanager
+def run_folder(folder: Path) -> Iterator[None]:
+    """A folder in which a run can write: it is made if needed, and locked during the block.
+
+    Raises:
+        InputError: it cannot be written, another process has it, or something else is in the place of a file.
+    """
+    with journal.locked_folder(folder):
+        results.check_places(folder)
+        yield
 
 
 @dataclass
@@ -151,6 +167,7 @@ class _Run:
     model_name: str
     config: EvalConfig
     progress: Progress
+    files: Mapping[str, str]
 
     def __post_init__(self) -> None:
         self.model = fingerprint.describe_model(self.gaze, self.model_name)
@@ -216,7 +233,6 @@ class _Run:
 
     def _start(self, record: Mapping[str, Any]) -> None:
         """Write an incomplete results.json; results of another configuration are renamed first."""
-        results.check_places(self.output)
         try:
             earlier = results.read(self.output)
         except InputError:  # of an older version
@@ -224,6 +240,8 @@ class _Run:
         if earlier is None or earlier["configuration"] != record["configuration"]:
             results.set_aside(self.output)
         results.write(record, self.output)
+        for name, text in self.files.items():
+            replace_file(self.output / name, text)
 
     def _answer(
         self, key: Key, requests: BenchmarkRequests, answered: set[str], file: journal.Journal

@@ -127,7 +127,7 @@ class _FoldedMoveMass:
         batch, heads, rows, keys = weights.shape
         rows_ = weights.view(batch, heads * rows, keys)
         sums = self.sums.upto(keys)
-        sums = sums if sums.shape[0] == batch else sums.expand(batch, -1, -1)
+        sums = sums if len(sums) == batch else sums.expand(batch, -1, -1)
         held, given, mass, share = torch.bmm(rows_, sums.mT).split(1, -1)
         passed = torch.heaviside(torch.minimum(mass, share), self.one)
         if self.passes_empty:

@@ -24,7 +24,6 @@ class Context:
     Attributes:
         step: 0 at prefill, then 1, 2, ... for each further forward.
         cache_length: number of tokens in the cache before this forward. fed: of tokens that it adds.
-        counts_columns: the host counts the columns of the cache, whose length lies on a device.
         replaying: the last row of the prompt runs once more, see `replay_last_row`; `step` is 1 then.
         user_batch: B, the user's rows. batch: rows of the forward, B times the number of contexts.
         prompt_length: L of the prefill; the tokens of an image for a vision model used alone.
@@ -62,8 +61,6 @@ class Context:
         self.user_batch = self.batch
         self.visible = _visible(inputs.get("attention_mask"), self.batch, self.prompt_length)
         self.step, self.cache_length, self.fed, self.replaying = 0, 0, 0, False
-        self.counts_columns = False
-        self.plans: Any = None  # of the attention dispatcher
         self.replay_requested = False
         self.captured_layers: tuple[int, ...] = ()
         self.mlp_editors: tuple[Any, ...] = ()

@@ -31,7 +31,7 @@ from regaze.toolkit.model.own_thread import OwnThread
 from regaze.toolkit.model.plans import AttentionDispatcher, refuse_copy
 from regaze.toolkit.model.prompt_source import PromptSource
 from regaze.toolkit.model.session import Session
-from regaze.toolkit.model.stack import Branch, Stack, main_rows, without_columns
+from regaze.toolkit.model.stack import Branch, Stack, main_rows
 
 #: Where a model keeps its hook.
 _HOOK = "_regaze_hook"
@@ -126,15 +126,11 @@ class ModelHook:
         )
         self._running: Any = None  # the cache of the forward that runs
         self._handles: list[Any] = []
-        self._takes_part: tuple[Session, ...] = ()  # in forwards now
         self._on_step: tuple[Callback, ...] = ()
         self._mlp_editors: tuple[Callback, ...] = ()
         self._combining: tuple[Callback, ...] = ()
         self._self_layers, self._cross_layers = frozenset[int](), frozenset[int]()
         self._guided: weakref.ref[compat.Generation] | None = None  # one that runs, or ran, with guidance
-        # Read once: a configuration looks up each attribute in Python.
-        self._configs = tuple({id(c): c for c in (model.config, compat.text_config(model))}.values())
-        self._encodes = bool(model.config.is_encoder_decoder)
         self._argument_names = tuple(inspect.signature(model.forward).parameters)
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
@@ -256,8 +252,6 @@ class ModelHook:
 
     def _set_running(self, cache: Any) -> None:
         """A forward over this cache begins; None: it has ended."""
-        if cache is self._running:
-            return
         compat.set_running(self._running, False)
         compat.set_running(cache, True)
         self._running = cache
@@ -273,7 +267,7 @@ class ModelHook:
         ordered = sorted(self._sessions, key=lambda session: session.records)
         callbacks = tuple(callback for session in ordered for callback in session.callbacks)
         self._attention.use(callbacks)
-        self._takes_part = tuple(self._sessions)
+        # Worked out once: a decode step of a small model takes a millisecond.
         self._on_step, self._mlp_editors, self._combining = (
             tuple(callback for callback in callbacks if overrides(callback, method))
             for method in ("on_step", "edit_mlp", "combine_logits")
@@ -309,7 +303,7 @@ class ModelHook:
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         self._thread.check()
         given = {**dict(zip(self._argument_names, args, strict=False)), **kwargs} if args else kwargs
-        self._attention.want_weights(compat.wants_attentions(self._configs, given))
+        self._attention.want_weights(compat.wants_attentions(self._model, given))
         if not self._attention.callbacks:
             return None
         cache = compat.cache_argument(given)
@@ -317,13 +311,12 @@ class ModelHook:
         context = self._continue(cache) if length else self._begin(given)
         context.cache_length = length
         self._attention.begin(context)
-        if self._on_step or context.counts_columns:
-            fed = compat.decoder_inputs(self._model, given) if self._encodes else given
-            for callback in self._on_step:
-                callback.on_step(context, fed.get("input_ids"))
-            if context.counts_columns and (prompt := compat.prompt_of(fed)) is not None:
-                compat.note_length(cache, None)  # until the forward has succeeded
-                context.fed = prompt.shape[1]
+        fed = compat.decoder_inputs(self._model, given)
+        for callback in self._on_step:
+            callback.on_step(context, fed.get("input_ids"))
+        compat.note_length(cache, None)  # until the forward has succeeded
+        prompt = compat.prompt_of(fed)
+        context.fed = 0 if prompt is None else prompt.shape[1]
         self._attention.layer_hooks = self._layer_hooks.start(context)
         if not context.has_branches:
             return None
@@ -380,8 +373,7 @@ class ModelHook:
     def _continue(self, cache: Any) -> Context:
         """The context of a decode step."""
         context, sessions = self._contexts.get(cache, (None, ()))
-        new = sessions is not self._takes_part and set(self._takes_part) - set(sessions)
-        if context is None or new:
+        if context is None or any(session not in sessions for session in self._sessions):
             raise InputError(
                 "this key-value cache was filled outside the open gaze.using(...) or gaze.recording(...); "
                 "run the prompt and its continuation inside one block"
@@ -396,7 +388,7 @@ class ModelHook:
         if context.has_branches:
             raise UnsupportedModelError("a cache that one context has filled cannot go on as several")
         context.replaying = True
-        self._contexts[cache] = (context, self._takes_part)
+        self._contexts[cache] = (context, tuple(self._sessions))
 
     # The end of a forward -----------------------------------------------------------------------------
 
@@ -413,21 +405,21 @@ class ModelHook:
         context.clear_layer_input()
         if output is None:  # the forward failed
             return None
-        if context.counts_columns and context.step:
-            compat.note_length(compat.cache_of(output), context.cache_length + context.fed)
+        cache = compat.cache_of(output)
+        if context.step:
+            compat.note_length(cache, context.cache_length + context.fed)
         if context.replaying:  # an adopted prompt is complete now
             context.step, context.replaying = 0, False
         elif context.step == 0:
-            cache = compat.cache_of(output)
             if cache is not None:
-                self._contexts[cache] = (context, self._takes_part)
+                self._contexts[cache] = (context, tuple(self._sessions))
                 compat.follow_cache(cache, context, context.hidden_columns)
             if context.has_branches:
                 context.take_rope_deltas()
             if context.replay_requested:
                 given = {**dict(zip(self._argument_names, args, strict=False)), **kwargs}
                 self._replay(context, cache, given, output)
-            context.counts_columns = compat.note_length(cache, compat.cache_length(cache))
+            compat.note_length(cache, compat.cache_length(cache))
         if not self._combining and not context.has_branches:
             return None
         return self._combined(context, output)
@@ -471,7 +463,7 @@ class ModelHook:
         for name in list(output):
             output[name] = main_rows(output[name], context.batch, context.user_batch)
         if context.hidden_columns:
-            without_columns(output, context.hidden_columns, context.step == 0)
+            _without_columns(output, context.hidden_columns, context.step == 0)
         output["logits"] = logits
         return output
 
@@ -490,3 +482,14 @@ class ModelHook:
             inputs.pop("input_ids", None)
         with self.only(self._prompts.measuring(callback)), torch.no_grad():
             return self._model(**inputs)
+
+
+def _without_columns(output: Any, hidden: int, prefill: bool) -> None:
+    """Remove the padding before the user's prompts from hidden states and attention weights."""
+    first = hidden if prefill else 0
+    if output.get("hidden_states") is not None:
+        output["hidden_states"] = tuple(state[..., first:, :] for state in output["hidden_states"])
+    if output.get("attentions") is not None:
+        output["attentions"] = tuple(
+            None if weights is None else weights[:, :, first:, hidden:] for weights in output["attentions"]
+        )

@@ -8,6 +8,7 @@ and the plan stays as long as they return the same objects.
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, NoReturn
@@ -67,14 +68,13 @@ def plan_layer(
 
 @dataclass(eq=False)
 class _Plans:
-    """The plans of one generation, of these callbacks.
+    """The plans of one generation.
 
     Attributes:
         newest: by layer, the edits that were returned last and their plan.
         fixed: by layer, the plans of all decode steps, where every callback keeps its edits.
     """
 
-    callbacks: tuple[Callback, ...]
     newest: dict[compat.AttentionSite, tuple[tuple[AttentionEdit | None, ...], LayerPlan | None]] = field(
         default_factory=dict
     )
@@ -103,6 +103,7 @@ class AttentionDispatcher:
         self.wants_weights = self.watched = False
         self.layer_hooks = ""
         self._keeps_edits = False
+        self._generations: weakref.WeakKeyDictionary[Context, _Plans] = weakref.WeakKeyDictionary()
         self._plans: _Plans | None = None  # of the generation whose forward runs
         self._fixed: dict[compat.AttentionSite, LayerPlan | None] | None = None
 
@@ -115,6 +116,7 @@ class AttentionDispatcher:
         self.listeners = tuple(callback for callback in callbacks if overrides(callback, "on_attention"))
         self.watched = bool(self.listeners) or self.wants_weights
         self._keeps_edits = all(keeps_edits(callback) for callback in callbacks)
+        self._generations.clear()
 
     def want_weights(self, wanted: bool) -> None:
         """Whether the forward that begins returns attention weights."""
@@ -127,9 +129,10 @@ class AttentionDispatcher:
         if context is None:
             self._plans = self._fixed = None
             return
-        if context.plans is None or context.plans.callbacks is not self.callbacks:
-            context.plans = _Plans(self.callbacks)
-        self._plans = plans = context.plans
+        plans = self._generations.get(context)
+        if plans is None:
+            plans = self._generations[context] = _Plans()
+        self._plans = plans
         decodes = context.step > 0 and not context.replaying
         self._fixed = plans.fixed if decodes and self._keeps_edits else None
 

@@ -157,14 +157,3 @@ def main_rows(value: Any, rows: int, batch: int) -> Any:
     if isinstance(value, tuple):
         return tuple(main_rows(item, rows, batch) for item in value)
     return value
-
-
-def without_columns(output: Any, hidden: int, prefill: bool) -> None:
-    """Remove the padding before the user's prompts from hidden states and attention weights."""
-    first = hidden if prefill else 0
-    if output.get("hidden_states") is not None:
-        output["hidden_states"] = tuple(state[..., first:, :] for state in output["hidden_states"])
-    if output.get("attentions") is not None:
-        output["attentions"] = tuple(
-            None if weights is None else weights[:, :, first:, hidden:] for weights in output["attentions"]
-        )

@@ -8,6 +8,10 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import re
+import resource
+import shutil
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
@@ -18,7 +22,7 @@ from PIL import Image
 from standins import StandIn, lines
 from typer.testing import CliRunner, Result
 
-from regaze.cli import app, models
+from regaze.cli import app, config, models
 from regaze.interventions import registry
 
 
@@ -96,15 +100,31 @@ def test_the_table_names_scorers_figures_and_intervals(files):
         assert max(map(len, printed.splitlines())) <= 80
 
 
-def test_every_run_without_output_has_its_own_folder(files):
-    good(*POPE, "--model", "some/model")
+def test_the_same_command_has_the_same_folder_and_continues(files, gaze):
+    good(*POPE, "--model", "some/model", "--batch-size", "3")
+    asked = len(gaze.prompts)
+    again = good(*POPE, "--model", "some/model", "--batch-size", "1", "--export", "lmms-eval", "--json")
+    assert len(gaze.prompts) == asked  # how it runs is no other run
+    assert json.loads(again.stdout)["complete"]
     folders = list((files / "out").iterdir())
     assert len(folders) == 1
-    assert folders[0].name.startswith("pope-none-model-")
+    assert re.fullmatch("pope-none-model-[0-9a-f]{8}", folders[0].name)
+    shutil.rmtree(folders[0] / "lmms-eval")
     assert {path.name for path in folders[0].iterdir()} == {
         *("answers.jsonl", "results.json", "report.md", "report.html", "run.yaml"),
         *("journal.0.jsonl", ".lock", "plots"),
     }
+
+
+@pytest.mark.parametrize(
+    "change",
+    [("--seed", "1"), ("--limit", "2"), ("--max-new-tokens", "3"), ("--generate", "top_k=3"), KNOCKOUT],
+    ids=lambda change: change[0],
+)
+def test_another_command_has_another_folder(files, change):
+    good(*POPE)
+    good(*POPE, *change)
+    assert len(list((files / "out").iterdir())) == 2
 
 
 def test_resume_finds_the_newest_run(files, gaze):
@@ -152,6 +172,72 @@ def test_options_of_the_benchmark_and_of_generate(files, gaze):
     for name in ("repetition_penalty", "length_penalty"):  # transformers takes no whole number for a float
         good(*POPE, "--generate", f"{name}=2", "--generate", "num_beams=2", "--output", f"out-{name}")
         assert repr(gaze.options[-1][name]) == "2.0"
+
+
+def test_run_yaml_is_there_before_the_first_question(files, gaze):
+    gaze.fails_at, gaze.error = "dog", RuntimeError("a bad day")
+    result = regaze(*POPE, "--output", "out", "--seed", "7", "--max-errors", "0")
+    assert result.exit_code == 2
+    assert yaml.safe_load((files / "out/run.yaml").read_text())["seed"] == 7
+    assert json.loads((files / "out/results.json").read_text())["complete"] is False
+    assert gaze.prompts == ["Is there a cat?\nAnswer the question using a single word or phrase."]
+
+
+def test_run_yaml_holds_no_secret_of_the_judges_url():
+    judge = "https://me:secret@host:1/v1?key=secret#qwen"
+    saved = yaml.safe_load(config.dump({"judge": judge, "model": "demo"}))
+    assert saved == {"judge": "https://host:1/v1#qwen", "model": "demo"}
+    assert yaml.safe_load(config.dump({"judge": "verdicts.jsonl"})) == {"judge": "verdicts.jsonl"}
+
+
+def test_a_full_disk_is_one_line_and_the_same_command_continues(files):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for size in (0, 1_000, 2_500, 10_000):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+        try:
+            result = regaze(*POPE, *KNOCKOUT)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert (result.exit_code, result.stderr.count("\n")) == (2, 1), result.stderr
+        assert "File too large" in result.stderr
+    good(*POPE, *KNOCKOUT)
+    assert len(list((files / "out").iterdir())) == 1
+
+
+def test_what_the_model_does_not_take_is_laid_to_generate(files, gaze):
+    gaze.fails_at, gaze.error = "there", IndexError("index out of range")
+    for more, code in ((("--generate", "pad_token_id=99999"), 2), ((), 1)):
+        result = regaze(*POPE, "--output", "out", *more)
+        assert result.exit_code == code
+    message = "--generate pad_token_id=99999: the model cannot answer (IndexError: index out of range)"
+    result = regaze(*POPE, "--output", "out", "--generate", "pad_token_id=99999")
+    assert result.stderr == f"regaze: error: {message}\n"
+
+
+def test_options_are_checked_before_anything_is_loaded(files, monkeypatch):
+    def load(*arguments: Any) -> None:
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr(models, "load_model", load)
+    (files / "taken").mkdir()
+    (files / "taken/report.html").mkdir()
+    (files / "pipe").mkdir()
+    os.mkfifo(files / "pipe/run.yaml")
+    for arguments, message in {
+        ("--export", "lmms-eval,csv"): "unknown format 'csv'; there are lmms-eval, vlmevalkit",
+        ("--output", "taken"): "taken/report.html cannot be written: a folder has that name; move it away",
+        ("--output", "pipe"): "pipe/run.yaml cannot be written: a pipe has that name; move it away",
+        ("--output", "a.png"): "output folder a.png cannot be used: File exists",
+        ("--output", "a.png/out"): "output folder a.png/out cannot be used: Not a directory",
+        ("--output", "x" * 300): "cannot be used: File name too long",
+        ("--generate", "num_beams=0"): "--generate num_beams=0",
+        ("--method", "vcd", "--set", "alpha=x"): "--set alpha=x",
+        ("--judge", "http://"): "add the model's name on that server",
+    }.items():
+        result = regaze(*POPE, *arguments)
+        assert (result.exit_code, result.stderr.count("\n")) == (2, 1), result.stderr
+        assert message in result.stderr
+    assert not (files / "out").exists()  # nothing is left of a run that did not begin
 
 
 def test_run_yaml_is_the_same_run_again(files, gaze):

@@ -9,7 +9,7 @@ from zoo import cross_attention, llava_like, text
 
 from regaze import demo
 from regaze.cli import app
-from regaze.cli.commands.inspect import ranges
+from regaze.cli.inspection import ranges
 from regaze.toolkit.inspect import inspect_model
 from regaze.toolkit.load import load_without_weights
 

@@ -16,7 +16,9 @@ from standins import StandIn, lines, write_pope
 
 import regaze
 from regaze import HeadKnockout
+from regaze.errors import InputError
 from regaze.eval import EvalConfig, EvalTask, Pope, evaluate
+from regaze.eval.run import process_group
 from regaze.eval.run.generate import AnswerGenerator
 from regaze.eval.run.process_group import ProcessGroup
 from regaze.eval.run.requests import AnswerRequest, Condition
@@ -80,6 +82,15 @@ def test_more_processes_than_questions():
     assert generator.make_batches([]) == []
     generator.warm_up([])
     assert gaze.prompts == []
+
+
+def test_a_process_whose_partner_has_ended_says_so(monkeypatch):
+    def closed(**options: object) -> None:
+        raise RuntimeError("Connection closed by peer [127.0.1.1]:4471")
+
+    monkeypatch.setattr(process_group, "_partial_state", closed)
+    with pytest.raises(InputError, match="another process of this run has ended; its own message says why"):
+        ProcessGroup(0, 2).barrier()
 
 
 class Threads(ProcessGroup):

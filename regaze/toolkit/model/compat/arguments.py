@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from regaze.toolkit.model.compat.cache import CACHE_NAMES
+from regaze.toolkit.model.compat.layout import text_config
 
 #: Arguments that say of each token whether it is text or shows an image.
 TOKEN_TYPES = ("token_type_ids", "mm_token_type_ids", "moe_mm_token_type_ids")
@@ -60,16 +61,11 @@ def last_logits_only(model: PreTrainedModel) -> dict[str, int]:
     return {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
 
 
-def wants_attentions(configs: Sequence[Any], inputs: Mapping[str, Any]) -> bool:
-    """Whether a forward with these arguments returns attention weights.
-
-    Args:
-        configs: of the model and of its language model.
-    """
+def wants_attentions(model: PreTrainedModel, inputs: Mapping[str, Any]) -> bool:
+    """Whether a forward with these arguments returns attention weights."""
     wanted = inputs.get("output_attentions")
     if wanted is None:
-        # A configuration looks up each attribute in Python, several times over.
-        return any(object.__getattribute__(config, "output_attentions") for config in configs)
+        wanted = model.config.output_attentions or text_config(model).output_attentions
     return bool(wanted)
 
 

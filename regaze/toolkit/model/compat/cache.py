@@ -71,18 +71,14 @@ def cache_length(cache: Any) -> int:
     return int(_stock(cache).get_seq_length()) if known is None else known
 
 
-def note_length(cache: Any, length: int | None) -> bool:
+def note_length(cache: Any, length: int | None) -> None:
     """Say how many columns a cache that `follow_cache` was given has; None: it is about to change.
 
-    Returns:
-        Whether that is of use: a static cache has its length on its device, and reading it would make the
-        host wait in every step.
+    A static cache has its length on its device, and reading it would make the host wait in every step.
     """
-    if not isinstance(cache, _FollowsRows):
-        return False
-    on_device = isinstance(_stock(cache).get_seq_length(), Tensor)
-    cache._regaze_length = length if on_device else None
-    return on_device
+    if isinstance(cache, _FollowsRows):
+        on_device = length is not None and isinstance(_stock(cache).get_seq_length(), Tensor)
+        cache._regaze_length = length if on_device else None
 
 
 def _stock(cache: Any) -> Any:

@@ -1,0 +1,16 @@
+from . import console as console
+from . import failure_pages as failure_pages
+from . import generation as generation
+from . import head_search as head_search
+from . import inspection as inspection
+from . import interrupt as interrupt
+from . import methods as methods
+from . import models as models
+from . import pictures as pictures
+from . import questions as questions
+from . import run as run
+from . import scoring as scoring
+from . import tables as tables
+from . import workflow as workflow
+from .app import app as app
+from .start import main as main

@@ -1,0 +1,81 @@
+"""Figures of existing answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from regaze.cli.questions import QuestionSource, make_benchmark, make_judge
+from regaze.errors import InputError
+from regaze.eval.answer_fields import choose_answer_field, items_from_rows, label_of
+from regaze.eval.answer_files import AnswerRow, group_by_condition, read_answer_rows
+from regaze.eval.answer_join import join_rows
+from regaze.eval.benchmarks.common.yes_no import LABELS
+from regaze.eval.benchmarks.pope.benchmark import Pope
+from regaze.eval.comparison.conditions import PLAIN, AnswerSet, compare_conditions, non_share_figures
+from regaze.eval.run.results import finite
+
+
+def score_answers(
+    benchmark: str,
+    answers: Path,
+    against: Path | None,
+    answer_key: str | None,
+    source: QuestionSource,
+    judge: str | None,
+    seed: int,
+) -> dict[str, Any]:
+    """The figures of a file of answers, by condition; arguments are the options of `regaze score`.
+
+    Raises:
+        InputError: a file that cannot be read, or answers that do not fit the questions.
+    """
+    conditions = group_by_condition(read_answer_rows(answers))
+    if against is not None:
+        conditions = _paired(conditions, group_by_condition(read_answer_rows(against)), answers, against)
+    task = _benchmark(benchmark, source, judge, next(iter(conditions.values())), answer_key)
+    joins = {label: join_rows(task, given, answer_key or "") for label, given in conditions.items()}
+    outcomes = {}
+    for label, join in joins.items():
+        field = choose_answer_field(join.rows, task.items, answer_key)
+        outcomes[label] = AnswerSet(tuple(row.text(field) for row in join.rows))
+    if PLAIN not in outcomes:  # one method's answers by themselves
+        if len(outcomes) > 1:
+            raise InputError(f"{answers}: answers of {', '.join(outcomes)} without those of the plain model")
+        outcomes = {PLAIN: next(iter(outcomes.values()))}
+    return finite(
+        {
+            "benchmark": task.describe(),
+            "joined_by": {label: join.by for label, join in joins.items()},
+            "numbers": non_share_figures(task),
+            **compare_conditions(task, outcomes, {}, seed),
+        }
+    )
+
+
+def _benchmark(
+    name: str, source: QuestionSource, judge: str | None, rows: Sequence[AnswerRow], answer_key: str | None
+) -> Any:
+    """The answered questions: from the options, else POPE's from the file of answers."""
+    if name == "pope" and not source.is_given:
+        field = choose_answer_field(rows, (), answer_key)
+        if all(label_of(row, field) for row in rows):
+            return Pope(items_from_rows(rows, field, LABELS), suffix="")
+    return make_benchmark(name, source, make_judge(judge))
+
+
+def _paired(
+    edited: Mapping[str, list[AnswerRow]],
+    plain: Mapping[str, list[AnswerRow]],
+    edited_path: Path,
+    plain_path: Path,
+) -> dict[str, list[AnswerRow]]:
+    """{"plain": answers, label: answers} of two files with one condition each."""
+    for path, found in ((edited_path, edited), (plain_path, plain)):
+        if len(found) != 1:
+            raise InputError(
+                f"{path} holds answers of {', '.join(found)}; --against compares two files of one"
+            )
+    label = next(iter(edited))
+    return {PLAIN: next(iter(plain.values())), "edited" if label == PLAIN else label: edited[label]}

@@ -24,13 +24,14 @@ import sys
 from collections import Counter
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import accelerate
 import torch
 from torch import Tensor, nn
 from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import PreTrainedModel
 
 TYPE = "pretended"
 _HOST = torch.device("cpu")
@@ -113,7 +114,7 @@ class Accelerator(TorchDispatchMode):
         contacts: copies and reads since `forget` or `place`.
     """
 
-    _open = 0  # blocks, of all accelerators
+    _open: ClassVar[list[Accelerator]] = []  # those of open blocks
 
     def __init__(self) -> None:
         super().__init__()
@@ -126,12 +127,12 @@ class Accelerator(TorchDispatchMode):
         # So that `torch.tensor(..., device=...)` shows its copy to the device as an operation.
         self._lifts.append(torch._C._only_lift_cpu_tensors())
         torch._C._set_only_lift_cpu_tensors(True)
-        Accelerator._open += 1
+        Accelerator._open.append(self)
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
-        Accelerator._open -= 1
+        Accelerator._open.pop()
         torch._C._set_only_lift_cpu_tensors(self._lifts.pop())
 
     def place(self, model: nn.Module, device_map: dict[str, int | str] | None = None) -> None:
@@ -139,6 +140,8 @@ class Accelerator(TorchDispatchMode):
         with self:
             if device_map is None:
                 model.to(self.first)
+                if isinstance(model, PreTrainedModel):
+                    model.tie_weights()  # parameters of another class are new ones
             else:
                 devices = {k: f"{TYPE}:{v}" if isinstance(v, int) else v for k, v in device_map.items()}
                 accelerate.dispatch_model(model, devices, main_device=str(self.first))
@@ -295,11 +298,19 @@ def _line() -> str:
 
 
 _HERE = Path(__file__)
+_KERNELS = torch.library.Library("aten", "IMPL")
 
 
 @cache
 def _register_backend() -> None:
     """Make TYPE a backend of this process; outside of open blocks torch finds no accelerator of this kind."""
+
+    def read(x: PretendedTensor) -> Any:
+        """What `torch.tensor` does with numbers on a device, hidden from modes."""
+        Accelerator._open[-1]._note("_local_scalar_dense", x.device)
+        return x.values.item()
+
+    _KERNELS.impl("_local_scalar_dense", read, "PrivateUse1")
     backend_registration._setup_privateuseone_for_python_backend(
         TYPE, _Module(), _Hook(), backend_registration._DummyDeviceGuard()
     )

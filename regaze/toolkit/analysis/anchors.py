@@ -21,7 +21,7 @@ from torch import Tensor
 
 from regaze.errors import BadParameterError, InputError, RecordingError
 from regaze.toolkit.analysis.answers import token_map_of
-from regaze.toolkit.analysis.forward import AttentionProbe, run_forward
+from regaze.toolkit.analysis.forward import AttentionProbe, EachDevice, run_forward, stacked
 from regaze.toolkit.analysis.lookback import PAPER, HeadSignals, Horizon, SignalSums, head_signals
 from regaze.toolkit.analysis.selection import check_sample, first_column, first_trace, select_rows
 from regaze.toolkit.model.attention_call import AttentionCall
@@ -202,37 +202,33 @@ class _SignalProbe(AttentionProbe):
 
     def __init__(self, layers: Sequence[int] | None, horizon: Horizon, output: Tensor):
         super().__init__(layers)
-        self.horizon, self.output = horizon, output
-        self.per_layer: dict[int, list[HeadSignals]] = {}
+        self.horizon, self.length = horizon, output.shape[1]
+        self._positions = [EachDevice(sample.nonzero().flatten()) for sample in output]
+        self.per_layer: dict[int, tuple[Tensor, ...]] = {}  # three tensors for each sample
 
     def prepare(self, context: Context) -> None:
         super().prepare(context)
         self.visible = context.visible
 
     def measure(self, layer: int, call: AttentionCall) -> None:
-        heads, length = call.query.shape[1], self.output.shape[1]
-        sums = []
+        heads, device, sums = call.query.shape[1], call.query.device, []
         for sample in range(self.batch):
             first = int(self.visible[sample].int().argmax())
-            positions = self.output[sample].nonzero().flatten()
-            sums.append(SignalSums((heads,), positions, length, self.horizon, first, call.query.device))
+            positions = self._positions[sample].to(device).tensor
+            sums.append(SignalSums((heads,), positions, self.length, self.horizon, first))
         for rows, weights in self.blocks(call):
             for sample, each in enumerate(sums):
-                part = _tokens_within(each.positions, rows)
+                part = _tokens_within(self._positions[sample].tensor, rows)
                 each.add(weights[sample, :, each.positions[part] - rows.start], part)
-        self.per_layer[layer] = [each.signals() for each in sums]
+        self.per_layer[layer] = tuple(tensor for each in sums for tensor in each.signals())
 
     def results(self) -> list[HeadSignals]:
         """Per sample, [S, Hq, R]."""
-        layers = [self.per_layer[layer] for layer in self.chosen]
-        return [
-            HeadSignals(*map(torch.stack, zip(*(layer[sample] for layer in layers), strict=True)))
-            for sample in range(self.batch)
-        ]
+        signals = stacked(self.per_layer, self.chosen)
+        return [HeadSignals(*signals[3 * sample : 3 * sample + 3]) for sample in range(self.batch)]
 
 
 def _tokens_within(positions: Tensor, rows: slice) -> slice:
     """Which of a response's tokens, at increasing `positions`, lie in a block of rows."""
-    edges = torch.tensor([rows.start, rows.stop], device=positions.device)
-    start, stop = torch.searchsorted(positions, edges).tolist()
+    start, stop = torch.searchsorted(positions, torch.tensor([rows.start, rows.stop])).tolist()
     return slice(start, stop)

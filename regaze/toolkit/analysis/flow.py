@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from regaze.errors import BadParameterError, InputError
+from regaze.kernels import Placeable
 from regaze.toolkit.analysis.answers import token_map_of
 from regaze.toolkit.analysis.forward import (
     AttentionProbe,
@@ -141,6 +142,19 @@ def _flow(gaze: Gaze, inputs: Mapping[str, Any], probe: _FlowProbe, index: Tenso
     return Flow((values.cpu() * (index >= 0)[..., None]), index, probe.columns, tokens)
 
 
+@dataclass(frozen=True, eq=False)
+class _Prompt(Placeable):
+    """What layers read of the prompts.
+
+    Attributes:
+        columns: [B, n] the chosen keys. visible: [B, L] bool. place: [B, L] (j + 1) / N of each token.
+    """
+
+    columns: Tensor
+    visible: Tensor
+    place: Tensor
+
+
 class _FlowProbe(AttentionProbe):
     """The flow from every token to the chosen keys, [B, L, n], updated by each layer."""
 
@@ -150,15 +164,17 @@ class _FlowProbe(AttentionProbe):
 
     def prepare(self, context: Context) -> None:
         super().prepare(context)
-        self.visible = context.visible
-        self.state = torch.zeros(*self.visible.shape, self.columns.shape[1], device=context.device)
+        visible = context.visible
+        places = visible.cumsum(1).float() / visible.sum(1, keepdim=True)
+        self.prompt = _Prompt(self.columns, visible, places)
+        self.state = torch.zeros(*visible.shape, self.columns.shape[1], device=context.device)
 
     def result(self) -> Tensor:
         return self.state
 
     def add_keys(self, amount: float) -> None:
         """Add `amount` times the identity to the state: the flow from each key to itself."""
-        index = self.columns.to(self.state.device)[:, None]
+        index = self.prompt.to(self.state.device).columns[:, None]
         self.state.scatter_add_(1, index.clamp_min(0), amount * (index >= 0).float())
 
     def multiply(self, call: AttentionCall, matrix: Callable[[Tensor, int], Tensor]) -> None:
@@ -201,7 +217,7 @@ class _RolloutProbe(_FlowProbe):
 
     def _matrix(self, weights: Tensor, first: int) -> Tensor:
         if not isinstance(self.heads, str):
-            fused = weights[:, list(self.heads)].mean(1)
+            fused = torch.stack([weights[:, head] for head in self.heads]).mean(0)
         elif self.heads == "mean":
             fused = weights.mean(1)
         else:
@@ -217,17 +233,12 @@ class _RegularisedProbe(_FlowProbe):
         super().__init__(columns, layers)
         self.regularise, self.weigh_heads, self.num_done = regularise, weigh_heads, 0
 
-    def prepare(self, context: Context) -> None:
-        super().prepare(context)
-        visible = self.visible.float()
-        self.place = visible.cumsum(1) / visible.sum(1, keepdim=True)  # (j + 1) / N, [B, L]
-
     def measure(self, layer: int, call: AttentionCall) -> None:
         # The state is F 2^-layers: (I + F) 2^-layers is multiplied by (I + S') / 2.
         self.add_keys(0.5**self.num_done)
         self.num_done += 1
         weights = self._head_weights(call) if self.weigh_heads else None
-        place = self.place.to(call.query.device)
+        place = self.prompt.to(call.query.device).place
 
         def matrix(attention: Tensor, first: int) -> Tensor:
             if weights is not None:
@@ -242,7 +253,7 @@ class _RegularisedProbe(_FlowProbe):
 
     def _head_weights(self, call: AttentionCall) -> Tensor:
         """W, the mean over rows of the largest weight, [B, Hq]."""
-        visible = self.visible.to(call.query.device)
+        visible = self.prompt.to(call.query.device).visible
         total = torch.zeros(self.batch, call.query.shape[1], device=call.query.device)
         for rows, weights in self.blocks(call):
             total += (weights.amax(-1) * visible[:, None, rows]).sum(-1)
@@ -251,8 +262,8 @@ class _RegularisedProbe(_FlowProbe):
     def result(self) -> Tensor:
         if self.regularise != "once":
             return self.state
-        place = self.place.to(self.state.device).gather(1, self.columns.clamp_min(0).to(self.state.device))
-        return self.state * place[:, None]
+        prompt = self.prompt.to(self.state.device)
+        return self.state * prompt.place.gather(1, prompt.columns.clamp_min(0))[:, None]
 
 
 def _normalise(rows: Tensor) -> Tensor:

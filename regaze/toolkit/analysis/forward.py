@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from regaze.errors import BadParameterError, InputError
-from regaze.kernels import AttentionEdit
+from regaze.kernels import AttentionEdit, Placeable
 from regaze.toolkit.analysis.answers import Inputs
 from regaze.toolkit.model import compat
 from regaze.toolkit.model.attention_call import AttentionCall
@@ -22,6 +23,7 @@ from regaze.toolkit.model.callback import Callback
 from regaze.toolkit.model.context import Context
 from regaze.toolkit.prompts.columns import column_index
 from regaze.toolkit.prompts.token_map import Role, TokenMap
+from regaze.toolkit.record.host_copies import to_host
 from regaze.toolkit.wrap import Gaze
 
 #: Query rows: "last" predicts the first answer token, "answer" every answer token (one row per token), "text"
@@ -29,6 +31,13 @@ from regaze.toolkit.wrap import Gaze
 RowChoice = Literal["last", "answer", "text", "all"] | Sequence[int]
 #: Keys: the image's tokens, all tokens, or positions.
 KeyChoice = Literal["image", "all"] | Sequence[int]
+
+
+@dataclass(frozen=True, eq=False)
+class EachDevice(Placeable):
+    """A tensor that layers on any device read, as `.to(device).tensor`: it is copied once per device."""
+
+    tensor: Tensor
 
 
 class _Probe(Callback):
@@ -109,6 +118,14 @@ class HiddenStateProbe(_Probe):
     def measure(self, layer: int, hidden: Tensor) -> None:
         """Called with each chosen layer's hidden states [B, L, D]."""
         raise NotImplementedError
+
+
+def stacked(per_layer: Mapping[int, Sequence[Tensor]], layers: Sequence[int]) -> list[Tensor]:
+    """The tensors that a probe kept of each layer, stacked over `layers` on the CPU, [S, ...] each."""
+    kept = [per_layer[layer] for layer in layers]
+    fetched = iter(to_host([tensor for tensors in kept for tensor in tensors]))
+    by_layer = [[next(fetched) for _ in tensors] for tensors in kept]
+    return [torch.stack(tensors) for tensors in zip(*by_layer, strict=True)]
 
 
 def run_forward(gaze: Gaze, inputs: Mapping[str, Any], *callbacks: Callback, logits: int = 1) -> Any:

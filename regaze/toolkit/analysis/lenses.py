@@ -12,7 +12,14 @@ from transformers import PreTrainedModel
 
 from regaze.errors import BadParameterError, InputError, UnsupportedModelError
 from regaze.toolkit.analysis.answers import token_map_of
-from regaze.toolkit.analysis.forward import HiddenStateProbe, RowChoice, row_index, run_forward
+from regaze.toolkit.analysis.forward import (
+    EachDevice,
+    HiddenStateProbe,
+    RowChoice,
+    row_index,
+    run_forward,
+    stacked,
+)
 from regaze.toolkit.model.hidden_logits import LogitReader
 from regaze.toolkit.prompts.token_map import TokenMap
 from regaze.toolkit.wrap import Gaze
@@ -116,8 +123,7 @@ def logit_lens(
     probe = _LensProbe(gaze.model, row_index(tokens, rows), layers, k, ids)
     with torch.no_grad():
         probe.check(run_forward(gaze, inputs, probe).logits)
-    layered = (probe.per_layer[layer] for layer in probe.chosen)
-    parts = [torch.stack(part) for part in zip(*layered, strict=True)]
+    parts = stacked(probe.per_layer, probe.chosen)
     strings = _strings(gaze, [*parts[0].unique().tolist(), *ids])
     top_ids, top_probs, entropy, probabilities, ranks = parts
     return LogitLens(
@@ -137,7 +143,9 @@ class _LensProbe(HiddenStateProbe):
         targets: tuple[int, ...],
     ):
         super().__init__(layers)
-        self.rows, self.k, self.targets, self.reader = rows, k, targets, LogitReader(model)
+        self.rows, self.k, self.reader = rows, k, LogitReader(model)
+        self._index = EachDevice(rows.clamp_min(0))
+        self._targets = EachDevice(torch.tensor(targets, dtype=torch.int64))
         self.per_layer: dict[int, tuple[Tensor, ...]] = {}
 
     def measure(self, layer: int, hidden: Tensor) -> None:
@@ -156,7 +164,7 @@ class _LensProbe(HiddenStateProbe):
 
     def _read(self, hidden: Tensor) -> tuple[Tensor, ...]:
         """[B, L, D] -> the tensors of a `LogitLens` for one layer, in the order of `_summary`."""
-        index = self.rows.clamp_min(0).to(hidden.device)
+        index = self._index.to(hidden.device).tensor
         rows = hidden.gather(1, index[..., None].expand(-1, -1, hidden.shape[2])).flatten(0, 1)
         size = max(1, _ELEMENTS // self.reader.read(rows[:1]).shape[-1])
         parts = [self._summary(self.reader.read(part).float()) for part in rows.split(size)]
@@ -165,14 +173,13 @@ class _LensProbe(HiddenStateProbe):
     def _summary(self, logits: Tensor) -> tuple[Tensor, ...]:
         probabilities = logits.softmax(-1)
         top = probabilities.topk(self.k)
-        targets = torch.tensor(self.targets, dtype=torch.int64, device=logits.device)
+        targets = self._targets.to(logits.device).tensor
         of_targets = logits[:, targets]
         ranks = torch.zeros_like(of_targets, dtype=torch.int64)
         for column, own in enumerate(of_targets.unbind(1)):  # one by one: [rows, V] at a time
             ranks[:, column] = (logits > own[:, None]).sum(-1)
         entropy = torch.special.entr(probabilities).sum(-1)
-        summary = (top.indices, top.values, entropy, probabilities[:, targets], ranks)
-        return tuple(tensor.cpu() for tensor in summary)
+        return top.indices, top.values, entropy, probabilities[:, targets], ranks
 
 
 def _target(gaze: Gaze, target: int | str, vocabulary: int) -> int:

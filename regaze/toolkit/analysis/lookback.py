@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from regaze.errors import BadParameterError, ShapeError
+from regaze.toolkit.record.host_copies import to_host
 
 
 @dataclass(frozen=True)
@@ -73,9 +74,10 @@ def head_signals(
     """
     if weights.dim() < 2 or weights.shape[-2] != len(positions):
         raise ShapeError(f"weights must be [..., R, N] with R = {len(positions)}, got {list(weights.shape)}")
-    sums = SignalSums(weights.shape[:-2], positions, weights.shape[-1], horizon, first, weights.device)
+    positions = positions.to(weights.device)
+    sums = SignalSums(weights.shape[:-2], positions, weights.shape[-1], horizon, first)
     sums.add(weights, slice(0, len(positions)))
-    return sums.signals()
+    return HeadSignals(*to_host(sums.signals()))
 
 
 class SignalSums:
@@ -83,7 +85,7 @@ class SignalSums:
 
     Args:
         shape: leading dimensions of the weights, such as (Hq,).
-        positions, horizon, first: as for `head_signals`. keys: number of keys N.
+        positions, horizon, first: as for `head_signals`, on the weights' device. keys: number of keys N.
     """
 
     def __init__(
@@ -93,10 +95,9 @@ class SignalSums:
         keys: int,
         horizon: Horizon,
         first: int,
-        device: torch.device,
     ):
-        self.positions, self.horizon, self.skipped = positions.to(device), horizon, first + horizon.skip
-        count = len(positions)
+        self.positions, self.horizon, self.skipped = positions, horizon, first + horizon.skip
+        count, device = len(positions), positions.device
         self.distance, self.waad = (torch.zeros(*shape, count, device=device) for _ in range(2))
         self.received = torch.zeros(*shape, keys, device=device)
 
@@ -119,7 +120,7 @@ class SignalSums:
         counts = self._in_horizon(self.positions, slice(None)).sum(0)  # [R] rows in each token's horizon
         received = self.received[..., self.positions]
         fai = torch.where(counts > 0, received / counts.clamp_min(1), torch.nan)
-        return HeadSignals(*(tensor.cpu() for tensor in (self.distance, self.waad, fai)))
+        return HeadSignals(self.distance, self.waad, fai)
 
     def _in_horizon(self, columns: Tensor, rows: slice) -> Tensor:
         """[r, columns] bool: whether a row counts for the FAI of a column's token."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from regaze.errors import BadParameterError
-from regaze.toolkit.analysis.forward import HiddenStateProbe, run_forward
+from regaze.toolkit.analysis.forward import EachDevice, HiddenStateProbe, run_forward, stacked
 from regaze.toolkit.model.context import Context
 from regaze.toolkit.wrap import Gaze
 
@@ -72,8 +72,7 @@ def massive_activations(
     probe = _LargestProbe(k, layers)
     with torch.no_grad():
         run_forward(gaze, inputs, probe)
-    layered = (probe.per_layer[layer] for layer in probe.chosen)
-    return MassiveActivations(probe.chosen, *map(torch.stack, zip(*layered, strict=True)))
+    return MassiveActivations(probe.chosen, *stacked(probe.per_layer, probe.chosen))
 
 
 class _LargestProbe(HiddenStateProbe):
@@ -84,15 +83,12 @@ class _LargestProbe(HiddenStateProbe):
 
     def prepare(self, context: Context) -> None:
         super().prepare(context)
-        self.visible = context.visible
+        self.padding = EachDevice(~context.visible[..., None])
 
     def measure(self, layer: int, hidden: Tensor) -> None:
-        width, visible = hidden.shape[-1], self.visible.to(hidden.device)
-        size = hidden.float().abs().masked_fill(~visible[..., None], -1.0).flatten(1)
-        index = size.topk(self.k, dim=1).indices
+        width, padding = hidden.shape[-1], self.padding.to(hidden.device).tensor
+        size = hidden.float().abs()
+        index = size.masked_fill(padding, -1.0).flatten(1).topk(self.k, dim=1).indices
         values = hidden.float().flatten(1).gather(1, index)
-        median = torch.stack(
-            [row[real].float().abs().median() for row, real in zip(hidden, visible, strict=True)]
-        )
-        largest = (values, index // width, index % width, median)
-        self.per_layer[layer] = tuple(tensor.cpu() for tensor in largest)
+        median = size.masked_fill(padding, torch.nan).flatten(1).nanmedian(1).values
+        self.per_layer[layer] = values, index // width, index % width, median

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from regaze.kernels import RowSelection
-from regaze.toolkit.analysis.forward import AttentionProbe, run_forward
+from regaze.toolkit.analysis.forward import AttentionProbe, run_forward, stacked
 from regaze.toolkit.model.attention_call import AttentionCall
 from regaze.toolkit.model.context import Context
 from regaze.toolkit.wrap import Gaze
@@ -29,13 +29,16 @@ def key_importance(gaze: Gaze, inputs: Mapping[str, Any], *, layers: Sequence[in
     probe = _ReceivedProbe(layers)
     with torch.no_grad():
         run_forward(gaze, inputs, probe)
-    return torch.stack([probe.per_layer[layer] for layer in probe.chosen])
+    (totals,) = stacked(probe.per_layer, probe.chosen)
+    counts = torch.stack([probe.counts[layer] for layer in probe.chosen])
+    return totals / counts.clamp_min(1)[:, :, None]
 
 
 class _ReceivedProbe(AttentionProbe):
     def __init__(self, layers: Sequence[int] | None):
         super().__init__(layers)
-        self.per_layer: dict[int, Tensor] = {}
+        self.per_layer: dict[int, tuple[Tensor]] = {}  # attention received by each key, [B, Hq, L]
+        self.counts: dict[int, Tensor] = {}  # rows that see each key, [B, L]
 
     def prepare(self, context: Context) -> None:
         super().prepare(context)
@@ -48,9 +51,6 @@ class _ReceivedProbe(AttentionProbe):
             extra = call.query.shape[0] - self.batch
             self._rows = RowSelection.where(F.pad(self.visible, (self.before, 0, 0, extra)))
         rows = self._rows.to(call.query.device)
-        total = call.column_sums(rows)[: self.batch, :, self.before :].cpu()
-        visible = self.visible.cpu()
-        count = visible.sum(1, keepdim=True).expand_as(visible)
-        if call.causal:
-            count = visible.flip(1).cumsum(1).flip(1)
-        self.per_layer[layer] = total / count.clamp_min(1)[:, None]
+        self.per_layer[layer] = (call.column_sums(rows)[: self.batch, :, self.before :],)
+        count = self.visible.sum(1, keepdim=True).expand_as(self.visible)
+        self.counts[layer] = self.visible.flip(1).cumsum(1).flip(1) if call.causal else count

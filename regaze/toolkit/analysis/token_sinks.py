@@ -15,7 +15,7 @@ from torch import Tensor
 
 from regaze.errors import InputError
 from regaze.toolkit.analysis.answers import token_map_of
-from regaze.toolkit.analysis.forward import HiddenStateProbe, run_forward
+from regaze.toolkit.analysis.forward import HiddenStateProbe, run_forward, stacked
 from regaze.toolkit.analysis.sink_profile import SinkProfile, sink_profile, sink_values
 from regaze.toolkit.model import compat
 from regaze.toolkit.prompts.token_map import Role, TokenMap
@@ -81,7 +81,7 @@ def sink_tokens(
     probe = _SinkValueProbe(profile.dimensions, range(config.num_hidden_layers) if layers is None else layers)
     with torch.no_grad():
         run_forward(gaze, inputs, probe)
-    values = torch.stack([probe.per_layer[layer] for layer in probe.chosen])
+    (values,) = stacked(probe.per_layer, probe.chosen)
     return SinkTokens(probe.chosen, values * ~tokens.mask(Role.PAD), profile.tau, tokens)
 
 
@@ -89,10 +89,10 @@ class _SinkValueProbe(HiddenStateProbe):
     def __init__(self, dimensions: Sequence[int], layers: Sequence[int]):
         super().__init__(layers)
         self.dimensions = dimensions
-        self.per_layer: dict[int, Tensor] = {}
+        self.per_layer: dict[int, tuple[Tensor]] = {}
 
     def measure(self, layer: int, hidden: Tensor) -> None:
-        self.per_layer[layer] = sink_values(hidden, self.dimensions).cpu()
+        self.per_layer[layer] = (sink_values(hidden, self.dimensions),)
 
 
 @dataclass(frozen=True, eq=False)

@@ -110,7 +110,8 @@ def regaze_attention(
     out, weights = plain
     if dispatcher.watched:
         edit = _NOTHING if plan is None else plan.edit.edit
-        shown = AttentionCall(query, key, value, out, shift_edit(edit, first), {"scaling": scaling, **call})
+        options, masks = {"scaling": scaling, **call}, dispatcher.causal_masks
+        shown = AttentionCall(query, key, value, out, shift_edit(edit, first), options, masks)
         dispatcher.show(site, shown)
         if dispatcher.wants_weights and weights is None:
             weights = F.pad(rows := shown.weights(slice(0, queries)), (0, keys - rows.shape[-1]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -25,6 +25,7 @@ class AttentionCall:
         output: [B, Lq, Hq, Dv], what the layer uses: part of its autograd graph, if there is one.
         edit: of the layer; neutral where there is none.
         options: mask, scaling, is_causal, softcap and sinks, as `regaze.kernels.attend` takes them.
+        causal_masks: by id, the masks whose `causal` is known in this forward; its layers share them.
     """
 
     query: Tensor
@@ -33,17 +34,20 @@ class AttentionCall:
     output: Tensor
     edit: AttentionEdit
     options: dict[str, Any]
+    causal_masks: dict[int, tuple[Tensor, bool]] = field(default_factory=dict)
 
     @cached_property
     def causal(self) -> bool:
-        """Whether no row sees a key after its own. Reads the mask once, which waits for the device."""
+        """Whether no row sees a key after its own. Waits for the device, once per mask and forward."""
         mask, queries = self.options["mask"], self.query.shape[2]
         if queries != self.key.shape[2] or self.edit.unmask:
             return False
         if mask is None:
             return bool(self.options["is_causal"]) and queries > 1
-        visible = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
-        return not bool(visible.triu(1).any())
+        if id(mask) not in self.causal_masks:
+            visible = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+            self.causal_masks[id(mask)] = mask, not bool(visible.triu(1).any())
+        return self.causal_masks[id(mask)][1]
 
     def blocks(self) -> list[slice]:
         """All query rows, in blocks whose weights fit a fixed budget of memory."""

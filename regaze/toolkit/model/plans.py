@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, NoReturn
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from regaze.errors import CompositionError, InputError
@@ -90,6 +91,7 @@ class AttentionDispatcher:
         previous: the model's own attention implementation. plain: its function.
         wants_weights: the forward that runs returns attention weights.
         layer_hooks: what hooks on layers do in the forward that runs; "" where there are none.
+        causal_masks: of the forward that runs, see `AttentionCall`.
         watched: layers without an edit have more to do, too: weights to return, or listeners to call.
     """
 
@@ -102,6 +104,7 @@ class AttentionDispatcher:
         self.context: Context | None = None
         self.wants_weights = self.watched = False
         self.layer_hooks = ""
+        self.causal_masks: dict[int, tuple[Tensor, bool]] = {}
         self._keeps_edits = False
         self._generations: weakref.WeakKeyDictionary[Context, _Plans] = weakref.WeakKeyDictionary()
         self._plans: _Plans | None = None  # of the generation whose forward runs
@@ -125,7 +128,7 @@ class AttentionDispatcher:
 
     def begin(self, context: Context | None) -> None:
         """A forward of this generation begins; None: it has ended."""
-        self.context, self.layer_hooks = context, ""
+        self.context, self.layer_hooks, self.causal_masks = context, "", {}
         if context is None:
             self._plans = self._fixed = None
             return

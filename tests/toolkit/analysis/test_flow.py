@@ -135,7 +135,7 @@ def test_head_weights_and_regulariser_of_the_notes():
     """[1], [.5, .5], [.2, .2, .6] weigh .70, a uniform causal head .611; N = 4 gives .25, .5, .75, 1."""
     first = torch.tensor([[1.0, 0, 0], [0.5, 0.5, 0], [0.2, 0.2, 0.6]])
     uniform = torch.tril(torch.ones(3, 3)) / torch.tensor([[1.0], [2.0], [3.0]])
-    from regaze.toolkit.analysis.flow import _RegularisedProbe
+    from regaze.toolkit.analysis.flow import _Prompt, _RegularisedProbe
 
     class Given:
         query = torch.zeros(1, 2, 3, 1)
@@ -147,7 +147,8 @@ def test_head_weights_and_regulariser_of_the_notes():
             return torch.stack([first, uniform])[None, :, rows]
 
     steps = _RegularisedProbe(torch.arange(3)[None], "once", True, None)
-    steps.visible, steps.batch, steps.before = torch.ones(1, 3, dtype=torch.bool), 1, 0
+    visible = torch.ones(1, 3, dtype=torch.bool)
+    steps.prompt, steps.batch, steps.before = _Prompt(steps.columns, visible, visible.cumsum(1) / 3), 1, 0
     close(steps._head_weights(Given()), torch.tensor([[0.7, 11 / 18]]))
 
 

@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from torch import Tensor
+
 from regaze.errors import InputError, UnsupportedModelError
 from regaze.toolkit.prompts.picture import WHOLE, Shares
 from regaze.toolkit.prompts.pixels import PixelLayout, Tiles
@@ -122,6 +124,9 @@ class MediaInputs:
         Raises:
             InputError: the inputs do not have it, or not for as many images as the prompts show.
         """
+        entries = self._inputs.get(name)
+        if isinstance(entries, Tensor) and entries.device.type != "cpu":  # one copy for all images
+            self._inputs = {**self._inputs, name: entries.cpu()}
         (entry,) = self.next_entries(name, 1)
         return entry.tolist() if hasattr(entry, "tolist") else entry
 

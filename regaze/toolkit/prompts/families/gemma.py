@@ -71,7 +71,7 @@ class Gemma4(VisionFamily):
     def split_run(self, count: int, media: MediaInputs) -> list[ViewTokens]:
         (positions,) = media.next_entries("image_position_ids", 1)  # [patches, 2] as (x, y), then -1
         pooled = self.config.vision_config.pooling_kernel_size
-        columns, rows = ((int(last) + 1) // pooled for last in positions.amax(0))
+        columns, rows = ((last + 1) // pooled for last in positions.amax(0).tolist())
         if rows * columns != count:
             raise InputError(
                 f"an image has {rows} x {columns} tokens by its patches' positions, but the prompt has "

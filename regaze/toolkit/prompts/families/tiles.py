@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -155,17 +156,16 @@ def arrangement(tiles: Tensor, thumbnail: Tensor) -> tuple[int, int] | None:
     count, size = len(tiles), min(32, thumbnail.shape[-1])
     small = F.adaptive_avg_pool2d(tiles.float(), size)
     target = F.adaptive_avg_pool2d(thumbnail.float(), size)
-    errors: list[tuple[float, tuple[int, int]]] = []
+    grids, errors = [], []
     for rows in range(1, count + 1):
         columns = count // rows
         if rows * columns == count:
             canvas = small.view(rows, columns, -1, size, size).permute(2, 0, 3, 1, 4)
             joined = F.adaptive_avg_pool2d(canvas.reshape(-1, rows * size, columns * size), size)
-            errors.append((float((joined - target).square().mean()), (rows, columns)))
-    errors.sort()
-    if len(errors) > 1 and not errors[0][0] < errors[1][0] / 2:
-        return None
-    return errors[0][1]
+            grids.append((rows, columns))
+            errors.append((joined - target).square().mean())
+    found = sorted(zip(torch.stack(errors).tolist(), grids, strict=True))
+    return None if len(found) > 1 and not found[0][0] < found[1][0] / 2 else found[0][1]
 
 
 def _groups(flags: Sequence[bool]) -> list[list[int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from functools import lru_cache
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +15,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlavaForConditionalG
 from regaze.demo.training.model import build_model
 from regaze.demo.training.vocabulary import build_processor
 from regaze.interventions import VAR
+from regaze.toolkit.model import compat
 from regaze.toolkit.model.context import Context
 from regaze.toolkit.prompts.token_map import TokenMap
 
@@ -70,6 +72,21 @@ def logits_of(model: Any, inputs: Any, tokens: int = 5) -> torch.Tensor:
         eos_token_id=None,
     )
     return torch.stack(out.logits)
+
+
+def compile_decoding(model: Any) -> None:
+    """Compile the forwards of single tokens, as `generate` does on a GPU, without room for a graph break."""
+    own = model.forward
+    compiled = torch.compile(own, backend="eager", fullgraph=True)
+
+    @functools.wraps(own)
+    def forward(**inputs: Any) -> Any:
+        ids = inputs.get("decoder_input_ids", inputs.get("input_ids"))
+        return (
+            compiled if ids.shape[1] == 1 and compat.cache_length(compat.cache_argument(inputs)) else own
+        )(**inputs)
+
+    model.forward = forward
 
 
 def context_for(roles: Any, *, layers: int = 6, heads: int = 2, hidden_size: int = 8) -> Context:

@@ -106,9 +106,10 @@ def test_the_host_counts_the_columns_of_a_static_cache_that_goes_on():
         run(3, 4)
         run(4, 5)
         assert not ReadLength.reads
-        compat.crop_last(cache)
-        assert compat.cache_length(cache) == 4
-        assert ReadLength.reads
-        run(4, 5)
+        if hasattr(cache.layers[0], "crop"):  # not in transformers 5.17
+            compat.crop_last(cache)
+            assert compat.cache_length(cache) == 4
+            assert ReadLength.reads
+            run(4, 5)
         torch.testing.assert_close(run(5, 6), whole)
     assert compat.cache_length(cache) == 6

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from models import logits_of
+from models import compile_decoding, logits_of
 from transformers import (
     Gemma2Config,
     Gemma2ForCausalLM,
@@ -209,3 +209,17 @@ def test_a_model_that_ran_eager_attention_is_idle_to_the_bit():
     plain = logits_of(model, inputs)
     with regaze.wrap(model).using():
         assert torch.equal(logits_of(model, inputs), plain)
+
+
+def test_compiled_decode_steps_have_the_soft_cap_and_the_sinks(build):
+    """Also over the static caches of sliding windows, which drop keys."""
+    torch._dynamo.reset()
+    ids = torch.randint(1, 97, (2, LENGTH), generator=torch.Generator().manual_seed(1))
+    inputs = {"input_ids": ids, "cache_implementation": "static"}
+    model, compiled = build(5), build(5)
+    compile_decoding(compiled)
+    with regaze.wrap(model).using(Bias()):
+        eager = logits_of(model, inputs)
+    with regaze.wrap(compiled).using(Bias()):
+        assert torch.equal(logits_of(compiled, inputs), eager)
+    torch._dynamo.reset()

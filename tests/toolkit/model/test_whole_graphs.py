@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 import gc
 
 import pytest
 import torch
 import transformers
-from models import llava_processor, logits_of, picture, small_var, tiny_llama, tiny_llava
+from models import compile_decoding, llava_processor, logits_of, picture, small_var, tiny_llama, tiny_llava
 from torch._dynamo.utils import counters
+from transformers import BartConfig, BartForConditionalGeneration
 
 import regaze
 from regaze import HeadKnockout
@@ -31,18 +31,6 @@ METHODS = {
     "knockout": KNOCK,
     "vcd": VCD(alpha=0.5, noise_step=300),
 }
-
-
-def compile_decoding(model) -> None:
-    """Compile the forwards of single tokens, as `generate` does on a GPU, without room for a break."""
-    own = model.forward
-    compiled = torch.compile(own, backend="eager", fullgraph=True)
-
-    @functools.wraps(own)
-    def forward(**inputs):
-        return (compiled if inputs["input_ids"].shape[1] == 1 else own)(**inputs)
-
-    model.forward = forward
 
 
 @pytest.fixture(scope="module")
@@ -95,21 +83,6 @@ def test_recorded_decode_steps_are_whole_graphs(gaze, compiled, inputs):
     assert torch.equal(record[0].row_step, eager[0].row_step)
 
 
-def test_generate_compiles_its_decode_step_as_one_graph(gaze, inputs):
-    """As it does by itself on a GPU: the hooks around the forward stay outside of its graph."""
-    torch._dynamo.reset()
-    config = transformers.CompileConfig(backend="eager", fullgraph=True)
-    config._compile_all_devices = True
-    wrapped = regaze.wrap(tiny_llava(), llava_processor())
-    counters.clear()
-    for method in (KNOCK, small_var()):
-        with gaze.using(method):
-            eager = logits_of(gaze.model, inputs)
-        with wrapped.using(method):
-            assert torch.equal(logits_of(wrapped.model, {**inputs, "compile_config": config}), eager)
-    assert graphs() == 1
-
-
 def test_a_block_leaves_nothing_of_its_modules_to_graphs(compiled, inputs):
     with compiled.using(KNOCK):
         logits_of(compiled.model, inputs)
@@ -130,6 +103,43 @@ def test_what_hooks_layers_says_so_by_name(compiled, inputs):
         pytest.raises(Exception, match="VISTA edits the outputs of MLPs"),
     ):
         logits_of(compiled.model, inputs)
+
+
+def test_generate_compiles_its_decode_step_as_one_graph(gaze, inputs):
+    """As it does by itself on a GPU: the hooks around the forward stay outside of its graph."""
+    torch._dynamo.reset()
+    config = transformers.CompileConfig(backend="eager", fullgraph=True)
+    config._compile_all_devices = True
+    wrapped = regaze.wrap(tiny_llava(), llava_processor())
+    counters.clear()
+    for method in (KNOCK, small_var()):
+        with gaze.using(method):
+            eager = logits_of(gaze.model, inputs)
+        with wrapped.using(method):
+            assert torch.equal(logits_of(wrapped.model, {**inputs, "compile_config": config}), eager)
+    assert graphs() == 1
+
+
+def test_cross_attention_is_part_of_the_graph():
+    """Layers of a decoder with both kinds of attention, over a static cache."""
+    torch._dynamo.reset()
+
+    def bart():
+        torch.manual_seed(0)
+        small = {"vocab_size": 97, "d_model": 48, "encoder_layers": 2, "decoder_layers": 3, "init_std": 0.3}
+        small |= {f"{part}_attention_heads": 4 for part in ("encoder", "decoder")}
+        small |= {f"{part}_ffn_dim": 64 for part in ("encoder", "decoder")}
+        return BartForConditionalGeneration(BartConfig(**small)).eval()
+
+    model, compiled = bart(), bart()
+    compile_decoding(compiled)
+    prompt = {"input_ids": torch.arange(5, 27).view(2, 11), "cache_implementation": "static"}
+    methods = HeadKnockout(heads=((1, 1),)), HeadKnockout(heads=((2, 0),), cross=True)
+    with regaze.wrap(model).using(*methods):
+        eager = logits_of(model, prompt)
+    with regaze.wrap(compiled).using(*methods):
+        assert torch.equal(logits_of(compiled, prompt), eager)
+    assert not torch.equal(logits_of(model, prompt), eager)
 
 
 @pytest.mark.slow

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -14,26 +14,27 @@ from regaze.cli import interrupt
 DEBUG = "regaze.debug"
 
 
-def stderr() -> Console:
-    """A console on the current standard error."""
-    return Console(stderr=True, highlight=False, soft_wrap=True)
-
-
-class _Output(Console):
+class _Console(Console):
     """A console that leaves a broken pipe to the command, as everything else that prints does."""
 
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError
 
 
+def stderr() -> Console:
+    """A console on the current standard error."""
+    return _Console(stderr=True, highlight=False, soft_wrap=True)
+
+
 def stdout() -> Console:
     """A console on the current standard output."""
-    return _Output(highlight=False)
+    return _Console(highlight=False)
 
 
 def info(message: str) -> None:
-    """Print a message on standard error."""
-    stderr().print(message, markup=False)
+    """Print a message on standard error; where that cannot be written, the work goes on."""
+    with suppress(OSError):
+        stderr().print(message, markup=False)
 
 
 def error(message: str) -> None:

@@ -10,6 +10,7 @@ processes, in a long kernel.
 from __future__ import annotations
 
 import os
+import select
 import signal
 import sys
 import threading
@@ -17,6 +18,8 @@ from functools import partial
 from typing import Any
 
 _NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
+#: Seconds to wait until the line can be written.
+_PATIENCE = 1.0
 _CLEAR_LINE, _SHOW_CURSOR = "\r\x1b[K", "\x1b[?25h"
 
 
@@ -38,6 +41,7 @@ class Interrupt:
         self.code: int | None = None
         self._numbers: dict[int, str] = {}
         self._once = threading.Lock()
+        self._select = select.select
         self._modules, self._write, self._unlink, self._exit = sys.modules, os.write, os.unlink, os._exit
 
     def install(self) -> None:
@@ -89,8 +93,9 @@ class Interrupt:
         if self.drawing and os.isatty(2):
             line = f"{_CLEAR_LINE}{_SHOW_CURSOR}{line}"
         try:
-            self._write(2, line.encode("utf-8", "replace"))
-        except OSError:  # nobody can be told
+            if self._select([], [2], [], _PATIENCE)[1]:  # a pipe may be full that nobody reads
+                self._write(2, line.encode("utf-8", "replace"))
+        except (OSError, ValueError):  # nobody can be told
             return
 
     def _remove_unfinished(self) -> None:

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from regaze.cli import app
 from regaze.cli.app import COMMANDS
+from regaze.interventions import registry
 
 
 @pytest.mark.parametrize(("name", "summary"), COMMANDS.items())
@@ -36,6 +37,24 @@ def test_a_mistyped_command_is_one_line():
     assert result.exit_code == 2
     assert len(result.stderr.splitlines()) == 1
     assert "No such command 'evalute'. Did you mean 'evaluate'" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (BrokenPipeError(32, "Broken pipe"), 141, ""),
+        (OSError(28, "No space left on device"), 2, "regaze: error: No space left on device\n"),
+        (OSError(5, "Input/output error", "a.txt"), 2, "regaze: error: a.txt: Input/output error\n"),
+    ],
+    ids=["pipe", "output", "file"],
+)
+def test_what_the_system_refuses_is_one_line(monkeypatch, error, code, message):
+    def failing() -> None:
+        raise error
+
+    monkeypatch.setattr(registry, "load_methods", failing)
+    result = CliRunner().invoke(app, ["methods"])
+    assert (result.exit_code, result.stderr) == (code, message)
 
 
 def test_a_mistyped_option_is_one_line():

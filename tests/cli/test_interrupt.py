@@ -26,6 +26,9 @@ ENVIRONMENT = {
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 INSTALLED = "from regaze.cli import interrupt; interrupt.current.install()\n"
 READY = "print('ready', flush=True)\n"
+#: Fills the pipe of standard error.
+FILL = "import os; os.set_blocking(2, False)\ntry:\n while True: os.write(2, b' ' * 4096)\n"
+FILL += "except BlockingIOError: os.set_blocking(2, True)\n"
 SLEEP = "import time; time.sleep(60)\n"
 
 
@@ -79,15 +82,19 @@ def test_the_advice_stands_behind():
 
 def test_of_two_signals_the_first_counts():
     """The second comes while the line of the first is written, to a pipe that is full."""
-    fill = "import os; os.set_blocking(2, False)\ntry:\n while True: os.write(2, b' ' * 4096)\n"
-    fill += "except BlockingIOError: os.set_blocking(2, True)\n"
-    process = ready(INSTALLED + fill + READY + SLEEP)
+    process = ready(INSTALLED + FILL + READY + SLEEP)
     process.send_signal(signal.SIGHUP)
     time.sleep(0.2)
     process.send_signal(signal.SIGINT)
     process.send_signal(signal.SIGTERM)
     code, _, errors = ended(process)
     assert (code, errors.lstrip()) == (129, line(signal.SIGHUP))
+
+
+def test_a_pipe_that_nobody_reads_does_not_hold_it():
+    process = ready(INSTALLED + FILL + READY + SLEEP)
+    process.terminate()
+    assert process.wait(timeout=30) == 143
 
 
 @pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
@@ -180,14 +187,14 @@ def test_the_command_is_interrupted_while_it_imports(tmp_path, number, seconds):
 
 
 def test_a_reader_that_has_seen_enough_is_no_error():
-    process = start("-m", "regaze", "methods")
+    process = start("-m", "regaze", "evaluate", "--help")
     process.stdout.close()
     assert process.stderr.read() == ""
     assert process.wait() == 141
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-@pytest.mark.parametrize("arguments", [("--help",), ("benchmarks",)], ids=str)
+@pytest.mark.parametrize("arguments", [("--help",), ("evaluate", "--help")], ids=len)
 def test_output_that_cannot_be_written_is_one_line(arguments):
     with open("/dev/full", "w") as full:
         command = [sys.executable, "-m", "regaze", *arguments]
@@ -196,9 +203,16 @@ def test_output_that_cannot_be_written_is_one_line(arguments):
     assert done.stderr == "regaze: error: No space left on device\n"
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_messages_that_cannot_be_written_stop_nothing():
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "regaze", "methods", "--jason"]
+        assert subprocess.run(command, stderr=full, env=ENVIRONMENT, check=False).returncode == 2
+
+
 def test_closed_streams_are_no_error():
     done = subprocess.run(
-        [sys.executable, "-m", "regaze", "methods"],
+        [sys.executable, "-m", "regaze", "--help"],
         env=ENVIRONMENT,
         preexec_fn=lambda: os.closerange(0, 3),
         check=False,

@@ -61,7 +61,7 @@ class HttpJudge(CachedJudge):
         pause: seconds before the first repetition.
 
     Raises:
-        InputError: the URL is not one of a server.
+        InputError: the URL is not one of a server, or the key cannot be sent.
     """
 
     url: str
@@ -82,6 +82,7 @@ class HttpJudge(CachedJudge):
             is_server = False
         if not is_server:  # not shown, since it may hold a key
             raise InputError("the judge's URL is not one of a server: expected one like https://host/v1")
+        self._headers()  # names a key that cannot be sent
 
     @property
     def name(self) -> str:  # type: ignore[override]

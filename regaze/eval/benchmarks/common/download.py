@@ -10,6 +10,7 @@ from pathlib import Path
 from regaze.errors import InputError
 from regaze.eval.files import cache_folder
 from regaze.reading import StrPath, hash_file
+from regaze.writing import make_folder, replacing
 
 TIMEOUT_SECONDS = 60.0
 
@@ -75,16 +76,18 @@ def download_files(
 
 
 def _retrieve(file: RemoteFile, path: Path) -> None:
-    """Download one file: pooch writes to a temporary file and moves it to `path` once its hash is right."""
+    """Download one file, which is at `path` once it is whole and its hash is right."""
     import pooch
 
-    pooch.get_logger().setLevel("WARNING")
     downloader = pooch.HTTPDownloader(timeout=TIMEOUT_SECONDS, progressbar=sys.stderr.isatty())
-    try:
-        pooch.retrieve(file.url, file.sha256, fname=path.name, path=path.parent, downloader=downloader)
-    except ValueError as error:  # a wrong hash
-        raise InputError(f"{file.url} is not the published file: {error}") from error
-    except OSError as error:  # no network, an HTTP error, a folder that cannot be written
-        raise InputError(
-            f"{file.url} cannot be downloaded: {error}. Get it on another machine and save it as {path}"
-        ) from error
+    make_folder(path.parent)
+    with replacing(path) as partial:
+        try:
+            downloader(file.url, str(partial), None)
+        except OSError as error:  # no network, an HTTP error, a full disk
+            raise InputError(
+                f"{file.url} cannot be downloaded: {error}. Get it on another machine and save it as {path}"
+            ) from error
+        found = hash_file(partial)
+        if file.sha256 not in (None, found):
+            raise InputError(f"{file.url} is not the published file: it has sha256 {found}")

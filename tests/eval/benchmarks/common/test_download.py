@@ -74,7 +74,7 @@ def test_a_missing_file_and_a_missing_network_say_what_to_do(server, tmp_path, a
 
 def test_a_folder_that_cannot_be_written_is_named(server, tmp_path):
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(InputError, match=r"published\.json cannot be downloaded: .*file"):
+    with pytest.raises(InputError, match=r"file cannot be written: .*"):
         download_files([RemoteFile(f"{server}/published.json", "a.json", None)], tmp_path / "file")
 
 

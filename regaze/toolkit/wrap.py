@@ -27,6 +27,7 @@ from regaze.toolkit.prompts.families import MediaInputs, family_of
 from regaze.toolkit.prompts.images import ImageLike, is_image, open_image
 from regaze.toolkit.prompts.prompt_reader import Prompt, PromptReader
 from regaze.toolkit.prompts.token_map import PromptTokens, TokenMap
+from regaze.toolkit.record.host_copies import to_host
 from regaze.toolkit.record.options import RecordOptions
 from regaze.toolkit.record.record import Record
 from regaze.toolkit.record.recorder import Recorder
@@ -268,7 +269,10 @@ class Gaze:
     def _read(self, inputs: Mapping[str, Any], attention_mask: Tensor | None) -> TokenMap:
         if compat.is_vision_model(self.model):
             return vision_tokens(self.model, inputs["pixel_values"])
-        ids, media = inputs["input_ids"].cpu(), MediaInputs(inputs)
+        ids, media = inputs["input_ids"], MediaInputs(inputs)
+        if attention_mask is not None and attention_mask.shape == ids.shape:
+            ids, attention_mask = to_host([ids, attention_mask])
+        ids = ids.cpu()
         complete = media.has(*self.family.media_inputs)
         visible = _visible(ids, attention_mask)
         samples = []

@@ -31,8 +31,12 @@ PARAMETERS = {
 #: Lines that may copy or wait more often, by method: measuring forwards read their prompts as any other;
 #: what changes with the steps goes from one device to the other at each.
 READS = {
-    "avisc": ("toolkit/wrap.py",),
-    "vista": ("toolkit/wrap.py", "model/context.py", "copy between devices at regaze/interventions/vista.py"),
+    "avisc": ("record/host_copies.py",),
+    "vista": (
+        "record/host_copies.py",
+        "model/context.py",
+        "copy between devices at regaze/interventions/vista.py",
+    ),
     "sparc": ("copy between devices at regaze/kernels/placement.py",),
 }
 ACTING = sorted(name for name in BUILT_IN if name not in ("carve", "opera"))

@@ -104,7 +104,9 @@ def overrides(callback: Callback, *methods: str) -> bool:
 
 
 def keeps_edits(callback: Callback) -> bool:
-    """Whether `fixed_edits` holds for a callback: a class that redefines `edit` must say so anew."""
+    """Whether the edits of a callback are fixed: it has none, or `fixed_edits` is set beside its `edit`."""
+    if not overrides(callback, "edit", "edit_cross"):
+        return True
     if "fixed_edits" in vars(callback):
         return callback.fixed_edits
     for base in type(callback).__mro__:

@@ -12,6 +12,7 @@ from models import logits_of, tiny_llama
 import regaze
 from regaze.kernels import AttentionEdit, StatsRequest
 from regaze.toolkit.model.callback import Callback
+from regaze.toolkit.model.logits import LogitsCombination
 from regaze.toolkit.model.plans import plan_layer
 
 CPU = torch.device("cpu")
@@ -60,6 +61,17 @@ def test_fixed_edits_are_asked_for_in_the_prompt_and_the_first_step(text, prompt
         with regaze.wrap(text).using(callback):
             logits_of(text, prompt)
         assert callback.asked == dict.fromkeys(range(steps), LAYERS)
+
+
+def test_a_callback_without_edits_makes_nobody_ask(text, prompt):
+    class Combining(Callback):
+        def combine_logits(self, context):
+            return LogitsCombination(2.0)
+
+    fixed = Fixed()
+    with regaze.wrap(text).using(fixed, Combining()), regaze.wrap(text).recording(masses=False, lse=True):
+        logits_of(text, prompt)
+    assert fixed.asked == {0: LAYERS, 1: LAYERS}
 
 
 def test_one_callback_that_changes_is_enough_to_ask_all(text, prompt):

@@ -35,8 +35,8 @@ from regaze.toolkit.model.stack import Branch
 from regaze.toolkit.prompts.pixels import Patches, Tiles, read_pieces
 
 
-def golden(shared, name: str):
-    folder = shared / "goldens" / "methods" / "agla"
+def golden(goldens, name: str):
+    folder = goldens / "methods" / "agla"
     return json.loads((folder / f"{name}.json").read_text()), load_file(folder / f"{name}.safetensors")
 
 
@@ -63,8 +63,8 @@ def test_hand_example():
     assert mixed(AGLA(beta=0.0, as_released=True), main, local, step=1).tolist() == [[6.0, 3.0, 0.0]]
 
 
-def test_golden_combine(shared):
-    spec, tensors = golden(shared, "combine")
+def test_golden_combine(goldens):
+    spec, tensors = golden(goldens, "combine")
     for name, case in spec["cases"].items():
         agla = AGLA(alpha=case["params"]["alpha"], beta=case["params"]["beta"])
         main, local = (tensors[f"{name}/in/logits_{which}"].flatten(0, 1) for which in ("main", "second"))
@@ -80,9 +80,9 @@ class GoldenAGLA(AGLA):
         return {self.branch: Branch({"input_ids": self.relevance(None, "")[0]})}
 
 
-def test_golden_end_to_end(shared, tmp_path):
-    spec, tensors = golden(shared, "e2e")
-    folder = shared / "goldens" / "methods" / "pai"
+def test_golden_end_to_end(goldens, tmp_path):
+    spec, tensors = golden(goldens, "e2e")
+    folder = goldens / "methods" / "pai"
     shutil.copy(folder / "e2e_weights.safetensors", tmp_path / "model.safetensors")
     shutil.copy(folder / "e2e_config.json", tmp_path / "config.json")
     gaze = regaze.wrap(AutoModelForCausalLM.from_pretrained(tmp_path).eval())
@@ -107,7 +107,7 @@ def test_golden_end_to_end(shared, tmp_path):
 
 def test_golden_masks(shared):
     for name in ("mask_sim0.4", "mask_sim0.83", "mask_sim0.1_noise"):
-        spec, tensors = golden(shared, name)
+        spec, tensors = golden(shared / "goldens", name)
         for case, about in spec["cases"].items():
             similarity, stored = about["params"]["sim"], tensors[f"{case}/out/map"]
             packed = tensors[f"{case}/out/mask_packed"].numpy()
@@ -245,8 +245,8 @@ def test_relevance_in_inference_mode_long_questions_and_none(blip):
     assert all(parameter.grad is None for parameter in blip[0].parameters())
 
 
-def test_golden_relevance(shared):
-    _, tensors = golden(shared, "relevance")
+def test_golden_relevance(goldens):
+    _, tensors = golden(goldens, "relevance")
     for name in ("n5", "n7_padded"):
         attention, gradient, mask = (tensors[f"{name}/in/{which}"] for which in ("attn", "grad", "text_mask"))
         got = gradcam(attention, gradient, mask).view(1, 24, 24)

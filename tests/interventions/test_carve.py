@@ -118,13 +118,13 @@ def test_specks_are_dropped_by_large():
 # The authors' outputs -----------------------------------------------------------------------------------
 
 
-def golden(shared, name: str):
-    folder = shared / "goldens" / "methods" / "carve"
+def golden(goldens, name: str):
+    folder = goldens / "methods" / "carve"
     return json.loads((folder / f"{name}.json").read_text()), load_file(folder / f"{name}.safetensors")
 
 
-def test_golden_fuse(shared):
-    spec, tensors = golden(shared, "fuse")
+def test_golden_fuse(goldens):
+    spec, tensors = golden(goldens, "fuse")
     for name, case in spec["cases"].items():
         params = case["params"]
         rows, columns = params["grid"]
@@ -141,8 +141,8 @@ def test_golden_fuse(shared):
         torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6 * float(expected.max()))
 
 
-def test_golden_mask_and_crop(shared):
-    spec, tensors = golden(shared, "mask_crop")
+def test_golden_mask_and_crop(goldens):
+    spec, tensors = golden(goldens, "mask_crop")
     for name, case in spec["cases"].items():
         params = case["params"]
         rank = {"attention_sum": "contrast", "size": "area"}[params["strategy"]]

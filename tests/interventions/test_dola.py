@@ -45,9 +45,9 @@ def test_hand_example_of_the_divergences():
     assert float(DoLa().divergence(p, p)) == pytest.approx(0.0, abs=1e-7)
 
 
-def test_golden_contrast(shared):
+def test_golden_contrast(goldens):
     """In the case of the swapped divergence the paper's layer is another one, and so are the scores."""
-    spec, tensors = golden(shared, "dola", "contrast")
+    spec, tensors = golden(goldens, "dola", "contrast")
     for name, case in spec["cases"].items():
         params = case["params"]
         dola, layers = of_case(params), params["candidates"] or (params["static_premature"],)
@@ -77,8 +77,8 @@ def test_golden_contrast(shared):
     assert len(spec["cases"]) >= 4
 
 
-def test_golden_sequence_score(shared):
-    spec, tensors = golden(shared, "dola", "sequence_score")
+def test_golden_sequence_score(goldens):
+    spec, tensors = golden(goldens, "dola", "sequence_score")
     for name, case in spec["cases"].items():
         params, logits, ids = case["params"], tensors[f"{name}/in/logits"], tensors[f"{name}/in/ids"]
         rows = slice(params["prefix"] - 1, -1)  # each row predicts the next token

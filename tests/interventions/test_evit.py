@@ -83,13 +83,13 @@ def test_hand_example():
     torch.testing.assert_close(shrunk, torch.tensor([[[9.0, 9.0], [1, 0], [2, 0], [0.2, 0.4]]]))
 
 
-def golden(shared, name):
-    folder = shared / "goldens" / "methods" / "evit"
+def golden(goldens, name):
+    folder = goldens / "methods" / "evit"
     return json.loads((folder / f"{name}.json").read_text()), load_file(folder / f"{name}.safetensors")
 
 
-def test_golden_keep_and_fuse(shared):
-    spec, tensors = golden(shared, "keep_fuse")
+def test_golden_keep_and_fuse(goldens):
+    spec, tensors = golden(goldens, "keep_fuse")
     for name, case in spec["cases"].items():
         scores, index = tensors[f"{name}/in/cls_attn"], tensors[f"{name}/out/idx"]
         shrunk, chosen = keep_and_fuse(
@@ -129,9 +129,9 @@ def vit_config(params, **more) -> ViTConfig:
     )
 
 
-def test_golden_blocks(shared):
+def test_golden_blocks(goldens):
     """A block inside a model: the class attention, which tokens stay, and what leaves the block."""
-    spec, tensors = golden(shared, "block")
+    spec, tensors = golden(goldens, "block")
     for name, case in spec["cases"].items():
         params = case["params"]
         model = ViTModel(vit_config(params, num_hidden_layers=1)).eval()
@@ -146,8 +146,8 @@ def test_golden_blocks(shared):
         close(attention[:, 1:], tensors[f"{name}/out/cls_attn"])
 
 
-def test_golden_model(shared):
-    spec, tensors = golden(shared, "model")
+def test_golden_model(goldens):
+    spec, tensors = golden(goldens, "model")
     names = {
         "cls_token": "vit.embeddings.cls_token",
         "pos_embed": "vit.embeddings.position_embeddings",
@@ -178,8 +178,8 @@ def test_golden_model(shared):
             assert torch.equal(kept[layer], tensors[f"{name}/out/idx{number}"])
 
 
-def test_golden_schedule(shared):
-    spec, tensors = golden(shared, "schedule")
+def test_golden_schedule(goldens):
+    spec, tensors = golden(goldens, "schedule")
     for name, case in spec["cases"].items():
         params = case["params"]
         start, end = params["warmup_epochs"], params["total_epochs"]

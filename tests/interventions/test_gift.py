@@ -74,13 +74,13 @@ def test_the_clip_and_a_flat_map():
     close(saliency_map(3 * other + 1, other >= 0), saliency_map(other, other >= 0), atol=1e-5)
 
 
-def golden(shared, name: str):
-    folder = shared / "goldens" / "methods" / "gift"
+def golden(goldens, name: str):
+    folder = goldens / "methods" / "gift"
     return json.loads((folder / f"{name}.json").read_text()), load_file(folder / f"{name}.safetensors")
 
 
-def test_golden_saliency(shared):
-    spec, tensors = golden(shared, "saliency")
+def test_golden_saliency(goldens):
+    spec, tensors = golden(goldens, "saliency")
     for name, case in spec["cases"].items():
         params, attention = case["params"], tensors[f"{name}/in/attn"]
         content = mask(params["prompt"], *(params["query_start"] + row for row in params["content_rows"]))
@@ -129,8 +129,8 @@ def test_hand_example_of_the_edit(beta, unnormalised):
     close(out, torch.tensor(unnormalised) / sum(unnormalised))
 
 
-def test_golden_row_edit(shared):
-    spec, tensors = golden(shared, "row_edit")
+def test_golden_row_edit(goldens):
+    spec, tensors = golden(goldens, "row_edit")
     for name, case in spec["cases"].items():
         params = case["params"]
         q, k, v, additive = (tensors[f"{name}/in/{part}"] for part in ("q", "k", "v", "mask"))
@@ -161,7 +161,7 @@ class GivenContent(GIFT):
 
 
 def test_golden_end_to_end(shared, tmp_path):
-    spec, tensors = golden(shared, "e2e")
+    spec, tensors = golden(shared / "goldens", "e2e")
     folder = shared / "goldens" / "methods" / "gift"
     shutil.copy(folder / "e2e_config.json", tmp_path / "config.json")
     shutil.copy(folder / "e2e_weights.safetensors", tmp_path / "model.safetensors")

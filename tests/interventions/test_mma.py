@@ -57,8 +57,8 @@ def golden_roles(params, ids, attention) -> torch.Tensor:
     return torch.tensor(rows)
 
 
-def test_golden_masks(shared):
-    folder = shared / "goldens" / "methods" / "mma"
+def test_golden_masks(goldens):
+    folder = goldens / "methods" / "mma"
     spec, tensors = json.loads((folder / "mask.json").read_text()), load_file(folder / "mask.safetensors")
     for name, case in spec["cases"].items():
         roles = golden_roles(

@@ -31,13 +31,13 @@ def test_spans_are_elastic():
     assert block_layout(0, 0.7, 640)[-1].sum() == 7 + 1
 
 
-def golden(shared, name):
-    folder = shared / "goldens" / "methods" / "moa"
+def golden(goldens, name):
+    folder = goldens / "methods" / "moa"
     return json.loads((folder / f"{name}.json").read_text()), load_file(folder / f"{name}.safetensors")
 
 
-def test_golden_spans(shared):
-    spec, tensors = golden(shared, "span")
+def test_golden_spans(goldens):
+    spec, tensors = golden(goldens, "span")
     for name, case in spec["cases"].items():
         params = case["params"]
         size = (params["length"], params["block_size"])
@@ -49,8 +49,8 @@ def test_golden_spans(shared):
             torch.testing.assert_close(dropped, tensors[f"{name}/out/cost"][:, number], rtol=0, atol=1e-4)
 
 
-def test_golden_influence(shared):
-    spec, tensors = golden(shared, "influence")
+def test_golden_influence(goldens):
+    spec, tensors = golden(goldens, "influence")
     for name, case in spec["cases"].items():
         effect = key_influence(tensors[f"{name}/in/attn"], tensors[f"{name}/in/grad"])
         expected = tensors[f"{name}/out/effect"].tril()

@@ -73,8 +73,8 @@ def test_hand_example_of_the_guidance():
     assert float(got[0, 0] - got[0, 1]) == pytest.approx(-0.12 + 2.14, abs=1e-6)
 
 
-def test_golden_score_boost(shared):
-    spec, tensors = golden(shared, "pai", "score_boost")
+def test_golden_score_boost(goldens):
+    spec, tensors = golden(goldens, "pai", "score_boost")
     for name, case in spec["cases"].items():
         params = case["params"]
         q, k, v, mask = (tensors[f"{name}/in/{x}"] for x in ["q", "k", "v", "mask"])
@@ -89,8 +89,8 @@ def test_golden_score_boost(shared):
     assert len(spec["cases"]) >= 3
 
 
-def test_golden_guidance(shared):
-    spec, tensors = golden(shared, "pai", "guidance")
+def test_golden_guidance(goldens):
+    spec, tensors = golden(goldens, "pai", "guidance")
     for name, case in spec["cases"].items():
         pai = PAI(gamma=float(case["params"]["gamma"]), beta=case["params"]["cut"])
         cond, uncond = (tensors[f"{name}/in/{x}_logits"] for x in ("cond", "uncond"))
@@ -111,8 +111,8 @@ def test_golden_guidance(shared):
         ("as_released", {"as_released": True}),
     ],
 )
-def test_golden_end_to_end(shared, tmp_path, kind, changes):
-    model, (spec, tensors) = golden_llama(shared, tmp_path), golden(shared, "pai", "e2e")
+def test_golden_end_to_end(goldens, tmp_path, kind, changes):
+    model, (spec, tensors) = golden_llama(goldens, tmp_path), golden(goldens, "pai", "e2e")
     gaze = regaze.wrap(model)
     for name, case in spec["cases"].items():
         params, ids = case["params"], tensors[f"{name}/in/input_ids"]

@@ -33,13 +33,13 @@ def test_hand_example_of_the_fence():
     assert local.nonzero().tolist() == [[0, 8]]  # 8 and 9 are local, but 9 is a summary token
 
 
-def golden(shared, name: str):
-    folder = shared / "goldens" / "methods" / "paint"
+def golden(goldens, name: str):
+    folder = goldens / "methods" / "paint"
     return json.loads((folder / f"{name}.json").read_text()), load_file(folder / f"{name}.safetensors")
 
 
-def test_golden_token_selection(shared):
-    spec, tensors = golden(shared, "token_selection")
+def test_golden_token_selection(goldens):
+    spec, tensors = golden(goldens, "token_selection")
     for name, case in spec["cases"].items():
         attention = tensors[f"{name}/in/cls_attn"].sum(2)[..., 1:]  # [layers, B, patches]
         close(attention[0, 0], tensors[f"{name}/out/first_layer_sum"])
@@ -83,8 +83,8 @@ def test_hand_example_of_the_scores():
     close(out, torch.tensor([0.4328, 0.0874, 0.3206, 0.1592]), rtol=0, atol=6e-5)
 
 
-def test_golden_score_boost(shared):
-    spec, tensors = golden(shared, "score_boost")
+def test_golden_score_boost(goldens):
+    spec, tensors = golden(goldens, "score_boost")
     for name, case in spec["cases"].items():
         params = case["params"]
         q, k, v, additive = (tensors[f"{name}/in/{part}"] for part in ("q", "k", "v", "mask"))

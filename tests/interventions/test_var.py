@@ -66,8 +66,8 @@ def test_hand_example(moved, expected):
     )  # too little beside its sink
 
 
-def golden(shared, name: str):
-    folder = shared / "goldens" / "methods" / "var"
+def golden(goldens, name: str):
+    folder = goldens / "methods" / "var"
     return json.loads((folder / f"{name}.json").read_text()), load_file(folder / f"{name}.safetensors")
 
 
@@ -120,8 +120,8 @@ def check_case(
         )
 
 
-def test_golden_redistribute(shared):
-    spec, tensors = golden(shared, "redistribute")
+def test_golden_redistribute(goldens):
+    spec, tensors = golden(goldens, "redistribute")
     checked = 0
     for name, case in spec["cases"].items():
         params = case["params"]
@@ -138,16 +138,16 @@ def test_golden_redistribute(shared):
 
 
 @pytest.fixture(scope="module")
-def golden_model(shared, tmp_path_factory):
-    folder, home = shared / "goldens" / "methods" / "var", tmp_path_factory.mktemp("golden")
+def golden_model(goldens, tmp_path_factory):
+    folder, home = goldens / "methods" / "var", tmp_path_factory.mktemp("golden")
     shutil.copy(folder / "e2e_config.json", home / "config.json")
     shutil.copy(folder / "e2e_weights.safetensors", home / "model.safetensors")
     return AutoModelForCausalLM.from_pretrained(home).eval()
 
 
 @pytest.mark.parametrize("as_released", [False, True])
-def test_golden_end_to_end(shared, golden_model, as_released):
-    spec, tensors = golden(shared, "e2e")
+def test_golden_end_to_end(goldens, golden_model, as_released):
+    spec, tensors = golden(goldens, "e2e")
     gaze, kind = regaze.wrap(golden_model), "as_released" if as_released else "paper"
     for name, case in spec["cases"].items():
         params, ids = case["params"], tensors[f"{name}/in/input_ids"]

@@ -49,8 +49,8 @@ def test_rows_outside_are_left_alone():
     assert torch.equal(mixed[[0, 2]], scores(main, noised, 1.0, 0.9)[[0, 2]])
 
 
-def test_golden_combine(shared):
-    spec, tensors = golden(shared, "vcd", "combine")
+def test_golden_combine(goldens):
+    spec, tensors = golden(goldens, "vcd", "combine")
     for name, case in spec["cases"].items():
         params = case["params"]
         for step, want in enumerate(tensors[f"{name}/out/scores"]):
@@ -59,8 +59,8 @@ def test_golden_combine(shared):
     assert len(spec["cases"]) >= 3
 
 
-def test_golden_noise(shared):
-    spec, tensors = golden(shared, "vcd", "noise")
+def test_golden_noise(goldens):
+    spec, tensors = golden(goldens, "vcd", "noise")
     for name, case in spec["cases"].items():
         if name == "schedule":
             share = signal_share()[tensors["schedule/in/steps"]].float()
@@ -84,8 +84,8 @@ class OtherIds(VCD):
         return Branch({"input_ids": self.second})
 
 
-def test_golden_end_to_end(shared, tmp_path):
-    model, (spec, tensors) = golden_llama(shared, tmp_path), golden(shared, "vcd", "e2e")
+def test_golden_end_to_end(goldens, tmp_path):
+    model, (spec, tensors) = golden_llama(goldens, tmp_path), golden(goldens, "vcd", "e2e")
     gaze = regaze.wrap(model)
     for name, case in spec["cases"].items():
         params, ids = case["params"], tensors[f"{name}/in/input_ids"]

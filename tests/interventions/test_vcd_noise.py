@@ -10,8 +10,8 @@ from regaze.errors import BadParameterError, ShapeError
 from regaze.interventions.vcd import add_noise, diffuse, signal_share
 
 
-def test_golden_noise(shared):
-    tensors = load_file(shared / "goldens" / "methods" / "vcd" / "noise.safetensors")
+def test_golden_noise(goldens):
+    tensors = load_file(goldens / "methods" / "vcd" / "noise.safetensors")
     for case, step in (("t500", 500), ("t100_batch", 100), ("t999", 999)):
         got = diffuse(tensors[f"{case}/in/image"], tensors[f"{case}/in/noise"], step)
         torch.testing.assert_close(got, tensors[f"{case}/out/noisy"], rtol=1e-5, atol=2e-6)

@@ -208,8 +208,8 @@ def logits_from(model: Any, embeds: Tensor) -> Tensor:
         return model.lm_head(model.get_decoder()(inputs_embeds=embeds[None]).last_hidden_state[0, -1])
 
 
-def golden(shared: Any, method: str, name: str) -> tuple[Any, dict[str, Tensor]]:
-    folder = shared / "goldens" / "methods" / method
+def golden(goldens: Any, method: str, name: str) -> tuple[Any, dict[str, Tensor]]:
+    folder = goldens / "methods" / method
     return json.loads((folder / f"{name}.json").read_text()), load_file(folder / f"{name}.safetensors")
 
 
@@ -228,13 +228,13 @@ def span_roles(length: int, start: int, end: int) -> TokenMap:
     return TokenMap.from_roles(roles)
 
 
-def golden_llama(shared: Any, home: Any) -> Any:
+def golden_llama(goldens: Any, home: Any) -> Any:
     """The text model of the end-to-end sets of PAI and VCD."""
     import shutil
 
     from transformers import AutoModelForCausalLM
 
-    folder = shared / "goldens" / "methods" / "pai"
+    folder = goldens / "methods" / "pai"
     shutil.copy(folder / "e2e_config.json", home / "config.json")
     shutil.copy(folder / "e2e_weights.safetensors", home / "model.safetensors")
     return AutoModelForCausalLM.from_pretrained(home).eval()

@@ -94,8 +94,8 @@ def test_a_task_without_a_readable_answer_is_undefined_as_the_script_stops(answe
     assert scores(answered, "regaze", answers)["unreadable"] == pytest.approx(20 / len(answers))
 
 
-def test_every_golden_answer_is_read_as_the_scorers_read_it(shared):
-    rows = json.loads((shared / "goldens/benchmarks/pope/answer_parsing.json").read_text())["rows"]
+def test_every_golden_answer_is_read_as_the_scorers_read_it(goldens):
+    rows = json.loads((goldens / "benchmarks/pope/answer_parsing.json").read_text())["rows"]
     for row in rows:
         assert read_official(row["answer"]) == row["mme_official"], row["answer"]
         assert read_lmms_eval(row["answer"]) == row["lmms_eval_mme"], row["answer"]

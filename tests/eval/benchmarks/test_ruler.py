@@ -37,9 +37,9 @@ def sentences_without_nltk(monkeypatch):
         monkeypatch.setattr(language, "sentences", lambda text: re.split(r"(?<=\.) ", text))
 
 
-def test_string_match_is_the_golden_one(shared):
+def test_string_match_is_the_golden_one(goldens):
     scorer = StringMatchScorer()
-    golden = json.loads((shared / "goldens/benchmarks/ruler/expected.json").read_text())
+    golden = json.loads((goldens / "benchmarks/ruler/expected.json").read_text())
     assert round(scorer.score(golden["refs"], golden["preds"])["score"], 2) == golden[scorer.name]
     for references, answer, target in zip(golden["refs"], golden["preds"], golden["each_all"], strict=True):
         assert round(scorer.score([references], [answer])["score"], 2) == target

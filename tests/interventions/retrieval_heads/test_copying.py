@@ -16,13 +16,13 @@ from regaze.interventions.retrieval_heads import (
 )
 
 
-def golden(shared, name):
-    return json.loads((shared / "goldens/methods/retrieval" / name).read_text())["cases"].items()
+def golden(goldens, name):
+    return json.loads((goldens / "methods/retrieval" / name).read_text())["cases"].items()
 
 
-def test_goldens_of_the_score(shared):
-    tensors = load_file(shared / "goldens/methods/retrieval/score.safetensors")
-    for case, about in golden(shared, "score.json"):
+def test_goldens_of_the_score(goldens):
+    tensors = load_file(goldens / "methods/retrieval/score.safetensors")
+    for case, about in golden(goldens, "score.json"):
         params, given = about["params"], lambda name, case=case: tensors[f"{case}/{name}"]
         output = given("out/output_used")
         rows = given("in/attn")[: len(output)]
@@ -34,8 +34,8 @@ def test_goldens_of_the_score(shared):
         torch.testing.assert_close(copied.paper, given("out/score_set"), rtol=0, atol=1e-9)
 
 
-def test_goldens_of_the_needle_span(shared):
-    for _, about in golden(shared, "needle_span.json"):
+def test_goldens_of_the_needle_span(goldens):
+    for _, about in golden(goldens, "needle_span.json"):
         prompt, needle = about["params"]["prompt"], about["params"]["needle"]
         assert (needle_span(prompt, needle, as_released=True) or (-1, -1))[0] == about["found_start"]
         assert (needle_span(prompt, needle) or (-1, -1))[0] == about["exact_start"]

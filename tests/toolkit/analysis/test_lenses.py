@@ -163,14 +163,14 @@ def test_what_cannot_be_read(gaze, inputs):
 # The class lens ---------------------------------------------------------------------------------------
 
 
-def goldens(shared, name):
-    folder = shared / "goldens/methods/vit_cls"
+def golden(goldens, name):
+    folder = goldens / "methods/vit_cls"
     cases = json.loads((folder / f"{name}.json").read_text())["cases"]
     return cases, load_file(folder / f"{name}.safetensors")
 
 
-def test_golden_identifiability(shared):
-    cases, tensors = goldens(shared, "identifiability")
+def test_golden_identifiability(goldens):
+    cases, tensors = golden(goldens, "identifiability")
     for name, case in cases.items():
         given = {key: tensors[f"{name}/in/{key}"] for key in ("hidden", "ln_weight", "ln_bias")}
         want = {key.split("/")[-1]: t for key, t in tensors.items() if key.startswith(f"{name}/out/")}
@@ -187,8 +187,8 @@ def test_golden_identifiability(shared):
         torch.testing.assert_close(lens.identifiability(true), want["identifiability"], rtol=0, atol=1e-6)
 
 
-def test_golden_perturbed_attention(shared):
-    cases, tensors = goldens(shared, "attention_perturbation")
+def test_golden_perturbed_attention(goldens):
+    cases, tensors = golden(goldens, "attention_perturbation")
     for name, case in cases.items():
         params, x = case["params"], tensors[f"{name}/in/x"]
         weights = {key: tensors[f"{name}/weights/{key}"] for key in ("qkv.weight", "qkv.bias", "proj.weight")}

@@ -53,8 +53,8 @@ def test_repeated_words_count_each_time_by_default():
     assert [(word.text, word.start) for word in last] == [("dog", 9), ("sees", 4), ("dog", 13)]
 
 
-def test_golden_alignment(shared):
-    spec = json.loads((shared / "goldens" / "methods" / "gift" / "align.json").read_text())
+def test_golden_alignment(goldens):
+    spec = json.loads((goldens / "methods" / "gift" / "align.json").read_text())
     for case in spec["cases"].values():
         params = case["params"]
         tagged = [Word(*word) for word in params["words"]]

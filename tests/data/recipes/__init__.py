@@ -1,0 +1,1 @@
+"""What the goldens of our own are computed by."""

@@ -124,6 +124,11 @@ def read_text(path: StrPath, what: str = "", max_bytes: int | None = None) -> st
     return text
 
 
+def readable(text: str) -> str:
+    r"""`text` with a `\u....` in the place of each character that `read_text` refuses."""
+    return _FORBIDDEN.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
 def parse_json(
     text: str,
     source: StrPath,

@@ -157,6 +157,7 @@ def _quiet_libraries() -> None:
         warnings.simplefilter("ignore")
         warnings.filterwarnings("default", module=r"regaze(\.|$)")
         warnings.filterwarnings("default", category=GuessWarning)
+    warnings.showwarning = console.warning
 
 
 def _flush() -> int:

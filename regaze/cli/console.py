@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import io
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.segment import Segment
+from rich.text import Text
 
 from regaze.cli import interrupt
+from regaze.visible import one_line, visible
 
 #: key that --debug sets in the metadata of the command's context
 DEBUG = "regaze.debug"
 
 
 class _Console(Console):
-    """A console that leaves a broken pipe to the command, as everything else that prints does."""
+    """Shows text as it is: no markup of rich, and nothing that would act on the terminal.
+
+    It leaves a broken pipe to the command, as everything else that prints does.
+    """
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for text, style, control in super().render(renderable, options):
+            yield Segment(text if control else visible(text), style, control)
 
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError
@@ -23,23 +35,35 @@ class _Console(Console):
 
 def stderr() -> Console:
     """A console on the current standard error."""
-    return _Console(stderr=True, highlight=False, soft_wrap=True)
+    return _Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
 def stdout() -> Console:
     """A console on the current standard output."""
-    return _Console(highlight=False)
+    _accept_any_character()
+    return _Console(highlight=False, markup=False, emoji=False)
+
+
+def echo(text: str) -> None:
+    """Print a text, or JSON, on standard output, whatever the terminal's width."""
+    _accept_any_character()
+    print(visible(text))
 
 
 def info(message: str) -> None:
     """Print a message on standard error; where that cannot be written, the work goes on."""
     with suppress(OSError):
-        stderr().print(message, markup=False)
+        stderr().print(message)
 
 
 def error(message: str) -> None:
     """Print an error as one line on standard error."""
-    info("regaze: error: " + " ".join(message.split()))
+    info("regaze: error: " + one_line(message))
+
+
+def warning(message: Warning | str, *place: object, **more: object) -> None:
+    """Print a warning as one line on standard error; takes the place of `warnings.showwarning`."""
+    info("regaze: warning: " + one_line(str(message)))
 
 
 def done(message: str) -> None:
@@ -51,8 +75,14 @@ def done(message: str) -> None:
 @contextmanager
 def status(message: str) -> Iterator[None]:
     """A message with a spinner while the block runs, on a terminal."""
-    with _drawing(), stderr().status(message):
+    with _drawing(), stderr().status(Text(message)):
         yield
+
+
+def _accept_any_character() -> None:
+    """Standard output as an encoding that lacks a character shows its number, as standard error does."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 @contextmanager
@@ -67,7 +97,8 @@ def _drawing() -> Iterator[None]:
 @contextmanager
 def progress() -> Iterator[Callable[[str, int, int], None]]:
     """Progress bars on a terminal's standard error, one per label: report(label, done, total)."""
-    columns = (TextColumn("{task.description:>8}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    name = TextColumn("{task.description:>8}", markup=False)
+    columns = (name, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     tasks: dict[str, TaskID] = {}
     screen = stderr()
     bars = Progress(*columns, console=screen, disable=not screen.is_terminal)

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader
-
 from regaze.cli import console
 from regaze.errors import BadParameterError
 from regaze.eval import Benchmark, EvalTask, Item
@@ -19,6 +17,7 @@ from regaze.eval.run.results import ANSWERS
 from regaze.interventions import Method
 from regaze.toolkit import Gaze
 from regaze.toolkit.viewer import answer_page
+from regaze.visible import file_names, html_environment
 from regaze.writing import make_folder, replace_file
 
 INDEX, PAGES = "failures.html", "pages"
@@ -84,8 +83,8 @@ def write(
         return None
     index = folder / INDEX
     labels = list(dict.fromkeys(label for failure in failures for label in failure.answers))
-    templates = Environment(loader=PackageLoader("regaze.cli", "."), autoescape=True)
-    page = templates.get_template("failures.html").render(failures=failures, conditions=labels)
+    template = html_environment("regaze.cli").get_template("failures.html")
+    page = template.render(failures=failures, conditions=labels)
     replace_file(index, page)
     return index
 
@@ -97,15 +96,15 @@ def _write_pages(
     make_folder(folder / PAGES)
     prompt = task.benchmark.prompt(item)
     length = item.max_new_tokens or task.generate_kwargs["max_new_tokens"]
-    paths = {}
-    for label, method in conditions.items():
+    paths, names = {}, file_names(f"{task.benchmark.name}-{item.key}-{label}" for label in conditions)
+    for (label, method), name in zip(conditions.items(), names.values(), strict=True):
         active: list[Any] = [] if method is None else [method]
         try:
             page = answer_page(gaze, item.images, prompt, *active, max_new_tokens=length, limit=_PAGE_LIMIT)
         except BadParameterError as error:  # a method with several passes of its own
             console.info(f"no page of {item.key} under {label}: {error}")
             continue
-        path = f"{PAGES}/{_file_name(task.benchmark.name, item.key, label)}.html"
+        path = f"{PAGES}/{name}.html"
         page.save(folder / path)
         paths[label] = path
     return paths
@@ -137,7 +136,3 @@ def _wrong(benchmark: Benchmark, answers: Mapping[str, Answers]) -> list[tuple[I
 def _first_yes_no(answer: str) -> str | None:
     found = re.search(r"\b(yes|no)\b", answer.lower())
     return found[1] if found else None
-
-
-def _file_name(*parts: str) -> str:
-    return "-".join(re.sub(r"[^\w.]+", "_", part) for part in parts)

@@ -66,12 +66,11 @@ def show(found: RetrievalHeads, score: Any, top: int) -> None:
     out.print(
         f"{about['model']}: {about['trials_succeeded']} of {about['trials_run']} trials succeeded; "
         f"{mean.numel()} heads",
-        markup=False,
         soft_wrap=True,
     )
     for threshold in THRESHOLDS:
         count = int((mean >= threshold).sum())
-        out.print(f"  score at least {threshold}: {count} ({count / mean.numel():.1%})", markup=False)
+        out.print(f"  score at least {threshold}: {count} ({count / mean.numel():.1%})")
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for heading in ("layer", "head", "paper score", "released score", "active in"):
         table.add_column(heading, justify="right")

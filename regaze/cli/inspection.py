@@ -34,9 +34,9 @@ def show(model: str, image: str | None, prompt: str | None, trust_remote_code: b
     question = "What is in the image?" if prompt is None else prompt
     views, spans = read_prompt(wrap(skeleton, processor), path, question)
     for view in views:
-        out.print(_view_line(view), markup=False)
+        out.print(_view_line(view))
     for text in _coloured(spans) if out.color_system else _lines(spans):
-        out.print(text, soft_wrap=True, markup=False)
+        out.print(text, soft_wrap=True)
 
 
 def _table(found: Inspection) -> Table:

@@ -21,6 +21,7 @@ from regaze.eval.run.process_group import ProcessGroup
 from regaze.eval.run.runner import run_folder
 from regaze.interventions import Method
 from regaze.toolkit import Gaze
+from regaze.visible import visible
 
 __all__ = ["EvalConfig", "Run", "execute", "parse_formats"]
 
@@ -57,7 +58,7 @@ def execute(run: Run, add_pages: AddPages | None = None) -> tuple[dict[str, Any]
     options = run.options
     group = ProcessGroup.from_environment(cpu=options["device"] == "cpu")
     folder = Path(group.broadcast(str(output_folder(run))))
-    interrupt.current.advice = f"; what is done is in {folder}, and the same command continues"
+    interrupt.current.advice = visible(f"; what is done is in {folder}, and the same command continues", "")
     if group.is_main:
         with run_folder(folder):  # what cannot be used is named before the model is loaded
             pass

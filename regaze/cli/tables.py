@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich import box
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from regaze.cli import console
 from regaze.eval.report import tables as report
@@ -32,14 +32,14 @@ def show(results: Mapping[str, Any]) -> None:
         for split, scores in entry["figures"].items():
             title = f"{name.upper()} {split}, {results['model']['name']}"
             title += f": {scores['questions']} questions on {scores['images']} images"
-            out.print(f"[bold]{escape(title)}[/bold]", soft_wrap=True)
+            out.print(Text(title, "bold"), soft_wrap=True)
             out.print(_table(scores, label, benchmark["numbers"]))
-        out.print(textwrap.fill(report.statistics_note(benchmark), 80), markup=False, soft_wrap=True)
+        out.print(textwrap.fill(report.statistics_note(benchmark), 80), soft_wrap=True)
         for line in _caveats(benchmark, label):
-            out.print(line, markup=False, soft_wrap=True)
-    out.print(NOTES, markup=False, soft_wrap=True)
+            out.print(line, soft_wrap=True)
+    out.print(NOTES, soft_wrap=True)
     if "pope" in results["benchmarks"]:
-        out.print(HARNESS_NOTE, markup=False, soft_wrap=True)
+        out.print(HARNESS_NOTE, soft_wrap=True)
 
 
 def _caveats(benchmark: Mapping[str, Any], label: str | None) -> list[str]:
@@ -67,13 +67,13 @@ def _table(scores: Mapping[str, Any], label: str | None, scales: Mapping[str, li
     for scorer in report.scorer_names(scores)[:_SCORERS_SHOWN]:
         conditions = scores[scorer]
         plain, numbers = conditions["plain"], scales.get(scorer, [])
-        table.add_row(f"[bold]{escape(scorer)}[/bold]")
+        table.add_row(Text(scorer, "bold"))
         for figure, value in report.iter_estimates(plain):
             cells = [report.format_estimate(figure, value, numbers)]
             if label:
                 cells.append(report.format_estimate(figure, conditions["edited"][figure], numbers))
                 cells.append(report.format_estimate(figure, conditions["difference"][figure], numbers, "+"))
-            table.add_row(f"  {report.figure_label(figure)}", *map(escape, cells))
+            table.add_row(f"  {report.figure_label(figure)}", *cells)
         if label:
             first = next(figure for figure, _ in report.iter_estimates(plain))
             detectable = conditions["difference"][first].get("detectable")

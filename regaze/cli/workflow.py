@@ -10,6 +10,7 @@ from regaze.demo import scenes
 from regaze.eval import Pope, evaluate_benchmark
 from regaze.eval.report.report import write_report
 from regaze.interventions import VAR
+from regaze.visible import visible
 
 #: The layer in which the demo model matches a word of the question with the patches that show it.
 WORD_LAYER = 0
@@ -19,7 +20,7 @@ SPLIT = "adversarial"
 
 def run(output: Path) -> None:
     """Ask, score, report and draw; results go into the folder `output`, a table to the terminal."""
-    interrupt.current.advice = f"; what is done is in {output}, and the same command continues"
+    interrupt.current.advice = visible(f"; what is done is in {output}, and the same command continues", "")
     task = Pope.of_demo(splits=[SPLIT])
     gaze = models.load_model("demo", "cpu", None)
     console.info(f"asking {len(task.items)} questions about the shipped scenes, plain and with VAR")

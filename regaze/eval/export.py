@@ -8,19 +8,17 @@ vlmevalkit
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from regaze.errors import InputError
 from regaze.eval.comparison.conditions import PLAIN
-from regaze.eval.files import read_records
+from regaze.eval.files import read_records, table_text
 from regaze.eval.run.results import ANSWERS
 from regaze.reading import StrPath
+from regaze.visible import file_names
 from regaze.writing import make_folder, replace_file
 
 FORMATS = ("lmms-eval", "vlmevalkit")
@@ -46,11 +44,13 @@ def export_answers(folder: StrPath, results: Mapping[str, Any], kind: str) -> li
     for _, row in read_records(folder / ANSWERS, controls=True):
         if "answer" in row:
             groups.setdefault((row["benchmark"], row["condition"]), []).append(row)
-    paths = []
+    paths, name_of = [], results["model"]["name"]
+    models = {label: name_of + ("" if label == PLAIN else f"-{label}") for _, label in groups}
+    folders = file_names(models.values())
     for (benchmark, condition), rows in groups.items():
-        model = _file_name(results["model"]["name"] + ("" if condition == PLAIN else f"-{condition}"))
+        model = folders[models[condition]]
         if kind == "lmms-eval":
-            date = _file_name(results["created"].split("+")[0].replace(":", "-"))
+            date = results["created"].split("+")[0].replace(":", "-")
             name, text = f"{date}_samples_{benchmark}.jsonl", _lmms_eval(rows)
         else:
             name, text = f"{model}_{benchmark}.tsv", _vlmevalkit(rows)
@@ -74,15 +74,8 @@ def _lmms_eval(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _vlmevalkit(rows: Sequence[Mapping[str, Any]]) -> str:
-    out = io.StringIO(newline="")
-    writer = csv.writer(out, delimiter="\t", lineterminator="\n")
-    writer.writerow(["index", "question", "answer", "category", "image_path", "prediction"])
+    table: list[Sequence[Any]] = [("index", "question", "answer", "category", "image_path", "prediction")]
     for number, row in enumerate(rows):
-        image = row["image"] or ""
-        writer.writerow([number, row["prompt"], row["label"], row["split"], image, row["answer"]])
-    return out.getvalue()
-
-
-def _file_name(text: str) -> str:
-    """`text` without the characters that file systems refuse, replaced as lmms-eval does."""
-    return re.sub(r'["<>:/|\\?*\[\]]+', "__", text)
+        values = row["prompt"], row["label"], row["split"], row["image"] or "", row["answer"]
+        table.append((number, *values))
+    return table_text(table, "\t")

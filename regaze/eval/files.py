@@ -11,18 +11,21 @@ import io
 import json
 import os
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from regaze.errors import InputError
-from regaze.reading import StrPath, check_count, parse_json, read_bytes, read_text
+from regaze.reading import StrPath, check_count, parse_json, read_bytes, read_text, readable
 
 #: Rows and columns of a table.
 MAX_ROWS = 1_000_000
 MAX_COLUMNS = 1_000
 
+#: What spreadsheets calculate, or have calculated at some time; a number is none.
+_FORMULA = re.compile(r"'*\s*[=+\-@\t\r＝＋－＠]")
+_NUMBER = re.compile(r"[+-]?\d+([.,]\d+)*([eE][+-]?\d+)?%?")
 _BETWEEN = re.compile(r"[\s,]*")
 
 #: (line, value)
@@ -110,9 +113,30 @@ def _table_rows(path: StrPath, delimiter: str) -> Iterator[tuple[int, list[str]]
             if len(row) > MAX_COLUMNS:
                 raise InputError(f"{path}:{reader.line_num}: more than {MAX_COLUMNS} columns")
             if row:
-                yield reader.line_num, row
+                yield reader.line_num, list(map(_unguarded, row))
     except csv.Error as error:
         raise InputError(f"{path}:{reader.line_num}: {error}") from error
+
+
+def table_text(rows: Iterable[Sequence[Any]], delimiter: str) -> str:
+    """Rows as a table that spreadsheets show, too: a cell that one would take for a formula begins with "'".
+
+    `read_table` takes it away again. Characters that the reader refuses are written as `\\u....`.
+    """
+    out = io.StringIO(newline="")
+    # Quoted, since Python before 3.13 leaves carriage returns without quotes.
+    writer = csv.writer(out, delimiter=delimiter, lineterminator="\n", quoting=csv.QUOTE_ALL)
+    writer.writerows([_guarded(readable(str(cell))) for cell in row] for row in rows)
+    return out.getvalue()
+
+
+def _guarded(cell: str) -> str:
+    is_formula = _FORMULA.match(cell) and not _NUMBER.fullmatch(cell)
+    return f"'{cell}" if is_formula else cell
+
+
+def _unguarded(cell: str) -> str:
+    return cell[1:] if cell.startswith("'") and _guarded(cell[1:]) == cell else cell
 
 
 def read_tab_separated(path: StrPath, counts: Collection[int]) -> list[tuple[int, list[str]]]:

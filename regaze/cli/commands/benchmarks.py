@@ -7,7 +7,7 @@ import json as json_module
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
+from rich.text import Text
 
 from regaze.cli import console, options
 from regaze.errors import InputError
@@ -44,16 +44,16 @@ def _download(name: str | None) -> None:
 def _list(json: bool) -> None:
     known = {name: _describe(catalogue.benchmark_class(name)) for name in catalogue.NAMES}
     if json:
-        typer.echo(json_module.dumps(known, indent=2, ensure_ascii=False))
+        console.echo(json_module.dumps(known, indent=2, ensure_ascii=False))
         return
     out = console.stdout()
     for name, about in known.items():
-        out.print(f"[bold]{name}[/bold]  {escape(about['title'])}, {escape(about['paper'])}", soft_wrap=True)
-        out.print(f"  licence: {about['licence']}", markup=False, soft_wrap=True)
-        out.print(f"  images: {about['images']}", markup=False, soft_wrap=True)
+        out.print(Text.assemble((name, "bold"), f"  {about['title']}, {about['paper']}"), soft_wrap=True)
+        out.print(f"  licence: {about['licence']}", soft_wrap=True)
+        out.print(f"  images: {about['images']}", soft_wrap=True)
         for source, names in about["options"].items():
             text = ", ".join(names) or "none"
-            out.print(f"  --data {source}: options {text}", markup=False, soft_wrap=True)
+            out.print(f"  --data {source}: options {text}", soft_wrap=True)
         out.print()
 
 

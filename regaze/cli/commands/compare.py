@@ -65,5 +65,5 @@ def compare(
     results, folder = cli.run.execute(run)
     if results is None:
         return
-    typer.echo(cli.tables.as_json(results) if json else cli.tables.comparison(results))
+    cli.console.echo(cli.tables.as_json(results) if json else cli.tables.comparison(results))
     cli.console.done(f"the report, all figures and the answers are in {folder}")

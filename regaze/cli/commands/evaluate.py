@@ -66,7 +66,7 @@ def evaluate(
     if results is None:
         return
     if json:
-        typer.echo(cli.tables.as_json(results))
+        cli.console.echo(cli.tables.as_json(results))
     else:
         cli.tables.show(results)
     cli.console.done(f"results, answers and report are in {folder}")

@@ -77,7 +77,7 @@ def heads(
         )
     cli.head_search.write(found, folder, score, top)
     if json:
-        typer.echo(json_module.dumps(cli.head_search.summary(found, folder)))
+        cli.console.echo(json_module.dumps(cli.head_search.summary(found, folder)))
     else:
         cli.head_search.show(found, score, top)
     cli.console.done(f"head files and picture are in {folder}")

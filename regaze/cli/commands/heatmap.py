@@ -55,5 +55,5 @@ def heatmap(
         heads=head_indices,
         max_new_tokens=max_new_tokens,
     )
-    typer.echo(answer)
+    cli.console.echo(answer)
     cli.console.done(f"the heatmap is in {output}")

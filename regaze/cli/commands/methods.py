@@ -7,7 +7,7 @@ from dataclasses import MISSING
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
+from rich.text import Text
 
 from regaze.cli import console, options
 from regaze.interventions import registry
@@ -23,16 +23,16 @@ def methods(
     for reason in registry.broken_methods():
         console.info(f"regaze: left out: {reason}")
     if json:
-        typer.echo(json_module.dumps(known, indent=2, ensure_ascii=False, default=str))
+        console.echo(json_module.dumps(known, indent=2, ensure_ascii=False, default=str))
         return
     out = console.stdout()
     for name, about in known.items():
-        out.print(f"[bold]{name}[/bold]  {escape(about['summary'])}", soft_wrap=True)
-        out.print(f"  source: {about['source']}", markup=False, soft_wrap=True)
+        out.print(Text.assemble((name, "bold"), f"  {about['summary']}"), soft_wrap=True)
+        out.print(f"  source: {about['source']}", soft_wrap=True)
         for parameter, entry in about["parameters"].items():
             default = entry.get("default", "...")
-            out.print(f"  --set {parameter}={default}  ({entry['type']})", markup=False, soft_wrap=True)
-            out.print(f"      {entry['help']}", markup=False, soft_wrap=True)
+            out.print(f"  --set {parameter}={default}  ({entry['type']})", soft_wrap=True)
+            out.print(f"      {entry['help']}", soft_wrap=True)
         out.print()
 
 

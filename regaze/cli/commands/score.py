@@ -47,4 +47,4 @@ def score(
     """
     source = cli.questions.QuestionSource(data, images, questions, split, bench, limit)
     scored = cli.scoring.score_answers(benchmark, answers, against, answer_key, source, judge, seed)
-    typer.echo(cli.tables.as_json(scored) if json else cli.tables.scored(scored))
+    cli.console.echo(cli.tables.as_json(scored) if json else cli.tables.scored(scored))

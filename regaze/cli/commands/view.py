@@ -61,5 +61,5 @@ def view(
         limit=int(max_size * 1e6),
     )
     page.save(output)
-    typer.echo(page.variants[-1].answer)
+    cli.console.echo(page.variants[-1].answer or "")
     cli.console.done(f"the page is in {output}")

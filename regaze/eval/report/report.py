@@ -9,12 +9,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
 from regaze.eval.report.markdown import to_markdown
 from regaze.eval.report.sections import Link, Section, build_sections
 from regaze.reading import StrPath
+from regaze.visible import html_environment
 from regaze.writing import make_folder, replace_file
 
 MARKDOWN, HTML, PLOTS = "report.md", "report.html", "plots"
@@ -39,9 +39,7 @@ def write_report(results: Mapping[str, Any], folder: StrPath, links: Sequence[Li
 
 def to_html(sections: Sequence[Section]) -> str:
     """Sections as one page that needs no other file."""
-    environment = Environment(
-        loader=PackageLoader(__package__, ""), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
+    environment = html_environment("regaze.eval.report", trim_blocks=True, lstrip_blocks=True)
     environment.filters["svg"] = _inline_svg
     return environment.get_template("report.html").render(sections=sections)
 

@@ -18,6 +18,7 @@ from regaze.toolkit.plot.style import (
     BLUE,
     PALETTE,
     RED,
+    figure_text,
     legend,
     new_figure,
     style_and_save,
@@ -79,10 +80,10 @@ def perturbation_curves(
             control = name.startswith("shuffled")
             colour = BLACK if control else PALETTE[place % (len(PALETTE) - 1)]
             line = "--" if control else f"-{_MARKERS[place % len(_MARKERS)]}"
-            axes.plot(share, mean, line, color=colour, markersize=3.5, linewidth=1.2, label=name)
+            axes.plot(share, mean, line, color=colour, markersize=3.5, linewidth=1.2, label=figure_text(name))
             axes.fill_between(share, low, high, color=colour, alpha=0.15, linewidth=0)
         what = {"deletion": "hidden", "insertion": "shown"}.get(kind, kind)
-        axes.set_title(kind)
+        axes.set_title(figure_text(kind))
         axes.set_xlabel(f"share {what}, most important first")
     panels[0].set_ylabel("log-probability of the answer (nats)")
     legend(panels[-1])

@@ -16,7 +16,7 @@ from regaze.toolkit.plot.style import (
     GREY,
     ORANGE,
     RED,
-    escape_dollars,
+    figure_text,
     legend,
     new_figure,
     style_and_save,
@@ -65,7 +65,7 @@ def pointing_game(
         axes.plot(spots[1], spots[0], "|", color=ORANGE, ms=10, mew=2, label="shuffled map")
     if chance is not None:
         axes.axvline(chance, color=RED, linewidth=1, linestyle="--", label="chance")
-    axes.set_yticks(places, [escape_dollars(name) for name in names])
+    axes.set_yticks(places, [figure_text(name) for name in names])
     axes.set_ylim(-0.6, len(names) - 0.4)
     axes.set_xlim(0, 1)
     axes.set_xlabel(f"{label} (95 % interval)")
@@ -95,7 +95,7 @@ def forest_plot(
     if not panels or not next(iter(panels.values())):
         raise BadParameterError("expected a panel with at least one method: {'accuracy': {'VAR': estimate}}")
     names = list(next(iter(panels.values())))
-    longest = max(len(name) for name in names)
+    longest = max(len(figure_text(name)) for name in names)
     figure = new_figure(max(4.6, 2.3 * len(panels) + 0.08 * longest + 0.3), 0.3 * len(names) + 1.0)
     drawn = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for axes, (title, values) in zip(drawn, panels.items(), strict=True):
@@ -105,9 +105,9 @@ def forest_plot(
             axes.plot([value], [row], "o", color=BLUE, markersize=4.5)
         if reference is not None:
             axes.axvline(reference, color=GREY, linewidth=0.8, zorder=0)
-        axes.set_title(escape_dollars(title))
+        axes.set_title(figure_text(title))
         axes.spines["left"].set_visible(False)
-    drawn[0].set_yticks(range(len(names)), [escape_dollars(name) for name in names])
+    drawn[0].set_yticks(range(len(names)), [figure_text(name) for name in names])
     drawn[0].set_ylim(len(names) - 0.5, -0.5)
     figure.supxlabel(label, fontsize=9)
     return style_and_save(figure, path)

@@ -12,7 +12,7 @@ from torch import Tensor
 from regaze.errors import BadParameterError
 from regaze.reading import StrPath
 from regaze.toolkit.analysis.selection import check_choice
-from regaze.toolkit.plot.style import SKY, colour_scale, new_figure, style_and_save
+from regaze.toolkit.plot.style import SKY, colour_scale, figure_text, new_figure, style_and_save
 
 
 def head_scores(
@@ -49,6 +49,6 @@ def head_scores(
         axis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("head")
     axes.set_ylabel("layer")
-    axes.set_title(title or "")
+    axes.set_title(figure_text(title or ""))
     figure.colorbar(mappable, ax=axes).set_label(label)
     return style_and_save(figure, path)

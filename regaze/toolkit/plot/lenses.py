@@ -15,7 +15,7 @@ from regaze.toolkit.analysis.lenses import LogitLens
 from regaze.toolkit.analysis.selection import check_choice, check_choices
 from regaze.toolkit.plot.style import (
     TICK,
-    escape_dollars,
+    figure_text,
     new_figure,
     style_and_save,
     visible_text,
@@ -120,7 +120,7 @@ def _draw_words(axes: Axes, shades: np.ndarray, words: Sequence[Sequence[str]]) 
             axes.text(
                 column,
                 row,
-                escape_dollars(short),
+                figure_text(short),
                 ha="center",
                 va="center",
                 fontsize=TICK - 1.5,

@@ -24,7 +24,7 @@ from regaze.toolkit.analysis.selection import (
     select_rows,
 )
 from regaze.toolkit.analysis.token_sinks import SinkTokens
-from regaze.toolkit.plot.style import SKY, colour_scale, escape_dollars, new_figure, style_and_save
+from regaze.toolkit.plot.style import SKY, colour_scale, figure_text, new_figure, style_and_save
 from regaze.toolkit.prompts.images import ImageLike, open_image
 from regaze.toolkit.prompts.picture import WHOLE, Shares, within
 from regaze.toolkit.prompts.token_map import TokenMap, View, boxes_on
@@ -80,9 +80,7 @@ def heatmap(
     picture.set_axis_off()
     mappable = _overlay(overlay, image, grid, box=box)
     _colour_bar(figure, mappable, overlay, image, "attention weight per image token", shrink=0.9)
-    overlay.set_title(
-        escape_dollars(_caption(trace, token, layers, heads, sample) if title is None else title)
-    )
+    overlay.set_title(figure_text(_caption(trace, token, layers, heads, sample) if title is None else title))
     return style_and_save(figure, path)
 
 
@@ -119,7 +117,7 @@ def token_layer_grid(
             if row == 0:
                 axes[row, column].set_title(f"layer {layer}")
         word = token if isinstance(token, str) else text[token].strip()
-        axes[row, 0].set_ylabel(escape_dollars(word) or f"token {token}")
+        axes[row, 0].set_ylabel(figure_text(word) or f"token {token}")
     return style_and_save(figure, path)
 
 
@@ -162,7 +160,7 @@ def maps(
     _no_ticks(panels[0])
     for axes, (name, values) in zip(panels[1:], named.items(), strict=False):
         _overlay(axes, image, values.detach().float().cpu().numpy())
-        axes.set_title(escape_dollars(name))
+        axes.set_title(figure_text(name))
     for axes in panels[: 1 + len(named)]:
         (_, right), (bottom, _) = axes.get_xlim(), axes.get_ylim()
         across, down = right / width, bottom / height

@@ -11,10 +11,13 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.text import Text
+from matplotlib.ticker import FixedFormatter
 
 from regaze.errors import BadParameterError
 from regaze.reading import StrPath
 from regaze.toolkit.prompts.token_map import Role
+from regaze.visible import visible
 from regaze.writing import replacing
 
 #: Okabe-Ito (Color Universal Design, 2008): eight colours that all readers can tell apart.
@@ -44,6 +47,8 @@ AMOUNT = "inferno"
 LOST, GAINED = ("#1f6396", "#77b6e3"), ("#f0a13a", "#a14706")
 #: Colour map of differences: blue is lost, white is 0, orange is gained.
 DIFFERENCE = LinearSegmentedColormap.from_list("lost_gained", [*LOST, "#ffffff", *GAINED])
+#: Most characters of a text of others.
+_LONGEST = 120
 #: Text sizes in points: labels and titles; ticks and legends.
 LABEL, TICK = 9, 8
 #: Reproducible files: fixed SVG ids, text as text in a PDF, images with their own pixels.
@@ -74,7 +79,7 @@ def legend(axes: Axes, **options: Any) -> None:
 
 def word_ticks(axis: Any, words: Sequence[str], rotation: float = 0.0) -> None:
     """Label an axis with a tick for every word."""
-    labels = [escape_dollars(visible_text(word)) for word in words]
+    labels = [figure_text(visible_text(word)) for word in words]
     axis.set_ticks(range(len(words)), labels, rotation=rotation)
     if rotation:
         for label in axis.get_ticklabels():
@@ -87,9 +92,22 @@ def visible_text(token: str) -> str:
     return token.strip() or token.replace("\n", "↵").replace("\t", "⇥").replace(" ", "␣")
 
 
-def escape_dollars(text: str) -> str:
-    """Text in which a dollar sign does not begin a formula."""
+def figure_text(text: str) -> str:
+    """A text of others, shortened: a dollar sign begins no formula, and no character is unseen."""
+    text = visible(text, "\n")
+    text = text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
     return text.replace("$", r"\$")
+
+
+def _show_unseen(figure: Figure) -> None:
+    """Show unseen characters of any text: an SVG file with control characters is none."""
+    for text in figure.findobj(Text):
+        text.set_text(visible(text.get_text()))
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            formatter = axis.get_major_formatter()
+            if isinstance(formatter, FixedFormatter):
+                formatter.seq = [visible(label) for label in formatter.seq]
 
 
 def style_and_save(figure: Figure, path: StrPath | None = None) -> Figure:
@@ -98,6 +116,7 @@ def style_and_save(figure: Figure, path: StrPath | None = None) -> Figure:
     Raises:
         BadParameterError: the file cannot be written, or matplotlib does not know its ending.
     """
+    _show_unseen(figure)
     for axes in figure.axes:
         axes.xaxis.label.set_fontsize(LABEL)
         axes.yaxis.label.set_fontsize(LABEL)

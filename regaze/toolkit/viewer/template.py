@@ -6,8 +6,9 @@ import base64
 import hashlib
 from typing import Any
 
-from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
+
+from regaze.visible import html_environment
 
 #: The scripts run one after the other in one scope.
 _STYLE, _SCRIPTS = "viewer.css", ("weights.js", "panels.js", "viewer.js", "keys.js", "build.js")
@@ -19,7 +20,7 @@ def render(content: dict[str, Any]) -> str:
     Texts of the prompt occur only in the JSON, where the template's `tojson` escapes "<", ">" and "&", and in
     the escaped title. The content security policy allows this style and this script, and no request.
     """
-    environment = Environment(loader=PackageLoader(__package__, "assets"), autoescape=True)
+    environment = html_environment("regaze.toolkit.viewer", "assets")
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
     style, script = (
         _source(environment, _STYLE),
@@ -35,7 +36,7 @@ def render(content: dict[str, Any]) -> str:
     )
 
 
-def _source(environment: Environment, name: str) -> str:
+def _source(environment: Any, name: str) -> str:
     """The text of an asset, which is not a template itself."""
     assert environment.loader is not None
     return environment.loader.get_source(environment, name)[0]

@@ -11,13 +11,18 @@ import pytest
 from pydantic import ValidationError
 from standins import Blind, StandIn, write_pope
 
+from regaze.cli import console
+from regaze.cli import tables as terminal
 from regaze.errors import InputError
 from regaze.eval import EvalConfig, EvalTask, Pope, evaluate
+from regaze.eval.answer_fields import choose_answer_field
+from regaze.eval.answer_files import read_answer_rows
 from regaze.eval.benchmarks.amber.benchmark import Amber
 from regaze.eval.benchmarks.chair.benchmark import Chair
 from regaze.eval.benchmarks.mme.benchmark import Mme
 from regaze.eval.comparison.conditions import non_share_figures
 from regaze.eval.cost import Cost
+from regaze.eval.export import export_answers
 from regaze.eval.report import report, tables
 from regaze.eval.run import results
 from regaze.eval.stats import estimators
@@ -155,3 +160,46 @@ def test_every_benchmark_says_which_figures_are_numbers():
     assert non_share_figures(Pope.of_demo(1)) == {}
     assert non_share_figures(Chair.of_demo(1)) == {"chair": ["length", "words"]}
     assert set(non_share_figures(Amber.of_demo(1))["official"]) == {"chair", "cover", "hal", "cog"}
+
+
+class Hostile(StandIn):
+    """Answers with what would act on a terminal, a page or a spreadsheet."""
+
+    def ask(self, images, questions, **kwargs):
+        super().ask(images, questions, **kwargs)
+        return [HOSTILE if self.active else f"=1+1\r\nyes {HOSTILE}"] * len(questions)
+
+
+HOSTILE = "[/bold] \x1b[31m\x9b\u202e <img src=//host/x> ![a](http://host) a | b\t\0"
+
+
+def test_hostile_labels_and_answers_are_shown_and_read_back_everywhere(tmp_path, capsys):
+    task = write_pope(tmp_path)
+    methods = {HOSTILE: Blind()}
+    record = evaluate(
+        Hostile(), [EvalTask(task, {})], methods, tmp_path / "out", model_name=HOSTILE, config=EvalConfig()
+    )
+    report.write_report(record, tmp_path / "out")
+    terminal.show(record)
+    console.echo(terminal.comparison(record))
+    console.echo(results.dumps(record))
+    shown = capsys.readouterr().out
+    source = (tmp_path / "out" / report.MARKDOWN).read_text()
+    page = (tmp_path / "out" / report.HTML).read_text()
+    for text in (shown, source, page):
+        assert not set(text) & set("\x1b\x9b\u202e\0")
+        assert "\\u202e" in text
+    for text in ("<img", "](http", "http://"):
+        assert text not in source
+    assert "<img" not in page
+    paths = [
+        *export_answers(tmp_path / "out", record, "vlmevalkit"),
+        *export_answers(tmp_path / "out", record, "lmms-eval"),
+    ]
+    for path in paths:
+        rows = read_answer_rows(path)
+        answers = [row.text(choose_answer_field(rows)) for row in rows]
+        told = answers[0].replace("\\u001b", "\x1b").replace("\\u0000", "\0")
+        assert told in (HOSTILE, f"=1+1\r\nyes {HOSTILE}")
+        cells = re.split("[\t\n]", path.read_text())
+        assert not [cell for cell in cells if re.match('"?[=+@-]', cell)]

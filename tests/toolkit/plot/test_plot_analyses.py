@@ -145,11 +145,9 @@ def test_a_lens_table_has_the_words_and_their_probability(gaze, inputs, lens):
     )
     expected = lens.words()
     spelled = [style.visible_text(expected[layer][row]) for layer in (0, 6) for row in rows]
-    assert [each.get_text()[:9] for each in axes.texts] == [
-        style.escape_dollars(word)[:9] for word in spelled
-    ]
+    assert [each.get_text()[:9] for each in axes.texts] == [style.figure_text(word)[:9] for word in spelled]
     assert words(axes.yaxis) == ["0", "6"]
-    assert words(axes.xaxis) == [style.escape_dollars(style.visible_text(text[row])) for row in rows]
+    assert words(axes.xaxis) == [style.figure_text(style.visible_text(text[row])) for row in rows]
     with pytest.raises(BadParameterError, match="text must have a token"):
         plot.lens_table(lens, text=["a"])
     with pytest.raises(BadParameterError, match="layer 7"):
@@ -161,7 +159,7 @@ def test_patches_have_their_words(lens, seen):
     told = [each.get_text() for each in table.texts]
     expected = [word for row in lens.image_words(5) for word in row]
     assert [each[:9] for each in told] == [
-        style.escape_dollars(style.visible_text(word))[:9] for word in expected
+        style.figure_text(style.visible_text(word))[:9] for word in expected
     ]
     assert table.images[0].get_array().shape == (8, 8)
 

@@ -170,10 +170,19 @@ def token_texts(
 
 def _token_texts(tokenizer: Any, ids: list[int]) -> list[str]:
     """The text of each token with the space before it, which decoding the token alone may drop."""
-    alone = tokenizer.batch_decode([[token] for token in ids])
-    pairs = tokenizer.batch_decode([list(pair) for pair in pairwise(ids)])
+    alone = _decoded(tokenizer, [(token,) for token in ids])
+    pairs = _decoded(tokenizer, list(pairwise(ids)))
     rest = [
         pair[len(first) :] if pair.startswith(first) else second
         for first, pair, second in zip(alone, pairs, alone[1:], strict=False)
     ]
     return alone[:1] + rest
+
+
+def _decoded(tokenizer: Any, parts: list[tuple[int, ...]]) -> list[str]:
+    """The text of each part; of equal ones, as an image's tokens are, one is decoded."""
+    if not parts:
+        return []
+    distinct = list(dict.fromkeys(parts))
+    texts = dict(zip(distinct, tokenizer.batch_decode([list(part) for part in distinct]), strict=True))
+    return [texts[part] for part in parts]

@@ -13,6 +13,7 @@ import regaze
 from regaze import HeadKnockout, Record, Role
 from regaze.errors import CompositionError, RecordingError
 from regaze.interventions import method_from_dict
+from regaze.toolkit.record.trace import token_texts
 
 QUESTIONS = ["Is there a dog in the image?", "What?"]
 EVERYTHING = {"entropy": True, "top1": True, "lse": True, "slices": "all"}
@@ -274,3 +275,21 @@ def test_beams_are_recorded_without_words_of_another_beam(gaze):
         answers = gaze.ask([picture(1)] * 2, QUESTIONS, num_beams=3, max_new_tokens=3)
     assert len(answers) == 2
     assert record[0].masses.shape[1] == 6
+
+
+def test_equal_tokens_are_decoded_once():
+    """A picture is some hundred of them."""
+    tokenizer, decoded = llava_processor().tokenizer, []
+
+    class Counting:
+        def batch_decode(self, parts):
+            decoded.extend(parts)
+            return tokenizer.batch_decode(parts)
+
+    ids = torch.tensor([[1, 1105, *[4] * 64, 280, 335], [1, 1105, *[4] * 64, 280, 280]])
+    texts = token_texts(Counting(), ids, None)
+    assert len(decoded) == (5 + 5) + (4 + 5)
+    for row, sample in zip(ids.tolist(), texts, strict=True):
+        assert len(sample) == len(row)
+        assert "".join(sample) == tokenizer.decode(row)
+    assert token_texts(Counting(), ids[:, 1:2], None) == (tuple(texts[0][1:2]), tuple(texts[0][1:2]))

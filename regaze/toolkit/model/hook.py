@@ -31,7 +31,7 @@ from regaze.toolkit.model.own_thread import OwnThread
 from regaze.toolkit.model.plans import AttentionDispatcher, refuse_copy
 from regaze.toolkit.model.prompt_source import PromptSource
 from regaze.toolkit.model.session import Session
-from regaze.toolkit.model.stack import Branch, Stack, main_rows
+from regaze.toolkit.model.stack import Branch, Stack, crop_columns, main_rows
 
 #: Where a model keeps its hook.
 _HOOK = "_regaze_hook"
@@ -301,6 +301,12 @@ class ModelHook:
     def _enter(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        return self._begin_forward(args, kwargs)
+
+    def _begin_forward(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """The arguments that the forward takes instead; None: those that it was given."""
         self._thread.check()
         given = {**dict(zip(self._argument_names, args, strict=False)), **kwargs} if args else kwargs
         self._attention.want_weights(compat.wants_attentions(self._model, given))
@@ -394,7 +400,11 @@ class ModelHook:
 
     @_outside_graphs
     def _leave(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        if not self._thread.is_current:  # refused by `_enter`
+        return self._end_forward(args, kwargs, output)
+
+    def _end_forward(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        """What the forward returns instead; None: its own output. `output` is None where it failed."""
+        if not self._thread.is_current:  # refused by `_begin_forward`
             return None
         context = self._attention.context
         self._attention.begin(None)
@@ -403,7 +413,7 @@ class ModelHook:
         if context is None:
             return None
         context.clear_layer_input()
-        if output is None:  # the forward failed
+        if output is None:
             return None
         cache = compat.cache_of(output)
         if context.step:
@@ -463,7 +473,7 @@ class ModelHook:
         for name in list(output):
             output[name] = main_rows(output[name], context.batch, context.user_batch)
         if context.hidden_columns:
-            _without_columns(output, context.hidden_columns, context.step == 0)
+            crop_columns(output, context.hidden_columns, context.step == 0)
         output["logits"] = logits
         return output
 
@@ -482,14 +492,3 @@ class ModelHook:
             inputs.pop("input_ids", None)
         with self.only(self._prompts.measuring(callback)), torch.no_grad():
             return self._model(**inputs)
-
-
-def _without_columns(output: Any, hidden: int, prefill: bool) -> None:
-    """Remove the padding before the user's prompts from hidden states and attention weights."""
-    first = hidden if prefill else 0
-    if output.get("hidden_states") is not None:
-        output["hidden_states"] = tuple(state[..., first:, :] for state in output["hidden_states"])
-    if output.get("attentions") is not None:
-        output["attentions"] = tuple(
-            None if weights is None else weights[:, :, first:, hidden:] for weights in output["attentions"]
-        )

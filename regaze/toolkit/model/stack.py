@@ -157,3 +157,14 @@ def main_rows(value: Any, rows: int, batch: int) -> Any:
     if isinstance(value, tuple):
         return tuple(main_rows(item, rows, batch) for item in value)
     return value
+
+
+def crop_columns(output: Any, hidden: int, prefill: bool) -> None:
+    """Remove the `hidden` columns of padding before the user's prompts from hidden states and weights."""
+    first = hidden if prefill else 0
+    if output.get("hidden_states") is not None:
+        output["hidden_states"] = tuple(state[..., first:, :] for state in output["hidden_states"])
+    if output.get("attentions") is not None:
+        output["attentions"] = tuple(
+            None if weights is None else weights[:, :, first:, hidden:] for weights in output["attentions"]
+        )

@@ -49,15 +49,15 @@ def goldens(request) -> Path:
 
 
 def pytest_collection_modifyitems(config, items):
-    """Without the folder of others' goldens one skipped test per folder stands for all that need it."""
+    """Without the folder of others' goldens one skipped test per module stands for all that need it."""
     if SHARED.is_dir():
         return
     needing: dict[Path, list[pytest.Item]] = {}
     for item in items:
         if "shared" in getattr(item, "fixturenames", ()):
-            needing.setdefault(item.path.parent, []).append(item)
-    for folder, tests in needing.items():
-        reason = f"{len(tests)} tests in {folder.name} need the goldens of others (REGAZE_SHARED)"
+            needing.setdefault(item.path, []).append(item)
+    for module, tests in needing.items():
+        reason = f"{len(tests)} tests in {module.name} need the goldens of others (REGAZE_SHARED)"
         tests[0].add_marker(pytest.mark.skip(reason=reason))
     left_out = {item for tests in needing.values() for item in tests[1:]}
     items[:] = [item for item in items if item not in left_out]

@@ -20,6 +20,7 @@ from recipes import (
     gift,
     logits,
     mma,
+    mme,
     moa,
     pai,
     paint,
@@ -33,7 +34,7 @@ from recipes import (
 )
 
 METHODS = (carve, dola, evit, gift, logits, mma, moa, paint, pai, relevance, retrieval, var, vcd, vit)
-BENCHMARKS = (pope, ruler)
+BENCHMARKS = (mme, pope, ruler)
 
 
 def main() -> None:

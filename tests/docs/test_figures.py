@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 from paths import ROOT
@@ -119,3 +120,38 @@ def test_what_stands_out_is_read_off_the_results(pages, monkeypatch):
         "- CHAIR_s rises with b (+20.0).",
         "- c cannot run: no weights.",
     ]
+
+
+def estimates(value):
+    """Every figure with an interval in a file of results."""
+    if isinstance(value, dict):
+        if {"value", "low", "high"} <= set(value) and value["value"] is not None:
+            yield value
+        value = list(value.values())
+    if isinstance(value, list):
+        for each in value:
+            yield from estimates(each)
+
+
+#: Pages whose sentences name figures with intervals, and the files that these are from.
+SENTENCES = {
+    "seeing.md": ["docs/studies/seeing/study.json"],
+    "seeing-speech.md": ["docs/studies/seeing/speech.json"],
+}
+
+
+@pytest.mark.parametrize("page", SENTENCES)
+def test_figures_in_sentences_are_in_the_results(pages, page):
+    """Those with an interval, in percent or not; "lower by" turns the sign."""
+    from figures.markdown import estimate
+
+    text = pages.REGION.sub("", (ROOT / "docs" / page).read_text(encoding="utf-8"))
+    named = set(re.findall(r"(?<![\w.])-?\d[\d.]* \[-?\d[\d.]*, -?\d[\d.]*\]", text))
+    known = set()
+    for file in SENTENCES[page]:
+        for found in estimates(json.loads((ROOT / file).read_text(encoding="utf-8"))):
+            turned = {"value": -found["value"], "low": -found["high"], "high": -found["low"]}
+            for each in (found, turned):
+                known |= {estimate(each, 2), estimate(each, 0, 100), estimate(each, 0)}
+    assert named
+    assert named <= known

@@ -271,7 +271,7 @@ class Gaze:
             return vision_tokens(self.model, inputs["pixel_values"])
         ids, media = inputs["input_ids"], MediaInputs(inputs)
         if attention_mask is not None and attention_mask.shape == ids.shape:
-            ids, attention_mask = to_host([ids, attention_mask])
+            ids, attention_mask = to_host([ids, attention_mask.bool().to(ids.dtype)])
         ids = ids.cpu()
         complete = media.has(*self.family.media_inputs)
         visible = _visible(ids, attention_mask)

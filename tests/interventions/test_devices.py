@@ -31,9 +31,9 @@ PARAMETERS = {
 #: Lines that may copy or wait more often, by method: measuring forwards read their prompts as any other;
 #: what changes with the steps goes from one device to the other at each.
 READS = {
-    "avisc": ("record/host_copies.py",),
+    "avisc": ("toolkit/wrap.py",),
     "vista": (
-        "record/host_copies.py",
+        "toolkit/wrap.py",
         "model/context.py",
         "copy between devices at regaze/interventions/vista.py",
     ),

@@ -289,7 +289,7 @@ def _line() -> str:
     while frame is not None:
         path = Path(frame.f_code.co_filename)
         package = next((part for part in reversed(path.parts[:-1]) if part in _NAMED), None)
-        if package is not None and path != _HERE:
+        if package is not None and path != _HERE and path.name != _CARRIER:
             start = len(path.parts) - 1 - path.parts[::-1].index(package)
             text = linecache.getline(str(path), frame.f_lineno).strip()
             return f"{'/'.join(path.parts[start:])}:{frame.f_lineno} {text}"
@@ -298,6 +298,8 @@ def _line() -> str:
 
 
 _HERE = Path(__file__)
+#: The module whose function brings tensors to the host for others; these are named.
+_CARRIER = "host_copies.py"
 _KERNELS = torch.library.Library("aten", "IMPL")
 
 

@@ -75,6 +75,7 @@ def read_bytes(path: StrPath, what: str = "", max_bytes: int | None = None) -> b
     Raises:
         InputError: It cannot be read, is no regular file, is a damaged gzip file, or exceeds a limit.
     """
+    path = os.fspath(path)
     name, limit = f"{what}{path}", byte_limit(max_bytes)
     try:
         with open_regular(path, what) as opened:
@@ -91,6 +92,7 @@ def read_bytes(path: StrPath, what: str = "", max_bytes: int | None = None) -> b
 
 def hash_file(path: StrPath, what: str = "", max_bytes: int = LARGE_BYTES) -> str:
     """SHA-256 of a regular file's bytes as they are. Raises InputError as `read_bytes`."""
+    path = os.fspath(path)
     name, hashed = f"{what}{path}", hashlib.sha256()
     try:
         with open_regular(path, what) as opened:
@@ -109,6 +111,7 @@ def read_text(path: StrPath, what: str = "", max_bytes: int | None = None) -> st
         InputError: As `read_bytes`; it is not UTF-8, has too many lines or a control character; names the
             line.
     """
+    path = os.fspath(path)
     data = read_bytes(path, what, max_bytes)
     try:
         text = data.decode("utf-8-sig")

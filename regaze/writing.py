@@ -80,6 +80,7 @@ def make_folder(path: StrPath) -> Path:
 
 def require_regular(path: StrPath) -> None:
     """Raise InputError where something other than a regular file has this name."""
+    path = os.fspath(path)
     try:
         kind = kind_of(os.stat(path).st_mode)
     except FileNotFoundError:
@@ -189,6 +190,7 @@ def _remove(path: Path) -> None:
 @contextmanager
 def _naming(path: StrPath) -> Iterator[None]:
     """Turn an OSError inside the block into an InputError that names the file."""
+    path = os.fspath(path)
     try:
         yield
     except OSError as error:

@@ -14,6 +14,7 @@ import select
 import signal
 import sys
 import threading
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -25,9 +26,6 @@ _CLEAR_LINE, _SHOW_CURSOR = "\r\x1b[K", "\x1b[?25h"
 
 class Interrupt:
     """What happens on a signal.
-
-    Its methods hold what they need as attributes: they may be called while the interpreter clears its
-    modules.
 
     Attributes:
         advice: what the line says besides the signal's name.
@@ -41,8 +39,6 @@ class Interrupt:
         self.code: int | None = None
         self._numbers: dict[int, str] = {}
         self._once = threading.Lock()
-        self._select = select.select
-        self._modules, self._write, self._unlink, self._exit = sys.modules, os.write, os.unlink, os._exit
 
     def install(self) -> None:
         """Handle the signals from now on. One that is ignored, as under nohup, stays so."""
@@ -51,8 +47,8 @@ class Interrupt:
         for name in _NAMES:
             number = getattr(signal, name, None)
             if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
-                signal.signal(number, self._handle)
                 self._numbers[number] = name
+                signal.signal(number, self._handle)
         if not self._numbers or os.name == "nt":
             return
         reader, writer = os.pipe()
@@ -71,7 +67,7 @@ class Interrupt:
         Called when everything else that has to be done at exit is done, the streams included.
         """
         if self.code is not None:
-            self._exit(self.code)
+            os._exit(self.code)
 
     def _watch(self, reader: int) -> None:
         while numbers := os.read(reader, 64):
@@ -83,28 +79,25 @@ class Interrupt:
         if not self._once.acquire(blocking=False):  # a second signal, or the other thread
             return
         if self.code is not None:
-            self._exit(self.code)
+            os._exit(self.code)
         self._remove_unfinished()
         if os.environ.get("RANK", "0") == "0":  # of several processes the first speaks
             self._say(f"regaze: stopped by {self._numbers[number]}{self.advice}\n")
-        self._exit(128 + number)
+        os._exit(128 + number)
 
     def _say(self, line: str) -> None:
         if self.drawing and os.isatty(2):
             line = f"{_CLEAR_LINE}{_SHOW_CURSOR}{line}"
-        try:
-            if self._select([], [2], [], _PATIENCE)[1]:  # a pipe may be full that nobody reads
-                self._write(2, line.encode("utf-8", "replace"))
-        except (OSError, ValueError):  # nobody can be told
-            return
+        with suppress(OSError, ValueError):  # the stream is closed, or its disk full
+            # A pipe may be full that nobody reads. Windows can wait for sockets alone.
+            if os.name == "nt" or select.select([], [2], [], _PATIENCE)[1]:
+                os.write(2, line.encode("utf-8", "replace"))
 
     def _remove_unfinished(self) -> None:
-        writing = self._modules.get("regaze.writing")
+        writing = sys.modules.get("regaze.writing")  # not imported: nothing was written
         for path in tuple(getattr(writing, "unfinished", ())):
-            try:
-                self._unlink(path)
-            except OSError:
-                continue
+            with suppress(OSError):
+                os.unlink(path)
 
     def _leave_to_default(self) -> None:
         """In a forked process: it has no thread that waits, and its signals must not reach the parent."""

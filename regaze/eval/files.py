@@ -42,6 +42,7 @@ def cache_folder() -> Path:
 
 def read_json(path: StrPath, max_bytes: int | None = None, *, controls: bool = False) -> Any:
     """The single JSON value of a file. Raises InputError naming file and line."""
+    path = os.fspath(path)
     text = read_text(path, max_bytes=max_bytes)
     return parse_json(text, path, max_bytes=max_bytes, controls=controls)
 
@@ -61,6 +62,7 @@ def read_records(path: StrPath, what: str = "", *, controls: bool = False) -> li
 
 def parse_records(text: str, path: StrPath, *, controls: bool = False) -> list[Record]:
     """As `read_records`, of the text of a file."""
+    path = os.fspath(path)
     check_count(text, path)
     records = _array_elements if text.startswith("[", _skip(text, 0)) else _json_lines
     return list(records(text, path, controls))
@@ -77,6 +79,7 @@ def read_table(
     Raises:
         InputError: The file or a heading is missing, or a row has too few or too many fields.
     """
+    path = os.fspath(path)
     table = _table_rows(path, delimiter)
     _, first = next(table, (1, []))
     headings = [heading.strip().lower() for heading in first]
@@ -103,6 +106,7 @@ def read_headings(path: StrPath, delimiter: str) -> list[str]:
 
 def _table_rows(path: StrPath, delimiter: str) -> Iterator[tuple[int, list[str]]]:
     """(line, fields) of the rows that are not blank."""
+    path = os.fspath(path)
     reader = csv.reader(io.StringIO(read_text(path), newline=""), delimiter=delimiter)
     count = 0
     try:

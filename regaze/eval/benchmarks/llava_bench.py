@@ -218,6 +218,7 @@ class LlavaBench(JudgedBenchmark):
 
 def official_prompts(path: StrPath) -> tuple[tuple[str, JudgePrompt], ...]:
     """(category, prompt) pairs of LLaVA's rule.json. Raises InputError if one is missing."""
+    path = Path(path)
     rules = files.read_json(path)
     prompts = []
     for category in CATEGORIES:

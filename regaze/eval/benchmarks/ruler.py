@@ -305,8 +305,9 @@ class Ruler(BaseBenchmark):
             InputError: None of them exists, or a line is malformed.
         """
         items = []
+        folder = Path(folder)
         for task in tasks:
-            path = Path(folder) / task / "validation.jsonl"
+            path = folder / task / "validation.jsonl"
             if os.path.isfile(path):
                 for number, (line, record) in enumerate(files.read_records(path)):
                     items.append(_read_prepared(task, number, record, f"{path}:{line}"))

@@ -132,7 +132,7 @@ def _item(record: Any, image: Path | None, source: str, ocr_tokens: Sequence[str
 
 def _read_ocr_tokens(path: StrPath) -> dict[str, list[str]]:
     """{image id: its OCR tokens} of Rosetta's file."""
-    records = files.require_field(files.read_json(path), "data", list, str(path))
+    records = files.require_field(files.read_json(path), "data", list, str(Path(path)))
     return {
         files.require_field(record, "image_id", str, f"{path}: data[{n}]"): list(record.get("ocr_tokens", ()))
         for n, record in enumerate(records)

@@ -51,13 +51,13 @@ class Verdicts:
         with self._lock:
             try:
                 make_folder(Path(self.path).parent)
-                with FileLock(f"{self.path}.lock"), LineLog(self.path) as log:
+                with FileLock(f"{os.fspath(self.path)}.lock"), LineLog(self.path) as log:
                     if _is_json(log.torn):  # a file written by hand may lack its last line break
                         log.append(log.torn)
                     log.append(line.encode())
             except OSError as error:
                 raise InputError(
-                    f"verdicts cannot be kept in {self.path}: {error.strerror or error}"
+                    f"verdicts cannot be kept in {os.fspath(self.path)}: {error.strerror or error}"
                 ) from error
             self._verdicts[key] = verdict
 
@@ -71,7 +71,7 @@ class RecordedJudge:
 
     def __init__(self, path: StrPath) -> None:
         self.name = f"recorded verdicts of {Path(path).name}"
-        self._path = path
+        self._path = os.fspath(path)
         self._verdicts: dict[str, str] = {}
         for source, record in _records(path):
             prompt, verdict = _text(record, "prompt", source), _text(record, "verdict", source)
@@ -91,6 +91,7 @@ class RecordedJudge:
 
 def _records(path: StrPath) -> list[tuple[str, Any]]:
     """The verdicts of a file, without a last line that is being written, or at which a process died."""
+    path = os.fspath(path)
     text = read_text(path, "verdicts ")
     last = text[text.rfind("\n") + 1 :]
     if last and last.startswith(_START[: len(last)]) and not _is_json(last.encode()):

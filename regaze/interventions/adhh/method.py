@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from os import fspath
 from typing import Any, ClassVar, Literal, cast
 
 import torch
@@ -72,6 +73,7 @@ class ADHH(Intervention):
         Raises:
             InputError: no such file, or no such list in it.
         """
+        path = fspath(path)
         content = parse_json(read_text(path), path)
         try:
             heads = content["hal_heads"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from os import fspath
 from typing import ClassVar
 
 import torch
@@ -104,6 +105,7 @@ def read_plan(path: StrPath) -> Tensor:
     Raises:
         InputError: a file that cannot be read or is not a plan.
     """
+    path = fspath(path)
     data = parse_json(read_text(path, "plan "), path)
     try:
         rules = torch.tensor([data["alphas"], data["betas"]], dtype=torch.float64)

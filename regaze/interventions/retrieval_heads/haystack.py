@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from os import fspath
 from typing import Any
 
 import numpy as np
@@ -27,9 +28,10 @@ def read_haystack(path: StrPath) -> str:
     Raises:
         InputError: the file cannot be read, is not text, or is empty.
     """
+    path = fspath(path)
     text = read_text(path, "haystack ")
     if not text.strip():
-        raise InputError(f"haystack {str(path)!r} is empty")
+        raise InputError(f"haystack {path!r} is empty")
     text = text.replace("\r\n", "\n").strip()
     return re.sub(r"(?<=\S)[ \t]*\n[ \t]*(?=\S)", " ", text)
 

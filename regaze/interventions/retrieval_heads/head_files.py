@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from os import fspath
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
@@ -58,7 +59,8 @@ def read(path: StrPath) -> dict[str, Any]:
     Raises:
         InputError: the file cannot be read, is no head file, or holds more scores than `MAX_SCORES`.
     """
-    name, text = repr(str(path)), read_text(path, "head file ")
+    path = fspath(path)
+    name, text = repr(path), read_text(path, "head file ")
     content = parse_json(text, path)
     own = isinstance(content, dict) and "format" in content
     if own and (content["format"], content.get("version")) != (FORMAT, VERSION):

@@ -54,7 +54,7 @@ class TrialLog:
         try:
             self._log = LineLog(self.path)
         except OSError as error:
-            raise InputError(f"log {str(path)!r} cannot be used: {error.strerror or error}") from error
+            raise InputError(f"log {str(self.path)!r} cannot be used: {error.strerror or error}") from error
         try:
             self._read(self._log.torn)
         except InputError:

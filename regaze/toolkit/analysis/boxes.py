@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from os import fspath
 from typing import Annotated, TypeVar
 
 import torch
@@ -65,6 +66,7 @@ def read_boxes(path: StrPath) -> dict[str, tuple[LabelledBox, ...]]:
     Raises:
         InputError: it cannot be read, or has another format; the message names the first wrong entry.
     """
+    path = fspath(path)
     content = parse_json(read_text(path, max_bytes=LARGE_BYTES), path, max_bytes=LARGE_BYTES)
     try:
         file = _Instances.model_validate(content)

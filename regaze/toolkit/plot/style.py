@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from os import fspath
 from pathlib import Path
 from typing import Any
 
@@ -133,5 +134,5 @@ def style_and_save(figure: Figure, path: StrPath | None = None) -> Figure:
             with rc_context(_FILE_OPTIONS), replacing(path) as partial:
                 figure.savefig(partial, dpi=160, metadata=undated)
         except ValueError as error:  # an InputError is one
-            raise BadParameterError(f"cannot write the figure to {str(path)!r}: {error}") from None
+            raise BadParameterError(f"cannot write the figure to {fspath(path)!r}: {error}") from None
     return figure

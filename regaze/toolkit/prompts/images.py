@@ -45,8 +45,9 @@ def open_image(image: ImageLike) -> Image.Image:
         warnings.simplefilter("ignore")  # Pillow's, of many pixels (`_check_size`) and damaged metadata
         if isinstance(image, Image.Image):
             return _decode(image, str(image.info.get(_FILE) or getattr(image, "filename", "")))
-        with _open_file(image) as file:
-            return _decode(_identify(file, str(image)), str(image))
+        path = os.fspath(image)
+        with _open_file(path) as file:
+            return _decode(_identify(file, path), path)
 
 
 def is_image(value: Any) -> TypeIs[ImageLike]:
@@ -63,16 +64,16 @@ def _name(file: str | None) -> str:
     return repr(file) if file else "the image"
 
 
-def _open_file(path: StrPath) -> IO[bytes]:
+def _open_file(path: str) -> IO[bytes]:
     try:
         return open_regular(path)
     except FileNotFoundError:
-        raise InputError(f"there is no image {str(path)!r}") from None
+        raise InputError(f"there is no image {path!r}") from None
     except (OSError, ValueError) as error:
         if isinstance(error, InputError):
             raise
         reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{str(path)!r} is not a readable image: {reason}") from None
+        raise InputError(f"{path!r} is not a readable image: {reason}") from None
 
 
 def _identify(file: IO[bytes], name: str) -> Image.Image:

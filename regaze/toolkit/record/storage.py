@@ -39,13 +39,14 @@ _TOKENS = {"roles": "roles", "image": "view", "cell": "cell"}
 
 def write(path: StrPath, header: dict[str, Any], traces: Sequence[Trace]) -> None:
     """Write a file. Raises RecordingError where it cannot be written."""
+    path = os.fspath(path)
     tensors: dict[str, Tensor] = {}
     described = [_describe(trace, f"{number}.", tensors) for number, trace in enumerate(traces)]
     try:
         with replacing(path) as partial:
             save_file(tensors, str(partial), {"regaze": json.dumps({**header, "traces": described})})
     except (InputError, SafetensorError) as error:
-        raise RecordingError(f"cannot write the record to {str(path)!r}: {error}") from None
+        raise RecordingError(f"cannot write the record to {path!r}: {error}") from None
 
 
 def read(path: StrPath) -> tuple[dict[str, Any], list[Trace]]:
@@ -54,11 +55,12 @@ def read(path: StrPath) -> tuple[dict[str, Any], list[Trace]]:
     Raises:
         RecordingError: the file cannot be read, is damaged, or is no record of this format.
     """
-    name = repr(str(path))
+    path = os.fspath(path)
+    name = repr(path)
     try:
         if not os.path.isfile(path):  # a pipe or a device has no end
             raise RecordingError(f"{name} is not a file")
-        with safe_open(str(path), "pt") as file:
+        with safe_open(path, "pt") as file:
             return _read(file)
     except (SafetensorError, OSError, RuntimeError, UnicodeDecodeError) as error:
         raise RecordingError(f"{name} is not a safetensors file: {_one_line(error)}") from None

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import combinations
+from os import fspath
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,7 @@ def read_similarity(path: StrPath) -> Similarity:
     Raises:
         InputError: The file is missing, or an entry is not two words and a number.
     """
+    path = fspath(path)
     data = files.read_json(path)
     name, pairs = Path(path).name, data
     if isinstance(data, dict):

@@ -188,7 +188,7 @@ def _choose_images(
         lines = read_text(ids).split()
         wrong = [line for line in lines if not line.isdigit()]
         if wrong:
-            raise InputError(f"{ids}: expected one image id per line, got {wrong[0]!r}")
+            raise InputError(f"{os.fspath(ids)}: expected one image id per line, got {wrong[0]!r}")
         return [int(line) for line in lines], f"ids of {Path(ids).name}"
     if ids is not None:
         return list(ids), "given ids"

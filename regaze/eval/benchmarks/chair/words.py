@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from os import fspath
 from typing import Protocol
 
 from regaze.errors import InputError
@@ -118,6 +119,7 @@ def read_synonyms(path: StrPath) -> dict[str, str]:
     Raises:
         InputError: The file is missing or has an empty line.
     """
+    path = fspath(path)
     table: dict[str, str] = {}
     for number, line in enumerate(read_text(path).rstrip("\n").split("\n"), start=1):
         words = line.strip().split(", ")

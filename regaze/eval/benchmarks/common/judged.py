@@ -33,6 +33,7 @@ class JudgePrompt:
         Raises:
             InputError: The file cannot be read or lacks a placeholder.
         """
+        path = Path(path)
         text = read_text(path)
         absent = [name for name in placeholders if f"{{{name}}}" not in text]
         if absent:

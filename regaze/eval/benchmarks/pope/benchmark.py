@@ -226,6 +226,7 @@ def read_questions(path: StrPath, images: StrPath, split: str) -> list[Item]:
     Raises:
         InputError: The file is missing, malformed or empty; names the file and the line.
     """
+    path = os.fspath(path)
     items = []
     records = benchmark_files.read_records(path, "questions file ")
     for number, (line, record) in enumerate(records, start=1):

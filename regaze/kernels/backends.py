@@ -42,7 +42,7 @@ def _attention_stats_triton(*args: Any, **kwargs: Any) -> Stats:
 
 
 def _column_sums_triton(*args: Any, **kwargs: Any) -> Tensor:
-    from regaze.kernels.triton.prefill import column_sums_triton
+    from regaze.kernels.triton.launch import column_sums_triton
 
     return column_sums_triton(*args, **kwargs)
 

@@ -264,6 +264,16 @@ class AttentionEdit(Placeable):
         return self.edits_scores or self.policy is not None or self.value_gain is not None
 
     @property
+    def reweights(self) -> bool:
+        """Whether weights are changed after the softmax."""
+        return self.policy is not None or self.value_gain is not None
+
+    @cached_property
+    def selects_rows(self) -> bool:
+        """Whether there are rows to change at all."""
+        return self.rows is None or len(self.rows.index) > 0
+
+    @property
     def edits_mask(self) -> bool:
         """Whether rows see other keys than the mask shows them."""
         return bool(self.unmask) or self.windows is not None

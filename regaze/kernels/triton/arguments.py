@@ -4,6 +4,11 @@ Triton flattens a named tuple into arguments of the kernel. A tuple is always th
 part, its pointer is None, as is the stride of a dimension that is shared (of size 1, or expanded), and Triton
 compiles the code for it away. `stride_b`, `stride_h`, `stride_m` and `stride_n` are steps along samples,
 heads, query rows and keys; a last dimension that is read as a vector has stride 1.
+
+Triton compiles a kernel anew for a number in a tuple that is 1 or that 16 divides (`do_not_specialize` does
+not reach into tuples). Numbers that change from prompt to prompt, all but the strides of matrices, are
+therefore passed as odd numbers above 1, by `varying`; `varied` (common.py) gives them back. Strides of
+matrices tell Triton which loads it may join, and 16 divides them wherever it divides the head dimension.
 """
 
 from __future__ import annotations
@@ -15,6 +20,11 @@ import torch
 from torch import Tensor
 
 from regaze.kernels.spec import RowSelection, UnmaskRect
+
+
+def varying(size: int) -> int:
+    """A size or stride of at least 0 as an odd number above 1; see the top of this file."""
+    return 2 * size + 3
 
 
 class MatrixArg(NamedTuple):
@@ -57,7 +67,10 @@ class ChannelArg(NamedTuple):
 
 
 class MaskArg(NamedTuple):
-    """A bool mask, or an additive one that hides keys at or below `floor`: [B or 1, Hq or 1, Lq, Lk]."""
+    """A bool mask, or an additive one that hides keys at or below `floor`: [B or 1, Hq or 1, Lq, Lk].
+
+    `stride_n` is None for the usual 1, `is_wide` unless 32 bits are too few for places in a sample.
+    """
 
     ptr: Any = None
     stride_b: int | None = None
@@ -65,6 +78,7 @@ class MaskArg(NamedTuple):
     stride_m: int | None = None
     stride_n: int | None = None
     floor: float | None = None
+    is_wide: int | None = None
 
 
 class UnmaskArg(NamedTuple):
@@ -91,6 +105,15 @@ class WindowArg(NamedTuple):
     sink_end_ptr: Any = None
 
 
+class GainArg(NamedTuple):
+    """A head gain [B or 1, Hq] or [B or 1, Hq, Lq]; strides of shared dimensions are 0."""
+
+    ptr: Any
+    stride_b: int
+    stride_h: int
+    stride_l: int
+
+
 class OwnKeyArg(NamedTuple):
     """The key of each row itself, [B or 1, Hq or 1, Lq] int32."""
 
@@ -110,7 +133,7 @@ def column_arg(column: Tensor | None) -> ColumnArg:
     if column is None:
         return ColumnArg()
     column = _unit_stride(column)
-    return ColumnArg(column, _stride(column, 0), _stride(column, 1), column.shape[2])
+    return ColumnArg(column, _stride(column, 0), _stride(column, 1), varying(column.shape[2]))
 
 
 def channel_arg(groups: Tensor | None, weights: Tensor | None) -> ChannelArg:
@@ -118,11 +141,12 @@ def channel_arg(groups: Tensor | None, weights: Tensor | None) -> ChannelArg:
     arg = ChannelArg()
     if groups is not None:
         groups = _unit_stride(groups)
-        arg = arg._replace(groups_ptr=groups, stride_gb=_stride(groups, 0), num_columns=groups.shape[1])
+        columns = varying(groups.shape[1])
+        arg = arg._replace(groups_ptr=groups, stride_gb=_stride(groups, 0), num_columns=columns)
     if weights is not None:
         weights = _unit_stride(weights)
-        strides = {"stride_wb": _stride(weights, 1), "stride_wc": weights.stride(0)}
-        arg = arg._replace(weights_ptr=weights, num_columns=weights.shape[2], **strides)
+        strides = {"stride_wb": _stride(weights, 1), "stride_wc": varying(weights.stride(0))}
+        arg = arg._replace(weights_ptr=weights, num_columns=varying(weights.shape[2]), **strides)
     return arg
 
 
@@ -135,12 +159,24 @@ def mask_arg(mask: Tensor | None) -> MaskArg:
     """A mask [B or 1, Hq or 1, Lq, Lk] of any strides, of expanded dimensions too."""
     if mask is None:
         return MaskArg()
-    floor = 0.0
     if mask.dtype == torch.float64:  # what hides a key is lost in fp32, unless it becomes fp32's own minimum
         mask = mask.clamp_min(torch.finfo(torch.float32).min).float()
-    if mask.dtype != torch.bool:
-        floor = torch.finfo(mask.dtype).min / 2
-    return MaskArg(mask, _stride(mask, 0), _stride(mask, 1), mask.stride(2), mask.stride(3), floor)
+    shape, (b, h, m, n) = mask.shape, mask.stride()
+    return MaskArg(
+        mask,
+        varying(b) if b and shape[0] > 1 else None,
+        varying(h) if h and shape[1] > 1 else None,
+        varying(m),
+        None if n == 1 else varying(n),
+        _FLOORS[mask.dtype],
+        1 if shape[2] * m + shape[3] * n >> 31 else None,
+    )
+
+
+#: Half the minimum of a dtype: an additive mask hides keys at or below it.
+_FLOORS = {torch.bool: 0.0} | {
+    dtype: torch.finfo(dtype).min / 2 for dtype in (torch.float16, torch.bfloat16, torch.float32)
+}
 
 
 def unmask_arg(row_bits: Tensor | None, column_bits: Tensor | None) -> UnmaskArg:
@@ -148,7 +184,7 @@ def unmask_arg(row_bits: Tensor | None, column_bits: Tensor | None) -> UnmaskArg
     if row_bits is None or column_bits is None:
         return UnmaskArg()
     strides = _stride(row_bits, 0), _stride(column_bits, 0)
-    return UnmaskArg(row_bits, strides[0], column_bits, strides[1], column_bits.shape[1])
+    return UnmaskArg(row_bits, strides[0], column_bits, strides[1], varying(column_bits.shape[1]))
 
 
 def unmask_bits(unmask: Sequence[UnmaskRect]) -> tuple[Tensor | None, Tensor | None]:
@@ -176,7 +212,8 @@ def own_key_arg(own_key: Tensor | None) -> OwnKeyArg | None:
     """The key of each row itself, [B or 1, Hq or 1, Lq] int32."""
     if own_key is None:
         return None
-    return OwnKeyArg(own_key, _stride(own_key, 0) or 0, _stride(own_key, 1) or 0)
+    steps = (own_key.stride(d) if own_key.shape[d] > 1 else 0 for d in range(2))
+    return OwnKeyArg(own_key, *map(varying, steps))
 
 
 def selected_rows(rows: RowSelection | None, queries: int) -> Tensor | None:
@@ -191,17 +228,18 @@ def selected_rows(rows: RowSelection | None, queries: int) -> Tensor | None:
     return selected.index_copy_(1, rows.index, active)
 
 
-def gain_strides(gain: Tensor | None) -> tuple[int, int, int]:
-    """Strides along samples, heads and rows of a head gain [B or 1, Hq] or [B or 1, Hq, Lq]; 0 if shared."""
+def gain_arg(gain: Tensor | None) -> GainArg | None:
+    """A head gain [B or 1, Hq] or [B or 1, Hq, Lq]."""
     if gain is None:
-        return 0, 0, 0
-    steps = [gain.stride(d) if d < gain.dim() and gain.shape[d] > 1 else 0 for d in range(3)]
-    return steps[0], steps[1], steps[2]
+        return None
+    steps = (gain.stride(d) if d < gain.dim() and gain.shape[d] > 1 else 0 for d in range(3))
+    return GainArg(gain, *map(varying, steps))
 
 
 def _stride(tensor: Tensor, dim: int) -> int | None:
     """Stride of a dimension that may have size 1 or be expanded: None if so."""
-    return tensor.stride(dim) or None if tensor.shape[dim] > 1 else None
+    step = tensor.stride(dim) if tensor.shape[dim] > 1 else 0
+    return varying(step) if step else None
 
 
 def _unit_stride(tensor: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ A map belongs to one row list, since the blocks of the edited rows are not those
 share a mask share its map.
 """
 # Kernels are compiled from their source; their parameters are pointers and numbers that mypy cannot type.
-# mypy: disable-error-code="no-untyped-def"
+# mypy: disable-error-code="no-untyped-def,attr-defined"
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from regaze.kernels.triton.arguments import mask_arg
 from regaze.kernels.triton.common import mask_tile
-from regaze.kernels.triton.custom_op import FUSED, operator
+from regaze.kernels.triton.custom_op import FUSED, ROOMY, operator
 from regaze.kernels.triton.row_list import RowList, load_row_numbers, row_visibility
 from regaze.kernels.triton.shared_results import remember
 
@@ -31,30 +31,36 @@ from regaze.kernels.triton.shared_results import remember
 PARTIAL, FULL = 1, 2
 
 
-@triton.jit
+#: Rows and keys that a program looks at together; blocks of any size are divided into these.
+TILE = 32
+
+
+@triton.jit(do_not_specialize=["num_heads", "block_m", "block_n"])
 def block_kinds_kernel(
-    kinds_ptr,
-    row_list,
-    score,
-    num_heads,
-    IS_CAUSAL: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
+    kinds_ptr, row_list, score, num_heads, block_m, block_n, IS_CAUSAL: tl.constexpr, TILE: tl.constexpr
 ):
     """kinds [B', H', row blocks, key blocks]: 0 empty, 1 partly visible, 2 fully visible, nothing added."""
     key_block, row_block, pair = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     batch, head = (pair // num_heads).to(tl.int64), pair % num_heads
-    rows, row_exists = load_row_numbers(row_list, row_block * BLOCK_M + tl.arange(0, BLOCK_M))
-    columns = key_block * BLOCK_N + tl.arange(0, BLOCK_N)
-    visible, added = row_visibility(rows, row_exists, columns, batch, head, score, IS_CAUSAL)
-    is_plain = (visible & (added == 0.0)) | ~row_exists[:, None]  # padding rows do not make a block partial
-    any_visible = tl.max(tl.max(visible.to(tl.int32), 1), 0)
-    all_plain = tl.min(tl.min(is_plain.to(tl.int32), 1), 0)
+    any_visible, all_plain = 0, 1
+    for m in range(0, block_m, TILE):
+        in_rows = m + tl.arange(0, TILE)
+        rows, row_exists = load_row_numbers(row_list, row_block * block_m + in_rows)
+        row_exists = row_exists & (in_rows < block_m)
+        for n in range(0, block_n, TILE):
+            in_columns = n + tl.arange(0, TILE)
+            columns = tl.where(in_columns < block_n, key_block * block_n + in_columns, -1)
+            visible, added = row_visibility(rows, row_exists, columns, batch, head, score, IS_CAUSAL)
+            # Padding rows do not make a block partial, nor do columns of the next block.
+            is_none = ~row_exists[:, None] | (columns < 0)[None, :]
+            is_plain = (visible & (added == 0.0)) | is_none
+            any_visible = tl.maximum(any_visible, tl.max(tl.max(visible.to(tl.int32), 1), 0))
+            all_plain = tl.minimum(all_plain, tl.min(tl.min(is_plain.to(tl.int32), 1), 0))
     block = (pair.to(tl.int64) * tl.num_programs(1) + row_block) * tl.num_programs(0) + key_block
     tl.store(kinds_ptr + block, (any_visible + any_visible * all_plain).to(tl.int8))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_heads", "num_queries", "num_keys"])
 def own_keys_kernel(
     own_keys_ptr, mask, num_heads, num_queries, num_keys, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr
 ):
@@ -67,7 +73,7 @@ def own_keys_kernel(
     for start in range(0, num_keys, BLOCK_N):
         columns = start + tl.arange(0, BLOCK_N)
         inside = row_exists & (columns < num_keys)[None, :]
-        visible, _ = mask_tile(inside, batch, head, rows[:, None].to(tl.int64), columns, mask, None)
+        visible, _ = mask_tile(inside, None, batch, head, rows[:, None], columns, mask, None)
         last = tl.maximum(last, tl.max(tl.where(visible, columns[None, :], -1), 1))
     tl.store(own_keys_ptr + pair.to(tl.int64) * num_queries + rows, last, mask=rows < num_queries)
 
@@ -83,11 +89,12 @@ def _block_map(tensors: list[Tensor | None], tiling: Sequence[int], causal: bool
             rows.rows_arg(),
             rows.score_arg(1.0, None),
             heads,
+            rows.tiling.block_m,
+            rows.tiling.block_n,
             IS_CAUSAL=causal and rows.mask is None,
-            BLOCK_M=rows.tiling.block_m,
-            BLOCK_N=rows.tiling.block_n,
+            TILE=TILE,
             num_warps=4,
-            **FUSED,
+            **ROOMY,
         )
     order = kinds.argsort(dim=-1, descending=True, stable=True)
     counts = torch.stack([(kinds == FULL).sum(-1), (kinds >= PARTIAL).sum(-1)], -1)

@@ -15,7 +15,7 @@ from regaze.kernels.spec import AttentionEdit, RowSelection, Stats, StatsRequest
 from regaze.kernels.triton.arguments import selected_rows, unmask_bits
 from regaze.kernels.triton.block_mask import own_keys, with_block_map
 from regaze.kernels.triton.row_list import RowList
-from regaze.kernels.triton.row_stats import RowStats, row_stats
+from regaze.kernels.triton.row_stats import MassChannels, RowStats, row_stats
 from regaze.kernels.triton.shared_results import remember
 from regaze.kernels.triton.tiling import Tiling, padded, tiling
 from regaze.kernels.triton.weight_slices import column_sums, row_slices
@@ -61,23 +61,32 @@ class Call:
         return torch.empty(0, dtype=torch.int64, device=self.query.device)
 
     def row_list(
-        self, index: Tensor | None, *, edited: bool, light: bool = False, mapped: bool = True
+        self,
+        index: Tensor | None,
+        *,
+        edited: bool,
+        light: bool = False,
+        mapped: bool = True,
+        decoded: bool = False,
     ) -> RowList:
         """The rows `index` ([R] int64; None: all), under the edit or not.
 
         Unmask and windows count in both cases. A block map comes with it where one is needed, if `mapped`.
-        Rows of plain attention without statistics are `light`.
+        Rows of plain attention without statistics are `light`. The split kernel (`decoded`) needs no map, and
+        finds the keys of the rows themselves in the mask.
         """
         edit = self.edit
-        tiling = self._tiling(self.num_queries if index is None else len(index), light)
+        columns = edited and (edit.edits_scores or edit.value_gain is not None)
+        tiling = self._tiling(self.num_queries if index is None else len(index), light, columns)
         rows = RowList(self.query, self.key, self.value, index, mask=self.mask, tiling=tiling)
         if edit.unmask:
             row_bits, column_bits = self._unmask_bits()
             rows = rows._replace(row_bits=row_bits, column_bits=column_bits)
         if edit.windows is not None:
-            windows = edit.windows.span, self._sink_end(), self._own_keys()
+            own = None if decoded else self._own_keys()
+            windows = edit.windows.span, self._sink_end(), own
             rows = rows._replace(span=windows[0], sink_end=windows[1], own_key=windows[2])
-        rows = with_block_map(rows, self.causal) if mapped else rows
+        rows = with_block_map(rows, self.causal) if mapped and not decoded else rows
         if not edited or not edit.edits_rows:
             return rows
         return rows._replace(
@@ -89,38 +98,43 @@ class Call:
             value_gain=edit.value_gain,
         )
 
-    def coefficients(self, rows: RowList) -> Tensor | None:
-        """[B, Hq, R, K] that the policy gives the rows; None without a policy."""
-        if self.edit.policy is None:
-            return None
-        return self.row_stats(rows, self.edit.channels, policy=self.edit.policy).coefficients
-
     def row_stats(
-        self,
-        rows: RowList,
-        channels: Channels | None = None,
-        *,
-        active: Tensor | None = None,
-        entropy: bool = False,
-        top1: bool = False,
-        policy: Policy | None = None,
+        self, rows: RowList, policy: Policy | None = None, request: StatsRequest | None = None
     ) -> RowStats:
-        """Statistics of the rows, with the masses of any number of channels."""
-        parts = [(None, None, 0)] if channels is None else _channel_parts(channels, self.key.shape[2])
-        own_policy = policy if len(parts) == 1 else None
-        options = {"active": active, "policy": own_policy, **self.options}
-        stats = row_stats(rows, self.sinks, *parts[0], entropy=entropy, top1=top1, **options)
-        if len(parts) > 1:
-            rest = [row_stats(rows, self.sinks, *part, **options).masses for part in parts[1:]]
-            stats = stats._replace(masses=torch.cat([stats.masses, *rest], -1))
-            if policy is not None:
-                coefficients = coefficients_of(policy, stats.masses).contiguous()
-                stats = stats._replace(coefficients=coefficients)
-        return stats
+        """Statistics of the rows: coefficients of a policy for its channels, and what a request is about.
 
-    def _tiling(self, rows: int, light: bool) -> Tiling:
+        Both together only where `measured_beside` says so.
+        """
+        channels = MassChannels.of(self.edit.channels if policy is not None else None)
+        options: dict[str, Any] = dict(self.options)
+        stats_channels = MassChannels()
+        if request is not None:
+            active = None if request.rows is None else request.rows.active
+            options |= {"active": active, "entropy": request.entropy, "top1": request.top1}
+            stats_channels = MassChannels.of(request.channels)
+        if channels.num_channels + stats_channels.num_channels <= MAX_CHANNELS:
+            return row_stats(rows, self.sinks, policy, channels, stats_channels, **options)
+        stats = row_stats(rows, self.sinks, None, MassChannels(), MassChannels(), **options)
+        if policy is not None:
+            masses = self._many_masses(rows, channels)
+            coefficients = coefficients_of(policy, masses).contiguous()
+            return stats._replace(masses=masses, coefficients=coefficients)
+        masses = self._many_masses(rows, stats_channels)
+        active = options.get("active")
+        return stats._replace(stats_masses=masses if active is None else masses * active[:, None, :, None])
+
+    def _many_masses(self, rows: RowList, channels: MassChannels) -> Tensor:
+        """Masses [B, Hq, R, K] of any number of channels, at most `MAX_CHANNELS` in a pass."""
+        parts = _channel_parts(channels, self.key.shape[2])
+        none = MassChannels()
+        return torch.cat(
+            [row_stats(rows, self.sinks, None, none, p, **self.options).stats_masses for p in parts], -1
+        )
+
+    def _tiling(self, rows: int, light: bool, columns: bool) -> Tiling:
         width = max(x.shape[3] for x in (self.query, self.value) if x is not None)
-        return tiling(rows, padded(width), self.query.element_size(), light, self.query.device)
+        size, device, masked = self.query.element_size(), self.query.device, self.mask is not None
+        return tiling(rows, padded(width), size, device, light=light, masked=masked, columns=columns)
 
     def _selected(self, index: Tensor | None) -> Tensor | None:
         """[B, R] bool: which of the rows the edit selects; None: all of them."""
@@ -152,32 +166,48 @@ class Call:
         return None if mask is None else remember("own_keys", [mask], None, lambda: own_keys(mask))
 
 
-def measure_rows(call: Call, request: StatsRequest) -> Stats:
-    """The requested statistics, streamed over the keys; see row_stats.py, and weight_slices.py for slices."""
+def measure_rows(call: Call, request: StatsRequest, stats: RowStats | None = None) -> Stats:
+    """The requested statistics, streamed over the keys; see row_stats.py, and weight_slices.py for slices.
+
+    `stats` of these rows may have been computed beside the coefficients of a policy.
+    """
     edit, selection = call.edit, request.rows
     index, active = (None, None) if selection is None else (selection.index, selection.active)
     edited = request.edited and edit.edits_rows
-    rows = call.row_list(index, edited=edited)
-    if edited and (edit.policy is not None or edit.value_gain is not None):
+    needs_rows = stats is None or request.full_rows or request.columns is not None
+    rows = call.row_list(index, edited=edited) if needs_rows else None
+    if edited and edit.reweights:
+        assert rows is not None
         return _measure_final(call, request, rows, active)
-    stats = call.row_stats(
-        rows._replace(value_gain=None),
-        request.channels,
-        active=active,
-        entropy=request.entropy,
-        top1=request.top1,
-    )
     slices = None
-    if request.full_rows or request.columns is not None:
-        slices = row_slices(rows, stats.shift, stats.total, request.columns, active=active, **call.options)
+    if rows is not None:
+        rows = rows._replace(value_gain=None)
+        if stats is None:
+            stats = call.row_stats(rows, None, request)
+        if request.full_rows or request.columns is not None:
+            slices = row_slices(
+                rows, stats.shift, stats.total, request.columns, active=active, **call.options
+            )
+    assert stats is not None
     return Stats(
-        masses=None if request.channels is None else stats.masses,
+        masses=None if request.channels is None else stats.stats_masses,
         entropy=stats.entropy if request.entropy else None,
         top_weight=stats.top_weight if request.top1 else None,
         top_column=stats.top_column if request.top1 else None,
         lse=_reported_lse(stats, active) if request.lse else None,
         slices=slices,
     )
+
+
+def measured_beside(edit: AttentionEdit, request: StatsRequest | None) -> bool:
+    """Whether the pass that sums the masses of a policy can serve a request: same rows, same softmax."""
+    if request is None or edit.policy is None or request.edited or edit.edits_scores:
+        return False
+    ours, theirs = MassChannels.of(edit.channels), MassChannels.of(request.channels)
+    if ours.num_channels + theirs.num_channels > MAX_CHANNELS:
+        return False
+    same = (edit.rows is None) == (request.rows is None)
+    return same and (edit.rows is None or request.rows is None or edit.rows.index is request.rows.index)
 
 
 def sum_columns(call: Call, selection: RowSelection | None) -> Tensor:
@@ -191,7 +221,7 @@ def sum_columns(call: Call, selection: RowSelection | None) -> Tensor:
 def _measure_final(call: Call, request: StatsRequest, rows: RowList, active: Tensor | None) -> Stats:
     """Statistics of weights after policy and value gain, from a bounded number of rows in full at a time."""
     edit, channels = call.edit, call.edit.channels
-    stats = call.row_stats(rows, channels, policy=edit.policy)
+    stats = call.row_stats(rows, edit.policy)
     options: dict[str, Any] = dict(call.options)
     if channels is not None:
         options |= {"groups": channels.groups, "weights": channels.weights, "num_groups": channels.num_groups}
@@ -219,10 +249,9 @@ def _reported_lse(stats: RowStats, active: Tensor | None) -> Tensor:
     return stats.lse if active is None else stats.lse.masked_fill(~active[:, None], 0.0)
 
 
-def _channel_parts(channels: Channels, keys: int) -> list[tuple[Tensor | None, Tensor | None, int]]:
-    """Groups, free weights and number of groups of channels, at most `MAX_CHANNELS` in a part."""
-    if channels.count <= MAX_CHANNELS:
-        return [(channels.groups, channels.weights, channels.num_groups)]
-    each = torch.eye(channels.count, device=channels.matrix.device)
-    every = channels.per_key(each.expand(channels.batch, 1, -1, -1), keys)[:, 0].transpose(0, 1)
-    return [(None, part, 0) for part in every.split(MAX_CHANNELS)]
+def _channel_parts(channels: MassChannels, keys: int) -> list[MassChannels]:
+    """Channels as free weights, at most `MAX_CHANNELS` in a part."""
+    whole = Channels(channels.groups, channels.num_groups, channels.weights)
+    each = torch.eye(whole.count, device=whole.matrix.device)
+    every = whole.per_key(each.expand(whole.batch, 1, -1, -1), keys)[:, 0].transpose(0, 1)
+    return [MassChannels(weights=part) for part in every.split(MAX_CHANNELS)]

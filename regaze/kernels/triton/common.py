@@ -30,6 +30,19 @@ MAX_CHANNELS = tl.constexpr(policies.MAX_CHANNELS)
 
 
 @triton.jit
+def varied(number):
+    """The size that `arguments.varying` passed as this odd number."""
+    return (number - 3) >> 1
+
+
+@triton.jit
+def gain_place(gain, batch, head, rows):
+    """Pointers to the factors of a `GainArg` for these rows of a head."""
+    ptr = gain.ptr + batch * varied(gain.stride_b) + head * varied(gain.stride_h)
+    return ptr + rows * varied(gain.stride_l)
+
+
+@triton.jit
 def dot(a, b, INPUT_PRECISION: tl.constexpr):
     """a @ b in fp32. INPUT_PRECISION is for fp32 factors, narrower ones are multiplied exactly."""
     if INTERPRETED:  # the interpreter would multiply the bit patterns of bf16
@@ -91,48 +104,57 @@ def unmask_row_bits(unmask, batch, rows):
     if unmask.row_bits_ptr is not None:
         bits_ptrs = unmask.row_bits_ptr + rows
         if unmask.stride_rb is not None:
-            bits_ptrs += batch * unmask.stride_rb
+            bits_ptrs += batch * varied(unmask.stride_rb)
         return tl.load(bits_ptrs)
     else:
         return rows.to(tl.int64) * 0
 
 
 @triton.jit
-def mask_tile(inside, batch, heads, rows, columns, mask, last_key):
+def mask_tile(inside, has_holes, batch, heads, rows, columns, mask, last_key):
     """Which keys the mask shows the rows, [M, N] bool, and what it adds to their scores, [M or 1, N or 1].
 
     Args:
         inside: [M, N] bool, positions that exist; nothing else is read or visible.
+        has_holes: scalar or [M, 1] bool, rows whose mask has to be read; to others it shows all, and adds
+            nothing. None: all rows.
         last_key: [M, 1] last visible key of a causal row, for a call without a mask; or None.
     """
     added = tl.zeros([1, 1], tl.float32)
     visible = inside
     if mask.ptr is not None:
-        mask_ptrs = mask.ptr + rows * mask.stride_m + columns[None, :] * mask.stride_n
+        is_read = inside if has_holes is None else inside & has_holes
+        base = mask.ptr
+        if mask.is_wide is not None:
+            rows = rows.to(tl.int64)
         if mask.stride_b is not None:
-            mask_ptrs += batch * mask.stride_b
+            base += batch * varied(mask.stride_b)
         if mask.stride_h is not None:
-            mask_ptrs += heads * mask.stride_h
+            base += heads * varied(mask.stride_h)
+        if mask.stride_n is None:
+            mask_ptrs = base + (rows * varied(mask.stride_m) + columns[None, :])
+        else:
+            mask_ptrs = base + (rows * varied(mask.stride_m) + columns[None, :] * varied(mask.stride_n))
         if mask.ptr.dtype.element_ty.is_floating():
-            values = tl.load(mask_ptrs, mask=inside, other=0.0).to(tl.float32)
+            values = tl.load(mask_ptrs, mask=is_read, other=0.0).to(tl.float32)
             visible = inside & (values > mask.floor)
             added = tl.where(visible, values, 0.0)
         else:
-            visible = inside & (tl.load(mask_ptrs, mask=inside, other=0) != 0)
+            visible = inside & (tl.load(mask_ptrs, mask=is_read, other=1) != 0)
     elif last_key is not None:
         visible = inside & (columns[None, :] <= last_key)
     return visible, added
 
 
 @triton.jit
-def visible_tile(inside, batch, heads, rows, columns, mask, unmask, row_bits, last_key):
+def visible_tile(inside, has_holes, batch, heads, rows, columns, mask, unmask, row_bits, last_key):
     """As `mask_tile`, with the keys that `unmask` opens to rows of these bits; see `unmask_row_bits`."""
-    visible, added = mask_tile(inside, batch, heads, rows, columns, mask, last_key)
+    visible, added = mask_tile(inside, has_holes, batch, heads, rows, columns, mask, last_key)
     if unmask.row_bits_ptr is not None:
         bits_ptrs = unmask.column_bits_ptr + columns
         if unmask.stride_cb is not None:
-            bits_ptrs += batch * unmask.stride_cb
-        column_bits = tl.load(bits_ptrs, mask=columns < unmask.num_columns, other=0)
+            bits_ptrs += batch * varied(unmask.stride_cb)
+        column_bits = tl.load(bits_ptrs, mask=columns < varied(unmask.num_columns), other=0)
         # A row and a column that share a bit are in one rectangle.
         visible = visible | (inside & ((row_bits[:, None] & column_bits[None, :]) != 0))
     return visible, added
@@ -146,7 +168,7 @@ def window_tile(windows, batch, heads, own_key, columns):
     """
     span_ptrs = windows.span_ptr + heads
     if windows.stride_b is not None:
-        span_ptrs += batch * windows.stride_b
+        span_ptrs += batch * varied(windows.stride_b)
     columns = columns[None, :]
     recent = own_key - columns < tl.load(span_ptrs)
     return recent | (columns < tl.load(windows.sink_end_ptr + batch))
@@ -157,10 +179,10 @@ def column_tile(column, batch, heads, columns, neutral):
     """[1 or M, N] fp32: columns [N] of a `ColumnArg` for the heads of the rows; `neutral` beyond its end."""
     ptrs = column.ptr + columns[None, :]
     if column.stride_b is not None:
-        ptrs += batch * column.stride_b
+        ptrs += batch * varied(column.stride_b)
     if column.stride_h is not None:
-        ptrs += heads * column.stride_h
-    return tl.load(ptrs, mask=columns[None, :] < column.num_columns, other=neutral).to(tl.float32)
+        ptrs += heads * varied(column.stride_h)
+    return tl.load(ptrs, mask=columns[None, :] < varied(column.num_columns), other=neutral).to(tl.float32)
 
 
 @triton.jit
@@ -202,18 +224,18 @@ def channel_tile(
     Keys beyond the named ones are in group 0.
     """
     k = tl.arange(0, WIDTH)[:, None]
-    is_named = columns < channels.num_columns
+    is_named = columns < varied(channels.num_columns)
     u = tl.zeros([WIDTH, columns.shape[0]], tl.float32)
     if NUM_GROUPS > 0:
         group_ptrs = channels.groups_ptr + columns
         if channels.stride_gb is not None:
-            group_ptrs += batch * channels.stride_gb
+            group_ptrs += batch * varied(channels.stride_gb)
         group = tl.load(group_ptrs, mask=is_named, other=0).to(tl.int32)
         u = ((k == group[None, :]) & (k < NUM_GROUPS)).to(tl.float32)  # one-hot
     if NUM_CHANNELS > NUM_GROUPS:
-        weight_ptrs = channels.weights_ptr + (k - NUM_GROUPS) * channels.stride_wc + columns[None, :]
+        weight_ptrs = channels.weights_ptr + (k - NUM_GROUPS) * varied(channels.stride_wc) + columns[None, :]
         if channels.stride_wb is not None:
-            weight_ptrs += batch * channels.stride_wb
+            weight_ptrs += batch * varied(channels.stride_wb)
         is_weight = (k >= NUM_GROUPS) & (k < NUM_CHANNELS) & is_named[None, :]
         u += tl.load(weight_ptrs, mask=is_weight, other=0.0).to(tl.float32)
     return u

@@ -42,3 +42,6 @@ def operator(name: str, writes: tuple[str, ...] = ()) -> Callable[[Callable[P, T
 
 #: Options of every launch. Products and sums are fused, whatever Triton's default.
 FUSED: dict[str, Any] = {"enable_fp_fusion": True}
+
+#: And of kernels that hold much: or ptxas spills some to fit one more program on a multiprocessor.
+ROOMY: dict[str, Any] = FUSED | ({"maxnreg": 255} if torch.version.hip is None else {})

@@ -19,8 +19,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from regaze.kernels.triton.arguments import ColumnArg, MatrixArg, column_arg, gain_strides
-from regaze.kernels.triton.common import LN2, LOG2E, TINY, round_to
+from regaze.kernels.spec import StatsRequest
+from regaze.kernels.triton.arguments import ColumnArg, MatrixArg, column_arg, gain_arg
+from regaze.kernels.triton.common import LN2, LOG2E, TINY, gain_place, round_to, varied
 from regaze.kernels.triton.custom_op import FUSED, operator
 from regaze.kernels.triton.policy import device_function, numbers_on
 from regaze.kernels.triton.splits import STATS_HEADER, SUMS_HEADER, merge_splits
@@ -73,7 +74,7 @@ def row_coefficients(
     if policy.selected.ptr is not None:
         selected_ptr = policy.selected.ptr + row
         if policy.selected.stride_b is not None:
-            selected_ptr += batch * policy.selected.stride_b
+            selected_ptr += batch * varied(policy.selected.stride_b)
         # decode_split put all weights of a row that is not selected into channel 0.
         coefficients = tl.where(tl.load(selected_ptr) != 0, coefficients, (k == 0).to(tl.float32))
     return coefficients
@@ -113,8 +114,7 @@ def merge_output(
         part = tl.load(ptrs, mask=in_bounds, other=0.0)
         result += tl.sum(tl.sum(part * factor[:, None, None] * coefficients[:, :, None], 1), 0)
     if head_gain is not None:
-        gain_ptr = head_gain.ptr + batch * head_gain.stride_b + head * head_gain.stride_h
-        result *= tl.load(gain_ptr + row * head_gain.stride_l).to(tl.float32)
+        result *= tl.load(gain_place(head_gain, batch, head, row)).to(tl.float32)
     out_ptrs = out.ptr + batch * out.stride_b + head * out.stride_h + row * out.stride_l + dv
     tl.store(out_ptrs, round_to(result, out.ptr.dtype.element_ty), mask=dv < VALUE_DIM)
 
@@ -181,9 +181,9 @@ def merge_stats(
         tl.store(stats.masses + place * NUM_CHANNELS + k, masses, mask=k < NUM_CHANNELS)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_output_rows", "num_heads", "num_queries", "num_stats_rows", "num_splits"])
 def decode_merge_kernel(
-    out, sums_ptr, outputs_ptr, stats_ptr, sinks_ptr, policy, head_gain, stats, index_ptr, active_ptr,
+    out, stats, sums_ptr, outputs_ptr, stats_ptr, policy, sinks_ptr, head_gain, index_ptr, active_ptr,
     num_output_rows, num_heads, num_queries, num_stats_rows, num_splits,
     NUM_CHANNELS: tl.constexpr, WIDTH: tl.constexpr, VALUE_DIM: tl.constexpr,
     STATS_CHANNELS: tl.constexpr, STATS_WIDTH: tl.constexpr,
@@ -242,39 +242,126 @@ def decode_merge(
     device function and `numbers` are what that reads. `selected` [B or 1, Lq] are the rows that the edit
     changes; `index` [R] (None: all) and `active` [B, R] are the rows to report on.
     """
-    names = stats_names(partial_stats, entropy, top1, lse, softmax)
-    results = _results(query, partial_outputs, partial_stats, index, names)
-    out = None if partial_outputs is None else results[0]
-    batch, heads, queries, _ = query.shape
-    output_rows = 0 if out is None else batch * heads * queries
-    stats_rows = queries if index is None else index.shape[0]
-    records = 0 if partial_stats is None else batch * heads * stats_rows
-    if output_rows + records == 0:
+    merge = MergeShape.of_partials(query, partial_sums, partial_outputs, partial_stats, index)
+    channels = None if partial_stats is None else merge.stats_channels
+    names = stats_names(channels, entropy, top1, lse, softmax)
+    results = room(query, merge, names)
+    if merge.output_rows + merge.records == 0:
         return results
-    splits = (partial_stats if partial_sums is None else partial_sums).shape[1]  # type: ignore[union-attr]
-    channels = 0 if partial_sums is None else partial_sums.shape[2] - SUMS_HEADER.value
-    stats_channels = 0 if partial_stats is None else partial_stats.shape[2] - STATS_HEADER.value
-    value_dim = 1 if out is None else out.shape[3]
-    block_dv = min(BLOCK_DV, power_of_two(value_dim))
-    policy = PolicyArg(
-        numbers_on(numbers, query.device) if function else None,
+    out = None if partial_outputs is None else results[0]
+    policy = policy_arg(function, numbers, coefficients, selected, query.device)
+    decode_merge_kernel[merge.grid](
+        None if out is None else MatrixArg(out, *out.stride()[:3]),
+        StatsArg(**dict(zip(names, results[len(results) - len(names) :], strict=True))),
+        partial_sums,
+        partial_outputs,
+        partial_stats,
+        policy,
+        *merge_arguments(merge, sinks, head_gain, index, active),
+        **merge.constants(function),
+    )
+    return results
+
+
+class MergeShape(NamedTuple):
+    """Sizes of one merge.
+
+    Attributes:
+        batch, heads, queries: of the query.
+        splits: to merge.
+        channels, value_dim: of the outputs; no value dimension where there are none.
+        stats_channels, stats_rows: channels of the statistics, and rows R to report on; no rows where there
+            are no statistics.
+    """
+
+    batch: int
+    heads: int
+    queries: int
+    splits: int
+    channels: int
+    value_dim: int
+    stats_channels: int
+    stats_rows: int
+
+    @classmethod
+    def of_partials(
+        cls,
+        query: Tensor,
+        sums: Tensor | None,
+        outputs: Tensor | None,
+        stats: Tensor | None,
+        index: Tensor | None,
+    ) -> MergeShape:
+        """That of the results of `decode_split`."""
+        batch, heads, queries, _ = query.shape
+        splits = (stats if sums is None else sums).shape[1]  # type: ignore[union-attr]
+        rows = queries if index is None else index.shape[0]
+        return cls(
+            *(batch, heads, queries, splits),
+            channels=0 if sums is None else sums.shape[2] - SUMS_HEADER.value,
+            value_dim=0 if outputs is None else outputs.shape[3],
+            stats_channels=0 if stats is None else stats.shape[2] - STATS_HEADER.value,
+            stats_rows=0 if stats is None else rows,
+        )
+
+    @property
+    def output_rows(self) -> int:
+        return self.batch * self.heads * self.queries if self.value_dim else 0
+
+    @property
+    def records(self) -> int:
+        return self.batch * self.heads * self.stats_rows
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        return self.output_rows + self.records, -(-max(1, self.value_dim) // self.block_dv)
+
+    @property
+    def block_dv(self) -> int:
+        return min(BLOCK_DV, power_of_two(max(1, self.value_dim)))
+
+    def constants(self, function: str) -> dict[str, Any]:
+        """Compile-time constants of `decode_merge_kernel`."""
+        return {
+            "NUM_CHANNELS": self.channels,
+            "WIDTH": power_of_two(max(1, self.channels)),
+            "VALUE_DIM": max(1, self.value_dim),
+            "STATS_CHANNELS": self.stats_channels,
+            "STATS_WIDTH": power_of_two(max(1, self.stats_channels)),
+            "BLOCK_S": power_of_two(self.splits),
+            "BLOCK_DV": self.block_dv,
+            "SPLIT_STEP": SPLIT_STEP,
+            "POLICY": device_function(function) if function else None,
+            "num_warps": 4,
+            **FUSED,
+        }
+
+
+def policy_arg(
+    function: str,
+    numbers: Sequence[float],
+    coefficients: Tensor | None,
+    selected: Tensor | None,
+    device: torch.device,
+) -> PolicyArg:
+    """The policy as `decode_merge_kernel` takes it."""
+    return PolicyArg(
+        numbers_on(numbers, device) if function else None,
         coefficients,
         column_arg(None if selected is None else selected[:, None]),
     )
-    decode_merge_kernel[(output_rows + records, -(-value_dim // block_dv))](
-        None if out is None else MatrixArg(out, out.stride(0), out.stride(1), out.stride(2)),
-        partial_sums, partial_outputs, partial_stats, sinks, policy,
-        None if head_gain is None else MatrixArg(head_gain, *gain_strides(head_gain)),
-        StatsArg(**dict(zip(names, results[len(results) - len(names) :], strict=True))),
-        index, active, output_rows, heads, queries, stats_rows, splits,
-        NUM_CHANNELS=channels, WIDTH=power_of_two(max(1, channels)), VALUE_DIM=value_dim,
-        STATS_CHANNELS=stats_channels, STATS_WIDTH=power_of_two(max(1, stats_channels)),
-        BLOCK_S=power_of_two(splits), BLOCK_DV=block_dv, SPLIT_STEP=SPLIT_STEP,
-        POLICY=device_function(function) if function else None,
-        num_warps=4,
-        **FUSED,
-    )  # fmt: skip
-    return results
+
+
+def merge_arguments(
+    merge: MergeShape,
+    sinks: Tensor | None,
+    head_gain: Tensor | None,
+    index: Tensor | None,
+    active: Tensor | None,
+) -> tuple[Any, ...]:
+    """The arguments of `decode_merge_kernel` after `policy`."""
+    sizes = merge.output_rows, merge.heads, merge.queries, max(1, merge.stats_rows), merge.splits
+    return (sinks, gain_arg(head_gain), index, active, *sizes)
 
 
 @decode_merge.register_fake
@@ -296,38 +383,37 @@ def _(
     lse: bool,
     softmax: bool,
 ) -> list[Tensor]:
-    names = stats_names(partial_stats, entropy, top1, lse, softmax)
-    return _results(query, partial_outputs, partial_stats, index, names)
+    merge = MergeShape.of_partials(query, partial_sums, partial_outputs, partial_stats, index)
+    channels = None if partial_stats is None else merge.stats_channels
+    return room(query, merge, stats_names(channels, entropy, top1, lse, softmax))
 
 
-def stats_names(
-    partial_stats: Tensor | None, entropy: bool, top1: bool, lse: bool, softmax: bool
-) -> list[str]:
-    """Which statistics `decode_merge` returns, in the order of `StatsArg`."""
-    if partial_stats is None:
+def stats_names(channels: int | None, entropy: bool, top1: bool, lse: bool, softmax: bool) -> list[str]:
+    """Which statistics `decode_merge` returns, in the order of `StatsArg`; without `channels` none."""
+    if channels is None:
         return []
-    masses = partial_stats.shape[2] > STATS_HEADER.value
-    requested = (masses, entropy, top1, top1, lse, softmax, softmax)
+    requested = (channels > 0, entropy, top1, top1, lse, softmax, softmax)
     return [name for name, is_requested in zip(StatsArg._fields, requested, strict=True) if is_requested]
 
 
-def _results(
-    query: Tensor,
-    partial_outputs: Tensor | None,
-    partial_stats: Tensor | None,
-    index: Tensor | None,
-    names: list[str],
-) -> list[Tensor]:
+def requested_parts(request: StatsRequest | None) -> tuple[bool, bool, bool, bool]:
+    """Of a request: entropy, strongest column, log-sum-exp, and what makes weights of scores."""
+    if request is None:
+        return False, False, False, False
+    needs_softmax = request.full_rows or request.columns is not None
+    return request.entropy, request.top1, request.lse, needs_softmax
+
+
+def room(query: Tensor, merge: MergeShape, names: Sequence[str]) -> list[Tensor]:
     """Room for the output, in the memory order [B, Lq, Hq, Dv] of the next layer, and for the statistics."""
-    batch, heads, queries, _ = query.shape
+    batch, heads, queries, dim = merge.batch, merge.heads, merge.queries, merge.value_dim
     results = []
-    if partial_outputs is not None:
-        results.append(query.new_empty(batch, queries, heads, partial_outputs.shape[3]).transpose(1, 2))
-    rows = (batch, heads, queries if index is None else index.shape[0])
+    if dim:
+        strides = queries * heads * dim, dim, heads * dim, 1
+        results.append(query.new_empty_strided((batch, heads, queries, dim), strides))
+    rows = (batch, heads, merge.stats_rows)
     for name in names:
-        shape: tuple[int, ...] = rows
-        if name == "masses" and partial_stats is not None:
-            shape = (*rows, partial_stats.shape[2] - STATS_HEADER.value)
+        shape: tuple[int, ...] = (*rows, merge.stats_channels) if name == "masses" else rows
         dtype = torch.int64 if name == "top_column" else torch.float32
         results.append(query.new_empty(shape, dtype=dtype))
     return results

@@ -67,7 +67,7 @@ def scale_keeping_mass(masses, heads, exists, numbers_ptr, WIDTH: tl.constexpr):
     return tl.where((scaled <= 0)[:, None], 1.0, factors * gain)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_splits", "num_rows"])
 def head_kernel(
     coefficients_ptr, masses_ptr, sums_ptr, sinks_ptr, numbers_ptr, num_splits, num_heads, num_rows,
     NUM_CHANNELS: tl.constexpr, WIDTH: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_S: tl.constexpr,
@@ -131,15 +131,22 @@ def head_coefficients(
         splits,
         heads,
         rows,
-        NUM_CHANNELS=channels,
-        WIDTH=power_of_two(channels),
-        BLOCK_H=power_of_two(heads),
-        BLOCK_S=power_of_two(splits),
-        POLICY=device_function(function),
-        num_warps=8,
-        **FUSED,
+        **head_constants(heads, function, channels, splits),
     )
     return coefficients
+
+
+def head_constants(heads: int, function: str, channels: int, splits: int) -> dict[str, Any]:
+    """Compile-time constants of `head_kernel`."""
+    return {
+        "NUM_CHANNELS": channels,
+        "WIDTH": power_of_two(channels),
+        "BLOCK_H": power_of_two(heads),
+        "BLOCK_S": power_of_two(splits),
+        "POLICY": device_function(function),
+        "num_warps": 8,
+        **FUSED,
+    }
 
 
 @head_coefficients.register_fake

@@ -32,11 +32,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from regaze.kernels.spec import AttentionEdit, RowSelection, Stats, StatsRequest
-from regaze.kernels.triton.arguments import MatrixArg, channel_arg, gain_strides, matrix_arg
+from regaze.kernels.spec import AttentionEdit, Stats, StatsRequest
+from regaze.kernels.triton.arguments import GainArg, MatrixArg, channel_arg, gain_arg, matrix_arg
 from regaze.kernels.triton.block_mask import other_rows
-from regaze.kernels.triton.call import Call, measure_rows, sum_columns
-from regaze.kernels.triton.common import LOG2E, round_to, softmax_step, weighted_values
+from regaze.kernels.triton.call import Call, measure_rows, measured_beside
+from regaze.kernels.triton.common import (
+    LOG2E,
+    gain_place,
+    round_to,
+    softmax_step,
+    varied,
+    weighted_values,
+)
 from regaze.kernels.triton.custom_op import FUSED, operator
 from regaze.kernels.triton.row_list import (
     RowList,
@@ -50,6 +57,7 @@ from regaze.kernels.triton.row_list import (
     reweight,
     visited_block,
 )
+from regaze.kernels.triton.row_stats import MassChannels, RowStats
 from regaze.kernels.triton.tiling import padded
 
 #: If edited rows are at most this share of all, torch computes every row and these are overwritten.
@@ -59,13 +67,10 @@ _PLAIN = AttentionEdit()
 
 
 class OutArg(NamedTuple):
-    """The output [B, Hq, Lq, Dv], and [B or 1, Hq, Lq or 1] factors of it or None."""
+    """The output [B, Hq, Lq, Dv], and factors of it or None."""
 
     out: MatrixArg
-    gain_ptr: Any
-    stride_gb: int
-    stride_gh: int
-    stride_gm: int
+    gain: GainArg | None
 
 
 class PartialArg(NamedTuple):
@@ -90,7 +95,7 @@ def _attend_step(
     columns = start + tl.arange(0, BLOCK_N)
     kv_head = head // gqa_ratio
     key_tile = load_key_block(
-        key, batch, kv_head, start, score.num_keys, HEAD_DIM, BLOCK_D, BLOCK_N, not IS_MASKED
+        key, batch, kv_head, start, varied(score.num_keys), HEAD_DIM, BLOCK_D, BLOCK_N, not IS_MASKED
     )
     scores = edited_scores(
         query_tile, tl.trans(key_tile), rows, row_exists, selected, columns, batch, head, score,
@@ -102,7 +107,7 @@ def _attend_step(
         weights, coefficients, channels, selected, columns, batch, head, score, NUM_GROUPS, NUM_CHANNELS
     )
     value_tile = load_key_block(
-        value, batch, kv_head, start, score.num_keys, VALUE_DIM, BLOCK_DV, BLOCK_N, not IS_MASKED
+        value, batch, kv_head, start, varied(score.num_keys), VALUE_DIM, BLOCK_DV, BLOCK_N, not IS_MASKED
     )
     reweighted: tl.constexpr = NUM_CHANNELS > 0 or score.edit.value_gain.ptr is not None
     acc = acc * rescale[:, None] + weighted_values(weights, value_tile, reweighted, INPUT_PRECISION)
@@ -115,8 +120,8 @@ def _store_rows(
 ):
     """Rows of the output: acc [M, BLOCK_DV] over the sum [M], times their gain; zeros if nothing is seen."""
     factor = 1.0 / tl.maximum(running_sum, 1.0)  # at least the 1 of the strongest key, unless there is none
-    if to.gain_ptr is not None:
-        gain_ptrs = to.gain_ptr + batch * to.stride_gb + head * to.stride_gh + rows * to.stride_gm
+    if to.gain is not None:
+        gain_ptrs = gain_place(to.gain, batch, head, rows)
         factor *= tl.load(gain_ptrs, mask=row_exists, other=0.0).to(tl.float32)
     d = tl.arange(0, BLOCK_DV)
     base = to.out.ptr + batch * to.out.stride_b + head * to.out.stride_h
@@ -125,7 +130,7 @@ def _store_rows(
     tl.store(out_ptrs, out, mask=row_exists[:, None] & (d < VALUE_DIM)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_splits"])
 def attend_kernel(
     to, partial, query, key, value, row_list, block_map, channels, coefficients_ptr, sinks_ptr, score,
     gqa_ratio, num_splits,
@@ -142,7 +147,7 @@ def attend_kernel(
     rows, row_exists = load_row_numbers(row_list, offsets)
     selected = load_selected(row_list, batch, offsets, row_exists)
     query_tile = load_rows(query, batch, head, rows, row_exists, HEAD_DIM, BLOCK_D)
-    place = (batch * tl.num_programs(1) + head) * row_list.length + offsets
+    place = (batch * tl.num_programs(1) + head) * varied(row_list.length) + offsets
     coefficients = load_coefficients(coefficients_ptr, place, row_exists, NUM_CHANNELS)
     num_full, num_visited = block_counts(
         block_map, row_block, batch, head, rows, row_exists, score, IS_CAUSAL, BLOCK_N
@@ -174,14 +179,14 @@ def attend_kernel(
         _store_rows(to, acc, running_sum, batch, head, rows, row_exists, VALUE_DIM, BLOCK_DV)
     else:
         d = tl.arange(0, BLOCK_DV)
-        place += split.to(tl.int64) * tl.num_programs(2) * tl.num_programs(1) * row_list.length
+        place += split.to(tl.int64) * tl.num_programs(2) * tl.num_programs(1) * varied(row_list.length)
         tl.store(partial.running_max + place, running_max, mask=row_exists)
         tl.store(partial.running_sum + place, running_sum, mask=row_exists)
         in_bounds = row_exists[:, None] & (d < VALUE_DIM)[None, :]
         tl.store(partial.acc + place[:, None] * VALUE_DIM + d[None, :], acc, mask=in_bounds)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_splits"])
 def merge_outputs_kernel(
     to, partial, row_list, num_splits,
     VALUE_DIM: tl.constexpr, BLOCK_DV: tl.constexpr, BLOCK_M: tl.constexpr,
@@ -192,8 +197,8 @@ def merge_outputs_kernel(
     rows, row_exists = load_row_numbers(row_list, offsets)
     d = tl.arange(0, BLOCK_DV)
     in_bounds = row_exists[:, None] & (d < VALUE_DIM)[None, :]
-    stride_s = tl.num_programs(2).to(tl.int64) * tl.num_programs(1) * row_list.length
-    place = (batch * tl.num_programs(1) + head) * row_list.length + offsets
+    stride_s = tl.num_programs(2).to(tl.int64) * tl.num_programs(1) * varied(row_list.length)
+    place = (batch * tl.num_programs(1) + head) * varied(row_list.length) + offsets
     row_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
     for s in range(num_splits):
         max_ptrs = partial.running_max + s * stride_s + place
@@ -241,7 +246,7 @@ def attend_rows(
     splits, value_dim = rows.num_splits, rows.value.shape[3]
     constants, dims = rows.constants(causal), {"VALUE_DIM": value_dim, "BLOCK_DV": padded(value_dim)}
     out_matrix = MatrixArg(out, out.stride(0), out.stride(1), out.stride(2))
-    to, partial = OutArg(out_matrix, head_gain, *gain_strides(head_gain)), None
+    to, partial = OutArg(out_matrix, gain_arg(head_gain)), None
     if splits > 1:
         partial = PartialArg(
             *(
@@ -307,14 +312,15 @@ def attend_prefill(
     """Edited attention, arguments as for `attend`."""
     call = Call(query, key, value, edit, mask, scaling, is_causal, softcap, sinks)
     index = call.changed_rows()
+    stats = None
     if index is None:  # every row
         out = _empty_output(query, value)
-        _write(call, out, call.row_list(None, edited=True))
+        stats = _write(call, out, call.row_list(None, edited=True))
     else:
         out = _plain_rows(call, value, index)
         if len(index):
-            _write(call, out, call.row_list(index, edited=True))
-    return out, None if edit.stats is None else measure_rows(call, edit.stats)
+            stats = _write(call, out, call.row_list(index, edited=True))
+    return out, None if edit.stats is None else measure_rows(call, edit.stats, stats)
 
 
 def prefill_stats(
@@ -333,29 +339,21 @@ def prefill_stats(
     return measure_rows(call, request)
 
 
-def column_sums_triton(
-    query: Tensor,
-    key: Tensor,
-    rows: RowSelection | None,
-    *,
-    mask: Tensor | None,
-    scaling: float,
-    is_causal: bool,
-    softcap: float | None = None,
-    sinks: Tensor | None = None,
-) -> Tensor:
-    """Weights of plain attention [B, Hq, Lk] summed over `rows`; see `column_sums`."""
-    return sum_columns(Call(query, key, None, _PLAIN, mask, scaling, is_causal, softcap, sinks), rows)
+def _write(call: Call, out: Tensor, rows: RowList) -> RowStats | None:
+    """Write `rows`, which are scored under the edit, to the output.
 
-
-def _write(call: Call, out: Tensor, rows: RowList) -> None:
-    """Write `rows`, which are scored under the edit, to the output."""
-    edit, channels = call.edit, call.edit.channels
-    parts = (None, None, 0) if channels is None else (channels.groups, channels.weights, channels.num_groups)
-    coefficients = call.coefficients(rows)
+    Returns their statistics where the first pass could serve the request of the edit.
+    """
+    edit, request = call.edit, call.edit.stats
+    coefficients, stats, serves = None, None, measured_beside(edit, request)
+    if edit.policy is not None:
+        stats = call.row_stats(rows, edit.policy, request if serves else None)
+        coefficients = stats.coefficients
+    channels = MassChannels.of(edit.channels)
     attend_rows(
-        out, rows.tensors, rows.tiling, call.sinks, edit.head_gain, *parts, coefficients, **call.options
+        out, rows.tensors, rows.tiling, call.sinks, edit.head_gain, *channels, coefficients, **call.options
     )
+    return stats if serves else None
 
 
 def _empty_output(query: Tensor, value: Tensor) -> Tensor:

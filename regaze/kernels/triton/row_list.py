@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -31,6 +30,7 @@ from regaze.kernels.triton.arguments import (
     mask_arg,
     own_key_arg,
     unmask_arg,
+    varying,
     window_arg,
 )
 from regaze.kernels.triton.common import (
@@ -38,10 +38,11 @@ from regaze.kernels.triton.common import (
     edit_scores,
     tile_scores,
     unmask_row_bits,
+    varied,
     visible_tile,
     window_tile,
 )
-from regaze.kernels.triton.custom_op import FUSED
+from regaze.kernels.triton.custom_op import ROOMY
 from regaze.kernels.triton.tiling import Tiling, padded, processors
 
 #: The most programs that share the keys of a row block, and the fewest key blocks worth a program.
@@ -163,14 +164,14 @@ class RowList(NamedTuple):
         return max(1, min(desired, MAX_SPLITS, key_blocks // MIN_SPLIT_BLOCKS))
 
     def rows_arg(self) -> RowListArg:
-        return RowListArg(self.row_index, self.selected, self.num_rows)
+        return RowListArg(self.row_index, self.selected, varying(self.num_rows))
 
     def blocks_arg(self) -> BlockMapArg | None:
         if self.order is None or self.counts is None:
             return None
         batch, heads, row_blocks, key_blocks = self.order.shape
         stride_b, stride_h = heads * row_blocks if batch > 1 else 0, row_blocks if heads > 1 else 0
-        return BlockMapArg(self.order, self.counts, stride_b, stride_h, key_blocks)
+        return BlockMapArg(self.order, self.counts, *map(varying, (stride_b, stride_h, key_blocks)))
 
     def score_arg(self, scaling: float, softcap: float | None) -> ScoreArg:
         head_score_gain = None if self.head_score_gain is None else self.head_score_gain[..., None]
@@ -183,14 +184,14 @@ class RowList(NamedTuple):
             EditArg(*(column_arg(part) for part in parts)),
             scaling,
             softcap,
-            num_queries=self.query.shape[2],
-            num_keys=self.key.shape[2],
+            num_queries=varying(self.query.shape[2]),
+            num_keys=varying(self.key.shape[2]),
         )
 
     def constants(self, causal: bool) -> dict[str, Any]:
         """The compile-time constants that every kernel over these rows takes."""
         tiling = self.tiling
-        constants = {
+        return {
             "HEAD_DIM": self.query.shape[3],
             "BLOCK_D": padded(self.query.shape[3]),
             "BLOCK_M": tiling.block_m,
@@ -199,17 +200,14 @@ class RowList(NamedTuple):
             "INPUT_PRECISION": "ieee",
             "num_warps": tiling.num_warps,
             "num_stages": tiling.num_stages,
-            **FUSED,
+            **ROOMY,
         }
-        if torch.version.hip is None:
-            constants["maxnreg"] = 255  # or ptxas spills some to fit one more program on a multiprocessor
-        return constants
 
 
 @triton.jit
 def load_row_numbers(row_list, offsets):
     """Numbers [M] of the query rows at places `offsets` of a row list, and which of the places exist."""
-    row_exists = offsets < row_list.length
+    row_exists = offsets < varied(row_list.length)
     if row_list.row_index_ptr is not None:
         rows = tl.load(row_list.row_index_ptr + offsets, mask=row_exists, other=0).to(tl.int32)
     else:
@@ -222,7 +220,7 @@ def load_selected(row_list, batch, offsets, row_exists):
     """Which places of a row list the edit changes, [M, 1] bool."""
     selected = row_exists
     if row_list.selected_ptr is not None:
-        ptrs = row_list.selected_ptr + batch * row_list.length + offsets
+        ptrs = row_list.selected_ptr + batch * varied(row_list.length) + offsets
         selected = tl.load(ptrs, mask=row_exists, other=0) != 0
     return selected[:, None]
 
@@ -265,19 +263,20 @@ def load_key_block(
 @triton.jit
 def row_visibility(rows, row_exists, columns, batch, head, score, IS_CAUSAL: tl.constexpr):
     """Which keys the rows may see, [M, N] bool, and what the mask adds to their scores."""
-    inside = row_exists[:, None] & ((columns >= 0) & (columns < score.num_keys))[None, :]
+    inside = row_exists[:, None] & ((columns >= 0) & (columns < varied(score.num_keys)))[None, :]
     last_key = None
     if IS_CAUSAL:  # the last row sits at the last key
-        last_key = (rows + (score.num_keys - score.num_queries))[:, None]
+        last_key = (rows + (varied(score.num_keys) - varied(score.num_queries)))[:, None]
     row_bits = unmask_row_bits(score.unmask, batch, rows)
     visible, added = visible_tile(
-        inside, batch, head, rows[:, None].to(tl.int64), columns, score.mask, score.unmask, row_bits, last_key
-    )
+        inside, None, batch, head, rows[:, None], columns, score.mask, score.unmask, row_bits,
+        last_key,
+    )  # fmt: skip
     if score.windows.span_ptr is not None:
-        own_key = rows + (score.num_keys - score.num_queries)
+        own_key = rows + (varied(score.num_keys) - varied(score.num_queries))
         if score.own_key is not None:
-            ptrs = score.own_key.ptr + batch * score.own_key.stride_b + head * score.own_key.stride_h + rows
-            own_key = tl.load(ptrs)
+            ptrs = score.own_key.ptr + batch * varied(score.own_key.stride_b)
+            own_key = tl.load(ptrs + head * varied(score.own_key.stride_h) + rows)
         visible = visible & window_tile(score.windows, batch, head, own_key[:, None], columns)
     return visible, added
 
@@ -313,21 +312,27 @@ def edited_scores(
 
 
 @triton.jit
+def map_row(block_map, row_block, batch, head):
+    """Place of a row block in the block map."""
+    return batch * varied(block_map.stride_b) + head * varied(block_map.stride_h) + row_block
+
+
+@triton.jit
 def block_counts(
     block_map, row_block, batch, head, rows, row_exists, score, IS_CAUSAL: tl.constexpr, BLOCK_N: tl.constexpr
 ):
     """How many key blocks a row block sees in full, and how many it visits: those, then the partly seen."""
     if block_map is not None:
-        ptrs = block_map.counts_ptr + (batch * block_map.stride_b + head * block_map.stride_h + row_block) * 2
+        ptrs = block_map.counts_ptr + map_row(block_map, row_block, batch, head) * 2
         num_full, num_visited = tl.load(ptrs), tl.load(ptrs + 1)
     elif IS_CAUSAL:
         # A block is full where the first of the rows sees all of it, and visited where the last sees any.
-        key_end = rows + (score.num_keys - score.num_queries + 1)
-        first_end = tl.maximum(tl.min(tl.where(row_exists, key_end, score.num_keys), 0), 0)
+        key_end = rows + (varied(score.num_keys) - varied(score.num_queries) + 1)
+        first_end = tl.maximum(tl.min(tl.where(row_exists, key_end, varied(score.num_keys)), 0), 0)
         last_end = tl.maximum(tl.max(tl.where(row_exists, key_end, 0), 0), 0)
         num_full, num_visited = first_end // BLOCK_N, tl.cdiv(last_end, BLOCK_N)
     else:
-        num_full, num_visited = score.num_keys // BLOCK_N, tl.cdiv(score.num_keys, BLOCK_N)
+        num_full, num_visited = varied(score.num_keys) // BLOCK_N, tl.cdiv(varied(score.num_keys), BLOCK_N)
     return num_full, num_visited
 
 
@@ -335,8 +340,8 @@ def block_counts(
 def visited_block(i, block_map, row_block, batch, head):
     """Number of the key block at the i-th visit of a row block."""
     if block_map is not None:
-        row = batch * block_map.stride_b + head * block_map.stride_h + row_block
-        i = tl.load(block_map.order_ptr + row * block_map.num_key_blocks + i)
+        row = map_row(block_map, row_block, batch, head)
+        i = tl.load(block_map.order_ptr + row * varied(block_map.num_key_blocks) + i)
     return i
 
 
@@ -345,17 +350,17 @@ def load_groups(channels, batch, columns):
     """Group of each key, [N] uint8; keys beyond the named ones are in group 0."""
     ptrs = channels.groups_ptr + columns
     if channels.stride_gb is not None:
-        ptrs += batch * channels.stride_gb
-    return tl.load(ptrs, mask=columns < channels.num_columns, other=0)
+        ptrs += batch * varied(channels.stride_gb)
+    return tl.load(ptrs, mask=columns < varied(channels.num_columns), other=0)
 
 
 @triton.jit
 def load_weights(channels, batch, columns, c: tl.constexpr):
     """Weights of free channel c, [N] fp32; 0 beyond the named keys."""
-    ptrs = channels.weights_ptr + c * channels.stride_wc + columns
+    ptrs = channels.weights_ptr + c * varied(channels.stride_wc) + columns
     if channels.stride_wb is not None:
-        ptrs += batch * channels.stride_wb
-    return tl.load(ptrs, mask=columns < channels.num_columns, other=0.0).to(tl.float32)
+        ptrs += batch * varied(channels.stride_wb)
+    return tl.load(ptrs, mask=columns < varied(channels.num_columns), other=0.0).to(tl.float32)
 
 
 @triton.jit

@@ -18,16 +18,17 @@ numbers per row, head and split.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from regaze.kernels.channels import Channels
 from regaze.kernels.policies import Policy, coefficients_of
 from regaze.kernels.triton.arguments import channel_arg, matrix_arg, num_channels
-from regaze.kernels.triton.common import LOG2E, softmax_step
+from regaze.kernels.triton.common import softmax_step, varied
 from regaze.kernels.triton.custom_op import FUSED, operator
 from regaze.kernels.triton.policy import device_function, head_coefficients, numbers_on, triton_part
 from regaze.kernels.triton.row_list import (
@@ -42,32 +43,13 @@ from regaze.kernels.triton.row_list import (
     load_weights,
     visited_block,
 )
+from regaze.kernels.triton.row_stats_merge import (
+    NO_COLUMN,
+    PartialStatsArg,
+    RowStatsArg,
+    row_stats_merge_kernel,
+)
 from regaze.kernels.triton.tiling import power_of_two
-
-#: Larger than any column.
-NO_COLUMN = tl.constexpr(0x7FFFFFFF)
-
-
-class PartialStatsArg(NamedTuple):
-    """Sums of each split, [splits, B, Hq, R] and masses [splits, B, Hq, R, K]; None: not computed."""
-
-    running_max: Any
-    running_sum: Any
-    spread: Any
-    top_column: Any
-    masses: Any
-
-
-class RowStatsArg(NamedTuple):
-    """Where the merged sums go, [B, Hq, R] and [B, Hq, R, K]; None: not requested. See `RowStats`."""
-
-    shift: Any
-    total: Any
-    entropy: Any
-    top_weight: Any
-    top_column: Any
-    masses: Any
-    coefficients: Any
 
 
 @triton.jit
@@ -87,10 +69,11 @@ def _channel_masses(weights, channels, columns, batch, NUM_GROUPS: tl.constexpr,
 
 @triton.jit
 def _stats_step(
-    i, state, query_tile, key, rows, row_exists, selected, partial, block_map, channels, score, row_block,
-    batch, head, gqa_ratio,
+    i, state, query_tile, key, rows, row_exists, selected, partial, block_map, channels, stats_channels,
+    score, row_block, batch, head, gqa_ratio,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr,
     NUM_GROUPS: tl.constexpr, NUM_CHANNELS: tl.constexpr,
+    STATS_GROUPS: tl.constexpr, STATS_CHANNELS: tl.constexpr,
     IS_MASKED: tl.constexpr, IS_CAUSAL: tl.constexpr, INPUT_PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Sums of a row block after one more key block: maximum, sum, spread, column and masses, each [M]."""
@@ -98,7 +81,15 @@ def _stats_step(
     start = visited_block(i, block_map, row_block, batch, head) * BLOCK_N
     columns = start + tl.arange(0, BLOCK_N)
     key_tile = load_key_block(
-        key, batch, head // gqa_ratio, start, score.num_keys, HEAD_DIM, BLOCK_D, BLOCK_N, not IS_MASKED
+        key,
+        batch,
+        head // gqa_ratio,
+        start,
+        varied(score.num_keys),
+        HEAD_DIM,
+        BLOCK_D,
+        BLOCK_N,
+        not IS_MASKED,
     )
     scores = edited_scores(
         query_tile, tl.trans(key_tile), rows, row_exists, selected, columns, batch, head, score,
@@ -119,16 +110,18 @@ def _stats_step(
         top_column = tl.where(is_better, first, top_column)
     new_state = (new_max, new_sum, spread, top_column)
     masses = _channel_masses(weights, channels, columns, batch, NUM_GROUPS, NUM_CHANNELS)
-    for k in tl.static_range(NUM_CHANNELS):
+    masses = masses + _channel_masses(weights, stats_channels, columns, batch, STATS_GROUPS, STATS_CHANNELS)
+    for k in tl.static_range(NUM_CHANNELS + STATS_CHANNELS):
         new_state = new_state + (state[4 + k] * rescale + masses[k],)  # noqa: RUF005
     return new_state
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_splits"])
 def row_stats_kernel(
-    partial, query, key, row_list, block_map, channels, score, gqa_ratio, num_splits,
+    partial, query, key, row_list, block_map, channels, stats_channels, score, gqa_ratio, num_splits,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     NUM_GROUPS: tl.constexpr, NUM_CHANNELS: tl.constexpr,
+    STATS_GROUPS: tl.constexpr, STATS_CHANNELS: tl.constexpr,
     IS_CAUSAL: tl.constexpr, INPUT_PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Sums of the softmax of BLOCK_M rows of one head over one share of the keys that they visit."""
@@ -146,122 +139,35 @@ def row_stats_kernel(
 
     zeros = tl.zeros([BLOCK_M], tl.float32)
     state = (zeros - float("inf"), zeros, zeros, tl.full([BLOCK_M], NO_COLUMN, tl.int32))
-    for _ in tl.static_range(NUM_CHANNELS):
+    for _ in tl.static_range(NUM_CHANNELS + STATS_CHANNELS):
         state = state + (zeros,)  # noqa: RUF005
     for i in range(first, tl.minimum(last, num_full)):  # blocks that all rows see in full: no mask is read
         state = _stats_step(
-            i, state, query_tile, key, rows, row_exists, selected, partial, block_map, channels, score,
-            row_block, batch, head, gqa_ratio, HEAD_DIM, BLOCK_D, BLOCK_N, NUM_GROUPS, NUM_CHANNELS,
+            i, state, query_tile, key, rows, row_exists, selected, partial, block_map, channels,
+            stats_channels, score, row_block, batch, head, gqa_ratio, HEAD_DIM, BLOCK_D, BLOCK_N,
+            NUM_GROUPS, NUM_CHANNELS, STATS_GROUPS, STATS_CHANNELS,
             False, IS_CAUSAL, INPUT_PRECISION,
         )  # fmt: skip
     for i in range(tl.maximum(first, num_full), last):
         state = _stats_step(
-            i, state, query_tile, key, rows, row_exists, selected, partial, block_map, channels, score,
-            row_block, batch, head, gqa_ratio, HEAD_DIM, BLOCK_D, BLOCK_N, NUM_GROUPS, NUM_CHANNELS,
+            i, state, query_tile, key, rows, row_exists, selected, partial, block_map, channels,
+            stats_channels, score, row_block, batch, head, gqa_ratio, HEAD_DIM, BLOCK_D, BLOCK_N,
+            NUM_GROUPS, NUM_CHANNELS, STATS_GROUPS, STATS_CHANNELS,
             True, IS_CAUSAL, INPUT_PRECISION,
         )  # fmt: skip
 
-    place = ((split * tl.num_programs(2) + batch) * tl.num_programs(1) + head) * row_list.length + offsets
+    place = ((split * tl.num_programs(2) + batch) * tl.num_programs(1) + head) * varied(
+        row_list.length
+    ) + offsets
     tl.store(partial.running_max + place, state[0], mask=row_exists)
     tl.store(partial.running_sum + place, state[1], mask=row_exists)
     if partial.spread is not None:
         tl.store(partial.spread + place, state[2], mask=row_exists)
     if partial.top_column is not None:
         tl.store(partial.top_column + place, state[3], mask=row_exists)
-    for k in tl.static_range(NUM_CHANNELS):
-        tl.store(partial.masses + place * NUM_CHANNELS + k, state[4 + k], mask=row_exists)
-
-
-@triton.jit
-def _max_of_splits(partial, place, row_exists, stride_s, num_splits, BLOCK_M: tl.constexpr):
-    """Maximum [M] over the splits, and its column, the first of equals."""
-    row_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
-    top_column = tl.full([BLOCK_M], NO_COLUMN, tl.int32)
-    for s in range(num_splits):
-        split_max = tl.load(partial.running_max + s * stride_s + place, mask=row_exists, other=float("-inf"))
-        if partial.top_column is not None:
-            column_ptrs = partial.top_column + s * stride_s + place
-            column = tl.load(column_ptrs, mask=row_exists, other=NO_COLUMN)
-            is_better = (split_max > row_max) | ((split_max == row_max) & (column < top_column))
-            top_column = tl.where(is_better, column, top_column)
-        row_max = tl.maximum(row_max, split_max)
-    return row_max, top_column
-
-
-@triton.jit
-def _sum_of_splits(
-    partial, place, row_exists, shift, stride_s, num_splits,
-    BLOCK_M: tl.constexpr, NUM_CHANNELS: tl.constexpr, WIDTH: tl.constexpr,
-):  # fmt: skip
-    """Sum and spread [M] and masses [M, WIDTH] of all splits relative to `shift` [M]."""
-    keys_sum = tl.zeros([BLOCK_M], tl.float32)
-    spread, masses = keys_sum, tl.zeros([BLOCK_M, WIDTH], tl.float32)
-    k = tl.arange(0, WIDTH)[None, :]
-    for s in range(num_splits):
-        here = s * stride_s + place
-        split_max = tl.load(partial.running_max + here, mask=row_exists, other=float("-inf"))
-        scale = tl.exp2((split_max - shift) * LOG2E)
-        part = scale * tl.load(partial.running_sum + here, mask=row_exists, other=0.0)
-        keys_sum += part
-        if partial.spread is not None:
-            fall = tl.where(part > 0, split_max - shift, 0.0)
-            spread += scale * tl.load(partial.spread + here, mask=row_exists, other=0.0) + part * fall
-        if NUM_CHANNELS > 0:
-            ptrs = partial.masses + here[:, None] * NUM_CHANNELS + k
-            in_bounds = row_exists[:, None] & (k < NUM_CHANNELS)
-            masses += scale[:, None] * tl.load(ptrs, mask=in_bounds, other=0.0)
-    return keys_sum, spread, masses
-
-
-@triton.jit
-def row_stats_merge_kernel(
-    merged, partial, active_ptr, sinks_ptr, numbers_ptr, num_rows, num_splits,
-    BLOCK_M: tl.constexpr, NUM_CHANNELS: tl.constexpr, WIDTH: tl.constexpr, POLICY: tl.constexpr,
-):  # fmt: skip
-    """All splits of BLOCK_M rows of one head: their statistics, and coefficients from their masses."""
-    head, batch = tl.program_id(1), tl.program_id(2).to(tl.int64)
-    offsets = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    row_exists = offsets < num_rows
-    stride_s = tl.num_programs(2) * tl.num_programs(1) * num_rows
-    place = (batch * tl.num_programs(1) + head) * num_rows + offsets
-
-    row_max, top_column = _max_of_splits(partial, place, row_exists, stride_s, num_splits, BLOCK_M)
-    shift = row_max
-    if sinks_ptr is not None:
-        shift = tl.maximum(row_max, tl.load(sinks_ptr + head).to(tl.float32))
-    safe_shift = tl.where(shift == float("-inf"), 0.0, shift)  # -inf - -inf would be NaN
-    keys_sum, spread, masses = _sum_of_splits(
-        partial, place, row_exists, safe_shift, stride_s, num_splits, BLOCK_M, NUM_CHANNELS, WIDTH
-    )
-    total = keys_sum
-    if sinks_ptr is not None:
-        total += tl.exp2((tl.load(sinks_ptr + head).to(tl.float32) - safe_shift) * LOG2E)
-    denominator = tl.maximum(total, 1.0)  # it has the 1 of the strongest key or sink, unless there is none
-    inverse = 1.0 / denominator
-    if active_ptr is not None:
-        active = tl.load(active_ptr + batch * num_rows + offsets, mask=row_exists, other=0) != 0
-        inverse = tl.where(active, inverse, 0.0)
-
-    tl.store(merged.shift + place, shift, mask=row_exists)
-    tl.store(merged.total + place, total, mask=row_exists)
-    if merged.entropy is not None:
-        entropy = (keys_sum * tl.log(denominator) - spread) * inverse
-        tl.store(merged.entropy + place, tl.maximum(entropy, 0.0), mask=row_exists)
-    if merged.top_weight is not None:
-        weight = tl.exp2((row_max - safe_shift) * LOG2E) * inverse
-        tl.store(merged.top_weight + place, weight, mask=row_exists)
-        column = tl.where(weight > 0, top_column, 0).to(tl.int64)
-        tl.store(merged.top_column + place, column, mask=row_exists)
-    if NUM_CHANNELS > 0:
-        masses *= inverse[:, None]
-        k = tl.arange(0, WIDTH)[None, :]
-        in_bounds = row_exists[:, None] & (k < NUM_CHANNELS)
-        if merged.masses is not None:
-            tl.store(merged.masses + place[:, None] * NUM_CHANNELS + k, masses, mask=in_bounds)
-        if merged.coefficients is not None:
-            heads = tl.zeros([BLOCK_M, 1], tl.int32) + head
-            coefficients = POLICY(masses, heads, row_exists[:, None], numbers_ptr, WIDTH)
-            tl.store(merged.coefficients + place[:, None] * NUM_CHANNELS + k, coefficients, mask=in_bounds)
+    for k in tl.static_range(NUM_CHANNELS + STATS_CHANNELS):
+        mass_ptrs = partial.masses + place * (NUM_CHANNELS + STATS_CHANNELS) + k
+        tl.store(mass_ptrs, state[4 + k], mask=row_exists)
 
 
 # --- the host's side
@@ -274,8 +180,9 @@ class RowStats(NamedTuple):
         shift, total: [B, Hq, R], weights are exp(s - shift) / total. A fully masked row has total 0, or with
             sinks the weight of the sink.
         entropy, top_weight, top_column: [B, Hq, R], 0 where a row is not active.
-        masses: [B, Hq, R, K], 0 where a row is not active.
+        masses: [B, Hq, R, K] of the policy's channels.
         coefficients: [B, Hq, R, K] that the policy gives these masses.
+        stats_masses: [B, Hq, R, K'] of channels on record, 0 where a row is not active.
     """
 
     shift: Tensor
@@ -285,6 +192,7 @@ class RowStats(NamedTuple):
     top_column: Tensor
     masses: Tensor
     coefficients: Tensor
+    stats_masses: Tensor
 
     @property
     def lse(self) -> Tensor:
@@ -292,12 +200,30 @@ class RowStats(NamedTuple):
         return self.shift + self.total.log()
 
 
+class MassChannels(NamedTuple):
+    """Channels as operators take them; by default none."""
+
+    groups: Tensor | None = None
+    weights: Tensor | None = None
+    num_groups: int = 0
+
+    @classmethod
+    def of(cls, channels: Channels | None) -> MassChannels:
+        if channels is None:
+            return cls()
+        return cls(channels.groups, channels.weights, channels.num_groups)
+
+    @property
+    def num_channels(self) -> int:
+        return num_channels(*self)
+
+
 def row_stats(
     rows: RowList,
     sinks: Tensor | None,
-    groups: Tensor | None,
-    weights: Tensor | None,
-    num_groups: int,
+    policy: Policy | None,
+    channels: MassChannels,
+    stats_channels: MassChannels,
     *,
     scaling: float,
     softcap: float | None,
@@ -305,9 +231,8 @@ def row_stats(
     active: Tensor | None = None,
     entropy: bool = False,
     top1: bool = False,
-    policy: Policy | None = None,
 ) -> RowStats:
-    """Statistics of `rows`; at most `MAX_CHANNELS` channels, with a policy their coefficients too.
+    """Statistics of `rows`; at most `MAX_CHANNELS` channels, with a policy the coefficients of its own.
 
     `active` [B, R] bool: rows that report statistics.
     """
@@ -315,11 +240,11 @@ def row_stats(
     inside = None if part is None or part.couples_heads else part
     function, numbers = ("", ()) if inside is None else (inside.function, inside.numbers)
     results = _row_stats(
-        rows.tensors, rows.tiling, sinks, groups, weights, num_groups, active, scaling, softcap, causal,
+        rows.tensors, rows.tiling, sinks, *channels, *stats_channels, active, scaling, softcap, causal,
         entropy, top1, function, numbers,
     )  # fmt: skip
     stats = RowStats(*results)
-    if policy is None or inside is not None:
+    if policy is None or inside is not None or not channels.num_channels:
         return stats
     if part is None:
         # Kernels count on the strides of a contiguous tensor; a policy may return an expanded one.
@@ -336,6 +261,9 @@ def _row_stats(
     groups: Tensor | None,
     weights: Tensor | None,
     num_groups: int,
+    stats_groups: Tensor | None,
+    stats_weights: Tensor | None,
+    stats_num_groups: int,
     active: Tensor | None,
     scaling: float,
     softcap: float | None,
@@ -346,13 +274,15 @@ def _row_stats(
     numbers: Sequence[float],
 ) -> list[Tensor]:
     rows = RowList.of(tensors, tiling)
-    channels = num_channels(groups, weights, num_groups)
-    results = _results(rows, channels, entropy, top1, function)
+    channels = MassChannels(groups, weights, num_groups)
+    stats_channels = MassChannels(stats_groups, stats_weights, stats_num_groups)
+    results = _results(rows, channels, stats_channels, entropy, top1, function)
     if not results[0].numel():
         return results
     splits, constants = rows.num_splits, rows.constants(causal)
     batch, heads, count = rows.shape
-    partial = _partial_stats(rows, splits, channels, entropy, top1)
+    own, others = channels.num_channels, stats_channels.num_channels
+    partial = _partial_stats(rows, splits, own + others, entropy, top1)
     row_blocks = triton.cdiv(count, constants["BLOCK_M"])
     row_stats_kernel[(row_blocks * splits, heads, batch)](
         partial,
@@ -361,11 +291,14 @@ def _row_stats(
         rows.rows_arg(),
         rows.blocks_arg(),
         channel_arg(groups, weights),
+        channel_arg(stats_groups, stats_weights),
         rows.score_arg(scaling, softcap),
         rows.gqa_ratio,
         splits,
         NUM_GROUPS=num_groups if groups is not None else 0,
-        NUM_CHANNELS=channels,
+        NUM_CHANNELS=own,
+        STATS_GROUPS=stats_num_groups if stats_groups is not None else 0,
+        STATS_CHANNELS=others,
         **constants,
     )
     row_stats_merge_kernel[(row_blocks, heads, batch)](
@@ -377,8 +310,10 @@ def _row_stats(
         count,
         splits,
         BLOCK_M=constants["BLOCK_M"],
-        NUM_CHANNELS=channels,
-        WIDTH=power_of_two(max(1, channels)),
+        NUM_CHANNELS=own,
+        WIDTH=power_of_two(max(1, own)),
+        STATS_CHANNELS=others,
+        STATS_WIDTH=power_of_two(max(1, others)),
         POLICY=device_function(function) if function else None,
         num_warps=4,
         **FUSED,
@@ -394,6 +329,9 @@ def _(
     groups: Tensor | None,
     weights: Tensor | None,
     num_groups: int,
+    stats_groups: Tensor | None,
+    stats_weights: Tensor | None,
+    stats_num_groups: int,
     active: Tensor | None,
     scaling: float,
     softcap: float | None,
@@ -403,8 +341,9 @@ def _(
     function: str,
     numbers: Sequence[float],
 ) -> list[Tensor]:
-    channels = num_channels(groups, weights, num_groups)
-    return _results(RowList.of(tensors, tiling), channels, entropy, top1, function)
+    channels = MassChannels(groups, weights, num_groups)
+    stats_channels = MassChannels(stats_groups, stats_weights, stats_num_groups)
+    return _results(RowList.of(tensors, tiling), channels, stats_channels, entropy, top1, function)
 
 
 def _partial_stats(rows: RowList, splits: int, channels: int, entropy: bool, top1: bool) -> PartialStatsArg:
@@ -422,18 +361,27 @@ def _partial_stats(rows: RowList, splits: int, channels: int, entropy: bool, top
     )
 
 
-def _results(rows: RowList, channels: int, entropy: bool, top1: bool, function: str) -> list[Tensor]:
+def _results(
+    rows: RowList,
+    channels: MassChannels,
+    stats_channels: MassChannels,
+    entropy: bool,
+    top1: bool,
+    function: str,
+) -> list[Tensor]:
     """Room for `RowStats`."""
 
     def room(requested: bool, *last: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return rows.query.new_empty((*rows.shape, *last) if requested else 0, dtype=dtype)
 
+    own, others = channels.num_channels, stats_channels.num_channels
     return [
         room(True),
         room(True),
         room(entropy),
         room(top1),
         room(top1, dtype=torch.int64),
-        room(channels > 0, channels),
-        room(bool(function), channels),
+        room(own > 0, own),
+        room(bool(function), own),
+        room(others > 0, others),
     ]

@@ -84,24 +84,34 @@ class Tiling(NamedTuple):
 
 
 @lru_cache(maxsize=256)
-def tiling(rows: int, width: int, element_size: int, light: bool, device: torch.device) -> Tiling:
+def tiling(
+    rows: int,
+    width: int,
+    element_size: int,
+    device: torch.device,
+    *,
+    light: bool = False,
+    masked: bool = False,
+    columns: bool = False,
+) -> Tiling:
     """The tiling for a list of `rows`, head dimensions up to `width` and elements of `element_size` bytes.
 
     Large for rows of plain attention (`light`), small where an edit or statistics need registers too: 16-bit
-    types of width up to 128 spill none. And so that shared memory suffices, of which GPUs of compute
-    capability 9 and 10 have more than the 99 KiB of some others.
+    types of width up to 128 spill none. A mask (`masked`) is read an element at a time, since its rows begin
+    anywhere, and costs registers per element; even more so beside `columns` that are edited. And so that
+    shared memory suffices, of which GPUs of compute capability 9 and 10 have more than the 99 KiB of some
+    others.
     """
-    roomy = has_large_shared_memory(device)
+    roomy, num_stages = has_large_shared_memory(device), 1 if element_size > 2 else 2
     if element_size > 2 or width > 128:
         largest, block_n = 32, 32
     elif light:
-        largest, block_n = 128, 64 if roomy else 32
+        largest, block_n = 128 if roomy or not masked else 64, 64 if roomy and not masked else 32
     else:
-        largest, block_n = 64 if roomy else 32, 32
-    block_m = min(largest, power_of_two(max(16, rows)))
-    return Tiling(
-        block_m, block_n, num_warps=8 if block_m == 128 else 4, num_stages=1 if element_size > 2 else 2
-    )
+        largest, block_n = 64 if roomy and not (masked and columns) else 32, 32
+    block_m = 16 if rows <= 16 else largest  # two sizes, so that few kernels get compiled
+    wide = block_m == 128 or (masked and block_m >= 32 and element_size <= 2)
+    return Tiling(block_m, block_n, num_warps=8 if wide else 4, num_stages=num_stages)
 
 
 def has_large_shared_memory(device: torch.device) -> bool:

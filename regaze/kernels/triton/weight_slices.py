@@ -20,8 +20,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from regaze.kernels.triton.arguments import channel_arg, matrix_arg
-from regaze.kernels.triton.common import LOG2E
+from regaze.kernels.triton.arguments import channel_arg, matrix_arg, varying
+from regaze.kernels.triton.common import LOG2E, varied
 from regaze.kernels.triton.custom_op import operator
 from regaze.kernels.triton.row_list import (
     RowList,
@@ -69,34 +69,38 @@ def row_slices_kernel(
 ):  # fmt: skip
     """One tile of slices [B, Hq, R, n] of final weights."""
     head, batch = tl.program_id(1), tl.program_id(2).to(tl.int64)
-    column_tiles = tl.cdiv(slice_columns.num_columns, BLOCK_N)
+    column_tiles = tl.cdiv(varied(slice_columns.num_columns), BLOCK_N)
     offsets = tl.program_id(0) // column_tiles * BLOCK_M + tl.arange(0, BLOCK_M)
     slots = tl.program_id(0) % column_tiles * BLOCK_N + tl.arange(0, BLOCK_N)
     columns = slots
     if slice_columns.columns_ptr is not None:
-        column_ptrs = slice_columns.columns_ptr + batch * slice_columns.stride_b + slots
-        columns = tl.load(column_ptrs, mask=slots < slice_columns.num_columns, other=-1).to(tl.int32)
+        column_ptrs = slice_columns.columns_ptr + batch * varied(slice_columns.stride_b) + slots
+        columns = tl.load(column_ptrs, mask=slots < varied(slice_columns.num_columns), other=-1).to(tl.int32)
     rows, row_exists = load_row_numbers(row_list, offsets)
     selected = load_selected(row_list, batch, offsets, row_exists)
     query_tile = load_rows(query, batch, head, rows, row_exists, HEAD_DIM, BLOCK_D)
-    key_exists = (columns >= 0) & (columns < score.num_keys)
+    key_exists = (columns >= 0) & (columns < varied(score.num_keys))
     key_tile = tl.trans(load_rows(key, batch, head // gqa_ratio, columns, key_exists, HEAD_DIM, BLOCK_D))
     scores = edited_scores(
         query_tile, key_tile, rows, row_exists, selected, columns, batch, head, score,
         True, IS_CAUSAL, INPUT_PRECISION,
     )  # fmt: skip
-    place = (batch * tl.num_programs(1) + head) * row_list.length + offsets
+    place = (batch * tl.num_programs(1) + head) * varied(row_list.length) + offsets
     weights = softmax_weights(scores, softmax, place, row_exists)
     coefficients = load_coefficients(coefficients_ptr, place, row_exists, NUM_CHANNELS)
     weights = reweight(
         weights, coefficients, channels, selected, columns, batch, head, score, NUM_GROUPS, NUM_CHANNELS
     )
     if active_ptr is not None:
-        active = tl.load(active_ptr + batch * row_list.length + offsets, mask=row_exists, other=0) != 0
+        active = (
+            tl.load(active_ptr + batch * varied(row_list.length) + offsets, mask=row_exists, other=0) != 0
+        )
         weights = tl.where(active[:, None], weights, 0.0)
-    in_bounds = row_exists[:, None] & (slots < slice_columns.num_columns)[None, :]
+    in_bounds = row_exists[:, None] & (slots < varied(slice_columns.num_columns))[None, :]
     tl.store(
-        slices_ptr + place[:, None] * slice_columns.num_columns + slots[None, :], weights, mask=in_bounds
+        slices_ptr + place[:, None] * varied(slice_columns.num_columns) + slots[None, :],
+        weights,
+        mask=in_bounds,
     )
 
 
@@ -109,26 +113,29 @@ def column_sums_kernel(
     """Sums [B, Hq, Lk] over the rows of the list of the weights of BLOCK_N keys in one head."""
     start, head, batch = tl.program_id(0) * BLOCK_N, tl.program_id(1), tl.program_id(2).to(tl.int64)
     columns = start + tl.arange(0, BLOCK_N)
-    key_exists = columns < score.num_keys
+    key_exists = columns < varied(score.num_keys)
     key_tile = tl.trans(load_rows(key, batch, head // gqa_ratio, columns, key_exists, HEAD_DIM, BLOCK_D))
     sums = tl.zeros([BLOCK_N], tl.float32)
     first_row = 0
     if IS_CAUSAL and row_list.row_index_ptr is None:  # earlier rows do not see these keys
-        first_row = tl.maximum(start - (score.num_keys - score.num_queries), 0) // BLOCK_M * BLOCK_M
-    for row_start in range(first_row, row_list.length, BLOCK_M):
+        first_key = varied(score.num_keys) - varied(score.num_queries)  # that of row 0
+        first_row = tl.maximum(start - first_key, 0) // BLOCK_M * BLOCK_M
+    for row_start in range(first_row, varied(row_list.length), BLOCK_M):
         offsets = row_start + tl.arange(0, BLOCK_M)
         rows, row_exists = load_row_numbers(row_list, offsets)
         if active_ptr is not None:
-            active = tl.load(active_ptr + batch * row_list.length + offsets, mask=row_exists, other=0) != 0
+            active = (
+                tl.load(active_ptr + batch * varied(row_list.length) + offsets, mask=row_exists, other=0) != 0
+            )
             row_exists = row_exists & active
         query_tile = load_rows(query, batch, head, rows, row_exists, HEAD_DIM, BLOCK_D)
         scores = edited_scores(
             query_tile, key_tile, rows, row_exists, row_exists[:, None], columns, batch, head, score,
             True, IS_CAUSAL, INPUT_PRECISION,
         )  # fmt: skip
-        place = (batch * tl.num_programs(1) + head) * row_list.length + offsets
+        place = (batch * tl.num_programs(1) + head) * varied(row_list.length) + offsets
         sums += tl.sum(softmax_weights(scores, softmax, place, row_exists), 0)
-    sums_ptrs = sums_ptr + (batch * tl.num_programs(1) + head) * score.num_keys + columns
+    sums_ptrs = sums_ptr + (batch * tl.num_programs(1) + head) * varied(score.num_keys) + columns
     tl.store(sums_ptrs, sums, mask=key_exists)
 
 
@@ -192,7 +199,7 @@ def _row_slices(
         matrix_arg(rows.query),
         matrix_arg(rows.key),
         rows.rows_arg(),
-        SliceArg(columns, stride_b, width),
+        SliceArg(columns, varying(stride_b), varying(width)),
         SoftmaxArg(shift, total),
         active,
         channel_arg(groups, weights),

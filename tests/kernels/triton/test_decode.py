@@ -29,7 +29,7 @@ from regaze.kernels import (
 pytest.importorskip("triton")
 
 
-from regaze.kernels.triton import arguments, decode, launch, tiling
+from regaze.kernels.triton import arguments, decode, key_ranges, launch, tiling
 from regaze.kernels.triton.decode import decode_split
 from regaze.kernels.triton.key_ranges import visible_ranges
 from regaze.kernels.triton.merge import decode_merge, merge_masses
@@ -363,11 +363,20 @@ def test_the_range_of_visible_keys_is_read_from_the_mask():
     mask = torch.zeros(2, 1, 2, 50, dtype=torch.bool, device=DEVICE)
     mask[0, 0, 0, 7:30] = True
     mask[1, 0, 1, 49] = True
-    ranges = visible_ranges(mask, None, None)
-    assert ranges.tolist() == [[[[7, 30, 29], [50, 0, -1]]], [[[50, 0, -1], [49, 50, 49]]]]
+    assert merged(visible_ranges(mask, None, None)) == [
+        [[7, 30, 29, 23, 0], [50, 0, -1, 0, 0]],
+        [[50, 0, -1, 0, 0], [49, 50, 49, 1, 0]],
+    ]
     opened = UnmaskRect(torch.tensor([[True, False]]), torch.arange(50)[None] < 3)
     bits = [x.to(DEVICE) for x in arguments.unmask_bits((opened,))]
-    assert visible_ranges(mask, *bits).tolist()[0] == [[[0, 30, 29], [50, 0, -1]]]
+    assert merged(visible_ranges(mask, *bits))[0] == [[0, 30, 29, 26, 0], [50, 0, -1, 0, 0]]
+
+
+def merged(ranges):
+    """Per sample and row: first key, end, own key, number of visible keys, whether it adds to scores."""
+    assert ranges.shape[3:] == (key_ranges.FIELDS.value, key_ranges.CHUNKS.value)
+    first, end, own, count, soft = ranges[:, 0].unbind(2)
+    return torch.stack([first.amin(2), end.amax(2), own.amax(2), count.sum(2), soft.amax(2)], 2).tolist()
 
 
 def test_the_tiling_follows_shapes_and_changes_with_the_logarithm_of_the_length():

@@ -46,7 +46,7 @@ def split(monkeypatch):
 @pytest.fixture
 def small_tiles(monkeypatch):
     """Several tiles in few rows and keys."""
-    monkeypatch.setattr(call, "tiling", lambda *shape: tiling.Tiling(16, 16, 4, 2))
+    monkeypatch.setattr(call, "tiling", lambda *shape, **kind: tiling.Tiling(16, 16, 4, 2))
 
 
 # --- the specification
@@ -350,10 +350,34 @@ def test_layers_that_share_a_mask_share_its_map(monkeypatch):
     case.mask[..., 5:, 0] = ~case.mask[..., 5:, 0]  # in place: the same tensor, another mask
     check(case)
     assert len(made) == 3
+
+
+def test_in_inference_mode_a_map_serves_the_layers_of_one_forward(monkeypatch):
+    """Changes of inference tensors go unseen: when the same keys come again, it is another forward."""
+    made = []
+    block_map = block_mask._block_map
+    monkeypatch.setattr(block_mask, "_block_map", lambda *a: made.append(1) or block_map(*a))
+    case = make_case(("move_mass",), queries=20, batch=1, mask="bool", stats=True)
     with torch.inference_mode():
-        inferred = replace(case, mask=case.mask.clone())
-        run(inferred), run(inferred)
-    assert len(made) == 5, "changes of inference tensors go unseen, so nothing is kept for them"
+        mask = case.mask.clone()
+        layers = [replace(case, mask=mask, k=case.k.clone()) for _ in range(3)]
+
+        def forward() -> int:
+            made.clear()
+            for layer in layers:
+                got = attend(layer.q, layer.k, layer.v, layer.edit, mask=mask, backend="triton")
+                want = attend(layer.q, layer.k, layer.v, layer.edit, mask=mask, backend="reference")
+                torch.testing.assert_close(got[0], want[0], rtol=1e-4, atol=1e-5)
+                torch.testing.assert_close(got[1].masses, want[1].masses, rtol=1e-4, atol=1e-5)
+            return len(made)
+
+        once = forward()
+        assert once == forward() == 2, "a map of the edited rows, which are all, and one of those on record"
+        mask[..., 5:, 0] = ~mask[..., 5:, 0]
+        assert forward() == once
+        layers = [replace(layer, k=layer.k) for layer in layers]
+        mask = mask.clone()
+        assert forward() == once, "another mask, perhaps at the address of the last"
 
 
 # --- the same answer for the same question

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from regaze.errors import BadParameterError, ShapeError
 from regaze.kernels.backends import choose
-from regaze.kernels.channels import describe
+from regaze.kernels.channels import Channels, describe
 from regaze.kernels.empty import empty_output, empty_stats, is_empty
 from regaze.kernels.sliding_cache import shift_edit, shift_stats
 from regaze.kernels.spec import AttentionEdit, RowSelection, Stats, StatsRequest
@@ -78,8 +81,13 @@ def attend(
 def attention_stats(
     query: Tensor,
     key: Tensor,
-    request: StatsRequest,
+    request: StatsRequest | None = None,
     *,
+    masses: Channels | None = None,
+    columns: str | None = None,
+    rows: RowSelection | None = None,
+    window: int | None = None,
+    row_weights: Tensor | None = None,
     mask: Tensor | None = None,
     scaling: float | None = None,
     is_causal: bool = False,
@@ -90,21 +98,127 @@ def attention_stats(
 ) -> Stats:
     """Statistics of plain attention without its output, which another kernel has computed.
 
-    Arguments and errors as for `attend`.
+    What they are about is either a `request`, or said by name. Token pruning and cache compression need
+    `columns`: docs/kernels.md has the scores of H2O, SnapKV, TOVA, Finch and KVzip. Memory is linear in the
+    lengths. Other arguments and errors as for `attend`.
+
+    Args:
+        masses: report masses of these channels in `Stats.masses`.
+        columns: report what each key receives from the rows in `Stats.received`, [B, Hkv, Lk] fp32: "sum",
+            the sum over the rows and over the query heads that share the key head of (row weight x) attention
+            weight, or "max", the largest of these. 0 for a key that no row sees. Without gradients.
+        rows: the query rows, masses included; None: all. A row that is not active in a sample adds nothing.
+        window: the last so many query rows instead.
+        row_weights: [B or 1, R] float, at least 0, a factor for each of these rows in `columns`.
+
+    Raises:
+        BadParameterError: besides those of `attend`, for arguments that contradict each other, and where
+            `columns` would need gradients.
     """
     _check(query, key, key, mask, softcap, sinks)
+    named = (masses, columns, rows, window, row_weights)
+    if request is not None and any(part is not None for part in named):
+        raise BadParameterError("give a request, or masses, columns and their rows by name, not both")
+    if request is None:
+        request = _named_request(query, masses, columns, rows, window, row_weights)
+    if scaling is None:
+        scaling = query.shape[-1] ** -0.5
+    options = {"mask": mask, "is_causal": is_causal, "softcap": softcap, "sinks": sinks}
+    options |= {"scaling": scaling}
+    stats = Stats()
+    if columns is None or masses is not None:
+        stats = _row_stats(query, key, request, options, first_key, backend)
+    if columns is not None:
+        received = _received_by_key_head(query, key, request.rows, row_weights, columns, options, backend)
+        stats = stats._replace(received=F.pad(received, (first_key, 0)))
+    return stats
+
+
+def _named_request(
+    query: Tensor,
+    masses: Channels | None,
+    columns: str | None,
+    rows: RowSelection | None,
+    window: int | None,
+    row_weights: Tensor | None,
+) -> StatsRequest:
+    """The request for `attention_stats` by name."""
+    if masses is None and columns is None:
+        raise BadParameterError("nothing to report: give a request, `masses` or `columns`")
+    if columns not in (None, "sum", "max"):
+        raise BadParameterError(f'columns must be "sum" or "max", got {columns!r}')
+    queries = query.shape[2]
+    if window is not None:
+        if rows is not None:
+            raise BadParameterError("give `rows` or `window`, the last so many of them, not both")
+        if not 1 <= window <= queries:
+            raise BadParameterError(f"window must be 1 to Lq = {queries} query rows, got {window}")
+        rows = RowSelection(torch.arange(queries - window, queries, device=query.device))
+    count = queries if rows is None else len(rows.index)
+    if row_weights is not None:
+        if columns is None:
+            raise BadParameterError("`row_weights` weigh rows in `columns`, which are not requested")
+        if (
+            row_weights.dim() != 2
+            or row_weights.shape[0] not in (1, query.shape[0])
+            or (row_weights.shape[1] != count or not row_weights.is_floating_point())
+        ):
+            found = _named(row_weights=row_weights)
+            raise ShapeError(f"row_weights must be [B or 1, R={count}] float, one per row; {found}")
+    return StatsRequest(rows, channels=masses)
+
+
+def _row_stats(
+    query: Tensor, key: Tensor, request: StatsRequest, options: dict[str, Any], first_key: int, backend: str
+) -> Stats:
+    """Statistics of rows."""
     edit = shift_edit(request.as_edit, first_key)
     assert edit.stats is not None
     edit.check(query.shape[0], query.shape[1], query.shape[2], key.shape[2])
-    if scaling is None:
-        scaling = query.shape[-1] ** -0.5
     chosen = choose(backend, query, key, key, edit)
     if is_empty(query, key):
-        stats = empty_stats(query, key.shape[2], edit.stats, sinks)
+        stats = empty_stats(query, key.shape[2], edit.stats, options["sinks"])
     else:
-        options = {"mask": mask, "is_causal": is_causal, "softcap": softcap, "sinks": sinks}
-        stats = chosen.attention_stats(query, key, edit.stats, scaling=scaling, **options)
+        stats = chosen.attention_stats(query, key, edit.stats, **options)
     return shift_stats(stats, request, first_key)
+
+
+def _received_by_key_head(
+    query: Tensor,
+    key: Tensor,
+    rows: RowSelection | None,
+    weights: Tensor | None,
+    columns: str,
+    options: dict[str, Any],
+    backend: str,
+) -> Tensor:
+    """[B, Hkv, Lk] fp32 what keys receive: the query heads that share a key head together."""
+    if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad):
+        raise BadParameterError(
+            "`columns` have no gradients: call this under torch.no_grad(), or reduce the rows in full "
+            "(StatsRequest(full_rows=True)) yourself"
+        )
+    received = _received(query, key, rows, weights, columns == "max", options, backend)
+    per_group = received.unflatten(1, (key.shape[1], -1))
+    return per_group.amax(2) if columns == "max" else per_group.sum(2)
+
+
+def _received(
+    query: Tensor,
+    key: Tensor,
+    rows: RowSelection | None,
+    weights: Tensor | None,
+    largest: bool,
+    options: dict[str, Any],
+    backend: str,
+) -> Tensor:
+    """[B, Hq, Lk] fp32 what keys receive from rows: the sum or the largest of (weighted) attention."""
+    edit = StatsRequest(rows).as_edit
+    edit.check(query.shape[0], query.shape[1], query.shape[2], key.shape[2])
+    chosen = choose(backend, query, key, key, edit)
+    if is_empty(query, key):
+        return torch.zeros(*query.shape[:2], key.shape[2], device=query.device)
+    return chosen.column_sums(query, key, rows, weights, largest, **options)
 
 
 def column_sums(
@@ -119,9 +233,10 @@ def column_sums(
     sinks: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """Attention that each key receives in plain attention from chosen query rows together.
+    """Attention that each key receives in plain attention from chosen query rows together, per query head.
 
-    Memory is linear in the lengths however many rows there are. Arguments and errors as for `attend`.
+    Memory is linear in the lengths however many rows there are. Arguments and errors as for `attend`. See
+    `attention_stats` for sums per key head, maxima and weighted rows.
 
     Args:
         rows: the query rows; None: all. A row that is not active in a sample adds nothing there.
@@ -130,16 +245,9 @@ def column_sums(
         [B, Hq, Lk] fp32 sums of weights over the rows.
     """
     _check(query, key, key, mask, softcap, sinks)
-    edit = StatsRequest(rows).as_edit
-    edit.check(query.shape[0], query.shape[1], query.shape[2], key.shape[2])
-    if scaling is None:
-        scaling = query.shape[-1] ** -0.5
-    chosen = choose(backend, query, key, key, edit)
-    if is_empty(query, key):
-        return torch.zeros(*query.shape[:2], key.shape[2], device=query.device)
-    return chosen.column_sums(
-        query, key, rows, mask=mask, scaling=scaling, is_causal=is_causal, softcap=softcap, sinks=sinks
-    )
+    options = {"mask": mask, "is_causal": is_causal, "softcap": softcap, "sinks": sinks}
+    options |= {"scaling": query.shape[-1] ** -0.5 if scaling is None else scaling}
+    return _received(query, key, rows, None, False, options, backend)
 
 
 _PLAIN = AttentionEdit()

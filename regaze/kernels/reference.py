@@ -90,6 +90,8 @@ def column_sums_reference(
     query: Tensor,
     key: Tensor,
     rows: RowSelection | None,
+    row_weights: Tensor | None,
+    largest: bool,
     *,
     mask: Tensor | None,
     scaling: float,
@@ -97,11 +99,20 @@ def column_sums_reference(
     softcap: float | None = None,
     sinks: Tensor | None = None,
 ) -> Tensor:
-    """Weights of plain attention [B, Hq, Lk] summed over `rows`; see `column_sums`."""
+    """What keys receive from `rows` in plain attention, [B, Hq, Lk]: the sum, or the `largest`."""
     options = {"mask": mask, "scaling": scaling, "is_causal": is_causal, "softcap": softcap, "sinks": sinks}
     stats = attention_stats_reference(query, key, StatsRequest(rows, full_rows=True), **options)  # type: ignore[arg-type]
     assert stats.slices is not None
-    return stats.slices.sum(2)
+    return received(stats.slices, row_weights, largest)
+
+
+def received(weights: Tensor, row_weights: Tensor | None, largest: bool) -> Tensor:
+    """Sum or largest over the rows of weights [B, Hq, R, Lk] times `row_weights` [B or 1, R]; 0 of none."""
+    if row_weights is not None:
+        weights = weights * row_weights[:, None, :, None].to(weights.dtype)
+    if not largest or not weights.shape[2]:
+        return weights.sum(2)
+    return weights.amax(2)
 
 
 def visibility(

@@ -129,6 +129,7 @@ class Stats(NamedTuple):
         top_weight, top_column: [B, Hq, R] largest weight and its key column (the first of equals).
         lse: [B, Hq, R] log-sum-exp of the scores; -inf for a fully masked row.
         slices: [B, Hq, R, n or Lk] weights of the requested columns.
+        received: [B, Hkv, Lk] what each key receives from the rows; see `attention_stats`.
     """
 
     masses: Tensor | None = None
@@ -137,6 +138,7 @@ class Stats(NamedTuple):
     top_column: Tensor | None = None
     lse: Tensor | None = None
     slices: Tensor | None = None
+    received: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from regaze.kernels.policies import FoldedPolicy, coefficients_of, offers
-from regaze.kernels.reference import edit_scores, in_window, measure, row_mask, visibility
+from regaze.kernels.reference import edit_scores, in_window, measure, received, row_mask, visibility
 from regaze.kernels.spec import AttentionEdit, RowSelection, Stats, StatsRequest, UnmaskRect
 
 #: Scores held at once, in elements: 64 MiB in fp32, on a CPU 4 MiB (the size of its caches).
@@ -76,6 +76,8 @@ def column_sums_torch(
     query: Tensor,
     key: Tensor,
     rows: RowSelection | None,
+    row_weights: Tensor | None,
+    largest: bool,
     *,
     mask: Tensor | None,
     scaling: float,
@@ -83,17 +85,20 @@ def column_sums_torch(
     softcap: float | None = None,
     sinks: Tensor | None = None,
 ) -> Tensor:
-    """Weights of plain attention [B, Hq, Lk] summed over `rows`, block by block; see `column_sums`."""
+    """What keys receive from `rows`, [B, Hq, Lk]: the sum, or the `largest`, block by block."""
     request = StatsRequest(rows, full_rows=True)
     call = _Call(query, key, key, request.as_edit, mask, scaling, is_causal, softcap, sinks)
     parts = call.parts(None if rows is None else rows.index)
     active = None if rows is None else rows.active
-    actives = [None] * len(parts) if active is None else active.split(call.block_rows, 1)
+    actives, factors = (
+        [None] * len(parts) if x is None else x.split(call.block_rows, 1) for x in (active, row_weights)
+    )
     sums = torch.zeros(call.batch, call.heads, call.keys, device=query.device)
-    for part, live in zip(parts, actives, strict=True):
+    for part, live, factor in zip(parts, actives, factors, strict=True):
         slices = _Block(call, part, all_keys=True).statistics(request, live).slices
         assert slices is not None
-        sums += slices.sum(2)
+        here = received(slices, factor, largest)
+        sums = torch.maximum(sums, here) if largest else sums + here
     return sums
 
 
@@ -174,8 +179,7 @@ class _Call:
         if shared and self.queries == 1 and (mask is None or mask.shape[1] == 1):
             # The single rows of the heads that share keys are as good as rows of one head.
             q, shared = q.reshape(self.batch, self.kv_heads, -1, q.shape[-1]), False
-        elif shared and k.is_cuda and (mask is not None or k.shape[-1] != v.shape[-1]):
-            # CUDA's fused kernels share keys only without a mask; the fallback would be an L x L matrix.
+        elif shared and k.is_cuda and not _cuda_shares_keys(k, v, mask):
             k, v = (x.repeat_interleave(self.heads // self.kv_heads, 1) for x in (k, v))
             shared = False
         out = F.scaled_dot_product_attention(
@@ -365,6 +369,11 @@ class _Block:
         if self.all_selected or rows is None or (rows.active is None and len(rows.index) == call.queries):
             return None
         return _take_rows(row_mask(rows, call.batch, call.queries, call.q.device), self.part, 2)
+
+
+def _cuda_shares_keys(k: Tensor, v: Tensor, mask: Tensor | None) -> bool:
+    """Whether CUDA has a fused kernel in which heads share keys; the fallback would be an L x L matrix."""
+    return mask is None and k.shape[-1] == v.shape[-1] and k.dtype in (torch.float16, torch.bfloat16)
 
 
 def _take_rows(x: Tensor, part: Part, dim: int) -> Tensor:

@@ -210,12 +210,20 @@ def measured_beside(edit: AttentionEdit, request: StatsRequest | None) -> bool:
     return same and (edit.rows is None or request.rows is None or edit.rows.index is request.rows.index)
 
 
-def sum_columns(call: Call, selection: RowSelection | None) -> Tensor:
-    """Attention weights [B, Hq, Lk] that keys receive from rows (None: all) together, in linear memory."""
+def sum_columns(
+    call: Call,
+    selection: RowSelection | None,
+    row_weights: Tensor | None = None,
+    largest: bool = False,
+) -> Tensor:
+    """What keys receive from rows (None: all), [B, Hq, Lk]: the sum, or the `largest`, in linear memory."""
     index, active = (None, None) if selection is None else (selection.index, selection.active)
     rows = call.row_list(index, edited=False)
     stats = call.row_stats(rows)
-    return column_sums(rows.tensors, rows.tiling, stats.shift, stats.total, active, **call.options)
+    if row_weights is not None:
+        row_weights = row_weights.float().expand(call.query.shape[0], -1).contiguous()
+    softmax = stats.shift, stats.total
+    return column_sums(rows.tensors, rows.tiling, *softmax, active, row_weights, largest, **call.options)
 
 
 def _measure_final(call: Call, request: StatsRequest, rows: RowList, active: Tensor | None) -> Stats:

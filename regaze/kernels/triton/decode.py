@@ -53,7 +53,7 @@ from regaze.kernels.triton.common import (
     visible_tile,
     window_tile,
 )
-from regaze.kernels.triton.custom_op import FUSED, operator
+from regaze.kernels.triton.custom_op import ROOMY, operator
 from regaze.kernels.triton.decode_steps import (
     load_cache,
     load_queries,
@@ -64,7 +64,7 @@ from regaze.kernels.triton.decode_steps import (
     store_stats,
     store_sums,
 )
-from regaze.kernels.triton.key_ranges import visible_range, window_range
+from regaze.kernels.triton.key_ranges import keys_inside, tile_range, visible_range, window_range
 from regaze.kernels.triton.row_list import RowList
 from regaze.kernels.triton.splits import STATS_HEADER, SUMS_HEADER
 from regaze.kernels.triton.tiling import (
@@ -85,8 +85,7 @@ def block_scores(
 ):  # fmt: skip
     """Unedited scores [M, N], which keys the rows see, and edited scores with -inf where they do not.
 
-    `key_exists` [N] tells keys of this split, `inside` [M, N] which of these lie in the range of
-    each row.
+    `key_exists` [N] and `inside` [M, N] come from `keys_inside`.
     """
     key_tile = tl.trans(load_cache(key, batch, kv_head, start, key_exists, HEAD_DIM, BLOCK_D))
     visible, added = visible_tile(
@@ -116,22 +115,18 @@ def split_kernel(
     NUM_CHANNELS, WIDTH: groups, channels and padded channels of the policy; STATS_*: of the statistics.
     """
     split, num_splits = tl.program_id(1), tl.num_programs(1)
-    pair, batch, kv_head, packed, row_exists, heads, rows = pack_rows(
-        num_kv_heads, num_queries, GQA_RATIO, BLOCK_M
-    )
+    packing = pack_rows(num_kv_heads, num_queries, GQA_RATIO, BLOCK_M)
+    pair, batch, kv_head, packed, row_exists, heads, rows = packing
     exists = row_exists[:, None]
     is_selected = select_rows(selected, exists, batch, rows)
     row_bits = unmask_row_bits(unmask, batch, tl.reshape(rows, [BLOCK_M]))
     last_key = rows + (num_keys - num_queries) if IS_CAUSAL else None  # the last row sits at the last key
     query_tile = load_queries(query, batch, heads, rows, row_exists, HEAD_DIM, BLOCK_D)
-
     # The key blocks that any of the rows sees, divided among the splits.
     row_first, row_end, own_key, has_holes = visible_range(
         ranges, mask, unmask, exists, batch, heads, rows, num_queries, num_keys
     )
-    first, end = row_first, row_end
-    if ranges.ptr is not None:
-        first, end = tl.min(tl.min(row_first, 1), 0), tl.max(tl.max(row_end, 1), 0)
+    first, end = tile_range(ranges, row_first, row_end)
     sink_blocks, window_start, num_blocks = window_range(
         windows, exists, batch, heads, own_key, first, end, BLOCK_N
     )
@@ -142,22 +137,18 @@ def split_kernel(
     output = tl.zeros([WIDTH * BLOCK_M, BLOCK_DV], tl.float32)
     stats_masses = tl.zeros([BLOCK_N // 16, BLOCK_M, STATS_WIDTH], tl.float32)
     stats = (running_max, running_sum, zeros, tl.zeros([BLOCK_M], tl.int32), stats_masses)
-
     for i in range(split * share, tl.minimum((split + 1) * share, num_blocks)):
         start = tl.where(i < sink_blocks, first + i * BLOCK_N, window_start + (i - sink_blocks) * BLOCK_N)
         columns = start + tl.arange(0, BLOCK_N)
-        key_exists = columns < end
-        inside = exists & key_exists[None, :]
-        if ranges.ptr is not None:
-            inside = inside & (columns[None, :] >= row_first) & (columns[None, :] < row_end)
+        key_exists, inside = keys_inside(ranges, columns, end, exists, row_first, row_end)
         plain, visible, scores = block_scores(
             query_tile, key, start, key_exists, columns, inside, has_holes, batch, kv_head, heads, rows,
             row_bits, own_key, last_key, is_selected, mask, unmask, windows, edit, scaling, softcap,
             HEAD_DIM, BLOCK_D, INPUT_PRECISION,
         )  # fmt: skip
         weights, rescale, running_max, running_sum = softmax_step(scores, running_max, running_sum)
+        softmax = (scores, weights, rescale, running_max, running_sum)
         if stats_ptr is not None:
-            softmax = (scores, weights, rescale, running_max, running_sum)
             stats = stats_step(
                 plain, visible, softmax, stats_channels, batch, columns, stats,
                 STATS_GROUPS, STATS_CHANNELS, STATS_WIDTH, UNEDITED_STATS, MASS_PRECISION,
@@ -325,7 +316,7 @@ def _constants(rows: RowList, tiling: DecodeTiling) -> dict[str, Any]:
         "MASS_PRECISION": "tf32x3" if torch.version.hip is None else "ieee",
         "num_warps": tiling.num_warps,
         "num_stages": tiling.num_stages,
-        **FUSED,
+        **ROOMY,
     }
 
 

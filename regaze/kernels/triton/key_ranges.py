@@ -109,6 +109,24 @@ def visible_range(ranges, mask, unmask, row_exists, batch, heads, rows, num_quer
 
 
 @triton.jit
+def tile_range(ranges, row_first, row_end):
+    """First and end of the keys that any of the rows sees, from the results of `visible_range`."""
+    if ranges.ptr is not None:
+        row_first, row_end = tl.min(tl.min(row_first, 1), 0), tl.max(tl.max(row_end, 1), 0)
+    return row_first, row_end
+
+
+@triton.jit
+def keys_inside(ranges, columns, end, row_exists, row_first, row_end):
+    """Which of the keys [N] any row sees, and which [M, N] lie in the range of each row [M, 1]."""
+    key_exists = columns < end
+    inside = row_exists & key_exists[None, :]
+    if ranges.ptr is not None:
+        inside = inside & (columns[None, :] >= row_first) & (columns[None, :] < row_end)
+    return key_exists, inside
+
+
+@triton.jit
 def window_range(windows, row_exists, batch, heads, own_key, first, end, BLOCK_N: tl.constexpr):
     """Where windows let a tile skip the keys in between.
 

@@ -76,6 +76,8 @@ def column_sums_triton(
     query: Tensor,
     key: Tensor,
     rows: RowSelection | None,
+    row_weights: Tensor | None,
+    largest: bool,
     *,
     mask: Tensor | None,
     scaling: float,
@@ -83,10 +85,10 @@ def column_sums_triton(
     softcap: float | None = None,
     sinks: Tensor | None = None,
 ) -> Tensor:
-    """Weights of plain attention [B, Hq, Lk] summed over `rows`; see `column_sums`."""
+    """What keys receive from `rows` in plain attention, [B, Hq, Lk]: the sum, or the `largest`."""
     options = _options(mask, scaling, is_causal, softcap, sinks)
     with _call_on(query, key):
-        return sum_columns(Call(query, key, None, _PLAIN, **options), rows)
+        return sum_columns(Call(query, key, None, _PLAIN, **options), rows, row_weights, largest)
 
 
 _PLAIN = AttentionEdit()

@@ -106,7 +106,7 @@ def tiling(
     if element_size > 2 or width > 128:
         largest, block_n = 32, 32
     elif light:
-        largest, block_n = 128 if roomy or not masked else 64, 64 if roomy and not masked else 32
+        largest, block_n = (64, 32) if masked else (128, 64 if roomy else 32)
     else:
         largest, block_n = 64 if roomy and not (masked and columns) else 32, 32
     block_m = 16 if rows <= 16 else largest  # two sizes, so that few kernels get compiled

@@ -106,11 +106,11 @@ def row_slices_kernel(
 
 @triton.jit
 def column_sums_kernel(
-    sums_ptr, query, key, row_list, softmax, active_ptr, score, gqa_ratio,
+    sums_ptr, query, key, row_list, softmax, active_ptr, row_weights_ptr, score, gqa_ratio,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    IS_CAUSAL: tl.constexpr, INPUT_PRECISION: tl.constexpr,
+    IS_CAUSAL: tl.constexpr, INPUT_PRECISION: tl.constexpr, LARGEST: tl.constexpr,
 ):  # fmt: skip
-    """Sums [B, Hq, Lk] over the rows of the list of the weights of BLOCK_N keys in one head."""
+    """Sum or largest [B, Hq, Lk] over the rows of the list of the weights of BLOCK_N keys in one head."""
     start, head, batch = tl.program_id(0) * BLOCK_N, tl.program_id(1), tl.program_id(2).to(tl.int64)
     columns = start + tl.arange(0, BLOCK_N)
     key_exists = columns < varied(score.num_keys)
@@ -134,7 +134,14 @@ def column_sums_kernel(
             True, IS_CAUSAL, INPUT_PRECISION,
         )  # fmt: skip
         place = (batch * tl.num_programs(1) + head) * varied(row_list.length) + offsets
-        sums += tl.sum(softmax_weights(scores, softmax, place, row_exists), 0)
+        weights = softmax_weights(scores, softmax, place, row_exists)
+        if row_weights_ptr is not None:
+            factor_ptrs = row_weights_ptr + batch * varied(row_list.length) + offsets
+            weights *= tl.load(factor_ptrs, mask=row_exists, other=0.0)[:, None]
+        if LARGEST:
+            sums = tl.maximum(sums, tl.max(weights, 0))
+        else:
+            sums += tl.sum(weights, 0)
     sums_ptrs = sums_ptr + (batch * tl.num_programs(1) + head) * varied(score.num_keys) + columns
     tl.store(sums_ptrs, sums, mask=key_exists)
 
@@ -240,11 +247,16 @@ def column_sums(
     shift: Tensor,
     total: Tensor,
     active: Tensor | None,
+    row_weights: Tensor | None,
+    largest: bool,
     scaling: float,
     softcap: float | None,
     causal: bool,
 ) -> Tensor:
-    """Weights [B, Hq, Lk] summed over the rows of a `RowList`, given as a list, that are `active` [B, R]."""
+    """Sum or `largest` [B, Hq, Lk] over the rows of a `RowList`, given as a list, that are `active` [B, R].
+
+    Their weights are multiplied with `row_weights` [B, R].
+    """
     rows = RowList.of(tensors, tiling)
     batch, heads, _ = rows.shape
     keys = rows.key.shape[2]
@@ -257,8 +269,10 @@ def column_sums(
         rows.rows_arg(),
         SoftmaxArg(shift, total),
         active,
+        row_weights,
         rows.score_arg(scaling, softcap),
         rows.gqa_ratio,
+        LARGEST=largest,
         **constants,
     )
     return sums
@@ -271,6 +285,8 @@ def _(
     shift: Tensor,
     total: Tensor,
     active: Tensor | None,
+    row_weights: Tensor | None,
+    largest: bool,
     scaling: float,
     softcap: float | None,
     causal: bool,

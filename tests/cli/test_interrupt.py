@@ -52,7 +52,7 @@ def ready(code: str, **options: object) -> subprocess.Popen[str]:
 
 
 def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
-    output, errors = process.communicate(timeout=60)
+    output, errors = process.communicate(timeout=300)
     return process.returncode, output, errors
 
 
@@ -218,6 +218,30 @@ def test_closed_streams_are_no_error():
         check=False,
     )
     assert done.returncode == 0
+
+
+@pytest.mark.slow
+def test_the_same_command_goes_on_in_the_same_folder(tmp_path):
+    """As a user has it: no --output, a signal while it answers, and the command once more."""
+    command = ("-m", "regaze", "evaluate", "pope", "--limit", "20", "--batch-size", "2", "--no-share-prefix")
+    process = start(*command, folder=tmp_path)
+    while not (journals := [path for path in tmp_path.glob("out/*/journal.0.jsonl") if path.stat().st_size]):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGHUP)
+    folder = journals[0].parent
+    advice = f"; what is done is in {folder.relative_to(tmp_path)}, and the same command continues"
+    assert ended(process) == (129, "", f"regaze: stopped by SIGHUP{advice}\n")
+    stored = journals[0].read_bytes()
+    assert not (folder / "answers.jsonl").exists()
+
+    for more in ((), ("--output", "undisturbed")):
+        code, _, errors = ended(start(*command, *more, folder=tmp_path))
+        assert (code, errors.count("\n")) == (0, 1), errors
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [folder.name]
+    assert journals[0].read_bytes().startswith(stored)
+    undisturbed = tmp_path / "undisturbed/answers.jsonl"
+    assert (folder / "answers.jsonl").read_bytes() == undisturbed.read_bytes()
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from regaze.errors import UnsupportedModelError
 from regaze.interventions import PAI, VCD
 from regaze.toolkit.model import compat
 from regaze.toolkit.model.callback import Callback
+from regaze.toolkit.model.stack import Branch
 from regaze.toolkit.record.record import Record
 
 SECONDS = 20  # encoder frames
@@ -167,8 +168,25 @@ def test_what_has_no_meaning_there_is_refused(model, gaze, speech):
 
     with (
         gaze.using(Blind()),
-        pytest.raises(UnsupportedModelError, match="Blind knows images as tokens of the"),
+        pytest.raises(
+            UnsupportedModelError,
+            match=r"^Blind knows images as tokens of the prompt, but WhisperForConditionalGeneration sees "
+            r"them .* has no meaning yet; recordings and methods that edit cross-attention work there$",
+        ),
     ):
+        logits(model, speech)
+
+    class Branches(Callback):
+        def branches(self, context):
+            return {"one": Branch(), "two": Branch()}
+
+        def edit_cross(self, layer, step, context):
+            return None
+
+    refusal = (
+        r"^second contexts \(one, two\) cannot be run so far on a WhisperForConditionalGeneration, which"
+    )
+    with gaze.using(Branches()), pytest.raises(UnsupportedModelError, match=refusal):
         logits(model, speech)
     with gaze.using(VCD()), pytest.raises(UnsupportedModelError, match="VCD knows images as tokens"):
         logits(model, speech)

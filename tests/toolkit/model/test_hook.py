@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import copy
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from models import llava_processor, logits_of, picture, tiny_llama, tiny_llava
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    StaticCache,
+)
 
 import regaze
 from regaze import HeadKnockout, Role, TokenMap
 from regaze.errors import CompositionError, InputError, UnsupportedModelError
 from regaze.kernels import AttentionEdit
-from regaze.toolkit.model import hook
+from regaze.toolkit.model import compat, hook
 from regaze.toolkit.model.callback import Callback
 from regaze.toolkit.model.logits import LogitsCombination
 from regaze.toolkit.model.session import Session
@@ -95,11 +106,10 @@ def prompt():
     return {"input_ids": ids, "attention_mask": mask}
 
 
-def step_after(model: Any, prompt: Any, out: Any) -> Any:
-    """The output of a step with token 20 over the cache of a prefill."""
-    one = torch.full((2, 1), 20)
-    mask = torch.cat([prompt["attention_mask"], torch.ones_like(one)], 1)
-    return model(input_ids=one, attention_mask=mask, past_key_values=out.past_key_values)
+def step_after(model: Any, prompt: Any, out: Any, step: int = 1, **options: Any) -> Any:
+    """The output of the n-th step with token 20 over the cache of a prefill."""
+    mask = F.pad(prompt["attention_mask"], (0, step), value=1)
+    return model(torch.full((2, 1), 20), mask, past_key_values=out.past_key_values, **options)
 
 
 # Sessions -------------------------------------------------------------------------------------------------
@@ -149,6 +159,21 @@ def test_a_model_with_an_open_block_is_not_copied(text):
                 duplicate(text)
             with pytest.raises(InputError, match=refusal):
                 duplicate(hook.hook_of(text))
+
+
+def test_another_thread_is_refused_by_the_name_of_the_model(gaze, model):
+    inputs = gaze.inputs([picture(1)], ["What?"])
+    calls = (
+        lambda: model(**inputs),
+        lambda: model.generate(**inputs, max_new_tokens=1),
+        lambda: model.get_input_embeddings()(inputs["input_ids"]),  # which belongs to no block
+    )
+    with gaze.using(KNOCK), ThreadPoolExecutor(1) as pool:
+        *refused, allowed = [pool.submit(call).exception() for call in calls]
+    for error in refused:
+        assert isinstance(error, InputError)
+        assert str(error).startswith("this LlavaForConditionalGeneration has a gaze.using(...) or")
+    assert allowed is None
 
 
 def test_suspended_blocks_take_part_in_nothing(text, prompt):
@@ -232,6 +257,54 @@ def test_the_cache_is_as_long_as_what_was_fed(text, prompt, cache):
     assert steps == [(0, 0), (1, 9), (2, 10), (3, 11)]
 
 
+def test_a_static_cache_is_asked_for_its_length_only_after_a_failure(text, prompt, monkeypatch):
+    """Its length lies on its device."""
+
+    class FailsAtStep(Callback):
+        at = 2
+
+        def edit(self, layer, step, context):
+            if layer == 1 and step == self.at:
+                raise RuntimeError("once")
+
+    def length(*args: Any) -> None:
+        raise AssertionError("the host waits")
+
+    cache = StaticCache(text.config, max_cache_len=16)
+    with regaze.wrap(text).using(FailsAtStep()):
+        out = text(**prompt, past_key_values=cache)
+        for expected in (9, 10):
+            with monkeypatch.context() as patch:
+                patch.setattr(StaticCache, "get_seq_length", length)
+                assert compat.cache_length(cache) == expected
+            if expected == 9:
+                step_after(text, prompt, out)
+        with pytest.raises(RuntimeError, match="once"):
+            step_after(text, prompt, out, 2)
+        assert compat.cache_length(cache) == 11  # of its first layer, which ran
+
+
+def test_weights_are_returned_where_a_forward_is_asked_for_them(text, prompt):
+    with regaze.wrap(text).using(Spy()):
+        assert text(**prompt).attentions is None
+        found = text(**prompt, output_attentions=True).attentions
+    text.set_attn_implementation("eager")
+    try:
+        want = text(**prompt, output_attentions=True).attentions
+    finally:
+        text.set_attn_implementation("sdpa")
+    for ours, theirs in zip(found, want, strict=True):
+        torch.testing.assert_close(ours[:, :, -1], theirs[:, :, -1], rtol=1e-4, atol=1e-5)
+
+
+def test_a_vision_model_is_fed_no_tokens():
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    tower = CLIPVisionModel(CLIPVisionConfig(**sizes, image_size=8, patch_size=4)).eval()
+    with regaze.wrap(tower).using(spy := Spy()):
+        tower(pixel_values=torch.zeros(1, 3, 8, 8))
+    assert spy.calls[1:] == [("step", 0, 0, None), ("edit", 0, 0, 0, 0)]
+
+
 def test_after_a_failed_forward_the_next_one_begins_anew(text, prompt):
     class FailsOnce(Callback):
         failed = False
@@ -253,7 +326,10 @@ def test_after_a_failed_forward_the_next_one_begins_anew(text, prompt):
 
 def test_only_the_sessions_that_saw_the_prompt_go_on_from_its_cache(text, prompt):
     gaze = regaze.wrap(text)
-    refusal = pytest.raises(InputError, match=r"^this key-value cache was filled outside the open gaze.using")
+    message = (
+        r"^this key-value cache was filled outside the open .*; run .* its continuation inside one block$"
+    )
+    refusal = pytest.raises(InputError, match=message)
     out = text(**prompt)
     with gaze.using(KNOCK), refusal:
         step_after(text, prompt, out)
@@ -283,17 +359,44 @@ def test_ids_that_an_outer_model_embeds_are_those_of_the_prompt():
     class Reads(Callback):
         def prepare(self, context):
             seen.append(context.input_ids)
+            context.extra_forward(context.inputs, Callback())  # of the embeddings, with or without their ids
+
+        def edit(self, layer, step, context):  # a part that embeds something else meanwhile
+            model.get_input_embeddings()(torch.zeros_like(inputs["input_ids"]))
 
     session = Session((Reads(),), read_tokens=lambda given, mask: TokenMap.from_roles(given["input_ids"] * 0))
     hook.open_session(part, session, model)
     try:
         model(**inputs)
-        part(inputs_embeds=torch.zeros(1, 3, 192))  # not what was embedded
+        embeds = model.get_input_embeddings()(input=inputs["input_ids"])  # by name: nothing is noted
+        part(inputs_embeds=embeds)
+        part(inputs_embeds=embeds[:, :3])  # not what was embedded
     finally:
         hook.close_session(part, session)
     assert torch.equal(seen[0], inputs["input_ids"])
-    assert seen[1] is None
+    assert torch.equal(seen[1], inputs["input_ids"])
+    assert seen[2] is None
     assert not model.get_input_embeddings()._forward_pre_hooks
+
+
+def test_the_tokens_of_an_encoder_are_those_it_reads():
+    torch.manual_seed(0)
+    sizes = {"d_model": 16, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "vocab_size": 50}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    bart = BartForConditionalGeneration(BartConfig(**sizes, **heads, encoder_layers=1, decoder_layers=1))
+    seen = []
+
+    class Reads(Callback):
+        def edit_cross(self, layer, step, context):
+            seen.append(context.encoder_tokens)
+
+    ids = torch.randint(5, 40, (2, 7))
+    with regaze.wrap(bart.eval()).using(Reads()):
+        bart(input_ids=ids, decoder_input_ids=ids[:, :3])
+        bart(encoder_outputs=bart.get_encoder()(ids), decoder_input_ids=ids[:, :3])
+    read, encoded_before = seen
+    assert (read.length, read.roles.unique().tolist()) == (7, [int(Role.QUERY)])
+    assert encoded_before is None
 
 
 # Adopted caches and replays -------------------------------------------------------------------------------
@@ -308,10 +411,11 @@ def test_an_adopted_cache_is_continued_by_the_last_row_of_its_prompt(text, promp
             cache = text(**before).past_key_values
         hook.adopt_cache(text, cache, prompt)
         out = text(**last, past_key_values=cache)
-        step_after(text, prompt, out)
+        for step in (1, 2):
+            step_after(text, prompt, out, step)
     torch.testing.assert_close(out.logits[:, -1], text(**prompt).logits[:, -1], rtol=1e-4, atol=1e-4)
     assert [call[0] for call in spy.calls[:2]] == ["prepare", "step"]
-    assert [call[1:3] for call in spy.calls if call[0] == "step"] == [(1, 8), (1, 9)]
+    assert [call[1:3] for call in spy.calls if call[0] == "step"] == [(1, 8), (1, 9), (2, 10)]
 
 
 def test_a_cache_of_one_context_cannot_be_adopted_by_several(text, prompt):
@@ -352,13 +456,16 @@ def test_a_replay_is_a_step_over_the_prompt_before_its_last_token(text, prompt):
     assert torch.equal(out.logits[:, :-1], plain.logits[:, :-1])
     assert not torch.allclose(out.logits[:, -1], plain.logits[:, -1], atol=1e-3)
     assert after.past_key_values.get_seq_length() == 10
+    with regaze.wrap(text).using(Replays()):
+        by_position = text(prompt["input_ids"], prompt["attention_mask"], use_cache=True)
+    assert torch.equal(by_position.logits, out.logits)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"return_dict": False}, "^an intervention that changes the logits .* return_dict=True$"),
-        ({"use_cache": False}, "^an intervention that reads later layers before it edits needs the cache"),
+        ({"use_cache": False}, "^an intervention that reads later layers .* the cache: use_cache=True$"),
         ({"attention_mask": torch.tensor([[1] * 9, [1] * 8 + [0]])}, "^prompts must be padded on the left"),
     ],
 )
@@ -389,6 +496,26 @@ def test_the_rows_of_a_branch_are_seen_by_nobody(text, prompt, weight):
     assert (cache.layers[0].keys.shape[0], cache.get_seq_length()) == (2, 10)
 
 
+def test_positions_that_the_user_gives_are_those_of_the_users_rows(text, prompt):
+    positions = 3 * torch.arange(9).expand(2, -1)
+    plain = text(**prompt, position_ids=positions)
+    with regaze.wrap(text).using(Contrast(0.0)):
+        out = text(**prompt, position_ids=positions)
+    torch.testing.assert_close(out.logits, plain.logits, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(out.logits, text(**prompt).logits, atol=1e-2)
+
+
+def test_shorter_prompts_are_padded_as_the_model_pads(text, prompt):
+    class Reads(Longer):
+        def prepare(self, context):
+            self.ids = context.input_ids
+
+    with regaze.wrap(text).using(reads := Reads()):
+        text(**prompt)
+    assert reads.ids[:2].tolist() == [[3] * 4 + row for row in prompt["input_ids"].tolist()]
+    assert reads.ids[2:].tolist() == [[7] * 4 + row for row in prompt["input_ids"].tolist()]
+
+
 def test_the_columns_of_a_longer_branch_are_seen_by_nobody(text, prompt):
     wanted = {"output_hidden_states": True, "output_attentions": True}
     text.set_attn_implementation("eager")
@@ -397,11 +524,9 @@ def test_the_columns_of_a_longer_branch_are_seen_by_nobody(text, prompt):
         plain_step = step_after(text, prompt, plain)
         with regaze.wrap(text).using(Longer()):
             out = text(**prompt, **wanted)
-            one = torch.full((2, 1), 20)
-            mask = torch.cat([prompt["attention_mask"], torch.ones_like(one)], 1)
             cache = out.past_key_values
             assert cache.get_seq_length() == 9
-            step = text(input_ids=one, attention_mask=mask, past_key_values=cache, **wanted)
+            step = step_after(text, prompt, out, **wanted)
     finally:
         text.set_attn_implementation("sdpa")
     visible = prompt["attention_mask"].bool()
@@ -430,6 +555,41 @@ def test_logits_are_combined_without_a_branch_too(text, prompt):
 
     with regaze.wrap(text).using(Abstains()):
         assert torch.equal(text(**prompt).logits, plain)
+
+
+def test_a_branch_that_nobody_combines_is_seen_by_nobody(text, prompt):
+    class Unused(Callback):
+        def branches(self, context):
+            return {"again": Branch()}
+
+    class Abstains(Unused):
+        def combine_logits(self, context):
+            return None
+
+    plain = text(**prompt).logits
+    for unused in (Unused(), Abstains()):
+        with regaze.wrap(text).using(unused):
+            torch.testing.assert_close(text(**prompt).logits, plain, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("window", [None, 6, 12])
+def test_a_static_cache_has_room_for_a_longer_branch(text, prompt, window):
+    model = text
+    if window is not None:
+        sizes = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "head_dim": 8}
+        layers = {"num_hidden_layers": 2, "layer_types": ["sliding_attention", "full_attention"]}
+        torch.manual_seed(0)
+        model = Gemma3ForCausalLM(
+            Gemma3TextConfig(**sizes, **layers, num_key_value_heads=1, vocab_size=64, sliding_window=window)
+        ).eval()
+    options = {"max_new_tokens": 3, "do_sample": False, "eos_token_id": None, "output_logits": True}
+    options |= {"cache_implementation": "static", "disable_compile": True, "return_dict_in_generate": True}
+    plain = model.generate(**prompt, **options)
+    with regaze.wrap(model).using(Longer()):
+        out = model.generate(**prompt, **options)
+    torch.testing.assert_close(torch.stack(out.logits), torch.stack(plain.logits), rtol=1e-4, atol=1e-4)
+    for ours, theirs in zip(out.past_key_values.layers, plain.past_key_values.layers, strict=True):
+        assert ours.keys.shape == theirs.keys.shape
 
 
 def test_of_branches_with_one_name_the_first_counts(text, prompt):

@@ -24,6 +24,11 @@ from regaze.errors import InputError, RegazeError
 from regaze.eval import files
 from regaze.eval.answer_fields import choose_answer_field
 from regaze.eval.answer_files import read_answer_rows
+from regaze.eval.benchmarks.amber.similarity import read_similarity
+from regaze.eval.benchmarks.chair.plain_pickle import load_plain
+from regaze.eval.benchmarks.chair.words import read_synonyms
+from regaze.eval.benchmarks.common.judged import JudgePrompt
+from regaze.eval.benchmarks.llava_bench import official_prompts
 from regaze.eval.benchmarks.pope.benchmark import read_questions
 from regaze.eval.judges.verdicts import RecordedJudge, Verdicts
 from regaze.eval.run import journal, results
@@ -31,7 +36,11 @@ from regaze.interventions.adhh.method import ADHH
 from regaze.interventions.moa.method import read_plan
 from regaze.interventions.retrieval_heads.haystack import read_haystack
 from regaze.interventions.retrieval_heads.head_scores import RetrievalHeads
+from regaze.interventions.retrieval_heads.trial_log import TrialLog
 from regaze.reading import byte_limit, parse_json, parse_yaml, read_bytes, read_text, seconds_limit
+from regaze.toolkit.analysis.boxes import read_boxes
+from regaze.toolkit.prompts.images import open_image
+from regaze.toolkit.record.record import Record
 
 
 def put(folder: Path, name: str, content: str | bytes) -> Path:
@@ -301,6 +310,16 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "m.json": read_needles,
     "n.yaml": lambda path: config.read_defaults(path, ["benchmark", "limit", "set", "methods"]),
     "o.yaml": lambda path: read_methods(str(path)),
+    "p.json": read_boxes,
+    "q.pkl": lambda path: load_plain(path.read_bytes(), str(path), [("__main__", "CHAIR")]),
+    "r.txt": read_synonyms,
+    "s.json": read_similarity,
+    "t.png": open_image,
+    "u.safetensors": Record.load,
+    "v.jsonl": TrialLog,
+    "w.tsv": lambda path: files.read_tab_separated(path, (3, 4)),
+    "x.json": official_prompts,
+    "y.txt": lambda path: JudgePrompt.from_file(path, ("question",)),
     "journal.0.jsonl": lambda path: list(journal.read_batches(path.parent)),
     "results.json": lambda path: results.read(path.parent),
 }

@@ -50,6 +50,8 @@ def read_needles(path: Path | None) -> list[Needle]:
         return list(NEEDLES)
     entries = parse_json(read_text(path, "--needles "), f"--needles {path}")
     try:
+        if not entries:
+            raise TypeError("it has none")
         return [Needle(**entry) for entry in entries]
     except RegazeError as error:
         raise InputError(f"--needles {path}: {error}") from error

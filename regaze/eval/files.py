@@ -181,6 +181,14 @@ def require_folder(path: StrPath, what: str) -> Path:
     return Path(path)
 
 
+def require_texts(record: Any, key: str, source: str) -> list[str]:
+    """`record[key]`, a list of texts. Raises InputError naming the source if it is something else."""
+    texts: list[str] = require_field(record, key, (list, tuple), source)
+    if not all(isinstance(text, str) for text in texts):
+        raise InputError(f"{source}: {key!r} must be a list of texts, got {texts!r}")
+    return texts
+
+
 def folders_of(folder: StrPath, images: StrPath | None, default: str) -> tuple[Path, Path]:
     """The folder of a benchmark, and that of its images: `default` in it unless another is given."""
     return Path(folder), Path(folder) / default if images is None else Path(images)

@@ -174,8 +174,8 @@ class LlavaBench(JudgedBenchmark):
                 reference.
         """
         folder, image_folder = files.folders_of(folder, images, "images")
-        contexts = _read_mapping(files.find_file(folder, CONTEXT), "image", "caption", (str, list))
-        answers = _read_mapping(files.find_file(folder, REFERENCE), "question_id", "text", (str,))
+        contexts = _read_mapping(files.find_file(folder, CONTEXT), "image", "caption", _caption)
+        answers = _read_mapping(files.find_file(folder, REFERENCE), "question_id", "text", _reference)
         path = files.find_file(folder, QUESTIONS)
         items = []
         for line, record in files.read_records(path):
@@ -187,12 +187,17 @@ class LlavaBench(JudgedBenchmark):
                 raise InputError(
                     f"{source}: unknown category, no context of {image}, or no reference of {key}"
                 )
-            caption = contexts[image]
-            context = caption if isinstance(caption, str) else "\n".join(caption)
             question = files.require_field(record, "text", str, source)
             items.append(
                 Item(
-                    key, category, image_folder / image, question, "", source, (context, answers[key]), id=key
+                    key,
+                    category,
+                    image_folder / image,
+                    question,
+                    "",
+                    source,
+                    (contexts[image], answers[key]),
+                    id=key,
                 )
             )
         return cls(limit_items(items, limit), judge, official_prompts(rules) if rules else ())
@@ -229,13 +234,25 @@ def official_prompts(path: StrPath) -> tuple[tuple[str, JudgePrompt], ...]:
     return tuple(prompts)
 
 
-def _read_mapping(path: Path, key: str, value: str, kinds: tuple[type, ...]) -> dict[str, Any]:
-    """{field `key`: field `value`} of the records of a file."""
+def _read_mapping(path: Path, key: str, value: str, read: Callable[[Any, str, str], str]) -> dict[str, str]:
+    """{field `key`: what `read` makes of the field `value`} of the records of a file."""
     mapping = {}
     for line, record in files.read_records(path):
         source = f"{path}:{line}"
         name = str(files.require_field(record, key, (int, str), source))
         if name in mapping:
             raise InputError(f"{source}: a second line with {key} {name!r}")
-        mapping[name] = files.require_field(record, value, kinds, source)
+        mapping[name] = read(record, value, source)
     return mapping
+
+
+def _caption(record: Any, key: str, source: str) -> str:
+    """A text, or several, a line each."""
+    if isinstance(record, dict) and isinstance(record.get(key), list):
+        return "\n".join(files.require_texts(record, key, source))
+    return _reference(record, key, source)
+
+
+def _reference(record: Any, key: str, source: str) -> str:
+    text: str = files.require_field(record, key, str, source)
+    return text

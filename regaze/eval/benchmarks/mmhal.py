@@ -187,8 +187,8 @@ class MmHal(JudgedBenchmark):
 
 def _item(number: int, record: Any, image: Path | None, source: str) -> Item:
     kind = files.require_field(record, "question_type", str, source)
-    content = files.require_field(record, "image_content", list, source)
-    if kind not in TYPES or not all(isinstance(thing, str) for thing in content):
-        raise InputError(f"{source}: unknown question_type {kind!r}, or image_content is no list of texts")
+    files.require_texts(record, "image_content", source)
+    if kind not in TYPES:
+        raise InputError(f"{source}: unknown question_type {kind!r}")
     question, answer = (files.require_field(record, key, str, source) for key in ("question", "gt_answer"))
     return Item(str(number), kind, image, question, answer, source, record)

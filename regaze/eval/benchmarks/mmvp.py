@@ -218,7 +218,8 @@ class Mmvp(JudgedBenchmark):
 def _item(row: Mapping[str, str], image_folder: Path, source: str) -> Item:
     options = tuple(text.strip() for text in re.split(r"\([a-z]\)", row["Options"])[1:])
     letter = row["Correct Answer"].strip().strip("()").upper()
-    if not row["Index"].strip().isdigit() or len(options) < 2 or letter not in tuple("ABCD")[: len(options)]:
+    is_number = re.fullmatch(r"[0-9]{1,9}", row["Index"].strip())
+    if not is_number or len(options) < 2 or letter not in tuple("ABCD")[: len(options)]:
         raise InputError(
             f"{source}: expected a number, options like '(a) .. (b) ..' and one of them as the answer; "
             f"got {dict(row)}"

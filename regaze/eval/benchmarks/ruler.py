@@ -338,9 +338,9 @@ def _item(key: str, split: str, prompt: RulerPrompt, source: str = "") -> Item:
 
 def _read_prepared(task: str, number: int, record: Any, source: str) -> Item:
     """The prompt of a record that RULER's script has prepared."""
-    values = files.require_field(record, "outputs", list, source)
-    if not values or not all(isinstance(value, str) for value in values):
-        raise InputError(f"{source}: 'outputs' must be a list of texts, got {values!r}")
+    values = files.require_texts(record, "outputs", source)
+    if not values:
+        raise InputError(f"{source}: 'outputs' must be a list of texts, got []")
     prefix = str(record.get("answer_prefix") or record.get("gen_prefix") or "")
     prompt = RulerPrompt(files.require_field(record, "input", str, source), prefix, tuple(values))
     return _item(f"{task}/{number}", task, prompt, source)

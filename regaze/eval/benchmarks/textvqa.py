@@ -120,9 +120,9 @@ class TextVqa(BaseBenchmark):
 
 def _item(record: Any, image: Path | None, source: str, ocr_tokens: Sequence[str] | None = None) -> Item:
     question = files.require_field(record, "question", str, source)
-    answers = tuple(files.require_field(record, "answers", (list, tuple), source))
-    if not answers or not all(isinstance(answer, str) for answer in answers):
-        raise InputError(f"{source}: 'answers' must be a list of texts, got {answers!r}")
+    answers = tuple(files.require_texts(record, "answers", source))
+    if not answers:
+        raise InputError(f"{source}: 'answers' must be a list of texts, got []")
     if ocr_tokens is not None:
         question += f"\nReference OCR token: {', '.join(ocr_tokens)}"
     key = str(files.require_field(record, "question_id", (int, str), source))
@@ -132,8 +132,11 @@ def _item(record: Any, image: Path | None, source: str, ocr_tokens: Sequence[str
 
 def _read_ocr_tokens(path: StrPath) -> dict[str, list[str]]:
     """{image id: its OCR tokens} of Rosetta's file."""
-    records = files.require_field(files.read_json(path), "data", list, str(Path(path)))
-    return {
-        files.require_field(record, "image_id", str, f"{path}: data[{n}]"): list(record.get("ocr_tokens", ()))
-        for n, record in enumerate(records)
-    }
+    tokens: dict[str, list[str]] = {}
+    for number, record in enumerate(files.require_field(files.read_json(path), "data", list, f"{path}")):
+        source = f"{path}: data[{number}]"
+        image_id = files.require_field(record, "image_id", str, source)
+        if image_id in tokens:
+            raise InputError(f"{source}: a second entry of image_id {image_id!r}")
+        tokens[image_id] = files.require_texts(record, "ocr_tokens", source)
+    return tokens

@@ -25,6 +25,9 @@ class Needle:
     cue: str = ""
 
     def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not isinstance(value, str):
+                raise BadParameterError(f"a needle's {name} is a text, got {value!r}")
         if not self.question.strip():
             raise BadParameterError(f"the needle {self.text!r} has no question")
         if not self.answer.strip() or self.text.count(self.answer) != 1:

@@ -192,10 +192,10 @@ class Amber(BaseBenchmark):
 def _load_matcher(folder: Path, similarity: Similarity | StrPath) -> NounMatcher:
     path = files.find_file(folder, "relation.json")
     associations = files.read_json(path)
-    if not isinstance(associations, dict) or not all(
-        isinstance(each, list) for each in associations.values()
-    ):
+    if not isinstance(associations, dict) or not all(isinstance(w, list) for w in associations.values()):
         raise InputError(f"{path}: expected an object of words, each with a list of associated words")
+    for word in associations:
+        files.require_texts(associations, word, str(path))
     safe = frozenset(read_text(files.find_file(folder, "safe_words.txt")).split("\n"))
     if isinstance(similarity, str) and not similarity.endswith((".json", ".json.gz")):
         vocabulary = NounMatcher(associations, safe, EXACT).vocabulary()
@@ -214,7 +214,7 @@ def _read_annotations(path: Path, matcher: NounMatcher | None) -> list[Reference
         if files.require_field(record, "id", int, source) != number:
             raise InputError(f"{source}: id {record['id']} at place {number}; ids must count from 1")
         if kind == "generative":
-            lists = [tuple(files.require_field(record, key, list, source)) for key in ("truth", "hallu")]
+            lists = [tuple(files.require_texts(record, key, source)) for key in ("truth", "hallu")]
             unknown = [
                 word for words in lists for word in words if matcher and word not in matcher.associations
             ]

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -186,14 +187,15 @@ def _choose_images(
     """(image ids, how they were chosen)."""
     if isinstance(ids, str | os.PathLike):
         lines = read_text(ids).split()
-        wrong = [line for line in lines if not line.isdigit()]
+        wrong = [line for line in lines if not re.fullmatch(r"[0-9]{1,18}", line)]
         if wrong:
             raise InputError(f"{os.fspath(ids)}: expected one image id per line, got {wrong[0]!r}")
         return [int(line) for line in lines], f"ids of {Path(ids).name}"
     if ids is not None:
         return list(ids), "given ids"
     files.require_folder(folder, "image folder")
-    available = sorted(int(path.stem[-12:]) for path in folder.glob("COCO_val2014_*.jpg"))
+    names = [path.stem for path in folder.glob("COCO_val2014_*.jpg")]
+    available = sorted(int(name[-12:]) for name in names if re.fullmatch(r"COCO_val2014_[0-9]{12}", name))
     if not available:
         raise InputError(f"{folder} has no photographs named {IMAGE_NAME.format(0)}")
     count = min(sample, len(available))

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bad_files import bad_files
 from PIL import Image
 from standins import StandIn
 from typer.testing import CliRunner, Result
@@ -310,34 +309,6 @@ def test_bad_input_is_one_line_on_standard_error_and_exit_code_2(folder, monkeyp
     complaints = [line for line in result.stderr.splitlines() if line.startswith("regaze: error: ")]
     assert complaints == [result.stderr.splitlines()[-1]]
     assert "Traceback" not in result.stderr
-
-
-def check_commands(folder: Path, count: int, seed: int) -> None:
-    """Every command that reads a file ends with 0, or with 2 and one line."""
-    for content in bad_files(count, seed):
-        for arguments in (
-            score("corpus.jsonl"),
-            score("corpus.tsv"),
-            score("corpus.jsonl", *JOINED),
-            ["evaluate", "--config", "corpus.yaml", "--output", "corpus"],
-            ["compare", "pope", "--limit", "1", "--methods", "corpus.json", "--output", "corpus"],
-            pope("corpus.jsonl", "--output", "corpus"),
-        ):
-            name = next(text for text in arguments if text.startswith("corpus."))
-            (folder / name).write_bytes(content)
-            result = regaze(*arguments)
-            assert result.exit_code in (0, 2), (arguments, content[:300], result.exception)
-            if result.exit_code == 2:
-                errors = [line for line in result.stderr.splitlines() if line.startswith("regaze: error: ")]
-                assert len(errors) == 1, (arguments, content[:300], result.stderr)
-
-
-@pytest.mark.parametrize("count", [30, pytest.param(400, marks=pytest.mark.slow)])
-def test_bad_files_end_commands_with_one_line(folder, monkeypatch, count):
-    gaze = StandIn()
-    monkeypatch.setattr(models, "load_model", lambda model, device, dtype: gaze)
-    monkeypatch.chdir(folder)
-    check_commands(folder, count, seed=count)
 
 
 @pytest.mark.parametrize(

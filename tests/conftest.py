@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 from paths import OWN_GOLDENS, SHARED
@@ -17,6 +18,12 @@ if (SHARED / "nltk_data").is_dir():
 import hypothesis
 import pytest
 import torch
+
+# A run in the background of a shell, or under nohup, inherits signals that are ignored, and regaze leaves
+# ignored signals alone: those that tests send to the commands they start must arrive.
+for number, handler in (("SIGINT", signal.default_int_handler), ("SIGTERM", None), ("SIGHUP", None)):
+    if hasattr(signal, number) and signal.getsignal(getattr(signal, number)) is signal.SIG_IGN:
+        signal.signal(getattr(signal, number), handler or signal.SIG_DFL)
 
 # The same examples in every run: a red test is of the change at hand. HYPOTHESIS_PROFILE=explore draws anew.
 hypothesis.settings.register_profile("steady", derandomize=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 
 import pytest
@@ -70,6 +70,13 @@ def case_of(policy, queries: int, groups: int = 3, weights: bool = False, edited
 @pytest.mark.parametrize("policy", [Squares(), Expanded(), AcrossHeads()], ids=lambda p: type(p).__name__)
 def test_a_reference_alone_runs_on_every_backend(policy, queries, backend):
     check_call(case_of(policy, queries), backend, DEVICE)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("policy", [Expanded(), AcrossHeads()], ids=lambda p: type(p).__name__)
+def test_a_reference_alone_runs_beside_sinks_of_any_stride(policy, backend):
+    case = case_of(policy, 1)
+    check_call(replace(case, sinks=case.sinks.repeat_interleave(2)[::2]), backend, DEVICE)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from family_checks import Case
+from pretended_device import Accelerator
 from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
@@ -16,6 +17,7 @@ from transformers import (
     GPT2Config,
     GraniteConfig,
     LlamaConfig,
+    LlamaForCausalLM,
 )
 from zoo.base import Entry
 from zoo.every import RUNNING, TEXT, label, skip_if_older
@@ -130,3 +132,19 @@ def test_a_model_without_a_final_norm_is_named():
     with pytest.raises(UnsupportedModelError, match="GPT2LMHeadModel has no final norm"):
         LogitReader(model).read(hidden)
     assert LogitReader(model).read(hidden, normalise=False).shape == (1, 3, 40)
+
+
+def test_hidden_states_follow_the_weights_that_lie_apart():
+    """Of a model whose parts were moved by hand, without accelerate, which moves what it has dispatched."""
+    model, accelerator = LlamaForCausalLM(LlamaConfig(**_SIZES)), Accelerator()
+    hidden = torch.randn(1, 3, 16)
+    want = LogitReader(model).read(hidden)
+    accelerator.place(model.model.norm)
+    with accelerator:
+        model.lm_head.to(accelerator.second)
+        got = LogitReader(model).read(hidden)
+        assert got.device == accelerator.second
+        assert torch.equal(got.cpu(), want)
+        assert torch.equal(
+            LogitReader(model).read(hidden, normalise=False).cpu(), model.lm_head.cpu()(hidden)
+        )

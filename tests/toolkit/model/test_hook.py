@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -18,6 +20,8 @@ from transformers import (
     CLIPVisionModel,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
+    MambaConfig,
+    MambaForCausalLM,
     StaticCache,
 )
 
@@ -106,6 +110,11 @@ def prompt():
     return {"input_ids": ids, "attention_mask": mask}
 
 
+def reading(*callbacks: Callback) -> Session:
+    """A session in which every token of a prompt is of the output."""
+    return Session(callbacks, read_tokens=lambda given, mask: TokenMap.from_roles(given["input_ids"] * 0))
+
+
 def step_after(model: Any, prompt: Any, out: Any, step: int = 1, **options: Any) -> Any:
     """The output of the n-th step with token 20 over the cache of a prefill."""
     mask = F.pad(prompt["attention_mask"], (0, step), value=1)
@@ -142,7 +151,10 @@ def test_a_second_recording_is_refused_and_the_first_goes_on(text, prompt):
     gaze = regaze.wrap(text)
     with gaze.recording(masses=False, entropy=True) as record:
         with (
-            pytest.raises(CompositionError, match=r"already open on this model; ask for everything in one"),
+            pytest.raises(
+                CompositionError,
+                match=r"^a recording is already open on .* in one gaze\.recording$",
+            ),
             gaze.recording(masses=False, lse=True),
         ):
             pass
@@ -166,6 +178,7 @@ def test_another_thread_is_refused_by_the_name_of_the_model(gaze, model):
     calls = (
         lambda: model(**inputs),
         lambda: model.generate(**inputs, max_new_tokens=1),
+        lambda: hook.open_session(model.model.language_model, Session(())),
         lambda: model.get_input_embeddings()(inputs["input_ids"]),  # which belongs to no block
     )
     with gaze.using(KNOCK), ThreadPoolExecutor(1) as pool:
@@ -174,6 +187,50 @@ def test_another_thread_is_refused_by_the_name_of_the_model(gaze, model):
         assert isinstance(error, InputError)
         assert str(error).startswith("this LlavaForConditionalGeneration has a gaze.using(...) or")
     assert allowed is None
+
+
+def test_a_model_without_attention_is_refused():
+    sizes = {"hidden_size": 8, "state_size": 2, "num_hidden_layers": 1, "vocab_size": 10}
+    refusal = r"^MambaForCausalLM has no attention modules that regaze can reach$"
+    model = MambaForCausalLM(MambaConfig(**sizes))
+    with pytest.raises(UnsupportedModelError, match=refusal):
+        hook.open_session(model, Session(()))
+    hook.close_session(model, Session(()))
+
+
+def test_hooks_whose_handles_an_interrupt_has_lost_are_found(text, prompt):
+    """It may come after a hook was registered and before its handle was kept."""
+
+    class Interrupting(Callback):
+        needs_hidden_states = True
+
+        def edit(self, layer, step, context):
+            opened._layer_hooks._handles.clear()
+            raise KeyboardInterrupt
+
+    outer, session = reading(KNOCK), reading(Interrupting())
+    hook.open_session(text, outer)
+    opened = hook.hook_of(text)
+    hook.open_session(text, session)
+    with pytest.raises(KeyboardInterrupt):
+        text(**prompt)
+    hook.close_session(text, session)
+    assert not any(layer._forward_pre_hooks for layer in text.model.layers)
+    opened._handles.clear()
+    hook.close_session(text, outer)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in text.modules())
+
+
+def test_nothing_holds_a_session_that_has_ended(text, prompt):
+    hook.open_session(text, outer := reading(Spy()))
+    hook.open_session(text, inner := reading(Contrast()))
+    text(**prompt)
+    hook.close_session(text, inner)
+    gone = weakref.ref(inner)
+    del inner
+    gc.collect()
+    assert gone() is None
+    hook.close_session(text, outer)
 
 
 def test_suspended_blocks_take_part_in_nothing(text, prompt):
@@ -364,7 +421,7 @@ def test_ids_that_an_outer_model_embeds_are_those_of_the_prompt():
         def edit(self, layer, step, context):  # a part that embeds something else meanwhile
             model.get_input_embeddings()(torch.zeros_like(inputs["input_ids"]))
 
-    session = Session((Reads(),), read_tokens=lambda given, mask: TokenMap.from_roles(given["input_ids"] * 0))
+    session = reading(Reads())
     hook.open_session(part, session, model)
     try:
         model(**inputs)
@@ -397,6 +454,41 @@ def test_the_tokens_of_an_encoder_are_those_it_reads():
     read, encoded_before = seen
     assert (read.length, read.roles.unique().tolist()) == (7, [int(Role.QUERY)])
     assert encoded_before is None
+
+
+class Pixels(Callback):
+    """Keeps the pixels that the forward of a prompt is given."""
+
+    needs_pixels = True
+
+    def prepare(self, context):
+        self.pixels = context.inputs.get("pixel_values")
+
+
+class PixelsOfBranches(Pixels):
+    needs_pixels = False
+
+    def branches(self, context):
+        return {"again": Branch()}
+
+
+class PixelsByChance(Pixels):
+    needs_pixels = False
+
+
+def test_generate_hands_pixels_to_callbacks_that_read_them(gaze, model):
+    inputs = gaze.inputs([[picture(1), picture(2)], picture(3)], ["Which?", "What?"])
+    first, second, third = inputs["pixel_values"].unbind()
+    for callback in (Pixels(), PixelsOfBranches()):
+        with gaze.using(callback):
+            model.generate(**inputs, max_new_tokens=1)
+            assert torch.equal(callback.pixels, inputs["pixel_values"])
+            model.generate(**inputs, max_new_tokens=1, num_beams=2)
+            want = torch.stack([first, second, first, second, third, third])
+            assert torch.equal(callback.pixels, want)
+    with gaze.using(callback := PixelsByChance()):
+        model.generate(**inputs, max_new_tokens=1)
+        assert (callback.pixels is None) == hasattr(model, "_supports_mm_encoder_outputs")
 
 
 # Adopted caches and replays -------------------------------------------------------------------------------
@@ -527,6 +619,7 @@ def test_the_columns_of_a_longer_branch_are_seen_by_nobody(text, prompt):
             cache = out.past_key_values
             assert cache.get_seq_length() == 9
             step = step_after(text, prompt, out, **wanted)
+            assert cache.get_seq_length() == 10
     finally:
         text.set_attn_implementation("sdpa")
     visible = prompt["attention_mask"].bool()

@@ -12,6 +12,7 @@ from transformers.utils import logging as transformers_logging
 from regaze.cli import console
 from regaze.errors import InputError
 from regaze.toolkit import Gaze, load, wrap
+from regaze.toolkit.load import default_device
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -47,7 +48,7 @@ def quiet_libraries() -> None:
 
 def _device(name: str | None) -> str:
     if name is None:
-        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        return default_device()
     if name == "auto":
         return name
     try:

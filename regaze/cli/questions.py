@@ -15,6 +15,7 @@ from regaze.demo import MODEL_DIR
 from regaze.errors import InputError, ModelNotFoundError
 from regaze.eval import EvalTask, Pope, catalogue
 from regaze.eval.judges import HttpJudge, ModelJudge, RecordedJudge
+from regaze.eval.judges.urls import without_secrets
 
 
 @dataclass(frozen=True)
@@ -36,10 +37,15 @@ class QuestionSource:
 
 
 def make_tasks(
-    benchmarks: str, source: QuestionSource, generation: dict[str, Any], judge: str | None, model: str
+    benchmarks: str,
+    source: QuestionSource,
+    generation: dict[str, Any],
+    judge: str | None,
+    model: str,
+    device: str | None = None,
 ) -> list[EvalTask]:
     """One task per benchmark of a list of names, separated by commas."""
-    graded_by = make_judge(judge)
+    graded_by = make_judge(judge, device)
     return [
         EvalTask(make_benchmark(name.strip(), source, graded_by, model), generation)
         for name in benchmarks.split(",")
@@ -98,13 +104,18 @@ def _pope_from_file(name: str, source: QuestionSource, own: dict[str, str]) -> P
     return Pope.from_files({source.questions.stem: source.questions}, source.images, **options)
 
 
-def make_judge(text: str | None) -> Any:
-    """A judge from URL#MODEL, the name of a model, or a file of recorded verdicts; None for None."""
+def make_judge(text: str | None, device: str | None = None) -> Any:
+    """A judge from URL#MODEL, the name of a model, or a file of recorded verdicts; None for None.
+
+    Args:
+        device: where a model runs; see `ModelJudge.load`.
+    """
     if text is None:
         return None
     if text.startswith(("http://", "https://")):
         url, _, model = text.partition("#")
         if not model:
-            raise InputError(f"--judge {text}: add the model's name on that server, as {text}#NAME")
+            shown = without_secrets(url) or "URL"
+            raise InputError(f"--judge {shown}: add the model's name on that server, as {shown}#NAME")
         return HttpJudge(url, model)
-    return RecordedJudge(Path(text)) if text.endswith(".jsonl") else ModelJudge.load(text)
+    return RecordedJudge(Path(text)) if text.endswith(".jsonl") else ModelJudge.load(text, device)

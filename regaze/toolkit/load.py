@@ -65,6 +65,11 @@ def load(name_or_path: str, *, trust_remote_code: bool = False, **kwargs: Any) -
     return model.eval(), processor
 
 
+def default_device() -> str:
+    """The device that models run on where nobody says so: a GPU where there is one."""
+    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+
+
 def load_without_weights(
     name_or_path: str, *, trust_remote_code: bool = False
 ) -> tuple[PreTrainedModel, Any]:

@@ -1,17 +1,19 @@
 """A judge that runs elsewhere: an OpenAI-compatible server.
 
-The server is not trusted: redirects are not followed, time and size of a response are limited, and no message
-holds the key, even when the server sends it back.
+The server is not trusted: redirects are not followed, time and size of a response are limited, and neither
+messages, logs nor verdicts hold the key, even when the server sends it back (`redaction`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -22,6 +24,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, sto
 
 from regaze.errors import InputError
 from regaze.eval.judges.base import CachedJudge
+from regaze.eval.judges.redaction import HIDDEN, MAX_TEXT, redact
 from regaze.eval.judges.urls import secrets_of, without_secrets
 from regaze.eval.judges.verdicts import Verdicts
 
@@ -31,6 +34,7 @@ _TRANSIENT = (408, 409, 425, 429, 500, 502, 503, 504)
 MAX_PAUSE = 120.0
 #: the largest response that is read, in bytes
 MAX_RESPONSE = 4 * 2**20
+_LOGGERS = ("httpx2", "httpcore2.connection", "httpcore2.http11", "httpcore2.proxy")
 _SHOWN = 500  # characters of an error response in a message
 
 
@@ -64,7 +68,7 @@ class HttpJudge(CachedJudge):
         InputError: the URL is not one of a server, or the key cannot be sent.
     """
 
-    url: str
+    url: str = field(repr=False)  # it may hold a key
     model: str
     key_variable: str = "OPENAI_API_KEY"
     max_tokens: int = 1024
@@ -109,8 +113,10 @@ class HttpJudge(CachedJudge):
                 except InputError as error:
                     failures.append(error)
 
-        async with httpx2.AsyncClient(headers=self._headers(), timeout=self.timeout) as client:
-            await asyncio.gather(*map(answer, prompts))
+        client = httpx2.AsyncClient(headers=self._headers(), timeout=self.timeout)
+        with self._redacted_logs():
+            async with client:
+                await asyncio.gather(*map(answer, prompts))
         if failures:
             raise failures[0]
 
@@ -141,16 +147,23 @@ class HttpJudge(CachedJudge):
         try:
             # The client's own timeout is per read: a server that sends a byte a second would never exceed it.
             response, content = await asyncio.wait_for(self._read(client, body), self.timeout)
+        except InputError:
+            raise
         except asyncio.TimeoutError as error:
             raise _TransientError(f"no complete response within {self.timeout:g} seconds") from error
-        except httpx2.RequestError as error:  # no connection, a broken response
+        except (httpx2.RequestError, OSError) as error:  # no connection, a broken response
             raise _TransientError(str(error) or type(error).__name__) from error
+        except (httpx2.InvalidURL, httpx2.StreamError, ValueError) as error:
+            reason = f"{type(error).__name__}: {error}"
+            response = None
+        if response is None:  # outside of the handler, as above
+            raise self._error(reason)
         if response.is_success:
-            return self._redact(_message_content(content))
+            return self._verdict(content)
         if response.is_redirect:
             raise self._error(f"{response.status_code}: redirects are not followed; give the URL it leads to")
         message = self._redact(content.decode("utf-8", "replace")).strip()[:_SHOWN]
-        status = f"{response.status_code} {message or response.reason_phrase}"
+        status = f"{response.status_code} {message or response.reason_phrase[:_SHOWN]}"
         if response.status_code in _TRANSIENT:
             raise _TransientError(status, _retry_after(response))
         raise self._error(status)
@@ -158,7 +171,9 @@ class HttpJudge(CachedJudge):
     async def _read(self, client: httpx2.AsyncClient, body: dict[str, Any]) -> tuple[httpx2.Response, bytes]:
         content = bytearray()
         async with client.stream("POST", _completions_url(self.url), json=body) as response:
-            async for chunk in response.aiter_bytes():
+            if response.headers.get("Content-Encoding", "identity") != "identity":
+                raise self._error("the response is compressed, which was not asked for")
+            async for chunk in response.aiter_raw():
                 content += chunk
                 if len(content) > MAX_RESPONSE:
                     limit = MAX_RESPONSE // 2**20
@@ -169,20 +184,45 @@ class HttpJudge(CachedJudge):
         key = self._api_key()
         if not (key.isascii() and key.isprintable()):
             raise InputError(f"${self.key_variable} holds a character that no HTTP header can have")
-        return {"Authorization": f"Bearer {key}"} if key else {}
+        # Not compressed: a few bytes could become gigabytes.
+        return {"Accept-Encoding": "identity", **({"Authorization": f"Bearer {key}"} if key else {})}
 
     def _api_key(self) -> str:
         return os.environ.get(self.key_variable, "").strip()
 
+    def _verdict(self, content: bytes) -> str:
+        text = _message_content(content)
+        if len(text) > MAX_TEXT:
+            raise self._error(f"the verdict has more than {MAX_TEXT} characters")
+        verdict = self._redact(text)
+        if verdict == HIDDEN != text:
+            raise self._error(f"the verdict spells ${self.key_variable}, or a secret of the URL")
+        return verdict
+
     def _error(self, reason: str) -> InputError:
-        text = self._redact(f"judge {self.name}: {reason}")
+        text = f"judge {self.name}: {self._redact(reason)}"
         return InputError("".join(c if c.isprintable() else " " for c in text))
 
     def _redact(self, text: str) -> str:
         """`text` without the key and without the secrets of the URL."""
-        for secret in filter(None, [self._api_key(), *secrets_of(self.url)]):
-            text = text.replace(secret, "***")
-        return text
+        return redact(text, {self._api_key(), *secrets_of(self.url)})
+
+    @contextmanager
+    def _redacted_logs(self) -> Iterator[None]:
+        """The loggers of the HTTP client write URLs and headers; inside the block, without secrets."""
+
+        def hide(record: logging.LogRecord) -> bool:
+            record.msg, record.args = self._redact(record.getMessage()), ()
+            return True
+
+        loggers = [logging.getLogger(name) for name in _LOGGERS]
+        for logger in loggers:
+            logger.addFilter(hide)
+        try:
+            yield
+        finally:
+            for logger in loggers:
+                logger.removeFilter(hide)
 
 
 def _run(coroutine: Coroutine[Any, Any, None]) -> None:

@@ -7,48 +7,57 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from regaze.errors import InputError
+from regaze.errors import InputError, RegazeError
 from regaze.eval.judges.base import CachedJudge
 from regaze.eval.judges.verdicts import Verdicts
+from regaze.toolkit.load import default_device, load
 
 
 @dataclass(frozen=True)
 class ModelJudge(CachedJudge):
-    """A transformers causal language model with a chat template, decoding greedily.
+    """A transformers language model with a chat template, decoding greedily.
 
     Attributes:
         model, tokenizer: as loaded by transformers.
         name: of the model in the results.
+        device: where it runs; it is moved there when it is first asked, after the answers to judge are made.
+            None: it stays where it is.
     """
 
     model: Any
     tokenizer: Any
     name: str
+    device: str | None = None
     max_new_tokens: int = 512
     verdicts: Verdicts = field(default_factory=Verdicts.in_cache)
 
     @classmethod
-    def load(cls, name: str, **options: Any) -> ModelJudge:
+    def load(cls, name: str, device: str | None = None, **options: Any) -> ModelJudge:
         """By name or path; code from the model's repository is never run.
+
+        Args:
+            device: as PyTorch names it, or "auto" to spread the model over all; None: a GPU if there is one.
 
         Raises:
             InputError: transformers cannot load it, or it has no chat template.
         """
+        chosen = device or default_device()
         try:
-            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-            model = AutoModelForCausalLM.from_pretrained(name, trust_remote_code=False).eval()
-        except (OSError, ValueError) as error:
+            model, processor = load(name, device_map="auto" if chosen == "auto" else "cpu")
+        except RegazeError as error:
             raise InputError(f"judge {name!r} cannot be loaded: {error}") from error
+        tokenizer = getattr(processor, "tokenizer", processor)
         if not getattr(tokenizer, "chat_template", None):
             raise InputError(f"judge {name!r} has no chat template, so it cannot be asked anything")
-        return cls(model, tokenizer, name, **options)
+        return cls(model, tokenizer, name, None if chosen == "auto" else chosen, **options)
 
     def _request(self) -> dict[str, Any]:
         return {"model": self.name, "temperature": 0, "max_tokens": self.max_new_tokens}
 
     def _answer(self, prompts: Sequence[str], store: Callable[[str, str], None]) -> None:
+        if prompts and self.device is not None:
+            self.model.to(self.device)
         for prompt in prompts:
             messages = [{"role": "user", "content": prompt}]
             inputs = self.tokenizer.apply_chat_template(

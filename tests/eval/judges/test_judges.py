@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
+import logging
 import os
+import re
+import socket
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import quote
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 from regaze.errors import InputError
 from regaze.eval.judges import HttpJudge, ModelJudge, RecordedJudge, Verdicts, require_judge
+from regaze.eval.judges.redaction import MAX_TEXT, redact
 
 
 class Server(ThreadingHTTPServer):
@@ -126,16 +135,96 @@ def test_a_redirect_is_not_followed_and_carries_no_key(server, tmp_path, monkeyp
     assert len(running.seen) == 1
 
 
-@pytest.mark.parametrize("status", [401, 503])
-def test_no_message_and_no_verdict_holds_the_key(server, tmp_path, monkeypatch, status):
-    monkeypatch.setenv("OPENAI_API_KEY", "the-key")
-    running = server((status, {"error": "x" * 480 + "the-key \x1b[31m the-key"}))
+KEY = "sk-Test/Key+4f9a8b7c6d5e"
+
+
+def spellings(key):
+    """The key as servers send it back."""
+    encoded = base64.b64encode(f"user:{key}".encode()).decode()
+    return {
+        "as it is": f"bad key {key}",
+        "in a URL": f"see https://host/login?key={quote(key, safe='')}&x=1",
+        "percent of each character": "".join(f"%{byte:02X}" for byte in key.encode()),
+        "escaped JSON": "".join(f"\\u{ord(c):04x}" for c in key),
+        "entities": "".join(f"&#{ord(c)};" for c in key),
+        "base64": f"Basic {encoded}",
+        "base64 in lines": "\n".join(re.findall(".{1,9}", encoded)),
+        "base64 of percent": base64.b64encode(quote(key, safe="").encode()).decode(),
+        "hexadecimal": key.encode().hex(),
+        "in parts": " ".join(key),
+        "in lines": "\n".join(re.findall(".{1,4}", key)),
+        "a part": f"the key {key[5:17]}... is wrong",
+        "capitals": key.upper(),
+        "backwards": key[::-1],
+        "at the end of what is shown": "x" * (500 - len(key) // 2) + key,
+    }
+
+
+@pytest.mark.parametrize("how", spellings(KEY))
+@pytest.mark.parametrize("status", [200, 401, 503])
+def test_no_message_verdict_file_or_log_holds_the_key(server, tmp_path, monkeypatch, caplog, how, status):
+    caplog.set_level(logging.DEBUG)
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    running = server()
+    text = spellings(KEY)[how]
+    running.failures = [(status, completion(text) if status == 200 else text.encode(), {"X-Echo": KEY})]
+    judge = judge_at(running, tmp_path, retries=0)
+    shown, problem = [repr(judge), judge.name], None
+    try:
+        shown += judge.judge(["a"])
+    except InputError as error:
+        problem = error
+    if problem is not None:
+        for each in (problem, problem.__cause__, problem.__context__):
+            shown += [str(each), repr(each)]
+        assert str(problem).isprintable()
+    shown += [path.read_text() for path in tmp_path.iterdir()]
+    shown += [record.getMessage() for record in caplog.records]
+    for each in shown:
+        assert redact(each, [KEY]) == each, how
+        assert KEY[3:11] not in each
+        if each != repr(judge) and each != judge.name:
+            assert text not in each
+    assert running.seen[0][1] == f"Bearer {KEY}"
+
+
+def test_secrets_of_the_url_are_in_no_message_verdict_file_or_log(server, tmp_path, caplog):
+    caplog.set_level(logging.DEBUG)
+    running = server()
+    url = running.url.replace("http://", "http://person:pass%20word1@") + "/?key=abc123def"
+    judge = HttpJudge(url, "m", verdicts=Verdicts(tmp_path / "v.jsonl"), retries=0)
+    running.failures = [
+        (200, completion("you are abc123def")),
+        (401, b"no pass word1 for pass%20word1 of person"),
+    ]
+    shown = judge.judge(["a"])
     with pytest.raises(InputError) as caught:
-        judge_at(running, tmp_path, retries=0).judge(["a"])
-    assert "the-k" not in str(caught.value)
-    assert str(caught.value).isprintable()
-    running.failures = [(200, completion("I saw the-key"))]
-    assert judge_at(running, tmp_path).judge(["b"]) == ["I saw ***"]
+        judge.judge(["b"])
+    shown += [str(caught.value), repr(judge), judge.name, (tmp_path / "v.jsonl").read_text()]
+    shown += [record.getMessage() for record in caplog.records]
+    for secret in ("abc123def", "pass%20word1", "pass word1", "person"):
+        assert not [each for each in shown if secret in each], secret
+    assert running.seen[0][0] == "/v1/chat/completions?key=abc123def"
+
+
+@pytest.mark.parametrize("key", ["EMPTY", "none", "no", "x"])
+def test_a_placeholder_for_a_key_hides_nothing(server, tmp_path, monkeypatch, key):
+    """It would turn a verdict of "no" into "***", which no scorer reads."""
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    running = server((200, completion(f"{key}: no.")))
+    assert judge_at(running, tmp_path).judge(["a"]) == [f"{key}: no."]
+
+
+@given(st.text(max_size=200))
+def test_a_text_without_the_key_stays_as_it_is(text):
+    assert redact(text, [KEY, "not-needed", "EMPTY", ""]) == text
+
+
+def test_long_texts_are_looked_at_in_time():
+    start = time.process_time()
+    for text in ("word " * 30_000, "QUJDRA==" * 20_000, "%41" * 50_000, "\\u0041" * 20_000, "41:" * 50_000):
+        assert len(redact(text, [KEY])) <= MAX_TEXT
+    assert time.process_time() - start < 10
 
 
 def test_a_key_that_no_header_can_have_is_refused(server, tmp_path, monkeypatch):
@@ -210,6 +299,54 @@ def test_a_response_without_a_completion_is_named(server, tmp_path, content, mes
         judge_at(server((200, content)), tmp_path, retries=0).judge(["a"])
 
 
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (b"nonsense\r\n\r\n", "illegal status line"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{}", "peer closed connection|incomplete"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: many\r\n\r\n{}", "Content-Length"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", "illegal chunk header"),
+        (b"HTTP/1.1 200 OK\r\nX: " + b"x" * 300_000 + b"\r\n\r\n", "too long|too large|max|receive buffer"),
+        (b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 2\r\n\r\nxx", "compressed"),
+        (b"HTTP/1.1 99 Odd\r\n\r\n", "status"),
+        (b"", "disconnected"),
+    ],
+)  # fmt: skip
+def test_a_response_that_breaks_the_protocol_is_named(tmp_path, answer, message):
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def respond():
+            connection, _ = listening.accept()
+            with connection:
+                connection.recv(65_536)
+                connection.sendall(answer)
+
+        threading.Thread(target=respond, daemon=True).start()
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}/v1"
+        judge = HttpJudge(url, "m", verdicts=Verdicts(tmp_path / "v.jsonl"), retries=0)
+        with pytest.raises(InputError, match=f"(?i)^judge m at .*({message})"):
+            judge.judge(["a"])
+
+
+def test_an_address_that_is_none_is_named_at_once(tmp_path):
+    for host in ("a..b", "x" * 300, "\u2025.org"):
+        judge = HttpJudge(f"http://{host}/v1", "m", verdicts=Verdicts(tmp_path / "v.jsonl"), pause=0.001)
+        with pytest.raises(InputError, match=r"^judge m at "):
+            judge.judge(["a"])
+
+
+def test_a_verdict_and_a_prompt_with_control_characters_are_read_again(server, tmp_path):
+    judge_at(server((200, completion("\x1b[31m yes \0"))), tmp_path).judge(["a\x07"])
+    assert RecordedJudge(tmp_path / "v.jsonl").judge(["a\x07"]) == ["\x1b[31m yes \0"]
+    assert judge_at(server(), tmp_path).judge(["b"]) == ["B"]
+
+
+def test_a_verdict_has_a_largest_size(server, tmp_path):
+    running = server((200, completion("x" * (MAX_TEXT + 1))))
+    with pytest.raises(InputError, match="the verdict has more than 65536 characters"):
+        judge_at(running, tmp_path).judge(["a"])
+
+
 def test_a_lone_surrogate_can_be_stored(server, tmp_path):
     running = server((200, b'{"choices": [{"message": {"content": "a\\ud800b"}}]}'))
     assert judge_at(running, tmp_path).judge(["a"]) == ["a?b"]
@@ -282,6 +419,10 @@ class Tokenizer:
 class Model:
     device = "cpu"
     calls = 0
+    moved = ()
+
+    def to(self, device):
+        self.moved = (*self.moved, device)
 
     def generate(self, input_ids, do_sample, max_new_tokens):
         assert not do_sample
@@ -327,3 +468,41 @@ def test_verdicts_that_do_not_fit_on_the_disk_are_an_input_error(tmp_path, monke
     with pytest.raises(InputError, match=r"verdicts cannot be kept in .*: No space left on device"):
         Verdicts(path).store("b", {}, "p", "yes")
     assert path.read_bytes() == before
+
+
+def test_a_model_runs_on_the_device_that_was_chosen_once_it_is_asked(tmp_path):
+    model = Model()
+    judge = ModelJudge(model, Tokenizer(), "tiny", "cuda:1", verdicts=Verdicts(tmp_path / "v.jsonl"))
+    assert model.moved == ()  # the model that answers has the memory before
+    judge.judge(["x"])
+    assert model.moved == ("cuda:1",)
+    judge.judge(["x"])
+    assert model.moved == ("cuda:1",)  # a stored verdict needs no model
+
+
+@pytest.mark.parametrize("name", ["evaluate", "compare"])
+def test_commands_give_the_judge_their_device(monkeypatch, name):
+    from regaze.cli import app
+
+    given = []
+    monkeypatch.setattr(ModelJudge, "load", lambda model, device=None: given.append((model, device)) or 1 / 0)
+    result = CliRunner().invoke(app, [name, "mmhal", "--judge", "./judge", "--device", "cuda:1"])
+    assert isinstance(result.exception, ZeroDivisionError)
+    assert given == [("./judge", "cuda:1")]
+
+
+def test_code_of_a_judges_folder_is_never_run(tmp_path):
+    config = {"model_type": "own", "auto_map": {"AutoConfig": "code.C", "AutoModelForCausalLM": "code.M"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "code.py").write_text("raise SystemExit('code of the judge was run')")
+    with pytest.raises(InputError, match=r"^judge .* cannot be loaded: .*custom code|trust_remote_code"):
+        ModelJudge.load(str(tmp_path), "cpu")
+    with pytest.raises(InputError, match=r"^judge .*/none' cannot be loaded: "):
+        ModelJudge.load(str(tmp_path / "none"), "cpu")
+
+
+def test_the_demo_model_can_be_loaded_as_a_judge(tmp_path):
+    judge = ModelJudge.load("demo", "cpu", max_new_tokens=2, verdicts=Verdicts(tmp_path / "v.jsonl"))
+    (verdict,) = judge.judge(["Is there a dog?"])
+    assert verdict
+    assert Verdicts(tmp_path / "v.jsonl").path.is_file()

@@ -36,6 +36,7 @@ METHODS = {
 @pytest.fixture(scope="module")
 def fresh_compiler():
     torch._dynamo.reset()
+    counters.clear()  # which `reset` leaves to those of earlier tests
     yield
     torch._dynamo.reset()
 

@@ -13,6 +13,7 @@ from transformers import Cache
 from transformers.cache_utils import (
     DynamicLayer,
     DynamicSlidingWindowLayer,
+    QuantizedLayer,
     StaticLayer,
     StaticSlidingWindowLayer,
 )
@@ -180,7 +181,7 @@ def make_room(cache: Any, more: int, window: int | None) -> None:
         UnsupportedModelError: a kind of cache whose columns cannot be taken away again.
     """
     for layer in getattr(cache, "layers", ()) if more else ():
-        if hasattr(layer, "_quantized_keys"):
+        if isinstance(layer, QuantizedLayer):
             raise UnsupportedModelError(
                 "a second context that is longer than the prompt cannot share a quantised cache with it; "
                 "generate with cache_implementation='dynamic'"

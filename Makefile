@@ -6,7 +6,8 @@ STAMP := $(VENV)/.installed
 FLOOR := .venv-floor
 MIDDLE := .transformers-middle
 NEWEST := .transformers-newest
-HARNESS := .harness
+# dill, by which datasets names a table, refers to a library's objects only in a folder of this name.
+HARNESS := .harness/site-packages
 MUTANT_PROCESSES ?= 2
 PYTEST := -m pytest -q -n auto --maxprocesses 8 --dist loadfile
 # What depends on how transformers works: every family, and the ways of running a model.
@@ -72,7 +73,7 @@ counts: $(STAMP)
 	$(BIN)/python benchmarks/pages.py
 
 clean:
-	rm -rf $(VENV) $(FLOOR) $(MIDDLE) $(NEWEST) $(HARNESS) mutants .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(FLOOR) $(MIDDLE) $(NEWEST) .harness mutants .mypy_cache .pytest_cache .ruff_cache
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

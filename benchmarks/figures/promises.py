@@ -51,8 +51,13 @@ PROMISES: tuple[tuple[str, tuple[str, ...]], ...] = (
         (
             "tests/test_reading.py",
             "tests/eval/test_malformed.py",
+            "tests/eval/test_corpus.py",
             "tests/toolkit/record/test_damaged_files.py",
         ),
+    ),
+    (
+        "Text of models, labels, judges and plug-ins is shown, in every format, and never obeyed",
+        ("tests/test_visible.py",),
     ),
     (
         "A signal ends the command with one line, at any moment, and the same command continues",

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from regaze.cli.questions import QuestionSource, make_benchmark, make_judge
 from regaze.errors import InputError
 from regaze.eval.answer_fields import choose_answer_field, items_from_rows, label_of
-from regaze.eval.answer_files import AnswerRow, group_by_condition, read_answer_rows
+from regaze.eval.answer_files import (
+    AnswerRow,
+    group_by_condition,
+    is_mme,
+    mme_files,
+    read_answer_rows,
+    rows_of_benchmark,
+)
 from regaze.eval.answer_join import join_rows
 from regaze.eval.benchmarks.common.yes_no import LABELS
 from regaze.eval.benchmarks.pope.benchmark import Pope
@@ -31,9 +40,13 @@ def score_answers(
     Raises:
         InputError: a file that cannot be read, or answers that do not fit the questions.
     """
-    conditions = group_by_condition(read_answer_rows(answers))
+    conditions = group_by_condition(rows_of_benchmark(read_answer_rows(answers), benchmark))
     if against is not None:
-        conditions = _paired(conditions, group_by_condition(read_answer_rows(against)), answers, against)
+        plain = group_by_condition(rows_of_benchmark(read_answer_rows(against), benchmark))
+        conditions = _paired(conditions, plain, answers, against)
+    if benchmark == "mme" and not source.is_given and is_mme(answers):  # they bring the questions
+        folder, tasks = answers if answers.is_dir() else answers.parent, [f.stem for f in mme_files(answers)]
+        source = replace(source, data=str(folder), images=folder, bench=[f"tasks={json.dumps(tasks)}"])
     task = _benchmark(benchmark, source, judge, next(iter(conditions.values())), answer_key)
     joins = {label: join_rows(task, given, answer_key or "") for label, given in conditions.items()}
     outcomes = {}

@@ -12,20 +12,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from regaze.errors import InputError
-from regaze.eval.answer_files import AnswerRow, unwrap
+from regaze.eval.answer_files import (
+    ANSWER_FIELDS,
+    IMAGE_FIELDS,
+    LABEL_FIELDS,
+    QUESTION_FIELDS,
+    SPLIT_FIELDS,
+    AnswerRow,
+    unwrap,
+    usual_name,
+)
 from regaze.eval.benchmarks.common.base import Item
 
-#: fields that may hold the model's answer
-ANSWER_FIELDS = (
-    *("filtered_resps", "resps", "prediction", "answer", "text", "ans", "caption", "response"),
-    *("pred", "output", "model_answer", "model_output", "model_response", "generated_text"),
-)
-#: those of them that may hold the right answer in other files
+#: those of the fields with answers that may hold the right answer in other files
 _TRUTH_FIELDS = ("answer", "text", "caption")
-_LABEL_FIELDS = ("target", "label", "ground_truth", "gt_answer")
-_QUESTION_FIELDS = ("prompt", "input", "question", "query")
-_IMAGE_FIELDS = ("image", "image_path", "image_source", "image_name", "file_name")
-_SPLIT_FIELDS = ("split", "category")
 #: share of the rows that must agree before a field counts as the question
 _MOST = 0.9
 
@@ -40,7 +40,7 @@ def question_field(rows: Sequence[AnswerRow], items: Sequence[Item] = (), answer
 
     `text` is one where most rows hold a question of `items`, or, without items, end in a question mark.
     """
-    for field in _QUESTION_FIELDS:
+    for field in QUESTION_FIELDS:
         if field != answer_key and all(row.text(field) for row in rows):
             return field
     known = {normalise(item.question) for item in items}
@@ -51,13 +51,13 @@ def question_field(rows: Sequence[AnswerRow], items: Sequence[Item] = (), answer
 
 def label_of(row: AnswerRow, answer_field: str) -> str:
     """The right answer according to the file; VLMEvalKit calls it "answer"."""
-    fields = _LABEL_FIELDS if answer_field == "answer" else (*_LABEL_FIELDS, "answer")
+    fields = LABEL_FIELDS if answer_field == "answer" else (*LABEL_FIELDS, "answer")
     return row.text(*fields).strip().lower()
 
 
 def split_of(row: AnswerRow) -> str:
     """The part of the benchmark, "" where the file does not say."""
-    return row.text(*_SPLIT_FIELDS)
+    return row.text(*SPLIT_FIELDS)
 
 
 def choose_answer_field(
@@ -72,7 +72,7 @@ def choose_answer_field(
     Raises:
         InputError: no field or several could be it, or a row lacks it; names the line and `--answer-key`.
     """
-    field = answer_key or _only_candidate(rows, items)
+    field = usual_name(answer_key, rows[0].values) if answer_key else _only_candidate(rows, items)
     for row in rows:
         if field not in row.values:
             raise InputError(
@@ -125,7 +125,7 @@ def _holds_questions(name: str, rows: Sequence[AnswerRow], items: Sequence[Item]
     texts = [normalise(row.text(name)) for row in rows]
     questions = [normalise(item.question) for item in items]
     if not all(questions) or not questions:
-        others = [field for field in _QUESTION_FIELDS if field != name]
+        others = [field for field in QUESTION_FIELDS if field != name]
         repeated = texts == [normalise(row.text(*others)) for row in rows] and all(texts)
         return repeated or sum(map(_is_question, texts)) >= _MOST * len(rows)
     pairs = zip(texts, questions, strict=True)
@@ -136,7 +136,7 @@ def _holds_questions(name: str, rows: Sequence[AnswerRow], items: Sequence[Item]
 
 def _holds_labels(name: str, rows: Sequence[AnswerRow], items: Sequence[Item]) -> bool:
     """Whether a field is the right answer, word for word, in every row."""
-    labels = [row.text(*_LABEL_FIELDS) for row in rows]
+    labels = [row.text(*LABEL_FIELDS) for row in rows]
     if not all(labels):
         labels = [item.label for item in items]
     texts = [normalise(row.text(name)) for row in rows]
@@ -148,8 +148,8 @@ def _is_question_file(truth: str, rows: Sequence[AnswerRow], items: Sequence[Ite
 
     A file of questions names the images, has the right answers under one name, and spells them as labels.
     """
-    named = all(row.text(*_IMAGE_FIELDS) for row in rows)
-    labelled = any(row.text(*_LABEL_FIELDS) for row in rows)
+    named = all(row.text(*IMAGE_FIELDS) for row in rows)
+    labelled = any(row.text(*LABEL_FIELDS) for row in rows)
     return named and not labelled and [row.text(truth) for row in rows] == [item.label for item in items]
 
 

@@ -10,11 +10,16 @@ regaze
     answers.jsonl of a run.
 method repositories
     JSON lines or one JSON array: `answer` (POPE), `text` (LLaVA, VCD), `ans` (OPERA, PAI), `caption` (CHAIR),
-    `response` (AMBER).
+    `response` (AMBER), `model_prediction` (HallusionBench).
+MME
+    TASK.txt, or a folder of them: image, question, right answer and answer between tabs.
+
+Names of fields are read in any capitalisation and with any sign between their words: Question-ID, questionId.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +27,31 @@ from typing import Any
 
 from regaze.errors import InputError
 from regaze.eval.comparison.conditions import PLAIN
-from regaze.eval.files import read_headings, read_json, read_records, read_table
+from regaze.eval.files import read_headings, read_json, read_records, read_tab_separated, read_table
 from regaze.reading import StrPath, read_text
+
+#: fields that may hold the model's answer
+ANSWER_FIELDS = (
+    *("filtered_resps", "resps", "prediction", "answer", "text", "ans", "caption", "response"),
+    *("pred", "output", "model_answer", "model_output", "model_response", "generated_text"),
+    "model_prediction",
+)
+LABEL_FIELDS = ("target", "label", "ground_truth", "gt_answer")
+QUESTION_FIELDS = ("prompt", "input", "question", "query")
+IMAGE_FIELDS = (
+    *("image_id", "image", "image_path", "image_name", "file_name", "filename", "image_file"),
+    *("image_source", "img", "img_id", "img_path", "img_name"),
+)
+SPLIT_FIELDS = ("split", "category")
+ID_FIELDS = ("key", "question_id", "id", "index", "doc_id")
+#: Every name that is read, by its letters.
+_USUAL = {
+    re.sub(r"[\W_]", "", name): name
+    for name in (
+        *(*ANSWER_FIELDS, *LABEL_FIELDS, *QUESTION_FIELDS, *IMAGE_FIELDS, *SPLIT_FIELDS, *ID_FIELDS),
+        *("condition", "benchmark", "error"),
+    )
+}
 
 
 @dataclass(frozen=True)
@@ -44,8 +72,12 @@ class AnswerRow:
         return str(self.values.get("condition", PLAIN))
 
     def scalar(self, field: str) -> str:
-        """A text or whole number as text, "" for anything else."""
-        value = self.values.get(field)
+        """A text or whole number as text, "" for anything else; "doc.id" is `id` of the object `doc`."""
+        value: Any = self.values
+        for name in field.split("."):
+            value = unwrap(value.get(name) if isinstance(value, dict) else None)
+        if isinstance(value, float) and value.is_integer():
+            return str(int(value))
         return str(value).strip() if isinstance(value, (str, int)) and not isinstance(value, bool) else ""
 
     def text(self, *fields: str) -> str:
@@ -73,11 +105,47 @@ def read_answer_rows(path: StrPath) -> list[AnswerRow]:
     path = Path(path)
     if path.suffix in (".xlsx", ".pkl"):
         raise InputError(f"{path}: run VLMEvalKit with PRED_FORMAT=tsv, or save the table as .tsv or .json")
-    found = _read_table(path) if path.suffix in (".tsv", ".csv") else _read_objects(path)
-    rows = [_check(row, f"{path}:{line}") for line, row in found]
+    if is_mme(path):
+        rows = [row for file in mme_files(path) for row in _read_mme(file)]
+    else:
+        found = _read_table(path) if path.suffix in (".tsv", ".csv") else _read_objects(path)
+        rows = [_check(row, f"{path}:{line}") for line, row in found]
     if not rows:
         raise InputError(f"{path} holds no answers")
     return rows
+
+
+def is_mme(path: Path) -> bool:
+    """Whether a path is that of MME's result files: one of them, or a folder."""
+    return path.suffix == ".txt" or (path.is_dir() and bool(mme_files(path)))
+
+
+def mme_files(path: Path) -> list[Path]:
+    """The files of results, a task each."""
+    return sorted(path.glob("*.txt")) if path.is_dir() else [path]
+
+
+def _read_mme(path: Path) -> list[AnswerRow]:
+    names = ("image", "question", "label", "response")
+    return [
+        AnswerRow(f"{path}:{line}", {**dict(zip(names, fields, strict=True)), "category": path.stem})
+        for line, fields in read_tab_separated(path, (len(names),))
+    ]
+
+
+def rows_of_benchmark(rows: Sequence[AnswerRow], benchmark: str) -> list[AnswerRow]:
+    """The rows of one benchmark in answers.jsonl of a run of several; all rows where the file names none.
+
+    Raises:
+        InputError: the file has answers to other benchmarks only.
+    """
+    names = {str(row.values.get("benchmark", "")) for row in rows}
+    if "" in names:
+        return list(rows)
+    if benchmark not in names:
+        path = rows[0].source.rpartition(":")[0]
+        raise InputError(f"{path} holds answers to {', '.join(sorted(names))}, not to {benchmark}")
+    return [row for row in rows if row.values["benchmark"] == benchmark]
 
 
 def group_by_condition(rows: Iterable[AnswerRow]) -> dict[str, list[AnswerRow]]:
@@ -95,7 +163,24 @@ def _check(values: Any, source: str) -> AnswerRow:
         raise InputError(
             f"{source}: this question failed ({values['error']}); run it again, or drop the line"
         )
-    return AnswerRow(source, values)
+    return AnswerRow(source, _with_usual_names(values, source))
+
+
+def _with_usual_names(values: dict[str, Any], source: str) -> dict[str, Any]:
+    """The fields, those that are read by the names that they usually have."""
+    renamed: dict[str, Any] = {}
+    for name, value in values.items():
+        new = usual_name(name, values)
+        if new in renamed:
+            raise InputError(f"{source}: several fields are called {new!r} but for their capitals and signs")
+        renamed[new] = value
+    return renamed
+
+
+def usual_name(name: str, values: Mapping[str, Any]) -> str:
+    """The name that a field usually has, unless there is another field of that name."""
+    usual = _USUAL.get(re.sub(r"[\W_]", "", name).casefold(), name)
+    return name if usual in values and name in values else usual
 
 
 def _read_table(path: Path) -> list[tuple[int, dict[str, Any]]]:

@@ -10,6 +10,8 @@ text and image
     Where they tell the questions apart.
 counters
     A number that counts the questions in their order (doc_id, index).
+other fields
+    A field that is called like an id (qid, sampleId, doc.index), and whose values are ids of items or count.
 position
     Where there are as many rows as items.
 
@@ -18,19 +20,28 @@ Ids on both sides that do not fit each other are an error and never a reason to 
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from regaze.errors import InputError
 from regaze.eval.answer_fields import label_of, normalise, question_field, split_of
-from regaze.eval.answer_files import AnswerRow
+from regaze.eval.answer_files import IMAGE_FIELDS, AnswerRow, usual_name
 from regaze.eval.benchmarks.common.base import BaseBenchmark, Benchmark, Item
 from regaze.eval.benchmarks.common.ids import image_stem, plain_id
 
 _QUESTION_IDS = ("question_id", "id", "index", "doc_id")
 _COUNTERS = ("doc_id", "index", "question_id", "id")
-_IMAGE_FIELDS = ("image_id", "image", "image_path", "image_name", "file_name", "filename", "image_file")
+#: Last words of the names of further fields with ids.
+_ID_WORDS = frozenset(
+    {"id", "ids", "idx", "index", "number", "num", "nr", "no", "line", "qid", "uid", "sid", "questionid"}
+    | {"sampleid", "itemid", "docid", "recordid", "uuid", "ix"}
+)
+_IMAGE_FILE = re.compile(r"\.(jpe?g|png|webp|gif|bmp|tiff?)$", re.IGNORECASE)
+#: A counter of fewer rows may be chance.
+_FEWEST = 3
 
 
 @dataclass(frozen=True)
@@ -56,13 +67,15 @@ def join_rows(benchmark: Benchmark, rows: Sequence[AnswerRow], answer_key: str =
         InputError: an item without a row or with several, a row that fits no item, or whose question or label
             is another one than that of its item; names the line.
     """
-    question = question_field(rows, benchmark.items, answer_key)
+    chosen = usual_name(answer_key, rows[0].values) if answer_key else ""
+    question = question_field(rows, benchmark.items, chosen)
     steps: tuple[Callable[[], Join | None], ...] = (
         lambda: _by_key(benchmark, rows),
         lambda: _by_published_id(benchmark, rows),
         lambda: _by_image(benchmark, rows),
         lambda: _by_text(benchmark, rows, question),
         lambda: _by_counter(benchmark, rows),
+        lambda: _by_other_field(benchmark, rows),
     )
     join = next((found for step in steps if (found := step()) is not None), None)
     if join is None:
@@ -89,13 +102,19 @@ def _by_published_id(benchmark: Benchmark, rows: Sequence[AnswerRow]) -> Join | 
         known = [(item.split, plain_id(item.id)) for item in items]
     if not all(item.id for item in items) or len(set(known)) < len(known):
         return None
+    parts = benchmark.id_fields if isinstance(benchmark, BaseBenchmark) else ()
+    if parts:
+        found = [_ids(rows, field) for field in parts]
+        if any(ids is None for ids in found):
+            return None
+        joined = ["/".join(each) for each in zip(*(ids for ids in found if ids is not None), strict=True)]
+        return _match(", ".join(parts), benchmark, known, joined, rows)
     for field in _QUESTION_IDS:
         ids = _ids(rows, field)
         if ids is None:
             continue
         if not by_split and _is_shifted(known, ids):
-            known = sorted(known, key=lambda each: int(str(each)))
-            known = [str(known.index(plain_id(item.id))) for item in items]
+            known = [str(int(str(each)) - 1) for each in known]
         pairs = [(split_of(r), i) for r, i in zip(rows, ids, strict=True)] if by_split else ids
         if field == "question_id" or _mostly(pairs, known):
             return _match(field, benchmark, known, pairs, rows)
@@ -105,12 +124,14 @@ def _by_published_id(benchmark: Benchmark, rows: Sequence[AnswerRow]) -> Join | 
 def _by_image(benchmark: Benchmark, rows: Sequence[AnswerRow]) -> Join | None:
     """By the image, where no two items share one."""
     items, prefix = benchmark.items, _prefix(benchmark)
-    names = [image_stem(item.image.name, prefix) if item.image else "" for item in items]
-    spellings = [names, [image_stem(item.id, prefix) for item in items]]
+    spellings = [[image_stem(item.image.name, prefix) if item.image else "" for item in items]]
+    if len(set(spellings[0])) in (1, len(items)):  # with several questions about an image, ids are theirs
+        spellings.append([image_stem(item.id, prefix) for item in items])
     spellings = [each for each in spellings if all(each) and len(set(each)) == len(each)]
-    for field in _IMAGE_FIELDS:
-        ids = _ids(rows, field, prefix)
-        if ids is None or not spellings:
+    some = any(item.image is None for item in items)
+    for field in _image_fields(rows) if spellings else ():
+        ids = _ids(rows, field, prefix, some)
+        if ids is None:
             continue
         known = max(spellings, key=lambda each: len(set(each) & set(ids)))
         if _mostly(ids, known) or (field == "image_id" and all(item.id for item in items)):
@@ -123,15 +144,47 @@ def _by_counter(benchmark: Benchmark, rows: Sequence[AnswerRow]) -> Join | None:
     count = len(benchmark.items)
     for field in _COUNTERS:
         ids = _ids(rows, field)
-        if ids is None or not all(each.isdigit() for each in ids):
+        first = None if ids is None else _first_of_counter(ids, count)
+        if ids is None or (first is None and not all(map(_is_number, ids))):
             continue
-        numbers = [int(each) for each in ids]
-        first = min(numbers)
-        if first in (0, 1) and set(numbers) == set(range(first, first + count)):
+        if first is not None:
             return _match(field, benchmark, [str(first + place) for place in range(count)], ids, rows)
         if field in ("doc_id", "index"):
             _refuse_twice(field, ids, rows)
     return None
+
+
+def _by_other_field(benchmark: Benchmark, rows: Sequence[AnswerRow]) -> Join | None:
+    """By a field of another name that must be an id."""
+    count, known = len(benchmark.items), [plain_id(item.id) for item in benchmark.items]
+    for field in _names(rows[0].values):
+        words = re.findall(r"[A-Z]?[a-z]+|[A-Z]+", field)
+        if field in _QUESTION_IDS or not words or words[-1].lower() not in _ID_WORDS:
+            continue
+        ids = [plain_id(row.scalar(field)) for row in rows]
+        if len(set(ids)) < len(ids) or not all(ids):
+            continue
+        if all(known) and set(ids) == set(known) and len(set(known)) == count:
+            return _match(field, benchmark, known, ids, rows)
+        first = _first_of_counter(ids, count)
+        if first is not None and count >= _FEWEST:
+            return _match(field, benchmark, [str(first + place) for place in range(count)], ids, rows)
+    return None
+
+
+def _names(values: Mapping[str, Any]) -> Iterator[str]:
+    """Names of fields, and of fields of objects in them: "doc.id"."""
+    for name, value in values.items():
+        yield name
+        yield from (f"{name}.{inner}" for inner in value) if isinstance(value, dict) else ()
+
+
+def _image_fields(rows: Sequence[AnswerRow]) -> Iterator[str]:
+    """The usual ones, and others that name the file of an image."""
+    yield from IMAGE_FIELDS
+    for field in _names(rows[0].values):
+        if field not in IMAGE_FIELDS and all(_IMAGE_FILE.search(row.scalar(field)) for row in rows):
+            yield field
 
 
 def _by_text(benchmark: Benchmark, rows: Sequence[AnswerRow], question: str) -> Join | None:
@@ -142,9 +195,10 @@ def _by_text(benchmark: Benchmark, rows: Sequence[AnswerRow], question: str) -> 
     texts = _known_texts(benchmark, [row.text(question) for row in rows])
     parts: list[tuple[str, list[str], list[str]]] = [("text", [normalise(i.question) for i in items], texts)]
     names = [image_stem(item.image.name, prefix) if item.image else "" for item in items]
-    field = next((f for f in _IMAGE_FIELDS if _mostly(_ids(rows, f, prefix) or [], names)), None)
+    images = ((f, _ids(rows, f, prefix, some=True) or []) for f in _image_fields(rows))
+    field, given_names = next((each for each in images if _mostly(each[1], names)), ("", []))
     if field:
-        parts.append(("image", names, _ids(rows, field, prefix) or []))
+        parts.append(("image", names, given_names))
     if all(split_of(row) in {item.split for item in items} for row in rows):
         parts.append(("split", [item.split for item in items], [split_of(row) for row in rows]))
     known = list(zip(*(part[1] for part in parts), strict=True))
@@ -160,7 +214,7 @@ def _by_position(benchmark: Benchmark, rows: Sequence[AnswerRow]) -> Join:
     if len(rows) != len(benchmark.items):
         raise InputError(f"{len(rows)} answers for {len(benchmark.items)} questions of {benchmark.name}")
     for field in _COUNTERS:
-        numbers = [int(each) for each in _ids(rows, field) or [] if each.isdigit()]
+        numbers = [int(each) for each in _ids(rows, field) or [] if _is_number(each)]
         if len(set(numbers)) == len(rows) and numbers != sorted(numbers):
             row = next(r for r, a, b in zip(rows[1:], numbers, numbers[1:], strict=False) if b < a)
             raise InputError(
@@ -225,16 +279,28 @@ def _check_same_question(item: Item, row: AnswerRow, question: str) -> None:
     if asked and normalise(item.question) not in normalise(asked):
         raise InputError(f"{row.source} answers {asked!r}, but {item.key} asks {item.question!r}")
     label = label_of(row, "prediction" if "prediction" in row.values else "answer")
+    if item.label in ("yes", "no"):
+        label = {"1": "yes", "0": "no", "true": "yes", "false": "no"}.get(label, label)
     if label and item.label and label != item.label.strip().lower():
         raise InputError(f"{row.source}: its right answer is {label!r}, that of {item.key} {item.label!r}")
 
 
-def _ids(rows: Sequence[AnswerRow], field: str, prefix: str | None = None) -> list[str] | None:
-    """The ids under a field; None where no row has it. Raises InputError where only some have."""
+def _ids(
+    rows: Sequence[AnswerRow], field: str, prefix: str | None = None, some: bool = False
+) -> list[str] | None:
+    """The ids under a field; None where no row has it.
+
+    Args:
+        prefix: of names of images, where the field holds them.
+        some: A row may have none: it is about no image.
+
+    Raises:
+        InputError: only some rows have it.
+    """
     found = [row.scalar(field) for row in rows]
     if not any(found):
         return None
-    if not all(found):
+    if not (all(found) or some):
         row = rows[found.index("")]
         raise InputError(f"{row.source}: no {field!r}, which other lines have")
     return [plain_id(each) if prefix is None else image_stem(each, prefix) for each in found]
@@ -262,6 +328,18 @@ def _is_shifted(known: Sequence[Hashable], ids: Sequence[str]) -> bool:
     """Whether the ids count from 0 what the items count from 1."""
     count = len(known)
     return set(ids) == set(map(str, range(count))) and set(known) == set(map(str, range(1, count + 1)))
+
+
+def _is_number(text: str) -> bool:
+    return re.fullmatch(r"[0-9]{1,18}", text) is not None
+
+
+def _first_of_counter(ids: Sequence[str], count: int) -> int | None:
+    """0 or 1 where the ids count so many rows from there, in any order."""
+    if not all(map(_is_number, ids)) or len(ids) != count:
+        return None
+    numbers = set(map(int, ids))
+    return next((first for first in (0, 1) if numbers == set(range(first, first + count))), None)
 
 
 def _mostly(ids: Sequence[Hashable], known: Sequence[Hashable]) -> bool:

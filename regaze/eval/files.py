@@ -167,8 +167,9 @@ def require_field(record: Any, key: str, kind: type | tuple[type, ...], source: 
     if not isinstance(record, dict):
         raise InputError(f"{source}: expected an object with {key!r}, got {type(record).__name__}")
     value = record.get(key)
-    if not isinstance(value, kind) or (kind is str and not str(value).strip()):
-        kinds = kind if isinstance(kind, tuple) else (kind,)
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    is_flag = isinstance(value, bool) and bool not in kinds  # which is an int to Python
+    if not isinstance(value, kind) or is_flag or (kind is str and not str(value).strip()):
         expected = " or ".join("a non-empty string" if each is str else each.__name__ for each in kinds)
         raise InputError(f"{source}: {key!r} must be {expected}, got {value!r}")
     return value

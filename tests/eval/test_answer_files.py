@@ -189,6 +189,84 @@ def test_answers_may_hold_what_models_write(tmp_path):
     assert row.text("answer") == "\x1b[31m\0 yes"
 
 
+def test_fields_of_one_name_but_for_their_capitals_are_refused(tmp_path):
+    (tmp_path / "a.jsonl").write_text(json.dumps({"Question-ID": 1, "questionId": 2, "answer": "yes"}))
+    with pytest.raises(InputError, match=r"a\.jsonl:1: several fields are called 'question_id' but for"):
+        read_answer_rows(tmp_path / "a.jsonl")
+    (tmp_path / "a.jsonl").write_text(json.dumps({"Answer": "no", "answer": "yes", "Other": 1}))
+    rows = read_answer_rows(tmp_path / "a.jsonl")
+    assert rows[0].values == {"Answer": "no", "answer": "yes", "Other": 1}
+    (tmp_path / "a.jsonl").write_text(json.dumps({"Answer": "no", "Model Output": "yes"}))
+    rows = read_answer_rows(tmp_path / "a.jsonl")
+    assert choose_answer_field(rows, (), "Model Output") == choose_answer_field(rows, (), "model_output")
+
+
+def test_result_files_of_mme(tmp_path):
+    lines = [f"{n}.jpg\tIs there {x}?\t{x}\t{x.lower()}." for n in (1, 2) for x in ("Yes", "No")]
+    (tmp_path / "results").mkdir()
+    for task in ("existence", "count"):
+        (tmp_path / "results" / f"{task}.txt").write_text("\n".join(lines))
+    for path in (tmp_path / "results", tmp_path / "results/existence.txt"):
+        scored = score("mme", path)
+        scores = scored["plain"]["figures"]["all"]["official"]["plain"]
+        assert scores["existence"]["value"] == 200.0
+        assert ("count" in scores) == path.is_dir()
+    # Another order, and the questions from elsewhere.
+    (tmp_path / "existence.txt").write_text("\n".join(reversed(lines)))
+    where = ["--data", str(tmp_path / "results"), "--images", str(tmp_path), "--bench", 'tasks=["existence"]']
+    scored = score("mme", tmp_path / "existence.txt", *where)
+    assert scored["joined_by"] == {"plain": "text and image and split"}
+    (tmp_path / "existence.txt").write_text("1.jpg\tIs there?\tYes\n")
+    with pytest.raises(AssertionError, match=r"existence\.txt:1: 3 fields between tabs, expected 4"):
+        score("mme", tmp_path / "existence.txt")
+
+
+def test_result_files_of_hallusionbench(tmp_path):
+    """Its ids are ids only together: one question is asked about several figures, or about none."""
+    records = [
+        {
+            "category": "VS",
+            "subcategory": kind,
+            "set_id": "0",
+            "figure_id": str(figure),
+            "question_id": "0",
+            "visual_input": str(min(figure, 2)),
+            "question": "Is A larger?",
+            "filename": f"./{kind}/0_{figure}.png" if figure else None,
+            "gt_answer": str(figure % 2),
+        }
+        for kind in ("chart", "map")
+        for figure in (0, 1, 2, 3)
+    ]
+    (tmp_path / "HallusionBench.json").write_text(json.dumps(records))
+    answers = [{**r, "model_prediction": "Yes" if r["gt_answer"] == "1" else "No"} for r in records]
+    (tmp_path / "HallusionBench_result.json").write_text(json.dumps(answers[::-1]))
+    scored = score("hallusionbench", tmp_path / "HallusionBench_result.json", "--data", str(tmp_path))
+    by = "category, subcategory, set_id, figure_id, question_id, visual_input"
+    assert scored["joined_by"] == {"plain": by}
+    (figures,) = scored["plain"]["figures"].values()
+    assert figures["vlmevalkit"]["plain"]["aAcc"]["value"] == 100.0
+
+
+def test_a_file_of_several_benchmarks_is_scored_by_one(tmp_path):
+    rows = [
+        {"benchmark": b, "condition": c, "key": str(n), "prompt": "A?", "label": "yes", "answer": a}
+        for b, a in (("pope", "yes"), ("chair", "A dog."))
+        for c in ("plain", "vcd")
+        for n in (1, 2)
+    ]
+    (tmp_path / "answers.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert score("pope", tmp_path / "answers.jsonl")["joined_by"] == {"plain": "key", "vcd": "key"}
+    with pytest.raises(AssertionError, match=r"answers\.jsonl holds answers to chair, pope, not to mme"):
+        score("mme", tmp_path / "answers.jsonl", "--data", ".")
+
+
+def score(benchmark: str, path: Path, *more: str) -> dict[str, Any]:
+    result = CliRunner().invoke(app, ["score", benchmark, str(path), *more, "--json"])
+    assert result.exit_code == 0, result.stderr
+    return json.loads(result.stdout)
+
+
 def test_conditions_are_separated():
     given = rows_of({"answer": "a"}, {"answer": "b", "condition": "var"}, {"answer": "c"})
     found = {name: [row.text("answer") for row in each] for name, each in group_by_condition(given).items()}

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from regaze.cli import app
 from regaze.errors import InputError
 from regaze.eval.answer_fields import choose_answer_field
-from regaze.eval.answer_files import AnswerRow
+from regaze.eval.answer_files import AnswerRow, read_answer_rows
 from regaze.eval.answer_join import Join, join_rows
 from regaze.eval.benchmarks.chair.benchmark import Chair
 from regaze.eval.benchmarks.common.base import BaseBenchmark, Benchmark, Item
@@ -403,3 +403,101 @@ def test_beside_a_prediction_the_answer_is_the_label():
     assert join_of(known, {"answer": "no"}, {"answer": "yes"}) == ("position", [1, 2])
     with refusal("f:1: its right answer is 'no', that of k/1 'yes'"):
         join_of(known, {"prediction": "yes", "answer": "no"}, {"prediction": "no", "answer": "no"})
+
+
+# Other names and spellings ------------------------------------------------------------------------------
+
+
+def read_as_file(folder: Path, *values: dict[str, Any]) -> list[AnswerRow]:
+    path = folder / "a.jsonl"
+    path.write_text("\n".join(map(json.dumps, values)))
+    return read_answer_rows(path)
+
+
+@pytest.mark.parametrize(
+    "spell",
+    [int, str, float, lambda n: f"{n}.0", lambda n: f"00{n}", lambda n: [n]],
+    ids=["number", "text", "float", "text of a float", "zeros", "list"],
+)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "question_id",
+        "questionId",
+        "Question-ID",
+        "ID",
+        "id",
+        "qid",
+        "q_id",
+        "sample_id",
+        "idx",
+        "uid",
+        "Index",
+    ],
+)
+def test_ids_are_found_under_any_name_and_in_any_spelling(tmp_path, name, spell):
+    rows = read_as_file(tmp_path, *({name: spell(n), "answer": str(n)} for n in (2, 4, 1, 3)))
+    by, answers = answers_of(ids_of(1, 2, 3, 4), rows)
+    assert answers == ["1", "2", "3", "4"]
+    assert by != "position"
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_counter_is_found_under_another_name_and_in_an_object(first):
+    benchmark = quiz({}, {}, {}, {})
+    order = [2, 4, 1, 3]
+    for name in ("sampleId", "line", "record_uuid"):
+        rows = ({name: n - 1 + first} for n in order)
+        assert join_of(benchmark, *rows) == (name, [3, 1, 4, 2])
+    rows = ({"doc": {"text": "x", "idx": n - 1 + first}} for n in order)
+    assert join_of(benchmark, *rows) == ("doc.idx", [3, 1, 4, 2])
+
+
+def test_numbers_that_are_no_ids_order_nothing():
+    """A field of another name may well count up to the number of rows, and an id need not count them."""
+    four, in_order = quiz({}, {}, {}, {}), ("position", [1, 2, 3, 4])
+    for name in ("rank", "tokens", "grid", "video"):
+        assert join_of(four, *({name: n} for n in (2, 4, 1, 3))) == in_order
+    for values in ((2, 4, 1, 9), (2, 4, 1, 1), (2, 4, 1, None), ("x", "y", "a", "b"), (2, 4, 1, 2.5)):
+        assert join_of(four, *({"sample_id": n} for n in values)) == in_order
+    assert join_of(quiz({}, {}), {"sample_id": 1}, {"sample_id": 0}) == ("position", [1, 2])  # perhaps chance
+
+
+def test_an_id_under_another_name_may_be_any_text():
+    assert join_of(ids_of("a", "b"), {"sample_id": "b"}, {"sample_id": "a"}) == ("sample_id", [2, 1])
+    assert join_of(ids_of("a", "b"), {"sample_id": "b"}, {"sample_id": "x"}) == ("position", [1, 2])
+
+
+@pytest.mark.parametrize("name", ["image", "img", "image_source", "coco_url", "meta.file"])
+def test_ids_of_questions_are_no_names_of_images(name):
+    """Images 1 and 2, about which there are the questions 1 to 4."""
+    pairs = [(image, number) for number, image in enumerate((1, 1, 2, 2), start=1)]
+    benchmark = quiz(*({"image": Path(f"{image}.png"), "id": str(number)} for image, number in pairs))
+    outer, _, inner = name.partition(".")
+    rows = []
+    for image, number in reversed(pairs):
+        place = f"http://host/x/{image}.png"
+        rows.append({"prompt": f"question {number}?", outer: {inner: place} if inner else place})
+    assert join_of(benchmark, *rows) == ("text and image", [4, 3, 2, 1])
+
+
+def test_ids_of_several_fields_join_only_together():
+    class Parts(Quiz):
+        id_fields = ("set_id", "question_id")
+
+    benchmark = Parts(quiz({"id": "0/1"}, {"id": "0/2"}, {"id": "1/1"}).items)
+    rows = [{"set_id": s, "question_id": q} for s, q in ((1, "01"), ("0", 2.0), (0, 1))]
+    assert join_of(benchmark, *rows) == ("set_id, question_id", [3, 2, 1])
+    with refusal("f:2: quiz has no question '1/7' (set_id, question_id)"):
+        join_of(benchmark, rows[0], {"set_id": 1, "question_id": 7}, rows[2])
+    # Of one part alone nothing follows.
+    assert join_of(benchmark, *({"set_id": n} for n in (5, 5, 5))) == ("position", [1, 2, 3])
+
+
+def test_labels_of_yes_and_no_may_be_numbers():
+    benchmark = quiz({"label": "yes"}, {"label": "no"})
+    for one, zero in ((1, 0), ("1", "0"), ("True", "False")):
+        rows = [{"gt_answer": str(one)}, {"gt_answer": str(zero)}]
+        assert join_of(benchmark, *rows) == ("position", [1, 2])
+        with refusal("f:1: its right answer is 'no', that of k/1 'yes'"):
+            join_of(benchmark, *rows[::-1])

@@ -112,9 +112,11 @@ class BaseBenchmark:
     Attributes:
         image_prefix: Pattern of what stands before the number in names of images; answer files may leave it
             out (`ids.image_stem`).
+        id_fields: Fields of an answer file that only together are an item's id, joined by "/".
     """
 
     about: ClassVar[About]
+    id_fields: ClassVar[tuple[str, ...]] = ()
     image_prefix: ClassVar[str] = r"COCO_[a-z]+\d+_"
     name: str
     items: tuple[Item, ...]

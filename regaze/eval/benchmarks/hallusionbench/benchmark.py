@@ -32,6 +32,7 @@ from regaze.eval import files, judges
 from regaze.eval.benchmarks.common import hub
 from regaze.eval.benchmarks.common.base import About, Item, limit_items
 from regaze.eval.benchmarks.common.download import github_file
+from regaze.eval.benchmarks.common.ids import plain_id
 from regaze.eval.benchmarks.common.judged import JudgedBenchmark, JudgePrompt
 from regaze.eval.benchmarks.common.scoring import Scorer
 from regaze.eval.benchmarks.hallusionbench.scorers import (
@@ -79,6 +80,9 @@ class HallusionBench(JudgedBenchmark):
     sameness: JudgePrompt = SAMENESS
     suffix: str = ""
     name: str = "hallusionbench"
+    id_fields: ClassVar[tuple[str, ...]] = (
+        *("category", "subcategory", "set_id", "figure_id", "question_id", "visual_input"),
+    )
     about: ClassVar[About] = About(
         title="HallusionBench",
         paper="Guan et al., CVPR 2024, arXiv 2310.14566",
@@ -204,7 +208,8 @@ def _item(number: int, record: Any, source: str, image: Path | None) -> Item:
     reference = HallusionReference(**values, positive=positive, details=details)
     label = "yes" if positive else "no"
     question = files.require_field(record, "question", str, source)
-    return Item(str(number), values["category"], image, question, label, source, reference)
+    own_id = "/".join(plain_id(values[name]) for name in HallusionBench.id_fields)
+    return Item(str(number), values["category"], image, question, label, source, reference, id=own_id)
 
 
 def _limit_sets(items: Sequence[Item], limit: int | None) -> tuple[Item, ...]:

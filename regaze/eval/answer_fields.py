@@ -18,14 +18,29 @@ from regaze.eval.answer_files import (
     LABEL_FIELDS,
     QUESTION_FIELDS,
     SPLIT_FIELDS,
+    USUAL_NAMES,
     AnswerRow,
+    is_id,
+    is_run,
     unwrap,
     usual_name,
+    words_of,
 )
 from regaze.eval.benchmarks.common.base import Item
 
 #: those of the fields with answers that may hold the right answer in other files
 _TRUTH_FIELDS = ("answer", "text", "caption")
+#: last words of the names of further fields that may hold the model's answer, without the plural's "s"
+_ANSWER_WORDS = frozenset(
+    {"answer", "ans", "pred", "prediction", "predicted", "response", "resp", "output", "out", "reply"}
+    | {"generation", "generated", "completion", "hypothesis", "hyp", "result", "text", "caption", "content"}
+    | {"message", "assistant", "model", "description"}
+)
+#: words in the names of fields with right answers
+_TRUTH_WORDS = frozenset(
+    {"gt", "gold", "golden", "truth", "true", "correct", "right", "reference", "references", "ref", "label"}
+    | {"labels", "target", "expected", "human", "annotated", "annotation", "annotations", "question"}
+)
 #: share of the rows that must agree before a field counts as the question
 _MOST = 0.9
 
@@ -93,8 +108,8 @@ def _only_candidate(rows: Sequence[AnswerRow], items: Sequence[Item]) -> str:
             f"{rows[0].source}: no answer, which stands under one of {', '.join(ANSWER_FIELDS)}; "
             "--answer-key names another field"
         )
-    if all({"key", "condition", "answer"} <= row.values.keys() for row in rows):
-        return "answer"  # answers.jsonl of a run
+    if is_run(rows):
+        return "answer"
     absent = {"resps"} if "filtered_resps" in present else set()
     absent |= {"answer"} if "prediction" in present else set()
     questions = [name for name in present if _holds_questions(name, rows, items)]
@@ -103,13 +118,21 @@ def _only_candidate(rows: Sequence[AnswerRow], items: Sequence[Item]) -> str:
     candidates = texts if len(present) > 1 and texts else present
     truths = [name for name in candidates if name in _TRUTH_FIELDS and _holds_labels(name, rows, items)]
     candidates = [name for name in candidates if name not in truths]
+    if len(candidates) == 1 and candidates[0] in _TRUTH_FIELDS and not all(_labels(rows, items)):
+        candidates += [name for name in _further_texts(rows) if _may_answer(name)]
     if len(candidates) == 1:
         return candidates[0]
     if candidates:
         named = " or ".join(map(repr, candidates))
         raise InputError(f"{path}: the answers could stand under {named}; choose by --answer-key")
-    if len(truths) == 1 and not _is_question_file(truths[0], rows, items):
+    further = [name for name in _further_texts(rows) if _may_answer(name) or _varies(name, rows)]
+    if len(truths) == 1 and not further and not _is_question_file(truths[0], rows, items):
         return truths[0]
+    if truths and further:
+        raise InputError(
+            f"{path}: {truths[0]!r} is the right answer in every line, and the model's could stand under "
+            f"{' or '.join(map(repr, further))}; choose by --answer-key"
+        )
     if truths:
         raise InputError(
             f"{path}: {truths[0]!r} is the right answer in every line, as in a file of questions; if these "
@@ -136,11 +159,30 @@ def _holds_questions(name: str, rows: Sequence[AnswerRow], items: Sequence[Item]
 
 def _holds_labels(name: str, rows: Sequence[AnswerRow], items: Sequence[Item]) -> bool:
     """Whether a field is the right answer, word for word, in every row."""
+    labels = _labels(rows, items)
+    return all(labels) and [normalise(row.text(name)) for row in rows] == list(map(normalise, labels))
+
+
+def _labels(rows: Sequence[AnswerRow], items: Sequence[Item]) -> list[str]:
+    """The right answer of each row, "" where it is unknown."""
     labels = [row.text(*LABEL_FIELDS) for row in rows]
-    if not all(labels):
-        labels = [item.label for item in items]
-    texts = [normalise(row.text(name)) for row in rows]
-    return bool(labels) and all(labels) and texts == [normalise(label) for label in labels]
+    return labels if all(labels) or not items else [item.label for item in items]
+
+
+def _further_texts(rows: Sequence[AnswerRow]) -> list[str]:
+    """Fields with a text in every row, of names that nothing is known about and that are no ids'."""
+    names = [name for name in rows[0].values if name not in USUAL_NAMES and not is_id(name)]
+    return [name for name in names if all(row.text(name) for row in rows)]
+
+
+def _may_answer(name: str) -> bool:
+    words = words_of(name) or [""]
+    last = {words[-1], words[-1].removesuffix("s")}
+    return bool(last & _ANSWER_WORDS) and _TRUTH_WORDS.isdisjoint(words)
+
+
+def _varies(name: str, rows: Sequence[AnswerRow]) -> bool:
+    return len({row.text(name) for row in rows}) > 1
 
 
 def _is_question_file(truth: str, rows: Sequence[AnswerRow], items: Sequence[Item]) -> bool:

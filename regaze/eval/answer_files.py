@@ -28,7 +28,7 @@ from typing import Any
 from regaze.errors import InputError
 from regaze.eval.comparison.conditions import PLAIN
 from regaze.eval.files import read_headings, read_json, read_records, read_tab_separated, read_table
-from regaze.reading import StrPath, read_text
+from regaze.reading import StrPath, read_bytes, read_text
 
 #: fields that may hold the model's answer
 ANSWER_FIELDS = (
@@ -44,6 +44,27 @@ IMAGE_FIELDS = (
 )
 SPLIT_FIELDS = ("split", "category")
 ID_FIELDS = ("key", "question_id", "id", "index", "doc_id")
+#: Last words of the names of further fields with ids.
+_ID_WORDS = frozenset(
+    {
+        "id",
+        "ids",
+        "idx",
+        "ix",
+        "index",
+        "number",
+        "num",
+        "nr",
+        "no",
+        "line",
+        "row",
+        "case",
+        "entry",
+        "unnamed",
+    }
+    | {"qid", "uid", "uuid", "sid", "questionid", "sampleid", "itemid", "docid", "recordid", "exampleid", "q"}
+    | {"question", "sample", "item", "example", "record", "position", "pos", "order"}
+)
 #: Every name that is read, by its letters.
 _USUAL = {
     re.sub(r"[\W_]", "", name): name
@@ -52,6 +73,19 @@ _USUAL = {
         *("condition", "benchmark", "error"),
     )
 }
+
+
+USUAL_NAMES = frozenset(_USUAL.values())
+
+
+def words_of(name: str) -> list[str]:
+    """The words in a field's name: ["sample", "id"] of sampleId, sample_ID and sample-id."""
+    return [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", name)]
+
+
+def is_id(name: str) -> bool:
+    """Whether a field is called like an id; a table's column without a name counts its rows."""
+    return (words_of(name) or ["id"])[-1] in _ID_WORDS
 
 
 @dataclass(frozen=True)
@@ -74,7 +108,7 @@ class AnswerRow:
     def scalar(self, field: str) -> str:
         """A text or whole number as text, "" for anything else; "doc.id" is `id` of the object `doc`."""
         value: Any = self.values
-        for name in field.split("."):
+        for name in (field,) if field in self.values else field.split("."):
             value = unwrap(value.get(name) if isinstance(value, dict) else None)
         if isinstance(value, float) and value.is_integer():
             return str(int(value))
@@ -116,8 +150,10 @@ def read_answer_rows(path: StrPath) -> list[AnswerRow]:
 
 
 def is_mme(path: Path) -> bool:
-    """Whether a path is that of MME's result files: one of them, or a folder."""
-    return path.suffix == ".txt" or (path.is_dir() and bool(mme_files(path)))
+    """Whether a path is that of MME's result files: one of them, which is no JSON, or a folder."""
+    if path.is_dir():
+        return bool(mme_files(path))
+    return path.suffix == ".txt" and not read_bytes(path).lstrip().startswith((b"{", b"["))
 
 
 def mme_files(path: Path) -> list[Path]:
@@ -134,18 +170,23 @@ def _read_mme(path: Path) -> list[AnswerRow]:
 
 
 def rows_of_benchmark(rows: Sequence[AnswerRow], benchmark: str) -> list[AnswerRow]:
-    """The rows of one benchmark in answers.jsonl of a run of several; all rows where the file names none.
+    """The rows of one benchmark in answers.jsonl of a run of several; all rows of any other file.
 
     Raises:
         InputError: the file has answers to other benchmarks only.
     """
-    names = {str(row.values.get("benchmark", "")) for row in rows}
-    if "" in names:
+    if not is_run(rows):
         return list(rows)
+    names = {str(row.values["benchmark"]) for row in rows}
     if benchmark not in names:
         path = rows[0].source.rpartition(":")[0]
         raise InputError(f"{path} holds answers to {', '.join(sorted(names))}, not to {benchmark}")
     return [row for row in rows if row.values["benchmark"] == benchmark]
+
+
+def is_run(rows: Iterable[AnswerRow]) -> bool:
+    """Whether rows are those of answers.jsonl of a run."""
+    return all({"benchmark", "key", "condition", "answer"} <= row.values.keys() for row in rows)
 
 
 def group_by_condition(rows: Iterable[AnswerRow]) -> dict[str, list[AnswerRow]]:

@@ -8,14 +8,14 @@ ids
     The publisher's ids of questions or images (`Item.id`, names of images), however they are spelt.
 text and image
     Where they tell the questions apart.
-counters
-    A number that counts the questions in their order (doc_id, index).
 other fields
-    A field that is called like an id (qid, sampleId, doc.index), and whose values are ids of items or count.
+    A field that is called like an id (index, qid, doc.sampleId), and whose values are ids of items or count
+    the items in their order, but for few mistakes (which are an error).
 position
     Where there are as many rows as items.
 
-Ids on both sides that do not fit each other are an error and never a reason to join by position.
+Ids on both sides that do not fit each other are an error and never a reason to join by position; nor is a
+field of any name that numbers the rows in another order than theirs.
 """
 
 from __future__ import annotations
@@ -24,24 +24,20 @@ import re
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from regaze.errors import InputError
 from regaze.eval.answer_fields import label_of, normalise, question_field, split_of
-from regaze.eval.answer_files import IMAGE_FIELDS, AnswerRow, usual_name
+from regaze.eval.answer_files import IMAGE_FIELDS, USUAL_NAMES, AnswerRow, is_id, usual_name
 from regaze.eval.benchmarks.common.base import BaseBenchmark, Benchmark, Item
 from regaze.eval.benchmarks.common.ids import image_stem, plain_id
 
 _QUESTION_IDS = ("question_id", "id", "index", "doc_id")
 _COUNTERS = ("doc_id", "index", "question_id", "id")
-#: Last words of the names of further fields with ids.
-_ID_WORDS = frozenset(
-    {"id", "ids", "idx", "index", "number", "num", "nr", "no", "line", "qid", "uid", "sid", "questionid"}
-    | {"sampleid", "itemid", "docid", "recordid", "uuid", "ix"}
-)
 _IMAGE_FILE = re.compile(r"\.(jpe?g|png|webp|gif|bmp|tiff?)$", re.IGNORECASE)
-#: A counter of fewer rows may be chance.
-_FEWEST = 3
+#: In fewer rows a counter may be chance; a counter with a mistake in it; a counter under any name.
+_FEWEST, _FEWEST_WITH_MISTAKES, _FEWEST_OF_ANY_NAME = 3, 4, 8
 
 
 @dataclass(frozen=True)
@@ -74,7 +70,6 @@ def join_rows(benchmark: Benchmark, rows: Sequence[AnswerRow], answer_key: str =
         lambda: _by_published_id(benchmark, rows),
         lambda: _by_image(benchmark, rows),
         lambda: _by_text(benchmark, rows, question),
-        lambda: _by_counter(benchmark, rows),
         lambda: _by_other_field(benchmark, rows),
     )
     join = next((found for step in steps if (found := step()) is not None), None)
@@ -96,6 +91,7 @@ def _by_published_id(benchmark: Benchmark, rows: Sequence[AnswerRow]) -> Join | 
     """By question_id or id; together with the split where one number occurs in several."""
     items = benchmark.items
     known: list[Hashable] = [plain_id(item.id) for item in items]
+    given: list[Hashable]
     splits = {item.split for item in items}
     by_split = len(set(known)) < len(known) and all(split_of(row) in splits for row in rows)
     if by_split:
@@ -113,11 +109,15 @@ def _by_published_id(benchmark: Benchmark, rows: Sequence[AnswerRow]) -> Join | 
         ids = _ids(rows, field)
         if ids is None:
             continue
-        if not by_split and _is_shifted(known, ids):
-            known = [str(int(str(each)) - 1) for each in known]
-        pairs = [(split_of(r), i) for r, i in zip(rows, ids, strict=True)] if by_split else ids
-        if field == "question_id" or _mostly(pairs, known):
-            return _match(field, benchmark, known, pairs, rows)
+        if field not in ("question_id", "id") and _numbers_rows(ids):
+            continue  # like the row's number in a table; other fields may say more
+        own, ids = _spelt_alike([plain_id(item.id) for item in items], ids)
+        known, given = [*own], [*ids]
+        if by_split:
+            known = [(item.split, each) for item, each in zip(items, own, strict=True)]
+            given = [(split_of(row), each) for row, each in zip(rows, ids, strict=True)]
+        if field == "question_id" or _mostly(given, known):
+            return _match(field, benchmark, known, given, rows)
     return None
 
 
@@ -139,44 +139,50 @@ def _by_image(benchmark: Benchmark, rows: Sequence[AnswerRow]) -> Join | None:
     return None
 
 
-def _by_counter(benchmark: Benchmark, rows: Sequence[AnswerRow]) -> Join | None:
-    """By a field that numbers the questions from 0 or 1 in the benchmark's order."""
-    count = len(benchmark.items)
-    for field in _COUNTERS:
-        ids = _ids(rows, field)
-        first = None if ids is None else _first_of_counter(ids, count)
-        if ids is None or (first is None and not all(map(_is_number, ids))):
-            continue
-        if first is not None:
-            return _match(field, benchmark, [str(first + place) for place in range(count)], ids, rows)
-        if field in ("doc_id", "index"):
-            _refuse_twice(field, ids, rows)
-    return None
-
-
 def _by_other_field(benchmark: Benchmark, rows: Sequence[AnswerRow]) -> Join | None:
-    """By a field of another name that must be an id."""
-    count, known = len(benchmark.items), [plain_id(item.id) for item in benchmark.items]
+    """By a field that is called like an id, with the items' ids or their numbers from 0 or 1.
+
+    Fields that only number the rows come last: they tell nothing that the position does not.
+    """
+    fields = {field: _ids(rows, field) or [] for field in _COUNTERS}
     for field in _names(rows[0].values):
-        words = re.findall(r"[A-Z]?[a-z]+|[A-Z]+", field)
-        if field in _QUESTION_IDS or not words or words[-1].lower() not in _ID_WORDS:
-            continue
-        ids = [plain_id(row.scalar(field)) for row in rows]
-        if len(set(ids)) < len(ids) or not all(ids):
-            continue
-        if all(known) and set(ids) == set(known) and len(set(known)) == count:
-            return _match(field, benchmark, known, ids, rows)
-        first = _first_of_counter(ids, count)
-        if first is not None and count >= _FEWEST:
-            return _match(field, benchmark, [str(first + place) for place in range(count)], ids, rows)
+        if is_id(field) and field not in fields:
+            fields[field] = [plain_id(row.scalar(field)) for row in rows]
+    fields = {field: ids for field, ids in fields.items() if any(ids)}
+    ordered = sorted(fields.items(), key=lambda each: _numbers_rows(each[1]))
+    own = [plain_id(item.id) for item in benchmark.items]
+    for field, ids in ordered if all(own) and len(set(own)) == len(own) else ():
+        known, given = _spelt_alike(own, ids)
+        if _fits(given, known):
+            return _match(field, benchmark, known, _complete(field, given, rows), rows)
+    for field, ids in ordered:
+        if (join := _match_counter(field, benchmark, ids, rows)) is not None:
+            return join
+    for field in ("doc_id", "index"):
+        if field in fields and all(map(_is_number, fields[field])):
+            _refuse_twice(field, fields[field], rows)
     return None
 
 
-def _names(values: Mapping[str, Any]) -> Iterator[str]:
+def _match_counter(
+    field: str, benchmark: Benchmark, ids: list[str], rows: Sequence[AnswerRow]
+) -> Join | None:
+    """By ids that count the questions; None where they do not, or only with gaps and in order."""
+    count, numbers = len(benchmark.items), _as_numbers(ids)
+    starts = [list(map(str, range(first, first + count))) for first in (0, 1)]
+    known = max(starts, key=lambda each: len(set(each) & set(numbers)))
+    is_chance = count < _FEWEST and field not in _COUNTERS
+    if is_chance or not _fits(numbers, known) or (set(numbers) != set(known) and _ascends(numbers)):
+        return None
+    return _match(field, benchmark, known, _complete(field, numbers, rows), rows)
+
+
+def _names(values: Mapping[str, Any], within: str = "") -> Iterator[str]:
     """Names of fields, and of fields of objects in them: "doc.id"."""
     for name, value in values.items():
-        yield name
-        yield from (f"{name}.{inner}" for inner in value) if isinstance(value, dict) else ()
+        yield within + name
+        if isinstance(value, dict):
+            yield from _names(value, f"{within}{name}.")
 
 
 def _image_fields(rows: Sequence[AnswerRow]) -> Iterator[str]:
@@ -214,14 +220,28 @@ def _by_position(benchmark: Benchmark, rows: Sequence[AnswerRow]) -> Join:
     if len(rows) != len(benchmark.items):
         raise InputError(f"{len(rows)} answers for {len(benchmark.items)} questions of {benchmark.name}")
     for field in _COUNTERS:
-        numbers = [int(each) for each in _ids(rows, field) or [] if _is_number(each)]
+        numbers = [int(each) for each in _as_numbers(_ids(rows, field) or []) if _is_number(each)]
         if len(set(numbers)) == len(rows) and numbers != sorted(numbers):
             row = next(r for r, a, b in zip(rows[1:], numbers, numbers[1:], strict=False) if b < a)
             raise InputError(
                 f"{row.source}: {field!r} is out of order, and {benchmark.name} has no such ids to join by; "
                 "sort the file as the questions are"
             )
+    _refuse_unknown_order(rows)
     return Join("position", tuple(rows))
+
+
+def _refuse_unknown_order(rows: Sequence[AnswerRow]) -> None:
+    """Raise InputError for a field of any name that numbers the rows in another order."""
+    names = [] if len(rows) < _FEWEST_OF_ANY_NAME else _names(rows[0].values)
+    for field in (name for name in names if name not in USUAL_NAMES):
+        ids = _as_numbers([plain_id(row.scalar(field)) for row in rows])
+        in_order = sorted(ids, key=lambda each: (len(each), each))
+        if _numbers_rows(in_order) and ids != in_order:
+            raise InputError(
+                f"{rows[0].source.rpartition(':')[0]}: {field!r} numbers the rows in another order than "
+                "theirs; call it 'question_id' if it numbers the questions, else leave it out"
+            )
 
 
 def _match(
@@ -300,10 +320,15 @@ def _ids(
     found = [row.scalar(field) for row in rows]
     if not any(found):
         return None
-    if not (all(found) or some):
-        row = rows[found.index("")]
-        raise InputError(f"{row.source}: no {field!r}, which other lines have")
+    found = found if some else _complete(field, found, rows)
     return [plain_id(each) if prefix is None else image_stem(each, prefix) for each in found]
+
+
+def _complete(field: str, ids: list[str], rows: Sequence[AnswerRow]) -> list[str]:
+    """The ids; raise InputError where a row has none."""
+    if not all(ids):
+        raise InputError(f"{rows[ids.index('')].source}: no {field!r}, which other lines have")
+    return ids
 
 
 def _known_texts(benchmark: Benchmark, texts: Sequence[str]) -> list[str]:
@@ -324,22 +349,46 @@ def _numbered(values: Sequence[Hashable]) -> list[Hashable]:
     return out
 
 
-def _is_shifted(known: Sequence[Hashable], ids: Sequence[str]) -> bool:
-    """Whether the ids count from 0 what the items count from 1."""
-    count = len(known)
-    return set(ids) == set(map(str, range(count))) and set(known) == set(map(str, range(1, count + 1)))
-
-
 def _is_number(text: str) -> bool:
     return re.fullmatch(r"[0-9]{1,18}", text) is not None
 
 
-def _first_of_counter(ids: Sequence[str], count: int) -> int | None:
-    """0 or 1 where the ids count so many rows from there, in any order."""
-    if not all(map(_is_number, ids)) or len(ids) != count:
-        return None
-    numbers = set(map(int, ids))
-    return next((first for first in (0, 1) if numbers == set(range(first, first + count))), None)
+def _as_numbers(ids: list[str]) -> list[str]:
+    """The numbers in ids that are alike but for one number ("q7", "q12"); other ids as they are."""
+    frames = {re.sub(r"\d+", "0", each) for each in ids}
+    if [frame.count("0") for frame in frames] != [1]:
+        return ids
+    return [plain_id(re.sub(r"\D", "", each)) for each in ids]
+
+
+def _spelt_alike(known: list[str], ids: list[str]) -> tuple[list[str], list[str]]:
+    """Ids of the benchmark and of the rows, as numbers where only one side has words around them.
+
+    Where rows count from 0 what the benchmark counts from 1, both count from 0.
+    """
+    if all(map(_is_number, known)) or all(map(_is_number, ids)):
+        known, ids = _as_numbers(known), _as_numbers(ids)
+    count = len(known)
+    if set(ids) == set(map(str, range(count))) and set(known) == set(map(str, range(1, count + 1))):
+        known = [str(int(each) - 1) for each in known]
+    return known, ids
+
+
+def _ascends(ids: Sequence[str]) -> bool:
+    """Whether the ids are numbers, each greater than the one before."""
+    return all(map(_is_number, ids)) and all(int(a) < int(b) for a, b in pairwise(ids))
+
+
+def _numbers_rows(ids: list[str]) -> bool:
+    """Whether the ids are the numbers of the rows that they stand in, from 0 or 1."""
+    numbers = _as_numbers(ids)
+    return any(numbers == [str(first + place) for place in range(len(ids))] for first in (0, 1))
+
+
+def _fits(ids: Sequence[str], known: Sequence[str]) -> bool:
+    """Whether ids are the known ones, but for mistakes in one or in a tenth of them, which `_match` names."""
+    mistakes = max(len(ids), len(known)) - len(set(ids) & set(known))
+    return mistakes <= (max(1, len(known) // 10) if len(known) >= _FEWEST_WITH_MISTAKES else 0)
 
 
 def _mostly(ids: Sequence[Hashable], known: Sequence[Hashable]) -> bool:

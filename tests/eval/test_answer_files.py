@@ -116,6 +116,40 @@ def test_the_benchmarks_own_questions_and_labels_decide(tmp_path):
         answers_of(pope, rows_of(*turned))
 
 
+@pytest.mark.parametrize("truth", ["answer", "text"])
+@pytest.mark.parametrize(
+    "name", ["completion", "reply", "Hypothesis", "llava_outputs", "predictedAnswer", "result"]
+)
+def test_right_answers_beside_answers_of_an_unknown_name_are_not_scored(tmp_path, name, truth):
+    pope = write_pope(tmp_path)
+    rows = [
+        {
+            "question": item.question,
+            truth: item.label,
+            name: "Yes",
+            "model": "llava-1.5",
+            "answer_id": f"x{n}",
+        }
+        for n, item in enumerate(pope.items)
+    ]
+    with pytest.raises(
+        InputError, match=f"^f: {truth!r} is the right .* could stand under '{name}'.*--answer-key"
+    ):
+        answers_of(pope, rows_of(*rows))
+    with pytest.raises(InputError, match=f"^f: the answers could stand under {truth!r} or {name!r}"):
+        choose_answer_field(rows_of(*rows))
+    assert choose_answer_field(rows_of(*rows), pope.items, name) == name
+    # A model's own answers are not all right.
+    assert answers_of(pope, rows_of(*({**row, truth: "Yes"} for row in rows)))[1] == ["Yes"] * len(rows)
+
+
+def test_what_is_no_answer_is_not_asked_about():
+    """Fields beside an answer of a usual name: its reasons, its type, the truth."""
+    more = {"rationale": "It barks.", "question_type": "object", "gt_text": "yes", "coco_url": "http://x/1"}
+    for field in ("answer", "text", "caption"):
+        assert choose_answer_field(rows_of({field: "It is.", **more}, {field: "No.", **more})) == field
+
+
 def test_right_answers_are_a_models_or_those_of_a_file_of_questions(tmp_path):
     """A file of questions names its images and has no other answers; a model may be right every time."""
     pope = write_pope(tmp_path)
@@ -259,6 +293,10 @@ def test_a_file_of_several_benchmarks_is_scored_by_one(tmp_path):
     assert score("pope", tmp_path / "answers.jsonl")["joined_by"] == {"plain": "key", "vcd": "key"}
     with pytest.raises(AssertionError, match=r"answers\.jsonl holds answers to chair, pope, not to mme"):
         score("mme", tmp_path / "answers.jsonl", "--data", ".")
+    # In the files of others a benchmark may be called as they like.
+    others = [{"benchmark": "POPE/adversarial", "prompt": "A?", "label": "yes", "response": "Yes"}]
+    (tmp_path / "others.txt").write_text(json.dumps(others[0]))
+    assert score("pope", tmp_path / "others.txt")["joined_by"] == {"plain": "text"}
 
 
 def score(benchmark: str, path: Path, *more: str) -> dict[str, Any]:

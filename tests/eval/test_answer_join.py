@@ -360,7 +360,7 @@ def test_a_counter_may_begin_at_zero_or_one(field, first):
 
 def test_what_does_not_count_the_questions_is_no_counter():
     three = quiz({}, {}, {})
-    rows = [{"doc_id": f"doc{n}", "index": n} for n in (2, 0, 1)]
+    rows = [{"doc_id": f"doc {name}", "index": n} for n, name in ((2, "c"), (0, "a"), (1, "b"))]
     assert join_of(three, *rows) == ("index", [2, 3, 1])  # the next field counts them
     for numbers in ((0, 5, 9), (2, 3, 4)):
         assert join_of(three, *({"doc_id": n} for n in numbers)) == ("position", [1, 2, 3])
@@ -433,6 +433,8 @@ def read_as_file(folder: Path, *values: dict[str, Any]) -> list[AnswerRow]:
         "idx",
         "uid",
         "Index",
+        "nr.",
+        "#",
     ],
 )
 def test_ids_are_found_under_any_name_and_in_any_spelling(tmp_path, name, spell):
@@ -458,9 +460,62 @@ def test_numbers_that_are_no_ids_order_nothing():
     four, in_order = quiz({}, {}, {}, {}), ("position", [1, 2, 3, 4])
     for name in ("rank", "tokens", "grid", "video"):
         assert join_of(four, *({name: n} for n in (2, 4, 1, 3))) == in_order
-    for values in ((2, 4, 1, 9), (2, 4, 1, 1), (2, 4, 1, None), ("x", "y", "a", "b"), (2, 4, 1, 2.5)):
+    for values in (("x", "y", "a", "b"), (10, 20, 5, 7), (1, 2, 4, 5), (0, 1, 0, 1)):
         assert join_of(four, *({"sample_id": n} for n in values)) == in_order
     assert join_of(quiz({}, {}), {"sample_id": 1}, {"sample_id": 0}) == ("position", [1, 2])  # perhaps chance
+
+
+@pytest.mark.parametrize("known", [quiz({}, {}, {}, {}), ids_of(1, 2, 3, 4)], ids=["counters", "ids"])
+@pytest.mark.parametrize("name", ["sample_id", "doc.idx"])
+def test_a_mistake_in_ids_under_any_name_is_refused(name, known):
+    def rows(*numbers: Any) -> list[dict[str, Any]]:
+        outer, _, inner = name.partition(".")
+        return [{outer: {inner: n} if inner else n} for n in numbers]
+
+    with refusal(f"f:4: a second answer to '1' ({name}), after f:3"):
+        join_of(known, *rows(2, 4, 1, 1))
+    with refusal(f"f:4: quiz has no question '9' ({name})"):
+        join_of(known, *rows(2, 4, 1, 9))
+    with refusal(f"f: 1 of 4 questions have no answer, the first is '3' ({name})"):
+        join_of(known, *rows(2, 4, 1))
+    with refusal(f"f:4: no {name!r}, which other lines have"):
+        join_of(known, *rows(2, 4, 1, None))
+
+
+@pytest.mark.parametrize("field", ["question_id", "id", "doc_id", "index", "sample"])
+@pytest.mark.parametrize("spell", ["q{}", "pope-{:03d}", "random/{}.png"])
+def test_words_around_the_number_of_an_id_are_no_part_of_it(field, spell):
+    order = [2, 4, 1, 3]
+    for known in (quiz({}, {}, {}, {}), ids_of(1, 2, 3, 4)):
+        assert join_of(known, *({field: spell.format(n)} for n in order)) == (field, [3, 1, 4, 2])
+    named = ids_of(*map(spell.format, (1, 2, 3, 4)))
+    assert join_of(named, *({field: n} for n in order)) == (field, [3, 1, 4, 2])
+    other = ids_of(*(f"other_{n}" for n in (1, 2, 3, 4)))
+    with refusal(f"f:1: quiz has no question {spell.format(2)!r} (question_id)"):
+        join_of(other, *({"question_id": spell.format(n)} for n in order))
+
+
+@pytest.mark.parametrize("counter", ["index", "doc_id", "Unnamed: 0", "", "row", "line"])
+@pytest.mark.parametrize("first", [0, 1])
+def test_the_number_of_a_row_hides_no_id(counter, first):
+    """A table that was written in another order has both."""
+    order = [2, 4, 1, 3]
+    rows = [{counter: place, "sample_id": n} for place, n in enumerate(order, start=first)]
+    for known in (quiz({}, {}, {}, {}), ids_of(1, 2, 3, 4)):
+        assert join_of(known, *rows) == ("sample_id", [3, 1, 4, 2])
+    assert join_of(quiz({}, {}, {}, {}), *({counter: row[counter]} for row in rows))[1] == [1, 2, 3, 4]
+
+
+def test_another_order_of_the_rows_under_any_name_is_refused():
+    order = [2, 4, 1, 3, 8, 7, 6, 5]
+    eight = quiz(*({} for _ in order))
+    with refusal(
+        "f: 'zahl' numbers the rows in another order than theirs; call it 'question_id' if it numbers the "
+        "questions, else leave it out"
+    ):
+        join_of(eight, *({"zahl": n} for n in order))
+    assert join_of(eight, *({"zahl": n} for n in sorted(order)))[0] == "position"
+    assert join_of(eight, *({"tokens": n % 7} for n in order))[0] == "position"
 
 
 def test_an_id_under_another_name_may_be_any_text():

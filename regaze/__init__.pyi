@@ -22,6 +22,7 @@ from .interventions import VAR as VAR
 from .interventions import VCD as VCD
 from .interventions import VISTA as VISTA
 from .interventions import AvisC as AvisC
+from .interventions import DeCo as DeCo
 from .interventions import DoLa as DoLa
 from .interventions import EViT as EViT
 from .interventions import HeadKnockout as HeadKnockout

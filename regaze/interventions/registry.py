@@ -27,6 +27,7 @@ BUILT_IN: dict[str, str] = {
     "avisc": "regaze.interventions.avisc:AvisC",
     "carve": "regaze.interventions.carve:CARVE",
     "damro": "regaze.interventions.damro:DAMRO",
+    "deco": "regaze.interventions.deco:DeCo",
     "dola": "regaze.interventions.dola:DoLa",
     "gift": "regaze.interventions.gift:GIFT",
     "hgai": "regaze.interventions.hgai:HGAI",

@@ -32,6 +32,7 @@ PARAMETERS = {
 #: what changes with the steps goes from one device to the other at each.
 READS = {
     "avisc": ("toolkit/wrap.py",),
+    "deco": ("copy between devices at regaze/toolkit/model/hidden_logits.py",),
     "vista": (
         "toolkit/wrap.py",
         "model/context.py",

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import regaze
+from regaze.eval.run.loglikelihood import loglikelihoods
 from regaze.interventions.base import Intervention
 from regaze.interventions.contrastive import contrast_logits
 from regaze.toolkit.model.context import Context
@@ -116,6 +117,26 @@ def check_full_forward(gaze: Any, method: Intervention, steps: int = 5) -> None:
         whole["position_ids"] = (whole["attention_mask"].cumsum(1) - 1).clamp_min(0)
         full = gaze.model(**whole).logits[:, -steps:]
     assert_same_scores(torch.stack(out.logits, 1), full)
+
+
+def check_choices(gaze: Any, method: Intervention) -> None:
+    """Beams and samples: the answers chosen have the likelihoods of decoding them token by token."""
+    inputs, length = inputs_of(gaze, slice(0, 2)), 4
+    options = {"max_new_tokens": length, "eos_token_id": None, "return_dict_in_generate": True}
+    beams = {"num_beams": 3, "do_sample": False, "length_penalty": 0.0, "output_scores": True}
+    sampling = {"do_sample": True, "top_k": 0, "output_logits": True}
+    torch.manual_seed(0)
+    for choosing in (beams, sampling):
+        with gaze.using(method):
+            out = gaze.model.generate(**inputs, **options, **choosing)
+            answers = out.sequences[:, -length:]
+            wanted = loglikelihoods(gaze.model, inputs, answers.tolist())
+        if choosing is beams:
+            got = out.sequences_scores
+        else:
+            logprobs = torch.stack(out.logits, 1).float().log_softmax(-1)
+            got = logprobs.gather(2, answers[..., None]).sum((1, 2))
+        torch.testing.assert_close(got, torch.tensor([each.logprob for each in wanted]), rtol=0, atol=2e-3)
 
 
 def check_layers(gaze: Any, method: Intervention, layers: set[int], rows: str) -> None:

@@ -479,10 +479,10 @@ class ModelHook:
 
     def _refuse_cuts(self, combinations: Sequence[LogitsCombination]) -> None:
         """transformers' guidance takes differences of logits, in which a cut leaves inf and nan."""
-        if any(combination.plausibility > 0.0 for combination in combinations):
+        if any(combination.cuts for combination in combinations):
             raise InputError(
                 "guidance_scale of generate does not go with a method that excludes implausible tokens: "
-                "generate without guidance_scale, or set the method's beta to 0"
+                "generate without guidance_scale, or with the method's cut off (beta=0)"
             )
 
     def _extra_forward(self, inputs: Mapping[str, Any], callback: Callback) -> Any:

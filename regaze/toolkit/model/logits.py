@@ -14,8 +14,9 @@ from torch import Tensor
 class LogitsCombination:
     """main * logits + sum of coefficient * other logits, over the plausible tokens.
 
-    Coefficients are numbers or [B, 1, 1] tensors, logits are [B, T, V]. The adaptive plausibility constraint
-    is that of contrastive decoding (Li et al., arXiv:2210.15097, equation 3).
+    Coefficients are numbers or tensors that broadcast to [B, T, V], such as [B, 1, 1]; logits are [B, T, V].
+    The adaptive plausibility constraint is that of contrastive decoding (Li et al., arXiv:2210.15097,
+    equation 3).
 
     Attributes:
         main: coefficient of the user's own logits.
@@ -26,6 +27,7 @@ class LogitsCombination:
             -inf. 0: no constraint.
         plausibility_logits: logits in which the constraint looks up how likely a token is; None: the user's
             own.
+        allowed: [B, T, V] bool, tokens outside get -inf; None: all are allowed.
     """
 
     main: float | Tensor = 1.0
@@ -33,13 +35,19 @@ class LogitsCombination:
     log_softmax: bool = False
     plausibility: float = 0.0
     plausibility_logits: Tensor | None = None
+    allowed: Tensor | None = None
+
+    @property
+    def cuts(self) -> bool:
+        """Whether it may exclude tokens."""
+        return self.plausibility > 0.0 or self.allowed is not None
 
 
 def combine(logits: Tensor, combinations: Sequence[LogitsCombination]) -> Tensor:
     """Logits [B, T, V] under all combinations, in fp32.
 
     The order of several combinations does not matter: what each adds to the plain logits is summed, and a
-    token must satisfy every plausibility constraint.
+    token must satisfy every plausibility constraint and be allowed by every combination.
     """
     plain = logits.float()
     combined = plain
@@ -54,6 +62,8 @@ def combine(logits: Tensor, combinations: Sequence[LogitsCombination]) -> Tensor
             reference = plain if reference is None else reference.float()
             threshold = reference.amax(-1, keepdim=True) + math.log(combination.plausibility)
             combined = combined.masked_fill(reference < threshold, -torch.inf)
+        if combination.allowed is not None:
+            combined = combined.masked_fill(~combination.allowed, -torch.inf)
     return combined
 
 

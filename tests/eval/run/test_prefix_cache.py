@@ -143,6 +143,7 @@ def test_every_method_answers_the_same_with_and_without_sharing(gaze, requests, 
 
 LATE = {
     "adhh": registry.create_method("adhh", threshold=0.05),
+    "deco": registry.create_method("deco", alpha=2.0),
     "dola": registry.create_method("dola"),
     "hgai": registry.create_method("hgai", alpha=1.0),
     "pai": registry.create_method("pai", gamma=1.0, alpha=0.9),

@@ -1,0 +1,46 @@
+"""Methods on families of models: each runs there, in a batch as alone, or raises the reason it does not."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from family_checks import Case, case_of, same_alone
+from models import logits_of
+from zoo.every import VISION, runs, skip_if_older
+
+from regaze.errors import InputError, UnsupportedModelError
+from regaze.interventions import DeCo
+
+FAMILIES = (
+    *("llava", "llava_next", "llava_onevision", "internvl", "qwen2_vl", "qwen3_vl", "gemma3", "idefics3"),
+    *("mistral3", "blip-2", "granite4_vision", "janus", "mllama"),
+)
+METHODS = {
+    "deco": DeCo(alpha=1.0, layers=(1, 1)),
+}
+#: Where a method cannot run, and a part of the error that says why.
+REFUSED: dict[tuple[str, str], str] = {}
+
+
+@pytest.fixture(params=FAMILIES)
+def case(request) -> Case:
+    entry = next(each for each in VISION if each.name == request.param)
+    skip_if_older(entry)
+    if not runs(entry):
+        pytest.skip(f"{entry.name} does not run under this transformers")
+    return case_of(entry)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_it_runs_or_says_why_not(case, name):
+    method, plain, reason = METHODS[name], case.plain, REFUSED.get((name, case.entry.name))
+    if reason is not None:
+        with case.gaze.using(method), pytest.raises((UnsupportedModelError, InputError), match=reason):
+            logits_of(case.model, case.inputs(0, 1), tokens=2)
+        return
+    with case.gaze.using(method):
+        edited = logits_of(case.model, case.inputs(0, 1))
+        assert not edited.isnan().any()
+        assert not torch.equal(edited, plain)
+        same_alone(case, edited)
+    assert torch.equal(logits_of(case.model, case.inputs(0, 1)), plain)

@@ -33,7 +33,7 @@ def attend(
     """Scaled dot-product attention under an edit.
 
     The order is: soft cap, mask (+ unmask), score map, column bias, softmax (with sinks), channel
-    coefficients, value gain, head gain.
+    coefficients, value gain, spread, head gain.
 
     Args:
         query: [B, Hq, Lq, D]. Without samples, rows or keys (B, Lq or Lk of 0) the result is empty, or zeros.

@@ -28,7 +28,8 @@ class Backend(NamedTuple):
 def _attend_triton(
     query: Tensor, key: Tensor, value: Tensor, edit: AttentionEdit, **options: Any
 ) -> tuple[Tensor, Stats | None]:
-    if edit.head_mean_slope is not None:  # needs the scores of all heads before those of any
+    # The first needs the scores of all heads before those of any, the second plain beside edited weights.
+    if edit.head_mean_slope is not None or edit.spread is not None:
         return attend_torch(query, key, value, edit, **options)
     from regaze.kernels.triton.launch import attend_triton  # Triton takes a while to import
 

@@ -20,7 +20,8 @@ def compose(edits: Sequence[AttentionEdit]) -> AttentionEdit | None:
     The stages keep their fixed order, whatever the order of the edits. Within a stage biases add, gains
     multiply, unmasked rectangles unite. Undefined, and refused: two channel policies (each maps the masses of
     the softmax to coefficients), two score slopes or a slope beside a gain of another edit (the maps do not
-    commute), different row selections of edits that change weights, two recordings.
+    commute), a spread beside another edit of weights, different row selections of edits that change weights,
+    two recordings.
 
     Edits that select rows should share one `RowSelection`: two are compared by value, see `equals`.
 
@@ -47,6 +48,12 @@ def _pair(a: AttentionEdit, b: AttentionEdit) -> AttentionEdit:
             f"one intervention sets `{maps[0][0]}`, another `{maps[1][0]}` on one layer: maps of |s| do not "
             "commute; use one of them"
         )
+    for one, other in ((a, b), (b, a)):
+        if one.spread is not None and other.edits_rows:
+            raise CompositionError(
+                "one intervention sets `spread`, another changes attention weights on one layer: the choice "
+                "of columns of that one would be lost; use one of them"
+            )
     return AttentionEdit(
         rows=_common_rows(a, b),
         score_slope=_either(a.score_slope, b.score_slope),
@@ -57,6 +64,7 @@ def _pair(a: AttentionEdit, b: AttentionEdit) -> AttentionEdit:
         channels=_either(a.channels, b.channels),
         policy=_either(a.policy, b.policy),
         value_gain=_columns(torch.mul, a.value_gain, b.value_gain, 1.0),
+        spread=_either(a.spread, b.spread),
         head_gain=_product(a.head_gain, b.head_gain),
         unmask=a.unmask + b.unmask,
         windows=_either(a.windows, b.windows),

@@ -52,6 +52,8 @@ def attend_reference(
         final = final * edit.channels.per_key(coefficients, keys)
     if edit.value_gain is not None:
         final = final * edit.columns("value_gain", keys)[:, :, None].to(exact)
+    if edit.spread is not None:
+        final = spread_out(plain, final, edit.columns("spread", keys))
     final = torch.where(selected, final, weights)
 
     out = final @ v
@@ -179,6 +181,18 @@ def edit_scores(scores: Tensor, edit: AttentionEdit) -> Tensor:
     if edit.bias is not None:
         scores = scores + edit.columns("bias", keys)[:, :, None].to(dtype)
     return scores
+
+
+def spread_out(plain: Tensor, edited: Tensor, columns: Tensor) -> Tensor:
+    """Weights [B, Hq, R, Lk] with the masses of `edited` on `columns` [B or 1, Lk] and on all others.
+
+    Each of the two is divided as in `plain`, or where that holds nothing as in `edited`.
+    """
+    for part in (columns[:, None, None], ~columns[:, None, None]):
+        held, given = (torch.where(part, x, 0.0).sum(-1, keepdim=True) for x in (plain, edited))
+        tiny = torch.finfo(held.dtype).tiny
+        edited = torch.where(part & (held >= tiny), plain * (given / held.clamp_min(tiny)), edited)
+    return edited
 
 
 def safe_softmax(scores: Tensor, sinks: Tensor | None = None) -> Tensor:

@@ -34,6 +34,8 @@ def _shifted(edit: AttentionEdit, first: int) -> AttentionEdit:
     changes: dict[str, Any] = {
         name: part[..., first:] for name in COLUMN_PARTS if (part := getattr(edit, name)) is not None
     }
+    if edit.spread is not None:
+        changes["spread"] = edit.spread[:, first:]
     if edit.channels is not None:
         changes["channels"] = _channels(edit.channels, first)
     if edit.unmask:

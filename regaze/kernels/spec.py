@@ -203,6 +203,9 @@ class AttentionEdit(Placeable):
         channels, policy: masses of the channels after softmax -> coefficients, which give
             a'_j = a_j * sum_k coef_k u_k[j]. The channels need groups, so that every key is in at least one.
         value_gain: [B or 1, Hq or 1, n], columns scaled after the coefficients, not renormalised.
+        spread: [B or 1, n] bool. What a row has come to put on these columns together is divided among them
+            as plain attention divides it, and what it puts on all other columns likewise: the masses stay
+            those of the edit, the choice of columns goes. Alone it changes nothing.
         head_gain: [B or 1, Hq] or [B or 1, Hq, Lq], multiplies a head's output (0 removes the head). It has
             its own row dimension and ignores `rows`.
         unmask: rectangles opened in the mask.
@@ -220,6 +223,7 @@ class AttentionEdit(Placeable):
     channels: Channels | None = None
     policy: Policy | None = None
     value_gain: Tensor | None = None
+    spread: Tensor | None = None
     head_gain: Tensor | None = None
     unmask: tuple[UnmaskRect, ...] = ()
     windows: Windows | None = None
@@ -235,6 +239,9 @@ class AttentionEdit(Placeable):
             tensor = getattr(self, name)
             if tensor is not None and tensor.dim() != 3:
                 raise ShapeError(f"{name} must be [B or 1, Hq or 1, n], got {describe(tensor)}")
+        spread = self.spread
+        if spread is not None and (spread.dim() != 2 or spread.dtype != torch.bool):
+            raise ShapeError(f"spread must be [B or 1, n] bool, got {describe(spread)}")
         if self.head_gain is not None and self.head_gain.dim() not in (2, 3):
             raise ShapeError(
                 f"head_gain must be [B or 1, Hq] or [B or 1, Hq, Lq], got {describe(self.head_gain)}"
@@ -302,7 +309,7 @@ class AttentionEdit(Placeable):
         return changed.nonzero().flatten()
 
     def columns(self, name: str, length: int) -> Tensor:
-        """[B or 1, Hq or 1, length] column tensor `name`, neutral where the edit names no column."""
+        """Column tensor `name` for `length` keys, neutral where the edit names no column."""
         if name not in self._columns:
             tensor = getattr(self, name)
             neutral = tensor.new_full((), 1.0 if name.endswith("gain") else 0.0)
@@ -328,6 +335,9 @@ class AttentionEdit(Placeable):
                 b, h, n = tensor.shape
                 fits = b in either and h in (1, heads) and n <= keys
                 require(fits, name, tensor, "[B or 1, Hq or 1, n <= Lk]")
+        if (spread := self.spread) is not None:
+            fits = spread.shape[0] in either and spread.shape[1] <= keys
+            require(fits, "spread", spread, "[B or 1, n <= Lk]")
         if (gain := self.head_score_gain) is not None:
             require(
                 gain.shape[0] in either and gain.shape[1] == heads, "head_score_gain", gain, "[B or 1, Hq]"

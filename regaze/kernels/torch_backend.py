@@ -16,7 +16,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from regaze.kernels.policies import FoldedPolicy, coefficients_of, offers
-from regaze.kernels.reference import edit_scores, in_window, measure, received, row_mask, visibility
+from regaze.kernels.reference import (
+    edit_scores,
+    in_window,
+    measure,
+    received,
+    row_mask,
+    spread_out,
+    visibility,
+)
 from regaze.kernels.spec import AttentionEdit, RowSelection, Stats, StatsRequest, UnmaskRect
 
 #: Scores held at once, in elements: 64 MiB in fp32, on a CPU 4 MiB (the size of its caches).
@@ -317,6 +325,8 @@ class _Block:
                 final = weights * edit.channels.per_key(coefficients, self.keys)
         if edit.value_gain is not None:
             final = final * edit.columns("value_gain", self.keys)[:, :, None].to(final.dtype)
+        if edit.spread is not None:
+            final = spread_out(self.plain()[1], final, edit.columns("spread", self.keys))
         if final is not weights and selected is not None:
             final = torch.where(selected, final, weights)
         return scores, final

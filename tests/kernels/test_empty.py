@@ -43,6 +43,7 @@ def full_edit(batch: int, queries: int, keys: int, named: int) -> AttentionEdit:
         channels=channels,
         policy=Scale((1.0, 2.0, 0.5), renormalise=True),
         value_gain=torch.ones(1, HEADS, named),
+        spread=torch.ones(batch, named, dtype=torch.bool),
         head_gain=torch.ones(batch, HEADS, queries),
         unmask=(UnmaskRect(torch.ones(1, queries).bool(), torch.ones(1, named).bool()),),
         windows=Windows(torch.full((1, HEADS), 4), 1),

@@ -143,6 +143,44 @@ def test_head_mean_slope_equals_plain_loops(case: Case):
     torch.testing.assert_close(exact.call(reference)[0], want, rtol=1e-9, atol=1e-9 * case.scale)
 
 
+def test_spread_hand_example():
+    """Columns 0 and 1 come to hold .75 / 1.1 of the row, 1 : 4 as in plain attention; the rest 2 : 3."""
+    q, k, v = row([[0.05, 0.2, 0.3, 0.45]])
+    odds = torch.tensor([11.0, 1.0, 1.0, 1 / 9], dtype=torch.float64)  # to .55, .2, .3, .05, which sum to 1.1
+    spread = torch.tensor([[True, True]])
+    edit = AttentionEdit(bias=odds.log()[None, None], spread=spread)
+    out, stats = reference(q, k, v, edit.replace(stats=StatsRequest(full_rows=True, edited=True)))
+    image, rest = 0.75 / 1.1, 0.35 / 1.1
+    want = [image * 0.2, image * 0.8, rest * 0.4, rest * 0.6]
+    assert out.flatten().tolist() == pytest.approx(want, rel=1e-12)
+    assert stats.slices.flatten().tolist() == pytest.approx(want, rel=1e-6)
+
+
+def test_a_spread_keeps_the_mass_that_plain_attention_cannot_divide():
+    q, k, v = row([[0.5, 0.5, 1e-320]])
+    edit = AttentionEdit(
+        bias=torch.tensor([[[0.0, 0.0, 800.0]]]).double(), spread=torch.tensor([[False] * 2 + [True]])
+    )
+    assert reference(q, k, v, edit)[0].sum() == pytest.approx(1.0)
+
+
+def test_a_spread_alone_changes_nothing():
+    q, k, v = scores([0.3, -1.0, 2.0])
+    edit = AttentionEdit(spread=torch.tensor([[True, False]]))
+    assert edit.neutral
+    for backend in ("reference", "torch"):
+        assert torch.equal(*(attend(q, k, v, each, backend=backend)[0] for each in (edit, None)))
+
+
+@QUICK
+@given(cases(parts=("spread", "slope", "bias", "scale", "value_gain", "open"), dtypes=(torch.float32,)))
+def test_spread_equals_plain_loops(case: Case):
+    exact, policy = case.doubled(), case.edit.policy
+    factors = None if policy is None else lambda masses: policy(torch.tensor(masses)).tolist()
+    want, _ = naive(exact.q, exact.k, exact.v, exact.edit, policy=factors, **exact.options)
+    torch.testing.assert_close(exact.call(reference)[0], want, rtol=1e-6, atol=1e-6 * case.scale)
+
+
 def test_order_of_the_score_stages_is_slope_gain_head_bias():
     values = [0.7, -1.2, 0.4]
     edit = AttentionEdit(

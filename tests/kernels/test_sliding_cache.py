@@ -36,6 +36,7 @@ def edits(queries: int, named: int) -> dict[str, AttentionEdit]:
         "bias": AttentionEdit(bias=draw(B, H, named, seed=6), stats=StatsRequest(**stats, edited=True)),
         "scores": AttentionEdit(score_slope=draw(1, H, named, seed=7), score_gain=draw(B, 1, named, seed=8)),
         "values": AttentionEdit(value_gain=draw(B, H, named, seed=9), head_gain=draw(B, H, seed=10)),
+        "spread": AttentionEdit(bias=draw(B, H, named, seed=6), spread=draw(B, named, seed=12) > 0),
         "policy": AttentionEdit(
             channels=Channels(groups, 4), policy=policy, stats=StatsRequest(channels=Channels(groups, 4))
         ),

@@ -51,6 +51,8 @@ TRUE = torch.ones(1, LQ, dtype=torch.bool)
         (AttentionEdit(score_slope=torch.zeros(1, HKV, LK)), "score_slope is [1, 2, 5]"),
         (AttentionEdit(score_gain=torch.zeros(1, 5, LK)), "score_gain is [1, 5, 5]"),
         (AttentionEdit(value_gain=torch.zeros(1, 1, 9)), "value_gain is [1, 1, 9]"),
+        (AttentionEdit(spread=torch.ones(3, LK).bool()), "spread is [3, 5]"),
+        (AttentionEdit(spread=torch.ones(1, LK + 1).bool()), "spread is [1, 6]"),
         (AttentionEdit(head_gain=torch.ones(1, HKV)), "head_gain is [1, 2]"),
         (AttentionEdit(head_gain=torch.ones(1, HQ, LQ + 1)), "head_gain is [1, 6, 4]"),
         (AttentionEdit(head_score_gain=torch.ones(3, HQ)), "head_score_gain is [3, 6]"),
@@ -285,6 +287,12 @@ def test_composed_edits_do_what_their_parts_do(backend):
         ({"head_score_gain": torch.ones(1, HQ)}, {"score_slope": torch.zeros(1, 1, 1)}, "do not commute"),
         ({"head_mean_slope": torch.zeros(1, 1, 1)}, {"score_slope": torch.zeros(1, 1, 1)}, "do not commute"),
         ({"head_mean_slope": torch.zeros(1, 1, 1)}, {"score_gain": torch.ones(1, 1, 1)}, "do not commute"),
+        ({"spread": TRUE}, {"bias": torch.zeros(1, 1, 1)}, "sets `spread`"),
+        (
+            {"spread": TRUE, "bias": torch.zeros(1, 1, 1)},
+            {"spread": TRUE, "bias": torch.zeros(1, 1, 1)},
+            "`spread`",
+        ),
         (
             {"bias": torch.zeros(1, 1, 1), "rows": RowSelection(torch.tensor([0]))},
             {"bias": torch.zeros(1, 1, 1), "rows": RowSelection(torch.tensor([1]))},

@@ -81,6 +81,18 @@ def test_head_mean_slope_within_the_error_budget(case: Case):
 
 
 @QUICK
+@given(
+    cases(
+        parts=("spread", "slope", "gain", "bias", "remove", "move_mass", "value_gain", "open"),
+        dtypes=(torch.float32,),
+        stats=True,
+    )
+)
+def test_a_spread_within_the_error_budget(case: Case):
+    check_budget(case)
+
+
+@QUICK
 @given(cases(parts=("move_mass", "scale", "bias"), dtypes=(torch.float64,)))
 def test_fp64_is_exact(case: Case):
     out, _ = case.call(attend, backend="torch")

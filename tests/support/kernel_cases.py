@@ -22,7 +22,7 @@ from regaze.kernels import (
     Windows,
     attend,
 )
-from regaze.kernels.reference import edit_scores, row_mask, visibility
+from regaze.kernels.reference import edit_scores, row_mask, spread_out, visibility
 
 # Busy cores are no reason to fail.
 _PATIENT = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
@@ -96,6 +96,7 @@ def naive(
             for i in range(queries):
                 seen = [(j, added) for j in range(keys) for ok, added in [looks(b, h, i, j)] if ok]
                 scores = {j: score(b, h, i, j) + added for j, added in seen}
+                plain = _softmax(scores, sink)
                 selected = chosen(b, i)
                 if selected:
                     for j in scores:
@@ -106,13 +107,10 @@ def naive(
                         if edit.head_score_gain is not None:
                             s = s * float(edit.head_score_gain[b % len(edit.head_score_gain), h])
                         scores[j] = s + at(edit.bias, b, h, j, 0.0)
-                top = max([*scores.values(), sink])
-                if top == -math.inf:
-                    continue
-                total = sum(math.exp(s - top) for s in [*scores.values(), sink])
-                weights = {j: math.exp(s - top) / total for j, s in scores.items()}
+                weights = _softmax(scores, sink)
                 if selected:
                     weights = _reweighed(weights, edit, b, h, at, policy)
+                    weights = _spread(plain, weights, edit.spread, b)
                 for j, a in weights.items():
                     rows[b, h, i, j] = a
                     out[b, h, i] += a * v[b, h // group, j]
@@ -131,6 +129,25 @@ def _reweighed(weights, edit, b, h, at, policy):
         factor = {j: sum(f * x for f, x in zip(coefficients, u[j], strict=True)) for j in weights}
         weights = {j: a * factor[j] for j, a in weights.items()}
     return {j: a * at(edit.value_gain, b, h, j, 1.0) for j, a in weights.items()}
+
+
+def _softmax(scores: dict[int, float], sink: float) -> dict[int, float]:
+    top = max([*scores.values(), sink])
+    if top == -math.inf:
+        return {}
+    total = sum(math.exp(s - top) for s in [*scores.values(), sink])
+    return {j: math.exp(s - top) / total for j, s in scores.items()}
+
+
+def _spread(plain, weights, spread: Tensor | None, b: int) -> dict[int, float]:
+    if spread is None:
+        return weights
+    named = [j for j in weights if j < spread.shape[1] and bool(spread[b % len(spread), j])]
+    for part in (named, [j for j in weights if j not in named]):
+        held, given = (sum(w[j] for j in part) for w in (plain, weights))
+        if held > 0:
+            weights |= {j: plain[j] * given / held for j in part}
+    return weights
 
 
 def channel_weights(channels: Channels, b: int, j: int) -> list[float]:
@@ -177,15 +194,21 @@ def eager(q, k, v, edit, *, mask=None, is_causal=False, softcap=None, sinks=None
     scores = (scores if softcap is None else torch.tanh(scores / softcap) * softcap).float()
     scores = scores if additive is None else scores + additive.float()
     selected = row_mask(edit.rows, q.shape[0], queries, q.device)
-    scores = torch.where(selected, edit_scores(scores, edit), scores).masked_fill(~visible, -torch.inf)
-    if sinks is not None:
-        scores = torch.cat([scores, sinks.float()[:, None, None].expand(*scores.shape[:-1], 1)], -1)
-    weights = torch.softmax(scores, -1).nan_to_num(0.0)[..., :keys]
+
+    def softmax(scores: Tensor) -> Tensor:
+        scores = scores.masked_fill(~visible, -torch.inf)
+        if sinks is not None:
+            scores = torch.cat([scores, sinks.float()[:, None, None].expand(*scores.shape[:-1], 1)], -1)
+        return torch.softmax(scores, -1).nan_to_num(0.0)[..., :keys]
+
+    plain, weights = softmax(scores), softmax(torch.where(selected, edit_scores(scores, edit), scores))
     final = weights
     if edit.channels is not None:
         final = final * edit.channels.per_key(edit.policy(edit.channels.masses(weights)), keys)
     if edit.value_gain is not None:
         final = final * edit.columns("value_gain", keys)[:, :, None]
+    if edit.spread is not None:
+        final = spread_out(plain, final, edit.columns("spread", keys))
     out = torch.where(selected, final, weights).to(v.dtype) @ v
     if edit.head_gain is not None:
         gain = edit.head_gain if edit.head_gain.dim() == 3 else edit.head_gain[..., None]
@@ -366,6 +389,8 @@ def make_edit(
             parts["policy"] = Scale((1.0, 0.0, 2.0, 0.5), renormalise="move_mass" in used)
     if "value_gain" in used:
         parts["value_gain"] = columns(0.5, 1.0)
+    if "spread" in used:
+        parts["spread"] = torch.rand(batch if thresholds else 1, named, generator=g) > 0.5
     if "head_gain" in used:
         size = (batch, heads, queries) if torch.rand((), generator=g) > 0.5 else (1, heads)
         parts["head_gain"] = torch.randint(0, 3, size, generator=g).float() / 2

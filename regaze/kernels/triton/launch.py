@@ -35,7 +35,7 @@ def attend_triton(
     softcap: float | None = None,
     sinks: Tensor | None = None,
 ) -> tuple[Tensor, Stats | None]:
-    """Edited attention, arguments as for `attend`; an edit without `head_mean_slope`."""
+    """Edited attention, arguments as for `attend`; an edit without `head_mean_slope` or `spread`."""
     channels = 0 if edit.channels is None else edit.channels.count
     with _call_on(query, key):
         if query.shape[2] > DECODE_ROWS or channels > DECODE_CHANNELS:

@@ -8,6 +8,7 @@ file is refused until the caller chooses.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -65,9 +66,17 @@ def question_field(rows: Sequence[AnswerRow], items: Sequence[Item] = (), answer
 
 
 def label_of(row: AnswerRow, answer_field: str) -> str:
-    """The right answer according to the file; VLMEvalKit calls it "answer"."""
+    """The right answer according to the file; VLMEvalKit calls it "answer".
+
+    Raises:
+        InputError: it is "yes" under one name and "no" under another.
+    """
     fields = LABEL_FIELDS if answer_field == "answer" else (*LABEL_FIELDS, "answer")
-    return row.text(*fields).strip().lower()
+    labels = {field: text.strip().lower() for field in fields if (text := row.text(field))}
+    if {"yes", "no"} <= set(labels.values()):
+        named = " and ".join(f"{field!r}: {label!r}" for field, label in labels.items())
+        raise InputError(f"{row.source}: two right answers, {named}; leave one of them out")
+    return next(iter(labels.values()), "")
 
 
 def split_of(row: AnswerRow) -> str:
@@ -160,7 +169,12 @@ def _holds_questions(name: str, rows: Sequence[AnswerRow], items: Sequence[Item]
 def _holds_labels(name: str, rows: Sequence[AnswerRow], items: Sequence[Item]) -> bool:
     """Whether a field is the right answer, word for word, in every row."""
     labels = _labels(rows, items)
-    return all(labels) and [normalise(row.text(name)) for row in rows] == list(map(normalise, labels))
+    return all(labels) and [_words(row.text(name)) for row in rows] == list(map(_words, labels))
+
+
+def _words(text: str) -> list[str]:
+    """The words of a text, without the signs around them."""
+    return re.findall(r"\w+", text.casefold())
 
 
 def _labels(rows: Sequence[AnswerRow], items: Sequence[Item]) -> list[str]:
@@ -203,9 +217,11 @@ def items_from_rows(rows: Sequence[AnswerRow], answer_field: str, labels: Sequen
     """The questions as the answer file itself describes them, for scorers that need only the label.
 
     Raises:
-        InputError: a line without a label, or with one that is not among `labels`.
+        InputError: a line without a label, or with one that is not among `labels`; a question that occurs
+            twice with its id.
     """
-    question, items = question_field(rows, answer_key=answer_field), []
+    question, items = question_field(rows, answer_key=answer_field), list[Item]()
+    first: dict[tuple[str, ...], str] = {}
     for number, row in enumerate(rows, start=1):
         label, image = label_of(row, answer_field), row.text("image", "image_path")
         if label not in labels:
@@ -213,16 +229,18 @@ def items_from_rows(rows: Sequence[AnswerRow], answer_field: str, labels: Sequen
                 f"{row.source}: its right answer is {label!r}, expected {' or '.join(labels)}; for "
                 "a file without right answers say where the questions are"
             )
-        items.append(
-            Item(
-                row.scalar("key") or str(number),
-                split_of(row) or "answers",
-                Path(image) if image else None,
-                row.text(question) if question else "",
-                label,
-                row.source,
-                reference=label,
-                id=next(filter(None, map(row.scalar, ("question_id", "id", "index", "doc_id"))), ""),
-            )
+        item = Item(
+            row.scalar("key") or str(number),
+            split_of(row) or "answers",
+            Path(image) if image else None,
+            row.text(question) if question else "",
+            label,
+            row.source,
+            reference=label,
+            id=next(filter(None, map(row.scalar, ("question_id", "id", "index", "doc_id"))), ""),
         )
+        asked = (item.id, item.split, image, item.question)
+        if item.id and first.setdefault(asked, row.source) != row.source:
+            raise InputError(f"{row.source}: a second answer to {item.id!r}, after {first[asked]}")
+        items.append(item)
     return tuple(items)

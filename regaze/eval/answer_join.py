@@ -77,6 +77,8 @@ def join_rows(benchmark: Benchmark, rows: Sequence[AnswerRow], answer_key: str =
         join = _by_position(benchmark, rows)
     for item, row in zip(benchmark.items, join.rows, strict=True):
         _check_same_question(item, row, question)
+    if contradiction := _other_image(benchmark, join.rows):
+        raise InputError(contradiction)
     return join
 
 
@@ -109,7 +111,7 @@ def _by_published_id(benchmark: Benchmark, rows: Sequence[AnswerRow]) -> Join | 
         ids = _ids(rows, field)
         if ids is None:
             continue
-        if field not in ("question_id", "id") and _numbers_rows(ids):
+        if _numbers_rows(ids) and (field not in ("question_id", "id") or _other_image(benchmark, rows)):
             continue  # like the row's number in a table; other fields may say more
         own, ids = _spelt_alike([plain_id(item.id) for item in items], ids)
         known, given = [*own], [*ids]
@@ -193,23 +195,38 @@ def _image_fields(rows: Sequence[AnswerRow]) -> Iterator[str]:
             yield field
 
 
+def _named_images(benchmark: Benchmark, rows: Sequence[AnswerRow]) -> tuple[list[str], list[str]]:
+    """What tells the images of the items apart, and those that the rows name; none where they name none."""
+    prefix = _prefix(benchmark)
+    names = [image_stem(item.image.name, prefix) if item.image else "" for item in benchmark.items]
+    given = (_ids(rows, field, prefix, some=True) or [] for field in _image_fields(rows))
+    return names, next((each for each in given if _mostly(each, names)), [])
+
+
+def _other_image(benchmark: Benchmark, rows: Sequence[AnswerRow]) -> str:
+    """A message about the first row that names another item's image than that of its own item; else ""."""
+    names, given = _named_images(benchmark, rows)
+    for item, row, name, here in zip(benchmark.items, rows, names, given, strict=False):
+        if here != name and here in names and item.image is not None:
+            return f"{row.source} is about image {here!r}, but {item.key} about {item.image.name!r}"
+    return ""
+
+
 def _by_text(benchmark: Benchmark, rows: Sequence[AnswerRow], question: str) -> Join | None:
     """By the question, with the image and the split where rows name them; equal ones keep their order."""
     if not question:
         return None
-    items, prefix = benchmark.items, _prefix(benchmark)
+    items = benchmark.items
     texts = _known_texts(benchmark, [row.text(question) for row in rows])
     parts: list[tuple[str, list[str], list[str]]] = [("text", [normalise(i.question) for i in items], texts)]
-    names = [image_stem(item.image.name, prefix) if item.image else "" for item in items]
-    images = ((f, _ids(rows, f, prefix, some=True) or []) for f in _image_fields(rows))
-    field, given_names = next((each for each in images if _mostly(each[1], names)), ("", []))
-    if field:
+    names, given_names = _named_images(benchmark, rows)
+    if given_names:
         parts.append(("image", names, given_names))
     if all(split_of(row) in {item.split for item in items} for row in rows):
         parts.append(("split", [item.split for item in items], [split_of(row) for row in rows]))
     known = list(zip(*(part[1] for part in parts), strict=True))
     given = list(zip(*(part[2] for part in parts), strict=True))
-    if (len(set(known)) < len(known) and not field) or not _mostly(texts, parts[0][1]):
+    if (len(set(known)) < len(known) and not given_names) or not _mostly(texts, parts[0][1]):
         return None
     by = " and ".join(part[0] for part in parts)
     _refuse_more(by, known, given, rows)

@@ -169,7 +169,11 @@ def require_field(record: Any, key: str, kind: type | tuple[type, ...], source: 
     value = record.get(key)
     kinds = kind if isinstance(kind, tuple) else (kind,)
     is_flag = isinstance(value, bool) and bool not in kinds  # which is an int to Python
-    if not isinstance(value, kind) or is_flag or (kind is str and not str(value).strip()):
+    if (
+        not isinstance(value, kind)
+        or is_flag
+        or (str in kinds and isinstance(value, str) and not value.strip())
+    ):
         expected = " or ".join("a non-empty string" if each is str else each.__name__ for each in kinds)
         raise InputError(f"{source}: {key!r} must be {expected}, got {value!r}")
     return value

@@ -150,6 +150,32 @@ def test_what_is_no_answer_is_not_asked_about():
         assert choose_answer_field(rows_of({field: "It is.", **more}, {field: "No.", **more})) == field
 
 
+@pytest.mark.parametrize("spell", ["{}.", " {}", "({})"])
+def test_signs_around_right_answers_make_them_no_answers_of_a_model(spell):
+    labels = ("yes", "no", "no")
+    rows = rows_of(
+        *({"label": each, "answer": spell.format(each.title()), "response": "no"} for each in labels)
+    )
+    assert choose_answer_field(rows) == "response"
+
+
+def test_right_answers_that_contradict_each_other_are_refused():
+    row = {"text": "a dog?", "label": "no", "target": "yes", "response": "No"}
+    with pytest.raises(
+        InputError, match=r"^f:2: two right answers, 'target': 'yes' and 'label': 'no'; leave"
+    ):
+        items_from_rows(rows_of({**row, "target": "no"}, row), "response", ("yes", "no"))
+
+
+def test_a_question_twice_with_its_id_is_refused():
+    """Ids may begin anew, as where files of several splits were put together."""
+    row = {"question_id": 1, "image": "a.png", "text": "a dog?", "label": "no", "response": "No"}
+    others = [{**row, "text": "a cat?"}, {**row, "image": "b.png"}, {**row, "category": "popular"}]
+    assert len(items_from_rows(rows_of(row, *others), "response", ("yes", "no"))) == 4
+    with pytest.raises(InputError, match=r"^f:5: a second answer to '1', after f:1$"):
+        items_from_rows(rows_of(row, *others, row), "response", ("yes", "no"))
+
+
 def test_right_answers_are_a_models_or_those_of_a_file_of_questions(tmp_path):
     """A file of questions names its images and has no other answers; a model may be right every time."""
     pope = write_pope(tmp_path)

@@ -556,3 +556,52 @@ def test_labels_of_yes_and_no_may_be_numbers():
         assert join_of(benchmark, *rows) == ("position", [1, 2])
         with refusal("f:1: its right answer is 'no', that of k/1 'yes'"):
             join_of(benchmark, *rows[::-1])
+
+
+def shown(*images: str, **more: Any) -> Quiz:
+    """A question about each image; the same words for all."""
+    return quiz(*({"image": Path(each), "question": "Is it red?", **more} for each in images))
+
+
+IMAGES = ("a/COCO_val2014_000000000042.jpg", "a/b.png", "a/b.png", "a/c.png")
+
+
+def test_an_image_that_contradicts_the_position_is_refused():
+    """Names of images do not tell these questions apart, but they tell that rows are in another order."""
+    benchmark = shown(*IMAGES)
+    assert join_of(benchmark, *({"image": each, "answer": "yes"} for each in ("42.jpg", "b", "b", "c"))) == (
+        "position",
+        [1, 2, 3, 4],
+    )
+    for field, names in (
+        ("image", ("b", "42", "b", "c")),
+        ("img_path", ("42.jpg", "b.jpg", "c.jpg", "b.jpg")),
+    ):
+        rows = rows_of(*({field: each, "answer": "yes"} for each in names))
+        with pytest.raises(InputError, match=r"f:[13] is about image '(b|c)', but k/[13] about '.*'"):
+            join_rows(benchmark, rows)
+
+
+def test_an_image_that_contradicts_an_id_is_refused():
+    benchmark = quiz(*({"image": Path(each), "id": str(n)} for n, each in enumerate(IMAGES, start=1)))
+    names = {1: "b", 2: "42", 3: "b", 4: "c"}
+    rows = rows_of(*({"question_id": n, "image": names[n], "answer": ""} for n in (3, 1, 4, 2)))
+    with refusal("f:2 is about image 'b', but k/1 about 'COCO_val2014_000000000042.jpg'"):
+        join_rows(benchmark, rows)
+
+
+@pytest.mark.parametrize("field", ["question_id", "id", "index"])
+def test_the_image_wins_over_numbers_of_rows(field):
+    """Numbers of rows that happen to be ids, too, beside images in another order."""
+    benchmark = quiz(*({"image": Path(f"scene_{n:03d}.webp"), "id": str(n)} for n in range(4)))
+    order = (2, 0, 3, 1)
+    rows = [{field: row, "image_id": n, "caption": ""} for row, n in enumerate(order)]
+    assert join_of(of_scenes(benchmark), *rows) == ("image_id", [2, 4, 1, 3])
+
+
+def of_scenes(benchmark: Quiz) -> Quiz:
+    @dataclass(frozen=True)
+    class Scenes(Quiz):
+        image_prefix = "scene_"
+
+    return Scenes(benchmark.items)

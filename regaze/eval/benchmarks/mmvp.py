@@ -27,6 +27,7 @@ from regaze.eval.benchmarks.common import multiple_choice
 from regaze.eval.benchmarks.common.base import About, Item, limit_items
 from regaze.eval.benchmarks.common.download import hub_file
 from regaze.eval.benchmarks.common.judged import JudgedBenchmark, JudgePrompt
+from regaze.eval.benchmarks.common.multiple_choice import LETTERS
 from regaze.eval.benchmarks.common.scoring import Scorer, ratio
 from regaze.reading import StrPath
 
@@ -186,8 +187,10 @@ class Mmvp(JudgedBenchmark):
         items = []
         for line, row in files.read_table(path, ("Index", "Question", "Options", "Correct Answer")):
             items.append(_item(row, image_folder, f"{path}:{line}"))
+        chosen = limit_items(items, limit, {item.key: item.reference.pair for item in items})
+        _require_pairs(chosen)
         return cls(
-            limit_items(items, limit, {item.key: item.reference.pair for item in items}),
+            chosen,
             judge=judge,
             **{"judged": judge is not None, **options},
         )
@@ -215,14 +218,25 @@ class Mmvp(JudgedBenchmark):
         return item.reference.pair
 
 
+def _require_pairs(items: Sequence[Item]) -> None:
+    numbers = {item.reference.number for item in items}
+    for item in items:
+        partner = item.reference.number + (1 if item.reference.number % 2 else -1)
+        if partner not in numbers:
+            raise InputError(
+                f"{item.source}: question {item.reference.number} lacks its partner {partner}: they are "
+                "scored in pairs"
+            )
+
+
 def _item(row: Mapping[str, str], image_folder: Path, source: str) -> Item:
-    options = tuple(text.strip() for text in re.split(r"\([a-z]\)", row["Options"])[1:])
+    _, options = multiple_choice.split_options(row["Options"], source)
     letter = row["Correct Answer"].strip().strip("()").upper()
-    is_number = re.fullmatch(r"[0-9]{1,9}", row["Index"].strip())
-    if not is_number or len(options) < 2 or letter not in tuple("ABCD")[: len(options)]:
+    is_number = re.fullmatch(r"0*[1-9][0-9]{0,8}", row["Index"].strip())
+    if not is_number or not row["Question"].strip() or letter not in tuple(LETTERS)[: len(options)]:
         raise InputError(
-            f"{source}: expected a number, options like '(a) .. (b) ..' and one of them as the answer; "
-            f"got {dict(row)}"
+            f"{source}: expected a number from 1, a question, and the letter of one of the options as the "
+            f"answer; got {dict(row)}"
         )
     number = int(row["Index"])
     question = f"{row['Question'].strip()} {row['Options'].strip()}"

@@ -14,7 +14,7 @@ import os
 import random
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -339,8 +339,9 @@ def _item(key: str, split: str, prompt: RulerPrompt, source: str = "") -> Item:
 def _read_prepared(task: str, number: int, record: Any, source: str) -> Item:
     """The prompt of a record that RULER's script has prepared."""
     values = files.require_texts(record, "outputs", source)
-    if not values:
-        raise InputError(f"{source}: 'outputs' must be a list of texts, got []")
+    if not values or not all(value.strip() for value in values):
+        raise InputError(f"{source}: 'outputs' must be a list of texts, got {values!r}")
     prefix = str(record.get("answer_prefix") or record.get("gen_prefix") or "")
     prompt = RulerPrompt(files.require_field(record, "input", str, source), prefix, tuple(values))
-    return _item(f"{task}/{number}", task, prompt, source)
+    item = _item(f"{task}/{number}", task, prompt, source)
+    return replace(item, id=str(record["index"])) if "index" in record else item

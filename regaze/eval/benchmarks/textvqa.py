@@ -24,6 +24,8 @@ from regaze.reading import StrPath
 
 SUFFIX = "\nAnswer the question using a single word or phrase."
 ANSWERS = "TextVQA_0.5.1_val.json"
+#: answers to a question: with fewer, no answer could be fully right
+PEOPLE = 10
 
 
 @dataclass(frozen=True)
@@ -121,8 +123,10 @@ class TextVqa(BaseBenchmark):
 def _item(record: Any, image: Path | None, source: str, ocr_tokens: Sequence[str] | None = None) -> Item:
     question = files.require_field(record, "question", str, source)
     answers = tuple(files.require_texts(record, "answers", source))
-    if not answers:
-        raise InputError(f"{source}: 'answers' must be a list of texts, got []")
+    if len(answers) != PEOPLE or not any(answer.strip() for answer in answers):
+        raise InputError(
+            f"{source}: 'answers' must be a list of texts of {PEOPLE} people, got {list(answers)!r}"
+        )
     if ocr_tokens is not None:
         question += f"\nReference OCR token: {', '.join(ocr_tokens)}"
     key = str(files.require_field(record, "question_id", (int, str), source))

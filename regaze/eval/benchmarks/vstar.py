@@ -219,9 +219,7 @@ def _read_official(folder: Path, seed: int, make_item: Callable[..., Item]) -> l
 
 def _read_official_file(path: Path, seed: int, make_item: Callable[..., Item]) -> Item:
     record = files.read_json(path)
-    options = files.require_field(record, "options", list, str(path))
-    if not 2 <= len(options) <= 10 or not all(isinstance(each, str) for each in options):
-        raise InputError(f"{path}: 'options' must be a list of 2 to 10 texts, got {options!r}")
+    options = multiple_choice.check_options(files.require_texts(record, "options", str(path)), str(path))
     candidates = (path.with_suffix(suffix) for suffix in _IMAGE_SUFFIXES)
     image = next((candidate for candidate in candidates if os.path.isfile(candidate)), None)
     if image is None:
@@ -236,18 +234,20 @@ def _read_official_file(path: Path, seed: int, make_item: Callable[..., Item]) -
 def _read_lettered(record: Any, image: Path | None, source: str) -> Item:
     """The question of a record whose text ends in "(A) .. (B) .."."""
     text = files.require_field(record, "text", str, source)
-    question, *options = re.split(r"\s*\([A-J]\)\s*", text)
+    question, options = multiple_choice.split_options(text, source)
     letter = files.require_field(record, "label", str, source).strip().upper()
-    if len(options) < 2 or letter not in tuple(LETTERS)[: len(options)]:
+    if not question.strip() or letter not in tuple(LETTERS)[: len(options)]:
         raise InputError(
-            f"{source}: expected options (A), (B).. in the text and one of them as label; got {text!r}"
+            f"{source}: expected a question with options (A), (B) and the letter of one of them as label; "
+            f"got {text!r} and {record['label']!r}"
         )
     # A line after the last option is the data set's own instruction.
     reference = VStarReference(tuple(option.split("\n")[0].strip() for option in options), letter)
-    category = str(record.get("category", "all"))
-    key = f"{category}/{record.get('question_id', source)}"
-    item = _letter_item(key, category, image, question, reference, source)
-    return dataclasses.replace(item, id=str(record.get("question_id", "")))
+    category = files.require_field({"category": "all", **record}, "category", str, source)
+    has_id = "question_id" in record
+    own_id = str(files.require_field(record, "question_id", (int, str), source)) if has_id else ""
+    item = _letter_item(f"{category}/{own_id or source}", category, image, question, reference, source)
+    return dataclasses.replace(item, id=own_id)
 
 
 def _letter_item(

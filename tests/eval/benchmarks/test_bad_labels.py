@@ -14,9 +14,12 @@ from regaze.eval.benchmarks.chair.benchmark import Chair
 from regaze.eval.benchmarks.common.base import Item, limit_items
 from regaze.eval.benchmarks.hallusionbench.benchmark import HallusionBench
 from regaze.eval.benchmarks.llava_bench import LlavaBench
+from regaze.eval.benchmarks.mme.benchmark import Mme
 from regaze.eval.benchmarks.mmvp import Mmvp
+from regaze.eval.benchmarks.pope.benchmark import read_questions
+from regaze.eval.benchmarks.ruler import Ruler
 from regaze.eval.benchmarks.textvqa import TextVqa
-from regaze.eval.benchmarks.vstar import VStar
+from regaze.eval.benchmarks.vstar import VStar, VStarLikelihood
 
 VSTAR = {
     "image": "a.jpg",
@@ -63,11 +66,99 @@ def test_labels_of_mmvp(tmp_path, letter):
         f"2,Which?,(a) x (b) y,{letter}",
     ]
     (tmp_path / "Questions.csv").write_text("\n".join(lines))
-    with pytest.raises(InputError, match=r"Questions\.csv:3: expected a number, options like"):
+    with pytest.raises(
+        InputError, match=r"Questions\.csv:3: expected a number from 1, a question, and the letter"
+    ):
         Mmvp.load(tmp_path)
 
 
-@pytest.mark.parametrize("change", [{"gt_answer": ""}, {"gt_answer": "01"}, {"visual_input": "7"}])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"text": "Which?\n(A) (B) blue"}, r"expected 2 to 10 different options, got \['', 'blue'\]"),
+        ({"text": "Which?\n(A) red\n(B) red"}, r"expected 2 to 10 different options"),
+        ({"text": "Which?\n(B) red\n(A) blue"}, r"expected options \(A\), \(B\) and so on in this order"),
+        ({"text": "(A) red (B) blue"}, r"expected a question with options"),
+        ({"category": None}, r"'category' must be a non-empty string, got None"),
+        ({"question_id": [1]}, r"'question_id' must be int or a non-empty string, got \[1\]"),
+        ({"question_id": "07"}, r"a second question with id '7', after .*jsonl:1"),
+    ],
+)
+def test_questions_of_vstar(tmp_path, change, message):
+    folder = write_lines(tmp_path / "test_questions.jsonl", VSTAR, {**VSTAR, "question_id": 8, **change})
+    with pytest.raises(InputError, match=rf"test_questions\.jsonl:2: {message}"):
+        VStar.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (["1,Which?,(a) x (b) y,a", "3,Which?,(a) x (b) y,b"], r"csv:2: question 1 lacks its partner 2"),
+        (["0,Which?,(a) x (b) y,a", "1,Which?,(a) x (b) y,b"], r"csv:2: expected a number from 1"),
+        (["1,,(a) x (b) y,a", "2,Which?,(a) x (b) y,b"], r"csv:2: expected a number from 1, a question"),
+        (["1,Which?,(a) (b) y,a", "2,Which?,(a) x (b) y,b"], r"csv:2: expected 2 to 10 different options"),
+        (["1,Which?,(b) x (a) y,a", "2,Which?,(a) x (b) y,b"], r"csv:2: expected options \(A\), \(B\)"),
+    ],
+)
+def test_questions_of_mmvp(tmp_path, rows, message):
+    (tmp_path / "Questions.csv").write_text("\n".join(["Index,Question,Options,Correct Answer", *rows]))
+    with pytest.raises(InputError, match=message):
+        Mmvp.load(tmp_path)
+
+
+@pytest.mark.parametrize("options", [["red", ""], ["red", " red"], ["red", 1]])
+def test_options_of_vstar_in_folders(tmp_path, options):
+    folder = tmp_path / "direct_attributes"
+    write_lines(folder / "sa_1.json", {"question": "What?", "options": options})
+    (folder / "sa_1.jpg").touch()
+    with pytest.raises(InputError, match=r"sa_1\.json: .*got \['red'"):
+        VStarLikelihood.load(tmp_path)
+
+
+@pytest.mark.parametrize("answers", [["x"], ["x"] * 9, [" "] * 10])
+def test_answers_of_textvqa(tmp_path, answers):
+    folder = write_lines(tmp_path / "TextVQA_0.5.1_val.json", {"data": [{**TEXTVQA, "answers": answers}]})
+    with pytest.raises(InputError, match=r"data\[0\]: 'answers' must be a list of texts of 10 people"):
+        TextVqa.load(folder, tmp_path)
+
+
+def test_questions_of_mme(tmp_path):
+    for line, message in (
+        ("a.png\tIs it?\tYes", r"existence\.txt:2: the same question about a\.png"),
+        ("a.png\t\tNo", r"existence\.txt:2: expected an image and a question, got 'a\.png' and ''"),
+    ):
+        (tmp_path / "existence.txt").write_text(f"a.png\tIs it?\tYes\n{line}\n")
+        with pytest.raises(InputError, match=message):
+            Mme.load(tmp_path, tasks=["existence"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"names": ["cat", 5]}, "'names' must be a list of texts"),
+        ({"images": {"9": [True]}}, "'images' must map ids to indices of 'names', got '9'"),
+        ({"images": {"09": [0]}}, "'images' must map ids to indices of 'names', got '09'"),
+        ({"names": ["gizmo", "dog"]}, "image 9 has 'gizmo', which begins no line of synonyms"),
+    ],
+)
+def test_objects_of_chair(tmp_path, change, message):
+    truth = {"names": ["cat", "dog"], "images": {"9": [0]}, **change}
+    write_lines(tmp_path / "coco2014_trainval_objects.json", truth)
+    (tmp_path / "synonyms.txt").write_text("cat, kitten\ndog, puppy\n")
+    with pytest.raises(InputError, match=message):
+        Chair.load(tmp_path, tmp_path, ids=[9])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"gt_answer": ""},
+        {"set_id": " "},
+        {"gt_answer_details": ["It is."]},
+        {"gt_answer": "01"},
+        {"visual_input": "7"},
+    ],
+)
 def test_labels_of_hallusionbench(tmp_path, change):
     folder = write_lines(
         tmp_path / "HallusionBench.json", HALLUSION, {**HALLUSION, "figure_id": "2", **change}
@@ -81,7 +172,9 @@ def test_ids_that_occur_twice(tmp_path):
     with pytest.raises(InputError, match=r"jsonl:2: a second question 'c/7', after .*jsonl:1"):
         VStar.load(folder)
     folder = write_lines(tmp_path / "h/HallusionBench.json", HALLUSION, {**HALLUSION, "gt_answer": "0"})
-    with pytest.raises(InputError, match=r"json:2: the same ids and visual_input as .*json:1"):
+    with pytest.raises(
+        InputError, match=r"json:2: a second question with id 'VS/chart/0/1/0/1', after .*json:1"
+    ):
         HallusionBench.load(folder)
     (tmp_path / "Questions.csv").write_text(
         "Index,Question,Options,Correct Answer\n" + "1,?,(a) x (b) y,(a)\n" * 2
@@ -91,6 +184,30 @@ def test_ids_that_occur_twice(tmp_path):
     folder = write_lines(tmp_path / "t/TextVQA_0.5.1_val.json", {"data": [TEXTVQA, TEXTVQA]})
     with pytest.raises(InputError, match=r"data\[1\]: a second question '1', after .*data\[0\]"):
         TextVqa.load(folder, tmp_path)
+
+
+def test_ids_that_occur_twice_in_one_line(tmp_path):
+    """An array on one line gives all its elements the same place."""
+    twice = [HALLUSION, {**HALLUSION, "set_id": 0, "gt_answer": "0"}]
+    folder = write_lines(tmp_path / "HallusionBench.json", twice)
+    with pytest.raises(InputError, match=r"json:1: a second question with id 'VS/chart/0/1/0/1'"):
+        HallusionBench.load(folder)
+
+
+def test_ids_that_occur_twice_in_pope_and_ruler(tmp_path):
+    """However they are spelt."""
+    asked = {"image": "a.png", "text": "Is there a dog?", "label": "yes"}
+    lines = [{**asked, "question_id": 7}, {**asked, "text": "Is there a cat?", "question_id": "07"}]
+    write_lines(tmp_path / "pope.json", *lines)
+    with pytest.raises(InputError, match=r"pope\.json:2: a second question with id '7', after .*json:1"):
+        limit_items(read_questions(tmp_path / "pope.json", tmp_path, "random"), None)
+    needle = {"index": 3, "input": "Find it.", "outputs": ["17"]}
+    write_lines(tmp_path / "niah_single_1/validation.jsonl", needle, {**needle, "input": "Find this."})
+    with pytest.raises(InputError, match=r"jsonl:2: a second question with id '3', after .*jsonl:1"):
+        Ruler.load(tmp_path)
+    write_lines(tmp_path / "niah_single_1/validation.jsonl", {**needle, "outputs": ["17", " "]})
+    with pytest.raises(InputError, match=r"jsonl:1: 'outputs' must be a list of texts"):
+        Ruler.load(tmp_path)
 
 
 def test_ids_that_occur_twice_in_the_files_of_llava_bench(tmp_path):

@@ -286,8 +286,8 @@ def test_letters(answer, lmms_eval, own):
     ("row", "message"),
     [
         (("one", "q", "(a) x (b) y", "(a)"), r"Questions\.csv:2: expected a number"),
-        ((1, "q", "x or y", "(a)"), r"Questions\.csv:2: expected a number, options like"),
-        ((1, "q", "(a) x (b) y", "(c)"), r"Questions\.csv:2: expected .* one of them as the answer"),
+        ((1, "q", "x or y", "(a)"), r"Questions\.csv:2: expected 2 to 10 different options, got \[\]"),
+        ((1, "q", "(a) x (b) y", "(c)"), r"Questions\.csv:2: expected .* one of the options as the"),
         ((1, "q", "(a) x (b) y"), r"Questions\.csv:2: 3 fields, expected 4"),
     ],
 )

@@ -110,6 +110,8 @@ def test_every_hub_copy_is_read(name, tmp_path, monkeypatch):
     rows = [{"image": PICTURE, **ROWS[name]} for _ in range(2)]
     if isinstance(rows[0].get("question_id"), int):
         rows[1]["question_id"] += 1
+    if "set_id" in rows[0]:
+        rows[1]["set_id"] = "1"
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=lambda *args, **kwargs: rows))
     options = {"mmhal": {"judge": Judge()}, "chair": {"synonyms": tmp_path / "synonyms.txt"}}.get(name, {})
     (tmp_path / "synonyms.txt").write_text("dog, puppy\n")

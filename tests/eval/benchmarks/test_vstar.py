@@ -89,8 +89,8 @@ def test_letters(answer, lmms_eval, own):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"label": "C"}, r"test_questions\.jsonl:1: expected options \(A\), \(B\)"),
-        ({"text": "What?"}, r"test_questions\.jsonl:1: expected options"),
+        ({"label": "C"}, r"test_questions\.jsonl:1: expected a question with options \(A\), \(B\)"),
+        ({"text": "What?"}, r"test_questions\.jsonl:1: expected 2 to 10 different options"),
         ({"image": ""}, r"test_questions\.jsonl:1: 'image' must be a non-empty string"),
     ],
 )
@@ -108,7 +108,7 @@ def test_malformed_folders_are_named(tmp_path):
     with pytest.raises(InputError, match=r"sa_0\.json: there is no image of that name beside it"):
         VStar.load(tmp_path)
     (tmp_path / "direct_attributes/sa_0.json").write_text('{"question": "q", "options": ["a"]}')
-    with pytest.raises(InputError, match=r"sa_0\.json: 'options' must be a list of 2 to 10 texts"):
+    with pytest.raises(InputError, match=r"sa_0\.json: expected 2 to 10 different options"):
         VStar.load(tmp_path)
 
 

@@ -23,7 +23,7 @@ from __future__ import annotations
 import os
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -32,6 +32,7 @@ from regaze.errors import InputError
 from regaze.eval import files
 from regaze.eval.benchmarks.chair.ground_truth import GroundTruth, read_ground_truth
 from regaze.eval.benchmarks.chair.scorers import ChairScorer, official_scorers
+from regaze.eval.benchmarks.chair.words import read_synonyms
 from regaze.eval.benchmarks.common import hub
 from regaze.eval.benchmarks.common.base import About, BaseBenchmark, Item, limit_items
 from regaze.eval.benchmarks.common.download import benchmark_folder, github_file
@@ -109,11 +110,13 @@ class Chair(BaseBenchmark):
             raise InputError(
                 f"{len(absent)} images have no ground truth in {folder}, the first is {absent[0]}"
             )
+        synonyms = _find_synonyms(folder)
+        _require_categories(truth, set(read_synonyms(synonyms).values()), folder)
         items = []
         for image_id in chosen:
             image = image_folder / IMAGE_NAME.format(image_id)
             items.append(_item(str(image_id), image, truth[image_id], prompt, max_new_tokens))
-        rules = official_scorers(_find_synonyms(folder))
+        rules = official_scorers(synonyms)
         return cls(limit_items(items, limit), rules, drawn, max_new_tokens)
 
     @classmethod
@@ -171,6 +174,15 @@ def _item(
     key: str, image: Path | None, truth: GroundTruth, prompt: str, max_new_tokens: int, source: str = ""
 ) -> Item:
     return Item(key, "captions", image, prompt, "", source, truth, max_new_tokens=max_new_tokens, id=key)
+
+
+def _require_categories(truth: Mapping[int, GroundTruth], known: Set[str], folder: Path) -> None:
+    """Refuse objects that no caption could name, since synonyms.txt does not have them."""
+    for image_id, objects in truth.items():
+        if unknown := sorted(objects.objects - known):
+            raise InputError(
+                f"{folder}: image {image_id} has {unknown[0]!r}, which begins no line of {SYNONYMS}"
+            )
 
 
 def _find_synonyms(folder: Path) -> Path:

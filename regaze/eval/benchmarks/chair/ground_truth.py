@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,6 +76,8 @@ def _from_annotations(
         data = files.read_json(instances_path, LARGE_BYTES)
         categories = _entries(data, "categories", instances_path, {"id": int, "name": str})
         names = {each["id"]: each["name"] for each in categories}
+        if len(names) < len(categories):
+            raise InputError(f"{instances_path}: two categories have one id")
         for each in _entries(data, "annotations", instances_path, {"image_id": int, "category_id": int}):
             if selected(each["image_id"]):
                 if each["category_id"] not in names:
@@ -102,16 +105,17 @@ def _entries(data: Any, key: str, path: Path, fields: Mapping[str, type]) -> lis
 
 def _from_list(path: Path) -> dict[int, GroundTruth]:
     data = files.read_json(path)
-    names = files.require_field(data, "names", list, str(path))
+    names = files.require_texts(data, "names", str(path))
     images = files.require_field(data, "images", dict, str(path))
-    known = dict(enumerate(names))
-    try:
-        return {
-            int(image_id): GroundTruth(frozenset(known[i] for i in indices))
-            for image_id, indices in images.items()
-        }
-    except (TypeError, ValueError, LookupError) as error:
-        raise InputError(f"{path}: 'images' must map ids to indices of 'names' ({error})") from error
+    truth: dict[int, GroundTruth] = {}
+    for image_id, indices in images.items():
+        fits = isinstance(indices, list) and all(type(i) is int and 0 <= i < len(names) for i in indices)
+        if not fits or not re.fullmatch("[1-9][0-9]{0,17}", image_id):
+            raise InputError(
+                f"{path}: 'images' must map ids to indices of 'names', got {image_id!r}: {indices!r}"
+            )
+        truth[int(image_id)] = GroundTruth(frozenset(names[i] for i in indices))
+    return truth
 
 
 def _from_pickle(path: Path) -> dict[int, GroundTruth]:

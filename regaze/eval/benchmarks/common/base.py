@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from regaze.errors import InputError
 from regaze.eval.benchmarks.common.download import RemoteFile
+from regaze.eval.benchmarks.common.ids import plain_id
 from regaze.eval.benchmarks.common.scoring import Scorer, compare
 
 #: Image placeholder in the prompts of LLaVA and others. A question that holds it would ask for another image.
@@ -206,9 +207,11 @@ def limit_items(
         groups: {item key: group}. A group of which one item is taken is taken whole, beyond the limit.
 
     Raises:
-        InputError: The limit is below 1, or two items have one key; names the second one's line.
+        InputError: The limit is below 1, or two items have one key or, within a split, one id; names the
+            second one's line.
     """
-    _require_unique_keys(items)
+    _require_unique("", ((item.key,) for item in items), items)
+    _require_unique("with id ", ((item.split, plain_id(item.id)) if item.id else () for item in items), items)
     if limit is None:
         return tuple(items)
     if limit < 1:
@@ -223,12 +226,11 @@ def limit_items(
     return tuple(chosen)
 
 
-def _require_unique_keys(items: Sequence[Item]) -> None:
-    first: dict[str, Item] = {}
-    for item in items:
-        if item.key in first:
-            before = first[item.key].source
-            raise InputError(
-                f"{item.source}: a second question {item.key!r}" + (f", after {before}" if before else "")
-            )
-        first[item.key] = item
+def _require_unique(what: str, names: Iterable[tuple[str, ...]], items: Sequence[Item]) -> None:
+    """Raise InputError for the second item of a name; () is no name."""
+    first: dict[tuple[str, ...], Item] = {}
+    for name, item in zip(names, items, strict=True):
+        if name and first.setdefault(name, item) is not item:
+            here = f"{item.source}: " if item.source else ""
+            after = f", after {first[name].source}" if first[name].source else ""
+            raise InputError(f"{here}a second question {what}{name[-1]!r}{after}")

@@ -21,7 +21,6 @@ items): then "cannot tell" is correct, and there is no figure to count.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,15 +122,12 @@ class HallusionBench(JudgedBenchmark):
         """
         folder, image_folder = files.folders_of(folder, images, "hallusion_bench")
         path = files.find_file(folder, FILE)
-        items, sources = [], dict[HallusionReference, str]()
+        items = []
         for number, (line, record) in enumerate(files.read_records(path)):
             source = f"{path}:{line}"
             name = record.get("filename") if isinstance(record, dict) else None
             image = image_folder / str(name).removeprefix("./") if name else None
             item = _item(number, record, source, image)
-            first = sources.setdefault(dataclasses.replace(item.reference, positive=True, details=""), source)
-            if first != source:
-                raise InputError(f"{source}: the same ids and visual_input as {first}")
             if item.image is not None or not images_only:
                 items.append(item)
         return cls(_limit_sets(items, limit), judge=judge, **{"judged": judge is not None, **options})
@@ -202,7 +198,8 @@ def _item(number: int, record: Any, source: str, image: Path | None) -> Item:
     if f"{values['category']}_{values['subcategory']}" not in KINDS or values["gt_answer"] not in ("0", "1"):
         raise InputError(f"{source}: unknown category or gt_answer in {values}")
     positive = values.pop("gt_answer") == "1"
-    details = str(record.get("gt_answer_details") or "")
+    given = record.get("gt_answer_details") or ""
+    details = str(given and files.require_field(record, "gt_answer_details", str, source))
     if values["visual_input"] not in ("0", "1", "2") or (image is None) != (values["visual_input"] == "0"):
         raise InputError(f"{source}: visual_input {values['visual_input']} does not fit filename {image}")
     reference = HallusionReference(**values, positive=positive, details=details)

@@ -156,6 +156,8 @@ class Mme(BaseBenchmark):
 def _item(
     task: str, number: int, image: Path | None, pair: str, question: str, label: Any, source: str = ""
 ) -> Item:
+    if not pair.strip() or not question.strip():
+        raise InputError(f"{source}: expected an image and a question, got {pair!r} and {question!r}")
     answer = label.lower() if isinstance(label, str) else label
     if answer not in LABELS:
         raise InputError(f"{source}: the right answer must be Yes or No, got {label!r}")
@@ -182,6 +184,10 @@ def _read_task(folder: Path, images: Path, task: str) -> list[Item]:
         if other is None or one.reference.pair != other.reference.pair:
             raise InputError(
                 f"{one.source}: {task} must have two questions in a row about {one.reference.pair}"
+            )
+        if one.question == other.question:
+            raise InputError(
+                f"{other.source}: the same question about {one.reference.pair} as the one before"
             )
     return items
 

@@ -221,7 +221,7 @@ def read_questions(path: StrPath, images: StrPath, split: str) -> list[Item]:
 
     The file holds JSON lines (or one JSON array) of objects with the keys `image` (file name inside
     `images`), `text` and `label` (yes or no). An item's key is its position in the file, by which the
-    official script joins answers and labels. `question_id` is its id where all lines have different ones.
+    official script joins answers and labels. Its id is `question_id` where all lines have one.
 
     Raises:
         InputError: The file is missing, malformed or empty; names the file and the line.
@@ -235,9 +235,9 @@ def read_questions(path: StrPath, images: StrPath, split: str) -> list[Item]:
         items.append(_item(record, Path(images, record["image"]), split, number, source))
     if not items:
         raise InputError(f"questions file {path} holds no questions")
-    ids = [str(record.get("question_id", "")) for _, record in records]
-    if all(ids) and len(set(ids)) == len(ids):
-        return [replace(item, id=each) for item, each in zip(items, ids, strict=True)]
+    if all("question_id" in record for _, record in records):
+        pairs = zip(items, records, strict=True)
+        items = [replace(item, id=_question_id(record, item.source)) for item, (_, record) in pairs]
     return items
 
 
@@ -245,6 +245,10 @@ def _item(record: Mapping[str, Any], image: Path | None, split: str, number: int
     _check(record, source)
     label = record["label"].lower().strip()
     return Item(f"{split}/{number}", split, image, record["text"], label, source, reference=label)
+
+
+def _question_id(record: Mapping[str, Any], source: str) -> str:
+    return str(benchmark_files.require_field(record, "question_id", (int, str), source))
 
 
 def _check(record: Any, source: str) -> None:

@@ -78,6 +78,21 @@ def make_folder(path: StrPath) -> Path:
     return folder
 
 
+def require_writable(path: StrPath) -> None:
+    """Raise InputError where a file cannot be written, or a folder above it be made; nothing is made.
+
+    For before the work whose result the file will hold. A disk may still be full by then.
+    """
+    target = Path(os.path.realpath(path) if os.path.islink(path) else path)
+    above = next((each for each in target.parents if os.path.lexists(each)), target.parent)
+    if not above.is_dir():
+        raise InputError(f"{os.fspath(path)} cannot be written: {above} is no folder")
+    require_regular(target)
+    for each in (above, target):
+        if os.path.exists(each) and not os.access(each, os.W_OK):
+            raise InputError(f"{os.fspath(path)} cannot be written: no permission to write {each}")
+
+
 def require_regular(path: StrPath) -> None:
     """Raise InputError where something other than a regular file has this name."""
     path = os.fspath(path)

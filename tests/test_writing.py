@@ -14,7 +14,7 @@ import pytest
 
 from regaze import writing
 from regaze.errors import InputError
-from regaze.writing import LineLog, make_folder, replace_file, replacing
+from regaze.writing import LineLog, make_folder, replace_file, replacing, require_writable
 
 CALLS = ("open", "write", "fsync", "close", "replace")
 FULL = {"ENOSPC": "No space left on device", "EIO": "Input/output error", "EDQUOT": "quota exceeded"}
@@ -149,6 +149,27 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     assert make_folder(str(tmp_path / "a/b")).is_dir()
     with pytest.raises(InputError, match="file/b cannot be written: Not a directory"):
         make_folder(tmp_path / "file/b")
+
+
+def test_what_can_be_written_is_known_without_making_anything(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere/else")
+    for name in ("new", "file", "some/folders/new", "link"):
+        require_writable(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    require_writable("new")
+    assert sorted(os.listdir()) == ["file", "link"]
+    with pytest.raises(InputError, match=r"^file/new/x cannot be written: file is no folder$"):
+        require_writable("file/new/x")
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(InputError, match=r"^loop/x cannot be written: loop is no folder"):
+        require_writable("loop/x")
+    for name in ("file", "folder"):
+        (tmp_path / "folder").mkdir(exist_ok=True)
+        monkeypatch.setattr(os, "access", lambda path, mode, no=name: os.path.basename(path) != no)
+        place = "file" if name == "file" else "folder/a/b"
+        with pytest.raises(InputError, match=f"^{place} cannot be written: no permission to write {name}$"):
+            require_writable(place)
 
 
 def test_a_log_grows_by_lines_and_cuts_off_what_is_none(tmp_path):

@@ -22,7 +22,7 @@ from regaze.interventions.retrieval_heads import (
 )
 from regaze.reading import parse_json, read_text
 from regaze.toolkit import plot
-from regaze.writing import make_folder, require_regular
+from regaze.writing import require_writable
 
 __all__ = ["find_retrieval_heads"]
 
@@ -33,10 +33,9 @@ THRESHOLDS = (0.1, 0.5)
 
 
 def check_folder(folder: Path) -> None:
-    """Make the folder of a search. Raises InputError where that, or one of its files, cannot be written."""
-    make_folder(folder)
+    """Raise InputError where one of the files of a search cannot be written; nothing is made."""
     for name in (TRIALS, HEADS, RELEASED, PICTURE):
-        require_regular(folder / name)
+        require_writable(folder / name)
 
 
 def read_haystacks(paths: Sequence[Path]) -> list[str]:

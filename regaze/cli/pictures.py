@@ -10,7 +10,7 @@ from regaze import demo
 from regaze.errors import InputError
 from regaze.interventions import Method
 from regaze.toolkit import Gaze, plot
-from regaze.writing import require_regular
+from regaze.writing import make_folder, require_writable
 
 
 def find_image(name: str) -> Path:
@@ -33,23 +33,16 @@ def find_images(names: str) -> list[Path]:
 
 
 def check_output(path: Path, suffixes: tuple[str, ...]) -> None:
-    """Make the folder of an output file; called before a model is loaded, so that errors come early.
+    """Check an output file; called before a model is loaded, so that errors come early.
 
     Raises:
-        InputError: another suffix, the name of a folder or of what is no file, or the folder cannot be made
-            or written.
+        InputError: another suffix, the name of a folder or of what is no file, or the file cannot be written.
     """
     if path.suffix.lower() not in suffixes:
         raise InputError(f"output {path}: expected a name that ends in {', '.join(suffixes)}")
     if os.path.isdir(path):
         raise InputError(f"output {path} is a folder; expected the name of a file")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"output {path}: its folder cannot be made ({error.strerror})") from error
-    require_regular(path)
-    if not os.access(path.parent, os.W_OK):
-        raise InputError(f"output {path}: its folder cannot be written")
+    require_writable(path)
 
 
 def draw_heatmap(
@@ -78,5 +71,6 @@ def draw_heatmap(
     }
     with gaze.using(*methods), gaze.recording(**recorded) as record:
         answer = gaze.ask([image], [question], max_new_tokens=max_new_tokens)[0]
+    make_folder(output.parent)
     plot.heatmap(record, gaze.seen(image), token=token, layers=layers, heads=heads, path=output)
     return answer

@@ -67,6 +67,20 @@ def handled(process: subprocess.Popen[str], number: signal.Signals) -> bool:
     return bool(int(caught.split()[1], 16) >> (number - 1) & 1)
 
 
+def wait_until_handled(process: subprocess.Popen[str], number: signal.Signals) -> None:
+    """Return once the process has a handler for a signal."""
+    end = time.monotonic() + 120
+    while not handled(process, number):
+        if process.poll() is not None:
+            pytest.fail(
+                f"ended with {process.returncode} before it handled {number.name}: {ended(process)[2]}"
+            )
+        if time.monotonic() > end:
+            process.kill()
+            pytest.fail(f"no handler of {number.name}; was it ignored where the tests were started?")
+        time.sleep(0.001)
+
+
 @pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
 def test_a_signal_is_one_line_and_its_code(number):
     process = ready(INSTALLED + READY + SLEEP)
@@ -178,8 +192,7 @@ def test_signals_are_handled_before_anything_large_is_imported():
 )
 def test_the_command_is_interrupted_while_it_imports(tmp_path, number, seconds):
     process = start("-m", "regaze", "evaluate", "pope", folder=tmp_path)
-    while not handled(process, signal.SIGHUP):
-        time.sleep(0.001)
+    wait_until_handled(process, signal.SIGHUP)
     time.sleep(seconds)
     process.send_signal(number)
     assert ended(process) == (128 + number, "", line(number))

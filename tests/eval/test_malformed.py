@@ -283,7 +283,10 @@ CASES: list[tuple[list[str], str]] = [
     (["benchmarks", "get", "chess"], "unknown benchmark 'chess'"),
     (["heatmap", "none.png", "What?"], "image none.png does not exist"),
     (["heatmap", "a.png", "What?", "--output", "x.bmp"], "x.bmp: expected a name that ends in .png"),
-    (["heatmap", "a.png", "What?", "--output", "a.png/x.png"], "a.png/x.png: its folder cannot be made"),
+    (
+        ["heatmap", "a.png", "What?", "--output", "a.png/x.png"],
+        "a.png/x.png cannot be written: a.png is no folder",
+    ),
     (["heatmap", "a" * 300, "What?"], "and no shipped scene has that name"),
 ]
 

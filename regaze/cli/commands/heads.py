@@ -11,6 +11,7 @@ import typer
 from regaze import cli
 from regaze.cli import options
 from regaze.errors import InputError
+from regaze.writing import make_folder
 
 
 def heads(
@@ -62,6 +63,7 @@ def heads(
     cli.head_search.check_folder(folder)
     cli.interrupt.current.advice = f"; the trials so far are in {folder}, and the same command continues"
     gaze = cli.models.load_model(model, device, dtype)
+    make_folder(folder)
     with cli.console.progress() as progress:
         found = cli.head_search.find_retrieval_heads(
             gaze.model,

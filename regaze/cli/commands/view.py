@@ -10,6 +10,7 @@ import typer
 
 from regaze import cli, toolkit
 from regaze.cli import options
+from regaze.writing import make_folder
 
 
 def view(
@@ -60,6 +61,7 @@ def view(
         model=model if not os.path.isdir(model) else Path(model).name,
         limit=int(max_size * 1e6),
     )
+    make_folder(output.parent)
     page.save(output)
     cli.console.echo(page.variants[-1].answer or "")
     cli.console.done(f"the page is in {output}")

@@ -15,7 +15,7 @@ from filelock import FileLock
 from regaze.errors import InputError
 from regaze.eval.files import cache_folder, parse_records
 from regaze.reading import StrPath, read_text
-from regaze.writing import LineLog, make_folder
+from regaze.writing import LineLog, make_folder, require_writable
 
 #: how a line begins
 _START = '{"key": "'
@@ -23,13 +23,18 @@ _START = '{"key": "'
 
 @dataclass(frozen=True)
 class Verdicts:
-    """A file of verdicts, {"key", "judge", "prompt", "verdict"} per line, appended one by one."""
+    """A file of verdicts, {"key", "judge", "prompt", "verdict"} per line, appended one by one.
+
+    Raises:
+        InputError: the file is damaged, or cannot be written.
+    """
 
     path: StrPath
     _verdicts: dict[str, str] = field(default_factory=dict, init=False, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
 
     def __post_init__(self) -> None:
+        require_writable(self.path)  # before the answers are made that the verdicts are about
         if os.path.lexists(self.path):
             for source, record in _records(self.path):
                 self._verdicts[_text(record, "key", source)] = _text(record, "verdict", source)

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from regaze.errors import InputError, RecordingError
-from regaze.reading import StrPath
+from regaze.reading import MAX_BYTES, StrPath, byte_limit, open_regular
 from regaze.toolkit.prompts.picture import Picture
 from regaze.toolkit.prompts.token_map import TokenMap, View
 from regaze.toolkit.record.schema import (
@@ -30,6 +30,8 @@ from regaze.toolkit.record.schema import (
 from regaze.toolkit.record.trace import STATISTICS, Trace
 from regaze.writing import replacing
 
+#: Bytes of a file, which are about those of its tensors in memory.
+RECORD_BYTES = 4 * 2**30
 #: Fields of a trace that are tensors: those of its own layers, and those that its `cross` has in common.
 _OWN = (*STATISTICS, "slice_columns")
 _COMMON = ("row_position", "row_step", "row_active", "input_ids", "output_ids")
@@ -60,12 +62,28 @@ def read(path: StrPath) -> tuple[dict[str, Any], list[Trace]]:
     try:
         if not os.path.isfile(path):  # a pipe or a device has no end
             raise RecordingError(f"{name} is not a file")
+        _check_size(path)
         with safe_open(path, "pt") as file:
             return _read(file)
     except (SafetensorError, OSError, RuntimeError, UnicodeDecodeError) as error:
         raise RecordingError(f"{name} is not a safetensors file: {_one_line(error)}") from None
+    except InputError as error:
+        raise RecordingError(_one_line(error)) from None
     except ValueError as error:
         raise RecordingError(f"{name} is not a regaze record: {_one_line(error)}") from None
+
+
+def _check_size(path: str) -> None:
+    """Raise RecordingError for more bytes of tensors or header than may be held, before anything is."""
+    with open_regular(path) as file:
+        header = int.from_bytes(file.read(8), "little")
+    sizes = (("", os.path.getsize(path), RECORD_BYTES), (" in its header", header, MAX_BYTES))
+    for what, size, limit in sizes:
+        allowed = byte_limit(limit)
+        if size > allowed:
+            raise RecordingError(
+                f"{path!r} has more than {allowed} bytes{what}; set REGAZE_MAX_BYTES to read more"
+            )
 
 
 def _one_line(error: Exception) -> str:

@@ -152,6 +152,27 @@ def test_a_model_whose_weights_are_cut_short(untrained, tmp_path):
 
 
 @pytest.mark.parametrize(
+    "command",
+    [
+        ["heatmap", "scene_000", "What?", "--output", "new/heat.png", "--model"],
+        ["view", "scene_000", "What?", "--output", "new/view.html", "--model"],
+        ["heads", "--haystack", "book.txt", "--output", "new/heads"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_a_model_that_cannot_be_loaded_leaves_nothing(tmp_path, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    Path("book.txt").write_text("A long text. " * 100)
+    Path("model").mkdir()
+    result = regaze(*command, "model")
+    assert result.exit_code == 2
+    assert "cannot load model 'model'" in result.stderr
+    assert sorted(os.listdir()) == ["book.txt", "model"]
+    Path("new").write_text("")  # what cannot be written is named before the model is loaded
+    assert "cannot be written: new is no folder" in regaze(*command, "model").stderr
+
+
+@pytest.mark.parametrize(
     ("more", "message"),
     [
         (["--layers", "9"], "layers [9] do not exist"),

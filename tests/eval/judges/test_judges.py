@@ -470,6 +470,26 @@ def test_verdicts_that_do_not_fit_on_the_disk_are_an_input_error(tmp_path, monke
     assert path.read_bytes() == before
 
 
+def test_verdicts_that_cannot_be_written_are_named_before_the_run(tmp_path, monkeypatch):
+    from regaze.cli import app
+
+    (tmp_path / "cache").write_text("")
+    monkeypatch.setenv("REGAZE_CACHE", str(tmp_path / "cache"))
+    arguments = [
+        "evaluate",
+        "mmhal",
+        "--judge",
+        "http://127.0.0.1:9/v1#judge",
+        "--output",
+        str(tmp_path / "out"),
+    ]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 2
+    assert "verdicts.jsonl cannot be written: " in result.stderr
+    assert "cache is no folder" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_model_runs_on_the_device_that_was_chosen_once_it_is_asked(tmp_path):
     model = Model()
     judge = ModelJudge(model, Tokenizer(), "tiny", "cuda:1", verdicts=Verdicts(tmp_path / "v.jsonl"))

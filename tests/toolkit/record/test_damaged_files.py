@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import resource
@@ -125,3 +126,39 @@ def test_other_objects_are_refused(tmp_path):
     for path in (tmp_path, tmp_path / "pipe", "/dev/zero", "a\0b", tmp_path / "absent"):
         with pytest.raises(RecordingError, match="is not a"):
             Record.load(path)
+
+
+def sparse_record(whole: bytes, path, rows: int) -> None:
+    """A record of one layer and head with masses of so many rows, none of which is on the disk."""
+    own = json.loads(json.loads(whole[8 : 8 + int.from_bytes(whole[:8], "little")])["__metadata__"]["regaze"])
+    own["traces"] = [{"layers": [0], "views": None, "text": None, "interventions": [], "cross": None}]
+    tensors, end = {}, 0
+    shapes = {"row_active": ("BOOL", [1, rows]), "row_position": ("I64", [rows]), "row_step": ("I64", [rows])}
+    for name, (dtype, shape) in {**shapes, "masses": ("F32", [1, 1, 1, rows, 7])}.items():
+        size = {"BOOL": 1, "I64": 8, "F32": 4}[dtype] * math.prod(shape)
+        tensors[f"0.{name}"] = {"dtype": dtype, "shape": shape, "data_offsets": [end, end + size]}
+        end += size
+    header = json.dumps({"__metadata__": {"regaze": json.dumps(own)}, **tensors}).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    os.truncate(path, 8 + len(header) + end)
+
+
+def test_a_record_larger_than_the_limit_is_refused_before_it_is_read(whole, tmp_path, monkeypatch):
+    sparse_record(whole, tmp_path / "record", 10)
+    assert Record.load(tmp_path / "record")[0].masses.shape == (1, 1, 1, 10, 7)
+    sparse_record(whole, tmp_path / "record", 100_000_000)  # 4.5 GB
+    begun = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(
+        RecordingError, match="record' has more than 4294967296 bytes; set REGAZE_MAX_BYTES to"
+    ):
+        Record.load(tmp_path / "record")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - begun < 50 << 10
+    monkeypatch.setenv("REGAZE_MAX_BYTES", "many")
+    with pytest.raises(RecordingError, match="REGAZE_MAX_BYTES"):
+        Record.load(tmp_path / "record")
+
+
+def test_a_header_larger_than_the_limit_is_refused(whole, tmp_path):
+    (tmp_path / "record").write_bytes((2**27).to_bytes(8, "little") + whole[8:])
+    with pytest.raises(RecordingError, match="has more than 67108864 bytes in its header"):
+        Record.load(tmp_path / "record")

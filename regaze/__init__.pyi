@@ -8,6 +8,7 @@ from .interventions import ADHH as ADHH
 from .interventions import AGLA as AGLA
 from .interventions import CARVE as CARVE
 from .interventions import DAMRO as DAMRO
+from .interventions import FLB as FLB
 from .interventions import GIFT as GIFT
 from .interventions import HGAI as HGAI
 from .interventions import ICD as ICD

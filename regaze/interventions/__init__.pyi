@@ -9,6 +9,7 @@ from .damro import DAMRO as DAMRO
 from .deco import DeCo as DeCo
 from .dola import DoLa as DoLa
 from .evit import EViT as EViT
+from .flb import FLB as FLB
 from .gift import GIFT as GIFT
 from .hgai import HGAI as HGAI
 from .icd import ICD as ICD

@@ -14,6 +14,7 @@ from torch import Tensor
 from regaze.interventions.base import Intervention
 from regaze.interventions.contrastive import WITHOUT_IMAGE, has_image, logits_to_constrain, rows_with_image
 from regaze.interventions.parameters import Fraction, PositiveFraction
+from regaze.toolkit.model.answer_count import AnswerCount
 from regaze.toolkit.model.branches import without_image
 from regaze.toolkit.model.context import Context
 from regaze.toolkit.model.logits import LogitsCombination
@@ -74,8 +75,7 @@ class M3ID(Intervention):
             return {}
         state = context.state(self)
         state["where"] = rows_with_image(context)
-        answering = context.tokens.answering()
-        state["t"] = (answering.cumsum(1) * answering).to(context.device)  # [B, L]; 0 before the answer
+        state["count"] = AnswerCount(context)
         return {WITHOUT_IMAGE: without_image(context)}
 
     def combine_logits(self, context: Context) -> LogitsCombination | None:
@@ -83,7 +83,7 @@ class M3ID(Intervention):
         if "where" not in state:
             return None
         logits, text_only = context.logits(), context.logits(WITHOUT_IMAGE)
-        weight = self.weight(logits, self._t(context, logits))
+        weight = self.weight(logits, state["count"].advance(context, logits.shape[1]))
         where = state["where"]
         if where is not None:
             weight = weight * where.to(logits.device)
@@ -105,10 +105,3 @@ class M3ID(Intervention):
         likeliest = logits.float().log_softmax(-1).amax(-1, keepdim=True)
         unsure = likeliest < math.log(self.kappa)
         return (weight if self.max_weight is None else weight.clamp_max(self.max_weight)) * unsure
-
-    def _t(self, context: Context, logits: Tensor) -> Tensor:
-        """[B, T], number of the answer token that each row of this forward predicts; 0 in the prompt."""
-        state, count = context.state(self), logits.shape[1]
-        if context.step > 0:
-            state["t"] = state["t"][:, -1:] + torch.arange(1, count + 1, device=state["t"].device)
-        return state["t"][:, -count:]

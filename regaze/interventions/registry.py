@@ -29,6 +29,7 @@ BUILT_IN: dict[str, str] = {
     "damro": "regaze.interventions.damro:DAMRO",
     "deco": "regaze.interventions.deco:DeCo",
     "dola": "regaze.interventions.dola:DoLa",
+    "flb": "regaze.interventions.flb:FLB",
     "gift": "regaze.interventions.gift:GIFT",
     "hgai": "regaze.interventions.hgai:HGAI",
     "icd": "regaze.interventions.icd:ICD",

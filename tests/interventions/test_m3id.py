@@ -130,7 +130,7 @@ def test_an_answer_that_has_begun_counts_from_its_first_token():
     context = context_for(roles)
     STRONG.branches(context)
     counted = [[0, 0, 0, 1, 2, 3], [0, 0, 0, 0, 0, 1], [0, 0, 1, 2, 0, 0]]
-    assert context.state(STRONG)["t"].tolist() == counted
+    assert context.state(STRONG)["count"].prompt.tolist() == counted
 
 
 def test_a_sure_model_is_left_alone(gaze):

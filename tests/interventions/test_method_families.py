@@ -9,7 +9,7 @@ from models import logits_of
 from zoo.every import VISION, runs, skip_if_older
 
 from regaze.errors import InputError, UnsupportedModelError
-from regaze.interventions import DeCo
+from regaze.interventions import FLB, DeCo
 
 FAMILIES = (
     *("llava", "llava_next", "llava_onevision", "internvl", "qwen2_vl", "qwen3_vl", "gemma3", "idefics3"),
@@ -17,6 +17,7 @@ FAMILIES = (
 )
 METHODS = {
     "deco": DeCo(alpha=1.0, layers=(1, 1)),
+    "flb": FLB(gamma=2.0, decay=0.5),
 }
 #: Where a method cannot run, and a part of the error that says why.
 REFUSED: dict[tuple[str, str], str] = {}

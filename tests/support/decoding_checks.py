@@ -119,7 +119,7 @@ def check_full_forward(gaze: Any, method: Intervention, steps: int = 5) -> None:
     assert_same_scores(torch.stack(out.logits, 1), full)
 
 
-def check_choices(gaze: Any, method: Intervention) -> None:
+def check_choices(gaze: Any, *methods: Intervention) -> None:
     """Beams and samples: the answers chosen have the likelihoods of decoding them token by token."""
     inputs, length = inputs_of(gaze, slice(0, 2)), 4
     options = {"max_new_tokens": length, "eos_token_id": None, "return_dict_in_generate": True}
@@ -127,7 +127,7 @@ def check_choices(gaze: Any, method: Intervention) -> None:
     sampling = {"do_sample": True, "top_k": 0, "output_logits": True}
     torch.manual_seed(0)
     for choosing in (beams, sampling):
-        with gaze.using(method):
+        with gaze.using(*methods):
             out = gaze.model.generate(**inputs, **options, **choosing)
             answers = out.sequences[:, -length:]
             wanted = loglikelihoods(gaze.model, inputs, answers.tolist())

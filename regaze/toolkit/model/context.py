@@ -24,6 +24,8 @@ class Context:
     Attributes:
         step: 0 at prefill, then 1, 2, ... for each further forward.
         cache_length: number of tokens in the cache before this forward. fed: of tokens that it adds.
+        turn_begins: this forward is the first of a call of `generate`: of a prompt, or of a further turn over
+            the cache of one.
         replaying: the last row of the prompt runs once more, see `replay_last_row`; `step` is 1 then.
         user_batch: B, the user's rows. batch: rows of the forward, B times the number of contexts.
         prompt_length: L of the prefill; the tokens of an image for a vision model used alone.
@@ -61,7 +63,7 @@ class Context:
         self.user_batch = self.batch
         self.visible = _visible(inputs.get("attention_mask"), self.batch, self.prompt_length)
         self.step, self.cache_length, self.fed, self.replaying = 0, 0, 0, False
-        self.replay_requested = False
+        self.replay_requested = self.turn_begins = False
         self.captured_layers: tuple[int, ...] = ()
         self.mlp_editors: tuple[Any, ...] = ()
         self.self_layers, self.cross_layers = frozenset(range(self.num_layers)), frozenset[int]()

@@ -131,6 +131,7 @@ class ModelHook:
         self._combining: tuple[Callback, ...] = ()
         self._self_layers, self._cross_layers = frozenset[int](), frozenset[int]()
         self._guided: weakref.ref[compat.Generation] | None = None  # one that runs, or ran, with guidance
+        self._turn_begins = False
         self._argument_names = tuple(inspect.signature(model.forward).parameters)
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
@@ -286,6 +287,7 @@ class ModelHook:
 
     def _note_generate(self, generation: compat.Generation) -> None:
         self._thread.check()
+        self._turn_begins = True
         self._guided = weakref.ref(generation) if generation.guidance_scale not in (None, 1) else None
         for callback in self._attention.callbacks:
             callback.on_generate()
@@ -314,8 +316,9 @@ class ModelHook:
             return None
         cache = compat.cache_argument(given)
         length = compat.cache_length(cache)
+        turn_begins, self._turn_begins = self._turn_begins, False
         context = self._continue(cache) if length else self._begin(given)
-        context.cache_length = length
+        context.cache_length, context.turn_begins = length, turn_begins
         self._attention.begin(context)
         fed = compat.decoder_inputs(self._model, given)
         for callback in self._on_step:

@@ -145,6 +145,7 @@ LATE = {
     "adhh": registry.create_method("adhh", threshold=0.05),
     "deco": registry.create_method("deco", alpha=2.0),
     "dola": registry.create_method("dola"),
+    "flb": registry.create_method("flb", gamma=1.5, decay=0.5),
     "hgai": registry.create_method("hgai", alpha=1.0),
     "pai": registry.create_method("pai", gamma=1.0, alpha=0.9),
     "sparc": registry.create_method("sparc", alpha=1.5, tau=0.01),

@@ -20,7 +20,7 @@ from regaze.toolkit.model.block import Block, Opened
 from regaze.toolkit.model.callback import Callback
 from regaze.toolkit.model.hook import open_callbacks
 from regaze.toolkit.model.release_check import check_release
-from regaze.toolkit.model.sampling_choice import with_sampling_choice
+from regaze.toolkit.model.sampling_choice import with_length, with_sampling_choice
 from regaze.toolkit.model.session import Session
 from regaze.toolkit.model.vision import vision_tokens
 from regaze.toolkit.prompts.families import MediaInputs, family_of
@@ -138,7 +138,7 @@ class Gaze:
             method: answers with several passes of its own, about other images too. Its own `ask` also
                 returns the intermediate results. Interventions of `using` act in every pass.
             generate_kwargs: passed to `model.generate`; max_new_tokens is 128 by default. An option of
-                sampling, such as temperature, turns sampling on.
+                sampling, such as temperature, turns sampling on, also in a generation_config.
 
         Raises:
             InputError: as `inputs`. BadParameterError: options that return other than one text per question,
@@ -161,9 +161,7 @@ class Gaze:
             raise BadParameterError(
                 "ask returns one text per question; for more use model.generate(**gaze.inputs(...))"
             )
-        options = with_sampling_choice(generate_kwargs)
-        if getattr(options.get("generation_config"), "max_new_tokens", None) is None:
-            options.setdefault("max_new_tokens", 128)
+        options = with_length(with_sampling_choice(generate_kwargs), 128)
         answers: list[str] = []
         for start in range(0, len(questions), batch_size):
             part = slice(start, start + batch_size)

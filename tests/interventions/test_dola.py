@@ -15,10 +15,10 @@ from decoding_checks import (
     golden,
     inputs_of,
 )
-from models import llava_processor, logits_of, tiny_llama
+from models import llava_processor, logits_of, picture, tiny_llama
 
 import regaze
-from regaze.errors import BadParameterError
+from regaze.errors import BadParameterError, InputError
 from regaze.interventions.dola import DoLa, candidates
 from regaze.interventions.vcd import VCD
 from regaze.toolkit.model.logits import combine
@@ -182,6 +182,14 @@ def test_neutral_strength_padding_full_forward_and_json(gaze):
     check_padding(gaze, DoLa())
     check_full_forward(gaze, DoLa())
     check_json(DoLa(layers=(0, 3), bucket="high", norm=True))
+
+
+def test_labels_are_refused_since_their_loss_is_that_of_other_logits(model, gaze):
+    inputs = gaze.inputs([picture(1)], ["What is there?"])
+    with gaze.using(DoLa()):
+        with pytest.raises(InputError, match="the loss of `labels` is that of the model without"):
+            model(**inputs, labels=inputs["input_ids"])
+        assert model(**inputs).logits.isfinite().any()
 
 
 def test_beside_a_branch_it_reads_the_users_rows(gaze):

@@ -39,6 +39,7 @@ _HOOK = "_regaze_hook"
 _outside_graphs = partial(torch.compiler.disable, reason="regaze begins and ends forwards outside of graphs")
 #: Held while a session opens or closes: two threads must not do so at once.
 _LOCK = threading.RLock()
+_LOSS = "the loss of `labels` is that of the model without the intervention; take it from the logits instead"
 _BY_NAME = "an intervention that changes the logits of a forward needs outputs by name: return_dict=True"
 
 
@@ -470,6 +471,8 @@ class ModelHook:
             combinations = [combination for combination in given if combination is not None]
             if not combinations and not context.has_branches:
                 return None
+            if combinations and output.get("loss") is not None:
+                raise InputError(_LOSS)
             if self._guided is not None and self._guided() is not None:
                 self._refuse_cuts(combinations)
             logits = combine(context.logits(), combinations) if combinations else context.logits()

@@ -23,6 +23,8 @@ MAX_PIXELS = 64_000_000
 MAX_ASPECT = 200
 #: Formats of Pillow that hold programs, which other software would run.
 _PROGRAMS = frozenset({"EPS", "WMF"})
+#: The least brightest value, of 255, of a picture whose values are of more than 8 bits.
+_DARK = 16
 #: Keys of `Image.info`: the file, and whether an image is what a model receives (`Gaze.seen`).
 _FILE, SEEN = "regaze_file", "regaze_seen"
 
@@ -144,26 +146,28 @@ def _from_16_bit(image: Image.Image) -> Image.Image:
 def _from_32_bit(image: Image.Image) -> Image.Image:
     """Whole numbers of 8 or 16 bits."""
     values = np.asarray(image)
-    low, high = int(values.min()), int(values.max())
-    sixteen = image.format in ("PNG", "PPM") or high > 255
-    if low < 0 or high > 65_535:
-        raise ValueError(f"its grey values go from {low} to {high}; save it with 8 or 16 bits per pixel")
+    sixteen = image.format in ("PNG", "PPM") or values.max() > 255
     return _scaled(values, 65_535 if sixteen else 255)
 
 
 def _from_float(image: Image.Image) -> Image.Image:
-    """Floats up to 1 or to 255; the brightest pixel tells which, unless all are nearly black."""
+    """Floats up to 1 or to 255; the brightest pixel tells which."""
     values = np.asarray(image)
+    return _scaled(values, 1 if values.max() <= 1 else 255)
+
+
+def _scaled(values: np.ndarray, white: int) -> Image.Image:
+    """Grey values in 8 bits; raises ValueError where it is not clear which value is white.
+
+    In a picture that would be nearly black, white may be less than its type allows: 4,095 in 16 bits, 1 in 8.
+    """
     low, high = float(values.min()), float(values.max())
-    if not (low >= 0 and (high <= 1 or 16 <= high <= 255)):
+    fits = low >= 0 and high <= white
+    if not fits or (white > 1 and 0 < high * 255 < _DARK * white):
         raise ValueError(
             f"its grey values go from {low:g} to {high:g}, and it is not clear which is white: save it with "
             "8 bits per pixel"
         )
-    return _scaled(values, 1 if high <= 1 else 255)
-
-
-def _scaled(values: np.ndarray, white: int) -> Image.Image:
     scaled = values.astype(np.float32) * np.float32(255 / white)
     return Image.fromarray(scaled.round().clip(0, 255).astype(np.uint8))
 

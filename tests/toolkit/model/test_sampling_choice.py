@@ -28,6 +28,7 @@ from regaze.toolkit.model.sampling_choice import with_sampling_choice
         ({"temperature": 0, "do_sample": False}, {"do_sample": False}),
         ({"temperature": 1.0, "top_p": 1.0, "do_sample": False}, {"do_sample": False}),
         ({"do_sample": True}, {"do_sample": True}),
+        ({"max_length": 9}, {"do_sample": False, "max_length": 9}),
     ],
 )
 def test_what_options_ask_for(given, chosen):
@@ -54,6 +55,7 @@ def test_sampling_without_sampling_is_refused(gaze, option):
         {"top_p": 0.999, "temperature": 30.0},
         {"top_k": 500},
         {"generation_config": GenerationConfig(do_sample=True, temperature=30.0, max_new_tokens=6)},
+        {"generation_config": GenerationConfig(temperature=30.0, max_new_tokens=6)},
     ],
 )
 def test_ask_samples_where_it_is_asked_to(gaze, options):
@@ -65,3 +67,27 @@ def test_ask_samples_where_it_is_asked_to(gaze, options):
     assert len(set(greedy)) == 1
     torch.manual_seed(0)
     assert len(set(gaze.ask(*ask, **options))) > 1
+
+
+def test_a_generation_config_counts_as_options_do():
+    hot, greedy = GenerationConfig(temperature=2.0), GenerationConfig(do_sample=False)
+    assert with_sampling_choice({"generation_config": hot})["do_sample"] is True
+    assert with_sampling_choice({"generation_config": GenerationConfig(top_p=1.0)})["do_sample"] is False
+    assert "do_sample" not in with_sampling_choice({"generation_config": greedy})
+    with pytest.raises(BadParameterError, match=r"temperature=2\.0 changes how .*, but do_sample=False"):
+        with_sampling_choice({"generation_config": greedy, "temperature": 2.0})
+    with pytest.raises(BadParameterError, match=r"top_p=0\.5 changes how .*, but do_sample=False"):
+        with_sampling_choice({"top_p": 0.5, "generation_config": hot, "do_sample": False})
+
+
+def test_the_length_of_an_answer_is_that_of_the_options_or_their_config(gaze):
+    def tokens(**options):
+        with gaze.recording() as record:
+            gaze.ask([picture(1)], ["What?"], eos_token_id=None, **options)
+        return record[0].output_ids.shape[1]
+
+    assert tokens(max_new_tokens=3) == tokens(generation_config=GenerationConfig(max_new_tokens=3)) == 3
+    assert tokens(max_new_tokens=3, max_length=90) == 3
+    for options in ({"max_length": 90}, {"generation_config": GenerationConfig(max_length=90)}):
+        with pytest.raises(BadParameterError, match=r"max_length=90 counts the prompts, too"):
+            gaze.ask([picture(1)], ["What?"], **options)

@@ -93,9 +93,18 @@ def test_grey_levels_survive_whatever_the_mode(image):
     assert np.abs(np.asarray(got).astype(float) - RAMP[..., None] * 255).max() <= 1
 
 
-def test_a_dark_16_bit_picture_stays_dark():
-    dark = saved(Image.fromarray(np.full((4, 4), 200, np.uint16)), "png")
-    assert np.asarray(open_image(dark)).max() == 1
+@pytest.mark.parametrize("brightest", [0, 16 * 257, 65_535])
+def test_a_16_bit_picture_is_as_dark_as_its_values(brightest):
+    picture = saved(Image.fromarray(np.full((4, 4), brightest, np.uint16)), "png")
+    assert np.asarray(open_image(picture)).max() == round(brightest / 257)
+
+
+@pytest.mark.parametrize(("brightest", "kind"), [(255, np.uint16), (4_095, np.uint16), (1, np.int32)])
+def test_values_that_use_few_of_their_bits_are_refused(brightest, kind):
+    """12 bits in 16, 8 in 16 or a mask of 0 and 1: the model would see a black picture."""
+    picture = Image.fromarray(np.array([[0, brightest]], kind))
+    with pytest.raises(InputError, match=rf"its grey values go from 0 to {brightest}, and it is not clear"):
+        open_image(picture)
 
 
 def test_12_bit_tiff():

@@ -3,6 +3,7 @@
     python benchmarks/attention.py [--quick] [--json benchmarks/results/attention-cpu.json]
         [--models NAME ...] [--phases decode prefill] [--batches N ...] [--lengths N ...] [--dtypes NAME ...]
         [--peers sdpa flex eager] [--seconds S]
+    python benchmarks/attention.py --tune [FILE]
 
 Each case is one layer of a known model: decode (one query over Lk keys) or prefill (Lk causal queries over
 themselves). It is run unedited, with masses recorded, with VAR, with GIFT, with a column bias and with a
@@ -24,6 +25,7 @@ import gc
 import json
 import random
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -363,15 +365,47 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--seconds", type=float, help="budget of each case's rounds; default 10, quick 1")
     parser.add_argument("--show", type=Path, metavar="JSON", help="print the summary of a run as Markdown")
+    parser.add_argument(
+        "--tune", nargs="?", const=True, metavar="FILE", help="tune the kernels; the package's own table"
+    )
     options = parser.parse_args()
     if options.seconds is None:
         options.seconds = 1.0 if options.quick else 10.0
     return options
 
 
+def tune(options: argparse.Namespace) -> None:
+    """Search rules for the tuning table, and write it after every group of cases."""
+    if DEVICE.type != "cuda":
+        print("--tune times kernels on a GPU, and torch finds none here", file=sys.stderr)
+        sys.exit(2)
+    from tune import tuned, using, write
+
+    from regaze.kernels.triton import tuning
+
+    def fresh(inputs: Inputs, kind: str) -> Call:
+        """A call whose edit has no launches bound to it, cut by the table in use now."""
+        edit = inputs.edits[kind].replace()
+        run = partial(attend, inputs.q, inputs.k, inputs.v, edit, is_causal=inputs.causal, backend="triton")
+        return Call(run, partial(using, tuning.TABLE))
+
+    file = tuning.FILE if options.tune is True else Path(options.tune)
+    table, timer = tuning.read(), Timer()
+    groups: dict[tuple[str, str, str], list[Case]] = {}
+    for case in cases(options):
+        groups.setdefault((case.model, case.phase, case.dtype_name), []).append(case)
+    for group in groups.values():
+        every = [Inputs(case) for case in group if len(group) * 2 * case.bytes < free_bytes()]
+        table = tuned(table, [partial(fresh, inputs, kind) for inputs in every for kind in KINDS], timer)
+        write(table, file)
+
+
 @torch.inference_mode()
 def main() -> None:
     options, progress, console = arguments(), Console(stderr=True), Console(width=140)
+    if options.tune:
+        tune(options)
+        return
     if options.show:
         print(markdown(summary(json.loads(options.show.read_text())["rows"])))
         return

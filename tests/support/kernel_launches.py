@@ -29,7 +29,7 @@ from triton.runtime.jit import JITFunction
 from regaze.interventions.gift.policy import AmplifyTopHeads
 from regaze.interventions.var.policy import MoveMass
 from regaze.kernels import AttentionEdit, Channels, StatsRequest
-from regaze.kernels.triton import decode, row_list
+from regaze.kernels.triton import call, decode, row_list
 from regaze.kernels.triton.launch import attend_triton
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
@@ -52,8 +52,8 @@ class NamedDriver:
         return 0
 
 
-def compiled(capability: int, call: Callable[[], Any]) -> Iterator[dict[str, Any]]:
-    """What each kernel that `call` launches uses of a GPU of this compute capability (90 for 9.0)."""
+def compiled(capability: int, launch: Callable[[], Any]) -> Iterator[dict[str, Any]]:
+    """What each kernel that `launch` launches uses of a GPU of this compute capability (90 for 9.0)."""
     kernels = []
     run = JITFunction.run
 
@@ -64,7 +64,7 @@ def compiled(capability: int, call: Callable[[], Any]) -> Iterator[dict[str, Any
     driver.set_active(NamedDriver(capability))
     JITFunction.run = compile_only
     try:
-        call()
+        launch()
     finally:
         JITFunction.run = run
     for kernel in kernels:
@@ -138,13 +138,20 @@ def decode_calls() -> Iterator[tuple[str, Callable[[], Any]]]:
         yield label, lambda q=q, k=k, v=v, e=edit, o=options: attend_triton(q, k, v, e, **o)
 
 
-def main() -> None:
-    warnings.simplefilter("ignore")
+def stand_for(capability: int) -> None:
+    """Cut calls on CPU tensors as on a GPU of this compute capability."""
     for module in (decode, row_list):
         module.processors = lambda device: PROCESSORS
+    for module in (decode, call):
+        module.architecture = lambda device: f"sm_{capability}"
+
+
+def main() -> None:
+    warnings.simplefilter("ignore")
     capability = int(sys.argv[1])
-    for label, call in (*decode_calls(), *prefill_calls(capability)):
-        for kernel in compiled(capability, call):
+    stand_for(capability)
+    for label, run in (*decode_calls(), *prefill_calls()):
+        for kernel in compiled(capability, run):
             print(json.dumps({"call": label} | kernel), flush=True)
 
 

@@ -11,7 +11,6 @@ import torch
 from regaze.interventions.var.policy import MoveMass
 from regaze.kernels import AttentionEdit, Channels, RowSelection, StatsRequest, UnmaskRect
 from regaze.kernels.spec import Windows
-from regaze.kernels.triton import tiling
 from regaze.kernels.triton.call import Call, sum_columns
 from regaze.kernels.triton.prefill import attend_prefill, prefill_stats
 
@@ -49,9 +48,8 @@ def edits() -> dict[str, AttentionEdit]:
     }
 
 
-def prefill_calls(capability: int) -> Iterator[tuple[str, Callable[[], Any]]]:
-    """Calls by name, cut as on a GPU of this compute capability (90 for 9.0)."""
-    tiling.has_large_shared_memory = lambda device: capability in (90, 100)
+def prefill_calls() -> Iterator[tuple[str, Callable[[], Any]]]:
+    """Calls by name."""
     shapes = [(128, torch.bfloat16, name, mask) for name in edits() for mask in ("causal", "bool")]
     shapes += [(128, torch.float16, "everything", "float")]
     shapes += [(dim, torch.bfloat16, "var, record", "bool") for dim in (32, 64, 80)]

@@ -17,7 +17,7 @@ from regaze.kernels.triton.block_mask import own_keys, with_block_map
 from regaze.kernels.triton.row_list import RowList
 from regaze.kernels.triton.row_stats import MassChannels, RowStats, row_stats
 from regaze.kernels.triton.shared_results import remember
-from regaze.kernels.triton.tiling import Tiling, padded, tiling
+from regaze.kernels.triton.tiling import Tiling, architecture, padded, tiling
 from regaze.kernels.triton.weight_slices import column_sums, row_slices
 
 #: Weights held at once while edited rows are measured, in elements: 64 MiB. Never fewer than one query row.
@@ -133,8 +133,12 @@ class Call:
 
     def _tiling(self, rows: int, light: bool, columns: bool) -> Tiling:
         width = max(x.shape[3] for x in (self.query, self.value) if x is not None)
-        size, device, masked = self.query.element_size(), self.query.device, self.mask is not None
-        return tiling(rows, padded(width), size, device, light=light, masked=masked, columns=columns)
+        size, where, masked = (
+            self.query.element_size(),
+            architecture(self.query.device),
+            self.mask is not None,
+        )
+        return tiling(rows, padded(width), size, where, light=light, masked=masked, columns=columns)
 
     def _selected(self, index: Tensor | None) -> Tensor | None:
         """[B, R] bool: which of the rows the edit selects; None: all of them."""

@@ -69,6 +69,7 @@ from regaze.kernels.triton.row_list import RowList
 from regaze.kernels.triton.splits import STATS_HEADER, SUMS_HEADER
 from regaze.kernels.triton.tiling import (
     DecodeTiling,
+    architecture,
     decode_tiling,
     length_bucket,
     padded,
@@ -371,4 +372,5 @@ def tiling_of(rows: RowList, split: SplitChannels) -> DecodeTiling:
         recorded=split.has_stats,
         element_size=key.element_size(),
         processors=processors(key.device),
+        architecture=architecture(key.device),
     )

@@ -2,7 +2,7 @@
 
 What a launch looks like never depends on values, so that a captured CUDA graph replays it for every step: the
 number of splits follows the key length rounded up to a power of two, and how many of those keys are visible
-is read from the mask on the device.
+is read from the mask on the device. The sizes of tiles come from the tuning table (tuning.py).
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import torch
 
-#: Programs per multiprocessor: enough loads in flight to keep the memory busy.
-PROGRAMS_PER_PROCESSOR = 2
+from regaze.kernels.triton.tuning import cut
+
 MAX_DECODE_SPLITS = 128
 
 
@@ -48,6 +48,7 @@ def decode_tiling(
     recorded: bool,
     element_size: int,
     processors: int,
+    architecture: str,
 ) -> DecodeTiling:
     """The tiling for `rows` = Hq / Hkv * Lq packed rows over at most `keys` keys, see `length_bucket`.
 
@@ -59,19 +60,15 @@ def decode_tiling(
         channels: number of channels that carry outputs, padded.
         edited, recorded: whether columns are edited, whether statistics are computed.
         element_size: bytes of an element of K.
+        processors, architecture: of the device.
     """
-    small, light, heavy = width <= 128 and element_size <= 2, not edited and not recorded, edited and recorded
-    block_m = min(max(16, 64 // channels) if small and light else 16, max(16, power_of_two(rows)))
-    row_tiles = -(-rows // block_m)
-    block_n, num_stages = 32, 3 if small and block_m == 16 else 2
-    if small and light and channels == 1:
-        block_n = 64
-    elif heavy and element_size > 2:
-        block_n, num_stages = 16, 1
-    desired = -(-PROGRAMS_PER_PROCESSOR * processors // (batch * kv_heads * row_tiles))
+    facts = {"width": width, "element_size": element_size, "channels": channels, "rows": rows}
+    found = cut(architecture, "decode", **facts, edited=edited, recorded=recorded)
+    block_m = min(found["block_m"], max(16, power_of_two(rows)))
+    row_tiles, block_n = -(-rows // block_m), found["block_n"]
+    desired = -(-found["programs"] * processors // (batch * kv_heads * row_tiles))
     num_splits = max(1, min(desired, MAX_DECODE_SPLITS, -(-keys // block_n)))
-    num_warps = 8 if heavy or element_size > 2 else 4
-    return DecodeTiling(block_m, row_tiles, block_n, num_splits, num_warps, num_stages)
+    return DecodeTiling(block_m, row_tiles, block_n, num_splits, found["num_warps"], found["num_stages"])
 
 
 class Tiling(NamedTuple):
@@ -88,7 +85,7 @@ def tiling(
     rows: int,
     width: int,
     element_size: int,
-    device: torch.device,
+    architecture: str,
     *,
     light: bool = False,
     masked: bool = False,
@@ -102,23 +99,9 @@ def tiling(
     shared memory suffices, of which GPUs of compute capability 9 and 10 have more than the 99 KiB of some
     others.
     """
-    roomy, num_stages = has_large_shared_memory(device), 1 if element_size > 2 else 2
-    if element_size > 2 or width > 128:
-        largest, block_n = 32, 32
-    elif light:
-        largest, block_n = (64, 32) if masked else (128, 64 if roomy else 32)
-    else:
-        largest, block_n = 64 if roomy and not (masked and columns) else 32, 32
-    block_m = 16 if rows <= 16 else largest  # two sizes, so that few kernels get compiled
-    wide = block_m == 128 or (masked and block_m >= 32 and element_size <= 2)
-    return Tiling(block_m, block_n, num_warps=8 if wide else 4, num_stages=num_stages)
-
-
-def has_large_shared_memory(device: torch.device) -> bool:
-    """Whether a multiprocessor has 227 KiB; true of the interpreter, which is faster with fewer tiles."""
-    if device.type != "cuda":
-        return True
-    return torch.version.hip is None and torch.cuda.get_device_properties(device).major in (9, 10)
+    facts = {"rows": rows, "width": width, "element_size": element_size}
+    found = Tiling(**cut(architecture, "prefill", **facts, light=light, masked=masked, columns=columns))
+    return found._replace(block_m=16) if rows <= 16 else found  # two sizes, so that few kernels get compiled
 
 
 def length_bucket(keys: int) -> int:
@@ -142,3 +125,15 @@ def processors(device: torch.device) -> int:
     if device.type != "cuda":
         return 4
     return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+@torch.compiler.assume_constant_result
+def architecture(device: torch.device) -> str:
+    """The name by which the tuning table knows a device."""
+    if device.type != "cuda":
+        return "interpreter"  # which is faster with fewer tiles
+    facts = torch.cuda.get_device_properties(device)
+    if torch.version.hip is not None:
+        return str(facts.gcnArchName)
+    minor = 0 if facts.major == 10 else facts.minor  # 10.3 has the multiprocessor of 10.0
+    return f"sm_{facts.major}{minor}"

@@ -381,7 +381,8 @@ def merged(ranges):
 
 def test_the_tiling_follows_shapes_and_changes_with_the_logarithm_of_the_length():
     def of(keys, batch=1, heads=4):
-        return tiling.decode_tiling(batch, heads, 7, tiling.length_bucket(keys), 128, 4, False, False, 2, 132)
+        shape = (batch, heads, 7, tiling.length_bucket(keys), 128, 4)
+        return tiling.decode_tiling(*shape, False, False, 2, 132, "sm_90")
 
     assert len({of(keys) for keys in range(1025, 2049)}) == 1
     assert of(1 << 16).num_splits == 66  # two programs for each of 132 multiprocessors and 4 heads

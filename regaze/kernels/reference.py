@@ -231,7 +231,7 @@ def measure(
     sinks: Tensor | None = None,
 ) -> Stats:
     """Statistics of rows [B, Hq, R, Lk]; a row that is not `active` [B, R] in a sample reports 0."""
-    weights = weights.float()
+    weights = weights if weights.dtype == torch.float32 else weights.float()
     lse = log_denominator(scores, sinks).float() if request.lse else None
     if active is not None:
         weights = weights * active[:, None, :, None]

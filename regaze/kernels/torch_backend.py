@@ -2,41 +2,33 @@
 
 Rows that no edit changes go through `scaled_dot_product_attention`. Edited rows are computed in blocks whose
 scores fit a fixed budget, so no float matrix is ever L x L. There, grouped queries share their keys through a
-reshape, never a copy. Operations work in place where no gradient is needed.
+reshape, never a copy. A single row, as in a decode step, goes through torch_decode.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import lru_cache
-from typing import cast
+from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from regaze.kernels.policies import FoldedPolicy, coefficients_of, offers
-from regaze.kernels.reference import (
-    edit_scores,
-    in_window,
-    measure,
-    received,
-    row_mask,
-    spread_out,
-    visibility,
-)
+from regaze.kernels.reference import in_window, measure, received, row_mask, visibility
 from regaze.kernels.spec import AttentionEdit, RowSelection, Stats, StatsRequest, UnmaskRect
+from regaze.kernels.torch_decode import attend_row, is_row, row_stats
+from regaze.kernels.torch_rows import (
+    edited_softmax,
+    grouped,
+    masked_softmax,
+    reweighted,
+    row_scores,
+    sdpa,
+    weighted_values,
+)
 
 #: Scores held at once, in elements: 64 MiB in fp32, on a CPU 4 MiB (the size of its caches).
 #: A block never has fewer than one query row.
 BLOCK_ELEMENTS = 1 << 24
 CPU_BLOCK_ELEMENTS = 1 << 20
-
-#: Scores of a single row, over batch and heads, below which launching an operation costs most.
-SMALL_ELEMENTS = 1 << 11
-
-#: Elements of the keys above which, on a CPU, matrix products outrun torch's attention for a single row.
-LARGE_ELEMENTS = 1 << 18
 
 #: Query rows of a block: a run of them, given ones (an index), or all of a call.
 Part = slice | Tensor | None
@@ -55,13 +47,15 @@ def attend_torch(
     sinks: Tensor | None = None,
 ) -> tuple[Tensor, Stats | None]:
     """Edited attention of query [B, Hq, Lq, D] over key and value [B, Hkv, Lk, D or Dv]; see `attend`."""
-    call = _Call(query, key, value, edit, mask, scaling, is_causal, softcap, sinks)
-    out, stats = call.decode() if call.queries == 1 else call.prefill()
+    if is_row(query, edit.stats):
+        out, stats = attend_row(query, key, value, edit, mask, scaling, softcap, sinks)
+    else:
+        out, stats = _Call(query, key, value, edit, mask, scaling, is_causal, softcap, sinks).attend()
     if edit.head_gain is not None:
         gain = edit.head_gain if edit.head_gain.dim() == 3 else edit.head_gain[..., None]
         out = out.float() if out.dtype == torch.float16 else out  # a gain may leave the range of fp16
         out = out * gain[..., None].to(out.dtype)
-    return out.to(query.dtype), stats
+    return out if out.dtype == query.dtype else out.to(query.dtype), stats
 
 
 def attention_stats_torch(
@@ -76,6 +70,8 @@ def attention_stats_torch(
     sinks: Tensor | None = None,
 ) -> Stats:
     """Statistics of plain attention; see `attention_stats`."""
+    if is_row(query, request):
+        return row_stats(query, key, request, mask, scaling, softcap, sinks)
     call = _Call(query, key, key, request.as_edit, mask, scaling, is_causal, softcap, sinks)
     return call.statistics(request)
 
@@ -135,17 +131,7 @@ class _Call:
         selects = edit.rows is None or len(edit.rows.index) > 0
         self.changes_weights = edit.edits_mask or (edit.edits_rows and selects)
 
-    def decode(self) -> tuple[Tensor, Stats | None]:
-        """A single row: one block gives its output and its statistics."""
-        block, request = None, self.edit.stats
-        if self.changes_weights or not self.sdpa_can_run or self._products_are_faster():
-            block = _Block(self)
-            out = block.output(self.changes_weights)
-        else:
-            out = self.plain()
-        return out, None if request is None else self.statistics(request, block)
-
-    def prefill(self) -> tuple[Tensor, Stats | None]:
+    def attend(self) -> tuple[Tensor, Stats | None]:
         """Plain attention with the changed rows in their place, and the statistics of the requested rows."""
         edit = self.edit
         stats = None if edit.stats is None else self.statistics(edit.stats)
@@ -159,13 +145,9 @@ class _Call:
         rows = torch.cat([block.output() for block in blocks], 2)
         return rows if index is None else self.plain().to(rows.dtype).index_copy(2, index, rows), stats
 
-    def statistics(self, request: StatsRequest, row: _Block | None = None) -> Stats:
-        """Statistics of the requested rows; `row` is a single row that is already computed."""
+    def statistics(self, request: StatsRequest) -> Stats:
+        """Statistics of the requested rows."""
         rows, active = request.rows, None if request.rows is None else request.rows.active
-        if row is None and self._masses_by_sdpa(request):
-            return Stats(masses=self._masses(request))
-        if self.queries == 1 and (rows is None or len(rows.index) == 1):
-            return (row or _Block(self)).statistics(request, active)
         all_keys = request.full_rows or request.columns is not None
         parts = self.parts(None if rows is None else rows.index)
         actives = [None] * len(parts) if active is None else active.split(self.block_rows, 1)
@@ -180,70 +162,15 @@ class _Call:
         if not self.sdpa_can_run:
             blocks = (_Block(self, part) for part in self.parts(None))
             return torch.cat([block.output(edited=False) for block in blocks], 2)
-        q, k, v, mask, causal = self.q, self.k, self.v, self.mask, self.is_causal
+        mask, causal = self.mask, self.is_causal
         if causal and self.queries != self.keys:  # torch aligns causal rows to the first key, we to the last
             mask, causal = self.causal(None), False
-        shared = self.heads != self.kv_heads
-        if shared and self.queries == 1 and (mask is None or mask.shape[1] == 1):
-            # The single rows of the heads that share keys are as good as rows of one head.
-            q, shared = q.reshape(self.batch, self.kv_heads, -1, q.shape[-1]), False
-        elif shared and k.is_cuda and not _cuda_shares_keys(k, v, mask):
-            k, v = (x.repeat_interleave(self.heads // self.kv_heads, 1) for x in (k, v))
-            shared = False
-        out = F.scaled_dot_product_attention(
-            q, k, v, mask, is_causal=causal, scale=self.scaling, enable_gqa=shared
-        )
-        if mask is not None and mask.is_floating_point():
-            # A row of a dtype's minimum is as fully masked as one of -inf, but torch averages its values.
-            empty = mask.amax(-1, keepdim=True) <= torch.finfo(mask.dtype).min / 2
-            out = out.masked_fill(empty, 0.0)
-        return out if out.shape[1] == self.heads else out.view(self.batch, self.heads, 1, -1)
-
-    def _products_are_faster(self) -> bool:
-        """Whether two products beat torch's kernel for a single row, in bfloat16 by several times."""
-        fast = self.q.is_cpu and self.q.dtype in (torch.float32, torch.bfloat16)
-        return fast and self.k.numel() >= LARGE_ELEMENTS
-
-    def _masses_by_sdpa(self, request: StatsRequest) -> bool:
-        """Whether only masses of one short row are requested: then the number of operations costs most."""
-        size, mask = self.batch * self.heads * self.keys, self.mask
-        return (
-            self.queries == 1
-            and self.q.is_cpu
-            and size <= SMALL_ELEMENTS
-            and self.q.dtype == torch.float32
-            and self.sdpa_can_run
-            and (mask is None or (mask.dtype == torch.bool and mask.shape[1] == 1))
-            and not self.edit.edits_mask
-            and request.only_masses
-            and request.channels is not None
-            and request.channels.count <= self.q.shape[3]
-        )
-
-    def _masses(self, request: StatsRequest) -> Tensor:
-        """Masses [B, Hq, 1, K] of a row as attention whose values are the channels' columns: one kernel."""
-        dim, channels, cache = self.q.shape[3], request.channels, request.as_edit.backend_cache
-        assert channels is not None
-        values: Tensor | None = cache.get("values")  # [B or 1, 1, n, D], zeros beside the K columns
-        if values is None or values.shape[2] < self.keys or values.shape[3] != dim:
-            with torch.inference_mode(False):  # stored for later calls
-                columns = channels.mixed(torch.eye(dim, channels.count))
-                values = columns.upto(2 * self.keys).mT[:, None].contiguous()
-            if not values.requires_grad:
-                cache["values"] = values
-        q = self.q.reshape(self.batch, self.kv_heads, -1, dim)
-        values = values.narrow(2, 0, self.keys).expand(self.batch, self.kv_heads, -1, -1)
-        out = F.scaled_dot_product_attention(q, self.k, values, self.mask, scale=self.scaling)
-        return out.narrow(3, 0, channels.count).reshape(self.batch, self.heads, 1, -1)
+        return sdpa(self.q, self.k, self.v, mask, self.scaling, causal)
 
     def cache(self) -> tuple[Tensor, Tensor]:
-        """Keys [B Hkv, Lk, D] and values [B Hkv, Lk, Dv], views if the cache allows them.
-
-        Those of fp16 are copied to fp32: scores, gains and weights may leave the range of fp16.
-        """
+        """Keys [B Hkv, Lk, D] and values [B Hkv, Lk, Dv], see `grouped`."""
         if self._cache is None:
-            k, v = self.k.flatten(0, 1), self.v.flatten(0, 1)
-            self._cache = (k.float(), v.float()) if k.dtype == torch.float16 else (k, v)
+            self._cache = grouped(self.k), grouped(self.v)
         return self._cache
 
     def causal(self, part: Part, keys: int | None = None) -> Tensor:
@@ -287,13 +214,10 @@ class _Block:
 
     def output(self, edited: bool = True) -> Tensor:
         """[B, Hq, R, Dv] with or without the edit, before the head gain."""
-        call, v = self.call, self.call.cache()[1]
-        weights = (self.edited() if edited else self.plain())[1]
-        if weights.dtype != v.dtype:
-            weights = weights.to(v.dtype)
-        if self.keys != call.keys:
-            v = v[:, : self.keys]
-        return torch.bmm(weights.view(len(v), -1, self.keys), v).view(*weights.shape[:3], v.shape[-1])
+        values = self.call.cache()[1]
+        if self.keys != self.call.keys:
+            values = values[:, : self.keys]
+        return weighted_values((self.edited() if edited else self.plain())[1], values)
 
     def statistics(self, request: StatsRequest, active: Tensor | None) -> Stats:
         scores, weights = self.edited() if request.edited else self.plain()
@@ -303,7 +227,7 @@ class _Block:
         """Scores and weights [B, Hq, R, keys] without the edit."""
         if self._plain is None:
             in_place = not self.call.edit.edits_scores  # an edit of scores still needs these
-            self._plain = _softmax(self.scores, self.hidden, self.call.sinks, in_place)
+            self._plain = masked_softmax(self.scores, self.hidden, self.call.sinks, in_place)
         return self._plain
 
     def edited(self) -> tuple[Tensor, Tensor]:
@@ -314,47 +238,20 @@ class _Block:
 
     def _edit(self) -> tuple[Tensor, Tensor]:
         edit, selected = self.call.edit, self._selected()
-        scores, weights = self._edited_softmax(selected) if edit.edits_scores else self.plain()
-        final = weights
-        if edit.policy is not None and edit.channels is not None:
-            fold = _folded(edit, weights) if self.part is None and self.call.sinks is None else None
-            if fold is not None:
-                final = fold(weights)
-            else:
-                coefficients = coefficients_of(edit.policy, edit.channels.masses(weights))
-                final = weights * edit.channels.per_key(coefficients, self.keys)
-        if edit.value_gain is not None:
-            final = final * edit.columns("value_gain", self.keys)[:, :, None].to(final.dtype)
-        if edit.spread is not None:
-            final = spread_out(self.plain()[1], final, edit.columns("spread", self.keys))
-        if final is not weights and selected is not None:
-            final = torch.where(selected, final, weights)
-        return scores, final
-
-    def _edited_softmax(self, selected: Tensor | None) -> tuple[Tensor, Tensor]:
-        edit, hidden = self.call.edit, self.hidden
-        scores = edit_scores(self.scores, edit)
-        if selected is not None:
-            scores = torch.where(selected, scores, self.scores)
-        if edit.bias is not None:  # a key with bias -inf is hidden like a masked one
-            removed = edit.columns("bias", self.keys)[:, :, None] == -torch.inf
-            removed = removed if selected is None else removed & selected
-            hidden = removed if hidden is None else hidden | removed
-        return _softmax(scores, hidden, self.call.sinks, in_place=True)
+        if edit.edits_scores:
+            scores, weights = edited_softmax(edit, self.scores, self.hidden, self.call.sinks, selected)
+        else:
+            scores, weights = self.plain()
+        plain = weights if edit.spread is None else self.plain()[1]
+        return scores, reweighted(edit, weights, plain, selected, None)
 
     def _scores(self, additive: Tensor | None) -> Tensor:
         """[B, Hq, R, keys], fp32 or fp64."""
         call, keys = self.call, self.call.cache()[0]
         if self.keys != call.keys:
             keys = keys[:, : self.keys]
-        # The query group joins the rows: a group shares its keys.
-        rows = _take_rows(call.q, self.part, 2).reshape(len(keys), -1, keys.shape[-1]).to(keys.dtype)
-        scores = _product(rows, keys, call.scaling).view(call.batch, call.heads, -1, self.keys)
-        if scores.dtype != torch.float64:
-            scores = scores.float()
-        if call.softcap is not None:
-            scores = call.softcap * torch.tanh(scores / call.softcap)
-        return scores if additive is None else scores + additive.to(scores.dtype)
+        rows = _take_rows(call.q, self.part, 2)
+        return row_scores(rows, keys, call.scaling, call.softcap, additive)
 
     def _visibility(self) -> tuple[Tensor | None, Tensor | None]:
         """Keys that the rows may not see, and the additive part of the mask; None where there are none."""
@@ -381,11 +278,6 @@ class _Block:
         return _take_rows(row_mask(rows, call.batch, call.queries, call.q.device), self.part, 2)
 
 
-def _cuda_shares_keys(k: Tensor, v: Tensor, mask: Tensor | None) -> bool:
-    """Whether CUDA has a fused kernel in which heads share keys; the fallback would be an L x L matrix."""
-    return mask is None and k.shape[-1] == v.shape[-1] and k.dtype in (torch.float16, torch.bfloat16)
-
-
 def _take_rows(x: Tensor, part: Part, dim: int) -> Tensor:
     """The rows of a block."""
     if part is None:
@@ -393,61 +285,6 @@ def _take_rows(x: Tensor, part: Part, dim: int) -> Tensor:
     if isinstance(part, slice):
         return x.narrow(dim, part.start, part.stop - part.start)
     return x.index_select(dim, part)
-
-
-def _product(rows: Tensor, keys: Tensor, scaling: float) -> Tensor:
-    """rows [N, M, D] by keys [N, Lk, D], scaled: [N, M, Lk]."""
-    zero = _zero(rows.dtype, rows.device)
-    if rows.shape[1] <= 4 and keys.numel() >= LARGE_ELEMENTS and keys.dtype == torch.float32 and keys.is_cpu:
-        # For few rows MKL reads keys that no cache holds up to three times as fast when they come first.
-        return torch.baddbmm(zero, keys, rows.mT, beta=0, alpha=scaling).mT.contiguous()
-    return torch.baddbmm(zero, rows, keys.mT, beta=0, alpha=scaling)
-
-
-@lru_cache
-def _zero(dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A constant that `baddbmm` adds with factor 0."""
-    with torch.inference_mode(False):  # it outlives the block that needs it first
-        return torch.zeros((), dtype=dtype, device=device)
-
-
-def _softmax(
-    scores: Tensor, hidden: Tensor | None, sinks: Tensor | None, in_place: bool
-) -> tuple[Tensor, Tensor]:
-    """Masked scores and their softmax, in which hidden keys, and so fully masked rows, are zeros.
-
-    With `in_place`, the given scores are overwritten where no gradient is needed.
-    """
-    if hidden is not None:
-        write = in_place and not scores.requires_grad
-        scores = scores.masked_fill_(hidden, -torch.inf) if write else scores.masked_fill(hidden, -torch.inf)
-    weights = torch.softmax(scores, -1)
-    if hidden is not None:
-        # This replaces the NaN of a fully masked row, the lines above that of its gradient.
-        weights = (
-            weights.masked_fill(hidden, 0.0) if weights.requires_grad else weights.masked_fill_(hidden, 0.0)
-        )
-    if sinks is not None:
-        # The share of the keys beside the sink: Z / (Z + e^sink), with Z their own denominator.
-        # Z is 0 in a fully masked row, and so may e^sink be: the finite minimum keeps 0 / 0 out.
-        sink, lowest = sinks.to(scores.dtype)[:, None, None], torch.finfo(scores.dtype).min
-        total = torch.logsumexp(scores, -1, keepdim=True).clamp_min(lowest)
-        weights = weights * torch.sigmoid(total - sink)
-    return scores, weights
-
-
-def _folded(edit: AttentionEdit, weights: Tensor) -> Callable[[Tensor], Tensor] | None:
-    """The policy of an edit multiplied into its channels, stored with the edit; None where it cannot be."""
-    policy, channels = edit.policy, edit.channels
-    if policy is None or channels is None or not offers(policy, "fold"):
-        return None
-    if weights.dtype != torch.float32 or weights.requires_grad:
-        return None
-    if "fold" not in edit.backend_cache:
-        with torch.inference_mode(False):  # stored with the edit, for later calls
-            edit.backend_cache["fold"] = cast(FoldedPolicy, policy).fold(channels)
-    fold: Callable[[Tensor], Tensor] | None = edit.backend_cache["fold"]
-    return fold
 
 
 def _concatenate(parts: list[Stats]) -> Stats:

@@ -21,6 +21,7 @@ from regaze.kernels import (
     attention_stats,
     torch_backend,
 )
+from regaze.kernels.torch_rows import LARGE_ELEMENTS
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -449,6 +450,33 @@ def test_a_folded_redistribution_is_that_of_the_policy(share, mass):
     assert not out[2].any()
 
 
+_VIEWS = {"view", "reshape", "flatten", "mT", "narrow", "expand", "split_with_sizes", "transpose", "slice"}
+_VIEWS |= {"unsqueeze", "_unsafe_view"}
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(("part", "most"), [("masses", 3), ("policy", 11), ("slope", 7)])
+def test_a_single_row_takes_few_operations(part, most):
+    """Views aside: at decode a short row costs as much as the operations that it takes."""
+    q, k = torch.randn(1, 6, 1, 32), torch.randn(1, 2, 40, 32)
+    channels = Channels(torch.randint(0, 4, (1, 30), dtype=torch.uint8), 4)
+    edit = {
+        "masses": StatsRequest(channels=channels).as_edit,
+        "policy": AttentionEdit(channels=channels, policy=MoveMass(4, (1, 2), (3,), (2, 3), 0.6, 0.3, 0.1)),
+        "slope": AttentionEdit(score_slope=torch.rand(1, 1, 30)),
+    }[part]
+
+    def run():
+        if part == "masses":
+            return attention_stats(q, k, edit.stats)
+        return attend(q, k, k, edit)
+
+    run()
+    with Watch() as watch:
+        run()
+    assert len([name for name in watch.names if name not in _VIEWS]) <= most, watch.names
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("heads", [2, 6, 14])
 def test_rows_over_many_keys_have_their_own_products(dtype, heads):
@@ -456,7 +484,7 @@ def test_rows_over_many_keys_have_their_own_products(dtype, heads):
     g = torch.Generator().manual_seed(heads)
     q = random_like(g, 1, heads, 1, 32).to(dtype)
     k, v = (random_like(g, 1, 2, 4099, 32).to(dtype) for _ in range(2))
-    assert k.numel() >= torch_backend.LARGE_ELEMENTS
+    assert k.numel() >= LARGE_ELEMENTS
     mask = torch.rand(1, 1, 1, 4099, generator=g) > 0.2
     groups = torch.randint(0, 4, (1, 4000), generator=g, dtype=torch.uint8)
     policy = MoveMass(4, (1, 2), (3,), (2, 3), 0.6, 0.3, 0.1)

@@ -108,31 +108,31 @@ class _FoldedMoveMass:
     """A `MoveMass` multiplied into the columns of its channels: fewer small operations at decode.
 
     Four mixtures of the channels tell all that the policy needs of a row that sums to 1: what its receivers
-    hold, what its donors give, by how much the gate exceeds `min_mass`, and the receivers their share of it.
-    Where both do, a weight becomes a + a (given / held * receives - gives), elsewhere it stays.
+    hold, what its donors lose (below 0), by how much the gate exceeds `min_mass`, and the receivers their
+    share of it. Where both do, a weight becomes a + a (loses - lost / held * receives), elsewhere it stays.
     """
 
     def __init__(self, policy: MoveMass, channels: Channels):
         gives, receives, gate = policy.shares()
         mass = [g - policy.min_mass for g in gate]
         share = [r - policy.min_share * g for r, g in zip(receives, gate, strict=True)]
-        mixtures = (*receives, *gives, *mass, *share, *(-g for g in gives))
-        mix = constant(mixtures, channels.matrix.device, torch.float32).view(5, -1)
-        self.sums, self.receives, self.loses = (channels.mixed(part) for part in (mix[:4], mix[:1], mix[4:]))
+        mixtures = (*receives, *(-g for g in gives), *mass, *share)
+        mix = constant(mixtures, channels.matrix.device, torch.float32).view(4, -1)
+        self.columns = channels.mixed(mix)
         self.zero, self.one = mix.new_zeros(()), mix.new_ones(())
         self.passes_empty = policy.passes_empty
 
     def __call__(self, weights: Tensor) -> Tensor:
         """Weights [B, Hq, R, Lk] as the policy leaves them."""
         batch, heads, rows, keys = weights.shape
-        rows_ = weights.view(batch, heads * rows, keys)
-        sums = self.sums.upto(keys)
-        sums = sums if len(sums) == batch else sums.expand(batch, -1, -1)
-        held, given, mass, share = torch.bmm(rows_, sums.mT).split(1, -1)
+        rows_, columns = weights.view(batch, heads * rows, keys), self.columns.upto(keys)
+        if len(columns) != batch:
+            columns = columns.expand(batch, -1, -1)
+        held, lost, mass, share = torch.bmm(rows_, columns.mT).split_with_sizes((1, 1, 1, 1), -1)
+        receives, loses, _ = columns.split_with_sizes((1, 1, 2), 1)
         passed = torch.heaviside(torch.minimum(mass, share), self.one)
         if self.passes_empty:
             passed = passed * torch.heaviside(held, self.zero)
         # Where nothing is held the gain must stay finite: it multiplies zeros.
-        gain = given / held.clamp_min(_TINY)
-        change = torch.addcmul(self.loses.upto(keys), gain, self.receives.upto(keys))
-        return torch.addcmul(rows_, rows_ * passed, change).view_as(weights)
+        change = torch.addcmul(loses, lost / held.clamp_min(_TINY), receives, value=-1.0)
+        return torch.addcmul(rows_, rows_ * passed, change).view(batch, heads, rows, keys)

@@ -116,6 +116,7 @@ class ModelHook:
         self._closing: list[Session] = []  # no longer open, but what they did may not be undone yet
         self._instead: list[Session] | None = None  # that take part for a while, see `only`
         self._installed = False
+        self._attached: dict[nn.Module, compat.AttentionSite | None] = {}
         self._prompts = PromptSource(model, self._thread)
         self._attention = AttentionDispatcher(model, self._thread)
         self._layer_hooks = LayerHooks(model, self._thread)
@@ -133,6 +134,7 @@ class ModelHook:
         self._self_layers, self._cross_layers = frozenset[int](), frozenset[int]()
         self._guided: weakref.ref[compat.Generation] | None = None  # one that runs, or ran, with guidance
         self._turn_begins = False
+        self._configs = compat.attention_configs(model)
         self._argument_names = tuple(inspect.signature(model.forward).parameters)
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
@@ -173,10 +175,9 @@ class ModelHook:
             if other is not None:  # of a model that this one is a part of, or that is a part of it
                 other.dispatcher.check_thread()
         compat.set_attention(model, compat.IMPLEMENTATION)
-        for module, site in sites.items():
+        self._attached = {**sites, **dict.fromkeys(compat.sharing_modules(model))}
+        for module, site in self._attached.items():
             attach(module, attention, site)
-        for module in compat.sharing_modules(model):
-            attach(module, attention, None)
         self._self_layers = frozenset(site.layer for site in sites.values() if not site.cross)
         self._cross_layers = frozenset(site.layer for site in sites.values() if site.cross)
         self._handles = [
@@ -193,7 +194,7 @@ class ModelHook:
         for handle in self._handles:
             handle.remove()
         compat.remove_hooks(self._outer, self, self._layer_hooks)
-        for module in self._model.modules():
+        for module in self._attached:
             attached = module.__dict__.get(SLOT)
             if attached is not None and attached.dispatcher is self._attention:  # parts may be wrapped, too
                 detach(module)
@@ -215,12 +216,13 @@ class ModelHook:
         self._attention.begin(None)
         self._set_running(None)
         self._layer_hooks.stop()
-        compat.remove_hooks(self._outer, self._layer_hooks)
         try:
             self._release_caches(session)
         finally:
             self._refresh()
-            if not self._open:
+            if self._open:
+                compat.remove_hooks(self._outer, self._layer_hooks)
+            else:
                 self._uninstall()
         self._closing = [other for other in self._closing if other is not session]
 
@@ -312,7 +314,7 @@ class ModelHook:
         """The arguments that the forward takes instead; None: those that it was given."""
         self._thread.check()
         given = {**dict(zip(self._argument_names, args, strict=False)), **kwargs} if args else kwargs
-        self._attention.want_weights(compat.wants_attentions(self._model, given))
+        self._attention.want_weights(compat.wants_attentions(self._configs, given))
         if not self._attention.callbacks:
             return None
         cache = compat.cache_argument(given)

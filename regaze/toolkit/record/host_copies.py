@@ -14,7 +14,7 @@ COPY_BYTES = 64 << 20
 
 def to_host(tensors: Sequence[Tensor]) -> list[Tensor]:
     """The same tensors on the CPU, without their graphs."""
-    found = [tensor.detach() for tensor in tensors]
+    found = [tensor.detach() if tensor.requires_grad else tensor for tensor in tensors]
     for numbers in _together(found):
         if len(numbers) == 1:
             found[numbers[0]] = found[numbers[0]].cpu()

@@ -6,6 +6,7 @@ import json
 import platform
 from collections import defaultdict
 from dataclasses import asdict, replace
+from itertools import accumulate, islice
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -117,7 +118,8 @@ class _OpenTrace:
     def __init__(self, options: RecordOptions, context: Context):
         self.options, self.context = options, context
         self.answer: Tensor | None = None
-        self._fed: list[Tensor] = []  # the ids of each decode step
+        self._fed: list[Tensor] = []  # the ids of each decode step, and how many tokens it has
+        self._counts: list[int] = []
         # By step: the rows whose answer was complete after it. A further turn starts anew.
         self._ended: list[tuple[int, Tensor]] = []
         self._turns = 1
@@ -169,18 +171,16 @@ class _OpenTrace:
         return RowSelection.where(self._tokens.last())
 
     def begin_step(self, input_ids: Tensor | None) -> None:
-        step = self.context.step
+        step, count = self.context.step, 1 if input_ids is None else input_ids.shape[1]
+        if step:
+            self._counts.append(count)
         if step and input_ids is not None:
             self._fed.append(input_ids)
         if self.options.steps is not None and step not in self.options.steps:
             return
-        if step == 0:
-            self._rows.append(self._prefill)
-        else:
-            count = 1 if input_ids is None else input_ids.shape[1]
-            if count not in self._all_rows:
-                self._all_rows[count] = RowSelection(torch.arange(count))
-            self._rows.append(self._all_rows[count])
+        if step and count not in self._all_rows:
+            self._all_rows[count] = RowSelection(torch.arange(count))
+        self._rows.append(self._all_rows[count] if step else self._prefill)
 
     def begin_turn(self) -> None:
         """`generate` begins: where it goes on from this trace's cache, all rows are of use again."""
@@ -245,22 +245,24 @@ class _OpenTrace:
 
     def _row_index(self) -> tuple[Tensor, Tensor, Tensor]:
         """Position [N] and step [N] of each row, and which samples have it [B, N]."""
-        positions, steps, active = [], [], []
-        batch, length = self.context.user_batch, self.context.prompt_length
-        recorded = self.options.steps
-        ended = (
-            torch.stack([flags for _, flags in self._ended]).cpu() if self._ended else torch.empty(0, batch)
+        batch, steps, recorded = self.context.user_batch, self.context.step + 1, self.options.steps
+        first = torch.tensor([0, *accumulate(self._counts, initial=self.context.prompt_length)])
+        numbers = [number for number in range(steps) if recorded is None or number in recorded]
+        rows_of = zip(numbers, self._rows, strict=True)
+        step = torch.tensor([number for number, rows in rows_of for _ in range(len(rows.index))])
+        position = torch.cat([rows.index for rows in self._rows]) + first[step]
+        all_samples = torch.ones(batch, 1, dtype=torch.bool)
+        chosen = (
+            all_samples.expand(batch, len(rows.index)) if rows.active is None else rows.active[:batch]
+            for rows in self._rows
         )
-        numbers = [s for s in range(self.context.step + 1) if recorded is None or s in recorded]
-        for number, rows in zip(numbers, self._rows, strict=True):
-            first = 0 if number == 0 else length + sum(ids.shape[1] for ids in self._fed[: number - 1])
-            positions.append(rows.index + first)
-            steps.append(torch.full_like(rows.index, number))
-            all_rows = torch.ones(batch, len(rows.index), dtype=torch.bool)
-            chosen = all_rows if rows.active is None else rows.active[:batch]
-            before = sum(step < number for step, _ in self._ended)
-            active.append(chosen & ~ended[before - 1, :, None] if before else chosen)
-        return torch.cat(positions), torch.cat(steps), torch.cat(active, 1)
+        active = torch.cat(list(chosen), 1)
+        if self._ended:
+            ended = torch.stack([flags for _, flags in self._ended]).cpu()  # [n, B]
+            ended = torch.cat([torch.zeros_like(ended[:1]), ended])
+            before = torch.searchsorted(torch.tensor([number for number, _ in self._ended]), step)
+            active = active & ~ended[before].T
+        return position, step, active
 
 
 class _Rows(NamedTuple):
@@ -334,7 +336,6 @@ class _LayerStats:
 
     def collect(self, rows: _Rows) -> dict[str, Any]:
         """The fields of a `Trace` that belong to these layers."""
-        self._fetch()
         layers, user = tuple(sorted(self.stats)), slice(self.context.user_batch)
         hidden = self.context.hidden_columns  # padding that the user's prompts do not have
         columns = None if self.columns is None else (self.columns[user] - hidden).clamp_min(-1)
@@ -342,28 +343,26 @@ class _LayerStats:
             "layers": layers,
             "slice_columns": columns,
             "tokens": None if self.keys is None else self.keys.rows(user, hidden),
-            **{name: self._stack(name, layers, rows) for name in STATISTICS},
+            **{name: self._stack(name, parts, rows) for name, parts in self._fetched(layers).items()},
         }
 
-    def _fetch(self) -> None:
-        """Bring all statistics to the CPU."""
-        order = [(layer, stats) for layer, parts in self.stats.items() for stats in parts]
-        fetched = iter(to_host([part for _, stats in order for part in stats if part is not None]))
-        self.stats = defaultdict(list)
-        for layer, stats in order:
-            self.stats[layer].append(Stats(*(None if part is None else next(fetched) for part in stats)))
+    def _fetched(self, layers: tuple[int, ...]) -> dict[str, list[list[Tensor]]]:
+        """Each requested statistic on the CPU: for every layer, the parts of all steps."""
+        example = self.stats[layers[0]][0] if layers else Stats()
+        names = [name for name in STATISTICS if getattr(example, name) is not None]
+        parts = [[[getattr(s, name) for s in self.stats[layer]] for layer in layers] for name in names]
+        fetched = iter(to_host([part for by_layer in parts for steps in by_layer for part in steps]))
+        found = [[list(islice(fetched, len(steps))) for steps in by_layer] for by_layer in parts]
+        return dict(zip(names, found, strict=True))
 
-    def _stack(self, name: str, layers: tuple[int, ...], rows: _Rows) -> Tensor | None:
+    def _stack(self, name: str, per_layer: list[list[Tensor]], rows: _Rows) -> Tensor:
         """A statistic over layers and rows, [layers, B, Hq, N, ...]; 0 where a sample has no such row."""
-        if not layers or getattr(self.stats[layers[0]][0], name) is None:
-            return None
-        per_layer = [[getattr(stats, name) for stats in self.stats[layer]] for layer in layers]
         hidden = self.context.hidden_columns
         if name == "slices" and self.options.slices == "all":
             per_layer = [[part[..., hidden:] for part in parts] for parts in _of_one_width(per_layer)]
         if name == "top_column":
             per_layer = [[(part - hidden).clamp_min(0) for part in parts] for parts in per_layer]
-        stacked = torch.stack([torch.cat(parts, 2)[:, :, rows.kept] for parts in per_layer])
+        stacked = torch.stack([torch.cat(parts, 2) for parts in per_layer])[:, :, :, rows.kept]
         if rows.active.all():
             return stacked
         missing = ~rows.active[None, :, None]

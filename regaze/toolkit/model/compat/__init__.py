@@ -10,6 +10,7 @@ from __future__ import annotations
 from regaze.toolkit.model.compat.arguments import (
     SEQUENCES,
     TOKEN_TYPES,
+    attention_configs,
     decoder_inputs,
     join_media,
     last_logits_only,
@@ -90,6 +91,7 @@ __all__ = [
     "AttentionSite",
     "Generation",
     "LogitScale",
+    "attention_configs",
     "attention_modules",
     "beside_cache",
     "cache_argument",

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from regaze.toolkit.model.compat.cache import CACHE_NAMES
 from regaze.toolkit.model.compat.layout import text_config
@@ -61,11 +61,21 @@ def last_logits_only(model: PreTrainedModel) -> dict[str, int]:
     return {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
 
 
-def wants_attentions(model: PreTrainedModel, inputs: Mapping[str, Any]) -> bool:
-    """Whether a forward with these arguments returns attention weights."""
+def attention_configs(model: PreTrainedModel) -> tuple[PreTrainedConfig, ...]:
+    """The configurations that can make a model return attention weights."""
+    return model.config, text_config(model)
+
+
+def wants_attentions(configs: Sequence[PreTrainedConfig], inputs: Mapping[str, Any]) -> bool:
+    """Whether a forward with these arguments returns attention weights.
+
+    Args:
+        configs: see `attention_configs`. Read past their `__getattribute__`, which takes longer than
+            an edit does.
+    """
     wanted = inputs.get("output_attentions")
     if wanted is None:
-        wanted = model.config.output_attentions or text_config(model).output_attentions
+        wanted = any(object.__getattribute__(config, "_output_attentions") for config in configs)
     return bool(wanted)
 
 

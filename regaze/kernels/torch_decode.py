@@ -1,0 +1,150 @@
+"""A single query row per head in plain torch: decode steps, where the number of operations costs most.
+
+What depends on the edit alone is worked out in its first call and stored with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+from regaze.kernels.policies import FoldedPolicy, offers
+from regaze.kernels.reference import in_window, measure, visibility
+from regaze.kernels.spec import AttentionEdit, Stats, StatsRequest
+from regaze.kernels.torch_rows import (
+    LARGE_ELEMENTS,
+    edited_softmax,
+    grouped,
+    masked_softmax,
+    reweighted,
+    row_scores,
+    sdpa,
+    weighted_values,
+)
+
+_Fold = Callable[[Tensor], Tensor]
+
+
+class _RowEdit(NamedTuple):
+    """What an edit does to a single row.
+
+    Attributes:
+        changes: it may change the row's weights. selected: [B, 1, 1, 1] bool, in which samples; None: in all.
+        maps, reweights: before the softmax, after it. fold: of the policy, where it has one.
+    """
+
+    changes: bool
+    maps: bool
+    reweights: bool
+    selected: Tensor | None
+    fold: _Fold | None
+
+
+def _row_edit(edit: AttentionEdit) -> _RowEdit:
+    known: _RowEdit | None = edit.backend_cache.get("row")
+    if known is None:
+        acts = edit.edits_rows and edit.selects_rows
+        active = None if edit.rows is None else edit.rows.active
+        known = _RowEdit(
+            changes=edit.edits_mask or acts,
+            maps=acts and edit.edits_scores,
+            reweights=acts and (edit.reweights or edit.spread is not None),
+            selected=None if active is None else active[:, None, :, None],
+            fold=_folded(edit),
+        )
+        edit.backend_cache["row"] = known
+    return known
+
+
+def _folded(edit: AttentionEdit) -> _Fold | None:
+    """The policy of an edit multiplied into its channels; None where it cannot be."""
+    policy, channels = edit.policy, edit.channels
+    if policy is None or channels is None or not offers(policy, "fold"):
+        return None
+    with torch.inference_mode(False):  # stored with the edit, for later calls
+        return cast(FoldedPolicy, policy).fold(channels)
+
+
+def is_row(query: Tensor, request: StatsRequest | None) -> bool:
+    """Whether a call has a single query row, and its statistics are about it."""
+    if query.shape[2] != 1:
+        return False
+    return request is None or request.rows is None or len(request.rows.index) == 1
+
+
+def attend_row(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    edit: AttentionEdit,
+    mask: Tensor | None,
+    scaling: float,
+    softcap: float | None,
+    sinks: Tensor | None,
+) -> tuple[Tensor, Stats | None]:
+    """Edited attention [B, Hq, 1, Dv] of query [B, Hq, 1, D], before the head gain."""
+    row, request = _row_edit(edit), edit.stats
+    if not row.changes and softcap is None and sinks is None and not _products_are_faster(query, key):
+        out = sdpa(query, key, value, mask, scaling, causal=False)
+        return out, None if request is None else row_stats(query, key, request, mask, scaling, None, None)
+    hidden, additive = _visibility(edit, mask, key)
+    scores = row_scores(query, grouped(key), scaling, softcap, additive)
+    plain = None
+    if not row.maps or edit.spread is not None or (request is not None and not request.edited):
+        plain = masked_softmax(scores, hidden, sinks, in_place=not row.maps)
+    edited = edited_softmax(edit, scores, hidden, sinks, row.selected) if row.maps else plain
+    assert edited is not None
+    final = edited[1]
+    if row.reweights:
+        folds = sinks is None and final.dtype == torch.float32 and not final.requires_grad
+        weights = final if plain is None else plain[1]
+        final = reweighted(edit, final, weights, row.selected, row.fold if folds else None)
+    out = weighted_values(final, grouped(value))
+    if request is None:
+        return out, None
+    scores, weights = (edited[0], final) if request.edited or plain is None else plain
+    return out, measure(weights, scores, request, _active(request), sinks)
+
+
+def row_stats(
+    query: Tensor,
+    key: Tensor,
+    request: StatsRequest,
+    mask: Tensor | None,
+    scaling: float,
+    softcap: float | None,
+    sinks: Tensor | None,
+) -> Stats:
+    """Statistics of the row in plain attention."""
+    hidden, additive = _visibility(_PLAIN, mask, key)
+    scores = row_scores(query, grouped(key), scaling, softcap, additive)
+    scores, weights = masked_softmax(scores, hidden, sinks, in_place=True)
+    return measure(weights, scores, request, _active(request), sinks)
+
+
+_PLAIN = AttentionEdit()
+
+
+def _active(request: StatsRequest) -> Tensor | None:
+    return None if request.rows is None else request.rows.active
+
+
+def _products_are_faster(query: Tensor, key: Tensor) -> bool:
+    """Whether two products beat torch's kernel for a single row, in bfloat16 by several times."""
+    fast = query.is_cpu and query.dtype in (torch.float32, torch.bfloat16)
+    return fast and key.numel() >= LARGE_ELEMENTS
+
+
+def _visibility(edit: AttentionEdit, mask: Tensor | None, key: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """Keys that the row may not see, and the additive part of the mask; None where there are none."""
+    keys, windows = key.shape[2], edit.windows
+    if mask is not None:
+        visible, additive = visibility(mask, 1, keys, False, edit.unmask, mask.device, windows)
+        return ~visible, additive
+    if windows is None:
+        return None, None
+    own = torch.full((1, 1, 1), keys - 1, device=key.device)
+    return ~in_window(windows, own, keys), None

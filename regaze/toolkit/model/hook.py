@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 import threading
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, NoReturn
@@ -24,14 +24,14 @@ from regaze.errors import CompositionError, InputError, UnsupportedModelError
 from regaze.toolkit.model import compat
 from regaze.toolkit.model.attention import SLOT, attach, detach
 from regaze.toolkit.model.callback import Callback, overrides
+from regaze.toolkit.model.combined_output import BY_NAME, combined_output
 from regaze.toolkit.model.context import Context
 from regaze.toolkit.model.layer_hooks import LayerHooks
-from regaze.toolkit.model.logits import LogitsCombination, combine
 from regaze.toolkit.model.own_thread import OwnThread
 from regaze.toolkit.model.plans import AttentionDispatcher, refuse_copy
 from regaze.toolkit.model.prompt_source import PromptSource
 from regaze.toolkit.model.session import Session
-from regaze.toolkit.model.stack import Branch, Stack, crop_columns, main_rows
+from regaze.toolkit.model.stack import Branch, Stack
 
 #: Where a model keeps its hook.
 _HOOK = "_regaze_hook"
@@ -39,8 +39,6 @@ _HOOK = "_regaze_hook"
 _outside_graphs = partial(torch.compiler.disable, reason="regaze begins and ends forwards outside of graphs")
 #: Held while a session opens or closes: two threads must not do so at once.
 _LOCK = threading.RLock()
-_LOSS = "the loss of `labels` is that of the model without the intervention; take it from the logits instead"
-_BY_NAME = "an intervention that changes the logits of a forward needs outputs by name: return_dict=True"
 
 
 def hook_of(model: PreTrainedModel) -> ModelHook | None:
@@ -438,12 +436,13 @@ class ModelHook:
             compat.note_length(cache, compat.cache_length(cache))
         if not self._combining and not context.has_branches:
             return None
-        return self._combined(context, output)
+        guided = self._guided is not None and self._guided() is not None
+        return combined_output(output, context, self._combining, guided)
 
     def _replay(self, context: Context, cache: Any, given: Mapping[str, Any], output: Any) -> None:
         """Run the last row of the prompt once more, as a decode step over the cache of the rows before it."""
         if isinstance(output, tuple):
-            raise InputError(_BY_NAME)
+            raise InputError(BY_NAME)
         if cache is None:
             raise InputError(
                 "an intervention that reads later layers before it edits needs the cache: use_cache=True"
@@ -463,35 +462,6 @@ class ModelHook:
             self._attention.begin(None)
             context.step, context.replaying = 0, False
         output["logits"] = torch.cat([output.logits[:, :-1], again.logits[:, -1:]], 1)
-
-    def _combined(self, context: Context, output: Any) -> Any:
-        """The output with the combined logits of the user's rows; None where it stays as it is."""
-        if isinstance(output, tuple):
-            raise InputError(_BY_NAME)
-        with context.reading_logits(output):
-            given = [callback.combine_logits(context) for callback in self._combining]
-            combinations = [combination for combination in given if combination is not None]
-            if not combinations and not context.has_branches:
-                return None
-            if combinations and output.get("loss") is not None:
-                raise InputError(_LOSS)
-            if self._guided is not None and self._guided() is not None:
-                self._refuse_cuts(combinations)
-            logits = combine(context.logits(), combinations) if combinations else context.logits()
-        for name in list(output):
-            output[name] = main_rows(output[name], context.batch, context.user_batch)
-        if context.hidden_columns:
-            crop_columns(output, context.hidden_columns, context.step == 0)
-        output["logits"] = logits
-        return output
-
-    def _refuse_cuts(self, combinations: Sequence[LogitsCombination]) -> None:
-        """transformers' guidance takes differences of logits, in which a cut leaves inf and nan."""
-        if any(combination.cuts for combination in combinations):
-            raise InputError(
-                "guidance_scale of generate does not go with a method that excludes implausible tokens: "
-                "generate without guidance_scale, or with the method's cut off (beta=0)"
-            )
 
     def _extra_forward(self, inputs: Mapping[str, Any], callback: Callback) -> Any:
         """See `Context.extra_forward`."""

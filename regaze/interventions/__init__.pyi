@@ -1,3 +1,4 @@
+from . import controls as controls
 from .adhh import ADHH as ADHH
 from .agla import AGLA as AGLA
 from .avisc import AvisC as AvisC
@@ -21,6 +22,7 @@ from .opera import OPERA as OPERA
 from .pai import PAI as PAI
 from .paint import PAINT as PAINT
 from .registry import create_method as create_method
+from .registry import list_controls as list_controls
 from .registry import list_methods as list_methods
 from .registry import load_methods as load_methods
 from .registry import method_from_dict as method_from_dict

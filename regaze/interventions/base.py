@@ -66,6 +66,13 @@ class Method:
         """
         return ""
 
+    def controls(self) -> Sequence[Method]:
+        """Its own controls: trivial stand-ins that it has to beat (`regaze.interventions.controls`).
+
+        Random ones have a `seed`; `dataclasses.replace(control, seed=1)` is another draw.
+        """
+        return ()
+
     def to_dict(self) -> dict[str, Any]:
         """JSON form: the method's name and its parameters."""
         return {"method": self.name, **asdict(self)}

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 from pydantic import NonNegativeFloat
 from torch import Tensor
 
-from regaze.interventions.base import Intervention
+from regaze.interventions.base import Intervention, Method
+from regaze.interventions.controls.plausibility_cut import PlausibilityCut
 from regaze.interventions.parameters import Fraction
 from regaze.toolkit.model.context import Context
 from regaze.toolkit.model.logits import LogitsCombination
@@ -44,6 +45,9 @@ class Contrastive(Intervention):
     @property
     def is_identity(self) -> bool:
         return self.alpha == 0.0 and self.beta == 0.0
+
+    def controls(self) -> Sequence[Method]:
+        return (PlausibilityCut(self.beta),) if self.alpha and self.beta else ()
 
     @property
     def branch(self) -> str:

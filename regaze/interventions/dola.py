@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
@@ -12,7 +12,8 @@ from pydantic import NonNegativeFloat
 from torch import Tensor
 
 from regaze.errors import BadParameterError
-from regaze.interventions.base import Intervention
+from regaze.interventions.base import Intervention, Method
+from regaze.interventions.controls import PlausibilityCut
 from regaze.interventions.parameters import Fraction, Layers
 from regaze.toolkit.model import compat
 from regaze.toolkit.model.context import Context
@@ -77,6 +78,9 @@ class DoLa(Intervention):
     @property
     def is_identity(self) -> bool:
         return self.weight == 0.0
+
+    def controls(self) -> Sequence[Method]:
+        return (PlausibilityCut(self.beta),) if self.weight and self.beta else ()
 
     def prepare(self, context: Context) -> None:
         if self.is_identity:

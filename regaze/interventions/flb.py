@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -10,7 +11,8 @@ from pydantic import NonNegativeFloat
 from torch import Tensor
 
 from regaze.errors import InputError
-from regaze.interventions.base import Intervention
+from regaze.interventions.base import Intervention, Method
+from regaze.interventions.controls import PlausibilityCut
 from regaze.interventions.parameters import Fraction
 from regaze.toolkit.model.answer_count import AnswerCount
 from regaze.toolkit.model.context import Context
@@ -59,6 +61,9 @@ class FLB(Intervention):
     @property
     def is_identity(self) -> bool:
         return self.gamma == 0.0 and self.beta == 0.0
+
+    def controls(self) -> Sequence[Method]:
+        return (PlausibilityCut(self.beta),) if self.gamma and self.beta else ()
 
     def prepare(self, context: Context) -> None:
         if self.gamma > 0.0:

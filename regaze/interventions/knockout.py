@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import AfterValidator
 
 from regaze.errors import BadParameterError
-from regaze.interventions.base import Intervention
+from regaze.interventions.base import Intervention, Method
+from regaze.interventions.controls import RandomHeads
 from regaze.interventions.parameters import Heads
 from regaze.kernels import AttentionEdit
 from regaze.toolkit.model.context import Context
@@ -59,6 +61,13 @@ class HeadKnockout(Intervention):
     @property
     def is_identity(self) -> bool:
         return not self.heads
+
+    def controls(self) -> Sequence[Method]:
+        return () if self.is_identity else (RandomHeads(self),)
+
+    def heads_in(self, config: Any) -> Heads:
+        """The heads in which it acts in a model with this configuration."""
+        return self.heads
 
     def prepare(self, context: Context) -> None:
         what, reached = "cross-attention", context.cross_layers

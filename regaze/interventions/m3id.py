@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -11,8 +11,9 @@ import torch
 from pydantic import NonNegativeFloat
 from torch import Tensor
 
-from regaze.interventions.base import Intervention
+from regaze.interventions.base import Intervention, Method
 from regaze.interventions.contrastive import WITHOUT_IMAGE, has_image, logits_to_constrain, rows_with_image
+from regaze.interventions.controls import PlausibilityCut
 from regaze.interventions.parameters import Fraction, PositiveFraction
 from regaze.toolkit.model.answer_count import AnswerCount
 from regaze.toolkit.model.branches import without_image
@@ -69,6 +70,10 @@ class M3ID(Intervention):
     @property
     def is_identity(self) -> bool:
         return self.decay == 0.0
+
+    def controls(self) -> Sequence[Method]:
+        cuts = self.as_released and self.decay and self.beta
+        return (PlausibilityCut(self.beta),) if cuts else ()
 
     def branches(self, context: Context) -> Mapping[str, Branch]:
         if self.is_identity or not has_image(context).any():

@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
 from regaze.interventions.compatibility import INCOMPATIBLE
-from regaze.interventions.parameters import parameters_of
-from regaze.interventions.registry import BUILT_IN, VISION_TRANSFORMS
+from regaze.interventions.parameters import Parameter, parameters_of
+from regaze.interventions.registry import BUILT_IN, CONTROLS, VISION_TRANSFORMS
 from regaze.writing import replace_file
+
+#: What some need so that they change anything.
+_ACTING: dict[str, dict[str, Any]] = {"knockout": {"heads": ((0, 0),)}, "m3id": {"as_released": True}}
 
 #: Methods that are not here, and why.
 ABSENT = (
@@ -48,6 +52,15 @@ everything is written from equations and facts. Pass parameters as `--set name=v
 to the class. [Write your own](new-method.md).
 """
 
+CONTROLS_INTRODUCTION = """## Controls
+
+What a method has to beat before its idea gets the credit. They are made and used as methods
+(`regaze.interventions.controls`), and take part in the evaluation of any with `--controls`
+([evaluation.md](evaluation.md#controls)): *prefer-yes* and *near-tie* on yes/no questions,
+*drop-last-sentence* and *stop-after* on longer texts, and those that a method names itself
+(`method.controls()`):
+"""
+
 VISION = """## Vision transforms
 
 These transform a vision model used alone, within `with transform.applied(vision_model):`. They are no methods
@@ -65,8 +78,9 @@ layer that both edit. With default parameters these do, and no others:
 def page() -> str:
     """docs/methods.md as text."""
     methods = [_section(path, "##") for _, path in sorted(BUILT_IN.items())]
-    transforms = [VISION, *(_section(path, "###") for _, path in sorted(VISION_TRANSFORMS.items()))]
-    return "\n".join([INTRODUCTION, _overview(), *methods, *transforms, _combining(), _absent()])
+    controls = [CONTROLS_INTRODUCTION, _own_controls(), *_subsections(CONTROLS)]
+    transforms = [VISION, *_subsections(VISION_TRANSFORMS)]
+    return "\n".join([INTRODUCTION, _overview(), *methods, *controls, *transforms, _combining(), _absent()])
 
 
 def _overview() -> str:
@@ -75,10 +89,25 @@ def _overview() -> str:
     return _table(("method", "what it does", "cost", "source"), rows)
 
 
+def _own_controls() -> str:
+    """The controls that methods name with parameters that make these act."""
+    named: dict[str, list[str]] = {}
+    for name, path in sorted(BUILT_IN.items()):
+        method = resolve_name(path)(**_ACTING.get(name, {}))
+        for control in method.controls():
+            named.setdefault(control.name, []).append(f"`{name}`")
+    rows = [(f"[`{name}`](#{name})", ", ".join(methods)) for name, methods in sorted(named.items())]
+    return _table(("control", "of"), rows)
+
+
+def _subsections(paths: Mapping[str, str]) -> list[str]:
+    return [_section(path, "###") for _, path in sorted(paths.items())]
+
+
 def _section(path: str, heading: str) -> str:
     """The section of the class at "module:Class"."""
     cls = resolve_name(path)
-    rows = [(f"`{p.name}`", f"`{p.default}`", p.allowed, p.help) for p in parameters_of(cls)]
+    rows = [(f"`{p.name}`", _default(p), p.allowed, p.help) for p in parameters_of(cls)]
     parts = [
         f"{heading} {cls.name}\n",
         f"`{path.replace(':', '.')}` - {cls.summary}. Source: {cls.source}.\n",
@@ -88,6 +117,10 @@ def _section(path: str, heading: str) -> str:
     if cls.release:
         parts.append(f"**Release.** {cls.release}\n")
     return "\n".join([*parts, _table(("parameter", "default", "allowed", "meaning"), rows)])
+
+
+def _default(parameter: Parameter) -> str:
+    return "required" if parameter.default is MISSING else f"`{parameter.default}`"
 
 
 def _combining() -> str:

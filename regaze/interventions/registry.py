@@ -46,6 +46,18 @@ BUILT_IN: dict[str, str] = {
     "vcd": "regaze.interventions.vcd:VCD",
     "vista": "regaze.interventions.vista:VISTA",
 }
+#: Controls: what a method has to beat. They are made and used like methods, and listed apart.
+CONTROLS: dict[str, str] = {
+    "drop-last-sentence": "regaze.interventions.controls:DropLastSentence",
+    "near-tie": "regaze.interventions.controls:NearTie",
+    "plausibility-cut": "regaze.interventions.controls:PlausibilityCut",
+    "prefer-yes": "regaze.interventions.controls:PreferYes",
+    "random-direction": "regaze.interventions.controls:RandomDirection",
+    "random-heads": "regaze.interventions.controls:RandomHeads",
+    "sharpen": "regaze.interventions.controls:Sharpen",
+    "stop-after": "regaze.interventions.controls:StopAfter",
+    "uniform-columns": "regaze.interventions.controls:UniformColumns",
+}
 #: Transforms of a vision model used alone. Neither `gaze.using` nor `gaze.ask` takes them.
 VISION_TRANSFORMS: dict[str, str] = {"evit": "regaze.interventions.evit:EViT"}
 
@@ -53,27 +65,34 @@ ENTRY_POINT_GROUP = "regaze.interventions"
 
 
 def list_methods() -> list[str]:
-    """All registered names in alphabetical order; whether an entry point can be imported is not tried."""
-    return sorted({*BUILT_IN, *announced()})
+    """All registered methods in alphabetical order; whether an entry point can be imported is not tried."""
+    return sorted({*BUILT_IN, *announced()} - {*CONTROLS})
+
+
+def list_controls() -> list[str]:
+    """The names of all controls, in alphabetical order. Names that are taken here, no method can take."""
+    return sorted(CONTROLS)
 
 
 def method_class(name: str) -> type[Method]:
-    """The class registered under `name`; another package cannot take a built-in name.
+    """The method or control registered under `name`; another package cannot take a built-in name.
 
     Raises:
         UnknownMethodError: no such name, or the package that announced it cannot provide it.
     """
-    if name in BUILT_IN:
-        cls: type[Method] = resolve_name(BUILT_IN[name])
+    if (path := BUILT_IN.get(name) or CONTROLS.get(name)) is not None:
+        cls: type[Method] = resolve_name(path)
         return cls
     if name in VISION_TRANSFORMS:
         raise UnknownMethodError(_about_transform(name))
     if name in announced():
         return _load(announced()[name])
-    known = list_methods()
-    close = difflib.get_close_matches(name, known, 1)
+    known, controls = list_methods(), list_controls()
+    close = difflib.get_close_matches(name, [*known, *controls], 1)
     hint = f"; did you mean {close[0]!r}?" if close else "."
-    raise UnknownMethodError(f"unknown method {name!r}{hint} Known methods: {', '.join(known)}")
+    raise UnknownMethodError(
+        f"unknown method {name!r}{hint} Known methods: {', '.join(known)}; controls: {', '.join(controls)}"
+    )
 
 
 def create_method(name: str, **parameters: Any) -> Method:
@@ -178,7 +197,7 @@ def _make(name: str, data: dict[str, Any]) -> Method:
     except (KeyboardInterrupt, RegazeError):
         raise
     except BaseException as error:
-        if name in BUILT_IN:
+        if name in BUILT_IN or name in CONTROLS:
             raise
         raise BadParameterError(
             f"{_describe(announced()[name])} cannot be made: {_one_line(error)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
@@ -10,7 +11,8 @@ from pydantic import NonNegativeInt, PositiveFloat
 from torch import Tensor
 
 from regaze.errors import InputError
-from regaze.interventions.base import Intervention
+from regaze.interventions.base import Intervention, Method
+from regaze.interventions.controls import UniformColumns
 from regaze.interventions.layer_ranges import LayerRange, resolve_range
 from regaze.interventions.parameters import Fraction
 from regaze.kernels import AttentionEdit, RowSelection, Stats, StatsRequest
@@ -64,6 +66,9 @@ class SPARC(Intervention):
     @property
     def is_identity(self) -> bool:
         return self.alpha == 1.0
+
+    def controls(self) -> Sequence[Method]:
+        return () if self.is_identity else (UniformColumns(self),)
 
     def prepare(self, context: Context) -> None:
         tokens, state = context.tokens, context.state(self)

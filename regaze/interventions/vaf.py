@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 from pydantic import NonNegativeFloat
 
-from regaze.interventions.base import Intervention
+from regaze.interventions.base import Intervention, Method
+from regaze.interventions.controls import UniformColumns
 from regaze.interventions.layer_ranges import LayerRange, resolve_range
 from regaze.kernels import AttentionEdit, RowSelection
 from regaze.toolkit.model.context import Context
@@ -45,6 +47,9 @@ class VAF(Intervention):
     @property
     def is_identity(self) -> bool:
         return self.enhance == self.suppress == 1.0
+
+    def controls(self) -> Sequence[Method]:
+        return () if self.is_identity else (UniformColumns(self),)
 
     def prepare(self, context: Context) -> None:
         tokens, state = context.tokens, context.state(self)

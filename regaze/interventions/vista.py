@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from pydantic import NonNegativeFloat
 from torch import Tensor
 
-from regaze.interventions.base import Intervention
 from regaze.interventions.contrastive import has_image
+from regaze.interventions.directed import Directed
 from regaze.interventions.layer_ranges import LayerRange, resolve_range
 from regaze.interventions.parameters import Fraction
 from regaze.kernels import AttentionEdit, Placeable
@@ -25,7 +25,7 @@ from regaze.toolkit.prompts.token_map import Role
 
 
 @dataclass(frozen=True)
-class VISTA(Intervention):
+class VISTA(Directed):
     """Steer the residual stream towards the image's contribution, and add the logits of late layers.
 
     Source: Li et al., "The Hidden Life of Tokens: Reducing Hallucination of Large Vision-Language Models via
@@ -78,7 +78,8 @@ class VISTA(Intervention):
     def prepare(self, context: Context) -> None:
         state = context.state(self)
         contexts = context.batch // context.user_batch
-        state["vectors"] = {k: v.repeat(contexts, 1) for k, v in state.get("vectors", {}).items()}
+        vectors = self.directions(state.get("vectors", {}))
+        state["vectors"] = {layer: v.repeat(contexts, 1) for layer, v in vectors.items()}
         if self.share:
             first, last = resolve_range(self.window, (25, 30), 32, context.num_layers)
             state["window"] = tuple(range(first, last + 1))

@@ -212,7 +212,9 @@ class Gaze:
 
         def make() -> Opened:
             check_release(self.model.config.model_type)
-            return Opened(Session(interventions, tokens, self._read, self.reader), self)
+            config = compat.text_config(self.model)
+            acting = tuple(intervention.for_model(config) for intervention in interventions)
+            return Opened(Session(acting, tokens, self._read, self.reader), self)
 
         return Block(make, self.host, self.model)
 

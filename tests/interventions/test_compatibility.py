@@ -13,7 +13,8 @@ import regaze
 from regaze.errors import CompositionError
 from regaze.interventions import EViT, methods_page
 from regaze.interventions.compatibility import INCOMPATIBLE, why_incompatible
-from regaze.interventions.registry import default_methods, load_methods
+from regaze.interventions.controls import Control
+from regaze.interventions.registry import default_methods, list_controls, load_methods, method_class
 
 #: What a random model of six layers needs so that a method edits something in it.
 PARAMETERS = {
@@ -52,6 +53,18 @@ def test_every_method_says_what_it_is(cls):
     assert cls.__doc__
     assert cls().is_identity in (True, False)
     assert cls.from_dict(cls().to_dict()) == cls()
+
+
+@pytest.mark.parametrize("name", list_controls())
+def test_every_control_says_what_it_is_and_is_no_method(name):
+    cls = method_class(name)
+    for part in ("name", "summary", "source", "edits", "cost"):
+        assert getattr(cls, part), f"{cls.__name__}.{part} is empty"
+    assert cls.__doc__
+    assert issubclass(cls, Control)
+    assert cls.name == name
+    assert name not in load_methods()
+    assert name not in default_methods()
 
 
 def test_the_page_of_methods_is_up_to_date():

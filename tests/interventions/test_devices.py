@@ -7,7 +7,15 @@ import torch
 from device_checks import IMAGES, QUESTIONS, logits
 from models import SMALL_VAR
 
-from regaze.interventions import EViT, MultiPassMethod, create_method
+from regaze.interventions import PAI, VISTA, EViT, HeadKnockout, MultiPassMethod, create_method
+from regaze.interventions.controls import (
+    NearTie,
+    PlausibilityCut,
+    RandomDirection,
+    RandomHeads,
+    Sharpen,
+    UniformColumns,
+)
 from regaze.interventions.registry import BUILT_IN
 
 HEADS = ((0, 0), (1, 3), (4, 1), (5, 2))
@@ -59,6 +67,21 @@ def test_a_method(placed, name):
             return logits(gaze)
 
     placed.check(run, *READS.get(name, ()))
+
+
+CONTROLS = [
+    *(NearTie(mass=0.0, gap=2.0, steps="all"), PlausibilityCut(), Sharpen()),
+    *(UniformColumns(PAI(gamma=1.0)), RandomHeads(HeadKnockout(heads=HEADS)), RandomDirection(VISTA())),
+]
+
+
+@pytest.mark.parametrize("control", CONTROLS, ids=lambda control: control.name)
+def test_a_control(placed, control):
+    def run(gaze):
+        with gaze.using(control):
+            return logits(gaze)
+
+    placed.check(run, *READS.get("vista" if isinstance(control, RandomDirection) else "", ()))
 
 
 @pytest.mark.parametrize("name", ["carve", "opera"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_module
+from collections.abc import Mapping
 from dataclasses import MISSING
 from typing import Annotated, Any
 
@@ -18,15 +19,23 @@ def methods(
     json: Annotated[bool, typer.Option("--json", help="Print a JSON object and nothing else.")] = False,
     debug: options.Debug = False,
 ) -> None:
-    """List the methods, their parameters and sources."""
-    known = {name: _describe(cls) for name, cls in registry.load_methods().items()}
+    """List the methods and the controls, their parameters and sources."""
+    known = {name: _describe(cls, "method") for name, cls in registry.load_methods().items()}
+    controls = {name: _describe(registry.method_class(name), "control") for name in registry.list_controls()}
     for reason in registry.broken_methods():
         console.info(f"regaze: left out: {reason}")
     if json:
-        console.echo(json_module.dumps(known, indent=2, ensure_ascii=False, default=str))
+        listed = {**known, **controls}
+        console.echo(json_module.dumps(listed, indent=2, ensure_ascii=False, default=str))
         return
+    _print(known)
+    console.stdout().rule("Controls: what a method has to beat (regaze compare --controls)", align="left")
+    _print(controls)
+
+
+def _print(described: Mapping[str, dict[str, Any]]) -> None:
     out = console.stdout()
-    for name, about in known.items():
+    for name, about in described.items():
         out.print(Text.assemble((name, "bold"), f"  {about['summary']}"), soft_wrap=True)
         out.print(f"  source: {about['source']}", soft_wrap=True)
         for parameter, entry in about["parameters"].items():
@@ -36,9 +45,10 @@ def methods(
         out.print()
 
 
-def _describe(cls: Any) -> dict[str, Any]:
+def _describe(cls: Any, kind: str) -> dict[str, Any]:
     parameters = {}
     for parameter in parameters_of(cls):
         default = {} if parameter.default is MISSING else {"default": parameter.default}
         parameters[parameter.name] = {"type": parameter.allowed, "help": parameter.help, **default}
-    return {"summary": str(cls.summary), "source": str(cls.source), "parameters": parameters}
+    about = {"kind": kind, "summary": str(cls.summary), "source": str(cls.source)}
+    return {**about, "parameters": parameters}

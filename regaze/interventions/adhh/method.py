@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from os import fspath
 from typing import Any, ClassVar, Literal, cast
@@ -11,7 +12,8 @@ from pydantic import NonNegativeFloat
 
 from regaze.errors import BadParameterError, InputError
 from regaze.interventions.adhh.policy import DropHeavyChannel
-from regaze.interventions.base import Intervention
+from regaze.interventions.base import Intervention, Method
+from regaze.interventions.controls import RandomHeads
 from regaze.interventions.parameters import Heads, Parameter
 from regaze.kernels import AttentionEdit, Channels, RowSelection
 from regaze.reading import StrPath, parse_json, read_text
@@ -89,13 +91,20 @@ class ADHH(Intervention):
     def is_identity(self) -> bool:
         return self.threshold > 1.0 or self.heads == ()
 
+    def controls(self) -> Sequence[Method]:
+        return () if self.is_identity else (RandomHeads(self),)
+
+    def heads_in(self, config: Any) -> Heads:
+        """The heads in which it acts in a language model with this configuration; errors as `known_heads`."""
+        return known_heads(config) if self.heads is None else self.heads
+
     def prepare(self, context: Context) -> None:
         tokens, state = context.tokens, context.state(self)
         has_image = tokens.mask(Role.IMAGE).any(1, keepdim=True)
         if self.is_identity or not has_image.any():
             return
         by_layer: dict[int, list[int]] = {}
-        for layer, head in known_heads(context.config) if self.heads is None else self.heads:
+        for layer, head in self.heads_in(context.config):
             if layer >= context.num_layers or head >= context.num_heads:
                 raise BadParameterError(
                     f"head {(layer, head)} does not exist: the model has layers 0..{context.num_layers - 1} "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, ClassVar
 
@@ -17,8 +17,9 @@ from torch import Tensor
 from regaze.errors import InputError, UnsupportedModelError
 from regaze.interventions.agla.black_out import Mask, black_out
 from regaze.interventions.agla.itm_gradcam import Relevance, blip_relevance
-from regaze.interventions.base import Intervention
+from regaze.interventions.base import Intervention, Method
 from regaze.interventions.contrastive import has_image, logits_to_constrain, rows_with_image
+from regaze.interventions.controls import Sharpen
 from regaze.interventions.parameters import Fraction
 from regaze.toolkit.model.branches import with_media
 from regaze.toolkit.model.context import Context
@@ -90,6 +91,9 @@ class AGLA(Intervention):
     @property
     def is_identity(self) -> bool:
         return self.alpha == 0.0 and self.beta == 0.0
+
+    def controls(self) -> Sequence[Method]:
+        return (Sharpen(self.alpha, self.beta),) if self.alpha else ()
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form. It holds only the name of a function, which `from_dict` cannot restore."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal, NamedTuple
 
@@ -10,7 +11,8 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 from torch import Tensor
 
 from regaze.errors import BadParameterError, InputError
-from regaze.interventions.base import Intervention
+from regaze.interventions.base import Intervention, Method
+from regaze.interventions.controls import UniformColumns
 from regaze.interventions.gift.gaze_shift import RowShifts, half_of_heads, mean_shift, saliency_map
 from regaze.interventions.gift.policy import AmplifyTopHeads
 from regaze.interventions.layer_ranges import LayerRange, resolve_range
@@ -119,6 +121,9 @@ class GIFT(Intervention):
     @property
     def is_identity(self) -> bool:
         return self.alpha == 0.0 and self.beta == 1.0
+
+    def controls(self) -> Sequence[Method]:
+        return () if self.is_identity else (UniformColumns(self),)
 
     def prepare(self, context: Context) -> None:
         state, tokens = context.state(self), context.tokens

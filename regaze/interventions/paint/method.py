@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar
 
@@ -11,8 +11,9 @@ from pydantic import Field, NonNegativeFloat
 from torch import Tensor
 
 from regaze.errors import BadParameterError, InputError
-from regaze.interventions.base import Intervention
+from regaze.interventions.base import Intervention, Method
 from regaze.interventions.contrastive import WITHOUT_IMAGE, has_image, logits_to_constrain, rows_with_image
+from regaze.interventions.controls import PlausibilityCut, UniformColumns
 from regaze.interventions.layer_ranges import LayerRange, resolve_range
 from regaze.interventions.parameters import Fraction
 from regaze.kernels import AttentionEdit, RowSelection
@@ -95,6 +96,10 @@ class PAINT(Intervention):
     @property
     def is_identity(self) -> bool:
         return self.alpha == self.beta == 0.0 and self.gamma == 1.0
+
+    def controls(self) -> Sequence[Method]:
+        cut = (PlausibilityCut(self.cut),) if self.gamma != 1.0 and self.cut else ()
+        return (*((UniformColumns(self),) if self.alpha or self.beta else ()), *cut)
 
     def branches(self, context: Context) -> Mapping[str, Branch]:
         if self.gamma == 1.0 or not has_image(context).any():

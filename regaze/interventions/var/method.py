@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -9,7 +10,8 @@ import torch
 from pydantic import NonNegativeFloat, PositiveFloat
 from torch import Tensor
 
-from regaze.interventions.base import Intervention
+from regaze.interventions.base import Intervention, Method
+from regaze.interventions.controls import UniformColumns
 from regaze.interventions.parameters import Fraction
 from regaze.interventions.var.policy import MoveMass
 from regaze.kernels import AttentionEdit, Channels, Placeable, RowSelection
@@ -99,6 +101,9 @@ class VAR(Intervention):
     @property
     def is_identity(self) -> bool:
         return self.moved == 0.0 or self.rho > 1.0
+
+    def controls(self) -> Sequence[Method]:
+        return () if self.is_identity else (UniformColumns(self),)
 
     def prepare(self, context: Context) -> None:
         state = context.state(self)

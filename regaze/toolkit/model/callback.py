@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -38,6 +38,13 @@ class Callback:
     fixed_edits: bool = False
     counts_steps: ClassVar[bool] = False
     records: ClassVar[bool] = False
+
+    def for_model(self, config: Any) -> Callback:
+        """What acts in a language model with this configuration: mostly the callback itself.
+
+        Called when a block opens. A callback that stands for another one returns that.
+        """
+        return self
 
     def branches(self, context: Context) -> Mapping[str, Branch]:
         """Second contexts of the prompt, by name. Called first, once per prompt.

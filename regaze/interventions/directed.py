@@ -1,0 +1,29 @@
+"""Base of methods that steer along directions."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from regaze.interventions.base import Intervention, Method
+from regaze.interventions.controls.random_direction import RandomDirection
+
+#: [..., D] by layer, or by whatever tells them apart, always in the same order.
+Directions = Mapping[Hashable, Tensor]
+
+
+@dataclass(frozen=True)
+class Directed(Intervention):
+    """A method that steers along directions, fitted or measured: they pass through `directions` before use.
+
+    Its control is random directions of the same norms.
+    """
+
+    def directions(self, found: Directions) -> Directions:
+        """What to steer along, from what was found; the vectors of a subspace are entries each."""
+        return found
+
+    def controls(self) -> Sequence[Method]:
+        return () if self.is_identity else (RandomDirection(self),)

@@ -4,7 +4,7 @@
         --json benchmarks/results/comparison-pope.json
 
 The comparison is `regaze compare`'s, into a folder of its own (an interrupted one goes on with the same
-line); the file holds the one benchmark of its results.json.
+line); the file holds what the pages show of its results.json: the figures of the leading scorer.
 """
 
 from __future__ import annotations
@@ -18,12 +18,19 @@ from typing import Any
 
 from machine import machine
 
+from regaze.eval.report import tables
+
 OPTIONS = {"pope": ["--bench", 'splits=["adversarial"]'], "captions": []}
 
 
 def shown(results: dict[str, Any]) -> dict[str, Any]:
     """What the pages need of a results.json."""
     (benchmark,) = results["benchmarks"].values()
+    split, scorer = tables.leading_scorer(benchmark)
+    for entry in (benchmark["plain"], *benchmark["methods"].values()):
+        if entry.get("figures"):
+            figures = entry["figures"][split]
+            entry["figures"] = {split: {name: figures[name] for name in ("questions", "images", scorer)}}
     facts = machine()
     return {
         "machine": {name: facts[name] for name in ("cpu", "cores")},
@@ -39,7 +46,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("benchmark", choices=OPTIONS)
     parser.add_argument("--methods", type=Path, required=True)
-    parser.add_argument("--folder", type=Path, help="of the answers (out/comparison-NAME)")
+    parser.add_argument("--folder", type=Path, help="for the answers (out/comparison-NAME)")
     parser.add_argument("--json", type=Path, required=True, help="file to write")
     given = parser.parse_args()
     folder = given.folder or Path("out") / f"comparison-{given.benchmark}"

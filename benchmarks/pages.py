@@ -22,6 +22,10 @@ from figures import RENDERERS
 from figures.sources import FILES, ROOT, SOURCES, Source
 
 REGION = re.compile(r"(<!-- figures: (?P<name>[^>]*?) -->)(?P<body>.*?)(?P<end><!-- end -->)", re.DOTALL)
+#: a table's row with an interval, which only a measurement can have
+INTERVAL = re.compile(r"^\|.*\d [(]?\[[-+]?[\d.]+, [-+]?[\d.]+\]", re.MULTILINE)
+#: pages whose tables the tests compare with what the commands on the page print
+RUN = {"docs/evaluation.md"}
 PAGES = ("README.md", "CONTRIBUTING.md", "benchmarks/README.md", "docs/*.md")
 
 
@@ -58,13 +62,17 @@ def problems(root: Path = ROOT) -> Iterator[str]:
         if text.count("<!-- figures:") != len(regions) or text.count("<!-- end -->") != len(regions):
             yield f"{page}: a region that does not end, or ends twice"
             continue
+        if page.as_posix() not in RUN and INTERVAL.search(REGION.sub("", text)):
+            yield f"{page}: a table with intervals that no region makes"
         for match in regions:
             if match["name"].split()[0] not in RENDERERS:
                 yield f"{page}: nothing makes the figures {match['name']!r}"
             elif rendered(match[0]) != match[0]:
                 yield f"{page}: {match['name']!r} is not what the results say: python benchmarks/pages.py"
-    yield from (f"no page shows the figures {name!r}" for name in sorted(set(RENDERERS) - named))
     known = {source.file for source in SOURCES if (ROOT / source.file).exists()}
+    there = {path.relative_to(ROOT).as_posix() for path in (ROOT / "benchmarks/results").glob("*.json")}
+    yield from (f"{file}: sources.py names no command" for file in sorted(there - FILES - known))
+    yield from (f"no page shows the figures {name!r}" for name in sorted(set(RENDERERS) - named))
     yield from (f"{file}: a page reads it, and sources.py names no command" for file in sorted(FILES - known))
     yield from (f"{file}: no page reads it" for file in sorted(known - FILES))
 

@@ -1,6 +1,6 @@
 """Seconds and peak memory of reading the worst files that the limits of `regaze.reading` let in.
 
-    python benchmarks/reader_limits.py [SHARE] [NAME...]
+    python benchmarks/reader_limits.py [SHARE] [NAME...] [--json FILE]
 
 Each file has SHARE (1 by default) of the largest size and is read in a process of its own. Prints a line per
 file: bytes on disk, CPU seconds, peak memory beyond that of the imports, and how the reading ended.
@@ -8,6 +8,7 @@ file: bytes on disk, CPU seconds, peak memory beyond that of the imports, and ho
 
 from __future__ import annotations
 
+import argparse
 import gzip
 import json
 import subprocess
@@ -16,6 +17,9 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+from machine import machine
 
 from regaze import reading
 from regaze.errors import InputError
@@ -119,33 +123,49 @@ def peak() -> float:
     return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
-def main(share: float = 1.0, names: tuple[str, ...] = ()) -> None:
-    """Measure every file, or those of these names."""
+def measured(name: str, share: float) -> dict[str, Any]:
+    """Write a file, read it in a process of its own, and what that took."""
+    make, limit = (YAML[name], reading.MAX_YAML_BYTES) if name in YAML else (JSON[name], reading.MAX_BYTES)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / name
+        path.write_bytes(make(int(share * limit)))
+        command = [sys.executable, __file__, "--read", str(path)]
+        try:
+            done = subprocess.run(command, check=True, capture_output=True, timeout=TIMEOUT)
+            seconds, memory, outcome = json.loads(done.stdout)
+        except subprocess.TimeoutExpired:
+            seconds, memory, outcome = TIMEOUT, float("nan"), "not read in time"
+        return {
+            "file": name,
+            "bytes": path.stat().st_size,
+            "seconds": round(seconds, 2),
+            "mib": round(memory),
+            "outcome": outcome,
+        }
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("share", nargs="?", type=float, default=1.0, help="of the largest size")
+    parser.add_argument("names", nargs="*", help="files to read (all)")
+    parser.add_argument("--json", type=Path, help="file to write")
+    given = parser.parse_args()
+    facts, rows = machine(), []
     print(f"{'file':<26} {'bytes':>12} {'seconds':>8} {'MiB':>7}  outcome")
-    for name, make in {**JSON, **YAML}.items():
-        if names and name not in names:
-            continue
-        limit = reading.MAX_YAML_BYTES if name in YAML else reading.MAX_BYTES
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / name
-            path.write_bytes(make(int(share * limit)))
-            try:
-                done = subprocess.run(
-                    [sys.executable, __file__, "--read", str(path)],
-                    check=True,
-                    capture_output=True,
-                    timeout=TIMEOUT,
-                )
-                seconds, memory, outcome = json.loads(done.stdout)
-            except subprocess.TimeoutExpired:
-                seconds, memory, outcome = TIMEOUT, float("nan"), "not read in time"
-            print(
-                f"{name:<26} {path.stat().st_size:>12} {seconds:>8.2f} {memory:>7.0f}  {outcome}", flush=True
-            )
+    for name in given.names or (*JSON, *YAML):
+        row = measured(name, given.share)
+        rows.append(row)
+        print(
+            f"{name:<26} {row['bytes']:>12} {row['seconds']:>8.2f} {row['mib']:>7}  {row['outcome']}",
+            flush=True,
+        )
+    if given.json:
+        given.json.write_text(json.dumps({"machine": facts, "rows": rows}, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--read"]:
         measure(Path(sys.argv[2]))
     else:
-        main(float(sys.argv[1]) if len(sys.argv) > 1 else 1.0, tuple(sys.argv[2:]))
+        main()

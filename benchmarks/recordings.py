@@ -1,18 +1,20 @@
-"""Three real models recorded, and a picture of each, for docs/real-models.md.
+"""Three real models recorded: a picture of each and figures.json, for docs/real-models.md.
 
     python benchmarks/recordings.py [--smollm DIR] [--gemma GGUF] [--whisper tiny.en.pt --vocabulary FILE]
 
-Only the models that are given are run. docs/real-models.md says where their weights come from.
+Only the models that are given are run; the figures of the others stay. docs/real-models.md says where their
+weights come from.
 """
 
 from __future__ import annotations
 
 import argparse
-import time
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
+from machine import machine
 from speaking import PROMPT, RATE, load_whisper, read_vocabulary, speak, spectrogram, texts
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
@@ -38,18 +40,18 @@ def load(source: Path) -> tuple[Any, Any]:
     )
 
 
-def smollm(source: Path, output: Path) -> None:
+def smollm(source: Path, output: Path) -> dict[str, Any]:
     """Attention of the answer's tokens by role and layer."""
     gaze = regaze.wrap(*load(source))
     with gaze.recording(slices="all") as record:
-        print("answer:", gaze.ask([None], [QUESTION], max_new_tokens=32))
+        answer = gaze.ask([None], [QUESTION], max_new_tokens=32)[0]
     flow = analysis.role_flow(record)
-    system, first = flow.of(Role.SYSTEM).mean(), analysis.sink_share(record).mean()
-    print(f"on the system text {system:.3f}, on the first token alone {first:.3f}")
     plot.role_flow(flow, path=output / "smollm2.svg")
+    system, first = flow.of(Role.SYSTEM).mean(), analysis.sink_share(record).mean()
+    return {"question": QUESTION, "answer": answer, "system": float(system), "first token": float(first)}
 
 
-def gemma(source: Path, output: Path, text: str, rows: int = 64) -> None:
+def gemma(source: Path, output: Path, text: str, rows: int = 64) -> dict[str, Any]:
     """How far back the heads of sliding and of full layers look, in a long text."""
     gaze = regaze.wrap(*load(source))
     inputs = gaze.processor(text, return_tensors="pt")
@@ -60,20 +62,21 @@ def gemma(source: Path, output: Path, text: str, rows: int = 64) -> None:
     outside = trace.slices[:, 0] * (back >= config.sliding_window)
     beyond = outside.sum(-1).mean((1, 2))
     share = analysis.sink_share(trace).mean((1, 2))
-    print(f"{inputs['input_ids'].shape[1]} tokens; window {config.sliding_window}")
-    for layer, kind in enumerate(config.layer_types):
-        print(f"{layer:3d} {kind:18} beyond the window {beyond[layer]:.4f}, first token {share[layer]:.4f}")
     distance = analysis.attention_distance(trace).mean(2)
-    sliding = torch.tensor([kind == "sliding_attention" for kind in config.layer_types])
-    print(f"largest weight beyond the window in a sliding layer: {float(outside[sliding].max())}")
-    for kind, chosen in (("sliding", distance[sliding]), ("full", distance[~sliding])):
-        print(
-            f"mean distance of {kind} layers' heads: {float(chosen.min()):.0f} to {float(chosen.max()):.0f}"
-        )
     plot.head_scores(distance, label="mean distance looked back (tokens)", path=output / "gemma3.svg")
+    sliding = torch.tensor([kind == "sliding_attention" for kind in config.layer_types])
+    return {
+        "tokens": inputs["input_ids"].shape[1],
+        "window": config.sliding_window,
+        "sliding": sliding.tolist(),
+        "beyond the window": beyond.tolist(),
+        "largest weight beyond it in a sliding layer": float(outside[sliding].max()),
+        "first token": share.tolist(),
+        "distance": distance.flatten(1).tolist(),
+    }
 
 
-def whisper(checkpoint: Path, vocabulary: Path, output: Path) -> None:
+def whisper(checkpoint: Path, vocabulary: Path, output: Path) -> dict[str, Any]:
     """Cross-attention of each written word over time."""
     sound = speak(SENTENCES, "en-us", 140)
     gaze, features = regaze.wrap(load_whisper(checkpoint)), spectrogram(sound)
@@ -82,12 +85,17 @@ def whisper(checkpoint: Path, vocabulary: Path, output: Path) -> None:
     with gaze.recording(masses=False, slices="all") as record, torch.inference_mode():
         ids = model.generate(features, decoder_input_ids=start, max_length=60, do_sample=False)[0]
     words = texts(read_vocabulary(vocabulary), ids)
-    print("heard:", "".join(words), f"({len(sound) / RATE:.1f} s)")
     cross = record[0].cross.slices[:, 0, :, : len(words)]
-    print("on padding, by layer:", cross[..., round(len(sound) / RATE / 0.02) :].sum(-1).mean((1, 2)))
+    padding = cross[..., round(len(sound) / RATE / 0.02) :].sum(-1).mean((1, 2))
     plot.cross_attention(
         record, words=words, layers=[2, 3], end=len(sound) / RATE, path=output / "whisper.png"
     )
+    return {
+        "said": SENTENCES,
+        "heard": "".join(words).strip(),
+        "seconds": len(sound) / RATE,
+        "on padding": padding.tolist(),
+    }
 
 
 def main() -> None:
@@ -98,14 +106,17 @@ def main() -> None:
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
     quiet_libraries()
-    begun = time.monotonic()
+    path, facts = options.output / "figures.json", machine()
+    figures = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     if options.smollm:
-        smollm(options.smollm, options.output)
+        figures["smollm"] = {"machine": facts, **smollm(options.smollm, options.output)}
     if options.gemma:
-        gemma(options.gemma, options.output, (DOCS.parent / "LICENSE").read_text(encoding="utf-8")[:6000])
+        text = (DOCS.parent / "LICENSE").read_text(encoding="utf-8")[:6000]
+        figures["gemma"] = {"machine": facts, **gemma(options.gemma, options.output, text)}
     if options.whisper:
-        whisper(options.whisper, options.vocabulary, options.output)
-    print(f"{time.monotonic() - begun:.0f} s")
+        found = whisper(options.whisper, options.vocabulary, options.output)
+        figures["whisper"] = {"machine": facts, **found}
+    path.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,19 @@ from figures.sources import read
 from regaze.eval.report import tables
 from regaze.eval.report.markdown import markdown_table
 
-__all__ = ["demo_captions", "demo_second", "demo_training", "demo_yes_no"]
+__all__ = [
+    "comparison",
+    "comparison_cost",
+    "comparison_findings",
+    "comparison_reading",
+    "comparison_setting",
+    "demo_captions",
+    "demo_heads",
+    "demo_interventions",
+    "demo_second",
+    "demo_training",
+    "demo_yes_no",
+]
 
 
 def _compared(name: str) -> Mapping[str, Any]:
@@ -29,8 +41,11 @@ def comparison(name: str) -> str:
 
 
 def comparison_cost(name: str) -> str:
-    """Texts and cost of every condition, as in a report."""
-    return f"{tables.THRESHOLDS_NOTE}\n\n{markdown_table(tables.confounds_table(_compared(name)))}"
+    """Texts and cost of every condition, as in a report, without the seconds: other programs were running."""
+    head, *rows = tables.confounds_table(_compared(name))
+    shown = [place for place, name in enumerate(head) if name != "seconds"]
+    table = markdown_table([[row[place] for place in shown] for row in (head, *rows)])
+    return f"{tables.THRESHOLDS_NOTE}\n\n{table}"
 
 
 def comparison_reading() -> str:
@@ -109,7 +124,7 @@ def comparison_findings() -> str:
         f"- CHAIR_s rises with {_with(sorted(higher, key=lambda label: -by[label]), by) or 'nobody'}."
     )
     errors = {label: entry["error"] for label, entry in pope["methods"].items() if entry.get("error")}
-    lines += [f"- {label} cannot run: {error}." for label, error in errors.items()]
+    lines += [f"- {label} has no figures: {error.split(';')[0]}." for label, error in errors.items()]
     return "\n".join(lines)
 
 
@@ -198,18 +213,31 @@ def demo_second() -> str:
     )
 
 
+def demo_heads() -> str:
+    """The heads that AD-HH removes, from the model's configuration."""
+    heads = read("regaze/demo/model/config.json")["text_config"]["hallucination_heads"]
+    return ", ".join(f"({layer}, {head})" for layer, head in heads)
+
+
 def demo_training() -> str:
     """The stages of training, from the log that lies beside the weights."""
     scenes = {"vision": 64, "projector": 64, "language": 16, "mix": 32, "describe": 16}
     log = read("regaze/demo/model/training_log.csv")
-    rows, walls, cpus = [], 0.0, 0.0
+    rows, totals, before = [], [0.0, 0.0], [0.0, 0.0]
     for stage in scenes:
-        last = [row for row in log if row["stage"] == stage][-1]
-        wall, cpu = float(last["seconds"]) / 60, float(last["cpu_seconds"]) / 60
-        walls, cpus = walls + wall, cpus + cpu
-        figures = (number(float(last[name]), 3) for name in ("loss", "accuracy"))
-        rows.append([stage, last["step"], str(scenes[stage]), *figures, number(wall, 1), number(cpu, 1)])
-    rows.append(["total", "", "", "", "", number(walls, 0), number(cpus, 0)])
+        steps = [row for row in log if row["stage"] == stage]
+        first, last = (
+            [float(row[name]) for name in ("seconds", "cpu_seconds")] for row in (steps[0], steps[-1])
+        )
+        # A stage in the same process as the one before goes on counting from there.
+        begun = before if first > before else [0.0, 0.0]
+        times = [(end - start) / 60 for end, start in zip(last, begun, strict=True)]
+        totals, before = [a + b for a, b in zip(totals, times, strict=True)], last
+        figures = [number(float(steps[-1][name]), 3) for name in ("loss", "accuracy")]
+        rows.append(
+            [stage, steps[-1]["step"], str(scenes[stage]), *figures, *(number(each, 1) for each in times)]
+        )
+    rows.append(["total", "", "", "", "", *(number(each, 0) for each in totals)])
     head = ["stage", "steps", "scenes per step", "loss, last", "accuracy, last", "wall, min", "CPU, min"]
     return table(head, rows)
 

@@ -26,8 +26,14 @@ class Source(NamedTuple):
     command: str
 
 
+_COMPARE = (
+    "python benchmarks/comparison.py {0} --methods docs/comparison-methods.json "
+    "--json benchmarks/results/comparison-{0}.json"
+)
 _MEASURE = "python -m regaze.demo.training.measure --scenes 400 --seed {} --output docs/assets/{}"
 SOURCES = (
+    Source("benchmarks/results/comparison-pope.json", "demo", _COMPARE.format("pope")),
+    Source("benchmarks/results/comparison-captions.json", "demo", _COMPARE.format("captions")),
     Source(
         "benchmarks/results/attend-cases.json",
         "demo",
@@ -68,9 +74,24 @@ SOURCES = (
         "docs/assets/demo-measured-seed2.json", "material", _MEASURE.format(2, "demo-measured-seed2.json")
     ),
     Source(
+        "regaze/demo/model/config.json",
+        "material",
+        "python -m regaze.demo.training.train --output regaze/demo/model --seed 0",
+    ),
+    Source(
         "regaze/demo/model/training_log.csv",
         "material",
         "python -m regaze.demo.training.train --output regaze/demo/model --seed 0",
+    ),
+    Source(
+        "benchmarks/results/launch.json",
+        "timing",
+        "python benchmarks/launch.py --output benchmarks/results/launch.json",
+    ),
+    Source(
+        "benchmarks/results/reader-limits.json",
+        "demo",
+        "python benchmarks/reader_limits.py --json benchmarks/results/reader-limits.json",
     ),
     Source("benchmarks/results/tests.json", "suite", "make counts"),
     Source("docs/studies/seeing/study.json", "material", "python benchmarks/seeing.py"),

@@ -9,10 +9,13 @@ from figures.sources import read
 
 __all__ = [
     "choices",
+    "retrieval_agreement",
     "retrieval_best",
     "retrieval_found",
+    "retrieval_heads",
     "retrieval_masking",
     "retrieval_memory",
+    "retrieval_plain",
     "seeing_heads",
     "seeing_maps",
     "seeing_words",
@@ -142,6 +145,47 @@ def retrieval_found() -> str:
 
 def _trials(heads: Any, length: int) -> list[Any]:
     return [trial for trial in heads["trials"] if trial["length"] == length]
+
+
+def retrieval_heads() -> str:
+    """How many heads retrieve, and in which layers they are."""
+    heads = read(HEADS)
+    scores, count = heads["mean"], heads["layers"] * heads["heads"]  # heads that never copied are left out
+    some, many = (sum(paper >= line for paper, _, _ in scores.values()) for line in (0.1, 0.5))
+    always = sum(share == 1 for _, _, share in scores.values())
+    never, layers = count - len(scores), sorted(int(name.split("-")[0]) for name in scores)
+    return (
+        f"Of {count} heads {some} ({100 * some / count:.1f} %) reach 0.1, the paper's line for a retrieval "
+        f"head, and {many} reach 0.5; {never} ({100 * never / count:.0f} %) never copied a token of an "
+        f"answer. {always} copied in each of the {heads['trials_succeeded']} successful trials. All "
+        f"{len(scores)} that copied anything are in layers {layers[0]} to {layers[-1]}."
+    )
+
+
+def retrieval_agreement() -> str:
+    """How much rankings by one needle or one length agree with all, and where the two scores part."""
+    agreement = read(MASKING)["agreement"]
+    needles = ", ".join(f"{value:.3f}" for value in agreement["needle"].values())
+    lengths = ", ".join(f"{value:.2f} at {int(n):,}" for n, value in agreement["length"].items())
+    copied = [
+        (steps, trial["kinds"]) for trial in read(HEADS)["trials"] for _, steps in trial["copied"].values()
+    ]
+    most = max(steps / kinds for steps, kinds in copied)
+    return (
+        "Each needle by itself ranks the heads much as all do (correlation of its scores with the mean: "
+        f"{needles}), and so does each length ({lengths}). The two scores part where an answer goes round in "
+        f"circles; in one trial the released one reaches {most:.2f}."
+    )
+
+
+def retrieval_plain() -> str:
+    """The needle score of the model without masking."""
+    shares = {}
+    for found in read(MASKING)["masking"].values():
+        (plain,) = (figure for figure in found["figures"] if not figure["heads"])
+        lengths = ", ".join(f"{length:,}" for length in found["lengths"])
+        shares[f"on the {len(found['cells'])} prompts of {lengths} tokens"] = f"{plain['value']:.0f}"
+    return " and ".join(f"{value} {where}" for where, value in shares.items())
 
 
 def retrieval_best(count: str = "10") -> str:

@@ -12,10 +12,12 @@ __all__ = [
     "attend_cases",
     "attention",
     "evaluate",
+    "launch",
     "machine_of",
     "methods",
     "methods_plain",
     "overhead",
+    "reader_limits",
 ]
 FOLDER = "benchmarks/results"
 
@@ -111,14 +113,13 @@ def methods_plain() -> str:
 
 def evaluate() -> str:
     """Batches and shared prefixes."""
-    rows = [
-        [
-            *(row["condition"], row["way"], f"{row['prompt_tokens']:,}", f"{row['seconds']:.2f}"),
-            f"{row['times_faster']:.2f} x as fast, {row['tokens_ratio']:.2f} x fewer prompt tokens",
-            str(row["answers_that_differ"]),
-        ]
-        for row in read(f"{FOLDER}/evaluate.json")["rows"]
-    ]
+    rows = []
+    for row in read(f"{FOLDER}/evaluate.json")["rows"]:
+        low, high = row["seconds_range"]
+        seconds = f"{row['seconds']:.1f} ({low:.1f}-{high:.1f})"
+        against = f"{row['times_faster']:.2f} x as fast, {row['tokens_ratio']:.2f} x fewer prompt tokens"
+        cells = [row["condition"], row["way"], f"{row['prompt_tokens']:,}", seconds, against]
+        rows.append([*cells, str(row["answers_that_differ"])])
     head = ["condition", "way", "prompt tokens", "seconds", "against batches of 16", "answers that differ"]
     return table(head, rows)
 
@@ -134,3 +135,34 @@ def analysis() -> str:
         f"{found['all_attention_mib']:,.0f} MiB."
     )
     return f"{table(['way', 'peak MiB'], rows)}\n\n{note}"
+
+
+def launch() -> str:
+    """What an edited decode call costs the host, and how many kernels get compiled."""
+    found = read(f"{FOLDER}/launch.json")
+    steps, lengths = found["for_128_steps"], found["for_100_prompts"]
+    kernels = f"128 steps compile {steps} kernels and 100 prompt lengths {lengths}"
+    return (
+        f"{kernels}, and an edited call of {found['launches_per_call']} launches takes {found['ratio']:.2f} "
+        "of the host's time for a whole transformers decoder layer"
+    )
+
+
+def reader_limits() -> str:
+    """The slowest and the largest of the worst files, by kind."""
+    kinds: dict[str, list[dict[str, Any]]] = {}
+    for row in read(f"{FOLDER}/reader-limits.json")["rows"]:
+        kinds.setdefault(row["file"].split("-")[0], []).append(row)
+    names = {"json": "JSON", "lines": "JSON lines", "answers": "answers", "table": "TSV", "yaml": "YAML"}
+    rows = [
+        [
+            names.get(kind, kind),
+            str(len(files)),
+            f"{max(row['bytes'] for row in files) / 2**20:.1f}",
+            f"{max(row['seconds'] for row in files):.1f}",
+            str(max(row["mib"] for row in files)),
+        ]
+        for kind, files in kinds.items()
+    ]
+    head = ["kind", "files", "largest, MiB", "slowest, CPU seconds", "most memory, MiB"]
+    return table(head, rows)

@@ -8,6 +8,8 @@ import re
 import pytest
 from paths import ROOT
 
+from regaze.interventions import registry
+
 
 @pytest.fixture(scope="module")
 def pages():
@@ -33,6 +35,7 @@ def test_every_region_is_what_the_results_say(pages):
         ("of <!-- figures: count methods -->7<!-- end --> methods", "'count methods' is not what"),
         ("<!-- figures: oversight -->\n<!-- end -->", "README.md: nothing makes the figures 'oversight'"),
         ("<!-- figures: overhead -->\n| 1 |\n", "README.md: a region that does not end"),
+        ("| a | 0.5 [0.4, 0.6] |\n", "README.md: a table with intervals that no region makes"),
         ("| 1 |\n<!-- end -->\n", "README.md: a region that does not end, or ends twice"),
     ],
 )
@@ -105,7 +108,7 @@ def test_what_stands_out_is_read_off_the_results(pages, monkeypatch):
         }
 
     pope = benchmark({"accuracy": 0.9}, a=({"accuracy": 0.95}, 0.01), b=({"accuracy": 0.8}, 0.2))
-    pope["methods"]["c"] = {"error": "no weights"}
+    pope["methods"]["c"] = {"error": "no weights; give a folder"}
     plain = {"chair_s": 0.3, "recall": 0.7}
     captions = benchmark(
         plain, a=({"chair_s": 0.1, "recall": 0.5}, 0.01), b=({"chair_s": 0.5, "recall": 0.7}, 0.03)
@@ -118,8 +121,16 @@ def test_what_stands_out_is_read_off_the_results(pages, monkeypatch):
         "- Captions: plain CHAIR_s 30.0 at recall 70.0. Lower after correction: a 10.0 at recall 50.0 "
         "(length +20%). Look at recall, length and repetition before believing a lower CHAIR.",
         "- CHAIR_s rises with b (+20.0).",
-        "- c cannot run: no weights.",
+        "- c has no figures: no weights.",
     ]
+
+
+def test_every_method_is_compared():
+    compared = json.loads((ROOT / "docs/comparison-methods.json").read_text(encoding="utf-8"))
+    assert {each["method"] for each in compared} == set(registry.BUILT_IN)
+    for name in ("pope", "captions"):
+        found = json.loads((ROOT / f"benchmarks/results/comparison-{name}.json").read_text(encoding="utf-8"))
+        assert set(found["benchmark"]["methods"]) == {each["label"] for each in compared}
 
 
 def estimates(value):

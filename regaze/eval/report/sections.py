@@ -43,7 +43,14 @@ def build_sections(
         if benchmark["methods"] and plots.draw_differences(benchmark, split, scorer, plot):
             sections.append(Section("Differences to the plain model", 3, plot=plot))
         table = tables.confounds_table(benchmark)
-        sections.append(Section("Cost and confounds", 3, paragraphs=[tables.THRESHOLDS_NOTE], table=table))
+        sections.append(
+            Section(
+                "Cost and confounds",
+                3,
+                paragraphs=[f"{tables.THRESHOLDS_NOTE} {tables.SECONDS_NOTE}"],
+                table=table,
+            )
+        )
         sections.append(Section("Every split and scorer", 3, table=tables.full_table(benchmark)))
     sections.append(Section("How to read this", paragraphs=tables.NOTES))
     return sections

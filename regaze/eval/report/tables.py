@@ -25,7 +25,9 @@ _BOUNDS = ", ".join(
     for name, bound in THRESHOLDS.items()
 )
 THRESHOLDS_NOTE = (
-    f"Texts are those of the answers that are scored. A change is named as a confound beyond: {_BOUNDS}. "
+    f"Texts are those of the answers that are scored. A change is named as a confound beyond: {_BOUNDS}."
+)
+SECONDS_NOTE = (
     "Seconds are those of one pass and no benchmark; where one condition shares prefixes and another does "
     "not, they differ for that reason alone."
 )

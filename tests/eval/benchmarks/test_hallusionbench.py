@@ -39,6 +39,18 @@ CASES = ["strong", "weak", "all_incorrect", "all_unclear"]
 VLMEVALKIT_KEY = "vlmevalkit_Hallusion_rating_no_judge(image questions only)"
 INTERN_KEY = "lmms_eval_intern_rule(image questions only, substring yes)"
 
+RECORD = {
+    "category": "VS",
+    "subcategory": "chart",
+    "visual_input": "1",
+    "set_id": "0",
+    "figure_id": "1",
+    "question_id": "0",
+    "question": "?",
+    "gt_answer": "1",
+    "filename": "./VS/chart/0_1.png",
+}
+
 
 @pytest.fixture(scope="module")
 def data(shared):
@@ -48,6 +60,22 @@ def data(shared):
 @pytest.fixture(scope="module")
 def references(data):
     return [item.reference for item in HallusionBench.load(data).items]
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory):
+    """A folder with a file of our own in the official layout: charts, without and with two figures."""
+    records = [
+        {**RECORD, "set_id": set_, "figure_id": figure, "visual_input": figure, "question_id": question}
+        | {"gt_answer": str((int(figure) + int(question)) % 2), "question": f"Is {question} the largest?"}
+        | {"filename": f"./VS/chart/{set_}_{figure}.png" if figure != "0" else None}
+        for set_ in "0123"
+        for figure in "012"
+        for question in "01"
+    ]
+    folder = tmp_path_factory.mktemp("hallusionbench")
+    (folder / "HallusionBench.json").write_text(json.dumps(records))
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -91,10 +119,15 @@ def test_harness_figures_are_the_golden_ones(references, golden, case):
         assert intern[name] / 100 == pytest.approx(value, rel=1e-12)
 
 
-def test_the_harness_way_leaves_out_what_has_no_image(data, references):
+def test_the_published_items_with_and_without_image(data, references):
     assert len(references) == 1129
-    shown = HallusionBench.load(data, images_only=True)
-    assert len(shown.items) == 951
+    assert len(HallusionBench.load(data, images_only=True).items) == 951
+
+
+def test_the_harness_way_leaves_out_what_has_no_image(own):
+    references = [item.reference for item in HallusionBench.load(own).items]
+    shown = HallusionBench.load(own, images_only=True)
+    assert (len(references), len(shown.items)) == (24, 16)
     assert all(item.image is not None for item in shown.items)
     answers = ["Yes" if reference.positive else "No" for reference in references]
     only_shown = [
@@ -119,7 +152,8 @@ def test_cannot_tell_is_right_where_there_is_no_figure():
     assert scores["fAcc"] == 0.0
 
 
-def test_a_perfect_run_has_no_causes_where_the_official_script_stops(references):
+def test_a_perfect_run_has_no_causes_where_the_official_script_stops(own):
+    references = [item.reference for item in HallusionBench.load(own).items]
     scores = OfficialScorer().score(references, [Verdict(CORRECT)] * len(references))
     assert scores["aAcc"] == scores["qAcc"] == scores["fAcc"] == 100.0
     assert math.isnan(scores["LH"])
@@ -160,8 +194,8 @@ TEMPLATES = {
 }
 
 
-def test_judged_answers_are_scored_from_the_judges_words(data):
-    bench = HallusionBench.load(data, limit=9, judged=True, judge=ScriptedJudge(), **TEMPLATES)
+def test_judged_answers_are_scored_from_the_judges_words(own):
+    bench = HallusionBench.load(own, limit=9, judged=True, judge=ScriptedJudge(), **TEMPLATES)
     sets = {item.reference.set for item in bench.items}
     assert all(sum(other.reference.set == one for other in bench.items) > 1 for one in sets)
     answers = ["ok"] * len(bench.items)
@@ -174,10 +208,10 @@ def test_judged_answers_are_scored_from_the_judges_words(data):
     assert "prompts test and test, judge scripted" in described["scorers"]["official"]
 
 
-def test_without_a_judge_the_official_score_is_refused_before_anything_is_asked(data):
+def test_without_a_judge_the_official_score_is_refused_before_anything_is_asked(own):
     with pytest.raises(InputError, match="HallusionBench is graded by a judge, and none is configured"):
-        HallusionBench.load(data, judged=True)
-    assert [scorer.name for scorer in HallusionBench.load(data, limit=1).scorers()] == [
+        HallusionBench.load(own, judged=True)
+    assert [scorer.name for scorer in HallusionBench.load(own, limit=1).scorers()] == [
         *("vlmevalkit", "lmms-eval-intern", "regaze"),
     ]
 
@@ -190,19 +224,6 @@ def test_a_template_needs_its_places_and_leaves_other_braces_alone(tmp_path):
     assert template.name.startswith("prompt.txt ")
     with pytest.raises(InputError, match=r"prompt\.txt lacks \{third\}"):
         JudgePrompt.from_file(path, ["first", "third"])
-
-
-RECORD = {
-    "category": "VS",
-    "subcategory": "chart",
-    "visual_input": "1",
-    "set_id": "0",
-    "figure_id": "1",
-    "question_id": "0",
-    "question": "?",
-    "gt_answer": "1",
-    "filename": "./VS/chart/0_1.png",
-}
 
 
 @pytest.mark.parametrize(

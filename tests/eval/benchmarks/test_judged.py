@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import gzip
 import json
 import math
 
@@ -67,9 +66,28 @@ def test_mmhal_by_hand():
     assert math.isnan(own["counting"])
 
 
-def test_mmhal_from_the_official_file(shared):
+def write_mmhal(folder, rounds=1):
+    """A file in the layout of the official one: the types of question in turn."""
+    records = [
+        {
+            "question_type": kind,
+            "question_topic": "outdoor",
+            "image_id": f"{number}",
+            "image_src": f"https://host/{number}_o.jpg",
+            "image_content": ["Fire hydrant"],
+            "question": f"What color is cap {number}?",
+            "gt_answer": f"The color of cap {number} is yellow.",
+            "model_answer": "",
+        }
+        for number, kind in enumerate(list(TYPES) * rounds)
+    ]
+    (folder / "mmhal-bench_answer_template.json").write_text(json.dumps(records))
+    return folder
+
+
+def test_mmhal_from_a_file_of_the_official_layout(tmp_path):
     judge = Judge("fine. Rating: 5")
-    bench = MmHal.load(shared / "benchmarks/data/mmhal", judge=judge)
+    bench = MmHal.load(write_mmhal(tmp_path, 12), judge=judge)
     assert len(bench.items) == 96
     assert [item.reference["question_type"] for item in bench.items] == list(TYPES) * 12
     scores = bench.score({"plain": ["It is yellow."] * 96}, seed=0)["all"]
@@ -191,10 +209,8 @@ def test_gavie_verdicts(verdict, scores):
     assert read_scores(verdict) == scores
 
 
-def test_gavie_tells_the_judge_what_is_where(shared, tmp_path):
-    records = json.loads(
-        gzip.decompress((shared / "benchmarks/data/gavie/evaluation_set.json.gz").read_bytes())
-    )
+def test_gavie_tells_the_judge_what_is_where(tmp_path):
+    records = [{"image_id": f"{n}", "question": f"What stands on table {n}?"} for n in range(1000)]
     (tmp_path / "evaluation_set.json").write_text(json.dumps(records))
     regions = {record["image_id"]: [{"caption": "a table", "bbox": [1, 2, 30, 40]}] for record in records}
     (tmp_path / "vg_annotation.json").write_text(json.dumps(regions))
@@ -299,13 +315,14 @@ def test_malformed_mmvp_rows_are_named_with_their_line(tmp_path, row, message):
 # All -------------------------------------------------------------------------------------------------------
 
 
-def test_without_a_judge_nothing_is_made(shared, tmp_path):
+def test_without_a_judge_nothing_is_made(tmp_path):
+    write_mmhal(tmp_path)
     write_llava(tmp_path)
     write_mmvp(tmp_path, ROWS)
     (tmp_path / "evaluation_set.json").write_text("[]")
     (tmp_path / "vg_annotation.json").write_text("{}")
     makers = [
-        lambda: MmHal.load(shared / "benchmarks/data/mmhal"),
+        lambda: MmHal.load(tmp_path),
         lambda: LlavaBench.load(tmp_path),
         lambda: Gavie.load(tmp_path),
         lambda: Mmvp.load(tmp_path, judged=True),

@@ -55,24 +55,32 @@ def test_published_coco_versions(downloaded, version, counts, imange):
 
 
 @pytest.mark.parametrize("dataset", ["aokvqa", "gqa"])
-def test_seem_versions(downloaded, dataset):
-    pope = Pope.load(downloaded, dataset=dataset, limit=7)
+def test_seem_versions(tmp_path, dataset):
+    (tmp_path / "images").mkdir()
+    for split in SPLITS:
+        (tmp_path / FILES[dataset].format(split=split)).write_text("\n".join([GOOD] * 9))
+    pope = Pope.load(tmp_path, dataset=dataset, limit=7)
     assert len(pope.items) == 21
     assert FILES[dataset].format(split="random") == pope.describe()["files"]["random"]["file"]
 
 
-def test_what_is_not_published_is_refused(downloaded):
+def test_what_is_not_published_is_refused(tmp_path):
     for wrong in ({"dataset": "flickr"}, {"version": "1"}, {"splits": ["hard"]}):
         with pytest.raises(InputError, match="POPE has the data sets coco, aokvqa, gqa, versions head"):
-            Pope.load(downloaded, **wrong)
+            Pope.load(tmp_path, **wrong)
     with pytest.raises(InputError, match=r"has no coco_pope_random\.json"):
-        Pope.load(downloaded / "images", downloaded / "images")
+        Pope.load(tmp_path, tmp_path)
 
 
-def test_popev2_pairs_an_image_with_its_edited_copy(data, tmp_path):
-    (tmp_path / "annotations.json").write_bytes(
-        gzip.decompress((data / "head/popev2_annotations.json.gz").read_bytes())
-    )
+def test_popev2_pairs_an_image_with_its_edited_copy(tmp_path):
+    """Its file names the copy first, with a slash before."""
+    records = [
+        {"image_id": number, "image_name": f"/{folder}/{number:012d}.jpg", "target_object": "remote"}
+        | {"query": "Is there a remote in the image?", "label": label}
+        for number in range(46207, 46707)
+        for folder, label in (("images", "No"), ("coco/train2017", "Yes"))
+    ]
+    (tmp_path / "annotations.json").write_text(json.dumps(records))
     bench = PopeV2.load(tmp_path)
     assert len(bench.items) == 1000
     edited, original = bench.items[:2]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
 from figures.markdown import number, table
-from figures.sources import read
+from figures.sources import ROOT, read
 from regaze.eval.report import tables
 from regaze.eval.report.markdown import markdown_table
+from regaze.interventions.registry import BUILT_IN
 
 __all__ = [
     "comparison",
@@ -125,6 +127,9 @@ def comparison_findings() -> str:
     )
     errors = {label: entry["error"] for label, entry in pope["methods"].items() if entry.get("error")}
     lines += [f"- {label} has no figures: {error.split(';')[0]}." for label, error in errors.items()]
+    listed = {each["method"] for each in json.loads((ROOT / "docs/comparison-methods.json").read_text())}
+    if missing := sorted(set(BUILT_IN) - listed):
+        lines.append(f"- Not compared: {', '.join(missing)}.")
     return "\n".join(lines)
 
 

@@ -94,6 +94,11 @@ SOURCES = (
         "python benchmarks/reader_limits.py --json benchmarks/results/reader-limits.json",
     ),
     Source("benchmarks/results/tests.json", "suite", "make counts"),
+    Source(
+        "docs/assets/real-models/figures.json",
+        "material",
+        "python benchmarks/recordings.py --smollm SMOLLM2 --gemma GGUF --whisper TINY --vocabulary FILE",
+    ),
     Source("docs/studies/seeing/study.json", "material", "python benchmarks/seeing.py"),
     Source("docs/studies/seeing/speech.json", "material", "python benchmarks/speech.py WHISPER"),
     Source(

@@ -9,6 +9,9 @@ from figures.sources import read
 
 __all__ = [
     "choices",
+    "real_gemma",
+    "real_smollm",
+    "real_whisper",
     "retrieval_agreement",
     "retrieval_best",
     "retrieval_found",
@@ -22,6 +25,7 @@ __all__ = [
     "speech_agreement",
     "speech_other_ways",
 ]
+REAL = "docs/assets/real-models/figures.json"
 SEEING = "docs/studies/seeing/study.json"
 SPEECH = "docs/studies/seeing/speech.json"
 HEADS = "docs/studies/retrieval-heads/heads.json"
@@ -37,6 +41,55 @@ def choices() -> str:
         cut = f"{figures['choices_with_cut_tokens']} of {4 * asked}"
         rows.append([label, f"{figures['right']} of {asked}", f"{low:.0f} to {high:.0f} %", cut])
     return table(["", "right", "95 %", "choices with a cut token"], rows)
+
+
+# Real models ------------------------------------------------------------------------------------------
+
+
+def real_smollm() -> str:
+    """What SmolLM2 answered, and where the rows that wrote it looked."""
+    found = read(REAL)["smollm"]
+    return (
+        f'"{found["question"]}" gets the answer "{" ".join(found["answer"].split())}" The picture shows '
+        f"where the rows that wrote it looked: {number(found['system'])} of the attention is on the system "
+        f"text, {number(found['first token'])} on the very first token, the sink that language models form."
+    )
+
+
+def real_gemma() -> str:
+    """How far the heads of Gemma look, and what lies beyond the window."""
+    found = read(REAL)["gemma"]
+    layers = {
+        kind: [n for n, is_so in enumerate(found["sliding"]) if is_so == kind] for kind in (True, False)
+    }
+
+    def heads(sliding: bool) -> str:
+        spread = [tokens for layer in layers[sliding] for tokens in found["distance"][layer]]
+        return f"{min(spread):.0f} to {max(spread):.0f}"
+
+    def full(name: str) -> str:
+        return ", ".join(number(found[name][layer]) for layer in layers[False])
+
+    return (
+        f"The model reads {found['tokens']:,} tokens, with a window of {found['window']}. Layers "
+        f"{', '.join(map(str, layers[False]))} are the ones that see everything: their heads look back "
+        f"{heads(False)} tokens on average, and of their attention {full('beyond the window')} lies beyond "
+        "the window. In the other layers the largest weight beyond it is "
+        f"{found['largest weight beyond it in a sliding layer']:g}, as it must be, and heads look back "
+        f"{heads(True)} tokens. Much of the long way is the sink: {full('first token')} of the full layers' "
+        "attention is on the first token."
+    )
+
+
+def real_whisper() -> str:
+    """What Whisper heard, and how much of its attention lies on padding."""
+    found = read(REAL)["whisper"]
+    padding = ", ".join(f"{100 * share:.0f}" for share in found["on padding"])
+    return (
+        f'"{found["said"]}" takes {found["seconds"]:.1f} s and is heard as "{found["heard"]}" Only the '
+        f"sound is drawn: the other {30 - found['seconds']:.0f} seconds are padding, and get {padding} % of "
+        "the attention in the four layers."
+    )
 
 
 # Seeing -----------------------------------------------------------------------------------------------

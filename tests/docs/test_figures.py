@@ -114,6 +114,7 @@ def test_what_stands_out_is_read_off_the_results(pages, monkeypatch):
         plain, a=({"chair_s": 0.1, "recall": 0.5}, 0.01), b=({"chair_s": 0.5, "recall": 0.7}, 0.03)
     )
     monkeypatch.setattr(demo, "_compared", {"pope": pope, "captions": captions}.__getitem__)
+    monkeypatch.setattr(demo, "BUILT_IN", {"d": None, "e": None})
     monkeypatch.setattr(demo.tables, "leading_scorer", lambda each: tuple(each["leading"]))
     assert demo.comparison_findings().splitlines() == [
         "- Yes/no: plain 90.0. After correction for the number of methods these raise the accuracy: "
@@ -122,12 +123,13 @@ def test_what_stands_out_is_read_off_the_results(pages, monkeypatch):
         "(length +20%). Look at recall, length and repetition before believing a lower CHAIR.",
         "- CHAIR_s rises with b (+20.0).",
         "- c has no figures: no weights.",
+        "- Not compared: d, e.",
     ]
 
 
-def test_every_method_is_compared():
+def test_the_comparison_is_of_the_methods_in_its_file():
     compared = json.loads((ROOT / "docs/comparison-methods.json").read_text(encoding="utf-8"))
-    assert {each["method"] for each in compared} == set(registry.BUILT_IN)
+    assert {each["method"] for each in compared} <= set(registry.BUILT_IN)
     for name in ("pope", "captions"):
         found = json.loads((ROOT / f"benchmarks/results/comparison-{name}.json").read_text(encoding="utf-8"))
         assert set(found["benchmark"]["methods"]) == {each["label"] for each in compared}

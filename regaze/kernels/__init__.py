@@ -1,6 +1,6 @@
 """Attention with an edit inside (`attend`), its statistics, and their data. Knows nothing of transformers."""
 
-from regaze.kernels.attend import attend, attention_stats, column_sums
+from regaze.kernels.attend import attend, attention_stats
 from regaze.kernels.backends import BACKENDS
 from regaze.kernels.bound import BoundEdit
 from regaze.kernels.channels import Channels
@@ -25,7 +25,6 @@ __all__ = [
     "Windows",
     "attend",
     "attention_stats",
-    "column_sums",
     "compose",
     "pad_channels",
 ]

@@ -88,6 +88,7 @@ def attention_stats(
     rows: RowSelection | None = None,
     window: int | None = None,
     row_weights: Tensor | None = None,
+    per_query_head: bool = False,
     mask: Tensor | None = None,
     scaling: float | None = None,
     is_causal: bool = False,
@@ -110,6 +111,7 @@ def attention_stats(
         rows: the query rows, masses included; None: all. A row that is not active in a sample adds nothing.
         window: the last so many query rows instead.
         row_weights: [B or 1, R] float, at least 0, a factor for each of these rows in `columns`.
+        per_query_head: report `columns` for every query head, [B, Hq, Lk].
 
     Raises:
         BadParameterError: besides those of `attend`, for arguments that contradict each other, and where
@@ -119,6 +121,8 @@ def attention_stats(
     named = (masses, columns, rows, window, row_weights)
     if request is not None and any(part is not None for part in named):
         raise BadParameterError("give a request, or masses, columns and their rows by name, not both")
+    if per_query_head and columns is None:
+        raise BadParameterError("`per_query_head` is how to report `columns`, which are not requested")
     if request is None:
         request = _named_request(query, masses, columns, rows, window, row_weights)
     if scaling is None:
@@ -129,7 +133,10 @@ def attention_stats(
     if columns is None or masses is not None:
         stats = _row_stats(query, key, request, options, first_key, backend)
     if columns is not None:
-        received = _received_by_key_head(query, key, request.rows, row_weights, columns, options, backend)
+        received = _received(query, key, request.rows, row_weights, columns == "max", options, backend)
+        if not per_query_head:  # the query heads that share a key head together
+            per_group = received.unflatten(1, (key.shape[1], -1))
+            received = per_group.amax(2) if columns == "max" else per_group.sum(2)
         stats = stats._replace(received=F.pad(received, (first_key, 0)))
     return stats
 
@@ -183,26 +190,6 @@ def _row_stats(
     return shift_stats(stats, request, first_key)
 
 
-def _received_by_key_head(
-    query: Tensor,
-    key: Tensor,
-    rows: RowSelection | None,
-    weights: Tensor | None,
-    columns: str,
-    options: dict[str, Any],
-    backend: str,
-) -> Tensor:
-    """[B, Hkv, Lk] fp32 what keys receive: the query heads that share a key head together."""
-    if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad):
-        raise BadParameterError(
-            "`columns` have no gradients: call this under torch.no_grad(), or reduce the rows in full "
-            "(StatsRequest(full_rows=True)) yourself"
-        )
-    received = _received(query, key, rows, weights, columns == "max", options, backend)
-    per_group = received.unflatten(1, (key.shape[1], -1))
-    return per_group.amax(2) if columns == "max" else per_group.sum(2)
-
-
 def _received(
     query: Tensor,
     key: Tensor,
@@ -213,41 +200,17 @@ def _received(
     backend: str,
 ) -> Tensor:
     """[B, Hq, Lk] fp32 what keys receive from rows: the sum or the largest of (weighted) attention."""
+    if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad):
+        raise BadParameterError(
+            "`columns` have no gradients: call this under torch.no_grad(), or reduce the rows in full "
+            "(StatsRequest(full_rows=True)) yourself"
+        )
     edit = StatsRequest(rows).as_edit
     edit.check(query.shape[0], query.shape[1], query.shape[2], key.shape[2])
     chosen = choose(backend, query, key, key, edit)
     if is_empty(query, key):
         return torch.zeros(*query.shape[:2], key.shape[2], device=query.device)
     return chosen.column_sums(query, key, rows, weights, largest, **options)
-
-
-def column_sums(
-    query: Tensor,
-    key: Tensor,
-    rows: RowSelection | None = None,
-    *,
-    mask: Tensor | None = None,
-    scaling: float | None = None,
-    is_causal: bool = False,
-    softcap: float | None = None,
-    sinks: Tensor | None = None,
-    backend: str = "auto",
-) -> Tensor:
-    """Attention that each key receives in plain attention from chosen query rows together, per query head.
-
-    Memory is linear in the lengths however many rows there are. Arguments and errors as for `attend`. See
-    `attention_stats` for sums per key head, maxima and weighted rows.
-
-    Args:
-        rows: the query rows; None: all. A row that is not active in a sample adds nothing there.
-
-    Returns:
-        [B, Hq, Lk] fp32 sums of weights over the rows.
-    """
-    _check(query, key, key, mask, softcap, sinks)
-    options = {"mask": mask, "is_causal": is_causal, "softcap": softcap, "sinks": sinks}
-    options |= {"scaling": query.shape[-1] ** -0.5 if scaling is None else scaling}
-    return _received(query, key, rows, None, False, options, backend)
 
 
 _PLAIN = AttentionEdit()

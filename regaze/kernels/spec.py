@@ -123,7 +123,7 @@ class Stats(NamedTuple):
         top_weight, top_column: [B, Hq, R] largest weight and its key column (the first of equals).
         lse: [B, Hq, R] log-sum-exp of the scores; -inf for a fully masked row.
         slices: [B, Hq, R, n or Lk] weights of the requested columns.
-        received: [B, Hkv, Lk] what each key receives from the rows; see `attention_stats`.
+        received: [B, Hkv or Hq, Lk] what each key receives from the rows; see `attention_stats`.
     """
 
     masses: Tensor | None = None

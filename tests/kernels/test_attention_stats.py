@@ -91,6 +91,10 @@ def test_windows_padding_sinks_and_rows_that_differ_by_sample(backend, columns):
     torch.testing.assert_close(stats.masses, wanted.masses, rtol=1e-5, atol=1e-6)
     assert not stats.received[0, :, :9].any()
     assert stats.slices is None
+    columns = {"columns": columns, "rows": rows, "row_weights": factors, "per_query_head": True}
+    each = attention_stats(q, k, backend=backend, **columns, **options).received.unflatten(1, (2, 3))
+    want = weights.sum(3) if columns["columns"] == "sum" else weights.amax(3)
+    torch.testing.assert_close(each, want, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("backend", list(BACKENDS))
@@ -118,6 +122,7 @@ def test_mistakes_are_named():
             {"masses": one, "row_weights": torch.ones(1, 21)},
             "not requested",
         ),
+        ({"masses": one, "per_query_head": True}, "not requested"),
     ):
         with pytest.raises(BadParameterError, match=said):
             attention_stats(q, k, **options)

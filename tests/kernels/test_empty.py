@@ -17,7 +17,6 @@ from regaze.kernels import (
     Windows,
     attend,
     attention_stats,
-    column_sums,
 )
 from regaze.kernels.backends import BACKENDS
 
@@ -82,7 +81,8 @@ def test_calls_without_samples_rows_or_keys(backend, sizes, sinks):
             for name, tensor in stats_dict(found).items():
                 assert torch.equal(tensor, wanted[name]), name
         for rows in (None, edit.rows, RowSelection(torch.empty(0, dtype=torch.int64))):
-            assert torch.equal(column_sums(q, k, rows, **options), torch.zeros(batch, HEADS, keys))
+            found = attention_stats(q, k, columns="sum", rows=rows, per_query_head=True, **options)
+            assert torch.equal(found.received, torch.zeros(batch, HEADS, keys))
 
 
 @BACKEND
@@ -117,7 +117,8 @@ def test_edits_of_no_columns_and_no_rows_are_neutral(backend, queries):
     stats = attention_stats(q, k, StatsRequest(none, entropy=True, full_rows=True), backend=backend)
     assert stats.entropy.shape == (2, HEADS, 0)
     assert stats.slices.shape == (2, HEADS, 0, 5)
-    assert torch.equal(column_sums(q, k, none, backend=backend), torch.zeros(2, HEADS, 5))
+    stats = attention_stats(q, k, columns="sum", rows=none, per_query_head=True, backend=backend)
+    assert torch.equal(stats.received, torch.zeros(2, HEADS, 5))
 
 
 @pytest.mark.parametrize("sizes", [(0, 3, 5), (2, 0, 5), (2, 3, 0)])

@@ -16,7 +16,6 @@ from regaze.kernels import (
     Windows,
     attend,
     attention_stats,
-    column_sums,
 )
 from regaze.kernels.backends import BACKENDS
 
@@ -70,7 +69,8 @@ def test_strided_tensors_are_read_right(backend, queries):
         (q, k, v), edit, options = call(queries, change)
         out, stats = attend(q, k, v, edit, backend=name, **options)
         alone = attention_stats(q, k, edit.stats, backend=name, **options)
-        sums = column_sums(q, k, edit.rows, backend=name, **options)
+        columns = {"columns": "sum", "rows": edit.rows, "per_query_head": True}
+        sums = attention_stats(q, k, backend=name, **columns, **options).received
         results.append([out, sums, *stats_dict(stats).values(), *stats_dict(alone).values()])
     for want, got in zip(*results, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)

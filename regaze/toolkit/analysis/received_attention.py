@@ -51,6 +51,6 @@ class _ReceivedProbe(AttentionProbe):
             extra = call.query.shape[0] - self.batch
             self._rows = RowSelection.where(F.pad(self.visible, (self.before, 0, 0, extra)))
         rows = self._rows.to(call.query.device)
-        self.per_layer[layer] = (call.column_sums(rows)[: self.batch, :, self.before :],)
+        self.per_layer[layer] = (call.received(rows)[: self.batch, :, self.before :],)
         count = self.visible.sum(1, keepdim=True).expand_as(self.visible)
         self.counts[layer] = self.visible.flip(1).cumsum(1).flip(1) if call.causal else count

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regaze.kernels import AttentionEdit, RowSelection, StatsRequest, attend, attention_stats, column_sums
+from regaze.kernels import AttentionEdit, RowSelection, StatsRequest, attend, attention_stats
 
 #: Weights held at once over batch and heads, in elements: 64 MiB in fp32, on a CPU 8 MiB.
 BLOCK_ELEMENTS = 1 << 24
@@ -74,14 +74,17 @@ class AttentionCall:
         assert stats.slices is not None
         return stats.slices
 
-    def column_sums(self, rows: RowSelection) -> Tensor:
+    def received(self, rows: RowSelection) -> Tensor:
         """Attention that each key receives from `rows` together, as the layer used it, [B, Hq, Lk] fp32.
 
         Without a graph. The edited attention is computed a block of rows at a time (see `weights`).
         """
         with torch.no_grad():
             if self._unedited:
-                return column_sums(self.query, self.key, rows, **self.options)
+                options = {"columns": "sum", "rows": rows, "per_query_head": True} | self.options
+                received = attention_stats(self.query, self.key, **options).received
+                assert received is not None
+                return received
             active = self.query.new_zeros(self.query.shape[0], 1, self.query.shape[2], 1)
             active[:, 0, rows.index, 0] = 1.0 if rows.active is None else rows.active.to(active)
             total = self.query.new_zeros(*self.query.shape[:2], self.key.shape[2], dtype=torch.float32)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from regaze.errors import BadParameterError, InputError, ShapeError, UnsupportedModelError
-from regaze.kernels import StatsRequest, attention_stats, column_sums
+from regaze.kernels import StatsRequest, attention_stats
 from regaze.toolkit.model import compat
 from regaze.toolkit.prompts.token_map import PromptTokens, Role, TokenMap, View
 
@@ -56,8 +56,10 @@ class VisionBlock:
 
     def received(self, normed: Tensor) -> Tensor:
         """Mean attention that each token receives from all tokens: [B, N, C] -> [B, H, N] fp32."""
-        sums = column_sums(*self._query_key(normed, slice(None), self.attention.head_dim))
-        return sums / normed.shape[1]
+        query, key = self._query_key(normed, slice(None), self.attention.head_dim)
+        received = attention_stats(query, key, columns="sum").received
+        assert received is not None
+        return received / normed.shape[1]
 
     def _query_key(self, normed: Tensor, rows: slice, width: int) -> tuple[Tensor, Tensor]:
         """Queries of some tokens [B, H, R, width], and keys of all, [B, H, N, width]."""

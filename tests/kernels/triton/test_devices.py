@@ -9,7 +9,7 @@ pytest.importorskip("triton")
 from triton.runtime.interpreter import GridExecutor
 
 from regaze.interventions.gift.policy import AmplifyTopHeads
-from regaze.kernels import AttentionEdit, Channels, StatsRequest, attend, attention_stats, column_sums
+from regaze.kernels import AttentionEdit, Channels, StatsRequest, attend, attention_stats
 
 pytestmark = [
     pytest.mark.skipif(torch.cuda.is_available(), reason="tensors on the CPU pretend to lie on a GPU"),
@@ -55,7 +55,7 @@ def edit_of(keys: int) -> AttentionEdit:
 
 
 @pytest.mark.parametrize("queries", [1, 9], ids=["decode", "prefill"])
-@pytest.mark.parametrize("name", ["attend", "attention_stats", "column_sums"])
+@pytest.mark.parametrize("name", ["attend", "attention_stats", "received"])
 def test_the_device_of_the_query_is_current_at_every_launch(launches, name, queries):
     q, k, v = (torch.randn(1, 4, n, 16) for n in (queries, 9, 9))
     mask = torch.ones(1, 1, queries, 9, dtype=torch.bool).tril(9 - queries)
@@ -63,7 +63,7 @@ def test_the_device_of_the_query_is_current_at_every_launch(launches, name, quer
     calls = {
         "attend": lambda: attend(q, k, v, edit, mask=mask, backend="triton"),
         "attention_stats": lambda: attention_stats(q, k, edit.stats, mask=mask, backend="triton"),
-        "column_sums": lambda: column_sums(q, k, mask=mask, backend="triton"),
+        "received": lambda: attention_stats(q, k, columns="sum", mask=mask, backend="triton"),
     }
     calls[name]()
     assert launches

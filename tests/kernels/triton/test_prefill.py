@@ -20,7 +20,7 @@ from regaze.kernels import (
     Scale,
     StatsRequest,
     attend,
-    column_sums,
+    attention_stats,
     torch_backend,
 )
 from regaze.kernels.reference import attend_reference, visibility
@@ -225,7 +225,7 @@ def test_top1_is_the_first_of_equals(small_tiles):
 
 @pytest.mark.parametrize("mask", ["causal", "bool", "soft"])
 @pytest.mark.parametrize("backend", ["torch", "triton"])
-def test_column_sums(backend, mask, small_tiles, monkeypatch):
+def test_what_keys_receive_per_query_head(backend, mask, small_tiles, monkeypatch):
     monkeypatch.setattr(torch_backend, "BLOCK_ELEMENTS", 500)
     g = torch.Generator().manual_seed(8)
     for chosen in (
@@ -236,8 +236,11 @@ def test_column_sums(backend, mask, small_tiles, monkeypatch):
         case = make_case(mask=mask, keys=35, softcap=5.0, sinks=torch.tensor([0.5, 2.0]))
         case = replace(case, edit=AttentionEdit(stats=StatsRequest(chosen, full_rows=True)))
         here, low, high = moved(case), case, case.doubled()
-        got = column_sums(here.q, here.k, here.edit.stats.rows, backend=backend, **here.options).cpu()
-        single, exact = (column_sums(c.q, c.k, chosen, backend="reference", **c.options) for c in (low, high))
+        columns = {"columns": "sum", "per_query_head": True}
+        options = columns | {"rows": here.edit.stats.rows, "backend": backend} | here.options
+        got = attention_stats(here.q, here.k, **options).received.cpu()
+        columns |= {"rows": chosen, "backend": "reference"}
+        single, exact = (attention_stats(c.q, c.k, **columns, **c.options).received for c in (low, high))
         assert torch.equal(exact, high.call(attend, backend="reference")[1].slices.sum(2))
         size = exact.max().clamp_min(1).item()
         allowed = 2 * (single - exact).abs().max() + 8 * torch.finfo(torch.float32).eps * size

@@ -35,6 +35,11 @@ SOURCES = (
     Source("benchmarks/results/comparison-pope.json", "demo", _COMPARE.format("pope")),
     Source("benchmarks/results/comparison-captions.json", "demo", _COMPARE.format("captions")),
     Source(
+        "benchmarks/results/sass.json",
+        "demo",
+        "python benchmarks/sass.py --output benchmarks/results/sass.json",
+    ),
+    Source(
         "benchmarks/results/attend-cases.json",
         "demo",
         "python benchmarks/attend_cases.py --cases 10000 --json benchmarks/results/attend-cases.json",

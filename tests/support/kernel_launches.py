@@ -46,14 +46,14 @@ class NamedDriver:
         return GPUTarget("cuda", self.capability, 32)
 
     def get_current_device(self) -> int:
-        return 0
+        return self.capability  # Triton remembers compiled kernels by the number of the device
 
     def get_current_stream(self, device: int) -> int:
         return 0
 
 
-def compiled(capability: int, launch: Callable[[], Any]) -> Iterator[dict[str, Any]]:
-    """What each kernel that `launch` launches uses of a GPU of this compute capability (90 for 9.0)."""
+def launched(capability: int, launch: Callable[[], Any]) -> list[Any]:
+    """The kernels that `launch` would launch on a GPU of this compute capability (90 for 9.0), compiled."""
     kernels = []
     run = JITFunction.run
 
@@ -67,7 +67,12 @@ def compiled(capability: int, launch: Callable[[], Any]) -> Iterator[dict[str, A
         launch()
     finally:
         JITFunction.run = run
-    for kernel in kernels:
+    return kernels
+
+
+def compiled(capability: int, launch: Callable[[], Any]) -> Iterator[dict[str, Any]]:
+    """What each of these kernels uses."""
+    for kernel in launched(capability, launch):
         yield {"kernel": kernel.metadata.name, "shared": kernel.metadata.shared} | usage(kernel.asm["cubin"])
 
 

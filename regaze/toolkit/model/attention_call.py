@@ -81,10 +81,11 @@ class AttentionCall:
         """
         with torch.no_grad():
             if self._unedited:
-                options = {"columns": "sum", "rows": rows, "per_query_head": True} | self.options
-                received = attention_stats(self.query, self.key, **options).received
-                assert received is not None
-                return received
+                plain = attention_stats(
+                    self.query, self.key, columns="sum", rows=rows, per_query_head=True, **self.options
+                )
+                assert plain.received is not None
+                return plain.received
             active = self.query.new_zeros(self.query.shape[0], 1, self.query.shape[2], 1)
             active[:, 0, rows.index, 0] = 1.0 if rows.active is None else rows.active.to(active)
             total = self.query.new_zeros(*self.query.shape[:2], self.key.shape[2], dtype=torch.float32)

@@ -172,14 +172,45 @@ def test_what_can_be_written_is_known_without_making_anything(tmp_path, monkeypa
             require_writable(place)
 
 
+def test_a_folder_that_another_process_makes_meanwhile_is_one(tmp_path, monkeypatch):
+    (tmp_path / "a").mkdir()
+    real, first = Path.is_dir, iter([False])
+    monkeypatch.setattr(Path, "is_dir", lambda folder: next(first, None) is not False and real(folder))
+    assert make_folder(tmp_path / "a") == tmp_path / "a"
+
+
+def test_files_are_for_those_whom_the_umask_allows(tmp_path):
+    before = os.umask(0o026)
+    try:
+        replace_file(tmp_path / "a.txt", "text")
+        LineLog(tmp_path / "log").close()
+    finally:
+        os.umask(before)
+    assert [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("a.txt", "log")] == [0o640, 0o640]
+
+
+def test_the_name_of_a_new_log_is_on_disk(tmp_path, monkeypatch):
+    synced: list[str] = []
+    monkeypatch.setattr(writing, "sync_folder", lambda folder: synced.append(os.fspath(folder)))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "far").mkdir()
+    for path, folder in {"log": os.curdir, "far/log": "far"}.items():
+        LineLog(path).close()
+        assert synced == [folder]
+        LineLog(path).close()
+        assert synced.pop() == folder
+        assert synced == []
+
+
 def test_a_log_grows_by_lines_and_cuts_off_what_is_none(tmp_path):
     path = tmp_path / "log"
-    for end, torn in ((b"", b""), (b"torn", b"torn"), (b"x" * 200_000, b"x" * 200_000)):
-        path.write_bytes(b"one\n" + end)
-        with LineLog(path) as log:
-            assert log.torn == torn
-            log.append(b"two")
-        assert path.read_bytes() == b"one\ntwo\n"
+    for start in (b"one\n", b"one\n" * 100_000):
+        for torn in (b"", b"torn", b"x" * 200_000):
+            path.write_bytes(start + torn)
+            with LineLog(path) as log:
+                assert log.torn == torn
+                log.append(b"two")
+            assert path.read_bytes() == start + b"two\n"
     path.write_bytes(b"no line")
     with LineLog(str(path)) as log:
         assert log.torn == b"no line"
@@ -191,13 +222,14 @@ def test_a_log_grows_by_lines_and_cuts_off_what_is_none(tmp_path):
 def test_a_line_that_fails_is_not_there_and_can_be_repeated(tmp_path, monkeypatch, call, code):
     path = tmp_path / "log"
     with LineLog(path) as log:
+        log.append(b"zero")
         log.append(b"one")
         fail_at(monkeypatch, call, 1, code)
         with pytest.raises(OSError, match=FULL[code]):
             log.append(b"two")
-        assert path.read_bytes() == b"one\n"
+        assert path.read_bytes() == b"zero\none\n"
         log.append(b"two")
-    assert path.read_bytes() == b"one\ntwo\n"
+    assert path.read_bytes() == b"zero\none\ntwo\n"
 
 
 def test_a_log_is_mended_when_even_the_cut_failed(tmp_path, monkeypatch):

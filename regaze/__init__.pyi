@@ -22,6 +22,7 @@ from .interventions import VAF as VAF
 from .interventions import VAR as VAR
 from .interventions import VCD as VCD
 from .interventions import VISTA as VISTA
+from .interventions import VTI as VTI
 from .interventions import AvisC as AvisC
 from .interventions import DeCo as DeCo
 from .interventions import DoLa as DoLa

@@ -1,5 +1,6 @@
 from . import console as console
 from . import failure_pages as failure_pages
+from . import fitting as fitting
 from . import generation as generation
 from . import head_search as head_search
 from . import inspection as inspection

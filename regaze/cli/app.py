@@ -28,6 +28,7 @@ COMMANDS = {
     "heatmap": "Draw where the model looked while it answered.",
     "view": "Write an interactive page of where the model looked.",
     "heads": "Find the retrieval heads of a model.",
+    "fit": "Fit the directions that a method needs on a model.",
     "inspect": "Print a model's layers, heads, image tokens and limits.",
     "methods": "List the methods, their parameters and sources.",
     "lm-eval": "Run lm-evaluation-harness with regaze among its models.",

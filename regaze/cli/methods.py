@@ -17,7 +17,8 @@ def read_method(name: str, settings: list[str] | None) -> Method | None:
 
     Raises:
         UnknownMethodError, UnknownParameterError, BadParameterError: the message names what is allowed. Also
-            for a knockout of no head: a neutral element in Python, a mistake on the command line.
+            for a knockout of no head: a neutral element in Python, a mistake on the command line; and for a
+            method that lacks what it needs.
     """
     if name == "none":
         if settings:
@@ -30,6 +31,8 @@ def read_method(name: str, settings: list[str] | None) -> Method | None:
     )
     if isinstance(chosen, HeadKnockout) and not chosen.heads:
         raise BadParameterError(f"--method {name}: no heads to remove; add --set heads=[[3,1],[4,0]]")
+    if chosen.lacks:
+        raise BadParameterError(f"--method {name}: {chosen.lacks}")
     return chosen
 
 
@@ -47,7 +50,10 @@ def read_methods(text: str) -> dict[str, Method]:
         label = str(entry.get("label", entry.get("method")))
         if label in methods:
             raise InputError(f"--methods: {label!r} twice; give each its own label")
-        methods[label] = registry.method_from_dict({k: v for k, v in entry.items() if k != "label"})
+        chosen = registry.method_from_dict({k: v for k, v in entry.items() if k != "label"})
+        if chosen.lacks:
+            raise BadParameterError(f"--methods: {label}: {chosen.lacks}")
+        methods[label] = chosen
     if not methods:
         raise InputError("--methods: no method was given")
     return methods

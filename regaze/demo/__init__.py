@@ -5,6 +5,6 @@ Images and model are read on use, not on import. `regaze.demo.training` made bot
 
 from __future__ import annotations
 
-from regaze.demo.shipped import IMAGE_DIR, MODEL_DIR, Scene, SceneObject, questions_file, scenes
+from regaze.demo.shipped import FITTING_FILE, IMAGE_DIR, MODEL_DIR, Scene, SceneObject, questions_file, scenes
 
-__all__ = ["IMAGE_DIR", "MODEL_DIR", "Scene", "SceneObject", "questions_file", "scenes"]
+__all__ = ["FITTING_FILE", "IMAGE_DIR", "MODEL_DIR", "Scene", "SceneObject", "questions_file", "scenes"]

@@ -19,6 +19,8 @@ DATA_DIR: Path = Path(__file__).resolve().parent / "data"
 MODEL_DIR: Path = Path(__file__).resolve().parent / "model"
 #: The shipped held-out scenes, 112 x 112 webp.
 IMAGE_DIR: Path = DATA_DIR / "images"
+#: Scenes that no benchmark asks about, and pairs of captions about them in the format of VTI's data.
+FITTING_FILE: Path = DATA_DIR / "fitting" / "pairs.jsonl"
 _SPLITS = ("random", "popular", "adversarial")
 
 

@@ -31,3 +31,4 @@ from .vaf import VAF as VAF
 from .var import VAR as VAR
 from .vcd import VCD as VCD
 from .vista import VISTA as VISTA
+from .vti import VTI as VTI

@@ -57,6 +57,11 @@ class Method:
         return False
 
     @property
+    def lacks(self) -> str:
+        """What has to be given before the method can act, and how; "" where nothing has."""
+        return ""
+
+    @property
     def shares_prefix(self) -> Literal["", "edited", "plain"]:
         """Whether prompts may share the key-value cache of a common prefix, and whose.
 

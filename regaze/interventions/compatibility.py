@@ -8,6 +8,7 @@ _MOVE_MASS = ("adhh", "gift", "var")
 _MAP_SCORES = ("hgai", "pai", "paint", "vaf")
 #: These edit every text row after the image; the others only the rows that predict the answer.
 _EDIT_QUESTION = ("vaf", "var")
+_EDIT_MLPS = ("vista", "vti")
 
 
 def _reason(first: str, second: str) -> str | None:
@@ -17,6 +18,10 @@ def _reason(first: str, second: str) -> str | None:
         return "both redistribute the masses that the softmax gives"
     if pair <= {*_MAP_SCORES}:
         return "their maps of the scores do not commute"
+    if pair <= {*_EDIT_MLPS}:
+        return "both turn the outputs of MLPs, and turns do not commute"
+    if pair & {*_EDIT_MLPS}:
+        return None
     if len(pair & {*_EDIT_QUESTION}) == 1:
         return "they change the attention weights of different rows of the prompt"
     if "adhh" in pair and pair & {*_MAP_SCORES}:
@@ -27,7 +32,7 @@ def _reason(first: str, second: str) -> str | None:
 #: Reasons by pair of names; pairs and the names in them are in alphabetical order.
 INCOMPATIBLE: dict[tuple[str, str], str] = {
     (first, second): reason
-    for first, second in combinations(sorted({*_MOVE_MASS, *_MAP_SCORES}), 2)
+    for first, second in combinations(sorted({*_MOVE_MASS, *_MAP_SCORES, *_EDIT_MLPS}), 2)
     if (reason := _reason(first, second)) is not None
 }
 

@@ -33,7 +33,6 @@ ABSENT = (
         "HALC",
         "Needs an object detector and CLIP, and contrasts crops chosen by them.",
     ),
-    ("VTI", "Needs directions computed from 50 to 70 captioned images that are not released with it."),
     ("AttnReal", "No code and no threshold is published from which it could be rebuilt."),
     ("IKOD", "No code is published; how anchors and weights are chosen is not known."),
     ("MODA", "A trained replacement of the attention, which needs its weights."),
@@ -50,6 +49,12 @@ layers are scaled to the depth of your model unless you give your own. Where rel
 paper in a defined way, `as_released=True` gives the code's behaviour. Nothing here was copied from a release:
 everything is written from equations and facts. Pass parameters as `--set name=value` on the command line, or
 to the class. [Write your own](new-method.md).
+
+Methods with a parameter `directions` act along vectors that are fitted once per model from pairs of captions,
+a true and an invented one of each image: `regaze fit METHOD --model ... --data ... -o FILE`. For the demo
+model `regaze fit METHOD -o FILE` is enough. The file says on which model, pairs and settings it was fitted;
+another shape of model is refused. `random_seed` puts random directions of the same lengths in their place, as
+a control. A fit on images that are asked about later is no test of the method: the file lists them.
 """
 
 CONTROLS_INTRODUCTION = """## Controls
@@ -71,7 +76,8 @@ COMBINING = """## Combining methods
 
 Methods act together in one `gaze.using(a, b)`, in any order: biases and contrasts add up, gains multiply,
 plausibility constraints intersect. A pair without a common meaning raises a `CompositionError` in the first
-layer that both edit. With default parameters these do, and no others:
+layer that both edit, two editors of MLP outputs when the prompt begins. With default parameters these do, and
+no others:
 """
 
 

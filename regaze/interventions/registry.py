@@ -45,6 +45,7 @@ BUILT_IN: dict[str, str] = {
     "var": "regaze.interventions.var:VAR",
     "vcd": "regaze.interventions.vcd:VCD",
     "vista": "regaze.interventions.vista:VISTA",
+    "vti": "regaze.interventions.vti:VTI",
 }
 #: Controls: what a method has to beat. They are made and used like methods, and listed apart.
 CONTROLS: dict[str, str] = {
@@ -141,7 +142,7 @@ def default_methods(report: Callable[[str], None] = lambda reason: None) -> dict
             if name not in BUILT_IN:  # of those that are: a parameter without a default
                 report(str(error))
             continue
-        if not method.is_identity:
+        if not method.is_identity and not method.lacks:
             found[name] = method
     return found
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from device_checks import IMAGES, QUESTIONS, logits
+from directions import vti_directions
 from models import SMALL_VAR
 
 from regaze.interventions import PAI, VISTA, EViT, HeadKnockout, MultiPassMethod, create_method
@@ -35,6 +36,7 @@ PARAMETERS = {
     "moa": {"block": 8},
     "opera": {"num_beams": 2, "candidates": 2},
     "var": SMALL_VAR,
+    "vti": {"directions": vti_directions()},
 }
 #: Lines that may copy or wait more often, by method: measuring forwards read their prompts as any other;
 #: what changes with the steps goes from one device to the other at each.

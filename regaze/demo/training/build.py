@@ -13,12 +13,15 @@ from pathlib import Path
 
 import numpy as np
 
-from regaze.demo.shipped import DATA_DIR
+from regaze.demo.phrases import enumerate_phrases, place, with_article
+from regaze.demo.shipped import DATA_DIR, FITTING_FILE
 from regaze.demo.training.questions import SPLITS, pope_questions, write_jsonl
 from regaze.demo.training.render import Rendered, render_scene
+from regaze.demo.world import CATEGORIES, co_occurrence
 from regaze.writing import replace_file, replacing
 
-SHIPPED_SCENES = 120
+SHIPPED_SCENES, FITTING_SCENES = 120, 32
+FITTING_QUESTION = "Describe this image in detail."
 WEBP_QUALITY = 92
 
 
@@ -47,6 +50,37 @@ def build(output: Path, seed: int = 0, count: int = SHIPPED_SCENES) -> None:
         write_jsonl(output / f"pope_{split}.jsonl", questions)
 
 
+def caption_pair(scene: Rendered) -> tuple[str, str]:
+    """A true caption of a scene, and the same one with the absent thing that is expected most at its end.
+
+    Both have the form of the model's own captions, and the same length.
+    """
+    *others, last = scene.objects
+    named = [
+        f"{with_article(f'{o.colour} {o.category}' if o.colour else o.category)} {place(o)}" for o in others
+    ]
+    absent = CATEGORIES[int(co_occurrence().expectation([o.category for o in scene.objects]).argmax())]
+    start = f"The image shows {with_article(scene.scene_type)} with "
+    if others:
+        start += f"{enumerate_phrases(named)}. There is also "
+    return f"{start}{with_article(last.category)}.", f"{start}{with_article(absent)}."
+
+
+def build_fitting(output: Path, seed: int = 0, count: int = FITTING_SCENES) -> None:
+    """Write images and ``pairs.jsonl`` to fit methods on into ``output``; no benchmark asks about them."""
+    output.mkdir(parents=True, exist_ok=True)
+    entries = []
+    for index in range(count):
+        name = f"fitting_{index:03d}.webp"
+        scene = render_scene(seed, "fitting", index)
+        with replacing(output / name) as partial:
+            scene.image().save(partial, quality=WEBP_QUALITY, method=6)
+        true, invented = caption_pair(scene)
+        entry = {"id": index, "image": name, "value": true, "h_value": invented}
+        entries.append({**entry, "question": FITTING_QUESTION})
+    write_jsonl(output / FITTING_FILE.name, entries)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Command line of ``python -m regaze.demo.training.build``."""
     parser = argparse.ArgumentParser(
@@ -56,6 +90,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     build(options.output, options.seed)
+    build_fitting(options.output / FITTING_FILE.parent.name, options.seed)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from regaze.errors import RegazeError
 SIDE = 112  #: pixels of a scene, both ways
 PATCH = 14  #: pixels of a vision patch: the model sees an 8 x 8 grid
 GRID = SIDE // PATCH
-STREAMS = {"train": 0, "heldout": 1, "shipped": 2}
+STREAMS = {"train": 0, "heldout": 1, "shipped": 2, "fitting": 3}
 
 _FONT_FILE = "NotoColorEmoji.ttf"
 _FONT_FOLDERS = (

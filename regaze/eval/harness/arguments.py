@@ -51,6 +51,8 @@ def pop_method(arguments: dict[str, Any]) -> Method | None:
         raise BadParameterError(
             f"method={cls.name} changes nothing as it is set: {method!r}; give its parameters, or method=none"
         )
+    if method.lacks:
+        raise BadParameterError(f"method={cls.name}: {method.lacks}")
     return method
 
 

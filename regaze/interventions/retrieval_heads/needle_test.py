@@ -14,9 +14,9 @@ from regaze.interventions.retrieval_heads.cached_prompt import stop_tokens
 from regaze.interventions.retrieval_heads.needles import Needle
 from regaze.interventions.retrieval_heads.prompt_builder import TEMPLATE, NeedlePrompt, PromptBuilder
 from regaze.interventions.retrieval_heads.recall import unigram_recall
-from regaze.interventions.retrieval_heads.trial_log import hash_of, model_hash
 from regaze.toolkit import Gaze, wrap
 from regaze.toolkit.model import compat
+from regaze.toolkit.model.weights_hash import hash_of, model_hash
 
 #: Called with the name of the current stage, how much of it is done, and its total.
 Progress = Callable[[str, int, int], None]

@@ -27,6 +27,8 @@ class Callback:
         fixed_edits: after the prompt, `edit` (or `edit_cross`) of a layer gives the same object in each step:
             they are called for the forwards of the prompt and in the first step after it, and no more. A
             subclass that redefines these methods does not inherit it.
+        inactive: names of methods that its class has and that do nothing with its parameters; a model need
+            not have what they edit.
         counts_steps: the callback counts the tokens of an answer, so none may be rolled back (assisted
             decoding).
         records: the callback is a recording. Its requests are attached to the edits of all other callbacks,
@@ -36,6 +38,7 @@ class Callback:
     needs_hidden_states: ClassVar[bool] = False
     needs_pixels: ClassVar[bool] = False
     fixed_edits: bool = False
+    inactive: frozenset[str] = frozenset()
     counts_steps: ClassVar[bool] = False
     records: ClassVar[bool] = False
 
@@ -98,6 +101,14 @@ class Callback:
 
     def edit_mlp(self, layer: int, hidden: Tensor, context: Context) -> Tensor:
         """The edited output [B, Lq, D] of the MLP of `layer`."""
+        return hidden
+
+    def edit_vision_mlp(self, block: int, hidden: Tensor, context: Context) -> Tensor:
+        """The edited output of the MLP of a block of the vision tower, [N, T, Dv]: N images or tiles of them.
+
+        Called while the tower runs, which is inside the prompt's forward; set `needs_pixels`, so that
+        `generate` does not run it beforehand.
+        """
         return hidden
 
     def combine_logits(self, context: Context) -> LogitsCombination | None:

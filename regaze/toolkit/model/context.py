@@ -33,7 +33,8 @@ class Context:
         model: the wrapped model. config: its language model's configuration. num_layers, num_heads: its
             decoder layers and query heads.
         input_ids: [batch, L] of the prefill; None where embeddings were given.
-        callbacks: all that take part, in the order in which they act. mlp_editors: those with `edit_mlp`.
+        callbacks: all that take part, in the order in which they act.
+        layer_editors: the one that edits what a part of a layer gives, by the method that does it.
         device: that of the layer that runs.
         self_layers: layers with self-attention. cross_layers: those with cross-attention; some have both.
         encoder_tokens: what the encoder of an encoder-decoder reads, where that is ids; or the error that
@@ -65,7 +66,7 @@ class Context:
         self.step, self.cache_length, self.fed, self.replaying = 0, 0, 0, False
         self.replay_requested = self.turn_begins = False
         self.captured_layers: tuple[int, ...] = ()
-        self.mlp_editors: tuple[Any, ...] = ()
+        self.layer_editors: Mapping[str, Any] | None = None
         self.self_layers, self.cross_layers = frozenset(range(self.num_layers)), frozenset[int]()
         self.cross_keys = 0
         self.encoder_tokens: TokenMap | Exception | None = None

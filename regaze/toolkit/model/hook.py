@@ -127,7 +127,6 @@ class ModelHook:
         self._running: Any = None  # the cache of the forward that runs
         self._handles: list[Any] = []
         self._on_step: tuple[Callback, ...] = ()
-        self._mlp_editors: tuple[Callback, ...] = ()
         self._combining: tuple[Callback, ...] = ()
         self._self_layers, self._cross_layers = frozenset[int](), frozenset[int]()
         self._guided: weakref.ref[compat.Generation] | None = None  # one that runs, or ran, with guidance
@@ -270,9 +269,9 @@ class ModelHook:
         callbacks = tuple(callback for session in ordered for callback in session.callbacks)
         self._attention.use(callbacks)
         # Worked out once: a decode step of a small model takes a millisecond.
-        self._on_step, self._mlp_editors, self._combining = (
+        self._on_step, self._combining = (
             tuple(callback for callback in callbacks if overrides(callback, method))
-            for method in ("on_step", "edit_mlp", "combine_logits")
+            for method in ("on_step", "combine_logits")
         )
         noting = any(overrides(callback, "on_chosen", "combine_logits") for callback in callbacks)
         compat.on_chosen(self._model, self._note_generate, self._note_chosen if noting else None)
@@ -348,7 +347,6 @@ class ModelHook:
         context.extra_forward = self._extra_forward
         context.self_layers, context.cross_layers = self._self_layers, self._cross_layers
         context.encoder_tokens = encoder
-        context.mlp_editors = self._mlp_editors
         self._stack_branches(context, compat.cache_argument(inputs))
         for callback in callbacks:
             callback.prepare(context)

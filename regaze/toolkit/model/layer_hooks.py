@@ -6,7 +6,7 @@ forward begins that needs them, and removed when it ends.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -14,10 +14,20 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from regaze.errors import UnsupportedModelError
+from regaze.errors import CompositionError, UnsupportedModelError
 from regaze.toolkit.model import compat
+from regaze.toolkit.model.callback import overrides
 from regaze.toolkit.model.context import Context
 from regaze.toolkit.model.own_thread import OwnThread
+from regaze.toolkit.model.vision import tower_mlps
+
+#: Methods of a callback that edit what a part of a layer gives, and what they do.
+_EDITS = {
+    "edit_mlp": "edits the outputs of MLPs",
+    "edit_vision_mlp": "edits the outputs of the vision tower's MLPs",
+}
+#: The callback that has such a method, by its name.
+_Editors = Mapping[str, Any]
 
 
 class LayerHooks:
@@ -33,15 +43,17 @@ class LayerHooks:
         """Install the hooks of the forward that begins, and say what they do; "" where there are none.
 
         Raises:
-            UnsupportedModelError: the layers have no MLP whose output could be edited. Hooks raise it where a
+            CompositionError: two callbacks edit the same outputs. UnsupportedModelError: the layers have no
+                MLP whose output could be edited, or the model runs no vision tower. Hooks raise it where a
                 layer has several residual streams.
         """
         self.stop()  # those of a forward that was interrupted from the keyboard
-        if context.step > 0 and not context.captured_layers and not context.mlp_editors:
+        editors = _editors(context)
+        if context.step > 0 and not context.captured_layers and not editors:
             return ""
         readers = [] if context.step else [p for p in context.callbacks if p.needs_hidden_states]
         gain = None if context.step else context.embedding_gain()
-        self._kind = _described(readers, context, gain is not None)
+        self._kind = _described(readers, editors, context, gain is not None)
         if readers:
             for number, layer in enumerate(compat.decoder_layers(self.model)):
                 self._before(layer, _set_input(context, number, self._width))
@@ -51,14 +63,10 @@ class LayerHooks:
                 self._after(layers[-1], _capture_output(context, number, self._width))
             else:
                 self._before(layers[number], _capture_input(context, number, self._width))
-        if context.mlp_editors:
-            for number, layer in enumerate(compat.decoder_layers(self.model)):
-                mlp = getattr(layer, "mlp", None)
-                if mlp is None:
-                    raise UnsupportedModelError(
-                        f"{type(layer).__name__} has no `mlp` whose output could be edited"
-                    )
-                self._after(mlp, _edit_mlp(context, number))
+        if "edit_mlp" in editors:
+            self._edit("edit_mlp", editors, _decoder_mlps(self.model), context)
+        if "edit_vision_mlp" in editors:
+            self._edit("edit_vision_mlp", editors, tower_mlps(self.model), context)
         if gain is not None:
             self._before(self.model.get_decoder(), _scale_embeddings(gain))
         return self._kind
@@ -67,6 +75,12 @@ class LayerHooks:
         """Remove the hooks."""
         while self._handles:
             self._handles.pop().remove()
+
+    def _edit(self, kind: str, editors: _Editors, modules: Sequence[nn.Module], context: Context) -> None:
+        """Hand the output of each module to the callback that has a method `kind`."""
+        edit = getattr(editors[kind], kind)
+        for number, module in enumerate(modules):
+            self._after(module, _edit_output(edit, number, context))
 
     def _before(self, module: nn.Module, hook: Callable[..., Any]) -> None:
         self._handles.append(module.register_forward_pre_hook(self._owned(hook), with_kwargs=True))
@@ -96,12 +110,42 @@ def _hook_class(reason: str) -> type[Any]:
     return type("Hook", (_Hook,), {"__call__": torch.compiler.disable(_Hook.run, reason=reason)})
 
 
-def _described(readers: list[Any], context: Context, embeddings: bool) -> str:
-    """What the hooks of a forward are for, by the names of the callbacks."""
-    kinds = {
-        "reads the inputs of layers": readers,
-        "edits the outputs of MLPs": context.mlp_editors,
+def _editors(context: Context) -> _Editors:
+    """The callback that edits outputs in the forward that begins, by the method that does it.
+
+    A vision tower runs where a forward is given pixels, which no decode step is.
+    """
+    if context.layer_editors is None:  # worked out once: a decode step of a small model takes a millisecond
+        found = {
+            kind: tuple(p for p in context.callbacks if overrides(p, kind) and kind not in p.inactive)
+            for kind in _EDITS
+        }
+        for kind, who in found.items():
+            if len(who) > 1:
+                names = " and ".join(type(callback).__name__ for callback in who)
+                raise CompositionError(
+                    f"{names}: each {_EDITS[kind]}, and what comes out would depend on their order"
+                )
+        context.layer_editors = {kind: who[0] for kind, who in found.items() if who}
+    sees = context.step == 0 or context.fed > 1
+    return {
+        kind: callback for kind, callback in context.layer_editors.items() if sees or "vision" not in kind
     }
+
+
+def _decoder_mlps(model: PreTrainedModel) -> list[nn.Module]:
+    layers = compat.decoder_layers(model)
+    mlps = [compat.mlp_of(layer) for layer in layers]
+    for layer, mlp in zip(layers, mlps, strict=True):
+        if mlp is None:
+            raise UnsupportedModelError(f"{type(layer).__name__} has no `mlp` whose output could be edited")
+    return [mlp for mlp in mlps if mlp is not None]
+
+
+def _described(readers: list[Any], editors: _Editors, context: Context, embeddings: bool) -> str:
+    """What the hooks of a forward are for, by the names of the callbacks."""
+    kinds = {"reads the inputs of layers": readers}
+    kinds |= {_EDITS[kind]: [callback] for kind, callback in editors.items()}
     said = [f"{', '.join(type(p).__name__ for p in who)} {what}" for what, who in kinds.items() if who]
     said += [f"the input of layers {context.captured_layers} is kept"] if context.captured_layers else []
     said += ["a branch scales embeddings"] if embeddings else []
@@ -136,13 +180,15 @@ def _capture_output(context: Context, number: int, width: int | None) -> Callabl
     return capture
 
 
-def _edit_mlp(context: Context, number: int) -> Callable[..., Tensor]:
-    def edit(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        for callback in context.mlp_editors:
-            output = callback.edit_mlp(number, output, context)
-        return output
+def _edit_output(
+    edit: Callable[[int, Tensor, Context], Tensor], number: int, context: Context
+) -> Callable[..., Any]:
+    def edited(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        if isinstance(output, tuple):  # experts give their router's choice, too
+            return (edit(number, output[0], context), *output[1:])
+        return edit(number, output, context)
 
-    return edit
+    return edited
 
 
 def _scale_embeddings(gain: Tensor) -> Callable[..., tuple[tuple[Any, ...], dict[str, Any]]]:

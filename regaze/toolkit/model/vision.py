@@ -180,6 +180,21 @@ def vision_tower(model: PreTrainedModel) -> PreTrainedModel:
     raise UnsupportedModelError(f"{type(model).__name__} has no vision tower that regaze can find")
 
 
+def tower_mlps(model: PreTrainedModel) -> list[nn.Module]:
+    """The MLPs of the blocks of the vision tower that runs inside `model`, in order.
+
+    Raises:
+        UnsupportedModelError: there is no tower, or its blocks have no such part.
+    """
+    tower = vision_tower(model)
+    if not compat.is_vision_model(tower):
+        raise UnsupportedModelError(f"{type(model).__name__} has no vision tower whose blocks regaze knows")
+    mlps = [compat.mlp_of(block) for block in compat.decoder_layers(tower)]
+    if any(mlp is None for mlp in mlps):
+        raise UnsupportedModelError(f"the blocks of {type(tower).__name__} have no MLP that regaze knows")
+    return [mlp for mlp in mlps if mlp is not None]
+
+
 def vision_tokens(model: PreTrainedModel, pixel_values: Tensor) -> TokenMap:
     """Roles of the tokens of a vision model used alone: SYSTEM first (class, registers), then the patches.
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from directions import DEMO, vti_directions
 from standins import leftmost, lines
 
 import regaze
@@ -19,7 +20,11 @@ from regaze.eval.run.sampling import GumbelNoise, sampling_options
 from regaze.interventions import registry
 
 SIZES = (1, 2, 7, 16)
-MORE = {"knockout": {"heads": ((0, 0), (3, 1))}, "agla": {"relevance": leftmost}}
+MORE = {
+    "knockout": {"heads": ((0, 0), (3, 1))},
+    "agla": {"relevance": leftmost},
+    "vti": {"directions": vti_directions(DEMO)},
+}
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from directions import DEMO, vti_directions
 from models import llava_processor, tiny_llama, tiny_llava
 from standins import leftmost
 from transformers import AutoModelForCausalLM, MistralConfig
@@ -127,6 +128,7 @@ def everything():
         "knockout": {"heads": ((0, 0), (3, 1))},
         "var": {"sink_dimensions": (3, 7), "tau": 1.6},
         "agla": {"relevance": leftmost},
+        "vti": {"directions": vti_directions(DEMO)},
     }
     for name, cls in registry.load_methods().items():
         yield name, cls(**more.get(name, {}))

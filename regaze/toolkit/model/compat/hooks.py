@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -39,10 +39,15 @@ def remove_hooks(model: nn.Module, *owners: object) -> None:
 
 
 @contextmanager
-def temporary_hooks(pre_hooks: list[tuple[nn.Module, Callable[..., Any]]]) -> Iterator[None]:
-    """Forward pre-hooks with keyword arguments that exist inside the block."""
+def temporary_hooks(
+    pre_hooks: Sequence[tuple[nn.Module, Callable[..., Any]]],
+    hooks: Sequence[tuple[nn.Module, Callable[..., Any]]] = (),
+) -> Iterator[None]:
+    """Forward pre-hooks, with keyword arguments, and forward hooks that exist inside the block."""
     handles: list[Any] = []
     try:
+        for module, hook in hooks:
+            handles.append(module.register_forward_hook(owned(hook, _TEMPORARY)))
         for module, hook in pre_hooks:
             handles.append(module.register_forward_pre_hook(owned(hook, _TEMPORARY), with_kwargs=True))
         yield

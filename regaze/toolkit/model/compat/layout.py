@@ -66,6 +66,16 @@ def decoder_layers(model: PreTrainedModel) -> Sequence[nn.Module]:
     return list(layers)
 
 
+#: What the layers of models call their MLP.
+_MLPS = ("mlp", "feed_forward", "ffn")
+
+
+def mlp_of(layer: nn.Module) -> nn.Module | None:
+    """The MLP of a layer, all experts of it; None where it is no module of its own."""
+    parts = (getattr(layer, name, None) for name in _MLPS)
+    return next((part for part in parts if isinstance(part, nn.Module)), None)
+
+
 def decoder_of(model: PreTrainedModel) -> nn.Module:
     """The decoder. `get_decoder` of a model around an encoder-decoder returns both sides."""
     outer, inner = model, model.get_decoder()

@@ -1,0 +1,220 @@
+"""`Fit`: from pairs to `Directions`; `FittedIntervention`: a method that uses them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from functools import cached_property, lru_cache
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import torch
+from pydantic import NonNegativeInt, PositiveInt
+from torch import Tensor
+
+from regaze.errors import BadParameterError, InputError
+from regaze.interventions.base import Intervention
+from regaze.interventions.fitting.caption_pairs import CaptionPair, CaptionPairs, images_of
+from regaze.interventions.fitting.direction_files import FORMAT, VERSION
+from regaze.interventions.fitting.directions import Directions, model_shape, short_name
+from regaze.interventions.fitting.parts import Parts
+from regaze.interventions.parameters import parameters_of
+from regaze.reading import StrPath
+from regaze.toolkit.model.context import Context
+from regaze.toolkit.model.hook import open_callbacks
+from regaze.toolkit.model.weights_hash import hash_of, model_hash
+from regaze.toolkit.wrap import Gaze
+from regaze.version import __version__
+
+#: Called with a label, how much is done and how much there is.
+Progress = Callable[[str, int, int], None]
+Kind = Literal["vectors", "basis", "scores"]
+
+
+class Fitted(NamedTuple):
+    """What a fit has found: tensors by name with their kind, the rendered prompt, figures about the fit."""
+
+    tensors: dict[str, tuple[Kind, Tensor]]
+    prompt: str
+    report: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Base of fits: a frozen dataclass of their settings, checked as the parameters of methods are.
+
+    Class attributes:
+        method: name of the method that uses the result.
+        least: number of pairs without which there is no result.
+    """
+
+    method: ClassVar[str] = ""
+    least: ClassVar[int] = 1
+
+    pairs: PositiveInt | None = field(
+        default=None, metadata={"help": "how many pairs are used, the first of the data; default: all"}
+    )
+
+    def __post_init__(self) -> None:
+        cls: Any = type(self)
+        for parameter in parameters_of(cls):
+            value = parameter.checked(getattr(self, parameter.name), f"fit {self.method}")
+            object.__setattr__(self, parameter.name, value)
+
+    def run(
+        self,
+        gaze: Gaze,
+        data: CaptionPairs,
+        *,
+        parts: StrPath | None = None,
+        progress: Progress | None = None,
+    ) -> Directions:
+        """Fit on a model, outside of `gaze.using` and `gaze.recording`.
+
+        Args:
+            data: the first `pairs` of them are used.
+            parts: folder for what has been measured so far, from which the same call continues
+                (`parts.remove_parts` removes it). None keeps everything in memory.
+            progress: called with a label, how much is done and how much there is.
+
+        Raises:
+            InputError: too few pairs, images or files that cannot be read, or a block of the model is open.
+            UnsupportedModelError: the model lacks what the method edits.
+        """
+        if open_callbacks(gaze.host):
+            raise InputError("fit outside of gaze.using(...) and gaze.recording(...): on the plain model")
+        chosen = self._chosen(data)
+        about = self._about(gaze, chosen)
+        key = hash_of(about, [(str(p.image), p.true, p.invented, p.question) for p in chosen.pairs])
+        store = Parts(parts, key)
+        with torch.no_grad():
+            found = self.compute(gaze, chosen.pairs, store, progress or (lambda *_: None))
+        kinds = {name: {"kind": kind, "shape": list(t.shape)} for name, (kind, t) in found.tensors.items()}
+        tensors = {name: tensor for name, (_, tensor) in found.tensors.items()}
+        return Directions(
+            tensors, {**about, "prompt": found.prompt, "report": found.report, "tensors": kinds}
+        )
+
+    def has_made(self, directions: Directions, gaze: Gaze, data: CaptionPairs) -> bool:
+        """Whether `run` would give these directions: same model, pairs, settings and versions."""
+        about = self._about(gaze, self._chosen(data))
+        return all(directions.about.get(name) == value for name, value in about.items())
+
+    def _chosen(self, data: CaptionPairs) -> CaptionPairs:
+        """The pairs that are used. Raises InputError where they are too few."""
+        chosen = data.first(self.pairs)
+        if len(chosen) < self.least:
+            raise InputError(
+                f"{self.method} needs {self.least} pairs at the least to be fitted, {chosen.source} gives "
+                f"{len(chosen)}"
+            )
+        return chosen
+
+    def compute(self, gaze: Gaze, pairs: tuple[CaptionPair, ...], parts: Parts, progress: Progress) -> Fitted:
+        """The vectors of a model; what takes long goes through `parts`."""
+        raise NotImplementedError
+
+    def _about(self, gaze: Gaze, data: CaptionPairs) -> dict[str, Any]:
+        """What is known of the result before it is computed."""
+        import transformers
+
+        about = {
+            "format": FORMAT,
+            "version": VERSION,
+            "method": self.method,
+            "model": {
+                "name": short_name(gaze.host),
+                "hash": model_hash(gaze.model),
+                **model_shape(gaze.host),
+            },
+            "data": {
+                "source": data.source,
+                "sha256": data.sha256,
+                "pairs": len(data),
+                "images": images_of(data.pairs),
+            },
+            "settings": asdict(self),
+            "dtype": str(gaze.model.dtype).removeprefix("torch."),
+            "versions": {
+                "regaze": __version__,
+                "torch": torch.__version__,
+                "transformers": transformers.__version__,
+            },
+        }
+        return dict(json.loads(json.dumps(about)))  # as it is read again
+
+
+@dataclass(frozen=True)
+class FittedIntervention(Intervention):
+    """Base of methods that act along vectors fitted once per model.
+
+    Class attributes:
+        fit: how the vectors are fitted, by `regaze fit NAME` or `NAME.fit(...).run(gaze, pairs)`.
+    """
+
+    fit: ClassVar[type[Fit]]
+
+    directions: str | Directions | None = field(
+        default=None, metadata={"help": "the file that `regaze fit` wrote for the model"}
+    )
+    random_seed: NonNegativeInt | None = field(
+        default=None,
+        metadata={"help": "seed of random directions of the same lengths in their place, as a control"},
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.directions, str):
+            object.__setattr__(self, "directions", _named(self.directions))
+
+    @property
+    def lacks(self) -> str:
+        if self.directions is not None:
+            return ""
+        return (
+            f"no directions: fit them once with `regaze fit {self.name} --model MODEL -o FILE` and give "
+            "directions=FILE"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form; of the directions their file and, behind "#", the hash of what is in it."""
+        if not isinstance(self.directions, Directions):
+            return super().to_dict()
+        where = f"{self.directions.path or ''}#{self.directions.digest}"
+        return {**super().to_dict(), "directions": where}
+
+    @cached_property
+    def chosen(self) -> Directions:
+        """The directions in use: the fitted ones, or random ones of the same lengths.
+
+        Raises:
+            BadParameterError: none were given.
+        """
+        if not isinstance(self.directions, Directions):
+            raise BadParameterError(f"{self.name!r}: {self.lacks}")
+        return self.directions if self.random_seed is None else _random(self.directions, self.random_seed)
+
+    def checked(self, context: Context) -> Directions:
+        """The directions in use, which fit the model.
+
+        Raises:
+            BadParameterError: none were given, or those of another method or shape of model.
+        """
+        self.chosen.check(self.name, context.model)
+        return self.chosen
+
+
+_random = lru_cache(maxsize=16)(Directions.random_like)
+
+
+def _named(text: str) -> Directions:
+    """The directions of a file; "FILE#HASH" only if they are still the same."""
+    path, mark, digest = text.rpartition("#")
+    if not mark or len(digest) != 16 or not set(digest) <= set("0123456789abcdef"):
+        return Directions.load(text)
+    if not path:
+        raise InputError(f"the directions {text} were never saved; fit them again, and save them to a file")
+    found = Directions.load(path)
+    if found.digest != digest:
+        raise InputError(f"directions file {path!r} has changed: it holds {found.digest}, not {digest}")
+    return found

@@ -53,6 +53,14 @@ def score_answers(
     for label, join in joins.items():
         field = choose_answer_field(join.rows, task.items, answer_key)
         outcomes[label] = AnswerSet(tuple(row.text(field) for row in join.rows))
+        is_template = not any(map(str.strip, outcomes[label].answers)) and all(
+            label_of(row, field) for row in join.rows
+        )
+        if answer_key is None and is_template:
+            raise InputError(
+                f"{answers}: no line has a text under {field!r}, as in a template for answers; --answer-key "
+                f"names another field, or {field} if the model said nothing"
+            )
     if PLAIN not in outcomes:  # one method's answers by themselves
         if len(outcomes) > 1:
             raise InputError(f"{answers}: answers of {', '.join(outcomes)} without those of the plain model")

@@ -31,11 +31,13 @@ from regaze.eval.benchmarks.common.base import Item
 
 #: those of the fields with answers that may hold the right answer in other files
 _TRUTH_FIELDS = ("answer", "text", "caption")
+#: those beside which a text of an unknown name may be the model's answer
+_UNSURE = (*_TRUTH_FIELDS, "output", "response")
 #: last words of the names of further fields that may hold the model's answer, without the plural's "s"
 _ANSWER_WORDS = frozenset(
     {"answer", "ans", "pred", "prediction", "predicted", "response", "resp", "output", "out", "reply"}
     | {"generation", "generated", "completion", "hypothesis", "hyp", "result", "text", "caption", "content"}
-    | {"message", "assistant", "model", "description"}
+    | {"message", "assistant", "description"}
 )
 #: words in the names of fields with right answers
 _TRUTH_WORDS = frozenset(
@@ -127,7 +129,7 @@ def _only_candidate(rows: Sequence[AnswerRow], items: Sequence[Item]) -> str:
     candidates = texts if len(present) > 1 and texts else present
     truths = [name for name in candidates if name in _TRUTH_FIELDS and _holds_labels(name, rows, items)]
     candidates = [name for name in candidates if name not in truths]
-    if len(candidates) == 1 and candidates[0] in _TRUTH_FIELDS and not all(_labels(rows, items)):
+    if len(candidates) == 1 and candidates[0] in _UNSURE and _may_be_true(candidates[0], rows, items):
         candidates += [name for name in _further_texts(rows) if _may_answer(name)]
     if len(candidates) == 1:
         return candidates[0]
@@ -175,6 +177,14 @@ def _holds_labels(name: str, rows: Sequence[AnswerRow], items: Sequence[Item]) -
 def _words(text: str) -> list[str]:
     """The words of a text, without the signs around them."""
     return re.findall(r"\w+", text.casefold())
+
+
+def _may_be_true(name: str, rows: Sequence[AnswerRow], items: Sequence[Item]) -> bool:
+    """Whether a field may hold right answers, as far as labels are known; "Yes." and "1" spell yes."""
+    other = {"1": "yes", "true": "yes", "0": "no", "false": "no"}
+    spelt = [re.sub(r"\W+", "", row.scalar(name)).lower() for row in rows]
+    pairs = zip(spelt, _labels(rows, items), strict=True)
+    return all(not label or label.lower() in (text, other.get(text)) for text, label in pairs)
 
 
 def _labels(rows: Sequence[AnswerRow], items: Sequence[Item]) -> list[str]:

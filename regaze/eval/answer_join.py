@@ -8,6 +8,8 @@ ids
     The publisher's ids of questions or images (`Item.id`, names of images), however they are spelt.
 text and image
     Where they tell the questions apart.
+the same values
+    A field of any name that holds exactly the items' keys, ids or images.
 other fields
     A field that is called like an id (index, qid, doc.sampleId), and whose values are ids of items or count
     the items in their order, but for few mistakes (which are an error).
@@ -35,7 +37,7 @@ from regaze.eval.benchmarks.common.ids import image_stem, plain_id
 
 _QUESTION_IDS = ("question_id", "id", "index", "doc_id")
 _COUNTERS = ("doc_id", "index", "question_id", "id")
-_IMAGE_FILE = re.compile(r"\.(jpe?g|png|webp|gif|bmp|tiff?)$", re.IGNORECASE)
+_IMAGE_FILE = re.compile(r"\.(jpe?g|png|webp|gif|bmp|tiff?)([?#].*)?$", re.IGNORECASE)
 #: In fewer rows a counter may be chance; a counter with a mistake in it; a counter under any name.
 _FEWEST, _FEWEST_WITH_MISTAKES, _FEWEST_OF_ANY_NAME = 3, 4, 8
 
@@ -70,6 +72,7 @@ def join_rows(benchmark: Benchmark, rows: Sequence[AnswerRow], answer_key: str =
         lambda: _by_published_id(benchmark, rows),
         lambda: _by_image(benchmark, rows),
         lambda: _by_text(benchmark, rows, question),
+        lambda: _by_same_values(benchmark, rows),
         lambda: _by_other_field(benchmark, rows),
     )
     join = next((found for step in steps if (found := step()) is not None), None)
@@ -138,6 +141,28 @@ def _by_image(benchmark: Benchmark, rows: Sequence[AnswerRow]) -> Join | None:
         known = max(spellings, key=lambda each: len(set(each) & set(ids)))
         if _mostly(ids, known) or (field == "image_id" and all(item.id for item in items)):
             return _match(field, benchmark, known, ids, rows)
+    return None
+
+
+def _by_same_values(benchmark: Benchmark, rows: Sequence[AnswerRow]) -> Join | None:
+    """By a field of any name that holds exactly the items' keys, their ids or the names of their images."""
+    items, prefix = benchmark.items, _prefix(benchmark)
+    spellings: tuple[tuple[list[str], Callable[[str], str]], ...] = (
+        ([item.key for item in items], str),
+        ([plain_id(item.id) for item in items], plain_id),
+        (
+            [image_stem(i.image.name if i.image else "", prefix) for i in items],
+            lambda x: image_stem(x, prefix),
+        ),
+    )
+    for field in _names(rows[0].values):
+        values = [row.scalar(field) for row in rows]
+        for known, spell in spellings:
+            given = [spell(each) for each in values]
+            is_counter = all(map(_is_number, known)) and _numbers_rows(_in_order(known))
+            is_telling = len(set(known)) == len(known) >= _FEWEST and not is_counter
+            if is_telling and all(given) and set(given) == set(known):
+                return _match(field, benchmark, known, given, rows)
     return None
 
 
@@ -253,8 +278,7 @@ def _refuse_unknown_order(rows: Sequence[AnswerRow]) -> None:
     names = [] if len(rows) < _FEWEST_OF_ANY_NAME else _names(rows[0].values)
     for field in (name for name in names if name not in USUAL_NAMES):
         ids = _as_numbers([plain_id(row.scalar(field)) for row in rows])
-        in_order = sorted(ids, key=lambda each: (len(each), each))
-        if _numbers_rows(in_order) and ids != in_order:
+        if _numbers_rows(_in_order(ids)) and not _ascends(ids):
             raise InputError(
                 f"{rows[0].source.rpartition(':')[0]}: {field!r} numbers the rows in another order than "
                 "theirs; call it 'question_id' if it numbers the questions, else leave it out"
@@ -394,6 +418,11 @@ def _spelt_alike(known: list[str], ids: list[str]) -> tuple[list[str], list[str]
 def _ascends(ids: Sequence[str]) -> bool:
     """Whether the ids are numbers, each greater than the one before."""
     return all(map(_is_number, ids)) and all(int(a) < int(b) for a, b in pairwise(ids))
+
+
+def _in_order(ids: Sequence[str]) -> list[str]:
+    """Whole numbers by their size, and texts somehow."""
+    return sorted(ids, key=lambda each: (len(each), each))
 
 
 def _numbers_rows(ids: list[str]) -> bool:

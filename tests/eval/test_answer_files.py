@@ -139,8 +139,21 @@ def test_right_answers_beside_answers_of_an_unknown_name_are_not_scored(tmp_path
     with pytest.raises(InputError, match=f"^f: the answers could stand under {truth!r} or {name!r}"):
         choose_answer_field(rows_of(*rows))
     assert choose_answer_field(rows_of(*rows), pope.items, name) == name
+    for spell in (lambda label: f"{label.title()}.", lambda label: str(int(label == "yes"))):
+        spelt = [{**row, truth: spell(row[truth])} for row in rows]
+        with pytest.raises(InputError, match=f"^f: .*{truth!r} .*{name!r}.*--answer-key"):
+            answers_of(pope, rows_of(*spelt))
     # A model's own answers are not all right.
     assert answers_of(pope, rows_of(*({**row, truth: "Yes"} for row in rows)))[1] == ["Yes"] * len(rows)
+
+
+def test_the_output_of_an_instruction_is_not_the_models():
+    """As in files for fine-tuning: instruction, input and the wanted output, and what a model then wrote."""
+    rows = rows_of(
+        *({"instruction": DOG, "input": "", "output": "yes", "generated": "No."} for _ in range(3))
+    )
+    with pytest.raises(InputError, match="could stand under 'output' or 'generated'; choose by --answer-key"):
+        choose_answer_field(rows)
 
 
 def test_what_is_no_answer_is_not_asked_about():
@@ -306,6 +319,17 @@ def test_result_files_of_hallusionbench(tmp_path):
     assert scored["joined_by"] == {"plain": by}
     (figures,) = scored["plain"]["figures"].values()
     assert figures["vlmevalkit"]["plain"]["aAcc"]["value"] == 100.0
+
+
+def test_a_template_for_answers_holds_none(tmp_path):
+    rows = [{"question": "Is it?", "label": "no", "model_answer": "", "other": " "}] * 2
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(
+        AssertionError, match=r"a\.jsonl: no line has a text under 'model_answer'.*--answer-key"
+    ):
+        score("pope", tmp_path / "a.jsonl")
+    scored = score("pope", tmp_path / "a.jsonl", "--answer-key", "model_answer")
+    assert scored["plain"]["figures"]["answers"]["regaze"]["plain"]["unreadable"]["value"] == 1.0
 
 
 def test_a_file_of_several_benchmarks_is_scored_by_one(tmp_path):

@@ -506,6 +506,25 @@ def test_the_number_of_a_row_hides_no_id(counter, first):
     assert join_of(quiz({}, {}, {}, {}), *({counter: row[counter]} for row in rows))[1] == [1, 2, 3, 4]
 
 
+@pytest.mark.parametrize("name", ["photo", "ident", "clip.name"])
+def test_values_that_are_exactly_those_of_the_items_join_under_any_name(name):
+    def rows(*values: Any) -> list[dict[str, Any]]:
+        outer, _, inner = name.partition(".")
+        return [{outer: {inner: value} if inner else value} for value in values]
+
+    coco = photographs(*(f"COCO_val2014_{n:012d}.jpg" for n in (42, 139, 724)))
+    for spell in (
+        int,
+        str,
+        "COCO_val2014_{:012d}".format,
+        "http://host/COCO_val2014_{:012d}.jpg?raw=1".format,
+    ):
+        assert join_of(coco, *rows(*map(spell, (724, 42, 139)))) == (name, [2, 3, 1])
+    assert join_of(quiz({}, {}, {}), *rows("k/2", "k/3", "k/1")) == (name, [3, 1, 2])
+    assert join_of(ids_of(7, 9, 8), *rows(9, "07", 8.0)) == (name, [2, 1, 3])
+    assert join_of(ids_of(7, 9, 8), *rows(9, 7, 6)) == ("position", [1, 2, 3])
+
+
 def test_another_order_of_the_rows_under_any_name_is_refused():
     order = [2, 4, 1, 3, 8, 7, 6, 5]
     eight = quiz(*({} for _ in order))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from PIL import Image
@@ -79,8 +79,12 @@ class Method:
         return ()
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON form: the method's name and its parameters."""
-        return {"method": self.name, **asdict(self)}
+        """JSON form: the method's name and its parameters.
+
+        It holds only the name of a function, which `from_dict` cannot restore.
+        """
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        return {"method": self.name, **{name: _named(value) for name, value in values.items()}}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:
@@ -98,6 +102,13 @@ class Method:
             raise
         except (TypeError, ValueError) as error:
             raise BadParameterError(f"{cls.name!r}: {error}") from None
+
+
+def _named(value: Any) -> Any:
+    """A function by its name, anything else as it is."""
+    if not callable(value):
+        return value
+    return f"<{getattr(value, '__qualname__', type(value).__qualname__)}>"
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,11 @@ class Contrastive(Intervention):
         if "branch" not in state:
             constrained = logits_to_constrain(logits, where)
             return LogitsCombination(plausibility=self.beta, plausibility_logits=constrained)
-        return contrast_logits(logits, context.logits(state["branch"]), self.alpha, self.beta, where)
+        return self.combined(logits, context.logits(state["branch"]), where)
+
+    def combined(self, logits: Tensor, other: Tensor, where: Tensor | None) -> LogitsCombination:
+        """How the logits of the branch act on the user's, both [B, T, V], in the rows `where` [B, 1, 1]."""
+        return contrast_logits(logits, other, self.alpha, self.beta, where)
 
 
 def contrast_logits(
@@ -96,6 +100,15 @@ def contrast_logits(
         plausibility=beta,
         plausibility_logits=logits_to_constrain(logits, where),
     )
+
+
+def add_logits(
+    logits: Tensor, other: Tensor, alpha: float, beta: float, where: Tensor | None = None
+) -> LogitsCombination:
+    """As `contrast_logits`, logits + alpha other."""
+    weight = alpha if where is None else alpha * where.to(logits.device)
+    constrained = logits_to_constrain(logits, where)
+    return LogitsCombination(1.0, [(weight, other)], plausibility=beta, plausibility_logits=constrained)
 
 
 def logits_to_constrain(logits: Tensor, where: Tensor | None) -> Tensor | None:

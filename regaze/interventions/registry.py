@@ -40,6 +40,7 @@ BUILT_IN: dict[str, str] = {
     "opera": "regaze.interventions.opera:OPERA",
     "pai": "regaze.interventions.pai:PAI",
     "paint": "regaze.interventions.paint:PAINT",
+    "ritual": "regaze.interventions.ritual:RITUAL",
     "sparc": "regaze.interventions.sparc:SPARC",
     "vaf": "regaze.interventions.vaf:VAF",
     "var": "regaze.interventions.var:VAR",

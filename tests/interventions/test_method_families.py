@@ -9,18 +9,25 @@ from models import logits_of
 from zoo.every import VISION, runs, skip_if_older
 
 from regaze.errors import InputError, UnsupportedModelError
-from regaze.interventions import FLB, DeCo
+from regaze.interventions import FLB, RITUAL, DeCo
 
 FAMILIES = (
     *("llava", "llava_next", "llava_onevision", "internvl", "qwen2_vl", "qwen3_vl", "gemma3", "idefics3"),
     *("mistral3", "blip-2", "granite4_vision", "janus", "mllama"),
 )
+#: Those that are given tiles of an image.
+TILED = ("llava_next", "llava_onevision", "idefics3", "granite4_vision")
 METHODS = {
     "deco": DeCo(alpha=1.0, layers=(1, 1)),
     "flb": FLB(gamma=2.0, decay=0.5),
+    "ritual": RITUAL(),
 }
 #: Where a method cannot run, and a part of the error that says why.
-REFUSED: dict[tuple[str, str], str] = {}
+REFUSED: dict[tuple[str, str], str] = {
+    **{("ritual", name): "one picture per image is needed|is given tiles of one" for name in TILED},
+    ("ritual", "blip-2"): "was given no pixels",
+    ("ritual", "mllama"): "cross-attention",
+}
 
 
 @pytest.fixture(params=FAMILIES)

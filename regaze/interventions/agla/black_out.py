@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from regaze.errors import ShapeError
+from regaze.toolkit.prompts.pixels import to_pixels
 
 Mask = NDArray[np.bool_]
 
@@ -23,16 +23,9 @@ def black_out(processor: Any, features: Mapping[str, Any], masks: Sequence[Mask]
         processor, features: as for `prompts.pixels.seen_images`.
         masks: [H, W] for each image, in the size that the model receives.
     """
-    pixels: Tensor = features["pixel_values"]
-    # The masks go through the processor, without its steps that change sizes, to find each pixel's place.
-    steps = [s for s in ("do_resize", "do_center_crop", "do_pad") if getattr(processor, s, None)]
-    options = {"return_tensors": "pt", **dict.fromkeys(steps, False)}
+    # The masks go through the processor, to find each pixel's place.
     kept, black = (
-        processor(images=[Image.fromarray(picture).convert("RGB") for picture in pictures], **options)
+        to_pixels(processor, [Image.fromarray(picture) for picture in pictures], features)
         for pictures in (masks, [np.zeros_like(mask) for mask in masks])
     )
-    shape = kept["pixel_values"].shape
-    if shape != pixels.shape:
-        raise ShapeError(f"masks give pixel values {list(shape)}, but the images have {list(pixels.shape)}")
-    black = black["pixel_values"]
-    return torch.where((kept["pixel_values"] != black).to(pixels.device), pixels, black.to(pixels))
+    return torch.where(kept != black, features["pixel_values"], black)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
@@ -94,13 +94,6 @@ class AGLA(Intervention):
 
     def controls(self) -> Sequence[Method]:
         return (Sharpen(self.alpha, self.beta),) if self.alpha else ()
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON form. It holds only the name of a function, which `from_dict` cannot restore."""
-        if isinstance(self.relevance, str):
-            return super().to_dict()
-        name = getattr(self.relevance, "__qualname__", type(self.relevance).__qualname__)
-        return replace(self, relevance=f"<{name}>").to_dict()
 
     # The branch ---------------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ the whole image, a tile of it or a thumbnail. Which part of the image a piece sh
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from regaze.errors import InputError, UnsupportedModelError
+from regaze.errors import InputError, ShapeError, UnsupportedModelError
 
 #: Arguments of a forward that hold pixels; some models take the same images at two sizes.
 PIXELS = ("pixel_values", "pixel_values_images", "image_pixel_values", "high_res_pixel_values")
@@ -145,6 +145,28 @@ def seen_images(layout: PixelLayout, processor: Any, features: Mapping[str, Any]
             "needed, [N, 3, H, W] or flattened patches with image_grid_thw"
         )
     return [to_image(piece) for piece in read_pieces(layout, processor, features)]
+
+
+def to_pixels(processor: Any, images: Sequence[Image.Image], features: Mapping[str, Any]) -> Tensor:
+    """The inverse of `seen_images`: pictures of the sizes that the model receives, as pixel values.
+
+    Args:
+        processor: the image processor; its steps that change sizes are left out.
+        features: the outputs that the pictures were read from.
+
+    Raises:
+        ShapeError: they give pixel values of another shape than those of the features.
+    """
+    pixels = features["pixel_values"]
+    steps = [step for step in ("do_resize", "do_center_crop", "do_pad") if getattr(processor, step, None)]
+    options = {"return_tensors": "pt", **dict.fromkeys(steps, False)}
+    made = processor(images=[image.convert("RGB") for image in images], **options)["pixel_values"]
+    if made.shape != pixels.shape:
+        raise ShapeError(
+            f"the pictures give pixel values {list(made.shape)}, but those of the prompts are "
+            f"{list(pixels.shape)}"
+        )
+    return made.to(pixels)
 
 
 def to_image(pixels: Tensor) -> Image.Image:

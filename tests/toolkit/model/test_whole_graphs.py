@@ -13,7 +13,7 @@ from transformers import BartConfig, BartForConditionalGeneration
 
 import regaze
 from regaze import HeadKnockout
-from regaze.interventions import ADHH, FLB, GIFT, HGAI, MMA, PAI, PAINT, SPARC, VAF, VCD, VISTA, MoA
+from regaze.interventions import ADHH, FLB, GIFT, HGAI, MMA, PAI, PAINT, RITUAL, SPARC, VAF, VCD, VISTA, MoA
 from regaze.toolkit.model.attention import _ATTACHED
 
 KNOCK = HeadKnockout(heads=((1, 1), (0, 2)))
@@ -30,6 +30,7 @@ METHODS = {
     "sparc": SPARC(alpha=1.5, tau=0.1),
     "knockout": KNOCK,
     "vcd": VCD(alpha=0.5, noise_step=300),
+    "ritual": RITUAL(alpha=1.0),
     "flb": FLB(gamma=2.0, decay=0.5),
 }
 

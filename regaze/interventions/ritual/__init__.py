@@ -1,0 +1,3 @@
+from regaze.interventions.ritual.method import RITUAL
+
+__all__ = ["RITUAL"]

@@ -18,6 +18,7 @@ from .interventions import OPERA as OPERA
 from .interventions import PAI as PAI
 from .interventions import PAINT as PAINT
 from .interventions import RITUAL as RITUAL
+from .interventions import SID as SID
 from .interventions import SPARC as SPARC
 from .interventions import VAF as VAF
 from .interventions import VAR as VAR

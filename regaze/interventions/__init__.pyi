@@ -27,6 +27,7 @@ from .registry import list_methods as list_methods
 from .registry import load_methods as load_methods
 from .registry import method_from_dict as method_from_dict
 from .ritual import RITUAL as RITUAL
+from .sid import SID as SID
 from .sparc import SPARC as SPARC
 from .vaf import VAF as VAF
 from .var import VAR as VAR

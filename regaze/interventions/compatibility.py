@@ -8,6 +8,8 @@ _MOVE_MASS = ("adhh", "gift", "var")
 _MAP_SCORES = ("hgai", "pai", "paint", "vaf")
 #: These edit every text row after the image; the others only the rows that predict the answer.
 _EDIT_QUESTION = ("vaf", "var")
+#: And these every row of a branch of their own.
+_EDIT_BRANCH = ("sid",)
 _EDIT_MLPS = ("vista", "vti")
 
 
@@ -22,7 +24,7 @@ def _reason(first: str, second: str) -> str | None:
         return "both turn the outputs of MLPs, and turns do not commute"
     if pair & {*_EDIT_MLPS}:
         return None
-    if len(pair & {*_EDIT_QUESTION}) == 1:
+    if len(pair & {*_EDIT_QUESTION}) == 1 or len(pair & {*_EDIT_BRANCH}) == 1:
         return "they change the attention weights of different rows of the prompt"
     if "adhh" in pair and pair & {*_MAP_SCORES}:
         return "where a prompt or a branch has no image, AD-HH also selects rows of the answer"
@@ -32,7 +34,7 @@ def _reason(first: str, second: str) -> str | None:
 #: Reasons by pair of names; pairs and the names in them are in alphabetical order.
 INCOMPATIBLE: dict[tuple[str, str], str] = {
     (first, second): reason
-    for first, second in combinations(sorted({*_MOVE_MASS, *_MAP_SCORES, *_EDIT_MLPS}), 2)
+    for first, second in combinations(sorted({*_MOVE_MASS, *_MAP_SCORES, *_EDIT_BRANCH, *_EDIT_MLPS}), 2)
     if (reason := _reason(first, second)) is not None
 }
 

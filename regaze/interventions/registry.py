@@ -41,6 +41,7 @@ BUILT_IN: dict[str, str] = {
     "pai": "regaze.interventions.pai:PAI",
     "paint": "regaze.interventions.paint:PAINT",
     "ritual": "regaze.interventions.ritual:RITUAL",
+    "sid": "regaze.interventions.sid:SID",
     "sparc": "regaze.interventions.sparc:SPARC",
     "vaf": "regaze.interventions.vaf:VAF",
     "var": "regaze.interventions.var:VAR",

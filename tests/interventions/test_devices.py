@@ -48,6 +48,7 @@ READS = {
         "model/context.py",
         "copy between devices at regaze/interventions/vista.py",
     ),
+    "sid": ("copy between devices at regaze/kernels/placement.py",),
     "sparc": ("copy between devices at regaze/kernels/placement.py",),
 }
 ACTING = sorted(name for name in BUILT_IN if name not in ("carve", "opera"))

@@ -9,7 +9,7 @@ from models import logits_of
 from zoo.every import VISION, runs, skip_if_older
 
 from regaze.errors import InputError, UnsupportedModelError
-from regaze.interventions import FLB, RITUAL, DeCo
+from regaze.interventions import FLB, RITUAL, SID, DeCo
 
 FAMILIES = (
     *("llava", "llava_next", "llava_onevision", "internvl", "qwen2_vl", "qwen3_vl", "gemma3", "idefics3"),
@@ -21,12 +21,15 @@ METHODS = {
     "deco": DeCo(alpha=1.0, layers=(1, 1)),
     "flb": FLB(gamma=2.0, decay=0.5),
     "ritual": RITUAL(),
+    "sid": SID(kept=2, first_layer=1, alpha=1.0),
 }
 #: Where a method cannot run, and a part of the error that says why.
 REFUSED: dict[tuple[str, str], str] = {
     **{("ritual", name): "one picture per image is needed|is given tiles of one" for name in TILED},
     ("ritual", "blip-2"): "was given no pixels",
     ("ritual", "mllama"): "cross-attention",
+    ("sid", "blip-2"): "cannot run with `inputs_embeds`",
+    ("sid", "mllama"): "cross-attention",
 }
 
 

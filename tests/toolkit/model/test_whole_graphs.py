@@ -13,7 +13,22 @@ from transformers import BartConfig, BartForConditionalGeneration
 
 import regaze
 from regaze import HeadKnockout
-from regaze.interventions import ADHH, FLB, GIFT, HGAI, MMA, PAI, PAINT, RITUAL, SPARC, VAF, VCD, VISTA, MoA
+from regaze.interventions import (
+    ADHH,
+    FLB,
+    GIFT,
+    HGAI,
+    MMA,
+    PAI,
+    PAINT,
+    RITUAL,
+    SID,
+    SPARC,
+    VAF,
+    VCD,
+    VISTA,
+    MoA,
+)
 from regaze.toolkit.model.attention import _ATTACHED
 
 KNOCK = HeadKnockout(heads=((1, 1), (0, 2)))
@@ -31,6 +46,7 @@ METHODS = {
     "knockout": KNOCK,
     "vcd": VCD(alpha=0.5, noise_step=300),
     "ritual": RITUAL(alpha=1.0),
+    "sid": SID(kept=5),
     "flb": FLB(gamma=2.0, decay=0.5),
 }
 

@@ -1,0 +1,120 @@
+"""SID: self-introspective decoding."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
+
+import torch
+from pydantic import NonNegativeFloat, PositiveInt
+from torch import Tensor
+
+from regaze.errors import BadParameterError
+from regaze.interventions.contrastive import Contrastive
+from regaze.interventions.parameters import PositiveFraction
+from regaze.kernels import AttentionEdit, RowSelection, Stats, StatsRequest
+from regaze.toolkit.model.context import Context
+from regaze.toolkit.model.stack import Branch
+from regaze.toolkit.prompts.columns import column_index, scatter_columns
+from regaze.toolkit.prompts.token_map import Role
+
+
+@dataclass(frozen=True)
+class SID(Contrastive):
+    """Contrast with the image tokens that the last row attends to least.
+
+    Source: Huo et al., "Self-Introspective Decoding: Alleviating Hallucinations for Large Vision-Language
+    Models" (arXiv:2408.02032). The branch has the same prompt and image. In each forward, the attention of
+    the last row in layer `first_layer` - 1, averaged over heads, ranks the image tokens; from `first_layer`
+    on the branch sees only the lowest of them, in all rows. The choice is made anew at every step, from the
+    new token's row; what is hidden at one step stays in the cache and may be seen at the next. Several images
+    of a prompt count as one set of tokens.
+
+    The paper's alpha could not be read; 0.5 is what the released scripts run with. `beta = 0` is what its
+    greedy search does. A forward over a prompt and an answer hides what its last row attends to, so that it
+    differs from generating the answer.
+    """
+
+    name: ClassVar[str] = "sid"
+    summary: ClassVar[str] = "contrast with the image tokens that are attended to least"
+    source: ClassVar[str] = "arXiv:2408.02032"
+    edits: ClassVar[str] = "logits at every step; scores of all rows of the branch, in all but early layers"
+    cost: ClassVar[str] = "two rows per prompt in one forward, with the cache of both; one row of one layer"
+    release: ClassVar[str] = (
+        "huofushuo/SID, no licence. Greedy search takes the contrast without the cut (beta=0); the command "
+        "line's alpha and beta are not passed on (0.5 and 0.1 are in force), and the README's commands for "
+        "VCD and ICD on POPE run SID. In a batch the first sample's choice is everyone's and the padding "
+        "mask is lost; more tokens than the image has are an error. Here samples are separate."
+    )
+
+    alpha: NonNegativeFloat = field(
+        default=0.5, metadata={"help": "strength of the contrast with the negative branch (0: none)"}
+    )
+    share: PositiveFraction = field(
+        default=0.174, metadata={"help": "share of the image tokens that the branch sees (100 of 576)"}
+    )
+    kept: PositiveInt | None = field(
+        default=None, metadata={"help": "number of image tokens that the branch sees, instead of a share"}
+    )
+    first_layer: PositiveInt = field(
+        default=2, metadata={"help": "layer from which on the others are hidden; the one before ranks them"}
+    )
+
+    def negative(self, context: Context) -> Branch:
+        if self.first_layer >= context.num_layers:
+            raise BadParameterError(
+                f"first_layer {self.first_layer} does not exist: the model has layers "
+                f"0..{context.num_layers - 1}"
+            )
+        return Branch()
+
+    def prepare(self, context: Context) -> None:
+        state = context.state(self)
+        if "branch" not in state:
+            return
+        image = context.tokens.mask(Role.IMAGE)
+        branch = torch.zeros(context.batch, 1, dtype=torch.bool)
+        branch[context.rows(state["branch"])] = True
+        image = image & branch  # other contexts see everything
+        columns = column_index(image)
+        answer = StatsRequest(columns=columns)
+        prompt = replace(answer, rows=RowSelection.where(context.tokens.last()))
+        state["requests"] = prompt.as_edit, answer.as_edit
+        state["columns"], state["kept"] = columns, self.count(image.sum(1))
+
+    def edit(self, layer: int, step: int, context: Context) -> AttentionEdit | None:
+        state = context.state(self)
+        if "requests" not in state or layer < self.first_layer - 1:
+            return None
+        return state["requests"][min(step, 1)] if layer < self.first_layer else state["hiding"]
+
+    def on_stats(self, layer: int, stats: Stats, context: Context) -> None:
+        state, weights = context.state(self), stats.slices
+        assert weights is not None
+        # [batch, n]: the one row of the prompt that is active in a sample, later the last one fed.
+        row = weights.mean(1).sum(1) if context.step == 0 else weights.mean(1)[:, -1]
+        if context.step == 0 or context.replaying:
+            state["columns"], state["kept"] = (state[name].to(row.device) for name in ("columns", "kept"))
+        hidden = least_attended(row, state["columns"] >= 0, state["kept"]).logical_not()
+        bias = torch.zeros_like(row).masked_fill(hidden, -torch.inf)
+        bias = scatter_columns(bias, state["columns"], context.prompt_length, 0.0)
+        state["hiding"] = AttentionEdit(bias=bias[:, None])
+
+    def count(self, tokens: Tensor) -> Tensor:
+        """How many of [B] image tokens the branch sees."""
+        if self.kept is not None:
+            return torch.full_like(tokens, self.kept)
+        return (self.share * tokens).round().long().clamp_min(1)
+
+
+def least_attended(weights: Tensor, exist: Tensor, kept: Tensor) -> Tensor:
+    """Which columns have the smallest weights, of equals the first: [B, n] bool.
+
+    Args:
+        weights: [B, n]. exist: [B, n] bool, which columns there are. kept: [B], how many to choose.
+    """
+    order = weights.masked_fill(~exist, torch.inf).argsort(dim=1, stable=True)
+    rank = torch.empty_like(order).scatter_(
+        1, order, torch.arange(order.shape[1], device=order.device).expand_as(order)
+    )
+    return exist & (rank < kept[:, None])

@@ -26,6 +26,7 @@ from .interventions import VCD as VCD
 from .interventions import VISTA as VISTA
 from .interventions import VTI as VTI
 from .interventions import AvisC as AvisC
+from .interventions import CausalMM as CausalMM
 from .interventions import DeCo as DeCo
 from .interventions import DoLa as DoLa
 from .interventions import EViT as EViT

@@ -6,6 +6,7 @@ from .base import Intervention as Intervention
 from .base import Method as Method
 from .base import MultiPassMethod as MultiPassMethod
 from .carve import CARVE as CARVE
+from .causalmm import CausalMM as CausalMM
 from .damro import DAMRO as DAMRO
 from .deco import DeCo as DeCo
 from .dola import DoLa as DoLa

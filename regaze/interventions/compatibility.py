@@ -9,7 +9,7 @@ _MAP_SCORES = ("hgai", "pai", "paint", "vaf")
 #: These edit every text row after the image; the others only the rows that predict the answer.
 _EDIT_QUESTION = ("vaf", "var")
 #: And these every row of a branch of their own.
-_EDIT_BRANCH = ("sid",)
+_EDIT_BRANCH = ("causalmm", "sid")
 _EDIT_MLPS = ("vista", "vti")
 
 

@@ -26,6 +26,7 @@ BUILT_IN: dict[str, str] = {
     "agla": "regaze.interventions.agla:AGLA",
     "avisc": "regaze.interventions.avisc:AvisC",
     "carve": "regaze.interventions.carve:CARVE",
+    "causalmm": "regaze.interventions.causalmm:CausalMM",
     "damro": "regaze.interventions.damro:DAMRO",
     "deco": "regaze.interventions.deco:DeCo",
     "dola": "regaze.interventions.dola:DoLa",

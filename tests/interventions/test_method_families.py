@@ -9,7 +9,7 @@ from models import logits_of
 from zoo.every import VISION, runs, skip_if_older
 
 from regaze.errors import InputError, UnsupportedModelError
-from regaze.interventions import FLB, RITUAL, SID, DeCo
+from regaze.interventions import FLB, RITUAL, SID, CausalMM, DeCo
 
 FAMILIES = (
     *("llava", "llava_next", "llava_onevision", "internvl", "qwen2_vl", "qwen3_vl", "gemma3", "idefics3"),
@@ -22,14 +22,18 @@ METHODS = {
     "flb": FLB(gamma=2.0, decay=0.5),
     "ritual": RITUAL(),
     "sid": SID(kept=2, first_layer=1, alpha=1.0),
+    "causalmm": CausalMM(),
+    "causalmm-random": CausalMM(attention="random"),
 }
+#: Those that run the prompt's own ids in a second context.
+BRANCHES = ("sid", "causalmm", "causalmm-random")
 #: Where a method cannot run, and a part of the error that says why.
 REFUSED: dict[tuple[str, str], str] = {
     **{("ritual", name): "one picture per image is needed|is given tiles of one" for name in TILED},
     ("ritual", "blip-2"): "was given no pixels",
     ("ritual", "mllama"): "cross-attention",
-    ("sid", "blip-2"): "cannot run with `inputs_embeds`",
-    ("sid", "mllama"): "cross-attention",
+    **{(name, "blip-2"): "cannot run with `inputs_embeds`" for name in BRANCHES},
+    **{(name, "mllama"): "cross-attention" for name in BRANCHES},
 }
 
 

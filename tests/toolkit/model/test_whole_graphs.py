@@ -27,6 +27,7 @@ from regaze.interventions import (
     VAF,
     VCD,
     VISTA,
+    CausalMM,
     MoA,
 )
 from regaze.toolkit.model.attention import _ATTACHED
@@ -47,6 +48,7 @@ METHODS = {
     "vcd": VCD(alpha=0.5, noise_step=300),
     "ritual": RITUAL(alpha=1.0),
     "sid": SID(kept=5),
+    "causalmm": CausalMM(attention="random"),
     "flb": FLB(gamma=2.0, decay=0.5),
 }
 

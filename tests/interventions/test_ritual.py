@@ -24,6 +24,7 @@ from PIL import Image
 
 from regaze.errors import BadParameterError, InputError, UnsupportedModelError
 from regaze.interventions.contrastive import add_logits
+from regaze.interventions.controls import Sharpen
 from regaze.interventions.ritual import RITUAL
 from regaze.interventions.ritual.transforms import TRANSFORMS, drawn
 from regaze.toolkit.model.logits import combine
@@ -56,6 +57,12 @@ def test_golden_combine(shared):
             got = added(main[step][:, None], other[step][:, None], params["alpha"], params["beta"])
             close_as_goldens_ask(got[:, 0], want, atol=5e-6)
     assert len(spec["cases"]) >= 3
+
+
+def test_what_it_has_to_beat():
+    """Equal logits added are a lower temperature."""
+    assert RITUAL(beta=0.3).controls() == (Sharpen(3.0, 0.3),)
+    assert RITUAL(alpha=0.0).controls() == ()
 
 
 def test_rows_outside_are_left_alone():

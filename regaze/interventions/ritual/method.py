@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
@@ -11,7 +11,9 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt
 from torch import Tensor
 
 from regaze.errors import InputError, UnsupportedModelError
+from regaze.interventions.base import Method
 from regaze.interventions.contrastive import Contrastive, add_logits
+from regaze.interventions.controls import Sharpen
 from regaze.interventions.ritual.transforms import drawn
 from regaze.toolkit.model.branches import with_media
 from regaze.toolkit.model.context import Context
@@ -59,6 +61,9 @@ class RITUAL(Contrastive):
         ),
     ] = field(default="random", metadata={"help": "one of six for each image, or a function of a PIL image"})
     seed: NonNegativeInt = field(default=0, metadata={"help": "seed of the draws"})
+
+    def controls(self) -> Sequence[Method]:
+        return (Sharpen(self.alpha, self.beta),) if self.alpha else ()
 
     @property
     def branch(self) -> str:

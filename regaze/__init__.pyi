@@ -28,6 +28,7 @@ from .interventions import VTI as VTI
 from .interventions import AvisC as AvisC
 from .interventions import CausalMM as CausalMM
 from .interventions import DeCo as DeCo
+from .interventions import DeGF as DeGF
 from .interventions import DoLa as DoLa
 from .interventions import EViT as EViT
 from .interventions import HeadKnockout as HeadKnockout

@@ -9,6 +9,7 @@ from .carve import CARVE as CARVE
 from .causalmm import CausalMM as CausalMM
 from .damro import DAMRO as DAMRO
 from .deco import DeCo as DeCo
+from .degf import DeGF as DeGF
 from .dola import DoLa as DoLa
 from .evit import EViT as EViT
 from .flb import FLB as FLB

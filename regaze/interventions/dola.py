@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
@@ -14,6 +13,7 @@ from torch import Tensor
 from regaze.errors import BadParameterError
 from regaze.interventions.base import Intervention, Method
 from regaze.interventions.controls import PlausibilityCut
+from regaze.interventions.divergences import jensen_shannon, reversed_jensen_shannon
 from regaze.interventions.parameters import Fraction, Layers
 from regaze.toolkit.model import compat
 from regaze.toolkit.model.context import Context
@@ -118,11 +118,7 @@ class DoLa(Intervention):
 
     def divergence(self, log_p: Tensor, log_q: Tensor) -> Tensor:
         """Jensen-Shannon divergence in nats of log-probabilities [..., V], or the released variant: [...]."""
-        log_m = torch.logaddexp(log_p, log_q) - math.log(2.0)
-        if self.as_released:
-            return (log_m.exp() * (log_m - 0.5 * (log_p + log_q))).sum(-1)
-        terms = log_p.exp() * (log_p - log_m) + log_q.exp() * (log_q - log_m)
-        return 0.5 * terms.sum(-1)
+        return (reversed_jensen_shannon if self.as_released else jensen_shannon)(log_p, log_q)
 
     def sequence_score(self, logits: Tensor, early: Iterable[Tensor], ids: Tensor) -> Tensor:
         """Log-probability of continuations, as the paper ranks given answers: [B].

@@ -29,6 +29,7 @@ BUILT_IN: dict[str, str] = {
     "causalmm": "regaze.interventions.causalmm:CausalMM",
     "damro": "regaze.interventions.damro:DAMRO",
     "deco": "regaze.interventions.deco:DeCo",
+    "degf": "regaze.interventions.degf:DeGF",
     "dola": "regaze.interventions.dola:DoLa",
     "flb": "regaze.interventions.flb:FLB",
     "gift": "regaze.interventions.gift:GIFT",

@@ -27,7 +27,7 @@ PARAMETERS = {
     "vti": {"directions": vti_directions()},
 }
 #: Not run by `model.generate`: they generate several times.
-ELSEWHERE = {"carve", "opera"}
+ELSEWHERE = {"carve", "degf", "opera"}
 
 
 def method(name: str):

@@ -7,6 +7,7 @@ import torch
 from device_checks import IMAGES, QUESTIONS, logits
 from directions import vti_directions
 from models import SMALL_VAR
+from standins import painted
 
 from regaze.interventions import PAI, VISTA, EViT, HeadKnockout, MultiPassMethod, create_method
 from regaze.interventions.controls import (
@@ -31,6 +32,7 @@ PARAMETERS = {
     "adhh": {"heads": HEADS, "threshold": 0.1},
     "agla": {"relevance": relevance},
     "carve": {"layers": (2, 4)},
+    "degf": {"generator": painted, "description_tokens": 3},
     "knockout": {"heads": HEADS},
     "mma": {"trained": True},
     "moa": {"block": 8},
@@ -51,7 +53,8 @@ READS = {
     "sid": ("copy between devices at regaze/kernels/placement.py",),
     "sparc": ("copy between devices at regaze/kernels/placement.py",),
 }
-ACTING = sorted(name for name in BUILT_IN if name not in ("carve", "opera"))
+SEVERAL = ("carve", "degf", "opera")
+ACTING = sorted(name for name in BUILT_IN if name not in SEVERAL)
 
 
 def test_all_methods_are_here():
@@ -87,7 +90,7 @@ def test_a_control(placed, control):
     placed.check(run, *READS.get("vista" if isinstance(control, RandomDirection) else "", ()))
 
 
-@pytest.mark.parametrize("name", ["carve", "opera"])
+@pytest.mark.parametrize("name", SEVERAL)
 def test_a_method_of_several_passes(placed, name):
     """Between their passes they read what they decide by."""
     placed.check(lambda gaze: gaze.ask(IMAGES, QUESTIONS, method=method(name), max_new_tokens=3), waits=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from directions import DEMO, vti_directions
-from standins import leftmost, lines
+from standins import leftmost, lines, painted
 
 import regaze
 from regaze.errors import BadParameterError
@@ -23,6 +23,7 @@ SIZES = (1, 2, 7, 16)
 MORE = {
     "knockout": {"heads": ((0, 0), (3, 1))},
     "agla": {"relevance": leftmost},
+    "degf": {"generator": painted, "description_tokens": 3},
     "vti": {"directions": vti_directions(DEMO)},
 }
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from directions import DEMO, vti_directions
 from models import llava_processor, tiny_llama, tiny_llava
-from standins import leftmost
+from standins import leftmost, painted
 from transformers import AutoModelForCausalLM, MistralConfig
 
 import regaze
@@ -128,6 +128,7 @@ def everything():
         "knockout": {"heads": ((0, 0), (3, 1))},
         "var": {"sink_dimensions": (3, 7), "tau": 1.6},
         "agla": {"relevance": leftmost},
+        "degf": {"generator": painted, "description_tokens": 3},
         "vti": {"directions": vti_directions(DEMO)},
     }
     for name, cls in registry.load_methods().items():

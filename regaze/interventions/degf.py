@@ -118,9 +118,15 @@ class DeGF(MultiPassMethod):
         if any(len(entry) != 1 for entry in images):
             raise InputError("DeGF draws one picture per question; ask about each image by itself")
         asked = [f"{question} {self.details}".strip() for question in questions]
-        describing = {"max_new_tokens": self.description_tokens, "do_sample": False}
-        batch = {"system": options.get("system"), "batch_size": len(questions)}
-        descriptions = gaze.ask(images, asked, **batch, **describing)
+        system = options.get("system")
+        descriptions = gaze.ask(
+            images,
+            asked,
+            system=system,
+            batch_size=len(questions),
+            max_new_tokens=self.description_tokens,
+            do_sample=False,
+        )
         pictures = self._drawn(descriptions, [entry[0].size for entry in images])
         feedback = _Feedback(
             self, gaze, [[picture] for picture in pictures], questions, options.get("system")

@@ -11,7 +11,7 @@ from torch import Tensor
 def jensen_shannon(log_p: Tensor, log_q: Tensor) -> Tensor:
     """(KL(p || m) + KL(q || m)) / 2 with m = (p + q) / 2: [..., V] each -> [...], at most ln 2."""
     log_m = torch.logaddexp(log_p, log_q) - math.log(2.0)
-    return 0.5 * sum(_weighted(log, log - log_m) for log in (log_p, log_q)).sum(-1)
+    return 0.5 * (_weighted(log_p, log_p - log_m) + _weighted(log_q, log_q - log_m)).sum(-1)
 
 
 def reversed_jensen_shannon(log_p: Tensor, log_q: Tensor) -> Tensor:

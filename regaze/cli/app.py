@@ -30,11 +30,12 @@ COMMANDS = {
     "heads": "Find the retrieval heads of a model.",
     "fit": "Fit the directions that a method needs on a model.",
     "inspect": "Print a model's layers, heads, image tokens and limits.",
-    "methods": "List the methods, their parameters and sources.",
+    "methods": "List the methods and the controls, their parameters and sources.",
     "lm-eval": "Run lm-evaluation-harness with regaze among its models.",
     "demo": "Run the whole workflow offline on the bundled model.",
 }
 
+HELP = {"help_option_names": ["-h", "--help"]}
 #: As the shell has it for a process that SIGPIPE ends.
 _BROKEN_PIPE = 128 + 13
 # Base of all errors about the command line. It is defined in click or, with newer typer, in typer's own copy
@@ -107,13 +108,14 @@ def load_command(name: str) -> Any:
     """Import a command and return it as typer runs it."""
     module = import_module(f"regaze.cli.commands.{name.replace('-', '_')}")
     single = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-    settings = getattr(module, "CONTEXT_SETTINGS", None)
+    settings = HELP | getattr(module, "CONTEXT_SETTINGS", {})
     single.command(name, context_settings=settings)(getattr(module, name.replace("-", "_")))
     return typer.main.get_command(single)
 
 
 app = typer.Typer(
     cls=CommandGroup,
+    context_settings=HELP,
     invoke_without_command=True,
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -64,7 +64,8 @@ def _entries(text: str) -> list[dict[str, Any]]:
     if text.lstrip().startswith("["):
         return _list(text, "--methods")
     if Path(text).suffix not in (".json", ".yaml", ".yml"):
-        return [{"method": name.strip()} for name in text.split(",") if name.strip()]
+        names = [name.strip() for name in text.split(",")]
+        return [{"method": registry.registered_name(name)} for name in names if name]
     return _list(read_text(text, "--methods "), f"--methods {text}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, TypeVar
@@ -11,6 +12,7 @@ import typer
 
 from regaze.cli import config, console
 from regaze.errors import BadParameterError
+from regaze.interventions import registry
 
 Number = TypeVar("Number", int, float)
 
@@ -31,7 +33,10 @@ def _apply_config(ctx: typer.Context, path: Path | None) -> Path | None:
 
 # The model, the method and the answer.
 Model = Annotated[str, typer.Option(help="demo, a folder, or a name on the Hugging Face hub.")]
-Method = Annotated[str, typer.Option(help="A method (see `regaze methods`), or none.")]
+Method = Annotated[
+    str,
+    typer.Option(callback=registry.registered_name, help="A method (see `regaze methods`), or none."),
+]
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="NAME=VALUE", help="A parameter of the method; repeatable."),
@@ -126,5 +131,20 @@ def parse_numbers(option: str, text: str, kind: Callable[[str], Number]) -> list
 
 
 def parse_indices(option: str, text: str | None) -> list[int] | None:
-    """As `parse_numbers`; None, which means all, for None."""
-    return None if text is None else parse_numbers(option, text, int)
+    """Numbers and ranges such as "0,2-4", both ends included; None, which means all, for None.
+
+    Raises:
+        BadParameterError: anything else, or a range of none or of more than 10,000 numbers.
+    """
+    if text is None:
+        return None
+    indices: list[int] = []
+    for part in text.split(","):
+        if found := re.fullmatch(r"\s*([0-9]{1,9})-([0-9]{1,9})\s*", part):
+            first, last = int(found[1]), int(found[2])
+            if not first <= last < first + 10_000:
+                raise BadParameterError(f"{option} {text}: expected numbers such as 3 or 0,2-4")
+            indices += range(first, last + 1)
+        else:
+            indices += parse_numbers(option, part, int)
+    return indices

@@ -63,12 +63,16 @@ def make_benchmark(name: str, source: QuestionSource, judge: Any = None, model: 
             other. UnknownParameterError, BadParameterError: --bench.
     """
     own = split_assignments(source.bench or [], "--bench")
+    given: dict[str, Any] = {}
     if source.suffix is not None:
-        own["suffix"] = json.dumps(source.suffix.replace("\\n", "\n"))
+        given["suffix"] = source.suffix.replace("\\n", "\n")
     if source.limit is not None:
-        own["limit"] = json.dumps(source.limit)
+        given["limit"] = source.limit
     if source.split not in (None, "all"):
-        own["splits"] = json.dumps([source.split])
+        given["splits"] = [source.split]
+    if twice := own.keys() & given.keys():
+        raise InputError(f"--bench {min(twice)}: another option says it, too; give one of the two")
+    own |= {option: json.dumps(value) for option, value in given.items()}
     if source.questions is not None or (name == "pope" and source.images and not source.data):
         return _pope_from_file(name, source, own)
     return catalogue.make_benchmark(

@@ -79,6 +79,12 @@ def list_controls() -> list[str]:
     return sorted(CONTROLS)
 
 
+def registered_name(text: str) -> str:
+    """The method or control that a text names in any capitals; the text itself where there is none."""
+    known = [*CONTROLS, *list_methods()]
+    return text if text in known else {name.casefold(): name for name in known}.get(text.casefold(), text)
+
+
 def method_class(name: str) -> type[Method]:
     """The method or control registered under `name`; another package cannot take a built-in name.
 
@@ -93,7 +99,7 @@ def method_class(name: str) -> type[Method]:
     if name in announced():
         return _load(announced()[name])
     known, controls = list_methods(), list_controls()
-    close = difflib.get_close_matches(name, [*known, *controls], 1)
+    close = difflib.get_close_matches(name.casefold(), [*known, *controls], 1)
     hint = f"; did you mean {close[0]!r}?" if close else "."
     raise UnknownMethodError(
         f"unknown method {name!r}{hint} Known methods: {', '.join(known)}; controls: {', '.join(controls)}"

@@ -10,6 +10,9 @@ from typer.testing import CliRunner
 
 from regaze.cli import app
 from regaze.cli.app import COMMANDS
+from regaze.cli.methods import read_methods
+from regaze.cli.options import parse_indices
+from regaze.errors import BadParameterError
 from regaze.interventions import registry
 
 
@@ -62,3 +65,49 @@ def test_a_mistyped_option_is_one_line():
     assert result.exit_code == 2
     assert "regaze: error: No such option: --jason" in result.stderr
     assert "methods --help`)" in result.stderr
+
+
+@pytest.mark.parametrize("command", [[], ["evaluate"], ["methods"]])
+def test_help_has_a_short_name(command):
+    results = [CliRunner().invoke(app, [*command, option]) for option in ("-h", "--help")]
+    assert results[0].exit_code == 0
+    assert results[0].stdout == results[1].stdout
+
+
+def test_methods_are_found_in_any_capitals_and_shown_one_by_one():
+    shown = CliRunner().invoke(app, ["methods", "VCD"]).stdout
+    assert shown.startswith("vcd  ")
+    assert "--set alpha" in shown
+    assert "pai  " not in shown
+    unknown = CliRunner().invoke(app, ["methods", "VCDD"])
+    assert unknown.exit_code == 2
+    assert "unknown method 'VCDD'; did you mean 'vcd'?" in unknown.stderr
+    assert [*read_methods("VCD, Pai")] == ["vcd", "pai"]
+
+
+@pytest.mark.parametrize(
+    ("text", "numbers"),
+    [
+        ("3", [3]),
+        ("0-3", [0, 1, 2, 3]),
+        ("0,2-4,9", [0, 2, 3, 4, 9]),
+        ("5-5", [5]),
+        (None, None),
+        ("-1", [-1]),
+    ],
+)
+def test_numbers_of_layers_may_be_ranges(text, numbers):
+    assert parse_indices("--layers", text) == numbers
+
+
+@pytest.mark.parametrize("text", ["3-1", "0-999999999", "0-", "1--2", "a-b", ""])
+def test_ranges_that_are_none_are_refused(text):
+    with pytest.raises(BadParameterError, match=rf"^--layers {text}: expected "):
+        parse_indices("--layers", text)
+
+
+def test_an_option_of_a_benchmark_is_given_once():
+    arguments = ["evaluate", "pope", "--limit", "2", "--bench", "limit=3"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 2
+    assert result.stderr.endswith("--bench limit: another option says it, too; give one of the two\n")

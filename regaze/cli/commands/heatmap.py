@@ -17,7 +17,7 @@ def heatmap(
     model: options.Model = "demo",
     method: options.Method = "none",
     settings: options.Settings = None,
-    layers: Annotated[str | None, typer.Option(help="Layers to average, such as 3 or 2,3. [all]")] = None,
+    layers: Annotated[str | None, typer.Option(help="Layers to average, such as 3 or 0,2-4. [all]")] = None,
     heads: Annotated[str | None, typer.Option(help="Heads to average, such as 0 or 0,5. [all]")] = None,
     token: Annotated[
         str,

@@ -14,6 +14,7 @@ from regaze.errors import InputError
 
 #: Every argument is lm-eval's, except --help in the first place.
 CONTEXT_SETTINGS = {
+    "help_option_names": ["--help"],
     "allow_extra_args": True,
     "allow_interspersed_args": False,
     "ignore_unknown_options": True,

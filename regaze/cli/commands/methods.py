@@ -16,21 +16,30 @@ from regaze.interventions.parameters import parameters_of
 
 
 def methods(
+    names: Annotated[list[str] | None, typer.Argument(help="Only these methods. [all]")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print a JSON object and nothing else.")] = False,
     debug: options.Debug = False,
 ) -> None:
     """List the methods and the controls, their parameters and sources."""
-    known = {name: _describe(cls, "method") for name, cls in registry.load_methods().items()}
-    controls = {name: _describe(registry.method_class(name), "control") for name in registry.list_controls()}
-    for reason in registry.broken_methods():
+    chosen = {name: registry.method_class(name) for name in map(registry.registered_name, names or ())}
+    known = registry.load_methods() if names is None else chosen
+    for reason in () if names else registry.broken_methods():
         console.info(f"regaze: left out: {reason}")
+    methods = {name: _describe(cls, "method") for name, cls in known.items() if name not in registry.CONTROLS}
+    controls = {
+        name: _describe(registry.method_class(name), "control")
+        for name in (registry.list_controls() if names is None else chosen)
+        if name in registry.CONTROLS
+    }
     if json:
-        listed = {**known, **controls}
+        listed = {**methods, **controls}
         console.echo(json_module.dumps(listed, indent=2, ensure_ascii=False, default=str))
         return
-    _print(known)
-    console.stdout().rule("Controls: what a method has to beat (regaze compare --controls)", align="left")
-    _print(controls)
+    _print(methods)
+    if controls:
+        title = "Controls: what a method has to beat (regaze compare --controls)"
+        console.stdout().rule(title, align="left")
+        _print(controls)
 
 
 def _print(described: Mapping[str, dict[str, Any]]) -> None:

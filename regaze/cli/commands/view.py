@@ -24,7 +24,7 @@ def view(
     model: options.Model = "demo",
     method: options.Method = "none",
     settings: options.Settings = None,
-    layers: Annotated[str | None, typer.Option(help="Layers on the page, such as 3 or 2,3. [all]")] = None,
+    layers: Annotated[str | None, typer.Option(help="Layers on the page, such as 3 or 0,2-4. [all]")] = None,
     rows: Annotated[
         int | None,
         typer.Option(min=1, help="Selectable tokens at the prompt's end. [the question, at most 64]"),

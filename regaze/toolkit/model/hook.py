@@ -335,6 +335,11 @@ class ModelHook:
     def _begin(self, given: Mapping[str, Any]) -> Context:
         """The context of a new prompt: its roles are read, its branches made, its callbacks prepared."""
         model, callbacks = self._model, self._attention.callbacks
+        if (current := compat.current_attention(model)) != compat.IMPLEMENTATION:
+            raise InputError(
+                f"attention was set to {current!r} inside gaze.using(...) or gaze.recording(...), which "
+                "would then do nothing: set it before the block"
+            )
         encoder = self._prompts.encoder_tokens(given) if model.config.is_encoder_decoder else None
         inputs = self._prompts.arguments(given)
         if self._cross_layers:

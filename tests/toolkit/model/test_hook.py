@@ -233,6 +233,20 @@ def test_nothing_holds_a_session_that_has_ended(text, prompt):
     hook.close_session(text, outer)
 
 
+def test_another_attention_inside_a_block_is_refused(prompt):
+    """The model would run as if there were no block."""
+    model = tiny_llama(num_hidden_layers=2)
+    gaze = regaze.wrap(model)
+    with gaze.using(HeadKnockout(heads=[(0, 0)])):
+        edited = model(**prompt).logits[:, -1]
+        model.set_attn_implementation("eager")
+        with pytest.raises(InputError, match=r"attention was set to 'eager' inside gaze\.using"):
+            model(**prompt)
+    model.set_attn_implementation("eager")
+    with gaze.using(HeadKnockout(heads=[(0, 0)])):
+        torch.testing.assert_close(model(**prompt).logits[:, -1], edited)
+
+
 def test_suspended_blocks_take_part_in_nothing(text, prompt):
     plain, spy = text(**prompt).logits, Spy()
     with hook.suspended(text):

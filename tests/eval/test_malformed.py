@@ -336,7 +336,7 @@ def test_debug_shows_where_it_came_from(folder, monkeypatch, arguments):
         (["evaluate", "pope", "--limit", "abc"], "Invalid value for '--limit'", "regaze evaluate"),
         (["evaluate", "pope", "--seed", "-1"], "Invalid value for '--seed'", "regaze evaluate"),
         (["heatmap", "a.png", "?", "--seed", str(2**32)], "Invalid value for '--seed'", "regaze heatmap"),
-        (["methods", "more"], "unexpected extra argument", "regaze methods"),
+        (["inspect", "demo", "more"], "unexpected extra argument", "regaze inspect"),
         (["score", "pope"], "Missing argument 'answers'", "regaze score"),
     ],
 )

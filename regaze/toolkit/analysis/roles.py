@@ -58,6 +58,8 @@ class RoleFlow:
         ]
         return "\n".join([head, *rows])
 
+    __repr__ = __str__
+
 
 def role_flow(
     record: Record | Trace,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from os import fspath
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.text import Text
@@ -50,15 +52,29 @@ LOST, GAINED = ("#1f6396", "#77b6e3"), ("#f0a13a", "#a14706")
 DIFFERENCE = LinearSegmentedColormap.from_list("lost_gained", [*LOST, "#ffffff", *GAINED])
 #: Most characters of a text of others.
 _LONGEST = 120
+_NOTEBOOK_DPI = 110
 #: Text sizes in points: labels and titles; ticks and legends.
 LABEL, TICK = 9, 8
 #: Reproducible files: fixed SVG ids, text as text in a PDF, images with their own pixels.
 _FILE_OPTIONS: Any = {"svg.hashsalt": "regaze", "pdf.fonttype": 42, "image.composite_image": False}
 
 
+class NotebookFigure(Figure):
+    """A figure that a notebook shows, which matplotlib's own does only when pyplot made it."""
+
+    def _repr_png_(self) -> bytes:
+        out, own = io.BytesIO(), self.dpi
+        try:
+            self.dpi = _NOTEBOOK_DPI
+            FigureCanvasAgg(self).print_png(out)
+        finally:
+            self.dpi = own
+        return out.getvalue()
+
+
 def new_figure(width: float, height: float) -> Figure:
     """An empty figure, sizes in inches."""
-    return Figure(figsize=(width, height), layout="constrained")
+    return NotebookFigure(figsize=(width, height), layout="constrained")
 
 
 def colour_scale(values: np.ndarray, top: float | None = None) -> dict[str, Any]:

@@ -118,7 +118,7 @@ class PromptTokens:
         return 1 + max((view.image for view in self.views), default=-1)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class TokenMap:
     """The roles of a padded batch, on the CPU.
 
@@ -133,6 +133,11 @@ class TokenMap:
     cell: Tensor
     views: tuple[tuple[View, ...], ...]
     _masks: dict[tuple[int, ...], Tensor] = field(default_factory=dict, init=False, repr=False)
+
+    def __repr__(self) -> str:
+        counts = {role: int((self.roles == role).sum()) for role in Role}
+        roles = ", ".join(f"{count} {role.name}" for role, count in counts.items() if count)
+        return f"TokenMap({self.batch} x {self.length} tokens: {roles}; grids {list(self.grids)})"
 
     @classmethod
     def from_roles(cls, roles: Tensor | Sequence[Sequence[int]]) -> TokenMap:

@@ -44,7 +44,7 @@ class Variant:
     answer: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Page:
     """An HTML page.
 
@@ -54,6 +54,10 @@ class Page:
 
     html: str
     variants: tuple[Variant, ...] = ()
+
+    def __repr__(self) -> str:
+        names = ", ".join(variant.name for variant in self.variants)
+        return f"Page({names}: {len(self.html):,} characters; save(path) writes them)"
 
     def save(self, path: StrPath) -> Path:
         """Write the file in one step; raises InputError where that cannot be done."""

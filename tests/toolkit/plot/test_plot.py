@@ -13,6 +13,8 @@ from PIL import Image
 from regaze import Role
 from regaze.errors import BadParameterError, InputError, RecordingError
 from regaze.toolkit import plot
+from regaze.toolkit.analysis import role_flow
+from regaze.toolkit.viewer import record_page
 
 
 @pytest.fixture(scope="module")
@@ -166,3 +168,20 @@ def test_the_colour_bar_shows_the_colours_of_the_map(gaze, record):
         value = min(max(grid[y, x], 0.01 * grid.max()), 0.99 * grid.max())  # off the bar's frame
         shown = colour(overlay, x + 0.5, y + 0.5)
         assert np.abs(shown - colour(bar, 0.5, value)).max() <= 12
+
+
+def test_a_notebook_shows_figures_and_what_they_are_of_in_a_few_lines(gaze, record):
+    """A bare matplotlib figure is shown by no notebook; a page or a record is not printed whole."""
+    figure = plot.heatmap(record, gaze.seen(picture(1)), layers=[0])
+    shown = Image.open(io.BytesIO(figure._repr_png_()))
+    assert shown.width > 600
+    assert shown.width / shown.height == pytest.approx(7.4 / 3.5, rel=0.01)
+    flow = role_flow(record)
+    assert repr(flow) == str(flow)
+    assert repr(flow).startswith("layer ")
+    tokens = record[0].tokens
+    images = int((tokens.roles == Role.IMAGE).sum())
+    assert f"{images} IMAGE" in repr(tokens)
+    assert len(repr(tokens)) < 300
+    assert repr(record_page(record)).startswith("Page(plain: ")
+    assert len(repr(record_page(record))) < 100

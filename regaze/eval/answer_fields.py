@@ -73,12 +73,12 @@ def label_of(row: AnswerRow, answer_field: str) -> str:
     Raises:
         InputError: it is "yes" under one name and "no" under another.
     """
-    fields = LABEL_FIELDS if answer_field == "answer" else (*LABEL_FIELDS, "answer")
-    labels = {field: text.strip().lower() for field in fields if (text := row.text(field))}
+    labels = {field: text.strip().lower() for field in LABEL_FIELDS if (text := row.text(field))}
     if {"yes", "no"} <= set(labels.values()):
         named = " and ".join(f"{field!r}: {label!r}" for field, label in labels.items())
         raise InputError(f"{row.source}: two right answers, {named}; leave one of them out")
-    return next(iter(labels.values()), "")
+    named_answer = "" if answer_field == "answer" else row.text("answer").strip().lower()
+    return next(iter(labels.values()), named_answer)
 
 
 def split_of(row: AnswerRow) -> str:

@@ -79,7 +79,7 @@ def join_rows(benchmark: Benchmark, rows: Sequence[AnswerRow], answer_key: str =
     if join is None:
         join = _by_position(benchmark, rows)
     for item, row in zip(benchmark.items, join.rows, strict=True):
-        _check_same_question(item, row, question)
+        _check_same_question(benchmark, item, row, question)
     if contradiction := _other_image(benchmark, join.rows):
         raise InputError(contradiction)
     return join
@@ -335,9 +335,10 @@ def _refuse_more(
         left[each] -= 1
 
 
-def _check_same_question(item: Item, row: AnswerRow, question: str) -> None:
+def _check_same_question(benchmark: Benchmark, item: Item, row: AnswerRow, question: str) -> None:
     asked = row.text(question) if question else ""
-    if asked and normalise(item.question) not in normalise(asked):
+    words = normalise(asked)
+    if words and normalise(item.question) not in words and words != normalise(benchmark.prompt(item)):
         raise InputError(f"{row.source} answers {asked!r}, but {item.key} asks {item.question!r}")
     label = label_of(row, "prediction" if "prediction" in row.values else "answer")
     if item.label in ("yes", "no"):

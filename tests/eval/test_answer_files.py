@@ -180,6 +180,12 @@ def test_right_answers_that_contradict_each_other_are_refused():
         items_from_rows(rows_of({**row, "target": "no"}, row), "response", ("yes", "no"))
 
 
+def test_an_answer_beside_a_label_is_another_models(tmp_path):
+    row = {"text": "a dog?", "label": "no", "answer": "yes", "response": "No"}
+    assert label_of(*rows_of(row), "response") == "no"
+    assert label_of(*rows_of({**row, "label": None}), "response") == "yes"
+
+
 def test_a_question_twice_with_its_id_is_refused():
     """Ids may begin anew, as where files of several splits were put together."""
     row = {"question_id": 1, "image": "a.png", "text": "a dog?", "label": "no", "response": "No"}

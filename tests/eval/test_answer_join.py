@@ -21,6 +21,7 @@ from regaze.eval.answer_files import AnswerRow, read_answer_rows
 from regaze.eval.answer_join import Join, join_rows
 from regaze.eval.benchmarks.chair.benchmark import Chair
 from regaze.eval.benchmarks.common.base import BaseBenchmark, Benchmark, Item
+from regaze.eval.benchmarks.mme.benchmark import Mme
 
 
 def rows_of(*values: dict[str, Any]) -> list[AnswerRow]:
@@ -583,6 +584,18 @@ def shown(*images: str, **more: Any) -> Quiz:
 
 
 IMAGES = ("a/COCO_val2014_000000000042.jpg", "a/b.png", "a/b.png", "a/c.png")
+
+
+def test_a_prompt_may_have_lost_a_part_of_the_question():
+    """As MME's with LLaVA's suffix in the place of the question's own ending."""
+    benchmark = Mme.of_demo(limit=2, tasks=("existence",))
+    prompts = [benchmark.prompt(item) for item in benchmark.items]
+    assert not any(item.question in prompt for item, prompt in zip(benchmark.items, prompts, strict=True))
+    keys = [item.key for item in benchmark.items]
+    rows = [{"key": key, "prompt": each, "answer": "yes"} for key, each in zip(keys, prompts, strict=True)]
+    assert join_of(benchmark, *reversed(rows)) == ("key", [2, 1])
+    with pytest.raises(InputError, match=f"^f:1 answers .*, but {keys[0]} asks"):
+        join_of(benchmark, {**rows[0], "prompt": prompts[1]}, rows[1])
 
 
 def test_an_image_that_contradicts_the_position_is_refused():

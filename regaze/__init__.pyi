@@ -35,6 +35,7 @@ from .interventions import HeadKnockout as HeadKnockout
 from .interventions import Intervention as Intervention
 from .interventions import MoA as MoA
 from .interventions import MultiPassMethod as MultiPassMethod
+from .interventions import Nullu as Nullu
 from .toolkit import Gaze as Gaze
 from .toolkit import Record as Record
 from .toolkit import Role as Role

@@ -20,6 +20,7 @@ from .knockout import HeadKnockout as HeadKnockout
 from .m3id import M3ID as M3ID
 from .mma import MMA as MMA
 from .moa import MoA as MoA
+from .nullu import Nullu as Nullu
 from .opera import OPERA as OPERA
 from .pai import PAI as PAI
 from .paint import PAINT as PAINT

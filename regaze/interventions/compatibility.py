@@ -10,7 +10,7 @@ _MAP_SCORES = ("hgai", "pai", "paint", "vaf")
 _EDIT_QUESTION = ("vaf", "var")
 #: And these every row of a branch of their own.
 _EDIT_BRANCH = ("causalmm", "sid")
-_EDIT_MLPS = ("vista", "vti")
+_EDIT_MLPS = ("nullu", "vista", "vti")
 
 
 def _reason(first: str, second: str) -> str | None:
@@ -21,7 +21,7 @@ def _reason(first: str, second: str) -> str | None:
     if pair <= {*_MAP_SCORES}:
         return "their maps of the scores do not commute"
     if pair <= {*_EDIT_MLPS}:
-        return "both turn the outputs of MLPs, and turns do not commute"
+        return "both edit the outputs of MLPs, and what comes out would depend on their order"
     if pair & {*_EDIT_MLPS}:
         return None
     if len(pair & {*_EDIT_QUESTION}) == 1 or len(pair & {*_EDIT_BRANCH}) == 1:

@@ -53,8 +53,8 @@ to the class. [Write your own](new-method.md).
 Methods with a parameter `directions` act along vectors that are fitted once per model from pairs of captions,
 a true and an invented one of each image: `regaze fit METHOD --model ... --data ... -o FILE`. For the demo
 model `regaze fit METHOD -o FILE` is enough. The file says on which model, pairs and settings it was fitted;
-another shape of model is refused. `random_seed` puts random directions of the same lengths in their place, as
-a control. A fit on images that are asked about later is no test of the method: the file lists them.
+another shape of model is refused. Their control is random directions of the same lengths. A fit on images
+that are asked about later is no test of the method: the file lists them.
 """
 
 CONTROLS_INTRODUCTION = """## Controls

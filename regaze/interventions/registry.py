@@ -39,6 +39,7 @@ BUILT_IN: dict[str, str] = {
     "m3id": "regaze.interventions.m3id:M3ID",
     "mma": "regaze.interventions.mma:MMA",
     "moa": "regaze.interventions.moa:MoA",
+    "nullu": "regaze.interventions.nullu:Nullu",
     "opera": "regaze.interventions.opera:OPERA",
     "pai": "regaze.interventions.pai:PAI",
     "paint": "regaze.interventions.paint:PAINT",

@@ -166,7 +166,7 @@ def test_batch_padding_cache_neutral_and_json(gaze, tmp_path):
     check_full_forward(gaze, METHOD)
     check_neutral(gaze, VTI(directions=vti_directions(), text=0.0, vision=0.0), VTI(text=0.0, vision=0.0))
     vti_directions().save(tmp_path / "vti.safetensors")
-    check_json(VTI(directions=str(tmp_path / "vti.safetensors"), text=0.5, random_seed=3))
+    check_json(VTI(directions=str(tmp_path / "vti.safetensors"), text=0.5))
 
 
 def test_beams_and_samples_are_steered(model, gaze):
@@ -178,20 +178,21 @@ def test_beams_and_samples_are_steered(model, gaze):
         torch.manual_seed(0)
         drawn = model.generate(**inputs, **{**options, "do_sample": True, "output_logits": True})
     answer = out.sequences[:, inputs["input_ids"].shape[1] :]
-    scores = by_hand(model, inputs, answer, METHOD.chosen, 3.0, 3.0).log_softmax(-1)[:, 0]
+    scores = by_hand(model, inputs, answer, METHOD.given(), 3.0, 3.0).log_softmax(-1)[:, 0]
     total = scores[torch.arange(4), answer[0]].sum()
     assert float(out.sequences_scores[0]) == pytest.approx(float(total), abs=1e-3)
     answer = drawn.sequences[:, inputs["input_ids"].shape[1] :]
-    want = by_hand(model, inputs, answer, METHOD.chosen, 3.0, 3.0)
+    want = by_hand(model, inputs, answer, METHOD.given(), 3.0, 3.0)
     torch.testing.assert_close(torch.stack(drawn.logits), want, rtol=1e-4, atol=2e-4)
 
 
 def test_random_directions_are_a_control_of_the_same_lengths(gaze):
     found = vti_directions()
-    control = VTI(directions=found, random_seed=1)
-    assert control.chosen == VTI(directions=found, random_seed=1).chosen != found
+    (control,) = VTI(directions=found, text=0.7).controls()
+    acting = control.for_model(None)
+    assert acting == VTI(directions=found.random_like(0), text=0.7) != VTI(directions=found, text=0.7)
     for name in found.names:
-        torch.testing.assert_close(control.chosen[name].norm(dim=-1), found[name].norm(dim=-1))
+        torch.testing.assert_close(acting.given()[name].norm(dim=-1), found[name].norm(dim=-1))
     with gaze.using(control):
         random = logits_of(gaze.model, inputs_of(gaze))
     with gaze.using(VTI(directions=found)):

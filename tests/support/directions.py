@@ -46,6 +46,11 @@ def directions(method: str, model: dict[str, Any], tensors: dict[str, Tensor], *
     return Directions(tensors, header)
 
 
+def nullu_directions(model: dict[str, Any] = LLAVA, rank: int = 8, seed: int = 0) -> Directions:
+    basis = torch.linalg.qr(normal(model["layers"], model["width"], rank, seed=seed)).Q.mT.contiguous()
+    return directions("nullu", model, {"basis": basis}, basis="basis")
+
+
 def vti_directions(model: dict[str, Any] = LLAVA, vision: bool = True, seed: int = 0) -> Directions:
     tensors = {"text": normal(model["layers"], model["width"], seed=seed)}
     if vision:

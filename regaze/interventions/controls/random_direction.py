@@ -32,14 +32,20 @@ class RandomDirection(Variant):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not hasattr(self.of, "directions"):
+        if not hasattr(self.of, "with_random_directions"):
             raise BadParameterError(
                 f"'random-direction' takes a method that steers along directions, such as vista; "
                 f"{self.of.name!r} does not"
             )
 
     def for_model(self, config: Any) -> Intervention:
-        return with_behaviour(self.of, _Random, direction_seed=self.seed)
+        changed: Intervention = self.of.with_random_directions(self.seed)
+        return changed
+
+
+def randomised(method: Intervention, seed: int) -> Intervention:
+    """A method whose `directions` gives random ones in the place of what was found."""
+    return with_behaviour(method, _Random, direction_seed=seed)
 
 
 class _Random(Intervention):

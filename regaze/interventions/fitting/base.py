@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from functools import cached_property, lru_cache
-from typing import Any, ClassVar, Literal, NamedTuple
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import torch
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import PositiveInt
 from torch import Tensor
 
 from regaze.errors import BadParameterError, InputError
-from regaze.interventions.base import Intervention
+from regaze.interventions.base import Intervention, Method
+from regaze.interventions.controls.random_direction import RandomDirection
 from regaze.interventions.fitting.caption_pairs import CaptionPair, CaptionPairs, images_of
 from regaze.interventions.fitting.direction_files import FORMAT, VERSION
 from regaze.interventions.fitting.directions import Directions, model_shape, short_name
@@ -25,6 +25,9 @@ from regaze.toolkit.model.hook import open_callbacks
 from regaze.toolkit.model.weights_hash import hash_of, model_hash
 from regaze.toolkit.wrap import Gaze
 from regaze.version import __version__
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 #: Called with a label, how much is done and how much there is.
 Progress = Callable[[str, int, int], None]
@@ -157,10 +160,6 @@ class FittedIntervention(Intervention):
     directions: str | Directions | None = field(
         default=None, metadata={"help": "the file that `regaze fit` wrote for the model"}
     )
-    random_seed: NonNegativeInt | None = field(
-        default=None,
-        metadata={"help": "seed of random directions of the same lengths in their place, as a control"},
-    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -183,28 +182,27 @@ class FittedIntervention(Intervention):
         where = f"{self.directions.path or ''}#{self.directions.digest}"
         return {**super().to_dict(), "directions": where}
 
-    @cached_property
-    def chosen(self) -> Directions:
-        """The directions in use: the fitted ones, or random ones of the same lengths.
+    def controls(self) -> Sequence[Method]:
+        return () if self.is_identity or self.lacks else (RandomDirection(self),)
 
-        Raises:
-            BadParameterError: none were given.
-        """
+    def with_random_directions(self, seed: int) -> Self:
+        """The method along random directions of the same lengths, see `Directions.random_like`."""
+        return replace(self, directions=self.given().random_like(seed))
+
+    def given(self) -> Directions:
+        """The directions. Raises BadParameterError where there are none."""
         if not isinstance(self.directions, Directions):
             raise BadParameterError(f"{self.name!r}: {self.lacks}")
-        return self.directions if self.random_seed is None else _random(self.directions, self.random_seed)
+        return self.directions
 
     def checked(self, context: Context) -> Directions:
-        """The directions in use, which fit the model.
+        """The directions, which fit the model.
 
         Raises:
             BadParameterError: none were given, or those of another method or shape of model.
         """
-        self.chosen.check(self.name, context.model)
-        return self.chosen
-
-
-_random = lru_cache(maxsize=16)(Directions.random_like)
+        self.given().check(self.name, context.model)
+        return self.given()
 
 
 def _named(text: str) -> Directions:

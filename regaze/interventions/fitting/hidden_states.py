@@ -18,7 +18,7 @@ from regaze.toolkit.model.vision import vision_tower
 from regaze.toolkit.prompts.images import open_image
 from regaze.toolkit.wrap import Gaze
 
-#: From the hidden states [T, D] of a sequence to what is kept of them, [D].
+#: From the hidden states [T, D] of a sequence to what is kept of them, [..., D].
 Pool = Callable[[Tensor], Tensor]
 
 
@@ -38,7 +38,7 @@ def caption_inputs(gaze: Gaze, pair: CaptionPair, text: str) -> BatchFeature:
 
 
 def residual_states(gaze: Gaze, inputs: Any, pool: Pool, *callbacks: Callback) -> Tensor:
-    """[L + 1, D] fp32 on the CPU: the residual stream entering each layer, and leaving the last, pooled.
+    """[L + 1, ..., D] fp32 on the CPU: the residual stream entering each layer, and leaving the last, pooled.
 
     The last entry is before the final norm, other than that of `output_hidden_states`.
 

@@ -68,7 +68,7 @@ class VTI(FittedIntervention):
 
     @cached_property
     def _unit(self) -> dict[str, UnitDirections]:
-        return {name: UnitDirections.of(self.chosen[name]) for name in self.chosen.names}
+        return {name: UnitDirections.of(self.given()[name]) for name in self.given().names}
 
     def prepare(self, context: Context) -> None:
         if self.is_identity:

@@ -38,6 +38,8 @@ from regaze.eval.benchmarks.common.ids import image_stem, plain_id
 _QUESTION_IDS = ("question_id", "id", "index", "doc_id")
 _COUNTERS = ("doc_id", "index", "question_id", "id")
 _IMAGE_FILE = re.compile(r"\.(jpe?g|png|webp|gif|bmp|tiff?)([?#].*)?$", re.IGNORECASE)
+#: Where an image stands in a prompt: <image>, <|image_1|>, <img></img>, <|vision_start|>.
+_IMAGE_MARK = re.compile(r"<\|?/?(?:image|img|vision)[\w -]*\|?>", re.IGNORECASE)
 #: In fewer rows a counter may be chance; a counter with a mistake in it; a counter under any name.
 _FEWEST, _FEWEST_WITH_MISTAKES, _FEWEST_OF_ANY_NAME = 3, 4, 8
 
@@ -377,7 +379,8 @@ def _known_texts(benchmark: Benchmark, texts: Sequence[str]) -> list[str]:
     """Each text without what its prompt adds to the question; unknown texts as they are."""
     known = {normalise(benchmark.prompt(item)): normalise(item.question) for item in benchmark.items}
     known |= {normalise(item.question): normalise(item.question) for item in benchmark.items}
-    lines = [(normalise(text), normalise(text.strip().split("\n")[0])) for text in texts]
+    texts = [_IMAGE_MARK.sub(" ", text).strip() for text in texts]
+    lines = [(normalise(text), normalise(text.split("\n")[0])) for text in texts]
     return [known.get(text, known.get(line, text)) for text, line in lines]
 
 

@@ -318,6 +318,13 @@ def test_a_text_may_be_the_prompt_or_begin_with_the_question(suffix):
         join_of(known, *({"prompt": each} for each in [*prompts[:2], "Is it blue?"]))
 
 
+@pytest.mark.parametrize("mark", ["<image>\n{}", "<|image_1|>{}", "{}\n<image>", "<img></img> {}"])
+def test_marks_of_images_are_no_part_of_a_text(mark):
+    known = quiz({}, {}, {}, suffix="\nYes or no?")
+    prompts = (mark.format(f"question {n}?\nYes or no?") for n in (3, 1, 2))
+    assert join_of(known, *({"prompt": each} for each in prompts)) == ("text", [2, 3, 1])
+
+
 def test_texts_of_which_most_are_unknown_are_not_joined_by():
     """A template around the question: the position counts, and each row repeats its question."""
     rows = [{"prompt": f"USER: question {n}? ASSISTANT:"} for n in (1, 2, 3)]

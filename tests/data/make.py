@@ -13,6 +13,7 @@ import argparse
 from pathlib import Path
 
 from recipes import (
+    amber,
     base,
     carve,
     dola,
@@ -34,7 +35,7 @@ from recipes import (
 )
 
 METHODS = (carve, dola, evit, gift, logits, mma, moa, paint, pai, relevance, retrieval, var, vcd, vit)
-BENCHMARKS = (mme, pope, ruler)
+BENCHMARKS = (amber, mme, pope, ruler)
 
 
 def main() -> None:

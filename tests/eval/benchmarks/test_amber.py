@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -60,6 +61,29 @@ def read_responses(path):
     return {record["id"]: record["response"] for _, record in files.read_records(path)}
 
 
+@dataclass(frozen=True)
+class Golden:
+    """Files of AMBER, answers to them, and what its script prints of those."""
+
+    data: Path
+    folder: Path
+
+    def read(self, name):
+        return json.loads((self.folder / name).read_text())
+
+    def answers(self):
+        (path,) = self.folder.glob("discriminative.responses.json*")
+        return read_responses(path)
+
+
+@pytest.fixture(scope="session")
+def each(goldens):
+    """The official files and output, where they are at hand, and those of our own."""
+    folder = goldens / "benchmarks/amber"
+    own = folder / "data"
+    return Golden(own if own.is_dir() else goldens.parent / "benchmarks/data/amber", folder)
+
+
 def flat(printed):
     """What the official script prints, under our figures' names."""
     figures = {
@@ -101,33 +125,34 @@ def test_nouns_are_the_golden_ones(data, golden, nltk_data):
         assert list(amber.matcher.match(scene, caption).nouns) == target["kept"]
 
 
-def test_figures_follow_from_given_nouns(data, golden, expected):
+def test_figures_follow_from_given_nouns(each):
     """As above without NLTK's data."""
-    nouns = {row["id"]: row["nouns"] for row in json.loads((golden / "generative.nouns.json").read_text())}
-    amber = Amber.load(data, task="g", similarity=EXACT, ids=nouns)
+    nouns = {row["id"]: row["nouns"] for row in each.read("generative.nouns.json")}
+    amber = Amber.load(each.data, task="g", similarity=EXACT, ids=nouns)
     words = NounMatcher(amber.matcher.associations, amber.matcher.safe, EXACT, str.split)
     answers = [" ".join(nouns[int(item.key)]) for item in amber.items]
     scores = AmberScorer("official", "", words, "g").score([item.reference for item in amber.items], answers)
-    assert scores == flat(expected["g_exact"])
+    assert scores == flat(each.read("expected.json")["g_exact"])
 
 
-def test_the_vocabulary_is_the_golden_one(data, golden):
-    amber = Amber.load(data, task="g", similarity=EXACT, limit=1)
-    assert sorted(amber.matcher.vocabulary()) == json.loads((golden / "object_vocabulary.json").read_text())
+def test_the_vocabulary_is_the_golden_one(each):
+    amber = Amber.load(each.data, task="g", similarity=EXACT, limit=1)
+    assert sorted(amber.matcher.vocabulary()) == each.read("object_vocabulary.json")
 
 
 @pytest.mark.parametrize("task", ["d", "de", "da", "dr"])
-def test_answers_have_the_golden_figures(data, golden, expected, task):
-    responses = read_responses(golden / "discriminative.responses.json.gz")
-    amber = Amber.load(data, task=task, ids=responses)
-    assert official(amber, responses) == flat(expected[task])
+def test_answers_have_the_golden_figures(each, task):
+    responses = each.answers()
+    amber = Amber.load(each.data, task=task, ids=responses)
+    assert official(amber, responses) == flat(each.read("expected.json")[task])
 
 
 @pytest.mark.parametrize("answer", ["Yes", "No"])
-def test_constant_answers_have_the_golden_figures(data, golden, expected, answer):
-    responses = read_responses(golden / "discriminative.responses.json.gz")
-    amber = Amber.load(data, task="d", ids=responses)
-    assert official(amber, dict.fromkeys(responses, answer)) == flat(expected[f"all_{answer}_d"])
+def test_constant_answers_have_the_golden_figures(each, answer):
+    responses = each.answers()
+    amber = Amber.load(each.data, task="d", ids=responses)
+    expected = flat(each.read("expected.json")[f"all_{answer}_d"])
+    assert official(amber, dict.fromkeys(responses, answer)) == expected
 
 
 @pytest.mark.parametrize("table", ["exact", "glove50"])

@@ -1,4 +1,4 @@
-"""Compare methods on the bundled model and keep what the pages show.
+"""Compare methods with each other and with their controls on the bundled model; keep what the pages show.
 
     python benchmarks/comparison.py pope --methods docs/comparison-methods.json \\
         --json benchmarks/results/comparison-pope.json
@@ -51,7 +51,7 @@ def main() -> None:
     given = parser.parse_args()
     folder = given.folder or Path("out") / f"comparison-{given.benchmark}"
     command = [sys.executable, "-m", "regaze", "compare", given.benchmark, *OPTIONS[given.benchmark]]
-    command += ["--methods", str(given.methods), "--batch-size", "32", "--output", str(folder)]
+    command += ["--methods", str(given.methods), "--controls", "--batch-size", "32", "--output", str(folder)]
     subprocess.run(command, check=True)
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     given.json.write_text(json.dumps(shown(results), indent=1) + "\n", encoding="utf-8")

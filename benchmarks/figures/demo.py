@@ -39,7 +39,10 @@ def comparison(name: str) -> str:
     split, scorer = tables.leading_scorer(benchmark)
     notes = [tables.question_note(benchmark), tables.statistics_note(benchmark)]
     heading = f"## {name}, {split}, {scorer} scorer"
-    return "\n\n".join([heading, *notes, markdown_table(tables.main_table(benchmark))])
+    parts = [heading, *notes, markdown_table(tables.main_table(benchmark))]
+    if rows := tables.controls_table(benchmark):
+        parts += [f"### {name}: methods against their controls", tables.CONTROLS_NOTE, markdown_table(rows)]
+    return "\n\n".join(parts)
 
 
 def comparison_cost(name: str) -> str:

@@ -40,6 +40,7 @@ class Run:
         name: of the run, for its folder.
         formats: of other harnesses, to write the answers in.
         options: the values of all parameters of the command, which become run.yaml.
+        controls: run the controls of the methods, too.
     """
 
     tasks: Sequence[EvalTask]
@@ -48,6 +49,7 @@ class Run:
     name: str
     formats: Sequence[str]
     options: Mapping[str, Any]
+    controls: bool = False
 
 
 def execute(run: Run, add_pages: AddPages | None = None) -> tuple[dict[str, Any] | None, Path]:
@@ -73,6 +75,7 @@ def execute(run: Run, add_pages: AddPages | None = None) -> tuple[dict[str, Any]
             config=replace(run.config, process_group=group),
             progress=progress,
             files={"run.yaml": config.dump(options)},
+            controls=run.controls,
         )
     if not group.is_main:
         return None, folder

@@ -120,12 +120,12 @@ def scored(benchmark: Mapping[str, Any]) -> str:
 
 def _leading_figures(name: str, benchmark: Mapping[str, Any]) -> str:
     split, scorer = report.leading_scorer(benchmark)
-    heading = f"## {name}, {split}, {scorer} scorer"
-    return "\n\n".join(
-        [
-            heading,
-            report.question_note(benchmark),
-            report.statistics_note(benchmark),
-            markdown_table(report.main_table(benchmark)),
-        ]
-    )
+    parts = [
+        f"## {name}, {split}, {scorer} scorer",
+        report.question_note(benchmark),
+        report.statistics_note(benchmark),
+        markdown_table(report.main_table(benchmark)),
+    ]
+    if table := report.controls_table(benchmark):
+        parts += [f"### {name}: methods against their controls", report.CONTROLS_NOTE, markdown_table(table)]
+    return "\n\n".join(parts)

@@ -100,8 +100,11 @@ def _own_controls() -> str:
     named: dict[str, list[str]] = {}
     for name, path in sorted(BUILT_IN.items()):
         method = resolve_name(path)(**_ACTING.get(name, {}))
-        for control in method.controls():
-            named.setdefault(control.name, []).append(f"`{name}`")
+        controls = {control.name for control in method.controls()}
+        if hasattr(method, "with_random_directions"):  # also one that has none by default
+            controls.add("random-direction")
+        for control in controls:
+            named.setdefault(control, []).append(f"`{name}`")
     rows = [(f"[`{name}`](#{name})", ", ".join(methods)) for name, methods in sorted(named.items())]
     return _table(("control", "of"), rows)
 

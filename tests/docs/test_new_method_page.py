@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 import sys
+import textwrap
 import types
 
 import pytest
 import torch
 from models import logits_of, picture
 from paths import DOCS
+
+from regaze.interventions.controls import PlausibilityCut, UniformColumns
 
 PAGE = DOCS / "new-method.md"
 
@@ -24,6 +27,20 @@ def louder():
     exec(compile(code, str(PAGE), "exec"), module.__dict__)
     yield module.Louder
     del sys.modules[module.__name__]
+
+
+def test_the_controls_of_the_page(louder, model, gaze):
+    """Its own, and why it has no other: a bias that is the same everywhere makes no choice to lose."""
+    code = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.S)[1]
+    names = {"PlausibilityCut": PlausibilityCut}
+    exec(textwrap.dedent(code), names)
+    assert names["controls"](louder()) == (PlausibilityCut(0.1),)
+    assert names["controls"](louder(weight=0.0)) == ()
+    inputs, found = gaze.inputs([picture(0)], ["What is there?"]), []
+    for method in (louder(gain=1.0), UniformColumns(louder(gain=1.0))):
+        with gaze.using(method):
+            found.append(logits_of(model, inputs))
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
 
 
 def test_the_method_of_the_page_works_and_keeps_its_promises(louder, model, gaze):

@@ -9,7 +9,8 @@ from models import logits_of
 from zoo.every import VISION, runs, skip_if_older
 
 from regaze.errors import InputError, UnsupportedModelError
-from regaze.interventions import FLB, RITUAL, SID, CausalMM, DeCo
+from regaze.interventions import FLB, PAI, RITUAL, SID, CausalMM, DeCo, HeadKnockout
+from regaze.interventions.controls import NearTie, PlausibilityCut, RandomHeads, UniformColumns
 
 FAMILIES = (
     *("llava", "llava_next", "llava_onevision", "internvl", "qwen2_vl", "qwen3_vl", "gemma3", "idefics3"),
@@ -24,6 +25,10 @@ METHODS = {
     "sid": SID(kept=2, first_layer=1, alpha=1.0),
     "causalmm": CausalMM(),
     "causalmm-random": CausalMM(attention="random"),
+    "near-tie": NearTie(mass=0.0, gap=2.0),
+    "plausibility-cut": PlausibilityCut(0.9),
+    "random-heads": RandomHeads(HeadKnockout(heads=((0, 0), (1, 1)))),
+    "uniform-columns": UniformColumns(PAI(alpha=3.0, gamma=1.0)),
 }
 #: Those that run the prompt's own ids in a second context.
 BRANCHES = ("sid", "causalmm", "causalmm-random")

@@ -24,6 +24,13 @@ def compare(
             "parameters...}."
         ),
     ] = "all",
+    controls: Annotated[
+        bool,
+        typer.Option(
+            "--controls",
+            help="Run the controls of each method, too, and say whether it beats the best of them.",
+        ),
+    ] = False,
     model: options.Model = "demo",
     config: options.Config = None,
     data: options.Data = None,
@@ -61,6 +68,7 @@ def compare(
         name=f"compare-{benchmark.replace(',', '-')}",
         formats=cli.run.parse_formats(export or ""),
         options={**option_values(ctx), "benchmark": benchmark},
+        controls=controls,
     )
     results, folder = cli.run.execute(run)
     if results is None:

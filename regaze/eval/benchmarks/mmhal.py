@@ -58,6 +58,7 @@ class RatingScorer(Scorer):
     """
 
     fractions = ("hallucination_rate", "unreadable")
+    lower_is_better = ("hallucination_rate", "unreadable")
     name: str
     version: str
     default: int | None

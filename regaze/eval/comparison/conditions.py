@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from regaze.errors import InputError
 from regaze.eval.benchmarks.common.base import Benchmark, Item
 from regaze.eval.comparison import confounds
+from regaze.eval.comparison.verdicts import Score, add_verdicts, against_controls, p_value
 from regaze.eval.cost import Cost
 from regaze.eval.stats import estimators
 
@@ -36,13 +38,18 @@ class AnswerSet:
 
 
 def compare_conditions(
-    benchmark: Benchmark, conditions: Mapping[str, AnswerSet], refused: Mapping[str, str], seed: int
+    benchmark: Benchmark,
+    conditions: Mapping[str, AnswerSet],
+    refused: Mapping[str, str],
+    seed: int,
+    controls: Mapping[str, Sequence[str]] | None = None,
 ) -> dict[str, Any]:
-    """{"plain": ..., "methods": {label: ...}}, each value as `results.ConditionResults`.
+    """{"plain": ..., "methods": {label: ...}, "controls": ...}, each value as `results.ConditionResults`.
 
     Args:
         conditions: answers by label, the plain model among them.
         refused: {label: reason} of methods that could not run.
+        controls: {label of each method: labels of its controls}; None: all but the plain model are methods.
 
     Raises:
         InputError: no question is left to score.
@@ -51,16 +58,48 @@ def compare_conditions(
         raise InputError(f"{benchmark.name}: the plain model cannot be asked: {refused[PLAIN]}")
     plain = conditions[PLAIN]
     alone = _score_alone(benchmark, plain, seed)
-    methods = {
+    scored = {
         label: _score_against(benchmark, plain, edited, seed)
         for label, edited in conditions.items()
         if label != PLAIN
     }
+    methods = {label: entry for label, entry in scored.items() if controls is None or label in controls}
     _add_holm_p([entry["figures"] for entry in methods.values()])
+    if controls is not None:
+        _add_verdicts(benchmark, conditions, scored, controls, seed)
+    entries = {**scored, **{label: {"error": refused[label]} for label in refused}}
+    chosen = {label: controls is None or label in controls for label in entries}
     return {
         "plain": alone,
-        "methods": {**methods, **{label: {"error": refused[label]} for label in refused}},
+        "methods": {label: entry for label, entry in entries.items() if chosen[label]},
+        "controls": {label: entry for label, entry in entries.items() if not chosen[label]},
     }
+
+
+def _add_verdicts(
+    benchmark: Benchmark,
+    conditions: Mapping[str, AnswerSet],
+    scored: Mapping[str, dict[str, Any]],
+    controls: Mapping[str, Sequence[str]],
+    seed: int,
+) -> None:
+    """Add "against_controls" to the methods that ran."""
+    lower = {scorer.name: scorer.lower_is_better for scorer in _scorers(benchmark)}
+
+    @cache
+    def score(first: str, second: str) -> Mapping[str, Any]:
+        if first == PLAIN:
+            figures: Mapping[str, Any] = scored[second]["figures"]
+            return figures
+        return _figures(benchmark, conditions[first], conditions[second], seed)[0]
+
+    compared: Score = score
+    for label, names in controls.items():
+        if label in scored:
+            ran = {name: scored[name] for name in names if name in scored}
+            verdicts = against_controls(label, scored[label], ran, lower, compared, PLAIN)
+            scored[label]["against_controls"] = verdicts
+    add_verdicts([entry["against_controls"] for entry in scored.values() if "against_controls" in entry])
 
 
 def _score_alone(benchmark: Benchmark, plain: AnswerSet, seed: int) -> dict[str, Any]:
@@ -74,22 +113,29 @@ def _score_alone(benchmark: Benchmark, plain: AnswerSet, seed: int) -> dict[str,
 
 
 def _score_against(benchmark: Benchmark, plain: AnswerSet, edited: AnswerSet, seed: int) -> dict[str, Any]:
-    scored, indices = drop_failed_clusters(benchmark, {*plain.errors, *edited.errors})
-    answers = {
-        "plain": [plain.answers[i] for i in indices],
-        "edited": [edited.answers[i] for i in indices],
-    }
+    figures, scored, answers = _figures(benchmark, plain, edited, seed)
     texts = {label: confounds.measure(scored.items, texts) for label, texts in answers.items()}
-    figures = scored.score(answers, seed=seed)
     for scores in _with_difference(figures):
         _add_detectable(scores["difference"], scores.get("statistics", {}))
     return {
-        **_summary(edited, len(benchmark.items) - len(indices)),
+        **_summary(edited, len(benchmark.items) - len(scored.items)),
         "text": texts["edited"],
         "answers_changed": sum(map(str.__ne__, answers["plain"], answers["edited"])),
         "figures": figures,
         "flags": confounds.flags(texts["plain"], texts["edited"], plain.cost, edited.cost),
     }
+
+
+def _figures(
+    benchmark: Benchmark, plain: AnswerSet, edited: AnswerSet, seed: int
+) -> tuple[dict[str, Any], Benchmark, dict[str, list[str]]]:
+    """The figures of two conditions, the questions that both have answers to, and these answers."""
+    scored, indices = drop_failed_clusters(benchmark, {*plain.errors, *edited.errors})
+    answers = {
+        "plain": [plain.answers[i] for i in indices],
+        "edited": [edited.answers[i] for i in indices],
+    }
+    return scored.score(answers, seed=seed), scored, answers
 
 
 def _summary(answers: AnswerSet, left_out: int) -> dict[str, Any]:
@@ -104,12 +150,15 @@ def _summary(answers: AnswerSet, left_out: int) -> dict[str, Any]:
 
 def non_share_figures(benchmark: Benchmark) -> dict[str, list[str]]:
     """{scorer: its metrics that are not fractions between 0 and 1}."""
-    scorers: Sequence[Any] = benchmark.scorers() if hasattr(benchmark, "scorers") else ()
     return {
         scorer.name: [metric for metric in scorer.metrics if metric not in scorer.fractions]
-        for scorer in scorers
+        for scorer in _scorers(benchmark)
         if scorer.fractions is not None
     }
+
+
+def _scorers(benchmark: Benchmark) -> Sequence[Any]:
+    return benchmark.scorers() if hasattr(benchmark, "scorers") else ()
 
 
 def drop_failed_clusters(benchmark: Benchmark, failed: set[int]) -> tuple[Benchmark, list[int]]:
@@ -174,12 +223,3 @@ def _add_holm_p(figures: Sequence[Mapping[str, Any]]) -> None:
         corrected = estimators.holm([p for _, p in tested])
         for (difference, _), p in zip(tested, corrected, strict=True):
             difference["holm_p"] = p
-
-
-def p_value(difference: Mapping[str, Any]) -> float | None:
-    """The p-value of a difference, from whichever test was used; None where there is none."""
-    for name in ("mcnemar_p", "permutation_p"):
-        p = difference.get(name)
-        if p is not None and p == p:
-            return float(p)
-    return None

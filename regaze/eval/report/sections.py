@@ -39,6 +39,9 @@ def build_sections(
         notes = [tables.question_note(benchmark), tables.statistics_note(benchmark)]
         title = f"{name}, {split}, {scorer} scorer"
         sections.append(Section(title, paragraphs=notes, table=tables.main_table(benchmark)))
+        if table := tables.controls_table(benchmark):
+            notes = [tables.CONTROLS_NOTE]
+            sections.append(Section("Methods against their controls", 3, paragraphs=notes, table=table))
         plot = plot_folder / f"{name}-difference.svg"
         if benchmark["methods"] and plots.draw_differences(benchmark, split, scorer, plot):
             sections.append(Section("Differences to the plain model", 3, plot=plot))
@@ -67,7 +70,7 @@ def _overview(results: Mapping[str, Any], links: Sequence[Link]) -> Section:
         ["versions", ", ".join(f"{name} {version}" for name, version in versions.items())],
         ["begun", results["created"]],
     ]
-    for label, method in results["methods"].items():
+    for label, method in {**results["methods"], **results.get("controls", {})}.items():
         parameters = ", ".join(f"{k}={v}" for k, v in method.items() if k != "method" and v is not None)
         rows.append([label, f"{method['method']}({parameters})"])
     names = ", ".join(results["benchmarks"])

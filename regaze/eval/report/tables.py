@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from regaze.eval.comparison.conditions import p_value
 from regaze.eval.comparison.confounds import THRESHOLDS
+from regaze.eval.comparison.verdicts import p_value
 
 Table = list[list[str]]
 
@@ -43,6 +43,14 @@ NOTES = (
 )
 
 
+CONTROLS_NOTE = (
+    "A method beats its controls where its figure is better than that of the best of them, doing nothing "
+    "(the plain model) included: the paired test of the table above between these two, corrected for the "
+    "number of methods (Holm), at 5 %. Controls are chosen by the questions: on texts, stop-after is as long "
+    "on average as the method's answers, where these are shorter than the plain model's."
+)
+
+
 def leading_scorer(benchmark: Mapping[str, Any]) -> tuple[str, str]:
     """(split, scorer) of the leading figures: all splits together, the benchmark's own script."""
     figures = benchmark["plain"]["figures"]
@@ -62,6 +70,13 @@ def iter_estimates(compared: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[s
             yield figure, estimate
 
 
+def iter_conditions(benchmark: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """(name, results) of the methods, and of the controls, which are named as such."""
+    yield from benchmark["methods"].items()
+    for label, entry in benchmark.get("controls", {}).items():
+        yield f"control: {label}", entry
+
+
 def question_note(benchmark: Mapping[str, Any]) -> str:
     """The number of questions, and of those that failed or are left out."""
     plain, (split, _) = benchmark["plain"], leading_scorer(benchmark)
@@ -69,7 +84,7 @@ def question_note(benchmark: Mapping[str, Any]) -> str:
     text = f"{scores['questions']} questions on {scores['images']} images"
     if plain["asked"]:
         text += f" ({plain['asked']} prompts that differ)"
-    for label, entry in [("plain", plain), *benchmark["methods"].items()]:
+    for label, entry in [("plain", plain), *iter_conditions(benchmark)]:
         if entry.get("failed") or entry.get("left_out"):
             text += f"; {label}: {entry['failed']} failed, {entry['left_out']} left out of the scores"
     return text + "."
@@ -99,9 +114,12 @@ def main_table(benchmark: Mapping[str, Any]) -> Table:
     plain = benchmark["plain"]["figures"][split][scorer]["plain"]
     numbers = benchmark["numbers"].get(scorer, ())
     figures = [name for name, _ in iter_estimates(plain)]
+    verdicts = _verdicts(benchmark, split, scorer)
     head = ["", *map(figure_label, figures), "p", "Holm p", "detectable", "changed", "confounds"]
-    rows = [head, ["plain", *(format_estimate(name, plain[name], numbers) for name in figures), *[""] * 5]]
-    for name, entry in benchmark["methods"].items():
+    head += ["beats its controls"] if verdicts else []
+    estimates = [format_estimate(name, plain[name], numbers) for name in figures]
+    rows = [head, ["plain", *estimates, *[""] * (len(head) - len(estimates) - 1)]]
+    for name, entry in iter_conditions(benchmark):
         if entry.get("error"):
             rows.append([name, f"cannot run: {entry['error']}", *[""] * (len(head) - 2)])
             continue
@@ -116,7 +134,37 @@ def main_table(benchmark: Mapping[str, Any]) -> Table:
         tests = [_p_value_text(p_value(difference)), _p_value_text(difference.get("holm_p"))]
         least = format_number(figures[0], difference[figures[0]].get("detectable"), numbers)
         rows.append([name, *cells, *tests, least, str(entry["answers_changed"]), ", ".join(entry["flags"])])
+        if verdicts:
+            rows[-1].append(_yes_no(verdicts[name]["beats"]) if name in verdicts else "")
     return rows
+
+
+def controls_table(benchmark: Mapping[str, Any]) -> Table:
+    """Each method against the best of its controls, by the leading figure; no rows without controls."""
+    split, scorer = leading_scorer(benchmark)
+    numbers, verdicts = benchmark["numbers"].get(scorer, ()), _verdicts(benchmark, split, scorer)
+    if not verdicts:
+        return []
+    figure = next(iter(verdicts.values()))["figure"]
+    rows = [["", "best control", f"{figure_label(figure)}, method - control", "p", "Holm p", "beats it"]]
+    for name, verdict in verdicts.items():
+        difference = format_estimate(figure, verdict, numbers, "+")
+        tests = [_p_value_text(verdict[p]) for p in ("p", "holm_p")]
+        rows.append([name, verdict["best"], difference, *tests, _yes_no(verdict["beats"])])
+    return rows
+
+
+def _verdicts(benchmark: Mapping[str, Any], split: str, scorer: str) -> dict[str, Mapping[str, Any]]:
+    """{method: how it does against the best of its controls by one scorer}."""
+    found = {
+        name: (entry.get("against_controls") or {}).get(split, {}).get(scorer)
+        for name, entry in benchmark["methods"].items()
+    }
+    return {name: verdict for name, verdict in found.items() if verdict}
+
+
+def _yes_no(value: bool) -> str:
+    return "yes" if value else "no"
 
 
 def confounds_table(benchmark: Mapping[str, Any]) -> Table:
@@ -127,7 +175,7 @@ def confounds_table(benchmark: Mapping[str, Any]) -> Table:
             *("seconds", "prompt tokens run", "peak MiB", "shared prefixes"),
         ]
     ]
-    for name, entry in [("plain", benchmark["plain"]), *benchmark["methods"].items()]:
+    for name, entry in [("plain", benchmark["plain"]), *iter_conditions(benchmark)]:
         if entry.get("error"):
             continue
         text, cost = entry["text"], entry["cost"]
@@ -144,7 +192,7 @@ def confounds_table(benchmark: Mapping[str, Any]) -> Table:
 
 def full_table(benchmark: Mapping[str, Any]) -> Table:
     """Every figure of every scorer on every split, a column per condition."""
-    ran = {name: entry for name, entry in benchmark["methods"].items() if not entry.get("error")}
+    ran = {name: entry for name, entry in iter_conditions(benchmark) if not entry.get("error")}
     rows = [["split", "scorer", "figure", "plain", *ran]]
     for split, scores in benchmark["plain"]["figures"].items():
         for scorer in scorer_names(scores):

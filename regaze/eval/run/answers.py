@@ -35,6 +35,15 @@ def collect_answers(requests: BenchmarkRequests, batches: Sequence[Batch]) -> An
     return AnswerSet(per_item, errors, len(requests.requests), Cost.total(costs), sharing)
 
 
+def answer_lengths(gaze: Any, answers: AnswerSet) -> list[int]:
+    """The numbers of tokens of the answers that are there; none where the model has no tokenizer."""
+    tokenizer = getattr(getattr(gaze, "reader", None), "tokenizer", None)
+    if tokenizer is None:
+        return []
+    texts = [text for index, text in enumerate(answers.answers) if index not in answers.errors]
+    return [len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
+
+
 def answer_rows(benchmark: Benchmark, label: str, answers: AnswerSet) -> list[dict[str, Any]]:
     """The lines of answers.jsonl for one benchmark and condition, one per item."""
     return [

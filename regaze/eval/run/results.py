@@ -56,6 +56,8 @@ class ConditionResults(_Checked):
             "mcnemar_p" or "permutation_p" and, corrected for the number of methods, as "holm_p", and where
             clusters hold several items "design_effect".
         flags: confounds that exceed their thresholds.
+        against_controls: of a method, {split: {scorer: its tested figure minus that of the best of its
+            controls, the plain model among these}}, see `verdicts.against_controls`; null without controls.
     """
 
     error: str | None = None
@@ -68,6 +70,7 @@ class ConditionResults(_Checked):
     answers_changed: int | None = None
     figures: dict[str, dict[str, Any]] | None = None
     flags: list[str] = []
+    against_controls: dict[str, dict[str, Any]] | None = None
 
 
 class BenchmarkResults(_Checked):
@@ -76,6 +79,8 @@ class BenchmarkResults(_Checked):
     Attributes:
         generation: arguments of `generate`.
         numbers: {scorer: its figures that are not shares between 0 and 1}.
+        controls: results by label.
+        controls_of: {label of a method: labels of its controls}.
     """
 
     benchmark: dict[str, Any]
@@ -83,6 +88,8 @@ class BenchmarkResults(_Checked):
     numbers: dict[str, list[str]]
     plain: ConditionResults | None
     methods: dict[str, ConditionResults]
+    controls: dict[str, ConditionResults] = {}
+    controls_of: dict[str, list[str]] = {}
 
 
 class Results(_Checked):
@@ -92,7 +99,7 @@ class Results(_Checked):
         complete: false until every answer is scored.
         configuration: hash of everything that decides answers and figures.
         created: UTC, ISO 8601. model: name, fingerprint, dtype, devices.
-        methods: {label: name and parameters}.
+        methods: {label: name and parameters}. controls: those added to them, likewise.
         processes: number of processes that shared the work.
     """
 
@@ -107,6 +114,7 @@ class Results(_Checked):
     versions: dict[str, str]
     machine: dict[str, Any]
     methods: dict[str, dict[str, Any]]
+    controls: dict[str, dict[str, Any]] = {}
     benchmarks: dict[str, BenchmarkResults]
 
 

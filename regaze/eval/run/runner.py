@@ -18,8 +18,9 @@ from typing import Any
 from regaze.errors import InputError
 from regaze.eval.benchmarks.common.base import Benchmark
 from regaze.eval.comparison.conditions import PLAIN, compare_conditions, non_share_figures
+from regaze.eval.comparison.control_plan import ControlPlan, matched_length
 from regaze.eval.run import fingerprint, journal, results
-from regaze.eval.run.answers import answer_rows, collect_answers
+from regaze.eval.run.answers import answer_lengths, answer_rows, collect_answers
 from regaze.eval.run.generate import AnswerGenerator, Model, error_text
 from regaze.eval.run.process_group import ProcessGroup
 from regaze.eval.run.requests import (
@@ -116,6 +117,7 @@ def evaluate(
     config: EvalConfig | None = None,
     progress: Progress | None = None,
     files: Mapping[str, str] | None = None,
+    controls: bool = False,
 ) -> dict[str, Any]:
     """Run every benchmark on the plain model and under each method; returns what results.json holds.
 
@@ -127,6 +129,7 @@ def evaluate(
     Args:
         methods: by the label that tables show.
         files: further files that belong to the run, text by name: written before the first question.
+        controls: run the controls of each method, too, and say whether it beats the best of them.
 
     Raises:
         InputError: no questions, a label or benchmark twice, a folder that cannot be written or that another
@@ -140,7 +143,7 @@ def evaluate(
     with run_folder(output) if group.is_main else nullcontext():
         group.barrier()  # the other processes write only into a folder that exists and is locked
         progress = progress or (lambda *state: None)
-        run = _Run(gaze, tasks, methods, output, model_name, config, progress, files or {})
+        run = _Run(gaze, tasks, methods, output, model_name, config, progress, files or {}, controls)
         return run.execute()
 
 
@@ -168,16 +171,31 @@ class _Run:
     config: EvalConfig
     progress: Progress
     files: Mapping[str, str]
+    with_controls: bool
 
     def __post_init__(self) -> None:
         self.model = fingerprint.describe_model(self.gaze, self.model_name)
+        #: of each benchmark, without controls an empty one
+        self.plans = {
+            task.benchmark.name: ControlPlan.of_methods(
+                task.benchmark.items, self.methods, task.generate_kwargs
+            )
+            if self.with_controls
+            else ControlPlan()
+            for task in self.tasks
+        }
         self.conditions = {
             (task.benchmark.name, label): self._condition(task, method)
             for task in self.tasks
-            for label, method in {PLAIN: None, **self.methods}.items()
+            for label, method in self._conditions_of(task).items()
         }
         #: conditions that cannot run, and the reason
         self.refused: dict[Key, str] = {}
+        self.requests: dict[Key, BenchmarkRequests] = {}
+
+    def _conditions_of(self, task: EvalTask) -> dict[str, Method | None]:
+        """By label the plain model, the methods and the controls."""
+        return {PLAIN: None, **self.methods, **self.plans[task.benchmark.name].controls}
 
     def _condition(self, task: EvalTask, method: Method | None) -> Condition:
         return Condition(self.model["fingerprint"], method, task.generate_kwargs, self.config.seed)
@@ -190,18 +208,39 @@ class _Run:
         stored = {key for batch in journal.read_batches(self.output) for key in batch.answers}
         answered = set(group.broadcast(stored))
         group.barrier()  # no process writes before all have read
-        requests: dict[Key, BenchmarkRequests] = {}
         with journal.Journal(self.output, group.rank) as file:
             for task in self.tasks:
-                for label in (PLAIN, *self.methods):
-                    key = (task.benchmark.name, label)
-                    requests[key] = build_requests(task.benchmark, self.conditions[key], hashes)
-                    self._answer(key, requests[key], answered, file)
+                for label in self._conditions_of(task):
+                    self._answer(task, label, hashes, answered, file)
+            if self.with_controls:
+                group.barrier()  # lengths are matched to all answers
+                self._answer_matched(hashes, answered, file)
         group.barrier()
         if group.is_main:
-            record = self._finish(record, requests)
+            record = self._finish(record)
         group.barrier()
         return record
+
+    def _answer_matched(self, hashes: ImageHashes, answered: set[str], file: journal.Journal) -> None:
+        """Where a method shortens texts, ask for plain ones that are as short."""
+        batches = list(journal.read_batches(self.output))
+        for task in self.tasks:
+            name, plan = task.benchmark.name, self.plans[task.benchmark.name]
+            if plan.answers != "texts":
+                continue
+            lengths = {
+                label: answer_lengths(self.gaze, collect_answers(self.requests[name, label], batches))
+                for label in (PLAIN, *self.methods)
+                if (name, label) not in self.refused
+            }
+            known = set(plan.controls)
+            for label in self.methods:
+                control = matched_length(lengths[PLAIN], lengths.get(label, ()))
+                if control is not None and control != self.methods[label]:
+                    plan.add(label, control, self.methods)
+            for label in [label for label in plan.controls if label not in known]:
+                self.conditions[name, label] = self._condition(task, plan.controls[label])
+                self._answer(task, label, hashes, answered, file)
 
     def _header(self) -> dict[str, Any]:
         """results.json as it is before the first answer."""
@@ -219,6 +258,7 @@ class _Run:
             "versions": results.versions(),
             "machine": results.machine(),
             "methods": {label: method.to_dict() for label, method in self.methods.items()},
+            "controls": {},
             "benchmarks": {
                 task.benchmark.name: {
                     "benchmark": described[task.benchmark.name],
@@ -244,11 +284,13 @@ class _Run:
             replace_file(self.output / name, text)
 
     def _answer(
-        self, key: Key, requests: BenchmarkRequests, answered: set[str], file: journal.Journal
+        self, task: EvalTask, label: str, hashes: ImageHashes, answered: set[str], file: journal.Journal
     ) -> None:
         """Generate and store the missing answers to one benchmark under one condition."""
-        benchmark, label = key
+        benchmark = task.benchmark.name
+        key = benchmark, label
         config, condition = self.config, self.conditions[key]
+        requests = self.requests[key] = build_requests(task.benchmark, condition, hashes)
         title = label if len(self.tasks) == 1 else f"{benchmark} {label}"
         missing = [request for request in requests.requests.values() if request.key not in answered]
         total = len(requests.requests)
@@ -279,23 +321,26 @@ class _Run:
             done += len(batch) * config.process_group.size
             self.progress(title, min(done, total), total)
 
-    def _finish(self, record: dict[str, Any], requests: Mapping[Key, BenchmarkRequests]) -> dict[str, Any]:
+    def _finish(self, record: dict[str, Any]) -> dict[str, Any]:
         """Score the answers in the journals, and write results.json and answers.jsonl."""
         batches = list(journal.read_batches(self.output))
         rows: list[dict[str, Any]] = []
         for task in self.tasks:
             name = task.benchmark.name
             answers = {
-                label: collect_answers(requests[name, label], batches)
-                for label in (PLAIN, *self.methods)
+                label: collect_answers(self.requests[name, label], batches)
+                for label in self._conditions_of(task)
                 if (name, label) not in self.refused
             }
             for label, each in answers.items():
                 _check_errors(len(each.errors), self.config.max_errors, each.errors.values())
                 rows += answer_rows(task.benchmark, label, each)
             refused = {label: reason for (where, label), reason in self.refused.items() if where == name}
-            scores = compare_conditions(task.benchmark, answers, refused, self.config.seed)
-            record["benchmarks"][name] |= scores
+            plan = self.plans[name]
+            own = plan.of if self.with_controls else None
+            scores = compare_conditions(task.benchmark, answers, refused, self.config.seed, own)
+            record["benchmarks"][name] |= {**scores, "controls_of": plan.of}
+            record["controls"] |= {label: control.to_dict() for label, control in plan.controls.items()}
         record["complete"] = True
         results.write_answers(rows, self.output)
         return results.write(record, self.output)

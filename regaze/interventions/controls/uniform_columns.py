@@ -18,25 +18,27 @@ from regaze.toolkit.prompts.token_map import Role
 
 @dataclass(frozen=True)
 class UniformColumns(Variant):
-    """The method with equal weights for all image tokens: the same attention on the image, spread evenly.
+    """The method with one weight for all image tokens: as much attention on the image, without its choice.
 
     In each row and head the image as a whole gets what the method gives it, and so does everything else;
-    within the image, and within the rest, attention is divided as without the method. What is left of a
-    method under this is its idea which tokens matter; the rest is "look more at the image".
+    within the image, and within the rest, attention is divided as without the method. What a method loses by
+    this is its idea which tokens matter; what stays is to look more at the image.
     """
 
     name: ClassVar[str] = "uniform-columns"
-    summary: ClassVar[str] = "as much attention on the image as the method gives it, on all its tokens alike"
+    summary: ClassVar[str] = (
+        "as much attention on the image as the method gives it, without its choice of tokens"
+    )
     source: ClassVar[str] = "ours"
     edits: ClassVar[str] = "as the method"
     cost: ClassVar[str] = "as the method; edited rows are computed twice, outside the fused kernels"
 
     def for_model(self, config: Any) -> Intervention:
-        behaviour = _SpreadCross if overrides(self.of, "edit_cross") else _Spread
+        behaviour = _UniformCross if overrides(self.of, "edit_cross") else _Uniform
         return with_behaviour(self.of, behaviour, fixed_edits=keeps_edits(self.of))
 
 
-class _Spread(Intervention):
+class _Uniform(Intervention):
     """Spreads the edits of the method beneath."""
 
     def edit(self, layer: int, step: int, context: Context) -> AttentionEdit | None:
@@ -46,7 +48,7 @@ class _Spread(Intervention):
         return _spread(self, edit, layer, context.tokens.mask(Role.IMAGE), context)
 
 
-class _SpreadCross(_Spread):
+class _UniformCross(_Uniform):
     """Also those of cross-attention, for methods that have them."""
 
     def edit_cross(self, layer: int, step: int, context: Context) -> AttentionEdit | None:

@@ -22,4 +22,4 @@ def with_behaviour(method: Intervention, behaviour: type[Intervention], **attrib
 
 @cache
 def _subclass(behaviour: Any, cls: Any) -> type[Intervention]:
-    return type(f"{behaviour.__name__}{cls.__name__}", (behaviour, cls), {})
+    return type(f"{behaviour.__name__.lstrip('_')}{cls.__name__}", (behaviour, cls), {})

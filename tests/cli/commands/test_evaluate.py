@@ -297,6 +297,23 @@ def test_compare_prints_a_table_and_goes_on_past_a_method_that_cannot_run(files)
     assert results["methods"]["a"]["alpha"] == 0.5
 
 
+def test_compare_adds_the_controls_of_each_method(files):
+    arguments = ("compare", "pope", "--limit", "2", "--methods", "hgai", "--output", "out")
+    result = good(*arguments, "--controls")
+    for text in (
+        "| control: uniform-columns of hgai |",
+        "| control: prefer-yes |",
+        "| control: near-tie |",
+        "beats its controls",
+        "### pope: methods against their controls",
+    ):
+        assert text in result.stdout
+    assert "controls: true" in (files / "out/run.yaml").read_text()
+    results = json.loads(good("compare", "--config", "out/run.yaml", "--json").stdout)
+    assert set(results["controls"]) == {"uniform-columns of hgai", "prefer-yes", "near-tie"}
+    assert "control" not in good(*arguments).stdout
+
+
 def test_answers_go_out_to_other_harnesses_and_come_back(files):
     good(*POPE, *KNOCKOUT, "--output", "out", "--export", "lmms-eval,vlmevalkit")
     expected = json.loads(good("score", "pope", "out/answers.jsonl", "--json").stdout)

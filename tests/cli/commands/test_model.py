@@ -98,9 +98,12 @@ def test_unknown_methods_parameters_and_models(arguments, message, tmp_path):
 def test_methods_are_listed_with_parameters_and_sources():
     listed = json.loads(regaze("methods", "--json").stdout)
     assert {"var", "knockout"} <= set(listed)
+    kinds = {name: about["kind"] for name, about in listed.items()}
+    assert (kinds["var"], kinds["near-tie"]) == ("method", "control")
     assert listed["var"]["parameters"]["rho"]["default"] == 0.5
     assert listed["var"]["source"]
     text = regaze("methods").stdout
+    assert text.index("vista") < text.index("Controls: ") < text.index("near-tie")
     for name, about in listed.items():
         assert name in text
         assert about["source"] in text

@@ -15,10 +15,24 @@ from decoding_checks import (
     check_shared_keys,
     inputs_of,
 )
+from directions import vti_directions
 from models import logits_of, small_var
 
 from regaze.errors import BadParameterError, CompositionError
-from regaze.interventions import ADHH, GIFT, HGAI, OPERA, PAI, PAINT, SPARC, VAF, VCD, VISTA, HeadKnockout
+from regaze.interventions import (
+    ADHH,
+    GIFT,
+    HGAI,
+    OPERA,
+    PAI,
+    PAINT,
+    SPARC,
+    VAF,
+    VCD,
+    VISTA,
+    VTI,
+    HeadKnockout,
+)
 from regaze.interventions.controls import RandomDirection, RandomHeads, UniformColumns
 from regaze.interventions.controls.random_direction import random_like
 from regaze.interventions.controls.random_heads import draw
@@ -237,6 +251,19 @@ def test_random_directions_have_the_norms_and_one_draw_for_all_samples():
     assert cosine(drawn[3], found[3]).abs().max() < 0.6
     assert torch.equal(random_like(found, 0)[3], drawn[3])
     assert not torch.equal(random_like(found, 1)[3], drawn[3])
+
+
+def test_fitted_directions_are_replaced_likewise(gaze):
+    method, inputs, logits = VTI(directions=vti_directions(), text=2.0), inputs_of(gaze), []
+    [control] = method.controls()
+    assert control == RandomDirection(method)
+    for each in (control, method.with_random_directions(0), method):
+        with gaze.using(each):
+            logits.append(logits_of(gaze.model, inputs))
+    assert torch.equal(logits[0], logits[1])
+    assert not torch.allclose(logits[0], logits[2], atol=1e-2)
+    for without in (VTI(), replace(method, text=0.0, vision=0.0)):
+        assert without.controls() == ()
 
 
 def test_another_seed_is_another_draw(gaze):

@@ -15,6 +15,7 @@ from regaze.eval.benchmarks.common.yes_no import read_first_word, read_vlmevalki
 KINDS = ("existence", "state", "number", "action", "relation")
 ATTRIBUTES = KINDS[1:4]
 GENERATIVE_METRICS = ("chair", "cover", "hal", "cog")
+LOWER_IS_BETTER = ("chair", "hal", "cog")
 #: Evaluation type -> the parts of the questions that the official script prints metrics of; "" is all.
 _PRINTED_PARTS = {
     "a": ("", "existence", "attribute", *ATTRIBUTES, "relation"),
@@ -56,6 +57,7 @@ class AmberScorer(Scorer):
     """
 
     fractions = ()
+    lower_is_better = LOWER_IS_BETTER
     name: str
     version: str
     matcher: NounMatcher | None
@@ -126,6 +128,7 @@ class LmmsEvalScorer(Scorer):
     """lmms-eval's amber_g; references are `AnnotatedObjects` only."""
 
     fractions = ()
+    lower_is_better = LOWER_IS_BETTER
     matcher: NounMatcher
     name: str = "lmms-eval"
     version: str = "lmms-eval 75571cf amber_g"

@@ -50,6 +50,7 @@ class ChairScorer(Scorer):
     """
 
     fractions = ("chair_s", "chair_i", "recall", "chair_distinct", "repeated_4grams")
+    lower_is_better = ("chair_s", "chair_i", "chair_distinct", "repeated_4grams")
     name: str
     version: str
     reader: ObjectReader

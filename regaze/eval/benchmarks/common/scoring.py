@@ -35,6 +35,7 @@ class Scorer(ABC):
         metrics: Names of the metrics. The first is tested where answers are not correct or incorrect.
         accuracy_metric: The metric, if any, that is the share of correct answers among all.
         fractions: The metrics between 0 and 1, which tables show in percent; None for all.
+        lower_is_better: The metrics of which less is better.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Scorer(ABC):
     metrics: tuple[str, ...]
     accuracy_metric: ClassVar[str | None] = None
     fractions: ClassVar[tuple[str, ...] | None] = None
+    lower_is_better: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def count(self, references: Sequence[Any], answers: Sequence[Any]) -> np.ndarray:

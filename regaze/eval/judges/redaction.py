@@ -6,6 +6,8 @@ import base64
 import binascii
 import html
 import re
+import string
+import unicodedata
 from collections.abc import Collection, Iterator
 from urllib.parse import unquote_plus
 
@@ -18,7 +20,14 @@ _PART = 8
 MAX_TEXT = 2**16
 _ENCODED = re.compile(r"[A-Za-z0-9+/_-]{8,}")
 _HEXADECIMAL = re.compile(r"(?:[0-9a-fA-F]{2}[\s:]?){6,}")
-_ESCAPE = re.compile(r"\\+(?:u([0-9a-fA-F]{4})|x([0-9a-fA-F]{2})|([0-7]{3}))")
+_ESCAPE = re.compile(r"(?:\\+(?:u00|x)|\b0x|=)([0-9a-fA-F]{2})|\\+([0-7]{2,3})")
+_BASE32 = re.compile(r"[A-Z2-7]{10,}")
+#: The codes of characters, one after the other.
+_CODES = re.compile(r"(?:\b[0-9]{2,8}\b[^0-9a-zA-Z]{0,3}){6,}")
+_TURNED = str.maketrans(
+    string.ascii_letters,
+    "".join(letters[13:] + letters[:13] for letters in (string.ascii_lowercase, string.ascii_uppercase)),
+)
 
 
 def redact(text: str, secrets: Collection[str]) -> str:
@@ -43,7 +52,7 @@ def _spells(text: str, secret: str) -> bool:
 
 
 def _letters(text: str) -> str:
-    return "".join(filter(str.isalnum, text.casefold()))
+    return "".join(filter(str.isalnum, unicodedata.normalize("NFKC", text).casefold()))
 
 
 def _views(text: str) -> Iterator[str]:
@@ -57,14 +66,21 @@ def _views(text: str) -> Iterator[str]:
 
 def _decoded(text: str) -> Iterator[str]:
     yield text[::-1]
+    yield text.translate(_TURNED)
     yield unquote_plus(text)
     yield html.unescape(text)
-    yield _ESCAPE.sub(lambda found: chr(int(found[1] or found[2] or found[3], 8 if found[3] else 16)), text)
+    yield _ESCAPE.sub(lambda found: chr(int(found[1], 16) if found[1] else int(found[2], 8)), text)
     joined = re.sub(r"\s+", "", text)
     for source in {text, joined}:
         for found in _ENCODED.finditer(source):
             for start in range(4):
                 yield _from_base64(found[0][start:])
+    for found in _BASE32.finditer(joined):
+        yield base64.b32decode(found[0][: len(found[0]) // 8 * 8]).decode("latin-1")
+    for found in _CODES.finditer(text):
+        codes = re.findall("[0-9]+", found[0])
+        base = 2 if set(found[0]) <= set("01 ,;") else 10
+        yield "".join(chr(int(code, base) % 256) for code in codes)
     for found in _HEXADECIMAL.finditer(text):
         yield bytes.fromhex(re.sub(r"[\s:]", "", found[0])).decode("latin-1")
 

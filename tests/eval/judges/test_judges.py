@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import codecs
 import json
 import logging
 import os
@@ -156,6 +157,14 @@ def spellings(key):
         "a part": f"the key {key[5:17]}... is wrong",
         "capitals": key.upper(),
         "backwards": key[::-1],
+        "base32": base64.b32encode(key.encode()).decode(),
+        "octal": "".join(f"\\{ord(c):o}" for c in key),
+        "codes": " ".join(str(ord(c)) for c in key),
+        "bits": " ".join(f"{ord(c):08b}" for c in key),
+        "C": ", ".join(f"0x{ord(c):02x}" for c in key),
+        "quoted-printable": "".join(f"={ord(c):02X}" for c in key),
+        "wide": "".join(chr(ord(c) + 0xFEE0) for c in key),
+        "rot13": codecs.encode(key, "rot13"),
         "at the end of what is shown": "x" * (500 - len(key) // 2) + key,
     }
 

@@ -109,6 +109,12 @@ class StatsRequest(Placeable):
             raise BadParameterError("StatsRequest takes `columns` or `full_rows`, not both")
 
     @cached_property
+    def only_masses(self) -> bool:
+        """Whether masses of all rows are the only statistics requested."""
+        others = (self.entropy, self.top1, self.lse, self.full_rows, self.columns is not None)
+        return self.channels is not None and self.rows is None and not any(others)
+
+    @cached_property
     def as_edit(self) -> AttentionEdit:
         """The edit that only records."""
         return AttentionEdit(stats=self)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import NamedTuple, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from regaze.kernels.policies import FoldedPolicy, offers
@@ -24,6 +25,9 @@ from regaze.kernels.torch_rows import (
     sdpa,
     weighted_values,
 )
+
+#: Scores of a single row, over batch and heads, below which launching an operation costs most.
+SMALL_ELEMENTS = 1 << 11
 
 _Fold = Callable[[Tensor], Tensor]
 
@@ -119,6 +123,8 @@ def row_stats(
     sinks: Tensor | None,
 ) -> Stats:
     """Statistics of the row in plain attention."""
+    if softcap is None and sinks is None and _is_small(query, key, request, mask):
+        return Stats(masses=_masses(query, key, request, mask, scaling))
     hidden, additive = _visibility(_PLAIN, mask, key)
     scores = row_scores(query, grouped(key), scaling, softcap, additive)
     scores, weights = masked_softmax(scores, hidden, sinks, in_place=True)
@@ -148,3 +154,39 @@ def _visibility(edit: AttentionEdit, mask: Tensor | None, key: Tensor) -> tuple[
         return None, None
     own = torch.full((1, 1, 1), keys - 1, device=key.device)
     return ~in_window(windows, own, keys), None
+
+
+def _is_small(query: Tensor, key: Tensor, request: StatsRequest, mask: Tensor | None) -> bool:
+    """Whether only masses of one short row are requested, which one kernel can give."""
+    batch, heads, _, dim = query.shape
+    return (
+        request.only_masses
+        and query.is_cpu
+        and batch * heads * key.shape[2] <= SMALL_ELEMENTS
+        and query.dtype == torch.float32
+        and (mask is None or (mask.dtype == torch.bool and mask.shape[1] == 1))
+        and request.channels is not None
+        and request.channels.count <= dim
+    )
+
+
+def _masses(query: Tensor, key: Tensor, request: StatsRequest, mask: Tensor | None, scaling: float) -> Tensor:
+    """Masses [B, Hq, 1, K] of the row as attention whose values are the channels' columns.
+
+    It is the kernel that the layer has just run, whose code the processor's caches hold.
+    """
+    batch, heads, _, dim = query.shape
+    _, kv_heads, keys, _ = key.shape
+    channels, cache = request.channels, request.as_edit.backend_cache
+    assert channels is not None
+    values: Tensor | None = cache.get("values")  # [B or 1, 1, n, D], zeros beside the K columns
+    if values is None or values.shape[2] < keys or values.shape[3] != dim:
+        with torch.inference_mode(False):  # stored for later calls
+            columns = channels.mixed(torch.eye(dim, channels.count))
+            values = columns.upto(2 * keys).mT[:, None].contiguous()
+        if not values.requires_grad:
+            cache["values"] = values
+    values = values.narrow(2, 0, keys).expand(batch, kv_heads, keys, dim)
+    rows = query.reshape(batch, kv_heads, -1, dim)
+    out = F.scaled_dot_product_attention(rows, key, values, mask, scale=scaling)
+    return out.narrow(3, 0, channels.count).reshape(batch, heads, 1, -1)

@@ -455,7 +455,7 @@ _VIEWS |= {"unsqueeze", "_unsafe_view"}
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize(("part", "most"), [("masses", 3), ("policy", 11), ("slope", 7)])
+@pytest.mark.parametrize(("part", "most"), [("masses", 1), ("policy", 11), ("slope", 7)])
 def test_a_single_row_takes_few_operations(part, most):
     """Views aside: at decode a short row costs as much as the operations that it takes."""
     q, k = torch.randn(1, 6, 1, 32), torch.randn(1, 2, 40, 32)

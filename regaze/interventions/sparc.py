@@ -42,6 +42,7 @@ class SPARC(Intervention):
     edits: ClassVar[str] = "values of image tokens from the third token on, as if the cache were scaled"
     cost: ClassVar[str] = "one forward; one row of one layer at the image's columns at every step"
     counts_steps: ClassVar[bool] = True
+    plans_ahead = True
     release: ClassVar[str] = (
         "mingi000508/SPARC, no licence. Multiplies the cache itself, in place; one prompt at a time; the "
         "image's first column is a constant."

@@ -30,11 +30,18 @@ class PaddedColumns:
         have = padded.shape[-1]
         if have < length:
             more = self.neutral.expand(*padded.shape[:-1], max(length, 2 * have) - have)
-            padded = torch.cat([padded, more], -1)
-            # A stored copy would tie later calls to the autograd graph (or the no_grad block) of this one.
-            if not self.named.requires_grad:
-                self._padded = padded
+            if (
+                self.named.requires_grad
+            ):  # a stored copy would tie later calls to the autograd graph of this one
+                return torch.cat([padded, more], -1).narrow(-1, 0, length)
+            with torch.inference_mode(False):  # stored for later calls
+                padded = self._padded = torch.cat([padded, more], -1)
         return padded.narrow(-1, 0, length)
+
+    def refresh(self) -> None:
+        """The named columns were written to."""
+        if self._padded is not self.named:
+            self._padded.narrow(-1, 0, self.named.shape[-1]).copy_(self.named)
 
 
 @dataclass(frozen=True, eq=False)

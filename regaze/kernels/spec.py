@@ -13,7 +13,7 @@ slope 0, gain 1, group 0, weight 0. One edit built at prefill therefore serves e
 from __future__ import annotations
 
 import weakref
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -186,6 +186,7 @@ class Windows(Placeable):
 
 
 COLUMN_PARTS = ("score_slope", "head_mean_slope", "score_gain", "bias", "value_gain")
+_VALUES = (*COLUMN_PARTS, "spread", "head_score_gain", "head_gain")
 
 
 @dataclass(frozen=True, eq=False)
@@ -315,6 +316,33 @@ class AttentionEdit(Placeable):
             neutral = tensor.new_full((), 1.0 if name.endswith("gain") else 0.0)
             self._columns[name] = PaddedColumns(tensor, neutral)
         return self._columns[name].upto(length)
+
+    def with_own_values(self) -> AttentionEdit:
+        """The same edit with memory of its own for what `overwrite` writes to."""
+        with torch.inference_mode(False):  # written to later, perhaps outside of inference mode
+            own = {name: part.clone() for name in _VALUES if (part := getattr(self, name)) is not None}
+            return self.replace(**own)
+
+    def overwrite(self, other: AttentionEdit) -> bool:
+        """Take the values of an edit that differs in maps, bias, gains and spread alone; no address changes.
+
+        False, and nothing is written, where it has other parts or other shapes.
+        """
+        changed = []
+        for name in (part.name for part in fields(self) if part.init):
+            mine, new = getattr(self, name), getattr(other, name)
+            if mine is new or (isinstance(mine, tuple) and mine == new):
+                continue
+            if name not in _VALUES or mine is None or new is None or mine.requires_grad or new.requires_grad:
+                return False
+            if (mine.shape, mine.dtype, mine.device) != (new.shape, new.dtype, new.device):
+                return False
+            changed.append((name, mine, new))
+        for name, mine, new in changed:
+            mine.copy_(new)
+            if name in self._columns:
+                self._columns[name].refresh()
+        return True
 
     def check(self, batch: int, heads: int, queries: int, keys: int) -> None:
         """Raise ShapeError unless the edit fits query [B, Hq, Lq, D] and key [B, Hkv, Lk, D] of this size."""

@@ -74,10 +74,11 @@ def logits_of(model: Any, inputs: Any, tokens: int = 5) -> torch.Tensor:
     return torch.stack(out.logits)
 
 
-def compile_decoding(model: Any) -> None:
+def compile_decoding(model: Any, backend: Any = "eager", mode: str | None = None) -> None:
     """Compile the forwards of single tokens, as `generate` does on a GPU, without room for a graph break."""
     own = model.forward
-    compiled = torch.compile(own, backend="eager", fullgraph=True)
+    chosen: dict[str, Any] = {"backend": backend} if mode is None else {"mode": mode}
+    compiled = torch.compile(own, fullgraph=True, **chosen)
 
     @functools.wraps(own)
     def forward(**inputs: Any) -> Any:

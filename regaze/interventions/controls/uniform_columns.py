@@ -11,7 +11,7 @@ from regaze.interventions.base import Intervention
 from regaze.interventions.controls.base import Variant
 from regaze.interventions.controls.variants import with_behaviour
 from regaze.kernels import AttentionEdit
-from regaze.toolkit.model.callback import keeps_edits, overrides
+from regaze.toolkit.model.callback import keeps_edits, overrides, plans_ahead
 from regaze.toolkit.model.context import Context
 from regaze.toolkit.prompts.token_map import Role
 
@@ -35,7 +35,8 @@ class UniformColumns(Variant):
 
     def for_model(self, config: Any) -> Intervention:
         behaviour = _UniformCross if overrides(self.of, "edit_cross") else _Uniform
-        return with_behaviour(self.of, behaviour, fixed_edits=keeps_edits(self.of))
+        promises = {"fixed_edits": keeps_edits(self.of), "plans_ahead": plans_ahead(self.of)}
+        return with_behaviour(self.of, behaviour, **promises)
 
 
 class _Uniform(Intervention):

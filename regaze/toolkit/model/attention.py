@@ -104,9 +104,10 @@ def regaze_attention(
     elif plan is not None:
         stats = plan.edit.statistics(query, key, scaling, first, **call)
     if plan is not None and stats is not None:
-        dispatcher.deliver(site, plan.requests[0][0], stats)
-        for (owner, _), other in zip(plan.requests[1:], plan.others, strict=True):
-            dispatcher.deliver(site, owner, other.statistics(query, key, scaling, first, **call))
+        dispatcher.deliver(site, plan, 0, stats)
+        for number, other in enumerate(plan.others, 1):
+            stats = other.statistics(query, key, scaling, first, **call)
+            dispatcher.deliver(site, plan, number, stats)
     out, weights = plain
     if dispatcher.watched:
         edit = _NOTHING if plan is None else plan.edit.edit
@@ -195,7 +196,12 @@ def attention_operator(
         raise InputError("a graph that was captured inside a gaze.using(...) block runs after its end")
     options: dict[str, Any] = {"softcap": softcap, "s_aux": sinks}
     options = {name: value for name, value in options.items() if value is not None}
-    return regaze_attention(module, query, key, value, mask, scaling, dropout, is_causal, **options)[0]
+    dispatcher: AttentionDispatcher = module.__dict__[SLOT].dispatcher
+    dispatcher.in_graph = True
+    try:
+        return regaze_attention(module, query, key, value, mask, scaling, dropout, is_causal, **options)[0]
+    finally:
+        dispatcher.in_graph = False
 
 
 @attention_operator.register_fake

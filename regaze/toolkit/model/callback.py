@@ -29,6 +29,9 @@ class Callback:
             subclass that redefines these methods does not inherit it.
         inactive: names of methods that its class has and that do nothing with its parameters; a model need
             not have what they edit.
+        plans_ahead: after the prompt, the edits of a step are known when it begins (after `on_step`): `edit`
+            of all layers is asked then, and what a layer measures acts in later steps only. Inherited as
+            `fixed_edits`, which implies it.
         counts_steps: the callback counts the tokens of an answer, so none may be rolled back (assisted
             decoding).
         records: the callback is a recording. Its requests are attached to the edits of all other callbacks,
@@ -39,6 +42,7 @@ class Callback:
     needs_pixels: ClassVar[bool] = False
     fixed_edits: bool = False
     inactive: frozenset[str] = frozenset()
+    plans_ahead: bool = False
     counts_steps: ClassVar[bool] = False
     records: ClassVar[bool] = False
 
@@ -91,7 +95,10 @@ class Callback:
         return None
 
     def on_stats(self, layer: int, stats: Stats, context: Context) -> None:
-        """The statistics that the callback's edit of this layer requested, right after the layer ran."""
+        """The statistics that the callback's edit of this layer requested, right after the layer ran.
+
+        In a compiled decode step of callbacks with `plans_ahead`, after the forward.
+        """
 
     def on_cross_stats(self, layer: int, stats: Stats, context: Context) -> None:
         """As `on_stats`, for what `edit_cross` requested."""
@@ -123,13 +130,22 @@ def overrides(callback: Callback, *methods: str) -> bool:
 
 def keeps_edits(callback: Callback) -> bool:
     """Whether the edits of a callback are fixed: it has none, or `fixed_edits` is set beside its `edit`."""
+    return _promises(callback, "fixed_edits")
+
+
+def plans_ahead(callback: Callback) -> bool:
+    """Whether the edits of a step are known when it begins: they are fixed, or `plans_ahead` is set."""
+    return keeps_edits(callback) or _promises(callback, "plans_ahead")
+
+
+def _promises(callback: Callback, name: str) -> bool:
     if not overrides(callback, "edit", "edit_cross"):
         return True
-    if "fixed_edits" in vars(callback):
-        return callback.fixed_edits
+    if name in vars(callback):
+        return bool(vars(callback)[name])
     for base in type(callback).__mro__:
-        if "fixed_edits" in vars(base):
-            return bool(vars(base)["fixed_edits"])
+        if name in vars(base):
+            return bool(vars(base)[name])
         if "edit" in vars(base) or "edit_cross" in vars(base):
             return False
     return False

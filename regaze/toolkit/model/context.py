@@ -301,7 +301,8 @@ class Context:
             return self._stack.prefill(inputs, takes_positions and not mrope)
         stacked = self._stack.decode(inputs, cache_length, takes_positions)
         if mrope:
-            text = (stacked["attention_mask"].cumsum(1) - 1)[:, -stacked["input_ids"].shape[1] :]
+            last = cache_length + stacked["input_ids"].shape[1]
+            text = (stacked["attention_mask"].cumsum(1) - 1)[:, cache_length:last].contiguous()
             stacked["position_ids"] = compat.mrope_positions(text, self._rope_deltas)
         return stacked
 

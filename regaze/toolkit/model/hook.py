@@ -323,6 +323,7 @@ class ModelHook:
         fed = compat.decoder_inputs(self._model, given)
         for callback in self._on_step:
             callback.on_step(context, fed.get("input_ids"))
+        self._attention.plan_ahead()
         compat.note_length(cache, None)  # until the forward has succeeded
         prompt = compat.prompt_of(fed)
         context.fed = 0 if prompt is None else prompt.shape[1]
@@ -414,9 +415,13 @@ class ModelHook:
         if not self._thread.is_current:  # refused by `_begin_forward`
             return None
         context = self._attention.context
-        self._attention.begin(None)
-        self._set_running(None)
-        self._layer_hooks.stop()
+        try:
+            if output is not None:
+                self._attention.finish()
+        finally:
+            self._attention.begin(None)
+            self._set_running(None)
+            self._layer_hooks.stop()
         if context is None:
             return None
         context.clear_layer_input()

@@ -1,8 +1,10 @@
 """`LayerPlan`: what is done in one attention layer, made of the edits of all callbacks once per generation.
 
 A plan's edit is composed and lies on the layer's device. A decode step whose callbacks all keep their edits
-(`Callback.fixed_edits`) asks none of them: it looks its plans up. Other callbacks are asked in every layer,
-and the plan stays as long as they return the same objects.
+(`Callback.fixed_edits`) asks none of them: it looks its plans up. Where all know them when a step begins
+(`Callback.plans_ahead`), they are asked before it, and plans that differ in numbers alone are written to, so
+that no address changes. Other callbacks are asked in every layer, and a plan stays as long as they return the
+same objects.
 """
 
 from __future__ import annotations
@@ -21,9 +23,10 @@ from regaze.errors import CompositionError, InputError
 from regaze.kernels import AttentionEdit, BoundEdit, Stats, StatsRequest, compose
 from regaze.toolkit.model import compat
 from regaze.toolkit.model.attention_call import AttentionCall
-from regaze.toolkit.model.callback import Callback, keeps_edits, overrides
+from regaze.toolkit.model.callback import Callback, keeps_edits, overrides, plans_ahead
 from regaze.toolkit.model.context import Context
 from regaze.toolkit.model.own_thread import OwnThread
+from regaze.toolkit.model.step_results import Place, StepResults
 
 
 class LayerPlan(NamedTuple):
@@ -67,18 +70,39 @@ def plan_layer(
     return LayerPlan(BoundEdit(edit), edit.neutral, tuple(requests), others)
 
 
+def rewritten(plan: LayerPlan | None, new: LayerPlan | None) -> LayerPlan | None:
+    """The plan with the numbers of the new one in its own memory; where that cannot be, the new one."""
+    if new is None:
+        return None
+    if plan is not None and len(plan.requests) == len(new.requests):
+        pairs = zip(plan.requests, new.requests, strict=True)
+        same = all(a is c and b is d for (a, b), (c, d) in pairs)
+        if same and plan.edit.edit.overwrite(new.edit.edit):
+            return plan
+    return new._replace(edit=BoundEdit(new.edit.edit.with_own_values()))
+
+
+class _Known(NamedTuple):
+    """What a layer's callbacks returned last, and the plan made of it, for Lk keys on the layer's device."""
+
+    edits: tuple[AttentionEdit | None, ...]
+    plan: LayerPlan | None
+    keys: int
+    device: torch.device
+
+
 @dataclass(eq=False)
 class _Plans:
     """The plans of one generation.
 
     Attributes:
-        newest: by layer, the edits that were returned last and their plan.
-        fixed: by layer, the plans of all decode steps, where every callback keeps its edits.
+        results: what the layers of compiled steps measure.
+        newest: by layer, what was returned last. fixed: by layer, the plans of all decode steps, where every
+            callback keeps its edits.
     """
 
-    newest: dict[compat.AttentionSite, tuple[tuple[AttentionEdit | None, ...], LayerPlan | None]] = field(
-        default_factory=dict
-    )
+    results: StepResults
+    newest: dict[compat.AttentionSite, _Known] = field(default_factory=dict)
     fixed: dict[compat.AttentionSite, LayerPlan | None] = field(default_factory=dict)
 
 
@@ -93,6 +117,7 @@ class AttentionDispatcher:
         layer_hooks: what hooks on layers do in the forward that runs; "" where there are none.
         causal_masks: of the forward that runs, see `AttentionCall`.
         watched: layers without an edit have more to do, too: weights to return, or listeners to call.
+        in_graph: the layer that runs is an operator of a graph.
     """
 
     def __init__(self, model: PreTrainedModel, thread: OwnThread):
@@ -105,7 +130,8 @@ class AttentionDispatcher:
         self.wants_weights = self.watched = False
         self.layer_hooks = ""
         self.causal_masks: dict[int, tuple[Tensor, bool]] = {}
-        self._keeps_edits = False
+        self.in_graph = False
+        self._keeps_edits = self._plans_ahead = self._delivered = False
         self._generations: weakref.WeakKeyDictionary[Context, _Plans] = weakref.WeakKeyDictionary()
         self._plans: _Plans | None = None  # of the generation whose forward runs
         self._fixed: dict[compat.AttentionSite, LayerPlan | None] | None = None
@@ -119,6 +145,7 @@ class AttentionDispatcher:
         self.listeners = tuple(callback for callback in callbacks if overrides(callback, "on_attention"))
         self.watched = bool(self.listeners) or self.wants_weights
         self._keeps_edits = all(keeps_edits(callback) for callback in callbacks)
+        self._plans_ahead = all(plans_ahead(callback) for callback in callbacks)
         self._generations.clear()
 
     def want_weights(self, wanted: bool) -> None:
@@ -129,15 +156,31 @@ class AttentionDispatcher:
     def begin(self, context: Context | None) -> None:
         """A forward of this generation begins; None: it has ended."""
         self.context, self.layer_hooks, self.causal_masks = context, "", {}
+        self._fixed, self._delivered = None, False
         if context is None:
-            self._plans = self._fixed = None
+            self._plans = None
             return
         plans = self._generations.get(context)
         if plans is None:
-            plans = self._generations[context] = _Plans()
+            layers = len(context.self_layers) + len(context.cross_layers)
+            plans = self._generations[context] = _Plans(StepResults(layers))
         self._plans = plans
-        decodes = context.step > 0 and not context.replaying
-        self._fixed = plans.fixed if decodes and self._keeps_edits else None
+        plans.results.clear()  # of a forward that failed
+        if self._keeps_edits and self._decodes(context):
+            self._fixed = plans.fixed
+
+    @staticmethod
+    def _decodes(context: Context) -> bool:
+        return context.step > 0 and not context.replaying
+
+    def plan_ahead(self) -> None:
+        """The forward's callbacks know its step: plan the layers now, where their edits are known now."""
+        context, plans = self.context, self._plans
+        if context is None or plans is None or self._keeps_edits or not self._plans_ahead:
+            return
+        if self._decodes(context):
+            known = list(plans.newest.items())
+            self._fixed = {site: self._asked(context, site, k.keys, k.device) for site, k in known}
 
     def plan(self, site: compat.AttentionSite, keys: int, device: torch.device) -> LayerPlan | None:
         """What the callbacks want of this layer now; None leaves it to plain attention.
@@ -167,10 +210,12 @@ class AttentionDispatcher:
             context.cross_keys = keys
         edits = tuple((p.edit_cross if site.cross else p.edit)(layer, step, context) for p in self.callbacks)
         known = self._plans.newest.get(site)
-        if known is not None and all(a is b for a, b in zip(known[0], edits, strict=True)):
-            return known[1]
+        if known is not None and all(a is b for a, b in zip(known.edits, edits, strict=True)):
+            return known.plan
         plan = plan_layer(self.callbacks, edits, device)
-        self._plans.newest[site] = edits, plan
+        if self._plans_ahead and not self._keeps_edits and self._decodes(context):
+            plan = rewritten(None if known is None else known.plan, plan)
+        self._plans.newest[site] = _Known(edits, plan, keys, device)
         return plan
 
     def _refuse_thread(self) -> None:
@@ -184,11 +229,28 @@ class AttentionDispatcher:
         context = self.context
         return 0 if context is None or site.cross else max(0, context.cache_length + queries - keys)
 
-    def deliver(self, site: compat.AttentionSite, owner: Callback, stats: Stats) -> None:
-        """Hand a callback the statistics that its edit of a layer requested."""
-        if self.context is not None:
-            deliver = owner.on_cross_stats if site.cross else owner.on_stats
-            deliver(site.layer, stats, self.context)
+    def deliver(self, site: compat.AttentionSite, plan: LayerPlan, request: int, stats: Stats) -> None:
+        """Hand a callback the statistics that it requested: now, or those of a planned graph at its end.
+
+        Args:
+            request: its number in the plan.
+        """
+        if self.context is None or self._plans is None:
+            return
+        if self.in_graph and self._fixed is not None:
+            self._plans.results.write(Place(site, request), stats)
+        else:
+            self._delivered = True
+            _hand_over(self.context, site, plan.requests[request][0], stats)
+
+    def finish(self) -> None:
+        """The forward has ended: hand out what its graphs have measured, perhaps without any Python."""
+        if self.context is None or self._plans is None or self._fixed is None:
+            return
+        for (site, request), stats in self._plans.results.take(replayed=not self._delivered):
+            plan = self._fixed.get(site)
+            if plan is not None and request < len(plan.requests):
+                _hand_over(self.context, site, plan.requests[request][0], stats)
 
     def show(self, site: compat.AttentionSite, call: AttentionCall) -> None:
         """Show the listeners a call of self-attention."""
@@ -207,6 +269,10 @@ def refuse_copy(model: PreTrainedModel) -> NoReturn:
         f"this {type(model).__name__} has an open gaze.using(...) or gaze.recording(...); copy or pickle it "
         "outside of the block (save_pretrained works inside, and saves the plain model)"
     )
+
+
+def _hand_over(context: Context, site: compat.AttentionSite, owner: Callback, stats: Stats) -> None:
+    (owner.on_cross_stats if site.cross else owner.on_stats)(site.layer, stats, context)
 
 
 _CALLED_ALONE = "a part of the wrapped model was called by itself; call the model given to regaze.wrap"

@@ -109,7 +109,12 @@ class Stack:
         else:  # none, or that of a static cache
             mask = F.pad(self.mask, (0, new), value=1)
         stacked["attention_mask"] = mask
-        return self._positions(stacked, takes_positions)
+        stacked = self._positions(stacked, takes_positions)
+        # One shape for all steps: a captured graph has no other. Causality hides the columns after the row.
+        stacked["attention_mask"] = F.pad(
+            mask, (0, compat.static_length(given, mask.shape[1]) - mask.shape[1]), value=1
+        )
+        return stacked
 
     def tokens(self, main: TokenMap) -> TokenMap:
         """Roles of the stacked batch."""
@@ -143,7 +148,8 @@ class Stack:
         given = compat.pop_positions(stacked)
         if takes_positions and (given is None or given.dim() == 2):
             positions = (stacked["attention_mask"].long().cumsum(1) - 1).clamp_min(0)
-            positions = positions[:, -stacked["input_ids"].shape[1] :]
+            # Without the stride of a mask that grows, which would be another one for a graph in each step.
+            positions = positions[:, -stacked["input_ids"].shape[1] :].contiguous()
             if given is not None:
                 positions[: self.batch, -given.shape[1] :] = given
             stacked["position_ids"] = positions

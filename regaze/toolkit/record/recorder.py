@@ -37,6 +37,7 @@ class Recorder(Callback):
 
     counts_steps: ClassVar[bool] = True
     records: ClassVar[bool] = True
+    plans_ahead = True
 
     def __init__(self, options: RecordOptions, model: Any, tokenizer: Any):
         self.options, self.tokenizer = options, tokenizer

@@ -19,6 +19,7 @@ from regaze.toolkit.model.compat.arguments import (
     padding_mask,
     pop_positions,
     prompt_of,
+    static_length,
     wants_attentions,
 )
 from regaze.toolkit.model.compat.attention import (
@@ -141,6 +142,7 @@ __all__ = [
     "set_running",
     "sharing_modules",
     "sparse_mask",
+    "static_length",
     "take_rope_deltas",
     "temporary_hooks",
     "text_config",

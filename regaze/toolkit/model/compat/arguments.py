@@ -49,6 +49,12 @@ def padding_mask(mask: Any, length: int) -> Tensor | None:
     return own > torch.finfo(own.dtype).min / 2 if own.is_floating_point() else own
 
 
+def static_length(mask: Any, length: int) -> int:
+    """Columns of a static cache, by the mask that `generate` passes with it; `length` with another cache."""
+    masks = mask.values() if isinstance(mask, dict) else [mask]
+    return max([length, *(m.shape[-1] for m in masks if m is not None and m.dim() == 4)])
+
+
 def pop_positions(inputs: dict[str, Any]) -> Tensor | None:
     """Remove the positions from the arguments of a forward and return its `position_ids`."""
     inputs.pop("cache_position", None)  # which transformers makes for remote code only

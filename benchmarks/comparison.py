@@ -27,7 +27,8 @@ def shown(results: dict[str, Any]) -> dict[str, Any]:
     """What the pages need of a results.json."""
     (benchmark,) = results["benchmarks"].values()
     split, scorer = tables.leading_scorer(benchmark)
-    for entry in (benchmark["plain"], *benchmark["methods"].values()):
+    conditions = (*benchmark["methods"].values(), *benchmark.get("controls", {}).values())
+    for entry in (benchmark["plain"], *conditions):
         if entry.get("figures"):
             figures = entry["figures"][split]
             entry["figures"] = {split: {name: figures[name] for name in ("questions", "images", scorer)}}

@@ -114,6 +114,7 @@ class Gaze:
         opened = [[open_image(image) for image in entry] for entry in entries]
         prompts = [self.reader.render(q, len(i), system) for q, i in zip(questions, opened, strict=True)]
         batch = self.reader.tokenise([prompt.text for prompt in prompts], opened)
+        batch.pop("labels", None)  # PaliGemma's; they are for training
         self._remember(prompts, batch, sum(map(len, opened)))
         self._note_sizes(batch, [[image.size for image in entry] for entry in opened])
         return batch

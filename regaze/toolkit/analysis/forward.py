@@ -97,7 +97,9 @@ class HiddenStateProbe(_Probe):
     def prepare(self, context: Context) -> None:
         super().prepare(context)
         self._depth, self._context, self._measured = context.num_layers, context, set[int]()
-        context.capture_hidden((self._depth,))
+        # Layers without attention ask for no edit; what enters them is read after the forward.
+        self._later = tuple(layer for layer in self.chosen if layer not in context.self_layers)
+        context.capture_hidden((self._depth, *self._later))
 
     def edit(self, layer: int, step: int, context: Context) -> AttentionEdit | None:
         if step == 0 and layer in self.chosen and layer not in self._measured:
@@ -106,14 +108,17 @@ class HiddenStateProbe(_Probe):
         return None
 
     def finish(self) -> None:
-        """Measure the output of the last layer; called after the forward."""
-        if self._depth in self.chosen:
-            self.measure(self._depth, self.last_output)
+        """Measure what is left: the last layer's output and layers without attention, after the forward."""
+        for layer in self._later:
+            self.measure(layer, self._captured(layer))
 
     @property
     def last_output(self) -> Tensor:
         """[B, L, D] output of the last layer."""
-        return self._context.captured_hidden(self._depth)[: self.batch, self.before :]
+        return self._captured(self._depth)
+
+    def _captured(self, layer: int) -> Tensor:
+        return self._context.captured_hidden(layer)[: self.batch, self.before :]
 
     def measure(self, layer: int, hidden: Tensor) -> None:
         """Called with each chosen layer's hidden states [B, L, D]."""
@@ -135,9 +140,10 @@ def run_forward(gaze: Gaze, inputs: Mapping[str, Any], *callbacks: Callback, log
         logits: number of last positions for which the model computes logits, if it has that option; 0: all.
     """
     known = inspect.signature(gaze.model.forward).parameters
-    given = {name: value for name, value in inputs.items() if value is not None}
+    given = {name: value for name, value in inputs.items() if value is not None and name != "labels"}
     mask = given.get("attention_mask")
-    if "position_ids" in known and mask is not None and not compat.has_mrope(gaze.model):
+    counts = compat.counts_positions(gaze.model, given)
+    if "position_ids" in known and mask is not None and not counts:
         given.setdefault("position_ids", (mask.cumsum(1) - 1).clamp_min(0))
     if "use_cache" in known:
         given["use_cache"] = False

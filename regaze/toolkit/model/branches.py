@@ -90,8 +90,8 @@ def _token_types(context: Context, ids: Tensor) -> dict[str, Tensor]:
 def measurement_inputs(context: Context, branch: Branch | None = None) -> dict[str, Any]:
     """The user's prompts, or those of a branch, as arguments of a forward without a cache.
 
-    Positions count the visible tokens of each row, as in a stacked forward. A model computes multi-axis
-    positions itself.
+    Positions count the visible tokens of each row, as in a stacked forward, unless the model has a rule of
+    its own.
     """
     inputs = {**context.inputs, **({} if branch is None else branch.inputs)}
     inputs = {name: value for name, value in inputs.items() if value is not None}
@@ -100,7 +100,8 @@ def measurement_inputs(context: Context, branch: Branch | None = None) -> dict[s
     mask = context.visible.to(context.device).long() if masked is None else masked
     inputs["attention_mask"] = mask
     positions = compat.pop_positions(inputs)
-    one_axis = not compat.has_mrope(context.model) and (positions is None or positions.dim() == 2)
+    counts = compat.counts_positions(context.model, inputs)
+    one_axis = not counts and (positions is None or positions.dim() == 2)
     if one_axis and "position_ids" in inspect.signature(context.model.forward).parameters:
         inputs["position_ids"] = (mask.cumsum(1) - 1).clamp_min(0)
     return inputs

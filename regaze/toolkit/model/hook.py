@@ -474,6 +474,7 @@ class ModelHook:
     def _extra_forward(self, inputs: Mapping[str, Any], callback: Callback) -> Any:
         """See `Context.extra_forward`."""
         inputs = {**compat.without_cache(inputs), **compat.last_logits_only(self._model), "return_dict": True}
+        inputs.pop("labels", None)
         if inputs.get("inputs_embeds") is not None:  # the ids beside them were found by `PromptSource`
             inputs.pop("input_ids", None)
         with self.only(self._prompts.measuring(callback)), torch.no_grad():

@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
+from family_checks import case_of
 from hypothesis import given
 from hypothesis import strategies as st
 from models import llava_processor, picture, tiny_llama
@@ -19,6 +20,7 @@ from transformers import (
     ViTConfig,
     ViTForImageClassification,
 )
+from zoo.every import RUNNING, label, skip_if_older
 
 import regaze
 from regaze import Role, TokenMap
@@ -36,6 +38,7 @@ from regaze.toolkit.analysis import (
     perturbed_attention,
     with_answers,
 )
+from regaze.toolkit.model.hidden_logits import LogitReader
 
 # The logit lens ---------------------------------------------------------------------------------------
 
@@ -158,6 +161,29 @@ def test_what_cannot_be_read(gaze, inputs):
         logit_lens(gaze, inputs)
     with pytest.raises(InputError, match="no tokenizer"):
         logit_lens(regaze.wrap(tiny_llama()), with_roles(torch.tensor([[5, 6]])), targets=["dog"])
+
+
+#: Families that count positions by their own rule, have layers without attention, or get labels.
+UNLIKE = ("kosmos-2", "kosmos-2.5", "lfm2_vl", "qwen3_5", "paligemma", "gemma3")
+
+
+@pytest.mark.parametrize("entry", [entry for entry in RUNNING if entry.name in UNLIKE], ids=label)
+def test_every_layer_of_any_family_is_read_as_in_its_own_forward(entry):
+    skip_if_older(entry)
+    gaze = case_of(entry).gaze
+    prompts = gaze.inputs([picture(1)], ["What is there?"])
+    assert "labels" not in prompts
+    lens = logit_lens(gaze, prompts)
+    reader = LogitReader(gaze.model)
+    with torch.no_grad():
+        out = gaze.model(**prompts, output_hidden_states=True)
+        states = [reader.read(state).softmax(-1) for state in out.hidden_states[:-1]]
+        states.append(out.logits.softmax(-1))
+    assert lens.layers == tuple(range(len(states)))
+    rows = lens.rows[0]
+    for layer, probabilities in enumerate(states):
+        expected = probabilities[0, rows].amax(-1)
+        torch.testing.assert_close(lens.top_probs[layer, 0, :, 0], expected, rtol=1e-3, atol=1e-4)
 
 
 # The class lens ---------------------------------------------------------------------------------------

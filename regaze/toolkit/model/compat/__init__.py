@@ -62,6 +62,7 @@ from regaze.toolkit.model.compat.generation import (
 )
 from regaze.toolkit.model.compat.hooks import owned, remove_hooks, temporary_hooks
 from regaze.toolkit.model.compat.layout import (
+    counts_positions,
     decoder_layers,
     decoder_of,
     has_mrope,
@@ -99,6 +100,7 @@ __all__ = [
     "cache_argument",
     "cache_length",
     "cache_of",
+    "counts_positions",
     "crop_last",
     "current_attention",
     "decoder_inputs",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -122,6 +122,11 @@ def recorded_modules(model: PreTrainedModel, what: str) -> list[nn.Module]:
 def has_mrope(model: PreTrainedModel) -> bool:
     """Whether the model computes positions along several axes from the grids of its images (M-RoPE)."""
     return hasattr(model.base_model, "get_rope_index")
+
+
+def counts_positions(model: PreTrainedModel, inputs: Mapping[str, Any]) -> bool:
+    """Whether the model counts positions by a rule of its own: M-RoPE, or that of KOSMOS."""
+    return has_mrope(model) or inputs.get("image_embeds_position_mask") is not None
 
 
 def mrope_positions(positions: Tensor, deltas: Tensor | None) -> Tensor:

@@ -12,6 +12,7 @@ from .interventions import FLB as FLB
 from .interventions import GIFT as GIFT
 from .interventions import HGAI as HGAI
 from .interventions import ICD as ICD
+from .interventions import ICT as ICT
 from .interventions import M3ID as M3ID
 from .interventions import MMA as MMA
 from .interventions import OPERA as OPERA

@@ -12,12 +12,10 @@ from regaze.cli import console
 from regaze.errors import InputError, UnknownMethodError
 from regaze.interventions import registry
 from regaze.interventions.fitting import (
-    CaptionPairs,
     Directions,
+    Examples,
     Fit,
     FittedIntervention,
-    demo_pairs,
-    read_pairs,
 )
 from regaze.interventions.fitting.parts import remove_parts
 from regaze.toolkit import Gaze
@@ -39,16 +37,15 @@ def read_fit(name: str, settings: list[str] | None) -> Fit:
     return cls.fit(**parse_typed(values, parameter_types(cls.fit), "--set "))
 
 
-def read_data(data: str | None, images: Path | None, model: str) -> CaptionPairs:
-    """The pairs of --data. Raises InputError: no or unreadable data."""
+def read_data(fit: Fit, data: str | None, images: Path | None, model: str) -> Examples:
+    """The examples of --data. Raises InputError: no or unreadable data."""
     if data is None and model != "demo":
         raise InputError(
-            f"--model {model} needs --data: a file of lines such as "
-            '{"image": "1.jpg", "value": "A dog.", "h_value": "A dog and a cat."}'
+            f"--model {model} needs --data: a file of JSON lines (see docs/methods.md), and perhaps --images"
         )
     if data is None or data == "demo":
-        return demo_pairs()
-    return read_pairs(data, images)
+        return fit.demo()
+    return fit.read(data, images)
 
 
 def check_output(path: Path) -> Path:
@@ -69,9 +66,9 @@ def check_output(path: Path) -> Path:
     return path.with_suffix(".parts")
 
 
-def result_at(path: Path, fit: Fit, gaze: Gaze, pairs: CaptionPairs) -> Directions | None:
+def result_at(path: Path, fit: Fit, gaze: Gaze, data: Examples) -> Directions | None:
     """The directions in the file, if this fit has made them."""
-    if path.exists() and fit.has_made(found := Directions.load(path), gaze, pairs):
+    if path.exists() and fit.has_made(found := Directions.load(path), gaze, data):
         console.info(f"{path} is there already, from the same model, data and settings")
         return found
     return None
@@ -88,7 +85,7 @@ def show(found: Directions) -> None:
     out, about = console.stdout(), found.about
     data, model = about["data"], about["model"]
     out.print(
-        f"{about['method']}: {data['pairs']} pairs of {data['source']} on {model['name']} "
+        f"{about['method']}: {data['pairs']} examples of {data['source']} on {model['name']} "
         f"({model['layers']} layers of width {model['width']})",
         soft_wrap=True,
     )

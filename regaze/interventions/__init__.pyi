@@ -16,6 +16,7 @@ from .flb import FLB as FLB
 from .gift import GIFT as GIFT
 from .hgai import HGAI as HGAI
 from .icd import ICD as ICD
+from .ict import ICT as ICT
 from .knockout import HeadKnockout as HeadKnockout
 from .m3id import M3ID as M3ID
 from .mma import MMA as MMA

@@ -50,11 +50,13 @@ paper in a defined way, `as_released=True` gives the code's behaviour. Nothing h
 everything is written from equations and facts. Pass parameters as `--set name=value` on the command line, or
 to the class. [Write your own](new-method.md).
 
-Methods with a parameter `directions` act along vectors that are fitted once per model from pairs of captions,
-a true and an invented one of each image: `regaze fit METHOD --model ... --data ... -o FILE`. For the demo
-model `regaze fit METHOD -o FILE` is enough. The file says on which model, pairs and settings it was fitted;
-another shape of model is refused. Their control is random directions of the same lengths. A fit on images
-that are asked about later is no test of the method: the file lists them.
+Methods with a parameter `directions` act along vectors that are fitted once per model: `regaze fit METHOD
+--model ... --data ... -o FILE`, for the demo model `regaze fit METHOD -o FILE`. VTI and Nullu take pairs of
+captions, lines of JSON such as {"image": "1.jpg", "value": "A dog.", "h_value": "A dog and a cat."} (a true
+and an invented one of an image), ICT takes questions, {"image": "1.jpg", "text": "Is there a dog in the
+image?", "label": "yes"}. The file says on which model, data and settings it was fitted; another shape of
+model is refused. Their control is random directions of the same lengths. A fit on images that are asked
+about later is no test of the method: the file lists them.
 """
 
 CONTROLS_INTRODUCTION = """## Controls

@@ -35,6 +35,7 @@ BUILT_IN: dict[str, str] = {
     "gift": "regaze.interventions.gift:GIFT",
     "hgai": "regaze.interventions.hgai:HGAI",
     "icd": "regaze.interventions.icd:ICD",
+    "ict": "regaze.interventions.ict:ICT",
     "knockout": "regaze.interventions.knockout:HeadKnockout",
     "m3id": "regaze.interventions.m3id:M3ID",
     "mma": "regaze.interventions.mma:MMA",

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 import torch
-from directions import nullu_directions, vti_directions
+from directions import ict_directions, nullu_directions, vti_directions
 from models import SMALL_VAR, llava_processor, logits_of, picture, tiny_llava
 from paths import DOCS
 
@@ -24,6 +24,7 @@ PARAMETERS = {
     "agla": {"relevance": lambda image, text: (torch.arange(64.0).view(8, 8), 0.6)},
     "mma": {"trained": True},
     "adhh": {"heads": ((0, 3), (2, 1)), "threshold": 0.1},
+    "ict": {"directions": ict_directions()},
     "nullu": {"directions": nullu_directions()},
     "vti": {"directions": vti_directions()},
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from device_checks import IMAGES, QUESTIONS, logits
-from directions import nullu_directions, vti_directions
+from directions import ict_directions, nullu_directions, vti_directions
 from models import SMALL_VAR
 from standins import painted
 
@@ -38,6 +38,7 @@ PARAMETERS = {
     "moa": {"block": 8},
     "opera": {"num_beams": 2, "candidates": 2},
     "var": SMALL_VAR,
+    "ict": {"directions": ict_directions()},
     "nullu": {"directions": nullu_directions()},
     "vti": {"directions": vti_directions()},
 }

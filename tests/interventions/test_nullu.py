@@ -174,7 +174,7 @@ def test_what_does_not_fit_the_model(gaze, method, message):
 @pytest.mark.parametrize("pool", ["all", "answer", "last"])
 def test_pooled_states_are_those_of_plain_forwards(model, pool):
     """After every layer, the caption as a finished turn; the mean over the prompt comes with them."""
-    gaze, pair = regaze.wrap(model, llava_processor()), demo_pairs().pairs[1]
+    gaze, pair = regaze.wrap(model, llava_processor()), demo_pairs().items[1]
     got = NulluFit(pool=pool)._states(gaze, pair)
     prompt, means = f"USER: <image>\n{pair.question} ASSISTANT:", []
     for caption in (pair.true, pair.invented):

@@ -21,7 +21,7 @@ from zoo.every import RUNNING, label, skip_if_older
 import regaze
 from regaze.errors import BadParameterError, InputError, RegazeError, UnsupportedModelError
 from regaze.interventions import VTI
-from regaze.interventions.fitting import CaptionPair, CaptionPairs, demo_pairs
+from regaze.interventions.fitting import CaptionPair, Examples, demo_pairs
 from regaze.interventions.vti import VTIFit
 from regaze.interventions.vti.components import grouped_rows, mean_and_components, ungrouped
 from regaze.interventions.vti.fit import draw_patches, mask_patches
@@ -242,7 +242,7 @@ def fitted(pairs):
 def test_text_directions_are_those_of_plain_forwards(model, pairs, fitted):
     """Every layer's residual stream at the last token, the last layer's before the final norm."""
     processor, differences = llava_processor(), []
-    for pair in pairs.pairs:
+    for pair in pairs.items:
         states = []
         for caption in (pair.true, pair.invented):
             text = f"USER: <image>\n{pair.question} ASSISTANT:{caption}"
@@ -272,9 +272,9 @@ def test_vision_directions_are_those_of_the_tower(model, pairs, fitted):
     """With one image the direction is its difference: masked copies minus the image, after each block."""
     gaze = regaze.wrap(model, llava_processor())
     one = VTIFit(copies=2, masked=0.5, seed=4)
-    difference = one._vision_difference(gaze, pairs.pairs[0], 0)
+    difference = one._vision_difference(gaze, pairs.items[0], 0)
     assert difference.shape == (65, 5, 192)
-    pixels = gaze.inputs([pairs.pairs[0].image], ["What is this?"])["pixel_values"][0]
+    pixels = gaze.inputs([pairs.items[0].image], ["What is this?"])["pixel_values"][0]
     generator = torch.Generator().manual_seed(4 * 100_003)
     copies = [mask_patches(pixels, draw_patches(pixels, 14, 0.5, generator), 14) for _ in range(2)]
     with torch.no_grad():
@@ -378,7 +378,7 @@ def made(tmp_path_factory):
         path = folder / f"{number}.png"
         picture(number, 56, 56).save(path)
         found.append(CaptionPair(path, path.name, "a dog.", "the cat."))
-    return CaptionPairs(tuple(found), "made", "0")
+    return Examples(tuple(found), "made", "0")
 
 
 def family(name):

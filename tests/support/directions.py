@@ -51,6 +51,23 @@ def nullu_directions(model: dict[str, Any] = LLAVA, rank: int = 8, seed: int = 0
     return directions("nullu", model, {"basis": basis}, basis="basis")
 
 
+def ict_directions(
+    model: dict[str, Any] = LLAVA,
+    heads: tuple[int, int] = (6, 32),
+    levels: int = 2,
+    seed: int = 0,
+    **settings: Any,
+) -> Directions:
+    tensors, kinds = {}, {}
+    for number, level in enumerate(("image", "object")[:levels]):
+        tensors[level] = normal(model["layers"], *heads, seed=seed + number)
+        tensors[f"{level}_score"] = normal(model["layers"], heads[0], seed=seed + 7 + number).sigmoid()
+        kinds[f"{level}_score"] = "scores"
+    found = directions("ict", model, tensors, **kinds)
+    found.about["settings"] = settings
+    return found
+
+
 def vti_directions(model: dict[str, Any] = LLAVA, vision: bool = True, seed: int = 0) -> Directions:
     tensors = {"text": normal(model["layers"], model["width"], seed=seed)}
     if vision:

@@ -18,8 +18,8 @@ def fit(
     data: Annotated[
         str | None,
         typer.Option(
-            help='JSON lines {"image", "value", "h_value"}: a true and an invented caption of an image; or '
-            "demo. [demo for the demo model]"
+            help='JSON lines: of vti, nullu {"image", "value", "h_value"}, a true and an invented caption; '
+            'of ict {"image", "text", "label"}, a question; or demo. [demo for the demo model]'
         ),
     ] = None,
     images: Annotated[Path | None, typer.Option(help="Folder of the images. [that of the data file]")] = None,
@@ -42,7 +42,7 @@ def fit(
     fit is continued by the same command.
     """
     fit = cli.fitting.read_fit(method, settings)
-    pairs = cli.fitting.read_data(data, images, model)
+    pairs = cli.fitting.read_data(fit, data, images, model)
     path = output or Path("out") / f"{method}-{Path(model).name}.safetensors"
     parts = cli.fitting.check_output(path)
     cli.interrupt.current.advice = f"; what is measured so far is in {parts}, and the same command continues"

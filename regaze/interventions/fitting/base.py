@@ -14,9 +14,10 @@ from torch import Tensor
 from regaze.errors import BadParameterError, InputError
 from regaze.interventions.base import Intervention, Method
 from regaze.interventions.controls.random_direction import RandomDirection
-from regaze.interventions.fitting.caption_pairs import CaptionPair, CaptionPairs, images_of
+from regaze.interventions.fitting.caption_pairs import demo_pairs, read_pairs
 from regaze.interventions.fitting.direction_files import FORMAT, VERSION
 from regaze.interventions.fitting.directions import Directions, model_shape, short_name
+from regaze.interventions.fitting.examples import Examples
 from regaze.interventions.fitting.parts import Parts
 from regaze.interventions.parameters import parameters_of
 from regaze.reading import StrPath
@@ -64,10 +65,20 @@ class Fit:
             value = parameter.checked(getattr(self, parameter.name), f"fit {self.method}")
             object.__setattr__(self, parameter.name, value)
 
+    @classmethod
+    def demo(cls) -> Examples:
+        """The demo's data for this fit."""
+        return demo_pairs()
+
+    @classmethod
+    def read(cls, path: StrPath, images: StrPath | None = None) -> Examples:
+        """The data in a file. Raises InputError."""
+        return read_pairs(path, images)
+
     def run(
         self,
         gaze: Gaze,
-        data: CaptionPairs,
+        data: Examples,
         *,
         parts: StrPath | None = None,
         progress: Progress | None = None,
@@ -88,22 +99,22 @@ class Fit:
             raise InputError("fit outside of gaze.using(...) and gaze.recording(...): on the plain model")
         chosen = self._chosen(data)
         about = self._about(gaze, chosen)
-        key = hash_of(about, [(str(p.image), p.true, p.invented, p.question) for p in chosen.pairs])
+        key = hash_of(about, [repr(item) for item in chosen.items])
         store = Parts(parts, key)
         with torch.no_grad():
-            found = self.compute(gaze, chosen.pairs, store, progress or (lambda *_: None))
+            found = self.compute(gaze, chosen.items, store, progress or (lambda *_: None))
         kinds = {name: {"kind": kind, "shape": list(t.shape)} for name, (kind, t) in found.tensors.items()}
         tensors = {name: tensor for name, (_, tensor) in found.tensors.items()}
         return Directions(
             tensors, {**about, "prompt": found.prompt, "report": found.report, "tensors": kinds}
         )
 
-    def has_made(self, directions: Directions, gaze: Gaze, data: CaptionPairs) -> bool:
+    def has_made(self, directions: Directions, gaze: Gaze, data: Examples) -> bool:
         """Whether `run` would give these directions: same model, pairs, settings and versions."""
         about = self._about(gaze, self._chosen(data))
         return all(directions.about.get(name) == value for name, value in about.items())
 
-    def _chosen(self, data: CaptionPairs) -> CaptionPairs:
+    def _chosen(self, data: Examples) -> Examples:
         """The pairs that are used. Raises InputError where they are too few."""
         chosen = data.first(self.pairs)
         if len(chosen) < self.least:
@@ -113,11 +124,11 @@ class Fit:
             )
         return chosen
 
-    def compute(self, gaze: Gaze, pairs: tuple[CaptionPair, ...], parts: Parts, progress: Progress) -> Fitted:
+    def compute(self, gaze: Gaze, pairs: tuple[Any, ...], parts: Parts, progress: Progress) -> Fitted:
         """The vectors of a model; what takes long goes through `parts`."""
         raise NotImplementedError
 
-    def _about(self, gaze: Gaze, data: CaptionPairs) -> dict[str, Any]:
+    def _about(self, gaze: Gaze, data: Examples) -> dict[str, Any]:
         """What is known of the result before it is computed."""
         import transformers
 
@@ -134,7 +145,7 @@ class Fit:
                 "source": data.source,
                 "sha256": data.sha256,
                 "pairs": len(data),
-                "images": images_of(data.pairs),
+                "images": data.images,
             },
             "settings": asdict(self),
             "dtype": str(gaze.model.dtype).removeprefix("torch."),

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from os import fspath
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from regaze.demo.shipped import FITTING_FILE
-from regaze.errors import InputError
-from regaze.reading import StrPath, read_text
+from regaze.interventions.fitting.examples import Examples, read_lines
+from regaze.reading import StrPath
 
 _Caption = Annotated[str, Field(min_length=1, max_length=100_000, pattern=r"\S")]
+_SAMPLE = '{"image": "1.jpg", "value": "A dog.", "h_value": "A dog and a cat."}'
 
 
 class PairEntry(BaseModel):
@@ -46,28 +44,12 @@ class CaptionPair:
     question: str | None = None
 
 
-@dataclass(frozen=True)
-class CaptionPairs:
-    """Pairs in the order of their file. source: its name. sha256: of its content."""
-
-    pairs: tuple[CaptionPair, ...]
-    source: str
-    sha256: str
-
-    def first(self, count: int | None) -> CaptionPairs:
-        """Those pairs, and as many of them as there are."""
-        return CaptionPairs(self.pairs[:count], self.source, self.sha256)
-
-    def __len__(self) -> int:
-        return len(self.pairs)
-
-
-def demo_pairs() -> CaptionPairs:
+def demo_pairs() -> Examples:
     """Pairs about scenes that the demo model was not trained on and that no benchmark asks about."""
     return read_pairs(FITTING_FILE, name="demo")
 
 
-def read_pairs(path: StrPath, images: StrPath | None = None, *, name: str | None = None) -> CaptionPairs:
+def read_pairs(path: StrPath, images: StrPath | None = None, *, name: str | None = None) -> Examples:
     """The pairs of a JSON-lines file: {"image", "value", "h_value"} and perhaps "question" in each line.
 
     `value` is a true caption, `h_value` one with invented objects. The released data of VTI and of LURE are
@@ -79,35 +61,8 @@ def read_pairs(path: StrPath, images: StrPath | None = None, *, name: str | None
     Raises:
         InputError: the file cannot be read, a line is no such pair, or an image is not there.
     """
-    path = Path(fspath(path))
-    text = read_text(path, "data file ")
-    folder = path.parent if images is None else Path(fspath(images))
-    pairs = [
-        _pair(line, folder, f"{path}:{number}")
-        for number, line in enumerate(text.splitlines(), start=1)
-        if line.strip()
-    ]
-    if not pairs:
-        raise InputError(f"data file {path} has no pairs")
-    return CaptionPairs(tuple(pairs), name or path.name, hashlib.sha256(text.encode()).hexdigest())
+    return read_lines(path, images, PairEntry, _pair, _SAMPLE, name)
 
 
-def _pair(line: str, folder: Path, place: str) -> CaptionPair:
-    try:
-        entry = PairEntry.model_validate_json(line)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        field = ".".join(map(str, first["loc"]))[:80]
-        example = json.dumps({"image": "1.jpg", "value": "A dog.", "h_value": "A dog and a cat."})
-        raise InputError(
-            f"{place}: {field or 'the line'}: {first['msg']}; expected such as {example}"
-        ) from None
-    image = folder / entry.image
-    if not image.is_file():
-        raise InputError(f"{place}: there is no image {image}; give the folder of the images with --images")
-    return CaptionPair(image, entry.image, entry.value, entry.h_value, entry.question)
-
-
-def images_of(pairs: Sequence[CaptionPair]) -> list[str]:
-    """Their names in order, each once."""
-    return list(dict.fromkeys(pair.name for pair in pairs))
+def _pair(entry: PairEntry, find: Callable[[str], Path]) -> CaptionPair:
+    return CaptionPair(find(entry.image), entry.image, entry.value, entry.h_value, entry.question)

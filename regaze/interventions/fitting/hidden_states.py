@@ -15,7 +15,7 @@ from regaze.toolkit.analysis.forward import HiddenStateProbe, run_forward
 from regaze.toolkit.model import compat
 from regaze.toolkit.model.callback import Callback
 from regaze.toolkit.model.vision import vision_tower
-from regaze.toolkit.prompts.images import open_image
+from regaze.toolkit.prompts.images import ImageLike, open_image
 from regaze.toolkit.wrap import Gaze
 
 #: From the hidden states [T, D] of a sequence to what is kept of them, [..., D].
@@ -27,9 +27,9 @@ def prompt_of(gaze: Gaze, question: str) -> str:
     return gaze.reader.render(question, 1).text
 
 
-def caption_inputs(gaze: Gaze, pair: CaptionPair, text: str) -> BatchFeature:
-    """The arguments of a forward over `text`, a rendered prompt with its answer, about a pair's image."""
-    batch = gaze.reader.tokenise([text], [[open_image(pair.image)]])
+def answered_inputs(gaze: Gaze, image: ImageLike, text: str) -> BatchFeature:
+    """The arguments of a forward over `text`, a rendered prompt with its answer, about an image."""
+    batch = gaze.reader.tokenise([text], [[open_image(image)]])
     batch.pop("labels", None)  # PaliGemma's processor gives what to learn
     for name, tensor in batch.items():
         if isinstance(tensor, Tensor) and tensor.is_floating_point():
@@ -66,7 +66,7 @@ def tiles_of(gaze: Gaze, pair: CaptionPair) -> Tensor:
     Raises:
         UnsupportedModelError: the processor gives something else.
     """
-    pixels = caption_inputs(gaze, pair, prompt_of(gaze, "What is this?")).get("pixel_values")
+    pixels = answered_inputs(gaze, pair.image, prompt_of(gaze, "What is this?")).get("pixel_values")
     if not isinstance(pixels, Tensor) or pixels.dim() not in (4, 5) or pixels.shape[-3] != 3:
         raise UnsupportedModelError(
             f"the vision tower of {type(gaze.model).__name__} is not given pictures [n, 3, H, W] of one "

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from regaze.interventions.fitting.base import Fit, Fitted, Progress
 from regaze.interventions.fitting.caption_pairs import CaptionPair
-from regaze.interventions.fitting.hidden_states import caption_inputs, prompt_of, residual_states
+from regaze.interventions.fitting.hidden_states import answered_inputs, prompt_of, residual_states
 from regaze.interventions.fitting.parts import Parts
 from regaze.toolkit.wrap import Gaze
 
@@ -66,12 +66,14 @@ class NulluFit(Fit):
     def _states(self, gaze: Gaze, pair: CaptionPair) -> Tensor:
         """[3, L, D] pooled states leaving each layer: true, invented, and the mean over the prompt alone."""
         prompt = prompt_of(gaze, pair.question or QUESTION)
-        start = caption_inputs(gaze, pair, prompt)["input_ids"].shape[1]
+        start = answered_inputs(gaze, pair.image, prompt)["input_ids"].shape[1]
         space = "" if prompt[-1:].isspace() else " "
         end = getattr(gaze.reader.tokenizer, "eos_token", None) or ""
         true, invented = (
             residual_states(
-                gaze, caption_inputs(gaze, pair, f"{prompt}{space}{text}{end}"), partial(self._pool, start)
+                gaze,
+                answered_inputs(gaze, pair.image, f"{prompt}{space}{text}{end}"),
+                partial(self._pool, start),
             )
             for text in (pair.true, pair.invented)
         )

@@ -15,7 +15,7 @@ from regaze.errors import InputError, UnsupportedModelError
 from regaze.interventions.fitting.base import Fit, Fitted, Progress
 from regaze.interventions.fitting.caption_pairs import CaptionPair
 from regaze.interventions.fitting.hidden_states import (
-    caption_inputs,
+    answered_inputs,
     prompt_of,
     residual_states,
     tiles_of,
@@ -94,7 +94,7 @@ class VTIFit(Fit):
         """[L + 1, D], true minus invented, at the last token of the caption."""
         prompt = prompt_of(gaze, pair.question or QUESTION)
         true, invented = (
-            residual_states(gaze, caption_inputs(gaze, pair, prompt + text), _last, *tower)
+            residual_states(gaze, answered_inputs(gaze, pair.image, prompt + text), _last, *tower)
             for text in (pair.true, pair.invented)
         )
         return true - invented

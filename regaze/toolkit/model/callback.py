@@ -110,6 +110,13 @@ class Callback:
         """The edited output [B, Lq, D] of the MLP of `layer`."""
         return hidden
 
+    def edit_attention_output(self, layer: int, hidden: Tensor, context: Context) -> Tensor:
+        """The edited output [B, Lq, D] of the self-attention of `layer`: what its output projection gives.
+
+        A vector added to the output of a head is such an edit, too: the projection makes one of D of it.
+        """
+        return hidden
+
     def edit_vision_mlp(self, block: int, hidden: Tensor, context: Context) -> Tensor:
         """The edited output of the MLP of a block of the vision tower, [N, T, Dv]: N images or tiles of them.
 

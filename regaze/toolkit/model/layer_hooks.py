@@ -6,7 +6,7 @@ forward begins that needs them, and removed when it ends.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -24,6 +24,7 @@ from regaze.toolkit.model.vision import tower_mlps
 #: Methods of a callback that edit what a part of a layer gives, and what they do.
 _EDITS = {
     "edit_mlp": "edits the outputs of MLPs",
+    "edit_attention_output": "edits the outputs of attention",
     "edit_vision_mlp": "edits the outputs of the vision tower's MLPs",
 }
 #: The callback that has such a method, by its name.
@@ -65,6 +66,8 @@ class LayerHooks:
                 self._before(layers[number], _capture_input(context, number, self._width))
         if "edit_mlp" in editors:
             self._edit("edit_mlp", editors, _decoder_mlps(self.model), context)
+        if "edit_attention_output" in editors:
+            self._edit("edit_attention_output", editors, compat.output_projections(self.model), context)
         if "edit_vision_mlp" in editors:
             self._edit("edit_vision_mlp", editors, tower_mlps(self.model), context)
         if gain is not None:
@@ -76,11 +79,14 @@ class LayerHooks:
         while self._handles:
             self._handles.pop().remove()
 
-    def _edit(self, kind: str, editors: _Editors, modules: Sequence[nn.Module], context: Context) -> None:
+    def _edit(
+        self, kind: str, editors: _Editors, modules: Iterable[nn.Module | None], context: Context
+    ) -> None:
         """Hand the output of each module to the callback that has a method `kind`."""
         edit = getattr(editors[kind], kind)
         for number, module in enumerate(modules):
-            self._after(module, _edit_output(edit, number, context))
+            if module is not None:
+                self._after(module, _edit_output(edit, number, context))
 
     def _before(self, module: nn.Module, hook: Callable[..., Any]) -> None:
         self._handles.append(module.register_forward_pre_hook(self._owned(hook), with_kwargs=True))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from directions import DEMO, nullu_directions, vti_directions
+from directions import DEMO, ict_directions, nullu_directions, vti_directions
 from standins import leftmost, lines, painted
 
 import regaze
@@ -24,6 +24,7 @@ MORE = {
     "knockout": {"heads": ((0, 0), (3, 1))},
     "agla": {"relevance": leftmost},
     "degf": {"generator": painted, "description_tokens": 3},
+    "ict": {"directions": ict_directions(DEMO)},
     "nullu": {"directions": nullu_directions(DEMO)},
     "vti": {"directions": vti_directions(DEMO)},
 }

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from directions import DEMO, nullu_directions, vti_directions
+from directions import DEMO, ict_directions, nullu_directions, vti_directions
 from models import llava_processor, tiny_llama, tiny_llava
 from standins import leftmost, painted
 from transformers import AutoModelForCausalLM, MistralConfig
@@ -129,6 +129,7 @@ def everything():
         "var": {"sink_dimensions": (3, 7), "tau": 1.6},
         "agla": {"relevance": leftmost},
         "degf": {"generator": painted, "description_tokens": 3},
+        "ict": {"directions": ict_directions(DEMO)},
         "nullu": {"directions": nullu_directions(DEMO)},
         "vti": {"directions": vti_directions(DEMO)},
     }

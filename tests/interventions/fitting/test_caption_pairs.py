@@ -26,8 +26,8 @@ GOOD = {"image": "1.png", "value": "A dog.", "h_value": "A dog and a cat."}
 def test_the_demo_has_some_about_scenes_that_no_benchmark_asks_about():
     pairs = demo_pairs()
     assert len(pairs) == 32
-    assert not {pair.name for pair in pairs.pairs} & {scene.name for scene in scenes()}
-    for pair in pairs.pairs:
+    assert not {pair.name for pair in pairs.items} & {scene.name for scene in scenes()}
+    for pair in pairs.items:
         assert pair.image.is_file()
         assert pair.true != pair.invented
         assert pair.true.startswith("The image shows ")
@@ -38,14 +38,14 @@ def test_the_demo_has_some_about_scenes_that_no_benchmark_asks_about():
 def test_files_of_others_are_read(tmp_path):
     path = write(tmp_path, {**GOOD, "id": 3, "co_objects": ["x"], "question": "Describe it."}, "", GOOD)
     pairs = read_pairs(path)
-    assert [(p.name, p.true, p.invented, p.question) for p in pairs.pairs] == [
+    assert [(p.name, p.true, p.invented, p.question) for p in pairs.items] == [
         ("1.png", "A dog.", "A dog and a cat.", "Describe it."),
         ("1.png", "A dog.", "A dog and a cat.", None),
     ]
     assert len(pairs.first(1)) == 1
     (tmp_path / "images").mkdir()
     picture(2, 20, 20).save(tmp_path / "images" / "1.png")
-    assert read_pairs(path, tmp_path / "images").pairs[0].image.parent.name == "images"
+    assert read_pairs(path, tmp_path / "images").items[0].image.parent.name == "images"
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_what_is_no_pair_is_named_with_its_line(tmp_path, line, message):
 
 
 def test_files_without_pairs(tmp_path):
-    with pytest.raises(InputError, match="has no pairs"):
+    with pytest.raises(InputError, match="has no lines such as"):
         read_pairs(write(tmp_path, ""))
     with pytest.raises(InputError, match="cannot be read: No such file"):
         read_pairs(tmp_path / "none.jsonl")

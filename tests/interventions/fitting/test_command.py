@@ -27,7 +27,7 @@ def file(tmp_path_factory):
     path = tmp_path_factory.mktemp("fit") / "deeper" / "vti.safetensors"
     result = regaze("fit", "vti", *SETTINGS, "-o", path)
     assert result.exit_code == 0, result.output
-    assert "vti: 3 pairs of demo on demo (6 layers of width 192)" in result.stdout
+    assert "vti: 3 examples of demo on demo (6 layers of width 192)" in result.stdout
     assert "text: 6 x 192" in result.stdout
     assert f"--set directions={path}" in result.stderr
     assert [p.name for p in path.parent.iterdir()] == ["vti.safetensors"]

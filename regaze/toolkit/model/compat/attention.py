@@ -215,6 +215,27 @@ def attention_modules(model: PreTrainedModel) -> dict[nn.Module, AttentionSite]:
     }
 
 
+#: What attention modules call the matrix after their heads.
+_PROJECTIONS = ("o_proj", "out_proj", "dense", "wo", "c_proj", "attn_out", "proj")
+
+
+def output_projections(model: PreTrainedModel) -> list[nn.Module | None]:
+    """The output projection of each layer's self-attention; None for a layer that has none.
+
+    Raises:
+        UnsupportedModelError: attention without such a module.
+    """
+    found: dict[int, nn.Module] = {}
+    for module, site in attention_modules(model).items():
+        parts = (getattr(module, name, None) for name in _PROJECTIONS)
+        projection = next((part for part in parts if isinstance(part, nn.Module)), None)
+        if projection is None:
+            raise UnsupportedModelError(f"{type(module).__name__} has no output projection that regaze knows")
+        if not site.cross:
+            found[site.layer] = projection
+    return [found.get(layer) for layer in range(1 + max(found, default=-1))]
+
+
 def _attends(module: nn.Module) -> bool:
     """Whether it is attention: short convolutions and gated delta nets have a layer's number, too."""
     return _ATTENTION.search(type(module).__name__) is not None

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from regaze.errors import InputError, ShapeError
+from regaze.toolkit.model import compat
 from regaze.toolkit.prompts.token_map import Role, TokenMap
 from regaze.toolkit.wrap import Gaze
 
@@ -72,9 +73,12 @@ def append_tokens(inputs: Mapping[str, Any], ids: Tensor, real: Tensor) -> dict[
     mask = torch.ones_like(prompt) if mask is None else mask
     longer = {**inputs, "input_ids": torch.cat([prompt, ids], 1)}
     longer["attention_mask"] = torch.cat([mask, real.to(mask)], 1)
-    for name in ("token_type_ids", "mm_token_type_ids"):  # 0 is text
+    for name in (*compat.TOKEN_TYPES, "image_embeds_position_mask"):  # 0 is text
         if longer.get(name) is not None:
             longer[name] = F.pad(longer[name], (0, ids.shape[1]))
+    seen = longer.get("cross_attention_mask")  # [B, L, images, tiles], of Llama 3.2 Vision
+    if seen is not None:
+        longer["cross_attention_mask"] = torch.cat([seen, *[seen[:, -1:]] * ids.shape[1]], 1)
     return longer
 
 

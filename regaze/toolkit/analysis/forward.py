@@ -54,22 +54,31 @@ class _Probe(Callback):
         self.layers = layers
 
     def prepare(self, context: Context) -> None:
-        self.chosen = self._checked(context.num_layers + self.extra_layers)
+        self.chosen = self._checked(self.existing(context))
         self.batch = context.user_batch
         #: Columns before the user's prompt, which a longer branch needs.
         self.before = context.prompt_length - context.visible.shape[1]
 
-    def _checked(self, count: int) -> tuple[int, ...]:
-        """The chosen layers, in order, checked to be below `count`."""
-        chosen = range(count) if self.layers is None else self.layers
-        outside = [layer for layer in chosen if not 0 <= layer < count]
+    def existing(self, context: Context) -> Sequence[int]:
+        """The layers that can be measured."""
+        return range(context.num_layers + self.extra_layers)
+
+    def _checked(self, existing: Sequence[int]) -> tuple[int, ...]:
+        """The chosen layers, in order, checked to be among those that exist."""
+        chosen = existing if self.layers is None else self.layers
+        outside = [layer for layer in chosen if layer not in existing]
         if outside or not len(chosen):
-            raise BadParameterError(f"layers {outside} do not exist; there are 0..{count - 1}")
+            known = f"0..{existing[-1]}" if isinstance(existing, range) else f"with attention: {existing}"
+            raise BadParameterError(f"layers {outside} do not exist; there are {known}")
         return tuple(sorted(set(chosen)))
 
 
 class AttentionProbe(_Probe):
     """Measures the attention of layers."""
+
+    def existing(self, context: Context) -> Sequence[int]:
+        every = range(context.num_layers)
+        return every if context.self_layers >= {*every} else sorted(context.self_layers)
 
     def on_attention(self, layer: int, call: AttentionCall, context: Context) -> None:
         if context.step == 0 and layer in self.chosen:

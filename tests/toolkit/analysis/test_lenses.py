@@ -34,10 +34,13 @@ from regaze.toolkit.analysis import (
     class_logits_of,
     class_rank,
     identifiability,
+    key_importance,
     logit_lens,
     perturbed_attention,
+    rhythm,
     with_answers,
 )
+from regaze.toolkit.model import compat
 from regaze.toolkit.model.hidden_logits import LogitReader
 
 # The logit lens ---------------------------------------------------------------------------------------
@@ -184,6 +187,30 @@ def test_every_layer_of_any_family_is_read_as_in_its_own_forward(entry):
     for layer, probabilities in enumerate(states):
         expected = probabilities[0, rows].amax(-1)
         torch.testing.assert_close(lens.top_probs[layer, 0, :, 0], expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [entry for entry in RUNNING if entry.name in ("kosmos-2", "lfm2_vl", "qwen3_5", "mllama")],
+    ids=label,
+)
+def test_attention_is_measured_in_the_layers_that_have_it(entry):
+    """Also behind prompts whose inputs say more of each token than its id."""
+    skip_if_older(entry)
+    gaze = case_of(entry).gaze
+    prompts = gaze.inputs([picture(1)], ["What is there?"])
+    answered = with_answers(gaze, prompts, ["Yes, it is"])
+    importance = key_importance(gaze, answered)
+    with gaze.recording() as record, torch.no_grad():
+        gaze.model(**prompts)
+    own = record[0].layers
+    assert importance.shape[0] == len(own)
+    assert importance.isfinite().all()
+    assert rhythm(gaze, answered)[0].layers == own
+    depth = len(compat.decoder_layers(gaze.model))
+    for layer in {*range(depth)} - {*own}:
+        with pytest.raises(BadParameterError, match=rf"layers \[{layer}\] do not exist; .* with attention"):
+            key_importance(gaze, answered, layers=[layer])
 
 
 # The class lens ---------------------------------------------------------------------------------------

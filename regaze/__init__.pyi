@@ -21,9 +21,11 @@ from .interventions import PAINT as PAINT
 from .interventions import RITUAL as RITUAL
 from .interventions import SID as SID
 from .interventions import SPARC as SPARC
+from .interventions import SPIN as SPIN
 from .interventions import VAF as VAF
 from .interventions import VAR as VAR
 from .interventions import VCD as VCD
+from .interventions import VHR as VHR
 from .interventions import VISTA as VISTA
 from .interventions import VTI as VTI
 from .interventions import AvisC as AvisC
@@ -34,6 +36,7 @@ from .interventions import DoLa as DoLa
 from .interventions import EViT as EViT
 from .interventions import HeadKnockout as HeadKnockout
 from .interventions import Intervention as Intervention
+from .interventions import MemVR as MemVR
 from .interventions import MoA as MoA
 from .interventions import MultiPassMethod as MultiPassMethod
 from .interventions import Nullu as Nullu

@@ -19,6 +19,7 @@ from .icd import ICD as ICD
 from .ict import ICT as ICT
 from .knockout import HeadKnockout as HeadKnockout
 from .m3id import M3ID as M3ID
+from .memvr import MemVR as MemVR
 from .mma import MMA as MMA
 from .moa import MoA as MoA
 from .nullu import Nullu as Nullu
@@ -33,8 +34,10 @@ from .registry import method_from_dict as method_from_dict
 from .ritual import RITUAL as RITUAL
 from .sid import SID as SID
 from .sparc import SPARC as SPARC
+from .spin import SPIN as SPIN
 from .vaf import VAF as VAF
 from .var import VAR as VAR
 from .vcd import VCD as VCD
+from .vhr import VHR as VHR
 from .vista import VISTA as VISTA
 from .vti import VTI as VTI

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from itertools import combinations
 
-_MOVE_MASS = ("adhh", "gift", "var")
+_MOVE_MASS = ("adhh", "gift", "spin", "var")
 _MAP_SCORES = ("hgai", "pai", "paint", "vaf")
 #: These edit every text row after the image; the others only the rows that predict the answer.
 _EDIT_QUESTION = ("vaf", "var")
 #: And these every row of a branch of their own.
 _EDIT_BRANCH = ("causalmm", "sid")
-_EDIT_MLPS = ("nullu", "vista", "vti")
+_EDIT_MLPS = ("memvr", "nullu", "vista", "vti")
 
 
 def _reason(first: str, second: str) -> str | None:

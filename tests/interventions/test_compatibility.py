@@ -22,6 +22,7 @@ PARAMETERS = {
     "var": SMALL_VAR,
     "knockout": {"heads": ((1, 0), (3, 2))},
     "agla": {"relevance": lambda image, text: (torch.arange(64.0).view(8, 8), 0.6)},
+    "memvr": {"threshold": 0.3, "layers": (1, 4)},
     "mma": {"trained": True},
     "adhh": {"heads": ((0, 3), (2, 1)), "threshold": 0.1},
     "ict": {"directions": ict_directions()},

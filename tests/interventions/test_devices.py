@@ -35,6 +35,7 @@ PARAMETERS = {
     "degf": {"generator": painted, "description_tokens": 3},
     "knockout": {"heads": HEADS},
     "mma": {"trained": True},
+    "memvr": {"threshold": 0.3, "layers": (1, 4)},
     "moa": {"block": 8},
     "opera": {"num_beams": 2, "candidates": 2},
     "var": SMALL_VAR,
@@ -47,10 +48,15 @@ PARAMETERS = {
 READS = {
     "avisc": ("toolkit/wrap.py",),
     "deco": ("copy between devices at regaze/toolkit/model/hidden_logits.py",),
+    "vhr": ("toolkit/wrap.py", "regaze/interventions/vhr.py"),
     "vista": (
         "toolkit/wrap.py",
         "model/context.py",
         "copy between devices at regaze/interventions/vista.py",
+    ),
+    "memvr": (
+        "copy between devices at regaze/interventions/memvr.py",
+        "copy between devices at regaze/toolkit/model/hidden_logits.py",
     ),
     "sid": ("copy between devices at regaze/kernels/placement.py",),
     "sparc": ("copy between devices at regaze/kernels/placement.py",),

@@ -6,7 +6,20 @@ import pytest
 import torch
 from models import logits_of, picture, small_var
 
-from regaze.interventions import ADHH, GIFT, HGAI, MMA, PAI, PAINT, VAF, HeadKnockout, Intervention, MoA
+from regaze.interventions import (
+    ADHH,
+    GIFT,
+    HGAI,
+    MMA,
+    PAI,
+    PAINT,
+    SPIN,
+    VAF,
+    VHR,
+    HeadKnockout,
+    Intervention,
+    MoA,
+)
 from regaze.interventions.registry import BUILT_IN, method_class
 from regaze.toolkit.model import plans
 
@@ -16,6 +29,8 @@ METHODS = (
     PAI(as_released=True),
     VAF(),
     HGAI(),
+    SPIN(kept=0.5),
+    VHR(),
     ADHH(heads=((0, 0), (1, 3))),
     MoA(beta=0.2, block=8),
     MMA(trained=True),

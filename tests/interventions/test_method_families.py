@@ -9,7 +9,18 @@ from models import logits_of
 from zoo.every import VISION, runs, skip_if_older
 
 from regaze.errors import InputError, UnsupportedModelError
-from regaze.interventions import FLB, PAI, RITUAL, SID, CausalMM, DeCo, HeadKnockout
+from regaze.interventions import (
+    FLB,
+    PAI,
+    RITUAL,
+    SID,
+    SPIN,
+    VHR,
+    CausalMM,
+    DeCo,
+    HeadKnockout,
+    MemVR,
+)
 from regaze.interventions.controls import NearTie, PlausibilityCut, RandomHeads, UniformColumns
 
 FAMILIES = (
@@ -23,6 +34,9 @@ METHODS = {
     "flb": FLB(gamma=2.0, decay=0.5),
     "ritual": RITUAL(),
     "sid": SID(kept=2, first_layer=1, alpha=1.0),
+    "spin": SPIN(kept=0.5),
+    "vhr": VHR(alpha=3.0, layers=(0, 1)),
+    "memvr": MemVR(ratio=0.9, threshold=0.0, layers=(0, 0)),
     "causalmm": CausalMM(),
     "causalmm-random": CausalMM(attention="random"),
     "near-tie": NearTie(mass=0.0, gap=2.0),
@@ -37,6 +51,11 @@ REFUSED: dict[tuple[str, str], str] = {
     **{("ritual", name): "one picture per image is needed|is given tiles of one" for name in TILED},
     ("ritual", "blip-2"): "was given no pixels",
     ("ritual", "mllama"): "cross-attention",
+    ("vhr", "blip-2"): "not `inputs_embeds`",
+    ("vhr", "mllama"): "cross-attention",
+    ("spin", "mllama"): "cross-attention",
+    ("memvr", "blip-2"): "has no `mlp`",
+    ("memvr", "mllama"): "sees images through cross-attention",
     **{(name, "blip-2"): "cannot run with `inputs_embeds`" for name in BRANCHES},
     **{(name, "mllama"): "cross-attention" for name in BRANCHES},
 }

@@ -16,8 +16,10 @@ from regaze.interventions import (
     RITUAL,
     SID,
     SPARC,
+    SPIN,
     VAF,
     VCD,
+    VHR,
     CausalMM,
     MoA,
 )
@@ -38,6 +40,8 @@ METHODS = {
     "vcd": VCD(alpha=0.5, noise_step=300),
     "ritual": RITUAL(alpha=1.0),
     "sid": SID(kept=5),
+    "spin": SPIN(kept=0.5),
+    "vhr": VHR(),
     "causalmm": CausalMM(attention="random"),
     "flb": FLB(gamma=2.0, decay=0.5),
 }

@@ -35,7 +35,8 @@ class Context:
         input_ids: [batch, L] of the prefill; None where embeddings were given.
         callbacks: all that take part, in the order in which they act.
         layer_editors: the one that edits what a part of a layer gives, by the method that does it.
-        device: that of the layer that runs.
+        device: that of the layer that runs. mlp_input: in `edit_mlp`, what the MLP was given, [batch,
+            Lq, D]; None where it is given by keyword.
         self_layers: layers with self-attention. cross_layers: those with cross-attention; some have both.
         encoder_tokens: what the encoder of an encoder-decoder reads, where that is ids; or the error that
             says why it is not known.
@@ -75,6 +76,7 @@ class Context:
         self._cross_tokens: TokenMap | None = None
         self._stack: Stack | None = None
         self._rope_deltas: Tensor | None = None  # of all contexts
+        self.mlp_input: Tensor | None = None
         self._layer_input: tuple[int, Tensor] | None = None
         self._captured: dict[int, Tensor] = {}
         self._logits: Tensor | None = None
@@ -208,7 +210,7 @@ class Context:
         self.captured_layers = tuple(sorted({*self.captured_layers, *layers}))
 
     def captured_hidden(self, layer: int) -> Tensor:
-        """[batch, Lq, D], the residual stream that entered `layer` in the forward that has just ended."""
+        """[batch, Lq, D], the residual stream that entered `layer`, in the forward that runs or ran last."""
         if layer not in self._captured:
             raise InputError(
                 f"the input of layer {layer} was not kept: call context.capture_hidden in prepare"
@@ -234,10 +236,14 @@ class Context:
         return self.captured_hidden(layer)[: self.user_batch, -self.logits().shape[1] :]
 
     def read_logits(self, hidden: Tensor, normalise: bool = True) -> Tensor:
-        """Logits [..., V] read from hidden states [..., D], see `LogitReader.read`; in `combine_logits`."""
+        """Logits [..., V] read from hidden states [..., D], see `LogitReader.read`.
+
+        Also while a layer runs; in `combine_logits` they lie where the model's own do.
+        """
         if self._logit_reader is None:
             self._logit_reader = LogitReader(self.model)
-        return self._logit_reader.read(hidden, normalise).to(self.logits().device)
+        logits = self._logit_reader.read(hidden, normalise)
+        return logits if self._logits is None else logits.to(self._logits.device)
 
     def replay_last_row(self) -> None:
         """Run the last row of the prompt again when the prefill ends, as a decode step.

@@ -190,6 +190,7 @@ def _edit_output(
     edit: Callable[[int, Tensor, Context], Tensor], number: int, context: Context
 ) -> Callable[..., Any]:
     def edited(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        context.mlp_input = args[0] if args else None
         if isinstance(output, tuple):  # experts give their router's choice, too
             return (edit(number, output[0], context), *output[1:])
         return edit(number, output, context)

@@ -154,6 +154,7 @@ LATE = {
     "hgai": registry.create_method("hgai", alpha=1.0),
     "pai": registry.create_method("pai", gamma=1.0, alpha=0.9),
     "sparc": registry.create_method("sparc", alpha=1.5, tau=0.01),
+    "spin": registry.create_method("spin", kept=0.5),
 }
 
 

@@ -1,0 +1,3 @@
+from regaze.interventions.spin.method import SPIN
+
+__all__ = ["SPIN"]

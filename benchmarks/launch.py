@@ -11,6 +11,8 @@ nothing of the GPU or of the driver's own launch. Two lines come out:
                        the host spends per layer without any edit
     specialisations    kernels that 100 prompt lengths and 128 decode steps compile
 
+The second line begins with the launches of a call whose samples leave no keys to split.
+
 `--counts` leaves the times out: launches and specialisations are the same on every machine.
 """
 
@@ -43,6 +45,8 @@ from regaze.kernels.triton.launch import attend_triton
 #: As in Llama-3-8B: samples, query and key heads, head dimension.
 BATCH, HEADS, KV_HEADS, DIM = 4, 32, 8, 128
 IMAGE = 576
+#: Samples that fill a GPU with one split of the keys each.
+MANY = 64
 POLICY = MoveMass(4, (1, 2), (3,), (2, 3), 0.6, 0.3, 0.1)
 
 
@@ -102,15 +106,15 @@ def stopped_launches(launched: Callable[..., None] = lambda *_: None) -> Iterato
         yield kernels
 
 
-def tensors(queries: int, keys: int) -> tuple[Tensor, Tensor]:
+def tensors(queries: int, keys: int, batch: int = BATCH) -> tuple[Tensor, Tensor]:
     """Query, and a cache that serves as keys and values."""
-    query = torch.empty(BATCH, HEADS, queries, DIM, dtype=torch.bfloat16)
-    return query, torch.empty(BATCH, KV_HEADS, keys, DIM, dtype=torch.bfloat16)
+    query = torch.empty(batch, HEADS, queries, DIM, dtype=torch.bfloat16)
+    return query, torch.empty(batch, KV_HEADS, keys, DIM, dtype=torch.bfloat16)
 
 
-def edit(length: int, rows: RowSelection | None = None) -> AttentionEdit:
+def edit(length: int, rows: RowSelection | None = None, batch: int = BATCH) -> AttentionEdit:
     """VAR, with seven masses and the entropy on record."""
-    groups = torch.zeros(BATCH, length, dtype=torch.uint8)
+    groups = torch.zeros(batch, length, dtype=torch.uint8)
     request = StatsRequest(rows=rows, channels=Channels(groups, 7), entropy=True)
     return AttentionEdit(rows=rows, channels=Channels(groups, 4), policy=POLICY, stats=request)
 
@@ -124,10 +128,10 @@ def prompt(length: int) -> None:
     attend_triton(query, cache, cache, edit(length, rows), mask=mask, scaling=0.1, is_causal=False)
 
 
-def step(keys: int, one_edit: AttentionEdit) -> Callable[[], Any]:
+def step(keys: int, one_edit: AttentionEdit, batch: int = BATCH) -> Callable[[], Any]:
     """A decode step over so many keys."""
-    query, cache = tensors(1, keys)
-    mask = torch.ones(BATCH, 1, 1, keys, dtype=torch.bool)
+    query, cache = tensors(1, keys, batch)
+    mask = torch.ones(batch, 1, 1, keys, dtype=torch.bool)
     options: dict[str, Any] = {"mask": mask, "scaling": 0.1, "is_causal": False}
     return lambda: attend_triton(query, cache, cache, one_edit, **options)
 
@@ -142,10 +146,18 @@ def count() -> dict[str, int]:
         for keys in range(641, 769):
             step(keys, one_edit)()
         steps = len(kernels) - prompts
-        before = sum(kernel.launches for kernel in kernels)
-        step(700, one_edit)()
-        launches = sum(kernel.launches for kernel in kernels) - before
-    return {"launches_per_call": launches, "for_100_prompts": prompts, "for_128_steps": steps}
+        launches = []
+        for call in (step(700, one_edit), step(700, edit(640, batch=MANY), MANY)):
+            call()  # plans
+            before = sum(kernel.launches for kernel in kernels)
+            call()
+            launches.append(sum(kernel.launches for kernel in kernels) - before)
+    return {
+        "launches_per_call": launches[0],
+        "launches_of_many_samples": launches[1],
+        "for_100_prompts": prompts,
+        "for_128_steps": steps,
+    }
 
 
 def microseconds(call: Callable[[], Any], rounds: int = 300, times: int = 10) -> float:
@@ -193,6 +205,7 @@ def main() -> None:
             f"ratio {report['ratio']:.2f}"
         )
     print(
+        f"launches of {MANY} samples at once: {report['launches_of_many_samples']}; "
         f"specialisations: {report['for_100_prompts']} over 100 prompt lengths, "
         f"{report['for_128_steps']} over 128 decode steps"
     )

@@ -28,6 +28,7 @@ from launch import StoppedKernel, stopped_launches
 from regaze.interventions.gift.policy import AmplifyTopHeads
 from regaze.interventions.var.policy import MoveMass
 from regaze.kernels import AttentionEdit, Channels, RowSelection, Scale, StatsRequest, UnmaskRect, Windows
+from regaze.kernels.triton import decode, tiling
 from regaze.kernels.triton.bound import Launch
 from regaze.kernels.triton.launch import attend_triton, attention_stats_triton
 
@@ -116,7 +117,9 @@ def main() -> None:
     bound = []
     Launch._through_triton = lambda self, args: bound.append(1) or through(self, args)  # type: ignore[method-assign]
     with stopped_launches(launched):
-        for batch in (1, 3):
+        for batch, processors in ((1, 132), (3, 132), (3, 1)):  # the last with one split
+            decode.processors = lambda device, processors=processors: processors  # type: ignore[misc]
+            tiling.decode_tiling.cache_clear()
             for name, edit in edits(batch).items():
                 for _ in range(int(sys.argv[1])):
                     tensors, options = operands(chosen, batch)

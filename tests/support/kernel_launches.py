@@ -15,6 +15,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -89,10 +90,12 @@ def usage(cubin: bytes) -> dict[str, int]:
     }
 
 
-def tensors(queries: int, keys: int, dim: int, dtype: torch.dtype, heads: int, kv_heads: int) -> list[Tensor]:
+def tensors(
+    queries: int, keys: int, dim: int, dtype: torch.dtype, heads: int, kv_heads: int, batch: int = 1
+) -> list[Tensor]:
     return [
-        torch.empty(1, heads, queries, dim, dtype=dtype),
-        *(torch.empty(1, kv_heads, keys, dim, dtype=dtype) for _ in range(2)),
+        torch.empty(batch, heads, queries, dim, dtype=dtype),
+        *(torch.empty(batch, kv_heads, keys, dim, dtype=dtype) for _ in range(2)),
     ]
 
 
@@ -141,6 +144,11 @@ def decode_calls() -> Iterator[tuple[str, Callable[[], Any]]]:
             options |= {"mask": mask, "softcap": 30.0, "sinks": torch.zeros(28, dtype=dtype)}
         label = f"decode Lq={queries} D={dim} {str(dtype).removeprefix('torch.')}: {name}"
         yield label, lambda q=q, k=k, v=v, e=edit, o=options: attend_triton(q, k, v, e, **o)
+    for name in ("plain", "var, record"):  # enough samples that a row has one split
+        q, k, v = tensors(1, 1000, 128, torch.bfloat16, 28, 4, batch=80)
+        options = {"mask": None, "scaling": 0.1, "is_causal": False}
+        label = f"decode of 80 samples: {name}"
+        yield label, partial(attend_triton, q, k, v, edits(1000, 28, 1)[name], **options)
 
 
 def stand_for(capability: int) -> None:

@@ -38,12 +38,10 @@ class Launch:
             self._through_triton(args)
         elif compiled is not _NOTHING:
             active = driver.active
-            stream, metadata = (
-                active.get_current_stream(active.get_current_device()),
-                compiled.packed_metadata,
-            )
-            hooks = None, None, None
-            compiled.run(*self.grid, stream, compiled.function, metadata, *hooks, *args, *self._last)
+            stream = active.get_current_stream(active.get_current_device())
+            function, metadata = compiled.function, compiled.packed_metadata
+            # The three after them are for profilers, and there are none.
+            compiled.run(*self.grid, stream, function, metadata, None, None, None, *args, *self._last)
 
     def _through_triton(self, args: tuple[Any, ...]) -> None:
         """Launch, and remember what was launched."""

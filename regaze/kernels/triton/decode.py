@@ -64,7 +64,9 @@ from regaze.kernels.triton.decode_steps import (
     store_stats,
     store_sums,
 )
+from regaze.kernels.triton.decode_whole import finish
 from regaze.kernels.triton.key_ranges import keys_inside, tile_range, visible_range, window_range
+from regaze.kernels.triton.policy import device_function
 from regaze.kernels.triton.row_list import RowList
 from regaze.kernels.triton.splits import STATS_HEADER, SUMS_HEADER
 from regaze.kernels.triton.tiling import (
@@ -101,19 +103,20 @@ def block_scores(
 
 @triton.jit(do_not_specialize=["num_keys", "num_kv_heads", "num_queries"])
 def split_kernel(
-    sums_ptr, outputs_ptr, stats_ptr, query, key, value, mask, ranges, num_keys,
+    sums_ptr, outputs_ptr, stats_ptr, whole, query, key, value, mask, ranges, num_keys,
     unmask, windows, selected, edit, channels, stats_channels, scaling, softcap, num_kv_heads, num_queries,
     GQA_RATIO: tl.constexpr, HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
     NUM_GROUPS: tl.constexpr, NUM_CHANNELS: tl.constexpr, WIDTH: tl.constexpr,
     STATS_GROUPS: tl.constexpr, STATS_CHANNELS: tl.constexpr, STATS_WIDTH: tl.constexpr,
-    IS_CAUSAL: tl.constexpr, UNEDITED_STATS: tl.constexpr,
+    IS_CAUSAL: tl.constexpr, HAS_STATS: tl.constexpr, UNEDITED_STATS: tl.constexpr, POLICY: tl.constexpr,
     INPUT_PRECISION: tl.constexpr, MASS_PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Sums of one split of the keys for BLOCK_M packed rows of one key head.
 
-    `value` is None where no output is computed, `stats_ptr` where there are no statistics. NUM_GROUPS,
-    NUM_CHANNELS, WIDTH: groups, channels and padded channels of the policy; STATS_*: of the statistics.
+    `value` is None where no output is computed. A `whole` split finishes its rows (decode_whole.py).
+    NUM_GROUPS, NUM_CHANNELS, WIDTH: groups, channels and padded channels of the policy; STATS_*: of the
+    statistics.
     """
     split, num_splits = tl.program_id(1), tl.num_programs(1)
     packing = pack_rows(num_kv_heads, num_queries, GQA_RATIO, BLOCK_M)
@@ -149,7 +152,7 @@ def split_kernel(
         )  # fmt: skip
         weights, rescale, running_max, running_sum = softmax_step(scores, running_max, running_sum)
         softmax = (scores, weights, rescale, running_max, running_sum)
-        if stats_ptr is not None:
+        if HAS_STATS:
             stats = stats_step(
                 plain, visible, softmax, stats_channels, batch, columns, stats,
                 STATS_GROUPS, STATS_CHANNELS, STATS_WIDTH, UNEDITED_STATS, MASS_PRECISION,
@@ -161,15 +164,22 @@ def split_kernel(
                 heads, columns, WIDTH, NUM_GROUPS, NUM_CHANNELS, INPUT_PRECISION,
             )  # fmt: skip
 
-    first_record = pair.to(tl.int64) * GQA_RATIO * num_queries * num_splits
-    records = packed * num_splits + split
-    if value is not None:
-        store_sums(
-            sums_ptr, outputs_ptr, first_record, records, row_exists, running_max, running_sum, masses,
-            output, VALUE_DIM, NUM_CHANNELS, WIDTH, BLOCK_DV,
+    sums = (running_max, running_sum, masses, output)
+    if whole is None:
+        first_record = pair.to(tl.int64) * GQA_RATIO * num_queries * num_splits
+        records = packed * num_splits + split
+        if value is not None:
+            store_sums(
+                sums_ptr, outputs_ptr, first_record, records, row_exists, sums,
+                VALUE_DIM, NUM_CHANNELS, WIDTH, BLOCK_DV,
+            )  # fmt: skip
+        if HAS_STATS:
+            store_stats(stats_ptr, first_record, records, row_exists, stats, STATS_CHANNELS, STATS_WIDTH)
+    else:
+        finish(
+            whole, value, sums, stats, is_selected, batch, heads, rows, row_exists, num_kv_heads * GQA_RATIO,
+            VALUE_DIM, NUM_CHANNELS, WIDTH, BLOCK_DV, HAS_STATS, STATS_CHANNELS, STATS_WIDTH, POLICY,
         )  # fmt: skip
-    if stats_ptr is not None:
-        store_stats(stats_ptr, first_record, records, row_exists, stats, STATS_CHANNELS, STATS_WIDTH)
 
 
 # --- the host's side
@@ -211,6 +221,7 @@ def decode_split(
     split_kernel[grid](
         *(partials[:2] if value is not None else (None, None)),
         partials[-1] if has_stats else None,
+        None,
         matrix_arg(rows.query),
         matrix_arg(rows.key),
         value,
@@ -284,14 +295,16 @@ def split_arguments(
 
 
 def split_launch(
-    rows: RowList, tiling: DecodeTiling, split: SplitChannels, causal: bool
+    rows: RowList, tiling: DecodeTiling, split: SplitChannels, causal: bool, function: str = ""
 ) -> tuple[tuple[int, int], dict[str, Any]]:
-    """Grid and compile-time constants of `split_kernel`."""
+    """Grid and compile-time constants of `split_kernel`; `function` is that of a policy which it runs."""
     key, channels, stats_channels = rows.key, split.num_channels, split.num_stats_channels
     constants = {
         "GQA_RATIO": rows.gqa_ratio,
         "IS_CAUSAL": causal,
+        "HAS_STATS": split.has_stats,
         "UNEDITED_STATS": split.unedited_stats,
+        "POLICY": device_function(function) if function else None,
         "NUM_GROUPS": split.num_groups,
         "NUM_CHANNELS": channels,
         "WIDTH": power_of_two(max(1, channels)),

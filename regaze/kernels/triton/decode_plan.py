@@ -3,7 +3,8 @@
 A plan belongs to an edit and to a kind of call (`kind_of`): shapes but for the number of keys, which counts
 by its power of two, types, device, and all else that Triton compiles a kernel for. It is stored with the
 edit. A call then packs the arguments that do change and launches two kernels, `split_kernel` and
-`decode_merge_kernel`; a policy that couples heads has its own between them.
+`decode_merge_kernel`; a policy that couples heads has its own between them. Where one split has all keys,
+`split_kernel` finishes its rows alone.
 
 Tensors of the edit are read where they are, so that they may be written to between steps. What has to be
 derived from them (bits of unmasked rectangles, ends of windows, some row selections, copies with unit stride)
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from regaze.kernels.policies import coefficients_of
 from regaze.kernels.spec import COLUMN_PARTS, AttentionEdit, Stats, StatsRequest
-from regaze.kernels.triton.arguments import ColumnArg, MaskArg, MatrixArg, column_arg, mask_arg
+from regaze.kernels.triton.arguments import ColumnArg, MaskArg, MatrixArg, column_arg, mask_arg, varying
 from regaze.kernels.triton.bound import Launch, scratch
 from regaze.kernels.triton.call import Call
 from regaze.kernels.triton.decode import (
@@ -34,6 +35,7 @@ from regaze.kernels.triton.decode import (
     tiling_of,
 )
 from regaze.kernels.triton.decode_operators import decoded_stats
+from regaze.kernels.triton.decode_whole import WholeArg
 from regaze.kernels.triton.key_ranges import needs_ranges, ranges_of
 from regaze.kernels.triton.merge import (
     MergeShape,
@@ -111,6 +113,7 @@ class DecodePlan:
         tiling = tiling_of(rows, self.channels)
         self.shapes = partial_shapes(rows, tiling, self.channels)
         self.shape = self._merge_shape(call, tiling.num_splits)
+        self.stats_rows = varying(self.shape.stats_rows)
         requested = requested_parts(request)
         channels = self.channels.num_channels, self.channels.num_stats_channels
         names = stats_names(None if request is None else channels[1], *requested)
@@ -120,7 +123,10 @@ class DecodePlan:
         part = triton_part(self.policy, query.shape[1])
         function = "" if part is None or part.couples_heads else part.function
         self.numbers = None if part is None else numbers_on(part.numbers, query.device)
-        self.split = Launch(split_kernel, *split_launch(rows, tiling, self.channels, call.causal))
+        # One split has all that there is to merge, unless the policy runs between the kernels.
+        self.is_whole = tiling.num_splits == 1 and (self.policy is None or bool(function))
+        inside = function if self.is_whole else ""
+        self.split = Launch(split_kernel, *split_launch(rows, tiling, self.channels, call.causal, inside))
         self.merge = Launch(decode_merge_kernel, self.shape.grid, self.shape.constants(function))
         self.heads: Launch | None = None
         if part is not None and part.couples_heads:
@@ -179,17 +185,22 @@ class DecodePlan:
         tensor = query.ptr
         device = tensor.device
         results = [torch.empty_like(example) for example in self.examples]
-        partials = self._partials(device)
-        sums, outputs, out_arg, out = None, None, None, _NOTHING
+        out_arg, out = None, _NOTHING
         if value is not None:
-            sums, outputs, out = partials[0], partials[1], results.pop(0)
+            out = results.pop(0)
             out_arg = MatrixArg(out, *self.out_strides)
-        partial_stats = None if self.request is None else partials[-1]
+        stats = StatsArg(*[None if slot is None else results[slot] for slot in self.slots])
         keys = key.ptr.shape[2]
-        self.split(sums, outputs, partial_stats, query, key, value, mask, ranges, keys, *split)
+        if self.is_whole:
+            whole = WholeArg(out_arg, stats, policy, *merge[:4], self.stats_rows)
+            self.split(None, None, None, whole, query, key, value, mask, ranges, keys, *split)
+            return out, stats
+        partials = self._partials(device)
+        sums, outputs = (None, None) if value is None else partials[:2]
+        partial_stats = None if self.request is None else partials[-1]
+        self.split(sums, outputs, partial_stats, None, query, key, value, mask, ranges, keys, *split)
         if self.policy is not None and not self.in_kernel:
             policy = policy._replace(coefficients_ptr=self._coefficients(tensor, partials[0]))
-        stats = StatsArg(*[None if slot is None else results[slot] for slot in self.slots])
         self.merge(out_arg, stats, sums, outputs, partial_stats, policy, *merge)
         return out, stats
 

@@ -112,10 +112,11 @@ def output_step(
 
 @triton.jit
 def store_sums(
-    sums_ptr, outputs_ptr, first_record, records, row_exists, running_max, running_sum, masses, output,
+    sums_ptr, outputs_ptr, first_record, records, row_exists, sums,
     VALUE_DIM: tl.constexpr, NUM_CHANNELS: tl.constexpr, WIDTH: tl.constexpr, BLOCK_DV: tl.constexpr,
 ):  # fmt: skip
-    """Store a split's sums as records first_record + records [M]; `output` is [WIDTH * M, BLOCK_DV]."""
+    """Store a split's sums as records first_record + records [M]; their outputs are [WIDTH * M, BLOCK_DV]."""
+    running_max, running_sum, masses, output = sums
     NUM_OUTPUTS: tl.constexpr = NUM_CHANNELS if NUM_CHANNELS > 0 else 1
     SIZE: tl.constexpr = SUMS_HEADER + NUM_CHANNELS
     ptrs = sums_ptr + first_record * SIZE + records * SIZE

@@ -39,7 +39,7 @@ def run(script, *args: str) -> str:
 def test_direct_launches_are_those_that_triton_would_make():
     found = json.loads(run(SUPPORT / "bound_launches.py", "40"))
     assert found["count"] == 0, found["differing"]
-    assert found["direct"] > 800
+    assert found["direct"] > 1000
 
 
 @pytest.mark.slow
@@ -47,6 +47,7 @@ def test_a_decode_call_is_two_launches_and_lengths_compile_nothing_anew(tmp_path
     run(LAUNCH, "--counts", "--output", str(tmp_path / "launch.json"))
     found = json.loads((tmp_path / "launch.json").read_text())
     assert found["launches_per_call"] == 2
+    assert found["launches_of_many_samples"] == 1
     assert found["for_100_prompts"] <= 6
     assert found["for_128_steps"] <= 2
 
@@ -63,6 +64,7 @@ def test_the_committed_figures_are_within_the_goals():
     found = json.loads((ROOT / "benchmarks" / "results" / "launch.json").read_text())
     assert found["ratio"] <= 0.10
     assert found["launches_per_call"] <= 2
+    assert found["launches_of_many_samples"] == 1
     assert found["for_100_prompts"] <= 6
     assert found["for_128_steps"] <= 2
 

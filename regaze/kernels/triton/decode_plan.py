@@ -192,7 +192,8 @@ class DecodePlan:
         stats = StatsArg(*[None if slot is None else results[slot] for slot in self.slots])
         keys = key.ptr.shape[2]
         if self.is_whole:
-            whole = WholeArg(out_arg, stats, policy, *merge[:4], self.stats_rows)
+            sinks, gain, index, active = merge[:4]
+            whole = WholeArg(out_arg, stats, policy, sinks, gain, index, active, self.stats_rows)
             self.split(None, None, None, whole, query, key, value, mask, ranges, keys, *split)
             return out, stats
         partials = self._partials(device)

@@ -61,8 +61,7 @@ from regaze.kernels.triton.decode_steps import (
     pack_rows,
     select_rows,
     stats_step,
-    store_stats,
-    store_sums,
+    store_split,
 )
 from regaze.kernels.triton.decode_whole import finish
 from regaze.kernels.triton.key_ranges import keys_inside, tile_range, visible_range, window_range
@@ -115,8 +114,7 @@ def split_kernel(
     """Sums of one split of the keys for BLOCK_M packed rows of one key head.
 
     `value` is None where no output is computed. A `whole` split finishes its rows (decode_whole.py).
-    NUM_GROUPS, NUM_CHANNELS, WIDTH: groups, channels and padded channels of the policy; STATS_*: of the
-    statistics.
+    NUM_GROUPS, NUM_CHANNELS, WIDTH: groups, channels, padded channels of the policy; STATS_*: of statistics.
     """
     split, num_splits = tl.program_id(1), tl.num_programs(1)
     packing = pack_rows(num_kv_heads, num_queries, GQA_RATIO, BLOCK_M)
@@ -151,11 +149,10 @@ def split_kernel(
             HEAD_DIM, BLOCK_D, INPUT_PRECISION,
         )  # fmt: skip
         weights, rescale, running_max, running_sum = softmax_step(scores, running_max, running_sum)
-        softmax = (scores, weights, rescale, running_max, running_sum)
         if HAS_STATS:
             stats = stats_step(
-                plain, visible, softmax, stats_channels, batch, columns, stats,
-                STATS_GROUPS, STATS_CHANNELS, STATS_WIDTH, UNEDITED_STATS, MASS_PRECISION,
+                plain, visible, (scores, weights, rescale, running_max, running_sum), stats_channels, batch,
+                columns, stats, STATS_GROUPS, STATS_CHANNELS, STATS_WIDTH, UNEDITED_STATS, MASS_PRECISION,
             )  # fmt: skip
         if value is not None:
             value_tile = load_cache(value, batch, kv_head, start, key_exists, VALUE_DIM, BLOCK_DV)
@@ -163,18 +160,12 @@ def split_kernel(
                 weights, rescale, value_tile, masses, output, is_selected, channels, edit.value_gain, batch,
                 heads, columns, WIDTH, NUM_GROUPS, NUM_CHANNELS, INPUT_PRECISION,
             )  # fmt: skip
-
     sums = (running_max, running_sum, masses, output)
     if whole is None:
-        first_record = pair.to(tl.int64) * GQA_RATIO * num_queries * num_splits
-        records = packed * num_splits + split
-        if value is not None:
-            store_sums(
-                sums_ptr, outputs_ptr, first_record, records, row_exists, sums,
-                VALUE_DIM, NUM_CHANNELS, WIDTH, BLOCK_DV,
-            )  # fmt: skip
-        if HAS_STATS:
-            store_stats(stats_ptr, first_record, records, row_exists, stats, STATS_CHANNELS, STATS_WIDTH)
+        store_split(
+            sums_ptr, outputs_ptr, stats_ptr, value, sums, stats, pair, packed, GQA_RATIO * num_queries,
+            row_exists, VALUE_DIM, NUM_CHANNELS, WIDTH, BLOCK_DV, HAS_STATS, STATS_CHANNELS, STATS_WIDTH,
+        )  # fmt: skip
     else:
         finish(
             whole, value, sums, stats, is_selected, batch, heads, rows, row_exists, num_kv_heads * GQA_RATIO,

@@ -152,6 +152,27 @@ def store_stats(
 
 
 @triton.jit
+def store_split(
+    sums_ptr, outputs_ptr, stats_ptr, value, sums, stats, pair, packed, num_rows, row_exists,
+    VALUE_DIM: tl.constexpr, NUM_CHANNELS: tl.constexpr, WIDTH: tl.constexpr, BLOCK_DV: tl.constexpr,
+    HAS_STATS: tl.constexpr, STATS_CHANNELS: tl.constexpr, STATS_WIDTH: tl.constexpr,
+):  # fmt: skip
+    """Store what a split has of M rows: sums where there are values, statistics where these are requested.
+
+    The rows are at places `packed` [M] among the `num_rows` of a pair of sample and key head.
+    """
+    split, num_splits = tl.program_id(1), tl.num_programs(1)
+    first_record, records = pair.to(tl.int64) * num_rows * num_splits, packed * num_splits + split
+    if value is not None:
+        store_sums(
+            sums_ptr, outputs_ptr, first_record, records, row_exists, sums,
+            VALUE_DIM, NUM_CHANNELS, WIDTH, BLOCK_DV,
+        )  # fmt: skip
+    if HAS_STATS:
+        store_stats(stats_ptr, first_record, records, row_exists, stats, STATS_CHANNELS, STATS_WIDTH)
+
+
+@triton.jit
 def pack_rows(num_kv_heads, num_queries, GQA_RATIO: tl.constexpr, BLOCK_M: tl.constexpr):
     """The rows of a program: all query rows of all query heads that share a key head, or a part of these.
 

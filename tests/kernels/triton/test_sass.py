@@ -92,7 +92,7 @@ def test_committed_bounds_follow_from_committed_counts(sass):
 
 
 @pytest.mark.skipif(not CUOBJDUMP.exists(), reason="this build of Triton has no cuobjdump")
-def test_a_kernel_compiled_now_is_as_committed(tmp_path):
+def test_a_kernel_compiled_now_is_much_as_committed(tmp_path):
     committed = json.loads(RESULTS.read_text())
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = os.pathsep.join(map(str, (ROOT, SUPPORT)))
@@ -104,9 +104,13 @@ def test_a_kernel_compiled_now_is_as_committed(tmp_path):
     split = found["rows"][0]
     assert split["kernel"] == "split_kernel"
     assert split["bytes_per_key"] == 512
+    assert split["stack"] == 0
     assert 0 < split["instructions_per_key"] < 40
-    if found["triton"] == committed["triton"]:
-        same = [("sm_90", "decode bfloat16: plain")]
-        assert found["rows"] == [
-            row for row in committed["rows"] if (row["architecture"], row["call"]) in same
-        ]
+    known = next(
+        row
+        for row in committed["rows"]
+        if (row["architecture"], row["call"], row["kernel"]) == ("sm_90", split["call"], "split_kernel")
+    )
+    if found["triton"] == committed["triton"]:  # else its compiler has changed, too
+        assert split["instructions_per_key"] == pytest.approx(known["instructions_per_key"], rel=0.1)
+        assert split["bytes_per_key"] == known["bytes_per_key"]

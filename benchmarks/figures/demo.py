@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -128,12 +129,24 @@ def comparison_findings() -> str:
     lines.append(
         f"- CHAIR_s rises with {_with(sorted(higher, key=lambda label: -by[label]), by) or 'nobody'}."
     )
+    lines += [_against_controls(name, found) for name, found in (("Yes/no", pope), ("Captions", captions))]
     errors = {label: entry["error"] for label, entry in pope["methods"].items() if entry.get("error")}
     lines += [f"- {label} has no figures: {error.split(';')[0]}." for label, error in errors.items()]
     listed = {each["method"] for each in json.loads((ROOT / "docs/comparison-methods.json").read_text())}
     if missing := sorted(set(BUILT_IN) - listed):
         lines.append(f"- Not compared: {', '.join(missing)}.")
-    return "\n".join(lines)
+    return "\n".join(line for line in lines if line)
+
+
+def _against_controls(name: str, benchmark: Mapping[str, Any]) -> str:
+    """Which methods beat the best of their controls, and which ones that are; "" without controls."""
+    rows = tables.controls_table(benchmark)[1:]
+    if not rows:
+        return ""
+    best = Counter(row[1].split(" of ")[0] for row in rows)
+    beating = ", ".join(row[0] for row in rows if row[-1] == "yes") or "no method"
+    named = ", ".join(f"{control} ({count})" for control, count in best.most_common())
+    return f"- {name}: the best of its controls is beaten by {beating}. It is, of so many methods: {named}."
 
 
 def _with(labels: list[str], changes: Mapping[str, float]) -> str:

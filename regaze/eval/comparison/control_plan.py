@@ -12,6 +12,8 @@ from regaze.interventions.controls import DropLastSentence, NearTie, PreferYes, 
 
 #: Controls of every method, on the questions that they are for.
 GENERAL = (PreferYes(), NearTie(), DropLastSentence())
+#: By which share a method has to shorten texts for a control of their length.
+SHORTER = 0.02
 
 
 @dataclass
@@ -80,14 +82,16 @@ def control_label(control: Any, method: str) -> str:
 def matched_length(plain: Sequence[int], edited: Sequence[int]) -> StopAfter | None:
     """The stop after which plain answers are about as long on average as those of a method.
 
-    Only lengths decide it, not what is right. None where the method's answers are no shorter.
+    Only lengths decide it, not what is right. None where the method's answers are hardly shorter.
 
     Args:
         plain, edited: numbers of tokens of the answers.
     """
-    if not plain or not edited or sum(edited) / len(edited) >= sum(plain) / len(plain):
+    if not plain or not edited:
         return None
-    wanted = sum(edited) / len(edited)
+    usual, wanted = (sum(lengths) / len(lengths) for lengths in (plain, edited))
+    if wanted > (1.0 - SHORTER) * usual:
+        return None
 
     def mean(tokens: int) -> float:
         return sum(min(length, tokens) for length in plain) / len(plain)

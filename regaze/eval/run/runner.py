@@ -98,13 +98,22 @@ def evaluate_benchmark(
     seed: int = 0,
     max_errors: int = 10,
     share_prefix: bool = True,
+    controls: bool = False,
     **generate_kwargs: Any,
 ) -> dict[str, Any]:
     """One benchmark on the plain model and (unless `method` is None) under one method; see `evaluate`."""
     methods = {} if method is None else {str(method.to_dict()["method"]): method}
     config = EvalConfig(batch_size, seed, max_errors, share_prefix, raise_method_errors=True)
-    tasks = [EvalTask(benchmark, generate_kwargs)]
-    return evaluate(gaze, tasks, methods, output, model_name=model_name, config=config, progress=progress)
+    return evaluate(
+        gaze,
+        [EvalTask(benchmark, generate_kwargs)],
+        methods,
+        output,
+        model_name=model_name,
+        config=config,
+        progress=progress,
+        controls=controls,
+    )
 
 
 def evaluate(

@@ -98,6 +98,7 @@ def test_texts_are_cut_to_the_same_mean_length():
     """(10 + 20 + 30) / 3 = 20; cut to 12 they are 34 / 3 long, to 13 it is 12."""
     assert matched_length([10, 20, 30], [12, 12, 12]) == StopAfter(tokens=13)
     assert matched_length([10, 20, 30], [1, 2]) == StopAfter(tokens=1)
-    assert matched_length([10, 20, 30], [20]) is None
+    assert matched_length([10, 20, 30], [19]) == StopAfter(tokens=27)
+    assert matched_length([10, 20, 30], [19.7]) is matched_length([10, 20, 30], [20]) is None
     assert matched_length([10, 20, 30], [40]) is None
     assert matched_length([], [1]) is matched_length([1], []) is None

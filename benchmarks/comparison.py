@@ -1,4 +1,4 @@
-"""Compare methods on the bundled model and keep what the pages show.
+"""Compare methods with each other and with their controls on the bundled model; keep what the pages show.
 
     python benchmarks/comparison.py pope --methods docs/comparison-methods.json \\
         --json benchmarks/results/comparison-pope.json
@@ -49,12 +49,11 @@ def main() -> None:
     parser.add_argument("--methods", type=Path, required=True)
     parser.add_argument("--folder", type=Path, help="for the answers (out/comparison-NAME)")
     parser.add_argument("--json", type=Path, required=True, help="file to write")
-    parser.add_argument("--controls", action="store_true", help="run those of each method, too")
     given = parser.parse_args()
     folder = given.folder or Path("out") / f"comparison-{given.benchmark}"
     command = [sys.executable, "-m", "regaze", "compare", given.benchmark, *OPTIONS[given.benchmark]]
-    command += ["--methods", str(given.methods), "--batch-size", "32", "--output", str(folder)]
-    subprocess.run([*command, *(["--controls"] if given.controls else [])], check=True)
+    command += ["--methods", str(given.methods), "--controls", "--batch-size", "32", "--output", str(folder)]
+    subprocess.run(command, check=True)
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     given.json.write_text(json.dumps(shown(results), indent=1) + "\n", encoding="utf-8")
 

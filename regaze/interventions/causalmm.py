@@ -11,7 +11,7 @@ from pydantic import NonNegativeInt
 from torch import Tensor
 
 from regaze.interventions.contrastive import Contrastive
-from regaze.interventions.layer_ranges import LayerRange, resolve_range
+from regaze.interventions.layer_ranges import LayerRange, attention_range
 from regaze.kernels import AttentionEdit
 from regaze.toolkit.model.context import Context
 from regaze.toolkit.model.stack import Branch
@@ -63,7 +63,7 @@ class CausalMM(Contrastive):
         state = context.state(self)
         if "branch" not in state:
             return
-        state["layers"] = resolve_range(self.layers, (0, 31), 32, context.num_layers)
+        state["layers"] = attention_range(context, self.layers, (0, 31))
         gain = torch.ones(context.batch, context.num_heads)
         gain[context.rows(state["branch"])] = 0.0  # all scores become 0, so that all keys are alike
         state["gain"], state["uniform"] = gain, AttentionEdit(head_score_gain=gain)

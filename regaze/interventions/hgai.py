@@ -10,7 +10,7 @@ from pydantic import NonNegativeFloat
 
 from regaze.interventions.base import Intervention, Method
 from regaze.interventions.controls import UniformColumns
-from regaze.interventions.layer_ranges import LayerRange, resolve_range
+from regaze.interventions.layer_ranges import LayerRange, attention_range
 from regaze.kernels import AttentionEdit, RowSelection
 from regaze.toolkit.model.context import Context
 from regaze.toolkit.prompts.token_map import Role
@@ -60,7 +60,7 @@ class HGAI(Intervention):
         image = tokens.mask(Role.IMAGE)
         if self.is_identity or not image.any():
             return
-        state["layers"] = resolve_range(self.layers, (5, 17), 32, context.num_layers)
+        state["layers"] = attention_range(context, self.layers, (5, 17))
         rows = RowSelection.where(tokens.answering() & image.any(1, keepdim=True))
         answer = AttentionEdit(head_mean_slope=self.alpha * image.float()[:, None])
         state["edits"] = answer.replace(rows=rows), answer

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 from pydantic import AfterValidator, Field, NonNegativeInt
 
-from regaze.errors import BadParameterError
+from regaze.errors import BadParameterError, UnsupportedModelError
+from regaze.toolkit.model.context import Context
 
 
 def _in_order(layers: tuple[int, int]) -> tuple[int, int]:
@@ -48,3 +50,28 @@ def resolve_range(given: LayerRange | None, published: LayerRange, depth: int, n
             f"layers {given[0]}..{given[1]} do not exist: the model has layers 0..{num_layers - 1}"
         )
     return given
+
+
+def attention_range(
+    context: Context, given: LayerRange | None, published: LayerRange, depth: int = 32
+) -> LayerRange:
+    """As `resolve_range`, of a method that acts on attention, which hybrid models have in some layers only.
+
+    Raises:
+        BadParameterError: the model does not have the given layers.
+        UnsupportedModelError: none of the layers has attention, so that the method would do nothing.
+    """
+    layers = resolve_range(given, published, depth, context.num_layers)
+    require_attention(context, range(layers[0], layers[1] + 1))
+    return layers
+
+
+def require_attention(context: Context, layers: Sequence[int]) -> None:
+    """Raise UnsupportedModelError where none of the layers has attention: the method would do nothing."""
+    attending = context.self_layers | context.cross_layers
+    if attending.isdisjoint(layers):
+        those = f"layers {layers[0]}..{layers[-1]}" if len(layers) > 1 else f"layer {layers[0]}"
+        raise UnsupportedModelError(
+            f"there is no attention in {those} of this model, so the method would do nothing; choose from "
+            f"the layers that have it: {', '.join(map(str, sorted(attending)))}"
+        )

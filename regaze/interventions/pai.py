@@ -13,7 +13,7 @@ from regaze.errors import UnsupportedModelError
 from regaze.interventions.base import Intervention, Method
 from regaze.interventions.contrastive import WITHOUT_IMAGE, has_image, logits_to_constrain, rows_with_image
 from regaze.interventions.controls import PlausibilityCut, UniformColumns
-from regaze.interventions.layer_ranges import LayerRange, resolve_range
+from regaze.interventions.layer_ranges import LayerRange, attention_range
 from regaze.interventions.parameters import Fraction
 from regaze.kernels import AttentionEdit, RowSelection
 from regaze.toolkit.model.branches import without_image
@@ -98,7 +98,7 @@ class PAI(Intervention):
         image = tokens.mask(Role.IMAGE)
         if self.alpha == 0.0 or not image.any():
             return
-        state["layers"] = resolve_range(self.layers, (2, 31), 32, context.num_layers)
+        state["layers"] = attention_range(context, self.layers, (2, 31))
         rows = RowSelection.where(tokens.answering() & image.any(1, keepdim=True))
         state["edits"] = self._edits(image, rows)
 
@@ -121,7 +121,7 @@ class PAI(Intervention):
         if self.alpha == 0.0:
             return None
         if "cross" not in state:  # the keys of these layers are known when the first one runs
-            layers = resolve_range(self.layers, (2, 31), 32, context.num_layers)
+            layers = attention_range(context, self.layers, (2, 31))
             rows = RowSelection.where(context.tokens.answering())
             state["cross"] = layers, self._edits(context.cross_tokens.mask(Role.IMAGE), rows)
         (first, last), edits = state["cross"]

@@ -13,7 +13,7 @@ from torch import Tensor
 from regaze.errors import InputError
 from regaze.interventions.base import Intervention, Method
 from regaze.interventions.controls import UniformColumns
-from regaze.interventions.layer_ranges import LayerRange, resolve_range
+from regaze.interventions.layer_ranges import LayerRange, attention_range
 from regaze.interventions.parameters import Fraction
 from regaze.kernels import AttentionEdit, RowSelection, Stats, StatsRequest
 from regaze.toolkit.model import compat
@@ -79,8 +79,8 @@ class SPARC(Intervention):
         if not compat.uses_cache(context.inputs):  # every step would be a prefill
             raise InputError("SPARC follows attention from step to step, which needs use_cache=True")
         given = None if self.selected_layer is None else (self.selected_layer, self.selected_layer)
-        state["selected"] = resolve_range(given, (20, 20), 32, context.num_layers)[0]
-        state["layers"] = resolve_range(self.layers, (0, 31), 32, context.num_layers)
+        state["selected"] = attention_range(context, given, (20, 20))[0]
+        state["layers"] = attention_range(context, self.layers, (0, 31))
         answer = StatsRequest(columns=column_index(image))
         state["requests"] = replace(answer, rows=RowSelection.where(tokens.last())), answer
 

@@ -10,7 +10,7 @@ from pydantic import NonNegativeFloat
 
 from regaze.interventions.base import Intervention, Method
 from regaze.interventions.controls import UniformColumns
-from regaze.interventions.layer_ranges import LayerRange, resolve_range
+from regaze.interventions.layer_ranges import LayerRange, attention_range
 from regaze.kernels import AttentionEdit, RowSelection
 from regaze.toolkit.model.context import Context
 from regaze.toolkit.prompts.token_map import Role
@@ -57,7 +57,7 @@ class VAF(Intervention):
         if self.is_identity or not image.any():
             return
         system = tokens.mask(Role.SYSTEM) & image.any(1, keepdim=True)  # prompts without an image stay
-        state["layers"] = resolve_range(self.layers, (9, 14), 32, context.num_layers)
+        state["layers"] = attention_range(context, self.layers, (9, 14))
         gain = 1.0 + (self.enhance - 1.0) * image + (self.suppress - 1.0) * system
         answer = AttentionEdit(score_gain=gain[:, None])
         state["edits"] = answer.replace(rows=RowSelection.where(tokens.after_image())), answer

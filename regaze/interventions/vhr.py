@@ -13,7 +13,7 @@ from torch import Tensor
 from regaze.errors import BadParameterError
 from regaze.interventions.base import Intervention
 from regaze.interventions.contrastive import WITHOUT_IMAGE, has_image
-from regaze.interventions.layer_ranges import scaled_range
+from regaze.interventions.layer_ranges import require_attention, scaled_range
 from regaze.interventions.parameters import Layers
 from regaze.kernels import AttentionEdit
 from regaze.toolkit.model.attention_call import AttentionCall
@@ -61,7 +61,9 @@ class VHR(Intervention):
     def branches(self, context: Context) -> Mapping[str, Branch]:
         """No branches; heads are chosen here because the context has only the user's rows here."""
         if not self.is_identity and has_image(context).any():
-            measured = _Measured(self, self.layers_of(context.num_layers), context)
+            layers = self.layers_of(context.num_layers)
+            require_attention(context, layers)
+            measured = _Measured(self, layers, context)
             context.extra_forward(measurement_inputs(context), measured)
             context.state(self)["gains"] = measured.gains
         return {}

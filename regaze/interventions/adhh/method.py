@@ -110,6 +110,8 @@ class ADHH(Intervention):
                     f"head {(layer, head)} does not exist: the model has layers 0..{context.num_layers - 1} "
                     f"with query heads 0..{context.num_heads - 1}"
                 )
+            if layer not in context.self_layers:
+                raise BadParameterError(f"head {(layer, head)} does not exist: its layer has no attention")
             by_layer.setdefault(layer, []).append(head)
         # Group 0 is the text after the image: generated keys are in it by construction.
         channels = Channels(groups=(~tokens.after_image()).to(torch.uint8), num_groups=2)

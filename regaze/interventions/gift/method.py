@@ -15,7 +15,7 @@ from regaze.interventions.base import Intervention, Method
 from regaze.interventions.controls import UniformColumns
 from regaze.interventions.gift.gaze_shift import RowShifts, half_of_heads, mean_shift, saliency_map
 from regaze.interventions.gift.policy import AmplifyTopHeads
-from regaze.interventions.layer_ranges import LayerRange, resolve_range
+from regaze.interventions.layer_ranges import LayerRange, attention_range, require_attention, resolve_range
 from regaze.kernels import AttentionEdit, Channels, RowSelection, Stats
 from regaze.toolkit.model.context import Context
 from regaze.toolkit.prompts.columns import scatter_columns
@@ -133,9 +133,9 @@ class GIFT(Intervention):
             state["off"] = True
             return
         default = published(getattr(context.config, "model_type", ""), context.num_layers)
-        state["layers"] = resolve_range(self.layers, default.layers, context.num_layers, context.num_layers)
+        state["layers"] = attention_range(context, self.layers, default.layers, context.num_layers)
         state["alpha"] = default.alpha if self.alpha is None else self.alpha
-        state["measured"] = self._measured(default, context.num_layers)
+        state["measured"] = self._measured(default, context)
         state["replay"] = state["layers"][0] <= max(state["measured"])
         state["shifts"] = RowShifts.of(self.content_tokens(context), image)
         state["rows"] = RowSelection.where(tokens.answering() & has_image)
@@ -146,8 +146,9 @@ class GIFT(Intervention):
             )
         state["groups"] = (_IMAGE * image + _QUERY * (tokens.mask(Role.QUERY) & has_image)).to(torch.uint8)
 
-    def _measured(self, default: Published, num_layers: int) -> tuple[int, ...]:
+    def _measured(self, default: Published, context: Context) -> tuple[int, ...]:
         """The layers whose shifts are measured."""
+        num_layers = context.num_layers
         if self.saliency_layer == "auto":
             return tuple(range(num_layers))
         chosen = default.saliency_layer if self.saliency_layer is None else self.saliency_layer
@@ -156,6 +157,7 @@ class GIFT(Intervention):
             raise BadParameterError(
                 f"saliency_layer {chosen} does not exist: the model has layers 0..{num_layers - 1}"
             )
+        require_attention(context, layers)
         return layers
 
     def content_tokens(self, context: Context) -> Tensor:

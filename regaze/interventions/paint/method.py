@@ -14,7 +14,7 @@ from regaze.errors import BadParameterError, InputError
 from regaze.interventions.base import Intervention, Method
 from regaze.interventions.contrastive import WITHOUT_IMAGE, has_image, logits_to_constrain, rows_with_image
 from regaze.interventions.controls import PlausibilityCut, UniformColumns
-from regaze.interventions.layer_ranges import LayerRange, resolve_range
+from regaze.interventions.layer_ranges import LayerRange, attention_range
 from regaze.interventions.parameters import Fraction
 from regaze.kernels import AttentionEdit, RowSelection
 from regaze.toolkit.model.branches import without_image
@@ -112,7 +112,7 @@ class PAINT(Intervention):
         image = tokens.mask(Role.IMAGE)
         if self.alpha == self.beta == 0.0 or not image.any():
             return
-        state["layers"] = resolve_range(self.layers, (2, 31), 32, context.num_layers)
+        state["layers"] = attention_range(context, self.layers, (2, 31))
         slope = patches_on_tokens(self.slopes(context), tokens, context.user_batch)[:, None]
         rows = RowSelection.where(tokens.answering() & image.any(1, keepdim=True))
         answers = [AttentionEdit(score_slope=slope * heads) for heads in self._head_factors(context)]

@@ -9,7 +9,7 @@ import torch
 from pydantic import NonNegativeFloat
 
 from regaze.interventions.base import Intervention
-from regaze.interventions.layer_ranges import LayerRange, resolve_range
+from regaze.interventions.layer_ranges import LayerRange, attention_range
 from regaze.interventions.parameters import Fraction
 from regaze.interventions.spin.policy import DampLowHeads
 from regaze.kernels import AttentionEdit, Channels, RowSelection
@@ -68,7 +68,7 @@ class SPIN(Intervention):
         image = tokens.mask(Role.IMAGE)
         if self.is_identity or not image.any():
             return
-        state["layers"] = resolve_range(self.layers, (0, 31), 32, context.num_layers)
+        state["layers"] = attention_range(context, self.layers, (0, 31))
         policy = DampLowHeads(2, channel=1, kept=self.count(context.num_heads), factor=self.factor)
         answer = AttentionEdit(channels=Channels(groups=image.to(torch.uint8), num_groups=2), policy=policy)
         rows = RowSelection.where(tokens.answering() & image.any(1, keepdim=True))

@@ -33,6 +33,7 @@ from regaze.eval.benchmarks.pope.benchmark import read_questions
 from regaze.eval.judges.verdicts import RecordedJudge, Verdicts
 from regaze.eval.run import journal, results
 from regaze.interventions.adhh.method import ADHH
+from regaze.interventions.fitting.directions import Directions
 from regaze.interventions.moa.method import read_plan
 from regaze.interventions.retrieval_heads.haystack import read_haystack
 from regaze.interventions.retrieval_heads.head_scores import RetrievalHeads
@@ -258,6 +259,11 @@ ALLOWED = {
     "eval/files": "csv of a text that the reader has read; files that are written",
     "toolkit/prompts/images": "the reader of pictures, on a file of the reader",
     "toolkit/record/storage": "records, checked by a schema",
+    "interventions/fitting/direction_files": "directions, checked by a schema",
+    "interventions/fitting/parts": "parts of a fit, in a folder of its own, by their headers",
+    "interventions/fitting/base": "texts made from objects",
+    "toolkit/model/weights_hash": "texts made from objects",
+    "kernels/triton/tuning": "a file of this package, or one that it has just written",
     "demo/shipped": "files of this package",
     "eval/benchmarks/ruler": "words of the package wonderwords",
     "eval/report/report": "a plot that it has just drawn",
@@ -317,6 +323,7 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "t.png": open_image,
     "u.safetensors": Record.load,
     "v.jsonl": TrialLog,
+    "v.safetensors": Directions.load,
     "w.tsv": lambda path: files.read_tab_separated(path, (3, 4)),
     "x.json": official_prompts,
     "y.txt": lambda path: JudgePrompt.from_file(path, ("question",)),

@@ -9,6 +9,7 @@ sign-flip test over clusters and the design effect are in neither.
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Callable, Sequence
 
@@ -46,7 +47,11 @@ def holm(p_values: Sequence[float]) -> list[float]:
         return list(p_values)
     from statsmodels.stats.multitest import multipletests  # takes seconds to import
 
-    corrected: list[float] = multipletests(p_values, method="holm")[1].tolist()
+    gc.freeze()  # statsmodels collects garbage at every call: a quarter of a second beside a loaded model
+    try:
+        corrected: list[float] = multipletests(p_values, method="holm")[1].tolist()
+    finally:
+        gc.unfreeze()
     return corrected
 
 

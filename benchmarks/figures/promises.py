@@ -109,6 +109,7 @@ def last_run() -> str:
         f"The last full run, {run['date']}, transformers {run['transformers']}, torch {run['torch']}: "
         f"{total['passed']:,} passed, {total['skipped']} skipped, {total['failed']} failed, in "
         f"{run['seconds'] / 60:.0f} minutes on {run['cores']} cores."
+        + (f" {run['again']} of them failed at first, and ran again after a mend." if run["again"] else "")
     )
 
 

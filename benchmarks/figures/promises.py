@@ -35,10 +35,6 @@ PROMISES: tuple[tuple[str, tuple[str, ...]], ...] = (
         ("tests/toolkit/model/test_blocks.py",),
     ),
     (
-        "A signal ends a run at once with one line, and the same command continues",
-        ("tests/cli/test_interrupt.py",),
-    ),
-    (
         "An unknown release of transformers is tried before it is trusted",
         ("tests/toolkit/model/test_release_check.py", "tests/toolkit/model/test_compat.py"),
     ),

@@ -14,6 +14,7 @@ from decoding_checks import (
     check_padding,
     golden,
     inputs_of,
+    plain_logits,
 )
 from directions import LLAVA, about, ict_directions, normal
 from models import llava_processor, logits_of, picture
@@ -115,7 +116,7 @@ METHOD = ICT(directions=ict_directions(), alpha=1.5, heads=9)
 
 def by_hand(model, inputs, answer, total, blocks):
     """[T, B, V]: the heads' outputs, or the projection's, shifted in the rows that predict the answer."""
-    rows, start = [], inputs["input_ids"].shape[1] - 1
+    start = inputs["input_ids"].shape[1] - 1
 
     def before(layer):
         def hook(module, args):
@@ -138,14 +139,10 @@ def by_hand(model, inputs, answer, total, blocks):
         p.register_forward_hook(after(n)) if blocks else p.register_forward_pre_hook(before(n))
         for n, p in enumerate(projections)
     ]
-    for step in range(answer.shape[1]):
-        ids = torch.cat([inputs["input_ids"], answer[:, :step]], 1)
-        with torch.no_grad():
-            out = model(**{**inputs, "input_ids": ids, "attention_mask": torch.ones_like(ids)})
-        rows.append(out.logits[:, -1])
+    logits = plain_logits(model, inputs, answer)
     for handle in handles:
         handle.remove()
-    return torch.stack(rows)
+    return logits
 
 
 @pytest.mark.parametrize("blocks", [None, 12])

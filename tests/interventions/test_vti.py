@@ -13,6 +13,7 @@ from decoding_checks import (
     check_padding,
     golden,
     inputs_of,
+    plain_logits,
 )
 from directions import DEMO, LLAVA, about, directions, normal, vti_directions
 from models import llava_processor, logits_of, picture, tiny_llama, tiny_llava
@@ -126,7 +127,7 @@ METHOD = VTI(directions=vti_directions(), text=3.0, vision=3.0)
 
 def by_hand(model, inputs, answer, found, text, vision):
     """[T, B, V] of forwards with hooks on the MLPs, each step from the beginning."""
-    handles, rows = [], []
+    handles = []
 
     def turn(vectors, strength):
         def hook(module, args, out):
@@ -139,14 +140,10 @@ def by_hand(model, inputs, answer, found, text, vision):
         handles.append(layer.mlp.register_forward_hook(turn(found["text"][number], text)))
     for number, block in enumerate(model.model.vision_tower.encoder.layers):
         handles.append(block.mlp.register_forward_hook(turn(found["vision"][number], vision)))
-    for step in range(answer.shape[1]):
-        ids = torch.cat([inputs["input_ids"], answer[:, :step]], 1)
-        with torch.no_grad():
-            out = model(**{**inputs, "input_ids": ids, "attention_mask": torch.ones_like(ids)})
-        rows.append(out.logits[:, -1])
+    logits = plain_logits(model, inputs, answer)
     for handle in handles:
         handle.remove()
-    return torch.stack(rows)
+    return logits
 
 
 @pytest.mark.parametrize(("text", "vision"), [(3.0, 3.0), (0.0, 5.0), (2.0, 0.0)])

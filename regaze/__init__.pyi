@@ -15,6 +15,7 @@ from .interventions import ICD as ICD
 from .interventions import ICT as ICT
 from .interventions import M3ID as M3ID
 from .interventions import MMA as MMA
+from .interventions import ONLY as ONLY
 from .interventions import OPERA as OPERA
 from .interventions import PAI as PAI
 from .interventions import PAINT as PAINT

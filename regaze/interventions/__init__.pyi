@@ -23,6 +23,7 @@ from .memvr import MemVR as MemVR
 from .mma import MMA as MMA
 from .moa import MoA as MoA
 from .nullu import Nullu as Nullu
+from .only import ONLY as ONLY
 from .opera import OPERA as OPERA
 from .pai import PAI as PAI
 from .paint import PAINT as PAINT

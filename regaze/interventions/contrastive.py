@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+import torch
 from pydantic import NonNegativeFloat
 from torch import Tensor
 
@@ -109,6 +110,28 @@ def add_logits(
     weight = alpha if where is None else alpha * where.to(logits.device)
     constrained = logits_to_constrain(logits, where)
     return LogitsCombination(1.0, [(weight, other)], plausibility=beta, plausibility_logits=constrained)
+
+
+def gated_logits(
+    logits: Tensor,
+    other: Tensor,
+    agree: Tensor,
+    strengths: tuple[float, float],
+    beta: float,
+    where: Tensor | None = None,
+) -> LogitsCombination:
+    """As `add_logits` where `agree` [B, T, 1] is true, as `contrast_logits` elsewhere.
+
+    Args:
+        strengths: alpha of the sum and of the contrast.
+    """
+    add, contrast = strengths
+    main, weight = torch.where(agree, 1.0, 1.0 + contrast), torch.where(agree, add, -contrast)
+    if where is not None:
+        where = where.to(logits.device)
+        main, weight = torch.where(where, main, 1.0), weight * where
+    constrained = logits_to_constrain(logits, where)
+    return LogitsCombination(main, [(weight, other)], plausibility=beta, plausibility_logits=constrained)
 
 
 def logits_to_constrain(logits: Tensor, where: Tensor | None) -> Tensor | None:

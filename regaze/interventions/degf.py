@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
-import torch
 from PIL import Image
 from pydantic import Field, NonNegativeFloat, PositiveInt
 from torch import Tensor
 
 from regaze.errors import BadParameterError, InputError
 from regaze.interventions.base import Method, MultiPassMethod
+from regaze.interventions.contrastive import gated_logits
 from regaze.interventions.controls import Sharpen
 from regaze.interventions.divergences import jensen_shannon, reversed_jensen_shannon
 from regaze.interventions.parameters import Fraction
@@ -149,12 +149,7 @@ class DeGF(MultiPassMethod):
         """The user's logits [B, T, V] and those about the picture, by the gate of each token."""
         divergence = reversed_jensen_shannon if self.as_released else jensen_shannon
         apart = divergence(logits.float().log_softmax(-1), other.float().log_softmax(-1))[..., None]
-        agree = apart < self.gamma
-        return LogitsCombination(
-            torch.where(agree, 1.0, 1.0 + self.alpha_neg),
-            [(torch.where(agree, self.alpha_pos, -self.alpha_neg), other)],
-            plausibility=self.beta,
-        )
+        return gated_logits(logits, other, apart < self.gamma, (self.alpha_pos, self.alpha_neg), self.beta)
 
 
 class _Feedback(Callback):

@@ -42,6 +42,7 @@ BUILT_IN: dict[str, str] = {
     "mma": "regaze.interventions.mma:MMA",
     "moa": "regaze.interventions.moa:MoA",
     "nullu": "regaze.interventions.nullu:Nullu",
+    "only": "regaze.interventions.only:ONLY",
     "opera": "regaze.interventions.opera:OPERA",
     "pai": "regaze.interventions.pai:PAI",
     "paint": "regaze.interventions.paint:PAINT",

@@ -58,6 +58,7 @@ READS = {
         "copy between devices at regaze/interventions/memvr.py",
         "copy between devices at regaze/toolkit/model/hidden_logits.py",
     ),
+    "only": ("copy between devices at regaze/toolkit/model/hidden_logits.py",),
     "sid": ("copy between devices at regaze/kernels/placement.py",),
     "sparc": ("copy between devices at regaze/kernels/placement.py",),
 }

@@ -11,6 +11,7 @@ from zoo.every import VISION, runs, skip_if_older
 from regaze.errors import InputError, UnsupportedModelError
 from regaze.interventions import (
     FLB,
+    ONLY,
     PAI,
     RITUAL,
     SID,
@@ -32,6 +33,7 @@ TILED = ("llava_next", "llava_onevision", "idefics3", "granite4_vision")
 METHODS = {
     "deco": DeCo(alpha=1.0, layers=(1, 1)),
     "flb": FLB(gamma=2.0, decay=0.5),
+    "only": ONLY(),
     "ritual": RITUAL(),
     "sid": SID(kept=2, first_layer=1, alpha=1.0),
     "spin": SPIN(kept=0.5),
@@ -51,6 +53,8 @@ REFUSED: dict[tuple[str, str], str] = {
     **{("ritual", name): "one picture per image is needed|is given tiles of one" for name in TILED},
     ("ritual", "blip-2"): "was given no pixels",
     ("ritual", "mllama"): "cross-attention",
+    ("only", "blip-2"): "cannot run through a OPTDecoderLayer",
+    ("only", "mllama"): "cross-attention",
     ("vhr", "blip-2"): "not `inputs_embeds`",
     ("vhr", "mllama"): "cross-attention",
     ("spin", "mllama"): "cross-attention",

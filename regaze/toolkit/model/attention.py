@@ -112,7 +112,7 @@ def regaze_attention(
     if dispatcher.watched:
         edit = _NOTHING if plan is None else plan.edit.edit
         options, masks = {"scaling": scaling, **call}, dispatcher.causal_masks
-        shown = AttentionCall(query, key, value, out, shift_edit(edit, first), options, masks)
+        shown = AttentionCall(query, key, value, out, shift_edit(edit, first), options, masks, first)
         dispatcher.show(site, shown)
         if dispatcher.wants_weights and weights is None:
             weights = F.pad(rows := shown.weights(slice(0, queries)), (0, keys - rows.shape[-1]))

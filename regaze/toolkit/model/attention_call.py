@@ -25,6 +25,7 @@ class AttentionCall:
         output: [B, Lq, Hq, Dv], what the layer uses: part of its autograd graph, if there is one.
         edit: of the layer; neutral where there is none.
         options: mask, scaling, is_causal, softcap and sinks, as `regaze.kernels.attend` takes them.
+        first_key: number of the first key, above 0 where a sliding cache has dropped others.
         causal_masks: by id, the masks whose `causal` is known in this forward; its layers share them.
     """
 
@@ -35,6 +36,7 @@ class AttentionCall:
     edit: AttentionEdit
     options: dict[str, Any]
     causal_masks: dict[int, tuple[Tensor, bool]] = field(default_factory=dict)
+    first_key: int = 0
 
     @cached_property
     def causal(self) -> bool:
@@ -49,18 +51,18 @@ class AttentionCall:
             self.causal_masks[id(mask)] = mask, not bool(visible.triu(1).any())
         return self.causal_masks[id(mask)][1]
 
-    def blocks(self) -> list[slice]:
-        """All query rows, in blocks whose weights fit a fixed budget of memory."""
+    def blocks(self, first: int = 0) -> list[slice]:
+        """The query rows from `first` on, in blocks whose weights fit a fixed budget of memory."""
         batch, heads, rows = self.query.shape[:3]
         budget = CPU_BLOCK_ELEMENTS if self.query.device.type == "cpu" else BLOCK_ELEMENTS
         size = max(1, budget // (batch * heads * self.key.shape[2]))
-        return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
+        return [slice(start, min(start + size, rows)) for start in range(first, rows, size)]
 
     def weights(self, rows: slice) -> Tensor:
         """Attention weights of a block of rows as the layer used them, [B, Hq, R, K] fp32, without a graph.
 
-        K is the number of keys up to the last one that a row of the block sees, or all. An edit of the
-        weights makes each block cost the layer's whole attention again.
+        K is the number of keys up to the last one that a row of the block sees, or all of them. An edit of
+        the weights makes each block cost the layer's whole attention again.
         """
         with torch.no_grad():
             if self._unedited:
@@ -73,6 +75,15 @@ class AttentionCall:
         assert stats is not None
         assert stats.slices is not None
         return stats.slices
+
+    def visible(self, rows: slice) -> Tensor:
+        """The keys that the mask shows to a block of rows, [B or 1, R, K] bool with the K of `weights`."""
+        mask, stop = self.options["mask"], self._stop(rows)
+        if mask is None:
+            seen = torch.ones(1, rows.stop - rows.start, stop, dtype=torch.bool, device=self.query.device)
+            return seen.tril(rows.start) if self.options["is_causal"] and self.query.shape[2] > 1 else seen
+        mask = mask[:, 0, rows, :stop]
+        return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
 
     def received(self, rows: RowSelection) -> Tensor:
         """Attention that each key receives from `rows` together, as the layer used it, [B, Hq, Lk] fp32.
@@ -99,8 +110,12 @@ class AttentionCall:
         """Whether the weights are those of plain attention."""
         return not self.edit.edits_rows and not self.edit.edits_mask
 
+    def _stop(self, rows: slice) -> int:
+        """How many keys a block of rows can see; for the last block nothing has to be known of the mask."""
+        return rows.stop if rows.stop < self.query.shape[2] and self.causal else self.key.shape[2]
+
     def _plain(self, rows: slice) -> Tensor:
-        mask, stop = self.options["mask"], rows.stop if self.causal else self.key.shape[2]
+        mask, stop = self.options["mask"], self._stop(rows)
         options = self.options if mask is None else {**self.options, "mask": mask[:, :, rows, :stop]}
         slices = attention_stats(self.query[:, :, rows], self.key[:, :, :stop], _ALL, **options).slices
         assert slices is not None

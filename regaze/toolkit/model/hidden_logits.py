@@ -45,8 +45,8 @@ class LogitReader:
                     f"{self._name} has no final norm that regaze can find, so its layers cannot be read as "
                     "words"
                 )
-            hidden = self._norm(_moved(hidden, self._norm))
-        hidden = _moved(hidden, self._head)
+            hidden = self._norm(moved_to(hidden, self._norm))
+        hidden = moved_to(hidden, self._head)
         if self._head.weight.is_floating_point():  # quantised weights keep the dtype of their input
             hidden = hidden.to(self._head.weight.dtype)
         logits: Tensor = self._head(hidden)
@@ -58,7 +58,7 @@ class LogitReader:
         return logits if cap is None else torch.tanh(logits / cap) * cap
 
 
-def _moved(hidden: Tensor, module: nn.Module) -> Tensor:
+def moved_to(hidden: Tensor, module: nn.Module) -> Tensor:
     """`hidden` on the device of a module's weights; accelerate moves it itself where these are offloaded."""
     weight = next(module.parameters(), None)
     return hidden if weight is None or weight.device.type == "meta" else hidden.to(weight.device)

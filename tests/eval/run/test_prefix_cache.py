@@ -152,6 +152,7 @@ LATE = {
     "dola": registry.create_method("dola"),
     "flb": registry.create_method("flb", gamma=1.5, decay=0.5),
     "hgai": registry.create_method("hgai", alpha=1.0),
+    "only": registry.create_method("only", gamma=0.35),
     "pai": registry.create_method("pai", gamma=1.0, alpha=0.9),
     "sparc": registry.create_method("sparc", alpha=1.5, tau=0.01),
     "spin": registry.create_method("spin", kept=0.5),

@@ -62,6 +62,7 @@ from regaze.toolkit.model.compat.generation import (
     pass_pixels,
 )
 from regaze.toolkit.model.compat.hooks import owned, remove_hooks, temporary_hooks
+from regaze.toolkit.model.compat.layer_halves import LayerHalves, layer_halves, straight_projection
 from regaze.toolkit.model.compat.layout import (
     counts_positions,
     decoder_layers,
@@ -94,6 +95,7 @@ __all__ = [
     "TOKEN_TYPES",
     "AttentionSite",
     "Generation",
+    "LayerHalves",
     "LogitScale",
     "attention_configs",
     "attention_modules",
@@ -121,6 +123,7 @@ __all__ = [
     "known_defect",
     "last_logits_only",
     "last_row",
+    "layer_halves",
     "logit_scale",
     "make_room",
     "media_names",
@@ -147,6 +150,7 @@ __all__ = [
     "sharing_modules",
     "sparse_mask",
     "static_length",
+    "straight_projection",
     "take_rope_deltas",
     "temporary_hooks",
     "text_config",

@@ -6,6 +6,7 @@ from . import toolkit as toolkit
 from .errors import RegazeError as RegazeError
 from .interventions import ADHH as ADHH
 from .interventions import AGLA as AGLA
+from .interventions import CAI as CAI
 from .interventions import CARVE as CARVE
 from .interventions import DAMRO as DAMRO
 from .interventions import FLB as FLB

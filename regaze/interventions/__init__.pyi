@@ -5,6 +5,7 @@ from .avisc import AvisC as AvisC
 from .base import Intervention as Intervention
 from .base import Method as Method
 from .base import MultiPassMethod as MultiPassMethod
+from .cai import CAI as CAI
 from .carve import CARVE as CARVE
 from .causalmm import CausalMM as CausalMM
 from .damro import DAMRO as DAMRO

@@ -5,17 +5,21 @@ from __future__ import annotations
 from itertools import combinations
 
 _MOVE_MASS = ("adhh", "gift", "spin", "var")
-_MAP_SCORES = ("hgai", "pai", "paint", "vaf")
+_MAP_SCORES = ("cai", "hgai", "pai", "paint", "vaf")
 #: These edit every text row after the image; the others only the rows that predict the answer.
 _EDIT_QUESTION = ("vaf", "var")
 #: And these every row of a branch of their own.
 _EDIT_BRANCH = ("causalmm", "sid")
 _EDIT_MLPS = ("memvr", "nullu", "vista", "vti")
+#: By default these edit different layers.
+_APART = ({"cai", "hgai"}, {"cai", "vaf"})
 
 
 def _reason(first: str, second: str) -> str | None:
     """Why two of the methods above cannot act together."""
     pair = {first, second}
+    if pair in _APART:
+        return None
     if pair <= {*_MOVE_MASS}:
         return "both redistribute the masses that the softmax gives"
     if pair <= {*_MAP_SCORES}:

@@ -134,6 +134,22 @@ def gated_logits(
     return LogitsCombination(main, [(weight, other)], plausibility=beta, plausibility_logits=constrained)
 
 
+def guide_logits(
+    logits: Tensor, other: Tensor, gamma: float, beta: float, where: Tensor | None = None
+) -> LogitsCombination:
+    """gamma (l - l_other) + l_other on log-probabilities of [B, T, V], with the plausibility constraint.
+
+    The constraint leaves rows outside `where` [B, 1, 1] alone; None: there are none.
+    """
+    return LogitsCombination(
+        gamma,
+        [(1.0 - gamma, other)],
+        log_softmax=True,
+        plausibility=beta,
+        plausibility_logits=logits_to_constrain(logits, where),
+    )
+
+
 def logits_to_constrain(logits: Tensor, where: Tensor | None) -> Tensor | None:
     """Logits for the plausibility constraint: constant, so that it excludes nothing, outside `where`."""
     return None if where is None else logits.masked_fill(~where.to(logits.device), 0.0)

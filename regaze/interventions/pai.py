@@ -11,7 +11,7 @@ from torch import Tensor
 
 from regaze.errors import UnsupportedModelError
 from regaze.interventions.base import Intervention, Method
-from regaze.interventions.contrastive import WITHOUT_IMAGE, has_image, logits_to_constrain, rows_with_image
+from regaze.interventions.contrastive import WITHOUT_IMAGE, guide_logits, has_image, rows_with_image
 from regaze.interventions.controls import PlausibilityCut, UniformColumns
 from regaze.interventions.layer_ranges import LayerRange, attention_range
 from regaze.interventions.parameters import Fraction
@@ -132,12 +132,4 @@ class PAI(Intervention):
         if "where" not in state:
             return None
         logits, text_only = context.logits(), context.logits(WITHOUT_IMAGE)
-        others = [(1.0 - self.gamma, text_only)]
-        plausibility_logits = logits_to_constrain(logits, state["where"])
-        return LogitsCombination(
-            self.gamma,
-            others,
-            log_softmax=True,
-            plausibility=self.beta,
-            plausibility_logits=plausibility_logits,
-        )
+        return guide_logits(logits, text_only, self.gamma, self.beta, state["where"])

@@ -25,6 +25,7 @@ BUILT_IN: dict[str, str] = {
     "adhh": "regaze.interventions.adhh:ADHH",
     "agla": "regaze.interventions.agla:AGLA",
     "avisc": "regaze.interventions.avisc:AvisC",
+    "cai": "regaze.interventions.cai:CAI",
     "carve": "regaze.interventions.carve:CARVE",
     "causalmm": "regaze.interventions.causalmm:CausalMM",
     "damro": "regaze.interventions.damro:DAMRO",

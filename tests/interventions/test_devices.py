@@ -47,6 +47,10 @@ PARAMETERS = {
 #: what changes with the steps goes from one device to the other at each.
 READS = {
     "avisc": ("toolkit/wrap.py",),
+    "cai": (
+        "copy between devices at regaze/interventions/cai.py",
+        "copy between devices at regaze/toolkit/model/hidden_logits.py",
+    ),
     "deco": ("copy between devices at regaze/toolkit/model/hidden_logits.py",),
     "vhr": ("toolkit/wrap.py", "regaze/interventions/vhr.py"),
     "vista": (

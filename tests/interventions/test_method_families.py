@@ -10,6 +10,7 @@ from zoo.every import VISION, runs, skip_if_older
 
 from regaze.errors import InputError, UnsupportedModelError
 from regaze.interventions import (
+    CAI,
     FLB,
     ONLY,
     PAI,
@@ -41,6 +42,7 @@ METHODS = {
     "memvr": MemVR(ratio=0.9, threshold=0.0, layers=(0, 0)),
     "causalmm": CausalMM(),
     "causalmm-random": CausalMM(attention="random"),
+    "cai": CAI(threshold=-1.0, gamma=1.0),
     "near-tie": NearTie(mass=0.0, gap=2.0),
     "plausibility-cut": PlausibilityCut(0.9),
     "random-heads": RandomHeads(HeadKnockout(heads=((0, 0), (1, 1)))),
@@ -58,6 +60,7 @@ REFUSED: dict[tuple[str, str], str] = {
     ("vhr", "blip-2"): "not `inputs_embeds`",
     ("vhr", "mllama"): "cross-attention",
     ("spin", "mllama"): "cross-attention",
+    ("cai", "mllama"): "cross-attention",
     ("memvr", "blip-2"): "has no `mlp`",
     ("memvr", "mllama"): "sees images through cross-attention",
     **{(name, "blip-2"): "cannot run with `inputs_embeds`" for name in BRANCHES},

@@ -9,6 +9,7 @@ from .interventions import AGLA as AGLA
 from .interventions import CAI as CAI
 from .interventions import CARVE as CARVE
 from .interventions import DAMRO as DAMRO
+from .interventions import EAH as EAH
 from .interventions import FLB as FLB
 from .interventions import GIFT as GIFT
 from .interventions import HGAI as HGAI

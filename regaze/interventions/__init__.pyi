@@ -12,6 +12,7 @@ from .damro import DAMRO as DAMRO
 from .deco import DeCo as DeCo
 from .degf import DeGF as DeGF
 from .dola import DoLa as DoLa
+from .eah import EAH as EAH
 from .evit import EViT as EViT
 from .flb import FLB as FLB
 from .gift import GIFT as GIFT

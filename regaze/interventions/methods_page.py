@@ -26,10 +26,6 @@ ABSENT = (
     ("CCA", "Concentric position ids and mask: trained into a model, not applied to a trained one."),
     ("TAME", "Its released edit sharpens all scores by one factor, differently in prefill and decode."),
     (
-        "EAH",
-        "Copies one head's map to all heads of a layer at prefill, which an edit cannot express.",
-    ),
-    (
         "HALC",
         "Needs an object detector and CLIP, and contrasts crops chosen by them.",
     ),

@@ -5,6 +5,7 @@ from regaze.kernels.backends import BACKENDS
 from regaze.kernels.bound import BoundEdit
 from regaze.kernels.channels import Channels
 from regaze.kernels.compose import compose
+from regaze.kernels.head_source import HeadRule, HeadSource
 from regaze.kernels.placement import Placeable
 from regaze.kernels.policies import Policy, Scale, TritonPart, pad_channels
 from regaze.kernels.spec import AttentionEdit, RowSelection, Stats, StatsRequest, UnmaskRect, Windows
@@ -14,6 +15,8 @@ __all__ = [
     "AttentionEdit",
     "BoundEdit",
     "Channels",
+    "HeadRule",
+    "HeadSource",
     "Placeable",
     "Policy",
     "RowSelection",

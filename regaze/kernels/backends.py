@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from regaze.errors import BadParameterError
+from regaze.kernels.borrow import borrowing
 from regaze.kernels.reference import attend_reference, attention_stats_reference, column_sums_reference
 from regaze.kernels.spec import AttentionEdit, Stats
 from regaze.kernels.torch_backend import attend_torch, attention_stats_torch, column_sums_torch
@@ -23,6 +24,14 @@ class Backend(NamedTuple):
     attend: Callable[..., tuple[Tensor, Stats | None]]
     attention_stats: Callable[..., Stats]
     column_sums: Callable[..., Tensor]
+
+
+def _backend(
+    attend: Callable[..., tuple[Tensor, Stats | None]],
+    attention_stats: Callable[..., Stats],
+    column_sums: Callable[..., Tensor],
+) -> Backend:
+    return Backend(borrowing(attend, attention_stats, column_sums), attention_stats, column_sums)
 
 
 def _attend_triton(
@@ -50,11 +59,11 @@ def _column_sums_triton(*args: Any, **kwargs: Any) -> Tensor:
 
 #: Backend by name; none may change what an edit means.
 BACKENDS = {
-    "reference": Backend(attend_reference, attention_stats_reference, column_sums_reference),
-    "torch": Backend(attend_torch, attention_stats_torch, column_sums_torch),
+    "reference": _backend(attend_reference, attention_stats_reference, column_sums_reference),
+    "torch": _backend(attend_torch, attention_stats_torch, column_sums_torch),
 }
 if find_spec("triton") is not None:
-    BACKENDS["triton"] = Backend(_attend_triton, _attention_stats_triton, _column_sums_triton)
+    BACKENDS["triton"] = _backend(_attend_triton, _attention_stats_triton, _column_sums_triton)
 
 MAX_HEAD_DIM = 256
 MAX_UNMASK = 63

@@ -21,7 +21,7 @@ def compose(edits: Sequence[AttentionEdit]) -> AttentionEdit | None:
     multiply, unmasked rectangles unite. Undefined, and refused: two channel policies (each maps the masses of
     the softmax to coefficients), two score slopes or a slope beside a gain of another edit (the maps do not
     commute), a spread beside another edit of weights, different row selections of edits that change weights,
-    two recordings.
+    two head sources, two recordings.
 
     Edits that select rows should share one `RowSelection`: two are compared by value, see `equals`.
 
@@ -39,6 +39,7 @@ def _pair(a: AttentionEdit, b: AttentionEdit) -> AttentionEdit:
         ("policy", "each maps the masses of the softmax to coefficients"),
         ("stats", "request everything in one recording"),
         ("windows", "each sets how far a head looks back"),
+        ("head_source", "each sets where a head looks"),
     ):
         if getattr(a, part) is not None and getattr(b, part) is not None:
             raise CompositionError(f"two interventions set `{part}` on one layer: {why}; use one of them")
@@ -68,6 +69,7 @@ def _pair(a: AttentionEdit, b: AttentionEdit) -> AttentionEdit:
         head_gain=_product(a.head_gain, b.head_gain),
         unmask=a.unmask + b.unmask,
         windows=_either(a.windows, b.windows),
+        head_source=_either(a.head_source, b.head_source),
         stats=_either(a.stats, b.stats),
     )
 

@@ -3,8 +3,8 @@
 An `AttentionEdit` is a frozen bundle of tensors. It names query rows and key columns, never a model: the same
 edit runs on the reference, on the torch path and in a fused kernel. The order of its parts is fixed:
 
-    mask (+ unmask, then windows) -> score map -> column bias -> softmax -> channel coefficients
-    -> value gain -> head gain
+    head source -> mask (+ unmask, then windows) -> score map -> column bias -> softmax
+    -> channel coefficients -> value gain -> head gain
 
 Column tensors describe the first n keys. Keys after them (those generated later) are left alone: bias 0,
 slope 0, gain 1, group 0, weight 0. One edit built at prefill therefore serves every decode step.
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from regaze.errors import BadParameterError, ShapeError
 from regaze.kernels.channels import Channels, PaddedColumns, describe
+from regaze.kernels.head_source import HeadSource
 from regaze.kernels.placement import Placeable
 from regaze.kernels.policies import Policy
 
@@ -212,6 +213,8 @@ class AttentionEdit(Placeable):
         unmask: rectangles opened in the mask.
         windows: keys that each head loses sight of, also where mask or unmask show them; like these
             it applies to every row.
+        head_source: whose scores each head has in the place of its own, in every row; a head keeps its
+            values and its other edits.
         stats: what to record.
     """
 
@@ -228,6 +231,7 @@ class AttentionEdit(Placeable):
     head_gain: Tensor | None = None
     unmask: tuple[UnmaskRect, ...] = ()
     windows: Windows | None = None
+    head_source: HeadSource | None = None
     stats: StatsRequest | None = None
     # Nothing below changes what an edit means: padded columns, what a backend derived from the edit for later
     # calls, and the smallest Lk for which each query fitted.
@@ -291,7 +295,22 @@ class AttentionEdit(Placeable):
     @property
     def neutral(self) -> bool:
         """True when the layer's output is left alone (it may still be recorded)."""
-        return not self.edits_rows and self.head_gain is None and not self.edits_mask
+        return self.uses_own_weights and self.head_gain is None
+
+    @property
+    def uses_own_weights(self) -> bool:
+        """Whether all attention weights are those of plain attention."""
+        return not self.edits_rows and not self.edits_mask and self.head_source is None
+
+    @cached_property
+    def with_own_maps(self) -> AttentionEdit:
+        """The same edit without `head_source`."""
+        return self.replace(head_source=None)
+
+    @cached_property
+    def without_stats(self) -> AttentionEdit:
+        """The same edit without its request."""
+        return self.replace(stats=None)
 
     @cached_property
     def changed_rows(self) -> Tensor | None:
@@ -384,6 +403,11 @@ class AttentionEdit(Placeable):
             require(span.shape[0] in either and span.shape[1] == heads, "Windows.span", span, "[B or 1, Hq]")
             if first is not None:
                 require(first.shape[0] == batch, "Windows.first", first, "[B]")
+        if (source := self.head_source) is not None:
+            for name, part, size in (("index", source.index, heads), ("rows", source.rows, queries)):
+                if part is not None:
+                    fits = part.shape[0] in either and part.shape[1] == size
+                    require(fits, f"HeadSource.{name}", part, f"[B or 1, {size}]")
         stats = self.stats or StatsRequest()
         for name, selected in (("rows", self.rows), ("stats.rows", stats.rows)):
             if selected is not None:

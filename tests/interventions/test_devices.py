@@ -9,12 +9,13 @@ from directions import ict_directions, nullu_directions, vti_directions
 from models import SMALL_VAR
 from standins import painted
 
-from regaze.interventions import PAI, VISTA, EViT, HeadKnockout, MultiPassMethod, create_method
+from regaze.interventions import EAH, PAI, VISTA, EViT, HeadKnockout, MultiPassMethod, create_method
 from regaze.interventions.controls import (
     NearTie,
     PlausibilityCut,
     RandomDirection,
     RandomHeads,
+    RandomSource,
     Sharpen,
     UniformColumns,
 )
@@ -90,7 +91,12 @@ def test_a_method(placed, name):
 
 CONTROLS = [
     *(NearTie(mass=0.0, gap=2.0, steps="all"), PlausibilityCut(), Sharpen()),
-    *(UniformColumns(PAI(gamma=1.0)), RandomHeads(HeadKnockout(heads=HEADS)), RandomDirection(VISTA())),
+    *(
+        UniformColumns(PAI(gamma=1.0)),
+        RandomHeads(HeadKnockout(heads=HEADS)),
+        RandomDirection(VISTA()),
+        RandomSource(EAH()),
+    ),
 ]
 
 

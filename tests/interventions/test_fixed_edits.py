@@ -8,6 +8,7 @@ from models import logits_of, picture, small_var
 
 from regaze.interventions import (
     ADHH,
+    EAH,
     GIFT,
     HGAI,
     MMA,
@@ -30,6 +31,7 @@ METHODS = (
     VAF(),
     HGAI(),
     SPIN(kept=0.5),
+    EAH(),
     VHR(),
     ADHH(heads=((0, 0), (1, 3))),
     MoA(beta=0.2, block=8),

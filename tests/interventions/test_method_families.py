@@ -11,6 +11,7 @@ from zoo.every import VISION, runs, skip_if_older
 from regaze.errors import InputError, UnsupportedModelError
 from regaze.interventions import (
     CAI,
+    EAH,
     FLB,
     ONLY,
     PAI,
@@ -38,6 +39,7 @@ METHODS = {
     "ritual": RITUAL(),
     "sid": SID(kept=2, first_layer=1, alpha=1.0),
     "spin": SPIN(kept=0.5),
+    "eah": EAH(),
     "vhr": VHR(alpha=3.0, layers=(0, 1)),
     "memvr": MemVR(ratio=0.9, threshold=0.0, layers=(0, 0)),
     "causalmm": CausalMM(),
@@ -61,6 +63,7 @@ REFUSED: dict[tuple[str, str], str] = {
     ("vhr", "mllama"): "cross-attention",
     ("spin", "mllama"): "cross-attention",
     ("cai", "mllama"): "cross-attention",
+    ("eah", "mllama"): "cross-attention",
     ("memvr", "blip-2"): "has no `mlp`",
     ("memvr", "mllama"): "sees images through cross-attention",
     **{(name, "blip-2"): "cannot run with `inputs_embeds`" for name in BRANCHES},

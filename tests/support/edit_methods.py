@@ -7,6 +7,7 @@ from models import small_var
 from regaze import HeadKnockout
 from regaze.interventions import (
     ADHH,
+    EAH,
     FLB,
     GIFT,
     HGAI,
@@ -41,6 +42,7 @@ METHODS = {
     "ritual": RITUAL(alpha=1.0),
     "sid": SID(kept=5),
     "spin": SPIN(kept=0.5),
+    "eah": EAH(),
     "vhr": VHR(),
     "causalmm": CausalMM(attention="random"),
     "flb": FLB(gamma=2.0, decay=0.5),

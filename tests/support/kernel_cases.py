@@ -15,13 +15,15 @@ from regaze.interventions.var.policy import MoveMass
 from regaze.kernels import (
     AttentionEdit,
     Channels,
+    HeadSource,
+    Placeable,
     RowSelection,
     Scale,
     StatsRequest,
     UnmaskRect,
-    Windows,
     attend,
 )
+from regaze.kernels.borrow import exchanged, exchanged_mask
 from regaze.kernels.reference import edit_scores, row_mask, spread_out, visibility
 
 # Busy cores are no reason to fail.
@@ -56,6 +58,10 @@ def naive(
             return neutral
         return float(tensor[b % tensor.shape[0], h % tensor.shape[1], j])
 
+    def source(b: int, h: int) -> int:
+        index = None if edit.head_source is None else edit.head_source.index
+        return h if index is None else int(index[b % len(index), h])
+
     def chosen(b: int, i: int) -> bool:
         if edit.rows is None:
             return True
@@ -75,7 +81,7 @@ def naive(
     def added_by_mask(b: int, h: int, i: int, j: int) -> tuple[bool, float]:
         if mask is None:
             return (not is_causal or j <= i + keys - queries), 0.0
-        value = mask[b % mask.shape[0], h % mask.shape[1], i, j]
+        value = mask[b % mask.shape[0], source(b, h) % mask.shape[1], i, j]
         if mask.dtype == torch.bool:
             return bool(value), 0.0
         if float(value) <= torch.finfo(mask.dtype).min / 2:
@@ -83,7 +89,7 @@ def naive(
         return True, float(value)
 
     def score(b: int, h: int, i: int, j: int) -> float:
-        s = float(q[b, h, i] @ k[b, h // group, j]) * dim**-0.5
+        s = float(q[b, source(b, h), i] @ k[b, source(b, h) // group, j]) * dim**-0.5
         return s if softcap is None else softcap * math.tanh(s / softcap)
 
     def sloped(b: int, h: int, i: int, j: int) -> float:
@@ -189,6 +195,9 @@ def eager(q, k, v, edit, *, mask=None, is_causal=False, softcap=None, sinks=None
     if dtype == torch.float16:
         q, k, v = q.float(), k.float(), v.float()
     k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
+    if edit.head_source is not None:
+        q, k, v = exchanged(q, k, v, edit.head_source.index)
+        mask = exchanged_mask(mask, edit.head_source.index)
     visible, additive = visibility(mask, queries, keys, is_causal, edit.unmask, q.device, edit.windows)
     scores = q @ k.mT * q.shape[-1] ** -0.5
     scores = (scores if softcap is None else torch.tanh(scores / softcap) * softcap).float()
@@ -289,6 +298,7 @@ PARTS = (
     "scale",
     "value_gain",
     "head_gain",
+    "source",
     "open",
 )
 
@@ -394,6 +404,9 @@ def make_edit(
     if "head_gain" in used:
         size = (batch, heads, queries) if torch.rand((), generator=g) > 0.5 else (1, heads)
         parts["head_gain"] = torch.randint(0, 3, size, generator=g).float() / 2
+    if "source" in used:
+        index = torch.randint(0, heads, (batch if thresholds else 1, heads), generator=g)
+        parts["head_source"] = HeadSource(index)
     if "open" in used:
         opened = torch.rand(batch, queries, generator=g) > 0.5
         parts["unmask"] = (UnmaskRect(opened, torch.rand(batch, named, generator=g) > 0.5),)
@@ -458,7 +471,7 @@ def moved(value, device: str):
         return value.to(device)
     if isinstance(value, tuple):
         return tuple(moved(part, device) for part in value)
-    if isinstance(value, (AttentionEdit, Channels, UnmaskRect, RowSelection, StatsRequest, Windows)):
+    if isinstance(value, Placeable):
         parts = {f.name: moved(getattr(value, f.name), device) for f in fields(value) if f.init}
         return type(value)(**parts)
     return value

@@ -13,6 +13,7 @@ from regaze.interventions.controls.plausibility_cut import PlausibilityCut
 from regaze.interventions.controls.prefer_yes import PreferYes
 from regaze.interventions.controls.random_direction import RandomDirection
 from regaze.interventions.controls.random_heads import RandomHeads
+from regaze.interventions.controls.random_source import RandomSource
 from regaze.interventions.controls.sharpen import Sharpen
 from regaze.interventions.controls.stop_after import StopAfter
 from regaze.interventions.controls.uniform_columns import UniformColumns
@@ -25,6 +26,7 @@ __all__ = [
     "PreferYes",
     "RandomDirection",
     "RandomHeads",
+    "RandomSource",
     "Sharpen",
     "StopAfter",
     "UniformColumns",

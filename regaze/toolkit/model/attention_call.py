@@ -108,7 +108,7 @@ class AttentionCall:
     @property
     def _unedited(self) -> bool:
         """Whether the weights are those of plain attention."""
-        return not self.edit.edits_rows and not self.edit.edits_mask
+        return self.edit.uses_own_weights
 
     def _stop(self, rows: slice) -> int:
         """How many keys a block of rows can see; for the last block nothing has to be known of the mask."""

@@ -21,6 +21,7 @@ from models import logits_of, small_var
 from regaze.errors import BadParameterError, CompositionError
 from regaze.interventions import (
     ADHH,
+    EAH,
     GIFT,
     HGAI,
     OPERA,
@@ -33,7 +34,7 @@ from regaze.interventions import (
     VTI,
     HeadKnockout,
 )
-from regaze.interventions.controls import RandomDirection, RandomHeads, UniformColumns
+from regaze.interventions.controls import RandomDirection, RandomHeads, RandomSource, UniformColumns
 from regaze.interventions.controls.random_direction import random_like
 from regaze.interventions.controls.random_heads import draw
 from regaze.interventions.registry import create_method, method_from_dict
@@ -55,6 +56,7 @@ VARIANTS = (
     *(UniformColumns(method) for method in BOOSTS),
     *(RandomHeads(method) for method in HEADED),
     RandomDirection(VISTA()),
+    RandomSource(EAH()),
 )
 
 
@@ -86,7 +88,8 @@ def test_it_is_another_thing_than_the_method_and_the_plain_model(gaze, control):
 def test_batches_padding_and_steps(gaze, control):
     check_batch(gaze, control)
     check_padding(gaze, control)
-    if control.of.name not in ("sparc", "gift", "vista"):  # which count steps, or refuse a part of the answer
+    # Those count steps, refuse a part of the answer, or measure the whole of what they are given as a prompt.
+    if control.of.name not in ("sparc", "gift", "vista", "eah"):
         check_full_forward(gaze, control)
 
 

@@ -31,7 +31,7 @@ RECORDINGS = {
 
 #: Their edits are known in the layer only: of what an earlier one has just measured, or of every new key.
 ASKED_IN_LAYERS = {"sid", "causalmm"}
-WITHOUT_PLANS = {"mma", "vcd", "ritual", "flb"}
+WITHOUT_PLANS = {"eah", "mma", "vcd", "ritual", "flb"}
 
 
 def ways() -> Iterator[Any]:

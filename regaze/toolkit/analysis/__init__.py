@@ -44,6 +44,7 @@ from regaze.toolkit.analysis.maps import cross_attention_maps, image_map
 from regaze.toolkit.analysis.massive_activations import MassiveActivations, massive_activations
 from regaze.toolkit.analysis.occlusion import ImageCells, TextTokens
 from regaze.toolkit.analysis.paired import PairedResult, difference, plain_and_edited
+from regaze.toolkit.analysis.phrases import PhraseEmbedding, PhraseMaps, optimise_phrase
 from regaze.toolkit.analysis.received_attention import key_importance
 from regaze.toolkit.analysis.relevance import relevance
 from regaze.toolkit.analysis.roles import RoleFlow, role_flow
@@ -74,6 +75,8 @@ __all__ = [
     "LogitLens",
     "MassiveActivations",
     "PairedResult",
+    "PhraseEmbedding",
+    "PhraseMaps",
     "Rhythm",
     "RoleFlow",
     "SinkStability",
@@ -108,6 +111,7 @@ __all__ = [
     "massive_activations",
     "middle_layers",
     "occlusion_saliency",
+    "optimise_phrase",
     "pearson",
     "perturbation_curve",
     "perturbed_attention",

@@ -52,15 +52,19 @@ def with_answers(gaze: Gaze, inputs: Mapping[str, Any], answers: Tensor | Sequen
     pad = getattr(gaze.reader.tokenizer, "pad_token_id", None) or 0
     answer = torch.tensor([row + [pad] * (longest - len(row)) for row in rows], device=ids.device)
     real = torch.arange(longest) < torch.tensor([len(row) for row in rows])[:, None]
-    prompt = token_map_of(gaze, inputs)
-    roles = torch.where(real, int(Role.OUTPUT), int(Role.PAD)).to(torch.uint8)
-    tokens = replace(
+    tokens = followed_by(token_map_of(gaze, inputs), real)
+    return Inputs(append_tokens(inputs, answer, real.to(ids.device)), tokens)
+
+
+def followed_by(prompt: TokenMap, real: Tensor) -> TokenMap:
+    """The roles of prompts with an answer after each; `real` [B, T] is False for its padding."""
+    longest, roles = real.shape[1], torch.where(real, int(Role.OUTPUT), int(Role.PAD)).to(torch.uint8)
+    return replace(
         prompt,
         roles=torch.cat([prompt.roles, roles], 1),
         view=F.pad(prompt.view, (0, longest), value=-1),
         cell=F.pad(prompt.cell, (0, longest), value=-1),
     )
-    return Inputs(append_tokens(inputs, answer, real.to(ids.device)), tokens)
 
 
 def append_tokens(inputs: Mapping[str, Any], ids: Tensor, real: Tensor) -> dict[str, Any]:

@@ -50,6 +50,9 @@ ANALYSES = {
     "lens": lambda gaze: analysis.logit_lens(gaze, inputs_of(gaze), targets=[40]).target_probs,
     "massive activations": lambda gaze: analysis.massive_activations(gaze, inputs_of(gaze)),
     "occlusion": lambda gaze: analysis.occlusion_saliency(cells(gaze), 4),
+    "phrase maps": lambda gaze: analysis.PhraseMaps(gaze, gaze.inputs([IMAGES[0]], [QUESTIONS[0]])).of(
+        ["a red cat", "sky"], over="none"
+    ),
     "plain and edited": lambda gaze: (
         analysis.plain_and_edited(
             gaze, inputs_of(gaze), small_var(), analysis.key_importance, max_new_tokens=2

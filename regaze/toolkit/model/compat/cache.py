@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import weakref
 from collections.abc import Mapping
 from functools import lru_cache
@@ -102,6 +103,25 @@ def crop_last(cache: Cache) -> None:
 def is_forkable(cache: Cache) -> bool:
     """Whether every layer keeps every token, so that the cache can be continued several times."""
     return all(type(layer) is DynamicLayer for layer in cache.layers)
+
+
+def fork(cache: Cache, times: int) -> Cache:
+    """A cache that goes on from `cache`, each of its rows `times` times in turn; `cache` never changes by it.
+
+    Raises:
+        UnsupportedModelError: a layer that writes into the memory it has, or that is no attention layer.
+    """
+    for layer in cache.layers:
+        if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
+            raise UnsupportedModelError(
+                f"a cache with a {type(layer).__name__} cannot be continued several times; generate with "
+                "cache_implementation='dynamic'"
+            )
+    forked = copy.copy(cache)
+    forked.layers = [copy.copy(layer) for layer in cache.layers]  # an update gives a layer other tensors
+    unfollow_cache(forked)
+    forked.batch_repeat_interleave(times)
+    return forked
 
 
 def keep_columns(cache: Any, columns: Tensor) -> None:

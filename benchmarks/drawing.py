@@ -22,14 +22,15 @@ def _errors(values: list[dict[str, float]]) -> list[list[float]]:
 
 def draw_pointing(study: dict[str, Any], path: Path) -> None:
     """Hits and mass of every map with intervals, best at the top, against chance."""
-    names = sorted(study["maps"], key=lambda name: study["maps"][name]["hit"]["value"])
-    figure = Figure(figsize=(9.5, 4.2), layout="constrained")
+    maps = study["maps"] | study["phrases"]
+    names = sorted(maps, key=lambda name: maps[name]["hit"]["value"])
+    figure = Figure(figsize=(9.5, 0.9 + 0.21 * len(maps)), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     for axes, kind, label in zip(
         panels, ("hit", "mass"), ("pointing game: share of hits", "share of mass in the box"), strict=True
     ):
-        values = [study["maps"][name][kind] for name in names]
-        control = [study["maps"][name][f"{kind}_shuffled"]["value"] for name in names]
+        values = [maps[name][kind] for name in names]
+        control = [maps[name][f"{kind}_shuffled"]["value"] for name in names]
         places = np.arange(len(names))
         axes.barh(
             places, [v["value"] for v in values], xerr=_errors(values), color=BLUE, capsize=2, height=0.7

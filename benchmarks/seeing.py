@@ -1,9 +1,10 @@
-"""Which map points at the thing that was asked for? Sixteen maps of the demo model on 300 scenes.
+"""Which map points at the thing that was asked for? Maps of the demo model on 300 scenes.
 
-    python benchmarks/seeing.py [--work DIR] [--output DIR]
+    python benchmarks/seeing.py [--only phrases] [--work DIR] [--output DIR]
 
 Scenes are drawn for this study alone, which needs the font of docs/demo-model.md. Finished scenes are kept in
---work, so an interrupted run goes on where it stopped. docs/seeing.md tells what came out.
+--work, so an interrupted run goes on where it stopped. --only measures some maps anew and leaves the others
+in the study's file as they are. docs/seeing.md tells what came out.
 """
 
 from __future__ import annotations
@@ -51,12 +52,18 @@ from regaze.toolkit.analysis.flow import attention_flow, rollout
 from regaze.toolkit.analysis.intervals import Estimate, estimate
 from regaze.toolkit.analysis.maps import image_map
 from regaze.toolkit.analysis.occlusion import ImageCells
+from regaze.toolkit.analysis.phrases import PhraseEmbedding, PhraseMaps, optimise_phrase
 from regaze.toolkit.analysis.relevance import relevance
+from regaze.toolkit.model import compat
 from regaze.toolkit.prompts.geometry import Geometry
 
 #: seeds of scenes that neither training nor any other study drew
-SEED, OTHER_SEED = 11, 12
-SCENES, OTHER_SCENES = 300, 100
+SEED, OTHER_SEED, KNOWN_SEED = 11, 12, 13
+SCENES, OTHER_SCENES, KNOWN_SCENES = 300, 100, 400
+#: to how many known boxes of its category a phrase is fitted, at most
+KNOWN_BOXES = 4
+#: a question that names nothing; its answer is a number
+NEUTRAL = "How many objects are there in the image?"
 #: how many of the scenes have curves, descriptions, and heads removed, which take longer
 CURVES, CAPTIONS, KNOCKOUTS = 60, 50, 100
 POINTS, COUNTS, DRAWS = 9, (1, 2, 4, 8), 5
@@ -142,7 +149,84 @@ def layer_maps(record: Record, case: Case) -> dict[str, Tensor]:
     }
 
 
+# Words that nobody has said -----------------------------------------------------------------------------
+
+
+def unasked(gaze: Gaze, image: Image.Image) -> PhraseMaps:
+    """Maps of phrases after a question and an answer that name no thing, over the generation's own cache."""
+    inputs = gaze.inputs(image, NEUTRAL)
+    options = {"do_sample": False, "max_new_tokens": 8, "return_dict_in_generate": True}
+    output = gaze.model.generate(**inputs, **options)  # type: ignore[operator]
+    return PhraseMaps(gaze, inputs, compat.cache_of(output))
+
+
+class FittedPhrases:
+    """The embeddings of a category, fitted when first needed to known boxes in scenes of their own."""
+
+    def __init__(self, gaze: Gaze):
+        self.gaze, self._made = gaze, dict[str, PhraseEmbedding]()
+        self._known: dict[str, list[tuple[Image.Image, Any]]] = {}
+        for case in cases(KNOWN_SEED, KNOWN_SCENES):
+            for thing in (case.thing, *case.others):
+                self._known.setdefault(thing.category, []).append((case.image, thing.box))
+
+    def of(self, category: str) -> PhraseEmbedding:
+        if category not in self._made:
+            examples = [
+                (unasked(self.gaze, image), covered_share([box], GEOMETRY, CELLS))
+                for image, box in self._known[category][:KNOWN_BOXES]
+            ]
+            self._made[category] = optimise_phrase(examples, category, steps=40)
+        return self._made[category]
+
+
+def measure_phrases(
+    gaze: Gaze, case: Case, head: tuple[int, int], fitted: FittedPhrases, index: int
+) -> dict[str, Any]:
+    """Pointing and mass of the maps of the thing's word where nobody has said it, as plain JSON."""
+    maps, word = unasked(gaze, case.image), case.thing.category
+    named = {
+        "phrase: all layers, mean": maps.of(word),
+        "phrase: all layers, scores": maps.of(word, scores=True),
+        "phrase: one chosen head": maps.of(word, layers=[head[0]], heads=[head[1]]),
+        "phrase, fitted: all layers, mean": maps.of(fitted.of(word)),
+    }
+    figures = pointing_of(torch.cat([*named.values()]).double(), case, index)
+    return {
+        "maps": {
+            name: {kind: _plain(values[i]) for kind, values in figures.items()}
+            for i, name in enumerate(named)
+        }
+    }
+
+
+def phrase_head(gaze: Gaze, chosen: Iterable[Case]) -> tuple[int, int]:
+    """The head whose row of an appended word has the most mass on the thing, on other scenes."""
+    masses = [
+        mass_inside(
+            unasked(gaze, case.image).of(case.thing.category, over="none")[0],
+            covered_share([case.thing.box], GEOMETRY, CELLS),
+        )
+        for case in chosen
+    ]
+    return ranked_heads(torch.stack(masses).nanmean(0))[0]
+
+
 # Measuring ----------------------------------------------------------------------------------------------
+
+
+def pointing_of(maps: Tensor, case: Case, index: int) -> dict[str, Tensor]:
+    """How well maps [n, 8, 8] point at the case's thing, and shuffled ones, [n] each."""
+    box, others = [case.thing.box], [thing.box for thing in case.others]
+    inside, share = holds_centre(box, GEOMETRY, CELLS), covered_share(box, GEOMETRY, CELLS)
+    control = shuffle_regions(maps, index, dims=2)
+    return {
+        "hit": points_inside(maps, inside),
+        "mass": mass_inside(maps, share),
+        "hit_shuffled": points_inside(control, inside),
+        "mass_shuffled": mass_inside(control, share),
+        "hit_other": points_inside(maps, holds_centre(others, GEOMETRY, CELLS)),
+    }
 
 
 def hider(gaze: Gaze, case: Case, question: str, longest: int = 4) -> ImageCells:
@@ -164,11 +248,7 @@ def measure(gaze: Gaze, case: Case, best: Chosen, index: int) -> dict[str, Any]:
         maps["occlusion"].flatten().expand(len(names), -1),
     )
     figures = {
-        "hit": points_inside(stacked, inside),
-        "mass": mass_inside(stacked, share),
-        "hit_shuffled": points_inside(control, inside),
-        "mass_shuffled": mass_inside(control, share),
-        "hit_other": points_inside(stacked, beside),
+        **pointing_of(stacked, case, index),
         "pearson": pearson(stacked.flatten(1), hiding),
         "spearman": spearman(stacked.flatten(1), hiding),
         "pearson_shuffled": pearson(control.flatten(1), hiding),
@@ -303,6 +383,14 @@ def over(found: list[dict[str, Any]], figure: Callable[[dict[str, Any]], float |
     return estimate([np.nan if (value := figure(result)) is None else value for result in found])
 
 
+def map_means(found: list[dict[str, Any]]) -> dict[str, dict[str, Estimate]]:
+    """Each figure of each map."""
+    return {
+        name: {kind: over(found, lambda r, n=name, k=kind: r["maps"][n][k]) for kind in kinds}
+        for name, kinds in found[0]["maps"].items()
+    }
+
+
 def summary(found: list[dict[str, Any]]) -> dict[str, Any]:
     """Means over the scenes with their intervals."""
 
@@ -312,10 +400,7 @@ def summary(found: list[dict[str, Any]]) -> dict[str, Any]:
     curved = [result for result in found if result["curves"]]
     figures: dict[str, Any] = {
         "chance": {kind: over(found, lambda r, k=kind: r["chance"][k]) for kind in found[0]["chance"]},
-        "maps": {
-            name: {kind: over(found, lambda r, n=name, k=kind: r["maps"][n][k]) for kind in kinds}
-            for name, kinds in found[0]["maps"].items()
-        },
+        "maps": map_means(found),
         "area": {
             kind: {
                 name: {
@@ -357,26 +442,26 @@ def _rounded(figures: Any) -> Any:
     return [_rounded(each) for each in figures]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--scenes", type=int, default=SCENES)
-    parser.add_argument("--work", type=Path, default=Path("out/seeing"))
-    parser.add_argument("--output", type=Path, default=Path("docs/studies/seeing"))
-    options = parser.parse_args()
-    options.output.mkdir(parents=True, exist_ok=True)
-    quiet_libraries()
-    facts, begun = machine(), time.monotonic()
-    gaze = regaze.wrap(*regaze.load("demo"))
-    chosen = cases(SEED, options.scenes)
+def study_phrases(gaze: Gaze, chosen: list[Case], work: Path) -> dict[str, Any]:
+    """Means over the scenes of the maps of phrases, by map."""
+    head, fitted = phrase_head(gaze, cases(OTHER_SEED, OTHER_SCENES)), FittedPhrases(gaze)
+    found = kept(
+        work / "phrases.jsonl",
+        len(chosen),
+        lambda index: measure_phrases(gaze, chosen[index], head, fitted, index),
+    )
+    layer, number = head
+    return {"phrase_head": f"{layer}-{number}", "phrases": _rounded(map_means(found))}
+
+
+def study_asked(gaze: Gaze, chosen: list[Case], work: Path, output: Path) -> dict[str, Any]:
+    """Everything about the thing that was asked for, and its figures."""
     others = cases(OTHER_SEED, OTHER_SCENES)
     masses = head_masses(gaze, others)
     layer = find_saliency_layer(gaze, [case.image for case in others], [case.question for case in others])
     best = Chosen({row: ranked_heads(mass)[0] for row, mass in masses.items()}, layer)
-    found = kept(
-        options.work / "scenes.jsonl", len(chosen), lambda index: measure(gaze, chosen[index], best, index)
-    )
+    found = kept(work / "scenes.jsonl", len(chosen), lambda index: measure(gaze, chosen[index], best, index))
     study = {
-        "machine": facts,
         "scenes": len(found),
         "answers": dict(Counter(result["answer"] for result in found)),
         "chosen": {
@@ -386,19 +471,38 @@ def main() -> None:
         **summary(found),
         "captions": captions(gaze, chosen[:CAPTIONS]),
         "knockout": knock_out(gaze, chosen[:KNOCKOUTS], masses),
-        "seconds": round(time.monotonic() - begun),
     }
-    text = json.dumps(study, indent=1, ensure_ascii=False) + "\n"
-    (options.output / "study.json").write_text(text, encoding="utf-8")
-    draw_pointing(study, options.output / "pointing.png")
-    draw_curves([result for result in found if result["curves"]], POINTS, options.output / "curves.png")
-    draw_layers(study, options.output / "layers.png")
-    draw_heads(masses, options.output / "heads.png")
+    draw_curves([result for result in found if result["curves"]], POINTS, output / "curves.png")
+    draw_layers(study, output / "layers.png")
+    draw_heads(masses, output / "heads.png")
     examples = []
     for case in chosen[:3]:
         record = record_of(gaze, case.image, case.question)
         examples.append((case, maps_of(gaze, case, record, hider(gaze, case, case.question), best)))
-    draw_examples(examples, options.output / "examples.png")
+    draw_examples(examples, output / "examples.png")
+    return study
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--scenes", type=int, default=SCENES)
+    parser.add_argument("--only", choices=["phrases"], help="leave the rest of the study's file as it is")
+    parser.add_argument("--work", type=Path, default=Path("out/seeing"))
+    parser.add_argument("--output", type=Path, default=Path("docs/studies/seeing"))
+    options = parser.parse_args()
+    options.output.mkdir(parents=True, exist_ok=True)
+    quiet_libraries()
+    facts, begun = machine(), time.monotonic()
+    gaze = regaze.wrap(*regaze.load("demo"))
+    chosen, file = cases(SEED, options.scenes), options.output / "study.json"
+    if options.only:
+        study = json.loads(file.read_text(encoding="utf-8"))
+    else:
+        study = {"machine": facts, **study_asked(gaze, chosen, options.work, options.output)}
+    study |= study_phrases(gaze, chosen, options.work)
+    study["phrases_seconds" if options.only else "seconds"] = round(time.monotonic() - begun)
+    file.write_text(json.dumps(study, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    draw_pointing(study, options.output / "pointing.png")
 
 
 if __name__ == "__main__":

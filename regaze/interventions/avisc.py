@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from regaze.interventions.contrastive import Contrastive
+from regaze.interventions.facts import Facts
 from regaze.interventions.parameters import PositiveFraction
 from regaze.kernels import AttentionEdit, RowSelection, Stats, StatsRequest
 from regaze.toolkit.model.branches import measurement_inputs
@@ -36,6 +37,9 @@ class AvisC(Contrastive):
     source: ClassVar[str] = "arXiv:2405.17820"
     edits: ClassVar[str] = "logits at every step"
     cost: ClassVar[str] = "one more prefill; two rows per prompt in one forward, with the cache of both"
+    facts: ClassVar[Facts] = Facts(
+        edits=("logits",), cost="two rows", needs=("second context", "all heads", "whole prompt")
+    )
     release: ClassVar[str] = (
         "sangminwoo/AvisC, MIT. In a batch, layers and blind tokens are chosen for all samples together, and "
         "image tokens are at fixed places (35 to 610 for LLaVA); here every sample is separate."

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from PIL import Image
 
 from regaze.errors import BadParameterError, RegazeError, UnknownParameterError
+from regaze.interventions.facts import Facts
 from regaze.interventions.parameters import parameters_of, to_plain
 from regaze.toolkit.model.callback import Callback
 from regaze.toolkit.prompts.images import open_image
@@ -27,7 +28,8 @@ class Method:
     Class attributes:
         name: registered name, as used on the command line.
         summary: one line on what it does. source: the paper.
-        edits: what is changed, and when. cost: forwards per token, and memory.
+        edits: what is changed, and when. cost: forwards per token, and memory. facts: these and what it
+            needs as data, for its default parameters; every built-in method has them.
         release: licence and known defects of the released code, and what is done here instead.
     """
 
@@ -36,6 +38,7 @@ class Method:
     source: ClassVar[str] = ""
     edits: ClassVar[str] = ""
     cost: ClassVar[str] = ""
+    facts: ClassVar[Facts | None] = None
     release: ClassVar[str] = ""
 
     def __post_init__(self) -> None:

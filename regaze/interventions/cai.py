@@ -16,6 +16,7 @@ from regaze.errors import UnsupportedModelError
 from regaze.interventions.base import Intervention, Method
 from regaze.interventions.contrastive import WITHOUT_IMAGE, guide_logits, has_image, rows_with_image
 from regaze.interventions.controls import PlausibilityCut, UniformColumns
+from regaze.interventions.facts import Facts
 from regaze.interventions.layer_ranges import LayerRange, attention_range
 from regaze.interventions.parameters import Fraction
 from regaze.kernels import AttentionEdit, Placeable, RowSelection
@@ -53,6 +54,12 @@ class CAI(Intervention):
     cost: ClassVar[str] = (
         "two rows per prompt in one forward (one with gamma=1), with the cache of both; the output head once "
         "per edited layer"
+    )
+    facts: ClassVar[Facts] = Facts(
+        edits=("scores", "logits"),
+        cost="two rows",
+        graphs="broken",
+        needs=("second context", "hidden states", "layer logits"),
     )
     release: ClassVar[str] = (
         "Iris1946/CAI, MIT. Threshold, layers and gamma are set per model, data set and split of POPE: the "

@@ -11,6 +11,7 @@ from pydantic import NonNegativeInt
 from torch import Tensor
 
 from regaze.interventions.contrastive import Contrastive
+from regaze.interventions.facts import Facts
 from regaze.interventions.layer_ranges import LayerRange, attention_range
 from regaze.kernels import AttentionEdit
 from regaze.toolkit.model.context import Context
@@ -42,6 +43,9 @@ class CausalMM(Contrastive):
     source: ClassVar[str] = "arXiv:2410.04780"
     edits: ClassVar[str] = "logits at every step; attention of all rows of the branch"
     cost: ClassVar[str] = "two rows per prompt in one forward, with the cache of both"
+    facts: ClassVar[Facts] = Facts(
+        edits=("scores", "logits"), cost="two rows", graphs="compiled", needs=("second context",)
+    )
     release: ClassVar[str] = (
         "The-Martyr/CausalMM, MIT. The branch of the second token on reads the user's cache, so that nothing "
         "is contrasted after the first; for the language model it has only a listing, whose uniform and "

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from regaze.errors import InputError
 from regaze.interventions.contrastive import Contrastive
+from regaze.interventions.facts import Facts
 from regaze.toolkit.model.branches import without_tokens
 from regaze.toolkit.model.context import Context
 from regaze.toolkit.model.stack import Branch
@@ -36,6 +37,9 @@ class DAMRO(Contrastive):
     source: ClassVar[str] = "arXiv:2410.04514"
     edits: ClassVar[str] = "logits at every step"
     cost: ClassVar[str] = "one more pass of the vision tower; two rows per prompt in one forward"
+    facts: ClassVar[Facts] = Facts(
+        edits=("logits",), cost="two rows", needs=("second context", "vision tower")
+    )
     release: ClassVar[str] = (
         "coder-gx/DAMRO, no licence. Class attention from queries and keys that are not split into heads "
         "(as_released=True), in block 23 whatever the tower."

@@ -12,6 +12,7 @@ from pydantic import NonNegativeFloat, NonNegativeInt
 from torch import Tensor
 
 from regaze.interventions.base import Intervention
+from regaze.interventions.facts import Facts
 from regaze.interventions.layer_ranges import LayerRange, resolve_range
 from regaze.interventions.parameters import PositiveFraction
 from regaze.toolkit.model.context import Context
@@ -38,6 +39,9 @@ class DeCo(Intervention):
     source: ClassVar[str] = "arXiv:2410.11779"
     edits: ClassVar[str] = "logits at every step"
     cost: ClassVar[str] = "one forward, and the output head once per anchor layer"
+    facts: ClassVar[Facts] = Facts(
+        edits=("logits",), cost="output head", graphs="broken", needs=("layer logits",)
+    )
     release: ClassVar[str] = (
         "zjunlp/Deco, MIT. Takes one prompt at a time; reads all prompt rows of every anchor layer; its POPE "
         "script ends in an error (`args.aplha`); models of fewer than 32 layers fail. Here rows are separate "

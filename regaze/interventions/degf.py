@@ -15,6 +15,7 @@ from regaze.interventions.base import Method, MultiPassMethod
 from regaze.interventions.contrastive import gated_logits
 from regaze.interventions.controls import Sharpen
 from regaze.interventions.divergences import jensen_shannon, reversed_jensen_shannon
+from regaze.interventions.facts import Facts
 from regaze.interventions.parameters import Fraction
 from regaze.toolkit.model.branches import with_media
 from regaze.toolkit.model.callback import Callback
@@ -65,6 +66,9 @@ class DeGF(MultiPassMethod):
     source: ClassVar[str] = "arXiv:2502.06130"
     edits: ClassVar[str] = "logits at every step of the second of two generations"
     cost: ClassVar[str] = "a description, a drawn picture, then two rows per prompt in one forward"
+    facts: ClassVar[Facts] = Facts(
+        edits=("logits",), cost="several answers", graphs="outside", needs=("generator", "second context")
+    )
     release: ClassVar[str] = (
         "zhangce01/DeGF, MIT. The divergence has its arguments exchanged (as_released=True) and is averaged "
         "over the batch, so that one gate decides for all; its patched `sample` returns a tuple. Here every "

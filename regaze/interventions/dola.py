@@ -14,6 +14,7 @@ from regaze.errors import BadParameterError
 from regaze.interventions.base import Intervention, Method
 from regaze.interventions.controls import PlausibilityCut
 from regaze.interventions.divergences import jensen_shannon, reversed_jensen_shannon
+from regaze.interventions.facts import Facts
 from regaze.interventions.parameters import Fraction, Layers
 from regaze.toolkit.model import compat
 from regaze.toolkit.model.context import Context
@@ -48,6 +49,9 @@ class DoLa(Intervention):
     source: ClassVar[str] = "arXiv:2309.03883"
     edits: ClassVar[str] = "logits at every step"
     cost: ClassVar[str] = "one forward, and the output head once per candidate layer"
+    facts: ClassVar[Facts] = Facts(
+        edits=("logits",), cost="output head", graphs="broken", needs=("layer logits",)
+    )
     release: ClassVar[str] = (
         "voidism/DoLa, no licence. The Jensen-Shannon divergence has its arguments exchanged "
         "(as_released=True); in a batch, divergences are averaged and the first row's threshold is used for "

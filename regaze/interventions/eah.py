@@ -12,6 +12,7 @@ from torch import Tensor
 
 from regaze.interventions.base import Intervention, Method
 from regaze.interventions.controls import RandomSource
+from regaze.interventions.facts import Facts
 from regaze.interventions.layer_ranges import LayerRange, attention_range
 from regaze.kernels import AttentionEdit, HeadSource, Placeable
 from regaze.toolkit.model.context import Context
@@ -41,6 +42,9 @@ class EAH(Intervention):
     source: ClassVar[str] = "arXiv:2411.09968"
     edits: ClassVar[str] = "attention weights of the whole prompt, in one early layer"
     cost: ClassVar[str] = "one forward; in that layer column sums of the prompt, beside its attention"
+    facts: ClassVar[Facts] = Facts(
+        edits=("weights",), cost="one forward", when=("prompt",), needs=("all heads", "whole prompt")
+    )
     release: ClassVar[str] = (
         "itsqyh/Shallow-Focus-Deep-Fixes, MIT. Edits every layer, whatever layer it is given; the first head "
         "never lends; divisors for one length of prompt (as_released=True has these three). Heads, image "

@@ -13,6 +13,7 @@ from torch import Tensor
 from regaze.errors import InputError
 from regaze.interventions.base import Intervention, Method
 from regaze.interventions.controls import PlausibilityCut
+from regaze.interventions.facts import Facts
 from regaze.interventions.parameters import Fraction
 from regaze.toolkit.model.answer_count import AnswerCount
 from regaze.toolkit.model.context import Context
@@ -38,6 +39,7 @@ class FLB(Intervention):
     edits: ClassVar[str] = "logits at every step"
     cost: ClassVar[str] = "one forward; the logits of one row per sequence in memory"
     counts_steps: ClassVar[bool] = True
+    facts: ClassVar[Facts] = Facts(edits=("logits",), cost="one forward")
     release: ClassVar[str] = (
         "jiwooha20/FLB, Apache-2.0. Acts on samples only: with do_sample=False or beams nothing happens. "
         "Positional arguments of its LLaVA script collide, and without any it samples plainly (use_flb is "

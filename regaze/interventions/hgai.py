@@ -10,6 +10,7 @@ from pydantic import NonNegativeFloat
 
 from regaze.interventions.base import Intervention, Method
 from regaze.interventions.controls import UniformColumns
+from regaze.interventions.facts import Facts
 from regaze.interventions.layer_ranges import LayerRange, attention_range
 from regaze.kernels import AttentionEdit, RowSelection
 from regaze.toolkit.model.context import Context
@@ -31,6 +32,7 @@ class HGAI(Intervention):
     source: ClassVar[str] = "arXiv:2411.16724"
     edits: ClassVar[str] = "scores of the rows that predict the answer before the softmax, in a layer range"
     cost: ClassVar[str] = "one forward; scores of all heads at once, so not in the fused kernels"
+    facts: ClassVar[Facts] = Facts(edits=("scores",), cost="one forward", needs=("all heads",))
     release: ClassVar[str] = (
         "ZhangqiJiang07/middle_layers_indicating_hallucinations, no licence. One image span for the whole "
         "batch; no grouped-query attention. Here rows have their own image tokens, at any GQA ratio."

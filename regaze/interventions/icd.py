@@ -14,6 +14,7 @@ from pydantic import Field
 
 from regaze.errors import InputError
 from regaze.interventions.contrastive import Contrastive
+from regaze.interventions.facts import Facts
 from regaze.toolkit.model.branches import with_prompts
 from regaze.toolkit.model.context import Context
 from regaze.toolkit.model.stack import Branch
@@ -50,6 +51,7 @@ class ICD(Contrastive):
     source: ClassVar[str] = "arXiv:2403.18715"
     edits: ClassVar[str] = "logits at every step"
     cost: ClassVar[str] = "two rows per prompt in one forward, with the cache of both"
+    facts: ClassVar[Facts] = Facts(edits=("logits",), cost="two rows", needs=("second context",))
     release: ClassVar[str] = (
         "p1k0pan/ICD, Apache-2.0. Its branches are correct. The prefix of InstructBLIP's Q-former is absent."
     )

@@ -12,6 +12,7 @@ from pydantic import AfterValidator
 from regaze.errors import BadParameterError
 from regaze.interventions.base import Intervention, Method
 from regaze.interventions.controls import RandomHeads
+from regaze.interventions.facts import Facts
 from regaze.interventions.parameters import Heads
 from regaze.kernels import AttentionEdit
 from regaze.toolkit.model.context import Context
@@ -36,6 +37,7 @@ class HeadKnockout(Intervention):
     source: ClassVar[str] = "ablation; mode='uniform' as in the release of arXiv:2404.15574"
     edits: ClassVar[str] = "the output of the listed heads, in every row and step"
     cost: ClassVar[str] = "one forward"
+    facts: ClassVar[Facts] = Facts(edits=("head outputs",), cost="one forward", needs=("head list",))
     release: ClassVar[str] = (
         "nightdessert/Retrieval_Head. It sets scores to 0, so that a masked head averages all "
         'values (mode="uniform"), and has no effect for Qwen2, Mixtral and Phi-3; its random heads for '

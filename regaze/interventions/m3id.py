@@ -14,6 +14,7 @@ from torch import Tensor
 from regaze.interventions.base import Intervention, Method
 from regaze.interventions.contrastive import WITHOUT_IMAGE, has_image, logits_to_constrain, rows_with_image
 from regaze.interventions.controls import PlausibilityCut
+from regaze.interventions.facts import Facts
 from regaze.interventions.parameters import Fraction, PositiveFraction
 from regaze.toolkit.model.answer_count import AnswerCount
 from regaze.toolkit.model.branches import without_image
@@ -44,6 +45,7 @@ class M3ID(Intervention):
     edits: ClassVar[str] = "logits at every step"
     cost: ClassVar[str] = "two rows per prompt in one forward, with the cache of both"
     counts_steps: ClassVar[bool] = True
+    facts: ClassVar[Facts] = Facts(edits=("logits",), cost="two rows", needs=("second context",))
     release: ClassVar[str] = (
         "None by the authors. The re-implementation in sangminwoo/AvisC (MIT) omits the confidence test, "
         "adds a plausibility constraint, and lets the weight grow without bound (as_released=True)."

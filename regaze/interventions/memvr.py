@@ -12,6 +12,7 @@ from torch import Tensor
 
 from regaze.errors import BadParameterError, UnsupportedModelError
 from regaze.interventions.base import Intervention
+from regaze.interventions.facts import Facts
 from regaze.interventions.layer_ranges import LayerRange, resolve_range
 from regaze.interventions.parameters import Fraction
 from regaze.toolkit.model.context import Context
@@ -44,6 +45,12 @@ class MemVR(Intervention):
     edits: ClassVar[str] = "the output of one MLP in each forward, in all of its rows"
     cost: ClassVar[str] = (
         "one forward; for each layer that is read the output head, and two products with the image's tokens"
+    )
+    facts: ClassVar[Facts] = Facts(
+        edits=("MLP outputs",),
+        cost="output head",
+        graphs="broken",
+        needs=("hidden states", "layer logits", "whole prompt"),
     )
     release: ClassVar[str] = (
         "1zhou-Wang/MemVR, Apache-2.0. As scripted, Qwen-VL and GLM-4V are never edited, and the CHAIR "

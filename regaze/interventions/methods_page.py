@@ -14,12 +14,33 @@ from pkgutil import resolve_name
 from typing import Any
 
 from regaze.interventions.compatibility import INCOMPATIBLE
+from regaze.interventions.facts import Facts, in_engine
 from regaze.interventions.parameters import Parameter, parameters_of
 from regaze.interventions.registry import BUILT_IN, CONTROLS, VISION_TRANSFORMS
 from regaze.writing import replace_file
 
 #: What some need so that they change anything.
 _ACTING: dict[str, dict[str, Any]] = {"knockout": {"heads": ((0, 0),)}, "m3id": {"as_released": True}}
+
+#: What a user has to give or to pay for, in the words of the page; other needs are those of an engine.
+NEEDS: dict[str, str] = {
+    "fit": "a fit (`regaze fit`)",
+    "head list": "a list of heads",
+    "trained model": "a model trained for it",
+    "relevance model": "a relevance model (BLIP, or a function)",
+    "generator": "an image generator",
+    "detector": "an object detector",
+    "second context": "a second context",
+    "own search": "its own search",
+    "vision tower": "a vision tower",
+}
+PREFIXES = {"": "no", "plain": "plain", "edited": "edited"}
+GRAPHS = {
+    "captured": "yes, captured too",
+    "compiled": "yes, not captured",
+    "broken": "no",
+    "outside": "as plain",
+}
 
 #: Methods that are not here, and why.
 ABSENT = (
@@ -55,6 +76,23 @@ model is refused. Their control is random directions of the same lengths. A fit 
 about later is no test of the method: the file lists them.
 """
 
+RUNNING = """## What they need, and where they run
+
+What each method edits, when and at what cost, with default parameters:
+
+![every method by what it edits, in which forwards and at what cost](assets/methods.png)
+
+*Prefix*: questions about one image share the cache of what they have in common, that of the plain model or of
+the edited one ([evaluation.md](evaluation.md#batches-and-shared-prefixes)). *Whole graphs*: whether a
+compiled decode step stays one graph (`fullgraph=True`), and whether it can also be captured, so that its
+layers run without Python; "no" raises the reason, and without `fullgraph` the graph is divided
+([running.md](running.md#compiled-graphs)). *Serving engine*: nothing here runs in one; it says what an engine
+such as vLLM has to give beside the attention that regaze could replace there. All of it is declared in the
+classes (`facts`, `shares_prefix`) and compared with what the methods do, by `test_facts.py`,
+`test_whole_graphs.py`, `test_fixed_addresses.py` and `test_prefix_cache.py`; what an engine has to give
+follows from it and was tried in none.
+"""
+
 CONTROLS_INTRODUCTION = """## Controls
 
 What a method has to beat before its idea gets the credit. They are made and used as methods
@@ -84,20 +122,45 @@ def page() -> str:
     methods = [_section(path, "##") for _, path in sorted(BUILT_IN.items())]
     controls = [CONTROLS_INTRODUCTION, _own_controls(), *_subsections(CONTROLS)]
     transforms = [VISION, *_subsections(VISION_TRANSFORMS)]
-    return "\n".join([INTRODUCTION, _overview(), *methods, *controls, *transforms, _combining(), _absent()])
+    overview = [INTRODUCTION, _overview(), RUNNING, _running()]
+    return "\n".join([*overview, *methods, *controls, *transforms, _combining(), _absent()])
 
 
 def _overview() -> str:
-    classes = [resolve_name(path) for _, path in sorted(BUILT_IN.items())]
-    rows = [(f"[`{c.name}`](#{c.name})", c.summary, c.cost, c.source) for c in classes]
-    return _table(("method", "what it does", "cost", "source"), rows)
+    rows = [(_link(c), c.summary, _needed(c.facts), c.cost, c.source) for c in _classes()]
+    return _table(("method", "what it does", "what it needs", "cost", "source"), rows)
+
+
+def _running() -> str:
+    rows = [
+        (_link(c), PREFIXES[_default_method(c).shares_prefix], GRAPHS[c.facts.graphs], in_engine(c.facts))
+        for c in _classes()
+    ]
+    return _table(("method", "prefix", "whole graphs", "serving engine"), rows)
+
+
+def _needed(facts: Facts) -> str:
+    return ", ".join(NEEDS[need] for need in facts.needs if need in NEEDS)
+
+
+def _classes() -> list[Any]:
+    return [resolve_name(path) for _, path in sorted(BUILT_IN.items())]
+
+
+def _link(cls: Any) -> str:
+    return f"[`{cls.name}`](#{cls.name})"
+
+
+def _default_method(cls: Any) -> Any:
+    """The method with parameters that make it act, as far as it needs none of a model."""
+    return cls(**_ACTING.get(cls.name, {}))
 
 
 def _own_controls() -> str:
     """The controls that methods name with parameters that make these act."""
     named: dict[str, list[str]] = {}
     for name, path in sorted(BUILT_IN.items()):
-        method = resolve_name(path)(**_ACTING.get(name, {}))
+        method = _default_method(resolve_name(path))
         controls = {control.name for control in method.controls()}
         if hasattr(method, "with_random_directions"):  # also one that has none by default
             controls.add("random-direction")

@@ -20,6 +20,7 @@ from regaze.interventions.contrastive import (
     rows_with_image,
 )
 from regaze.interventions.controls import PlausibilityCut, Sharpen
+from regaze.interventions.facts import Facts
 from regaze.interventions.layer_ranges import require_attention
 from regaze.interventions.parameters import Fraction
 from regaze.toolkit.model.attention_call import AttentionCall
@@ -58,6 +59,12 @@ class ONLY(Intervention):
     source: ClassVar[str] = "arXiv:2507.00898"
     edits: ClassVar[str] = "logits at every step"
     cost: ClassVar[str] = "one forward; for each token a row of attention, an MLP and the output head again"
+    facts: ClassVar[Facts] = Facts(
+        edits=("logits",),
+        cost="output head",
+        graphs="broken",
+        needs=("hidden states", "layer logits", "attention rows", "all heads"),
+    )
     release: ClassVar[str] = (
         "zifuwan/ONLY, MIT. One prompt at a time, with the columns of LLaVA-1.5's image and the layers 0 and "
         "31 written in: a deeper model is tapped in the middle, a shallower one skips the MLP silently. "

@@ -13,6 +13,7 @@ from regaze.errors import UnsupportedModelError
 from regaze.interventions.base import Intervention, Method
 from regaze.interventions.contrastive import WITHOUT_IMAGE, guide_logits, has_image, rows_with_image
 from regaze.interventions.controls import PlausibilityCut, UniformColumns
+from regaze.interventions.facts import Facts
 from regaze.interventions.layer_ranges import LayerRange, attention_range
 from regaze.interventions.parameters import Fraction
 from regaze.kernels import AttentionEdit, RowSelection
@@ -46,6 +47,7 @@ class PAI(Intervention):
     source: ClassVar[str] = "arXiv:2407.21771"
     edits: ClassVar[str] = "scores of the last row before the softmax, and logits, at every step"
     cost: ClassVar[str] = "two rows per prompt in one forward (one with gamma=1), with the cache of both"
+    facts: ClassVar[Facts] = Facts(edits=("scores", "logits"), cost="two rows", needs=("second context",))
     release: ClassVar[str] = (
         "LALBJ/PAI, MIT. With guidance on, the first token is not edited (as_released=True does so), and "
         "--use-cfg with gamma=1 never edits anything; one image span for the whole batch; no grouped-query "

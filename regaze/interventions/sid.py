@@ -11,6 +11,7 @@ from torch import Tensor
 
 from regaze.errors import BadParameterError
 from regaze.interventions.contrastive import Contrastive
+from regaze.interventions.facts import Facts
 from regaze.interventions.parameters import PositiveFraction
 from regaze.kernels import AttentionEdit, RowSelection, Stats, StatsRequest
 from regaze.toolkit.model.context import Context
@@ -40,6 +41,12 @@ class SID(Contrastive):
     source: ClassVar[str] = "arXiv:2408.02032"
     edits: ClassVar[str] = "logits at every step; scores of all rows of the branch, in all but early layers"
     cost: ClassVar[str] = "two rows per prompt in one forward, with the cache of both; one row of one layer"
+    facts: ClassVar[Facts] = Facts(
+        edits=("scores", "logits"),
+        cost="two rows",
+        graphs="compiled",
+        needs=("second context", "all heads", "whole prompt"),
+    )
     release: ClassVar[str] = (
         "huofushuo/SID, no licence. Greedy search takes the contrast without the cut (beta=0); the command "
         "line's alpha and beta are not passed on (0.5 and 0.1 are in force), and the README's commands for "

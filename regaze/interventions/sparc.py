@@ -13,6 +13,7 @@ from torch import Tensor
 from regaze.errors import InputError
 from regaze.interventions.base import Intervention, Method
 from regaze.interventions.controls import UniformColumns
+from regaze.interventions.facts import Facts
 from regaze.interventions.layer_ranges import LayerRange, attention_range
 from regaze.interventions.parameters import Fraction
 from regaze.kernels import AttentionEdit, RowSelection, Stats, StatsRequest
@@ -43,6 +44,9 @@ class SPARC(Intervention):
     cost: ClassVar[str] = "one forward; one row of one layer at the image's columns at every step"
     counts_steps: ClassVar[bool] = True
     plans_ahead = True
+    facts: ClassVar[Facts] = Facts(
+        edits=("values",), when=("answer",), cost="one forward", needs=("all heads",)
+    )
     release: ClassVar[str] = (
         "mingi000508/SPARC, no licence. Multiplies the cache itself, in place; one prompt at a time; the "
         "image's first column is a constant."

@@ -10,6 +10,7 @@ from pydantic import NonNegativeFloat
 
 from regaze.interventions.base import Intervention, Method
 from regaze.interventions.controls import UniformColumns
+from regaze.interventions.facts import Facts
 from regaze.interventions.layer_ranges import LayerRange, attention_range
 from regaze.kernels import AttentionEdit, RowSelection
 from regaze.toolkit.model.context import Context
@@ -32,6 +33,7 @@ class VAF(Intervention):
     source: ClassVar[str] = "arXiv:2503.13107"
     edits: ClassVar[str] = "scores of all rows after the image before the softmax, in a range of layers"
     cost: ClassVar[str] = "one forward"
+    facts: ClassVar[Facts] = Facts(edits=("scores",), cost="one forward")
     release: ClassVar[str] = (
         "ustc-hyin/ClearSight, no licence. Image and system columns are constants (35 and 576), whatever the "
         "prompt; batches of one. Here every row has its own columns."

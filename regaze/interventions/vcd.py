@@ -12,6 +12,7 @@ from torch import Tensor
 
 from regaze.errors import BadParameterError, InputError, ShapeError
 from regaze.interventions.contrastive import Contrastive
+from regaze.interventions.facts import Facts
 from regaze.toolkit.model.branches import with_media
 from regaze.toolkit.model.context import Context
 from regaze.toolkit.model.stack import Branch
@@ -37,6 +38,7 @@ class VCD(Contrastive):
     source: ClassVar[str] = "arXiv:2311.16922"
     edits: ClassVar[str] = "logits at every step"
     cost: ClassVar[str] = "two rows per prompt in one forward, with the cache of both"
+    facts: ClassVar[Facts] = Facts(edits=("logits",), cost="two rows", needs=("second context",))
     release: ClassVar[str] = (
         "DAMO-NLP-SG/VCD, Apache-2.0. Until 2024-07-16 the noised branch read the clean branch's cache from "
         "the second token on, and most forks still do; here each branch has its own. Scripts differ in their "

@@ -13,6 +13,7 @@ from torch import Tensor
 from regaze.errors import BadParameterError
 from regaze.interventions.base import Intervention
 from regaze.interventions.contrastive import WITHOUT_IMAGE, has_image
+from regaze.interventions.facts import Facts
 from regaze.interventions.layer_ranges import require_attention, scaled_range
 from regaze.interventions.parameters import Layers
 from regaze.kernels import AttentionEdit
@@ -44,6 +45,7 @@ class VHR(Intervention):
     source: ClassVar[str] = "arXiv:2412.13949"
     edits: ClassVar[str] = "outputs of heads in chosen layers, in every row and step"
     cost: ClassVar[str] = "one more prefill, of two rows per prompt; then one forward"
+    facts: ClassVar[Facts] = Facts(edits=("head outputs",), cost="another prefill", needs=("all heads",))
     release: ClassVar[str] = "jinghan1he/VHR, Apache-2.0, was not read: this is the paper's algorithm."
     fixed_edits = True
 

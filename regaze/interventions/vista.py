@@ -13,6 +13,7 @@ from torch import Tensor
 
 from regaze.interventions.contrastive import has_image
 from regaze.interventions.directed import Directed
+from regaze.interventions.facts import Facts
 from regaze.interventions.layer_ranges import LayerRange, resolve_range
 from regaze.interventions.parameters import Fraction
 from regaze.kernels import AttentionEdit, Placeable
@@ -46,6 +47,12 @@ class VISTA(Directed):
     source: ClassVar[str] = "arXiv:2502.03628"
     edits: ClassVar[str] = "MLP outputs at prefill and every step, and logits at every step"
     cost: ClassVar[str] = "two more prefills; then one forward, and the output head once more"
+    facts: ClassVar[Facts] = Facts(
+        edits=("MLP outputs", "logits"),
+        cost="another prefill",
+        graphs="broken",
+        needs=("hidden states", "layer logits"),
+    )
     release: ClassVar[str] = (
         "LzVv123456/VISTA, MIT. One prompt at a time; it adds the principal component of a single "
         "difference, which is an arbitrary direction. Here v is the difference itself, per sample."

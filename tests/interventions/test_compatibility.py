@@ -6,8 +6,8 @@ import itertools
 
 import pytest
 import torch
-from directions import ict_directions, nullu_directions, vti_directions
-from models import SMALL_VAR, llava_processor, logits_of, picture, tiny_llava
+from acting_methods import INSIDE, acting
+from models import llava_processor, logits_of, picture, tiny_llava
 from paths import DOCS
 
 import regaze
@@ -16,29 +16,6 @@ from regaze.interventions import EViT, methods_page
 from regaze.interventions.compatibility import INCOMPATIBLE, why_incompatible
 from regaze.interventions.controls import Control
 from regaze.interventions.registry import default_methods, list_controls, load_methods, method_class
-
-#: What a random model of six layers needs so that a method edits something in it.
-PARAMETERS = {
-    "var": SMALL_VAR,
-    "knockout": {"heads": ((1, 0), (3, 2))},
-    "agla": {"relevance": lambda image, text: (torch.arange(64.0).view(8, 8), 0.6)},
-    "cai": {"layers": (4, 5)},
-    "memvr": {"threshold": 0.3, "layers": (1, 4)},
-    "mma": {"trained": True},
-    "adhh": {"heads": ((0, 3), (2, 1), (5, 2)), "threshold": 0.1},
-    "ict": {"directions": ict_directions()},
-    "nullu": {"directions": nullu_directions()},
-    "vti": {"directions": vti_directions()},
-}
-#: Not run by `model.generate`: they generate several times.
-ELSEWHERE = {"carve", "degf", "opera"}
-
-
-def method(name: str):
-    return load_methods()[name](**PARAMETERS.get(name, {}))
-
-
-RUNNABLE = sorted({*PARAMETERS, *default_methods()} - ELSEWHERE)
 
 
 @pytest.fixture(scope="module")
@@ -83,10 +60,10 @@ def test_a_reason_is_found_in_either_order():
     assert why_incompatible("vcd", "var") is None
 
 
-@pytest.mark.parametrize("name", RUNNABLE)
+@pytest.mark.parametrize("name", INSIDE)
 def test_every_method_changes_the_logits_and_leaves_no_trace(gaze, inputs, name):
     plain = logits_of(gaze.model, inputs, tokens=3)
-    with gaze.using(method(name)):
+    with gaze.using(acting(name)):
         edited = logits_of(gaze.model, inputs, tokens=3)
     assert not torch.equal(edited, plain)
     assert not edited.isnan().any()
@@ -94,15 +71,15 @@ def test_every_method_changes_the_logits_and_leaves_no_trace(gaze, inputs, name)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("first", RUNNABLE)
+@pytest.mark.parametrize("first", INSIDE)
 def test_every_pair_works_in_either_order_or_raises(gaze, inputs, first):
-    for second in RUNNABLE:
+    for second in INSIDE:
         if second <= first:
             continue
         outcomes = []
         for pair in itertools.permutations((first, second)):
             try:
-                with gaze.using(*map(method, pair)):
+                with gaze.using(*map(acting, pair)):
                     outcomes.append(logits_of(gaze.model, inputs, tokens=2))
             except CompositionError as error:
                 outcomes.append(str(error))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json as json_module
 from collections.abc import Mapping
-from dataclasses import MISSING
+from dataclasses import MISSING, asdict
 from typing import Annotated, Any
 
 import typer
@@ -47,6 +47,9 @@ def _print(described: Mapping[str, dict[str, Any]]) -> None:
     for name, about in described.items():
         out.print(Text.assemble((name, "bold"), f"  {about['summary']}"), soft_wrap=True)
         out.print(f"  source: {about['source']}", soft_wrap=True)
+        if (facts := about["facts"]) is not None:
+            needs = f"; needs: {', '.join(facts['needs'])}" if facts["needs"] else ""
+            out.print(f"  edits: {', '.join(facts['edits'])}; cost: {facts['cost']}{needs}", soft_wrap=True)
         for parameter, entry in about["parameters"].items():
             default = entry.get("default", "...")
             out.print(f"  --set {parameter}={default}  ({entry['type']})", soft_wrap=True)
@@ -59,5 +62,6 @@ def _describe(cls: Any, kind: str) -> dict[str, Any]:
     for parameter in parameters_of(cls):
         default = {} if parameter.default is MISSING else {"default": parameter.default}
         parameters[parameter.name] = {"type": parameter.allowed, "help": parameter.help, **default}
-    about = {"kind": kind, "summary": str(cls.summary), "source": str(cls.source)}
+    facts = None if cls.facts is None else asdict(cls.facts)
+    about = {"kind": kind, "summary": str(cls.summary), "source": str(cls.source), "facts": facts}
     return {**about, "parameters": parameters}

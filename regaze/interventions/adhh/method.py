@@ -14,6 +14,7 @@ from regaze.errors import BadParameterError, InputError
 from regaze.interventions.adhh.policy import DropHeavyChannel
 from regaze.interventions.base import Intervention, Method
 from regaze.interventions.controls import RandomHeads
+from regaze.interventions.facts import Facts
 from regaze.interventions.parameters import Heads, Parameter
 from regaze.kernels import AttentionEdit, Channels, RowSelection
 from regaze.reading import StrPath, parse_json, read_text
@@ -55,6 +56,7 @@ class ADHH(Intervention):
     source: ClassVar[str] = "ICLR 2025, Modular Attribution and Intervention"
     edits: ClassVar[str] = "attention weights of the rows that predict the answer, in a list of heads"
     cost: ClassVar[str] = "one forward"
+    facts: ClassVar[Facts] = Facts(edits=("weights",), cost="one forward", needs=("head list",))
     release: ClassVar[str] = (
         "TianyunYoung/Hallucination-Attribution, no licence. Sums a head's text mass over the batch, so that "
         "samples affect each other; constant image columns. Here every row is decided by itself."

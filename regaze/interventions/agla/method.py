@@ -20,6 +20,7 @@ from regaze.interventions.agla.itm_gradcam import Relevance, blip_relevance
 from regaze.interventions.base import Intervention, Method
 from regaze.interventions.contrastive import has_image, logits_to_constrain, rows_with_image
 from regaze.interventions.controls import Sharpen
+from regaze.interventions.facts import Facts
 from regaze.interventions.parameters import Fraction
 from regaze.toolkit.model.branches import with_media
 from regaze.toolkit.model.context import Context
@@ -61,6 +62,9 @@ class AGLA(Intervention):
     edits: ClassVar[str] = "the logits of every step, before temperature and truncation"
     cost: ClassVar[str] = (
         "2 forwards per token in one stack, with 2 caches; BLIP forward and backward per question and image"
+    )
+    facts: ClassVar[Facts] = Facts(
+        edits=("logits",), cost="two rows", needs=("relevance model", "second context")
     )
     release: ClassVar[str] = (
         "No licence. From the second token on the branch reads the main branch's cache, so that the result "

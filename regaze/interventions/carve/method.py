@@ -17,6 +17,7 @@ from regaze.errors import BadParameterError, InputError
 from regaze.interventions.base import MultiPassMethod
 from regaze.interventions.carve.contrast import contrast
 from regaze.interventions.carve.crop import Mask, PixelBox, bounding_box, mask_image, top_share, zoom
+from regaze.interventions.facts import Facts
 from regaze.interventions.layer_ranges import LayerRange, resolve_range
 from regaze.interventions.parameters import PositiveFraction
 from regaze.toolkit.analysis.row_measures import visual_entropy
@@ -105,6 +106,13 @@ class CARVE(MultiPassMethod):
     source: ClassVar[str] = "arXiv:2509.06461"
     edits: ClassVar[str] = "nothing inside the model; the image, before the last of three generations"
     cost: ClassVar[str] = "three generations per question; attention on the image is recorded in two of them"
+    facts: ClassVar[Facts] = Facts(
+        edits=("image",),
+        when=("before",),
+        cost="several answers",
+        graphs="outside",
+        needs=("attention rows",),
+    )
     release: ClassVar[str] = (
         "No licence. Grids of 256, 576 ... tokens are treated as squares, maps are stretched over what a "
         "centre crop removed, layers beyond the depth are skipped silently, and the whole sequence runs "

@@ -13,6 +13,7 @@ from torch import Tensor
 from regaze.errors import BadParameterError, InputError
 from regaze.interventions.base import Intervention, Method
 from regaze.interventions.controls import UniformColumns
+from regaze.interventions.facts import Facts
 from regaze.interventions.gift.gaze_shift import RowShifts, half_of_heads, mean_shift, saliency_map
 from regaze.interventions.gift.policy import AmplifyTopHeads
 from regaze.interventions.layer_ranges import LayerRange, attention_range, require_attention, resolve_range
@@ -85,6 +86,9 @@ class GIFT(Intervention):
     cost: ClassVar[str] = (
         "one forward; in the saliency layer the rows of the question's content words at the image's columns; "
         "one more step at prefill where enhanced layers do not all come after that layer"
+    )
+    facts: ClassVar[Facts] = Facts(
+        edits=("weights",), cost="one forward", needs=("all heads", "whole prompt")
     )
     release: ClassVar[str] = (
         "amazon-science/GIFT, CC BY-NC 4.0. A second prefill for the saliency; only the last occurrence of a "

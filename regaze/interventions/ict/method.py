@@ -11,6 +11,7 @@ from pydantic import NonNegativeFloat, NonNegativeInt
 from torch import Tensor, nn
 
 from regaze.errors import BadParameterError
+from regaze.interventions.facts import Facts
 from regaze.interventions.fitting import Directions, FittedIntervention
 from regaze.interventions.ict.fit import ICTFit
 from regaze.kernels import Placeable
@@ -49,6 +50,9 @@ class ICT(FittedIntervention):
     source: ClassVar[str] = "arXiv:2411.15268"
     edits: ClassVar[str] = "attention outputs in the rows that predict the answer"
     cost: ClassVar[str] = "one forward; fitted once per model with two or three forwards per question"
+    facts: ClassVar[Facts] = Facts(
+        edits=("attention outputs",), cost="one forward", graphs="broken", needs=("fit",)
+    )
     release: ClassVar[str] = (
         "THU-BPM/ICT, no licence. Its heads are blocks of the attention's output after the projection "
         "(blocks=128 of the fit), which are no heads; every untrusted sequence of the image level ends in "

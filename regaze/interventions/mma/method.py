@@ -9,6 +9,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from regaze.interventions.base import Intervention
+from regaze.interventions.facts import Facts
 from regaze.kernels import AttentionEdit, UnmaskRect
 from regaze.toolkit.model.context import Context
 from regaze.toolkit.prompts.token_map import Role, TokenMap
@@ -43,6 +44,9 @@ class MMA(Intervention):
     source: ClassVar[str] = "arXiv:2503.02597"
     edits: ClassVar[str] = "the mask, at prefill: image rows see the question's columns"
     cost: ClassVar[str] = "one forward; the unmasked rows of the prefill are computed separately"
+    facts: ClassVar[Facts] = Facts(
+        edits=("mask",), when=("prompt",), cost="one forward", needs=("trained model", "whole prompt")
+    )
     release: ClassVar[str] = (
         "sony/aki, CC BY-NC 4.0. The unmasked text ends with the assistant marker (as_released=True); "
         "several images per sample raise, left-padded batches get misplaced masks. Here both work."

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from regaze.errors import BadParameterError, InputError
 from regaze.interventions.base import Intervention
+from regaze.interventions.facts import Facts
 from regaze.interventions.parameters import Fraction
 from regaze.kernels import AttentionEdit
 from regaze.kernels.spec import Windows
@@ -46,6 +47,7 @@ class MoA(Intervention):
     source: ClassVar[str] = "arXiv:2406.14909"
     edits: ClassVar[str] = "the mask of every head, in every row and step"
     cost: ClassVar[str] = "one forward, no faster than a plain one; the cache keeps every key"
+    facts: ClassVar[Facts] = Facts(edits=("mask",), cost="one forward")
     release: ClassVar[str] = (
         "thu-nics/MoA. Windows of the prompt's rows are rounded to whole blocks; one prompt per batch, "
         "at least a block long, and no grouped queries. None of this applies here."

@@ -10,6 +10,7 @@ from pydantic import NonNegativeInt
 from torch import Tensor
 
 from regaze.errors import BadParameterError
+from regaze.interventions.facts import Facts
 from regaze.interventions.fitting import FittedIntervention
 from regaze.interventions.layer_ranges import LayerRange, resolve_range
 from regaze.interventions.nullu.fit import NulluFit
@@ -41,6 +42,9 @@ class Nullu(FittedIntervention):
     source: ClassVar[str] = "arXiv:2412.13817"
     edits: ClassVar[str] = "MLP outputs of the upper half of the layers, at prefill and every step"
     cost: ClassVar[str] = "one forward; fitted once per model with two forwards per pair"
+    facts: ClassVar[Facts] = Facts(
+        edits=("MLP outputs",), cost="one forward", graphs="broken", needs=("fit",)
+    )
     release: ClassVar[str] = (
         "Ziwei-Zheng/Nullu, MIT. The projection is rounded to the model's dtype before the product, and the "
         "last layer's is fitted after the final norm; its option to edit the up projections does nothing. "

@@ -11,6 +11,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from regaze.errors import BadParameterError
 from regaze.interventions.base import MultiPassMethod
+from regaze.interventions.facts import Facts
 from regaze.interventions.opera.beam_search import BeamSearch, SearchRules, StopCriteria
 from regaze.interventions.opera.continuations import Continuations, LastLayerAttention
 from regaze.toolkit.prompts.token_map import Role
@@ -67,6 +68,13 @@ class OPERA(MultiPassMethod):
     cost: ClassVar[str] = (
         "num_beams x candidates rows in one forward per token, with the cache of all; going back runs the "
         "answer so far once more, in one forward"
+    )
+    facts: ClassVar[Facts] = Facts(
+        edits=("search",),
+        when=("answer",),
+        cost="many rows",
+        graphs="outside",
+        needs=("own search", "all heads", "attention rows"),
     )
     release: ClassVar[str] = (
         "shikiw/OPERA, MIT. Column products in half precision, which over- and underflow; one candidate per "

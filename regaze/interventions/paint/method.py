@@ -14,6 +14,7 @@ from regaze.errors import BadParameterError, InputError
 from regaze.interventions.base import Intervention, Method
 from regaze.interventions.contrastive import WITHOUT_IMAGE, has_image, logits_to_constrain, rows_with_image
 from regaze.interventions.controls import PlausibilityCut, UniformColumns
+from regaze.interventions.facts import Facts
 from regaze.interventions.layer_ranges import LayerRange, attention_range
 from regaze.interventions.parameters import Fraction
 from regaze.kernels import AttentionEdit, RowSelection
@@ -57,6 +58,9 @@ class PAINT(Intervention):
     edits: ClassVar[str] = "scores of the rows that predict the answer before the softmax, and logits"
     cost: ClassVar[str] = (
         "one more pass of the vision tower; two rows per prompt in one forward (one with gamma=1)"
+    )
+    facts: ClassVar[Facts] = Facts(
+        edits=("scores", "logits"), cost="two rows", needs=("second context", "vision tower")
     )
     release: ClassVar[str] = (
         "hasanar1f/llava-hallunication-fix and hasanar1f/PAINT, no licence. The first token is not edited "

@@ -14,6 +14,7 @@ from regaze.errors import InputError, UnsupportedModelError
 from regaze.interventions.base import Method
 from regaze.interventions.contrastive import Contrastive, add_logits
 from regaze.interventions.controls import Sharpen
+from regaze.interventions.facts import Facts
 from regaze.interventions.ritual.transforms import drawn
 from regaze.toolkit.model.branches import with_media
 from regaze.toolkit.model.context import Context
@@ -45,6 +46,7 @@ class RITUAL(Contrastive):
     source: ClassVar[str] = "arXiv:2405.17821"
     edits: ClassVar[str] = "logits at every step"
     cost: ClassVar[str] = "two rows per prompt in one forward, with the cache of both"
+    facts: ClassVar[Facts] = Facts(edits=("logits",), cost="two rows", needs=("second context",))
     release: ClassVar[str] = (
         "sangminwoo/RITUAL, MIT. Acts on samples only: its greedy search is the plain model's. Its draws are "
         "from global generators, so that an answer depends on all before it. RITUAL+, in which the model "

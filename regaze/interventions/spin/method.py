@@ -9,6 +9,7 @@ import torch
 from pydantic import NonNegativeFloat
 
 from regaze.interventions.base import Intervention
+from regaze.interventions.facts import Facts
 from regaze.interventions.layer_ranges import LayerRange, attention_range
 from regaze.interventions.parameters import Fraction
 from regaze.interventions.spin.policy import DampLowHeads
@@ -36,6 +37,7 @@ class SPIN(Intervention):
     source: ClassVar[str] = "arXiv:2505.16411"
     edits: ClassVar[str] = "outputs of heads in the rows that predict the answer, in a layer range"
     cost: ClassVar[str] = "one forward; masses of all heads at once"
+    facts: ClassVar[Facts] = Facts(edits=("head outputs",), cost="one forward", needs=("all heads",))
     release: ClassVar[str] = (
         "YUECHE77/SPIN, MIT. Ranks by sums of raw scores; in a batch the prompt's gates of all samples land "
         "on the last sample; no grouped-query attention. kept, factor and layers differ by model and "

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from regaze.interventions.base import Intervention, Method
 from regaze.interventions.controls import UniformColumns
+from regaze.interventions.facts import Facts
 from regaze.interventions.parameters import Fraction
 from regaze.interventions.var.policy import MoveMass
 from regaze.kernels import AttentionEdit, Channels, Placeable, RowSelection
@@ -63,6 +64,7 @@ class VAR(Intervention):
         "and the last"
     )
     cost: ClassVar[str] = "one forward; one group number per key and layer in memory"
+    facts: ClassVar[Facts] = Facts(edits=("weights",), cost="one forward", needs=("hidden states",))
     release: ClassVar[str] = (
         "seilk/VisAttnSink, Apache-2.0. State of the first sample is never cleared, so that from the second "
         "on sinks are stale and image rows are edited too; the last layer is not skipped (as_released=True); "

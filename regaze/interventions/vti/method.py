@@ -10,6 +10,7 @@ from pydantic import NonNegativeFloat
 from torch import Tensor
 
 from regaze.errors import BadParameterError, UnsupportedModelError
+from regaze.interventions.facts import Facts
 from regaze.interventions.fitting import FittedIntervention
 from regaze.interventions.vti.fit import VTIFit
 from regaze.interventions.vti.steering import UnitDirections, steer
@@ -35,6 +36,12 @@ class VTI(FittedIntervention):
     edits: ClassVar[str] = "MLP outputs of the vision tower, and of all layers at prefill and every step"
     cost: ClassVar[str] = (
         "one forward; fitted once per model with two forwards and 51 passes of the vision tower per pair"
+    )
+    facts: ClassVar[Facts] = Facts(
+        edits=("vision tower", "MLP outputs"),
+        cost="one forward",
+        graphs="broken",
+        needs=("fit", "vision tower"),
     )
     release: ClassVar[str] = (
         "shengliu66/VTI, no licence. Vision directions are fitted on groups of features that mix tokens and "

@@ -41,7 +41,8 @@ class Context:
         encoder_tokens: what the encoder of an encoder-decoder reads, where that is ids; or the error that
             says why it is not known.
         cross_keys: number of keys of the cross-attention layer that runs or ran last.
-        captured_layers: layers whose input is kept in every forward, see `capture_hidden`.
+        captured_layers: layers whose input is kept in every forward, see `capture_hidden`. capturing: the
+            names of the callbacks that want it.
         replay_requested: see `replay_last_row`.
         extra_forward: `extra_forward(inputs, callback)` runs a forward without a cache, in which `callback`
             alone takes part, and returns the model's output. For `branches` and `prepare`; costs a prefill.
@@ -67,6 +68,7 @@ class Context:
         self.step, self.cache_length, self.fed, self.replaying = 0, 0, 0, False
         self.replay_requested = self.turn_begins = False
         self.captured_layers: tuple[int, ...] = ()
+        self.capturing: tuple[str, ...] = ()
         self.layer_editors: Mapping[str, Any] | None = None
         self.self_layers, self.cross_layers = frozenset(range(self.num_layers)), frozenset[int]()
         self.cross_keys = 0

@@ -355,7 +355,10 @@ class ModelHook:
         context.encoder_tokens = encoder
         self._stack_branches(context, compat.cache_argument(inputs))
         for callback in callbacks:
+            before = context.captured_layers
             callback.prepare(context)
+            if context.captured_layers is not before:
+                context.capturing += (type(callback).__name__,)
         return context
 
     def _stack_branches(self, context: Context, cache: Any) -> None:

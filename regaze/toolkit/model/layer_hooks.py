@@ -153,7 +153,8 @@ def _described(readers: list[Any], editors: _Editors, context: Context, embeddin
     kinds = {"reads the inputs of layers": readers}
     kinds |= {_EDITS[kind]: [callback] for kind, callback in editors.items()}
     said = [f"{', '.join(type(p).__name__ for p in who)} {what}" for what, who in kinds.items() if who]
-    said += [f"the input of layers {context.captured_layers} is kept"] if context.captured_layers else []
+    if context.captured_layers:
+        said.append(f"{', '.join(context.capturing)} keeps the inputs of layers {context.captured_layers}")
     said += ["a branch scales embeddings"] if embeddings else []
     return "; ".join(said)
 

@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from edit_methods import KNOCK, METHODS
+from acting_methods import INSIDE, acting
 from models import compile_decoding, llava_processor, logits_of, picture, tiny_llava
 from pretended_graphs import PretendedGraphs
 from torch import Tensor, nn
 
 import regaze
+from regaze import HeadKnockout
+from regaze.interventions.facts import ATTENTION
 from regaze.kernels import AttentionEdit, BoundEdit, RowSelection
 from regaze.toolkit.model.callback import Callback, plans_ahead
 from regaze.toolkit.model.context import Context
@@ -29,9 +31,16 @@ RECORDINGS = {
 }
 
 
+KNOCK = HeadKnockout(heads=((1, 1), (0, 2)))
+METHODS = {name: acting(name) for name in INSIDE if acting(name).facts.graphs in ("captured", "compiled")}
 #: Their edits are known in the layer only: of what an earlier one has just measured, or of every new key.
-ASKED_IN_LAYERS = {"sid", "causalmm"}
-WITHOUT_PLANS = {"eah", "mma", "vcd", "ritual", "flb"}
+ASKED_IN_LAYERS = {name for name, method in METHODS.items() if method.facts.graphs == "compiled"}
+#: In their decode steps attention is as it was.
+WITHOUT_PLANS = {
+    name
+    for name, method in METHODS.items()
+    if "answer" not in method.facts.when or not {*method.facts.edits} & {*ATTENTION}
+}
 
 
 def ways() -> Iterator[Any]:

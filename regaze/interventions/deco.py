@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from pydantic import NonNegativeFloat, NonNegativeInt
 from torch import Tensor
 
-from regaze.interventions.base import Intervention
+from regaze.interventions.base import Intervention, Method
+from regaze.interventions.controls.sharpen import Sharpen
 from regaze.interventions.facts import Facts
 from regaze.interventions.layer_ranges import LayerRange, resolve_range
 from regaze.interventions.parameters import PositiveFraction
@@ -64,6 +65,13 @@ class DeCo(Intervention):
     @property
     def is_identity(self) -> bool:
         return self.alpha == 0.0 and not self._cuts
+
+    def controls(self) -> Sequence[Method]:
+        """Its candidates alone, and logits added where all layers agree with the last one."""
+        if self.alpha == 0.0:
+            return ()
+        alone = (replace(self, alpha=0.0),) if self._cuts else ()
+        return (*alone, Sharpen(self.alpha))
 
     @property
     def _cuts(self) -> bool:

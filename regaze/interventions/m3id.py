@@ -34,6 +34,9 @@ class M3ID(Intervention):
     that one-word answers hardly change, and 6.4 at the 100th; `max_weight` (ours) bounds it, so that long
     answers stay coherent. By default the bound is reached at token 70. `decay = 0` switches the method off.
 
+    Without `as_released` it has no control of its own: with the same logits in the branch it is the plain
+    model, and there is no cut.
+
     No code of the authors is known. `as_released=True` is the re-implementation in `sangminwoo/AvisC`: every
     token, no bound on the weight, and a plausibility constraint `beta`. The default decay is its value; the
     paper's kappa could not be verified.

@@ -11,7 +11,7 @@ from pydantic import NonNegativeFloat
 from torch import Tensor
 
 from regaze.errors import BadParameterError, UnsupportedModelError
-from regaze.interventions.base import Intervention
+from regaze.interventions.directed import Directed
 from regaze.interventions.facts import Facts
 from regaze.interventions.layer_ranges import LayerRange, resolve_range
 from regaze.interventions.parameters import Fraction
@@ -24,7 +24,7 @@ _CANDIDATES = 10
 
 
 @dataclass(frozen=True)
-class MemVR(Intervention):
+class MemVR(Directed):
     """Look at the image again in the MLP after the first layer that is unsure of the next token.
 
     Source: Zou et al., "Look Twice Before You Answer: Memory-Space Visual Retracing for Hallucination
@@ -37,6 +37,9 @@ class MemVR(Intervention):
 
     In a forward over prompt and answer the last row decides for all, so that it differs from generating the
     answer. The ratio of the release is tuned per benchmark, 0.10 to 0.32. `ratio = 0` switches it off.
+
+    Its control retrieves from one random direction in the place of the image's tokens, so that as much is
+    added in the same places.
     """
 
     name: ClassVar[str] = "memvr"
@@ -110,7 +113,8 @@ class MemVR(Intervention):
         if layer == targets[0]:
             state["edited"] = torch.zeros(len(hidden), dtype=torch.bool, device=hidden.device)
             if prompt:
-                state["visual"] = _rows(context.captured_hidden(0), state["columns"])
+                image = _rows(context.captured_hidden(0), state["columns"])
+                state["visual"] = self.directions({"image": image})["image"]
         for name in ("visual", "edited", "visible", "last"):
             state[name] = state[name].to(hidden.device)
         given = context.captured_hidden(layer).to(hidden.device)  # by the layer before

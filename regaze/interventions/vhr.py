@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from pydantic import NonNegativeFloat
 from torch import Tensor
 
 from regaze.errors import BadParameterError
-from regaze.interventions.base import Intervention
+from regaze.interventions.base import Intervention, Method
 from regaze.interventions.contrastive import WITHOUT_IMAGE, has_image
+from regaze.interventions.controls.random_heads import RandomHeads, random_ranks
+from regaze.interventions.controls.variants import with_behaviour
 from regaze.interventions.facts import Facts
 from regaze.interventions.layer_ranges import require_attention, scaled_range
 from regaze.interventions.parameters import Layers
@@ -60,6 +62,17 @@ class VHR(Intervention):
     def is_identity(self) -> bool:
         return self.alpha == 1.0
 
+    def controls(self) -> Sequence[Method]:
+        return () if self.is_identity else (RandomHeads(self),)
+
+    def with_random_heads(self, seed: int) -> Intervention:
+        """The method with as many heads in each sample and layer, drawn at random."""
+        return with_behaviour(self, _RandomHeads, head_seed=seed, fixed_edits=True)
+
+    def chosen(self, layer: int, seeing: Tensor, blind: Tensor) -> Tensor:
+        """The heads of a layer that are amplified, see `vision_aware`."""
+        return vision_aware(seeing, blind)
+
     def branches(self, context: Context) -> Mapping[str, Branch]:
         """No branches; heads are chosen here because the context has only the user's rows here."""
         if not self.is_identity and has_image(context).any():
@@ -103,11 +116,22 @@ def _outstanding(values: Tensor) -> Tensor:
     return values > values.mean(1, keepdim=True) + values.std(1, keepdim=True, correction=0)
 
 
+class _RandomHeads(Intervention):
+    """Amplifies as many heads as the method beneath would, drawn once per layer for all samples."""
+
+    head_seed: int
+
+    def chosen(self, layer: int, seeing: Tensor, blind: Tensor) -> Tensor:
+        beneath: Any = super()
+        count = beneath.chosen(layer, seeing, blind).sum(1, keepdim=True)
+        return random_ranks(seeing.shape[1], layer, self.head_seed).to(count.device) < count
+
+
 class _Measured(Callback):
     """Chooses the heads of one layer after another, and amplifies them before the next."""
 
     def __init__(self, method: VHR, layers: tuple[int, ...], context: Context):
-        self._alpha, self._layers, self._image = method.alpha, layers, has_image(context)
+        self._method, self._layers, self._image = method, layers, has_image(context)
         self._last = (context.tokens.answering() & ~context.tokens.mask(Role.OUTPUT)).int().argmax(1)
         self.gains: dict[int, Tensor] = {}  # [B, Hq] by layer
 
@@ -120,7 +144,7 @@ class _Measured(Callback):
         self._last, self._image = (x.to(call.output.device) for x in (self._last, self._image))
         index = self._last.repeat(2)[:, None, None, None].expand(-1, 1, *call.output.shape[2:])
         seeing, blind = call.output.gather(1, index)[:, 0].float().chunk(2)
-        chosen = vision_aware(seeing, blind) & self._image[:, None]
-        gain = torch.where(chosen, self._alpha, 1.0)
+        chosen = self._method.chosen(layer, seeing, blind) & self._image[:, None]
+        gain = torch.where(chosen, self._method.alpha, 1.0)
         self.gains[layer] = gain
         call.output.mul_(gain.repeat(2, 1)[:, None, :, None])  # what the layer goes on with

@@ -15,7 +15,13 @@ from regaze.errors import CompositionError
 from regaze.interventions import EViT, methods_page
 from regaze.interventions.compatibility import INCOMPATIBLE, why_incompatible
 from regaze.interventions.controls import Control
-from regaze.interventions.registry import default_methods, list_controls, load_methods, method_class
+from regaze.interventions.registry import (
+    BUILT_IN,
+    default_methods,
+    list_controls,
+    load_methods,
+    method_class,
+)
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +42,12 @@ def test_every_method_says_what_it_is(cls):
     assert cls.__doc__
     assert cls().is_identity in (True, False)
     assert cls.from_dict(cls().to_dict()) == cls()
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_every_method_has_a_control_or_says_why_not(name):
+    own = acting(name)
+    assert own.controls() or "control" in type(own).__doc__ or "controls" in vars(type(own))
 
 
 @pytest.mark.parametrize("name", list_controls())

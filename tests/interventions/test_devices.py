@@ -7,7 +7,7 @@ import torch
 from acting_methods import HEADS, INSIDE, SEVERAL, acting
 from device_checks import IMAGES, QUESTIONS, logits
 
-from regaze.interventions import EAH, PAI, VISTA, EViT, HeadKnockout
+from regaze.interventions import EAH, PAI, SPIN, VISTA, EViT, HeadKnockout
 from regaze.interventions.controls import (
     NearTie,
     PlausibilityCut,
@@ -60,6 +60,7 @@ CONTROLS = [
         RandomDirection(VISTA()),
         RandomSource(EAH()),
     ),
+    RandomHeads(SPIN(kept=0.5)),
 ]
 
 

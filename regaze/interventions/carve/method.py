@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import NonNegativeFloat, PositiveInt
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 from scipy import ndimage
 from torch import Tensor
 
 from regaze.errors import BadParameterError, InputError
-from regaze.interventions.base import MultiPassMethod
+from regaze.interventions.base import Method, MultiPassMethod
 from regaze.interventions.carve.contrast import contrast
 from regaze.interventions.carve.crop import Mask, PixelBox, bounding_box, mask_image, top_share, zoom
 from regaze.interventions.facts import Facts
@@ -135,6 +137,9 @@ class CARVE(MultiPassMethod):
         default="contrast", metadata={"help": "best regions: most contrast, most area, or all but specks"}
     )
     general: str = field(default=DESCRIBE, metadata={"help": "the general instruction"})
+    seed: NonNegativeInt | None = field(
+        default=None, metadata={"help": "control: move the map to a random place, drawn with this seed"}
+    )
     as_released: bool = field(
         default=False, metadata={"help": "behave as the released code where it differs from the paper"}
     )
@@ -156,6 +161,10 @@ class CARVE(MultiPassMethod):
     @property
     def is_identity(self) -> bool:
         return self.share == 1.0 and not self.as_released
+
+    def controls(self) -> Sequence[Method]:
+        """Itself with its map moved elsewhere: as much of the image, enlarged as much."""
+        return () if self.is_identity or self.seed is not None else (replace(self, seed=0),)
 
     # Answering ----------------------------------------------------------------------------------------
 
@@ -218,9 +227,14 @@ class CARVE(MultiPassMethod):
     def fuse(self, question: Tensor, general: Tensor) -> Tensor:
         """Contrast [rows, columns], summed over layers and common steps.
 
-        Mapping to pixels is linear, so that it is done once, after the sum.
+        Mapping to pixels is linear, so that it is done once, after the sum. With a `seed` the result is
+        rolled by rows and columns that are drawn with it, the same for all images.
         """
-        return contrast(question, general, lam=self.lam, steps=self.steps)
+        fused = contrast(question, general, lam=self.lam, steps=self.steps)
+        if self.seed is None:
+            return fused
+        rng = random.Random(self.seed)
+        return fused.roll([rng.randrange(1, size) if size > 1 else 0 for size in fused.shape], (0, 1))
 
     def region_mask(self, values: NDArray[Any], visible: Mask) -> Mask:
         """The best regions of the top `share` of `values` [H, W] among the visible pixels."""

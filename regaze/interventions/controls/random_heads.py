@@ -6,6 +6,9 @@ import random
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
+import torch
+from torch import Tensor
+
 from regaze.errors import BadParameterError
 from regaze.interventions.base import Intervention
 from regaze.interventions.controls.base import Variant
@@ -16,8 +19,9 @@ from regaze.interventions.parameters import Heads
 class RandomHeads(Variant):
     """The method in other heads: as many in each layer, drawn at random.
 
-    The listed heads themselves are drawn only where a layer has too few others. A method for this has a
-    parameter `heads`, and `heads_in(config)`, the heads in which it acts in a model.
+    A method for this has a parameter `heads`, and `heads_in(config)`, the heads in which it acts in a model:
+    the listed heads themselves are drawn only where a layer has too few others. Or it chooses heads while
+    the model runs, and has `with_random_heads(seed)`, itself with as many heads that a draw has chosen.
     """
 
     name: ClassVar[str] = "random-heads"
@@ -30,18 +34,26 @@ class RandomHeads(Variant):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not hasattr(self.of, "heads_in"):
+        if not (hasattr(self.of, "heads_in") or hasattr(self.of, "with_random_heads")):
             raise BadParameterError(
-                f"'random-heads' takes a method that acts in a list of heads, such as adhh or knockout; "
+                f"'random-heads' takes a method that acts in some heads, such as adhh, knockout or spin; "
                 f"{self.of.name!r} does not"
             )
 
     def for_model(self, config: Any) -> Intervention:
+        if not hasattr(self.of, "heads_in"):
+            chosen: Intervention = self.of.with_random_heads(self.seed)
+            return chosen
         heads = self.of.heads_in(config)
         if any(head >= config.num_attention_heads for _, head in heads):
             return self.of  # which says what is wrong
         drawn: Intervention = replace(self.of, heads=draw(heads, config.num_attention_heads, self.seed))
         return drawn
+
+
+def random_ranks(num_heads: int, layer: int, seed: int) -> Tensor:
+    """[Hq] int64: the heads of a layer in a random order, each by its place in it."""
+    return torch.randperm(num_heads, generator=torch.Generator().manual_seed(seed * 10_007 + layer))
 
 
 def draw(heads: Heads, num_heads: int, seed: int) -> Heads:

@@ -37,6 +37,8 @@ class MMA(Intervention):
     model was never trained with it, and image rows meet keys at negative distances; using it untrained
     therefore warns. Image and question must be prefilled in one forward, and image states depend on the
     question: an image prefix cannot be cached and shared between questions.
+
+    It has no control of its own: what it is to be compared with is a model trained without this mask.
     """
 
     name: ClassVar[str] = "mma"

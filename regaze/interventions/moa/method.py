@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from os import fspath
 from typing import ClassVar
 
@@ -11,7 +12,7 @@ from pydantic import PositiveInt
 from torch import Tensor
 
 from regaze.errors import BadParameterError, InputError
-from regaze.interventions.base import Intervention
+from regaze.interventions.base import Intervention, Method
 from regaze.interventions.facts import Facts
 from regaze.interventions.parameters import Fraction
 from regaze.kernels import AttentionEdit
@@ -64,6 +65,13 @@ class MoA(Intervention):
     block: PositiveInt = field(
         default=64, metadata={"help": "block size, and how many first tokens are kept"}
     )
+
+    def controls(self) -> Sequence[Method]:
+        """One rule for all heads, the mean of the plan's; without a plan all heads are alike."""
+        if self.plan is None:
+            return ()
+        alpha, beta = read_plan(self.plan).mean((1, 2)).tolist()
+        return (replace(self, plan=None, alpha=alpha, beta=min(max(beta, 0.0), 1.0)),)
 
     def prepare(self, context: Context) -> None:
         layers, heads = context.num_layers, context.num_heads

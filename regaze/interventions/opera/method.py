@@ -59,6 +59,9 @@ class OPERA(MultiPassMethod):
     which gives as many candidates as they need. Where beams lean on different columns the search goes back to
     the earliest, and tokens are forbidden to all beams. Logits processors (repetition penalty) are not
     applied.
+
+    It has no control of its own: without its penalty it is the beam search of `generate`, which is to be
+    compared with as an option (`num_beams`), not as a method.
     """
 
     name: ClassVar[str] = "opera"

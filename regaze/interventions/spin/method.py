@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import torch
 from pydantic import NonNegativeFloat
 
-from regaze.interventions.base import Intervention
+from regaze.interventions.base import Intervention, Method
+from regaze.interventions.controls.random_heads import RandomHeads
+from regaze.interventions.controls.variants import with_behaviour
 from regaze.interventions.facts import Facts
 from regaze.interventions.layer_ranges import LayerRange, attention_range
 from regaze.interventions.parameters import Fraction
+from regaze.interventions.spin.damp_random_heads import DampRandomHeads
 from regaze.interventions.spin.policy import DampLowHeads
 from regaze.kernels import AttentionEdit, Channels, RowSelection
 from regaze.toolkit.model.context import Context
@@ -60,6 +64,13 @@ class SPIN(Intervention):
     @property
     def is_identity(self) -> bool:
         return self.kept == 1.0 or self.factor == 1.0
+
+    def controls(self) -> Sequence[Method]:
+        return () if self.is_identity else (RandomHeads(self),)
+
+    def with_random_heads(self, seed: int) -> Intervention:
+        """The method with as many heads of each layer damped, drawn once for all rows."""
+        return with_behaviour(self, DampRandomHeads, head_seed=seed, fixed_edits=True)
 
     def count(self, heads: int) -> int:
         """How many of `heads` heads stay."""

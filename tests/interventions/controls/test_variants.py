@@ -28,11 +28,14 @@ from regaze.interventions import (
     PAI,
     PAINT,
     SPARC,
+    SPIN,
     VAF,
     VCD,
+    VHR,
     VISTA,
     VTI,
     HeadKnockout,
+    MemVR,
 )
 from regaze.interventions.controls import RandomDirection, RandomHeads, RandomSource, UniformColumns
 from regaze.interventions.controls.random_direction import random_like
@@ -55,8 +58,11 @@ HEADED = (ADHH(heads=((0, 1), (1, 3), (1, 4)), threshold=0.1), HeadKnockout(head
 VARIANTS = (
     *(UniformColumns(method) for method in BOOSTS),
     *(RandomHeads(method) for method in HEADED),
+    RandomHeads(SPIN(kept=0.5)),
+    RandomHeads(VHR(alpha=3.0)),
     RandomDirection(VISTA()),
     RandomSource(EAH()),
+    RandomDirection(MemVR(ratio=0.6, threshold=0.3, layers=(1, 4))),
 )
 
 
@@ -89,7 +95,7 @@ def test_batches_padding_and_steps(gaze, control):
     check_batch(gaze, control)
     check_padding(gaze, control)
     # Those count steps, refuse a part of the answer, or measure the whole of what they are given as a prompt.
-    if control.of.name not in ("sparc", "gift", "vista", "eah"):
+    if control.of.name not in ("sparc", "gift", "vista", "eah", "memvr"):
         check_full_forward(gaze, control)
 
 

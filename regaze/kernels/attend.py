@@ -12,6 +12,7 @@ from regaze.errors import BadParameterError, ShapeError
 from regaze.kernels.backends import choose
 from regaze.kernels.channels import Channels, describe
 from regaze.kernels.empty import empty_output, empty_stats, is_empty
+from regaze.kernels.reference import row_sinks
 from regaze.kernels.sliding_cache import shift_edit, shift_stats
 from regaze.kernels.spec import AttentionEdit, RowSelection, Stats, StatsRequest
 
@@ -46,7 +47,7 @@ def attend(
         softcap: c > 0, every scaled score becomes c tanh(s / c) before the mask (Gemma 2).
         sinks: [Hq] float, one more logit per head in the softmax's denominator, whose weight is dropped
             (gpt-oss): rows sum to less than 1, and `Stats.lse` is the log of the whole denominator. Edits act
-            on keys only.
+            on keys only, but for `AttentionEdit.sink`, which is one more such logit in each row.
         first_key: number of keys that came before those in `key`, and that a sliding window has dropped:
             columns of `edit` and of its statistics count from the first of them.
         backend: "auto" (the fused kernels on a GPU, "torch" for what they cannot run), or one of `BACKENDS`;
@@ -69,7 +70,10 @@ def attend(
     chosen = choose(backend, query, key, value, edit)
     if is_empty(query, key):
         out = empty_output(query, value)
-        stats = None if edit.stats is None else empty_stats(query, key.shape[2], edit.stats, sinks)
+        stats = None
+        if edit.stats is not None:
+            all_sinks = row_sinks(sinks, edit.sink if edit.stats.edited else None)
+            stats = empty_stats(query, key.shape[2], edit.stats, all_sinks)
     else:
         options = {"mask": mask, "is_causal": is_causal, "softcap": softcap, "sinks": sinks}
         out, stats = chosen.attend(query, key, value, edit, scaling=scaling, **options)
@@ -184,7 +188,7 @@ def _row_stats(
     edit.check(query.shape[0], query.shape[1], query.shape[2], key.shape[2])
     chosen = choose(backend, query, key, key, edit)
     if is_empty(query, key):
-        stats = empty_stats(query, key.shape[2], edit.stats, options["sinks"])
+        stats = empty_stats(query, key.shape[2], edit.stats, row_sinks(options["sinks"], None))
     else:
         stats = chosen.attention_stats(query, key, edit.stats, **options)
     return shift_stats(stats, request, first_key)

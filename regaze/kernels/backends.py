@@ -116,7 +116,7 @@ def why_not_triton(query: Tensor, key: Tensor, value: Tensor, edit: AttentionEdi
 def _tensors(edit: AttentionEdit) -> Iterator[Tensor]:
     """The parts of an edit that may be learned."""
     maps = (edit.score_slope, edit.head_mean_slope, edit.score_gain, edit.head_score_gain)
-    parts = (*maps, edit.bias, edit.value_gain)
+    parts = (*maps, edit.bias, edit.sink, edit.value_gain)
     weights = None if edit.channels is None else edit.channels.weights
     return (part for part in (*parts, edit.head_gain, weights) if part is not None)
 

@@ -18,10 +18,10 @@ def compose(edits: Sequence[AttentionEdit]) -> AttentionEdit | None:
     """One edit with the effect of all `edits`, or None without any.
 
     The stages keep their fixed order, whatever the order of the edits. Within a stage biases add, gains
-    multiply, unmasked rectangles unite. Undefined, and refused: two channel policies (each maps the masses of
-    the softmax to coefficients), two score slopes or a slope beside a gain of another edit (the maps do not
-    commute), a spread beside another edit of weights, different row selections of edits that change weights,
-    two head sources, two recordings.
+    multiply, sinks stand side by side in the denominator, unmasked rectangles unite. Undefined, and refused:
+    two channel policies (each maps the masses of the softmax to coefficients), two score slopes or a slope
+    beside a gain of another edit (the maps do not commute), a spread beside another edit of weights,
+    different row selections of edits that change weights, two head sources, two recordings.
 
     Edits that select rows should share one `RowSelection`: two are compared by value, see `equals`.
 
@@ -62,6 +62,7 @@ def _pair(a: AttentionEdit, b: AttentionEdit) -> AttentionEdit:
         score_gain=_columns(torch.mul, a.score_gain, b.score_gain, 1.0),
         head_score_gain=_product(a.head_score_gain, b.head_score_gain),
         bias=_columns(torch.add, a.bias, b.bias, 0.0),
+        sink=_both_sinks(a.sink, b.sink),
         channels=_either(a.channels, b.channels),
         policy=_either(a.policy, b.policy),
         value_gain=_columns(torch.mul, a.value_gain, b.value_gain, 1.0),
@@ -91,6 +92,11 @@ def _common_rows(a: AttentionEdit, b: AttentionEdit) -> RowSelection | None:
         "two interventions change the attention weights of different query rows on the same layer; "
         "use them on different layers, or one of them"
     )
+
+
+def _both_sinks(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    """Two sinks as one: the denominator has both."""
+    return _either(a, b) if a is None or b is None else torch.logaddexp(a, b)
 
 
 def _product(a: Tensor | None, b: Tensor | None) -> Tensor | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from regaze.kernels.reference import sinks_of
 from regaze.kernels.spec import Stats, StatsRequest
 
 
@@ -24,7 +25,10 @@ def empty_output(query: Tensor, value: Tensor) -> Tensor:
 
 
 def empty_stats(query: Tensor, keys: int, request: StatsRequest, sinks: Tensor | None) -> Stats:
-    """The statistics of a request about rows that have no keys, or about no rows."""
+    """The statistics of a request about rows that have no keys, or about no rows.
+
+    `sinks` are those of all rows, see `reference.row_sinks`.
+    """
     rows = query.shape[2] if request.rows is None else len(request.rows.index)
     shape = (query.shape[0], query.shape[1], rows)
 
@@ -46,6 +50,9 @@ def empty_stats(query: Tensor, keys: int, request: StatsRequest, sinks: Tensor |
 
 def _lse(zeros: Tensor, request: StatsRequest, sinks: Tensor | None) -> Tensor:
     """[B, Hq, R]: log of an empty denominator, or of one that holds the sink alone; 0 for inactive rows."""
-    lse = zeros - torch.inf if sinks is None else zeros + sinks.float()[:, None]
-    active = None if request.rows is None else request.rows.active
+    selection = request.rows
+    if selection is not None:
+        sinks = sinks_of(sinks, selection.index)
+    lse = zeros - torch.inf if sinks is None else zeros + sinks.float()
+    active = None if selection is None else selection.active
     return lse if active is None else lse.masked_fill(~active[:, None], 0.0)

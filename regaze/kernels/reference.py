@@ -40,11 +40,12 @@ def attend_reference(
         scores = scores + additive.to(exact)
     mapped = edit_scores(scores, edit)
     scores = scores.masked_fill(~visible, -torch.inf)
-    plain = safe_softmax(scores, sinks)
+    own_sinks, all_sinks = row_sinks(sinks, None), row_sinks(sinks, edit.sink)
+    plain = safe_softmax(scores, own_sinks)
 
     selected = row_mask(edit.rows, q.shape[0], queries, q.device)  # [B, 1, Lq, 1]
     edited_scores = torch.where(selected & visible, mapped, scores)
-    weights = safe_softmax(edited_scores, sinks)
+    weights = safe_softmax(edited_scores, all_sinks)
 
     final = weights
     if edit.policy is not None and edit.channels is not None:
@@ -62,11 +63,13 @@ def attend_reference(
 
     stats = None
     if edit.stats is not None:
-        row, score = (final, edited_scores) if edit.stats.edited else (plain, scores)
+        edited = edit.stats.edited
+        row, score, sink = (final, edited_scores, all_sinks) if edited else (plain, scores, own_sinks)
         active = None
         if (rows := edit.stats.rows) is not None:
             row, score, active = row[:, :, rows.index], score[:, :, rows.index], rows.active
-        stats = measure(row, score, edit.stats, active, sinks)
+            sink = sinks_of(sink, rows.index)
+        stats = measure(row, score, edit.stats, active, sink)
     return out.to(query.dtype), stats
 
 
@@ -198,18 +201,39 @@ def spread_out(plain: Tensor, edited: Tensor, columns: Tensor) -> Tensor:
 def safe_softmax(scores: Tensor, sinks: Tensor | None = None) -> Tensor:
     """Softmax of [B, Hq, R, Lk] over its last dimension in which a row of -inf becomes zeros.
 
-    `sinks` [Hq] adds one logit per head to the denominator; its weight is dropped, so rows sum to below 1.
+    `sinks` [B or 1, Hq or 1, R or 1] are one more logit of each row, whose weight is dropped.
     """
-    if sinks is not None:
-        column = sinks.to(scores.dtype)[:, None, None].expand(*scores.shape[:-1], 1)
-        return safe_softmax(torch.cat([scores, column], -1))[..., :-1]
-    return torch.softmax(scores, -1).masked_fill(scores.amax(-1, keepdim=True) == -torch.inf, 0.0)
+    weights = torch.softmax(scores, -1).masked_fill(scores.amax(-1, keepdim=True) == -torch.inf, 0.0)
+    return weights if sinks is None else weights * keys_share(torch.logsumexp(scores, -1), sinks)[..., None]
+
+
+def row_sinks(sinks: Tensor | None, sink: Tensor | None) -> Tensor | None:
+    """The sink logits of a call, [B or 1, Hq or 1, Lq or 1]: the model's [Hq], an edit's, or both as one."""
+    own = None if sinks is None else sinks[None, :, None]
+    if own is None or sink is None:
+        return sink if own is None else own
+    precise = torch.promote_types(torch.promote_types(own.dtype, sink.dtype), torch.float32)
+    return torch.logaddexp(own.to(precise), sink.to(precise))
+
+
+def sinks_of(sinks: Tensor | None, index: Tensor) -> Tensor | None:
+    """Those of the rows `index` [R]."""
+    return sinks if sinks is None or sinks.shape[2] == 1 else sinks[:, :, index]
+
+
+def keys_share(lse: Tensor, sinks: Tensor) -> Tensor:
+    """What sinks [B or 1, Hq or 1, R or 1] leave of rows with log-sum-exp [B, Hq, R], in 0..1.
+
+    It is Z / (Z + e^sink), with Z = e^lse, and exactly 1 for a sink of -inf.
+    """
+    # Z is 0 in a fully masked row, and so may e^sink be: the finite minimum keeps 0 / 0 out.
+    return torch.sigmoid(lse.clamp_min(torch.finfo(lse.dtype).min) - sinks.to(lse.dtype))
 
 
 def log_denominator(scores: Tensor, sinks: Tensor | None) -> Tensor:
-    """Log-sum-exp of [B, Hq, R, Lk] and of the head's sink logit, so that weights = exp(scores - result)."""
+    """Log-sum-exp of [B, Hq, R, Lk] and of the rows' sinks, so that weights = exp(scores - result)."""
     lse = torch.logsumexp(scores, -1)
-    return lse if sinks is None else torch.logaddexp(lse, sinks.to(lse.dtype)[:, None])
+    return lse if sinks is None else torch.logaddexp(lse, sinks.to(lse.dtype))
 
 
 def row_mask(rows: RowSelection | None, batch: int, queries: int, device: torch.device) -> Tensor:

@@ -3,7 +3,7 @@
 An `AttentionEdit` is a frozen bundle of tensors. It names query rows and key columns, never a model: the same
 edit runs on the reference, on the torch path and in a fused kernel. The order of its parts is fixed:
 
-    head source -> mask (+ unmask, then windows) -> score map -> column bias -> softmax
+    head source -> mask (+ unmask, then windows) -> score map -> column bias -> softmax (with sinks)
     -> channel coefficients -> value gain -> head gain
 
 Column tensors describe the first n keys. Keys after them (those generated later) are left alone: bias 0,
@@ -128,7 +128,7 @@ class Stats(NamedTuple):
         masses: [B, Hq, R, K] attention mass of each channel.
         entropy: [B, Hq, R] in nats; 0 for a fully masked row.
         top_weight, top_column: [B, Hq, R] largest weight and its key column (the first of equals).
-        lse: [B, Hq, R] log-sum-exp of the scores; -inf for a fully masked row.
+        lse: [B, Hq, R] log-sum-exp of the scores and sinks; -inf for a fully masked row without these.
         slices: [B, Hq, R, n or Lk] weights of the requested columns.
         received: [B, Hkv or Hq, Lk] what each key receives from the rows; see `attention_stats`.
     """
@@ -187,7 +187,7 @@ class Windows(Placeable):
 
 
 COLUMN_PARTS = ("score_slope", "head_mean_slope", "score_gain", "bias", "value_gain")
-_VALUES = (*COLUMN_PARTS, "spread", "head_score_gain", "head_gain")
+_VALUES = (*COLUMN_PARTS, "sink", "spread", "head_score_gain", "head_gain")
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,6 +202,9 @@ class AttentionEdit(Placeable):
         score_gain: [B or 1, Hq or 1, n], s <- s * gain (after the slopes).
         head_score_gain: [B or 1, Hq], multiplies every score of a head (0: it averages all visible keys).
         bias: [B or 1, Hq or 1, n] added to the scores; -inf removes a key.
+        sink: [B or 1, Hq or 1, Lq], one more logit in the denominator of each row's softmax, beside those of
+            the model; its weight is dropped, so that the row sums to less than 1. -inf: none. Like a head
+            gain it has its own row dimension and ignores `rows`.
         channels, policy: masses of the channels after softmax -> coefficients, which give
             a'_j = a_j * sum_k coef_k u_k[j]. The channels need groups, so that every key is in at least one.
         value_gain: [B or 1, Hq or 1, n], columns scaled after the coefficients, not renormalised.
@@ -224,6 +227,7 @@ class AttentionEdit(Placeable):
     score_gain: Tensor | None = None
     head_score_gain: Tensor | None = None
     bias: Tensor | None = None
+    sink: Tensor | None = None
     channels: Channels | None = None
     policy: Policy | None = None
     value_gain: Tensor | None = None
@@ -244,6 +248,8 @@ class AttentionEdit(Placeable):
             tensor = getattr(self, name)
             if tensor is not None and tensor.dim() != 3:
                 raise ShapeError(f"{name} must be [B or 1, Hq or 1, n], got {describe(tensor)}")
+        if self.sink is not None and (self.sink.dim() != 3 or not self.sink.is_floating_point()):
+            raise ShapeError(f"sink must be [B or 1, Hq or 1, Lq] float, got {describe(self.sink)}")
         spread = self.spread
         if spread is not None and (spread.dim() != 2 or spread.dtype != torch.bool):
             raise ShapeError(f"spread must be [B or 1, n] bool, got {describe(spread)}")
@@ -300,7 +306,8 @@ class AttentionEdit(Placeable):
     @property
     def uses_own_weights(self) -> bool:
         """Whether all attention weights are those of plain attention."""
-        return not self.edits_rows and not self.edits_mask and self.head_source is None
+        added = self.head_source is not None or self.sink is not None
+        return not added and not self.edits_rows and not self.edits_mask
 
     @cached_property
     def with_own_maps(self) -> AttentionEdit:
@@ -343,7 +350,7 @@ class AttentionEdit(Placeable):
             return self.replace(**own)
 
     def overwrite(self, other: AttentionEdit) -> bool:
-        """Take the values of an edit that differs in maps, bias, gains and spread alone; no address changes.
+        """Take the values of an edit that differs in maps, bias, sink, gains, spread; no address changes.
 
         False, and nothing is written, where it has other parts or other shapes.
         """
@@ -385,6 +392,9 @@ class AttentionEdit(Placeable):
         if (spread := self.spread) is not None:
             fits = spread.shape[0] in either and spread.shape[1] <= keys
             require(fits, "spread", spread, "[B or 1, n <= Lk]")
+        if (sink := self.sink) is not None:
+            fits = sink.shape[0] in either and sink.shape[1] in (1, heads) and sink.shape[2] == queries
+            require(fits, "sink", sink, "[B or 1, Hq or 1, Lq]")
         if (gain := self.head_score_gain) is not None:
             require(
                 gain.shape[0] in either and gain.shape[1] == heads, "head_score_gain", gain, "[B or 1, Hq]"

@@ -12,7 +12,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from regaze.kernels.reference import in_window, measure, received, row_mask, visibility
+from regaze.kernels.reference import (
+    in_window,
+    keys_share,
+    log_denominator,
+    measure,
+    received,
+    row_mask,
+    row_sinks,
+    visibility,
+)
 from regaze.kernels.spec import AttentionEdit, RowSelection, Stats, StatsRequest, UnmaskRect
 from regaze.kernels.torch_decode import attend_row, is_row, row_stats
 from regaze.kernels.torch_rows import (
@@ -122,7 +131,8 @@ class _Call:
         sinks: Tensor | None,
     ):
         self.q, self.k, self.v, self.edit, self.mask, self.scaling = q, k, v, edit, mask, scaling
-        self.softcap, self.sinks = softcap, sinks
+        self.softcap, self.sinks = softcap, row_sinks(sinks, None)
+        self.all_sinks = row_sinks(sinks, edit.sink)
         self.batch, self.heads, self.queries, _ = q.shape
         _, self.kv_heads, self.keys, _ = k.shape
         self._cache: tuple[Tensor, Tensor] | None = None
@@ -136,14 +146,14 @@ class _Call:
         edit = self.edit
         stats = None if edit.stats is None else self.statistics(edit.stats)
         if not self.changes_weights:
-            return self.plain(), stats
+            return self.unchanged(), stats
         index = edit.changed_rows
         if index is not None and len(index) == self.queries:
             index = None
         selected = not edit.edits_mask and (edit.rows is None or edit.rows.active is None)
         blocks = (_Block(self, part, selected) for part in self.parts(index))
         rows = torch.cat([block.output() for block in blocks], 2)
-        return rows if index is None else self.plain().to(rows.dtype).index_copy(2, index, rows), stats
+        return rows if index is None else self.unchanged().to(rows.dtype).index_copy(2, index, rows), stats
 
     def statistics(self, request: StatsRequest) -> Stats:
         """Statistics of the requested rows."""
@@ -156,6 +166,13 @@ class _Call:
             for part, a in zip(parts, actives, strict=True)
         ]
         return stats[0] if len(stats) == 1 else _concatenate(stats)
+
+    def unchanged(self) -> Tensor:
+        """[B, Hq, Lq, Dv] with nothing of the edit but its sink, which is a factor of each row."""
+        if self.edit.sink is None:
+            return self.plain()
+        lse = torch.cat([_Block(self, part).log_denominator() for part in self.parts(None)], 2)
+        return self.plain() * keys_share(lse, self.edit.sink)[..., None]
 
     def plain(self) -> Tensor:
         """[B, Hq, Lq, Dv] without the edit, by torch's own kernels where they can."""
@@ -209,6 +226,7 @@ class _Block:
             self.keys = max(1, part.stop + call.keys - call.queries)
         self.hidden, additive = self._visibility()
         self.scores = self._scores(additive)
+        self.sinks, self.all_sinks = (_take_sinks(x, part) for x in (call.sinks, call.all_sinks))
         self._plain: tuple[Tensor, Tensor] | None = None
         self._edited: tuple[Tensor, Tensor] | None = None
 
@@ -221,25 +239,33 @@ class _Block:
 
     def statistics(self, request: StatsRequest, active: Tensor | None) -> Stats:
         scores, weights = self.edited() if request.edited else self.plain()
-        return measure(weights, scores, request, active, self.call.sinks)
+        return measure(weights, scores, request, active, self.all_sinks if request.edited else self.sinks)
+
+    def log_denominator(self) -> Tensor:
+        """[B, Hq, R] of plain attention."""
+        scores = self.scores if self.hidden is None else self.scores.masked_fill(self.hidden, -torch.inf)
+        return log_denominator(scores, self.sinks)
 
     def plain(self) -> tuple[Tensor, Tensor]:
         """Scores and weights [B, Hq, R, keys] without the edit."""
         if self._plain is None:
             in_place = not self.call.edit.edits_scores  # an edit of scores still needs these
-            self._plain = masked_softmax(self.scores, self.hidden, self.call.sinks, in_place)
+            self._plain = masked_softmax(self.scores, self.hidden, self.sinks, in_place)
         return self._plain
 
     def edited(self) -> tuple[Tensor, Tensor]:
         """Scores and weights [B, Hq, R, keys] under the edit."""
         if self._edited is None:
-            self._edited = self._edit() if self.call.edit.edits_rows else self.plain()
+            edit = self.call.edit
+            self._edited = self._edit() if edit.edits_rows or edit.sink is not None else self.plain()
         return self._edited
 
     def _edit(self) -> tuple[Tensor, Tensor]:
         edit, selected = self.call.edit, self._selected()
         if edit.edits_scores:
-            scores, weights = edited_softmax(edit, self.scores, self.hidden, self.call.sinks, selected)
+            scores, weights = edited_softmax(edit, self.scores, self.hidden, self.all_sinks, selected)
+        elif edit.sink is not None:
+            scores, weights = masked_softmax(self.scores, self.hidden, self.all_sinks, in_place=True)
         else:
             scores, weights = self.plain()
         plain = weights if edit.spread is None else self.plain()[1]
@@ -285,6 +311,11 @@ def _take_rows(x: Tensor, part: Part, dim: int) -> Tensor:
     if isinstance(part, slice):
         return x.narrow(dim, part.start, part.stop - part.start)
     return x.index_select(dim, part)
+
+
+def _take_sinks(sinks: Tensor | None, part: Part) -> Tensor | None:
+    """The sink logits of the rows of a block."""
+    return sinks if sinks is None or sinks.shape[2] == 1 else _take_rows(sinks, part, 2)
 
 
 def _concatenate(parts: list[Stats]) -> Stats:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from regaze.kernels.policies import FoldedPolicy, offers
-from regaze.kernels.reference import in_window, measure, visibility
+from regaze.kernels.reference import in_window, keys_share, measure, row_sinks, visibility
 from regaze.kernels.spec import AttentionEdit, Stats, StatsRequest
 from regaze.kernels.torch_rows import (
     LARGE_ELEMENTS,
@@ -93,24 +93,43 @@ def attend_row(
     row, request = _row_edit(edit), edit.stats
     if not row.changes and softcap is None and sinks is None and not _products_are_faster(query, key):
         out = sdpa(query, key, value, mask, scaling, causal=False)
-        return out, None if request is None else row_stats(query, key, request, mask, scaling, None, None)
+        if edit.sink is not None:
+            out = out * keys_share(_log_sum(query, key, mask, scaling), edit.sink)[..., None]
+        if request is None:
+            return out, None
+        sink = edit.sink if request.edited else None
+        return out, row_stats(query, key, request, mask, scaling, None, None, sink)
+    own_sinks, all_sinks = row_sinks(sinks, None), row_sinks(sinks, edit.sink)
     hidden, additive = _visibility(edit, mask, key)
     scores = row_scores(query, grouped(key), scaling, softcap, additive)
+    softmax_is_plain = not row.maps and edit.sink is None
     plain = None
-    if not row.maps or edit.spread is not None or (request is not None and not request.edited):
-        plain = masked_softmax(scores, hidden, sinks, in_place=not row.maps)
-    edited = edited_softmax(edit, scores, hidden, sinks, row.selected) if row.maps else plain
-    assert edited is not None
+    if softmax_is_plain or edit.spread is not None or (request is not None and not request.edited):
+        plain = masked_softmax(scores, hidden, own_sinks, in_place=not row.maps)
+    if row.maps:
+        edited = edited_softmax(edit, scores, hidden, all_sinks, row.selected)
+    elif softmax_is_plain and plain is not None:
+        edited = plain
+    else:
+        edited = masked_softmax(scores, hidden, all_sinks, in_place=True)
     final = edited[1]
     if row.reweights:
-        folds = sinks is None and final.dtype == torch.float32 and not final.requires_grad
+        folds = all_sinks is None and final.dtype == torch.float32 and not final.requires_grad
         weights = final if plain is None else plain[1]
         final = reweighted(edit, final, weights, row.selected, row.fold if folds else None)
     out = weighted_values(final, grouped(value))
     if request is None:
         return out, None
-    scores, weights = (edited[0], final) if request.edited or plain is None else plain
-    return out, measure(weights, scores, request, _active(request), sinks)
+    if request.edited or plain is None:
+        return out, measure(final, edited[0], request, _active(request), all_sinks)
+    return out, measure(plain[1], plain[0], request, _active(request), own_sinks)
+
+
+def _log_sum(query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
+    """[B, Hq, 1] log-sum-exp of the row's scores in plain attention."""
+    hidden, additive = _visibility(_PLAIN, mask, key)
+    scores = row_scores(query, grouped(key), scaling, None, additive)
+    return torch.logsumexp(scores if hidden is None else scores.masked_fill(hidden, -torch.inf), -1)
 
 
 def row_stats(
@@ -121,14 +140,16 @@ def row_stats(
     scaling: float,
     softcap: float | None,
     sinks: Tensor | None,
+    sink: Tensor | None = None,
 ) -> Stats:
-    """Statistics of the row in plain attention."""
-    if softcap is None and sinks is None and _is_small(query, key, request, mask):
+    """Statistics of the row in plain attention, but for the `sink` of an edit."""
+    all_sinks = row_sinks(sinks, sink)
+    if softcap is None and all_sinks is None and _is_small(query, key, request, mask):
         return Stats(masses=_masses(query, key, request, mask, scaling))
     hidden, additive = _visibility(_PLAIN, mask, key)
     scores = row_scores(query, grouped(key), scaling, softcap, additive)
-    scores, weights = masked_softmax(scores, hidden, sinks, in_place=True)
-    return measure(weights, scores, request, _active(request), sinks)
+    scores, weights = masked_softmax(scores, hidden, all_sinks, in_place=True)
+    return measure(weights, scores, request, _active(request), all_sinks)
 
 
 _PLAIN = AttentionEdit()

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from regaze.kernels.policies import coefficients_of
-from regaze.kernels.reference import edit_scores, spread_out
+from regaze.kernels.reference import edit_scores, keys_share, spread_out
 from regaze.kernels.spec import AttentionEdit
 
 #: Elements of the keys above which, on a CPU, matrix products outrun torch's attention for a single row.
@@ -71,7 +71,8 @@ def masked_softmax(
 ) -> tuple[Tensor, Tensor]:
     """Masked scores and their softmax, in which hidden keys, and so fully masked rows, are zeros.
 
-    With `in_place`, the given scores are overwritten where no gradient is needed.
+    `sinks` [B or 1, Hq or 1, R or 1] are those of the rows. With `in_place`, the given scores are overwritten
+    where no gradient is needed.
     """
     if hidden is not None:
         write = in_place and not scores.requires_grad
@@ -83,11 +84,7 @@ def masked_softmax(
             weights.masked_fill(hidden, 0.0) if weights.requires_grad else weights.masked_fill_(hidden, 0.0)
         )
     if sinks is not None:
-        # The share of the keys beside the sink: Z / (Z + e^sink), with Z their own denominator.
-        # Z is 0 in a fully masked row, and so may e^sink be: the finite minimum keeps 0 / 0 out.
-        sink, lowest = sinks.to(scores.dtype)[:, None, None], torch.finfo(scores.dtype).min
-        total = torch.logsumexp(scores, -1, keepdim=True).clamp_min(lowest)
-        weights = weights * torch.sigmoid(total - sink)
+        weights = weights * keys_share(torch.logsumexp(scores, -1), sinks)[..., None]
     return scores, weights
 
 

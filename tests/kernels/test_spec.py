@@ -53,6 +53,8 @@ TRUE = torch.ones(1, LQ, dtype=torch.bool)
         (AttentionEdit(value_gain=torch.zeros(1, 1, 9)), "value_gain is [1, 1, 9]"),
         (AttentionEdit(spread=torch.ones(3, LK).bool()), "spread is [3, 5]"),
         (AttentionEdit(spread=torch.ones(1, LK + 1).bool()), "spread is [1, 6]"),
+        (AttentionEdit(sink=torch.zeros(1, 1, LQ + 1)), "sink is [1, 1, 4]"),
+        (AttentionEdit(sink=torch.zeros(B, HKV, LQ)), "sink is [2, 2, 3]"),
         (AttentionEdit(head_gain=torch.ones(1, HKV)), "head_gain is [1, 2]"),
         (AttentionEdit(head_gain=torch.ones(1, HQ, LQ + 1)), "head_gain is [1, 6, 4]"),
         (AttentionEdit(head_score_gain=torch.ones(3, HQ)), "head_score_gain is [3, 6]"),
@@ -88,6 +90,11 @@ def test_an_edit_that_does_not_fit_names_both_shapes(edit, said, backend):
     [
         (lambda: AttentionEdit(bias=torch.zeros(5)), "bias must be [B or 1, Hq or 1, n], got [5] float32"),
         (lambda: AttentionEdit(head_gain=torch.zeros(5)), "head_gain must be [B or 1, Hq] or"),
+        (
+            lambda: AttentionEdit(sink=torch.zeros(1, 5)),
+            "sink must be [B or 1, Hq or 1, Lq] float, got [1, 5]",
+        ),
+        (lambda: AttentionEdit(sink=torch.zeros(1, 1, 5).long()), "Lq] float, got [1, 1, 5] int64"),
         (
             lambda: AttentionEdit(head_score_gain=torch.zeros(1, 2, 3)),
             "head_score_gain must be [B or 1, Hq], got [1, 2, 3]",
@@ -201,6 +208,7 @@ def test_neutral_and_replace():
     for part in (
         {"bias": torch.zeros(1, 1, 1)},
         {"head_gain": torch.ones(1, HQ)},
+        {"sink": torch.zeros(1, 1, 1)},
         {"unmask": (UnmaskRect(TRUE, TRUE),)},
     ):
         assert not AttentionEdit(**part).neutral

@@ -13,6 +13,7 @@ import os
 import random
 import sys
 import warnings
+from dataclasses import replace
 from typing import Any
 
 os.environ.pop("TRITON_INTERPRET", None)  # before Triton is imported
@@ -56,6 +57,9 @@ def edits(batch: int) -> dict[str, AttentionEdit]:
             bias=column, value_gain=column[:, :1], score_gain=column.mT.contiguous().mT, stats=record
         ),
         "gains": AttentionEdit(head_gain=torch.rand(batch, HEADS), head_score_gain=torch.rand(1, HEADS)),
+        "sink": AttentionEdit(
+            sink=torch.rand(1, HEADS, 1), channels=channels, policy=move, stats=replace(half, edited=True)
+        ),
         "windows": AttentionEdit(windows=Windows(torch.full((1, HEADS), 20), 2), unmask=(opening,)),
     }
 

@@ -98,11 +98,12 @@ def naive(
 
     for b in range(batch):
         for h in range(heads):
-            sink = -math.inf if sinks is None else float(sinks[h])
             for i in range(queries):
+                own = [] if sinks is None else [float(sinks[h])]
+                added_sinks = [] if edit.sink is None else [at(edit.sink, b, h, i, 0.0)]
                 seen = [(j, added) for j in range(keys) for ok, added in [looks(b, h, i, j)] if ok]
                 scores = {j: score(b, h, i, j) + added for j, added in seen}
-                plain = _softmax(scores, sink)
+                plain = _softmax(scores, own)
                 selected = chosen(b, i)
                 if selected:
                     for j in scores:
@@ -113,7 +114,7 @@ def naive(
                         if edit.head_score_gain is not None:
                             s = s * float(edit.head_score_gain[b % len(edit.head_score_gain), h])
                         scores[j] = s + at(edit.bias, b, h, j, 0.0)
-                weights = _softmax(scores, sink)
+                weights = _softmax(scores, own + added_sinks)
                 if selected:
                     weights = _reweighed(weights, edit, b, h, at, policy)
                     weights = _spread(plain, weights, edit.spread, b)
@@ -137,11 +138,12 @@ def _reweighed(weights, edit, b, h, at, policy):
     return {j: a * at(edit.value_gain, b, h, j, 1.0) for j, a in weights.items()}
 
 
-def _softmax(scores: dict[int, float], sink: float) -> dict[int, float]:
-    top = max([*scores.values(), sink])
+def _softmax(scores: dict[int, float], sinks: list[float]) -> dict[int, float]:
+    logits = [*scores.values(), *sinks]
+    top = max(logits, default=-math.inf)
     if top == -math.inf:
         return {}
-    total = sum(math.exp(s - top) for s in [*scores.values(), sink])
+    total = sum(math.exp(s - top) for s in logits)
     return {j: math.exp(s - top) / total for j, s in scores.items()}
 
 
@@ -204,13 +206,16 @@ def eager(q, k, v, edit, *, mask=None, is_causal=False, softcap=None, sinks=None
     scores = scores if additive is None else scores + additive.float()
     selected = row_mask(edit.rows, q.shape[0], queries, q.device)
 
-    def softmax(scores: Tensor) -> Tensor:
+    own = [] if sinks is None else [sinks.float()[:, None, None]]
+    both = own if edit.sink is None else [*own, edit.sink.float()[..., None]]
+
+    def softmax(scores: Tensor, sinks: list[Tensor]) -> Tensor:
         scores = scores.masked_fill(~visible, -torch.inf)
-        if sinks is not None:
-            scores = torch.cat([scores, sinks.float()[:, None, None].expand(*scores.shape[:-1], 1)], -1)
+        scores = torch.cat([scores, *(x.expand(*scores.shape[:-1], 1) for x in sinks)], -1)
         return torch.softmax(scores, -1).nan_to_num(0.0)[..., :keys]
 
-    plain, weights = softmax(scores), softmax(torch.where(selected, edit_scores(scores, edit), scores))
+    mapped = torch.where(selected, edit_scores(scores, edit), scores)
+    plain, weights = softmax(scores, own), softmax(mapped, both)
     final = weights
     if edit.channels is not None:
         final = final * edit.channels.per_key(edit.policy(edit.channels.masses(weights)), keys)
@@ -294,6 +299,7 @@ PARTS = (
     "head_score_gain",
     "bias",
     "remove",
+    "sink",
     "move_mass",
     "scale",
     "value_gain",
@@ -389,6 +395,10 @@ def make_edit(
     if "bias" in used or "remove" in used:
         bias = columns(1.0)
         parts["bias"] = bias.masked_fill(bias > 0.5, -torch.inf) if "remove" in used else bias
+    if "sink" in used:
+        b, h = (int(size) if torch.rand((), generator=g) > 0.5 else 1 for size in (batch, heads))
+        none = torch.rand(b, h, queries, generator=g) > 0.7
+        parts["sink"] = random_like(g, b, h, queries, scale=2.0).masked_fill(none, -torch.inf)
     if "move_mass" in used or "scale" in used:
         groups = torch.randint(0, 4, (batch, named), generator=g, dtype=torch.uint8)
         # No fraction of few keys: equal weights (a head whose scores are scaled by 0) would tie.

@@ -124,6 +124,7 @@ def edits(n: int, heads: int, queries: int) -> dict[str, AttentionEdit]:
             score_gain=column,
             value_gain=column,
             head_score_gain=torch.empty(1, heads),
+            sink=torch.empty(1, heads, queries),
             head_gain=torch.empty(1, heads, queries),
         ),
     }

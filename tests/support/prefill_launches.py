@@ -31,13 +31,16 @@ def edits() -> dict[str, AttentionEdit]:
     opening = UnmaskRect(torch.ones(1, QUERIES, dtype=torch.bool), torch.ones(1, QUERIES, dtype=torch.bool))
     return {
         "bias on some rows": AttentionEdit(TEXT, bias=column),
-        "head gain": AttentionEdit(head_gain=torch.empty(1, HEADS, QUERIES)),
+        "sink, head gain": AttentionEdit(
+            sink=torch.empty(1, HEADS, QUERIES), head_gain=torch.empty(1, HEADS, QUERIES)
+        ),
         "var, record": var.replace(stats=record),
         "everything": AttentionEdit(
             score_slope=column,
             score_gain=column,
             head_score_gain=torch.empty(1, HEADS),
             bias=column,
+            sink=torch.empty(1, HEADS, QUERIES),
             channels=Channels(groups, 3, torch.empty(1, 1, QUERIES)),
             policy=var.policy,
             value_gain=column,
@@ -65,7 +68,7 @@ def prefill_calls() -> Iterator[tuple[str, Callable[[], Any]]]:
             options |= {"softcap": 30.0, "sinks": torch.zeros(HEADS, dtype=dtype)}
         label = f"prefill D={dim} {str(dtype).removeprefix('torch.')} {mask}: {name}"
         yield label, partial(attend_prefill, q, k, k.clone(), edits()[name], **options)
-        if name == "head gain":
+        if name == "sink, head gain":
             yield (
                 f"{label}, column sums",
                 partial(sum_columns, Call(q, k, None, edits()[name], **options), TEXT),

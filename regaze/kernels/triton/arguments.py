@@ -105,13 +105,23 @@ class WindowArg(NamedTuple):
     sink_end_ptr: Any = None
 
 
-class GainArg(NamedTuple):
-    """A head gain [B or 1, Hq] or [B or 1, Hq, Lq]; strides of shared dimensions are 0."""
+class PerRowArg(NamedTuple):
+    """A number for each row of each head: [B or 1, Hq or 1] or [B or 1, Hq or 1, Lq].
+
+    Strides of shared dimensions are 0.
+    """
 
     ptr: Any
     stride_b: int
     stride_h: int
     stride_l: int
+
+
+class SinkArg(NamedTuple):
+    """Sink logits: those of the model, [Hq], and those of an edit; None where there are none."""
+
+    heads_ptr: Any
+    rows: PerRowArg | None
 
 
 class OwnKeyArg(NamedTuple):
@@ -228,12 +238,17 @@ def selected_rows(rows: RowSelection | None, queries: int) -> Tensor | None:
     return selected.index_copy_(1, rows.index, active)
 
 
-def gain_arg(gain: Tensor | None) -> GainArg | None:
-    """A head gain [B or 1, Hq] or [B or 1, Hq, Lq]."""
-    if gain is None:
+def per_row_arg(numbers: Tensor | None) -> PerRowArg | None:
+    """A head gain or a sink: [B or 1, Hq or 1] or [B or 1, Hq or 1, Lq]."""
+    if numbers is None:
         return None
-    steps = (gain.stride(d) if d < gain.dim() and gain.shape[d] > 1 else 0 for d in range(3))
-    return GainArg(gain, *map(varying, steps))
+    steps = (numbers.stride(d) if d < numbers.dim() and numbers.shape[d] > 1 else 0 for d in range(3))
+    return PerRowArg(numbers, *map(varying, steps))
+
+
+def sink_arg(sinks: Tensor | None, sink: Tensor | None) -> SinkArg | None:
+    """The model's sinks [Hq] and those of an edit, [B or 1, Hq or 1, Lq]."""
+    return None if sinks is None and sink is None else SinkArg(sinks, per_row_arg(sink))
 
 
 def _stride(tensor: Tensor, dim: int) -> int | None:

@@ -99,12 +99,18 @@ class Call:
         )
 
     def row_stats(
-        self, rows: RowList, policy: Policy | None = None, request: StatsRequest | None = None
+        self,
+        rows: RowList,
+        policy: Policy | None = None,
+        request: StatsRequest | None = None,
+        *,
+        edited: bool = False,
     ) -> RowStats:
         """Statistics of the rows: coefficients of a policy for its channels, and what a request is about.
 
-        Both together only where `measured_beside` says so.
+        Both together only where `measured_beside` says so. `edited`: the softmax has the sink of the edit.
         """
+        sinks = self.sinks, self.edit.sink if edited else None
         channels = MassChannels.of(self.edit.channels if policy is not None else None)
         options: dict[str, Any] = dict(self.options)
         stats_channels = MassChannels()
@@ -113,23 +119,24 @@ class Call:
             options |= {"active": active, "entropy": request.entropy, "top1": request.top1}
             stats_channels = MassChannels.of(request.channels)
         if channels.num_channels + stats_channels.num_channels <= MAX_CHANNELS:
-            return row_stats(rows, self.sinks, policy, channels, stats_channels, **options)
-        stats = row_stats(rows, self.sinks, None, MassChannels(), MassChannels(), **options)
+            return row_stats(rows, sinks, policy, channels, stats_channels, **options)
+        stats = row_stats(rows, sinks, None, MassChannels(), MassChannels(), **options)
         if policy is not None:
-            masses = self._many_masses(rows, channels)
+            masses = self._many_masses(rows, sinks, channels)
             coefficients = coefficients_of(policy, masses).contiguous()
             return stats._replace(masses=masses, coefficients=coefficients)
-        masses = self._many_masses(rows, stats_channels)
+        masses = self._many_masses(rows, sinks, stats_channels)
         active = options.get("active")
         return stats._replace(stats_masses=masses if active is None else masses * active[:, None, :, None])
 
-    def _many_masses(self, rows: RowList, channels: MassChannels) -> Tensor:
+    def _many_masses(
+        self, rows: RowList, sinks: tuple[Tensor | None, Tensor | None], channels: MassChannels
+    ) -> Tensor:
         """Masses [B, Hq, R, K] of any number of channels, at most `MAX_CHANNELS` in a pass."""
         parts = _channel_parts(channels, self.key.shape[2])
         none = MassChannels()
-        return torch.cat(
-            [row_stats(rows, self.sinks, None, none, p, **self.options).stats_masses for p in parts], -1
-        )
+        stats = (row_stats(rows, sinks, None, none, part, **self.options) for part in parts)
+        return torch.cat([each.stats_masses for each in stats], -1)
 
     def _tiling(self, rows: int, light: bool, columns: bool) -> Tiling:
         width = max(x.shape[3] for x in (self.query, self.value) if x is not None)
@@ -187,7 +194,7 @@ def measure_rows(call: Call, request: StatsRequest, stats: RowStats | None = Non
     if rows is not None:
         rows = rows._replace(value_gain=None)
         if stats is None:
-            stats = call.row_stats(rows, None, request)
+            stats = call.row_stats(rows, None, request, edited=request.edited)
         if request.full_rows or request.columns is not None:
             slices = row_slices(
                 rows, stats.shift, stats.total, request.columns, active=active, **call.options
@@ -205,7 +212,9 @@ def measure_rows(call: Call, request: StatsRequest, stats: RowStats | None = Non
 
 def measured_beside(edit: AttentionEdit, request: StatsRequest | None) -> bool:
     """Whether the pass that sums the masses of a policy can serve a request: same rows, same softmax."""
-    if request is None or edit.policy is None or request.edited or edit.edits_scores:
+    if request is None or edit.policy is None or request.edited:
+        return False
+    if edit.edits_scores or edit.sink is not None:
         return False
     ours, theirs = MassChannels.of(edit.channels), MassChannels.of(request.channels)
     if ours.num_channels + theirs.num_channels > MAX_CHANNELS:
@@ -233,7 +242,7 @@ def sum_columns(
 def _measure_final(call: Call, request: StatsRequest, rows: RowList, active: Tensor | None) -> Stats:
     """Statistics of weights after policy and value gain, from a bounded number of rows in full at a time."""
     edit, channels = call.edit, call.edit.channels
-    stats = call.row_stats(rows, edit.policy)
+    stats = call.row_stats(rows, edit.policy, edited=True)
     options: dict[str, Any] = dict(call.options)
     if channels is not None:
         options |= {"groups": channels.groups, "weights": channels.weights, "num_groups": channels.num_groups}

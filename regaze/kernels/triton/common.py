@@ -36,10 +36,25 @@ def varied(number):
 
 
 @triton.jit
-def gain_place(gain, batch, head, rows):
-    """Pointers to the factors of a `GainArg` for these rows of a head."""
-    ptr = gain.ptr + batch * varied(gain.stride_b) + head * varied(gain.stride_h)
-    return ptr + rows * varied(gain.stride_l)
+def per_row_place(numbers, batch, heads, rows):
+    """Pointers to the numbers of a `PerRowArg` for these rows of heads."""
+    ptr = numbers.ptr + batch * varied(numbers.stride_b) + heads * varied(numbers.stride_h)
+    return ptr + rows * varied(numbers.stride_l)
+
+
+@triton.jit
+def load_sinks(sinks, batch, heads, rows):
+    """Sink logits of rows of heads in fp32: the model's, those of an edit, or both as one."""
+    if sinks.rows is not None:
+        logits = tl.load(per_row_place(sinks.rows, batch, heads, rows)).to(tl.float32)
+        if sinks.heads_ptr is not None:
+            own = tl.load(sinks.heads_ptr + heads).to(tl.float32)
+            top, low = tl.maximum(logits, own), tl.minimum(logits, own)
+            below = tl.where(low == float("-inf"), low, low - top)  # -inf - -inf would be NaN
+            logits = top + tl.log2(1.0 + tl.exp2(below * LOG2E)) * LN2
+    else:
+        logits = tl.load(sinks.heads_ptr + heads).to(tl.float32)
+    return logits
 
 
 @triton.jit

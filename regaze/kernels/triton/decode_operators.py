@@ -46,6 +46,8 @@ class DecodeCall:
                 outputs,
                 partial_stats,
                 call.sinks,
+                call.edit.sink,
+                request is not None and request.edited,
                 self.rows.selected,
                 coefficients,
                 call.edit.head_gain,
@@ -67,12 +69,13 @@ class DecodeCall:
         call, policy = self.call, self.policy
         if policy is None or sums is None:
             return None, "", ()
+        sinks = call.sinks, call.edit.sink
         rows, part = call.query.shape[:3], triton_part(policy, call.query.shape[1])
         if part is None:
-            return coefficients_of(policy, merge_masses(sums, call.sinks, rows)).contiguous(), "", ()
+            return coefficients_of(policy, merge_masses(sums, *sinks, rows)).contiguous(), "", ()
         if part.couples_heads:
             shape = (*rows, policy.channels)
-            given = head_coefficients(None, sums, call.sinks, shape, part.function, part.numbers)
+            given = head_coefficients(None, sums, *sinks, shape, part.function, part.numbers)
             return given, "", ()
         return None, part.function, part.numbers
 

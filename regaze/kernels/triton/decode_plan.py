@@ -23,7 +23,15 @@ from torch import Tensor
 
 from regaze.kernels.policies import coefficients_of
 from regaze.kernels.spec import COLUMN_PARTS, AttentionEdit, Stats, StatsRequest
-from regaze.kernels.triton.arguments import ColumnArg, MaskArg, MatrixArg, column_arg, mask_arg, varying
+from regaze.kernels.triton.arguments import (
+    ColumnArg,
+    MaskArg,
+    MatrixArg,
+    column_arg,
+    mask_arg,
+    sink_arg,
+    varying,
+)
 from regaze.kernels.triton.bound import Launch, scratch
 from regaze.kernels.triton.call import Call
 from regaze.kernels.triton.decode import (
@@ -104,7 +112,7 @@ class DecodePlan:
 
     def __init__(self, call: Call, request: StatsRequest | None):
         edit, query = call.edit, call.query
-        self.request, self.sinks = request, call.sinks
+        self.request, self.sinks = request, (call.sinks, edit.sink)
         self.options = (call.scaling, call.is_causal, call.softcap, call.sinks)
         self.changes = edit.edits_rows and edit.selects_rows
         self.policy = edit.policy if self.changes and call.value is not None else None
@@ -192,8 +200,8 @@ class DecodePlan:
         stats = StatsArg(*[None if slot is None else results[slot] for slot in self.slots])
         keys = key.ptr.shape[2]
         if self.is_whole:
-            sinks, gain, index, active = merge[:4]
-            whole = WholeArg(out_arg, stats, policy, sinks, gain, index, active, self.stats_rows)
+            sinks, stats_sinks, gain, index, active = merge[:5]
+            whole = WholeArg(out_arg, stats, policy, sinks, stats_sinks, gain, index, active, self.stats_rows)
             self.split(None, None, None, whole, query, key, value, mask, ranges, keys, *split)
             return out, stats
         partials = self._partials(device)
@@ -210,11 +218,12 @@ class DecodePlan:
         assert self.policy is not None
         batch, heads, rows, _ = query.shape
         if self.heads is None:
-            masses = merge_masses(sums, self.sinks, (batch, heads, rows))
+            masses = merge_masses(sums, *self.sinks, (batch, heads, rows))
             return coefficients_of(self.policy, masses).contiguous()
         shape = batch, heads, rows, self.channels.num_channels
         coefficients = torch.empty(shape, dtype=torch.float32, device=query.device)
-        self.heads(coefficients, None, sums, self.sinks, self.numbers, self.shape.splits, heads, rows)
+        sinks = sink_arg(*self.sinks)
+        self.heads(coefficients, None, sums, sinks, self.numbers, self.shape.splits, heads, rows)
         return coefficients
 
     def _fixed_arguments(
@@ -222,11 +231,14 @@ class DecodePlan:
     ) -> tuple[tuple[Any, ...], tuple[Any, ...], PolicyArg]:
         """Last arguments of the split kernel and of the merge kernel, and the policy without coefficients."""
         selected = column_arg(None if rows.selected is None else rows.selected[:, None])
-        selection = None if self.request is None else self.request.rows
+        request = self.request
+        selection = None if request is None else request.rows
         index, active = (None, None) if selection is None else (selection.index, selection.active)
         return (
             split_arguments(rows, self.channels, self.options[0], self.options[2]),
-            merge_arguments(self.shape, self.sinks, head_gain, index, active),
+            merge_arguments(
+                self.shape, *self.sinks, request is not None and request.edited, head_gain, index, active
+            ),
             PolicyArg(self.numbers if self.in_kernel else None, None, selected),
         )
 

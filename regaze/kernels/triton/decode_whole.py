@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from regaze.kernels.triton.arguments import GainArg, MatrixArg
-from regaze.kernels.triton.common import LN2, LOG2E, TINY, gain_place, round_to, varied
+from regaze.kernels.triton.arguments import MatrixArg, PerRowArg, SinkArg
+from regaze.kernels.triton.common import LN2, LOG2E, TINY, load_sinks, per_row_place, round_to, varied
 from regaze.kernels.triton.merge import PolicyArg, StatsArg
 
 
@@ -29,27 +29,28 @@ class WholeArg(NamedTuple):
     out: MatrixArg | None
     stats: StatsArg
     policy: PolicyArg
-    sinks_ptr: Any
-    head_gain: GainArg | None
+    sinks: SinkArg | None
+    stats_sinks: SinkArg | None
+    head_gain: PerRowArg | None
     index_ptr: Any
     active_ptr: Any
     num_stats_rows: int
 
 
 @triton.jit
-def whole_softmax(row_max, row_sum, heads, sinks_ptr):
+def whole_softmax(row_max, row_sum, sinks, batch, heads, rows):
     """Of rows [M]: the shift that their denominators are relative to, the factor that brings sums to it, the
-    sum of the keys, and the denominator, with the sink.
+    sum of the keys, and the denominator, with the sinks.
     """
     shift = row_max
-    if sinks_ptr is not None:
-        sink = tl.load(sinks_ptr + heads).to(tl.float32)
+    if sinks is not None:
+        sink = load_sinks(sinks, batch, heads, rows)
         shift = tl.maximum(shift, sink)
     shift = tl.where(shift == float("-inf"), 0.0, shift)  # a row without keys; -inf - -inf would be NaN
     factor = tl.exp2((row_max - shift) * LOG2E)
     keys_sum = factor * row_sum
     denominator = keys_sum
-    if sinks_ptr is not None:
+    if sinks is not None:
         denominator += tl.exp2((sink - shift) * LOG2E)
     return shift, factor, keys_sum, denominator
 
@@ -62,8 +63,8 @@ def finish_output(
 ):  # fmt: skip
     """Write M rows of the output from their sums: masses [WIDTH, M] and outputs [WIDTH * M, BLOCK_DV]."""
     BLOCK_M: tl.constexpr = row_exists.shape[0]
-    head = tl.reshape(heads, [BLOCK_M])
-    _, factor, _, denominator = whole_softmax(row_max, row_sum, head, whole.sinks_ptr)
+    head, row = tl.reshape(heads, [BLOCK_M]), tl.reshape(rows, [BLOCK_M])
+    _, factor, _, denominator = whole_softmax(row_max, row_sum, whole.sinks, batch, head, row)
     factor *= tl.where(denominator > 0, 1.0 / denominator, 0.0)
     result = tl.reshape(output, [WIDTH, BLOCK_M, BLOCK_DV]) * factor[None, :, None]
     if NUM_CHANNELS > 0:
@@ -75,7 +76,7 @@ def finish_output(
         result *= tl.trans(coefficients)[:, :, None]
     result = tl.sum(result, 0)
     if whole.head_gain is not None:
-        gain_ptrs = gain_place(whole.head_gain, batch, heads, rows)
+        gain_ptrs = per_row_place(whole.head_gain, batch, heads, rows)
         result *= tl.load(gain_ptrs, mask=row_exists[:, None], other=0.0).to(tl.float32)
     out, d = whole.out, tl.arange(0, BLOCK_DV)[None, :]
     out_ptrs = out.ptr + batch * out.stride_b + heads.to(tl.int64) * out.stride_h + rows * out.stride_l + d
@@ -91,7 +92,9 @@ def finish_stats(
     BLOCK_M: tl.constexpr = row_exists.shape[0]
     row_max, row_sum, below, top_column, mass_parts = state
     head, row = tl.reshape(heads, [BLOCK_M]), tl.reshape(rows, [BLOCK_M])
-    shift, factor, keys_sum, denominator = whole_softmax(row_max, row_sum, head, whole.sinks_ptr)
+    shift, factor, keys_sum, denominator = whole_softmax(
+        row_max, row_sum, whole.stats_sinks, batch, head, row
+    )
     inverse = tl.where(denominator > 0, 1.0 / denominator, 0.0)
     log_denominator = tl.log2(tl.maximum(denominator, TINY)) * LN2
     lse = tl.where(denominator > 0, shift + log_denominator, float("-inf"))

@@ -19,9 +19,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from regaze.kernels.reference import row_sinks
 from regaze.kernels.spec import StatsRequest
-from regaze.kernels.triton.arguments import ColumnArg, MatrixArg, column_arg, gain_arg
-from regaze.kernels.triton.common import LN2, LOG2E, TINY, gain_place, round_to, varied
+from regaze.kernels.triton.arguments import ColumnArg, MatrixArg, column_arg, per_row_arg, sink_arg
+from regaze.kernels.triton.common import LN2, LOG2E, TINY, load_sinks, per_row_place, round_to, varied
 from regaze.kernels.triton.custom_op import FUSED, operator
 from regaze.kernels.triton.policy import device_function, numbers_on
 from regaze.kernels.triton.splits import STATS_HEADER, SUMS_HEADER, merge_splits
@@ -82,7 +83,7 @@ def row_coefficients(
 
 @triton.jit
 def merge_output(
-    row_offset, batch, head, row, out, sums_ptr, outputs_ptr, sinks_ptr, policy, head_gain, num_splits,
+    row_offset, batch, head, row, out, sums_ptr, outputs_ptr, sinks, policy, head_gain, num_splits,
     NUM_CHANNELS: tl.constexpr, WIDTH: tl.constexpr, VALUE_DIM: tl.constexpr,
     BLOCK_S: tl.constexpr, BLOCK_DV: tl.constexpr, SPLIT_STEP: tl.constexpr, POLICY: tl.constexpr,
 ):  # fmt: skip
@@ -90,8 +91,11 @@ def merge_output(
     SIZE: tl.constexpr = SUMS_HEADER + NUM_CHANNELS
     NUM_OUTPUTS: tl.constexpr = NUM_CHANNELS if NUM_CHANNELS > 0 else 1
     one_row = row_offset + tl.zeros([1], tl.int64)
+    sink = None
+    if sinks is not None:
+        sink = load_sinks(sinks, batch, head, row)
     split_offsets, split_exists, factors, _, shift, denominator, _ = merge_splits(
-        sums_ptr, one_row, one_row >= 0, head, sinks_ptr, num_splits, SIZE, BLOCK_S
+        sums_ptr, one_row, one_row >= 0, sink, num_splits, SIZE, BLOCK_S
     )
     inverse = tl.where(denominator > 0, 1.0 / denominator, 0.0)
     coefficients = tl.full([1, WIDTH], 1.0, tl.float32)
@@ -114,7 +118,7 @@ def merge_output(
         part = tl.load(ptrs, mask=in_bounds, other=0.0)
         result += tl.sum(tl.sum(part * factor[:, None, None] * coefficients[:, :, None], 1), 0)
     if head_gain is not None:
-        result *= tl.load(gain_place(head_gain, batch, head, row)).to(tl.float32)
+        result *= tl.load(per_row_place(head_gain, batch, head, row)).to(tl.float32)
     out_ptrs = out.ptr + batch * out.stride_b + head * out.stride_h + row * out.stride_l + dv
     tl.store(out_ptrs, round_to(result, out.ptr.dtype.element_ty), mask=dv < VALUE_DIM)
 
@@ -140,15 +144,18 @@ def merge_masses_of_row(
 
 @triton.jit
 def merge_stats(
-    row_offset, head, place, active, stats_ptr, sinks_ptr, stats, num_splits,
+    row_offset, sink, place, active, stats_ptr, stats, num_splits,
     NUM_CHANNELS: tl.constexpr, WIDTH: tl.constexpr, BLOCK_S: tl.constexpr, SPLIT_STEP: tl.constexpr,
 ):  # fmt: skip
-    """Statistics of row `row_offset`, stored at `place`; a row that is not `active` reports 0."""
+    """Statistics of row `row_offset`, stored at `place`; a row that is not `active` reports 0.
+
+    `sink` is the row's sink logit, or None.
+    """
     SIZE: tl.constexpr = STATS_HEADER + NUM_CHANNELS
     one_row = row_offset + tl.zeros([1], tl.int64)
     place = place + tl.zeros([1], tl.int64)
     split_offsets, split_exists, factors, row_max, shift, denominator, keys_sum = merge_splits(
-        stats_ptr, one_row, one_row >= 0, head, sinks_ptr, num_splits, SIZE, BLOCK_S
+        stats_ptr, one_row, one_row >= 0, sink, num_splits, SIZE, BLOCK_S
     )
     inverse = tl.where(denominator > 0, 1.0 / denominator, 0.0)
     log_denominator = tl.log2(tl.maximum(denominator, TINY)) * LN2
@@ -183,20 +190,23 @@ def merge_stats(
 
 @triton.jit(do_not_specialize=["num_output_rows", "num_heads", "num_queries", "num_stats_rows", "num_splits"])
 def decode_merge_kernel(
-    out, stats, sums_ptr, outputs_ptr, stats_ptr, policy, sinks_ptr, head_gain, index_ptr, active_ptr,
-    num_output_rows, num_heads, num_queries, num_stats_rows, num_splits,
+    out, stats, sums_ptr, outputs_ptr, stats_ptr, policy, sinks, stats_sinks, head_gain, index_ptr,
+    active_ptr, num_output_rows, num_heads, num_queries, num_stats_rows, num_splits,
     NUM_CHANNELS: tl.constexpr, WIDTH: tl.constexpr, VALUE_DIM: tl.constexpr,
     STATS_CHANNELS: tl.constexpr, STATS_WIDTH: tl.constexpr,
     BLOCK_S: tl.constexpr, BLOCK_DV: tl.constexpr, SPLIT_STEP: tl.constexpr, POLICY: tl.constexpr,
 ):  # fmt: skip
-    """Outputs of B Hq Lq rows, a block of columns per program; then statistics of B Hq R rows."""
+    """Outputs of B Hq Lq rows, a block of columns per program; then statistics of B Hq R rows.
+
+    `stats_sinks` are those of the softmax that the statistics are about.
+    """
     program = tl.program_id(0).to(tl.int64)
     if program < num_output_rows:
         if out is not None:
             row, pair = program % num_queries, program // num_queries
             batch, head = pair // num_heads, pair % num_heads
             merge_output(
-                program, batch, head, row, out, sums_ptr, outputs_ptr, sinks_ptr, policy, head_gain,
+                program, batch, head, row, out, sums_ptr, outputs_ptr, sinks, policy, head_gain,
                 num_splits, NUM_CHANNELS, WIDTH, VALUE_DIM, BLOCK_S, BLOCK_DV, SPLIT_STEP, POLICY,
             )  # fmt: skip
     elif tl.program_id(1) == 0:  # noqa: SIM102 (Triton decides what is None one `if` at a time)
@@ -208,8 +218,11 @@ def decode_merge_kernel(
                 active = tl.load(active_ptr + (pair // num_heads) * num_stats_rows + row) != 0
             if index_ptr is not None:
                 row = tl.load(index_ptr + row)
+            sink = None
+            if stats_sinks is not None:
+                sink = load_sinks(stats_sinks, pair // num_heads, pair % num_heads, row)
             merge_stats(
-                pair * num_queries + row, pair % num_heads, place, active, stats_ptr, sinks_ptr, stats,
+                pair * num_queries + row, sink, place, active, stats_ptr, stats,
                 num_splits, STATS_CHANNELS, STATS_WIDTH, BLOCK_S, SPLIT_STEP,
             )  # fmt: skip
 
@@ -224,6 +237,8 @@ def decode_merge(
     partial_outputs: Tensor | None,
     partial_stats: Tensor | None,
     sinks: Tensor | None,
+    sink: Tensor | None,
+    sink_in_stats: bool,
     selected: Tensor | None,
     coefficients: Tensor | None,
     head_gain: Tensor | None,
@@ -239,8 +254,9 @@ def decode_merge(
     """The output [B, Hq, Lq, Dv] from the partial sums of `decode_split`, then statistics: see `stats_names`.
 
     `query` gives shape and type. The coefficients of the policy's channels are given, or `function` names its
-    device function and `numbers` are what that reads. `selected` [B or 1, Lq] are the rows that the edit
-    changes; `index` [R] (None: all) and `active` [B, R] are the rows to report on.
+    device function and `numbers` are what that reads. `sinks` [Hq] are the model's, `sink` those of the edit,
+    which take part in the statistics where `sink_in_stats`. `selected` [B or 1, Lq] are the rows that the
+    edit changes; `index` [R] (None: all) and `active` [B, R] are the rows to report on.
     """
     merge = MergeShape.of_partials(query, partial_sums, partial_outputs, partial_stats, index)
     channels = None if partial_stats is None else merge.stats_channels
@@ -257,7 +273,7 @@ def decode_merge(
         partial_outputs,
         partial_stats,
         policy,
-        *merge_arguments(merge, sinks, head_gain, index, active),
+        *merge_arguments(merge, sinks, sink, sink_in_stats, head_gain, index, active),
         **merge.constants(function),
     )
     return results
@@ -355,13 +371,16 @@ def policy_arg(
 def merge_arguments(
     merge: MergeShape,
     sinks: Tensor | None,
+    sink: Tensor | None,
+    sink_in_stats: bool,
     head_gain: Tensor | None,
     index: Tensor | None,
     active: Tensor | None,
 ) -> tuple[Any, ...]:
     """The arguments of `decode_merge_kernel` after `policy`."""
     sizes = merge.output_rows, merge.heads, merge.queries, max(1, merge.stats_rows), merge.splits
-    return (sinks, gain_arg(head_gain), index, active, *sizes)
+    stats_sinks = sink_arg(sinks, sink if sink_in_stats else None)
+    return (sink_arg(sinks, sink), stats_sinks, per_row_arg(head_gain), index, active, *sizes)
 
 
 @decode_merge.register_fake
@@ -371,6 +390,8 @@ def _(
     partial_outputs: Tensor | None,
     partial_stats: Tensor | None,
     sinks: Tensor | None,
+    sink: Tensor | None,
+    sink_in_stats: bool,
     selected: Tensor | None,
     coefficients: Tensor | None,
     head_gain: Tensor | None,
@@ -419,20 +440,22 @@ def room(query: Tensor, merge: MergeShape, names: Sequence[str]) -> list[Tensor]
     return results
 
 
-def merge_masses(partial_sums: Tensor, sinks: Tensor | None, shape: Sequence[int]) -> Tensor:
+def merge_masses(
+    partial_sums: Tensor, sinks: Tensor | None, sink: Tensor | None, shape: Sequence[int]
+) -> Tensor:
     """Masses [B, Hq, Lq, K] of partial sums [B Hq Lq, S, 2 + K], in torch for policies that run there."""
     split_max, split_sum = partial_sums[..., 0], partial_sums[..., 1]
     masses = partial_sums[..., SUMS_HEADER.value :]
     shift = split_max.amax(1, keepdim=True)
-    sink = None
-    if sinks is not None:
-        sink = sinks.float()[:, None].expand(*shape).reshape(-1, 1)
-        shift = torch.maximum(shift, sink)
+    logits = row_sinks(sinks, sink)
+    if logits is not None:
+        logits = logits.float().expand(*shape).reshape(-1, 1)
+        shift = torch.maximum(shift, logits)
     shift = shift.masked_fill(shift == -torch.inf, 0.0)
     factors = torch.exp(split_max - shift)
     denominator = (factors * split_sum).sum(1)
-    if sink is not None:
-        denominator = denominator + torch.exp(sink - shift)[:, 0]
+    if logits is not None:
+        denominator = denominator + torch.exp(logits - shift)[:, 0]
     tiny = torch.finfo(torch.float32).tiny
     merged = (factors[..., None] * masses).sum(1) / denominator.clamp_min(tiny)[:, None]
     return merged.view(*shape, -1)

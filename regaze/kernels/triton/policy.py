@@ -22,7 +22,8 @@ import triton.language as tl
 from torch import Tensor
 
 from regaze.kernels.policies import MAX_CHANNELS, FusedPolicy, Policy, TritonPart, constant, offers
-from regaze.kernels.triton.common import TINY
+from regaze.kernels.triton.arguments import sink_arg
+from regaze.kernels.triton.common import TINY, load_sinks
 from regaze.kernels.triton.custom_op import FUSED, operator
 from regaze.kernels.triton.splits import SUMS_HEADER, merge_splits
 from regaze.kernels.triton.tiling import power_of_two
@@ -69,7 +70,7 @@ def scale_keeping_mass(masses, heads, exists, numbers_ptr, WIDTH: tl.constexpr):
 
 @triton.jit(do_not_specialize=["num_splits", "num_rows"])
 def head_kernel(
-    coefficients_ptr, masses_ptr, sums_ptr, sinks_ptr, numbers_ptr, num_splits, num_heads, num_rows,
+    coefficients_ptr, masses_ptr, sums_ptr, sinks, numbers_ptr, num_splits, num_heads, num_rows,
     NUM_CHANNELS: tl.constexpr, WIDTH: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_S: tl.constexpr,
     POLICY: tl.constexpr,
 ):  # fmt: skip
@@ -84,8 +85,11 @@ def head_kernel(
     head = tl.where(head_exists, head, 0)
     place = (batch * num_heads + head) * num_rows + row
     if masses_ptr is None:
+        sink = None
+        if sinks is not None:
+            sink = load_sinks(sinks, batch, head, row)
         split_offsets, split_exists, factors, _, _, _, _ = merge_splits(
-            sums_ptr, place, head_exists, head, sinks_ptr, num_splits, SUMS_HEADER + NUM_CHANNELS, BLOCK_S
+            sums_ptr, place, head_exists, sink, num_splits, SUMS_HEADER + NUM_CHANNELS, BLOCK_S
         )
     k = tl.arange(0, WIDTH)[None, :]
     masses = tl.zeros([BLOCK_H, WIDTH], tl.float32)
@@ -109,16 +113,18 @@ def head_coefficients(
     masses: Tensor | None,
     partial_sums: Tensor | None,
     sinks: Tensor | None,
+    sink: Tensor | None,
     shape: Sequence[int],
     function: str,
     numbers: Sequence[float],
 ) -> Tensor:
     """Coefficients of `shape` [B, Hq, R, K] by the function of a policy that couples heads.
 
-    They come from masses of that shape, or from the partial sums of `decode_split` and `sinks`.
+    They come from masses of that shape, or from the partial sums of `decode_split` and the sinks of
+    model and edit.
     """
     batch, heads, rows, channels = shape
-    coefficients = _coefficients_like(masses, partial_sums, sinks, shape, function, numbers)
+    coefficients = _coefficients_like(masses, partial_sums, sinks, sink, shape, function, numbers)
     if not coefficients.numel():
         return coefficients
     splits = 1 if partial_sums is None else partial_sums.shape[1]
@@ -126,7 +132,7 @@ def head_coefficients(
         coefficients,
         masses,
         partial_sums,
-        sinks,
+        sink_arg(sinks, sink),
         numbers_on(numbers, coefficients.device),
         splits,
         heads,
@@ -154,6 +160,7 @@ def _coefficients_like(
     masses: Tensor | None,
     partial_sums: Tensor | None,
     sinks: Tensor | None,
+    sink: Tensor | None,
     shape: Sequence[int],
     function: str,
     numbers: Sequence[float],

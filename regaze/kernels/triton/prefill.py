@@ -33,12 +33,20 @@ import triton.language as tl
 from torch import Tensor
 
 from regaze.kernels.spec import AttentionEdit, Stats, StatsRequest
-from regaze.kernels.triton.arguments import GainArg, MatrixArg, channel_arg, gain_arg, matrix_arg
+from regaze.kernels.triton.arguments import (
+    MatrixArg,
+    PerRowArg,
+    channel_arg,
+    matrix_arg,
+    per_row_arg,
+    sink_arg,
+)
 from regaze.kernels.triton.block_mask import other_rows
 from regaze.kernels.triton.call import Call, measure_rows, measured_beside
 from regaze.kernels.triton.common import (
     LOG2E,
-    gain_place,
+    load_sinks,
+    per_row_place,
     round_to,
     softmax_step,
     varied,
@@ -70,7 +78,7 @@ class OutArg(NamedTuple):
     """The output [B, Hq, Lq, Dv], and factors of it or None."""
 
     out: MatrixArg
-    gain: GainArg | None
+    gain: PerRowArg | None
 
 
 class PartialArg(NamedTuple):
@@ -121,7 +129,7 @@ def _store_rows(
     """Rows of the output: acc [M, BLOCK_DV] over the sum [M], times their gain; zeros if nothing is seen."""
     factor = 1.0 / tl.maximum(running_sum, 1.0)  # at least the 1 of the strongest key, unless there is none
     if to.gain is not None:
-        gain_ptrs = gain_place(to.gain, batch, head, rows)
+        gain_ptrs = per_row_place(to.gain, batch, head, rows)
         factor *= tl.load(gain_ptrs, mask=row_exists, other=0.0).to(tl.float32)
     d = tl.arange(0, BLOCK_DV)
     base = to.out.ptr + batch * to.out.stride_b + head * to.out.stride_h
@@ -132,7 +140,7 @@ def _store_rows(
 
 @triton.jit(do_not_specialize=["num_splits"])
 def attend_kernel(
-    to, partial, query, key, value, row_list, block_map, channels, coefficients_ptr, sinks_ptr, score,
+    to, partial, query, key, value, row_list, block_map, channels, coefficients_ptr, sinks, score,
     gqa_ratio, num_splits,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_DV: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, NUM_GROUPS: tl.constexpr, NUM_CHANNELS: tl.constexpr,
@@ -157,8 +165,8 @@ def attend_kernel(
 
     running_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
     running_sum = tl.zeros([BLOCK_M], tl.float32)
-    if sinks_ptr is not None:  # one more key, whose value is 0, in the first split
-        running_max = tl.where(split == 0, tl.load(sinks_ptr + head).to(tl.float32), running_max)
+    if sinks is not None:  # one more key, whose value is 0, in the first split
+        running_max = tl.where(split == 0, load_sinks(sinks, batch, head, rows), running_max)
         running_sum = tl.where(split == 0, 1.0, running_sum)
     state = (tl.zeros([BLOCK_M, BLOCK_DV], tl.float32), running_max, running_sum)
     for i in range(first, tl.minimum(last, num_full)):  # blocks that all rows see in full: no mask is read
@@ -225,6 +233,7 @@ def attend_rows(
     tensors: list[Tensor | None],
     tiling: Sequence[int],
     sinks: Tensor | None,
+    sink: Tensor | None,
     head_gain: Tensor | None,
     groups: Tensor | None,
     weights: Tensor | None,
@@ -236,7 +245,8 @@ def attend_rows(
 ) -> None:
     """Write the rows of a `RowList`, given as a list, to out [B, Hq, Lq, Dv], whose last stride is 1.
 
-    `head_gain` is [B or 1, Hq] or [B or 1, Hq, Lq], `coefficients` [B, Hq, R, K] of the channels.
+    `sinks` [Hq] are the model's, `sink` those of the edit, `head_gain` is [B or 1, Hq] or [B or 1, Hq, Lq],
+    `coefficients` [B, Hq, R, K] of the channels.
     """
     rows = RowList.of(tensors, tiling)
     assert rows.value is not None
@@ -246,7 +256,7 @@ def attend_rows(
     splits, value_dim = rows.num_splits, rows.value.shape[3]
     constants, dims = rows.constants(causal), {"VALUE_DIM": value_dim, "BLOCK_DV": padded(value_dim)}
     out_matrix = MatrixArg(out, out.stride(0), out.stride(1), out.stride(2))
-    to, partial = OutArg(out_matrix, gain_arg(head_gain)), None
+    to, partial = OutArg(out_matrix, per_row_arg(head_gain)), None
     if splits > 1:
         partial = PartialArg(
             *(
@@ -264,7 +274,7 @@ def attend_rows(
         rows.blocks_arg(),
         channel_arg(groups, weights),
         coefficients,
-        sinks,
+        sink_arg(sinks, sink),
         rows.score_arg(scaling, softcap),
         rows.gqa_ratio,
         splits,
@@ -285,6 +295,7 @@ def _(
     tensors: list[Tensor | None],
     tiling: Sequence[int],
     sinks: Tensor | None,
+    sink: Tensor | None,
     head_gain: Tensor | None,
     groups: Tensor | None,
     weights: Tensor | None,
@@ -347,12 +358,13 @@ def _write(call: Call, out: Tensor, rows: RowList) -> RowStats | None:
     edit, request = call.edit, call.edit.stats
     coefficients, stats, serves = None, None, measured_beside(edit, request)
     if edit.policy is not None:
-        stats = call.row_stats(rows, edit.policy, request if serves else None)
+        stats = call.row_stats(rows, edit.policy, request if serves else None, edited=True)
         coefficients = stats.coefficients
     channels = MassChannels.of(edit.channels)
     attend_rows(
-        out, rows.tensors, rows.tiling, call.sinks, edit.head_gain, *channels, coefficients, **call.options
-    )
+        out, rows.tensors, rows.tiling, call.sinks, edit.sink, edit.head_gain, *channels, coefficients,
+        **call.options,
+    )  # fmt: skip
     return stats if serves else None
 
 
@@ -363,8 +375,8 @@ def _empty_output(query: Tensor, value: Tensor) -> Tensor:
 
 
 def _plain_rows(call: Call, value: Tensor, index: Tensor) -> Tensor:
-    """The output, done in the rows that `index` [R] does not name: plain attention but for the head gain."""
-    query, key, gain = call.query, call.key, call.edit.head_gain
+    """The output, done in the rows that `index` [R] does not name: plain but for sinks and head gain."""
+    query, key, gain, sinks = call.query, call.key, call.edit.head_gain, (call.sinks, call.edit.sink)
     if _torch_serves(call, value) and len(index) <= FEW * call.num_queries:
         shared = query.shape[1] != key.shape[1]
         causal = call.causal and call.num_queries > 1
@@ -378,7 +390,7 @@ def _plain_rows(call: Call, value: Tensor, index: Tensor) -> Tensor:
     others = other_rows(index, call.num_queries) if len(index) else None
     plain = replace(call, edit=_PLAIN)  # no unmasked rectangle has any of these rows
     rows = plain.row_list(others, edited=False, light=True)
-    attend_rows(out, rows.tensors, rows.tiling, call.sinks, gain, None, None, 0, None, **call.options)
+    attend_rows(out, rows.tensors, rows.tiling, *sinks, gain, None, None, 0, None, **call.options)
     return out
 
 
@@ -386,6 +398,8 @@ def _torch_serves(call: Call, value: Tensor) -> bool:
     """Whether torch has a fused kernel for the plain rows of this call, on the device of its tensors."""
     query, key = call.query, call.key
     if call.mask is not None or call.softcap is not None or call.sinks is not None:
+        return False
+    if call.edit.sink is not None:
         return False
     if call.causal and call.num_queries != key.shape[2]:  # torch aligns causal rows to the first key
         return False

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from regaze.kernels.channels import Channels
 from regaze.kernels.policies import Policy, coefficients_of
-from regaze.kernels.triton.arguments import channel_arg, matrix_arg, num_channels
+from regaze.kernels.triton.arguments import channel_arg, matrix_arg, num_channels, sink_arg
 from regaze.kernels.triton.common import softmax_step, varied
 from regaze.kernels.triton.custom_op import FUSED, operator
 from regaze.kernels.triton.policy import device_function, head_coefficients, numbers_on, triton_part
@@ -220,7 +220,7 @@ class MassChannels(NamedTuple):
 
 def row_stats(
     rows: RowList,
-    sinks: Tensor | None,
+    sinks: tuple[Tensor | None, Tensor | None],
     policy: Policy | None,
     channels: MassChannels,
     stats_channels: MassChannels,
@@ -234,14 +234,16 @@ def row_stats(
 ) -> RowStats:
     """Statistics of `rows`; at most `MAX_CHANNELS` channels, with a policy the coefficients of its own.
 
+    `sinks` are those of the model and of the edit.
+
     `active` [B, R] bool: rows that report statistics.
     """
     part = triton_part(policy, rows.query.shape[1])
     inside = None if part is None or part.couples_heads else part
     function, numbers = ("", ()) if inside is None else (inside.function, inside.numbers)
     results = _row_stats(
-        rows.tensors, rows.tiling, sinks, *channels, *stats_channels, active, scaling, softcap, causal,
-        entropy, top1, function, numbers,
+        rows.tensors, rows.tiling, sinks[0], sinks[1], *channels, *stats_channels, active, scaling, softcap,
+        causal, entropy, top1, function, numbers,
     )  # fmt: skip
     stats = RowStats(*results)
     if policy is None or inside is not None or not channels.num_channels:
@@ -249,7 +251,7 @@ def row_stats(
     if part is None:
         # Kernels count on the strides of a contiguous tensor; a policy may return an expanded one.
         return stats._replace(coefficients=coefficients_of(policy, stats.masses).contiguous())
-    given = head_coefficients(stats.masses, None, None, stats.masses.shape, part.function, part.numbers)
+    given = head_coefficients(stats.masses, None, None, None, stats.masses.shape, part.function, part.numbers)
     return stats._replace(coefficients=given)
 
 
@@ -258,6 +260,7 @@ def _row_stats(
     tensors: list[Tensor | None],
     tiling: Sequence[int],
     sinks: Tensor | None,
+    sink: Tensor | None,
     groups: Tensor | None,
     weights: Tensor | None,
     num_groups: int,
@@ -305,9 +308,9 @@ def _row_stats(
         RowStatsArg(*(result if result.numel() else None for result in results)),
         partial,
         active,
-        sinks,
+        sink_arg(sinks, sink),
         numbers_on(numbers, rows.query.device) if function else None,
-        count,
+        rows.rows_arg()._replace(selected_ptr=None),
         splits,
         BLOCK_M=constants["BLOCK_M"],
         NUM_CHANNELS=own,
@@ -326,6 +329,7 @@ def _(
     tensors: list[Tensor | None],
     tiling: Sequence[int],
     sinks: Tensor | None,
+    sink: Tensor | None,
     groups: Tensor | None,
     weights: Tensor | None,
     num_groups: int,

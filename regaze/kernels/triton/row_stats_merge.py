@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from regaze.kernels.triton.common import LOG2E
+from regaze.kernels.triton.common import LOG2E, load_sinks, varied
+from regaze.kernels.triton.row_list import load_row_numbers
 
 #: Larger than any column.
 NO_COLUMN = tl.constexpr(0x7FFFFFFF)
@@ -91,28 +92,30 @@ def _masses_of_splits(
     return masses
 
 
-@triton.jit(do_not_specialize=["num_rows", "num_splits"])
+@triton.jit(do_not_specialize=["num_splits"])
 def row_stats_merge_kernel(
-    merged, partial, active_ptr, sinks_ptr, numbers_ptr, num_rows, num_splits,
+    merged, partial, active_ptr, sinks, numbers_ptr, row_list, num_splits,
     BLOCK_M: tl.constexpr, NUM_CHANNELS: tl.constexpr, WIDTH: tl.constexpr,
     STATS_CHANNELS: tl.constexpr, STATS_WIDTH: tl.constexpr, POLICY: tl.constexpr,
 ):  # fmt: skip
     """All splits of BLOCK_M rows of one head: their statistics, and coefficients from their masses."""
     head, batch = tl.program_id(1), tl.program_id(2).to(tl.int64)
     offsets = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    row_exists = offsets < num_rows
+    rows, row_exists = load_row_numbers(row_list, offsets)
+    num_rows = varied(row_list.length)
     stride_s = tl.num_programs(2) * tl.num_programs(1) * num_rows
     place = (batch * tl.num_programs(1) + head) * num_rows + offsets
 
     row_max, top_column = _max_of_splits(partial, place, row_exists, stride_s, num_splits, BLOCK_M)
     shift = row_max
-    if sinks_ptr is not None:
-        shift = tl.maximum(row_max, tl.load(sinks_ptr + head).to(tl.float32))
+    if sinks is not None:
+        sink = load_sinks(sinks, batch, head, rows)
+        shift = tl.maximum(row_max, sink)
     safe_shift = tl.where(shift == float("-inf"), 0.0, shift)  # -inf - -inf would be NaN
     keys_sum, spread = _sum_of_splits(partial, place, row_exists, safe_shift, stride_s, num_splits, BLOCK_M)
     total = keys_sum
-    if sinks_ptr is not None:
-        total += tl.exp2((tl.load(sinks_ptr + head).to(tl.float32) - safe_shift) * LOG2E)
+    if sinks is not None:
+        total += tl.exp2((sink - safe_shift) * LOG2E)
     denominator = tl.maximum(total, 1.0)  # it has the 1 of the strongest key or sink, unless there is none
     whole_inverse = 1.0 / denominator
     inverse = whole_inverse

@@ -20,15 +20,15 @@ def merge_splits(
     partials_ptr,
     row_offsets,
     row_exists,
-    heads,
-    sinks_ptr,
+    sink,
     num_splits,
     RECORD_SIZE: tl.constexpr,
     BLOCK_S: tl.constexpr,
 ):
     """Merge the softmax of all splits of rows `row_offsets` [R] of [B Hq Lq].
 
-    `partials_ptr` points to records [B Hq Lq, splits] of RECORD_SIZE floats that start with maximum and sum.
+    `partials_ptr` points to records [B Hq Lq, splits] of RECORD_SIZE floats that start with maximum and sum,
+    `sink` are the sink logits of the rows, [R] or one, or None.
 
     Returns:
         offsets [R, S] of the records and which exist, factors [R, S] that turn the sums of a split into
@@ -42,14 +42,13 @@ def merge_splits(
     split_sum = tl.load(partials_ptr + offsets + 1, mask=split_exists, other=0.0)
     row_max = tl.max(split_max, 1)
     shift = row_max
-    if sinks_ptr is not None:
-        sink = tl.load(sinks_ptr + heads).to(tl.float32)
+    if sink is not None:
         shift = tl.maximum(shift, sink)
     shift = tl.where(shift == float("-inf"), 0.0, shift)  # a row without keys; -inf - -inf would be NaN
     factors = tl.exp2((split_max - shift[:, None]) * LOG2E)
     keys_sum = tl.sum(factors * split_sum, 1)
     denominator = keys_sum
-    if sinks_ptr is not None:
+    if sink is not None:
         denominator += tl.exp2((sink - shift) * LOG2E)
     inverse = tl.where(denominator > 0, 1.0 / denominator, 0.0)
     return offsets, split_exists, factors * inverse[:, None], row_max, shift, denominator, keys_sum

@@ -47,6 +47,7 @@ DECODED = (
     "head_score_gain",
     "bias",
     "remove",
+    "sink",
     "move_mass",
     "scale",
     "value_gain",
@@ -285,7 +286,7 @@ def test_merged_splits_are_the_whole_softmax(cuts, sink):
     sinks = random_like(g, 3, scale=5.0) if sink else None
     extra = torch.full((6, 1), -torch.inf) if sinks is None else sinks.repeat(2)[:, None]
     weights = torch.softmax(torch.cat([scores, extra], 1).double(), 1)[:, :-1].nan_to_num(0.0)
-    merged = merge_masses(torch.stack(sums, 1), sinks, (2, 3, 1))
+    merged = merge_masses(torch.stack(sums, 1), sinks, None, (2, 3, 1))
     torch.testing.assert_close(merged.view(6, 3).double(), weights @ u.double(), rtol=1e-5, atol=1e-6)
 
 
@@ -404,7 +405,7 @@ def test_a_policy_that_couples_heads_equals_its_reference(heads):
         policy = AmplifyTopHeads(5, image=1, query=3, salient=4, heads=most, query_gain=0.7)
         part = triton_part(policy, heads)
         there = masses.to(DEVICE)
-        got = head_coefficients(there, None, None, masses.shape, part.function, part.numbers)
+        got = head_coefficients(there, None, None, None, masses.shape, part.function, part.numbers)
         torch.testing.assert_close(got.cpu(), policy(masses))
 
 
@@ -457,11 +458,14 @@ def test_operators_have_faithful_fake_implementations():
         policy = (policy.function, policy.numbers)
         if part.value is None:
             policy, sums = ("", ()), (None, None)
-        nothing = (None,) * 6
+        nothing = (None,) * 5
         operands = (
             q,
             *sums,
             split[-1],
+            torch.zeros(6),
+            torch.zeros(1, 6, 1),
+            True,
             *nothing,
             *policy,
             True,

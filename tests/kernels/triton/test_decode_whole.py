@@ -73,6 +73,7 @@ def test_one_launch_gives_output_and_statistics(policy, queries, sink, launched)
             rows,
             head_gain=torch.rand(2, HEADS, queries, generator=g).to(DEVICE),
             bias=random_like(g, 1, HEADS, KEYS - 20).to(DEVICE),
+            sink=random_like(g, 2, HEADS, queries).to(DEVICE) if sink else None,
             stats=StatsRequest(rows, Channels(groups, 4), entropy=True, top1=True, lse=True),
             **policies(groups)[policy],
         )

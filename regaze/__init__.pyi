@@ -37,6 +37,7 @@ from .interventions import DeCo as DeCo
 from .interventions import DeGF as DeGF
 from .interventions import DoLa as DoLa
 from .interventions import EViT as EViT
+from .interventions import FarSight as FarSight
 from .interventions import HeadKnockout as HeadKnockout
 from .interventions import Intervention as Intervention
 from .interventions import MemVR as MemVR

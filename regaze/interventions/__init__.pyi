@@ -14,6 +14,7 @@ from .degf import DeGF as DeGF
 from .dola import DoLa as DoLa
 from .eah import EAH as EAH
 from .evit import EViT as EViT
+from .farsight import FarSight as FarSight
 from .flb import FLB as FLB
 from .gift import GIFT as GIFT
 from .hgai import HGAI as HGAI

@@ -33,6 +33,7 @@ BUILT_IN: dict[str, str] = {
     "degf": "regaze.interventions.degf:DeGF",
     "dola": "regaze.interventions.dola:DoLa",
     "eah": "regaze.interventions.eah:EAH",
+    "farsight": "regaze.interventions.farsight:FarSight",
     "flb": "regaze.interventions.flb:FLB",
     "gift": "regaze.interventions.gift:GIFT",
     "hgai": "regaze.interventions.hgai:HGAI",
@@ -71,6 +72,7 @@ CONTROLS: dict[str, str] = {
     "sharpen": "regaze.interventions.controls:Sharpen",
     "stop-after": "regaze.interventions.controls:StopAfter",
     "uniform-columns": "regaze.interventions.controls:UniformColumns",
+    "uniform-sink": "regaze.interventions.controls:UniformSink",
 }
 #: Transforms of a vision model used alone. Neither `gaze.using` nor `gaze.ask` takes them.
 VISION_TRANSFORMS: dict[str, str] = {"evit": "regaze.interventions.evit:EViT"}

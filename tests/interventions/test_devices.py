@@ -7,7 +7,7 @@ import torch
 from acting_methods import HEADS, INSIDE, SEVERAL, acting
 from device_checks import IMAGES, QUESTIONS, logits
 
-from regaze.interventions import EAH, PAI, SPIN, VISTA, EViT, HeadKnockout
+from regaze.interventions import EAH, PAI, SPIN, VISTA, EViT, FarSight, HeadKnockout
 from regaze.interventions.controls import (
     NearTie,
     PlausibilityCut,
@@ -16,6 +16,7 @@ from regaze.interventions.controls import (
     RandomSource,
     Sharpen,
     UniformColumns,
+    UniformSink,
 )
 
 #: Lines that may copy or wait more often, by method: measuring forwards read their prompts as any other;
@@ -59,6 +60,7 @@ CONTROLS = [
         RandomHeads(HeadKnockout(heads=HEADS)),
         RandomDirection(VISTA()),
         RandomSource(EAH()),
+        UniformSink(FarSight(sigma=0.1)),
     ),
     RandomHeads(SPIN(kept=0.5)),
 ]

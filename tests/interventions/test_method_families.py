@@ -21,10 +21,11 @@ from regaze.interventions import (
     VHR,
     CausalMM,
     DeCo,
+    FarSight,
     HeadKnockout,
     MemVR,
 )
-from regaze.interventions.controls import NearTie, PlausibilityCut, RandomHeads, UniformColumns
+from regaze.interventions.controls import NearTie, PlausibilityCut, RandomHeads, UniformColumns, UniformSink
 
 FAMILIES = (
     *("llava", "llava_next", "llava_onevision", "internvl", "qwen2_vl", "qwen3_vl", "gemma3", "idefics3"),
@@ -34,6 +35,7 @@ FAMILIES = (
 TILED = ("llava_next", "llava_onevision", "idefics3", "granite4_vision")
 METHODS = {
     "deco": DeCo(alpha=1.0, layers=(1, 1)),
+    "farsight": FarSight(sigma=0.1),
     "flb": FLB(gamma=2.0, decay=0.5),
     "only": ONLY(),
     "ritual": RITUAL(),
@@ -49,6 +51,7 @@ METHODS = {
     "plausibility-cut": PlausibilityCut(0.9),
     "random-heads": RandomHeads(HeadKnockout(heads=((0, 0), (1, 1)))),
     "uniform-columns": UniformColumns(PAI(alpha=3.0, gamma=1.0)),
+    "uniform-sink": UniformSink(FarSight(sigma=0.1)),
 }
 #: Those that run the prompt's own ids in a second context.
 BRANCHES = ("sid", "causalmm", "causalmm-random")

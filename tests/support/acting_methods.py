@@ -30,6 +30,7 @@ PARAMETERS: dict[str, dict[str, Any]] = {
     "cai": {"layers": (4, 5)},
     "carve": {"layers": (2, 4)},
     "degf": {"generator": painted, "description_tokens": 3},
+    "farsight": {"sigma": 0.1},
     "flb": {"gamma": 2.0, "decay": 0.5},
     "hgai": {"alpha": 1.0},
     "ict": {"directions": ict_directions()},

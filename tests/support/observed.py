@@ -19,7 +19,7 @@ from regaze.toolkit.model.context import Context
 _FIELDS = {
     "mask": ("unmask", "windows"),
     "scores": ("score_slope", "head_mean_slope", "score_gain", "head_score_gain", "bias"),
-    "weights": ("head_source",),
+    "weights": ("head_source", "sink"),
     "values": ("value_gain",),
     "head outputs": ("head_gain",),
 }

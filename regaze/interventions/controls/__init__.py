@@ -17,6 +17,7 @@ from regaze.interventions.controls.random_source import RandomSource
 from regaze.interventions.controls.sharpen import Sharpen
 from regaze.interventions.controls.stop_after import StopAfter
 from regaze.interventions.controls.uniform_columns import UniformColumns
+from regaze.interventions.controls.uniform_sink import UniformSink
 
 __all__ = [
     "Control",
@@ -30,5 +31,6 @@ __all__ = [
     "Sharpen",
     "StopAfter",
     "UniformColumns",
+    "UniformSink",
     "Variant",
 ]

@@ -34,10 +34,17 @@ from regaze.interventions import (
     VHR,
     VISTA,
     VTI,
+    FarSight,
     HeadKnockout,
     MemVR,
 )
-from regaze.interventions.controls import RandomDirection, RandomHeads, RandomSource, UniformColumns
+from regaze.interventions.controls import (
+    RandomDirection,
+    RandomHeads,
+    RandomSource,
+    UniformColumns,
+    UniformSink,
+)
 from regaze.interventions.controls.random_direction import random_like
 from regaze.interventions.controls.random_heads import draw
 from regaze.interventions.registry import create_method, method_from_dict
@@ -63,6 +70,7 @@ VARIANTS = (
     RandomDirection(VISTA()),
     RandomSource(EAH()),
     RandomDirection(MemVR(ratio=0.6, threshold=0.3, layers=(1, 4))),
+    UniformSink(FarSight(sigma=0.1)),
 )
 
 

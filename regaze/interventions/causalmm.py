@@ -42,7 +42,9 @@ class CausalMM(Contrastive):
     summary: ClassVar[str] = "contrast with uniform or random attention in the language model"
     source: ClassVar[str] = "arXiv:2410.04780"
     edits: ClassVar[str] = "logits at every step; attention of all rows of the branch"
-    cost: ClassVar[str] = "two rows per prompt in one forward, with the cache of both"
+    cost: ClassVar[str] = (
+        "two rows per prompt in one forward, with the cache of both; images are encoded once"
+    )
     facts: ClassVar[Facts] = Facts(
         edits=("scores", "logits"), cost="two rows", graphs="compiled", needs=("second context",)
     )
@@ -61,7 +63,8 @@ class CausalMM(Contrastive):
     seed: NonNegativeInt = field(default=0, metadata={"help": "seed of the random weights"})
 
     def negative(self, context: Context) -> Branch:
-        return Branch()
+        first, _ = attention_range(context, self.layers, (0, 31))
+        return Branch(first_layer=first)
 
     def prepare(self, context: Context) -> None:
         state = context.state(self)

@@ -29,7 +29,8 @@ class SID(Contrastive):
     the last row in layer `first_layer` - 1, averaged over heads, ranks the image tokens; from `first_layer`
     on the branch sees only the lowest of them, in all rows. The choice is made anew at every step, from the
     new token's row; what is hidden at one step stays in the cache and may be seen at the next. Several images
-    of a prompt count as one set of tokens.
+    of a prompt count as one set of tokens. As the branch does not differ before `first_layer`, a prompt is
+    embedded once, images too, and runs through the layers before once.
 
     The paper's alpha could not be read; 0.5 is what the released scripts run with. `beta = 0` is what its
     greedy search does. A forward over a prompt and an answer hides what its last row attends to, so that it
@@ -40,7 +41,10 @@ class SID(Contrastive):
     summary: ClassVar[str] = "contrast with the image tokens that are attended to least"
     source: ClassVar[str] = "arXiv:2408.02032"
     edits: ClassVar[str] = "logits at every step; scores of all rows of the branch, in all but early layers"
-    cost: ClassVar[str] = "two rows per prompt in one forward, with the cache of both; one row of one layer"
+    cost: ClassVar[str] = (
+        "two rows per prompt in one forward, with the cache of both; of the prompt itself, one row in the "
+        "image encoder and before first_layer"
+    )
     facts: ClassVar[Facts] = Facts(
         edits=("scores", "logits"),
         cost="two rows",
@@ -73,7 +77,7 @@ class SID(Contrastive):
                 f"first_layer {self.first_layer} does not exist: the model has layers "
                 f"0..{context.num_layers - 1}"
             )
-        return Branch()
+        return Branch(first_layer=self.first_layer)
 
     def prepare(self, context: Context) -> None:
         state = context.state(self)

@@ -18,6 +18,7 @@ from regaze.kernels import AttentionEdit, Stats
 from regaze.kernels.sliding_cache import shift_edit
 from regaze.toolkit.model import compat
 from regaze.toolkit.model.attention_call import AttentionCall
+from regaze.toolkit.model.context import Context
 from regaze.toolkit.model.plans import AttentionDispatcher
 
 #: Where an attention module keeps its `Attachment` while a block is open.
@@ -84,6 +85,8 @@ def regaze_attention(
     plain = None
     if plan is None or plan.neutral:  # the very bits of the unwrapped model
         plain = dispatcher.plain(module, query, key, value, attention_mask, **options)
+    ran, parts = query.shape[0], (query, key, value, attention_mask, plain)
+    query, key, value, attention_mask, plain = _all_rows(dispatcher.context, *parts)
     softcap, sinks = kwargs.get("softcap"), kwargs.get("s_aux")
     if dropout or softcap is not None or sinks is not None or rare:
         _refuse_unsupported(module, dispatcher.previous, options)
@@ -117,10 +120,24 @@ def regaze_attention(
         if dispatcher.wants_weights and weights is None:
             weights = F.pad(rows := shown.weights(slice(0, queries)), (0, keys - rows.shape[-1]))
             weights = weights.to(query.dtype)
-    return out, weights
+    return out if ran == len(out) else out[:ran], weights
 
 
 _NOTHING = AttentionEdit()
+
+
+def _all_rows(
+    context: Context | None, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, plain: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Any]:
+    """The call with the rows of all contexts, where a `SharedLayer` runs fewer, and what it gave."""
+    if context is None or query.shape[0] >= context.batch:
+        return query, key, value, mask, plain
+    if mask is not None and len(mask) > 1:
+        mask = context.all_rows(mask)
+    if plain is not None:
+        plain = context.all_rows(plain[0]), None if plain[1] is None else context.all_rows(plain[1])
+    query, key, value = (context.all_rows(part) for part in (query, key, value))
+    return query, key, value, mask, plain
 
 
 def _refuse_unsupported(module: nn.Module, previous: str, options: dict[str, Any]) -> None:

@@ -282,10 +282,24 @@ class Context:
         """Columns of padding before the user's prompts, which a longer branch needs."""
         return self.prompt_length - self.visible.shape[1] if self.has_branches else 0
 
+    def rows_in(self, layer: int) -> int:
+        """Rows of the forward that run in a layer: not those of branches that begin later, at the prefill."""
+        return self.batch if self._stack is None or self.step else self._stack.rows_in(layer)
+
+    def all_rows(self, part: Tensor, axis: int = 0) -> Tensor:
+        """[batch, ...] of what has the rows that ran in some layer: the others are copies of the user's."""
+        return part if self._stack is None else self._stack.completed(part, axis)
+
+    @property
+    def embedded_rows(self) -> int:
+        """Rows that the prompt's forward is given: of branches about the same inputs it needs none."""
+        return self.rows_in(-1) if compat.takes_rows(self.model) else self.batch
+
     def take_rope_deltas(self) -> None:
         """The prefill of all contexts has ended: leave in the model what belongs to the user's rows."""
         if compat.has_mrope(self.model):
-            self._rope_deltas = compat.take_rope_deltas(self.model, self.user_batch)
+            deltas = compat.take_rope_deltas(self.model, self.user_batch)
+            self._rope_deltas = None if deltas is None else self.all_rows(deltas)
 
     def use_stack(self, stack: Stack) -> None:
         """From now on the forward runs the rows of all contexts."""
@@ -306,7 +320,7 @@ class Context:
         assert self._stack is not None
         mrope = compat.has_mrope(self.model)
         if not cache_length:  # the model computes positions along several axes itself
-            return self._stack.prefill(inputs, takes_positions and not mrope)
+            return self._stack.prefill(inputs, takes_positions and not mrope, self.embedded_rows)
         stacked = self._stack.decode(inputs, cache_length, takes_positions)
         if mrope:
             last = cache_length + stacked["input_ids"].shape[1]

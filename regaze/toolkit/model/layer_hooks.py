@@ -19,6 +19,7 @@ from regaze.toolkit.model import compat
 from regaze.toolkit.model.callback import overrides
 from regaze.toolkit.model.context import Context
 from regaze.toolkit.model.own_thread import OwnThread
+from regaze.toolkit.model.shared_layer import SharedLayer, complete_rows
 from regaze.toolkit.model.vision import tower_mlps
 
 #: Methods of a callback that edit what a part of a layer gives, and what they do.
@@ -54,7 +55,9 @@ class LayerHooks:
             return ""
         readers = [] if context.step else [p for p in context.callbacks if p.needs_hidden_states]
         gain = None if context.step else context.embedding_gain()
-        self._kind = _described(readers, editors, context, gain is not None)
+        numbers = range(-1, -1 if context.step else context.num_layers)
+        shared = [number for number in numbers if context.rows_in(number) < context.batch]
+        self._kind = _described(readers, editors, context, gain is not None, bool(shared))
         if readers:
             for number, layer in enumerate(compat.decoder_layers(self.model)):
                 self._before(layer, _set_input(context, number, self._width))
@@ -70,8 +73,14 @@ class LayerHooks:
             self._edit("edit_attention_output", editors, compat.output_projections(self.model), context)
         if "edit_vision_mlp" in editors:
             self._edit("edit_vision_mlp", editors, tower_mlps(self.model), context)
+        if shared and context.embedded_rows < context.batch:
+            self._before(self.model.get_decoder(), complete_rows(context))
         if gain is not None:
             self._before(self.model.get_decoder(), _scale_embeddings(gain))
+        for number in shared[1:]:  # last: the others see the rows of all contexts
+            layer, hooks = compat.decoder_layers(self.model)[number], SharedLayer(context, number)
+            self._before(layer, hooks.before)
+            self._after(layer, hooks.after)
         return self._kind
 
     def stop(self) -> None:
@@ -84,9 +93,10 @@ class LayerHooks:
     ) -> None:
         """Hand the output of each module to the callback that has a method `kind`."""
         edit = getattr(editors[kind], kind)
+        make = _edit_output if "vision" in kind else _edit_rows
         for number, module in enumerate(modules):
             if module is not None:
-                self._after(module, _edit_output(edit, number, context))
+                self._after(module, make(edit, number, context))
 
     def _before(self, module: nn.Module, hook: Callable[..., Any]) -> None:
         self._handles.append(module.register_forward_pre_hook(self._owned(hook), with_kwargs=True))
@@ -148,7 +158,9 @@ def _decoder_mlps(model: PreTrainedModel) -> list[nn.Module]:
     return [mlp for mlp in mlps if mlp is not None]
 
 
-def _described(readers: list[Any], editors: _Editors, context: Context, embeddings: bool) -> str:
+def _described(
+    readers: list[Any], editors: _Editors, context: Context, embeddings: bool, shared: bool
+) -> str:
     """What the hooks of a forward are for, by the names of the callbacks."""
     kinds = {"reads the inputs of layers": readers}
     kinds |= {_EDITS[kind]: [callback] for kind, callback in editors.items()}
@@ -156,6 +168,7 @@ def _described(readers: list[Any], editors: _Editors, context: Context, embeddin
     if context.captured_layers:
         said.append(f"{', '.join(context.capturing)} keeps the inputs of layers {context.captured_layers}")
     said += ["a branch scales embeddings"] if embeddings else []
+    said += ["a branch begins in a later layer"] if shared else []
     return "; ".join(said)
 
 
@@ -195,6 +208,25 @@ def _edit_output(
         if isinstance(output, tuple):  # experts give their router's choice, too
             return (edit(number, output[0], context), *output[1:])
         return edit(number, output, context)
+
+    return edited
+
+
+def _edit_rows(
+    edit: Callable[[int, Tensor, Context], Tensor], number: int, context: Context
+) -> Callable[..., Any]:
+    """As `_edit_output`; rows that a `SharedLayer` leaves out are edited, too."""
+    plain = _edit_output(edit, number, context)
+    if context.rows_in(number) == context.batch:
+        return plain
+
+    def edited(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        hidden = output[0] if isinstance(output, tuple) else output
+        if (rows := len(hidden)) != context.rows_in(number):
+            return plain(module, args, output)
+        given = (context.all_rows(args[0]),) if args else ()
+        hidden = plain(module, given, context.all_rows(hidden))[:rows]
+        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
     return edited
 

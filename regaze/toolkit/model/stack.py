@@ -33,18 +33,35 @@ class Branch:
             [B, L'] (padded on the left), or media such as pixel_values; None leaves one out.
         tokens: roles of the branch's prompts; None: those of the user's prompts.
         embedding_gain: [B, L'] factor of each input embedding at prefill (0 blanks a token).
+        first_layer: where a branch without any of these begins to differ from the user's context. The prompt
+            runs once for both through the layers before it, in which the branch must be edited as the user's
+            rows are; its rows of the cache are copies there.
     """
 
     inputs: Mapping[str, Any] = field(default_factory=dict)
     tokens: TokenMap | None = None
     embedding_gain: Tensor | None = None
+    first_layer: int = 0
+
+    def __post_init__(self) -> None:
+        if self.first_layer and (self.inputs or self.tokens is not None or self.embedding_gain is not None):
+            raise InputError(
+                f"a branch that begins in layer {self.first_layer} is the user's context before it, so it "
+                "cannot have inputs, tokens or an embedding_gain of its own"
+            )
+
+    @property
+    def begins(self) -> int:
+        """Its first layer; -1 where its embeddings are others than the user's."""
+        return -1 if self.inputs else self.first_layer
 
 
 class Stack:
     """The contexts of one prompt, the user's first, as rows of one batch.
 
     Attributes:
-        names: of the n contexts. batch: B, the rows of each. length: L of the longest, padded on the left.
+        names: of the n contexts, in the order in which they begin. batch: B, the rows of each. length: L of
+            the longest, padded on the left.
         input_ids: [n B, L]. mask: [n B, L], the attention mask of the prompts.
 
     Args:
@@ -67,6 +84,7 @@ class Stack:
             raise UnsupportedModelError(
                 "second contexts cannot be run so far on KOSMOS, which counts positions in its own way"
             )
+        branches = dict(sorted(branches.items(), key=lambda item: item[1].begins))
         self.names = (MAIN, *branches)
         self.branches = tuple(branches.values())
         self.batch = inputs["input_ids"].shape[0]
@@ -84,15 +102,31 @@ class Stack:
         start = self.names.index(name) * self.batch
         return slice(start, start + self.batch)
 
-    def prefill(self, inputs: Mapping[str, Any], takes_positions: bool) -> dict[str, Any]:
-        """The stacked arguments of the prefill."""
+    def rows_in(self, layer: int) -> int:
+        """How many rows of the prompt run in a layer: those of contexts that have begun, which come first.
+
+        In -1 they are embedded, images among them.
+        """
+        return self.batch * (1 + sum(branch.begins <= layer for branch in self.branches))
+
+    def completed(self, part: Tensor, axis: int = 0) -> Tensor:
+        """The rows of all contexts, [n B, ...], from those that ran in a layer: the others are the user's."""
+        missing = len(self.names) - part.shape[axis] // self.batch
+        return torch.cat([part, *[part.narrow(axis, 0, self.batch)] * missing], axis) if missing else part
+
+    def prefill(self, inputs: Mapping[str, Any], takes_positions: bool, rows: int) -> dict[str, Any]:
+        """The stacked arguments of the prefill.
+
+        Args:
+            rows: of the contexts that are embedded; all, or `rows_in(-1)`.
+        """
         stacked = dict(inputs)
         for name in compat.SEQUENCES:
             if stacked.get(name) is not None:
-                stacked[name] = self._sequence(name)
+                stacked[name] = self._sequence(name)[:rows]
         for name in compat.media_names(inputs):
-            stacked[name] = compat.join_media(self._contexts, name)
-        stacked["attention_mask"] = self.mask
+            stacked[name] = compat.join_media(self._contexts[: rows // self.batch], name)
+        stacked["attention_mask"] = self.mask[:rows]
         return self._positions(stacked, takes_positions)
 
     def decode(self, inputs: Mapping[str, Any], cache_length: int, takes_positions: bool) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -100,6 +100,43 @@ def _media_axis(inputs: Mapping[str, Any], name: str) -> int:
     MiniCPM-V packs the patches of all of them into one [1, 3, P, sum of patches * P].
     """
     return -1 if name == "pixel_values" and inputs.get("target_sizes") is not None else 0
+
+
+#: Where the rows lie in arguments of a decoder and its layers, if not along the first axis: positions have
+#: several axes in some.
+_ROW_AXES = {"position_embeddings": -3, "position_ids": -2}
+
+
+def map_argument_rows(name: str, value: Any, rows: int, change: Callable[[Tensor, int], Tensor]) -> Any:
+    """An argument of a decoder or a layer with other rows.
+
+    Args:
+        rows: that it has; what has another number is left alone.
+        change: of a tensor and the axis of its rows.
+    """
+    if isinstance(value, tuple):
+        return tuple(map_argument_rows(name, part, rows, change) for part in value)
+    if isinstance(value, dict):  # a mask for each kind of layers
+        return {key: map_argument_rows(name, part, rows, change) for key, part in value.items()}
+    axis = _ROW_AXES.get(name, 0)
+    if not isinstance(value, Tensor) or value.dim() < max(2, -axis) or value.shape[axis] != rows:
+        return value
+    return change(value, axis)
+
+
+#: Arguments of a decoder whose rows are known.
+_OF_DECODERS = {
+    *("input_ids", "inputs_embeds", "attention_mask", "position_ids", "cache_position", "use_cache"),
+    *(*CACHE_NAMES, "output_attentions", "output_hidden_states", "return_dict", "kwargs"),
+}
+
+
+def takes_rows(model: PreTrainedModel) -> bool:
+    """Whether the decoder takes nothing but tokens beside its cache, so that its rows can be changed.
+
+    Others take an image's features a second time (Qwen3-VL), or embeddings for each layer (Gemma 3n).
+    """
+    return set(inspect.signature(model.get_decoder().forward).parameters) <= _OF_DECODERS
 
 
 def join_media(contexts: Sequence[Mapping[str, Any]], name: str) -> Tensor:

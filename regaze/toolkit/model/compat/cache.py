@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -122,6 +122,30 @@ def fork(cache: Cache, times: int) -> Cache:
     unfollow_cache(forked)
     forked.batch_repeat_interleave(times)
     return forked
+
+
+#: Kinds of layers whose rows are those of two tensors.
+_OF_ROWS = (DynamicLayer, DynamicSlidingWindowLayer, StaticLayer, StaticSlidingWindowLayer)
+
+
+def is_fresh(cache: Any, number: int) -> bool:
+    """Whether a layer of a cache has no rows yet, and `map_rows` can change those it gets; or no cache."""
+    if cache is None:
+        return True
+    held = cache.layers[number] if number < len(cache.layers) else None
+    kind = getattr(cache, "layer_class_to_replicate", None) if held is None else type(held)
+    return kind in _OF_ROWS and (held is None or not held.is_initialized)
+
+
+def map_rows(cache: Any, number: int, change: Callable[[Tensor], Tensor]) -> None:
+    """Give the rows of one layer of a cache, keys and values [B, Hkv, n, D] each, another number."""
+    layer = cache.layers[number]
+    for name in ("keys", "values"):
+        part = change(getattr(layer, name))
+        setattr(layer, name, part)
+        if isinstance(layer, StaticLayer):  # as transformers does for graphs that are captured
+            layer.batch_size = part.shape[0]
+            torch._dynamo.mark_static_address(part)
 
 
 def keep_columns(cache: Any, columns: Tensor) -> None:

@@ -9,6 +9,7 @@ from regaze.kernels.head_source import HeadRule, HeadSource
 from regaze.kernels.placement import Placeable
 from regaze.kernels.policies import Policy, Scale, TritonPart, pad_channels
 from regaze.kernels.spec import AttentionEdit, RowSelection, Stats, StatsRequest, UnmaskRect, Windows
+from regaze.kernels.torch_decode import launches_cost_most
 
 __all__ = [
     "BACKENDS",
@@ -29,5 +30,6 @@ __all__ = [
     "attend",
     "attention_stats",
     "compose",
+    "launches_cost_most",
     "pad_channels",
 ]

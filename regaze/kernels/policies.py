@@ -51,7 +51,7 @@ class FoldedPolicy(Policy, Protocol):
     """A policy with a torch part."""
 
     def fold(self, channels: Channels) -> Callable[[Tensor], Tensor] | None:
-        """A function that edits rows [B, Hq, R, Lk] of fp32 weights directly, or None for these channels.
+        """A function that edits rows [B, M, Lk] of fp32 weights directly, or None for these channels.
 
         It may count on rows that sum to 1 (or to 0, where nothing is visible). The torch backend calls it at
         decode, where no gradient is needed and no sink logit takes part, and uses the function for all later

@@ -20,6 +20,7 @@ from regaze.kernels.torch_rows import (
     edited_softmax,
     grouped,
     masked_softmax,
+    product,
     reweighted,
     row_scores,
     sdpa,
@@ -38,6 +39,7 @@ class _RowEdit(NamedTuple):
     Attributes:
         changes: it may change the row's weights. selected: [B, 1, 1, 1] bool, in which samples; None: in all.
         maps, reweights: before the softmax, after it. fold: of the policy, where it has one.
+        folded: a fold is all that there is.
     """
 
     changes: bool
@@ -45,6 +47,7 @@ class _RowEdit(NamedTuple):
     reweights: bool
     selected: Tensor | None
     fold: _Fold | None
+    folded: bool
 
 
 def _row_edit(edit: AttentionEdit) -> _RowEdit:
@@ -52,12 +55,16 @@ def _row_edit(edit: AttentionEdit) -> _RowEdit:
     if known is None:
         acts = edit.edits_rows and edit.selects_rows
         active = None if edit.rows is None else edit.rows.active
+        maps, fold = acts and edit.edits_scores, _folded(edit)
+        parts = edit.value_gain, edit.spread, edit.sink
+        others = edit.edits_mask or maps or any(part is not None for part in parts)
         known = _RowEdit(
             changes=edit.edits_mask or acts,
-            maps=acts and edit.edits_scores,
+            maps=maps,
             reweights=acts and (edit.reweights or edit.spread is not None),
             selected=None if active is None else active[:, None, :, None],
-            fold=_folded(edit),
+            fold=fold,
+            folded=acts and fold is not None and active is None and not others,
         )
         edit.backend_cache["row"] = known
     return known
@@ -91,6 +98,10 @@ def attend_row(
 ) -> tuple[Tensor, Stats | None]:
     """Edited attention [B, Hq, 1, Dv] of query [B, Hq, 1, D], before the head gain."""
     row, request = _row_edit(edit), edit.stats
+    usual = mask is None and softcap is None and sinks is None and not torch.is_grad_enabled()
+    if usual and row.folded and request is None and query.dtype == key.dtype == value.dtype == torch.float32:
+        assert row.fold is not None
+        return _attend_folded(query, key, value, row.fold, scaling), None
     if not row.changes and softcap is None and sinks is None and not _products_are_faster(query, key):
         out = sdpa(query, key, value, mask, scaling, causal=False)
         if edit.sink is not None:
@@ -130,6 +141,19 @@ def _log_sum(query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) ->
     hidden, additive = _visibility(_PLAIN, mask, key)
     scores = row_scores(query, grouped(key), scaling, None, additive)
     return torch.logsumexp(scores if hidden is None else scores.masked_fill(hidden, -torch.inf), -1)
+
+
+def _attend_folded(query: Tensor, key: Tensor, value: Tensor, fold: _Fold, scaling: float) -> Tensor:
+    """Attention [B, Hq, 1, Dv] whose rows see every key and are edited by a fold alone.
+
+    In a small model each operation that its layers do not use takes as long as their own attention: its code
+    has to be fetched anew.
+    """
+    batch, heads, _, dim = query.shape
+    keys, values = key.flatten(0, 1), value.flatten(0, 1)
+    scores = product(query.reshape(len(keys), -1, dim), keys, scaling)
+    weights = fold(torch.softmax(scores, -1).view(batch, heads, -1))
+    return torch.bmm(weights.view(scores.shape), values).view(batch, heads, 1, -1)
 
 
 def row_stats(
@@ -177,17 +201,22 @@ def _visibility(edit: AttentionEdit, mask: Tensor | None, key: Tensor) -> tuple[
     return ~in_window(windows, own, keys), None
 
 
+def launches_cost_most(query: Tensor, key: Tensor) -> bool:
+    """Whether a call is so small that fetching the code of its operations takes longer than running it."""
+    batch, heads, queries, _ = query.shape
+    return queries == 1 and query.is_cpu and batch * heads * key.shape[2] <= SMALL_ELEMENTS
+
+
 def _is_small(query: Tensor, key: Tensor, request: StatsRequest, mask: Tensor | None) -> bool:
     """Whether only masses of one short row are requested, which one kernel can give."""
-    batch, heads, _, dim = query.shape
     return (
         request.only_masses
-        and query.is_cpu
-        and batch * heads * key.shape[2] <= SMALL_ELEMENTS
+        and launches_cost_most(query, key)
         and query.dtype == torch.float32
+        and not torch.is_grad_enabled()
         and (mask is None or (mask.dtype == torch.bool and mask.shape[1] == 1))
         and request.channels is not None
-        and request.channels.count <= dim
+        and request.channels.count <= query.shape[3]
     )
 
 
@@ -196,18 +225,24 @@ def _masses(query: Tensor, key: Tensor, request: StatsRequest, mask: Tensor | No
 
     It is the kernel that the layer has just run, whose code the processor's caches hold.
     """
-    batch, heads, _, dim = query.shape
-    _, kv_heads, keys, _ = key.shape
+    channels, keys = request.channels, key.shape[2]
+    assert channels is not None
+    cache = request.as_edit.backend_cache
+    values: Tensor | None = cache.get("values")  # of the last call: the layers of a step share them
+    if values is None or values.shape[2] != keys or values.shape[:2] != key.shape[:2]:
+        values = cache["values"] = _columns_as_values(request, query, key)
+    out = F.scaled_dot_product_attention(query, key, values, mask, scale=scaling, enable_gqa=True)
+    return out.narrow(3, 0, channels.count)
+
+
+def _columns_as_values(request: StatsRequest, query: Tensor, key: Tensor) -> Tensor:
+    """The channels' columns as the values of each head, [B, Hkv, Lk, D], with zeros beside them."""
+    (batch, kv_heads, keys, _), dim = key.shape, query.shape[3]
     channels, cache = request.channels, request.as_edit.backend_cache
     assert channels is not None
-    values: Tensor | None = cache.get("values")  # [B or 1, 1, n, D], zeros beside the K columns
-    if values is None or values.shape[2] < keys or values.shape[3] != dim:
+    rows: Tensor | None = cache.get("rows")  # [B or 1, n, D]
+    if rows is None or rows.shape[1] < keys or rows.shape[2] != dim:
         with torch.inference_mode(False):  # stored for later calls
             columns = channels.mixed(torch.eye(dim, channels.count))
-            values = columns.upto(2 * keys).mT[:, None].contiguous()
-        if not values.requires_grad:
-            cache["values"] = values
-    values = values.narrow(2, 0, keys).expand(batch, kv_heads, keys, dim)
-    rows = query.reshape(batch, kv_heads, -1, dim)
-    out = F.scaled_dot_product_attention(rows, key, values, mask, scale=scaling)
-    return out.narrow(3, 0, channels.count).reshape(batch, heads, 1, -1)
+            rows = cache["rows"] = columns.upto(2 * keys).mT.contiguous().detach()
+    return rows[:, None].narrow(2, 0, keys).expand(batch, kv_heads, -1, -1)

@@ -108,31 +108,33 @@ class _FoldedMoveMass:
     """A `MoveMass` multiplied into the columns of its channels: fewer small operations at decode.
 
     Four mixtures of the channels tell all that the policy needs of a row that sums to 1: what its receivers
-    hold, what its donors lose (below 0), by how much the gate exceeds `min_mass`, and the receivers their
-    share of it. Where both do, a weight becomes a + a (loses - lost / held * receives), elsewhere it stays.
+    hold, what its donors give, by how much the gate exceeds `min_mass`, and the receivers their share of it.
+    Where both do, a weight a becomes a (1 - gives + given / held * receives), elsewhere it stays.
     """
 
     def __init__(self, policy: MoveMass, channels: Channels):
         gives, receives, gate = policy.shares()
         mass = [g - policy.min_mass for g in gate]
         share = [r - policy.min_share * g for r, g in zip(receives, gate, strict=True)]
-        mixtures = (*receives, *(-g for g in gives), *mass, *share)
-        mix = constant(mixtures, channels.matrix.device, torch.float32).view(4, -1)
-        self.columns = channels.mixed(mix)
-        self.zero, self.one = mix.new_zeros(()), mix.new_ones(())
+        nothing = [0.0] * len(gate)
+        mixtures = (receives, gives, mass, share), ([-g for g in gives], receives, nothing, nothing)
+        numbers = tuple(number for four in mixtures for mixture in four for number in mixture)
+        measured, applied = constant(numbers, channels.matrix.device, torch.float32).view(2, 4, -1)
+        self.measured, self.applied = channels.mixed(measured), channels.mixed(applied)
+        self.zero, self.one = measured.new_zeros(()), measured.new_ones(())
         self.passes_empty = policy.passes_empty
 
     def __call__(self, weights: Tensor) -> Tensor:
-        """Weights [B, Hq, R, Lk] as the policy leaves them."""
-        batch, heads, rows, keys = weights.shape
-        rows_, columns = weights.view(batch, heads * rows, keys), self.columns.upto(keys)
-        if len(columns) != batch:
-            columns = columns.expand(batch, -1, -1)
-        held, lost, mass, share = torch.bmm(rows_, columns.mT).split_with_sizes((1, 1, 1, 1), -1)
-        receives, loses, _ = columns.split_with_sizes((1, 1, 2), 1)
-        passed = torch.heaviside(torch.minimum(mass, share), self.one)
+        """Rows [B, M, Lk] as the policy leaves them."""
+        batch, _, keys = weights.shape
+        measured, applied = self.measured.upto(keys), self.applied.upto(keys)
+        if measured.shape[0] != batch:
+            measured, applied = (x.expand(batch, -1, -1) for x in (measured, applied))
+        found = torch.bmm(weights, measured.mT)  # held, given, mass, share
+        held, passes = found.narrow(-1, 0, 1), torch.heaviside(found, self.one)
+        passed = passes.narrow(-1, 2, 1) * passes.narrow(-1, 3, 1)
         if self.passes_empty:
             passed = passed * torch.heaviside(held, self.zero)
         # Where nothing is held the gain must stay finite: it multiplies zeros.
-        change = torch.addcmul(loses, lost / held.clamp_min(_TINY), receives, value=-1.0)
-        return torch.addcmul(rows_, rows_ * passed, change).view(batch, heads, rows, keys)
+        coefficients = found / (held + _TINY) * passed  # 1, gain, and two that meet zeros
+        return torch.baddbmm(self.one, coefficients, applied).mul_(weights)

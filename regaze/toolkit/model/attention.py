@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from regaze.errors import InputError, UnsupportedModelError
-from regaze.kernels import AttentionEdit, Stats
+from regaze.kernels import AttentionEdit
 from regaze.kernels.sliding_cache import shift_edit
 from regaze.toolkit.model import compat
 from regaze.toolkit.model.attention_call import AttentionCall
@@ -99,18 +99,14 @@ def regaze_attention(
         key, value = key[:, :, :queries], value[:, :, :queries]
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     call = {"mask": attention_mask, "is_causal": causal, "softcap": softcap, "sinks": sinks}
-    stats: Stats | None = None
     if plain is None:
         assert plan is not None
         edited, stats = plan.edit.attend(query, key, value, scaling, first, **call)
         plain = edited.transpose(1, 2).contiguous(), None
-    elif plan is not None:
-        stats = plan.edit.statistics(query, key, scaling, first, **call)
-    if plan is not None and stats is not None:
-        dispatcher.deliver(site, plan, 0, stats)
-        for number, other in enumerate(plan.others, 1):
-            stats = other.statistics(query, key, scaling, first, **call)
-            dispatcher.deliver(site, plan, number, stats)
+        if stats is not None:
+            dispatcher.deliver(site, plan, 0, stats)
+    if plan is not None and plan.requests:
+        dispatcher.measure(site, plan, query, key, scaling, first, call)
     out, weights = plain
     if dispatcher.watched:
         edit = _NOTHING if plan is None else plan.edit.edit

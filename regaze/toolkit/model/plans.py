@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, NoReturn
 
@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from regaze.errors import CompositionError, InputError
-from regaze.kernels import AttentionEdit, BoundEdit, Stats, StatsRequest, compose
+from regaze.kernels import AttentionEdit, BoundEdit, Stats, StatsRequest, compose, launches_cost_most
 from regaze.toolkit.model import compat
 from regaze.toolkit.model.attention_call import AttentionCall
 from regaze.toolkit.model.callback import Callback, keeps_edits, overrides, plans_ahead
@@ -43,6 +43,22 @@ class LayerPlan(NamedTuple):
     neutral: bool
     requests: tuple[tuple[Callback, StatsRequest], ...] = ()
     others: tuple[BoundEdit, ...] = ()
+
+    def passes(self) -> Iterator[tuple[int, BoundEdit]]:
+        """The requests that an edited layer does not answer, by number, and what answers them."""
+        return enumerate((self.edit, *self.others)) if self.neutral else enumerate(self.others, 1)
+
+
+class _Measurement(NamedTuple):
+    """Statistics of a layer that wait for the end of the forward."""
+
+    site: compat.AttentionSite
+    plan: LayerPlan
+    query: Tensor
+    key: Tensor
+    scaling: float
+    first_key: int
+    call: dict[str, Any]
 
 
 def plan_layer(
@@ -135,6 +151,7 @@ class AttentionDispatcher:
         self._generations: weakref.WeakKeyDictionary[Context, _Plans] = weakref.WeakKeyDictionary()
         self._plans: _Plans | None = None  # of the generation whose forward runs
         self._fixed: dict[compat.AttentionSite, LayerPlan | None] | None = None
+        self._waiting: list[_Measurement] = []
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         refuse_copy(self._model)
@@ -156,7 +173,7 @@ class AttentionDispatcher:
     def begin(self, context: Context | None) -> None:
         """A forward of this generation begins; None: it has ended."""
         self.context, self.layer_hooks, self.causal_masks = context, "", {}
-        self._fixed, self._delivered = None, False
+        self._fixed, self._delivered, self._waiting = None, False, []
         if context is None:
             self._plans = None
             return
@@ -229,6 +246,32 @@ class AttentionDispatcher:
         context = self.context
         return 0 if context is None or site.cross else max(0, context.cache_length + queries - keys)
 
+    def measure(
+        self,
+        site: compat.AttentionSite,
+        plan: LayerPlan,
+        query: Tensor,
+        key: Tensor,
+        scaling: float,
+        first_key: int,
+        call: dict[str, Any],
+    ) -> None:
+        """Answer the requests that need passes of their own: now, or those of small layers at the end.
+
+        Where fetching code takes longest, layers are measured one right after the other. Their keys stay: a
+        cache replaces them by longer ones, or writes behind them in the next step.
+        """
+        measurement = _Measurement(site, plan, query, key, scaling, first_key, call)
+        if self._fixed is not None and not self.in_graph and launches_cost_most(query, key):
+            self._waiting.append(measurement)
+        else:
+            self._measure(measurement)
+
+    def _measure(self, measurement: _Measurement) -> None:
+        site, plan, query, key, scaling, first, call = measurement
+        for number, edit in plan.passes():
+            self.deliver(site, plan, number, edit.statistics(query, key, scaling, first, **call))
+
     def deliver(self, site: compat.AttentionSite, plan: LayerPlan, request: int, stats: Stats) -> None:
         """Hand a callback the statistics that it requested: now, or those of a planned graph at its end.
 
@@ -247,6 +290,8 @@ class AttentionDispatcher:
         """The forward has ended: hand out what its graphs have measured, perhaps without any Python."""
         if self.context is None or self._plans is None or self._fixed is None:
             return
+        for measurement in self._waiting:
+            self._measure(measurement)
         for (site, request), stats in self._plans.results.take(replayed=not self._delivered):
             plan = self._fixed.get(site)
             if plan is not None and request < len(plan.requests):

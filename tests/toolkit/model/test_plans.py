@@ -161,3 +161,61 @@ def test_each_request_has_its_owner():
     assert plan.requests == ((owners[1], requests[1]), (owners[0], requests[0]))
     assert plan.edit.edit.stats is requests[1], "the edit's own pass measures edited rows"
     assert [other.edit.stats for other in plan.others] == [requests[0]]
+
+
+class Measuring(Callback):
+    """Requests statistics of every layer and notes when they arrive."""
+
+    def __init__(self, events, fixed):
+        self.events, self.fixed_edits, self.seen = events, fixed, []
+        self.made = AttentionEdit(stats=StatsRequest(lse=True))
+
+    def edit(self, layer, step, context):
+        return self.made
+
+    def on_stats(self, layer, stats, context):
+        self.events.append((context.step, f"stats {layer}"))
+        self.seen.append(stats.lse)
+
+
+@pytest.mark.parametrize("fixed", [True, False])
+def test_small_layers_are_measured_when_their_step_ends(text, prompt, fixed):
+    """Only where no edit of the step may depend on it; the numbers are the same."""
+    events = []
+    last = text.get_decoder().layers[-1]
+    ran = last.register_forward_hook(lambda *args: events.append((None, "last layer")))
+    callback = Measuring(events, fixed)
+    try:
+        with regaze.wrap(text).using(callback):
+            logits_of(text, prompt, tokens=2)
+    finally:
+        ran.remove()
+    kinds = [kind for _, kind in events]
+    ends = [index for index, kind in enumerate(kinds) if kind == "last layer"]
+    measured = [f"stats {layer}" for layer in range(LAYERS)]
+    assert kinds[: ends[0]] == measured, "the prompt's layers are measured at once"
+    step = kinds[ends[0] + 1 :]
+    assert step == (["last layer", *measured] if fixed else [*measured, "last layer"])
+    immediate = Measuring([], fixed=False)
+    with regaze.wrap(text).using(immediate):
+        logits_of(text, prompt, tokens=2)
+    assert all(torch.equal(a, b) for a, b in zip(callback.seen, immediate.seen, strict=True))
+
+
+def test_a_step_that_fails_hands_out_no_measurement(text, prompt):
+    def fail(*args):
+        if len(callback.events) >= LAYERS:
+            raise RuntimeError("out of memory")
+
+    callback = Measuring([], fixed=True)
+    failing = text.get_decoder().layers[-1].register_forward_hook(fail)
+    try:
+        with regaze.wrap(text).using(callback):
+            with pytest.raises(RuntimeError, match="out of memory"):
+                logits_of(text, prompt, tokens=2)
+            assert [step for step, _ in callback.events] == [0] * LAYERS
+            failing.remove()
+            logits_of(text, prompt, tokens=2)
+            assert [step for step, _ in callback.events] == [0] * 2 * LAYERS + [1] * LAYERS
+    finally:
+        failing.remove()

@@ -8,18 +8,18 @@ from functools import lru_cache
 from itertools import takewhile
 from typing import Annotated, ClassVar
 
-import torch
 from PIL import Image
 from pydantic import Field
 
 from regaze.errors import InputError
 from regaze.interventions.contrastive import Contrastive
 from regaze.interventions.facts import Facts
-from regaze.toolkit.model.branches import with_prompts
+from regaze.toolkit.model.branches import rewritten
 from regaze.toolkit.model.context import Context
 from regaze.toolkit.model.stack import Branch
-from regaze.toolkit.prompts.prompt_reader import Prompt, PromptReader
-from regaze.toolkit.prompts.token_map import PromptTokens, Role, TokenMap
+from regaze.toolkit.prompts.prompt_reader import PromptReader
+from regaze.toolkit.prompts.questions import rendered_tokens
+from regaze.toolkit.prompts.token_map import PromptTokens, Role
 
 #: Roles that disturb the model, in the sense of the five that the paper tries; the sentences are ours.
 PREFIXES = {
@@ -63,22 +63,10 @@ class ICD(Contrastive):
     )
 
     def negative(self, context: Context) -> Branch:
-        given = context.prompt_ids()
-        if not bool(context.visible[:, -1].all()):
-            raise InputError("ICD needs prompts that are padded on the left, so that all end in one column")
-        tokens, prompts, samples = context.tokens, [], []
-        for row, visible in enumerate(context.visible):
-            ids = given[row][visible.to(context.device)].tolist()
-            roles, image, cell = (
-                tuple(part[row][visible].tolist()) for part in (tokens.roles, tokens.view, tokens.cell)
-            )
-            sample = PromptTokens(roles, image, cell, tokens.views[row])
-            disturbed = prefixed(ids, sample, PREFIXES.get(self.prefix, self.prefix.strip()), context.reader)
-            prompts.append(disturbed[0])
-            samples.append(disturbed[1])
-        length = max(map(len, prompts))
-        shown = torch.tensor([[length - len(prompt)] for prompt in prompts]) <= torch.arange(length)
-        return with_prompts(context, prompts, TokenMap.from_samples(samples, shown))
+        def rewrite(row: int, ids: list[int], sample: PromptTokens) -> tuple[list[int], PromptTokens]:
+            return prefixed(ids, sample, PREFIXES.get(self.prefix, self.prefix.strip()), context.reader)
+
+        return rewritten(context, rewrite)
 
 
 def prefixed(
@@ -116,7 +104,7 @@ def prefixed(
 
 def _opening(reader: PromptReader, images: int, system: str | None) -> list[int]:
     """Tokens of the chat template before image and question."""
-    prompt, tokens = _rendered(reader, _PROBE, images, system)
+    prompt, tokens = rendered_tokens(reader, _PROBE, images, system)
     end = min(prompt.span[0], prompt.text.index(reader.image_placeholder) if images else len(prompt.text))
     return [token for token, _ in takewhile(lambda each: each[1][1] <= end, tokens)]
 
@@ -146,17 +134,6 @@ def _starts_bare(head: list[int], opening: list[int], written: list[int]) -> boo
 
 def _line(reader: PromptReader, images: int, text: str) -> list[int]:
     """Tokens of a line of text at the position of the question."""
-    prompt, tokens = _rendered(reader, f"{text}\n{_PROBE}", images, None)
+    prompt, tokens = rendered_tokens(reader, f"{text}\n{_PROBE}", images, None)
     start, stop = prompt.span[0], prompt.span[1] - len(_PROBE)
     return [token for token, (first, last) in tokens if first < stop and last > start]
-
-
-def _rendered(
-    reader: PromptReader, question: str, images: int, system: str | None
-) -> tuple[Prompt, list[tuple[int, tuple[int, int]]]]:
-    """A prompt, and its tokens with their character offsets; an image is one token."""
-    prompt = reader.render(question, images, system)
-    encoded = reader.tokenizer(
-        prompt.text, return_offsets_mapping=True, add_special_tokens=reader.adds_special_tokens(prompt.text)
-    )
-    return prompt, list(zip(encoded["input_ids"], encoded["offset_mapping"], strict=True))

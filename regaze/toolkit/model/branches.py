@@ -6,7 +6,7 @@ Each function makes a `Branch` from the user's prompt; `stack` runs it beside th
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,8 @@ from regaze.errors import InputError
 from regaze.toolkit.model import compat
 from regaze.toolkit.model.context import Context
 from regaze.toolkit.model.stack import Branch
-from regaze.toolkit.prompts.token_map import Role, TokenMap
+from regaze.toolkit.prompts.questions import with_question
+from regaze.toolkit.prompts.token_map import PromptTokens, Role, TokenMap
 
 
 def without_image(context: Context) -> Branch:
@@ -60,8 +61,7 @@ def with_prompts(context: Context, prompts: Sequence[Sequence[int]], tokens: Tok
     Raises:
         InputError: an image token is missing or too many; the user's prompts are padded on the right.
     """
-    if not bool(context.visible[:, -1].all()):
-        raise InputError("contexts are aligned at their last token: pad the prompts on the left")
+    _check_padding(context)
     length = max(len(prompt) for prompt in prompts)
     ids = torch.full((len(prompts), length), context.pad_token_id)
     mask = torch.zeros_like(ids)
@@ -73,6 +73,58 @@ def with_prompts(context: Context, prompts: Sequence[Sequence[int]], tokens: Tok
         raise InputError(f"the branch's prompts hold {images[1]} image tokens, the user's {images[0]}")
     ids, mask = ids.to(context.device), mask.to(context.device)
     return Branch({"input_ids": ids, "attention_mask": mask, **_token_types(context, ids)}, tokens)
+
+
+def prompts_of(context: Context) -> list[tuple[list[int], PromptTokens]]:
+    """The user's prompts without their padding: the ids of each and their roles."""
+    given, tokens, found = context.prompt_ids().cpu(), context.tokens, []
+    for row, visible in enumerate(context.visible[: context.user_batch]):
+        roles, view, cell = (
+            tuple(part[row][visible].tolist()) for part in (tokens.roles, tokens.view, tokens.cell)
+        )
+        found.append((given[row][visible].tolist(), PromptTokens(roles, view, cell, tokens.views[row])))
+    return found
+
+
+def rewritten(
+    context: Context,
+    rewrite: Callable[[int, list[int], PromptTokens], tuple[list[int], PromptTokens]],
+) -> Branch:
+    """The prompts with other words about the same images.
+
+    Args:
+        rewrite: (row, ids, roles) of an unpadded prompt -> other ids and roles.
+
+    Raises:
+        InputError: as for `with_prompts`.
+    """
+    _check_padding(context)
+    changed = [rewrite(row, *prompt) for row, prompt in enumerate(prompts_of(context))]
+    length = max(len(ids) for ids, _ in changed)
+    shown = torch.tensor([[length - len(ids)] for ids, _ in changed]) <= torch.arange(length)
+    tokens = TokenMap.from_samples([sample for _, sample in changed], shown)
+    return with_prompts(context, [ids for ids, _ in changed], tokens)
+
+
+def with_questions(context: Context, questions: Sequence[str | None]) -> Branch:
+    """The prompts with other questions about the same images; None leaves a prompt as it is.
+
+    Raises:
+        InputError: a prompt without a question, or that is padded on the right.
+    """
+
+    def rewrite(row: int, ids: list[int], sample: PromptTokens) -> tuple[list[int], PromptTokens]:
+        question = questions[row]
+        return (ids, sample) if question is None else with_question(ids, sample, question, context.reader)
+
+    return rewritten(context, rewrite)
+
+
+def _check_padding(context: Context) -> None:
+    if not bool(context.visible[:, -1].all()):
+        raise InputError(
+            "contexts are aligned at their last token: give this method prompts that are padded on the left"
+        )
 
 
 def _token_types(context: Context, ids: Tensor) -> dict[str, Tensor]:

@@ -9,27 +9,20 @@ from types import SimpleNamespace
 import pytest
 import torch
 from decoding_checks import check_json
-from models import llava_processor, picture, small_var, tiny_llama, tiny_llava
-from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+from models import llava_processor, picture, small_var, tiny_llama, tiny_llava, varied
 
 import regaze
-from regaze.errors import BadParameterError, CompositionError, UnsupportedModelError
+from regaze.errors import BadParameterError, CompositionError
 from regaze.interventions.opera.beam_search import Beams, BeamSearch, StopCriteria
-from regaze.interventions.opera.continuations import Continuations, LastLayerAttention
+from regaze.interventions.opera.last_layer import LastLayerAttention
 from regaze.interventions.opera.method import OPERA
+from regaze.toolkit.model.continuations import Continuations
 from regaze.toolkit.prompts.token_map import Role
 
 QUESTION = "Is there a dog in the image?"
 #: OPERA that does all it can within a few tokens.
 EAGER = {"num_beams": 3, "candidates": 3, "scale": 200.0, "reward_tokens": 3, "threshold": 2}
 EAGER |= {"min_position": 0, "max_rollbacks": 2}
-
-
-def varied(model):
-    """Random output weights: with those of the input, a random model repeats its last token."""
-    torch.manual_seed(7)
-    model.lm_head.weight = torch.nn.Parameter(0.4 * torch.randn_like(model.lm_head.weight))
-    return model
 
 
 @pytest.fixture(scope="module")
@@ -388,47 +381,6 @@ def test_errors(gaze):
         OPERA().answer(*ask)
     with pytest.raises(CompositionError, match=r"outside gaze\.using"), gaze.recording():
         OPERA().answer(*ask)
-
-
-def test_rows_keep_the_positions_of_rotary_embeddings_with_several_axes():
-    """Image tokens of Qwen2-VL share positions, which the continuations go on counting from."""
-    rope = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0}
-    text = {"vocab_size": 60, "hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 2}
-    text |= {"num_attention_heads": 6, "num_key_value_heads": 2, "rope_parameters": rope}
-    text |= {"bos_token_id": 1, "eos_token_id": 2}
-    vision = {"depth": 1, "embed_dim": 16, "hidden_size": 48, "num_heads": 2, "patch_size": 14}
-    special = {"image_token_id": 58, "vision_start_token_id": 57, "vision_end_token_id": 56}
-    torch.manual_seed(0)
-    config = Qwen2VLConfig(text_config=text, vision_config=vision, video_token_id=59, **special)
-    model = Qwen2VLForConditionalGeneration(config).eval()
-    media = {"pixel_values": torch.randn(16, 1176), "image_grid_thw": torch.tensor([[1, 4, 4]])}
-
-    def inputs(ids):
-        ids = torch.tensor([[5, 57, 58, 58, 58, 58, 56, 7, *ids]])
-        return {"input_ids": ids, "mm_token_type_ids": (ids == 58).long(), **media}
-
-    def check(rows, answers):
-        full = [model(**inputs(answer), use_cache=False).logits[0, -1] for answer in answers]
-        torch.testing.assert_close(rows.logits, torch.stack(full), rtol=0, atol=1e-5)
-
-    with torch.inference_mode():
-        rows = Continuations(model, inputs([]))
-        rows.select(torch.tensor([0, 0, 0]))
-        rows.feed(torch.tensor([[3], [9], [11]]))
-        rows.select(torch.tensor([2, 0]))
-        rows.feed(torch.tensor([[4], [6]]))
-        check(rows, [[11, 4], [3, 6]])
-        rows.restart(torch.tensor([[9, 8], [3, 6], [11, 4]]))
-        check(rows, [[9, 8], [3, 6], [11, 4]])
-
-
-def test_a_cache_that_cannot_be_cut(text):
-    with torch.inference_mode():
-        rows = Continuations(text.model, text.inputs([None], [QUESTION]))
-        rows.feed(torch.tensor([[5]]))
-        rows.cache.crop = lambda count: (_ for _ in ()).throw(RuntimeError("sliding window"))
-        with pytest.raises(UnsupportedModelError, match="max_rollbacks=0"):
-            rows.restart(torch.tensor([[6, 7]]))
 
 
 def test_json_and_description():

@@ -52,6 +52,13 @@ def tiny_llama(seed: int = 0, **changes: Any) -> Any:
     return AutoModelForCausalLM.from_config(LlamaConfig(**{**options, **changes})).eval()
 
 
+def varied(model: Any) -> Any:
+    """Random output weights: with those of the input, a random model repeats its last token."""
+    torch.manual_seed(7)
+    model.lm_head.weight = torch.nn.Parameter(0.4 * torch.randn_like(model.lm_head.weight))
+    return model
+
+
 def picture(seed: int, width: int = 112, height: int = 112) -> Image.Image:
     """Random pixels."""
     return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8))

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from regaze.interventions.opera.continuations import Continuations, LastLayerAttention
+from regaze.interventions.opera.last_layer import LastLayerAttention
 from regaze.interventions.opera.over_trust import (
     grow_columns,
     over_trust_penalty,
@@ -23,6 +23,7 @@ from regaze.interventions.opera.over_trust import (
     rollback_column,
     row_modes,
 )
+from regaze.toolkit.model.continuations import Continuations
 
 
 class SearchRules(NamedTuple):

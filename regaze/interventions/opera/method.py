@@ -9,16 +9,13 @@ import torch
 from PIL import Image
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from regaze.errors import BadParameterError
 from regaze.interventions.base import MultiPassMethod
 from regaze.interventions.facts import Facts
 from regaze.interventions.opera.beam_search import BeamSearch, SearchRules, StopCriteria
-from regaze.interventions.opera.continuations import Continuations, LastLayerAttention
+from regaze.interventions.opera.last_layer import LastLayerAttention
+from regaze.toolkit.model.continuations import Continuations, read_stop
 from regaze.toolkit.prompts.token_map import Role
 from regaze.toolkit.wrap import Gaze
-
-#: Options of `generate` that the search knows.
-_OPTIONS = ("max_new_tokens", "eos_token_id", "pad_token_id", "length_penalty", "early_stopping")
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,7 +146,7 @@ class OPERA(MultiPassMethod):
         if images:
             image = gaze.tokens(inputs).mask(Role.IMAGE)[0]
         with gaze.using(attention):
-            continuations = Continuations(gaze.model, inputs)
+            continuations = Continuations(gaze.model, inputs, "; use OPERA(max_rollbacks=0)")
             attention.active = not self.is_identity
             penalised = None if self.is_identity else attention
             search = BeamSearch(self.rules, stop, continuations, image, penalised)
@@ -160,18 +157,12 @@ class OPERA(MultiPassMethod):
 
 def _stop_criteria(gaze: Gaze, options: dict[str, Any]) -> StopCriteria:
     """When to stop: the given options, else those of the model."""
-    given = {name: value for name, value in options.items() if value is not None}
-    harmless = (("do_sample", False), ("num_beams", 1))
-    for name, value in given.items():
-        if name not in _OPTIONS and (name, value) not in harmless:
-            hint = "; set OPERA(num_beams=...)" if name == "num_beams" else ""
-            raise BadParameterError(f"OPERA takes {', '.join(_OPTIONS)}, got {name}={value!r}{hint}")
-    default = gaze.model.generation_config
-    limit, ids = given.get("max_new_tokens", 128), options.get("eos_token_id", default.eos_token_id)
-    if limit < 1:
-        raise BadParameterError(f"max_new_tokens must be at least 1, got {limit}")
+    hint = "; set OPERA(num_beams=...)"
+    stop = read_stop("OPERA", gaze.model, options, "length_penalty", "early_stopping", hint=hint)
     penalty, early = (
-        given.get(name, getattr(default, name, None)) for name in ("length_penalty", "early_stopping")
+        given
+        if (given := options.get(name)) is not None
+        else getattr(gaze.model.generation_config, name, None)
+        for name in ("length_penalty", "early_stopping")
     )
-    eos_ids = torch.tensor([] if ids is None else ids, dtype=torch.int64).flatten()
-    return StopCriteria(eos_ids, limit, 1.0 if penalty is None else penalty, early or False)
+    return StopCriteria(*stop, 1.0 if penalty is None else penalty, early or False)

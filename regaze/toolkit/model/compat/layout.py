@@ -141,6 +141,18 @@ def mrope_positions(positions: Tensor, deltas: Tensor | None) -> Tensor:
     return positions.expand(3, -1, -1)
 
 
+def rope_deltas(model: PreTrainedModel) -> Tensor | None:
+    """What the last prefill left in the model: by how much positions run ahead of the number of tokens."""
+    deltas: Tensor | None = getattr(model.base_model, "rope_deltas", None)
+    return deltas
+
+
+def set_rope_deltas(model: PreTrainedModel, deltas: Tensor | None) -> None:
+    """Put back what `rope_deltas` gave: the next step goes on from that prefill."""
+    if deltas is not None:
+        model.base_model.rope_deltas = deltas
+
+
 def take_rope_deltas(model: PreTrainedModel, rows: int) -> Tensor | None:
     """The offsets [b, 1] that a prefill of several contexts left in the model; it keeps the first `rows`."""
     deltas: Tensor | None = getattr(model.base_model, "rope_deltas", None)

@@ -12,10 +12,12 @@ from .interventions import DAMRO as DAMRO
 from .interventions import EAH as EAH
 from .interventions import FLB as FLB
 from .interventions import GIFT as GIFT
+from .interventions import HALC as HALC
 from .interventions import HGAI as HGAI
 from .interventions import ICD as ICD
 from .interventions import ICT as ICT
 from .interventions import M3ID as M3ID
+from .interventions import MARINE as MARINE
 from .interventions import MMA as MMA
 from .interventions import ONLY as ONLY
 from .interventions import OPERA as OPERA

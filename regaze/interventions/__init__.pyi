@@ -17,11 +17,13 @@ from .evit import EViT as EViT
 from .farsight import FarSight as FarSight
 from .flb import FLB as FLB
 from .gift import GIFT as GIFT
+from .halc import HALC as HALC
 from .hgai import HGAI as HGAI
 from .icd import ICD as ICD
 from .ict import ICT as ICT
 from .knockout import HeadKnockout as HeadKnockout
 from .m3id import M3ID as M3ID
+from .marine import MARINE as MARINE
 from .memvr import MemVR as MemVR
 from .mma import MMA as MMA
 from .moa import MoA as MoA

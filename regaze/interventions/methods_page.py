@@ -46,10 +46,6 @@ GRAPHS = {
 ABSENT = (
     ("CCA", "Concentric position ids and mask: trained into a model, not applied to a trained one."),
     ("TAME", "Its released edit sharpens all scores by one factor, differently in prefill and decode."),
-    (
-        "HALC",
-        "Needs an object detector and CLIP, and contrasts crops chosen by them.",
-    ),
     ("AttnReal", "No code and no threshold is published from which it could be rebuilt."),
     ("IKOD", "No code is published; how anchors and weights are chosen is not known."),
     ("MODA", "A trained replacement of the attention, which needs its weights."),
@@ -74,6 +70,13 @@ and an invented one of an image), ICT takes questions, {"image": "1.jpg", "text"
 image?", "label": "yes"}. The file says on which model, data and settings it was fitted; another shape of
 model is refused. Their control is random directions of the same lengths. A fit on images that are asked
 about later is no test of the method: the file lists them.
+
+Methods with a parameter `detector` ask an object detector of yours: a function (image, texts or None) ->
+boxes, labels and scores, or the name of a model of transformers (a hub name or a folder). One with an open
+vocabulary, such as `IDEA-Research/grounding-dino-tiny` or `google/owlv2-base-patch16-ensemble`, looks for the
+names in `objects`; one with a closed vocabulary, such as `facebook/detr-resnet-50`, for what it knows.
+`--set detector=demo` is no detector but the truth about the scenes that the demo ships: what a method gains
+with it is a bound, not a result. Their controls are random names and random boxes.
 """
 
 RUNNING = """## What they need, and where they run

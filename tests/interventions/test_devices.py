@@ -13,6 +13,7 @@ from regaze.interventions.controls import (
     PlausibilityCut,
     RandomDirection,
     RandomHeads,
+    RandomObjects,
     RandomSource,
     Sharpen,
     UniformColumns,
@@ -54,6 +55,7 @@ def test_a_method(placed, name):
 
 
 CONTROLS = [
+    RandomObjects(acting("marine")),
     *(NearTie(mass=0.0, gap=2.0, steps="all"), PlausibilityCut(), Sharpen()),
     *(
         UniformColumns(PAI(gamma=1.0)),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from family_checks import Case, case_of, same_alone
+from family_checks import QUESTIONS, Case, case_of, same_alone
 from models import logits_of
+from standins import painted, spotted
 from zoo.every import VISION, runs, skip_if_older
 
 from regaze.errors import InputError, UnsupportedModelError
@@ -13,6 +14,8 @@ from regaze.interventions import (
     CAI,
     EAH,
     FLB,
+    HALC,
+    MARINE,
     ONLY,
     PAI,
     RITUAL,
@@ -21,6 +24,7 @@ from regaze.interventions import (
     VHR,
     CausalMM,
     DeCo,
+    DeGF,
     FarSight,
     HeadKnockout,
     MemVR,
@@ -47,17 +51,34 @@ METHODS = {
     "causalmm": CausalMM(),
     "causalmm-random": CausalMM(attention="random"),
     "cai": CAI(threshold=-1.0, gamma=1.0),
+    "marine": MARINE(detector=spotted, threshold=0.5),
     "near-tie": NearTie(mass=0.0, gap=2.0),
     "plausibility-cut": PlausibilityCut(0.9),
     "random-heads": RandomHeads(HeadKnockout(heads=((0, 0), (1, 1)))),
     "uniform-columns": UniformColumns(PAI(alpha=3.0, gamma=1.0)),
     "uniform-sink": UniformSink(FarSight(sigma=0.1)),
 }
+#: Those that generate several times.
+SEVERAL = {
+    "degf": DeGF(generator=painted, description_tokens=3),
+    "halc": HALC(detector=spotted, beta=0.0, weight=0.5),
+}
 #: Those that run the prompt's own ids in a second context.
 BRANCHES = ("sid", "causalmm", "causalmm-random")
 #: Where a method cannot run, and a part of the error that says why.
 REFUSED: dict[tuple[str, str], str] = {
-    **{("ritual", name): "one picture per image is needed|is given tiles of one" for name in TILED},
+    **{
+        (method, name): "one picture per image is needed|is given tiles of one"
+        for method in ("ritual", "marine")
+        for name in TILED
+    },
+    ("marine", "internvl"): "is given tiles of one",
+    ("halc", "blip-2"): "returns no key-value cache",
+    ("halc", "granite4_vision"): "returns no key-value cache",
+    ("degf", "blip-2"): "the forward was given none",
+    ("marine", "blip-2"): "not `inputs_embeds`",
+    ("marine", "mllama"): "cross-attention",
+    ("degf", "mllama"): "cross-attention",
     ("ritual", "blip-2"): "was given no pixels",
     ("ritual", "mllama"): "cross-attention",
     ("only", "blip-2"): "cannot run through a OPTDecoderLayer",
@@ -96,3 +117,20 @@ def test_it_runs_or_says_why_not(case, name):
         assert not torch.equal(edited, plain)
         same_alone(case, edited)
     assert torch.equal(logits_of(case.model, case.inputs(0, 1)), plain)
+
+
+@pytest.mark.parametrize("name", SEVERAL)
+def test_several_generations_run_or_say_why_not(case, name):
+    method, reason = SEVERAL[name], REFUSED.get((name, case.entry.name))
+    images, options = [[picture] for picture in case.pictures], {"max_new_tokens": 3}
+
+    def answers(rows):
+        chosen = [images[row] for row in rows], [QUESTIONS[row] for row in rows]
+        return [str(answer) for answer in method.answer(case.gaze, *chosen, **options)]
+
+    if reason is not None:
+        with pytest.raises((UnsupportedModelError, InputError), match=reason):
+            answers((0,))
+        return
+    assert answers((0, 1)) == [answers((row,))[0] for row in (0, 1)]
+    assert torch.equal(logits_of(case.model, case.inputs(0, 1)), case.plain)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from directions import ict_directions, nullu_directions, vti_directions
 from models import SMALL_VAR
-from standins import painted
+from standins import painted, spotted
 from torch import Tensor
 
 from regaze.interventions import Method, MultiPassMethod, create_method
@@ -32,9 +32,11 @@ PARAMETERS: dict[str, dict[str, Any]] = {
     "degf": {"generator": painted, "description_tokens": 3},
     "farsight": {"sigma": 0.1},
     "flb": {"gamma": 2.0, "decay": 0.5},
+    "halc": {"detector": spotted},
     "hgai": {"alpha": 1.0},
     "ict": {"directions": ict_directions()},
     "knockout": {"heads": HEADS},
+    "marine": {"detector": spotted, "threshold": 0.5},
     "memvr": {"threshold": 0.3, "layers": (1, 4)},
     "mma": {"trained": True},
     "moa": {"beta": 0.2, "block": 8},

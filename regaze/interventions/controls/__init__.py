@@ -2,8 +2,8 @@
 
 Some are the same for every method: a prompt that prefers Yes, shorter texts. Others a method names itself,
 with `Method.controls`: its plausibility cut alone, random heads for its heads, a random direction for its
-direction, uniform columns for its choice of columns. Like methods they are frozen dataclasses, and run as
-these do; `regaze compare --controls` adds them.
+direction, uniform columns for its choice of columns, random objects and boxes for those of its detector.
+Like methods they are frozen dataclasses, and run as these do; `regaze compare --controls` adds them.
 """
 
 from regaze.interventions.controls.base import Control, Variant
@@ -11,6 +11,7 @@ from regaze.interventions.controls.drop_last_sentence import DropLastSentence
 from regaze.interventions.controls.near_tie import NearTie
 from regaze.interventions.controls.plausibility_cut import PlausibilityCut
 from regaze.interventions.controls.prefer_yes import PreferYes
+from regaze.interventions.controls.random_detections import RandomBoxes, RandomObjects
 from regaze.interventions.controls.random_direction import RandomDirection
 from regaze.interventions.controls.random_heads import RandomHeads
 from regaze.interventions.controls.random_source import RandomSource
@@ -25,8 +26,10 @@ __all__ = [
     "NearTie",
     "PlausibilityCut",
     "PreferYes",
+    "RandomBoxes",
     "RandomDirection",
     "RandomHeads",
+    "RandomObjects",
     "RandomSource",
     "Sharpen",
     "StopAfter",

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from regaze.errors import BadParameterError
 from regaze.interventions.base import Intervention
-from regaze.interventions.controls.base import Variant
+from regaze.interventions.controls.base import InterventionVariant
 from regaze.interventions.controls.variants import with_behaviour
 
 
 @dataclass(frozen=True)
-class RandomDirection(Variant):
+class RandomDirection(InterventionVariant):
     """The method with random directions of the same norms.
 
     A step of the same length anywhere: what is left of a method under this is its idea where to go.

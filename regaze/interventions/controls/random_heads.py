@@ -11,12 +11,12 @@ from torch import Tensor
 
 from regaze.errors import BadParameterError
 from regaze.interventions.base import Intervention
-from regaze.interventions.controls.base import Variant
+from regaze.interventions.controls.base import InterventionVariant
 from regaze.interventions.parameters import Heads
 
 
 @dataclass(frozen=True)
-class RandomHeads(Variant):
+class RandomHeads(InterventionVariant):
     """The method in other heads: as many in each layer, drawn at random.
 
     A method for this has a parameter `heads`, and `heads_in(config)`, the heads in which it acts in a model:

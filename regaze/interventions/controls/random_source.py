@@ -10,14 +10,14 @@ from torch import Tensor
 
 from regaze.errors import BadParameterError
 from regaze.interventions.base import Intervention
-from regaze.interventions.controls.base import Variant
+from regaze.interventions.controls.base import InterventionVariant
 from regaze.interventions.controls.variants import with_behaviour
 from regaze.kernels import AttentionEdit, HeadRule, HeadSource, Placeable
 from regaze.toolkit.model.context import Context
 
 
 @dataclass(frozen=True)
-class RandomSource(Variant):
+class RandomSource(InterventionVariant):
     """The method with the map of another head, drawn at random for each layer.
 
     Prompts that the method leaves alone stay so. What it loses by this is its idea whose map is worth

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from regaze.interventions.base import Intervention
-from regaze.interventions.controls.base import Variant
+from regaze.interventions.controls.base import InterventionVariant
 from regaze.interventions.controls.variants import with_behaviour
 from regaze.kernels import AttentionEdit
 from regaze.toolkit.model.callback import keeps_edits, overrides, plans_ahead
@@ -17,7 +17,7 @@ from regaze.toolkit.prompts.token_map import Role
 
 
 @dataclass(frozen=True)
-class UniformColumns(Variant):
+class UniformColumns(InterventionVariant):
     """The method with one weight for all image tokens: as much attention on the image, without its choice.
 
     In each row and head the image as a whole gets what the method gives it, and so does everything else;

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from regaze.interventions.base import Intervention
-from regaze.interventions.controls.base import Variant
+from regaze.interventions.controls.base import InterventionVariant
 from regaze.interventions.controls.variants import with_behaviour
 from regaze.kernels import AttentionEdit
 from regaze.toolkit.model.callback import keeps_edits, plans_ahead
@@ -17,7 +17,7 @@ from regaze.toolkit.model.context import Context
 
 
 @dataclass(frozen=True)
-class UniformSink(Variant):
+class UniformSink(InterventionVariant):
     """The method with one sink for all rows that it gives any: the mean of theirs, in each sample and head.
 
     The softmax of these rows has as much beside the keys as under the method, on average. What a method loses

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
-from regaze.interventions.base import Intervention
+from regaze.interventions.base import Method
+
+M = TypeVar("M", bound=Method)
 
 
-def with_behaviour(method: Intervention, behaviour: type[Intervention], **attributes: Any) -> Intervention:
+def with_behaviour(method: M, behaviour: type[Method], **attributes: Any) -> M:
     """The method with what `behaviour` overrides; what that calls by `super()` is the method's own.
 
     Args:
         attributes: of the new instance, besides the method's parameters.
     """
     classes: Any = behaviour, type(method)
-    new: Intervention = object.__new__(_subclass(*classes))
+    new: M = object.__new__(_subclass(*classes))
     new.__dict__.update({**method.__dict__, **attributes})
     return new
 
 
 @cache
-def _subclass(behaviour: Any, cls: Any) -> type[Intervention]:
+def _subclass(behaviour: Any, cls: Any) -> type[Any]:
     return type(f"{behaviour.__name__.lstrip('_')}{cls.__name__}", (behaviour, cls), {})

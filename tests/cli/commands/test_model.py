@@ -69,6 +69,22 @@ def test_evaluate_plain_against_var(untrained, tmp_path):
     assert "Loading" not in result.stderr
 
 
+@pytest.mark.parametrize("method", ["marine", "halc"])
+def test_methods_with_a_detector_run_on_the_demo(method, tmp_path):
+    arguments = ["evaluate", "pope", "--model", "demo", "--split", "random", "--limit", "2", "--json"]
+    arguments += ["--method", method, "--output", str(tmp_path / "out")]
+    result = regaze(*arguments, "--set", "detector=demo")
+    assert result.exit_code == 0, result.stderr
+    results = json.loads(result.stdout)
+    assert results["methods"][method]["detector"] == "demo"
+    assert results["benchmarks"]["pope"]["methods"][method]["figures"]
+    for given, reason in (("somebody/none", "cannot load the detector 'somebody/none'"), ("none", "give")):
+        result = regaze(*arguments[:-1], str(tmp_path / given), "--set", f"detector={given}")
+        assert result.exit_code == 2
+        assert reason in result.stderr
+        assert "Traceback" not in result.stderr
+
+
 def test_a_method_that_cannot_work_on_the_model_says_so_in_one_line(untrained, tmp_path):
     arguments = ["evaluate", "pope", "--model", untrained, "--limit", "5", "--output", str(tmp_path / "out")]
     result = regaze(*arguments, "--method", "knockout", "--set", "heads=[[99, 0]]")

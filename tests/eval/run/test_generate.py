@@ -24,6 +24,8 @@ MORE = {
     "knockout": {"heads": ((0, 0), (3, 1))},
     "agla": {"relevance": leftmost},
     "degf": {"generator": painted, "description_tokens": 3},
+    "halc": {"detector": "demo"},
+    "marine": {"detector": "demo"},
     "ict": {"directions": ict_directions(DEMO)},
     "nullu": {"directions": nullu_directions(DEMO)},
     "vti": {"directions": vti_directions(DEMO)},

@@ -129,6 +129,8 @@ def everything():
         "var": {"sink_dimensions": (3, 7), "tau": 1.6},
         "agla": {"relevance": leftmost},
         "degf": {"generator": painted, "description_tokens": 3},
+        "halc": {"detector": "demo"},
+        "marine": {"detector": "demo"},
         "ict": {"directions": ict_directions(DEMO)},
         "nullu": {"directions": nullu_directions(DEMO)},
         "vti": {"directions": vti_directions(DEMO)},

@@ -104,7 +104,9 @@ def seeing_maps() -> str:
         return [estimate(curve[name]["area"]) for curve in (deletion, insertion)]
 
     rows = []
-    for name, map_ in sorted(study["maps"].items(), key=lambda entry: -entry[1]["hit"]["value"]):
+    maps = {**study["maps"], **study["phrases"]}  # phrases are not about the question whose answer is hidden
+    for name, map_ in sorted(maps.items(), key=lambda entry: -entry[1]["hit"]["value"]):
+        asked = "pearson" in map_
         rows.append(
             [
                 name,
@@ -112,8 +114,8 @@ def seeing_maps() -> str:
                 number(100 * map_["hit_shuffled"]["value"], 0),
                 estimate(map_["mass"], 0, 100),
                 number(100 * map_["hit_other"]["value"], 0),
-                "" if name == "occlusion" else estimate(map_["pearson"]),
-                *areas(name),
+                estimate(map_["pearson"]) if asked and name != "occlusion" else "",
+                *(areas(name) if asked else ["", ""]),
             ]
         )
     chance = [number(100 * study["chance"][name]["value"], 0) for name in ("hit", "mass", "hit_other")]

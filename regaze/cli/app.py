@@ -26,6 +26,7 @@ COMMANDS = {
     "score": "Score answers from a file; nothing is generated.",
     "benchmarks": "List the benchmarks, or download the questions of one.",
     "heatmap": "Draw where the model looked while it answered.",
+    "objects": "Find objects by where the model looks at their names.",
     "view": "Write an interactive page of where the model looked.",
     "heads": "Find the retrieval heads of a model.",
     "fit": "Fit the directions that a method needs on a model.",

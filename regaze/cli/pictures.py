@@ -1,4 +1,4 @@
-"""Images that commands read, and the heatmap they draw."""
+"""Images that commands read, and the pictures they draw."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from regaze import demo
-from regaze.errors import InputError
+from regaze.cli import console
+from regaze.errors import BadParameterError, InputError
 from regaze.interventions import Method
-from regaze.toolkit import Gaze, plot
+from regaze.toolkit import Gaze, analysis, plot
 from regaze.writing import make_folder, require_writable
 
 
@@ -74,3 +75,37 @@ def draw_heatmap(
     make_folder(output.parent)
     plot.heatmap(record, gaze.seen(image), token=token, layers=layers, heads=heads, path=output)
     return answer
+
+
+def draw_objects(
+    gaze: Gaze,
+    image: Path,
+    words: list[str] | None,
+    output: Path,
+    *,
+    segmenter: str | None = None,
+    maps: str = "flow",
+    **options: Any,
+) -> list[analysis.FoundObject]:
+    """Find objects (`analysis.find_objects`, with its options), and write the picture of them to `output`.
+
+    Args:
+        segmenter: name of a SAM on the hub, or a folder. maps: "flow", "relevance" or "rollout".
+
+    Raises:
+        BadParameterError: another map. ModelNotFoundError: there is no such segmenter.
+    """
+    known: dict[str, Any] = {
+        "flow": analysis.attention_flow,
+        "relevance": analysis.relevance,
+        "rollout": analysis.rollout,
+    }
+    if maps not in known:
+        raise BadParameterError(f"map {maps!r}: expected one of {', '.join(known)}")
+    if segmenter is not None:
+        with console.status(f"loading {segmenter}"):
+            options["segmenter"] = analysis.load_segmenter(segmenter, str(gaze.model.device))
+    found = analysis.find_objects(gaze, image, words, maps=known[maps], **options)
+    make_folder(output.parent)
+    plot.objects(found, image, path=output)
+    return found

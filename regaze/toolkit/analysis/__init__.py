@@ -42,6 +42,17 @@ from regaze.toolkit.analysis.lenses import LogitLens, logit_lens
 from regaze.toolkit.analysis.lookback import HeadSignals, Horizon, head_signals
 from regaze.toolkit.analysis.maps import cross_attention_maps, image_map
 from regaze.toolkit.analysis.massive_activations import MassiveActivations, massive_activations
+from regaze.toolkit.analysis.objects import (
+    FoundObject,
+    SamSegmenter,
+    Segment,
+    Segmenter,
+    find_objects,
+    load_segmenter,
+    main_region,
+    pixel_map,
+    prompt_points,
+)
 from regaze.toolkit.analysis.occlusion import ImageCells, TextTokens
 from regaze.toolkit.analysis.paired import PairedResult, difference, plain_and_edited
 from regaze.toolkit.analysis.phrases import PhraseEmbedding, PhraseMaps, optimise_phrase
@@ -64,6 +75,7 @@ __all__ = [
     "EncoderWindows",
     "Estimate",
     "Flow",
+    "FoundObject",
     "HeadEffects",
     "HeadRow",
     "HeadSignals",
@@ -79,6 +91,9 @@ __all__ = [
     "PhraseMaps",
     "Rhythm",
     "RoleFlow",
+    "SamSegmenter",
+    "Segment",
+    "Segmenter",
     "SinkStability",
     "SinkTokens",
     "SpectrogramPatches",
@@ -98,6 +113,7 @@ __all__ = [
     "cross_attention_maps",
     "difference",
     "estimate",
+    "find_objects",
     "greedy_answer",
     "head_effects",
     "head_signals",
@@ -106,7 +122,9 @@ __all__ = [
     "identifiability",
     "image_map",
     "key_importance",
+    "load_segmenter",
     "logit_lens",
+    "main_region",
     "mass_inside",
     "massive_activations",
     "middle_layers",
@@ -115,8 +133,10 @@ __all__ = [
     "pearson",
     "perturbation_curve",
     "perturbed_attention",
+    "pixel_map",
     "plain_and_edited",
     "points_inside",
+    "prompt_points",
     "random_mask_saliency",
     "random_roll",
     "ranked_heads",

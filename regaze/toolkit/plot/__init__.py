@@ -11,6 +11,7 @@ from regaze.toolkit.plot.estimates import forest_plot, pointing_game
 from regaze.toolkit.plot.heads import head_scores
 from regaze.toolkit.plot.lenses import lens_patches, lens_table
 from regaze.toolkit.plot.maps import answer_map, heatmap, maps, sink_map, token_layer_grid
+from regaze.toolkit.plot.objects import objects
 from regaze.toolkit.plot.roles import role_flow, role_masses
 from regaze.toolkit.plot.style import PALETTE, ROLE_COLOURS, style_and_save
 from regaze.toolkit.plot.tokens import cross_attention, token_matrix
@@ -26,6 +27,7 @@ __all__ = [
     "lens_patches",
     "lens_table",
     "maps",
+    "objects",
     "perturbation_curves",
     "pointing_game",
     "rhythm",

@@ -33,6 +33,7 @@ from .interventions import VCD as VCD
 from .interventions import VHR as VHR
 from .interventions import VISTA as VISTA
 from .interventions import VTI as VTI
+from .interventions import AttnReal as AttnReal
 from .interventions import AvisC as AvisC
 from .interventions import CausalMM as CausalMM
 from .interventions import DeCo as DeCo

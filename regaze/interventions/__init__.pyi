@@ -1,6 +1,7 @@
 from . import controls as controls
 from .adhh import ADHH as ADHH
 from .agla import AGLA as AGLA
+from .attnreal import AttnReal as AttnReal
 from .avisc import AvisC as AvisC
 from .base import Intervention as Intervention
 from .base import Method as Method

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import combinations
 
-_MOVE_MASS = ("adhh", "gift", "spin", "var")
+_MOVE_MASS = ("adhh", "attnreal", "gift", "spin", "var")
 _MAP_SCORES = ("cai", "hgai", "pai", "paint", "vaf")
 #: These edit every text row after the image; the others only the rows that predict the answer.
 _EDIT_QUESTION = ("vaf", "var")

@@ -46,7 +46,6 @@ GRAPHS = {
 ABSENT = (
     ("CCA", "Concentric position ids and mask: trained into a model, not applied to a trained one."),
     ("TAME", "Its released edit sharpens all scores by one factor, differently in prefill and decode."),
-    ("AttnReal", "No code and no threshold is published from which it could be rebuilt."),
     ("IKOD", "No code is published; how anchors and weights are chosen is not known."),
     ("MODA", "A trained replacement of the attention, which needs its weights."),
 )

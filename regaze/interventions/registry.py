@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 BUILT_IN: dict[str, str] = {
     "adhh": "regaze.interventions.adhh:ADHH",
     "agla": "regaze.interventions.agla:AGLA",
+    "attnreal": "regaze.interventions.attnreal:AttnReal",
     "avisc": "regaze.interventions.avisc:AvisC",
     "cai": "regaze.interventions.cai:CAI",
     "carve": "regaze.interventions.carve:CARVE",

@@ -3,7 +3,7 @@
 from regaze.kernels.attend import attend, attention_stats
 from regaze.kernels.backends import BACKENDS
 from regaze.kernels.bound import BoundEdit
-from regaze.kernels.channels import Channels
+from regaze.kernels.channels import Channels, Outstanding
 from regaze.kernels.compose import compose
 from regaze.kernels.head_source import HeadRule, HeadSource
 from regaze.kernels.placement import Placeable
@@ -18,6 +18,7 @@ __all__ = [
     "Channels",
     "HeadRule",
     "HeadSource",
+    "Outstanding",
     "Placeable",
     "Policy",
     "RowSelection",

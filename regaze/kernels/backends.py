@@ -14,7 +14,7 @@ from torch import Tensor
 from regaze.errors import BadParameterError
 from regaze.kernels.borrow import borrowing
 from regaze.kernels.reference import attend_reference, attention_stats_reference, column_sums_reference
-from regaze.kernels.spec import AttentionEdit, Stats
+from regaze.kernels.spec import AttentionEdit, Stats, StatsRequest
 from regaze.kernels.torch_backend import attend_torch, attention_stats_torch, column_sums_torch
 
 
@@ -37,8 +37,9 @@ def _backend(
 def _attend_triton(
     query: Tensor, key: Tensor, value: Tensor, edit: AttentionEdit, **options: Any
 ) -> tuple[Tensor, Stats | None]:
-    # The first needs the scores of all heads before those of any, the second plain beside edited weights.
-    if edit.head_mean_slope is not None or edit.spread is not None:
+    # The first needs the scores of all heads before those of any, the second plain beside edited weights, the
+    # third whole rows before their masses.
+    if edit.head_mean_slope is not None or edit.spread is not None or edit.has_outstanding:
         return attend_torch(query, key, value, edit, **options)
     from regaze.kernels.triton.launch import attend_triton  # Triton takes a while to import
 
@@ -46,6 +47,9 @@ def _attend_triton(
 
 
 def _attention_stats_triton(*args: Any, **kwargs: Any) -> Stats:
+    request: StatsRequest = args[2]
+    if request.channels is not None and request.channels.outstanding is not None:
+        return attention_stats_torch(*args, **kwargs)
     from regaze.kernels.triton.launch import attention_stats_triton
 
     return attention_stats_triton(*args, **kwargs)

@@ -44,6 +44,28 @@ class PaddedColumns:
             self._padded.narrow(-1, 0, self.named.shape[-1]).copy_(self.named)
 
 
+@dataclass(frozen=True)
+class Outstanding:
+    """Keys of a group that a row weighs far above its mean are in another group, in that row and head.
+
+    Attributes:
+        group: of which keys stand out. into: the group that these are in instead.
+        above: they weigh more than so many times the mean of the row's weights, those of 0 left out.
+    """
+
+    group: int
+    into: int
+    above: float
+
+    def __post_init__(self) -> None:
+        if self.group == self.into or self.group < 0 or self.into < 0:
+            raise BadParameterError(
+                f"outstanding keys go from one group into another, got {self.group} and {self.into}"
+            )
+        if not self.above >= 0:
+            raise BadParameterError(f"`above` is a multiple of the mean weight, at least 0; got {self.above}")
+
+
 @dataclass(frozen=True, eq=False)
 class Channels(Placeable):
     """Column weights u_k[j] >= 0, by which attention masses are summed: one-hot groups, then free weights.
@@ -52,14 +74,16 @@ class Channels(Placeable):
         groups: [B or 1, n] uint8 group of each key, below `num_groups`; later keys are in group 0.
         num_groups: number G of groups.
         weights: [C, B or 1, n] float, further channels; 0 for later keys.
+        outstanding: keys whose group depends on the row's weights.
     """
 
     groups: Tensor | None = None
     num_groups: int = 0
     weights: Tensor | None = None
+    outstanding: Outstanding | None = None
 
     def __post_init__(self) -> None:
-        groups, weights = self.groups, self.weights
+        groups, weights, out = self.groups, self.weights, self.outstanding
         if groups is None and weights is None:
             raise BadParameterError("Channels needs groups, weights or both")
         if groups is not None:
@@ -70,6 +94,11 @@ class Channels(Placeable):
             raise ShapeError(
                 f"groups cover [B, n] = {list(groups.shape)} but weights {list(weights.shape[1:])}: "
                 "use the same keys for both"
+            )
+        if out is not None and (groups is None or max(out.group, out.into) >= self.num_groups):
+            raise BadParameterError(
+                f"outstanding keys go from group {out.group} into {out.into}, but there are "
+                f"{0 if groups is None else self.num_groups} groups"
             )
 
     def _check_groups(self, groups: Tensor) -> None:
@@ -136,7 +165,33 @@ class Channels(Placeable):
         batch, heads, rows, length = weights.shape
         u = self._upto(length, batch, weights.dtype)
         masses = torch.bmm(weights.reshape(batch, heads * rows, length), u.mT)
-        return masses.view(batch, heads, rows, self.count)
+        masses = masses.view(batch, heads, rows, self.count)
+        if (out := self.outstanding) is None:
+            return masses
+        stands_out, group = self._standing_out(weights, u), u[:, None, None, out.group]
+        rest = (weights.masked_fill(stands_out, 0.0) * group).sum(-1)
+        more = masses[..., out.into] + weights.masked_fill(~stands_out, 0.0).sum(-1)
+        parts = list(masses.unbind(-1))
+        parts[out.group], parts[out.into] = rest, more
+        return torch.stack(parts, -1)
+
+    def reweighted(self, weights: Tensor, coefficients: Tensor) -> Tensor:
+        """Rows [B, Hq, R, Lk] times the factors of their keys, from coefficients [B, Hq, R, K]."""
+        batch, _, _, length = weights.shape
+        edited = weights * self.per_key(coefficients, length)
+        if (out := self.outstanding) is None:
+            return edited
+        stands_out = self._standing_out(weights, self._upto(length, batch, weights.dtype))
+        more = coefficients[..., out.into] - coefficients[..., out.group]
+        return torch.where(stands_out, edited + weights * more[..., None], edited)
+
+    def _standing_out(self, weights: Tensor, u: Tensor) -> Tensor:
+        """[B, Hq, R, Lk] bool, the outstanding keys of rows; u [B, K, Lk]."""
+        assert self.outstanding is not None
+        count = (weights > 0).sum(-1, keepdim=True).clamp_min(1)
+        mean = weights.sum(-1, keepdim=True) / count
+        in_group = u[:, None, None, self.outstanding.group] > 0
+        return (weights > self.outstanding.above * mean) & in_group
 
     def per_key(self, coefficients: Tensor, length: int) -> Tensor:
         """Factor of each key, sum_k coef_k u_k[j]: [B, Hq, R, K] -> [B, Hq, R, length]."""

@@ -50,7 +50,7 @@ def attend_reference(
     final = weights
     if edit.policy is not None and edit.channels is not None:
         coefficients = coefficients_of(edit.policy, edit.channels.masses(weights))  # [B, Hq, Lq, K]
-        final = final * edit.channels.per_key(coefficients, keys)
+        final = edit.channels.reweighted(final, coefficients)
     if edit.value_gain is not None:
         final = final * edit.columns("value_gain", keys)[:, :, None].to(exact)
     if edit.spread is not None:

@@ -53,6 +53,7 @@ def _channels(channels: Channels, first: int) -> Channels:
         groups=None if groups is None else groups[:, first:],
         num_groups=channels.num_groups,
         weights=None if weights is None else weights[..., first:],
+        outstanding=channels.outstanding,
     )
 
 

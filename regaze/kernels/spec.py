@@ -310,6 +310,12 @@ class AttentionEdit(Placeable):
         return not added and not self.edits_rows and not self.edits_mask
 
     @cached_property
+    def has_outstanding(self) -> bool:
+        """Whether the group of a key depends on its weight, for the policy or the request."""
+        requested = None if self.stats is None else self.stats.channels
+        return any(c is not None and c.outstanding is not None for c in (self.channels, requested))
+
+    @cached_property
     def with_own_maps(self) -> AttentionEdit:
         """The same edit without `head_source`."""
         return self.replace(head_source=None)

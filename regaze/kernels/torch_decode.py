@@ -73,7 +73,7 @@ def _row_edit(edit: AttentionEdit) -> _RowEdit:
 def _folded(edit: AttentionEdit) -> _Fold | None:
     """The policy of an edit multiplied into its channels; None where it cannot be."""
     policy, channels = edit.policy, edit.channels
-    if policy is None or channels is None or not offers(policy, "fold"):
+    if policy is None or channels is None or not offers(policy, "fold") or channels.outstanding is not None:
         return None
     with torch.inference_mode(False):  # stored with the edit, for later calls
         return cast(FoldedPolicy, policy).fold(channels)
@@ -216,6 +216,7 @@ def _is_small(query: Tensor, key: Tensor, request: StatsRequest, mask: Tensor | 
         and not torch.is_grad_enabled()
         and (mask is None or (mask.dtype == torch.bool and mask.shape[1] == 1))
         and request.channels is not None
+        and request.channels.outstanding is None
         and request.channels.count <= query.shape[3]
     )
 

@@ -124,7 +124,7 @@ def reweighted(
         final = fold(weights.flatten(1, 2)).view_as(weights)
     elif edit.policy is not None and edit.channels is not None:
         coefficients = coefficients_of(edit.policy, edit.channels.masses(weights))
-        final = weights * edit.channels.per_key(coefficients, keys)
+        final = edit.channels.reweighted(weights, coefficients)
     if edit.value_gain is not None:
         final = final * edit.columns("value_gain", keys)[:, :, None].to(final.dtype)
     if edit.spread is not None:

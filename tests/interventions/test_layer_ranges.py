@@ -11,7 +11,7 @@ from models import logits_of
 from zoo.every import VISION
 
 from regaze.errors import BadParameterError, UnsupportedModelError
-from regaze.interventions import ADHH, EAH, GIFT, HGAI, PAI, SPARC, SPIN, VAF, VHR, CausalMM
+from regaze.interventions import ADHH, EAH, GIFT, HGAI, PAI, SPARC, SPIN, VAF, VHR, AttnReal, CausalMM
 from regaze.interventions.base import Method
 from regaze.interventions.layer_ranges import LayerRange, resolve_range, scaled_range
 
@@ -71,6 +71,7 @@ BY_LAYERS = {
     "sparc": lambda layers: SPARC(layers=layers, selected_layer=2),
     "sparc-selected": lambda layers: SPARC(layers=(0, 3), selected_layer=layers[1]),
     "spin": lambda layers: SPIN(layers=layers, kept=0.5),
+    "attnreal": lambda layers: AttnReal(layers=layers, above=1.0, rho=0.0),
     "eah": lambda layers: EAH(layers=layers),
     "vhr": lambda layers: VHR(layers=layers, alpha=3.0),
     "causalmm": lambda layers: CausalMM(layers=layers),

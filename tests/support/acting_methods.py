@@ -27,6 +27,7 @@ def brighter_below(image: Any, text: str) -> tuple[Tensor, float]:
 PARAMETERS: dict[str, dict[str, Any]] = {
     "adhh": {"heads": HEADS, "threshold": 0.1},
     "agla": {"relevance": brighter_below},
+    "attnreal": {"above": 1.0, "rho": 0.0},
     "cai": {"layers": (4, 5)},
     "carve": {"layers": (2, 4)},
     "degf": {"generator": painted, "description_tokens": 3},

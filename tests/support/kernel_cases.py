@@ -16,6 +16,7 @@ from regaze.kernels import (
     AttentionEdit,
     Channels,
     HeadSource,
+    Outstanding,
     Placeable,
     RowSelection,
     Scale,
@@ -131,6 +132,11 @@ def _reweighed(weights, edit, b, h, at, policy):
     channels = edit.channels
     if channels is not None:
         u = {j: channel_weights(channels, b, j) for j in weights}
+        if (out := channels.outstanding) is not None:
+            mean = sum(weights.values()) / max(1, sum(a > 0 for a in weights.values()))
+            for j, a in weights.items():
+                if u[j][out.group] and a > out.above * mean:
+                    u[j][out.group], u[j][out.into] = 0.0, 1.0
         masses = [sum(a * u[j][c] for j, a in weights.items()) for c in range(channels.count)]
         coefficients = policy(masses)
         factor = {j: sum(f * x for f, x in zip(coefficients, u[j], strict=True)) for j in weights}
@@ -403,7 +409,8 @@ def make_edit(
         groups = torch.randint(0, 4, (batch, named), generator=g, dtype=torch.uint8)
         # No fraction of few keys: equal weights (a head whose scores are scaled by 0) would tie.
         share, mass = (0.4142, 0.2071) if thresholds else (0.0, 0.0)
-        parts["channels"] = Channels(groups, 4)
+        out = Outstanding(1, 2, 1.0317) if "outstanding" in used else None
+        parts["channels"] = Channels(groups, 4, outstanding=out)
         parts["policy"] = MoveMass(4, (1, 2), (3,), (2, 3), 0.6, share, mass)
         if "scale" in used:
             parts["policy"] = Scale((1.0, 0.0, 2.0, 0.5), renormalise="move_mass" in used)

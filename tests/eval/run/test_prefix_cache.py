@@ -150,6 +150,7 @@ def test_every_method_answers_the_same_with_and_without_sharing(gaze, requests, 
 
 LATE = {
     "adhh": registry.create_method("adhh", threshold=0.05),
+    "attnreal": registry.create_method("attnreal", above=1.0, rho=0.0),
     "deco": registry.create_method("deco", alpha=2.0),
     "dola": registry.create_method("dola"),
     "flb": registry.create_method("flb", gamma=1.5, decay=0.5),

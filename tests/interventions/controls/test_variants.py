@@ -34,6 +34,7 @@ from regaze.interventions import (
     VHR,
     VISTA,
     VTI,
+    AttnReal,
     FarSight,
     HeadKnockout,
     MemVR,
@@ -60,6 +61,7 @@ BOOSTS = (
     PAINT(),
     GIFT(),
     small_var(),
+    AttnReal(above=1.0, rho=0.1),
 )
 HEADED = (ADHH(heads=((0, 1), (1, 3), (1, 4)), threshold=0.1), HeadKnockout(heads=((0, 1), (1, 3), (1, 4))))
 VARIANTS = (

@@ -5,7 +5,8 @@
 Two models: the demo model, and a random LLaVA of hidden size 1,024 with 16 layers. In each round every way
 generates once one token and once all of them, in an order drawn anew; the difference over the number of
 tokens is the cost of a token, the first the cost of the prompt. A ratio is the median over rounds of a way
-against plain in the same round, with its quartiles.
+against plain in the same round, with its quartiles. The operations of a prompt are counted once: those of
+matrix products and attention, the same on every machine.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import torch
 from machine import machine
 from rich.console import Console
 from rich.table import Table
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 import regaze
@@ -134,6 +136,7 @@ def measure(
             first[way].append(short)
             token[way].append((whole - short) / (case.new - 1))
     rows = []
+    operations = {way: _operations(run) for way, run in ways.items()}
     for way in ways:
         row: dict[str, Any] = {"case": case.name, "way": way, "batch": case.batch, "rounds": len(first[way])}
         row["ms_per_token"] = round(1e3 * statistics.median(token[way]), 3)
@@ -143,8 +146,15 @@ def measure(
             )
             row[f"{what}_ratio"] = round(middle, 3)
             row[f"{what}_quartiles"] = [round(low, 3), round(high, 3)]
+        row["prompt_operations_ratio"] = round(operations[way] / operations["plain"], 3)
         rows.append(row)
     return rows
+
+
+def _operations(way: Callable[[int], None]) -> int:
+    with FlopCounterMode(display=False) as counter:
+        way(1)
+    return counter.get_total_flops()
 
 
 def _seconds(way: Callable[[int], None], new: int) -> float:
@@ -176,12 +186,15 @@ def main() -> None:
     with console.status("") as status:
         for case in cases:
             rows += measure(case, budget, only, status.update)
-    table = Table("case", "way", "ms/token", "x plain (quartiles)", "prompt, x plain", title="methods")
+    table = Table(
+        "case", "way", "ms/token", "x plain (quartiles)", "prompt, x plain", "its operations", title="methods"
+    )
     for row in rows:
         low, high = row["token_quartiles"]
         ratio = f"{row['token_ratio']:.2f} ({low:.2f}-{high:.2f})"
         table.add_row(
-            row["case"], row["way"], f"{row['ms_per_token']:.2f}", ratio, f"{row['prompt_ratio']:.2f}"
+            *(row["case"], row["way"], f"{row['ms_per_token']:.2f}", ratio),
+            *(f"{row[name]:.2f}" for name in ("prompt_ratio", "prompt_operations_ratio")),
         )
     Console().print(table)
     if options.output:

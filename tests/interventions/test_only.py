@@ -20,7 +20,7 @@ from decoding_checks import (
     inputs_of,
 )
 from models import logits_of, picture, tiny_llava
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig
 
 import regaze
 from regaze import TokenMap
@@ -269,6 +269,28 @@ def test_a_row_that_runs_again_is_the_last_one(model, gaze):
         with gaze.using(method), torch.no_grad():
             model(**inputs)
     torch.testing.assert_close(again.pairs[0][1], seen.pairs[0][1], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("window", [None, 7, 14])
+def test_a_window_that_has_left_keys_behind(window):
+    """Steps over a sliding cache are rows of one forward, whose mask hides the keys before the window."""
+    sizes = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 1, "hidden_size": 32}
+    config = MistralConfig(
+        **sizes, intermediate_size=48, vocab_size=60, sliding_window=window, initializer_range=0.3
+    )
+    torch.manual_seed(0)
+    model, seen = AutoModelForCausalLM.from_config(config).eval(), Seen()
+    roles = torch.tensor([[Role.SYSTEM] * 4 + [Role.IMAGE] * 6 + [Role.QUERY] * 8])
+    ids = torch.randint(5, 60, (1, 18), generator=torch.Generator().manual_seed(1))
+    tokens = TokenMap.from_roles(roles)
+    options = {"max_new_tokens": 5, "do_sample": False, "eos_token_id": None}
+    with regaze.wrap(model).using(seen, tokens=tokens):
+        answer = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **options)
+    steps = torch.stack([second[:, -1] for _, second in seen.pairs], 1)
+    roles = torch.cat([roles, torch.full((1, 4), int(Role.OUTPUT))], 1)
+    with regaze.wrap(model).using(seen, tokens=TokenMap.from_roles(roles)), torch.no_grad():
+        model(input_ids=answer[:, :-1], attention_mask=torch.ones_like(answer[:, :-1]))
+    torch.testing.assert_close(seen.pairs[-1][1][:, -5:], steps, rtol=0, atol=1e-4)
 
 
 def test_its_controls():

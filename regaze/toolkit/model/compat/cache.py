@@ -132,7 +132,8 @@ def is_fresh(cache: Any, number: int) -> bool:
     """Whether a layer of a cache has no rows yet, and `map_rows` can change those it gets; or no cache."""
     if cache is None:
         return True
-    held = cache.layers[number] if number < len(cache.layers) else None
+    layers = getattr(cache, "layers", ())
+    held = layers[number] if number < len(layers) else None
     kind = getattr(cache, "layer_class_to_replicate", None) if held is None else type(held)
     return kind in _OF_ROWS and (held is None or not held.is_initialized)
 

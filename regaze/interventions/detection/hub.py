@@ -14,6 +14,8 @@ from regaze.interventions.detection.detections import Detections
 
 #: What ends a text in the prompt of Grounding DINO.
 _STOP = "."
+#: The name of gaps in COCO's numbers of classes.
+_NOTHING = "N/A"
 
 
 class HubDetector:
@@ -76,7 +78,11 @@ class HubDetector:
         labels = [_class_name(self.model.config, int(number)) for number in found["labels"]]
         wanted = None if texts is None else {text.strip().casefold() for text in texts}
         return _detections(found["boxes"], labels, found["scores"]).chosen(
-            [i for i, label in enumerate(labels) if wanted is None or label.casefold() in wanted]
+            [
+                i
+                for i, label in enumerate(labels)
+                if label != _NOTHING and (wanted is None or label.casefold() in wanted)
+            ]
         )
 
     def _open(self, image: Image.Image, texts: Sequence[str] | None) -> Detections:
@@ -88,6 +94,7 @@ class HubDetector:
             )
         inputs = self.processor(images=[image], text=[texts], return_tensors="pt", padding=True)
         inputs = inputs.to(self.model.device)
+        self._check_length(inputs["input_ids"].shape[-1], len(texts))
         outputs = self.model(**inputs)
         (found,) = self.processor.post_process_grounded_object_detection(
             outputs, threshold=-1.0, target_sizes=[(image.height, image.width)]
@@ -97,6 +104,14 @@ class HubDetector:
         else:  # Grounding DINO: a logit per token of "a dog. a cat."
             numbers = _text_of_token(self.processor.tokenizer, inputs["input_ids"][0], outputs.logits[0])
         return _detections(found["boxes"], [texts[number] for number in numbers.tolist()], found["scores"])
+
+    def _check_length(self, tokens: int, texts: int) -> None:
+        limit = getattr(self.model.config, "max_text_len", tokens)  # the model would cut the rest
+        if tokens > limit:
+            raise InputError(
+                f"{type(self.model).__name__} reads {limit} tokens at once, but the {texts} names to look "
+                f"for are {tokens}; give fewer"
+            )
 
 
 def _text_of_token(tokenizer: Any, ids: Tensor, logits: Tensor) -> Tensor:
@@ -118,5 +133,5 @@ def _class_name(config: Any, number: int) -> str:
 
 
 def _class_names(config: Any) -> tuple[str, ...]:
-    """The classes that stand for something; gaps in COCO's numbers are "N/A"."""
-    return tuple(dict.fromkeys(name for name in config.id2label.values() if name != "N/A"))
+    """The classes that stand for something."""
+    return tuple(dict.fromkeys(name for name in config.id2label.values() if name != _NOTHING))

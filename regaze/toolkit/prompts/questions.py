@@ -37,16 +37,28 @@ def with_question(
     start, stop = places[0], places[-1] + 1
     if stop - start != len(places):
         raise InputError("the question is not in one piece, so that another cannot take its place")
-    prompt, tokens = rendered_tokens(reader, question, sample.images)
-    new = [token for token, (first, last) in tokens if first < prompt.span[1] and last > prompt.span[0]]
+    own = question_text(ids, sample, reader)
+    old, new = (_around_question(*rendered_tokens(reader, text, sample.images)) for text in (own, question))
+    # A space before or after a question may be a token by itself, or a part of the question's.
+    before, after = _common(old[0], new[0]), _common(old[2][::-1], new[2][::-1])
+    lead, trail = old[0][before:], old[2][: len(old[2]) - after]
+    if list(ids[start - len(lead) : stop + len(trail)]) != [*lead, *old[1], *trail]:
+        before, after, lead, trail = len(new[0]), len(new[2]), [], []  # our template did not write it
+    start, stop = start - len(lead), stop + len(trail)
+    first, last = new[0][before:], new[2][: len(new[2]) - after]
+    inserted = [*first, *new[1], *last]
+    roles = (
+        *([sample.roles[start - 1]] * len(first)),
+        *([int(Role.QUERY)] * len(new[1])),
+        *([sample.roles[stop]] * len(last) if last else ()),
+    )
 
-    def splice(values: Sequence[int], inserted: Sequence[int]) -> tuple[int, ...]:
-        return (*values[:start], *inserted, *values[stop:])
+    def splice(values: Sequence[int], new: Sequence[int]) -> tuple[int, ...]:
+        return (*values[:start], *new, *values[stop:])
 
-    nowhere = [-1] * len(new)
-    roles = splice(sample.roles, [int(Role.QUERY)] * len(new))
+    nowhere = [-1] * len(inserted)
     placed = splice(sample.view, nowhere), splice(sample.cell, nowhere)
-    return list(splice(ids, new)), PromptTokens(roles, *placed, sample.views)
+    return list(splice(ids, inserted)), PromptTokens(splice(sample.roles, roles), *placed, sample.views)
 
 
 def rendered_tokens(
@@ -58,6 +70,21 @@ def rendered_tokens(
         prompt.text, return_offsets_mapping=True, add_special_tokens=reader.adds_special_tokens(prompt.text)
     )
     return prompt, list(zip(encoded["input_ids"], encoded["offset_mapping"], strict=True))
+
+
+def _around_question(prompt: Prompt, tokens: Sequence[PlacedToken]) -> tuple[list[int], list[int], list[int]]:
+    """The ids before the question, those of the question, and those after it."""
+    start, stop = prompt.span
+    before = [token for token, (_, end) in tokens if end <= start]
+    after = [token for token, (first, _) in tokens[len(before) :] if first >= stop]
+    ids = [token for token, _ in tokens]
+    return before, ids[len(before) : len(ids) - len(after)], after
+
+
+def _common(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many of the first ids are the same in both."""
+    pairs = zip(a, b, strict=False)
+    return next((number for number, (x, y) in enumerate(pairs) if x != y), min(len(a), len(b)))
 
 
 def _places(sample: PromptTokens) -> list[int]:

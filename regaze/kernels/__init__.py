@@ -6,6 +6,7 @@ from regaze.kernels.bound import BoundEdit
 from regaze.kernels.channels import Channels, Outstanding
 from regaze.kernels.compose import compose
 from regaze.kernels.head_source import HeadRule, HeadSource
+from regaze.kernels.kept_tokens import KeptTokens, LeavingTokens, Numbering
 from regaze.kernels.placement import Placeable
 from regaze.kernels.policies import Policy, Scale, TritonPart, pad_channels
 from regaze.kernels.spec import AttentionEdit, RowSelection, Stats, StatsRequest, UnmaskRect, Windows
@@ -18,6 +19,9 @@ __all__ = [
     "Channels",
     "HeadRule",
     "HeadSource",
+    "KeptTokens",
+    "LeavingTokens",
+    "Numbering",
     "Outstanding",
     "Placeable",
     "Policy",

@@ -18,7 +18,7 @@ from regaze.kernels import AttentionEdit
 from regaze.kernels.sliding_cache import shift_edit
 from regaze.toolkit.model import compat
 from regaze.toolkit.model.attention_call import AttentionCall
-from regaze.toolkit.model.context import Context
+from regaze.toolkit.model.context import Context, LookedAhead
 from regaze.toolkit.model.plans import AttentionDispatcher
 
 #: Where an attention module keeps its `Attachment` while a block is open.
@@ -79,6 +79,12 @@ def regaze_attention(
     if attached is None:
         return compat.plain_attention(None, module, query, key, value, attention_mask, **options)
     dispatcher, site, _ = attached
+    if site is not None and (context := dispatcher.context) is not None:
+        if context.kept_tokens is not None:
+            attention_mask = dispatcher.mask(site, attention_mask, query, key.shape[2])
+        if context.asked_ahead is not None:
+            call = _call(module, site, attention_mask, is_causal, kwargs)
+            raise LookedAhead(dispatcher.ahead(site, context.asked_ahead, query, key, scaling, call))
     plan = None if site is None else dispatcher.plan(site, key.shape[2], query.device)
     if site is None or (plan is None and not dispatcher.watched):
         return dispatcher.plain(module, query, key, value, attention_mask, **options)
@@ -87,18 +93,15 @@ def regaze_attention(
         plain = dispatcher.plain(module, query, key, value, attention_mask, **options)
     ran, parts = query.shape[0], (query, key, value, attention_mask, plain)
     query, key, value, attention_mask, plain = _all_rows(dispatcher.context, *parts)
-    softcap, sinks = kwargs.get("softcap"), kwargs.get("s_aux")
-    if dropout or softcap is not None or sinks is not None or rare:
+    call = _call(module, site, attention_mask, is_causal, kwargs)
+    if dropout or call["softcap"] is not None or call["sinks"] is not None or rare:
         _refuse_unsupported(module, dispatcher.previous, options)
     queries, keys = query.shape[2], key.shape[2]
     first = dispatcher.first_key(site, queries, keys)
-    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    causal = causal and not site.cross
-    if attention_mask is None and causal and queries > 1:
+    if attention_mask is None and call["is_causal"] and queries > 1:
         # transformers omits the mask only where row i sits at key i; a static cache has empty keys after it.
         key, value = key[:, :, :queries], value[:, :, :queries]
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    call = {"mask": attention_mask, "is_causal": causal, "softcap": softcap, "sinks": sinks}
     if plain is None:
         assert plan is not None
         edited, stats = plan.edit.attend(query, key, value, scaling, first, **call)
@@ -116,6 +119,8 @@ def regaze_attention(
         if dispatcher.wants_weights and weights is None:
             weights = F.pad(rows := shown.weights(slice(0, queries)), (0, keys - rows.shape[-1]))
             weights = weights.to(query.dtype)
+        if weights is not None and (numbering := dispatcher.numbering(site, query.device)) is not None:
+            weights = numbering.weights(weights)
     return out if ran == len(out) else out[:ran], weights
 
 
@@ -134,6 +139,23 @@ def _all_rows(
         plain = context.all_rows(plain[0]), None if plain[1] is None else context.all_rows(plain[1])
     query, key, value = (context.all_rows(part) for part in (query, key, value))
     return query, key, value, mask, plain
+
+
+def _call(
+    module: nn.Module,
+    site: compat.AttentionSite,
+    mask: Tensor | None,
+    is_causal: bool | None,
+    options: dict[str, Any],
+) -> dict[str, Any]:
+    """What `attend` and `attention_stats` take beside tensors."""
+    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    return {
+        "mask": mask,
+        "is_causal": causal and not site.cross,
+        "softcap": options.get("softcap"),
+        "sinks": options.get("s_aux"),
+    }
 
 
 def _refuse_unsupported(module: nn.Module, previous: str, options: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from regaze.kernels import AttentionEdit, Stats
+from regaze.kernels import AttentionEdit, LeavingTokens, Stats
 from regaze.toolkit.model.attention_call import AttentionCall
 from regaze.toolkit.model.context import Context
 from regaze.toolkit.model.logits import LogitsCombination
@@ -105,6 +105,15 @@ class Callback:
 
     def on_attention(self, layer: int, call: AttentionCall, context: Context) -> None:
         """A call of this layer's self-attention, right after it ran."""
+
+    def leaving(self, layer: int, context: Context) -> LeavingTokens | None:
+        """Tokens of the prompt that leave it before `layer`, which is the second one or later.
+
+        Called while the prompt's forward runs, when `layer` is about to. From there on hidden states, and
+        the layers' caches, are without these tokens; positions, roles, edits and statistics keep the numbers
+        of the prompt. Hidden states that are read in later layers, and logits, are 0 at these tokens.
+        """
+        return None
 
     def edit_mlp(self, layer: int, hidden: Tensor, context: Context) -> Tensor:
         """The edited output [B, Lq, D] of the MLP of `layer`."""

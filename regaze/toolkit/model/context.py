@@ -11,11 +11,20 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from regaze.errors import InputError
+from regaze.kernels import KeptTokens, LeavingTokens, Numbering, Stats, StatsRequest
 from regaze.toolkit.model import compat
 from regaze.toolkit.model.hidden_logits import LogitReader
 from regaze.toolkit.model.stack import MAIN, Stack
 from regaze.toolkit.prompts.prompt_reader import PromptReader
-from regaze.toolkit.prompts.token_map import TokenMap
+from regaze.toolkit.prompts.token_map import Role, TokenMap
+
+
+class LookedAhead(Exception):
+    """Ends a layer that runs for its statistics only, see `Context.look_ahead`."""
+
+    def __init__(self, stats: Stats):
+        super().__init__()
+        self.stats = stats
 
 
 class Context:
@@ -43,7 +52,10 @@ class Context:
         cross_keys: number of keys of the cross-attention layer that runs or ran last.
         captured_layers: layers whose input is kept in every forward, see `capture_hidden`. capturing: the
             names of the callbacks that want it.
+        kept_tokens: by layer, the tokens of the prompt that it has; None: all, in every layer.
         replay_requested: see `replay_last_row`.
+        look_ahead: `look_ahead(request)` gives statistics of the layer that is about to run; in `leaving`. It
+            costs the projections of its queries and keys. asked_ahead: the request, while it runs for that.
         extra_forward: `extra_forward(inputs, callback)` runs a forward without a cache, in which `callback`
             alone takes part, and returns the model's output. For `branches` and `prepare`; costs a prefill.
     """
@@ -74,12 +86,17 @@ class Context:
         self.cross_keys = 0
         self.encoder_tokens: TokenMap | Exception | None = None
         self.extra_forward: Callable[[Mapping[str, Any], Any], Any] = _no_model
+        self.look_ahead: Callable[[StatsRequest], Stats] = _no_layer
+        self.asked_ahead: StatsRequest | None = None
+        self.kept_tokens: tuple[KeptTokens | None, ...] | None = None
         self._tokens, self._reader = tokens, reader
         self._cross_tokens: TokenMap | None = None
         self._stack: Stack | None = None
         self._rope_deltas: Tensor | None = None  # of all contexts
         self.mlp_input: Tensor | None = None
         self._layer_input: tuple[int, Tensor] | None = None
+        self._gone: Tensor | None = None  # [batch, L], what has left the prompt, and padding
+        self._left: list[int] = []  # of the others in each sample
         self._captured: dict[int, Tensor] = {}
         self._logits: Tensor | None = None
         self._logit_reader: LogitReader | None = None
@@ -170,6 +187,9 @@ class Context:
         for state in self._row_states.values():
             for name, tensor in state.items():
                 state[name] = tensor.index_select(0, rows.to(tensor.device))
+        if self.kept_tokens is not None:
+            new = {kept: kept.reordered(rows) for kept in self.kept_tokens if kept is not None}
+            self.kept_tokens = tuple(None if kept is None else new[kept] for kept in self.kept_tokens)
 
     def on_rollback(self) -> None:
         """`generate` has dropped tokens from the cache that an assistant had proposed.
@@ -184,6 +204,46 @@ class Context:
                 "generate without an assistant model, early exit or prompt lookup"
             )
 
+    # Tokens that leave the prompt -----------------------------------------------------------------------
+
+    def remove(self, layer: int, leaving: LeavingTokens) -> None:
+        """From `layer` on, the prompt's hidden states and cache are without these tokens."""
+        before = None if self.kept_tokens is None else self.kept_tokens[layer]
+        pads = self.tokens.mask(Role.PAD)
+        if self._gone is None:
+            self._gone, self._left = pads.to(leaving.tokens.device), (~pads).sum(1).tolist()
+        self._gone = self._gone.to(leaving.tokens.device) | leaving.tokens
+        self._left = [have - count for have, count in zip(self._left, leaving.counts, strict=True)]
+        movable = (leaving.among | pads).any(0).nonzero()
+        settled = max(int(movable[-1]) + 1 if len(movable) else 0, 0 if before is None else before.settled)
+        if before is not None:
+            before = before.to(leaving.tokens.device)
+        kept = KeptTokens.without(self._gone, tuple(self._left), settled, before)
+        earlier = self.kept_tokens or (None,) * self.num_layers
+        self.kept_tokens = earlier[:layer] + (kept,) * (self.num_layers - layer)
+
+    def kept(self, layer: int, device: torch.device) -> KeptTokens | None:
+        """The tokens of the prompt that `layer` has; None: all."""
+        kept = None if self.kept_tokens is None else self.kept_tokens[layer]
+        return None if kept is None else kept.to(device)
+
+    def numbering(self, layer: int, device: torch.device) -> Numbering | None:
+        """How the forward that runs numbers its tokens in `layer`; None: as the prompt does."""
+        kept = self.kept(layer, device)
+        if kept is None:
+            return None
+        return kept.prompt if self.step == 0 else kept.answer
+
+    def whole(self, layer: int, hidden: Tensor) -> Tensor:
+        """[B, L, D] of hidden states in `layer`, of all the prompt's tokens: 0 for those that have left."""
+        kept = self.kept(layer, hidden.device) if self.step == 0 else None
+        return hidden if kept is None else kept.expand(hidden)
+
+    def without_leavers(self, layer: int, hidden: Tensor) -> Tensor:
+        """The inverse of `whole`."""
+        kept = self.kept(layer, hidden.device) if self.step == 0 else None
+        return hidden if kept is None else kept.select(hidden)
+
     # The forward --------------------------------------------------------------------------------------
 
     def hidden_states(self, layer: int) -> Tensor:
@@ -194,7 +254,8 @@ class Context:
         """
         if self._layer_input is None or self._layer_input[0] != layer:
             raise InputError(f"the input of layer {layer} is available only at prefill while that layer runs")
-        return self._layer_input[1].to(self.device)  # accelerate moves it after our hook has run
+        hidden = self.whole(*self._layer_input)
+        return hidden.to(self.device)  # accelerate moves it after our hook has run
 
     def set_layer_input(self, layer: int, hidden: Tensor) -> None:
         """`hidden` [batch, L, D] is about to enter `layer`."""
@@ -221,6 +282,8 @@ class Context:
 
     def store_captured(self, layer: int, hidden: Tensor) -> None:
         """`hidden` [batch, Lq, D] enters `layer`, one of `captured_layers`."""
+        if layer < self.num_layers:  # where they leave the last layer, all are there
+            hidden = self.whole(layer, hidden)
         if self.replaying and layer in self._captured:  # not in an adopted prompt
             hidden = torch.cat([self._captured[layer][:, :-1], hidden], 1)
         self._captured[layer] = hidden
@@ -344,6 +407,10 @@ class Context:
 
 def _no_model(inputs: Mapping[str, Any], callback: object) -> Any:
     raise InputError("this context belongs to no model")
+
+
+def _no_layer(request: StatsRequest) -> Stats:
+    raise InputError("statistics of a layer that is about to run exist only in `leaving`")
 
 
 def _shape(inputs: Mapping[str, Any], tokens: TokenMap | Exception) -> tuple[int, int, torch.device]:

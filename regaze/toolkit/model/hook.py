@@ -32,6 +32,7 @@ from regaze.toolkit.model.plans import AttentionDispatcher, refuse_copy
 from regaze.toolkit.model.prompt_source import PromptSource
 from regaze.toolkit.model.session import Session
 from regaze.toolkit.model.stack import Branch, Stack
+from regaze.toolkit.model.token_removal import with_all_tokens
 
 #: Where a model keeps its hook.
 _HOOK = "_regaze_hook"
@@ -195,8 +196,10 @@ class ModelHook:
             attached = module.__dict__.get(SLOT)
             if attached is not None and attached.dispatcher is self._attention:  # parts may be wrapped, too
                 detach(module)
-        for cache in list(self._contexts):
+        for cache, (context, _) in list(self._contexts.items()):
             compat.unfollow_cache(cache)
+            if context.kept_tokens is not None:
+                compat.spend_cache(cache)
         compat.set_attention(self._model, self._attention.previous)
         self._installed = False
         self._model.__dict__.pop(_HOOK, None)
@@ -227,6 +230,11 @@ class ModelHook:
         """What is left of caches with several contexts is what the plain model would have filled."""
         for cache, (context, sessions) in list(self._contexts.items()):
             if session in sessions and context.has_branches:
+                if context.kept_tokens is not None:
+                    compat.unfollow_cache(cache)
+                    compat.spend_cache(cache)
+                    self._contexts.pop(cache, None)
+                    continue
                 if cache not in self._users_parts:  # made once: an interrupt may come between the changes
                     self._users_parts[cache] = compat.users_part(
                         cache, context.user_batch, context.hidden_columns
@@ -431,6 +439,7 @@ class ModelHook:
         if output is None:
             return None
         cache = compat.cache_of(output)
+        with_all_tokens(output, context)
         if context.step:
             compat.note_length(cache, context.cache_length + context.fed)
         if context.replaying:  # an adopted prompt is complete now

@@ -20,6 +20,7 @@ from regaze.toolkit.model.callback import overrides
 from regaze.toolkit.model.context import Context
 from regaze.toolkit.model.own_thread import OwnThread
 from regaze.toolkit.model.shared_layer import SharedLayer, complete_rows
+from regaze.toolkit.model.token_removal import TokenRemoval
 from regaze.toolkit.model.vision import tower_mlps
 
 #: Methods of a callback that edit what a part of a layer gives, and what they do.
@@ -55,9 +56,13 @@ class LayerHooks:
             return ""
         readers = [] if context.step else [p for p in context.callbacks if p.needs_hidden_states]
         gain = None if context.step else context.embedding_gain()
+        removers = [] if context.step else [p for p in context.callbacks if overrides(p, "leaving")]
+        removers = [p for p in removers if "leaving" not in p.inactive]
         numbers = range(-1, -1 if context.step else context.num_layers)
         shared = [number for number in numbers if context.rows_in(number) < context.batch]
-        self._kind = _described(readers, editors, context, gain is not None, bool(shared))
+        self._kind = _described(readers, editors, removers, context, gain is not None, bool(shared))
+        if removers:  # first: the others see what the layers are given
+            self._remove_tokens(removers, context)
         if readers:
             for number, layer in enumerate(compat.decoder_layers(self.model)):
                 self._before(layer, _set_input(context, number, self._width))
@@ -82,6 +87,13 @@ class LayerHooks:
             self._before(layer, hooks.before)
             self._after(layer, hooks.after)
         return self._kind
+
+    def _remove_tokens(self, callbacks: list[Any], context: Context) -> None:
+        layers = compat.decoder_layers(self.model)[: context.num_layers]
+        removal = TokenRemoval(context, callbacks)
+        for number, layer in enumerate(layers[1:], 1):
+            self._before(layer, removal.before(number))
+        self._after(layers[-1], removal.after)
 
     def stop(self) -> None:
         """Remove the hooks."""
@@ -159,10 +171,15 @@ def _decoder_mlps(model: PreTrainedModel) -> list[nn.Module]:
 
 
 def _described(
-    readers: list[Any], editors: _Editors, context: Context, embeddings: bool, shared: bool
+    readers: list[Any],
+    editors: _Editors,
+    removers: list[Any],
+    context: Context,
+    embeddings: bool,
+    shared: bool,
 ) -> str:
     """What the hooks of a forward are for, by the names of the callbacks."""
-    kinds = {"reads the inputs of layers": readers}
+    kinds = {"reads the inputs of layers": readers, "removes tokens between layers": removers}
     kinds |= {_EDITS[kind]: [callback] for kind, callback in editors.items()}
     said = [f"{', '.join(type(p).__name__ for p in who)} {what}" for what, who in kinds.items() if who]
     if context.captured_layers:
@@ -204,10 +221,12 @@ def _edit_output(
     edit: Callable[[int, Tensor, Context], Tensor], number: int, context: Context
 ) -> Callable[..., Any]:
     def edited(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        context.mlp_input = args[0] if args else None
-        if isinstance(output, tuple):  # experts give their router's choice, too
-            return (edit(number, output[0], context), *output[1:])
-        return edit(number, output, context)
+        hidden = output[0] if isinstance(output, tuple) else output
+        context.mlp_input = context.whole(number, args[0]) if args else None
+        edited = edit(number, context.whole(number, hidden), context)
+        edited = context.without_leavers(number, edited)
+        # Experts give their router's choice, too.
+        return (edited, *output[1:]) if isinstance(output, tuple) else edited
 
     return edited
 

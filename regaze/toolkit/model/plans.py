@@ -20,13 +20,35 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from regaze.errors import CompositionError, InputError
-from regaze.kernels import AttentionEdit, BoundEdit, Stats, StatsRequest, compose, launches_cost_most
+from regaze.kernels import (
+    AttentionEdit,
+    BoundEdit,
+    Numbering,
+    Stats,
+    StatsRequest,
+    attention_stats,
+    compose,
+    launches_cost_most,
+)
 from regaze.toolkit.model import compat
 from regaze.toolkit.model.attention_call import AttentionCall
 from regaze.toolkit.model.callback import Callback, keeps_edits, overrides, plans_ahead
 from regaze.toolkit.model.context import Context
 from regaze.toolkit.model.own_thread import OwnThread
 from regaze.toolkit.model.step_results import Place, StepResults
+
+
+class _LacksTokens:
+    """In the place of an `AttentionCall`, where tokens of the prompt have left the layer."""
+
+    def __init__(self, name: str):
+        self._name = name
+
+    def __getattr__(self, attribute: str) -> NoReturn:
+        raise CompositionError(
+            f"{self._name}: reads the attention of all tokens in this layer, so it cannot act together with "
+            "a method that removes some; hide them instead (remove=False)"
+        )
 
 
 class LayerPlan(NamedTuple):
@@ -36,13 +58,16 @@ class LayerPlan(NamedTuple):
 
     Attributes:
         edit: composed, on the layer's device. neutral: it changes nothing, and may request statistics.
-        requests: the other callbacks' statistics come from passes of their own, `others`.
+        requests: as the callbacks made them. The statistics of all but the first come from passes of their
+            own, `others`.
+        numbering: of the layer, where tokens of the prompt have left it.
     """
 
     edit: BoundEdit
     neutral: bool
     requests: tuple[tuple[Callback, StatsRequest], ...] = ()
     others: tuple[BoundEdit, ...] = ()
+    numbering: Numbering | None = None
 
     def passes(self) -> Iterator[tuple[int, BoundEdit]]:
         """The requests that an edited layer does not answer, by number, and what answers them."""
@@ -62,28 +87,37 @@ class _Measurement(NamedTuple):
 
 
 def plan_layer(
-    callbacks: Sequence[Callback], edits: Sequence[AttentionEdit | None], device: torch.device
+    callbacks: Sequence[Callback],
+    edits: Sequence[AttentionEdit | None],
+    device: torch.device,
+    numbering: Numbering | None = None,
 ) -> LayerPlan | None:
     """One edit on `device` that does what those of all callbacks do; None where there is nothing to do.
 
     Raises:
         CompositionError: two callbacks request statistics of the edited rows.
     """
-    active = [(p, edit.to(device)) for p, edit in zip(callbacks, edits, strict=True) if edit is not None]
-    requests = [(p, edit.stats) for p, edit in active if edit.stats is not None]
-    requests.sort(key=lambda pair: not pair[1].edited)  # only the edit's own pass knows the edited rows
+    given = [(p, edit) for p, edit in zip(callbacks, edits, strict=True) if edit is not None]
+    active = [edit.to(device) if numbering is None else numbering.edit(edit) for _, edit in given]
+    requests = [
+        (p, edit.stats, own.stats)
+        for (p, edit), own in zip(given, active, strict=True)
+        if edit.stats is not None and own.stats is not None
+    ]
+    requests.sort(key=lambda each: not each[1].edited)  # only the edit's own pass knows the edited rows
     if len(requests) > 1 and requests[1][1].edited:
         raise CompositionError("two interventions ask for statistics of the edited rows of one layer")
     if len(active) == 1:
-        edit: AttentionEdit | None = active[0][1]
+        edit: AttentionEdit | None = active[0]
     else:
-        edit = compose([edit.replace(stats=None) for _, edit in active])
+        edit = compose([edit.replace(stats=None) for edit in active])
         if edit is not None and requests:
-            edit = edit.replace(stats=requests[0][1])
+            edit = edit.replace(stats=requests[0][2])
     if edit is None or (edit.neutral and edit.stats is None):
         return None
-    others = tuple(BoundEdit(request.as_edit) for _, request in requests[1:])
-    return LayerPlan(BoundEdit(edit), edit.neutral, tuple(requests), others)
+    others = tuple(BoundEdit(own.as_edit) for _, _, own in requests[1:])
+    asked = tuple((p, request) for p, request, _ in requests)
+    return LayerPlan(BoundEdit(edit), edit.neutral, asked, others, numbering)
 
 
 def rewritten(plan: LayerPlan | None, new: LayerPlan | None) -> LayerPlan | None:
@@ -105,6 +139,7 @@ class _Known(NamedTuple):
     plan: LayerPlan | None
     keys: int
     device: torch.device
+    numbering: Numbering | None
 
 
 @dataclass(eq=False)
@@ -114,10 +149,11 @@ class _Plans:
     Attributes:
         results: what the layers of compiled steps measure.
         newest: by layer, what was returned last. fixed: by layer, the plans of all decode steps, where every
-            callback keeps its edits.
+            callback keeps its edits. kept_tokens: of the context, for which these are made.
     """
 
     results: StepResults
+    kept_tokens: Any = None
     newest: dict[compat.AttentionSite, _Known] = field(default_factory=dict)
     fixed: dict[compat.AttentionSite, LayerPlan | None] = field(default_factory=dict)
 
@@ -132,6 +168,7 @@ class AttentionDispatcher:
         wants_weights: the forward that runs returns attention weights.
         layer_hooks: what hooks on layers do in the forward that runs; "" where there are none.
         causal_masks: of the forward that runs, see `AttentionCall`.
+        masks: of the forward that runs, those of layers that tokens have left.
         watched: layers without an edit have more to do, too: weights to return, or listeners to call.
         in_graph: the layer that runs is an operator of a graph.
     """
@@ -146,6 +183,7 @@ class AttentionDispatcher:
         self.wants_weights = self.watched = False
         self.layer_hooks = ""
         self.causal_masks: dict[int, tuple[Tensor, bool]] = {}
+        self.masks: dict[tuple[int, Numbering], tuple[Tensor | None, Tensor | None]] = {}
         self.in_graph = False
         self._keeps_edits = self._plans_ahead = self._delivered = False
         self._generations: weakref.WeakKeyDictionary[Context, _Plans] = weakref.WeakKeyDictionary()
@@ -172,7 +210,7 @@ class AttentionDispatcher:
 
     def begin(self, context: Context | None) -> None:
         """A forward of this generation begins; None: it has ended."""
-        self.context, self.layer_hooks, self.causal_masks = context, "", {}
+        self.context, self.layer_hooks, self.causal_masks, self.masks = context, "", {}, {}
         self._fixed, self._delivered, self._waiting = None, False, []
         if context is None:
             self._plans = None
@@ -183,6 +221,9 @@ class AttentionDispatcher:
             plans = self._generations[context] = _Plans(StepResults(layers))
         self._plans = plans
         plans.results.clear()  # of a forward that failed
+        if plans.kept_tokens is not context.kept_tokens:  # beam search goes on with other rows
+            plans.kept_tokens = context.kept_tokens
+            plans.fixed.clear()
         if self._keeps_edits and self._decodes(context):
             self._fixed = plans.fixed
 
@@ -226,13 +267,17 @@ class AttentionDispatcher:
         if site.cross:
             context.cross_keys = keys
         edits = tuple((p.edit_cross if site.cross else p.edit)(layer, step, context) for p in self.callbacks)
-        known = self._plans.newest.get(site)
-        if known is not None and all(a is b for a, b in zip(known.edits, edits, strict=True)):
+        known, numbering = self._plans.newest.get(site), self.numbering(site, device)
+        if (
+            known is not None
+            and known.numbering is numbering
+            and all(a is b for a, b in zip(known.edits, edits, strict=True))
+        ):
             return known.plan
-        plan = plan_layer(self.callbacks, edits, device)
+        plan = plan_layer(self.callbacks, edits, device, numbering)
         if self._plans_ahead and not self._keeps_edits and self._decodes(context):
             plan = rewritten(None if known is None else known.plan, plan)
-        self._plans.newest[site] = _Known(edits, plan, keys, device)
+        self._plans.newest[site] = _Known(edits, plan, keys, device, numbering)
         return plan
 
     def _refuse_thread(self) -> None:
@@ -244,7 +289,56 @@ class AttentionDispatcher:
     def first_key(self, site: compat.AttentionSite, queries: int, keys: int) -> int:
         """Number of keys that the cache of a layer has dropped: those before its sliding window."""
         context = self.context
-        return 0 if context is None or site.cross else max(0, context.cache_length + queries - keys)
+        if context is None or site.cross:
+            return 0
+        if context.kept_tokens is not None and context.kept_tokens[site.layer] is not None:
+            return 0  # renumbered
+        return max(0, context.cache_length + queries - keys)
+
+    def numbering(self, site: compat.AttentionSite, device: torch.device) -> Numbering | None:
+        """How a layer numbers the prompt's tokens, where some have left it."""
+        context = self.context
+        if context is None or context.kept_tokens is None or site.cross:
+            return None
+        return context.numbering(site.layer, device)
+
+    def mask(
+        self, site: compat.AttentionSite, mask: Tensor | None, query: Tensor, keys: int
+    ) -> Tensor | None:
+        """The mask of a layer for the tokens that it has.
+
+        Raises:
+            UnsupportedModelError: a mask of another size than that of the prompt and what follows it.
+        """
+        numbering = self.numbering(site, query.device)
+        if numbering is None:
+            return mask
+        known = self.masks.get((id(mask), numbering))
+        if known is None:
+            assert self.context is not None
+            given = mask if mask is None or len(mask) == 1 else self.context.all_rows(mask)
+            cut = numbering.mask(given, query.shape[2], keys)
+            # Fewer rows: of branches that begin later, see `SharedLayer`.
+            known = self.masks[id(mask), numbering] = mask, None if cut is None else cut[: query.shape[0]]
+        return known[1]
+
+    def ahead(
+        self,
+        site: compat.AttentionSite,
+        request: StatsRequest,
+        query: Tensor,
+        key: Tensor,
+        scaling: float | None,
+        call: dict[str, Any],
+    ) -> Stats:
+        """Statistics of a layer that is about to run, see `Context.look_ahead`."""
+        numbering, mask = self.numbering(site, query.device), call["mask"]
+        own = request.to(query.device) if numbering is None else numbering.request(request)
+        if mask is not None and mask.shape[-1] > key.shape[2]:  # that of a static cache
+            call = {**call, "mask": mask[..., : key.shape[2]]}
+        scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+        stats = attention_stats(query, key, own, scaling=scaling, **call)
+        return stats if numbering is None else numbering.stats(stats, request)
 
     def measure(
         self,
@@ -280,6 +374,8 @@ class AttentionDispatcher:
         """
         if self.context is None or self._plans is None:
             return
+        if plan.numbering is not None:
+            stats = plan.numbering.stats(stats, plan.requests[request][1])
         if self.in_graph and self._fixed is not None:
             self._plans.results.write(Place(site, request), stats)
         else:
@@ -299,9 +395,12 @@ class AttentionDispatcher:
 
     def show(self, site: compat.AttentionSite, call: AttentionCall) -> None:
         """Show the listeners a call of self-attention."""
-        if self.context is not None and not site.cross:
-            for callback in self.listeners:
-                callback.on_attention(site.layer, call, self.context)
+        if self.context is None or site.cross:
+            return
+        for callback in self.listeners:
+            numbering = self.numbering(site, call.query.device)
+            shown: Any = call if numbering is None else _LacksTokens(type(callback).__name__)
+            callback.on_attention(site.layer, shown, self.context)
 
     def check_thread(self) -> None:
         """Raise InputError in another thread than the one whose block this is."""

@@ -53,6 +53,7 @@ from regaze.toolkit.model.compat.cache import (
     map_rows,
     note_length,
     set_running,
+    spend_cache,
     unfollow_cache,
     users_part,
     uses_cache,
@@ -67,6 +68,12 @@ from regaze.toolkit.model.compat.generation import (
     pass_pixels,
 )
 from regaze.toolkit.model.compat.hooks import owned, remove_hooks, temporary_hooks
+from regaze.toolkit.model.compat.layer_arguments import (
+    check_tokens_can_leave,
+    for_tokens,
+    layer_arguments,
+    without_own_cache,
+)
 from regaze.toolkit.model.compat.layer_halves import LayerHalves, layer_halves, straight_projection
 from regaze.toolkit.model.compat.layout import (
     counts_positions,
@@ -110,6 +117,7 @@ __all__ = [
     "cache_argument",
     "cache_length",
     "cache_of",
+    "check_tokens_can_leave",
     "counts_positions",
     "crop_last",
     "current_attention",
@@ -118,6 +126,7 @@ __all__ = [
     "decoder_of",
     "final_norm",
     "follow_cache",
+    "for_tokens",
     "fork",
     "has_mrope",
     "head_is_tied",
@@ -132,6 +141,7 @@ __all__ = [
     "known_defect",
     "last_logits_only",
     "last_row",
+    "layer_arguments",
     "layer_halves",
     "logit_scale",
     "make_room",
@@ -162,6 +172,7 @@ __all__ = [
     "set_running",
     "sharing_modules",
     "sparse_mask",
+    "spend_cache",
     "static_length",
     "straight_projection",
     "take_rope_deltas",
@@ -175,4 +186,5 @@ __all__ = [
     "wants_attentions",
     "with_cache",
     "without_cache",
+    "without_own_cache",
 ]

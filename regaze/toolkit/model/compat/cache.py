@@ -20,7 +20,7 @@ from transformers.cache_utils import (
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from regaze.errors import UnsupportedModelError
+from regaze.errors import InputError, UnsupportedModelError
 
 #: Names of the cache among a forward's arguments and in its output: from transformers 5.24 on, and before.
 CACHE_NAMES = ("cache", "past_key_values")
@@ -266,6 +266,8 @@ class _FollowsRows:
     def crop(self, max_length: int) -> None:
         context, before = self._regaze_context(), cache_length(self)
         note_length(self, None)
+        if context is not None and context.kept_tokens is not None and max_length > 0:
+            max_length = min(0, max_length - before)  # the same number of tokens of each layer
         super().crop(max_length)  # type: ignore[misc]
         if context is not None and cache_length(self) < before:
             context.on_rollback()
@@ -308,3 +310,24 @@ def unfollow_cache(cache: Any) -> None:
         cache.__dict__.pop(name, None)
     if isinstance(cache, _FollowsRows):
         cache.__class__ = type(cache).__mro__[2]
+
+
+class _Spent:
+    """A cache that lacks tokens of its prompt, after the block in which they were removed."""
+
+    def update(self, *args: Any, **kwargs: Any) -> Any:
+        raise InputError(
+            "a method has removed tokens of the prompt from this key-value cache, and its block has ended: "
+            "run the prompt again, or go on inside the block"
+        )
+
+
+@lru_cache
+def _spent(kind: Any) -> Any:
+    return type(kind.__name__, (_Spent, kind), {"__module__": kind.__module__})
+
+
+def spend_cache(cache: Any) -> None:
+    """Let no forward go on from a cache, see `_Spent`."""
+    if not isinstance(cache, _Spent):
+        cache.__class__ = _spent(type(cache))

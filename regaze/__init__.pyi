@@ -41,12 +41,15 @@ from .interventions import DeGF as DeGF
 from .interventions import DoLa as DoLa
 from .interventions import EViT as EViT
 from .interventions import FarSight as FarSight
+from .interventions import FastV as FastV
 from .interventions import HeadKnockout as HeadKnockout
 from .interventions import Intervention as Intervention
 from .interventions import MemVR as MemVR
 from .interventions import MoA as MoA
 from .interventions import MultiPassMethod as MultiPassMethod
 from .interventions import Nullu as Nullu
+from .interventions import PyramidDrop as PyramidDrop
+from .interventions import SparseVLM as SparseVLM
 from .toolkit import Gaze as Gaze
 from .toolkit import Record as Record
 from .toolkit import Role as Role

@@ -33,6 +33,9 @@ from .only import ONLY as ONLY
 from .opera import OPERA as OPERA
 from .pai import PAI as PAI
 from .paint import PAINT as PAINT
+from .pruning import FastV as FastV
+from .pruning import PyramidDrop as PyramidDrop
+from .pruning import SparseVLM as SparseVLM
 from .registry import create_method as create_method
 from .registry import list_controls as list_controls
 from .registry import list_methods as list_methods

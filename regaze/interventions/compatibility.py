@@ -11,13 +11,25 @@ _EDIT_QUESTION = ("vaf", "var")
 #: And these every row of a branch of their own.
 _EDIT_BRANCH = ("causalmm", "sid")
 _EDIT_MLPS = ("memvr", "nullu", "vista", "vti")
+#: These take image tokens away.
+_PRUNE = ("fastv", "pyramiddrop", "sparsevlm")
 #: By default these edit different layers.
 _APART = ({"cai", "hgai"}, {"cai", "vaf"})
+
+
+_WITH_PRUNING = {
+    "moa": "its windows count the keys between two tokens, of which some have left",
+    "sid": "its branch sees the image tokens that are attended to least, which have left",
+}
 
 
 def _reason(first: str, second: str) -> str | None:
     """Why two of the methods above cannot act together."""
     pair = {first, second}
+    if pair <= {*_PRUNE}:
+        return "each chooses among the image tokens that the other has left"
+    if pair & {*_PRUNE}:
+        return _WITH_PRUNING.get(min(pair - {*_PRUNE}))
     if pair in _APART:
         return None
     if pair <= {*_MOVE_MASS}:
@@ -35,10 +47,11 @@ def _reason(first: str, second: str) -> str | None:
     return None
 
 
+_ALL = {*_MOVE_MASS, *_MAP_SCORES, *_EDIT_BRANCH, *_EDIT_MLPS, *_PRUNE, *_WITH_PRUNING}
 #: Reasons by pair of names; pairs and the names in them are in alphabetical order.
 INCOMPATIBLE: dict[tuple[str, str], str] = {
     (first, second): reason
-    for first, second in combinations(sorted({*_MOVE_MASS, *_MAP_SCORES, *_EDIT_BRANCH, *_EDIT_MLPS}), 2)
+    for first, second in combinations(sorted(_ALL), 2)
     if (reason := _reason(first, second)) is not None
 }
 

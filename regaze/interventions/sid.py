@@ -9,11 +9,12 @@ import torch
 from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor
 
-from regaze.errors import BadParameterError
+from regaze.errors import BadParameterError, CompositionError
 from regaze.interventions.contrastive import Contrastive
 from regaze.interventions.facts import Facts
 from regaze.interventions.parameters import PositiveFraction
 from regaze.kernels import AttentionEdit, RowSelection, Stats, StatsRequest
+from regaze.toolkit.model.callback import overrides
 from regaze.toolkit.model.context import Context
 from regaze.toolkit.model.stack import Branch
 from regaze.toolkit.prompts.columns import column_index, scatter_columns
@@ -83,6 +84,12 @@ class SID(Contrastive):
         state = context.state(self)
         if "branch" not in state:
             return
+        for other in context.callbacks:
+            if overrides(other, "leaving") and "leaving" not in other.inactive:
+                raise CompositionError(
+                    "SID contrasts with the image tokens that are attended to least, and "
+                    f"{type(other).__name__} takes these away; use one of them"
+                )
         image = context.tokens.mask(Role.IMAGE)
         branch = torch.zeros(context.batch, 1, dtype=torch.bool)
         branch[context.rows(state["branch"])] = True

@@ -8,7 +8,7 @@ with tokens of their own that nobody sees.
 from __future__ import annotations
 
 import weakref
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -232,6 +232,8 @@ class Numbering:
             changes["channels"] = self._channels(edit.channels)
         if edit.unmask:
             changes["unmask"] = tuple(map(self._rectangle, edit.unmask))
+        if self.rows and edit.sink is not None:
+            changes["sink"] = self.kept.select(edit.sink, 2)
         if self.rows and edit.head_gain is not None and edit.head_gain.dim() == 3:
             changes["head_gain"] = self.kept.select(edit.head_gain, 2)
         if self.rows and (source := edit.head_source) is not None:
@@ -253,16 +255,9 @@ class Numbering:
             places = kept.places.gather(1, own)
             places = torch.where(columns < kept.length, places, columns - kept.length + kept.count)
             columns = places.masked_fill(columns < 0, -1)
-        return StatsRequest(
-            rows=None if given.rows is None else self._selection(given.rows),
-            channels=None if channels is None else self._channels(channels),
-            entropy=request.entropy,
-            top1=request.top1,
-            lse=request.lse,
-            columns=columns,
-            full_rows=request.full_rows,
-            edited=request.edited,
-        )
+        rows = None if given.rows is None else self._selection(given.rows)
+        channels = None if channels is None else self._channels(channels)
+        return replace(request, rows=rows, channels=channels, columns=columns)
 
     def _columns(self, part: Tensor, neutral: float) -> Tensor:
         """Of a column tensor [B or 1, ..., m] those of the kept tokens, then those after the prompt."""
@@ -275,11 +270,8 @@ class Numbering:
         groups, weights = channels.groups, channels.weights
         if weights is not None:  # [C, B or 1, n]
             weights = self._columns(weights.transpose(0, 1), 0.0).transpose(0, 1)
-        return Channels(
-            groups=None if groups is None else self._columns(groups, 0),
-            num_groups=channels.num_groups,
-            weights=weights,
-        )
+        groups = None if groups is None else self._columns(groups, 0)
+        return replace(channels, groups=groups, weights=weights)
 
     def _rectangle(self, rectangle: UnmaskRect) -> UnmaskRect:
         rows, columns, hidden = rectangle.rows, self._columns(rectangle.columns, False), self.kept.hidden

@@ -7,7 +7,7 @@ import torch
 from acting_methods import HEADS, INSIDE, SEVERAL, acting
 from device_checks import IMAGES, QUESTIONS, logits
 
-from regaze.interventions import EAH, PAI, SPIN, VISTA, EViT, FarSight, HeadKnockout
+from regaze.interventions import EAH, PAI, SPIN, VISTA, EViT, FarSight, FastV, HeadKnockout
 from regaze.interventions.controls import (
     NearTie,
     PlausibilityCut,
@@ -15,6 +15,7 @@ from regaze.interventions.controls import (
     RandomHeads,
     RandomObjects,
     RandomSource,
+    RandomTokens,
     Sharpen,
     UniformColumns,
     UniformSink,
@@ -63,6 +64,7 @@ CONTROLS = [
         RandomDirection(VISTA()),
         RandomSource(EAH()),
         UniformSink(FarSight(sigma=0.1)),
+        RandomTokens(FastV()),
     ),
     RandomHeads(SPIN(kept=0.5)),
 ]

@@ -19,9 +19,12 @@ from regaze.interventions import (
     VHR,
     AttnReal,
     FarSight,
+    FastV,
     HeadKnockout,
     Intervention,
     MoA,
+    PyramidDrop,
+    SparseVLM,
 )
 from regaze.interventions.registry import BUILT_IN, method_class
 from regaze.toolkit.model import plans
@@ -42,6 +45,9 @@ METHODS = (
     MMA(trained=True),
     PAINT(as_released=True),
     HeadKnockout(heads=((1, 1), (0, 2))),
+    FastV(remove=False),
+    PyramidDrop(),
+    SparseVLM(remove=False),
 )
 
 

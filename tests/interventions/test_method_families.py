@@ -27,10 +27,20 @@ from regaze.interventions import (
     DeCo,
     DeGF,
     FarSight,
+    FastV,
     HeadKnockout,
     MemVR,
+    PyramidDrop,
+    SparseVLM,
 )
-from regaze.interventions.controls import NearTie, PlausibilityCut, RandomHeads, UniformColumns, UniformSink
+from regaze.interventions.controls import (
+    NearTie,
+    PlausibilityCut,
+    RandomHeads,
+    RandomTokens,
+    UniformColumns,
+    UniformSink,
+)
 
 FAMILIES = (
     *("llava", "llava_next", "llava_onevision", "internvl", "qwen2_vl", "qwen3_vl", "gemma3", "idefics3"),
@@ -54,6 +64,11 @@ METHODS = {
     "causalmm-random": CausalMM(attention="random"),
     "cai": CAI(threshold=-1.0, gamma=1.0),
     "marine": MARINE(detector=spotted, threshold=0.5),
+    "fastv": FastV(first_layer=1),
+    "fastv-hiding": FastV(first_layer=1, remove=False),
+    "pyramiddrop": PyramidDrop(),
+    "sparsevlm": SparseVLM(),
+    "random-tokens": RandomTokens(FastV(first_layer=1)),
     "near-tie": NearTie(mass=0.0, gap=2.0),
     "plausibility-cut": PlausibilityCut(0.9),
     "random-heads": RandomHeads(HeadKnockout(heads=((0, 0), (1, 1)))),
@@ -67,6 +82,8 @@ SEVERAL = {
 }
 #: Those that run the prompt's own ids in a second context.
 BRANCHES = ("sid", "causalmm", "causalmm-random")
+#: Those that remove tokens.
+REMOVING = ("fastv", "pyramiddrop", "sparsevlm", "random-tokens")
 #: Where a method cannot run, and a part of the error that says why.
 REFUSED: dict[tuple[str, str], str] = {
     **{
@@ -85,6 +102,9 @@ REFUSED: dict[tuple[str, str], str] = {
     ("ritual", "mllama"): "cross-attention",
     ("only", "blip-2"): "cannot run through a OPTDecoderLayer",
     ("only", "mllama"): "cross-attention",
+    **{(name, family): "DynamicSlidingWindow" for name in REMOVING for family in ("llava_next", "gemma3")},
+    **{(name, "granite4_vision"): "DeepStack" for name in REMOVING},
+    **{(name, "mllama"): "cross-attention" for name in (*REMOVING, "fastv-hiding")},
     ("vhr", "blip-2"): "not `inputs_embeds`",
     ("vhr", "mllama"): "cross-attention",
     ("spin", "mllama"): "cross-attention",

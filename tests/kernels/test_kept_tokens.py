@@ -69,6 +69,7 @@ def edits(queries: int, named: int) -> dict[str, AttentionEdit]:
             score_gain=draw(B, 1, named, seed=8), value_gain=draw(1, 1, named, seed=9), rows=early
         ),
         "heads": AttentionEdit(head_gain=draw(B, H, queries, seed=10), head_score_gain=draw(B, H, seed=2)),
+        "sinks": AttentionEdit(sink=draw(B, H, queries, seed=15), stats=StatsRequest(lse=True, edited=True)),
         "spread": AttentionEdit(bias=draw(B, H, named, seed=6), spread=draw(B, named, seed=12) > 0),
         "policy": AttentionEdit(channels=Channels(groups, 4), policy=policy, rows=early),
         "weights": AttentionEdit(

@@ -44,6 +44,7 @@ class Observed:
         self.needs: set[str] = set()
         self.prefills = self.tower = 0
         self.rows = 1.0
+        self._left = False
         self._method, self._prompts, self._reading = method, len(inputs["input_ids"]), False
         with self._watching(gaze.model), gaze.using(method):
             logits_of(gaze.model, inputs, tokens)
@@ -56,6 +57,8 @@ class Observed:
 
     @property
     def cost(self) -> str:
+        if self._left:
+            return "fewer rows"
         if self.rows > 1:
             return "two rows" if self.rows == 2 else "many rows"
         if self.prefills > 1:
@@ -70,7 +73,8 @@ class Observed:
             model.model.vision_tower.register_forward_pre_hook(self._saw),
         ]
         with pytest.MonkeyPatch.context() as patch:
-            for name, after in (("edit", self._edit), ("combine_logits", self._combine)):
+            followed = ("edit", self._edit), ("combine_logits", self._combine), ("leaving", self._leave)
+            for name, after in followed:
                 if getattr(kind, name) is not getattr(Callback, name):
                     patch.setattr(kind, name, self._followed(getattr(kind, name), after))
             for name, note in _READS.items():
@@ -121,6 +125,12 @@ class Observed:
         if edit.head_mean_slope is not None or _couples(edit.policy, context.num_heads):
             self.needs.add("all heads")
         self._now(context)
+
+    def _leave(self, tokens: Any, context: Context) -> None:
+        if tokens is not None:
+            self._left = True
+            self.edits.add("tokens")
+            self._now(context)
 
     def _combine(self, combination: Any, context: Context) -> None:
         if combination is not None:

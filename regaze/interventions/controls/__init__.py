@@ -15,6 +15,7 @@ from regaze.interventions.controls.random_detections import RandomBoxes, RandomO
 from regaze.interventions.controls.random_direction import RandomDirection
 from regaze.interventions.controls.random_heads import RandomHeads
 from regaze.interventions.controls.random_source import RandomSource
+from regaze.interventions.controls.random_tokens import RandomTokens
 from regaze.interventions.controls.sharpen import Sharpen
 from regaze.interventions.controls.stop_after import StopAfter
 from regaze.interventions.controls.uniform_columns import UniformColumns
@@ -31,6 +32,7 @@ __all__ = [
     "RandomHeads",
     "RandomObjects",
     "RandomSource",
+    "RandomTokens",
     "Sharpen",
     "StopAfter",
     "UniformColumns",

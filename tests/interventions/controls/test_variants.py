@@ -36,13 +36,17 @@ from regaze.interventions import (
     VTI,
     AttnReal,
     FarSight,
+    FastV,
     HeadKnockout,
     MemVR,
+    PyramidDrop,
+    SparseVLM,
 )
 from regaze.interventions.controls import (
     RandomDirection,
     RandomHeads,
     RandomSource,
+    RandomTokens,
     UniformColumns,
     UniformSink,
 )
@@ -73,6 +77,9 @@ VARIANTS = (
     RandomSource(EAH()),
     RandomDirection(MemVR(ratio=0.6, threshold=0.3, layers=(1, 4))),
     UniformSink(FarSight(sigma=0.1)),
+    RandomTokens(FastV(dropped=0.8)),
+    RandomTokens(PyramidDrop()),
+    RandomTokens(SparseVLM(remove=False)),
 )
 
 
@@ -141,6 +148,23 @@ def test_beams_run(gaze, control):
 )
 def test_heads_that_share_keys(method):
     check_shared_keys(UniformColumns(method))
+
+
+def test_random_tokens_are_as_many_by_the_seed_alone(gaze):
+    """Those of a later stage are among those of the one before."""
+    kept = {}
+    for seed in (0, 0, 1):
+        method = RandomTokens(PyramidDrop(remove=False), seed=seed)
+        with gaze.using(method), gaze.recording(slices="image", edited=True) as record:
+            gaze.model(**inputs_of(gaze, slice(0, 1)))
+        seen = record[0].slices[:, 0, :, 0].amax(1) > 0  # [layers, N]
+        assert seen.sum(1).tolist() == [64, 64, 32, 16, 16, 8]
+        assert not (seen[1:] & ~seen[:-1]).any()
+        assert torch.equal(kept.setdefault(seed, seen), seen)
+    assert not torch.equal(kept[0], kept[1])
+    with pytest.raises(BadParameterError, match="'pai' does not"):
+        RandomTokens(PAI())
+    assert FastV(dropped=0.0).controls() == ()
 
 
 def test_what_it_is_of_is_a_method_or_its_name():

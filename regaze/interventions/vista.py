@@ -77,7 +77,7 @@ class VISTA(Directed):
             context.extra_forward(measurement_inputs(context), with_image)
             context.extra_forward(measurement_inputs(context, without_image(context)), text_only)
             vectors = {
-                layer: with_image.leaving[layer] - text_only.leaving[layer] for layer in with_image.leaving
+                layer: with_image.outputs[layer] - text_only.outputs[layer] for layer in with_image.outputs
             }
             context.state(self)["vectors"] = vectors
         return {}
@@ -133,7 +133,7 @@ class _Residual(Callback):
 
     def __init__(self, last: Tensor):
         self._places = _Places(torch.arange(len(last)), last)
-        self.leaving: dict[int, Tensor] = {}  # layer -> [B, D]
+        self.outputs: dict[int, Tensor] = {}  # layer -> [B, D]
 
     def prepare(self, context: Context) -> None:
         context.capture_hidden((context.num_layers,))
@@ -149,4 +149,4 @@ class _Residual(Callback):
 
     def _keep(self, layer: int, hidden: Tensor) -> None:
         places = self._places.to(hidden.device)
-        self.leaving[layer] = hidden[places.row, places.column]
+        self.outputs[layer] = hidden[places.row, places.column]

@@ -13,6 +13,8 @@ from regaze.errors import CompositionError, InputError, UnsupportedModelError
 from regaze.interventions import VCD, FastV, HeadKnockout, MoA, PyramidDrop, SparseVLM
 from regaze.kernels import AttentionEdit, LeavingTokens
 from regaze.toolkit.model.callback import Callback
+from regaze.toolkit.model.logits import LogitsCombination
+from regaze.toolkit.model.stack import Branch
 
 
 class Every(Callback):
@@ -145,7 +147,28 @@ def test_records_name_the_columns_of_the_prompt(model, gaze):
         )
 
 
-@pytest.mark.parametrize("other", [VCD(), HeadKnockout(heads=((1, 1), (4, 2)))], ids=lambda m: m.name)
+class Late(Callback):
+    """Contrasts with a branch that lacks a head from layer 4 on, and runs through the others once."""
+
+    name = "late branch"
+
+    def branches(self, context):
+        return {"late": Branch(first_layer=4)}
+
+    def edit(self, layer, step, context):
+        if layer < 4:
+            return None
+        gain = torch.ones(context.batch, 6)
+        gain[context.rows("late"), 0] = 0.0
+        return AttentionEdit(head_gain=gain)
+
+    def combine_logits(self, context):
+        return LogitsCombination(2.0, [(-1.0, context.logits("late"))])
+
+
+@pytest.mark.parametrize(
+    "other", [VCD(), HeadKnockout(heads=((1, 1), (4, 2))), Late()], ids=lambda method: method.name
+)
 def test_other_methods_act_on_what_is_left(model, gaze, other):
     inputs, found = inputs_of(gaze, slice(0, 2)), []
     for hide in (True, False):

@@ -330,4 +330,5 @@ def _spent(kind: Any) -> Any:
 def spend_cache(cache: Any) -> None:
     """Let no forward go on from a cache, see `_Spent`."""
     if not isinstance(cache, _Spent):
-        cache.__class__ = _spent(type(cache))
+        kind: Any = type(cache)
+        cache.__class__ = _spent(kind)

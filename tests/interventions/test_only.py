@@ -28,7 +28,7 @@ from regaze.errors import BadParameterError
 from regaze.interventions import PAI, VCD
 from regaze.interventions.controls import PlausibilityCut, Sharpen
 from regaze.interventions.only import ONLY, text_heavy
-from regaze.toolkit.model import compat
+from regaze.toolkit.model import attention_call, compat
 from regaze.toolkit.model.logits import combine
 from regaze.toolkit.prompts.token_map import Role
 
@@ -253,6 +253,17 @@ def test_beside_a_longer_branch_and_an_edit(model, gaze):
         parts.append(seen.pairs[0][1])
     torch.testing.assert_close(parts[1], parts[0], rtol=0, atol=1e-4)
     assert not torch.allclose(parts[2], parts[0], atol=1e-3)
+
+
+def test_long_prompts_are_read_in_blocks_of_rows(monkeypatch, model, gaze):
+    inputs, seen = inputs_of(gaze), Seen()
+    with gaze.using(seen), torch.no_grad():
+        model(**inputs)
+        monkeypatch.setattr(attention_call, "CPU_BLOCK_ELEMENTS", 3 * 6 * inputs["input_ids"].shape[1] * 20)
+        model(**inputs)
+    whole, blocks = (second for _, second in seen.pairs)
+    real = inputs["attention_mask"].bool()
+    torch.testing.assert_close(blocks[real], whole[real], rtol=0, atol=1e-4)
 
 
 def test_a_row_that_runs_again_is_the_last_one(model, gaze):

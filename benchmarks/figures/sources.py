@@ -45,6 +45,11 @@ SOURCES = (
         "python benchmarks/attend_cases.py --cases 10000 --json benchmarks/results/attend-cases.json",
     ),
     Source(
+        "benchmarks/results/method-families.json",
+        "demo",
+        "python tests/support/method_families.py",
+    ),
+    Source(
         "benchmarks/results/overhead.json",
         "timing",
         "python benchmarks/overhead.py --output benchmarks/results/overhead.json",

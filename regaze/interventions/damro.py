@@ -15,7 +15,7 @@ from regaze.interventions.facts import Facts
 from regaze.toolkit.model.branches import without_tokens
 from regaze.toolkit.model.context import Context
 from regaze.toolkit.model.stack import Branch
-from regaze.toolkit.model.vision import class_attention
+from regaze.toolkit.model.vision import class_attention, patches_on_tokens
 from regaze.toolkit.prompts.token_map import Role
 
 
@@ -58,23 +58,12 @@ class DAMRO(Contrastive):
         if pixels is None:
             raise InputError("DAMRO reads `pixel_values`, but the model was called without them")
         attention = class_attention(context.model, pixels, (-1,), split_heads=not self.as_released)
-        top = attention[0].mean(1).topk(min(self.kept, attention.shape[-1])).indices.cpu()  # [N, kept]
-        return without_tokens(context, context.tokens.mask(Role.IMAGE) & ~cell_tokens(context, top))
+        top = most_attended(attention[0].mean(1).cpu(), self.kept)
+        shown = patches_on_tokens(top.float(), context.tokens, context.user_batch).bool()
+        return without_tokens(context, context.tokens.mask(Role.IMAGE) & ~shown)
 
 
-def cell_tokens(context: Context, numbers: Tensor) -> Tensor:
-    """[B, L] bool, the tokens of the cells `numbers` [N, n], one row per image of the batch.
-
-    Raises:
-        InputError: the vision tower has other images than the prompts.
-    """
-    tokens = context.tokens
-    chosen = torch.zeros(tokens.roles.shape, dtype=torch.bool)
-    images = [(row, image) for row, grids in enumerate(tokens.grids) for image in range(len(grids))]
-    if len(images) != len(numbers):
-        raise InputError(
-            f"the prompts have {len(images)} images with a known grid, but pixel_values hold {len(numbers)}"
-        )
-    for (row, image), chosen_cells in zip(images, numbers, strict=True):
-        chosen[row, tokens.image_cells(row, image)[chosen_cells]] = True
-    return chosen
+def most_attended(attention: Tensor, kept: int) -> Tensor:
+    """The patches with the highest attention, [N, patches] bool."""
+    top = attention.topk(min(kept, attention.shape[-1])).indices
+    return torch.zeros_like(attention, dtype=torch.bool).scatter_(1, top, True)

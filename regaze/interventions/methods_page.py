@@ -55,6 +55,7 @@ INTRODUCTION = """# Methods
 *Written from the code by `python -m regaze.interventions.methods_page`; do not edit by hand.*
 
 Every method works in batches and with the key-value cache, and leaves the model unchanged after its block.
+[method-families.md](method-families.md) has a table of families on which each was run.
 Token roles are known for the families of [models.md](models.md); for others pass them with
 `gaze.using(..., tokens=...)`. Defaults are the papers'. Layer ranges that were published for a model of 32
 layers are scaled to the depth of your model unless you give your own. Where released code differs from its

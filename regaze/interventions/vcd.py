@@ -16,7 +16,7 @@ from regaze.interventions.facts import Facts
 from regaze.toolkit.model.branches import with_media
 from regaze.toolkit.model.context import Context
 from regaze.toolkit.model.stack import Branch
-from regaze.toolkit.prompts.pixels import PIXELS
+from regaze.toolkit.prompts.pixels import PIXELS, padded_sizes
 
 #: Steps of the noise schedule; step 999 is the noisiest.
 NUM_STEPS = 1000
@@ -58,10 +58,13 @@ class VCD(Contrastive):
                 "VCD puts noise on `pixel_values`, but the forward was given none: give the prompt an image; "
                 "where the language model only gets features of it (BLIP-2, KOSMOS), VCD cannot act"
             )
-        return with_media(context, **{name: self._noised(context, pixels) for name, pixels in given.items()})
+        return with_media(context, **{name: self._noised(context, name) for name in given})
 
-    def _noised(self, context: Context, pixels: Tensor) -> Tensor:
+    def _noised(self, context: Context, name: str) -> Tensor:
         """A copy of the model's pixel values with noise."""
+        pixels: Tensor = context.inputs[name]
+        if (own := padded_sizes(context.inputs, name)) is not None:
+            return add_noise_within(pixels, self.noise_step, own, self.seed)
         grid = context.inputs.get("image_grid_thw")
         counts = None if grid is None else grid.prod(1).tolist()
         sizes = context.inputs.get("target_sizes")
@@ -126,6 +129,23 @@ def add_noise(pixels: Tensor, step: int, seed: int = 0, counts: Sequence[int] | 
     if pixels.dim() < 4:
         return noised
     return noised.where(pixels.flatten(-3).any(-1)[..., None, None, None], pixels)
+
+
+def add_noise_within(pixels: Tensor, step: int, sizes: Sequence[tuple[int, int]], seed: int = 0) -> Tensor:
+    """As `add_noise`, of [N, (tiles,) C, H, W] where a batch has padded tiles; padding stays as it is.
+
+    Args:
+        sizes: (height, width) of each tile, see `prompts.pixels.padded_sizes`.
+    """
+    noised, own = pixels.clone(), iter(sizes)
+    for image in noised.view(len(pixels), -1, *pixels.shape[-3:]):
+        generator = torch.Generator().manual_seed(seed)
+        for tile in image:
+            height, width = next(own)
+            seen = tile[:, :height, :width]
+            noise = torch.randn(seen.shape, generator=generator)
+            seen.copy_(diffuse(seen, noise.to(seen.device), step))
+    return noised
 
 
 def _gaussian(shape: Sequence[int], seed: int) -> Tensor:

@@ -76,10 +76,10 @@ class VISTA(Directed):
             with_image, text_only = _Residual(last), _Residual(last)
             context.extra_forward(measurement_inputs(context), with_image)
             context.extra_forward(measurement_inputs(context, without_image(context)), text_only)
-            vectors = {
-                layer: with_image.outputs[layer] - text_only.outputs[layer] for layer in with_image.outputs
+            context.state(self)["vectors"] = {
+                layer: contribution(seeing, text_only.outputs[layer])
+                for layer, seeing in with_image.outputs.items()
             }
-            context.state(self)["vectors"] = vectors
         return {}
 
     def prepare(self, context: Context) -> None:
@@ -108,6 +108,16 @@ class VISTA(Directed):
         # The head is linear: the logits of the mean are the mean of the logits (before a soft cap).
         logits = context.read_logits(torch.stack(late).mean(0), normalise=False)
         return LogitsCombination(1.0 - self.share, [(self.share, logits)])
+
+
+def contribution(seeing: Tensor, blind: Tensor) -> Tensor:
+    """What the image adds to hidden states [B, D]; 0 where that is rounding, whose direction means nothing.
+
+    Such are layers in which the last row does not see so far back, behind a sliding window.
+    """
+    found = seeing - blind
+    rounding = 4.0 * torch.finfo(seeing.dtype).eps * seeing.norm(dim=-1, keepdim=True)
+    return found.masked_fill(found.norm(dim=-1, keepdim=True) <= rounding, 0.0)
 
 
 def steer(hidden: Tensor, vectors: Tensor, strength: float) -> Tensor:

@@ -23,7 +23,8 @@ from transformers import CLIPVisionModel
 
 from regaze import TokenMap
 from regaze.errors import BadParameterError, InputError
-from regaze.interventions.damro import DAMRO, cell_tokens
+from regaze.interventions.damro import DAMRO, most_attended
+from regaze.toolkit.model.vision import patches_on_tokens
 from regaze.toolkit.prompts.token_map import PromptTokens, View
 
 
@@ -87,10 +88,15 @@ def test_cells_of_several_images_are_those_of_their_own_sample():
     visible[0, :3] = False
     context = context_for([[0] * 9] * 2)
     context._tokens = TokenMap.from_samples([one, two], visible)
-    chosen = cell_tokens(context, torch.tensor([[0, 3], [0, 1], [2, 3]]))
+    attention = torch.tensor([[3.0, 0.0, 1.0, 2.0], [9.0, 8.0, 0.0, 0.0], [0.0, 1.0, 2.0, 4.0]])
+    top = most_attended(attention, 2)
+    assert top.nonzero()[:, 1].view(3, 2).tolist() == [[0, 3], [0, 1], [2, 3]]
+    chosen = patches_on_tokens(top.float(), context.tokens, 2).bool()
     assert chosen.nonzero().tolist() == [[0, 4], [0, 7], [1, 2], [1, 3], [1, 6], [1, 7]]
-    with pytest.raises(InputError, match="have 3 images with a known grid, but pixel_values hold 2"):
-        cell_tokens(context, torch.tensor([[0], [1]]))
+    with pytest.raises(InputError, match=r"show 3 images of \[4\] cells, but the vision tower saw 2"):
+        patches_on_tokens(top[:2].float(), context.tokens, 2)
+    with pytest.raises(InputError, match=r"of \[4\] cells, but the vision tower saw 3 of 16 patches"):
+        patches_on_tokens(torch.zeros(3, 16), context.tokens, 2)
 
 
 @pytest.mark.parametrize("method", [DAMRO(), DAMRO(kept=3, alpha=0.5, as_released=True)])

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from regaze.errors import BadParameterError, ShapeError
-from regaze.interventions.vcd import add_noise, diffuse, signal_share
+from regaze.interventions.vcd import add_noise, add_noise_within, diffuse, signal_share
 
 
 def test_golden_noise(goldens):
@@ -53,3 +53,18 @@ def test_noise_on_tiles_and_patches():
 def test_steps_outside_the_schedule(step):
     with pytest.raises(BadParameterError, match=r"0\.\.999"):
         add_noise(torch.rand(1, 3, 4, 4), step)
+
+
+def test_noise_of_padded_images_is_that_of_each_alone():
+    torch.manual_seed(0)
+    wide, high = torch.randn(1, 3, 4, 6), torch.randn(1, 3, 5, 2)
+    padded = torch.full((2, 3, 5, 6), 7.0)
+    padded[0, :, :4], padded[1, :, :, :2] = wide[0], high[0]
+    got = add_noise_within(padded, 400, [(4, 6), (5, 2)], seed=3)
+    assert torch.equal(got[:1, :, :4], add_noise(wide, 400, seed=3))
+    assert torch.equal(got[1:, :, :, :2], add_noise(high, 400, seed=3))
+    assert (got[0, :, 4:] == 7).all()
+    assert (got[1, :, :, 2:] == 7).all()
+    tiles = add_noise_within(padded[None], 400, [(4, 6), (0, 0)], seed=3)[0]
+    assert torch.equal(tiles[0], got[0])
+    assert torch.equal(tiles[1], padded[1])

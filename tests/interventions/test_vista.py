@@ -21,7 +21,7 @@ import regaze
 from regaze.errors import BadParameterError
 from regaze.interventions.pai import PAI
 from regaze.interventions.vcd import VCD
-from regaze.interventions.vista import VISTA, steer
+from regaze.interventions.vista import VISTA, contribution, steer
 
 # The equations ----------------------------------------------------------------------------------------
 
@@ -43,6 +43,14 @@ def test_the_norm_stays_and_what_has_no_direction_is_left():
     assert not steer(torch.zeros(1, 1, 16), v[:1], 0.7).any()
     low = steer(x.bfloat16(), v.bfloat16(), 0.7)
     assert low.dtype == torch.bfloat16
+
+
+def test_a_difference_that_is_rounding_has_no_direction():
+    seeing = torch.tensor([[3.0, 4.0], [3.0, 4.0], [3.0, 4.0]])
+    blind = seeing + torch.tensor([[0.0, 0.0], [0.0, 5e-7], [0.0, -1e-5]])
+    found = contribution(seeing, blind)
+    assert not found[:2].any()
+    torch.testing.assert_close(found[2], torch.tensor([0.0, 1e-5]), rtol=0.1, atol=0)
 
 
 # In a model -------------------------------------------------------------------------------------------

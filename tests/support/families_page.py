@@ -38,8 +38,8 @@ SmolLM2-135M, Gemma 3 270M and Whisper tiny.en were run ([real models](real-mode
 - **masses**: recorded attention equals that of the model's own eager attention within 1e-5, at the prefill
   and two steps.
 - **methods**: what was run; neutral strength is equal to the bit, and a batch gives what its prompts give one
-  by one. Other methods are tested on LLaVA and some families more; what needs a grid, or pixels that a family
-  does not hand on, raises where they are missing.
+  by one. Every method was run on thirteen of the families ([method-families.md](method-families.md)); what
+  needs a grid, or pixels that a family does not hand on, raises where they are missing.
 - **restored**: after a block, also one that an exception ended, no trace is left.
 - **prompts**: read from the model's inputs alone: several images, none, one behind the question (last), a
   conversation of several turns.

@@ -99,6 +99,28 @@ class Patches:
         return blocks.permute(4, 0, 2, 5, 1, 3, 6).reshape(3, rows * side, columns * side)
 
 
+def padded_sizes(features: Mapping[str, Any], name: str = "pixel_values") -> list[tuple[int, int]] | None:
+    """(height, width) of each piece [3, H, W], where a batch pads them on the right and below to one size.
+
+    None where no piece is padded, or the outputs do not say so; (0, 0) of a piece that is padding itself.
+    """
+    pixels, sizes = features.get(name), features.get("image_sizes")
+    if not isinstance(pixels, Tensor):
+        return None
+    canvas = (pixels.shape[-2], pixels.shape[-1])
+    shown = features.get("pixel_attention_mask")
+    if pixels.dim() == 5 and isinstance(shown, Tensor) and shown.shape == (*pixels.shape[:2], *canvas):
+        shown = shown.bool().flatten(0, 1)
+        found = torch.stack([shown.any(2).sum(1), shown.any(1).sum(1)], 1).tolist()
+    elif pixels.dim() == 4 and sizes is not None and len(sizes) == len(pixels):
+        found = torch.as_tensor(sizes).tolist()
+        if tuple(max(sides) for sides in zip(*found, strict=True)) != canvas:
+            return None  # the sizes of something else
+    else:
+        return None
+    return None if all(tuple(size) == canvas for size in found) else [(size[0], size[1]) for size in found]
+
+
 def guess_layout(features: Mapping[str, Any]) -> PixelLayout:
     """The layout of a processor of which only the outputs are known."""
     return Patches(merged=True) if features.get("image_grid_thw") is not None else Tiles()
@@ -144,7 +166,10 @@ def seen_images(layout: PixelLayout, processor: Any, features: Mapping[str, Any]
             f"{type(processor).__name__} makes pixel values of shape {shape}; one picture per image is "
             "needed, [N, 3, H, W] or flattened patches with image_grid_thw"
         )
-    return [to_image(piece) for piece in read_pieces(layout, processor, features)]
+    pieces = read_pieces(layout, processor, features)
+    if isinstance(layout, Tiles) and (sizes := padded_sizes(features, layout.name)) is not None:
+        pieces = [piece[:, :height, :width] for piece, (height, width) in zip(pieces, sizes, strict=True)]
+    return [to_image(piece) for piece in pieces]
 
 
 def to_pixels(processor: Any, images: Sequence[Image.Image], features: Mapping[str, Any]) -> Tensor:
@@ -160,7 +185,15 @@ def to_pixels(processor: Any, images: Sequence[Image.Image], features: Mapping[s
     pixels = features["pixel_values"]
     steps = [step for step in ("do_resize", "do_center_crop", "do_pad") if getattr(processor, step, None)]
     options = {"return_tensors": "pt", **dict.fromkeys(steps, False)}
-    made = processor(images=[image.convert("RGB") for image in images], **options)["pixel_values"]
+    pictures = [image.convert("RGB") for image in images]
+    if padded_sizes(features) is not None:
+        padded = pixels.clone()
+        for place, picture in zip(padded.flatten(0, -4), pictures, strict=True):
+            place[:, : picture.height, : picture.width] = processor(images=[picture], **options)[
+                "pixel_values"
+            ].reshape(3, picture.height, picture.width)
+        return padded
+    made = processor(images=pictures, **options)["pixel_values"]
     if made.shape != pixels.shape:
         raise ShapeError(
             f"the pictures give pixel values {list(made.shape)}, but those of the prompts are "

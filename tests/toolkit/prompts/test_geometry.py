@@ -17,10 +17,18 @@ from transformers import (
     Qwen2VLImageProcessorPil,
     SiglipImageProcessorPil,
 )
+from zoo.every import VISION
 
 from regaze.errors import ShapeError, UnsupportedModelError
 from regaze.toolkit.prompts.geometry import Geometry, geometry_of
-from regaze.toolkit.prompts.pixels import Tiles, guess_layout, read_pieces, seen_images
+from regaze.toolkit.prompts.pixels import (
+    Tiles,
+    guess_layout,
+    padded_sizes,
+    read_pieces,
+    seen_images,
+    to_pixels,
+)
 
 # Geometry -----------------------------------------------------------------------------------------------
 
@@ -222,3 +230,30 @@ def test_processors_that_do_not_rescale():
     assert np.array_equal(np.asarray(seen), np.asarray(picture(0, 224, 224)))
     with pytest.raises(UnsupportedModelError, match=r"\[1, 10, 3"):
         seen_images(Tiles(), processor, {"pixel_values": torch.zeros(1, 10, 3, 8, 8)})
+
+
+def test_images_that_a_batch_pads_are_seen_and_put_back_without_the_padding():
+    entry = next(each for each in VISION if each.name == "mistral3")
+    _, processor = entry.build()
+    processor = processor.image_processor
+    images = [picture(0, 56, 56), picture(1, 84, 56)]
+    together = processor(images=images, return_tensors="pt")
+    assert padded_sizes(together) == [(56, 56), (56, 84)]
+    seen = seen_images(Tiles(), processor, together)
+    for image, own in zip(images, seen, strict=True):
+        alone = processor(images=[image], return_tensors="pt")
+        assert padded_sizes(alone) is None
+        assert own.tobytes() == seen_images(Tiles(), processor, alone)[0].tobytes()
+        assert own.size == image.size
+    back = to_pixels(processor, seen, together)
+    torch.testing.assert_close(back, together["pixel_values"], rtol=0, atol=0.02)
+    assert torch.equal(back[0, :, :, 56:], together["pixel_values"][0, :, :, 56:])
+
+
+def test_sizes_of_padded_tiles_are_read_from_their_mask():
+    pixels, shown = torch.zeros(1, 2, 3, 4, 6), torch.zeros(1, 2, 4, 6, dtype=torch.int64)
+    shown[0, 0, :3, :5] = 1
+    assert padded_sizes({"pixel_values": pixels, "pixel_attention_mask": shown}) == [(3, 5), (0, 0)]
+    assert padded_sizes({"pixel_values": pixels}) is None
+    of_something_else = {"pixel_values": pixels[0], "image_sizes": torch.tensor([[40, 60], [4, 6]])}
+    assert padded_sizes(of_something_else) is None

@@ -16,6 +16,7 @@ from .interventions import HALC as HALC
 from .interventions import HGAI as HGAI
 from .interventions import ICD as ICD
 from .interventions import ICT as ICT
+from .interventions import ILVAD as ILVAD
 from .interventions import M3ID as M3ID
 from .interventions import MARINE as MARINE
 from .interventions import MMA as MMA

@@ -22,6 +22,7 @@ from .halc import HALC as HALC
 from .hgai import HGAI as HGAI
 from .icd import ICD as ICD
 from .ict import ICT as ICT
+from .ilvad import ILVAD as ILVAD
 from .knockout import HeadKnockout as HeadKnockout
 from .m3id import M3ID as M3ID
 from .marine import MARINE as MARINE

@@ -42,6 +42,7 @@ BUILT_IN: dict[str, str] = {
     "hgai": "regaze.interventions.hgai:HGAI",
     "icd": "regaze.interventions.icd:ICD",
     "ict": "regaze.interventions.ict:ICT",
+    "ilvad": "regaze.interventions.ilvad:ILVAD",
     "knockout": "regaze.interventions.knockout:HeadKnockout",
     "m3id": "regaze.interventions.m3id:M3ID",
     "marine": "regaze.interventions.marine:MARINE",

@@ -36,6 +36,7 @@ PARAMETERS: dict[str, dict[str, Any]] = {
     "halc": {"detector": spotted},
     "hgai": {"alpha": 1.0},
     "ict": {"directions": ict_directions()},
+    "ilvad": {"tau": 1.0, "looks": 3, "layers": (1, 4), "alpha": 2.0},
     "knockout": {"heads": HEADS},
     "marine": {"detector": spotted, "threshold": 0.5},
     "memvr": {"threshold": 0.3, "layers": (1, 4)},

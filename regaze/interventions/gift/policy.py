@@ -52,7 +52,7 @@ class AmplifyTopHeads:
 
     def __call__(self, masses: Tensor) -> Tensor:
         image, query, salient = (masses[..., k] for k in (self.image, self.query, self.salient))
-        top_image, top_query = _top_heads(image, self.heads), _top_heads(query, self.heads)  # [B, Hq, R]
+        top_image, top_query = top_heads(image, self.heads), top_heads(query, self.heads)  # [B, Hq, R]
         before, after = ((top_image * mass).sum(1, keepdim=True) for mass in (image, salient))
         tiny = torch.finfo(masses.dtype).tiny
         gain = torch.where(before > 0, after / before.clamp_min(tiny), 1.0)
@@ -76,7 +76,7 @@ class AmplifyTopHeads:
         )
 
 
-def _top_heads(masses: Tensor, count: int) -> Tensor:
+def top_heads(masses: Tensor, count: int) -> Tensor:
     """Which of the heads have the `count` largest masses: [B, Hq, R] -> bool [B, Hq, R]."""
     rank = masses.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
     return rank < count

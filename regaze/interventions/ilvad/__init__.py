@@ -1,0 +1,3 @@
+from regaze.interventions.ilvad.method import ILVAD, GroundedAnswer
+
+__all__ = ["ILVAD", "GroundedAnswer"]

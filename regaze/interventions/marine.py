@@ -56,10 +56,10 @@ class MARINE(Detecting, Intervention):
     )
     facts: ClassVar[Facts] = Facts(edits=("logits",), cost="two rows", needs=("detector", "second context"))
     release: ClassVar[str] = (
-        "Linxi-ZHAO/MARINE. Detects beforehand and looks the objects up in a file; one of four sentences is "
-        "drawn for each question, others for POPE; after the first token the guidance no longer masks its "
-        "padding, so that batches and single questions differ. Here there is one sentence, and padding stays "
-        "masked."
+        "Linxi-ZHAO/MARINE, no licence known. Detects beforehand and looks the objects up in a file; one of "
+        "four sentences is drawn for each question, others for POPE; after the first token the guidance no "
+        "longer masks its padding, so that batches and single questions differ. Here there is one sentence, "
+        "and padding stays masked."
     )
 
     threshold: Fraction = field(

@@ -115,6 +115,7 @@ def ids_of(tokenizer, text):
         ("A hot dog", "hot dog", "A"),
         ("A Wine glass", "wine glass", "A"),
         ("dog", "dog", ""),
+        ("ßß İ dog", "dog", "ßß İ"),
         ("A hotdog", None, ""),
         ("A dog is", None, ""),
         ("A doge", None, ""),
@@ -367,6 +368,22 @@ def test_a_matcher_chooses_among_whole_words(gaze):
     )
     (other,) = shortest.answer(gaze, IMAGES[0], QUESTIONS[0], max_new_tokens=6, eos_token_id=None)
     assert min(given[0][1], key=len).endswith(other.focuses[0].chosen)
+
+
+def test_a_matcher_reads_the_sentence_that_the_word_is_in(demo):
+    read = []
+
+    def first(image, texts):
+        read.append(texts)
+        return [-number for number in range(len(texts))]
+
+    method = HALC(detector="demo", pairs=6, beta=0.0, weight=0.9, matcher=first)
+    scene, prompt = regaze.demo.scenes()[2], "Please describe this image in detail."
+    (answer,) = method.answer(demo, scene.image(), prompt, max_new_tokens=24)
+    assert str(answer).count(".") == 2
+    assert all(text.startswith("The image shows a") for text in read[0])
+    assert all(text.startswith("There is also a") for text in read[-1])
+    assert len(read[-1]) >= 2
 
 
 def test_clip_by_name(gaze, tmp_path, tokenizer):

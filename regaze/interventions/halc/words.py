@@ -33,7 +33,9 @@ class ObjectWords:
         self._names = {name.strip().casefold(): name for name in names if name.strip()}
         # The longest name that fits comes first: "teddy bear" before "bear".
         ordered = sorted(self._names, key=len, reverse=True)
-        self._pattern = re.compile(rf"(?<![^\W_])({'|'.join(map(re.escape, ordered))})(?:e?s)?\Z")
+        self._pattern = re.compile(
+            rf"(?<![^\W_])({'|'.join(map(re.escape, ordered))})(?:e?s)?\Z", re.IGNORECASE
+        )
 
     def ends_before(self, ids: Sequence[int], token: int) -> bool:
         """Whether the answer `ids` ends in a whole word if `token` follows it."""
@@ -54,8 +56,8 @@ class ObjectWords:
     def _found(self, text: str) -> tuple[str, int] | None:
         """The name of an object and the position of its first character."""
         if self._names:
-            match = self._pattern.search(text.casefold())
-            return None if match is None else (self._names[match[1]], match.start())
+            match = self._pattern.search(text)
+            return None if match is None else (self._names[match[1].casefold()], match.start())
         words = self._tag(text)
         if not words or words[-1].tag not in _THINGS:
             return None

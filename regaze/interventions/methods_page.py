@@ -47,7 +47,11 @@ ABSENT = (
     ("CCA", "Concentric position ids and mask: trained into a model, not applied to a trained one."),
     ("TAME", "Its released edit sharpens all scores by one factor, differently in prefill and decode."),
     ("IKOD", "No code is published; how anchors and weights are chosen is not known."),
-    ("MODA", "A trained replacement of the attention, which needs its weights."),
+    (
+        "MODA",
+        "A trained replacement of the attention, which needs its weights; for a model that has them "
+        "`regaze.interventions.moda.ModularDuplexAttention` is its equation.",
+    ),
 )
 
 INTRODUCTION = """# Methods

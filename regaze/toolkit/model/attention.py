@@ -86,6 +86,8 @@ def regaze_attention(
             call = _call(module, site, attention_mask, is_causal, kwargs)
             raise LookedAhead(dispatcher.ahead(site, context.asked_ahead, query, key, scaling, call))
     plan = None if site is None else dispatcher.plan(site, key.shape[2], query.device)
+    if site is not None and dispatcher.key_editors:
+        key = dispatcher.edited_keys(site, key, value)
     if site is None or (plan is None and not dispatcher.watched):
         return dispatcher.plain(module, query, key, value, attention_mask, **options)
     plain = None

@@ -115,6 +115,14 @@ class Callback:
         """
         return None
 
+    def edit_keys(self, layer: int, key: Tensor, value: Tensor, context: Context) -> Tensor:
+        """The keys [B, Hkv, Lk, D] that the self-attention of `layer` uses in this forward instead of `key`.
+
+        Called before the layer's attention in every forward, with all keys and values that it sees, those of
+        the cache among them (and after positions were put in). The cache keeps what it has: change no tensor.
+        """
+        return key
+
     def edit_mlp(self, layer: int, hidden: Tensor, context: Context) -> Tensor:
         """The edited output [B, Lq, D] of the MLP of `layer`."""
         return hidden

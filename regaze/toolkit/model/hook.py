@@ -388,7 +388,7 @@ class ModelHook:
     def _refuse_image_token_methods(self) -> None:
         """A method that only edits the keys of the text would silently miss the images."""
         for callback in self._attention.callbacks:
-            if overrides(callback, "edit", "branches") and not overrides(callback, "edit_cross"):
+            if overrides(callback, "edit", "edit_keys", "branches") and not overrides(callback, "edit_cross"):
                 raise UnsupportedModelError(
                     f"{type(callback).__name__} knows images as tokens of the prompt, but "
                     f"{type(self._model).__name__} sees them (or sound) through cross-attention layers, "

@@ -162,7 +162,8 @@ class AttentionDispatcher:
     """Asks the callbacks of one model for their edits, layer by layer, and hands them what they requested.
 
     Attributes:
-        callbacks: of all open blocks, recordings last. listeners: those with `on_attention`.
+        callbacks: of all open blocks, recordings last. listeners: those with `on_attention`. key_editors:
+            those with `edit_keys`.
         context: of the forward that runs; None between forwards.
         previous: the model's own attention implementation. plain: its function.
         wants_weights: the forward that runs returns attention weights.
@@ -179,6 +180,7 @@ class AttentionDispatcher:
         self.plain = compat.plain_function(self.previous)
         self.callbacks: tuple[Callback, ...] = ()
         self.listeners: tuple[Callback, ...] = ()
+        self.key_editors: tuple[Callback, ...] = ()
         self.context: Context | None = None
         self.wants_weights = self.watched = False
         self.layer_hooks = ""
@@ -198,6 +200,7 @@ class AttentionDispatcher:
         """From now on ask these callbacks."""
         self.callbacks = callbacks
         self.listeners = tuple(callback for callback in callbacks if overrides(callback, "on_attention"))
+        self.key_editors = tuple(callback for callback in callbacks if overrides(callback, "edit_keys"))
         self.watched = bool(self.listeners) or self.wants_weights
         self._keeps_edits = all(keeps_edits(callback) for callback in callbacks)
         self._plans_ahead = all(plans_ahead(callback) for callback in callbacks)
@@ -285,6 +288,21 @@ class AttentionDispatcher:
         if (recomputed := _recomputed(self._model)) is not None:
             raise InputError(recomputed)
         self._thread.check()
+
+    def edited_keys(self, site: compat.AttentionSite, key: Tensor, value: Tensor) -> Tensor:
+        """The keys of a layer's self-attention after the callback that edits them.
+
+        Raises:
+            CompositionError: two callbacks edit keys.
+        """
+        if len(self.key_editors) > 1:
+            names = " and ".join(type(callback).__name__ for callback in self.key_editors)
+            raise CompositionError(
+                f"{names}: each edits keys, and what comes out would depend on their order"
+            )
+        if self.context is None or site.cross:
+            return key
+        return self.key_editors[0].edit_keys(site.layer, key, value, self.context)
 
     def first_key(self, site: compat.AttentionSite, queries: int, keys: int) -> int:
         """Number of keys that the cache of a layer has dropped: those before its sliding window."""

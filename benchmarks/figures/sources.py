@@ -110,6 +110,7 @@ SOURCES = (
         "python benchmarks/recordings.py --smollm SMOLLM2 --gemma GGUF --whisper TINY --vocabulary FILE",
     ),
     Source("docs/studies/seeing/study.json", "material", "python benchmarks/seeing.py"),
+    Source("docs/studies/seeing/objects.json", "material", "python benchmarks/objects.py"),
     Source("docs/studies/seeing/speech.json", "material", "python benchmarks/speech.py WHISPER"),
     Source(
         "docs/studies/retrieval-heads/heads.json",

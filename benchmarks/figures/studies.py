@@ -19,14 +19,17 @@ __all__ = [
     "retrieval_masking",
     "retrieval_memory",
     "retrieval_plain",
+    "seeing_described",
     "seeing_heads",
     "seeing_maps",
+    "seeing_objects",
     "seeing_words",
     "speech_agreement",
     "speech_other_ways",
 ]
 REAL = "docs/assets/real-models/figures.json"
 SEEING = "docs/studies/seeing/study.json"
+OBJECTS = "docs/studies/seeing/objects.json"
 SPEECH = "docs/studies/seeing/speech.json"
 HEADS = "docs/studies/retrieval-heads/heads.json"
 MASKING = "docs/studies/retrieval-heads/study.json"
@@ -135,6 +138,31 @@ def seeing_heads() -> str:
             cells = (estimate(change[name]) for name in ("top", "others", "difference"))
             rows.append([row, f"{count}: {named}", *cells])
     return table(["row that ranks", "heads", "those removed", "others removed", "difference"], rows)
+
+
+def seeing_objects() -> str:
+    """Boxes of the thing that was asked for, from several maps."""
+    rows = [
+        [
+            name,
+            number(found["threshold"], 1) if "threshold" in found else "",
+            estimate(found["overlap"]),
+            *(estimate(found[kind], 0, 100) for kind in ("over 0.3", "over 0.5")),
+        ]
+        for name, found in read(OBJECTS)["boxes"].items()
+    ]
+    return table(["boxes from", "threshold", "overlap", "at least 0.3, %", "at least 0.5, %"], rows)
+
+
+def seeing_described() -> str:
+    """Things that the model names by itself: how many, and how many boxes are right."""
+    kinds = ("named", "recall", "precision")
+    rows = [
+        [name, *(estimate(found[kind], 0, 100) for kind in kinds)]
+        for name, found in read(OBJECTS)["described"].items()
+    ]
+    head = ["boxes from", "things named, %", "named and boxed, %", "boxes right, %"]
+    return table(head, rows)
 
 
 def seeing_words() -> str:

@@ -170,6 +170,14 @@ def test_methods_act_on_the_rows_of_a_phrase(gaze, inputs):
         PhraseMaps(gaze, inputs).of(PHRASES)
 
 
+def test_a_cache_that_tokens_have_left(gaze, model, inputs):
+    output = generated(model, inputs, 2)
+    layer = compat.cache_of(output).layers[2]
+    layer.keys, layer.values = layer.keys[:, :, 5:], layer.values[:, :, 5:]
+    with pytest.raises(UnsupportedModelError, match="different tokens of the prompt"):
+        PhraseMaps(gaze, inputs, output).of("dog")
+
+
 def test_errors(gaze, model, inputs):
     maps = PhraseMaps(gaze, inputs)
     with pytest.raises(InputError, match="about one prompt, got 2"):

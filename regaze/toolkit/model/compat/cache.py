@@ -109,16 +109,22 @@ def fork(cache: Cache, times: int) -> Cache:
     """A cache that goes on from `cache`, each of its rows `times` times in turn; `cache` never changes by it.
 
     Raises:
-        UnsupportedModelError: a layer that writes into the memory it has, or that is no attention layer.
+        UnsupportedModelError: a layer that writes into the memory it has, or that is no attention layer; or
+            tokens have left the prompt in some layers.
     """
-    for layer in cache.layers:
+    layers: list[Any] = cache.layers
+    for layer in layers:
         if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
             raise UnsupportedModelError(
                 f"a cache with a {type(layer).__name__} cannot be continued several times; generate with "
                 "cache_implementation='dynamic'"
             )
+    if len({int(layer.get_seq_length()) for layer in layers}) > 1:
+        raise UnsupportedModelError(
+            "the layers of this cache hold different tokens of the prompt: what comes next has no one place"
+        )
     forked = copy.copy(cache)
-    forked.layers = [copy.copy(layer) for layer in cache.layers]  # an update gives a layer other tensors
+    forked.layers = [copy.copy(layer) for layer in layers]  # an update gives a layer other tensors
     unfollow_cache(forked)
     forked.batch_repeat_interleave(times)
     return forked

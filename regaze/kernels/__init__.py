@@ -7,6 +7,7 @@ from regaze.kernels.channels import Channels, Outstanding
 from regaze.kernels.compose import compose
 from regaze.kernels.head_source import HeadRule, HeadSource
 from regaze.kernels.kept_tokens import KeptTokens, LeavingTokens, Numbering
+from regaze.kernels.key_value_shift import KeyValueShift
 from regaze.kernels.placement import Placeable
 from regaze.kernels.policies import Policy, Scale, TritonPart, pad_channels
 from regaze.kernels.spec import AttentionEdit, RowSelection, Stats, StatsRequest, UnmaskRect, Windows
@@ -20,6 +21,7 @@ __all__ = [
     "HeadRule",
     "HeadSource",
     "KeptTokens",
+    "KeyValueShift",
     "LeavingTokens",
     "Numbering",
     "Outstanding",

@@ -14,6 +14,7 @@ from torch import Tensor
 from regaze.errors import BadParameterError
 from regaze.kernels.borrow import borrowing
 from regaze.kernels.reference import attend_reference, attention_stats_reference, column_sums_reference
+from regaze.kernels.shift import shifting
 from regaze.kernels.spec import AttentionEdit, Stats, StatsRequest
 from regaze.kernels.torch_backend import attend_torch, attention_stats_torch, column_sums_torch
 
@@ -31,7 +32,8 @@ def _backend(
     attention_stats: Callable[..., Stats],
     column_sums: Callable[..., Tensor],
 ) -> Backend:
-    return Backend(borrowing(attend, attention_stats, column_sums), attention_stats, column_sums)
+    with_all_parts = shifting(borrowing(attend, attention_stats, column_sums))
+    return Backend(with_all_parts, attention_stats, column_sums)
 
 
 def _attend_triton(
@@ -122,7 +124,8 @@ def _tensors(edit: AttentionEdit) -> Iterator[Tensor]:
     maps = (edit.score_slope, edit.head_mean_slope, edit.score_gain, edit.head_score_gain)
     parts = (*maps, edit.bias, edit.sink, edit.value_gain)
     weights = None if edit.channels is None else edit.channels.weights
-    return (part for part in (*parts, edit.head_gain, weights) if part is not None)
+    shifts = (vectors for shift in edit.shifts for vectors in (shift.keys, shift.values))
+    return (part for part in (*parts, edit.head_gain, weights, *shifts) if part is not None)
 
 
 @torch.compiler.assume_constant_result

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from regaze.errors import CompositionError
+from regaze.kernels.key_value_shift import KeyValueShift
 from regaze.kernels.spec import AttentionEdit, RowSelection
 
 
@@ -21,7 +22,8 @@ def compose(edits: Sequence[AttentionEdit]) -> AttentionEdit | None:
     multiply, sinks stand side by side in the denominator, unmasked rectangles unite. Undefined, and refused:
     two channel policies (each maps the masses of the softmax to coefficients), two score slopes or a slope
     beside a gain of another edit (the maps do not commute), a spread beside another edit of weights,
-    different row selections of edits that change weights, two head sources, two recordings.
+    different row selections of edits that change weights, two head sources, shifts of keys that other rows
+    see, two recordings.
 
     Edits that select rows should share one `RowSelection`: two are compared by value, see `equals`.
 
@@ -69,6 +71,7 @@ def _pair(a: AttentionEdit, b: AttentionEdit) -> AttentionEdit:
         spread=_either(a.spread, b.spread),
         head_gain=_product(a.head_gain, b.head_gain),
         unmask=a.unmask + b.unmask,
+        shifts=_shifts(a, b),
         windows=_either(a.windows, b.windows),
         head_source=_either(a.head_source, b.head_source),
         stats=_either(a.stats, b.stats),
@@ -97,6 +100,18 @@ def _common_rows(a: AttentionEdit, b: AttentionEdit) -> RowSelection | None:
 def _both_sinks(a: Tensor | None, b: Tensor | None) -> Tensor | None:
     """Two sinks as one: the denominator has both."""
     return _either(a, b) if a is None or b is None else torch.logaddexp(a, b)
+
+
+def _shifts(a: AttentionEdit, b: AttentionEdit) -> tuple[KeyValueShift, ...]:
+    """All shifts, which the same rows must see."""
+    if a.shifts and b.shifts:
+        one, other = a.shifts[0].rows, b.shifts[0].rows
+        if one is not other and (one is None or other is None or not one.equals(other)):
+            raise CompositionError(
+                "two interventions shift keys or values that different query rows see on the same layer; use "
+                "them on different layers, or one of them"
+            )
+    return a.shifts + b.shifts
 
 
 def _product(a: Tensor | None, b: Tensor | None) -> Tensor | None:

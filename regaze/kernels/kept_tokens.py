@@ -19,6 +19,7 @@ from torch import Tensor
 from regaze.errors import CompositionError
 from regaze.kernels.channels import Channels
 from regaze.kernels.head_source import HeadRule, HeadSource
+from regaze.kernels.key_value_shift import KeyValueShift
 from regaze.kernels.placement import Placeable, place
 from regaze.kernels.spec import COLUMN_PARTS, AttentionEdit, RowSelection, Stats, StatsRequest, UnmaskRect
 
@@ -232,6 +233,7 @@ class Numbering:
             changes["channels"] = self._channels(edit.channels)
         if edit.unmask:
             changes["unmask"] = tuple(map(self._rectangle, edit.unmask))
+        changes["shifts"] = tuple(map(self._shift, given.shifts, edit.shifts))
         if self.rows and edit.sink is not None:
             changes["sink"] = self.kept.select(edit.sink, 2)
         if self.rows and edit.head_gain is not None and edit.head_gain.dim() == 3:
@@ -278,6 +280,10 @@ class Numbering:
         if hidden is not None:
             columns = columns & ~F.pad(hidden, (0, columns.shape[1] - hidden.shape[1]))
         return UnmaskRect(self.kept.select(rows) if self.rows else rows, columns)
+
+    def _shift(self, given: KeyValueShift, shift: KeyValueShift) -> KeyValueShift:
+        rows = None if given.rows is None else self._selection(given.rows)
+        return replace(shift, groups=self._columns(shift.groups, 0), rows=rows)
 
     def _is_settled(self, selection: RowSelection) -> bool:
         """Whether its rows are in the same places in every sample, as far as the host can tell."""

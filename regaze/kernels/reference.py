@@ -1,7 +1,8 @@
 """The specification of edited attention: plain torch, every step visible, everything materialised.
 
 fp32 throughout, or fp64 for fp64 input. Read this file to know what an `AttentionEdit` means. Every
-other backend is tested against it. A `head_source` is no matter of backends: borrow.py runs it before them.
+other backend is tested against it. `shifts` and a `head_source` are no matter of backends: shift.py and
+borrow.py run them before these.
 """
 
 from __future__ import annotations

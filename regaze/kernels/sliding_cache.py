@@ -38,6 +38,8 @@ def _shifted(edit: AttentionEdit, first: int) -> AttentionEdit:
         changes["spread"] = edit.spread[:, first:]
     if edit.channels is not None:
         changes["channels"] = _channels(edit.channels, first)
+    if edit.shifts:
+        changes["shifts"] = tuple(shift.without_first(first) for shift in edit.shifts)
     if edit.unmask:
         changes["unmask"] = tuple(UnmaskRect(rect.rows, rect.columns[:, first:]) for rect in edit.unmask)
     if edit.windows is not None:

@@ -3,8 +3,8 @@
 An `AttentionEdit` is a frozen bundle of tensors. It names query rows and key columns, never a model: the same
 edit runs on the reference, on the torch path and in a fused kernel. The order of its parts is fixed:
 
-    head source -> mask (+ unmask, then windows) -> score map -> column bias -> softmax (with sinks)
-    -> channel coefficients -> value gain -> head gain
+    key-value shifts -> head source -> mask (+ unmask, then windows) -> score map -> column bias
+    -> softmax (with sinks) -> channel coefficients -> value gain -> head gain
 
 Column tensors describe the first n keys. Keys after them (those generated later) are left alone: bias 0,
 slope 0, gain 1, group 0, weight 0. One edit built at prefill therefore serves every decode step.
@@ -23,6 +23,7 @@ from torch import Tensor
 from regaze.errors import BadParameterError, ShapeError
 from regaze.kernels.channels import Channels, PaddedColumns, describe
 from regaze.kernels.head_source import HeadSource
+from regaze.kernels.key_value_shift import KeyValueShift
 from regaze.kernels.placement import Placeable
 from regaze.kernels.policies import Policy
 
@@ -216,6 +217,9 @@ class AttentionEdit(Placeable):
         unmask: rectangles opened in the mask.
         windows: keys that each head loses sight of, also where mask or unmask show them; like these
             it applies to every row.
+        shifts: vectors added to keys and values before they enter the cache, each to what they were; with
+            rows of their own. In a model later calls find them in the cache, and only keys that a call adds
+            are shifted by it.
         head_source: whose scores each head has in the place of its own, in every row; a head keeps its
             values and its other edits.
         stats: what to record.
@@ -235,6 +239,7 @@ class AttentionEdit(Placeable):
     head_gain: Tensor | None = None
     unmask: tuple[UnmaskRect, ...] = ()
     windows: Windows | None = None
+    shifts: tuple[KeyValueShift, ...] = ()
     head_source: HeadSource | None = None
     stats: StatsRequest | None = None
     # Nothing below changes what an edit means: padded columns, what a backend derived from the edit for later
@@ -306,7 +311,7 @@ class AttentionEdit(Placeable):
     @property
     def uses_own_weights(self) -> bool:
         """Whether all attention weights are those of plain attention."""
-        added = self.head_source is not None or self.sink is not None
+        added = self.head_source is not None or self.sink is not None or bool(self.shifts)
         return not added and not self.edits_rows and not self.edits_mask
 
     @cached_property
@@ -319,6 +324,11 @@ class AttentionEdit(Placeable):
     def with_own_maps(self) -> AttentionEdit:
         """The same edit without `head_source`."""
         return self.replace(head_source=None)
+
+    @cached_property
+    def with_own_keys(self) -> AttentionEdit:
+        """The same edit without `shifts`."""
+        return self.replace(shifts=())
 
     @cached_property
     def without_stats(self) -> AttentionEdit:
@@ -425,7 +435,8 @@ class AttentionEdit(Placeable):
                     fits = part.shape[0] in either and part.shape[1] == size
                     require(fits, f"HeadSource.{name}", part, f"[B or 1, {size}]")
         stats = self.stats or StatsRequest()
-        for name, selected in (("rows", self.rows), ("stats.rows", stats.rows)):
+        shifts = (("shifts.rows", shift.rows) for shift in self.shifts)
+        for name, selected in (("rows", self.rows), ("stats.rows", stats.rows), *shifts):
             if selected is not None:
                 require(len(selected.index) <= queries, f"{name}.index", selected.index, "[R <= Lq]")
                 if selected.active is not None:

@@ -337,6 +337,13 @@ class Context:
         return rows if self.step else rows[:, -self.visible.shape[1] :]
 
     @property
+    def added(self) -> int:
+        """Number of tokens that the forward adds to the cache, padding for longer branches included."""
+        if self.replaying:
+            return 1
+        return self.fed if self.step else self.prompt_length
+
+    @property
     def has_branches(self) -> bool:
         return self._stack is not None
 

@@ -428,7 +428,7 @@ class ModelHook:
         context = self._attention.context
         try:
             if output is not None:
-                self._attention.finish()
+                self._attention.finish(compat.cache_of(output))
         finally:
             self._attention.begin(None)
             self._set_running(None)
@@ -477,6 +477,7 @@ class ModelHook:
         self._attention.layer_hooks = self._layer_hooks.start(context)
         try:
             again = self._model.forward(**{**inputs, "return_dict": True})
+            self._attention.finish(cache)
         finally:
             self._layer_hooks.stop()
             self._attention.begin(None)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, NoReturn
 
@@ -23,6 +23,7 @@ from regaze.errors import CompositionError, InputError
 from regaze.kernels import (
     AttentionEdit,
     BoundEdit,
+    KeyValueShift,
     Numbering,
     Stats,
     StatsRequest,
@@ -30,6 +31,7 @@ from regaze.kernels import (
     compose,
     launches_cost_most,
 )
+from regaze.kernels.key_value_shift import shifted
 from regaze.toolkit.model import compat
 from regaze.toolkit.model.attention_call import AttentionCall
 from regaze.toolkit.model.callback import Callback, keeps_edits, overrides, plans_ahead
@@ -188,6 +190,8 @@ class AttentionDispatcher:
         self.masks: dict[tuple[int, Numbering], tuple[Tensor | None, Tensor | None]] = {}
         self.in_graph = False
         self._keeps_edits = self._plans_ahead = self._delivered = False
+        #: By layer, of the forward that runs: shifts, and how many tokens the layer has been given.
+        self._entered: dict[int, tuple[tuple[KeyValueShift, ...], int]] = {}
         self._generations: weakref.WeakKeyDictionary[Context, _Plans] = weakref.WeakKeyDictionary()
         self._plans: _Plans | None = None  # of the generation whose forward runs
         self._fixed: dict[compat.AttentionSite, LayerPlan | None] | None = None
@@ -214,7 +218,7 @@ class AttentionDispatcher:
     def begin(self, context: Context | None) -> None:
         """A forward of this generation begins; None: it has ended."""
         self.context, self.layer_hooks, self.causal_masks, self.masks = context, "", {}, {}
-        self._fixed, self._delivered, self._waiting = None, False, []
+        self._fixed, self._delivered, self._waiting, self._entered = None, False, [], {}
         if context is None:
             self._plans = None
             return
@@ -270,17 +274,20 @@ class AttentionDispatcher:
         if site.cross:
             context.cross_keys = keys
         edits = tuple((p.edit_cross if site.cross else p.edit)(layer, step, context) for p in self.callbacks)
+        if context.cache_length and not site.cross:
+            edits = tuple(_entering(edit, context.cache_length) for edit in edits)
         known, numbering = self._plans.newest.get(site), self.numbering(site, device)
-        if (
-            known is not None
-            and known.numbering is numbering
-            and all(a is b for a, b in zip(known.edits, edits, strict=True))
-        ):
-            return known.plan
-        plan = plan_layer(self.callbacks, edits, device, numbering)
-        if self._plans_ahead and not self._keeps_edits and self._decodes(context):
-            plan = rewritten(None if known is None else known.plan, plan)
-        self._plans.newest[site] = _Known(edits, plan, keys, device, numbering)
+        same = known is not None and known.numbering is numbering
+        if same and known is not None and all(a is b for a, b in zip(known.edits, edits, strict=True)):
+            plan = known.plan
+        else:
+            plan = plan_layer(self.callbacks, edits, device, numbering)
+            if self._plans_ahead and not self._keeps_edits and self._decodes(context):
+                plan = rewritten(None if known is None else known.plan, plan)
+            self._plans.newest[site] = _Known(edits, plan, keys, device, numbering)
+        if plan is not None and plan.edit.edit.shifts and not site.cross:
+            left = 0 if numbering is None else numbering.kept.length - numbering.kept.count
+            self._entered[site.layer] = plan.edit.edit.shifts, context.cache_length + context.added - left
         return plan
 
     def _refuse_thread(self) -> None:
@@ -400,8 +407,11 @@ class AttentionDispatcher:
             self._delivered = True
             _hand_over(self.context, site, plan.requests[request][0], stats)
 
-    def finish(self) -> None:
-        """The forward has ended: hand out what its graphs have measured, perhaps without any Python."""
+    def finish(self, cache: Any) -> None:
+        """The forward has ended: shift what it has added to the cache; hand out what its graphs measured."""
+        if self.context is not None and cache is not None and self._entered:
+            for layer, (shifts, length) in self._entered.items():
+                compat.rewrite_layer(cache, layer, length, _change(shifts))
         if self.context is None or self._plans is None or self._fixed is None:
             return
         for measurement in self._waiting:
@@ -431,6 +441,21 @@ def refuse_copy(model: PreTrainedModel) -> NoReturn:
         f"this {type(model).__name__} has an open gaze.using(...) or gaze.recording(...); copy or pickle it "
         "outside of the block (save_pretrained works inside, and saves the plain model)"
     )
+
+
+def _entering(edit: AttentionEdit | None, cached: int) -> AttentionEdit | None:
+    """The edit with the shifts that are left for keys after the `cached` ones, which are shifted already."""
+    if edit is None or not edit.shifts:
+        return edit
+    left = tuple(shift for each in edit.shifts if (shift := each.entering(cached)) is not None)
+    return edit.replace(shifts=left) if left else edit.with_own_keys
+
+
+def _change(shifts: tuple[KeyValueShift, ...]) -> Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]:
+    def change(keys: Tensor, values: Tensor, first: int) -> tuple[Tensor, Tensor]:
+        return shifted(tuple(shift.without_first(first) for shift in shifts), keys, values)
+
+    return change
 
 
 def _hand_over(context: Context, site: compat.AttentionSite, owner: Callback, stats: Stats) -> None:

@@ -164,6 +164,38 @@ def keep_columns(cache: Any, columns: Tensor) -> None:
         layer.values = layer.values.gather(2, index.expand(-1, -1, -1, layer.values.shape[3]))
 
 
+def rewrite_layer(
+    cache: Any, layer: int, length: int, change: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
+) -> None:
+    """Put other keys and values in the place of those that a cache holds of a layer.
+
+    Args:
+        length: tokens that the layer was given so far.
+        change: from keys and values [B, Hkv, n, D], and how many tokens were dropped before these.
+
+    Raises:
+        UnsupportedModelError: a kind of cache whose columns cannot be written, or none for this layer.
+    """
+    layers = getattr(cache, "self_attention_cache", cache).layers
+    held = layers[layer] if layer < len(layers) else None
+    if not isinstance(held, DynamicLayer | StaticLayer) or isinstance(held, QuantizedLayer):
+        raise UnsupportedModelError(
+            f"keys and values of layer {layer} cannot be changed in this {type(cache).__name__} "
+            f"({type(held).__name__}); generate with cache_implementation='dynamic'"
+        )
+    keys, values = held.keys, held.values
+    assert keys is not None
+    assert values is not None
+    first = max(0, length - keys.shape[2])
+    count = length - first
+    changed = change(keys[:, :, :count], values[:, :, :count], first)
+    if isinstance(held, StaticLayer):  # whose addresses stay
+        keys[:, :, :count].copy_(changed[0])
+        values[:, :, :count].copy_(changed[1])
+    else:
+        held.keys, held.values = changed
+
+
 def users_part(cache: Cache, rows: int, hidden: int) -> list[tuple[Any, str, Any]]:
     """What makes a cache of several contexts the one that the plain model would have filled.
 

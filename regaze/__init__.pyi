@@ -24,6 +24,7 @@ from .interventions import ONLY as ONLY
 from .interventions import OPERA as OPERA
 from .interventions import PAI as PAI
 from .interventions import PAINT as PAINT
+from .interventions import PTI as PTI
 from .interventions import RITUAL as RITUAL
 from .interventions import SID as SID
 from .interventions import SPARC as SPARC

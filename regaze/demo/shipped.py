@@ -21,6 +21,8 @@ MODEL_DIR: Path = Path(__file__).resolve().parent / "model"
 IMAGE_DIR: Path = DATA_DIR / "images"
 #: Scenes that no benchmark asks about, and pairs of captions about them in the format of VTI's data.
 FITTING_FILE: Path = DATA_DIR / "fitting" / "pairs.jsonl"
+#: The same scenes with the objects of their captions, and where these are.
+OBJECTS_FILE: Path = FITTING_FILE.parent / "objects.jsonl"
 _SPLITS = ("random", "popular", "adversarial")
 
 

@@ -37,6 +37,7 @@ from .paint import PAINT as PAINT
 from .pruning import FastV as FastV
 from .pruning import PyramidDrop as PyramidDrop
 from .pruning import SparseVLM as SparseVLM
+from .pti import PTI as PTI
 from .registry import create_method as create_method
 from .registry import list_controls as list_controls
 from .registry import list_methods as list_methods

@@ -20,6 +20,7 @@ Part = Literal[
     "mask",
     "scores",
     "weights",
+    "keys",
     "values",
     "head outputs",
     "attention outputs",
@@ -114,6 +115,7 @@ _ENGINE_NEEDS: dict[str, str] = {
     "trained model": "weights trained for it",
 }
 _ENGINE_PARTS: dict[str, str] = {
+    "keys": "writes to its cache",
     "MLP outputs": "hooks on MLPs",
     "attention outputs": "hooks on output projections",
     "tokens": "cache rows that are given back",

@@ -71,7 +71,9 @@ Methods with a parameter `directions` act along vectors that are fitted once per
 --model ... --data ... -o FILE`, for the demo model `regaze fit METHOD -o FILE`. VTI and Nullu take pairs of
 captions, lines of JSON such as {"image": "1.jpg", "value": "A dog.", "h_value": "A dog and a cat."} (a true
 and an invented one of an image), ICT takes questions, {"image": "1.jpg", "text": "Is there a dog in the
-image?", "label": "yes"}. The file says on which model, data and settings it was fitted; another shape of
+image?", "label": "yes"}, PTI images with their objects, {"image": "1.jpg", "caption": "A cat on a mat.",
+"objects": ["cat"], "boxes": [[10, 20, 90, 80]]} (in pixels; instead of boxes a "mask", a picture that is
+black where there is none). The file says on which model, data and settings it was fitted; another shape of
 model is refused. Their control is random directions of the same lengths. A fit on images that are asked
 about later is no test of the method: the file lists them.
 

@@ -54,6 +54,7 @@ BUILT_IN: dict[str, str] = {
     "opera": "regaze.interventions.opera:OPERA",
     "pai": "regaze.interventions.pai:PAI",
     "paint": "regaze.interventions.paint:PAINT",
+    "pti": "regaze.interventions.pti:PTI",
     "pyramiddrop": "regaze.interventions.pruning:PyramidDrop",
     "ritual": "regaze.interventions.ritual:RITUAL",
     "sid": "regaze.interventions.sid:SID",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from directions import pti_directions
 from models import logits_of, picture, small_var
 
 from regaze.interventions import (
@@ -14,6 +15,7 @@ from regaze.interventions import (
     MMA,
     PAI,
     PAINT,
+    PTI,
     SPIN,
     VAF,
     VHR,
@@ -48,6 +50,7 @@ METHODS = (
     FastV(remove=False),
     PyramidDrop(),
     SparseVLM(remove=False),
+    PTI(directions=pti_directions()),
 )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from directions import ict_directions, nullu_directions, vti_directions
+from directions import ict_directions, nullu_directions, pti_directions, vti_directions
 from models import SMALL_VAR
 from standins import painted, spotted
 from torch import Tensor
@@ -44,6 +44,7 @@ PARAMETERS: dict[str, dict[str, Any]] = {
     "moa": {"beta": 0.2, "block": 8},
     "nullu": {"directions": nullu_directions()},
     "opera": {"num_beams": 2, "candidates": 2},
+    "pti": {"directions": pti_directions()},
     "ritual": {"alpha": 1.0},
     "sid": {"kept": 5},
     "sparc": {"alpha": 1.5, "tau": 0.1},

@@ -73,3 +73,11 @@ def vti_directions(model: dict[str, Any] = LLAVA, vision: bool = True, seed: int
     if vision:
         tensors["vision"] = normal(4, 65, 192, seed=seed + 1)
     return directions("vti", model, tensors)
+
+
+def pti_directions(
+    model: dict[str, Any] = LLAVA, heads: tuple[int, int] = (2, 32), seed: int = 0
+) -> Directions:
+    names = ("image_keys", "image_values", "text_keys", "text_values")
+    tensors = {name: normal(model["layers"], *heads, seed=seed + n) for n, name in enumerate(names)}
+    return directions("pti", model, tensors)

@@ -20,7 +20,8 @@ _FIELDS = {
     "mask": ("unmask", "windows"),
     "scores": ("score_slope", "head_mean_slope", "score_gain", "head_score_gain", "bias"),
     "weights": ("head_source", "sink"),
-    "values": ("value_gain",),
+    "keys": ("shifts",),
+    "values": ("value_gain", "shifts"),
     "head outputs": ("head_gain",),
 }
 _OUTPUTS = {

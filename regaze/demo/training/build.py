@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from regaze.demo.phrases import enumerate_phrases, place, with_article
-from regaze.demo.shipped import DATA_DIR, FITTING_FILE
+from regaze.demo.shipped import DATA_DIR, FITTING_FILE, OBJECTS_FILE
 from regaze.demo.training.questions import SPLITS, pope_questions, write_jsonl
 from regaze.demo.training.render import Rendered, render_scene
 from regaze.demo.world import CATEGORIES, co_occurrence
@@ -67,9 +67,9 @@ def caption_pair(scene: Rendered) -> tuple[str, str]:
 
 
 def build_fitting(output: Path, seed: int = 0, count: int = FITTING_SCENES) -> None:
-    """Write images and ``pairs.jsonl`` to fit methods on into ``output``; no benchmark asks about them."""
+    """Write images, ``pairs.jsonl`` and ``objects.jsonl`` to fit methods on; no benchmark asks about them."""
     output.mkdir(parents=True, exist_ok=True)
-    entries = []
+    entries, annotated = [], []
     for index in range(count):
         name = f"fitting_{index:03d}.webp"
         scene = render_scene(seed, "fitting", index)
@@ -78,7 +78,10 @@ def build_fitting(output: Path, seed: int = 0, count: int = FITTING_SCENES) -> N
         true, invented = caption_pair(scene)
         entry = {"id": index, "image": name, "value": true, "h_value": invented}
         entries.append({**entry, "question": FITTING_QUESTION})
+        objects, boxes = [o.category for o in scene.objects], [o.box for o in scene.objects]
+        annotated.append({"image": name, "caption": true, "objects": objects, "boxes": boxes})
     write_jsonl(output / FITTING_FILE.name, entries)
+    write_jsonl(output / OBJECTS_FILE.name, annotated)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -12,9 +12,7 @@ from torch import Tensor
 from regaze.errors import BadParameterError, ShapeError
 from regaze.kernels.channels import describe
 from regaze.kernels.placement import Placeable
-
-if TYPE_CHECKING:
-    from regaze.kernels.spec import RowSelection
+from regaze.kernels.rows import RowSelection
 
 
 @dataclass(frozen=True, eq=False)

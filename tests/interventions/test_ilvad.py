@@ -12,7 +12,7 @@ from models import context_for, logits_of
 from regaze.errors import BadParameterError, InputError
 from regaze.interventions import ILVAD
 from regaze.interventions.ilvad.evidence import evidence_map, grounding, seen_by_half, text_factors
-from regaze.interventions.ilvad.looking import Looking
+from regaze.interventions.ilvad.looking import ILVADLooking
 from regaze.interventions.ilvad.method import shuffle
 from regaze.interventions.ilvad.policy import RaiseEvidence
 from regaze.interventions.ilvad.reweighing import AsReleased, Reweighing, after_last_image
@@ -412,7 +412,7 @@ def test_two_answers_about_different_images_are_refused(gaze):
     inputs = gaze.inputs([PROMPTS[0][0]], [PROMPTS[0][1]])
     with gaze.using(Reweighing(EVEN, torch.ones(1, 3))), pytest.raises(InputError, match="first answer"):
         gaze.model(**inputs)
-    looking = Looking()
+    looking = ILVADLooking()
     with gaze.using(looking):
         gaze.model(**inputs)
         with pytest.raises(InputError, match="one generation"):

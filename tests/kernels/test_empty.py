@@ -10,6 +10,7 @@ from regaze.errors import ShapeError
 from regaze.kernels import (
     AttentionEdit,
     Channels,
+    HeadSource,
     RowSelection,
     Scale,
     StatsRequest,
@@ -46,6 +47,7 @@ def full_edit(batch: int, queries: int, keys: int, named: int) -> AttentionEdit:
         head_gain=torch.ones(batch, HEADS, queries),
         unmask=(UnmaskRect(torch.ones(1, queries).bool(), torch.ones(1, named).bool()),),
         windows=Windows(torch.full((1, HEADS), 4), 1),
+        head_source=HeadSource(torch.zeros(1, HEADS, dtype=torch.int64)),
         stats=StatsRequest(
             rows, channels, entropy=True, top1=True, lse=True, full_rows=True, edited=bool(queries)
         ),

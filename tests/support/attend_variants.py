@@ -124,7 +124,11 @@ def _stats_ratio(got: Tensor, exact: Tensor, single: Tensor, scale: float) -> fl
 def parts_of(edit: AttentionEdit) -> list[str]:
     """Names of what an edit does."""
     names = ("score_slope", "head_mean_slope", "score_gain", "head_score_gain", "bias", "value_gain")
-    parts = [name for name in (*names, "head_gain", "windows", "stats") if getattr(edit, name) is not None]
+    parts = [
+        name
+        for name in (*names, "head_gain", "head_source", "windows", "stats")
+        if getattr(edit, name) is not None
+    ]
     if edit.policy is not None:
         parts.append(type(edit.policy).__name__)
     return parts + ["unmask"] * bool(edit.unmask)

@@ -45,6 +45,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "deco": {"alpha": 1.0, "layers": (1, 1)},
     "dola": {"beta": 0.0},
     "fastv": {"first_layer": 1},
+    "ilvad": {"tau": 1.0, "looks": 3, "layers": (0, 1), "alpha": 3.0, "above_average": False},
     "knockout": {"heads": ((0, 0), (0, 1), (1, 1))},
     "memvr": {"ratio": 0.9, "threshold": 0.0, "layers": (0, 0)},
     "moa": {"beta": 0.1, "block": 4},

@@ -14,7 +14,7 @@ from regaze.toolkit.prompts.columns import column_index
 from regaze.toolkit.prompts.token_map import Role
 
 
-class Looking(Callback):
+class ILVADLooking(Callback):
     """Adds up, in one generation, what the decode steps' rows see of the image.
 
     Attributes:

@@ -14,7 +14,7 @@ from torch import Tensor
 from regaze.interventions.base import Method, MultiPassMethod
 from regaze.interventions.facts import Facts
 from regaze.interventions.ilvad.evidence import evidence_map
-from regaze.interventions.ilvad.looking import Looking
+from regaze.interventions.ilvad.looking import ILVADLooking
 from regaze.interventions.ilvad.reweighing import AsReleased, Reweighing
 from regaze.interventions.layer_ranges import LayerRange
 from regaze.toolkit.wrap import Gaze
@@ -110,7 +110,7 @@ class ILVAD(MultiPassMethod):
         self, gaze: Gaze, images: list[list[Image.Image]], questions: list[str], options: dict[str, Any]
     ) -> list[GroundedAnswer]:
         """Two generations about the images of each question."""
-        looking = Looking()
+        looking = ILVADLooking()
         shared = ("system", "eos_token_id", "pad_token_id")
         first: dict[str, Any] = {name: options[name] for name in shared if name in options}
         first |= {"max_new_tokens": self.looks, "do_sample": False, "num_beams": 1}

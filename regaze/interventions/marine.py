@@ -11,7 +11,6 @@ import torch
 from PIL import Image
 from pydantic import AfterValidator, Field, NonNegativeFloat
 
-from regaze.errors import InputError, UnsupportedModelError
 from regaze.interventions.base import Intervention, Method
 from regaze.interventions.contrastive import has_image
 from regaze.interventions.controls.random_detections import RandomObjects
@@ -22,7 +21,6 @@ from regaze.toolkit.model.branches import prompts_of, with_questions
 from regaze.toolkit.model.context import Context
 from regaze.toolkit.model.logits import LogitsCombination
 from regaze.toolkit.model.stack import Branch
-from regaze.toolkit.prompts.pixels import seen_images
 from regaze.toolkit.prompts.questions import question_text
 
 
@@ -43,8 +41,8 @@ class MARINE(Detecting, Intervention):
     The objects are the labels that score at least `threshold`, each once, best first, of all images of a
     prompt. The paper takes what DETR (0.95) and RAM++ (0.68) have in common: a function of yours can combine
     detectors. An open vocabulary looks for `objects`. The detector is shown the images that the model sees,
-    read back from the pixel values. A prompt without an image, or in whose images nothing is found, is left
-    unchanged.
+    read back from the pixel values: of an image in tiles, each tile. A prompt without an image, or in whose
+    images nothing is found, is left unchanged.
     """
 
     name: ClassVar[str] = "marine"
@@ -128,24 +126,15 @@ class MARINE(Detecting, Intervention):
 
     def _found(self, context: Context) -> list[tuple[str, ...]]:
         """The names of the objects in the images of each prompt."""
-        tokens, processor = context.tokens, context.reader.processor.image_processor
-        images = iter(seen_images(context.reader.family.pixels, processor, context.inputs))
-        known: dict[bytes, tuple[str, ...]] = {}  # beams repeat their prompt
+        views = context.tokens.views[: context.user_batch]
+        known: dict[tuple[bytes, tuple[int, int]], tuple[str, ...]] = {}  # beams repeat their prompt
         names = []
-        for sample in range(context.user_batch):
-            views = tokens.views[sample]
-            if len({view.image for view in views}) < len(views):
-                raise UnsupportedModelError(
-                    "MARINE looks for objects in whole images, but this model is given tiles of one"
-                )
+        for pictures in context.reader.sight.pictures(context.inputs, views):
             found: list[str] = []
-            for _ in views:
-                image = next(images, None)
-                if image is None:
-                    raise InputError("the prompts have more images than there are in the pixel values")
-                key = image.tobytes() + bytes(str(image.size), "ascii")
+            for picture in pictures:
+                key = picture.tobytes(), picture.size
                 if key not in known:
-                    known[key] = self.found_in(image, context.device)
+                    known[key] = self.found_in(picture, context.device)
                 found += known[key]
             names.append(tuple(dict.fromkeys(found)))
         return names

@@ -16,11 +16,13 @@ from decoding_checks import (
     inputs_of,
     plain_logits,
 )
+from family_checks import case_of
 from models import logits_of, picture
 from standins import spotted
+from zoo.every import VISION, skip_if_older
 
 import regaze.demo
-from regaze.errors import BadParameterError, InputError
+from regaze.errors import BadParameterError, InputError, UnsupportedModelError
 from regaze.interventions.controls import RandomObjects
 from regaze.interventions.marine import MARINE
 from regaze.interventions.vcd import VCD
@@ -109,6 +111,54 @@ def test_objects_of_several_images_come_in_one_list(model, gaze):
     question = f"This image contains dog, cow, cup. Based on this, {QUESTION}"
     guided = gaze.inputs([[picture(3), picture(4)]], [question])
     assert_same_scores(got, plain_logits(model, guided, answer), tolerance=1e-3)
+
+
+@pytest.mark.parametrize("name", ["internvl", "idefics3", "llava_next"])
+def test_of_an_image_in_tiles_each_is_shown_for_its_prompt(name):
+    """The longer side of the second image makes more tiles of it; a thumbnail shows the whole."""
+    entry = next(each for each in VISION if each.name == name)
+    skip_if_older(entry)
+    case, shown = case_of(entry), []
+
+    def detector(image, texts):
+        shown.append(image)
+        return spotted(image, [f"object {len(shown)}"])
+
+    inputs = case.inputs(0, 1)
+    pictures = case.gaze.reader.sight.pictures(inputs, case.gaze.tokens(inputs).views)
+    assert min(map(len, pictures)) >= 1
+    assert max(map(len, pictures)) > 1
+    for row, alone in enumerate(case.inputs(row) for row in (0, 1)):
+        (own,) = case.gaze.reader.sight.pictures(alone, case.gaze.tokens(alone).views)
+        seen = {picture.tobytes() for picture in pictures[row]}
+        assert {picture.tobytes() for picture in own} <= seen
+    method = MARINE(detector=detector, threshold=0.5)
+    with case.gaze.using(method):
+        logits_of(case.model, inputs, tokens=1)
+    different = {picture.tobytes() for each in pictures for picture in each}
+    assert {image.tobytes() for image in shown} == different
+    assert len(shown) == len(different)
+
+
+def test_tiles_that_only_pad_a_batch_are_not_shown():
+    entry = next(each for each in VISION if each.name == "llava_next")
+    skip_if_older(entry)
+    case = case_of(entry)
+    inputs = case.inputs(0, 1)
+    sight, views = case.gaze.reader.sight, case.gaze.tokens(inputs).views
+    every = sight.pictures(inputs, views)
+    inputs["pixel_values"][0, 2] = 0.0
+    padded = sight.pictures(inputs, views)
+    assert [len(each) for each in every] == [3, 3]
+    assert padded[1] == every[1]
+    assert padded[0] == every[0][:2]
+
+
+def test_pixels_that_belong_to_no_prompt(gaze):
+    inputs = dict(gaze.inputs([picture(1)], [QUESTION]))
+    inputs["pixel_values"] = inputs["pixel_values"].repeat(2, 1, 1, 1)
+    with gaze.using(marine()), pytest.raises(UnsupportedModelError, match="makes 2 pictures of 1 images"):
+        gaze.model(**inputs)
 
 
 def test_prompts_in_whose_images_nothing_is_found(gaze):

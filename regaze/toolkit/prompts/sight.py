@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
+from itertools import islice
 from typing import Any
 
 import torch
@@ -72,6 +73,35 @@ class Sight:
         picture = to_image(_joined(parts))
         picture.info[SEEN] = True
         return picture
+
+    def pictures(
+        self, features: Mapping[str, Any], views: Sequence[Sequence[View]]
+    ) -> list[list[Image.Image]]:
+        """What the model receives of the images of each prompt of a batch: whole images, or tiles of them.
+
+        Args:
+            features: the processor's outputs. views: of each prompt, as in `TokenMap`.
+
+        Raises:
+            InputError: there are no pixels.
+            UnsupportedModelError: which pixels belong to which prompt is not known.
+        """
+        layout, processor = self.family.pixels, self._image_processor
+        pieces = [to_image(piece) for piece in read_pieces(layout, processor, features)]
+        counts, shown = [len(each) for each in views], [True] * len(pieces)
+        if sum(counts) != len(pieces):  # tiles that share a view, and a row of them per image
+            rows, images = features[layout.name], [len({view.image for view in each}) for each in views]
+            if not isinstance(rows, Tensor) or rows.dim() != 5 or len(rows) != sum(images):
+                raise UnsupportedModelError(
+                    f"{type(processor).__name__} makes {len(pieces)} pictures of {sum(images)} images, and "
+                    "which of them belong to which prompt is not known"
+                )
+            counts = [count * rows.shape[1] for count in images]
+            shown = (
+                rows.flatten(0, 1).flatten(1).any(1).tolist()
+            )  # a batch pads images of few tiles with zeros
+        kept = iter(zip(pieces, shown, strict=True))
+        return [[piece for piece, seen in islice(kept, count) if seen] for count in counts]
 
     def picture(self, size: Size) -> Picture | None:
         """What is known of an image of `size`; None where it is not known what the model receives of it."""

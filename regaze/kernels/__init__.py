@@ -5,11 +5,13 @@ from regaze.kernels.backends import BACKENDS
 from regaze.kernels.bound import BoundEdit
 from regaze.kernels.channels import Channels, Outstanding
 from regaze.kernels.compose import compose
+from regaze.kernels.head_rules import HeadChoice, HeadStep, ScaleHeads
 from regaze.kernels.head_source import HeadRule, HeadSource
 from regaze.kernels.kept_tokens import KeptTokens, LeavingTokens, Numbering
 from regaze.kernels.key_value_shift import KeyValueShift
 from regaze.kernels.placement import Placeable
 from regaze.kernels.policies import Policy, Scale, TritonPart, pad_channels
+from regaze.kernels.score_gate import ScoreGate
 from regaze.kernels.spec import AttentionEdit, RowSelection, Stats, StatsRequest, UnmaskRect, Windows
 from regaze.kernels.torch_decode import launches_cost_most
 
@@ -18,8 +20,10 @@ __all__ = [
     "AttentionEdit",
     "BoundEdit",
     "Channels",
+    "HeadChoice",
     "HeadRule",
     "HeadSource",
+    "HeadStep",
     "KeptTokens",
     "KeyValueShift",
     "LeavingTokens",
@@ -29,6 +33,8 @@ __all__ = [
     "Policy",
     "RowSelection",
     "Scale",
+    "ScaleHeads",
+    "ScoreGate",
     "Stats",
     "StatsRequest",
     "TritonPart",

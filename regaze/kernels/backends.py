@@ -13,6 +13,7 @@ from torch import Tensor
 
 from regaze.errors import BadParameterError
 from regaze.kernels.borrow import borrowing
+from regaze.kernels.gating import gating
 from regaze.kernels.reference import attend_reference, attention_stats_reference, column_sums_reference
 from regaze.kernels.shift import shifting
 from regaze.kernels.spec import AttentionEdit, Stats, StatsRequest
@@ -32,7 +33,8 @@ def _backend(
     attention_stats: Callable[..., Stats],
     column_sums: Callable[..., Tensor],
 ) -> Backend:
-    with_all_parts = shifting(borrowing(attend, attention_stats, column_sums))
+    gated = attend if attend is attend_reference else gating(attend)
+    with_all_parts = shifting(borrowing(gated, attention_stats, column_sums))
     return Backend(with_all_parts, attention_stats, column_sums)
 
 

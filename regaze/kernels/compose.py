@@ -22,8 +22,8 @@ def compose(edits: Sequence[AttentionEdit]) -> AttentionEdit | None:
     multiply, sinks stand side by side in the denominator, unmasked rectangles unite. Undefined, and refused:
     two channel policies (each maps the masses of the softmax to coefficients), two score slopes or a slope
     beside a gain of another edit (the maps do not commute), a spread beside another edit of weights,
-    different row selections of edits that change weights, two head sources, shifts of keys that other rows
-    see, two recordings.
+    different row selections of edits that change weights, two head sources, two score gates, shifts of keys
+    that other rows see, two recordings.
 
     Edits that select rows should share one `RowSelection`: two are compared by value, see `equals`.
 
@@ -42,6 +42,7 @@ def _pair(a: AttentionEdit, b: AttentionEdit) -> AttentionEdit:
         ("stats", "request everything in one recording"),
         ("windows", "each sets how far a head looks back"),
         ("head_source", "each sets where a head looks"),
+        ("score_gate", "each ranks the heads of the layer"),
     ):
         if getattr(a, part) is not None and getattr(b, part) is not None:
             raise CompositionError(f"two interventions set `{part}` on one layer: {why}; use one of them")
@@ -73,6 +74,7 @@ def _pair(a: AttentionEdit, b: AttentionEdit) -> AttentionEdit:
         unmask=a.unmask + b.unmask,
         shifts=_shifts(a, b),
         windows=_either(a.windows, b.windows),
+        score_gate=_either(a.score_gate, b.score_gate),
         head_source=_either(a.head_source, b.head_source),
         stats=_either(a.stats, b.stats),
     )

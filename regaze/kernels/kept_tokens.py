@@ -229,6 +229,9 @@ class Numbering:
                 changes[name] = self._columns(part, 1.0 if name.endswith("gain") else 0.0)
         if edit.spread is not None:
             changes["spread"] = self._columns(edit.spread, False)
+        if (gate := edit.score_gate) is not None:
+            rows = self.kept.select(gate.rows) if self.rows and gate.rows is not None else gate.rows
+            changes["score_gate"] = replace(gate, columns=self._seen_columns(gate.columns), rows=rows)
         if edit.channels is not None:
             changes["channels"] = self._channels(edit.channels)
         if edit.unmask:
@@ -276,14 +279,19 @@ class Numbering:
         return replace(channels, groups=groups, weights=weights)
 
     def _rectangle(self, rectangle: UnmaskRect) -> UnmaskRect:
-        rows, columns, hidden = rectangle.rows, self._columns(rectangle.columns, False), self.kept.hidden
-        if hidden is not None:
-            columns = columns & ~F.pad(hidden, (0, columns.shape[1] - hidden.shape[1]))
+        rows, columns = rectangle.rows, self._seen_columns(rectangle.columns)
         return UnmaskRect(self.kept.select(rows) if self.rows else rows, columns)
 
     def _shift(self, given: KeyValueShift, shift: KeyValueShift) -> KeyValueShift:
         rows = None if given.rows is None else self._selection(given.rows)
         return replace(shift, groups=self._columns(shift.groups, 0), rows=rows)
+
+    def _seen_columns(self, columns: Tensor) -> Tensor:
+        """As `_columns`, of [B or 1, m] bool, without tokens that are there to fill up."""
+        columns, hidden = self._columns(columns, False), self.kept.hidden
+        if hidden is None:
+            return columns
+        return columns & ~F.pad(hidden, (0, columns.shape[1] - hidden.shape[1]))
 
     def _is_settled(self, selection: RowSelection) -> bool:
         """Whether its rows are in the same places in every sample, as far as the host can tell."""

@@ -33,7 +33,7 @@ def attend_reference(
     k, v = (x.to(exact).repeat_interleave(group, 1) for x in (key, value))
     queries, keys = q.shape[2], k.shape[2]
 
-    scores = q @ k.transpose(-1, -2) * scaling  # [B, Hq, Lq, Lk]
+    scores = products = q @ k.transpose(-1, -2) * scaling  # [B, Hq, Lq, Lk]
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
     visible, additive = visibility(mask, queries, keys, is_causal, edit.unmask, q.device, edit.windows)
@@ -61,6 +61,10 @@ def attend_reference(
     out = final @ v
     if edit.head_gain is not None:
         out = out * (edit.head_gain if edit.head_gain.dim() == 3 else edit.head_gain[..., None])[..., None]
+
+    if (gate := edit.score_gate) is not None:
+        sums = (products[..., : gate.columns.shape[1]] * gate.columns[:, None, None]).sum(-1)
+        out = out * gate.gains(sums)[..., None]
 
     stats = None
     if edit.stats is not None:

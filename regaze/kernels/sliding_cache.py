@@ -6,6 +6,7 @@ and the columns of an edit before it have no effect.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch.nn.functional as F
@@ -36,6 +37,8 @@ def _shifted(edit: AttentionEdit, first: int) -> AttentionEdit:
     }
     if edit.spread is not None:
         changes["spread"] = edit.spread[:, first:]
+    if (gate := edit.score_gate) is not None:
+        changes["score_gate"] = replace(gate, columns=gate.columns[:, first:])
     if edit.channels is not None:
         changes["channels"] = _channels(edit.channels, first)
     if edit.shifts:

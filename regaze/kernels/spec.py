@@ -4,7 +4,7 @@ An `AttentionEdit` is a frozen bundle of tensors. It names query rows and key co
 edit runs on the reference, on the torch path and in a fused kernel. The order of its parts is fixed:
 
     key-value shifts -> head source -> mask (+ unmask, then windows) -> score map -> column bias
-    -> softmax (with sinks) -> channel coefficients -> value gain -> head gain
+    -> softmax (with sinks) -> channel coefficients -> value gain -> head gain, score gate
 
 Column tensors describe the first n keys. Keys after them (those generated later) are left alone: bias 0,
 slope 0, gain 1, group 0, weight 0. One edit built at prefill therefore serves every decode step.
@@ -27,6 +27,7 @@ from regaze.kernels.placement import Placeable
 from regaze.kernels.policies import Policy
 from regaze.kernels.rows import RowSelection as RowSelection
 from regaze.kernels.rows import make_contiguous as make_contiguous
+from regaze.kernels.score_gate import ScoreGate
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,6 +163,7 @@ class AttentionEdit(Placeable):
             those of the edit, the choice of columns goes. Alone it changes nothing.
         head_gain: [B or 1, Hq] or [B or 1, Hq, Lq], multiplies a head's output (0 removes the head). It has
             its own row dimension and ignores `rows`.
+        score_gate: heads whose raw scores on some columns are low are scaled. It has its own rows.
         unmask: rectangles opened in the mask.
         windows: keys that each head loses sight of, also where mask or unmask show them; like these
             it applies to every row.
@@ -185,6 +187,7 @@ class AttentionEdit(Placeable):
     value_gain: Tensor | None = None
     spread: Tensor | None = None
     head_gain: Tensor | None = None
+    score_gate: ScoreGate | None = None
     unmask: tuple[UnmaskRect, ...] = ()
     windows: Windows | None = None
     shifts: tuple[KeyValueShift, ...] = ()
@@ -254,7 +257,7 @@ class AttentionEdit(Placeable):
     @property
     def neutral(self) -> bool:
         """True when the layer's output is left alone (it may still be recorded)."""
-        return self.uses_own_weights and self.head_gain is None
+        return self.uses_own_weights and self.head_gain is None and self.score_gate is None
 
     @property
     def uses_own_weights(self) -> bool:
@@ -277,6 +280,11 @@ class AttentionEdit(Placeable):
     def with_own_keys(self) -> AttentionEdit:
         """The same edit without `shifts`."""
         return self.replace(shifts=())
+
+    @cached_property
+    def without_score_gate(self) -> AttentionEdit:
+        """The same edit without `score_gate`."""
+        return self.replace(score_gate=None)
 
     @cached_property
     def without_stats(self) -> AttentionEdit:
@@ -353,9 +361,15 @@ class AttentionEdit(Placeable):
                 b, h, n = tensor.shape
                 fits = b in either and h in (1, heads) and n <= keys
                 require(fits, name, tensor, "[B or 1, Hq or 1, n <= Lk]")
-        if (spread := self.spread) is not None:
-            fits = spread.shape[0] in either and spread.shape[1] <= keys
-            require(fits, "spread", spread, "[B or 1, n <= Lk]")
+        gate = self.score_gate
+        columns = (("spread", self.spread), ("ScoreGate.columns", None if gate is None else gate.columns))
+        for name, named in columns:
+            if named is not None:
+                fits = named.shape[0] in either and named.shape[1] <= keys
+                require(fits, name, named, "[B or 1, n <= Lk]")
+        if gate is not None and gate.rows is not None:
+            fits = gate.rows.shape[0] in either and gate.rows.shape[1] == queries
+            require(fits, "ScoreGate.rows", gate.rows, "[B or 1, Lq]")
         if (sink := self.sink) is not None:
             fits = sink.shape[0] in either and sink.shape[1] in (1, heads) and sink.shape[2] == queries
             require(fits, "sink", sink, "[B or 1, Hq or 1, Lq]")
@@ -367,11 +381,11 @@ class AttentionEdit(Placeable):
             fits = gain.shape[0] in either and gain.shape[1] == heads and gain.shape[2:] in ((), (queries,))
             require(fits, "head_gain", gain, "[B or 1, Hq] or [B or 1, Hq, Lq]")
         for rect in self.unmask:
-            rows, columns = rect.rows, rect.columns
+            rows, opened = rect.rows, rect.columns
             fits = rows.shape[0] in either and rows.shape[1] == queries
             require(fits, "UnmaskRect.rows", rows, "[B or 1, Lq]")
-            fits = columns.shape[0] in either and columns.shape[1] <= keys
-            require(fits, "UnmaskRect.columns", columns, "[B or 1, n <= Lk]")
+            fits = opened.shape[0] in either and opened.shape[1] <= keys
+            require(fits, "UnmaskRect.columns", opened, "[B or 1, n <= Lk]")
         if (windows := self.windows) is not None:
             span, first = windows.span, windows.first
             require(span.shape[0] in either and span.shape[1] == heads, "Windows.span", span, "[B or 1, Hq]")

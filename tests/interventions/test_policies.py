@@ -12,6 +12,7 @@ from kernel_cases import moved
 from regaze.errors import BadParameterError
 from regaze.interventions.adhh.policy import DropHeavyChannel
 from regaze.interventions.gift.policy import AmplifyTopHeads
+from regaze.interventions.spin.policy import DampLowHeads
 from regaze.interventions.var.policy import MoveMass
 from regaze.kernels import AttentionEdit, Channels, Policy, attend
 
@@ -209,6 +210,7 @@ def test_var_has_no_columns_for_weighted_keys():
         AmplifyTopHeads(4, IMAGE, QUERY, SALIENT, heads=2, query_gain=1.5),
         AmplifyTopHeads(4, QUERY, 0, SALIENT, heads=1, query_gain=0.5),
         DropHeavyChannel(4, 2, 0.25, heads=(0, 3)),
+        DampLowHeads(4, channel=1, kept=2, factor=0.08),
     ],
     ids=lambda policy: type(policy).__name__,
 )

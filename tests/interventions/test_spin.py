@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from decoding_checks import (
@@ -20,9 +22,12 @@ from decoding_checks import (
 from regaze.errors import BadParameterError
 from regaze.interventions.spin import SPIN
 from regaze.interventions.spin.policy import DampLowHeads
-from regaze.kernels import AttentionEdit, Channels, RowSelection, attend
+from regaze.kernels import AttentionEdit, Channels, RowSelection, ScoreGate, attend
+from regaze.kernels.score_gate import score_sums
+from regaze.toolkit.model.callback import Callback
 
 STRONG = SPIN(kept=0.5, factor=0.1)
+BY_SCORES = SPIN(kept=0.5, factor=0.1, by="scores")
 
 
 # The equations ----------------------------------------------------------------------------------------
@@ -51,7 +56,7 @@ def test_how_many_heads_stay():
 
 
 def test_golden_head_gate(shared):
-    """The heads by mass; all else of the released outputs, with the factors of these heads."""
+    """The heads by mass and by scores, the released outputs of the latter."""
     spec, tensors = golden(shared / "goldens", "spin", "head_gate")
     for name, case in spec["cases"].items():
         params = case["params"]
@@ -69,23 +74,30 @@ def test_golden_head_gate(shared):
         gate = torch.full(want.shape[:1] + want.shape[2:3], params["factor"] or 0.0).scatter(1, kept, 1.0)
         want[:, -1] *= gate[..., None]
         torch.testing.assert_close(got.reshape(want.shape), want, rtol=1e-5, atol=3e-6)
-        by_scores = tensors[f"{name}/out/kept"].long()
-        if case["kind"] == "paper" and torch.equal(by_scores, kept):
-            torch.testing.assert_close(want, tensors[f"{name}/out/out_after"], rtol=1e-5, atol=3e-6)
+        gate = ScoreGate(image.bool(), params["keep"], params["factor"] or 0.0, rows=last)
+        sums = score_sums(q, k, gate.columns, q.shape[-1] ** -0.5)[..., -1]
+        torch.testing.assert_close(sums, tensors[f"{name}/out/score_sums"], rtol=1e-5, atol=1e-5)
+        kept = (gate.gains(sums[..., None].expand(-1, -1, q.shape[2]))[..., -1] == 1).nonzero()[:, 1]
+        assert torch.equal(kept.view(len(q), -1), tensors[f"{name}/out/kept"].long())
+        if case["kind"] == "paper":  # of a batch's prompt the release gates the wrong rows
+            got = attend(q, k, v, AttentionEdit(score_gate=gate), mask=mask)[0].transpose(1, 2)
+            want = tensors[f"{name}/out/out_after"]
+            torch.testing.assert_close(got.reshape(want.shape), want, rtol=1e-5, atol=3e-6)
     assert len(spec["cases"]) >= 4
 
 
 # In a model -------------------------------------------------------------------------------------------
 
 
-def test_batches_padding_full_forward_choices_and_json(gaze):
-    check_spares_text(gaze, STRONG)
-    check_padding(gaze, STRONG)
-    check_full_forward(gaze, STRONG)
-    check_choices(gaze, STRONG)
-    check_shared_keys(STRONG)
-    check_neutral(gaze, SPIN(kept=1.0), SPIN(factor=1.0))
-    check_json(SPIN(kept=0.7, factor=0.0, layers=(0, 3)))
+@pytest.mark.parametrize("method", [STRONG, BY_SCORES], ids=["mass", "scores"])
+def test_batches_padding_full_forward_choices_and_json(gaze, method):
+    check_spares_text(gaze, method)
+    check_padding(gaze, method)
+    check_full_forward(gaze, method)
+    check_choices(gaze, method)
+    check_shared_keys(method)
+    check_neutral(gaze, replace(method, kept=1.0), replace(method, factor=1.0))
+    check_json(replace(method, factor=0.0, layers=(0, 3)))
 
 
 def test_layers_and_rows(gaze):
@@ -114,6 +126,29 @@ def test_damped_heads_are_exactly_those_with_least_on_the_image(gaze):
     want = plain.clone()
     want[low] *= 0.1
     torch.testing.assert_close(damped, want, rtol=1e-4, atol=1e-6)
+
+
+class Seen(Callback):
+    """Queries, keys and outputs of layer 3, the prompt's."""
+
+    def on_attention(self, layer, call, context):
+        if layer == 3 and context.step == 0:
+            self.query, self.key, self.output = call.query[0], call.key[0], call.output[0].clone()
+
+
+def test_damped_heads_are_exactly_those_with_the_smallest_sums_of_scores(gaze):
+    """In the prompt's last row; all other heads and rows of the layer keep their bits."""
+    inputs, outputs = inputs_of(gaze, slice(0, 1)), []
+    image = inputs["input_ids"][0] == gaze.model.config.image_token_id
+    for methods in ((), (replace(BY_SCORES, factor=0.125, layers=(3, 3)),)):
+        with gaze.using(*methods, seen := Seen()), torch.no_grad():
+            gaze.model(**inputs)
+        outputs.append(seen.output)
+    keys = seen.key.repeat_interleave(len(seen.query) // len(seen.key), 0)
+    sums = (seen.query[:, -1:] @ keys[:, image].mT).sum((1, 2))
+    want = outputs[0].clone()
+    want[-1, sums.argsort()[:3]] *= 0.125
+    assert torch.equal(outputs[1], want)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from regaze.kernels import (
     HeadSource,
     KeptTokens,
     RowSelection,
+    ScoreGate,
     StatsRequest,
     UnmaskRect,
     Windows,
@@ -71,6 +72,9 @@ def edits(queries: int, named: int) -> dict[str, AttentionEdit]:
         "heads": AttentionEdit(head_gain=draw(B, H, queries, seed=10), head_score_gain=draw(B, H, seed=2)),
         "sinks": AttentionEdit(sink=draw(B, H, queries, seed=15), stats=StatsRequest(lse=True, edited=True)),
         "spread": AttentionEdit(bias=draw(B, H, named, seed=6), spread=draw(B, named, seed=12) > 0),
+        "gate": AttentionEdit(
+            score_gate=ScoreGate((draw(B, named, seed=5) > 0) & ~_blind(named), 3, 0.2, draw(B, queries) > 0)
+        ),
         "policy": AttentionEdit(channels=Channels(groups, 4), policy=policy, rows=early),
         "weights": AttentionEdit(
             stats=StatsRequest(channels=Channels(groups, 4, draw(2, B, named, seed=11).abs()), **stats)

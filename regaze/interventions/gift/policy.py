@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
-import torch
 from torch import Tensor
 
 from regaze.errors import BadParameterError
-from regaze.kernels import TritonPart, pad_channels
+from regaze.kernels import HeadChoice, HeadStep, ScaleHeads, TritonPart
 
 
 @dataclass(frozen=True)
@@ -16,11 +16,11 @@ class AmplifyTopHeads:
     """Re-weight the image in the heads with most image mass, and amplify the query by the gain of that.
 
     Of the channels named, `image` and `query` are 0/1 groups and `salient` holds the weights w_j >= 0 of the
-    image keys (0 elsewhere). Per row, the `heads` heads with most image mass have their image weights
-    multiplied by w_j; the pooled ratio of those heads' image mass after and before is the realised gain r;
-    the `heads` heads with most query mass have their query weights multiplied by `query_gain` * r. Every row
-    keeps its total mass. The choice of heads couples the heads of a row, not rows or samples; of equal
-    masses the lower head number wins.
+    image keys (0 elsewhere); all others are groups, too. Per row, the `heads` heads with most image mass have
+    their image weights multiplied by w_j; the pooled ratio of those heads' image mass after and before is the
+    realised gain r; the `heads` heads with most query mass have their query weights multiplied by
+    `query_gain` * r. Every row keeps its total mass. The choice of heads couples the heads of a row, not rows
+    or samples; of equal masses the lower head number wins.
 
     Source: GIFT (arXiv:2510.22067), equations of the enhancement step.
 
@@ -50,33 +50,19 @@ class AmplifyTopHeads:
                 f"{self.query_gain}"
             )
 
+    @cached_property
+    def rule(self) -> ScaleHeads:
+        """The same as two steps over the heads."""
+        image, query = (HeadChoice(k, top=self.heads) for k in (self.image, self.query))
+        reweighted = HeadStep(image, self._ones({self.image: 0.0}), self._ones({self.salient: 0.0}))
+        amplified = HeadStep(query, self._ones({self.query: self.query_gain}), self._ones({}), self.query)
+        return ScaleHeads((reweighted, amplified), renormalise=True, weighted=(self.salient,))
+
+    def _ones(self, others: dict[int, float]) -> tuple[float, ...]:
+        return tuple(others.get(k, 1.0) for k in range(self.channels))
+
     def __call__(self, masses: Tensor) -> Tensor:
-        image, query, salient = (masses[..., k] for k in (self.image, self.query, self.salient))
-        top_image, top_query = top_heads(image, self.heads), top_heads(query, self.heads)  # [B, Hq, R]
-        before, after = ((top_image * mass).sum(1, keepdim=True) for mass in (image, salient))
-        tiny = torch.finfo(masses.dtype).tiny
-        gain = torch.where(before > 0, after / before.clamp_min(tiny), 1.0)
-        columns = [torch.ones_like(image)] * self.channels
-        columns[self.image] = (~top_image).to(masses.dtype)
-        columns[self.salient] = top_image.to(masses.dtype)
-        columns[self.query] = torch.where(top_query, self.query_gain * gain, 1.0)
-        coefficients = torch.stack(columns, -1)
-        total = masses.sum(-1, keepdim=True) - salient[..., None]
-        edited = (masses * coefficients).sum(-1, keepdim=True)
-        scale = torch.where(edited > 0, total / edited.clamp_min(tiny), 1.0)
-        return coefficients * scale
+        return self.rule(masses)
 
     def triton_part(self, heads: int) -> TritonPart:
-        named = (self.image, self.query, self.salient)
-        selectors = pad_channels(*([float(k == channel) for k in range(self.channels)] for channel in named))
-        return TritonPart(
-            "regaze.interventions.gift.policy_triton:amplify_top_heads",
-            (*selectors, float(self.heads), self.query_gain),
-            couples_heads=True,
-        )
-
-
-def top_heads(masses: Tensor, count: int) -> Tensor:
-    """Which of the heads have the `count` largest masses: [B, Hq, R] -> bool [B, Hq, R]."""
-    rank = masses.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-    return rank < count
+        return self.rule.triton_part(heads)

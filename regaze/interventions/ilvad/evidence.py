@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from regaze.interventions.gift.gaze_shift import half_of_heads, saliency_map
-from regaze.interventions.gift.policy import top_heads
+from regaze.kernels.head_rules import top_heads
 
 
 def seen_by_half(weights: Tensor) -> Tensor:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
-import torch
 from torch import Tensor
 
-from regaze.interventions.gift.policy import top_heads
-from regaze.interventions.ilvad.evidence import share_of_evidence
+from regaze.kernels import HeadChoice, HeadStep, ScaleHeads, TritonPart
 
 #: Channels of a row: text after the image (later keys are there, too), the image, everything else; then the
 #: evidence of image tokens, their gains, the factors of text tokens.
@@ -32,14 +31,19 @@ class RaiseEvidence:
     def channels(self) -> int:
         return 6
 
+    @cached_property
+    def rule(self) -> ScaleHeads:
+        """The same as two steps over the heads."""
+        looking = HeadChoice(EVIDENCE, over=IMAGE, top=self.heads)
+        reading = HeadChoice(TEXT, top=self.heads)
+        steps = (
+            HeadStep(looking, (1.0, 0.0, 1.0, 0.0, 1.0, 1.0), (1.0, 1.0, 1.0, 0.0, 0.0, 1.0)),
+            HeadStep(reading, (0.0, 1.0, 1.0, 0.0, 1.0, 1.0), (1.0, 1.0, 1.0, 0.0, 1.0, 0.0)),
+        )
+        return ScaleHeads(steps, renormalise=True, weighted=(EVIDENCE, GAIN, FACTOR))
+
     def __call__(self, masses: Tensor) -> Tensor:
-        text, image, other, evidence = (masses[..., k] for k in (TEXT, IMAGE, OTHER, EVIDENCE))
-        looking = top_heads(share_of_evidence(image, evidence), self.heads)
-        reading = top_heads(text, self.heads)
-        looks, reads = looking.to(masses.dtype), reading.to(masses.dtype)
-        zero = torch.zeros_like(text)
-        coefficients = torch.stack([1 - reads, 1 - looks, torch.ones_like(other), zero, looks, reads], -1)
-        total = (text + image + other)[..., None]
-        edited = (masses * coefficients).sum(-1, keepdim=True)
-        tiny = torch.finfo(masses.dtype).tiny
-        return coefficients * torch.where(edited > 0, total / edited.clamp_min(tiny), 1.0)
+        return self.rule(masses)
+
+    def triton_part(self, heads: int) -> TritonPart:
+        return self.rule.triton_part(heads)

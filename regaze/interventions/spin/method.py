@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -17,7 +17,7 @@ from regaze.interventions.layer_ranges import LayerRange, attention_range
 from regaze.interventions.parameters import Fraction
 from regaze.interventions.spin.damp_random_heads import DampRandomHeads
 from regaze.interventions.spin.policy import DampLowHeads
-from regaze.kernels import AttentionEdit, Channels, RowSelection
+from regaze.kernels import AttentionEdit, Channels, RowSelection, ScoreGate
 from regaze.toolkit.model.context import Context
 from regaze.toolkit.prompts.token_map import Role
 
@@ -32,15 +32,15 @@ class SPIN(Intervention):
     renormalised. All images of a prompt count together.
 
     The rank is by attention after the softmax, which is what the paper says. The release ranks by the sum of
-    the scores before it, which chooses other heads: a head with scores of -2 and 3 counts less there than one
-    with 1 and 0.5. That rank is not here, since an edit knows masses and no scores.
+    the scores before it (`by="scores"`), which chooses other heads: a head with scores of -2 and 3 counts
+    less there than one with 1 and 0.5. A model's soft cap is no part of these scores.
     """
 
     name: ClassVar[str] = "spin"
     summary: ClassVar[str] = "damp the heads that look least at the image, anew in every row"
     source: ClassVar[str] = "arXiv:2505.16411"
     edits: ClassVar[str] = "outputs of heads in the rows that predict the answer, in a layer range"
-    cost: ClassVar[str] = "one forward; masses of all heads at once"
+    cost: ClassVar[str] = "one forward; masses of all heads at once, or the image's keys once more"
     facts: ClassVar[Facts] = Facts(edits=("head outputs",), cost="one forward", needs=("all heads",))
     release: ClassVar[str] = (
         "YUECHE77/SPIN, MIT. Ranks by sums of raw scores; in a batch the prompt's gates of all samples land "
@@ -52,6 +52,10 @@ class SPIN(Intervention):
     kept: Fraction = field(default=0.95, metadata={"help": "share of a layer's heads that stay (1: no edit)"})
     factor: NonNegativeFloat = field(
         default=0.08, metadata={"help": "of the other heads' output (1: no edit)"}
+    )
+    by: Literal["mass", "scores"] = field(
+        default="mass",
+        metadata={"help": "rank heads by attention on the image, or by the sum of scores, as released"},
     )
     layers: LayerRange | None = field(
         default=None, metadata={"help": "first and last edited layer; default: all"}
@@ -82,10 +86,15 @@ class SPIN(Intervention):
         if self.is_identity or not image.any():
             return
         state["layers"] = attention_range(context, self.layers, (0, 31))
+        predicting = tokens.answering() & image.any(1, keepdim=True)
+        if self.by == "scores":
+            gate = ScoreGate(image, self.count(context.num_heads), self.factor)
+            prompt = replace(gate, rows=predicting)
+            state["edits"] = AttentionEdit(score_gate=prompt), AttentionEdit(score_gate=gate)
+            return
         policy = DampLowHeads(2, channel=1, kept=self.count(context.num_heads), factor=self.factor)
         answer = AttentionEdit(channels=Channels(groups=image.to(torch.uint8), num_groups=2), policy=policy)
-        rows = RowSelection.where(tokens.answering() & image.any(1, keepdim=True))
-        state["edits"] = answer.replace(rows=rows), answer
+        state["edits"] = answer.replace(rows=RowSelection.where(predicting)), answer
 
     def edit(self, layer: int, step: int, context: Context) -> AttentionEdit | None:
         state = context.state(self)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
-import torch
 from torch import Tensor
 
-from regaze.errors import BadParameterError
+from regaze.kernels import HeadChoice, HeadStep, ScaleHeads, TritonPart
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,16 @@ class DampLowHeads:
     factor: float
 
     def __post_init__(self) -> None:
-        if not 0 <= self.channel < self.channels:
-            raise BadParameterError(f"channel must be in 0..{self.channels - 1}, got {self.channel}")
+        _ = self.rule  # which refuses a channel that is not there
+
+    @cached_property
+    def rule(self) -> ScaleHeads:
+        """The same as a step over the heads."""
+        stay, damped = (1.0,) * self.channels, (float(self.factor),) * self.channels
+        return ScaleHeads((HeadStep(HeadChoice(self.channel, top=self.kept), stay, damped),))
 
     def __call__(self, masses: Tensor) -> Tensor:
-        mass = masses[..., self.channel]  # [B, Hq, R]
-        rank = mass.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-        stays = (rank < self.kept) | (mass.sum(1, keepdim=True) == 0)
-        return torch.where(stays, 1.0, self.factor).to(masses.dtype)[..., None].expand_as(masses)
+        return self.rule(masses)
+
+    def triton_part(self, heads: int) -> TritonPart:
+        return self.rule.triton_part(heads)

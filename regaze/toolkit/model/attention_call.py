@@ -130,6 +130,9 @@ class AttentionCall:
         given = gradient[:, rows].transpose(1, 2).float()  # [B, Hq, R, Dv]
         if (gain := self.edit.head_gain) is not None:
             given = given * (gain[:, :, rows, None] if gain.dim() == 3 else gain[..., None, None])
+        if (gate := self.edit.score_gate) is not None:
+            gains = gate.gains_of(self.query.detach(), self.key.detach(), self.options["scaling"])
+            given = given * gains[:, :, rows, None]
         batch, heads, count, width = given.shape
         grouped = given.reshape(batch, self.value.shape[1], -1, width)
         return (grouped @ self.value.detach().float().mT).view(batch, heads, count, -1)

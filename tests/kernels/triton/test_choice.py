@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from regaze.errors import BadParameterError
-from regaze.kernels import AttentionEdit, UnmaskRect, attend
+from regaze.kernels import AttentionEdit, ScoreGate, UnmaskRect, attend
 
 pytest.importorskip("triton")
 
@@ -70,6 +70,25 @@ def test_auto_takes_torch_without_a_gpu_and_the_environment_decides(monkeypatch)
     assert ran == ["triton"]
     with pytest.raises(BadParameterError, match="float64"):
         attend(*small(torch.float64))
+
+
+@pytest.mark.parametrize("queries", [1, 12])
+@pytest.mark.parametrize("part", ["head_mean_slope", "spread", "score_gate"])
+def test_parts_without_a_kernel_are_done_in_torch(part, queries):
+    """Alone, with the torch backend's bits, or beside the kernels."""
+    g = torch.Generator().manual_seed(queries)
+    q, k, v = (torch.randn(2, heads, n, 16, generator=g) for heads, n in ((6, queries), (2, 12), (2, 12)))
+    named = torch.rand(2, 9, generator=g) > 0.5
+    edit = {
+        "head_mean_slope": AttentionEdit(head_mean_slope=0.5 * named[:, None].float()),
+        "spread": AttentionEdit(spread=named, bias=torch.randn(2, 6, 9, generator=g)),
+        "score_gate": AttentionEdit(score_gate=ScoreGate(named, kept=2, factor=0.3)),
+    }[part]
+    out = call(q, k, v, edit, is_causal=True)[0]
+    assert torch.equal(out, attend(q, k, v, edit, is_causal=True, backend="torch")[0]) or part == "score_gate"
+    want = attend(q, k, v, edit, is_causal=True, backend="reference")[0]
+    torch.testing.assert_close(out, want, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(out, call(q, k, v, is_causal=True)[0], atol=1e-2)
 
 
 def run_python(code: str, **env: str) -> str:

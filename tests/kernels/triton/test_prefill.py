@@ -12,6 +12,7 @@ from kernel_cases import PARTS, Case, cases, random_like, stats_dict
 
 from regaze.interventions.adhh.policy import DropHeavyChannel
 from regaze.interventions.gift.policy import AmplifyTopHeads
+from regaze.interventions.spin.policy import DampLowHeads
 from regaze.interventions.var.policy import MoveMass
 from regaze.kernels import (
     AttentionEdit,
@@ -134,6 +135,7 @@ POLICIES = [
     Scale((1.0, 0.0, 2.0, 0.5)),
     DropHeavyChannel(4, 1, 0.25, (0, 2)),
     AmplifyTopHeads(4, 1, 2, 3, 2, 1.5),
+    DampLowHeads(4, 1, 2, 0.25),
 ]
 
 

@@ -20,7 +20,7 @@ import regaze
 from regaze import TokenMap
 from regaze.errors import BadParameterError, InputError, ShapeError, UnsupportedModelError
 from regaze.interventions import MMA, VCD, HeadKnockout
-from regaze.kernels import AttentionEdit
+from regaze.kernels import AttentionEdit, ScoreGate
 from regaze.toolkit.analysis import Flow, Inputs, attention_flow, relevance, rollout, with_answers
 from regaze.toolkit.model.attention_call import AttentionCall
 
@@ -396,6 +396,9 @@ def test_a_calls_weights_and_their_gradient(heads, kv_heads):
         close(call.weight_gradient(rows, gradient), expected[:, :, rows])
     halved = AttentionCall(q, k, v, out, AttentionEdit(head_gain=torch.full((1, heads), 0.5)), options)
     close(halved.weight_gradient(slice(0, 9), gradient), expected / 2)
+    gate = ScoreGate(torch.ones(1, 3, dtype=torch.bool), kept=0, factor=0.5)  # which scales all heads
+    gated = AttentionCall(q, k, v, out, AttentionEdit(score_gate=gate), options)
+    close(gated.weight_gradient(slice(4, 9), gradient), expected[:, :, 4:] / 2)
 
 
 # Errors -----------------------------------------------------------------------------------------------

@@ -1,10 +1,13 @@
-"""CausalMM: maps that sum to 1, and scores against eager forwards with such maps in every layer."""
+"""CausalMM: maps of either kind, and scores against forwards with such maps or features written out."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import pytest
 import torch
 from decoding_checks import (
+    answer_of,
     assert_same_scores,
     check_batch,
     check_choices,
@@ -13,17 +16,22 @@ from decoding_checks import (
     check_neutral,
     check_padding,
     check_shared_keys,
+    check_spares_text,
     close_as_goldens_ask,
     golden,
     inputs_of,
     plain_logits,
     scores,
 )
+from family_checks import case_of
 from models import logits_of, picture
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from zoo.every import VISION
 
-from regaze.errors import BadParameterError
+from regaze.errors import BadParameterError, UnsupportedModelError
+from regaze.interventions import ICD, VCD
 from regaze.interventions.causalmm import CausalMM
+from regaze.interventions.causalmm.counterfactual_maps import counterfactual_map, patch_gain, permuted
 from regaze.kernels import AttentionEdit, attend
 
 UNIFORM, RANDOM = CausalMM(beta=0.0), CausalMM(attention="random", beta=0.0)
@@ -137,7 +145,7 @@ def test_weights_are_drawn_anew_for_long_answers(monkeypatch, model, gaze):
     inputs = inputs_of(gaze, slice(0, 2))
     with gaze.using(RANDOM):
         want = logits_of(model, inputs, tokens=6)
-    monkeypatch.setattr("regaze.interventions.causalmm._AHEAD", 2)
+    monkeypatch.setattr("regaze.interventions.causalmm.method._AHEAD", 2)
     with gaze.using(RANDOM):
         assert torch.equal(logits_of(model, inputs, tokens=6), want)
 
@@ -145,10 +153,146 @@ def test_weights_are_drawn_anew_for_long_answers(monkeypatch, model, gaze):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"attention": "reverse"}, "attention must be 'uniform' or 'random', got 'reverse'"),
+        ({"attention": "reverse"}, "'shuffle' or 'reversed', got 'reverse'"),
         ({"seed": -1}, "seed must be int >= 0"),
     ],
 )
 def test_bad_parameters(changes, message):
     with pytest.raises(BadParameterError, match=message):
         CausalMM(**changes)
+
+
+# In the vision tower ------------------------------------------------------------------------------------
+
+KINDS = ("uniform", "random", "shuffle", "reversed")
+
+
+def test_golden_vision_gain(shared):
+    """The permutations are the stored ones; the release's results are half precision."""
+    spec, tensors = golden(shared / "goldens", "causalmm", "vision_gain")
+    for name, case in spec["cases"].items():
+        attention, features = (tensors[f"{name}/in/{part}"] for part in ("attention", "features"))
+        kind = case["params"]["kind"]
+        if kind == "shuffle":
+            edited = permuted(attention, tensors[f"{name}/in/permutation"])
+        else:
+            edited = counterfactual_map(attention, kind)
+        gain = patch_gain(edited, features.shape[1])
+        torch.testing.assert_close(gain, tensors[f"{name}/out/gain"], rtol=1e-5, atol=1e-6)
+        got = features * gain[..., None]
+        torch.testing.assert_close(got, tensors[f"{name}/out/features"], rtol=2e-3, atol=2e-3)
+    assert len(spec["cases"]) >= 2
+
+
+def test_maps_in_the_place_of_a_tower_s():
+    """Uniform rows give every patch 1/T; draws are the same for all images."""
+    attention = torch.randn(3, 2, 10, 10, generator=torch.Generator().manual_seed(0)).softmax(-1)
+    alike = patch_gain(counterfactual_map(attention, "uniform"), 9)
+    torch.testing.assert_close(alike, torch.full((3, 9), 0.1))
+    shuffled = counterfactual_map(attention, "shuffle", seed=1)
+    torch.testing.assert_close(shuffled.sum((-2, -1)), attention.sum((-2, -1)))
+    assert not torch.equal(shuffled, attention)
+    assert torch.equal(shuffled[:1], counterfactual_map(attention[:1], "shuffle", seed=1))
+    reverse = counterfactual_map(attention, "reversed")
+    assert reverse.amin((-2, -1)).eq(0).all()
+    drawn = counterfactual_map(attention, "random", seed=1)
+    assert torch.equal(drawn[0], drawn[2])
+    assert 0 <= float(drawn.min()) <= float(drawn.max()) <= 2
+    with pytest.raises(UnsupportedModelError, match="8 of them"):
+        patch_gain(attention, 8)
+
+
+def scaled_logits(model, inputs, answer, gain):
+    """[T, B, V] of a model whose image features are scaled by [N, patches], by a hook of the test's own."""
+    projector = model.model.multi_modal_projector
+    handle = projector.register_forward_pre_hook(lambda module, args: (args[0] * gain[..., None], *args[1:]))
+    try:
+        return plain_logits(model, inputs, answer)
+    finally:
+        handle.remove()
+
+
+def gain_of(model, inputs, kind, seed=0):
+    """By the tower's own weights, returned by eager attention."""
+    tower = model.model.vision_tower
+    before = tower.config._attn_implementation
+    tower.set_attn_implementation("eager")
+    try:
+        with torch.no_grad():
+            maps = tower(inputs["pixel_values"], output_attentions=True).attentions
+    finally:
+        tower.set_attn_implementation(before)
+    layer = model.config.vision_feature_layer
+    return patch_gain(counterfactual_map(maps[layer], kind, seed), 64)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_step_contrasts_with_scaled_features(model, gaze, kind):
+    inputs = gaze.inputs([[picture(1), picture(2)]], ["Is there a dog in the image?"])
+    answer, got = answer_of(gaze, inputs, CausalMM(where="vision", attention=kind, seed=2))
+    other = scaled_logits(model, inputs, answer, gain_of(model, inputs, kind, 2))
+    want = scores(plain_logits(model, inputs, answer), other, 1.0, 0.1)
+    assert_same_scores(got, want, tolerance=5e-4)
+
+
+def test_both_branches(model, gaze):
+    """(1 + 2 alpha) l - alpha l_v - alpha l_l, each branch as it is alone."""
+    inputs = gaze.inputs([picture(1)], ["Is there a dog in the image?"])
+    method = CausalMM(where="both", alpha=0.7, beta=0.0, layers=(2, 3))
+    answer, got = answer_of(gaze, inputs, method, steps=1)
+    main = plain_logits(model, inputs, answer)
+    others = []
+    for where in ("vision", "language"):
+        _, scored = answer_of(gaze, inputs, replace(method, where=where, alpha=1.0), steps=1)
+        others.append((2 * main.log_softmax(-1) - scored.log_softmax(-1)).log_softmax(-1))
+    want = 2.4 * main.log_softmax(-1) - 0.7 * sum(others)
+    assert_same_scores(got, want, tolerance=1e-3)
+
+
+def test_as_released_only_the_first_token_is_contrasted(model, gaze):
+    inputs = gaze.inputs([picture(1)], ["Is there a dog in the image?"])
+    released = CausalMM(where="vision", attention="uniform", as_released=True, beta=0.3)
+    answer, got = answer_of(gaze, inputs, released)
+    with gaze.using(replace(released, as_released=False)):
+        first = logits_of(model, inputs, 1)
+    torch.testing.assert_close(got[:1], first)
+    main = plain_logits(model, inputs, answer)
+    assert_same_scores(got[1:], scores(main, main, 0.0, 0.3)[1:])
+
+
+@pytest.mark.parametrize("where", ["vision", "both"])
+def test_the_tower_in_batches_padding_full_forward_and_choices(gaze, where):
+    method = CausalMM(where=where, attention="random", beta=0.0)
+    check_spares_text(gaze, method)
+    if where == "vision":
+        check_padding(gaze, method)
+        check_full_forward(gaze, method)
+        check_choices(gaze, method)
+
+
+def test_beside_branches_of_other_images_and_of_none(model, gaze):
+    """Every context has its own features: the contrasts add up."""
+    inputs, method = inputs_of(gaze, slice(0, 2)), CausalMM(where="vision", beta=0.0)
+    others = VCD(alpha=0.5, beta=0.0, noise_step=300), ICD(alpha=0.5, beta=0.0)
+    plain, alone = logits_of(model, inputs, 1), []
+    for each in (method, *others):
+        with gaze.using(each):
+            alone.append(logits_of(model, inputs, 1))
+    with gaze.using(method, *others):
+        together = logits_of(model, inputs, 1)
+    assert_same_scores(together, sum(alone) - 2 * plain, tolerance=1e-3)
+
+
+def test_what_the_tower_cannot_do(gaze):
+    with pytest.raises(BadParameterError, match="for the vision tower alone"):
+        CausalMM(attention="shuffle")
+    with pytest.raises(BadParameterError, match="as_released is about the vision tower"):
+        CausalMM(as_released=True)
+    for name, message in (("llava_next", "one picture per image"), ("gemma3", "class token|one layer")):
+        entry = next(each for each in VISION if each.name == name)
+        case = case_of(entry)
+        with (
+            case.gaze.using(CausalMM(where="vision")),
+            pytest.raises(UnsupportedModelError, match=message),
+        ):
+            logits_of(case.model, case.inputs(0, 1), tokens=1)

@@ -402,6 +402,10 @@ class Context:
         """[batch, L] factor of each input embedding at prefill; None: all are 1."""
         return None if self._stack is None else self._stack.embedding_gain()
 
+    def feature_gain(self) -> Tensor | None:
+        """[images, patches] factor of the features of the images of all contexts; None: all are 1."""
+        return None if self._stack is None else self._stack.feature_gain()
+
     @contextmanager
     def reading_logits(self, output: Any) -> Iterator[None]:
         """`logits` are available in the block."""

@@ -56,6 +56,7 @@ class LayerHooks:
             return ""
         readers = [] if context.step else [p for p in context.callbacks if p.needs_hidden_states]
         gain = None if context.step else context.embedding_gain()
+        features = None if context.step else context.feature_gain()
         removers = [] if context.step else [p for p in context.callbacks if overrides(p, "leaving")]
         removers = [p for p in removers if "leaving" not in p.inactive]
         numbers = range(-1, -1 if context.step else context.num_layers)
@@ -82,6 +83,8 @@ class LayerHooks:
             self._before(self.model.get_decoder(), complete_rows(context))
         if gain is not None:
             self._before(self.model.get_decoder(), _scale_embeddings(gain))
+        if features is not None:
+            self._before(_projector(self.model), _scale_features(features))
         for number in shared[1:]:  # last: the others see the rows of all contexts
             layer, hooks = compat.decoder_layers(self.model)[number], SharedLayer(context, number)
             self._before(layer, hooks.before)
@@ -248,6 +251,32 @@ def _edit_rows(
         return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
     return edited
+
+
+def _projector(model: PreTrainedModel) -> nn.Module:
+    found = compat.projector(model)
+    if found is None:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} has no projector of image features that regaze knows, so a branch "
+            "cannot have other ones"
+        )
+    return found
+
+
+def _scale_features(gain: Tensor) -> Callable[..., tuple[tuple[Any, ...], dict[str, Any]]]:
+    def scale(
+        module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        features = args[0] if args else None
+        if not isinstance(features, Tensor) or features.shape[:2] != gain.shape:
+            shape = list(features.shape) if isinstance(features, Tensor) else type(features).__name__
+            raise UnsupportedModelError(
+                f"the image features of a branch are scaled by [N, patches] = {list(gain.shape)}, but "
+                f"{type(module).__name__} was given {shape}"
+            )
+        return (features * gain.to(features)[..., None], *args[1:]), kwargs
+
+    return scale
 
 
 def _scale_embeddings(gain: Tensor) -> Callable[..., tuple[tuple[Any, ...], dict[str, Any]]]:

@@ -33,6 +33,8 @@ class Branch:
             [B, L'] (padded on the left), or media such as pixel_values; None leaves one out.
         tokens: roles of the branch's prompts; None: those of the user's prompts.
         embedding_gain: [B, L'] factor of each input embedding at prefill (0 blanks a token).
+        feature_gain: [N, patches] factor of what the vision tower makes of each of the branch's N images,
+            before it is projected.
         first_layer: where a branch without any of these begins to differ from the user's context. The prompt
             runs once for both through the layers before it, in which the branch must be edited as the user's
             rows are; its rows of the cache are copies there.
@@ -41,19 +43,23 @@ class Branch:
     inputs: Mapping[str, Any] = field(default_factory=dict)
     tokens: TokenMap | None = None
     embedding_gain: Tensor | None = None
+    feature_gain: Tensor | None = None
     first_layer: int = 0
 
     def __post_init__(self) -> None:
-        if self.first_layer and (self.inputs or self.tokens is not None or self.embedding_gain is not None):
+        own = self.inputs or any(
+            part is not None for part in (self.tokens, self.embedding_gain, self.feature_gain)
+        )
+        if self.first_layer and own:
             raise InputError(
                 f"a branch that begins in layer {self.first_layer} is the user's context before it, so it "
-                "cannot have inputs, tokens or an embedding_gain of its own"
+                "cannot have inputs, tokens or gains of its own"
             )
 
     @property
     def begins(self) -> int:
         """Its first layer; -1 where its embeddings are others than the user's."""
-        return -1 if self.inputs else self.first_layer
+        return -1 if self.inputs or self.feature_gain is not None else self.first_layer
 
 
 class Stack:
@@ -165,6 +171,20 @@ class Stack:
                 gains[0] if gain is None else self._left_padded(gain.to(self.mask.device).float(), 1.0)
             )
         return torch.cat(gains)
+
+    def feature_gain(self) -> Tensor | None:
+        """[images, patches] factor of the image features of all contexts embedded; None: all are 1."""
+        gains = [branch.feature_gain for branch in self.branches]
+        own = next((gain for gain in gains if gain is not None), None)
+        if own is None:
+            return None
+        embedded = self.rows_in(-1) // self.batch
+        found = []
+        for context, gain in zip(self._contexts[:embedded], [None, *gains], strict=False):
+            pixels = context.get("pixel_values")
+            if pixels is not None:
+                found.append(torch.ones_like(own[:1]).expand(len(pixels), -1) if gain is None else gain)
+        return torch.cat(found)
 
     def _sequence(self, name: str) -> Tensor:
         """An argument with one entry per token, of all contexts: [n B, L]."""

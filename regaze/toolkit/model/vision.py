@@ -110,6 +110,20 @@ def received_attention(model: PreTrainedModel, pixel_values: Tensor, layers: Seq
     return _measured(model, pixel_values, layers, VisionBlock.received)
 
 
+def tower_map(
+    model: PreTrainedModel, pixel_values: Tensor, layer: int, measure: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """What `measure` makes of a block's attention, the whole map [N, H, T, T] fp32 of all tokens.
+
+    Costs one forward of the tower. Other arguments and errors as for `class_attention`.
+    """
+
+    def of_map(block: VisionBlock, normed: Tensor) -> Tensor:
+        return measure(block.attention_of(normed, slice(None)))
+
+    return _at_attention(model, pixel_values, (layer,), of_map)[0]
+
+
 def _measured(
     model: PreTrainedModel,
     pixel_values: Tensor,
@@ -117,8 +131,19 @@ def _measured(
     measure: Callable[[VisionBlock, Tensor], Tensor],
 ) -> Tensor:
     """`measure` [N, heads, tokens] of the input of each chosen attention module, at the patches."""
+    _, prefix = vision_blocks(vision_tower(model))
+    return _at_attention(model, pixel_values, layers, measure)[..., prefix:]
+
+
+def _at_attention(
+    model: PreTrainedModel,
+    pixel_values: Tensor,
+    layers: Sequence[int],
+    measure: Callable[[VisionBlock, Tensor], Tensor],
+) -> Tensor:
+    """`measure` of the input of each chosen attention module, stacked."""
     tower = vision_tower(model)
-    blocks, prefix = vision_blocks(tower)
+    blocks, _ = vision_blocks(tower)
     if pixel_values.dim() != 4:
         raise ShapeError(
             f"pixel_values must be [N, 3, H, W], got {list(pixel_values.shape)}: a tower sees tiles of an "
@@ -141,7 +166,7 @@ def _measured(
     hooks = [(blocks[number].attention, measuring(number)) for number in set(numbers)]
     with compat.temporary_hooks(hooks), torch.no_grad():
         tower(pixel_values=pixel_values.to(tower.device, tower.dtype))
-    return torch.stack([found[number].to(pixel_values.device) for number in numbers])[..., prefix:]
+    return torch.stack([found[number].to(pixel_values.device) for number in numbers])
 
 
 def patches_on_tokens(values: Tensor, tokens: TokenMap, user_batch: int) -> Tensor:

@@ -159,3 +159,9 @@ def take_rope_deltas(model: PreTrainedModel, rows: int) -> Tensor | None:
     if deltas is not None and len(deltas) > rows:
         model.base_model.rope_deltas = deltas[:rows]
     return deltas
+
+
+def projector(model: PreTrainedModel) -> nn.Module | None:
+    """What makes tokens of the tower's features, given [N, patches, C]; None where that is not known."""
+    found = [module for name, module in model.named_modules() if name.endswith("multi_modal_projector")]
+    return found[0] if len(found) == 1 else None

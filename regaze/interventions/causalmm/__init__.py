@@ -1,0 +1,3 @@
+from regaze.interventions.causalmm.method import CausalMM
+
+__all__ = ["CausalMM"]

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from regaze.errors import BadParameterError, InputError, ShapeError
+from regaze.errors import BadParameterError, InputError, ShapeError, UnsupportedModelError
 from regaze.kernels import StatsRequest, attend
 from regaze.toolkit.analysis.answers import followed_by, token_map_of
 from regaze.toolkit.analysis.forward import EachDevice
@@ -61,7 +61,7 @@ class PhraseMaps:
 
     Raises:
         InputError: several prompts, a prompt without an image among its tokens, or a cache that is not that
-            of one prompt.
+            of one prompt. UnsupportedModelError: the model keeps no cache.
     """
 
     def __init__(self, gaze: Gaze, inputs: Mapping[str, Any], cache: Any = None):
@@ -79,18 +79,24 @@ class PhraseMaps:
                     gaze.model(**{**inputs, "use_cache": True, "return_dict": True}, **few)
                 )
         cache = cache if (held := compat.cache_of(cache)) is None else held
+        if cache is None:
+            raise UnsupportedModelError(
+                f"{type(gaze.model).__name__} keeps no key-value cache of a prompt to go on from"
+            )
         more = compat.cache_length(cache) - ids.shape[1]
         if more < 0:
             raise InputError(
-                f"the prompt has {ids.shape[1]} tokens, but the cache holds {max(0, more + ids.shape[1])}: "
-                "give the one that generate filled with this prompt"
+                f"the prompt has {ids.shape[1]} tokens, but the cache holds {more + ids.shape[1]}: give the "
+                "one that generate filled with this prompt"
             )
         mask = inputs.get("attention_mask")
         self._cache, self._prompt = cache, ids
         self._visible = F.pad(torch.ones_like(ids) if mask is None else mask, (0, more), value=1)
         deltas = compat.take_rope_deltas(gaze.model, 1) if compat.has_mrope(gaze.model) else None
         self._deltas = None if deltas is None else deltas.clone()
-        self._own_positions = not compat.has_mrope(gaze.model) and compat.counts_positions(gaze.model, inputs)
+        counts = compat.counts_positions(gaze.model, inputs)
+        # A model counts its own way (PaliGemma from 1), but not past padding.
+        self._own_positions = not compat.has_mrope(gaze.model) and (counts or bool(self._visible.all()))
 
     def of(
         self,

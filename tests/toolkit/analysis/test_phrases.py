@@ -6,6 +6,7 @@ import pytest
 import torch
 from family_checks import case_of
 from models import llava_processor, picture, tiny_llama
+from transformers import LogitsProcessorList
 from zoo.every import VISION, skip_if_older
 
 import regaze
@@ -13,6 +14,7 @@ from regaze import VCD, HeadKnockout
 from regaze.errors import BadParameterError, InputError, ShapeError, UnsupportedModelError
 from regaze.toolkit.analysis import PhraseEmbedding, PhraseMaps, optimise_phrase, with_answers
 from regaze.toolkit.model import compat
+from regaze.toolkit.model.teacher_forcing import TeacherForcing
 
 PHRASES = ["a red cat", "dog"]
 
@@ -46,14 +48,21 @@ def test_a_phrase_looks_as_in_one_forward_over_everything(gaze, inputs):
     assert PhraseMaps(gaze, inputs).of("dog").shape == (1, 8, 8)
 
 
-@pytest.mark.parametrize("name", ["qwen2_5_vl", "gemma3", "llava_next"])
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "gemma3", "llava_next", "paligemma", "lfm2_vl"])
 def test_families(name):
+    """The phrase's last row is that of a generation which has been forced to write the phrase."""
     entry = next(each for each in VISION if each.name == name)
     skip_if_older(entry)
     case = case_of(entry)
-    inputs = case.inputs(0)
-    maps = PhraseMaps(case.gaze, inputs).of(PHRASES[0], over="none")[0]
-    torch.testing.assert_close(maps, whole(case.gaze, inputs, PHRASES[0]), rtol=1e-3, atol=2e-6)
+    inputs, tokenizer = case.inputs(0), case.gaze.reader.tokenizer
+    maps = PhraseMaps(case.gaze, inputs).of(["dog", PHRASES[0]], over="none")[1]
+    ids = tokenizer(f" {PHRASES[0]}", add_special_tokens=False)["input_ids"]
+    forced = TeacherForcing(torch.tensor([[*ids, 0]]), inputs["input_ids"].shape[1])
+    options = {"max_new_tokens": len(ids) + 1, "do_sample": False, "eos_token_id": None}
+    with case.gaze.recording(slices="image", rows="text") as record, torch.no_grad():
+        case.model.generate(**inputs, **options, logits_processor=LogitsProcessorList([forced]))
+    stepped = record[0].image_maps()[:, :, -1]
+    torch.testing.assert_close(maps, stepped, rtol=1e-3, atol=2e-6)
 
 
 @pytest.mark.parametrize("inside", [False, True])

@@ -105,28 +105,31 @@ def is_forkable(cache: Cache) -> bool:
     return all(type(layer) is DynamicLayer for layer in cache.layers)
 
 
-def fork(cache: Cache, times: int) -> Cache:
-    """A cache that goes on from `cache`, each of its rows `times` times in turn; `cache` never changes by it.
+def fork(cache: Cache, rows: int) -> Cache:
+    """A cache of several rows that go on from the first row of `cache`, which never changes by it.
 
     Raises:
-        UnsupportedModelError: a layer that writes into the memory it has, or that is no attention layer; or
-            tokens have left the prompt in some layers.
+        UnsupportedModelError: a layer of a fixed size, which has no room, or one that is quantised; or tokens
+            have left the prompt in some layers.
     """
     layers: list[Any] = cache.layers
     for layer in layers:
-        if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
+        if isinstance(layer, (StaticLayer, QuantizedLayer)):
             raise UnsupportedModelError(
                 f"a cache with a {type(layer).__name__} cannot be continued several times; generate with "
                 "cache_implementation='dynamic'"
             )
-    if len({int(layer.get_seq_length()) for layer in layers}) > 1:
+    growing = {int(layer.get_seq_length()) for layer in layers if isinstance(layer, DynamicLayer)}
+    if len(growing) > 1:
         raise UnsupportedModelError(
             "the layers of this cache hold different tokens of the prompt: what comes next has no one place"
         )
     forked = copy.copy(cache)
-    forked.layers = [copy.copy(layer) for layer in layers]  # an update gives a layer other tensors
+    # An update gives most layers other tensors; some write into those that they have.
+    forked.layers = [copy.copy(each) if type(each) in _OF_ROWS else copy.deepcopy(each) for each in layers]
     unfollow_cache(forked)
-    forked.batch_repeat_interleave(times)
+    first: Any = torch.zeros(rows, dtype=torch.int64)
+    forked.reorder_cache(first)
     return forked
 
 

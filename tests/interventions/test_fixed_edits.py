@@ -38,6 +38,7 @@ METHODS = (
     VAF(),
     HGAI(),
     SPIN(kept=0.5),
+    SPIN(kept=0.5, by="scores"),
     EAH(),
     FarSight(sigma=0.1),
     AttnReal(above=1.0),

@@ -19,7 +19,10 @@ from regaze.toolkit.model.attention import _ATTACHED
 from regaze.toolkit.model.callback import overrides
 
 KNOCK = HeadKnockout(heads=((1, 1), (0, 2)))
-METHODS = {name: acting(name) for name in INSIDE} | {"causalmm": acting("causalmm", attention="random")}
+METHODS = {name: acting(name) for name in INSIDE} | {
+    "causalmm": acting("causalmm", attention="random"),
+    "spin by scores": acting("spin", by="scores"),
+}
 HIDING = acting("fastv", remove=False)
 WHOLE = [name for name, method in METHODS.items() if method.facts.graphs in ("captured", "compiled")]
 BROKEN = [name for name in INSIDE if name not in WHOLE]

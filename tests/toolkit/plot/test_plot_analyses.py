@@ -10,9 +10,10 @@ import pytest
 import torch
 from matplotlib.colors import to_hex
 from models import picture
+from PIL import Image
 
 from regaze import Role
-from regaze.errors import BadParameterError, RecordingError
+from regaze.errors import BadParameterError, InputError, RecordingError
 from regaze.toolkit import analysis, plot
 from regaze.toolkit.analysis.sink_profile import SinkProfile
 from regaze.toolkit.plot import style
@@ -75,6 +76,26 @@ def test_maps_are_drawn_with_their_boxes(seen):
     for wrong in ({}, {"flat": torch.zeros(16)}):
         with pytest.raises(BadParameterError, match="at least one map"):
             plot.maps(wrong, seen)
+
+
+def test_objects_have_a_colour_for_each_word(tmp_path):
+    image, mask = Image.new("RGB", (40, 24)), torch.zeros(24, 40, dtype=torch.bool)
+    mask[4:9, 10:20] = True
+    found = [
+        analysis.FoundObject(word, (10.0, 4.0, 20.0, 9.0), score, mask, "")
+        for word, score in (("cat", 0.9), ("a $dog", 0.5), ("cat", 0.25))
+    ]
+    (axes,) = plot.objects(found, image, path=tmp_path / "objects.png").axes
+    boxes = axes.patches
+    assert [(b.get_x(), b.get_y(), b.get_width(), b.get_height()) for b in boxes] == [(10, 4, 10, 5)] * 3
+    assert boxes[0].get_edgecolor() == boxes[2].get_edgecolor() != boxes[1].get_edgecolor()
+    assert [text.get_text() for text in axes.texts] == ["cat 0.90", r"a \$dog 0.50", "cat 0.25"]
+    layer = np.asarray(axes.images[1].get_array())
+    assert ((layer[..., 3] > 0) == mask.numpy()).all()
+    assert (tmp_path / "objects.png").stat().st_size > 1000
+    with pytest.raises(InputError, match="found in a picture of 40 x 24 pixels, but this one has 24 x 40"):
+        plot.objects(found, image.resize((24, 40)))
+    assert not plot.objects([], image).axes[0].patches
 
 
 def test_sinks_are_framed_where_they_reach_the_threshold(gaze, inputs, seen):

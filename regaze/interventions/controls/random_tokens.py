@@ -10,13 +10,13 @@ from torch import Tensor
 
 from regaze.errors import BadParameterError
 from regaze.interventions.base import Intervention
-from regaze.interventions.controls.base import Variant
+from regaze.interventions.controls.base import InterventionVariant
 from regaze.interventions.controls.variants import with_behaviour
 from regaze.toolkit.model.context import Context
 
 
 @dataclass(frozen=True)
-class RandomTokens(Variant):
+class RandomTokens(InterventionVariant):
     """The method with as many image tokens at each stage, drawn at random.
 
     A prompt's draw depends on the seed and on its number of image tokens alone. What a method loses by this

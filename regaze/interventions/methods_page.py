@@ -48,6 +48,11 @@ ABSENT = (
     ("TAME", "Its released edit sharpens all scores by one factor, differently in prefill and decode."),
     ("IKOD", "No code is published; how anchors and weights are chosen is not known."),
     (
+        "ASCD",
+        "Its code could not be read, and the abstract does not say how scores of text-centric heads and of "
+        "critical visual tokens are changed, or by how much.",
+    ),
+    (
         "MODA",
         "A trained replacement of the attention, which needs its weights; for a model that has them "
         "`regaze.interventions.moda.ModularDuplexAttention` is its equation.",

@@ -65,6 +65,11 @@ SOURCES = (
         "python benchmarks/methods.py --output benchmarks/results/methods.json",
     ),
     Source(
+        "benchmarks/results/pruning.json",
+        "timing",
+        "python benchmarks/pruning.py --output benchmarks/results/pruning.json",
+    ),
+    Source(
         "benchmarks/results/evaluate.json",
         "timing",
         "python benchmarks/evaluate.py --output benchmarks/results/evaluate.json",

@@ -17,6 +17,7 @@ __all__ = [
     "methods",
     "methods_plain",
     "overhead",
+    "pruning",
     "reader_limits",
 ]
 FOLDER = "benchmarks/results"
@@ -109,6 +110,23 @@ def methods_plain() -> str:
     """What a token of plain decoding takes."""
     rows = [row for row in read(f"{FOLDER}/methods.json")["rows"] if row["way"] == "plain"]
     return ", ".join(f"{row['ms_per_token']:.3g} ms ({row['case']})" for row in rows)
+
+
+def pruning() -> str:
+    """Removing image tokens beside hiding them and plain decoding."""
+    rows = []
+    for row in read(f"{FOLDER}/pruning.json")["rows"]:
+        times = []
+        for what in ("prompt", "token"):
+            low, high = row[f"{what}_quartiles"]
+            times.append(f"{row[f'{what}_times_faster']:.2f} ({low:.2f}-{high:.2f})")
+        differs = ""
+        if "same_tokens" in row:
+            differs = f"{row['logits_differ']:.1g}; {row['same_tokens']:.0%} of the tokens"
+        figures = (f"{row['tokens_per_second']:.1f}", *times, f"{row['cache_of_plain']:.0%}", differs)
+        rows.append([row["case"], row["way"], *figures])
+    head = ["model", "way", "tokens/s", "prompt: x plain", "token: x plain", "cache", "beside hidden: logits"]
+    return table(head, rows)
 
 
 def evaluate() -> str:

@@ -330,11 +330,7 @@ class AttentionDispatcher:
     def mask(
         self, site: compat.AttentionSite, mask: Tensor | None, query: Tensor, keys: int
     ) -> Tensor | None:
-        """The mask of a layer for the tokens that it has.
-
-        Raises:
-            UnsupportedModelError: a mask of another size than that of the prompt and what follows it.
-        """
+        """The mask of a layer for the tokens that it has, from that of the prompt and what follows it."""
         numbering = self.numbering(site, query.device)
         if numbering is None:
             return mask

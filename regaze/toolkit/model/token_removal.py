@@ -47,8 +47,11 @@ class TokenRemoval:
         context.device = hidden.device
         before = context.kept(number, hidden.device)
         now = arguments if before is None else self._arguments(number, layer, arguments)
-        context.look_ahead = partial(self._look_ahead, layer, now)
-        leaving = self._leaving(number)
+        outside, context.look_ahead = context.look_ahead, partial(self._look_ahead, layer, now)
+        try:
+            leaving = self._leaving(number)
+        finally:
+            context.look_ahead = outside  # the arguments are not held any longer
         if leaving is not None:
             who = type(self._by).__name__
             compat.check_tokens_can_leave(context.model, number, context.self_layers, arguments, who)

@@ -11,7 +11,7 @@ import regaze
 from regaze import Role, TokenMap
 from regaze.errors import CompositionError, InputError, UnsupportedModelError
 from regaze.interventions import VCD, FastV, HeadKnockout, MoA, PyramidDrop, SparseVLM
-from regaze.kernels import AttentionEdit, LeavingTokens
+from regaze.kernels import AttentionEdit, LeavingTokens, StatsRequest
 from regaze.toolkit.model.callback import Callback
 from regaze.toolkit.model.logits import LogitsCombination
 from regaze.toolkit.model.stack import Branch
@@ -249,6 +249,22 @@ def test_what_cannot_act_together(gaze):
     refused(
         gaze, InputError, "FastV cannot remove tokens: a static cache", FastV(), cache_implementation="static"
     )
+
+
+class Early(Callback):
+    """Looks ahead where no layer is about to run."""
+
+    def leaving(self, layer, context):
+        self.context = context
+        return None
+
+
+def test_looking_ahead_is_for_the_layer_that_is_about_to_run(gaze):
+    early = Early()
+    with gaze.using(early):
+        gaze.model(**inputs_of(gaze, slice(0, 1)))
+    with pytest.raises(InputError, match="exist only in `leaving`"):
+        early.context.look_ahead(StatsRequest(lse=True))
 
 
 def test_hiding_works_where_removing_does_not(model, gaze):

@@ -7,6 +7,7 @@ import itertools
 import pytest
 import torch
 from acting_methods import INSIDE, acting
+from decoding_checks import assert_same_scores
 from models import llava_processor, logits_of, picture, tiny_llava
 from paths import DOCS
 
@@ -101,3 +102,27 @@ def test_every_pair_works_in_either_order_or_raises(gaze, inputs, first):
         assert not any(isinstance(outcome, str) for outcome in outcomes), (first, second, outcomes)
         assert not outcomes[0].isnan().any()
         torch.testing.assert_close(outcomes[0], outcomes[1], rtol=1e-3, atol=1e-3)
+
+
+#: One method of each kind of edits, by what the classes declare.
+KINDS = {acting(name).facts.edits: name for name in INSIDE if name != "vti"}
+
+
+@pytest.mark.parametrize("name", KINDS.values())
+def test_edits_of_the_vision_tower_act_beside_every_kind_of_edit(gaze, inputs, name):
+    """In either order, and not as either alone; a prompt without an image has no tower to edit."""
+    tower = acting("vti", text=0.0)
+    with gaze.using(acting(name)):
+        alone = logits_of(gaze.model, inputs, tokens=4)
+    together = []
+    for pair in itertools.permutations((tower, acting(name))):
+        with gaze.using(*pair):
+            together.append(logits_of(gaze.model, inputs, tokens=4))
+    assert not together[0].isnan().any()
+    torch.testing.assert_close(together[0], together[1], rtol=1e-4, atol=1e-4)
+    with gaze.using(tower):
+        assert not torch.equal(together[0], logits_of(gaze.model, inputs, tokens=4))
+    assert not torch.equal(together[0][:, 0], alone[:, 0])
+    assert_same_scores(
+        together[0][:, 1], alone[:, 1]
+    )  # a prompt without an image, which has no tower to edit

@@ -4,7 +4,8 @@
         --json benchmarks/results/comparison-pope.json
 
 The comparison is `regaze compare`'s, into a folder of its own (an interrupted one goes on with the same
-line); the file holds what the pages show of its results.json: the figures of the leading scorer.
+line); the file holds what the pages show of its results.json: the figures of the leading scorer. Directions
+that a method names and that are not there are fitted first, by `regaze fit` on the demo's data.
 """
 
 from __future__ import annotations
@@ -42,17 +43,29 @@ def shown(results: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def fit(methods: Path) -> None:
+    """Fit the directions that the methods in a file name, where they are not there yet."""
+    for entry in json.loads(methods.read_text(encoding="utf-8")):
+        path = entry.get("directions")
+        if path is not None and not Path(path).exists():
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            subprocess.run([sys.executable, "-m", "regaze", "fit", entry["method"], "-o", path], check=True)
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("benchmark", choices=OPTIONS)
     parser.add_argument("--methods", type=Path, required=True)
     parser.add_argument("--folder", type=Path, help="for the answers (out/comparison-NAME)")
+    parser.add_argument("--limit", type=int, help="so many questions, to try it; nothing to keep")
     parser.add_argument("--json", type=Path, required=True, help="file to write")
     given = parser.parse_args()
+    fit(given.methods)
     folder = given.folder or Path("out") / f"comparison-{given.benchmark}"
     command = [sys.executable, "-m", "regaze", "compare", given.benchmark, *OPTIONS[given.benchmark]]
     command += ["--methods", str(given.methods), "--controls", "--batch-size", "32", "--output", str(folder)]
+    command += ["--limit", str(given.limit)] if given.limit else []
     subprocess.run(command, check=True)
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     given.json.write_text(json.dumps(shown(results), indent=1) + "\n", encoding="utf-8")

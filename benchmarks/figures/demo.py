@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 from figures.markdown import number, table
-from figures.sources import ROOT, read
+from figures.sources import read
 from regaze.eval.report import tables
 from regaze.eval.report.markdown import markdown_table
-from regaze.interventions.registry import BUILT_IN
+from regaze.interventions.registry import BUILT_IN, lacking_methods
 
 __all__ = [
     "comparison",
@@ -132,8 +131,13 @@ def comparison_findings() -> str:
     lines += [_against_controls(name, found) for name, found in (("Yes/no", pope), ("Captions", captions))]
     errors = {label: entry["error"] for label, entry in pope["methods"].items() if entry.get("error")}
     lines += [f"- {label} has no figures: {error.split(';')[0]}." for label, error in errors.items()]
-    listed = {each["method"] for each in json.loads((ROOT / "docs/comparison-methods.json").read_text())}
-    if missing := sorted(set(BUILT_IN) - listed):
+    compared = {label.split()[0] for label in pope["methods"]}  # labels begin with the method's name
+    lacking = lacking_methods()
+    missing = [
+        f"{name} ({lacking[name].split(':')[0].replace('`', '')})" if name == "degf" else name
+        for name in sorted({*BUILT_IN} - compared)
+    ]
+    if missing:
         lines.append(f"- Not compared: {', '.join(missing)}.")
     return "\n".join(line for line in lines if line)
 

@@ -44,6 +44,8 @@ def read_methods(text: str) -> dict[str, Method]:
         UnknownMethodError, UnknownParameterError, BadParameterError: see `regaze.interventions.registry`.
     """
     if text == "all":
+        for name, lacks in registry.lacking_methods().items():
+            console.info(f"regaze: left out: {name}: {lacks}")
         return registry.default_methods(lambda reason: console.info(f"regaze: left out: {reason}"))
     methods: dict[str, Method] = {}
     for entry in _entries(text):

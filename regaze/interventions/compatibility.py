@@ -11,6 +11,8 @@ _EDIT_QUESTION = ("vaf", "var")
 #: And these every row of a branch of their own.
 _EDIT_BRANCH = ("causalmm", "sid")
 _EDIT_MLPS = ("memvr", "nullu", "vista", "vti")
+#: This one edits nothing of a prompt, whose rows others may edit.
+_ONLY_ANSWERS = ("attnreal",)
 #: These take image tokens away.
 _PRUNE = ("fastv", "pyramiddrop", "sparsevlm")
 #: By default these edit different layers.
@@ -38,7 +40,7 @@ def _reason(first: str, second: str) -> str | None:
         return "their maps of the scores do not commute"
     if pair <= {*_EDIT_MLPS}:
         return "both edit the outputs of MLPs, and what comes out would depend on their order"
-    if pair & {*_EDIT_MLPS}:
+    if pair & {*_EDIT_MLPS, *_ONLY_ANSWERS, "moa"}:
         return None
     if len(pair & {*_EDIT_QUESTION}) == 1 or len(pair & {*_EDIT_BRANCH}) == 1:
         return "they change the attention weights of different rows of the prompt"

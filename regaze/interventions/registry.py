@@ -179,6 +179,12 @@ def default_methods(report: Callable[[str], None] = lambda reason: None) -> dict
     return found
 
 
+def lacking_methods() -> dict[str, str]:
+    """By name, what has to be given to each built-in method that `default_methods` leaves out for it."""
+    found = {name: method_class(name)().lacks for name in BUILT_IN}
+    return {name: lacks for name, lacks in found.items() if lacks}
+
+
 @cache
 def announced() -> dict[str, EntryPoint]:
     """Entry points of other packages by name, read from the installed packages once per process."""

@@ -132,7 +132,7 @@ def test_the_comparison_is_of_the_methods_in_its_file():
     assert {each["method"] for each in compared} <= set(registry.BUILT_IN)
     for name in ("pope", "captions"):
         found = json.loads((ROOT / f"benchmarks/results/comparison-{name}.json").read_text(encoding="utf-8"))
-        assert set(found["benchmark"]["methods"]) == {each["label"] for each in compared}
+        assert set(found["benchmark"]["methods"]) <= {each["label"] for each in compared}
 
 
 def estimates(value):

@@ -16,7 +16,7 @@ from torch import Tensor
 from regaze.interventions import Method, MultiPassMethod, create_method
 from regaze.interventions.registry import BUILT_IN
 
-HEADS = ((0, 0), (1, 3), (4, 2), (5, 1))
+HEADS = ((0, 0), (1, 3), (2, 1), (4, 2), (5, 1))
 
 
 def brighter_below(image: Any, text: str) -> tuple[Tensor, float]:

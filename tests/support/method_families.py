@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from acting_methods import INSIDE, PARAMETERS, SEVERAL
-from directions import about, ict_directions, normal, nullu_directions
+from directions import about, ict_directions, normal, nullu_directions, pti_directions
 from directions import directions as made
 from family_checks import QUESTIONS, Case, case_of
 from models import logits_of
@@ -105,11 +105,14 @@ def _directions(name: str, case: Case) -> dict[str, Any]:
     shape: dict[str, Any] = about(host)
     if name == "nullu":
         return {"directions": nullu_directions(shape)}
-    if name == "ict":
+    if name in ("ict", "pti"):
         config = compat.text_config(host)
         heads = config.num_attention_heads
         size = getattr(config, "head_dim", None) or config.hidden_size // heads
-        return {"directions": ict_directions(shape, heads=(heads, size))}
+        if name == "ict":
+            return {"directions": ict_directions(shape, heads=(heads, size))}
+        shared = getattr(config, "num_key_value_heads", None) or heads
+        return {"directions": pti_directions(shape, heads=(shared, size))}
     if name == "vti":
         tensors = {"text": normal(shape["layers"], shape["width"])}
         tower = _Tower()

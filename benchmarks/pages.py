@@ -26,7 +26,7 @@ REGION = re.compile(r"(<!-- figures: (?P<name>[^>]*?) -->)(?P<body>.*?)(?P<end><
 INTERVAL = re.compile(r"^\|.*\d [(]?\[[-+]?[\d.]+, [-+]?[\d.]+\]", re.MULTILINE)
 #: pages whose tables the tests compare with what the commands on the page print
 RUN = {"docs/evaluation.md"}
-PAGES = ("README.md", "CONTRIBUTING.md", "benchmarks/README.md", "docs/*.md")
+PAGES = ("README.md", "CONTRIBUTING.md", "benchmarks/README.md", "docs/*.md", "regaze/demo/model/README.md")
 
 
 def pages(root: Path = ROOT) -> list[Path]:

@@ -30,9 +30,10 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 
 import regaze
 from regaze.demo import scenes
-from regaze.errors import RegazeError
-from regaze.interventions import Intervention
-from regaze.interventions.registry import create_method, default_methods
+from regaze.errors import BadParameterError, RegazeError
+from regaze.interventions import Intervention, MultiPassMethod
+from regaze.interventions.fitting.base import FittedIntervention
+from regaze.interventions.registry import BUILT_IN, create_method, method_class
 
 PROMPT = "Please describe this image in detail."
 TWO_FORWARDS = "two separate forwards"
@@ -40,6 +41,15 @@ TWO_FORWARDS = "two separate forwards"
 PARAMETERS: dict[str, dict[str, Any]] = {
     "var": {"sink_dimensions": (3, 7), "tau": 2.5, "rho": 0.0, "min_image_mass": 0.0}
 }
+
+
+def given(name: str, gaze: regaze.Gaze) -> dict[str, Any]:
+    """What a user has to give to a method: a small fit on this model, or the demo's detector."""
+    cls: Any = method_class(name)
+    if issubclass(cls, FittedIntervention):
+        few = cls.fit(pairs=max(cls.fit.least, 8))
+        return {"directions": few.run(gaze, cls.fit.demo())}
+    return {"detector": "demo"} if "detector" in cls.facts.needs else {}
 
 
 class Case:
@@ -77,11 +87,15 @@ class Case:
 
     def ways(self, only: set[str] | None) -> dict[str, Callable[[int], None]]:
         ways: dict[str, Callable[[int], None]] = {"plain": lambda new: self.generate(None, new)}
-        for name, method in default_methods().items():
+        for name in BUILT_IN:
             if only is None or name in only:
-                if self.random:
-                    method = create_method(name, **PARAMETERS.get(name, {}))
+                parameters = PARAMETERS.get(name, {}) if self.random else {}
+                method: Any = create_method(name, **parameters, **given(name, self.gaze))
+                if method.is_identity:
+                    continue
                 try:
+                    if isinstance(method, MultiPassMethod):
+                        raise BadParameterError("it answers several times, and has no cost per token")
                     self.generate(method, 2)  # also the warm-up
                 except RegazeError as error:
                     Console(stderr=True).print(f"{self.name}: {name} left out: {error}", markup=False)

@@ -58,7 +58,7 @@ def _general(outcome: str, name: str) -> str:
     """A message without its kind, and without the names of this method and model."""
     message = outcome.split(": ", 1)[-1].removeprefix(f"'{name}': ")
     cls = BUILT_IN.get(name, ":").rpartition(":")[2]
-    message = re.sub(rf"^({cls}|_Feedback|LastLayerAttention)('s)?\b", _it, message)
+    message = re.sub(rf"^({cls}|_Feedback|ILVADLooking|LastLayerAttention)('s)?\b", _it, message)
     for pattern, what in _CLASSES.items():
         message = re.sub(rf"\b{pattern}\b", what, message)
     message = re.sub(r"shape \[[\d, ]+\]", "another shape", message)

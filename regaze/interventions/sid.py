@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
-from pydantic import NonNegativeFloat, PositiveInt
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor
 
 from regaze.errors import BadParameterError, CompositionError
+from regaze.interventions.base import Method
 from regaze.interventions.contrastive import Contrastive
+from regaze.interventions.controls.random_tokens import random_scores
 from regaze.interventions.facts import Facts
 from regaze.interventions.parameters import PositiveFraction
 from regaze.kernels import AttentionEdit, RowSelection, Stats, StatsRequest
@@ -32,6 +35,9 @@ class SID(Contrastive):
     new token's row; what is hidden at one step stays in the cache and may be seen at the next. Several images
     of a prompt count as one set of tokens. As the branch does not differ before `first_layer`, a prompt is
     embedded once, images too, and runs through the layers before once.
+
+    With a `seed` the branch sees as many random tokens, the same at every step: what is left of the gain is
+    that of any pruned image. (An audit, arXiv:2504.10020, has measured this in the place of SID.)
 
     The paper's alpha could not be read; 0.5 is what the released scripts run with. `beta = 0` is what its
     greedy search does. A forward over a prompt and an answer hides what its last row attends to, so that it
@@ -71,6 +77,13 @@ class SID(Contrastive):
     first_layer: PositiveInt = field(
         default=2, metadata={"help": "layer from which on the others are hidden; the one before ranks them"}
     )
+    seed: NonNegativeInt | None = field(
+        default=None, metadata={"help": "control: the branch sees random image tokens, drawn with this seed"}
+    )
+
+    def controls(self) -> Sequence[Method]:
+        found = super().controls()
+        return (*found, replace(self, seed=0)) if self.alpha and self.seed is None else found
 
     def negative(self, context: Context) -> Branch:
         if self.first_layer >= context.num_layers:
@@ -95,26 +108,37 @@ class SID(Contrastive):
         branch[context.rows(state["branch"])] = True
         image = image & branch  # other contexts see everything
         columns = column_index(image)
+        state["columns"], state["kept"] = columns, self.count(image.sum(1))
+        if self.seed is not None:
+            self._hide(random_scores(columns >= 0, self.seed), context)
+            return
         answer = StatsRequest(columns=columns)
         prompt = replace(answer, rows=RowSelection.where(context.tokens.last()))
         state["requests"] = prompt.as_edit, answer.as_edit
-        state["columns"], state["kept"] = columns, self.count(image.sum(1))
 
     def edit(self, layer: int, step: int, context: Context) -> AttentionEdit | None:
         state = context.state(self)
+        if layer >= self.first_layer:
+            hiding: AttentionEdit | None = state.get("hiding")
+            return hiding
         if "requests" not in state or layer < self.first_layer - 1:
             return None
-        return state["requests"][min(step, 1)] if layer < self.first_layer else state["hiding"]
+        request: AttentionEdit = state["requests"][min(step, 1)]
+        return request
 
     def on_stats(self, layer: int, stats: Stats, context: Context) -> None:
-        state, weights = context.state(self), stats.slices
-        assert weights is not None
+        assert stats.slices is not None
+        weights = stats.slices.mean(1)
         # [batch, n]: the one row of the prompt that is active in a sample, later the last one fed.
-        row = weights.mean(1).sum(1) if context.step == 0 else weights.mean(1)[:, -1]
+        self._hide(weights.sum(1) if context.step == 0 else weights[:, -1], context)
+
+    def _hide(self, weights: Tensor, context: Context) -> None:
+        """From here on the branch sees the image tokens with the smallest weights [batch, n]."""
+        state = context.state(self)
         if context.step == 0 or context.replaying:
-            state["columns"], state["kept"] = (state[name].to(row.device) for name in ("columns", "kept"))
-        hidden = least_attended(row, state["columns"] >= 0, state["kept"]).logical_not()
-        bias = torch.zeros_like(row).masked_fill(hidden, -torch.inf)
+            state["columns"], state["kept"] = (state[name].to(weights.device) for name in ("columns", "kept"))
+        hidden = least_attended(weights, state["columns"] >= 0, state["kept"]).logical_not()
+        bias = torch.zeros_like(weights).masked_fill(hidden, -torch.inf)
         bias = scatter_columns(bias, state["columns"], context.prompt_length, 0.0)
         state["hiding"] = AttentionEdit(bias=bias[:, None])
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import NonNegativeFloat
@@ -19,6 +19,7 @@ from regaze.interventions.facts import Facts
 from regaze.interventions.layer_ranges import require_attention, scaled_range
 from regaze.interventions.parameters import Layers
 from regaze.kernels import AttentionEdit
+from regaze.kernels.head_rules import outstanding_heads
 from regaze.toolkit.model.attention_call import AttentionCall
 from regaze.toolkit.model.branches import measurement_inputs, without_image
 from regaze.toolkit.model.callback import Callback
@@ -38,8 +39,9 @@ class VHR(Intervention):
     multiplied by `alpha`, there as well, in both contexts, so that a layer is measured behind amplified ones;
     then in all rows and steps of the answer. Layers are the second and the last 14 of 32.
 
-    That all rows of the prompt are amplified, and both contexts, the paper leaves open. Prompts without an
-    image are left alone.
+    That all rows of the prompt are amplified, and both contexts, the paper leaves open. With
+    `measure="plain"` heads are chosen in a model in which nothing is amplified, as a port to Qwen2.5-VL does.
+    Prompts without an image are left alone.
     """
 
     name: ClassVar[str] = "vhr"
@@ -56,6 +58,10 @@ class VHR(Intervention):
     )
     layers: Layers | None = field(
         default=None, metadata={"help": "edited layers; default: 1 and 18 to 31 of 32, scaled"}
+    )
+    measure: Literal["amplified", "plain"] = field(
+        default="amplified",
+        metadata={"help": "compare heads behind layers that are amplified already, or in a plain model"},
     )
 
     @property
@@ -107,13 +113,9 @@ class VHR(Intervention):
 def vision_aware(seeing: Tensor, blind: Tensor) -> Tensor:
     """Which heads change most without the image, [B, Hq] bool, from their outputs [B, Hq, D]."""
     distance, size = (seeing - blind).norm(dim=-1), blind.square().sum(-1)
-    distance = distance.masked_fill(_outstanding(distance) & _outstanding(size), 0.0)
+    outliers = outstanding_heads(distance, 1.0) & outstanding_heads(size, 1.0)
+    distance = distance.masked_fill(outliers, 0.0)
     return distance > distance.median(1, keepdim=True).values
-
-
-def _outstanding(values: Tensor) -> Tensor:
-    """Which heads are more than a standard deviation above their layer's mean, [B, Hq] each."""
-    return values > values.mean(1, keepdim=True) + values.std(1, keepdim=True, correction=0)
 
 
 class _RandomHeads(Intervention):
@@ -128,7 +130,7 @@ class _RandomHeads(Intervention):
 
 
 class _Measured(Callback):
-    """Chooses the heads of one layer after another, and amplifies them before the next."""
+    """Chooses the heads of one layer after another, and may amplify them before the next."""
 
     def __init__(self, method: VHR, layers: tuple[int, ...], context: Context):
         self._method, self._layers, self._image = method, layers, has_image(context)
@@ -147,4 +149,5 @@ class _Measured(Callback):
         chosen = self._method.chosen(layer, seeing, blind) & self._image[:, None]
         gain = torch.where(chosen, self._method.alpha, 1.0)
         self.gains[layer] = gain
-        call.output.mul_(gain.repeat(2, 1)[:, None, :, None])  # what the layer goes on with
+        if self._method.measure == "amplified":
+            call.output.mul_(gain.repeat(2, 1)[:, None, :, None])  # what the layer goes on with

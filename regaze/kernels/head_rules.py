@@ -31,7 +31,10 @@ def top_heads(statistic: Tensor, count: int) -> Tensor:
 
 
 def outstanding_heads(statistic: Tensor, deviations: float) -> Tensor:
-    """Which heads lie more than so many standard deviations above the mean of all heads, [B, Hq, R] bool."""
+    """Which heads lie more than so many standard deviations above the mean of all heads.
+
+    [B, Hq, ...] bool, of a statistic of this shape.
+    """
     mean = statistic.mean(1, keepdim=True)
     deviation = statistic.std(1, keepdim=True, correction=0)
     return statistic > mean + deviations * deviation

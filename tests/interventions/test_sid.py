@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from decoding_checks import (
@@ -21,6 +23,8 @@ from decoding_checks import (
 from models import logits_of, picture, tiny_llava
 
 from regaze.errors import BadParameterError
+from regaze.interventions.controls import PlausibilityCut
+from regaze.interventions.controls.random_tokens import random_scores
 from regaze.interventions.sid import SID, least_attended
 from regaze.interventions.vcd import VCD
 
@@ -87,10 +91,11 @@ def test_golden_select(shared):
 # In a model -------------------------------------------------------------------------------------------
 
 
-def branch_logits(inputs, answer, kept, first_layer):
+def branch_logits(inputs, answer, kept, first_layer, scores=None):
     """[T, B, V] of the branch, each step by a fresh eager forward in which rows see what they saw.
 
-    The rows of the prompt have the choice of its last row, each later row its own.
+    The rows of the prompt have the choice of its last row, each later row its own; all that of `scores`, if
+    given.
     """
     model = tiny_llava()
     model.model.language_model.config._attn_implementation = "eager"
@@ -105,7 +110,7 @@ def branch_logits(inputs, answer, kept, first_layer):
         length, image = ids.shape[1], (ids[0] == model.config.image_token_id).nonzero().flatten()
         mask = torch.full((length, length), -torch.inf).triu(1)
         for end in range(prompt - 1, length):
-            order = row[end, image].argsort(stable=True)
+            order = (row[end, image] if scores is None else scores).argsort(stable=True)
             rows = slice(0, prompt) if end == prompt - 1 else slice(end, end + 1)
             mask[rows, image[order[kept:]]] = -torch.inf
 
@@ -132,6 +137,23 @@ def test_every_step_contrasts_with_what_is_attended_to_least(model, gaze, kept, 
     main, other = plain_logits(model, inputs, answer), branch_logits(inputs, answer, kept, first_layer)
     assert not torch.allclose(main, other, atol=1e-2)
     assert_same_scores(got, scores(main, other, 1.0, 0.1), tolerance=5e-4)
+
+
+def test_with_a_seed_other_tokens_are_kept_the_same_at_every_step(model, gaze):
+    inputs = inputs_of(gaze, slice(0, 1))
+    method = replace(HIDING, seed=3)
+    with gaze.using(method):
+        got = logits_of(model, inputs, tokens=4)
+    answer, inputs = got.argmax(-1).T, {**inputs}
+    inputs.pop("position_ids", None)
+    drawn = random_scores(
+        torch.ones(1, int(inputs["input_ids"].eq(model.config.image_token_id).sum())) > 0, 3
+    )
+    main, other = plain_logits(model, inputs, answer), branch_logits(inputs, answer, 9, 2, drawn[0])
+    assert_same_scores(got, scores(main, other, 1.0, 0.0), tolerance=5e-4)
+    check_batch(gaze, method)
+    assert SID().controls() == (PlausibilityCut(0.1), SID(seed=0))
+    assert SID(seed=0).controls() == (PlausibilityCut(0.1),)
 
 
 def test_the_default_share_is_100_of_576():

@@ -52,8 +52,8 @@ def test_the_papers_layers(depth, layers):
 # In a model -------------------------------------------------------------------------------------------
 
 
-def chosen_by_hooks(inputs, alpha, layers):
-    """Gains [Hq] by layer: two rows, with the image and without, amplified on the way."""
+def chosen_by_hooks(inputs, alpha, layers, amplified=True):
+    """Gains [Hq] by layer: two rows, with the image and without, amplified on the way or not."""
     model, gains = tiny_llava(), {}
     image = inputs["input_ids"][0] == model.config.image_token_id
     mask = torch.stack([torch.ones_like(image), ~image]).long()
@@ -63,7 +63,7 @@ def chosen_by_hooks(inputs, alpha, layers):
             heads = args[0].unflatten(-1, (6, -1))
             chosen = vision_aware(heads[:1, -1], heads[1:, -1])
             gains[layer] = torch.where(chosen[0], alpha, 1.0)
-            return ((heads * gains[layer][:, None]).flatten(2),)
+            return ((heads * gains[layer][:, None]).flatten(2),) if amplified else None
 
         return hook
 
@@ -80,11 +80,17 @@ def chosen_by_hooks(inputs, alpha, layers):
 
 
 @pytest.mark.parametrize("images", [1, 2])
-@pytest.mark.parametrize(("alpha", "layers"), [(2.0, None), (3.0, (0, 2, 3)), (0.5, (4,))])
-def test_every_step_has_the_heads_that_hooks_choose(model, gaze, images, alpha, layers):
+@pytest.mark.parametrize(
+    ("alpha", "layers", "measure"),
+    [(2.0, None, "amplified"), (3.0, (0, 2, 3), "amplified"), (0.5, (4,), "amplified"), (8.0, None, "plain")],
+)
+def test_every_step_has_the_heads_that_hooks_choose(model, gaze, images, alpha, layers, measure):
     inputs = gaze.inputs([[picture(n) for n in range(images)]], ["Is there a dog in the image?"])
-    method = VHR(alpha=alpha, layers=layers)
-    gains = chosen_by_hooks(inputs, alpha, method.layers_of(6))
+    method = VHR(alpha=alpha, layers=layers, measure=measure)
+    gains = chosen_by_hooks(inputs, alpha, method.layers_of(6), measure == "amplified")
+    if measure == "plain":
+        behind = chosen_by_hooks(inputs, alpha, method.layers_of(6))
+        assert any(not torch.equal(gains[layer], behind[layer]) for layer in gains)
     other = tiny_llava()
     for layer, gain in gains.items():
         other.model.language_model.layers[layer].self_attn.o_proj.register_forward_pre_hook(

@@ -51,11 +51,17 @@ class _Random(Intervention):
     def scores(self, layer: int, context: Context) -> Tensor:
         state = context.state(self)
         if RandomTokens not in state:
-            exist = state["tokens"].columns >= 0
-            drawn = torch.zeros(exist.shape)
-            for sample, count in enumerate(exist.sum(1).tolist()):
-                generator = torch.Generator().manual_seed(self.seed)
-                drawn[sample, :count] = torch.rand(count, generator=generator)
-            state[RandomTokens] = drawn
+            state[RandomTokens] = random_scores(state["tokens"].columns >= 0, self.seed)
         drawn = state[RandomTokens] = state[RandomTokens].to(context.device)
         return drawn
+
+
+def random_scores(exist: Tensor, seed: int) -> Tensor:
+    """Scores [batch, N] of the image tokens that `exist` [batch, N], the first ones of each row; 0 of others.
+
+    Those of a row follow from the seed and from how many it has.
+    """
+    drawn = torch.zeros(exist.shape)
+    for sample, count in enumerate(exist.sum(1).tolist()):
+        drawn[sample, :count] = torch.rand(count, generator=torch.Generator().manual_seed(seed))
+    return drawn

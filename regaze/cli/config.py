@@ -17,7 +17,7 @@ from regaze.eval.judges.urls import without_secrets
 from regaze.reading import parse_yaml, read_text
 
 #: Options that are a mapping in YAML, and NAME=VALUE, repeated, on the command line.
-_MAPPINGS = ("set", "bench", "generate")
+_MAPPINGS = ("set", "bench", "generate", "model_arg")
 #: Parameters of commands whose option has another name.
 _OPTION_NAMES = {"settings": "set"}
 #: Options that run.yaml leaves out: they do not change the results.

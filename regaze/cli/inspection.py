@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from rich.table import Table
 from rich.text import Text
 
@@ -15,15 +18,18 @@ from regaze.toolkit.plot import ROLE_COLOURS
 from regaze.toolkit.prompts.token_map import View
 
 
-def show(model: str, image: str | None, prompt: str | None, trust_remote_code: bool) -> None:
+def show(model: str, image: str | None, prompt: str | None, places: Mapping[str, Any]) -> None:
     """Print a table of the model and, with an image or a prompt, its grid and the roles of its tokens.
+
+    Args:
+        places: keyword arguments of `load_without_weights`.
 
     Raises:
         InputError: no such image, or the model has no processor to build a prompt with.
         ModelNotFoundError: transformers finds no such model.
     """
     models.quiet_libraries()
-    skeleton, processor = load_without_weights(model, trust_remote_code=trust_remote_code)
+    skeleton, processor = load_without_weights(model, **places)
     out = console.stdout()
     out.print(_table(inspect_model(skeleton)))
     if image is None and prompt is None:

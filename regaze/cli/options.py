@@ -33,6 +33,14 @@ def _apply_config(ctx: typer.Context, path: Path | None) -> Path | None:
 
 # The model, the method and the answer.
 Model = Annotated[str, typer.Option(help="demo, a folder, or a name on the Hugging Face hub.")]
+ModelArg = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=VALUE",
+        help="An argument of from_pretrained, such as revision=main, attn_implementation=eager, "
+        "load_in_4bit=true or trust_remote_code=true; repeatable.",
+    ),
+]
 Method = Annotated[
     str,
     typer.Option(callback=registry.registered_name, help="A method (see `regaze methods`), or none."),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from regaze.arguments import parse_untyped, split_assignments
+from regaze.cli import models
 from regaze.demo import MODEL_DIR
 from regaze.errors import InputError, ModelNotFoundError
 from regaze.eval import EvalTask, Pope, catalogue
@@ -43,20 +44,29 @@ def make_tasks(
     judge: str | None,
     model: str,
     device: str | None = None,
+    model_arg: Sequence[str] | None = None,
 ) -> list[EvalTask]:
     """One task per benchmark of a list of names, separated by commas."""
+    places = models.places(models.model_arguments(model_arg))
     graded_by = make_judge(judge, device)
     return [
-        EvalTask(make_benchmark(name.strip(), source, graded_by, model), generation)
+        EvalTask(make_benchmark(name.strip(), source, graded_by, model, places), generation)
         for name in benchmarks.split(",")
     ]
 
 
-def make_benchmark(name: str, source: QuestionSource, judge: Any = None, model: str | None = None) -> Any:
+def make_benchmark(
+    name: str,
+    source: QuestionSource,
+    judge: Any = None,
+    model: str | None = None,
+    places: Mapping[str, Any] | None = None,
+) -> Any:
     """A benchmark with its questions.
 
     Args:
         model: its tokenizer is needed for prompts of a certain length.
+        places: where its files are, see `models.places`.
 
     Raises:
         InputError: an unknown name, no questions, no judge where one is needed, options that exclude each
@@ -81,14 +91,14 @@ def make_benchmark(name: str, source: QuestionSource, judge: Any = None, model: 
         images=source.images,
         settings=own,
         judge=judge,
-        load_tokenizer=(lambda: _tokenizer(model)) if model else None,
+        load_tokenizer=(lambda: _tokenizer(model, places or {})) if model else None,
     )
 
 
-def _tokenizer(model: str) -> Any:
+def _tokenizer(model: str, places: Mapping[str, Any]) -> Any:
     """The tokenizer alone: benchmarks are made before the model is loaded, so that errors come early."""
     try:
-        return AutoTokenizer.from_pretrained(str(MODEL_DIR) if model == "demo" else model)
+        return AutoTokenizer.from_pretrained(str(MODEL_DIR) if model == "demo" else model, **places)
     except (OSError, ValueError) as error:
         raise ModelNotFoundError(f"cannot load the tokenizer of {model!r}: {error}") from error
 

@@ -64,7 +64,9 @@ def execute(run: Run, add_pages: AddPages | None = None) -> tuple[dict[str, Any]
     if group.is_main:
         with run_folder(folder):  # what cannot be used is named before the model is loaded
             pass
-    gaze = models.load_model(options["model"], _device(options["device"], group), options["dtype"])
+    gaze = models.load_model(
+        options["model"], _device(options["device"], group), options["dtype"], arguments=options["model_arg"]
+    )
     with console.progress() if group.is_main else nullcontext() as progress, _naming(options["generate"]):
         results = evaluate(
             gaze,

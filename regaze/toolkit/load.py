@@ -31,6 +31,8 @@ from regaze.reading import kind_of, parse_json, read_text
 #: Files of a folder that decide what is built.
 _SMALL_FILES = frozenset({"config.json", "generation_config.json", "processor_config.json"})
 _MAX_LAYERS = 10_000
+#: Arguments that say where the files are, for configuration and processor, too.
+_SHARED = ("revision", "token", "subfolder", "local_files_only")
 
 
 def load(name_or_path: str, *, trust_remote_code: bool = False, **kwargs: Any) -> tuple[PreTrainedModel, Any]:
@@ -55,7 +57,7 @@ def load(name_or_path: str, *, trust_remote_code: bool = False, **kwargs: Any) -
         kwargs.setdefault("dtype", torch.float32)
     shared: dict[str, Any] = {
         "trust_remote_code": trust_remote_code,
-        **{k: kwargs[k] for k in ("revision", "token") if k in kwargs},
+        **{name: kwargs[name] for name in _SHARED if name in kwargs},
     }
     with _refusing(name_or_path, kwargs):
         config = AutoConfig.from_pretrained(source, **shared)
@@ -71,19 +73,23 @@ def default_device() -> str:
 
 
 def load_without_weights(
-    name_or_path: str, *, trust_remote_code: bool = False
+    name_or_path: str, *, trust_remote_code: bool = False, **kwargs: Any
 ) -> tuple[PreTrainedModel, Any]:
     """As `load`, with the model on the "meta" device; the processor is None where there is none.
+
+    Args:
+        name_or_path, trust_remote_code: as of `load`.
+        kwargs: where the files are: revision, token, subfolder, local_files_only.
 
     Raises:
         ModelNotFoundError: transformers finds no configuration, or cannot build a model from it.
     """
-    source, shared = _source(name_or_path), {"trust_remote_code": trust_remote_code}
+    source, shared = _source(name_or_path), {"trust_remote_code": trust_remote_code, **kwargs}
     with _refusing(name_or_path, {}):
         config = AutoConfig.from_pretrained(source, **shared)
         model_class, processor_class = classes_for(config)
         with torch.device("meta"):
-            model = model_class.from_config(config, **shared)
+            model = model_class.from_config(config, trust_remote_code=trust_remote_code)
     try:
         processor = processor_class.from_pretrained(source, **shared)
     except Exception:  # a folder with a configuration alone; code that needs the processor says so

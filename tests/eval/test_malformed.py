@@ -302,7 +302,7 @@ def named(value: Any) -> str:
 @pytest.mark.parametrize(("arguments", "message"), CASES, ids=named)
 def test_bad_input_is_one_line_on_standard_error_and_exit_code_2(folder, monkeypatch, arguments, message):
     gaze = StandIn()
-    monkeypatch.setattr(models, "load_model", lambda model, device, dtype: gaze)
+    monkeypatch.setattr(models, "load_model", lambda *given, **more: gaze)
     monkeypatch.setenv("REGAZE_CACHE", str(folder / "cache"))
     monkeypatch.chdir(folder)
     result = regaze(*arguments)
@@ -361,7 +361,7 @@ def test_a_broken_picture_among_good_ones_is_counted_and_named(folder, monkeypat
                 [open_image(image) for image in entry]
             return super().ask(images, questions, **kwargs)
 
-    monkeypatch.setattr(models, "load_model", lambda model, device, dtype: Looks())
+    monkeypatch.setattr(models, "load_model", lambda *given, **more: Looks())
     monkeypatch.chdir(folder)
     questions = [
         changed(image=name, text=f"{name}?") for name in ("a.png", "torn.png", "text.png", "lost.png")

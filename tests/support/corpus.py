@@ -250,7 +250,7 @@ def run(count: int, seed: int) -> dict[str, Any]:
     home, problems, counts = Path.cwd(), [], dict.fromkeys((kind.__name__[1:] for kind in kinds), 0)
     demo, load, stand_in = regaze.wrap(*regaze.load("demo")), models.load_model, StandIn()
 
-    def load_model(name: str, *more: Any) -> Any:
+    def load_model(name: str, *more: Any, **options: Any) -> Any:
         if name != "demo":
             return load(name, "cpu", None)
         return stand_in if command[0] in ("evaluate", "compare") and "--html" not in command else demo

@@ -32,7 +32,7 @@ METHOD = ("--method", "knockout", "--set", "heads=[[0,0]]")
 def main(folder: Path, interrupts: int, seed: int) -> dict[str, object]:
     torch.set_num_threads(1)  # a forked process has none of its parent's threads
     gaze = regaze.wrap(*regaze.load("demo"))
-    cli.models.load_model = lambda *options: gaze
+    cli.models.load_model = lambda *options, **more: gaze
     for name in ("run", "failure_pages", "tables", "questions", "generation"):
         getattr(cli, name)  # what would be imported
 

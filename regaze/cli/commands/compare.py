@@ -32,6 +32,7 @@ def compare(
         ),
     ] = False,
     model: options.Model = "demo",
+    model_arg: options.ModelArg = None,
     config: options.Config = None,
     data: options.Data = None,
     images: options.Images = None,
@@ -62,7 +63,7 @@ def compare(
     source = cli.questions.QuestionSource(data=data, images=images, bench=bench, limit=limit)
     generation = cli.generation.generation_options(generate, max_new_tokens)
     run = cli.run.Run(
-        tasks=cli.questions.make_tasks(benchmark, source, generation, judge, model, device),
+        tasks=cli.questions.make_tasks(benchmark, source, generation, judge, model, device, model_arg),
         methods=chosen,
         config=cli.run.EvalConfig(batch_size, seed, max_errors, share_prefix, raise_method_errors=False),
         name=f"compare-{benchmark.replace(',', '-')}",

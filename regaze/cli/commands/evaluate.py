@@ -15,6 +15,7 @@ def evaluate(
     ctx: typer.Context,
     benchmark: options.Benchmarks,
     model: options.Model = "demo",
+    model_arg: options.ModelArg = None,
     method: options.Method = "none",
     settings: options.Settings = None,
     config: options.Config = None,
@@ -55,7 +56,7 @@ def evaluate(
     source = cli.questions.QuestionSource(data, images, questions, split, bench, limit, suffix)
     generation = cli.generation.generation_options(generate, max_new_tokens)
     run = cli.run.Run(
-        tasks=cli.questions.make_tasks(benchmark, source, generation, judge, model, device),
+        tasks=cli.questions.make_tasks(benchmark, source, generation, judge, model, device, model_arg),
         methods={} if chosen is None else {method: chosen},
         config=cli.run.EvalConfig(batch_size, seed, max_errors, share_prefix, raise_method_errors=True),
         name=f"{benchmark.replace(',', '-')}-{method}",

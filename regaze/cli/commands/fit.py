@@ -15,6 +15,7 @@ from regaze.cli import options
 def fit(
     method: Annotated[str, typer.Argument(help="A method that is fitted, such as vti.")],
     model: options.Model = "demo",
+    model_arg: options.ModelArg = None,
     data: Annotated[
         str | None,
         typer.Option(
@@ -46,7 +47,7 @@ def fit(
     path = output or Path("out") / f"{method}-{Path(model).name}.safetensors"
     parts = cli.fitting.check_output(path)
     cli.interrupt.current.advice = f"; what is measured so far is in {parts}, and the same command continues"
-    gaze = cli.models.load_model(model, device, dtype)
+    gaze = cli.models.load_model(model, device, dtype, arguments=model_arg)
     found = cli.fitting.result_at(path, fit, gaze, pairs)
     if found is None:
         with cli.console.progress() as progress:

@@ -38,6 +38,7 @@ def heads(
     ] = "paper",
     top: Annotated[int, typer.Option(min=0, help="Number of heads to list.")] = 10,
     max_new_tokens: options.MaxNewTokens = 50,
+    model_arg: options.ModelArg = None,
     device: options.Device = None,
     dtype: options.Dtype = None,
     output: Annotated[
@@ -62,7 +63,7 @@ def heads(
     folder = output or Path("out") / f"heads-{Path(model).name}"
     cli.head_search.check_folder(folder)
     cli.interrupt.current.advice = f"; the trials so far are in {folder}, and the same command continues"
-    gaze = cli.models.load_model(model, device, dtype)
+    gaze = cli.models.load_model(model, device, dtype, arguments=model_arg)
     make_folder(folder)
     with cli.console.progress() as progress:
         found = cli.head_search.find_retrieval_heads(

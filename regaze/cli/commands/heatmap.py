@@ -15,6 +15,7 @@ def heatmap(
     image: Annotated[str, typer.Argument(help="An image file, or the name of a shipped scene.")],
     question: Annotated[str, typer.Argument(help="The question about it.")],
     model: options.Model = "demo",
+    model_arg: options.ModelArg = None,
     method: options.Method = "none",
     settings: options.Settings = None,
     layers: Annotated[str | None, typer.Option(help="Layers to average, such as 3 or 0,2-4. [all]")] = None,
@@ -43,7 +44,7 @@ def heatmap(
         options.parse_indices("--heads", heads),
     )
     chosen = cli.methods.read_method(method, settings)
-    gaze = cli.models.load_model(model, device, dtype, seed)
+    gaze = cli.models.load_model(model, device, dtype, seed, model_arg)
     answer = cli.pictures.draw_heatmap(
         gaze,
         chosen,

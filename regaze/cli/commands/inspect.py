@@ -17,6 +17,7 @@ def inspect(
         typer.Option(help="An image file or a shipped scene: print the grid that its tokens form."),
     ] = None,
     prompt: Annotated[str | None, typer.Option(help="A question: print the role of every token.")] = None,
+    model_arg: options.ModelArg = None,
     trust_remote_code: Annotated[bool, typer.Option(help="Run code from the model's repository.")] = False,
     debug: options.Debug = False,
 ) -> None:
@@ -24,4 +25,5 @@ def inspect(
 
     Loads no weights: a configuration is enough, and a processor for --image and --prompt.
     """
-    cli.inspection.show(model, image, prompt, trust_remote_code)
+    places = cli.models.places(cli.models.model_arguments(model_arg))
+    cli.inspection.show(model, image, prompt, {"trust_remote_code": trust_remote_code, **places})

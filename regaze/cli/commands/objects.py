@@ -22,6 +22,7 @@ def objects(
         typer.Option(help="What to ask; {} stands for each word; repeatable. [one about the word or image]"),
     ] = None,
     model: options.Model = "demo",
+    model_arg: options.ModelArg = None,
     segmenter: Annotated[
         str | None,
         typer.Option(
@@ -51,7 +52,7 @@ def objects(
     cli.pictures.check_output(output, (".png", ".pdf", ".svg"))
     names = None if words is None else [word for word in map(str.strip, words.split(",")) if word]
     shares = options.parse_numbers("--scales", scales, float)
-    gaze = cli.models.load_model(model, device, dtype)
+    gaze = cli.models.load_model(model, device, dtype, arguments=model_arg)
     found = cli.pictures.draw_objects(
         gaze,
         path,

@@ -34,7 +34,7 @@ def gaze() -> StandIn:
 @pytest.fixture
 def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gaze: StandIn) -> Path:
     """A folder with two images and four questions; models become stand-ins."""
-    monkeypatch.setattr(models, "load_model", lambda model, device, dtype: gaze)
+    monkeypatch.setattr(models, "load_model", lambda *given, **more: gaze)
     monkeypatch.chdir(tmp_path)
     rows = []
     for shade, name in enumerate("ab"):

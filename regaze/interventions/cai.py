@@ -111,7 +111,7 @@ class CAI(Intervention):
             )
         first, last = state["layers"] = attention_range(context, self.layers, (28, 31))
         state["rows"] = RowSelection.where(tokens.last() & image.any(1, keepdim=True))
-        state["prompt"] = _Prompt.of(image, tokens.mask(Role.PAD), tokens.last())
+        state["prompt"] = _Prompt.of(image, tokens.after_last_image(), tokens.last())
         context.capture_hidden((0, *range(first, last + 1)))
 
     def edit(self, layer: int, step: int, context: Context) -> AttentionEdit | None:
@@ -185,12 +185,10 @@ class _Prompt(Placeable):
     first: int
 
     @classmethod
-    def of(cls, image: Tensor, padding: Tensor, last: Tensor) -> _Prompt:
-        """From masks [batch, L]: image tokens, padding and the last token."""
+    def of(cls, image: Tensor, text: Tensor, last: Tensor) -> _Prompt:
+        """From masks [batch, L]: image tokens, the text after them, and the last token."""
         columns = image.any(0).nonzero()
-        later = image.flip(1).cumsum(1).flip(1)  # image tokens from here on
-        text = ((later == 0) & ~padding).float()
-        return cls(image[:, : int(columns[-1]) + 1], text, last.int().argmax(1), int(columns[0]))
+        return cls(image[:, : int(columns[-1]) + 1], text.float(), last.int().argmax(1), int(columns[0]))
 
     def last_of(self, hidden: Tensor) -> Tensor:
         """[batch, D] of the last tokens of [batch, L, D]."""

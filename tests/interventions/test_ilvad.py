@@ -15,9 +15,9 @@ from regaze.interventions.ilvad.evidence import evidence_map, grounding, seen_by
 from regaze.interventions.ilvad.looking import ILVADLooking
 from regaze.interventions.ilvad.method import shuffle
 from regaze.interventions.ilvad.policy import RaiseEvidence
-from regaze.interventions.ilvad.reweighing import AsReleased, Reweighing, after_last_image
+from regaze.interventions.ilvad.reweighing import AsReleased, Reweighing
 from regaze.kernels import AttentionEdit, Channels, StatsRequest, attend
-from regaze.toolkit.prompts.token_map import Role, TokenMap
+from regaze.toolkit.prompts.token_map import Role
 
 ALL = torch.ones(1, 4, dtype=torch.bool)
 ROWS = torch.tensor(
@@ -393,19 +393,14 @@ def test_shuffled_evidence_is_the_control():
     assert control.controls() == ()
 
 
-def test_text_is_what_comes_after_the_last_image():
-    roles = [Role.SYSTEM, Role.IMAGE, Role.QUERY, Role.IMAGE, Role.SEPARATOR, Role.TAIL]
-    tokens = TokenMap.from_roles(torch.tensor([[Role.PAD, *roles], [*roles, Role.PAD], [Role.SYSTEM] * 7]))
-    want = [[0, 0, 0, 0, 0, 1, 1], [0, 0, 0, 0, 1, 1, 0], [0] * 7]
-    assert after_last_image(tokens).int().tolist() == want
-
-
 def test_json_and_bad_parameters():
     method = ILVAD(layers=(0, 3), score_of="own", shuffled=2)
     assert ILVAD.from_dict(json.loads(json.dumps(method.to_dict()))) == method
     for changes in ({"looks": 1}, {"alpha": -1.0}, {"score_of": "next"}, {"shuffled": -1}):
         with pytest.raises(BadParameterError, match=next(iter(changes))):
             ILVAD(**changes)
+    with pytest.raises(BadParameterError, match="leave out score_of='own' or as_released"):
+        ILVAD(score_of="own", as_released=True)
 
 
 def test_two_answers_about_different_images_are_refused(gaze):

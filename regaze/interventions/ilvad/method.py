@@ -11,6 +11,7 @@ from PIL import Image
 from pydantic import Field, NonNegativeFloat, NonNegativeInt
 from torch import Tensor
 
+from regaze.errors import BadParameterError
 from regaze.interventions.base import Method, MultiPassMethod
 from regaze.interventions.facts import Facts
 from regaze.interventions.ilvad.evidence import evidence_map
@@ -98,6 +99,14 @@ class ILVAD(MultiPassMethod):
         default=None, metadata={"help": "seed: the evidence of other image tokens, drawn at random"}
     )
     as_released: bool = field(default=False, metadata={"help": "keep scores as the released code does"})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.as_released and self.score_of == "own":
+            raise BadParameterError(
+                "'ilvad': the released code scores a token by the row that predicted it: leave out "
+                "score_of='own' or as_released"
+            )
 
     @property
     def is_identity(self) -> bool:

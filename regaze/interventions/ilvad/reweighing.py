@@ -17,7 +17,7 @@ from regaze.kernels import AttentionEdit, Channels, RowSelection, Stats, StatsRe
 from regaze.toolkit.model.callback import Callback
 from regaze.toolkit.model.context import Context
 from regaze.toolkit.prompts.columns import column_index, scatter_columns
-from regaze.toolkit.prompts.token_map import Role, TokenMap
+from regaze.toolkit.prompts.token_map import Role
 
 #: What is done in a layer: outside of the edited ones, and in them.
 _Edits = tuple[AttentionEdit, AttentionEdit]
@@ -62,7 +62,7 @@ class Reweighing(Callback):
         if not acts.any():
             return
         state["layers"] = attention_range(context, self._method.layers, (5, 25))
-        image, last, text = tokens.mask(Role.IMAGE), tokens.last(), after_last_image(tokens)
+        image, last, text = tokens.mask(Role.IMAGE), tokens.last(), tokens.after_last_image()
         groups = torch.where(text, TEXT, torch.where(image, IMAGE, OTHER)).to(torch.uint8)
         state["columns"] = groups, evidence, torch.where(image, evidence.exp(), 0.0)
         state["text"], state["last"] = text, last
@@ -226,10 +226,3 @@ class AsReleased(Reweighing):
 def at_columns(values: Tensor, index: Tensor, length: int) -> Tensor:
     """Values [batch, R] at columns `index` [R] of [batch, length], 0 elsewhere."""
     return values.new_zeros(values.shape[0], length).index_copy(1, index, values)
-
-
-def after_last_image(tokens: TokenMap) -> Tensor:
-    """[B, L] bool, the tokens after the last image token of their sample."""
-    images = tokens.mask(Role.IMAGE)
-    behind = images.any(1, keepdim=True) & ~images.flip(1).cumsum(1).flip(1).bool()
-    return behind & ~tokens.mask(Role.PAD)

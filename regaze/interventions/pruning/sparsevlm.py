@@ -111,6 +111,9 @@ class SparseVLM(Pruning):
             raise UnsupportedModelError(
                 "SparseVLM reads the embeddings in layer 0, which has no attention in this model"
             )
+        if self.prior:
+            for layer in state["tokens"].stages:
+                rotary_theta(context.config, layer - 1)  # which says what is missing
         state["text"] = Text.of(context.tokens, state["tokens"].columns)
 
     def edit(self, layer: int, step: int, context: Context) -> AttentionEdit | None:
@@ -138,9 +141,11 @@ class SparseVLM(Pruning):
         assert stats.slices is not None
         weights = self.shares(stats.slices, context)
         if self.prior:
-            config, text = context.config, state["text"].to(weights.device)
+            distance, config = state["text"].to(weights.device).distance, context.config
             width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-            weights = weights / position_prior(text.distance, width, _theta(config))[:, None]
+            lengths = torch.arange(context.prompt_length, device=weights.device)
+            prior = position_prior(lengths, width, rotary_theta(config, layer))
+            weights = weights / prior[distance.abs()][:, None]
         rows = state["request"].rows.to(weights.device).active
         state["scores"] = rated(weights, rows, self.heads)
 
@@ -174,9 +179,7 @@ class Text(Placeable):
 
 def behind_images(tokens: TokenMap) -> Tensor:
     """[batch, L] bool, the text of each prompt after its last image token."""
-    image = tokens.mask(Role.IMAGE)
-    text = ~image & ~tokens.mask(Role.PAD) & ~tokens.mask(Role.OUTPUT)
-    return text & image.any(1, keepdim=True) & ~image.flip(1).cumsum(1).flip(1).bool()
+    return tokens.after_last_image() & ~tokens.mask(Role.OUTPUT)
 
 
 def raters(image: Tensor, text: Tensor, images: Tensor, words: Tensor, block: int = 1024) -> Tensor:
@@ -217,6 +220,20 @@ def _rows(hidden: Tensor, columns: Tensor) -> Tensor:
     return hidden.gather(1, columns.clamp_min(0)[..., None].expand(-1, -1, hidden.shape[2]))
 
 
-def _theta(config: Any) -> float:
+def rotary_theta(config: Any, layer: int) -> float:
+    """The base of a layer's rotary positions.
+
+    Raises:
+        UnsupportedModelError: the model's configuration has none.
+    """
     parameters = getattr(config, "rope_parameters", None) or {}
-    return float(parameters.get("rope_theta") or getattr(config, "rope_theta", None) or 10000.0)
+    kinds = getattr(config, "layer_types", None)
+    if kinds and kinds[layer] in parameters:  # Gemma 3: one for each kind of layer
+        parameters = parameters[kinds[layer]]
+    theta = parameters.get("rope_theta") or getattr(config, "rope_theta", None)
+    if theta is None:
+        raise UnsupportedModelError(
+            "SparseVLM divides weights by what rotary positions alone give, but this model has none: set "
+            "prior=False"
+        )
+    return float(theta)

@@ -202,6 +202,12 @@ class TokenMap:
         images = self.mask(Role.IMAGE)
         return images.cumsum(1).bool() & ~images & ~self.mask(Role.PAD)
 
+    def after_last_image(self) -> Tensor:
+        """[B, L] bool, the tokens after the last image token of their sample; none where it has no image."""
+        images = self.mask(Role.IMAGE)
+        later = images.flip(1).cumsum(1).flip(1)  # image tokens from here on
+        return images.any(1, keepdim=True) & (later == 0) & ~self.mask(Role.PAD)
+
     def image_cells(self, sample: int = 0, view: int = 0) -> Tensor:
         """The positions of the cells of a view (its number), row-major, [rows * columns] int64.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from decoding_checks import (
@@ -19,9 +21,15 @@ from decoding_checks import (
 from models import logits_of, picture
 from pruning import Stage, both_ways, stepwise
 
-from regaze.errors import BadParameterError
+from regaze.errors import BadParameterError, UnsupportedModelError
 from regaze.interventions import SparseVLM
-from regaze.interventions.pruning.sparsevlm import behind_images, position_prior, rated, raters
+from regaze.interventions.pruning.sparsevlm import (
+    behind_images,
+    position_prior,
+    rated,
+    raters,
+    rotary_theta,
+)
 from regaze.interventions.sid import least_attended
 from regaze.toolkit.prompts.token_map import Role, TokenMap
 
@@ -53,6 +61,15 @@ def test_the_prior_turns_negative_at_the_published_distance():
     prior = position_prior(torch.arange(2000), 128)
     torch.testing.assert_close(prior[0], torch.tensor(2.0 / 128**0.5 * 64))
     assert int((prior < 0).int().argmax()) == 1707
+
+
+def test_rotary_positions_are_those_of_the_layer():
+    kinds = {"sliding_attention": {"rope_theta": 1e4}, "full_attention": {"rope_theta": 1e6}}
+    config = SimpleNamespace(rope_parameters=kinds, layer_types=["sliding_attention", "full_attention"])
+    assert [rotary_theta(config, layer) for layer in (0, 1)] == [1e4, 1e6]
+    assert rotary_theta(SimpleNamespace(rope_parameters={"rope_theta": 5e5}), 1) == 5e5
+    with pytest.raises(UnsupportedModelError, match=r"rotary positions alone give.*set prior=False"):
+        rotary_theta(SimpleNamespace(), 0)
 
 
 def test_scores_are_of_the_best_heads_and_the_rating_rows():

@@ -254,6 +254,13 @@ def test_tokens_become_padding():
     assert padded.views == ((), PROMPT.views, (), ())
 
 
+def test_after_the_last_image():
+    roles = [Role.SYSTEM, Role.IMAGE, Role.QUERY, Role.IMAGE, Role.SEPARATOR, Role.TAIL]
+    tokens = TokenMap.from_roles(torch.tensor([[Role.PAD, *roles], [*roles, Role.PAD], [Role.SYSTEM] * 7]))
+    want = [[0, 0, 0, 0, 0, 1, 1], [0, 0, 0, 0, 1, 1, 0], [0] * 7]
+    assert tokens.after_last_image().int().tolist() == want
+
+
 def test_after_image_skips_images_and_padding():
     roles = [[Role.PAD, Role.SYSTEM, Role.IMAGE, Role.SEPARATOR, Role.IMAGE, Role.QUERY]]
     assert TokenMap.from_roles(roles).after_image().tolist() == [[False, False, False, True, False, True]]

@@ -33,6 +33,7 @@ COMMANDS = {
     "inspect": "Print a model's layers, heads, image tokens and limits.",
     "methods": "List the methods and the controls, their parameters and sources.",
     "lm-eval": "Run lm-evaluation-harness with regaze among its models.",
+    "doctor": "Say what works here, and what to install for the rest.",
     "demo": "Run the whole workflow offline on the bundled model.",
 }
 

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from directions import DEMO, ict_directions, nullu_directions, vti_directions
+from directions import DEMO, ict_directions, nullu_directions, pti_directions, vti_directions
 from models import llava_processor, tiny_llama, tiny_llava
 from standins import leftmost, painted
 from transformers import AutoModelForCausalLM, MistralConfig
@@ -133,6 +133,7 @@ def everything():
         "marine": {"detector": "demo"},
         "ict": {"directions": ict_directions(DEMO)},
         "nullu": {"directions": nullu_directions(DEMO)},
+        "pti": {"directions": pti_directions(DEMO)},
         "vti": {"directions": vti_directions(DEMO)},
     }
     for name, cls in registry.load_methods().items():

@@ -37,7 +37,7 @@ class CausalMM(Contrastive):
     `where="language"`: in the branch, every row of every head attends to all keys that it sees alike
     ("uniform"), or by weights drawn for each head and position ("random"), which are the same in all rows.
     Rows sum to 1. Which layers and rows are meant, the source leaves open: here all rows, by default of all
-    layers. Its "reverse" and "shuffle" are not here.
+    layers. Its "reverse" and "shuffle" are not here for the language model.
 
     `where="vision"`: what the release computes. The attention map of the block whose features the model
     reads becomes another one ("uniform": its mean; "random": drawn from 0 to 2; "shuffle": its entries in
@@ -52,9 +52,10 @@ class CausalMM(Contrastive):
     name: ClassVar[str] = "causalmm"
     summary: ClassVar[str] = "contrast with uniform or random attention in language model or vision tower"
     source: ClassVar[str] = "arXiv:2410.04780"
-    edits: ClassVar[str] = "logits at every step; attention of all rows of the branch"
+    edits: ClassVar[str] = "logits at every step; attention of all rows of the branch, or its image features"
     cost: ClassVar[str] = (
-        "two rows per prompt in one forward, with the cache of both; images are encoded once"
+        "two rows per prompt in one forward (three with where='both'), with the cache of each; images are "
+        "encoded once, in the tower's branch again, after one more pass for its maps"
     )
     facts: ClassVar[Facts] = Facts(
         edits=("scores", "logits"), cost="two rows", graphs="compiled", needs=("second context",)

@@ -235,6 +235,17 @@ def test_every_step_contrasts_with_scaled_features(model, gaze, kind):
     assert_same_scores(got, want, tolerance=5e-4)
 
 
+@pytest.mark.parametrize("counted", [(-2, 3), (-1, 4), (-4, 1)])
+def test_the_block_is_that_of_the_features_however_it_is_counted(model, gaze, counted, monkeypatch):
+    """Hidden states are numbered from the embeddings on, so that those of number 3 come out of block 2."""
+    inputs, found = gaze.inputs([picture(1)], ["Is there a dog in the image?"]), []
+    for layer in counted:
+        monkeypatch.setattr(model.config, "vision_feature_layer", layer)
+        with gaze.using(CausalMM(where="vision", attention="shuffle", beta=0.0)):
+            found.append(logits_of(model, inputs, 1))
+    assert torch.equal(*found)
+
+
 def test_both_branches(model, gaze):
     """(1 + 2 alpha) l - alpha l_v - alpha l_l, each branch as it is alone."""
     inputs = gaze.inputs([picture(1)], ["Is there a dog in the image?"])

@@ -109,19 +109,20 @@ class CausalMM(Contrastive):
         if pixels is None:
             raise InputError("CausalMM reads `pixel_values`, but the model was called without them")
         layer = getattr(context.model.config, "vision_feature_layer", None)
-        if pixels.dim() != 4 or not isinstance(layer, int):
+        if pixels.dim() != 4 or not isinstance(layer, int) or not layer:
             raise UnsupportedModelError(
                 f"CausalMM in the vision tower needs one picture per image and features of one layer; "
                 f"{type(context.model).__name__} has pixel_values {list(pixels.shape)} and layer {layer}"
             )
         _, before = vision_blocks(vision_tower(context.model))
+        block = layer if layer < 0 else layer - 1  # hidden states begin with the embeddings
 
         def gain(attention: Tensor) -> Tensor:
             return patch_gain(
                 counterfactual_map(attention, self.attention, self.seed), attention.shape[-1] - before
             )
 
-        return Branch(feature_gain=tower_map(context.model, pixels, layer, gain))
+        return Branch(feature_gain=tower_map(context.model, pixels, block, gain))
 
     def combine_logits(self, context: Context) -> LogitsCombination | None:
         state = context.state(self)

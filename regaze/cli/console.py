@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from typing import TypeAlias
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -17,6 +19,14 @@ from regaze.visible import one_line, visible
 
 #: key that --debug sets in the metadata of the command's context
 DEBUG = "regaze.debug"
+#: Columns of a file or a pipe: no table is cut for want of width.
+_UNLIMITED = 10_000
+#: Seconds between two lines of progress where there is no terminal for bars.
+_BETWEEN_LINES = 10.0
+
+
+#: Called with a label, and how many of how many are done.
+Report: TypeAlias = Callable[[str, int, int], None]
 
 
 class _Console(Console):
@@ -39,9 +49,12 @@ def stderr() -> Console:
 
 
 def stdout() -> Console:
-    """A console on the current standard output."""
+    """A console on standard output, as wide as the terminal, and where there is none as what is printed."""
     _accept_any_character()
-    return _Console(highlight=False, markup=False, emoji=False)
+    out = _Console(highlight=False, markup=False, emoji=False)
+    if not out.is_terminal:
+        out.width = _UNLIMITED
+    return out
 
 
 def echo(text: str) -> None:
@@ -95,13 +108,22 @@ def _drawing() -> Iterator[None]:
 
 
 @contextmanager
-def progress() -> Iterator[Callable[[str, int, int], None]]:
-    """Progress bars on a terminal's standard error, one per label: report(label, done, total)."""
+def progress() -> Iterator[Report]:
+    """Progress on standard error, per label: bars on a terminal, else a line now and then."""
+    screen = stderr()
+    if not screen.is_terminal:
+        yield _Lines()
+        return
+    with _drawing(), _bars(screen) as report:
+        yield report
+
+
+@contextmanager
+def _bars(screen: Console) -> Iterator[Report]:
     name = TextColumn("{task.description:>8}", markup=False)
     columns = (name, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     tasks: dict[str, TaskID] = {}
-    screen = stderr()
-    bars = Progress(*columns, console=screen, disable=not screen.is_terminal)
+    bars = Progress(*columns, console=screen)
 
     def report(label: str, done: int, total: int) -> None:
         if not tasks:  # bars without a task would print an empty line above an early error
@@ -110,9 +132,21 @@ def progress() -> Iterator[Callable[[str, int, int], None]]:
             tasks[label] = bars.add_task(label, total=total)
         bars.update(tasks[label], completed=done)
 
-    with _drawing():
-        try:
-            yield report
-        finally:
-            if tasks:
-                bars.stop()
+    try:
+        yield report
+    finally:
+        if tasks:
+            bars.stop()
+
+
+class _Lines:
+    """A line each time that some seconds have passed; what takes less prints nothing."""
+
+    def __init__(self) -> None:
+        self.start = self.last = time.monotonic()
+
+    def __call__(self, label: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if now - self.last >= _BETWEEN_LINES:
+            self.last = now
+            info(f"{one_line(label)}: {done} of {total} after {now - self.start:.0f} s")

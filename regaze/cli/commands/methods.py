@@ -38,7 +38,7 @@ def methods(
     _print(methods)
     if controls:
         title = "Controls: what a method has to beat (regaze compare --controls)"
-        console.stdout().rule(title, align="left")
+        console.stdout().print(Text(title, "bold underline"), end="\n\n")
         _print(controls)
 
 

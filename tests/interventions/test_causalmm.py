@@ -269,6 +269,7 @@ def test_as_released_only_the_first_token_is_contrasted(model, gaze):
     torch.testing.assert_close(got[:1], first)
     main = plain_logits(model, inputs, answer)
     assert_same_scores(got[1:], scores(main, main, 0.0, 0.3)[1:])
+    check_full_forward(gaze, replace(released, attention="random"))
 
 
 @pytest.mark.parametrize("where", ["vision", "both"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from regaze.errors import BadParameterError, InputError, UnsupportedModelError
 from regaze.interventions.causalmm.counterfactual_maps import Kind, counterfactual_map, patch_gain
-from regaze.interventions.contrastive import Contrastive, contrast_logits, logits_to_constrain
+from regaze.interventions.contrastive import Contrastive, logits_to_constrain
 from regaze.interventions.facts import Facts
 from regaze.interventions.layer_ranges import LayerRange, attention_range
 from regaze.kernels import AttentionEdit
@@ -129,13 +129,16 @@ class CausalMM(Contrastive):
         if "branch" not in state:
             return super().combine_logits(context)
         logits, where = context.logits(), state["where"]
-        if self.as_released and context.step and not context.replaying:
-            constrained = logits_to_constrain(logits, where)
-            return LogitsCombination(plausibility=self.beta, plausibility_logits=constrained)
-        if "second" not in state:
-            return super().combine_logits(context)
-        mean = (context.logits(state["branch"]) + context.logits(state["second"])) / 2
-        return contrast_logits(logits, mean, 2 * self.alpha, self.beta, where)
+        weight: Any = self.alpha if where is None else self.alpha * where.to(logits.device)
+        if self.as_released:
+            weight = weight * _first_token(logits, context)
+        branches = [state[name] for name in ("branch", "second") if name in state]
+        return LogitsCombination(
+            1.0 + len(branches) * weight,
+            [(-weight, context.logits(branch)) for branch in branches],
+            plausibility=self.beta,
+            plausibility_logits=logits_to_constrain(logits, where),
+        )
 
     def prepare(self, context: Context) -> None:
         state = context.state(self)
@@ -181,3 +184,11 @@ class CausalMM(Contrastive):
         generator = torch.Generator().manual_seed(self.seed * 10_000 + layer)
         drawn = torch.rand(length, context.num_heads, generator=generator).clamp_min(1e-6).log()
         return drawn[positions].transpose(1, 2) * (state["gain"] == 0.0)[..., None]
+
+
+def _first_token(logits: Tensor, context: Context) -> Tensor:
+    """[B, T, 1] of logits [B, T, V]: 0 where they are those of a later token of the answer, 1 elsewhere."""
+    if context.step and not context.replaying:
+        return logits.new_zeros(1, 1, 1)
+    answer = context.tokens.mask(Role.OUTPUT)[: context.user_batch, -logits.shape[1] :, None]
+    return (~answer).to(logits)

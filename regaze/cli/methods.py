@@ -49,10 +49,10 @@ def read_methods(text: str) -> dict[str, Method]:
         return registry.default_methods(lambda reason: console.info(f"regaze: left out: {reason}"))
     methods: dict[str, Method] = {}
     for entry in _entries(text):
-        label = str(entry.get("label", entry.get("method")))
+        chosen = registry.method_from_dict({k: v for k, v in entry.items() if k != "label"})
+        label = str(entry.get("label", chosen.name))
         if label in methods:
             raise InputError(f"--methods: {label!r} twice; give each its own label")
-        chosen = registry.method_from_dict({k: v for k, v in entry.items() if k != "label"})
         if chosen.lacks:
             raise BadParameterError(f"--methods: {label}: {chosen.lacks}")
         methods[label] = chosen

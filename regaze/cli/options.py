@@ -43,7 +43,9 @@ ModelArg = Annotated[
 ]
 Method = Annotated[
     str,
-    typer.Option(callback=registry.registered_name, help="A method (see `regaze methods`), or none."),
+    typer.Option(
+        callback=registry.registered_name, help="A method (see `regaze methods`), file.py:Class, or none."
+    ),
 ]
 Settings = Annotated[
     list[str] | None,

@@ -18,6 +18,9 @@ from regaze.toolkit.wrap import Gaze, Images, paired
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+#: Key of `to_dict` for the hash of a method's file: answers of other code are other answers.
+_FILE = "file-sha256"
+
 
 @dataclass(frozen=True)
 class Method:
@@ -31,6 +34,7 @@ class Method:
         edits: what is changed, and when. cost: forwards per token, and memory. facts: these and what it
             needs as data, for its default parameters; every built-in method has them.
         release: licence and known defects of the released code, and what is done here instead.
+        file_sha256: of a method from a file (`--method file.py:Class`) the hash of that file.
     """
 
     name: ClassVar[str] = ""
@@ -40,6 +44,7 @@ class Method:
     cost: ClassVar[str] = ""
     facts: ClassVar[Facts | None] = None
     release: ClassVar[str] = ""
+    file_sha256: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
         """Check each parameter against its annotation, and make tuples of other collections.
@@ -82,17 +87,18 @@ class Method:
         return ()
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON form: the method's name and its parameters.
+        """JSON form: the method's name, the hash of the file that it is from, if any, and its parameters.
 
         It holds only the name of a function, which `from_dict` cannot restore.
         """
         values = {each.name: getattr(self, each.name) for each in fields(self)}
-        return {"method": self.name, **{name: _named(value) for name, value in values.items()}}
+        code = {_FILE: self.file_sha256} if self.file_sha256 else {}
+        return {"method": self.name, **code, **{name: _named(value) for name, value in values.items()}}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:
         """Inverse of `to_dict`; lists become tuples. Raises UnknownParameterError, BadParameterError."""
-        values = {key: to_plain(value) for key, value in data.items() if key != "method"}
+        values = {key: to_plain(value) for key, value in data.items() if key not in ("method", _FILE)}
         known = [f.name for f in fields(cls)]
         for key in values:
             if key not in known:

@@ -16,6 +16,7 @@ from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 from regaze.errors import BadParameterError, RegazeError, UnknownMethodError
+from regaze.interventions.method_files import load_from_file, names_file
 
 if TYPE_CHECKING:
     from regaze.interventions.base import Method
@@ -110,8 +111,12 @@ def registered_name(text: str) -> str:
 def method_class(name: str) -> type[Method]:
     """The method or control registered under `name`; another package cannot take a built-in name.
 
+    Args:
+        name: a registered name, or a file and a class in it: "path/to/file.py:Class".
+
     Raises:
-        UnknownMethodError: no such name, or the package that announced it cannot provide it.
+        UnknownMethodError: no such name, or the package or file that it is in cannot provide it.
+        InputError: a file that cannot be read.
     """
     if (path := BUILT_IN.get(name) or CONTROLS.get(name)) is not None:
         cls: type[Method] = resolve_name(path)
@@ -120,6 +125,8 @@ def method_class(name: str) -> type[Method]:
         raise UnknownMethodError(_about_transform(name))
     if name in announced():
         return _load(announced()[name])
+    if names_file(name):
+        return _with_parameters(load_from_file(name), name)
     known, controls = list_methods(), list_controls()
     close = difflib.get_close_matches(name.casefold(), [*known, *controls], 1)
     hint = f"; did you mean {close[0]!r}?" if close else "."
@@ -204,7 +211,6 @@ def _load_all() -> tuple[dict[str, type[Method]], list[str]]:
 def _load(entry: EntryPoint) -> type[Method]:
     """The class that an entry point announces, checked."""
     from regaze.interventions.base import Method  # here, so that listing names does not import torch
-    from regaze.interventions.parameters import parameters_of
 
     what = _describe(entry)
     try:
@@ -220,6 +226,13 @@ def _load(entry: EntryPoint) -> type[Method]:
     cls: Any = loaded
     if cls.name != entry.name:
         raise UnknownMethodError(f"{what} calls itself {cls.name!r}; both names must be the same")
+    return _with_parameters(cls, what)
+
+
+def _with_parameters(cls: Any, what: str) -> type[Method]:
+    """The class, if its parameters can be read."""
+    from regaze.interventions.parameters import parameters_of
+
     try:
         parameters_of(cls)
     except Exception as error:
@@ -238,9 +251,8 @@ def _make(name: str, data: dict[str, Any]) -> Method:
     except BaseException as error:
         if name in BUILT_IN or name in CONTROLS:
             raise
-        raise BadParameterError(
-            f"{_describe(announced()[name])} cannot be made: {_one_line(error)}"
-        ) from error
+        what = _describe(announced()[name]) if name in announced() else name
+        raise BadParameterError(f"{what} cannot be made: {_one_line(error)}") from error
     return method
 
 

@@ -57,9 +57,9 @@ def evaluate(
     generation = cli.generation.generation_options(generate, max_new_tokens)
     run = cli.run.Run(
         tasks=cli.questions.make_tasks(benchmark, source, generation, judge, model, device, model_arg),
-        methods={} if chosen is None else {method: chosen},
+        methods={} if chosen is None else {chosen.name: chosen},
         config=cli.run.EvalConfig(batch_size, seed, max_errors, share_prefix, raise_method_errors=True),
-        name=f"{benchmark.replace(',', '-')}-{method}",
+        name=f"{benchmark.replace(',', '-')}-{chosen.name if chosen else 'none'}",
         formats=cli.run.parse_formats(export or ""),
         options=option_values(ctx),
     )

@@ -31,6 +31,19 @@ def _apply_config(ctx: typer.Context, path: Path | None) -> Path | None:
     return path
 
 
+def _complete_method(incomplete: str) -> list[str]:
+    """For the shell: the methods whose names begin so."""
+    return [name for name in ("none", *registry.list_methods()) if name.startswith(incomplete)]
+
+
+def _complete_benchmarks(incomplete: str) -> list[str]:
+    """For the shell: the benchmarks whose names begin as the last of a list does."""
+    from regaze.eval.benchmarks import NAMES  # here, so that --help does not import it
+
+    before, comma, last = incomplete.rpartition(",")
+    return [f"{before}{comma}{name}" for name in NAMES if name.startswith(last)]
+
+
 # The model, the method and the answer.
 Model = Annotated[str, typer.Option(help="demo, a folder, or a name on the Hugging Face hub.")]
 ModelArg = Annotated[
@@ -44,7 +57,9 @@ ModelArg = Annotated[
 Method = Annotated[
     str,
     typer.Option(
-        callback=registry.registered_name, help="A method (see `regaze methods`), file.py:Class, or none."
+        callback=registry.registered_name,
+        autocompletion=_complete_method,
+        help="A method (see `regaze methods`), file.py:Class, or none.",
     ),
 ]
 Settings = Annotated[
@@ -65,7 +80,12 @@ Debug = Annotated[
 ]
 
 # The questions: commands that run or score benchmarks.
-Benchmarks = Annotated[str, typer.Argument(help="Names from `regaze benchmarks`, separated by commas.")]
+Benchmarks = Annotated[
+    str,
+    typer.Argument(
+        autocompletion=_complete_benchmarks, help="Names from `regaze benchmarks`, separated by commas."
+    ),
+]
 Data = Annotated[
     str | None,
     typer.Option(help="demo (the shipped scenes), hub, or a folder with the benchmark's official files."),

@@ -89,6 +89,6 @@ def _processor_state(processor: Any) -> Any:
 
 
 def _json_values(configuration: dict[str, Any]) -> Any:
-    """As JSON values, without the path, which does not change an answer."""
+    """As JSON values, without the path, which does not change an answer; NaN and infinities by name."""
     values = {key: value for key, value in configuration.items() if key != "_name_or_path"}
-    return json.loads(json.dumps(values, sort_keys=True, default=str))
+    return json.loads(json.dumps(values, sort_keys=True, default=str), parse_constant=str)

@@ -94,6 +94,15 @@ def test_any_change_of_the_model_is_another_model(gaze, what):
     assert model_fingerprint(regaze.wrap(model, processor), "m") != before
 
 
+def test_a_configuration_may_hold_numbers_that_json_lacks(gaze):
+    found = set()
+    for value in (float("nan"), float("inf"), 1.0):
+        model = tiny_llava()
+        model.config.damaged = value
+        found.add(model_fingerprint(regaze.wrap(model, llava_processor()), "m"))
+    assert len(found) == 3
+
+
 def test_of_a_stand_in_there_is_only_the_name():
     assert model_fingerprint(SimpleNamespace(), "a") != model_fingerprint(SimpleNamespace(), "b")
 

@@ -25,6 +25,7 @@ NAMES: dict[str, str] = {
     "mmhal": "mmhal:MmHal",
     "llava-bench": "llava_bench:LlavaBench",
     "gavie": "gavie:Gavie",
+    "object-halbench": "object_halbench.benchmark:ObjectHalBench",
     "mmvp": "mmvp:Mmvp",
     "vstar": "vstar:VStar",
     "vstar-likelihood": "vstar:VStarLikelihood",

@@ -58,10 +58,8 @@ class ChairScorer(Scorer):
 
     def caption_objects(self, truth: GroundTruth, caption: str) -> CaptionObjects:
         """The objects that a caption names, compared with those of the image."""
-        present = set(truth.objects)
-        for reference in truth.captions:
-            present |= {mention.category for mention in _read(self.reader, reference)[0]}
-        named, words = _read(self.reader, caption)
+        present = objects_in_image(self.reader, truth)
+        named, words = read_caption(self.reader, caption)
         hallucinated = [mention for mention in named if mention.category not in present]
         return CaptionObjects(named, hallucinated, present, len(words))
 
@@ -109,9 +107,17 @@ class ChairScorer(Scorer):
 
 
 @lru_cache(maxsize=1 << 17)
-def _read(reader: ObjectReader, caption: str) -> tuple[list[Mention], list[str]]:
-    """Cached, since captions repeat: those of the plain model, and those of the annotators."""
+def read_caption(reader: ObjectReader, caption: str) -> tuple[list[Mention], list[str]]:
+    """As `ObjectReader.read`, cached: captions repeat, the plain model's and the annotators'."""
     return reader.read(caption)
+
+
+def objects_in_image(reader: ObjectReader, truth: GroundTruth) -> set[str]:
+    """Categories in the image: the known ones, and those that its captions name."""
+    present = set(truth.objects)
+    for caption in truth.captions:
+        present |= {mention.category for mention in read_caption(reader, caption)[0]}
+    return present
 
 
 def official_scorers(synonyms: StrPath) -> tuple[ChairScorer, ...]:

@@ -7,12 +7,13 @@ of synonyms are objects. The scorers in use differ in the base forms:
   cuts the final s of nearly everything: "bus" becomes "bu" and is never counted, "buses" are.
 * `wordnet_forms`: WordNet's lemma for the part of speech that NLTK tags (OPERA's copy, which most papers on
   large models use). It misses "men", and plurals that WordNet does not know.
+* `noun_forms`: WordNet's lemma as a noun (Object HalBench). It misses "men", too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from os import fspath
 from typing import Protocol
 
@@ -63,6 +64,11 @@ def wordnet_forms(caption: str) -> list[str]:
     return language.lemmas_by_tag(language.tokens(caption.lower()))
 
 
+def noun_forms(caption: str) -> list[str]:
+    """Lemma of every lower-case token taken as a noun. Raises InputError without NLTK or its data."""
+    return [language.lemma(token) for token in language.tokens(caption.lower())]
+
+
 class ObjectReader(Hashable, Protocol):
     """Finds objects in captions."""
 
@@ -77,10 +83,12 @@ class SynonymReader:
     Attributes:
         synonyms: word -> category.
         forms: Base forms of a caption's tokens.
+        double_words: Two consecutive base forms -> the word they become.
     """
 
     synonyms: Mapping[str, str]
     forms: Callable[[str], list[str]]
+    double_words: Mapping[str, str] = field(default_factory=lambda: DOUBLE_WORDS)
 
     def read(self, caption: str) -> tuple[list[Mention], list[str]]:
         """(objects in the order in which they are named, base forms of the caption with double words joined).
@@ -88,23 +96,27 @@ class SynonymReader:
         If "toilet" and "seat" both occur, the seat is no object, and the objects after it get the token index
         of the word before them, as in the official scorers.
         """
-        words, positions = join_double_words(self.forms(caption))
-        candidates = words
+        words, positions = join_double_words(self.forms(caption), self.double_words)
+        return self.look_up(words, positions), words
+
+    def look_up(self, words: Sequence[str], positions: Sequence[int]) -> list[Mention]:
+        """The objects among base forms, whose first tokens are at `positions`."""
         if "toilet" in words and "seat" in words:
-            candidates = [word for word in words if word != "seat"]
-        mentions = [
+            words = [word for word in words if word != "seat"]
+        return [
             Mention(word, self.synonyms[word], at)
-            for word, at in zip(candidates, positions, strict=False)
+            for word, at in zip(words, positions, strict=False)
             if word in self.synonyms
         ]
-        return mentions, words
 
 
-def join_double_words(words: Sequence[str]) -> tuple[list[str], list[int]]:
-    """(words with pairs of `DOUBLE_WORDS` joined from the left, index of the first token of each)."""
+def join_double_words(
+    words: Sequence[str], double_words: Mapping[str, str] = DOUBLE_WORDS
+) -> tuple[list[str], list[int]]:
+    """(words with pairs of `double_words` joined from the left, index of the first token of each)."""
     joined, positions, at = list[str](), list[int](), 0
     while at < len(words):
-        pair = DOUBLE_WORDS.get(" ".join(words[at : at + 2]))
+        pair = double_words.get(" ".join(words[at : at + 2]))
         joined.append(words[at] if pair is None else pair)
         positions.append(at)
         at += 1 if pair is None else 2

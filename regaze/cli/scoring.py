@@ -10,7 +10,7 @@ from typing import Any
 
 from regaze.cli.questions import QuestionSource, make_benchmark, make_judge
 from regaze.errors import InputError
-from regaze.eval.answer_fields import choose_answer_field, items_from_rows, label_of
+from regaze.eval.answer_fields import choose_answer_field, items_from_rows, label_of, one_per_split
 from regaze.eval.answer_files import (
     AnswerRow,
     group_by_condition,
@@ -22,6 +22,7 @@ from regaze.eval.answer_files import (
 from regaze.eval.answer_join import join_rows
 from regaze.eval.benchmarks.common.yes_no import LABELS
 from regaze.eval.benchmarks.pope.benchmark import Pope
+from regaze.eval.benchmarks.pope.published import SPLITS
 from regaze.eval.comparison.conditions import PLAIN, AnswerSet, compare_conditions, non_share_figures
 from regaze.eval.run.results import finite
 
@@ -80,6 +81,7 @@ def _benchmark(
 ) -> Any:
     """The answered questions: from the options, else POPE's from the file of answers."""
     if name == "pope" and not source.is_given:
+        rows = one_per_split(rows, SPLITS)
         field = choose_answer_field(rows, (), answer_key)
         if all(label_of(row, field) for row in rows):
             return Pope(items_from_rows(rows, field, LABELS), suffix="")

@@ -9,7 +9,8 @@ file is refused until the caller chooses.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from regaze.errors import InputError
@@ -86,6 +87,25 @@ def split_of(row: AnswerRow) -> str:
     return row.text(*SPLIT_FIELDS)
 
 
+def same_label(a: str, b: str) -> bool:
+    """Whether two right answers are one: "(b)", "B" and "B. on the left"; "Yes." and "yes"."""
+    one, other = sorted((_words(a), _words(b)), key=len)
+    is_letter = len(one) == 1 and len(one[0]) == 1
+    return one == (other[:1] if is_letter else other)
+
+
+def one_per_split(rows: Sequence[AnswerRow], splits: Collection[str]) -> Sequence[AnswerRow]:
+    """A row for each split of "random,popular": VLMEvalKit asks a question of several splits once."""
+    named = [[part.strip() for part in split_of(row).split(",")] for row in rows]
+    if all(len(parts) == 1 for parts in named) or not all(set(parts) <= set(splits) for parts in named):
+        return rows
+    return [
+        replace(row, values={**row.values, "split": split})
+        for row, parts in zip(rows, named, strict=True)
+        for split in parts
+    ]
+
+
 def choose_answer_field(
     rows: Sequence[AnswerRow], items: Sequence[Item] = (), answer_key: str | None = None
 ) -> str:
@@ -122,7 +142,7 @@ def _only_candidate(rows: Sequence[AnswerRow], items: Sequence[Item]) -> str:
     if is_run(rows):
         return "answer"
     absent = {"resps"} if "filtered_resps" in present else set()
-    absent |= {"answer"} if "prediction" in present else set()
+    absent |= {"answer"} if {"prediction", "predict"} & set(present) else set()
     questions = [name for name in present if _holds_questions(name, rows, items)]
     present = [name for name in present if name not in absent and name not in questions]
     texts = [name for name in present if all(isinstance(unwrap(r.values.get(name)), str) for r in rows)]

@@ -5,7 +5,7 @@ Layouts that are read:
 lmms-eval
     DATE_samples_TASK.jsonl, a line per document: doc_id, target, filtered_resps, input.
 VLMEvalKit
-    MODEL_DATASET.tsv (its PRED_FORMAT=tsv; or .json): index, question, answer, category, prediction.
+    MODEL_DATASET.xlsx, .tsv or .json (its PRED_FORMAT): index, question, answer, category, prediction.
 regaze
     answers.jsonl of a run.
 method repositories
@@ -13,6 +13,8 @@ method repositories
     `response` (AMBER), `model_prediction` (HallusionBench).
 MME
     TASK.txt, or a folder of them: image, question, right answer and answer between tabs.
+maps, lists, answers within the questions
+    See `answer_shapes`.
 
 Names of fields are read in any capitalisation and with any sign between their words: Question-ID, questionId.
 """
@@ -20,21 +22,23 @@ Names of fields are read in any capitalisation and with any sign between their w
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from regaze.errors import InputError
+from regaze.eval.answer_shapes import Placed, rows_of_map, split_record
 from regaze.eval.comparison.conditions import PLAIN
 from regaze.eval.files import read_headings, read_json, read_records, read_tab_separated, read_table
+from regaze.eval.workbooks import read_workbook
 from regaze.reading import StrPath, read_bytes, read_text
 
 #: fields that may hold the model's answer
 ANSWER_FIELDS = (
     *("filtered_resps", "resps", "prediction", "answer", "text", "ans", "caption", "response"),
     *("pred", "output", "model_answer", "model_output", "model_response", "generated_text"),
-    "model_prediction",
+    *("model_prediction", "predict"),
 )
 LABEL_FIELDS = ("target", "label", "ground_truth", "gt_answer")
 QUESTION_FIELDS = ("prompt", "input", "question", "query")
@@ -137,13 +141,17 @@ def read_answer_rows(path: StrPath) -> list[AnswerRow]:
         InputError: it cannot be read, is empty, or a line is no object or says that its question failed.
     """
     path = Path(path)
-    if path.suffix in (".xlsx", ".pkl"):
-        raise InputError(f"{path}: run VLMEvalKit with PRED_FORMAT=tsv, or save the table as .tsv or .json")
+    kind = _kind(path)
+    if kind == ".pkl":
+        raise InputError(
+            f"{path} is a pickle, which may run programs; give the .xlsx, .tsv or .json beside it"
+        )
     if is_mme(path):
         rows = [row for file in mme_files(path) for row in _read_mme(file)]
     else:
-        found = _read_table(path) if path.suffix in (".tsv", ".csv") else _read_objects(path)
-        rows = [_check(row, f"{path}:{line}") for line, row in found]
+        read = _READERS.get(kind, _read_objects)
+        found = ((f"{path}:{place}", value) for place, value in read(path))
+        rows = [_check(row, source) for source, value in found for row in split_record(value, source)]
     if not rows:
         raise InputError(f"{path} holds no answers")
     return rows
@@ -153,7 +161,12 @@ def is_mme(path: Path) -> bool:
     """Whether a path is that of MME's result files: one of them, which is no JSON, or a folder."""
     if path.is_dir():
         return bool(mme_files(path))
-    return path.suffix == ".txt" and not read_bytes(path).lstrip().startswith((b"{", b"["))
+    return _kind(path) == ".txt" and not read_bytes(path).lstrip().startswith((b"{", b"["))
+
+
+def _kind(path: Path) -> str:
+    """The suffix, without that of a packed file."""
+    return Path(path.name.removesuffix(".gz")).suffix
 
 
 def mme_files(path: Path) -> list[Path]:
@@ -224,25 +237,29 @@ def usual_name(name: str, values: Mapping[str, Any]) -> str:
     return name if usual in values and name in values else usual
 
 
-def _read_table(path: Path) -> list[tuple[int, dict[str, Any]]]:
-    delimiter = "\t" if path.suffix == ".tsv" else ","
+def _read_table(path: Path) -> Sequence[Placed]:
+    delimiter = "\t" if _kind(path) == ".tsv" else ","
     table = read_table(path, read_headings(path, delimiter), delimiter=delimiter)
     return [(line, dict(row)) for line, row in table]
 
 
-def _read_objects(path: Path) -> Sequence[tuple[int, Any]]:
-    """JSON lines, an array, or (as pandas may write a table) an object of columns."""
-    if path.suffix == ".json" and read_text(path).lstrip().startswith("{"):
+def _read_objects(path: Path) -> Sequence[Placed]:
+    """JSON lines, an array, an object of columns (as pandas may write a table), or a map of answers."""
+    if _kind(path) == ".json" and read_text(path).lstrip().startswith("{"):
         try:
             whole = read_json(path, controls=True)
         except InputError:  # JSON lines in a file called .json
             whole = None
-        if isinstance(whole, dict) and whole and all(isinstance(column, dict) for column in whole.values()):
-            return _rows_of_columns(whole, path)
+        if isinstance(whole, dict) and whole:
+            if any(usual_name(name, whole) in USUAL_NAMES for name in whole):
+                is_table = all(isinstance(column, dict) for column in whole.values())
+                return _rows_of_columns(whole, path) if is_table else [(1, whole)]
+            if (rows := rows_of_map(whole)) is not None:
+                return rows
     return read_records(path, "answers file ", controls=True)
 
 
-def _rows_of_columns(columns: Mapping[str, dict[str, Any]], path: Path) -> Sequence[tuple[int, Any]]:
+def _rows_of_columns(columns: Mapping[str, dict[str, Any]], path: Path) -> Sequence[Placed]:
     index = next(iter(columns.values()))
     for name, column in columns.items():
         if column.keys() != index.keys():
@@ -251,3 +268,10 @@ def _rows_of_columns(columns: Mapping[str, dict[str, Any]], path: Path) -> Seque
         (number, {name: column[place] for name, column in columns.items()})
         for number, place in enumerate(index, start=1)
     ]
+
+
+_READERS: dict[str, Callable[[Path], Sequence[Placed]]] = {
+    ".tsv": _read_table,
+    ".csv": _read_table,
+    ".xlsx": read_workbook,
+}

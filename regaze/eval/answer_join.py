@@ -14,7 +14,7 @@ other fields
     A field that is called like an id (index, qid, doc.sampleId), and whose values are ids of items or count
     the items in their order, but for few mistakes (which are an error).
 position
-    Where there are as many rows as items.
+    Where there are as many rows as items; within the splits where rows name them.
 
 Ids on both sides that do not fit each other are an error and never a reason to join by position; nor is a
 field of any name that numbers the rows in another order than theirs.
@@ -26,22 +26,40 @@ import re
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 from regaze.errors import InputError
-from regaze.eval.answer_fields import label_of, normalise, question_field, split_of
+from regaze.eval.answer_fields import (
+    label_of,
+    normalise,
+    one_per_split,
+    question_field,
+    same_label,
+    split_of,
+)
 from regaze.eval.answer_files import IMAGE_FIELDS, USUAL_NAMES, AnswerRow, is_id, usual_name
+from regaze.eval.answer_ids import (
+    as_numbers,
+    ascends,
+    fits,
+    in_order,
+    is_number,
+    mostly,
+    numbered,
+    numbers_rows,
+    spelt_alike,
+)
 from regaze.eval.benchmarks.common.base import BaseBenchmark, Benchmark, Item
 from regaze.eval.benchmarks.common.ids import image_stem, plain_id
+from regaze.eval.benchmarks.common.yes_no import LABELS
 
 _QUESTION_IDS = ("question_id", "id", "index", "doc_id")
 _COUNTERS = ("doc_id", "index", "question_id", "id")
 _IMAGE_FILE = re.compile(r"\.(jpe?g|png|webp|gif|bmp|tiff?)([?#].*)?$", re.IGNORECASE)
 #: Where an image stands in a prompt: <image>, <|image_1|>, <img></img>, <|vision_start|>.
 _IMAGE_MARK = re.compile(r"<\|?/?(?:image|img|vision)[\w -]*\|?>", re.IGNORECASE)
-#: In fewer rows a counter may be chance; a counter with a mistake in it; a counter under any name.
-_FEWEST, _FEWEST_WITH_MISTAKES, _FEWEST_OF_ANY_NAME = 3, 4, 8
+#: In fewer rows a counter may be chance; a counter under any name.
+_FEWEST, _FEWEST_OF_ANY_NAME = 3, 8
 
 
 @dataclass(frozen=True)
@@ -67,6 +85,7 @@ def join_rows(benchmark: Benchmark, rows: Sequence[AnswerRow], answer_key: str =
         InputError: an item without a row or with several, a row that fits no item, or whose question or label
             is another one than that of its item; names the line.
     """
+    rows = one_per_split(rows, {item.split for item in benchmark.items})
     chosen = usual_name(answer_key, rows[0].values) if answer_key else ""
     question = question_field(rows, benchmark.items, chosen)
     steps: tuple[Callable[[], Join | None], ...] = (
@@ -112,18 +131,18 @@ def _by_published_id(benchmark: Benchmark, rows: Sequence[AnswerRow]) -> Join | 
             return None
         joined = ["/".join(each) for each in zip(*(ids for ids in found if ids is not None), strict=True)]
         return _match(", ".join(parts), benchmark, known, joined, rows)
-    for field in _QUESTION_IDS:
+    for field in _QUESTION_IDS[:2] if by_split else _QUESTION_IDS:  # the others number the rows of all splits
         ids = _ids(rows, field)
         if ids is None:
             continue
-        if _numbers_rows(ids) and (field not in ("question_id", "id") or _other_image(benchmark, rows)):
+        if numbers_rows(ids) and (field not in ("question_id", "id") or _other_image(benchmark, rows)):
             continue  # like the row's number in a table; other fields may say more
-        own, ids = _spelt_alike([plain_id(item.id) for item in items], ids)
+        own, ids = spelt_alike([plain_id(item.id) for item in items], ids)
         known, given = [*own], [*ids]
         if by_split:
             known = [(item.split, each) for item, each in zip(items, own, strict=True)]
             given = [(split_of(row), each) for row, each in zip(rows, ids, strict=True)]
-        if field == "question_id" or _mostly(given, known):
+        if field == "question_id" or mostly(given, known):
             return _match(field, benchmark, known, given, rows)
     return None
 
@@ -141,7 +160,7 @@ def _by_image(benchmark: Benchmark, rows: Sequence[AnswerRow]) -> Join | None:
         if ids is None:
             continue
         known = max(spellings, key=lambda each: len(set(each) & set(ids)))
-        if _mostly(ids, known) or (field == "image_id" and all(item.id for item in items)):
+        if mostly(ids, known) or (field == "image_id" and all(item.id for item in items)):
             return _match(field, benchmark, known, ids, rows)
     return None
 
@@ -161,7 +180,7 @@ def _by_same_values(benchmark: Benchmark, rows: Sequence[AnswerRow]) -> Join | N
         values = [row.scalar(field) for row in rows]
         for known, spell in spellings:
             given = [spell(each) for each in values]
-            is_counter = all(map(_is_number, known)) and _numbers_rows(_in_order(known))
+            is_counter = all(map(is_number, known)) and numbers_rows(in_order(known))
             is_telling = len(set(known)) == len(known) >= _FEWEST and not is_counter
             if is_telling and all(given) and set(given) == set(known):
                 return _match(field, benchmark, known, given, rows)
@@ -178,17 +197,17 @@ def _by_other_field(benchmark: Benchmark, rows: Sequence[AnswerRow]) -> Join | N
         if is_id(field) and field not in fields:
             fields[field] = [plain_id(row.scalar(field)) for row in rows]
     fields = {field: ids for field, ids in fields.items() if any(ids)}
-    ordered = sorted(fields.items(), key=lambda each: _numbers_rows(each[1]))
+    ordered = sorted(fields.items(), key=lambda each: numbers_rows(each[1]))
     own = [plain_id(item.id) for item in benchmark.items]
     for field, ids in ordered if all(own) and len(set(own)) == len(own) else ():
-        known, given = _spelt_alike(own, ids)
-        if _fits(given, known):
+        known, given = spelt_alike(own, ids)
+        if fits(given, known):
             return _match(field, benchmark, known, _complete(field, given, rows), rows)
     for field, ids in ordered:
         if (join := _match_counter(field, benchmark, ids, rows)) is not None:
             return join
     for field in ("doc_id", "index"):
-        if field in fields and all(map(_is_number, fields[field])):
+        if field in fields and all(map(is_number, fields[field])):
             _refuse_twice(field, fields[field], rows)
     return None
 
@@ -197,11 +216,11 @@ def _match_counter(
     field: str, benchmark: Benchmark, ids: list[str], rows: Sequence[AnswerRow]
 ) -> Join | None:
     """By ids that count the questions; None where they do not, or only with gaps and in order."""
-    count, numbers = len(benchmark.items), _as_numbers(ids)
+    count, numbers = len(benchmark.items), as_numbers(ids)
     starts = [list(map(str, range(first, first + count))) for first in (0, 1)]
     known = max(starts, key=lambda each: len(set(each) & set(numbers)))
     is_chance = count < _FEWEST and field not in _COUNTERS
-    if is_chance or not _fits(numbers, known) or (set(numbers) != set(known) and _ascends(numbers)):
+    if is_chance or not fits(numbers, known) or (set(numbers) != set(known) and ascends(numbers)):
         return None
     return _match(field, benchmark, known, _complete(field, numbers, rows), rows)
 
@@ -227,7 +246,7 @@ def _named_images(benchmark: Benchmark, rows: Sequence[AnswerRow]) -> tuple[list
     prefix = _prefix(benchmark)
     names = [image_stem(item.image.name, prefix) if item.image else "" for item in benchmark.items]
     given = (_ids(rows, field, prefix, some=True) or [] for field in _image_fields(rows))
-    return names, next((each for each in given if _mostly(each, names)), [])
+    return names, next((each for each in given if mostly(each, names)), [])
 
 
 def _other_image(benchmark: Benchmark, rows: Sequence[AnswerRow]) -> str:
@@ -253,18 +272,18 @@ def _by_text(benchmark: Benchmark, rows: Sequence[AnswerRow], question: str) -> 
         parts.append(("split", [item.split for item in items], [split_of(row) for row in rows]))
     known = list(zip(*(part[1] for part in parts), strict=True))
     given = list(zip(*(part[2] for part in parts), strict=True))
-    if (len(set(known)) < len(known) and not given_names) or not _mostly(texts, parts[0][1]):
+    if (len(set(known)) < len(known) and not given_names) or not mostly(texts, parts[0][1]):
         return None
     by = " and ".join(part[0] for part in parts)
     _refuse_more(by, known, given, rows)
-    return _match(by, benchmark, _numbered(known), _numbered(given), rows)
+    return _match(by, benchmark, numbered(known), numbered(given), rows)
 
 
 def _by_position(benchmark: Benchmark, rows: Sequence[AnswerRow]) -> Join:
     if len(rows) != len(benchmark.items):
         raise InputError(f"{len(rows)} answers for {len(benchmark.items)} questions of {benchmark.name}")
     for field in _COUNTERS:
-        numbers = [int(each) for each in _as_numbers(_ids(rows, field) or []) if _is_number(each)]
+        numbers = [int(each) for each in as_numbers(_ids(rows, field) or []) if is_number(each)]
         if len(set(numbers)) == len(rows) and numbers != sorted(numbers):
             row = next(r for r, a, b in zip(rows[1:], numbers, numbers[1:], strict=False) if b < a)
             raise InputError(
@@ -272,15 +291,24 @@ def _by_position(benchmark: Benchmark, rows: Sequence[AnswerRow]) -> Join:
                 "sort the file as the questions are"
             )
     _refuse_unknown_order(rows)
-    return Join("position", tuple(rows))
+    return _within_splits(benchmark, rows) or Join("position", tuple(rows))
+
+
+def _within_splits(benchmark: Benchmark, rows: Sequence[AnswerRow]) -> Join | None:
+    """By the position within each split, where as many rows as items name each."""
+    splits, named = [item.split for item in benchmark.items], list(map(split_of, rows))
+    if Counter(splits) != Counter(named) or splits == named:
+        return None
+    left = {split: iter([row for row in rows if split_of(row) == split]) for split in splits}
+    return Join("split and position", tuple(next(left[split]) for split in splits))
 
 
 def _refuse_unknown_order(rows: Sequence[AnswerRow]) -> None:
     """Raise InputError for a field of any name that numbers the rows in another order."""
     names = [] if len(rows) < _FEWEST_OF_ANY_NAME else _names(rows[0].values)
     for field in (name for name in names if name not in USUAL_NAMES):
-        ids = _as_numbers([plain_id(row.scalar(field)) for row in rows])
-        if _numbers_rows(_in_order(ids)) and not _ascends(ids):
+        ids = as_numbers([plain_id(row.scalar(field)) for row in rows])
+        if numbers_rows(in_order(ids)) and not ascends(ids):
             raise InputError(
                 f"{rows[0].source.rpartition(':')[0]}: {field!r} numbers the rows in another order than "
                 "theirs; call it 'question_id' if it numbers the questions, else leave it out"
@@ -340,13 +368,20 @@ def _refuse_more(
 def _check_same_question(benchmark: Benchmark, item: Item, row: AnswerRow, question: str) -> None:
     asked = row.text(question) if question else ""
     words = normalise(asked)
-    if words and normalise(item.question) not in words and words != normalise(benchmark.prompt(item)):
+    if words and not any(normalise(each) in words for each in _wordings(benchmark, item)):
         raise InputError(f"{row.source} answers {asked!r}, but {item.key} asks {item.question!r}")
     label = label_of(row, "prediction" if "prediction" in row.values else "answer")
-    if item.label in ("yes", "no"):
+    if item.label in LABELS:
         label = {"1": "yes", "0": "no", "true": "yes", "false": "no"}.get(label, label)
-    if label and item.label and label != item.label.strip().lower():
+    right = benchmark.right_answers(item) if isinstance(benchmark, BaseBenchmark) else (item.label,)
+    if label and item.label and not any(same_label(label, each) for each in right):
         raise InputError(f"{row.source}: its right answer is {label!r}, that of {item.key} {item.label!r}")
+
+
+def _wordings(benchmark: Benchmark, item: Item) -> tuple[str, ...]:
+    if isinstance(benchmark, BaseBenchmark):
+        return benchmark.wordings(item)
+    return item.question, benchmark.prompt(item)
 
 
 def _ids(
@@ -377,74 +412,14 @@ def _complete(field: str, ids: list[str], rows: Sequence[AnswerRow]) -> list[str
 
 def _known_texts(benchmark: Benchmark, texts: Sequence[str]) -> list[str]:
     """Each text without what its prompt adds to the question; unknown texts as they are."""
-    known = {normalise(benchmark.prompt(item)): normalise(item.question) for item in benchmark.items}
+    known: dict[str, str] = {}
+    for item in benchmark.items:
+        own = normalise(item.question)
+        known.update((normalise(each), own) for each in _wordings(benchmark, item)[1:])
     known |= {normalise(item.question): normalise(item.question) for item in benchmark.items}
     texts = [_IMAGE_MARK.sub(" ", text).strip() for text in texts]
     lines = [(normalise(text), normalise(text.split("\n")[0])) for text in texts]
     return [known.get(text, known.get(line, text)) for text, line in lines]
-
-
-def _numbered(values: Sequence[Hashable]) -> list[Hashable]:
-    """Each value; from its second occurrence on with the number of the occurrence."""
-    counts: Counter[Hashable] = Counter()
-    out: list[Hashable] = []
-    for value in values:
-        counts[value] += 1
-        out.append(value if counts[value] == 1 else (value, counts[value]))
-    return out
-
-
-def _is_number(text: str) -> bool:
-    return re.fullmatch(r"[0-9]{1,18}", text) is not None
-
-
-def _as_numbers(ids: list[str]) -> list[str]:
-    """The numbers in ids that are alike but for one number ("q7", "q12"); other ids as they are."""
-    frames = {re.sub(r"\d+", "0", each) for each in ids}
-    if [frame.count("0") for frame in frames] != [1]:
-        return ids
-    return [plain_id(re.sub(r"\D", "", each)) for each in ids]
-
-
-def _spelt_alike(known: list[str], ids: list[str]) -> tuple[list[str], list[str]]:
-    """Ids of the benchmark and of the rows, as numbers where only one side has words around them.
-
-    Where rows count from 0 what the benchmark counts from 1, both count from 0.
-    """
-    if all(map(_is_number, known)) or all(map(_is_number, ids)):
-        known, ids = _as_numbers(known), _as_numbers(ids)
-    count = len(known)
-    if set(ids) == set(map(str, range(count))) and set(known) == set(map(str, range(1, count + 1))):
-        known = [str(int(each) - 1) for each in known]
-    return known, ids
-
-
-def _ascends(ids: Sequence[str]) -> bool:
-    """Whether the ids are numbers, each greater than the one before."""
-    return all(map(_is_number, ids)) and all(int(a) < int(b) for a, b in pairwise(ids))
-
-
-def _in_order(ids: Sequence[str]) -> list[str]:
-    """Whole numbers by their size, and texts somehow."""
-    return sorted(ids, key=lambda each: (len(each), each))
-
-
-def _numbers_rows(ids: list[str]) -> bool:
-    """Whether the ids are the numbers of the rows that they stand in, from 0 or 1."""
-    numbers = _as_numbers(ids)
-    return any(numbers == [str(first + place) for place in range(len(ids))] for first in (0, 1))
-
-
-def _fits(ids: Sequence[str], known: Sequence[str]) -> bool:
-    """Whether ids are the known ones, but for mistakes in one or in a tenth of them, which `_match` names."""
-    mistakes = max(len(ids), len(known)) - len(set(ids) & set(known))
-    return mistakes <= (max(1, len(known) // 10) if len(known) >= _FEWEST_WITH_MISTAKES else 0)
-
-
-def _mostly(ids: Sequence[Hashable], known: Sequence[Hashable]) -> bool:
-    """Whether at least half of the ids are known."""
-    names = set(known)
-    return bool(ids) and 2 * sum(each in names for each in ids) >= len(ids)
 
 
 def _prefix(benchmark: Benchmark) -> str:

@@ -67,7 +67,7 @@ FILES: dict[str, str | bytes] = {
     ),
     "table.tsv": "index\tquestion\tprediction\n0\twhy?\n",
     "noprediction.tsv": "index\tquestion\n0\twhy?\n",
-    "predictions.xlsx": b"PK",
+    "predictions.pkl": b"PK",
     "deep.jsonl": "[" * 5_000,
     "digits.jsonl": '{"answer": ' + "9" * 5_000 + "}",
     "surrogate.jsonl": '{"answer": "yes\\ud83d", "label": "yes"}',
@@ -263,7 +263,7 @@ CASES: list[tuple[list[str], str]] = [
     ),
     (score("table.tsv"), "table.tsv:2: 2 fields, expected 3"),
     (score("noprediction.tsv"), "noprediction.tsv:2: no answer, which stands under one of"),
-    (score("predictions.xlsx"), "predictions.xlsx: run VLMEvalKit with PRED_FORMAT=tsv"),
+    (score("predictions.pkl"), "predictions.pkl is a pickle, which can run programs; give the .xlsx"),
     # Files that are none, damaged or hostile
     (score("deep.jsonl"), "deep.jsonl:1: nested deeper than 100 levels"),
     (score("digits.jsonl"), "digits.jsonl:1: an integer of more than 100 digits"),

@@ -10,6 +10,8 @@ beyond `MEMORY` is refused. With KEEP in the environment, the folders of inputs 
 from __future__ import annotations
 
 import faulthandler
+import functools
+import io
 import json
 import os
 import random
@@ -77,11 +79,38 @@ _TABLE = (
 )
 
 
+_MAPS = (
+    {"random": {"1": "Yes", "2": "No"}},
+    {"random": [["Yes", "No"], ["No", "No"]], "popular": ["Yes"]},
+    [
+        {
+            "basic": {"question": "Is it?", "predict": "Yes"},
+            "hallucination": {"question": "?", "predict": "No"},
+        }
+    ],
+    [{"global_id": 1, "m_pred_a1_image": {"response": "True"}, "m_pred_d1": {"3": {"response": "False"}}}],
+)
+
+
+@functools.cache
+def _workbook() -> bytes:
+    """The table above as a workbook; some bytes where nothing writes one."""
+    try:
+        import openpyxl
+    except ImportError:
+        return b"PK\3\4"
+    book, out = openpyxl.Workbook(), io.BytesIO()
+    for row in _TABLE.decode().splitlines():
+        book.active.append(row.split("\t"))
+    book.save(out)
+    return out.getvalue()
+
+
 def _answers(folder: Path, draw: random.Random) -> Command:
     """Answers that bring their questions, compared or not."""
-    ending, content = draw.choice(
-        [("jsonl", _ANSWERS), ("json", _ANSWERS), ("tsv", _TABLE), ("csv", _TABLE.replace(b"\t", b","))]
-    )
+    tables = [("tsv", _TABLE), ("csv", _TABLE.replace(b"\t", b",")), ("xlsx", _workbook())]
+    maps = [("json", json.dumps(each).encode()) for each in _MAPS]
+    ending, content = draw.choice([("jsonl", _ANSWERS), ("json", _ANSWERS), *tables, *maps])
     (folder / f"answers.{ending}").write_bytes(damaged(content, draw))
     (folder / "plain.jsonl").write_bytes(_ANSWERS.split(b"\n")[0])
     more = draw.choice([[], ["--against", "plain.jsonl"], ["--answer-key", "answer"], ["--json"]])

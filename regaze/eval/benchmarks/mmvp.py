@@ -201,6 +201,14 @@ class Mmvp(JudgedBenchmark):
         question, _ = item.question.split(" (a)", 1)
         return multiple_choice.format_options(question, item.reference.options) + SUFFIX + self.suffix
 
+    def wordings(self, item: Item) -> tuple[str, ...]:
+        """Also without its options, which harnesses keep apart."""
+        return (*super().wordings(item), item.question.split(" (a)", 1)[0])
+
+    def right_answers(self, item: Item) -> tuple[str, ...]:
+        """As published, and as corrected in lmms-eval's copy."""
+        return item.label, CORRECTED.get(item.reference.number, item.label)
+
     def verdicts(self, answers: Sequence[str]) -> list[str]:
         prompts = [
             self.judge_prompt.fill(question=item.question, reference=item.label, answer=answer)

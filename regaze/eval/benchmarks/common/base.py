@@ -127,6 +127,14 @@ class BaseBenchmark:
         """The question followed by the suffix."""
         return item.question + self.suffix
 
+    def wordings(self, item: Item) -> tuple[str, ...]:
+        """The texts by which answer files may name the question: itself, and the prompts of harnesses."""
+        return item.question, self.prompt(item)
+
+    def right_answers(self, item: Item) -> tuple[str, ...]:
+        """The labels that copies of the benchmark give `item`; an answer file with another is refused."""
+        return (item.label,)
+
     def scorers(self) -> Sequence[Scorer]:
         """The scoring rules; the first is the official one where it can run here."""
         raise NotImplementedError

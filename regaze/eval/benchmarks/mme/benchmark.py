@@ -130,6 +130,10 @@ class Mme(BaseBenchmark):
             return item.question
         return item.question.removesuffix(ENDING).rstrip() + SUFFIX
 
+    def wordings(self, item: Item) -> tuple[str, ...]:
+        """Also without its ending, in the place of which harnesses put their own."""
+        return (*super().wordings(item), item.question.removesuffix(ENDING).rstrip())
+
     def scorers(self) -> Sequence[Scorer]:
         tasks = tuple(dict.fromkeys(item.reference.task for item in self.items))
         return (

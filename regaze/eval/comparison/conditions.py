@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
 from regaze.errors import InputError
-from regaze.eval.benchmarks.common.base import Benchmark, Item
+from regaze.eval.benchmarks.common.base import Benchmark, cluster_of, with_items
 from regaze.eval.comparison import confounds
 from regaze.eval.comparison.verdicts import Score, add_verdicts, against_controls, p_value
 from regaze.eval.cost import Cost
@@ -84,7 +83,7 @@ def _add_verdicts(
     seed: int,
 ) -> None:
     """Add "against_controls" to the methods that ran."""
-    lower = {scorer.name: scorer.lower_is_better for scorer in _scorers(benchmark)}
+    lower = {scorer.name: scorer.lower_is_better for scorer in scorers_of(benchmark)}
 
     @cache
     def score(first: str, second: str) -> Mapping[str, Any]:
@@ -152,12 +151,13 @@ def non_share_figures(benchmark: Benchmark) -> dict[str, list[str]]:
     """{scorer: its metrics that are not fractions between 0 and 1}."""
     return {
         scorer.name: [metric for metric in scorer.metrics if metric not in scorer.fractions]
-        for scorer in _scorers(benchmark)
+        for scorer in scorers_of(benchmark)
         if scorer.fractions is not None
     }
 
 
-def _scorers(benchmark: Benchmark) -> Sequence[Any]:
+def scorers_of(benchmark: Benchmark) -> Sequence[Any]:
+    """The scorers of a benchmark; none where it scores in its own way."""
     return benchmark.scorers() if hasattr(benchmark, "scorers") else ()
 
 
@@ -169,7 +169,7 @@ def drop_failed_clusters(benchmark: Benchmark, failed: set[int]) -> tuple[Benchm
     Raises:
         InputError: nothing is left.
     """
-    clusters = [_cluster(benchmark, item) for item in benchmark.items]
+    clusters = [cluster_of(benchmark, item) for item in benchmark.items]
     dropped = {clusters[index] for index in failed}
     indices = [index for index, cluster in enumerate(clusters) if cluster not in dropped]
     if not indices:
@@ -178,14 +178,7 @@ def drop_failed_clusters(benchmark: Benchmark, failed: set[int]) -> tuple[Benchm
         )
     if len(indices) == len(clusters):
         return benchmark, indices
-    rest = copy.copy(benchmark)
-    object.__setattr__(rest, "items", tuple(benchmark.items[index] for index in indices))
-    return rest, indices
-
-
-def _cluster(benchmark: Benchmark, item: Item) -> Hashable:
-    cluster = getattr(benchmark, "cluster", None)
-    return cluster(item) if cluster is not None else (item.image or item.key)
+    return with_items(benchmark, (benchmark.items[index] for index in indices)), indices
 
 
 def _with_difference(figures: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -29,8 +29,10 @@ from regaze.writing import replace_file, require_regular, sync_folder
 
 SCHEMA: Literal[2] = 2
 ANSWERS, RESULTS = "answers.jsonl", "results.json"
+#: the answers of a tuned run to the questions that are tuned on, in the form of answers.jsonl
+TUNING_ANSWERS = "tuning.jsonl"
 #: files that are renamed when a run of another configuration uses the folder
-OUTPUTS = (RESULTS, ANSWERS, "report.md", "report.html", "run.yaml")
+OUTPUTS = (RESULTS, ANSWERS, TUNING_ANSWERS, "report.md", "report.html", "run.yaml")
 
 
 class _Checked(BaseModel):
@@ -92,6 +94,65 @@ class BenchmarkResults(_Checked):
     controls_of: dict[str, list[str]] = {}
 
 
+class TrialResults(_Checked):
+    """A condition on the questions that are tuned on: the plain model or a trial.
+
+    Attributes:
+        label: the parameters as text. parameters: those of the grid.
+        error: why it cannot run; all else is null then.
+        figures: {figure: {value, low, high}} of the scorer that decides.
+        difference: to the plain model, of the figure that decides, as in `ConditionResults`.
+        text, answers_changed: as in `ConditionResults`.
+    """
+
+    label: str | None = None
+    parameters: dict[str, Any] = {}
+    error: str | None = None
+    figures: dict[str, dict[str, float | None]] | None = None
+    difference: dict[str, Any] | None = None
+    text: dict[str, float | None] | None = None
+    answers_changed: int | None = None
+
+
+class TunedMethod(_Checked):
+    """The trials of a method, and the parameters that were chosen (null where no trial could be).
+
+    Attributes:
+        grid: {parameter: its values}. combinations: number of their combinations, all of which are `trials`
+            unless fewer were drawn.
+    """
+
+    grid: dict[str, list[Any]]
+    combinations: int
+    trials: list[TrialResults]
+    chosen: dict[str, Any] | None
+
+
+class TuningResults(_Checked):
+    """How parameters were chosen, on questions about images that no other figure of the results is about.
+
+    Attributes:
+        benchmark: the questions that were tuned on. split, seed: as they were given.
+        criterion: split, scorer and figure that decide, "lower_is_better", and what decides of equal trials.
+        questions, images: numbers of those that decide. left_out: questions that do not, because one in their
+            cluster failed under some condition.
+        not_used: number of questions that are neither tuned on nor tested. note: how they were divided.
+        methods: those with a grid, by label; the others have one trial, their parameters as given.
+    """
+
+    benchmark: dict[str, Any]
+    split: str
+    seed: int
+    criterion: dict[str, Any]
+    questions: int
+    images: int
+    left_out: int
+    not_used: int
+    note: str
+    plain: TrialResults
+    methods: dict[str, TunedMethod]
+
+
 class Results(_Checked):
     """results.json.
 
@@ -101,6 +162,7 @@ class Results(_Checked):
         created: UTC, ISO 8601. model: name, fingerprint, dtype, devices.
         methods: {label: name and parameters}. controls: those added to them, likewise.
         processes: number of processes that shared the work.
+        tuning: null where no parameter was chosen.
     """
 
     format: Literal[2]
@@ -116,6 +178,7 @@ class Results(_Checked):
     methods: dict[str, dict[str, Any]]
     controls: dict[str, dict[str, Any]] = {}
     benchmarks: dict[str, BenchmarkResults]
+    tuning: TuningResults | None = None
 
 
 def versions() -> dict[str, str]:
@@ -157,9 +220,9 @@ def write(results: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     return checked
 
 
-def write_answers(rows: Iterable[Mapping[str, Any]], folder: Path) -> None:
+def write_answers(rows: Iterable[Mapping[str, Any]], folder: Path, name: str = ANSWERS) -> None:
     """Replace answers.jsonl. Raises InputError where the folder cannot be written."""
-    replace_file(folder / ANSWERS, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    replace_file(folder / name, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def read(folder: StrPath) -> dict[str, Any] | None:

@@ -7,10 +7,9 @@ the journals in the output folder hold is not generated twice.
 from __future__ import annotations
 
 import os
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -20,70 +19,17 @@ from regaze.eval.benchmarks.common.base import Benchmark
 from regaze.eval.comparison.conditions import PLAIN, compare_conditions, non_share_figures
 from regaze.eval.comparison.control_plan import ControlPlan, matched_length
 from regaze.eval.run import fingerprint, journal, results
-from regaze.eval.run.answers import answer_lengths, answer_rows, collect_answers
-from regaze.eval.run.generate import AnswerGenerator, Model, error_text
-from regaze.eval.run.process_group import ProcessGroup
-from regaze.eval.run.requests import (
-    BenchmarkRequests,
-    Condition,
-    ImageHashes,
-    Method,
-    build_requests,
-    digest,
-)
-from regaze.toolkit.model.sampling_choice import with_sampling_choice
+from regaze.eval.run.answers import answer_lengths, answer_rows
+from regaze.eval.run.asking import Asked, Asker, Progress
+from regaze.eval.run.generate import Model
+from regaze.eval.run.requests import Method, digest
+from regaze.eval.run.tasks import EvalConfig, EvalTask
+from regaze.eval.run.tuned import TuningStage
+from regaze.eval.tuning.tuning import Tuning
 from regaze.writing import replace_file
 
-#: called with a label, the number of answers that are there, and the total
-Progress = Callable[[str, int, int], None]
 #: benchmark and label of a condition
 Key = tuple[str, str]
-
-
-@dataclass(frozen=True)
-class EvalTask:
-    """A benchmark and the arguments of `generate` for it.
-
-    Raises:
-        BadParameterError: arguments of `generate` that contradict each other.
-    """
-
-    benchmark: Benchmark
-    generate_kwargs: Mapping[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if self.generate_kwargs:
-            given, chosen = dict(self.generate_kwargs), with_sampling_choice(self.generate_kwargs)
-            if "do_sample" not in given and not chosen["do_sample"]:
-                del chosen["do_sample"]  # greedy is the default: keys of stored answers stay
-            object.__setattr__(self, "generate_kwargs", chosen)
-
-
-@dataclass(frozen=True)
-class EvalConfig:
-    """How to run. Only the seed can change an answer, and only a sampled one.
-
-    Attributes:
-        batch_size: requests per batch.
-        seed: of sampling and of the bootstrap.
-        max_errors: how many questions may fail under one condition before the run stops.
-        share_prefix: let questions about one image share its prefill where that is sound.
-        process_group: the processes that share the work.
-        raise_method_errors: raise the error of a method that cannot run, instead of noting it in the results.
-    """
-
-    batch_size: int = 16
-    seed: int = 0
-    max_errors: int = 10
-    share_prefix: bool = True
-    process_group: ProcessGroup = field(default_factory=ProcessGroup)
-    raise_method_errors: bool = False
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise InputError(f"batch size {self.batch_size}: expected at least 1")
-        if self.max_errors < 0:
-            raise InputError(f"max errors {self.max_errors}: expected 0 or more")
 
 
 def evaluate_benchmark(
@@ -127,6 +73,7 @@ def evaluate(
     progress: Progress | None = None,
     files: Mapping[str, str] | None = None,
     controls: bool = False,
+    tuning: Tuning | None = None,
 ) -> dict[str, Any]:
     """Run every benchmark on the plain model and under each method; returns what results.json holds.
 
@@ -139,10 +86,13 @@ def evaluate(
         methods: by the label that tables show.
         files: further files that belong to the run, text by name: written before the first question.
         controls: run the controls of each method, too, and say whether it beats the best of them.
+        tuning: first choose parameters of the methods on some of the images; all figures but those under
+            "tuning" are then of the other images, of the methods with the chosen parameters.
 
     Raises:
-        InputError: no questions, a label or benchmark twice, a folder that cannot be written or that another
-            process writes, more than `config.max_errors` failures, no question left to score.
+        InputError: a tuning that does not fit methods or questions, no questions, a label or benchmark twice,
+            a folder that cannot be written or that another process writes, more than `config.max_errors`
+            failures, no question left to score.
         Exception: what the model raises when every question fails; with `config.raise_method_errors` also
             under a method.
     """
@@ -152,7 +102,7 @@ def evaluate(
     with run_folder(output) if group.is_main else nullcontext():
         group.barrier()  # the other processes write only into a folder that exists and is locked
         progress = progress or (lambda *state: None)
-        run = _Run(gaze, tasks, methods, output, model_name, config, progress, files or {}, controls)
+        run = _Run(gaze, tasks, methods, output, model_name, config, progress, files or {}, controls, tuning)
         return run.execute()
 
 
@@ -181,11 +131,21 @@ class _Run:
     progress: Progress
     files: Mapping[str, str]
     with_controls: bool
+    tuning: Tuning | None = None
 
     def __post_init__(self) -> None:
         self.model = fingerprint.describe_model(self.gaze, self.model_name)
-        #: of each benchmark, without controls an empty one
-        self.plans = {
+        self.asker = Asker(self.gaze, self.model["fingerprint"], self.output, self.config, self.progress)
+        self.stage: TuningStage | None = None
+        if self.tuning is not None:
+            self.stage = TuningStage.of(self.tuning, self.tasks, self.methods, self.asker.hashes)
+            self.tasks = self.stage.tested
+        self.plans = self._plan_controls()
+        self.asked: dict[Key, Asked] = {}
+
+    def _plan_controls(self) -> dict[str, ControlPlan]:
+        """The controls of the methods on each benchmark; without controls, none."""
+        return {
             task.benchmark.name: ControlPlan.of_methods(
                 task.benchmark.items, self.methods, task.generate_kwargs
             )
@@ -193,54 +153,54 @@ class _Run:
             else ControlPlan()
             for task in self.tasks
         }
-        self.conditions = {
-            (task.benchmark.name, label): self._condition(task, method)
-            for task in self.tasks
-            for label, method in self._conditions_of(task).items()
-        }
-        #: conditions that cannot run, and the reason
-        self.refused: dict[Key, str] = {}
-        self.requests: dict[Key, BenchmarkRequests] = {}
 
     def _conditions_of(self, task: EvalTask) -> dict[str, Method | None]:
         """By label the plain model, the methods and the controls."""
         return {PLAIN: None, **self.methods, **self.plans[task.benchmark.name].controls}
 
-    def _condition(self, task: EvalTask, method: Method | None) -> Condition:
-        return Condition(self.model["fingerprint"], method, task.generate_kwargs, self.config.seed)
-
     def execute(self) -> dict[str, Any]:
-        group, hashes = self.config.process_group, ImageHashes()
+        group = self.config.process_group
         record = self._header()
         if group.is_main:
             self._start(record)
-        stored = {key for batch in journal.read_batches(self.output) for key in batch.answers}
-        answered = set(group.broadcast(stored))
-        group.barrier()  # no process writes before all have read
-        with journal.Journal(self.output, group.rank) as file:
+        with self.asker:
+            if self.stage is not None:
+                self._tune(self.stage)
             for task in self.tasks:
-                for label in self._conditions_of(task):
-                    self._answer(task, label, hashes, answered, file)
+                for label, method in self._conditions_of(task).items():
+                    self._ask(task, label, method)
             if self.with_controls:
                 group.barrier()  # lengths are matched to all answers
-                self._answer_matched(hashes, answered, file)
+                self._ask_matched()
         group.barrier()
         if group.is_main:
             record = self._finish(record)
         group.barrier()
         return record
 
-    def _answer_matched(self, hashes: ImageHashes, answered: set[str], file: journal.Journal) -> None:
+    def _tune(self, stage: TuningStage) -> None:
+        """Choose parameters; from here on the methods are those with the chosen ones."""
+        stage.run(self.asker, self.config.seed)
+        left = {label: method for label, method in self.methods.items() if label not in stage.refused}
+        self.methods = {label: stage.chosen.get(label, method) for label, method in left.items()}
+        self.plans = self._plan_controls()
+
+    def _ask(self, task: EvalTask, label: str, method: Method | None) -> None:
+        name = task.benchmark.name
+        title = label if len(self.tasks) == 1 else f"{name} {label}"
+        self.asked[name, label] = self.asker.ask(task, label, method, title)
+
+    def _ask_matched(self) -> None:
         """Where a method shortens texts, ask for plain ones that are as short."""
-        batches = list(journal.read_batches(self.output))
+        answers = self.asker.answers(self.asked)
         for task in self.tasks:
             name, plan = task.benchmark.name, self.plans[task.benchmark.name]
             if plan.answers != "texts":
                 continue
             lengths = {
-                label: answer_lengths(self.gaze, collect_answers(self.requests[name, label], batches))
+                label: answer_lengths(self.gaze, answers[name, label])
                 for label in (PLAIN, *self.methods)
-                if (name, label) not in self.refused
+                if (name, label) in answers
             }
             known = set(plan.controls)
             for label in self.methods:
@@ -248,17 +208,15 @@ class _Run:
                 if control is not None and control != self.methods[label]:
                     plan.add(label, control, self.methods)
             for label in [label for label in plan.controls if label not in known]:
-                self.conditions[name, label] = self._condition(task, plan.controls[label])
-                self._answer(task, label, hashes, answered, file)
+                self._ask(task, label, plan.controls[label])
 
     def _header(self) -> dict[str, Any]:
         """results.json as it is before the first answer."""
         described = {task.benchmark.name: task.benchmark.describe() for task in self.tasks}
-        conditions = sorted([*key, condition.digest()] for key, condition in self.conditions.items())
         return {
             "format": results.SCHEMA,
             "complete": False,
-            "configuration": digest([[conditions, self.config.seed], results.finite(described)]),
+            "configuration": self._configuration(described),
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "model": self.model,
             "seed": self.config.seed,
@@ -280,6 +238,22 @@ class _Run:
             },
         }
 
+    def _configuration(self, described: Mapping[str, Any]) -> str:
+        """Hash of all that decides the figures: of a tuned run the trials, from which the choice follows."""
+        conditions = sorted(
+            [task.benchmark.name, label, self.asker.condition(task, method).digest()]
+            for task in self.tasks
+            for label, method in self._conditions_of(task).items()
+        )
+        parts: list[Any] = [[conditions, self.config.seed], results.finite(described)]
+        if self.stage is not None:
+            tried = [
+                [label, self.asker.condition(self.stage.task, method).digest()]
+                for label, method in self.stage.conditions.items()
+            ]
+            parts += [tried, results.finite(self.stage.describe())]
+        return digest(parts)
+
     def _start(self, record: Mapping[str, Any]) -> None:
         """Write an incomplete results.json; results of another configuration are renamed first."""
         try:
@@ -292,65 +266,31 @@ class _Run:
         for name, text in self.files.items():
             replace_file(self.output / name, text)
 
-    def _answer(
-        self, task: EvalTask, label: str, hashes: ImageHashes, answered: set[str], file: journal.Journal
-    ) -> None:
-        """Generate and store the missing answers to one benchmark under one condition."""
-        benchmark = task.benchmark.name
-        key = benchmark, label
-        config, condition = self.config, self.conditions[key]
-        requests = self.requests[key] = build_requests(task.benchmark, condition, hashes)
-        title = label if len(self.tasks) == 1 else f"{benchmark} {label}"
-        missing = [request for request in requests.requests.values() if request.key not in answered]
-        total = len(requests.requests)
-        self.progress(title, total - len(missing), total)
-        failed = len(requests.unreadable)
-        _check_errors(failed, config.max_errors, requests.unreadable.values())
-        if not missing:
-            return
-        generator = AnswerGenerator(
-            self.gaze, condition, batch_size=config.batch_size, share_prefix=config.share_prefix
-        )
-        try:
-            generator.warm_up(missing)
-        except Exception as error:
-            if config.raise_method_errors or label == PLAIN:
-                raise
-            self.refused[key] = error_text(error)
-            return
-        items_per_request = Counter(requests.item_keys)
-        done = total - len(missing)
-        for batch in generator.make_batches(config.process_group.split(missing, config.batch_size)):
-            for part in generator.answer(batch):
-                cost, sharing = part.cost.to_dict(), generator.sharing.obstacle
-                file.append(journal.Batch(label, benchmark, part.answers, part.errors, cost, sharing))
-                answered.update(part.answers)
-                failed += sum(items_per_request[request] for request in part.errors)
-                _check_errors(failed, config.max_errors, part.errors.values())
-            done += len(batch) * config.process_group.size
-            self.progress(title, min(done, total), total)
-
     def _finish(self, record: dict[str, Any]) -> dict[str, Any]:
-        """Score the answers in the journals, and write results.json and answers.jsonl."""
-        batches = list(journal.read_batches(self.output))
+        """Score the answers in the journals, and write results.json and the files of answers."""
+        found = self.asker.answers(self.asked)
         rows: list[dict[str, Any]] = []
         for task in self.tasks:
-            name = task.benchmark.name
-            answers = {
-                label: collect_answers(self.requests[name, label], batches)
-                for label in self._conditions_of(task)
-                if (name, label) not in self.refused
-            }
+            name, plan = task.benchmark.name, self.plans[task.benchmark.name]
+            labels = list(self._conditions_of(task))
+            answers = {label: found[name, label] for label in labels if (name, label) in found}
             for label, each in answers.items():
-                _check_errors(len(each.errors), self.config.max_errors, each.errors.values())
                 rows += answer_rows(task.benchmark, label, each)
-            refused = {label: reason for (where, label), reason in self.refused.items() if where == name}
-            plan = self.plans[name]
-            own = plan.of if self.with_controls else None
+            refused = {
+                label: str(self.asked[name, label].refused) for label in labels if label not in answers
+            }
+            own: dict[str, list[str]] | None = plan.of if self.with_controls else None
+            if self.stage is not None:
+                refused |= self.stage.refused
+                own = own and own | {label: [] for label in self.stage.refused}
             scores = compare_conditions(task.benchmark, answers, refused, self.config.seed, own)
             record["benchmarks"][name] |= {**scores, "controls_of": plan.of}
             record["controls"] |= {label: control.to_dict() for label, control in plan.controls.items()}
+        record["methods"] |= {label: method.to_dict() for label, method in self.methods.items()}
         record["complete"] = True
+        if self.stage is not None:
+            record["tuning"] = self.stage.results
+            results.write_answers(self.stage.rows, self.output, results.TUNING_ANSWERS)
         results.write_answers(rows, self.output)
         return results.write(record, self.output)
 
@@ -366,11 +306,3 @@ def _check(tasks: Sequence[EvalTask], methods: Mapping[str, Method]) -> None:
     for task in tasks:
         if not task.benchmark.items:
             raise InputError(f"{task.benchmark.name}: no questions to ask")
-
-
-def _check_errors(failed: int, limit: int, reasons: Iterable[str]) -> None:
-    if failed > limit:
-        example = next(iter(reasons), "")
-        raise InputError(
-            f"{failed} questions failed, more than --max-errors {limit} allows; one of them: {example}"
-        )

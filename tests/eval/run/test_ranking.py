@@ -19,7 +19,7 @@ from regaze.eval.run import loglikelihood, ranking
 from regaze.eval.run.generate import AnswerGenerator
 from regaze.eval.run.metering import TokenCounter
 from regaze.eval.run.requests import AnswerRequest, Condition
-from regaze.eval.run.runner import EvalConfig
+from regaze.eval.run.tasks import EvalConfig
 from regaze.interventions import registry
 
 SEARCH = HeadKnockout(heads=((0, 0), (0, 3)))  # the heads with which the demo model looks for things

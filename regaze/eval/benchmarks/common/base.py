@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Hashable, Iterable, Mapping, Sequence
@@ -204,6 +205,19 @@ class BaseBenchmark:
             "licence": self.about.licence,
             "scorers": {scorer.name: scorer.version for scorer in self.scorers()},
         }
+
+
+def cluster_of(benchmark: Benchmark, item: Item) -> Hashable:
+    """The unit of an item that any benchmark draws as a whole: its image, where it says nothing else."""
+    cluster = getattr(benchmark, "cluster", None)
+    return cluster(item) if cluster is not None else (item.image or item.key)
+
+
+def with_items(benchmark: Benchmark, items: Iterable[Item]) -> Benchmark:
+    """The benchmark with some of its items."""
+    rest = copy.copy(benchmark)
+    object.__setattr__(rest, "items", tuple(items))
+    return rest
 
 
 def limit_items(

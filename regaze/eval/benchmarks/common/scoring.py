@@ -20,6 +20,8 @@ from regaze.eval.stats import estimators
 
 BOOTSTRAP_RESAMPLES = 2000
 PERMUTATIONS = 9999
+#: Metrics that describe answers: neither more nor less of them is better.
+DESCRIPTIVE = ("yes_ratio", "length", "words")
 #: Names of intervals and tests in the results.
 BOOTSTRAP, WILSON = "bootstrap by cluster", "Wilson (differences: Newcombe)"
 MCNEMAR, EXACT_PERMUTATION = "McNemar, exact", "permutation by cluster, exact"
@@ -35,7 +37,7 @@ class Scorer(ABC):
         metrics: Names of the metrics. The first is tested where answers are not correct or incorrect.
         accuracy_metric: The metric, if any, that is the share of correct answers among all.
         fractions: The metrics between 0 and 1, which tables show in percent; None for all.
-        lower_is_better: The metrics of which less is better.
+        lower_is_better: The metrics of which less is better. Of `DESCRIPTIVE` ones neither is.
     """
 
     name: str
@@ -43,7 +45,7 @@ class Scorer(ABC):
     metrics: tuple[str, ...]
     accuracy_metric: ClassVar[str | None] = None
     fractions: ClassVar[tuple[str, ...] | None] = None
-    lower_is_better: ClassVar[tuple[str, ...]] = ()
+    lower_is_better: ClassVar[tuple[str, ...]] = ("unreadable",)
 
     @abstractmethod
     def count(self, references: Sequence[Any], answers: Sequence[Any]) -> np.ndarray:

@@ -1,0 +1,1 @@
+"""Tuning apart from testing: parameters are chosen on some images, and figures reported of others."""

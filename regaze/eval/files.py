@@ -22,6 +22,8 @@ from regaze.reading import StrPath, check_count, parse_json, read_bytes, read_te
 #: Rows and columns of a table.
 MAX_ROWS = 1_000_000
 MAX_COLUMNS = 1_000
+#: Characters of a field.
+MAX_FIELD = 2**17
 
 #: What spreadsheets calculate, or have calculated at some time; a number is none.
 _FORMULA = re.compile(r"'*\s*[=+\-@\t\r＝＋－＠]")
@@ -69,18 +71,19 @@ def parse_records(text: str, path: StrPath, *, controls: bool = False) -> list[R
 
 
 def read_table(
-    path: StrPath, columns: Sequence[str], *, delimiter: str = ","
+    path: StrPath, columns: Sequence[str], *, delimiter: str = ",", max_field: int = MAX_FIELD
 ) -> list[tuple[int, dict[str, str]]]:
     """(line, row) of a table with a heading line.
 
     Args:
         columns: Required headings, in any capitalisation; rows have these keys.
+        max_field: Characters of a field, more where a table holds pictures.
 
     Raises:
         InputError: The file or a heading is missing, or a row has too few or too many fields.
     """
     path = os.fspath(path)
-    table = _table_rows(path, delimiter)
+    table = _table_rows(path, delimiter, max_field)
     _, first = next(table, (1, []))
     headings = [heading.strip().lower() for heading in first]
     if not first:
@@ -99,14 +102,15 @@ def read_table(
     return rows
 
 
-def read_headings(path: StrPath, delimiter: str) -> list[str]:
+def read_headings(path: StrPath, delimiter: str, max_field: int = MAX_FIELD) -> list[str]:
     """The fields of a table's first line; none of an empty file. Raises InputError as `read_table`."""
-    return next(_table_rows(path, delimiter), (1, []))[1]
+    return next(_table_rows(path, delimiter, max_field), (1, []))[1]
 
 
-def _table_rows(path: StrPath, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+def _table_rows(path: StrPath, delimiter: str, max_field: int) -> Iterator[tuple[int, list[str]]]:
     """(line, fields) of the rows that are not blank."""
     path = os.fspath(path)
+    csv.field_size_limit(max_field)  # of the whole process, so it is set before each table
     reader = csv.reader(io.StringIO(read_text(path), newline=""), delimiter=delimiter)
     count = 0
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import sys
 from types import SimpleNamespace
@@ -96,6 +97,13 @@ ROWS = {
         "category": "direct_attributes",
         "question_id": 1,
     },
+    "mmstar": {
+        "index": 1,
+        "question": "What?\nOptions: A: a dog, B: a cat",
+        "answer": "A",
+        "category": "math",
+        "l2_category": "geometry",
+    },
     "textvqa": {"question_id": 1, "question": "what?", "answers": ["dog"] * 10},
 }
 
@@ -110,6 +118,8 @@ def test_every_hub_copy_is_read(name, tmp_path, monkeypatch):
     rows = [{"image": PICTURE, **ROWS[name]} for _ in range(2)]
     if isinstance(rows[0].get("question_id"), int):
         rows[1]["question_id"] += 1
+    if "index" in rows[0]:
+        rows[1]["index"] += 1
     if "set_id" in rows[0]:
         rows[1]["set_id"] = "1"
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=lambda *args, **kwargs: rows))
@@ -123,3 +133,24 @@ def test_every_hub_copy_is_read(name, tmp_path, monkeypatch):
         assert item.image.is_file()
         assert bench.prompt(item).strip()
         assert item.reference is not None
+
+
+@pytest.mark.parametrize("form", ["decoded", "bytes", "record"])
+def test_a_downloaded_data_set_is_read_whatever_its_pictures_are(form, tmp_path, monkeypatch):
+    monkeypatch.setenv("REGAZE_CACHE", str(tmp_path))
+    file = io.BytesIO()
+    PICTURE.save(file, format="png")
+    picture = {"decoded": PICTURE, "bytes": file.getvalue(), "record": {"bytes": file.getvalue()}}[form]
+    asked = []
+
+    def load_dataset(*args, **options):
+        asked.append((args, options))
+        return [{"image": picture, **ROWS["mmstar"]}]
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+    (tmp_path / "mmstar.parquet").write_bytes(b"PAR1")
+    item = benchmarks.load_class("mmstar").load(tmp_path).items[0]
+    path = str(tmp_path / "mmstar.parquet")
+    assert asked == [(("parquet",), {"data_files": path, "split": "train"})]
+    assert Image.open(item.image).tobytes() == PICTURE.tobytes()
+    assert item.source == f"{path}[0]"

@@ -10,7 +10,7 @@ from typing import Any
 
 from regaze.errors import InputError
 from regaze.eval.files import cache_folder
-from regaze.writing import make_folder, replacing
+from regaze.writing import make_folder, replace_file, replacing
 
 
 @dataclass(frozen=True)
@@ -34,23 +34,54 @@ def read_rows(repository: str | None, *, split: str, limit: int | None = None) -
     Raises:
         InputError: `datasets` is not installed, or the data set cannot be loaded.
     """
+    folder = cache_folder() / "hub" / str(repository).replace("/", "--") / split
+    for index, values in enumerate(_load(str(repository), "from the hub", split=split)):
+        if index == limit:
+            return
+        yield _row(dict(values), folder, f"{repository} {split}[{index}]")
+
+
+def read_parquet(path: Path) -> Iterator[HubRow]:
+    """The rows of a downloaded file of a data set; images go into the cache, as in `read_rows`.
+
+    Raises:
+        InputError: `datasets` is not installed, or the file cannot be read.
+    """
+    folder = cache_folder() / "hub" / path.stem
+    data = _load(str(path), "as parquet", "parquet", data_files=str(path), split="train")
+    for index, values in enumerate(data):
+        yield _row(dict(values), folder, f"{path}[{index}]")
+
+
+def _load(name: str, how: str, *source: str, **options: Any) -> Any:
+    """`datasets.load_dataset` of `source`, or of `name`."""
     try:
         import datasets
     except ImportError as error:
-        raise InputError(
-            f"{repository} is read by the datasets library: pip install 'regaze[eval]'"
-        ) from error
+        raise InputError(f"{name} is read by the datasets library: pip install 'regaze[eval]'") from error
     try:
-        data = datasets.load_dataset(repository, split=split)
+        return datasets.load_dataset(*(source or (name,)), **options)
     except Exception as error:  # datasets raises a dozen unrelated classes
-        raise InputError(f"{repository} ({split}) cannot be loaded from the hub: {error}") from error
-    folder = cache_folder() / "hub" / str(repository).replace("/", "--") / split
-    for index, values in enumerate(data):
-        if index == limit:
-            return
-        image = values.pop("image", None)
-        path = None if image is None else _save(image.convert("RGB"), folder)
-        yield HubRow(values, path, f"{repository} {split}[{index}]")
+        raise InputError(f"{name} ({options['split']}) cannot be loaded {how}: {error}") from error
+
+
+def _row(values: dict[str, Any], folder: Path, source: str) -> HubRow:
+    """A row with its image on disk; the image comes decoded, or as the bytes of its file."""
+    image = values.pop("image", None)
+    if isinstance(image, dict):
+        image = image.get("bytes")
+    if isinstance(image, bytes):
+        return HubRow(values, save_bytes(image, folder), source)
+    path = None if image is None else _save(image.convert("RGB"), folder)
+    return HubRow(values, path, source)
+
+
+def save_bytes(picture: bytes, folder: Path) -> Path:
+    """The file of a picture in `folder`, under the hash of its bytes; whatever opens it looks inside."""
+    path = folder / f"{hashlib.sha256(picture).hexdigest()[:32]}.jpg"
+    if not path.exists():
+        replace_file(make_folder(folder) / path.name, picture)
+    return path
 
 
 def _save(image: Any, folder: Path) -> Path:

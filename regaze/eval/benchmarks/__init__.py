@@ -29,6 +29,7 @@ NAMES: dict[str, str] = {
     "mmvp": "mmvp:Mmvp",
     "vstar": "vstar:VStar",
     "vstar-likelihood": "vstar:VStarLikelihood",
+    "crpe": "crpe.benchmark:Crpe",
     "mmstar": "mmstar.benchmark:Mmstar",
     "textvqa": "textvqa:TextVqa",
     "niah": "niah:Niah",

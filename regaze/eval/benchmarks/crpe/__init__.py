@@ -1,0 +1,1 @@
+"""CRPE: objects, and relations between them, as multiple choice in four rotations."""

@@ -11,9 +11,8 @@ from typing import Any
 from regaze.cli import console
 from regaze.errors import BadParameterError
 from regaze.eval import Benchmark, EvalTask, Item
-from regaze.eval.files import read_records
 from regaze.eval.report.sections import Link
-from regaze.eval.run.results import ANSWERS
+from regaze.eval.run.answers import read_answers
 from regaze.interventions import Method
 from regaze.toolkit import Gaze
 from regaze.toolkit.viewer import answer_page
@@ -72,7 +71,7 @@ def write(
     Raises:
         InputError: the folder cannot be read or written.
     """
-    answers = _read_answers(folder)
+    answers = read_answers(folder)
     conditions: Mapping[str, Method | None] = methods or {"plain": None}
     failures = [
         Failure(task.benchmark.name, item, given, _write_pages(gaze, task, item, conditions, folder))
@@ -108,16 +107,6 @@ def _write_pages(
         page.save(folder / path)
         paths[label] = path
     return paths
-
-
-def _read_answers(folder: Path) -> dict[str, dict[str, dict[str, str]]]:
-    """By benchmark and item: the answer under each condition."""
-    answers: dict[str, dict[str, dict[str, str]]] = {}
-    for _, row in read_records(folder / ANSWERS, controls=True):
-        if "answer" in row:
-            by_condition = answers.setdefault(row["benchmark"], {}).setdefault(row["key"], {})
-            by_condition[row["condition"]] = row["answer"]
-    return answers
 
 
 def _wrong(benchmark: Benchmark, answers: Mapping[str, Answers]) -> list[tuple[Item, Answers]]:

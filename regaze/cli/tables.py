@@ -42,6 +42,41 @@ def show(results: Mapping[str, Any]) -> None:
         out.print(HARNESS_NOTE, soft_wrap=True)
 
 
+def show_line(results: Mapping[str, Any]) -> None:
+    """Print the first figure of each benchmark in a line: the plain model, the method, changed answers."""
+    for name, benchmark in results["benchmarks"].items():
+        (split, scorer), (label, entry) = (
+            report.leading_scorer(benchmark),
+            next(iter(benchmark["methods"].items())),
+        )
+        scores, numbers = entry["figures"][split][scorer], benchmark["numbers"].get(scorer, [])
+        figure, plain = next(report.iter_estimates(scores["plain"]))
+        shown = [
+            report.format_estimate(figure, value, numbers, sign)
+            for value, sign in (
+                (plain, ""),
+                (scores["edited"][figure], ""),
+                (scores["difference"][figure], "+"),
+            )
+        ]
+        line = f"{report.figure_label(figure)} plain {shown[0]}, {label} {shown[1]} ({shown[2]})"
+        changed = f"{entry['answers_changed']} of {entry['figures'][split]['questions']} answers differ"
+        console.stdout().print(
+            Text.assemble((f"{name.upper()} {split}: ", "bold"), f"{line}; {changed}"), soft_wrap=True
+        )
+
+
+def show_leading(results: Mapping[str, Any]) -> None:
+    """Print the leading scorer's figures of each benchmark: the plain model, its method, and confounds."""
+    out, label = console.stdout(), next(iter(results["methods"]))
+    for name, benchmark in results["benchmarks"].items():
+        (split, scorer), entry = report.leading_scorer(benchmark), benchmark["methods"][label]
+        out.print(Text(f"{name.upper()} {split}: {report.question_note(benchmark)}", "bold"), soft_wrap=True)
+        out.print(_table({scorer: entry["figures"][split][scorer]}, label, benchmark["numbers"]))
+        for line in _caveats(benchmark, label):
+            out.print(line, soft_wrap=True)
+
+
 def _caveats(benchmark: Mapping[str, Any], label: str | None) -> list[str]:
     """Lines on failed questions, changed answers, confounds and seconds."""
     lines = []

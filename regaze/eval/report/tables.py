@@ -15,7 +15,7 @@ LABELS = {
     "yes_ratio": "yes-ratio",
     "chair_s": "CHAIR_s",
     "chair_i": "CHAIR_i",
-    "chair_distinct": "distinct-object CHAIR",
+    "chair_distinct": "distinct CHAIR",
     "repeated_4grams": "repeated 4-grams",
     "forwards_per_token": "forwards per token",
     "peak_mib": "peak memory",

@@ -1,15 +1,18 @@
-"""The answers of a run per item of a benchmark, collected from the journals."""
+"""The answers of a run per item of a benchmark: collected from the journals, and read from answers.jsonl."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from regaze.eval.benchmarks.common.base import Benchmark
 from regaze.eval.comparison.conditions import AnswerSet
 from regaze.eval.cost import Cost
+from regaze.eval.files import read_records
 from regaze.eval.run.journal import Batch
 from regaze.eval.run.requests import BenchmarkRequests
+from regaze.eval.run.results import ANSWERS
 
 
 def collect_answers(requests: BenchmarkRequests, batches: Sequence[Batch]) -> AnswerSet:
@@ -59,3 +62,17 @@ def answer_rows(benchmark: Benchmark, label: str, answers: AnswerSet) -> list[di
         }
         for index, (item, answer) in enumerate(zip(benchmark.items, answers.answers, strict=True))
     ]
+
+
+def read_answers(folder: Path) -> dict[str, dict[str, dict[str, str]]]:
+    """{benchmark: {item key: {condition: answer}}} of a complete run; questions that failed are absent.
+
+    Raises:
+        InputError: answers.jsonl is missing or malformed.
+    """
+    answers: dict[str, dict[str, dict[str, str]]] = {}
+    for _, row in read_records(folder / ANSWERS, controls=True):
+        if "answer" in row:
+            by_condition = answers.setdefault(row["benchmark"], {}).setdefault(row["key"], {})
+            by_condition[row["condition"]] = row["answer"]
+    return answers

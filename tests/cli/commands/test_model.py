@@ -224,11 +224,21 @@ def test_python_m_regaze_is_the_command(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not demo.MODEL_DIR.is_dir(), reason="the demo model is not in this checkout")
-def test_demo_evaluates_and_draws(tmp_path):
+def test_demo_shows_a_method_that_acts_and_what_it_costs(tmp_path):
     result = regaze("demo", "--output", str(tmp_path))
     assert result.exit_code == 0, result.stderr
-    results = json.loads((tmp_path / "results.json").read_text())
-    figures = results["benchmarks"]["pope"]["plain"]["figures"]["adversarial"]
-    assert figures["official"]["plain"]["accuracy"]["value"] > 0.7
+    line = next(line for line in result.stdout.splitlines() if line.startswith("POPE adversarial"))
+    assert re.search(r"accuracy plain 9\d\.\d \[.*\], var 9\d\.\d .* of 634 answers differ$", line)
+    captions = json.loads((tmp_path / "captions" / "results.json").read_text())["benchmarks"]["captions"]
+    sparc = captions["methods"]["sparc"]
+    difference = sparc["figures"]["captions"]["chair"]["difference"]
+    assert difference["chair_s"]["high"] < 0
+    assert f"Confounds: {', '.join(sparc['flags'])}" in result.stdout
+    assert any("repetition" in flag for flag in sparc["flags"])
+    assert max(len(line.rstrip()) for line in result.stdout.splitlines() if not line.startswith("POPE")) <= 80
     assert Image.open(tmp_path / "heatmap.png").size[0] > 300
-    assert "permutation p" in result.stdout
+    page = (tmp_path / "view.html").read_text(encoding="utf-8")
+    assert "sparc" in page.lower()
+    for path in ("yes-no/report.html", "captions/report.html"):
+        assert (tmp_path / path).is_file()
+    assert result.stderr.splitlines()[-1].endswith("view.html")

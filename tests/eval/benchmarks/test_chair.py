@@ -9,8 +9,11 @@ import sys
 from collections import defaultdict
 
 import pytest
+from typer.testing import CliRunner
 
+from regaze.cli import app
 from regaze.errors import InputError
+from regaze.eval import catalogue
 from regaze.eval.benchmarks.chair.benchmark import Chair
 from regaze.eval.benchmarks.chair.ground_truth import GroundTruth, read_ground_truth
 from regaze.eval.benchmarks.chair.scorers import ChairScorer, official_scorers
@@ -202,6 +205,71 @@ def test_images_are_drawn_or_given_and_the_setting_is_told(tmp_path):
     assert given.items[0].image == tmp_path / "val2014/COCO_val2014_000000000139.jpg"
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "139\n9",
+        "139, 9",
+        "COCO_val2014_000000000139.jpg\nval2014/COCO_val2014_000000000009.jpg\n",
+        "[139, 9]",
+        '{"image_id": 139, "caption": "A dog."}\n{"image_id": "000000000009", "caption": "A cat."}',
+    ],
+)
+def test_ids_stand_in_a_file_however_they_are_spelt(tmp_path, text):
+    write_coco(tmp_path)
+    (tmp_path / "ids.txt").write_text(text)
+    benchmark = catalogue.make_benchmark("chair", data=tmp_path, settings={"ids": str(tmp_path / "ids.txt")})
+    assert [item.key for item in benchmark.items] == ["139", "9"]
+    assert benchmark.describe()["drawn"] == "ids of ids.txt"
+
+
+@pytest.mark.parametrize(("text", "keys"), [("139,9", ["139", "9"]), ("[9]", ["9"]), ("9", ["9"])])
+def test_ids_stand_in_the_option(tmp_path, text, keys):
+    write_coco(tmp_path)
+    benchmark = catalogue.make_benchmark("chair", data=tmp_path, settings={"ids": text})
+    assert [item.key for item in benchmark.items] == keys
+    assert benchmark.describe()["drawn"] == "given ids"
+
+
+def write_own_set(folder):
+    """Three images that are not COCO's: a dog, a cat that only the caption names, and nothing."""
+    data = {
+        "images": [{"id": n, "file_name": f"holiday {n}.png"} for n in (1, 2, 3)],
+        "categories": [{"id": 1, "name": "dog"}, {"id": 2, "name": "cat"}],
+        "annotations": [{"image_id": 1, "category_id": 1}],
+    }
+    (folder / "instances_holidays.json").write_text(json.dumps(data))
+    (folder / "synonyms.txt").write_text("cat, kitten\ndog, puppy\n")
+
+
+def test_a_set_of_ones_own_names_its_images(tmp_path):
+    write_own_set(tmp_path)
+    own = Chair.load(tmp_path, tmp_path / "photos", ids="1,3")
+    assert [item.image for item in own.items] == [tmp_path / f"photos/holiday {n}.png" for n in (1, 3)]
+    assert [item.reference.objects for item in own.items] == [{"dog"}, set()]
+    captions = {"annotations": [{"image_id": 2, "caption": "My kitten."}]}
+    (tmp_path / "captions_holidays.json").write_text(json.dumps(captions))
+    assert Chair.load(tmp_path, ids=[2]).items[0].reference.captions == ("My kitten.",)
+    with pytest.raises(InputError, match=r"1 images have no ground truth in .*, the first is 4"):
+        Chair.load(tmp_path, ids="1,4")
+    (tmp_path / "val2014").mkdir()
+    with pytest.raises(InputError, match="of a set of your own say which by ids"):
+        Chair.load(tmp_path)
+
+
+def test_captions_of_a_set_of_ones_own_are_scored(tmp_path, nltk_data, pattern):
+    write_own_set(tmp_path)
+    rows = [{"image_id": 3, "caption": "A puppy."}, {"image_id": 1, "caption": "A dog and a cat."}]
+    (tmp_path / "captions.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    options = ["--data", str(tmp_path), "--bench", f"ids={tmp_path / 'captions.jsonl'}", "--json"]
+    result = CliRunner().invoke(app, ["score", "chair", str(tmp_path / "captions.jsonl"), *options])
+    assert result.exit_code == 0, result.output
+    scored = json.loads(result.stdout)
+    assert scored["joined_by"] == {"plain": "image_id"}
+    figures = scored["plain"]["figures"]["captions"]["opera"]["plain"]
+    assert figures["chair_i"]["value"] == pytest.approx(2 / 3)
+
+
 class CHAIR:
     """Stands in for the class that stand-alone ports pickle."""
 
@@ -237,6 +305,22 @@ def damage(folder, what):
 
 
 @pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        ([9, 139, 9], r"ids, number 3: image 9 a second time, after ids, number 1"),
+        ("9,9", r"ids: image 9 a second time"),
+        ([], r"expected at least one id of an image"),
+        ([True], r"ids, number 1: expected the id of an image, got True"),
+        ("nowhere.txt", r"nowhere\.txt cannot be read"),
+    ],
+)
+def test_bad_ids_are_refused(tmp_path, ids, message):
+    write_coco(tmp_path)
+    with pytest.raises(InputError, match=message):
+        Chair.load(tmp_path, ids=ids)
+
+
+@pytest.mark.parametrize(
     ("what", "message"),
     [
         ("truth", r"has no ground truth: expected instances_val2014\.json"),
@@ -261,7 +345,7 @@ def test_images_without_ground_truth_and_bad_ids(tmp_path):
     with pytest.raises(InputError, match=r"1 images have no ground truth in .*, the first is 7"):
         Chair.load(tmp_path, ids=[9, 7])
     (tmp_path / "ids.txt").write_text("139\nx9\n")
-    with pytest.raises(InputError, match=r"ids\.txt: expected one image id per line, got 'x9'"):
+    with pytest.raises(InputError, match=r"ids\.txt:2: expected the id of an image, got 'x9'"):
         Chair.load(tmp_path, ids=tmp_path / "ids.txt")
 
 

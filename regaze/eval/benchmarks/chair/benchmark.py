@@ -21,8 +21,6 @@ benchmark. Papers hardly ever publish which images were captioned: give `ids`, o
 from __future__ import annotations
 
 import os
-import random
-import re
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,17 +30,17 @@ from regaze.errors import InputError
 from regaze.eval import files
 from regaze.eval.benchmarks.chair.ground_truth import GroundTruth, read_ground_truth
 from regaze.eval.benchmarks.chair.scorers import ChairScorer, official_scorers
+from regaze.eval.benchmarks.chair.selection import IMAGE_NAME, PREFIX, choose_images
 from regaze.eval.benchmarks.chair.words import read_synonyms
 from regaze.eval.benchmarks.common import hub
 from regaze.eval.benchmarks.common.base import About, BaseBenchmark, Item, limit_items
 from regaze.eval.benchmarks.common.download import benchmark_folder, github_file
 from regaze.eval.benchmarks.common.scoring import Scorer
 from regaze.eval.benchmarks.common.vocabulary import ClosedVocabulary
-from regaze.reading import StrPath, read_text
+from regaze.reading import StrPath
 
 PROMPT = "Please describe this image in detail."
 SYNONYMS = "synonyms.txt"
-IMAGE_NAME = "COCO_val2014_{:012d}.jpg"
 MAX_NEW_TOKENS = 512
 
 
@@ -56,7 +54,7 @@ class Chair(BaseBenchmark):
     max_new_tokens: int = MAX_NEW_TOKENS
     suffix: str = ""
     name: str = "chair"
-    image_prefix: ClassVar[str] = r"COCO_[a-z]+\d+_|scene_"
+    image_prefix: ClassVar[str] = PREFIX + r"|scene_"
     about: ClassVar[About] = About(
         title="CHAIR",
         paper="Rohrbach et al., EMNLP 2018, arXiv 1809.02156",
@@ -91,19 +89,21 @@ class Chair(BaseBenchmark):
         max_new_tokens: int = MAX_NEW_TOKENS,
         limit: int | None = None,
     ) -> Chair:
-        """COCO val2014 photographs, with ground truth (`read_ground_truth`) and synonyms.txt from `folder`.
+        """Photographs, with ground truth (`read_ground_truth`) and synonyms.txt from `folder`.
+
+        They are COCO val2014's, or a set of your own whose annotations in COCO's format name the files.
 
         Args:
-            images: The folder val2014; `folder`/val2014 by default.
-            ids: Image ids, or a file with one per line. By default `sample` of the photographs in `images`
-                are drawn with `seed`.
+            images: Folder of the photographs; `folder`/val2014 by default.
+            ids: Ids of images, or a file of them (`choose_images`). By default `sample` of the photographs of
+                COCO val2014 in `images` are drawn with `seed`.
             max_new_tokens: Limit of the captions; 512 and 64 are in use.
 
         Raises:
             InputError: A file is missing or malformed, or an image has no ground truth.
         """
         folder, image_folder = files.folders_of(folder, images, "val2014")
-        chosen, drawn = _choose_images(ids, image_folder, sample, seed)
+        chosen, drawn = choose_images(ids, image_folder, sample, seed)
         truth = read_ground_truth(folder, chosen)
         absent = [image_id for image_id in chosen if image_id not in truth]
         if absent:
@@ -114,7 +114,7 @@ class Chair(BaseBenchmark):
         _require_categories(truth, set(read_synonyms(synonyms).values()), folder)
         items = []
         for image_id in chosen:
-            image = image_folder / IMAGE_NAME.format(image_id)
+            image = image_folder / (truth[image_id].file or IMAGE_NAME.format(image_id))
             items.append(_item(str(image_id), image, truth[image_id], prompt, max_new_tokens))
         rules = official_scorers(synonyms)
         return cls(limit_items(items, limit), rules, drawn, max_new_tokens)
@@ -191,25 +191,3 @@ def _find_synonyms(folder: Path) -> Path:
     if not os.path.isfile(place / SYNONYMS):
         raise InputError(f"{folder} has no {SYNONYMS}: copy it there, or get it by `download('chair')`")
     return place / SYNONYMS
-
-
-def _choose_images(
-    ids: Sequence[int] | StrPath | None, folder: Path, sample: int, seed: int
-) -> tuple[list[int], str]:
-    """(image ids, how they were chosen)."""
-    if isinstance(ids, str | os.PathLike):
-        lines = read_text(ids).split()
-        wrong = [line for line in lines if not re.fullmatch(r"[0-9]{1,18}", line)]
-        if wrong:
-            raise InputError(f"{os.fspath(ids)}: expected one image id per line, got {wrong[0]!r}")
-        return [int(line) for line in lines], f"ids of {Path(ids).name}"
-    if ids is not None:
-        return list(ids), "given ids"
-    files.require_folder(folder, "image folder")
-    names = [path.stem for path in folder.glob("COCO_val2014_*.jpg")]
-    available = sorted(int(name[-12:]) for name in names if re.fullmatch(r"COCO_val2014_[0-9]{12}", name))
-    if not available:
-        raise InputError(f"{folder} has no photographs named {IMAGE_NAME.format(0)}")
-    count = min(sample, len(available))
-    drawn = random.Random(seed).sample(available, count)
-    return drawn, f"{count} of {len(available)} with seed {seed}"

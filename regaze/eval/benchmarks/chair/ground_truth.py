@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +23,22 @@ _EVALUATOR = ("__main__", "CHAIR")
 
 @dataclass(frozen=True)
 class GroundTruth:
-    """Objects of an image: known categories, and captions that may name more."""
+    """Objects of an image: known categories, and captions that may name more.
+
+    Attributes:
+        file: Name of the image where the annotations have it, else "".
+    """
 
     objects: frozenset[str]
     captions: tuple[str, ...] = ()
+    file: str = field(default="", compare=False)
 
 
 def read_ground_truth(folder: StrPath, ids: Collection[int] | None = None) -> dict[int, GroundTruth]:
     """{image id: objects}, from the first of these that `folder` or `folder`/annotations has:
 
-    * COCO's own instances_{train,val}2014.json and captions_{train,val}2014.json, at least those of val;
+    * COCO's own instances_{train,val}2014.json and captions_{train,val}2014.json, at least those of one;
+    * instances_*.json of another set in COCO's format, with captions_*.json of the same name where there are;
     * chair.pkl, which stand-alone ports and OPERA ship: finished sets, made with Pattern's singulars;
     * coco2014_trainval_objects.json: the same as {"names": [...], "images": {id: indices}}.
 
@@ -43,12 +49,7 @@ def read_ground_truth(folder: StrPath, ids: Collection[int] | None = None) -> di
         InputError: None of them exists, or one is malformed.
     """
     for place in (Path(folder), Path(folder, "annotations")):
-        found = [
-            (place / f"instances_{part}.json", place / f"captions_{part}.json")
-            for part in _PARTS
-            if os.path.isfile(place / f"instances_{part}.json")
-        ]
-        if found:
+        if found := _annotation_files(place):
             return _from_annotations(found, ids)
         if os.path.isfile(place / _PICKLE):
             return _select(_from_pickle(place / _PICKLE), ids)
@@ -65,32 +66,60 @@ def _select(truth: dict[int, GroundTruth], ids: Collection[int] | None) -> dict[
     return truth if ids is None else {image_id: truth[image_id] for image_id in ids if image_id in truth}
 
 
+def _annotation_files(place: Path) -> list[tuple[Path, Path | None]]:
+    """Pairs of an instances and a captions file: those of COCO 2014, else those of other sets.
+
+    Captions belong to the ground truth of COCO 2014. Of other sets they are taken where there are some.
+    """
+    pairs = [(place / f"instances_{part}.json", place / f"captions_{part}.json") for part in _PARTS]
+    if found := [pair for pair in pairs if os.path.isfile(pair[0])]:
+        return [*found]
+    others = [
+        (path, path.with_name(path.name.replace("instances_", "captions_", 1)))
+        for path in sorted(place.glob("instances_*.json"))
+    ]
+    return [(path, captions if os.path.isfile(captions) else None) for path, captions in others]
+
+
 def _from_annotations(
-    pairs: Sequence[tuple[Path, Path]], ids: Collection[int] | None
+    pairs: Sequence[tuple[Path, Path | None]], ids: Collection[int] | None
 ) -> dict[int, GroundTruth]:
     """From pairs of an instances file and a captions file."""
+    names: dict[int, str] = {}
     objects: dict[int, set[str]] = {}
     captions: dict[int, list[str]] = {}
     selected: Callable[[int], bool] = (lambda image_id: True) if ids is None else set(ids).__contains__
-    for instances_path, captions_path in pairs:
-        data = files.read_json(instances_path, LARGE_BYTES)
-        categories = _entries(data, "categories", instances_path, {"id": int, "name": str})
-        names = {each["id"]: each["name"] for each in categories}
-        if len(names) < len(categories):
-            raise InputError(f"{instances_path}: two categories have one id")
-        for each in _entries(data, "annotations", instances_path, {"image_id": int, "category_id": int}):
-            if selected(each["image_id"]):
-                if each["category_id"] not in names:
-                    raise InputError(f"{instances_path}: no category {each['category_id']!r}")
-                objects.setdefault(each["image_id"], set()).add(names[each["category_id"]])
-        data = files.read_json(captions_path, LARGE_BYTES)
-        for each in _entries(data, "annotations", captions_path, {"image_id": int, "caption": str}):
+    for instances, captioned in pairs:
+        data = files.read_json(instances, LARGE_BYTES)
+        for image_id, category in _instances(data, instances):
+            if selected(image_id):
+                objects.setdefault(image_id, set()).add(category)
+        if "images" in data:
+            listed = _entries(data, "images", instances, {"id": int, "file_name": str})
+            names |= {each["id"]: each["file_name"] for each in listed if selected(each["id"])}
+        data = {"annotations": []} if captioned is None else files.read_json(captioned, LARGE_BYTES)
+        source = captioned or instances
+        for each in _entries(data, "annotations", source, {"image_id": int, "caption": str}):
             if selected(each["image_id"]):
                 captions.setdefault(each["image_id"], []).append(each["caption"])
     return {
-        image_id: GroundTruth(frozenset(objects.get(image_id, ())), tuple(captions.get(image_id, ())))
-        for image_id in {**objects, **captions}
+        number: GroundTruth(
+            frozenset(objects.get(number, ())), tuple(captions.get(number, ())), names.get(number, "")
+        )
+        for number in {**objects, **captions, **names}
     }
+
+
+def _instances(data: Any, path: Path) -> Iterator[tuple[int, str]]:
+    """(image id, category) of every annotated instance."""
+    categories = _entries(data, "categories", path, {"id": int, "name": str})
+    names = {each["id"]: each["name"] for each in categories}
+    if len(names) < len(categories):
+        raise InputError(f"{path}: two categories have one id")
+    for each in _entries(data, "annotations", path, {"image_id": int, "category_id": int}):
+        if each["category_id"] not in names:
+            raise InputError(f"{path}: no category {each['category_id']!r}")
+        yield each["image_id"], names[each["category_id"]]
 
 
 def _entries(data: Any, key: str, path: Path, fields: Mapping[str, type]) -> list[dict[str, Any]]:

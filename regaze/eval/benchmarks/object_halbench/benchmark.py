@@ -25,8 +25,8 @@ from typing import Any, ClassVar
 
 from regaze.errors import InputError
 from regaze.eval import files, judges
-from regaze.eval.benchmarks.chair.benchmark import IMAGE_NAME
 from regaze.eval.benchmarks.chair.ground_truth import read_ground_truth
+from regaze.eval.benchmarks.chair.selection import IMAGE_NAME
 from regaze.eval.benchmarks.chair.words import SynonymReader
 from regaze.eval.benchmarks.common.base import About, Item, limit_items
 from regaze.eval.benchmarks.common.download import benchmark_folder, github_file

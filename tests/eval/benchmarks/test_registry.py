@@ -104,6 +104,7 @@ ROWS = {
         "category": "math",
         "l2_category": "geometry",
     },
+    "mm-vet": {"question_id": "v1_0", "question": "What?", "answer": "A dog.", "capability": "rec,ocr"},
     "textvqa": {"question_id": 1, "question": "what?", "answers": ["dog"] * 10},
 }
 
@@ -120,10 +121,16 @@ def test_every_hub_copy_is_read(name, tmp_path, monkeypatch):
         rows[1]["question_id"] += 1
     if "index" in rows[0]:
         rows[1]["index"] += 1
+    if name == "mm-vet":
+        rows[1]["question_id"] = "v1_1"
     if "set_id" in rows[0]:
         rows[1]["set_id"] = "1"
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=lambda *args, **kwargs: rows))
-    options = {"mmhal": {"judge": Judge()}, "chair": {"synonyms": tmp_path / "synonyms.txt"}}.get(name, {})
+    options = {
+        "mmhal": {"judge": Judge()},
+        "mm-vet": {"judge": Judge()},
+        "chair": {"synonyms": tmp_path / "synonyms.txt"},
+    }.get(name, {})
     (tmp_path / "synonyms.txt").write_text("dog, puppy\n")
     cls = benchmarks.load_class(name)
     bench = cls.from_hub(**options)

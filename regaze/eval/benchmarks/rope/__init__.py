@@ -1,0 +1,1 @@
+"""ROPE: several marked objects of one picture, each to be named."""

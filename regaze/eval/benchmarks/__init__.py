@@ -33,6 +33,7 @@ NAMES: dict[str, str] = {
     "vstar": "vstar:VStar",
     "vstar-likelihood": "vstar:VStarLikelihood",
     "crpe": "crpe.benchmark:Crpe",
+    "vlind": "vlind.benchmark:VlindBench",
     "mmstar": "mmstar.benchmark:Mmstar",
     "textvqa": "textvqa:TextVqa",
     "niah": "niah:Niah",

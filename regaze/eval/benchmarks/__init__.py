@@ -29,6 +29,7 @@ NAMES: dict[str, str] = {
     "mm-vet": "mmvet:MmVet",
     "object-halbench": "object_halbench.benchmark:ObjectHalBench",
     "rope": "rope.benchmark:Rope",
+    "beaf": "beaf.benchmark:Beaf",
     "mmvp": "mmvp:Mmvp",
     "vstar": "vstar:VStar",
     "vstar-likelihood": "vstar:VStarLikelihood",

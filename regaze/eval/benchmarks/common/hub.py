@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from regaze.errors import InputError
+from regaze.eval.benchmarks.common.image_store import store_image
 from regaze.eval.files import cache_folder
-from regaze.writing import make_folder, replace_file, replacing
+from regaze.writing import make_folder, replace_file
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def _row(values: dict[str, Any], folder: Path, source: str) -> HubRow:
         image = image.get("bytes")
     if isinstance(image, bytes):
         return HubRow(values, save_bytes(image, folder), source)
-    path = None if image is None else _save(image.convert("RGB"), folder)
+    path = None if image is None else store_image(image.convert("RGB"), folder)
     return HubRow(values, path, source)
 
 
@@ -81,17 +82,4 @@ def save_bytes(picture: bytes, folder: Path) -> Path:
     path = folder / f"{hashlib.sha256(picture).hexdigest()[:32]}.jpg"
     if not path.exists():
         replace_file(make_folder(folder) / path.name, picture)
-    return path
-
-
-def _save(image: Any, folder: Path) -> Path:
-    """Save an image under the hash of its pixels, so that rows with the same image share one file.
-
-    Intervals are clustered by image file, and prefixes are shared by it.
-    """
-    pixels = hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()[:32]
-    path = folder / f"{pixels}.png"
-    if not path.exists():
-        with replacing(make_folder(folder) / path.name) as partial:
-            image.save(partial, format="png")
     return path

@@ -30,6 +30,7 @@ NAMES: dict[str, str] = {
     "object-halbench": "object_halbench.benchmark:ObjectHalBench",
     "rope": "rope.benchmark:Rope",
     "beaf": "beaf.benchmark:Beaf",
+    "phd": "phd.benchmark:Phd",
     "mmvp": "mmvp:Mmvp",
     "vstar": "vstar:VStar",
     "vstar-likelihood": "vstar:VStarLikelihood",

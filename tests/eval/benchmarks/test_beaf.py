@@ -14,7 +14,7 @@ from regaze.demo import scenes
 from regaze.errors import InputError
 from regaze.eval.benchmarks.beaf import demo
 from regaze.eval.benchmarks.beaf.benchmark import Beaf
-from regaze.eval.benchmarks.beaf.scorers import MENDED, METRICS, OFFICIAL, REGAZE, read_words
+from regaze.eval.benchmarks.beaf.scorers import MENDED, METRICS, OFFICIAL, REGAZE
 
 EXACT = {"rel": 1e-12}
 CASES = ("gpt-4o_released", "good_model", "odd_strings", "all_yes", "all_no", "first_answer_unreadable")
@@ -84,12 +84,6 @@ def test_a_limit_keeps_an_original_with_its_copies(shared):
     assert {item.reference.scene for item in limited.items} == {"COCO_val2014_000000001171"}
     assert len(limited.items) == 30
     assert [scorer.name for scorer in limited.scorers()] == ["official-mended", "regaze"]
-
-
-def test_readings():
-    assert [read_words(text) for text in ("Yes.", "No", "I know", "Eyes", "", "是的")] == [
-        *("yes", "no", "no", "yes", "other", "other")
-    ]
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ import numpy as np
 
 from regaze.eval.benchmarks.common.scoring import Scorer, ratio
 from regaze.eval.benchmarks.common.yes_no import REGAZE as YES_NO
-from regaze.eval.benchmarks.common.yes_no import confusion
+from regaze.eval.benchmarks.common.yes_no import confusion, read_anywhere
 
 _PAIRS = (("yes", "no"), ("no", "yes"), ("yes", "yes"), ("no", "no"))
 METRICS = ("accuracy", "precision", "recall", "f1", "TU", "IG", "SBp", "SBn", "ID", "F1_TUID")
@@ -47,12 +47,6 @@ class BeafReference:
     def taken_away(self) -> bool:
         """Whether this copy lacks the object and the original has it."""
         return not self.original and self.removed and self.label == "no"
-
-
-def read_words(answer: str) -> str:
-    """Read an answer as the released script does: "yes" anywhere in it, else "no" anywhere, else "other"."""
-    text = answer.lower()
-    return "yes" if "yes" in text else "no" if "no" in text else "other"
 
 
 @dataclass(frozen=True)
@@ -148,8 +142,8 @@ class ReleasedScorer(BeafScorer):
         return {name: np.where(no_f1, np.nan, value) for name, value in figures.items()}
 
 
-OFFICIAL = ReleasedScorer("official", "postech-ami/BEAF 41b71d5 beaf_metric.py", read_words, METRICS)
-MENDED = BeafScorer("official-mended", "regaze 1, words of BEAF 41b71d5", read_words)
+OFFICIAL = ReleasedScorer("official", "postech-ami/BEAF 41b71d5 beaf_metric.py", read_anywhere, METRICS)
+MENDED = BeafScorer("official-mended", "regaze 1, words of BEAF 41b71d5", read_anywhere)
 REGAZE = BeafScorer("regaze", YES_NO.version, YES_NO.read)
 
 

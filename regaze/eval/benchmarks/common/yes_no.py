@@ -66,6 +66,15 @@ def read_vlmevalkit(answer: str) -> str:
     return found[0] if len(found) == 1 else "other"
 
 
+def read_anywhere(answer: str) -> str:
+    """Read an answer as RePOPE and DASH-B do: "yes" if it holds these letters ("eyes"), else "no" likewise.
+
+    One with neither, such as "There is a dog.", is "other".
+    """
+    text = answer.lower()
+    return next((label for label in LABELS if label in text), "other")
+
+
 def read_first_word(answer: str) -> str:
     """Read an answer as "yes" or "no" if that is its first word and the other never occurs; else "other"."""
     words = re.findall(r"[^\W_]+", answer.lower())

@@ -1,0 +1,1 @@
+"""PhD: yes/no questions of five tasks, with misleading contexts and made pictures."""

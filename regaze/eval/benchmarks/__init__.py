@@ -31,6 +31,7 @@ NAMES: dict[str, str] = {
     "rope": "rope.benchmark:Rope",
     "beaf": "beaf.benchmark:Beaf",
     "phd": "phd.benchmark:Phd",
+    "r-bench": "r_bench.benchmark:RBench",
     "mmvp": "mmvp:Mmvp",
     "vstar": "vstar:VStar",
     "vstar-likelihood": "vstar:VStarLikelihood",

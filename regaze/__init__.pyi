@@ -56,6 +56,7 @@ from .toolkit import Gaze as Gaze
 from .toolkit import Record as Record
 from .toolkit import Role as Role
 from .toolkit import TokenMap as TokenMap
+from .toolkit import Video as Video
 from .toolkit import load as load
 from .toolkit import wrap as wrap
 from .version import __version__ as __version__

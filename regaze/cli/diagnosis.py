@@ -26,6 +26,7 @@ _EXTRAS = {
     "triton": "fused kernels",
     "eval": "benchmarks from the hub, scorers of captions",
     "quantization": "--model-arg load_in_4bit=true",
+    "video": "frames of video files",
     "harness": "regaze lm-eval, lmms-eval",
 }
 

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from PIL import Image
 
-from regaze.errors import BadParameterError, RegazeError, UnknownParameterError
+from regaze.errors import BadParameterError, InputError, RegazeError, UnknownParameterError
 from regaze.interventions.facts import Facts
 from regaze.interventions.parameters import parameters_of, to_plain
 from regaze.toolkit.model.callback import Callback
-from regaze.toolkit.prompts.images import open_image
+from regaze.toolkit.prompts.images import ImageLike, open_image
+from regaze.toolkit.prompts.video import Video
 from regaze.toolkit.wrap import Gaze, Images, paired
 
 if TYPE_CHECKING:
@@ -158,11 +159,19 @@ class MultiPassMethod(Method):
         options, results = {"system": system, **generate_kwargs}, []
         for start in range(0, len(texts), batch_size):
             part = slice(start, start + batch_size)
-            opened = [[open_image(image) for image in entry] for entry in entries[part]]
+            opened = [[self._open(image) for image in entry] for entry in entries[part]]
             results += self.answer_batch(gaze, opened, texts[part], options)
             if progress is not None:
                 progress(len(opened))
         return results
+
+    def _open(self, image: ImageLike | Video) -> Image.Image:
+        if isinstance(image, Video):
+            raise InputError(
+                f"{type(self).__name__} asks about images in several passes, and takes no videos; give the "
+                "frames as images"
+            )
+        return open_image(image)
 
     def answer_batch(
         self, gaze: Gaze, images: list[list[Image.Image]], questions: list[str], options: dict[str, Any]

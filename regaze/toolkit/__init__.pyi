@@ -5,6 +5,7 @@ from .load import load as load
 from .model.context import Context as Context
 from .prompts.token_map import Role as Role
 from .prompts.token_map import TokenMap as TokenMap
+from .prompts.video import Video as Video
 from .record.record import Record as Record
 from .record.trace import Trace as Trace
 from .wrap import Gaze as Gaze

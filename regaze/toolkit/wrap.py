@@ -14,7 +14,6 @@ from torch.utils.weak import WeakIdKeyDictionary
 from transformers import BatchFeature, PreTrainedModel
 
 from regaze.errors import BadParameterError, InputError, RegazeError, UnsupportedModelError
-from regaze.reading import StrPath
 from regaze.toolkit.model import compat
 from regaze.toolkit.model.block import Block, Opened
 from regaze.toolkit.model.callback import Callback
@@ -27,12 +26,13 @@ from regaze.toolkit.prompts.families import MediaInputs, family_of
 from regaze.toolkit.prompts.images import ImageLike, is_image, open_image
 from regaze.toolkit.prompts.prompt_reader import Prompt, PromptReader
 from regaze.toolkit.prompts.token_map import PromptTokens, TokenMap
+from regaze.toolkit.prompts.video import Clip, Video, open_video
 from regaze.toolkit.record.host_copies import to_host
 from regaze.toolkit.record.options import RecordOptions
 from regaze.toolkit.record.record import Record
 from regaze.toolkit.record.recorder import Recorder
 
-Images = ImageLike | Sequence[ImageLike] | None
+Images = ImageLike | Video | Sequence[ImageLike | Video] | None
 Sizes = list[list[tuple[int, int]]]
 
 #: (width, height) of the images of each prompt, by the tensor of their pixels that `inputs` made of them.
@@ -82,7 +82,8 @@ class Gaze:
         """A left-padded batch for `model.generate`, on the model's device.
 
         Args:
-            images: per question an image, several, or None. An image is a PIL image or a path.
+            images: per question an image, several, or None. An image is a PIL image or a path; a `Video` is
+                one, too: it has tokens of its own where the model has these, else its frames are images.
             questions: B questions (a single string is a batch of one; then `images` may be a single image,
                 too).
             system: a system message for every prompt, where the template has one.
@@ -111,13 +112,33 @@ class Gaze:
             raise InputError(
                 "regaze.wrap was given no processor, so it cannot build prompts; pass it, or build the inputs"
             )
-        opened = [[open_image(image) for image in entry] for entry in entries]
-        prompts = [self.reader.render(q, len(i), system) for q, i in zip(questions, opened, strict=True)]
-        batch = self.reader.tokenise([prompt.text for prompt in prompts], opened)
+        opened, clips = self._open(entries)
+        prompts = [
+            self.reader.render(question, len(images), system, len(videos))
+            for question, images, videos in zip(questions, opened, clips, strict=True)
+        ]
+        flat = [clip for each in clips for clip in each]
+        batch = self.reader.tokenise([prompt.text for prompt in prompts], opened, flat)
         batch.pop("labels", None)  # PaliGemma's; they are for training
         self._remember(prompts, batch, sum(map(len, opened)))
         self._note_sizes(batch, [[image.size for image in entry] for entry in opened])
         return batch
+
+    def _open(
+        self, entries: Sequence[Sequence[ImageLike | Video]]
+    ) -> tuple[list[list[Image.Image]], list[list[Clip]]]:
+        """Per question its images and its videos; only images where the model has no tokens for videos."""
+        images: list[list[Image.Image]] = [[] for _ in entries]
+        clips: list[list[Clip]] = [[] for _ in entries]
+        for number, entry in enumerate(entries):
+            for medium in entry:
+                if not isinstance(medium, Video):
+                    images[number].append(open_image(medium))
+                elif self.reader.takes_videos:
+                    clips[number].append(open_video(medium))
+                else:
+                    images[number] += open_video(medium).frames
+        return images, clips
 
     def ask(
         self,
@@ -349,7 +370,7 @@ def _not_a_callback(given: Any) -> str:
 
 
 def _is_one_image(images: Any) -> bool:
-    return images is None or is_image(images)
+    return images is None or is_image(images) or isinstance(images, Video)
 
 
 def _check_text(question: Any) -> None:
@@ -361,7 +382,7 @@ def _check_text(question: Any) -> None:
         raise InputError(f"the question {question[:80]!r} holds half a surrogate pair") from error
 
 
-def paired(images: Any, questions: Any) -> tuple[list[list[Image.Image | StrPath]], list[str]]:
+def paired(images: Any, questions: Any) -> tuple[list[list[ImageLike | Video]], list[str]]:
     """Images and questions as lists of one length: per question the list of its images."""
     if isinstance(questions, str):
         questions, images = [questions], [images]

@@ -21,6 +21,7 @@ from regaze.toolkit.prompts.families import Family, Layout, MediaInputs
 from regaze.toolkit.prompts.images import describe_image
 from regaze.toolkit.prompts.sight import Sight
 from regaze.toolkit.prompts.token_map import PromptTokens, Role
+from regaze.toolkit.prompts.video import Clip
 
 
 @dataclass(frozen=True)
@@ -45,12 +46,12 @@ class PromptReader:
 
     # Rendering ----------------------------------------------------------------------------------------
 
-    def render(self, question: str, images: int, system: str | None = None) -> Prompt:
-        """The prompt with `question` about `images` images, up to where the answer begins."""
+    def render(self, question: str, images: int, system: str | None = None, videos: int = 0) -> Prompt:
+        """The prompt with `question` about images and videos, up to where the answer begins."""
         if not isinstance(question, str) or not question.strip():
             raise InputError(f"a question is a text that is not empty, got {question!r}")
         question = question.strip()
-        if images and self.processor is self.tokenizer:
+        if (images or videos) and self.processor is self.tokenizer:
             raise InputError("this is a text-only model: ask it without images")
         for placeholder in self._placeholders:
             if placeholder in question or placeholder in (system or ""):
@@ -58,8 +59,8 @@ class PromptReader:
                     f"the text contains {placeholder!r}, which stands for an image or video in this model's "
                     "prompts"
                 )
-        text = self._render_text(question, images, system)
-        probe = self._render_text(_PROBE, images, system)
+        text = self._render_text(question, images, system, videos)
+        probe = self._render_text(_PROBE, images, system, videos)
         start = probe.find(_PROBE)
         end = len(text) - (len(probe) - start - len(_PROBE))
         if start < 0 or text[start:end] != question:
@@ -84,22 +85,27 @@ class PromptReader:
         own = getattr(self.processor, "image_placeholder_token", None)
         return str(own if own is not None else self.processor.image_token)
 
-    def _render_text(self, question: str, images: int, system: str | None) -> str:
+    def _render_text(self, question: str, images: int, system: str | None, videos: int = 0) -> str:
         if not self._has_template:
+            if videos:
+                raise InputError("this processor has no chat template to build a prompt with a video")
             return self.family.format_prompt(question, images, system)
         messages = [self.message("system", system)] if system else []
-        return self.apply_template([*messages, self.message("user", question, images)])
+        return self.apply_template([*messages, self.message("user", question, images, videos=videos)])
 
     @property
     def _has_template(self) -> bool:
         return getattr(self.processor, "chat_template", None) is not None
 
-    def message(self, role: str, text: str, images: int = 0, images_first: bool = True) -> dict[str, Any]:
-        """A message for `apply_template`."""
+    def message(
+        self, role: str, text: str, images: int = 0, images_first: bool = True, videos: int = 0
+    ) -> dict[str, Any]:
+        """A message for `apply_template`; videos follow the images."""
         if self.processor is self.tokenizer:
             return {"role": role, "content": text}
         # Multimodal templates take lists of parts.
-        image_parts, text_parts = [{"type": "image"}] * images, [{"type": "text", "text": text}]
+        image_parts = [{"type": "image"}] * images + [{"type": "video"}] * videos
+        text_parts = [{"type": "text", "text": text}]
         return {
             "role": role,
             "content": image_parts + text_parts if images_first else text_parts + image_parts,
@@ -118,8 +124,19 @@ class PromptReader:
                 f"the model's chat template makes no prompt of this: {_first_line(error)}"
             ) from error
 
-    def tokenise(self, texts: Sequence[str], images: Sequence[Sequence[Image.Image]]) -> BatchFeature:
+    @property
+    def takes_videos(self) -> bool:
+        """Whether the model has tokens for videos; others are shown the frames as images."""
+        has_token = getattr(self.processor, "video_token", None) is not None
+        return has_token and callable(getattr(self.processor, "video_processor", None))
+
+    def tokenise(
+        self, texts: Sequence[str], images: Sequence[Sequence[Image.Image]], clips: Sequence[Clip] = ()
+    ) -> BatchFeature:
         """Rendered prompts and the images of each as a batch, padded on the family's side.
+
+        Args:
+            clips: the videos of all prompts, in their order.
 
         Raises:
             InputError: the processor refuses an image, for example because of its shape, or would misread it.
@@ -137,13 +154,17 @@ class PromptReader:
             flat = [image for each in images for image in each]
             _check_sides(flat)
             options["images"] = [list(each) for each in images] if self.family.nested_images else flat
+        if clips:  # whose frames are chosen already
+            options["videos"] = [clip.pixels for clip in clips]
+            options["video_metadata"] = [clip.metadata for clip in clips]
+            options["do_sample_frames"] = False
         before = self.tokenizer.padding_side
         # An option of the call would go to a Q-Former's tokenizer, too.
         self.tokenizer.padding_side = self.family.padding_side
         try:
             return self.family.fix_inputs(BatchFeature(dict(self.processor(text=list(texts), **options))))
         except Exception as error:
-            if not any(images) or isinstance(error, (RegazeError, MemoryError)):
+            if not (any(images) or clips) or isinstance(error, (RegazeError, MemoryError)):
                 raise
             self._check_images([image for each in images for image in each])
             raise InputError(

@@ -1,7 +1,7 @@
 """What some processors take from torchvision, so that they can be built where it is not installed.
 
-Video processors, and the image processors of a few families, exist for torchvision alone. Videos are not part
-of the tests; for images, the real classes are used, a few functions of torchvision replaced by torch's own.
+Video processors, and the image processors of a few families, exist for torchvision alone. The real classes
+are used, a few functions of torchvision replaced by torch's own.
 """
 
 from __future__ import annotations
@@ -110,3 +110,10 @@ def image_processor(module: str, name: str, **settings: Any) -> Any:
     """An image processor that exists for torchvision alone."""
     real = from_module(module, name)
     return (real if HAS_TORCHVISION else type(name, (real, TorchImages), {}))(**settings)
+
+
+def video_processor(module: str, name: str, **settings: Any) -> Any:
+    """A video processor; they all exist for torchvision alone."""
+    real = from_module(module, name)
+    own = {"convert_to_rgb": TorchImages.convert_to_rgb}
+    return (real if HAS_TORCHVISION else type(name, (real, TorchImages), own))(**settings)

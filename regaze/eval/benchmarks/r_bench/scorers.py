@@ -95,7 +95,7 @@ class SubsetScorer(Scorer):
 class LabelScorer(YesNoScorer):
     """A yes/no scorer over all questions."""
 
-    def count(self, references: Sequence[RBenchReference], answers: Sequence[str]) -> np.ndarray:
+    def count(self, references: Sequence[Any], answers: Sequence[str]) -> np.ndarray:
         return super().count([reference.label for reference in references], answers)
 
 

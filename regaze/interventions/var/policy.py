@@ -13,7 +13,8 @@ from regaze.errors import BadParameterError
 from regaze.kernels import Channels, TritonPart, pad_channels
 from regaze.kernels.policies import constant
 
-_TINY = torch.finfo(torch.float32).tiny
+#: Less than this of a row is no mass.
+_NOTHING = 1e-30
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class MoveMass:
     @property
     def passes_empty(self) -> bool:
         """Whether the head test alone can pass a row whose receivers hold nothing, in any precision."""
-        return self.min_mass * self.min_share < 1e-30
+        return self.min_mass * self.min_share < _NOTHING
 
     def shares(self) -> tuple[list[float], list[float], list[float]]:
         """Per channel: the fraction it gives away, whether it receives, and whether it is in the gate."""
@@ -107,22 +108,29 @@ def _constants(policy: MoveMass, device: torch.device, dtype: torch.dtype) -> tu
 class _FoldedMoveMass:
     """A `MoveMass` multiplied into the columns of its channels: fewer small operations at decode.
 
-    Four mixtures of the channels tell all that the policy needs of a row that sums to 1: what its receivers
-    hold, what its donors give, by how much the gate exceeds `min_mass`, and the receivers their share of it.
-    Where both do, a weight a becomes a (1 - gives + given / held * receives), elsewhere it stays.
+    Mixtures of the channels tell all that the policy needs of a row: what its receivers hold, what its donors
+    give, and numbers that are negative where the head test fails. Where none is, a weight a becomes
+    a (1 - gives + given / held * receives), elsewhere it stays.
     """
 
     def __init__(self, policy: MoveMass, channels: Channels):
         gives, receives, gate = policy.shares()
-        mass = [g - policy.min_mass for g in gate]
         share = [r - policy.min_share * g for r, g in zip(receives, gate, strict=True)]
-        nothing = [0.0] * len(gate)
-        mixtures = (receives, gives, mass, share), ([-g for g in gives], receives, nothing, nothing)
-        numbers = tuple(number for four in mixtures for mixture in four for number in mixture)
-        measured, applied = constant(numbers, channels.matrix.device, torch.float32).view(2, 4, -1)
-        self.measured, self.applied = channels.mixed(measured), channels.mixed(applied)
-        self.zero, self.one = measured.new_zeros(()), measured.new_ones(())
-        self.passes_empty = policy.passes_empty
+        # Where nothing is held the gain must stay finite: it multiplies zeros.
+        measured = [(receives, _NOTHING), (gives, 0.0), (gate, -policy.min_mass), (share, 0.0)]
+        if policy.passes_empty:
+            measured.append((receives, -_NOTHING))
+        applied = [[-g for g in gives], receives, *[[0.0] * len(gate)] * (len(measured) - 2)]
+        mixed = [*(mixture for mixture, _ in measured), *applied]
+        numbers = (
+            *(number for mixture in mixed for number in mixture),
+            *(added for _, added in measured),
+            1.0,
+        )
+        packed = constant(numbers, channels.matrix.device, torch.float32)  # one copy for all
+        mixtures, self.added, self.one = packed.split((len(mixed) * len(gate), len(measured), 1))
+        self.measured, self.applied = map(channels.mixed, mixtures.view(2, len(measured), len(gate)))
+        self.tests = len(measured) - 2
 
     def __call__(self, weights: Tensor) -> Tensor:
         """Rows [B, M, Lk] as the policy leaves them."""
@@ -130,11 +138,7 @@ class _FoldedMoveMass:
         measured, applied = self.measured.upto(keys), self.applied.upto(keys)
         if measured.shape[0] != batch:
             measured, applied = (x.expand(batch, -1, -1) for x in (measured, applied))
-        found = torch.bmm(weights, measured.mT)  # held, given, mass, share
-        held, passes = found.narrow(-1, 0, 1), torch.heaviside(found, self.one)
-        passed = passes.narrow(-1, 2, 1) * passes.narrow(-1, 3, 1)
-        if self.passes_empty:
-            passed = passed * torch.heaviside(held, self.zero)
-        # Where nothing is held the gain must stay finite: it multiplies zeros.
-        coefficients = found / (held + _TINY) * passed  # 1, gain, and two that meet zeros
+        found = torch.baddbmm(self.added, weights, measured.mT)  # held, given, tests
+        passed = torch.heaviside(found.narrow(-1, 2, self.tests).amin(-1, True), self.one)
+        coefficients = found / found.narrow(-1, 0, 1) * passed  # 1, gain, and some that meet zeros
         return torch.baddbmm(self.one, coefficients, applied).mul_(weights)

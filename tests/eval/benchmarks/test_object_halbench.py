@@ -317,9 +317,14 @@ def test_a_judge_lists_objects_of_answers_of_more_than_three_words(tmp_path, wor
 def test_what_is_not_at_hand_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("REGAZE_CACHE", str(tmp_path / "cache"))
     lay_out(tmp_path)
+    (tmp_path / SYNONYMS).write_text("dog, puppy\n")
+    with pytest.raises(InputError, match=r"image 9 has 'cat', which begins no line of synonyms_refine\.txt"):
+        ObjectHalBench.load(tmp_path)
     (tmp_path / SYNONYMS).unlink()
     with pytest.raises(InputError, match=r"has no synonyms_refine\.txt: copy it there, or get it by `regaze"):
         ObjectHalBench.load(tmp_path)
     (tmp_path / QUESTIONS).unlink()
-    with pytest.raises(InputError, match=r"has no obj_halbench_300_with_image\.jsonl"):
+    with pytest.raises(
+        InputError, match=r"has no obj_halbench_300_with_image\.jsonl; RLHF-V and RLAIF-V publish it"
+    ):
         ObjectHalBench.load(tmp_path)

@@ -208,3 +208,8 @@ def test_what_there_is_not_is_refused(tmp_path, wrong):
         InputError, match="ROPE has the modes multi, single, student-forcing, teacher-forcing"
     ):
         Rope.load(tmp_path, **wrong)
+
+
+def test_questions_that_are_not_there_are_named_with_their_place(tmp_path):
+    with pytest.raises(InputError, match=r"has no AAAAB_data\.json; the questions .* are sled-umich/ROPE on"):
+        Rope.load(tmp_path)

@@ -21,14 +21,14 @@ benchmark. Papers hardly ever publish which images were captioned: give `ids`, o
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 from regaze.errors import InputError
 from regaze.eval import files
-from regaze.eval.benchmarks.chair.ground_truth import GroundTruth, read_ground_truth
+from regaze.eval.benchmarks.chair.ground_truth import GroundTruth, read_ground_truth, require_categories
 from regaze.eval.benchmarks.chair.scorers import ChairScorer, official_scorers
 from regaze.eval.benchmarks.chair.selection import IMAGE_NAME, PREFIX, choose_images
 from regaze.eval.benchmarks.chair.words import read_synonyms
@@ -111,7 +111,7 @@ class Chair(BaseBenchmark):
                 f"{len(absent)} images have no ground truth in {folder}, the first is {absent[0]}"
             )
         synonyms = _find_synonyms(folder)
-        _require_categories(truth, set(read_synonyms(synonyms).values()), folder)
+        require_categories(truth, set(read_synonyms(synonyms).values()), folder, SYNONYMS)
         items = []
         for image_id in chosen:
             image = image_folder / (truth[image_id].file or IMAGE_NAME.format(image_id))
@@ -174,15 +174,6 @@ def _item(
     key: str, image: Path | None, truth: GroundTruth, prompt: str, max_new_tokens: int, source: str = ""
 ) -> Item:
     return Item(key, "captions", image, prompt, "", source, truth, max_new_tokens=max_new_tokens, id=key)
-
-
-def _require_categories(truth: Mapping[int, GroundTruth], known: Set[str], folder: Path) -> None:
-    """Refuse objects that no caption could name, since synonyms.txt does not have them."""
-    for image_id, objects in truth.items():
-        if unknown := sorted(objects.objects - known):
-            raise InputError(
-                f"{folder}: image {image_id} has {unknown[0]!r}, which begins no line of {SYNONYMS}"
-            )
 
 
 def _find_synonyms(folder: Path) -> Path:

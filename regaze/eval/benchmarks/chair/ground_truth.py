@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,21 @@ def read_ground_truth(folder: StrPath, ids: Collection[int] | None = None) -> di
         f"{folder} has no ground truth: expected instances_val2014.json with captions_val2014.json, "
         f"{_PICKLE} or {_OBJECTS}"
     )
+
+
+def require_categories(
+    truth: Mapping[int, GroundTruth], known: Set[str], folder: StrPath, synonyms: str
+) -> None:
+    """Refuse objects that no caption could name, since the list of synonyms does not have them.
+
+    Raises:
+        InputError: Names the first.
+    """
+    for image_id, objects in truth.items():
+        if unknown := sorted(objects.objects - known):
+            raise InputError(
+                f"{folder}: image {image_id} has {unknown[0]!r}, which begins no line of {synonyms}"
+            )
 
 
 def _select(truth: dict[int, GroundTruth], ids: Collection[int] | None) -> dict[int, GroundTruth]:

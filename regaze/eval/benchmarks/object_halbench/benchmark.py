@@ -25,7 +25,7 @@ from typing import Any, ClassVar
 
 from regaze.errors import InputError
 from regaze.eval import files, judges
-from regaze.eval.benchmarks.chair.ground_truth import read_ground_truth
+from regaze.eval.benchmarks.chair.ground_truth import read_ground_truth, require_categories
 from regaze.eval.benchmarks.chair.selection import IMAGE_NAME
 from regaze.eval.benchmarks.chair.words import SynonymReader
 from regaze.eval.benchmarks.common.base import About, Item, limit_items
@@ -113,11 +113,16 @@ class ObjectHalBench(JudgedBenchmark):
                 without a judge.
         """
         folder, image_folder = files.folders_of(folder, images, "val2014")
-        path = files.find_file(folder, QUESTIONS)
+        try:
+            path = files.find_file(folder, QUESTIONS)
+        except InputError as error:
+            raise InputError(f"{error}; RLHF-V and RLAIF-V publish it (eval/data): copy it here") from error
         records = [(f"{path}:{line}", record) for line, record in files.read_records(path)]
         chosen = limit_items([_item(record, source) for source, record in records], limit)
         embedded = {source: record.get("image") for source, record in records}
         truth = read_ground_truth(annotations or folder, [int(item.key) for item in chosen])
+        words = read_words(_find_synonyms(folder))
+        require_categories(truth, set(words.synonyms.values()), annotations or folder, SYNONYMS)
         items = []
         for item in chosen:
             if int(item.key) not in truth:
@@ -128,7 +133,7 @@ class ObjectHalBench(JudgedBenchmark):
             items.append(replace(item, image=image, reference=truth[int(item.key)]))
         return cls(
             tuple(items),
-            read_words(_find_synonyms(folder)),
+            words,
             judge is not None if judged is None else judged,
             judge,
             JudgePrompt.from_file(prompt, _PLACEHOLDERS) if prompt else JUDGE,

@@ -57,6 +57,7 @@ FILES = {
 #: Part of the data -> the variable of `CLASSES` with its lists of classes.
 PARTS = {"validation": "VALIDATION_CLASSES", "train": "TRAIN_CLASSES"}
 SOURCES = ("COCO", "ADE")
+HUB = "sled-umich/ROPE"
 CLASSES = "constant.py"
 
 LIST_PROMPT = (
@@ -90,7 +91,7 @@ class Rope(BaseBenchmark):
         title="ROPE",
         paper="Chen et al., NeurIPS 2024, arXiv 2407.06192",
         licence="none stated",
-        images="COCO and ADE20K photographs with boxes drawn on them, in sled-umich/ROPE on the hub",
+        images=f"COCO and ADE20K photographs with boxes drawn on them, in {HUB} on the hub",
         home="https://github.com/sled-group/moh",
         files=(github_file("sled-group/moh", "172e118f2f8ca9eda89abb757220cf868312833b", CLASSES, None),),
     )
@@ -107,7 +108,7 @@ class Rope(BaseBenchmark):
         prompt: StrPath | None = None,
         limit: int | None = None,
     ) -> Rope:
-        """A part of sled-umich/ROPE as a local copy: `folder`/<part>/AAAAB_data.json and four more.
+        """A part of the data as a local copy: `folder`/<part>/AAAAB_data.json and four more.
 
         The lists of classes are those of the authors' constant.py (in `folder`, or downloaded); without it
         those of all objects in the part.
@@ -183,8 +184,12 @@ class _Picture:
 
 
 def _read_pictures(path: Path, kind: str) -> list[_Picture]:
-    if not os.path.isfile(path):
+    try:
         path = files.find_file(path.parent, path.name)
+    except InputError as error:
+        raise InputError(
+            f"{error}; the questions and pictures are {HUB} on the hub: copy them here"
+        ) from error
     pictures = []
     for line, record in files.read_records(path):
         source = f"{path}:{line}"

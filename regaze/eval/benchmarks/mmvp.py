@@ -135,7 +135,7 @@ class VerdictScorer(PairScorer):
 
 
 LMMS_EVAL = LmmsEvalScorer("lmms-eval", "lmms-eval 75571cf")
-REGAZE = ChoiceScorer("regaze", "1")
+REGAZE = ChoiceScorer("regaze", "2")
 OFFICIAL = VerdictScorer("official", "tsb0601/MMVP 7635005 gpt_grader.py")
 
 

@@ -22,6 +22,7 @@ import numpy as np
 from regaze.errors import InputError
 from regaze.eval import judges
 from regaze.eval.benchmarks.common.base import About, BaseBenchmark, Item, limit_items
+from regaze.eval.benchmarks.common.final_answer import without_thinking
 from regaze.eval.benchmarks.common.judged import JudgedBenchmark, JudgePrompt
 from regaze.eval.benchmarks.common.scoring import Scorer, ratio
 from regaze.eval.benchmarks.common.tokenizer import Tokenizer
@@ -84,18 +85,19 @@ def insert_needles(
 
 @dataclass(frozen=True)
 class WordRecallScorer(Scorer):
-    """Share of the answer's words that a response has; references are `Needle`."""
+    """Share of the answer's words that a response has behind its thinking; references are `Needle`."""
 
     name: str = "words"
-    version: str = "regaze 1"
+    version: str = "regaze 2"
     metrics: tuple[str, ...] = ("recall", "found")
 
     def count(self, references: Sequence[Needle], answers: Sequence[str]) -> np.ndarray:
         """[n, 3]: recall, found, 1."""
+        responses = [without_thinking(answer) for answer in answers]
         return np.array(
             [
-                (unigram_recall(needle.answer, answer), needle.answer.lower() in answer.lower(), 1)
-                for needle, answer in zip(references, answers, strict=True)
+                (unigram_recall(needle.answer, response), needle.answer.lower() in response.lower(), 1)
+                for needle, response in zip(references, responses, strict=True)
             ],
             dtype=np.float64,
         )

@@ -110,7 +110,7 @@ class ChoiceScorer(OptionScorer):
     """Letters and texts of options by `multiple_choice.read_choice`."""
 
     name = "regaze"
-    version = "1"
+    version = "2"
 
     def read(self, reference: VStarReference, answer: str) -> tuple[bool, bool]:
         letter = multiple_choice.read_choice(answer, reference.options)

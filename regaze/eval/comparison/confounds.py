@@ -1,4 +1,4 @@
-"""Confounds: shorter answers, repetition, a bias towards yes, unreadable answers, more computation.
+"""Confounds: shorter answers, repetition, a bias towards yes, unreadable or unfinished answers, computation.
 
 Fewer hallucinated objects in shorter captions, or a higher recall of a model that says yes to everything, is
 not better vision. These figures are reported with every score, and a change beyond its threshold is flagged.
@@ -11,7 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from regaze.eval.benchmarks.common.base import Item
-from regaze.eval.benchmarks.common.yes_no import LABELS, read_first_word
+from regaze.eval.benchmarks.common.final_answer import is_cut_in_thinking, without_thinking
+from regaze.eval.benchmarks.common.yes_no import LABELS
+from regaze.eval.benchmarks.common.yes_no_reading import read_yes_no
 from regaze.eval.cost import Cost
 
 
@@ -39,28 +41,33 @@ THRESHOLDS: dict[str, Threshold] = {
     "unreadable": Threshold(
         0.01, False, lambda plain, edited: f"unreadable {100 * (edited - plain):+.1f} points"
     ),
+    "cut_in_thinking": Threshold(
+        0.01, False, lambda plain, edited: f"cut in thinking {100 * (edited - plain):+.1f} points"
+    ),
     "forwards_per_token": Threshold(0.25, True, lambda plain, edited: f"{edited:.1f} forwards per token"),
     "peak_mib": Threshold(0.25, True, lambda plain, edited: f"memory {edited / plain - 1:+.0%}"),
 }
 
 
 def measure(items: Sequence[Item], answers: Sequence[str]) -> dict[str, float]:
-    """Statistics of the answers' texts; nan where there is nothing to measure.
+    """Statistics of the answers' texts without their thinking; nan where there is nothing to measure.
 
     words: mean length. repeated_4grams: share of 4-grams of words that occurred before in the same answer.
-    empty: share of answers without a word. Where all labels are yes or no also yes_ratio and unreadable: the
-    shares of answers that begin with yes, and with neither.
+    empty: share of answers without a word. cut_in_thinking: share of answers that end within the thinking.
+    Where all labels are yes or no also yes_ratio and unreadable: the shares of answers read as yes, and as
+    neither.
     """
-    words = [answer.lower().split() for answer in answers]
+    words = [without_thinking(answer).lower().split() for answer in answers]
     grams = [[tuple(text[i : i + 4]) for i in range(len(text) - 3)] for text in words]
     repeated = sum(len(each) - len(set(each)) for each in grams)
     out = {
         "words": _share(sum(map(len, words)), len(words)),
         "repeated_4grams": _share(repeated, sum(map(len, grams))),
         "empty": _share(sum(not text for text in words), len(words)),
+        "cut_in_thinking": _share(sum(map(is_cut_in_thinking, answers)), len(answers)),
     }
     if items and all(item.label in LABELS for item in items):
-        readings = [read_first_word(answer) for answer in answers]
+        readings = [read_yes_no(answer) for answer in answers]
         out["yes_ratio"] = _share(readings.count("yes"), len(readings))
         out["unreadable"] = _share(readings.count("other"), len(readings))
     return out

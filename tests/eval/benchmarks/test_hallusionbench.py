@@ -17,7 +17,7 @@ from regaze.eval.benchmarks.hallusionbench.scorers import (
     LMMS_EVAL_INTERN,
     UNCLEAR,
     VLMEVALKIT,
-    FirstWordScorer,
+    AnswerScorer,
     HallusionReference,
     OfficialScorer,
     Verdict,
@@ -161,7 +161,7 @@ def test_a_perfect_run_has_no_causes_where_the_official_script_stops(own):
 
 def test_own_rule_reads_the_first_word_and_never_guesses():
     references = [reference(question="0"), reference(question="1", positive=False), reference(question="2")]
-    own = FirstWordScorer().score(references, ["Yes, it is.", "Yes.", "It seems so."])
+    own = AnswerScorer().score(references, ["Yes, it is.", "Yes.", "It seems so."])
     assert own["aAcc"] == pytest.approx(100 / 3)
 
 

@@ -74,7 +74,7 @@ def test_questions_with_letters_are_read(tmp_path):
         ("b.", "B", "B"),
         ("(B) cotton", "B", "B"),
         ("Cotton.", "C", "B"),
-        ("The answer is B", "B", ""),
+        ("The answer is B", "B", "B"),
         ("Because", "B", ""),
         ("D", "D", ""),
         ("it is", "", ""),

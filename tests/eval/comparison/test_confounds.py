@@ -23,12 +23,28 @@ def test_texts_are_measured_by_hand():
         "words": (1 + 1 + 8 + 0) / 4,
         "repeated_4grams": 1 / 5,  # abcd bcda cdab dabc abcd
         "empty": 1 / 4,
+        "cut_in_thinking": 0.0,
         "yes_ratio": 1 / 4,
         "unreadable": 2 / 4,
     }
     captions = confounds.measure(items("", ""), ["a dog", "a cat on a mat"])
-    assert set(captions) == {"words", "repeated_4grams", "empty"}
+    assert set(captions) == {"words", "repeated_4grams", "empty", "cut_in_thinking"}
     assert captions["words"] == 3.5
+
+
+def test_thinking_is_no_text_of_an_answer_and_cut_answers_are_counted():
+    answers = ["<think>a b c d a b c d no</think>Yes", "<think>no dog, no dog", "a</think>no"]
+    assert confounds.measure(items("yes", "no", "no"), answers) == pytest.approx(
+        {
+            "words": 2 / 3,
+            "repeated_4grams": math.nan,
+            "empty": 1 / 3,
+            "cut_in_thinking": 1 / 3,
+            "yes_ratio": 1 / 3,
+            "unreadable": 1 / 3,
+        },
+        nan_ok=True,
+    )
 
 
 @pytest.mark.parametrize(
@@ -38,6 +54,7 @@ def test_texts_are_measured_by_hand():
         ("repeated_4grams", 0.01, 0.04, 0.02, "repetition +3.0 points"),
         ("yes_ratio", 0.5, 0.56, 0.54, "yes-ratio +6.0 points"),
         ("unreadable", 0.0, 0.02, 0.005, "unreadable +2.0 points"),
+        ("cut_in_thinking", 0.1, 0.05, 0.105, "cut in thinking -5.0 points"),
     ],
 )
 def test_a_change_of_the_texts_is_named_beyond_its_threshold(name, plain, beyond, within, says):

@@ -13,7 +13,7 @@ the positive class; anything but exactly "Yes" or "No" is wrong. The AMBER score
 `vlmevalkit`
     Answers only: accuracy per kind by the words yes and no, and the mean of the kinds.
 `regaze`
-    Answers only, as official but read by their first word; the share of unreadable answers is reported.
+    Answers only, as official but read by `yes_no_reading`; the share of unreadable answers is reported.
 """
 
 from __future__ import annotations
@@ -179,7 +179,7 @@ class Amber(BaseBenchmark):
             return (official,)
         if self.matcher is not None:
             return (official, LmmsEvalScorer(self.matcher))
-        return (official, VlmEvalKitScorer(), AmberScorer("regaze", "1", None, self.task, read_own))
+        return (official, VlmEvalKitScorer(), AmberScorer("regaze", "2", None, self.task, read_own))
 
     def groups(self) -> dict[str, list[int]]:
         """One group: the official figures are over all questions of the evaluation type."""

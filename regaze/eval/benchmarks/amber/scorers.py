@@ -9,8 +9,10 @@ import numpy as np
 
 from regaze.errors import InputError
 from regaze.eval.benchmarks.amber.words import AnnotatedObjects, NounMatcher
+from regaze.eval.benchmarks.common.final_answer import without_thinking
 from regaze.eval.benchmarks.common.scoring import Scorer, ratio
-from regaze.eval.benchmarks.common.yes_no import read_first_word, read_vlmevalkit
+from regaze.eval.benchmarks.common.yes_no import read_vlmevalkit
+from regaze.eval.benchmarks.common.yes_no_reading import read_yes_no
 
 KINDS = ("existence", "state", "number", "action", "relation")
 ATTRIBUTES = KINDS[1:4]
@@ -48,7 +50,7 @@ Reference = AnnotatedObjects | YesNoReference
 
 @dataclass(frozen=True)
 class AmberScorer(Scorer):
-    """The official rule.
+    """The official rule. Descriptions are scored without the model's thinking, which describes nothing.
 
     Attributes:
         matcher: Finds the objects of descriptions; may be None if there are only questions.
@@ -86,7 +88,7 @@ class AmberScorer(Scorer):
         if isinstance(reference, AnnotatedObjects):
             if self.matcher is None:
                 raise InputError("AMBER's descriptions were loaded without the words to score them by")
-            found = self.matcher.match(reference, answer)
+            found = self.matcher.match(reference, without_thinking(answer))
             description[:] = (
                 *(len(found.wrong), len(found.nouns), sum(found.covered), len(found.covered)),
                 *(sum(found.claimed), len(found.claimed), not found.wrong, 1),
@@ -171,8 +173,8 @@ class VlmEvalKitScorer(Scorer):
 
 
 def read_own(answer: str) -> str:
-    """Read an answer by its first word: "Yes", "No" or "" (`yes_no.read_first_word`)."""
-    return {"yes": "Yes", "no": "No"}.get(read_first_word(answer), "")
+    """Read an answer as "Yes", "No" or "" by `yes_no_reading.read_yes_no`."""
+    return {"yes": "Yes", "no": "No"}.get(read_yes_no(answer), "")
 
 
 def _metric_name(part: str, metric: str) -> str:

@@ -17,6 +17,7 @@ from regaze.eval.benchmarks.chair.words import (
     read_synonyms,
     wordnet_forms,
 )
+from regaze.eval.benchmarks.common.final_answer import without_thinking
 from regaze.eval.benchmarks.common.scoring import Scorer, ratio
 from regaze.eval.benchmarks.common.vocabulary import Mention
 from regaze.reading import StrPath
@@ -44,6 +45,8 @@ class CaptionObjects(NamedTuple):
 class ChairScorer(Scorer):
     """CHAIR with one way of finding objects in text; references are `GroundTruth`.
 
+    A caption is the answer without the model's thinking, which is no caption.
+
     Besides the metrics of the official scorers there are some that reveal spurious gains: `chair_distinct`
     counts an object once however often it is named; `words` is the length of a caption; `repeated_4grams` is
     the share of 4-grams that repeat an earlier one.
@@ -68,6 +71,7 @@ class ChairScorer(Scorer):
         return np.array([self._count_one(*pair) for pair in zip(references, answers, strict=True)])
 
     def _count_one(self, truth: GroundTruth, caption: str) -> tuple[int, ...]:
+        caption = without_thinking(caption)
         objects = self.caption_objects(truth, caption)
         distinct = {mention.category for mention in objects.named}
         words = caption.lower().split()

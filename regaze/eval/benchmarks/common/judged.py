@@ -12,6 +12,7 @@ from typing import Any
 from regaze.errors import InputError
 from regaze.eval import judges
 from regaze.eval.benchmarks.common.base import BaseBenchmark
+from regaze.eval.benchmarks.common.final_answer import without_thinking
 from regaze.reading import StrPath, read_text
 
 
@@ -71,7 +72,7 @@ class JudgedBenchmark(BaseBenchmark):
         raise NotImplementedError
 
     def score(self, answers: Mapping[str, Sequence[str]], *, seed: int) -> dict[str, Any]:
-        """As `BaseBenchmark.score`, of the judge's verdicts.
+        """As `BaseBenchmark.score`, of the judge's verdicts on the answers without their thinking.
 
         Raises:
             InputError: The number of answers differs from the number of items, or the judge fails.
@@ -79,7 +80,10 @@ class JudgedBenchmark(BaseBenchmark):
         if not self.judged:
             return super().score(answers, seed=seed)
         self.check_answers(answers)
-        verdicts = {condition: self.verdicts(given) for condition, given in answers.items()}
+        verdicts = {
+            condition: self.verdicts([without_thinking(answer) for answer in given])
+            for condition, given in answers.items()
+        }
         return self.score_per_group(verdicts, seed)
 
     def describe(self) -> dict[str, Any]:

@@ -18,15 +18,14 @@
     The words yes and no after punctuation is stripped, without its judge model. An answer with both or
     neither is wrong, but counts as "no" for precision, recall and F1.
 `regaze`
-    Ours: "yes" or "no" if that is the first word and the other word does not follow anywhere; else
-    unreadable. An unreadable answer is wrong, and a missed object if the label is yes; the share of
-    unreadable answers is reported.
+    Ours: what a careful person takes the answer for (`yes_no_reading`), without thinking and markup. An
+    unreadable answer is wrong, and a missed object if the label is yes; the share of unreadable answers is
+    reported.
 """
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -34,6 +33,7 @@ import numpy as np
 
 from regaze.eval.benchmarks.common.normalise import strip_punctuation
 from regaze.eval.benchmarks.common.scoring import Scorer, ratio
+from regaze.eval.benchmarks.common.yes_no_reading import read_yes_no
 
 METRICS = ("accuracy", "precision", "recall", "f1", "yes_ratio")
 LABELS = ("yes", "no")
@@ -73,14 +73,6 @@ def read_anywhere(answer: str) -> str:
     """
     text = answer.lower()
     return next((label for label in LABELS if label in text), "other")
-
-
-def read_first_word(answer: str) -> str:
-    """Read an answer as "yes" or "no" if that is its first word and the other never occurs; else "other"."""
-    words = re.findall(r"[^\W_]+", answer.lower())
-    if words[:1] == ["yes"] and "no" not in words:
-        return "yes"
-    return "no" if words[:1] == ["no"] and "yes" not in words else "other"
 
 
 def confusion(labels: Sequence[str], readings: Sequence[str]) -> np.ndarray:
@@ -165,7 +157,5 @@ HARNESS = YesNoScorer("harness", "lmms-eval 75571cf", read_harness, undefined=0.
 VLMEVALKIT = YesNoScorer(
     "vlmevalkit", "VLMEvalKit e8e78f0, no judge", read_vlmevalkit, undefined=0.0, unreadable_is_missed=True
 )
-REGAZE = YesNoScorer(
-    "regaze", "1", read_first_word, unreadable_is_missed=True, metrics=(*METRICS, "unreadable")
-)
+REGAZE = YesNoScorer("regaze", "2", read_yes_no, unreadable_is_missed=True, metrics=(*METRICS, "unreadable"))
 SCORERS = (OFFICIAL, HARNESS, OPERA, VCD, VLMEVALKIT, REGAZE)

@@ -15,7 +15,7 @@ items): then "cannot tell" is correct, and there is no figure to count.
 `lmms-eval-intern`
     A rule in lmms-eval: "yes" anywhere in the answer, else no; 951 items.
 `regaze`
-    Ours: the official arithmetic on all items with answers read by their first word; unreadable is "cannot
+    Ours: the official arithmetic on all items with answers read by `yes_no_reading`; unreadable is "cannot
     tell".
 """
 
@@ -41,7 +41,7 @@ from regaze.eval.benchmarks.hallusionbench.scorers import (
     LMMS_EVAL_INTERN,
     UNCLEAR,
     VLMEVALKIT,
-    FirstWordScorer,
+    AnswerScorer,
     HallusionReference,
     OfficialScorer,
     Verdict,
@@ -174,7 +174,7 @@ class HallusionBench(JudgedBenchmark):
                     version=f"{OfficialScorer.version}, {prompts}, judge {self.require_judge().name}"
                 ),
             )
-        return (VLMEVALKIT, LMMS_EVAL_INTERN, FirstWordScorer())
+        return (VLMEVALKIT, LMMS_EVAL_INTERN, AnswerScorer())
 
     def groups(self) -> dict[str, list[int]]:
         return {"all": list(range(len(self.items)))}

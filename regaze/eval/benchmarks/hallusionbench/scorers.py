@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from regaze.eval.benchmarks.common.scoring import Scorer, ratio
-from regaze.eval.benchmarks.common.yes_no import read_first_word, read_vlmevalkit
+from regaze.eval.benchmarks.common.yes_no import read_vlmevalkit
+from regaze.eval.benchmarks.common.yes_no_reading import read_yes_no
 
 #: A judge's verdict on an answer, in the order of the official codes.
 INCORRECT, CORRECT, UNCLEAR = range(3)
@@ -143,11 +144,11 @@ class OfficialScorer(Scorer):
 
 
 @dataclass(frozen=True)
-class FirstWordScorer(OfficialScorer):
-    """The official arithmetic on the answers themselves, read by their first word."""
+class AnswerScorer(OfficialScorer):
+    """The official arithmetic on the answers themselves, read by `yes_no_reading.read_yes_no`."""
 
     name: str = "regaze"
-    version: str = "1"
+    version: str = "2"
     causes: bool = False
 
     def count(self, references: Sequence[HallusionReference], answers: Sequence[Any]) -> np.ndarray:
@@ -252,7 +253,7 @@ def _causes(reference: HallusionReference, verdict: Verdict, original: int) -> t
 
 
 def _read_answer(reference: HallusionReference, answer: str) -> Verdict:
-    reading = read_first_word(answer)
+    reading = read_yes_no(answer)
     if reading == "other":
         return Verdict(UNCLEAR)
     return Verdict(CORRECT if (reading == "yes") == reference.positive else INCORRECT)

@@ -13,7 +13,7 @@ existence, count, position and color (800). Always answering yes gives 50 per ta
 `vlmevalkit`
     The words yes and no after punctuation is stripped, without its judge; it calls cognition reasoning.
 `regaze`
-    Ours: the first word, if the other does not follow; adds the share of unreadable answers.
+    Ours: read by `yes_no_reading`; adds the share of unreadable answers.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ from regaze.eval import files
 from regaze.eval.benchmarks.common import hub
 from regaze.eval.benchmarks.common.base import About, BaseBenchmark, Item, limit_items
 from regaze.eval.benchmarks.common.scoring import Scorer
-from regaze.eval.benchmarks.common.yes_no import LABELS, read_first_word, read_vlmevalkit
+from regaze.eval.benchmarks.common.yes_no import LABELS, read_vlmevalkit
+from regaze.eval.benchmarks.common.yes_no_reading import read_yes_no
 from regaze.eval.benchmarks.mme.scorer import (
     TASKS,
     MmeReference,
@@ -146,7 +147,7 @@ class Mme(BaseBenchmark):
             ),
             MmeScorer("lmms-eval", "lmms-eval 75571cf", read_lmms_eval, tasks),
             MmeScorer("vlmevalkit", "VLMEvalKit e8e78f0, no judge", read_vlmevalkit, tasks),
-            MmeScorer("regaze", "1", read_first_word, tasks, report_unreadable=True),
+            MmeScorer("regaze", "2", read_yes_no, tasks, report_unreadable=True),
         )
 
     def groups(self) -> dict[str, list[int]]:

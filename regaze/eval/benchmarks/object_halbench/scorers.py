@@ -11,6 +11,7 @@ import numpy as np
 from regaze.eval.benchmarks.chair.ground_truth import GroundTruth
 from regaze.eval.benchmarks.chair.scorers import objects_in_image, read_caption
 from regaze.eval.benchmarks.chair.words import SynonymReader
+from regaze.eval.benchmarks.common.final_answer import without_thinking
 from regaze.eval.benchmarks.common.scoring import Scorer, ratio
 from regaze.eval.benchmarks.common.vocabulary import Mention
 from regaze.eval.benchmarks.object_halbench.objects import UnreadableReplyError
@@ -41,8 +42,8 @@ class AnswerObjects(NamedTuple):
 
 
 def clean(answer: str) -> str:
-    """An answer as the official script takes it, without "Assistant:"."""
-    return answer.replace("Assistant:", "").strip()
+    """An answer as the official script takes it, without "Assistant:", and without the model's thinking."""
+    return without_thinking(answer).replace("Assistant:", "").strip()
 
 
 @dataclass(frozen=True)

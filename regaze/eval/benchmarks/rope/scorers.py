@@ -9,6 +9,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from regaze.eval.benchmarks.common.final_answer import without_thinking
 from regaze.eval.benchmarks.common.scoring import Scorer, ratio
 from regaze.eval.benchmarks.common.vocabulary import ClosedVocabulary
 
@@ -157,11 +158,14 @@ def _rows_by_image(references: Sequence[RopeReference]) -> Iterator[list[int]]:
 def read_objects(answer: str, classes: tuple[str, ...], number: int) -> list[str | None]:
     """The classes that an answer gives, in lower case; None where it gives none of the list, or several.
 
+    An answer is what follows the model's thinking.
+
     Objects are marked (obj1:, Object 1 -), or five parts between commas or lines stand in their order.
 
     Args:
         number: The one object asked for, whose class may stand alone; 0 for all five.
     """
+    answer = without_thinking(answer)
     markers = list(_MARKER.finditer(answer))
     ends = [marker.start() for marker in markers[1:]] + [len(answer)]
     marked = {int(marker[1]): answer[marker.end() : end] for marker, end in zip(markers, ends, strict=False)}

@@ -10,6 +10,7 @@ from . import methods as methods
 from . import models as models
 from . import pictures as pictures
 from . import questions as questions
+from . import recipes as recipes
 from . import run as run
 from . import scoring as scoring
 from . import tables as tables

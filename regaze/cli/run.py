@@ -41,6 +41,8 @@ class Run:
         formats: of other harnesses, to write the answers in.
         options: the values of all parameters of the command, which become run.yaml.
         controls: run the controls of the methods, too.
+        files: further files of the run's folder, text by name; None for run.yaml.
+        prepare: called with the model before the first question.
     """
 
     tasks: Sequence[EvalTask]
@@ -50,6 +52,8 @@ class Run:
     formats: Sequence[str]
     options: Mapping[str, Any]
     controls: bool = False
+    files: Mapping[str, str] | None = None
+    prepare: Callable[[Gaze], None] = lambda gaze: None
 
 
 def execute(run: Run, add_pages: AddPages | None = None) -> tuple[dict[str, Any] | None, Path]:
@@ -67,6 +71,7 @@ def execute(run: Run, add_pages: AddPages | None = None) -> tuple[dict[str, Any]
     gaze = models.load_model(
         options["model"], _device(options["device"], group), options["dtype"], arguments=options["model_arg"]
     )
+    run.prepare(gaze)
     with console.progress() if group.is_main else nullcontext() as progress, _naming(options["generate"]):
         results = evaluate(
             gaze,
@@ -76,7 +81,7 @@ def execute(run: Run, add_pages: AddPages | None = None) -> tuple[dict[str, Any]
             model_name=options["model"],
             config=replace(run.config, process_group=group),
             progress=progress,
-            files={"run.yaml": config.dump(options)},
+            files={"run.yaml": config.dump(options)} if run.files is None else run.files,
             controls=run.controls,
         )
     if not group.is_main:

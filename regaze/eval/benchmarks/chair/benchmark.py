@@ -29,14 +29,18 @@ from typing import Any, ClassVar
 from regaze.errors import InputError
 from regaze.eval import files
 from regaze.eval.benchmarks.chair.ground_truth import GroundTruth, read_ground_truth, require_categories
-from regaze.eval.benchmarks.chair.scorers import ChairScorer, official_scorers
+from regaze.eval.benchmarks.chair.scorers import (
+    ChairScorer,
+    closed_scorer,
+    official_scorers,
+    scorers_with,
+)
 from regaze.eval.benchmarks.chair.selection import IMAGE_NAME, PREFIX, choose_images
 from regaze.eval.benchmarks.chair.words import read_synonyms
 from regaze.eval.benchmarks.common import hub
 from regaze.eval.benchmarks.common.base import About, BaseBenchmark, Item, limit_items
 from regaze.eval.benchmarks.common.download import benchmark_folder, github_file
 from regaze.eval.benchmarks.common.scoring import Scorer
-from regaze.eval.benchmarks.common.vocabulary import ClosedVocabulary
 from regaze.reading import StrPath
 
 PROMPT = "Please describe this image in detail."
@@ -54,6 +58,7 @@ class Chair(BaseBenchmark):
     max_new_tokens: int = MAX_NEW_TOKENS
     suffix: str = ""
     name: str = "chair"
+    splits: ClassVar[tuple[str, ...]] = ("captions",)
     image_prefix: ClassVar[str] = PREFIX + r"|scene_"
     about: ClassVar[About] = About(
         title="CHAIR",
@@ -153,8 +158,12 @@ class Chair(BaseBenchmark):
         for scene in scenes():
             truth = GroundTruth(frozenset(thing.category for thing in scene.objects))
             items.append(_item(scene.name, scene.path, truth, prompt, max_new_tokens))
-        rule = ChairScorer("chair", "regaze closed vocabulary, 1", ClosedVocabulary(tuple(CATEGORIES)))
+        rule = closed_scorer(tuple(CATEGORIES))
         return cls(limit_items(items, limit), (rule,), "demo", max_new_tokens, name="captions")
+
+    @classmethod
+    def known_figures(cls) -> dict[str, tuple[str, ...]]:
+        return {rule.name: rule.metrics for rule in (*scorers_with({}), closed_scorer(()))}
 
     def scorers(self) -> Sequence[Scorer]:
         return self.rules

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -19,7 +19,7 @@ from regaze.eval.benchmarks.chair.words import (
 )
 from regaze.eval.benchmarks.common.final_answer import without_thinking
 from regaze.eval.benchmarks.common.scoring import Scorer, ratio
-from regaze.eval.benchmarks.common.vocabulary import Mention
+from regaze.eval.benchmarks.common.vocabulary import ClosedVocabulary, Mention
 from regaze.reading import StrPath
 
 METRICS = ("chair_s", "chair_i", "recall", "length", "chair_distinct", "words", "repeated_4grams")
@@ -126,7 +126,16 @@ def objects_in_image(reader: ObjectReader, truth: GroundTruth) -> set[str]:
 
 def official_scorers(synonyms: StrPath) -> tuple[ChairScorer, ...]:
     """The three scorers in use, with the words of the official synonyms.txt."""
-    table = read_synonyms(synonyms)
+    return scorers_with(read_synonyms(synonyms))
+
+
+def closed_scorer(categories: tuple[str, ...]) -> ChairScorer:
+    """The scorer that finds the words of a closed list."""
+    return ChairScorer("chair", "regaze closed vocabulary, 1", ClosedVocabulary(categories))
+
+
+def scorers_with(table: Mapping[str, str]) -> tuple[ChairScorer, ...]:
+    """The three scorers in use, with a table of {word: category}."""
     pattern, wordnet = SynonymReader(table, pattern_forms), SynonymReader(table, wordnet_forms)
     added = ("chair_distinct", "words", "repeated_4grams")
     return (

@@ -115,11 +115,13 @@ class BaseBenchmark:
         image_prefix: Pattern of what stands before the number in names of images; answer files may leave it
             out (`ids.image_stem`).
         id_fields: Fields of an answer file that only together are an item's id, joined by "/".
+        splits: Names of the parts that results have figures of, apart from "all"; () where files decide.
     """
 
     about: ClassVar[About]
     id_fields: ClassVar[tuple[str, ...]] = ()
     image_prefix: ClassVar[str] = r"COCO_[a-z]+\d+_"
+    splits: ClassVar[tuple[str, ...]] = ()
     name: str
     items: tuple[Item, ...]
     suffix: str = ""
@@ -139,6 +141,12 @@ class BaseBenchmark:
     def scorers(self) -> Sequence[Scorer]:
         """The scoring rules; the first is the official one where it can run here."""
         raise NotImplementedError
+
+    @classmethod
+    def known_figures(cls) -> dict[str, tuple[str, ...]]:
+        """{scorer: its figures}, without questions."""
+        empty: Any = cls(items=())  # type: ignore[call-arg]
+        return {scorer.name: scorer.metrics for scorer in empty.scorers()}
 
     def groups(self) -> dict[str, list[int]]:
         """{name of a block of results: indices of its items}: every split, and "all" if there are several."""

@@ -55,6 +55,7 @@ class Mme(BaseBenchmark):
     items: tuple[Item, ...]
     llava: bool = False
     name: str = "mme"
+    splits: ClassVar[tuple[str, ...]] = ("all",)
     about: ClassVar[About] = About(
         title="MME",
         paper="Fu et al., 2023, arXiv 2306.13394",
@@ -136,7 +137,7 @@ class Mme(BaseBenchmark):
         return (*super().wordings(item), item.question.removesuffix(ENDING).rstrip())
 
     def scorers(self) -> Sequence[Scorer]:
-        tasks = tuple(dict.fromkeys(item.reference.task for item in self.items))
+        tasks = tuple(dict.fromkeys(item.reference.task for item in self.items)) or TASKS
         return (
             MmeScorer(
                 "official",

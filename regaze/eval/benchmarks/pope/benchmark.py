@@ -64,6 +64,7 @@ class Pope(BaseBenchmark):
     files: Mapping[str, Path] = field(default_factory=dict, repr=False)
     images: Path | None = None
     limit: int | None = None
+    splits: ClassVar[tuple[str, ...]] = SPLITS
     about: ClassVar[About] = About(
         title="POPE",
         paper="Li et al., EMNLP 2023, arXiv 2305.10355",

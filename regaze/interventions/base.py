@@ -13,8 +13,9 @@ from regaze.interventions.facts import Facts
 from regaze.interventions.parameters import parameters_of, to_plain
 from regaze.toolkit.model.callback import Callback
 from regaze.toolkit.prompts.images import ImageLike, open_image
+from regaze.toolkit.prompts.pairs import Images, paired
 from regaze.toolkit.prompts.video import Video
-from regaze.toolkit.wrap import Gaze, Images, paired
+from regaze.toolkit.wrap import Gaze
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -153,7 +154,10 @@ class MultiPassMethod(Method):
 
         Arguments and errors as for `Gaze.ask`.
         """
-        entries, texts = paired(images, questions)
+        entries, asked = paired(images, questions)
+        texts = [question for question in asked if isinstance(question, str)]
+        if len(texts) < len(asked):
+            raise InputError(f"{self.name} asks questions that are texts: give it no messages")
         if batch_size < 1:
             raise BadParameterError(f"batch_size must be at least 1, got {batch_size}")
         options, results = {"system": system, **generate_kwargs}, []

@@ -22,9 +22,12 @@ from regaze.toolkit.model.release_check import check_release
 from regaze.toolkit.model.sampling_choice import with_length, with_sampling_choice
 from regaze.toolkit.model.session import Session
 from regaze.toolkit.model.vision import vision_tokens
+from regaze.toolkit.prompts.conversation import Medium
 from regaze.toolkit.prompts.families import MediaInputs, family_of
-from regaze.toolkit.prompts.images import ImageLike, is_image, open_image
+from regaze.toolkit.prompts.images import ImageLike, open_image
+from regaze.toolkit.prompts.pairs import Images, Question, paired
 from regaze.toolkit.prompts.prompt_reader import Prompt, PromptReader
+from regaze.toolkit.prompts.remote import is_url
 from regaze.toolkit.prompts.token_map import PromptTokens, TokenMap
 from regaze.toolkit.prompts.video import Clip, Video, open_video
 from regaze.toolkit.record.host_copies import to_host
@@ -32,7 +35,6 @@ from regaze.toolkit.record.options import RecordOptions
 from regaze.toolkit.record.record import Record
 from regaze.toolkit.record.recorder import Recorder
 
-Images = ImageLike | Video | Sequence[ImageLike | Video] | None
 Sizes = list[list[tuple[int, int]]]
 
 #: (width, height) of the images of each prompt, by the tensor of their pixels that `inputs` made of them.
@@ -77,16 +79,25 @@ class Gaze:
     # Asking -------------------------------------------------------------------------------------------
 
     def inputs(
-        self, images: Sequence[Images], questions: Sequence[str] | str, system: str | None = None
+        self,
+        images: Sequence[Images] | Images,
+        questions: Sequence[Question] | Question,
+        system: str | None = None,
+        *,
+        allow_urls: bool = False,
     ) -> BatchFeature:
         """A left-padded batch for `model.generate`, on the model's device.
 
         Args:
-            images: per question an image, several, or None. An image is a PIL image or a path; a `Video` is
-                one, too: it has tokens of its own where the model has these, else its frames are images.
-            questions: B questions (a single string is a batch of one; then `images` may be a single image,
-                too).
+            images: per question an image, several, or None. An image is a PIL image, a path, the bytes of a
+                file, an array [H, W, 3] or a tensor [3, H, W] of uint8 or of floats from 0 to 1, or a URL. A
+                `Video` is one, too: it has tokens of its own where the model has these, else its frames are
+                images.
+            questions: B questions (a single one is a batch of one; then `images` may be a single image, too).
+                A question is a text, or a list of messages that ends with it: earlier turns, few-shot
+                examples, pictures between texts (`toolkit.prompts.conversation`).
             system: a system message for every prompt, where the template has one.
+            allow_urls: fetch images whose URLs are given.
 
         Returns:
             input_ids, attention_mask [B, L] and what the processor adds (pixel_values).
@@ -94,7 +105,7 @@ class Gaze:
         Raises:
             InputError: unreadable images, no processor, counts that differ.
         """
-        batch = self.cpu_inputs(images, questions, system)
+        batch = self.cpu_inputs(images, questions, system, allow_urls=allow_urls)
         for name, tensor in batch.items():  # Llama 4's processor makes bf16 pixels for whatever model
             if isinstance(tensor, Tensor) and tensor.dtype in (torch.float16, torch.bfloat16):
                 batch[name] = tensor.to(self.model.dtype)
@@ -104,18 +115,28 @@ class Gaze:
         return batch
 
     def cpu_inputs(
-        self, images: Sequence[Images], questions: Sequence[str] | str, system: str | None = None
+        self,
+        images: Sequence[Images] | Images,
+        questions: Sequence[Question] | Question,
+        system: str | None = None,
+        *,
+        allow_urls: bool = False,
     ) -> BatchFeature:
         """As `inputs`, but left on the CPU as the processor made them; works for a model without weights."""
-        entries, questions = paired(images, questions)
+        entries, asked = paired(images, questions)
         if self.processor is None:
             raise InputError(
                 "regaze.wrap was given no processor, so it cannot build prompts; pass it, or build the inputs"
             )
-        opened, clips = self._open(entries)
+        opened, clips, kinds = self._open(entries, allow_urls)
         prompts = [
-            self.reader.render(question, len(images), system, len(videos))
-            for question, images, videos in zip(questions, opened, clips, strict=True)
+            self.reader.render(
+                question if isinstance(question, str) else question.shown_as(shown),
+                len(images),
+                system,
+                len(videos),
+            )
+            for question, images, videos, shown in zip(asked, opened, clips, kinds, strict=True)
         ]
         flat = [clip for each in clips for clip in each]
         batch = self.reader.tokenise([prompt.text for prompt in prompts], opened, flat)
@@ -125,27 +146,36 @@ class Gaze:
         return batch
 
     def _open(
-        self, entries: Sequence[Sequence[ImageLike | Video]]
-    ) -> tuple[list[list[Image.Image]], list[list[Clip]]]:
-        """Per question its images and its videos; only images where the model has no tokens for videos."""
+        self, entries: Sequence[Sequence[Medium]], allow_urls: bool
+    ) -> tuple[list[list[Image.Image]], list[list[Clip]], list[list[list[str]]]]:
+        """Per question its images, its videos, and of each medium what stands for it in the prompt.
+
+        Where the model has no tokens for videos, these are images.
+        """
         images: list[list[Image.Image]] = [[] for _ in entries]
         clips: list[list[Clip]] = [[] for _ in entries]
+        kinds: list[list[list[str]]] = [[] for _ in entries]
         for number, entry in enumerate(entries):
             for medium in entry:
-                if not isinstance(medium, Video):
-                    images[number].append(open_image(medium))
-                elif self.reader.takes_videos:
+                if isinstance(medium, Video) and self.reader.takes_videos:
                     clips[number].append(open_video(medium))
+                    kinds[number].append(["video"])
+                    continue
+                if isinstance(medium, Video):
+                    shown = list(open_video(medium).frames)
                 else:
-                    images[number] += open_video(medium).frames
-        return images, clips
+                    shown = [open_image(medium, allow_urls)]
+                images[number] += shown
+                kinds[number].append(["image"] * len(shown))
+        return images, clips, kinds
 
     def ask(
         self,
-        images: Sequence[Images],
-        questions: Sequence[str],
+        images: Sequence[Images] | Images,
+        questions: Sequence[Question] | Question,
         *,
         system: str | None = None,
+        allow_urls: bool = False,
         batch_size: int = 8,
         progress: Callable[[int], None] | None = None,
         method: MultiPass | None = None,
@@ -154,7 +184,7 @@ class Gaze:
         """Answers of the model in the order of the questions; greedy by default.
 
         Args:
-            images, questions, system: as for `inputs`.
+            images, questions, system, allow_urls: as for `inputs`.
             batch_size: questions per batch, left-padded; it does not change the answers.
             progress: called with the number of answers after each batch.
             method: answers with several passes of its own, about other images too. Its own `ask` also
@@ -166,14 +196,17 @@ class Gaze:
             InputError: as `inputs`. BadParameterError: options that return other than one text per question,
                 or that contradict each other.
         """
+        entries, asked = paired(images, questions)
         if method is not None:
             if not hasattr(method, "answer"):
                 raise BadParameterError(
                     f"{method!r} acts inside forwards: write `with gaze.using(...):` around gaze.ask"
                 )
             options = {"system": system, "batch_size": batch_size, "progress": progress, **generate_kwargs}
-            return [str(answer) for answer in method.answer(self, images, questions, **options)]
-        entries, questions = paired(images, questions)
+            opened = [
+                [open_image(str(i), allow_urls) if is_url(i) else i for i in entry] for entry in entries
+            ]
+            return [str(answer) for answer in method.answer(self, opened, asked, **options)]
         if batch_size < 1:
             raise BadParameterError(f"batch_size must be at least 1, got {batch_size}")
         if (
@@ -185,9 +218,9 @@ class Gaze:
             )
         options = with_length(with_sampling_choice(generate_kwargs), 128)
         answers: list[str] = []
-        for start in range(0, len(questions), batch_size):
+        for start in range(0, len(asked), batch_size):
             part = slice(start, start + batch_size)
-            inputs = self.inputs(entries[part], questions[part], system)
+            inputs = self.inputs(entries[part], asked[part], system, allow_urls=allow_urls)
             options.setdefault("pad_token_id", self.reader.tokenizer.pad_token_id)
             with torch.inference_mode():
                 sequences = self.model.generate(**inputs, **options)  # type: ignore[operator]
@@ -201,7 +234,7 @@ class Gaze:
                 progress(len(generated))
         return answers
 
-    def seen(self, image: ImageLike) -> Image.Image:
+    def seen(self, image: ImageLike, *, allow_urls: bool = False) -> Image.Image:
         """The image as the model receives it: resized, without what is cropped away or padding.
 
         It is what the model receives of an image alone in a prompt; tiles are joined.
@@ -210,7 +243,7 @@ class Gaze:
             InputError: no image processor, or an image that cannot be read or that the processor refuses.
             UnsupportedModelError: what the model receives is no picture of the image.
         """
-        return self.reader.sight.seen(open_image(image))
+        return self.reader.sight.seen(open_image(image, allow_urls))
 
     # Editing and recording ----------------------------------------------------------------------------
 
@@ -343,6 +376,11 @@ class Gaze:
             self._ambiguous.discard(self._built.popitem(last=False)[0])
 
 
+def _fetched(medium: Medium, allow_urls: bool) -> Medium:
+    """The image behind a URL; what is none as it is."""
+    return open_image(str(medium), allow_urls) if is_url(medium) else medium
+
+
 def _visible(ids: Tensor, attention_mask: Tensor | None) -> Tensor:
     """[B, L] bool on the CPU, False for padding."""
     if attention_mask is None or attention_mask.shape != ids.shape:
@@ -367,38 +405,3 @@ def _not_a_callback(given: Any) -> str:
         name = type(given).__name__
         return f"{name} transforms a vision model used alone: write `with {name}(...).applied(vision_model):`"
     return f"gaze.using takes interventions such as VAR(), got {given!r}"
-
-
-def _is_one_image(images: Any) -> bool:
-    return images is None or is_image(images) or isinstance(images, Video)
-
-
-def _check_text(question: Any) -> None:
-    if not isinstance(question, str):
-        raise InputError(f"a question is a text, got {type(question).__name__}")
-    try:
-        question.encode()
-    except UnicodeEncodeError as error:
-        raise InputError(f"the question {question[:80]!r} holds half a surrogate pair") from error
-
-
-def paired(images: Any, questions: Any) -> tuple[list[list[ImageLike | Video]], list[str]]:
-    """Images and questions as lists of one length: per question the list of its images."""
-    if isinstance(questions, str):
-        questions, images = [questions], [images]
-    if not hasattr(questions, "__len__") or not len(questions):
-        raise InputError("no questions were given: give a text, or a list of texts")
-    if not _is_one_image(images) and not hasattr(images, "__len__"):
-        raise InputError(
-            f"images are a list with an entry per question (an image, a list of them, or None), got "
-            f"{type(images).__name__}"
-        )
-    if _is_one_image(images) or len(images) != len(questions):
-        count = 1 if _is_one_image(images) else len(images)
-        raise InputError(
-            f"{count} images for {len(questions)} questions: give one entry (or None) per question"
-        )
-    for question in questions:
-        _check_text(question)
-    entries = [list(entry) if isinstance(entry, (list, tuple)) else [entry] for entry in images]
-    return [[] if len(entry) == 1 and entry[0] is None else entry for entry in entries], list(questions)

@@ -21,6 +21,7 @@ from regaze.errors import UnsupportedModelError
 from regaze.interventions import PAI
 from regaze.toolkit.model import compat
 from regaze.toolkit.model.callback import Callback
+from regaze.toolkit.prompts.conversation import Message, Shown
 from regaze.toolkit.prompts.token_map import View
 
 QUESTIONS = ("Is there a dog in the picture?", "What is it that the big dog is on?")
@@ -319,15 +320,11 @@ def prompts(case: Case) -> str:
     template = getattr(case.processor, "chat_template", None) is not None
     if template and case.has_images and "last" not in case.entry.lacks:
         question = QUESTIONS[1]
-        content = [{"type": "text", "text": question}, {"type": "image"}]
-        reads(case, [{"role": "user", "content": content}], [case.pictures[0]], question)
+        reads(case, [Message("user", (question, Shown()))], [case.pictures[0]], question)
         works.append("last")
     if template and "turns" not in case.entry.lacks:
-        turns = [case.gaze.reader.message("user", QUESTIONS[0], int(case.has_images))]
-        turns += [
-            case.gaze.reader.message("assistant", "Yes"),
-            case.gaze.reader.message("user", QUESTIONS[1]),
-        ]
+        first = Message("user", (*[Shown()] * case.has_images, QUESTIONS[0]))
+        turns = [first, Message("assistant", ("Yes",)), Message("user", (QUESTIONS[1],))]
         reads(case, turns, case.pictures[:1] if case.has_images else [], QUESTIONS[1])
         works.append("turns")
     return ", ".join(works) or NONE
@@ -360,7 +357,7 @@ def no_image(case: Case) -> bool:
     return True
 
 
-def reads(case: Case, messages: list[dict[str, Any]], images: list[Image.Image], question: str) -> None:
+def reads(case: Case, messages: list[Message], images: list[Image.Image], question: str) -> None:
     """A user's own prompt, of which regaze gets the ids and the processor's other outputs."""
     gaze = regaze.wrap(case.model, case.processor)
     inputs = gaze.reader.tokenise([gaze.reader.apply_template(messages)], [images])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import threading
 
-import numpy as np
 import pytest
 import torch
 from family_checks import case_of
@@ -453,11 +452,10 @@ def test_what_ask_cannot_do_is_refused(model, gaze):
         gaze.ask([image], ["What is in <image>?"])
     with pytest.raises(InputError, match="got None"):
         gaze.ask([image], [None])
-    with pytest.raises(InputError, match="got Tensor"):
-        gaze.ask([torch.zeros(3, 4, 4)], ["What?"])
-    for array in (np.zeros((4, 4, 3), np.uint8), torch.zeros(4, 4, 3)):
-        with pytest.raises(InputError, match=f"got {type(array).__name__}; PIL.Image.fromarray"):
-            gaze.inputs(array, "What?")
+    with pytest.raises(InputError, match=r"got one of shape \[1, 3, 4, 4\]"):
+        gaze.ask([torch.zeros(1, 3, 4, 4)], ["What?"])
+    with pytest.raises(InputError, match=r"http://host/a\.png is a URL: allow_urls=True"):
+        gaze.ask(["http://me:secret@host/a.png?key=secret"], ["What?"])
     with pytest.raises(InputError, match="no processor"):
         regaze.wrap(model).ask([image], ["What?"])
     for options in ({"return_dict_in_generate": True}, {"num_beams": 2, "num_return_sequences": 2}):

@@ -25,7 +25,8 @@ from regaze.toolkit.analysis.answers import append_tokens
 from regaze.toolkit.model.callback import Callback
 from regaze.toolkit.model.context import Context
 from regaze.toolkit.prompts.content_words import Word, tokens_of
-from regaze.toolkit.wrap import Gaze, Images
+from regaze.toolkit.prompts.pairs import Images
+from regaze.toolkit.wrap import Gaze
 from regaze.writing import replace_file
 
 Span = tuple[int, int]

@@ -12,8 +12,9 @@ from regaze.kernels import AttentionEdit, Stats
 from regaze.toolkit.model.callback import Callback
 from regaze.toolkit.model.context import Context
 from regaze.toolkit.prompts.content_words import content_tokens
+from regaze.toolkit.prompts.pairs import Images
 from regaze.toolkit.prompts.token_map import Role
-from regaze.toolkit.wrap import Gaze, Images
+from regaze.toolkit.wrap import Gaze
 
 
 def layer_shifts(

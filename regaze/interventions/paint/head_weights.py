@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 
 from regaze.toolkit.analysis.heads import head_table
-from regaze.toolkit.wrap import Gaze, Images
+from regaze.toolkit.prompts.pairs import Images
+from regaze.toolkit.wrap import Gaze
 
 
 def head_sensitivity(

@@ -1,7 +1,8 @@
-"""`open_image`: a picture from a file or from Pillow, as an image viewer shows it, in 8-bit RGB."""
+"""`open_image`: a picture from wherever it is, as an image viewer shows it, in 8-bit RGB."""
 
 from __future__ import annotations
 
+import io
 import os
 import warnings
 from collections.abc import Callable
@@ -9,12 +10,16 @@ from typing import IO, Any
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
 from typing_extensions import TypeIs
 
 from regaze.errors import InputError
 from regaze.reading import StrPath, limit_from_environment, open_regular
+from regaze.toolkit.prompts.arrays import from_array, is_array
+from regaze.toolkit.prompts.remote import fetch, is_url, shown
 
-ImageLike = Image.Image | StrPath
+#: A Pillow image, a path or a URL, the bytes of a file, an array [H, W, 3] or a tensor [3, H, W].
+ImageLike = Image.Image | StrPath | bytes | np.ndarray | Tensor
 
 #: Most pixels of a picture; REGAZE_MAX_PIXELS in the environment overrides it.
 MAX_PIXELS = 64_000_000
@@ -29,32 +34,49 @@ _DARK = 16
 _FILE, SEEN = "regaze_file", "regaze_seen"
 
 
-def open_image(image: ImageLike) -> Image.Image:
+def open_image(image: ImageLike, allow_urls: bool = False) -> Image.Image:
     """A decoded picture in RGB, turned as its EXIF orientation says.
 
     Grey values of more than 8 bits are scaled to 8 bits. Of a file with several frames it is the first.
 
+    Args:
+        image: a Pillow image, a path, the bytes of a file, an array or a tensor (`from_array`).
+        allow_urls: a text that begins with http:// or https:// is fetched (`remote.fetch`).
+
     Raises:
         InputError: no such file, a file that is not a whole picture, too many pixels, a shape that no model
-            reads, grey values of an unknown range, or another type.
+            reads, grey values of an unknown range, a URL that is not allowed, or another type.
     """
     if not is_image(image):
+        shape = getattr(image, "shape", None)
+        got = type(image).__name__ if shape is None else f"one of shape {list(shape)}"
         raise InputError(
-            f"an image is a PIL image or a path, got {type(image).__name__}; PIL.Image.fromarray makes an "
-            "image of an array [H, W, 3] of uint8"
+            f"an image is a PIL image, a path, the bytes of a file, or an array [H, W, 3] of uint8, got {got}"
         )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's, of many pixels (`_check_size`) and damaged metadata
         if isinstance(image, Image.Image):
             return _decode(image, str(image.info.get(_FILE) or getattr(image, "filename", "")))
+        if isinstance(image, np.ndarray | Tensor):
+            return _decode(from_array(image), "")
+        if isinstance(image, bytes | bytearray):
+            return _decode(_identify(io.BytesIO(image), "the image"), "")
+        if is_url(image):
+            return _from_url(str(image), allow_urls)
         path = os.fspath(image)
         with _open_file(path) as file:
             return _decode(_identify(file, path), path)
 
 
+def _from_url(url: str, allowed: bool) -> Image.Image:
+    if not allowed:
+        raise InputError(f"{shown(url)} is a URL: allow_urls=True (--allow-urls) lets it be fetched")
+    return _decode(_identify(io.BytesIO(fetch(url)), shown(url)), shown(url))
+
+
 def is_image(value: Any) -> TypeIs[ImageLike]:
     """Whether a value is what `open_image` takes, rather than a list of images."""
-    return isinstance(value, Image.Image | str | os.PathLike)
+    return isinstance(value, Image.Image | str | os.PathLike | bytes | bytearray) or is_array(value)
 
 
 def describe_image(image: Image.Image) -> str:

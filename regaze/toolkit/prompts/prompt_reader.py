@@ -17,6 +17,7 @@ from PIL import Image
 from transformers import BatchFeature
 
 from regaze.errors import InputError, RegazeError
+from regaze.toolkit.prompts.conversation import Conversation, Message, Shown
 from regaze.toolkit.prompts.families import Family, Layout, MediaInputs
 from regaze.toolkit.prompts.images import describe_image
 from regaze.toolkit.prompts.sight import Sight
@@ -46,28 +47,49 @@ class PromptReader:
 
     # Rendering ----------------------------------------------------------------------------------------
 
-    def render(self, question: str, images: int, system: str | None = None, videos: int = 0) -> Prompt:
-        """The prompt with `question` about images and videos, up to where the answer begins."""
-        if not isinstance(question, str) or not question.strip():
-            raise InputError(f"a question is a text that is not empty, got {question!r}")
-        question = question.strip()
-        if (images or videos) and self.processor is self.tokenizer:
-            raise InputError("this is a text-only model: ask it without images")
-        for placeholder in self._placeholders:
-            if placeholder in question or placeholder in (system or ""):
-                raise InputError(
-                    f"the text contains {placeholder!r}, which stands for an image or video in this model's "
-                    "prompts"
-                )
-        text = self._render_text(question, images, system, videos)
-        probe = self._render_text(_PROBE, images, system, videos)
+    def render(
+        self, question: str | Conversation, images: int, system: str | None = None, videos: int = 0
+    ) -> Prompt:
+        """The prompt with `question` about images and videos, up to where the answer begins.
+
+        Args:
+            question: a text, before which images and videos stand, or a conversation with a place for each.
+        """
+        asked = self._checked(question, images, videos, system)
+        text = self._render_text(asked, system)
+        probe = self._render_text(asked.with_question(_PROBE), system)
         start = probe.find(_PROBE)
         end = len(text) - (len(probe) - start - len(_PROBE))
-        if start < 0 or text[start:end] != question:
+        if start < 0 or text[start:end] != asked.question:
             raise InputError(
                 "the chat template changes the question's text, so its tokens cannot be told from the rest"
             )
         return Prompt(text, (start, end))
+
+    def _checked(
+        self, question: str | Conversation, images: int, videos: int, system: str | None
+    ) -> Conversation:
+        """The question as a conversation that this model can be asked."""
+        if isinstance(question, str) and question.strip():
+            question = Conversation.of(question.strip(), images, videos)
+        if not isinstance(question, Conversation):
+            raise InputError(f"a question is a text that is not empty, got {question!r}")
+        if (question.images, question.videos) != (images, videos):
+            raise InputError(
+                f"the messages have places for {question.images} images and {question.videos} videos, but "
+                f"there are {images} and {videos}"
+            )
+        if (images or videos) and self.processor is self.tokenizer:
+            raise InputError("this is a text-only model: ask it without images")
+        for placeholder in self._placeholders:
+            if any(placeholder in text for text in (*question.texts, system or "")):
+                raise InputError(
+                    f"the text contains {placeholder!r}, which stands for an image or video in this model's "
+                    "prompts"
+                )
+        if system and question.messages[0].role == "system":
+            raise InputError("the messages begin with a system message; leave out `system`, or that message")
+        return question
 
     @cached_property
     def _placeholders(self) -> frozenset[str]:
@@ -85,40 +107,40 @@ class PromptReader:
         own = getattr(self.processor, "image_placeholder_token", None)
         return str(own if own is not None else self.processor.image_token)
 
-    def _render_text(self, question: str, images: int, system: str | None, videos: int = 0) -> str:
-        if not self._has_template:
-            if videos:
-                raise InputError("this processor has no chat template to build a prompt with a video")
-            return self.family.format_prompt(question, images, system)
-        messages = [self.message("system", system)] if system else []
-        return self.apply_template([*messages, self.message("user", question, images, videos=videos)])
+    def _render_text(self, asked: Conversation, system: str | None) -> str:
+        if self._has_template:
+            before = [Message("system", (system,))] if system else []
+            return self.apply_template([*before, *asked.messages])
+        if asked.videos:
+            raise InputError("this processor has no chat template to build a prompt with a video")
+        if asked != Conversation.of(asked.question, asked.images):
+            raise InputError(
+                "the processor has no chat template: ask questions as texts, without earlier messages"
+            )
+        return self.family.format_prompt(asked.question, asked.images, system)
 
     @property
     def _has_template(self) -> bool:
         return getattr(self.processor, "chat_template", None) is not None
 
-    def message(
-        self, role: str, text: str, images: int = 0, images_first: bool = True, videos: int = 0
-    ) -> dict[str, Any]:
-        """A message for `apply_template`; videos follow the images."""
+    def _template_message(self, message: Message) -> dict[str, Any]:
         if self.processor is self.tokenizer:
-            return {"role": role, "content": text}
-        # Multimodal templates take lists of parts.
-        image_parts = [{"type": "image"}] * images + [{"type": "video"}] * videos
-        text_parts = [{"type": "text", "text": text}]
-        return {
-            "role": role,
-            "content": image_parts + text_parts if images_first else text_parts + image_parts,
-        }
+            return {"role": message.role, "content": "".join(map(str, message.parts))}
+        parts = [
+            {"type": "text", "text": part} if isinstance(part, str) else {"type": part.kind}
+            for part in message.parts
+        ]
+        return {"role": message.role, "content": parts}
 
-    def apply_template(self, messages: list[dict[str, Any]]) -> str:
+    def apply_template(self, messages: Sequence[Message]) -> str:
         """The text of a conversation, up to where the next answer begins.
 
         Raises:
             InputError: the model's chat template refuses it, or is damaged.
         """
         try:
-            return self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+            given = [self._template_message(message) for message in messages]
+            return self.processor.apply_chat_template(given, add_generation_prompt=True, tokenize=False)
         except Exception as error:  # other people's templates can fail in any way
             raise InputError(
                 f"the model's chat template makes no prompt of this: {_first_line(error)}"
@@ -243,9 +265,13 @@ class PromptReader:
             first = 1
         stop = _find_last(ids, around.after, first)
         if images and first >= stop:  # the image comes last
-            image_last = self._around_image_last
-            first = max(_match_prefix(ids, before) for before in image_last.before)
-            end = _find_last(ids[: images[0]], image_last.after, first)
+            numbers = [layout.views[layout.view[i]].image for i in images]
+            last = images[numbers.index(numbers[-1])]
+            image_last, turn = self._around_image_last, _find_last(ids[:last], self._between_turns, 0)
+            opening = max(_match_prefix(ids, before) for before in image_last.before)
+            earlier = [i + 1 for i in images if i < last]
+            first = max(opening, *earlier, turn + len(self._between_turns) if turn < last else 0)
+            end = _find_last(ids[:last], image_last.after, first)
         else:
             turn = _find_last(ids[:stop], self._between_turns, first)
             first, end = (turn + len(self._between_turns) if turn < stop else first), stop
@@ -274,7 +300,7 @@ class PromptReader:
         """
         if self.processor is None:
             return _Around(((),), ())
-        texts = [self._render_text(text, images, None) for text in _QUESTIONS]
+        texts = [self._render_text(Conversation.of(text, images), None) for text in _QUESTIONS]
         found: list[tuple[int, ...]] = []
         for size in _SIZES if images else _SIZES[:1]:
             (a, positions), (b, _) = (self._probe(text, images, size) for text in texts)
@@ -291,9 +317,7 @@ class PromptReader:
         """
         if not self._has_template:
             return _Around(((),), ())
-        texts = [
-            self.apply_template([self.message("user", text, 1, images_first=False)]) for text in _QUESTIONS
-        ]
+        texts = [self.apply_template([Message("user", (text, Shown()))]) for text in _QUESTIONS]
         before: list[int] = []
         between: list[list[int]] = []
         for size in _SIZES:
@@ -316,7 +340,7 @@ class PromptReader:
         if not self._has_template:
             return ()
         turns = (("user", _QUESTIONS[0]), ("assistant", _PROBE), ("user", _QUESTIONS[1]))
-        text = self.apply_template([self.message(role, turn) for role, turn in turns])
+        text = self.apply_template([Message(role, (turn,)) for role, turn in turns])
         encoded = self.tokenizer(text, return_offsets_mapping=True, add_special_tokens=False)
         start, end = text.find(_PROBE) + len(_PROBE), text.rfind("What")
         pairs = zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)

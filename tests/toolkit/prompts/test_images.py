@@ -11,6 +11,7 @@ import zlib
 
 import numpy as np
 import pytest
+import torch
 from models import picture
 from PIL import ExifTags, Image, ImageOps
 
@@ -231,9 +232,57 @@ def test_limits_are_set_in_the_environment(tmp_path, monkeypatch):
         open_image(path)
 
 
-@pytest.mark.parametrize("given", [np.zeros((4, 4, 3), np.uint8), b"bytes", 3, None, [picture(0)]])
+@pytest.mark.parametrize("given", [3, None, [picture(0)], 1.5])
 def test_other_types_are_refused(given):
     with pytest.raises(InputError, match=f"got {type(given).__name__}"):
+        open_image(given)
+
+
+def test_every_form_of_a_picture_has_the_same_pixels(tmp_path):
+    image = picture(3, 20, 10)
+    image.save(tmp_path / "a.png")
+    content, array = (tmp_path / "a.png").read_bytes(), np.asarray(image)
+    tensor = torch.from_numpy(array.copy())
+    forms = [
+        *(image, tmp_path / "a.png", str(tmp_path / "a.png"), content, bytearray(content), array, tensor),
+        *(array.transpose(2, 0, 1), tensor.permute(2, 0, 1), tensor.permute(2, 0, 1) / 255),
+        *((array / 255).astype(np.float32), (array / 255).astype(np.float16), array[::-1][::-1]),
+        np.dstack([array, np.full((10, 20), 255, np.uint8)]),  # opaque
+        (tensor / 255).double().requires_grad_(),
+    ]
+    for form in forms:
+        opened = open_image(form)
+        assert (opened.mode, opened.size) == ("RGB", (20, 10))
+        assert np.array_equal(np.asarray(opened), array)
+
+
+def test_arrays_of_one_channel_are_grey():
+    grey = np.asarray(picture(3, 20, 10).convert("L"))
+    for form in (grey, grey[..., None], torch.from_numpy(grey.copy())[None]):
+        assert np.array_equal(np.asarray(open_image(form)), np.dstack([grey] * 3))
+
+
+def test_the_first_side_of_a_tensor_and_the_last_of_an_array_are_channels():
+    values = np.arange(3 * 5 * 3, dtype=np.uint8).reshape(3, 5, 3)
+    assert open_image(values).size == (5, 3)
+    assert open_image(torch.from_numpy(values)).size == (3, 5)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (np.zeros((2, 4, 4, 3), np.uint8), r"got one of shape \[2, 4, 4, 3\]"),
+        (np.zeros((5, 4, 2), np.uint8), r"1, 3 or 4 channels; got \[5, 4, 2\]"),
+        (torch.full((3, 8, 8), -1.0), "uint8, or floats from 0 to 1; got float32, -1 to -1"),
+        (np.full((8, 8, 3), 255.0), "uint8, or floats from 0 to 1; got float64, 255 to 255"),
+        (np.full((8, 8, 3), np.nan), "uint8, or floats from 0 to 1; got float64, nan to nan"),
+        (np.ones((8, 8, 3), np.int64), "uint8, or floats from 0 to 1; got int64, 1 to 1"),
+        (np.zeros((0, 8, 3), np.uint8), r"has pixels, got \[0, 8, 3\]"),
+        (b"no picture", "the image.* is not a readable image: it has no format that Pillow knows"),
+    ],
+)
+def test_what_an_array_may_not_be(given, message):
+    with pytest.raises(InputError, match=message):
         open_image(given)
 
 

@@ -217,7 +217,7 @@ def test_pixels_that_come_by_prompt_are_left_to_generate():
         (lambda gaze: gaze.recording(tokens=[[1]]).__enter__(), "tokens is a TokenMap.*got list"),
         (lambda gaze: gaze.inputs([None], None), "give a text, or a list of texts"),
         (lambda gaze: gaze.inputs(3, ["Why?"]), "images are a list with an entry per question.*got int"),
-        (lambda gaze: gaze.inputs([3], ["Why?"]), "an image is a PIL image or a path, got int"),
+        (lambda gaze: gaze.inputs([3], ["Why?"]), "an image is a PIL image, a path, the bytes.*got int"),
         (lambda gaze: TokenMap.from_roles([[1], [1, 2]]), "rows of one length"),
         (lambda gaze: TokenMap.from_roles([[1, 99]]), "0 to 6; got 99"),
         (lambda gaze: TokenMap.from_roles([[1]]).image_cells(3), "no sample 3 in a batch of 1"),

@@ -60,7 +60,7 @@ def test_random_edits_and_statistics(case: Case):
 
 
 @pytest.mark.slow
-@settings(max_examples=30, **PATIENT)
+@settings(max_examples=200 if DEVICE != "cpu" else 12, **PATIENT)
 @given(cases(stats=True, dtypes=(torch.float32, torch.bfloat16, torch.float16)))
 def test_many_random_edits_and_statistics(case: Case):
     check(case)

@@ -1,4 +1,5 @@
 from . import console as console
+from . import damage as damage
 from . import diagnosis as diagnosis
 from . import failure_pages as failure_pages
 from . import fitting as fitting

@@ -23,7 +23,10 @@ _OPTION_NAMES = {"settings": "set"}
 #: Options that run.yaml leaves out: they do not change the results.
 _NOT_SAVED = ("config", "debug", "json", "resume", "output", "html", "named")
 #: Options that decide no answer: a run continues with others.
-_NOT_DECISIVE = ("batch_size", "max_errors", "share_prefix", "judge", "device", "export")
+_NOT_DECISIVE = (
+    *("batch_size", "max_errors", "share_prefix", "judge", "device", "export"),
+    *("damage_check", "damage_data"),
+)
 
 
 def read_defaults(path: Path, parameters: Iterable[str]) -> dict[str, Any]:

@@ -114,6 +114,20 @@ Judge = Annotated[
     ),
 ]
 
+DamageCheck = Annotated[
+    bool,
+    typer.Option(
+        help="Also ask multiple-choice questions, to see whether a method broke the model: MMStar, where its "
+        "file is at hand, or questions about the demo's scenes.",
+    ),
+]
+DamageData = Annotated[
+    str | None,
+    typer.Option(
+        help="Where MMStar is: a folder, or hub. [what `regaze benchmarks get mmstar` has downloaded]"
+    ),
+]
+
 # The run: commands that generate answers.
 Config = Annotated[
     Path | None,

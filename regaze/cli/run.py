@@ -43,6 +43,7 @@ class Run:
         controls: run the controls of the methods, too.
         files: further files of the run's folder, text by name; None for run.yaml.
         prepare: called with the model before the first question.
+        damage_check: see `evaluate`.
     """
 
     tasks: Sequence[EvalTask]
@@ -54,6 +55,7 @@ class Run:
     controls: bool = False
     files: Mapping[str, str] | None = None
     prepare: Callable[[Gaze], None] = lambda gaze: None
+    damage_check: EvalTask | None = None
 
 
 def execute(run: Run, add_pages: AddPages | None = None) -> tuple[dict[str, Any] | None, Path]:
@@ -83,6 +85,7 @@ def execute(run: Run, add_pages: AddPages | None = None) -> tuple[dict[str, Any]
             progress=progress,
             files={"run.yaml": config.dump(options)} if run.files is None else run.files,
             controls=run.controls,
+            damage_check=run.damage_check,
         )
     if not group.is_main:
         return None, folder

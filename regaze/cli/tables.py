@@ -141,7 +141,16 @@ def comparison(results: Mapping[str, Any]) -> str:
         f"Model {results['model']['name']}, seed {results['seed']}, batches of {results['batch_size']}; "
         f"regaze {versions['regaze']}, torch {versions['torch']}, transformers {versions['transformers']}."
     ]
-    parts += [_leading_figures(name, benchmark) for name, benchmark in results["benchmarks"].items()]
+    damage = results.get("damage")
+    added = damage["benchmark"] if damage and damage["added"] else None
+    parts += [
+        _leading_figures(name, benchmark)
+        for name, benchmark in results["benchmarks"].items()
+        if name != added
+    ]
+    if damage:
+        parts += ["## Damage check", report.damage_note(damage)]
+        parts += [markdown_table(table)] if (table := report.damage_table(damage)) else []
     return "\n\n".join([*parts, *report.NOTES]) + "\n"
 
 

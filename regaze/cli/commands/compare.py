@@ -31,6 +31,8 @@ def compare(
             help="Run the controls of each method, too, and say whether it beats the best of them.",
         ),
     ] = False,
+    damage_check: options.DamageCheck = True,
+    damage_data: options.DamageData = None,
     model: options.Model = "demo",
     model_arg: options.ModelArg = None,
     config: options.Config = None,
@@ -62,14 +64,16 @@ def compare(
     chosen = cli.methods.read_methods(methods)
     source = cli.questions.QuestionSource(data=data, images=images, bench=bench, limit=limit)
     generation = cli.generation.generation_options(generate, max_new_tokens)
+    tasks = cli.questions.make_tasks(benchmark, source, generation, judge, model, device, model_arg)
     run = cli.run.Run(
-        tasks=cli.questions.make_tasks(benchmark, source, generation, judge, model, device, model_arg),
+        tasks=tasks,
         methods=chosen,
         config=cli.run.EvalConfig(batch_size, seed, max_errors, share_prefix, raise_method_errors=False),
         name=f"compare-{benchmark.replace(',', '-')}",
         formats=cli.run.parse_formats(export or ""),
         options={**option_values(ctx), "benchmark": benchmark},
         controls=controls,
+        damage_check=cli.damage.find_task(tasks, model, damage_data, limit) if damage_check else None,
     )
     results, folder = cli.run.execute(run)
     if results is None:

@@ -55,6 +55,9 @@ def build_sections(
             )
         )
         sections.append(Section("Every split and scorer", 3, table=tables.full_table(benchmark)))
+    if damage := results.get("damage"):
+        note, table = tables.damage_note(damage), tables.damage_table(damage)
+        sections.append(Section("Damage check", paragraphs=[note], table=table))
     sections.append(Section("How to read this", paragraphs=tables.NOTES))
     return sections
 

@@ -51,6 +51,13 @@ CONTROLS_NOTE = (
 )
 
 
+DAMAGE_NOTE = (
+    "Multiple-choice questions that have nothing to do with hallucination. A method damages the model where "
+    "the interval of its difference lies below zero and p is below 5 %; this is not corrected for the number "
+    "of methods."
+)
+
+
 def leading_scorer(benchmark: Mapping[str, Any]) -> tuple[str, str]:
     """(split, scorer) of the leading figures: all splits together, the benchmark's own script."""
     figures = benchmark["plain"]["figures"]
@@ -152,6 +159,31 @@ def controls_table(benchmark: Mapping[str, Any]) -> Table:
         tests = [_p_value_text(verdict[p]) for p in ("p", "holm_p")]
         rows.append([name, verdict["best"], difference, *tests, _yes_no(verdict["beats"])])
     return rows
+
+
+def damage_table(damage: Mapping[str, Any]) -> Table:
+    """What each method loses in the damage check, the plain model first; no rows where nothing was asked."""
+    if damage["error"]:
+        return []
+    figure = damage["figure"]
+    head = ["", figure_label(figure), "method - plain", "p", "detectable", "damage"]
+    rows = [head, ["plain", format_estimate(figure, damage["plain"], ()), *[""] * (len(head) - 2)]]
+    for name, method in damage["methods"].items():
+        if method.get("error"):
+            rows.append([name, f"cannot be checked: {method['error']}", *[""] * (len(head) - 2)])
+            continue
+        value = format_estimate(figure, method["value"], ())
+        difference = format_estimate(figure, method["difference"], (), "+")
+        least = format_number(figure, method["detectable"], ())
+        rows.append([name, value, difference, _p_value_text(method["p"]), least, _yes_no(method["damaged"])])
+    return rows
+
+
+def damage_note(damage: Mapping[str, Any]) -> str:
+    """What `damage_table` shows, or why there is none."""
+    if damage["error"]:
+        return f"{damage['benchmark']} could not be asked: {damage['error']}"
+    return f"{damage['questions']} questions of {damage['benchmark']}. {DAMAGE_NOTE}"
 
 
 def _verdicts(benchmark: Mapping[str, Any], split: str, scorer: str) -> dict[str, Mapping[str, Any]]:

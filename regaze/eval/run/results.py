@@ -153,6 +153,46 @@ class TuningResults(_Checked):
     methods: dict[str, TunedMethod]
 
 
+class DamagedMethod(_Checked):
+    """A method in the damage check.
+
+    Attributes:
+        error: why it could not be checked; all else is null then.
+        value, difference: its figure, and that minus the plain model's, each {value, low, high}.
+        detectable, p: as in `ConditionResults`.
+        damaged: whether the interval of the difference lies below zero, and its test agrees at 5 %.
+    """
+
+    error: str | None = None
+    value: dict[str, float | None] | None = None
+    difference: dict[str, float | None] | None = None
+    detectable: float | None = None
+    p: float | None = None
+    damaged: bool = False
+
+
+class DamageResults(_Checked):
+    """Whether methods broke the model, see `comparison.damage`.
+
+    Attributes:
+        benchmark: name of the questions, which are among the benchmarks. questions: their number.
+        added: they were asked for this alone.
+        error: why nothing could be asked; all else is empty then.
+        split, scorer, figure: what decides. plain: the plain model's {value, low, high}.
+        methods: by label.
+    """
+
+    benchmark: str
+    added: bool
+    error: str | None = None
+    split: str = ""
+    scorer: str = ""
+    figure: str = ""
+    questions: int = 0
+    plain: dict[str, float | None] = {}
+    methods: dict[str, DamagedMethod] = {}
+
+
 class Results(_Checked):
     """results.json.
 
@@ -162,7 +202,7 @@ class Results(_Checked):
         created: UTC, ISO 8601. model: name, fingerprint, dtype, devices.
         methods: {label: name and parameters}. controls: those added to them, likewise.
         processes: number of processes that shared the work.
-        tuning: null where no parameter was chosen.
+        tuning: null where no parameter was chosen. damage: null where no damage was checked for.
     """
 
     format: Literal[2]
@@ -179,6 +219,7 @@ class Results(_Checked):
     controls: dict[str, dict[str, Any]] = {}
     benchmarks: dict[str, BenchmarkResults]
     tuning: TuningResults | None = None
+    damage: DamageResults | None = None
 
 
 def versions() -> dict[str, str]:

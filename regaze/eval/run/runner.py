@@ -18,10 +18,11 @@ from regaze.errors import InputError
 from regaze.eval.benchmarks.common.base import Benchmark
 from regaze.eval.comparison.conditions import PLAIN, compare_conditions, non_share_figures
 from regaze.eval.comparison.control_plan import ControlPlan, matched_length
+from regaze.eval.comparison.damage import check_damage
 from regaze.eval.run import fingerprint, journal, results
 from regaze.eval.run.answers import answer_lengths, answer_rows
 from regaze.eval.run.asking import Asked, Asker, Progress
-from regaze.eval.run.generate import Model
+from regaze.eval.run.generate import Model, error_text
 from regaze.eval.run.requests import Method, digest
 from regaze.eval.run.tasks import EvalConfig, EvalTask
 from regaze.eval.run.tuned import TuningStage
@@ -74,6 +75,7 @@ def evaluate(
     files: Mapping[str, str] | None = None,
     controls: bool = False,
     tuning: Tuning | None = None,
+    damage_check: EvalTask | None = None,
 ) -> dict[str, Any]:
     """Run every benchmark on the plain model and under each method; returns what results.json holds.
 
@@ -88,6 +90,8 @@ def evaluate(
         controls: run the controls of each method, too, and say whether it beats the best of them.
         tuning: first choose parameters of the methods on some of the images; all figures but those under
             "tuning" are then of the other images, of the methods with the chosen parameters.
+        damage_check: questions that say whether a method broke the model (`comparison.damage`), one of the
+            tasks or a further one; without controls of their own.
 
     Raises:
         InputError: a tuning that does not fit methods or questions, no questions, a label or benchmark twice,
@@ -102,7 +106,11 @@ def evaluate(
     with run_folder(output) if group.is_main else nullcontext():
         group.barrier()  # the other processes write only into a folder that exists and is locked
         progress = progress or (lambda *state: None)
-        run = _Run(gaze, tasks, methods, output, model_name, config, progress, files or {}, controls, tuning)
+        run = _Run(
+            *(gaze, tasks, methods, output, model_name, config, progress, files or {}, controls),
+            tuning,
+            damage_check,
+        )
         return run.execute()
 
 
@@ -132,6 +140,7 @@ class _Run:
     files: Mapping[str, str]
     with_controls: bool
     tuning: Tuning | None = None
+    damage_check: EvalTask | None = None
 
     def __post_init__(self) -> None:
         self.model = fingerprint.describe_model(self.gaze, self.model_name)
@@ -140,6 +149,13 @@ class _Run:
         if self.tuning is not None:
             self.stage = TuningStage.of(self.tuning, self.tasks, self.methods, self.asker.hashes)
             self.tasks = self.stage.tested
+        #: the task that was asked for the check alone
+        self.added: EvalTask | None = None
+        self.unchecked: str | None = None  # why it could not be asked
+        if self.damage_check is not None and self.damage_check not in self.tasks:
+            self.added = self.damage_check
+            self.tasks = [*self.tasks, self.added]
+            _check(self.tasks, self.methods)
         self.plans = self._plan_controls()
         self.asked: dict[Key, Asked] = {}
 
@@ -149,10 +165,13 @@ class _Run:
             task.benchmark.name: ControlPlan.of_methods(
                 task.benchmark.items, self.methods, task.generate_kwargs
             )
-            if self.with_controls
+            if self._has_controls(task)
             else ControlPlan()
             for task in self.tasks
         }
+
+    def _has_controls(self, task: EvalTask) -> bool:
+        return self.with_controls and task is not self.added
 
     def _conditions_of(self, task: EvalTask) -> dict[str, Method | None]:
         """By label the plain model, the methods and the controls."""
@@ -167,8 +186,7 @@ class _Run:
             if self.stage is not None:
                 self._tune(self.stage)
             for task in self.tasks:
-                for label, method in self._conditions_of(task).items():
-                    self._ask(task, label, method)
+                self._ask_all(task)
             if self.with_controls:
                 group.barrier()  # lengths are matched to all answers
                 self._ask_matched()
@@ -184,6 +202,19 @@ class _Run:
         left = {label: method for label, method in self.methods.items() if label not in stage.refused}
         self.methods = {label: stage.chosen.get(label, method) for label, method in left.items()}
         self.plans = self._plan_controls()
+
+    def _ask_all(self, task: EvalTask) -> None:
+        """Ask the plain model and the methods; a check that was added must not end the run."""
+        try:
+            for label, method in self._conditions_of(task).items():
+                self._ask(task, label, method)
+        except Exception as error:
+            if task is not self.added:
+                raise
+            self.unchecked = error_text(error)
+            self.tasks = [each for each in self.tasks if each is not task]
+            name = task.benchmark.name
+            self.asked = {key: asked for key, asked in self.asked.items() if key[0] != name}
 
     def _ask(self, task: EvalTask, label: str, method: Method | None) -> None:
         name = task.benchmark.name
@@ -279,13 +310,15 @@ class _Run:
             refused = {
                 label: str(self.asked[name, label].refused) for label in labels if label not in answers
             }
-            own: dict[str, list[str]] | None = plan.of if self.with_controls else None
+            own: dict[str, list[str]] | None = plan.of if self._has_controls(task) else None
             if self.stage is not None:
                 refused |= self.stage.refused
                 own = own and own | {label: [] for label in self.stage.refused}
             scores = compare_conditions(task.benchmark, answers, refused, self.config.seed, own)
             record["benchmarks"][name] |= {**scores, "controls_of": plan.of}
             record["controls"] |= {label: control.to_dict() for label, control in plan.controls.items()}
+        if self.damage_check is not None:
+            record["damage"] = self._damage(self.damage_check.benchmark.name, record["benchmarks"])
         record["methods"] |= {label: method.to_dict() for label, method in self.methods.items()}
         record["complete"] = True
         if self.stage is not None:
@@ -293,6 +326,14 @@ class _Run:
             results.write_answers(self.stage.rows, self.output, results.TUNING_ANSWERS)
         results.write_answers(rows, self.output)
         return results.write(record, self.output)
+
+    def _damage(self, name: str, benchmarks: dict[str, Any]) -> dict[str, Any]:
+        """The damage check in results.json; without answers the reason, and no benchmark."""
+        added = self.added is not None
+        if self.unchecked is None:
+            return check_damage(benchmarks, name, added)
+        del benchmarks[name]
+        return {"benchmark": name, "added": added, "error": self.unchecked}
 
 
 def _check(tasks: Sequence[EvalTask], methods: Mapping[str, Method]) -> None:

@@ -288,10 +288,15 @@ def test_compare_prints_a_table_and_goes_on_past_a_method_that_cannot_run(files)
         "Holm p",
         "yes-ratio -100.0 points",
         "Model demo, seed 0",
+        "## Damage check",
+        "mmstar could not be asked: AttributeError",  # the stand-in has no likelihoods
     ):
         assert text in result.stdout
-    results = json.loads(good(*arguments, "--methods", "vcd,pai", "--json").stdout)
+    assert "## mmstar" not in result.stdout
+    plainly = (*arguments, "--methods", "vcd,pai", "--json", "--no-damage-check")
+    results = json.loads(good(*plainly).stdout)
     assert set(results["methods"]) == {"vcd", "pai"}
+    assert results["damage"] is None
     inline = '[{"label": "a", "method": "vcd", "alpha": 0.5}]'
     results = json.loads(good(*arguments, "--methods", inline, "--json").stdout)
     assert results["methods"]["a"]["alpha"] == 0.5

@@ -106,7 +106,7 @@ def test_the_readme_runs_where_the_wheel_alone_is_installed(wheel, tmp_path):
 
 
 def test_the_extra_all_is_every_extra_for_users(metadata):
-    """The harnesses apart, which take care to install."""
+    """The harnesses apart, which take care to install or bring much."""
 
     def brought(extra: str) -> set[str]:
         required = [Requirement(text) for text in metadata.get_all("Requires-Dist")]
@@ -114,7 +114,7 @@ def test_the_extra_all_is_every_extra_for_users(metadata):
             one.name for one in required if one.marker and f'"{extra}"' in str(one.marker).replace("'", '"')
         }
 
-    users = set(metadata.get_all("Provides-Extra")) - {"all", "dev", "docs", "mutation", "harness"}
+    users = set(metadata.get_all("Provides-Extra")) - {"all", "dev", "docs", "mutation", "harness", "inspect"}
     assert {"eval", "triton"} <= users
     assert brought("all") == set().union(*map(brought, users))
 

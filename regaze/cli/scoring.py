@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,8 +24,12 @@ from regaze.eval.answer_join import join_rows
 from regaze.eval.benchmarks.common.yes_no import LABELS
 from regaze.eval.benchmarks.pope.benchmark import Pope
 from regaze.eval.benchmarks.pope.published import SPLITS
+from regaze.eval.catalogue import DEMO, HUB
 from regaze.eval.comparison.conditions import PLAIN, AnswerSet, compare_conditions, non_share_figures
 from regaze.eval.run.results import finite
+
+#: benchmarks whose images lie in a folder of their own
+_ON_COCO = ("pope", "repope")
 
 
 def score_answers(
@@ -85,7 +90,17 @@ def _benchmark(
         field = choose_answer_field(rows, (), answer_key)
         if all(label_of(row, field) for row in rows):
             return Pope(items_from_rows(rows, field, LABELS), suffix="")
-    return make_benchmark(name, source, make_judge(judge))
+    return make_benchmark(name, _without_images(name, source), make_judge(judge))
+
+
+def _without_images(name: str, source: QuestionSource) -> QuestionSource:
+    """The source, for POPE's questions also where the images are not at hand: their names are enough here."""
+    is_folder = source.data is not None and source.data not in (DEMO, HUB)
+    if name in _ON_COCO and is_folder and source.images is None:
+        folder = Path(str(source.data))
+        if not os.path.isdir(folder / "images"):
+            return replace(source, images=folder)
+    return source
 
 
 def _paired(

@@ -34,7 +34,8 @@ def show(results: Mapping[str, Any]) -> None:
             title += f": {scores['questions']} questions on {scores['images']} images"
             out.print(Text(title, "bold"), soft_wrap=True)
             out.print(_table(scores, label, benchmark["numbers"]))
-        out.print(textwrap.fill(report.statistics_note(benchmark), 80), soft_wrap=True)
+        for note in (report.statistics_note(benchmark), *report.benchmark_notes(benchmark)):
+            out.print(textwrap.fill(note, 80), soft_wrap=True)
         for line in _caveats(benchmark, label):
             out.print(line, soft_wrap=True)
     out.print(NOTES, soft_wrap=True)
@@ -168,6 +169,7 @@ def _leading_figures(name: str, benchmark: Mapping[str, Any]) -> str:
         f"## {name}, {split}, {scorer} scorer",
         report.question_note(benchmark),
         report.statistics_note(benchmark),
+        *report.benchmark_notes(benchmark),
         markdown_table(report.main_table(benchmark)),
     ]
     if table := report.controls_table(benchmark):

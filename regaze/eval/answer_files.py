@@ -185,12 +185,16 @@ def _read_mme(path: Path) -> list[AnswerRow]:
 def rows_of_benchmark(rows: Sequence[AnswerRow], benchmark: str) -> list[AnswerRow]:
     """The rows of one benchmark in answers.jsonl of a run of several; all rows of any other file.
 
+    Answers to POPE are answers to RePOPE, too.
+
     Raises:
         InputError: the file has answers to other benchmarks only.
     """
     if not is_run(rows):
         return list(rows)
     names = {str(row.values["benchmark"]) for row in rows}
+    if benchmark == "repope" and benchmark not in names:
+        benchmark = "pope"
     if benchmark not in names:
         path = rows[0].source.rpartition(":")[0]
         raise InputError(f"{path} holds answers to {', '.join(sorted(names))}, not to {benchmark}")

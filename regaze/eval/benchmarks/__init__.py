@@ -39,6 +39,8 @@ NAMES: dict[str, str] = {
     "vlind": "vlind.benchmark:VlindBench",
     "mmstar": "mmstar.benchmark:Mmstar",
     "textvqa": "textvqa:TextVqa",
+    "repope": "pope.repope:RePope",
+    "dash-b": "dash_b:DashB",
     "niah": "niah:Niah",
     "niah-judged": "niah:JudgedNiah",
     "ruler": "ruler:Ruler",

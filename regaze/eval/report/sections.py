@@ -36,7 +36,11 @@ def build_sections(
     sections = [_overview(results, links)]
     for name, benchmark in results["benchmarks"].items():
         split, scorer = tables.leading_scorer(benchmark)
-        notes = [tables.question_note(benchmark), tables.statistics_note(benchmark)]
+        notes = [
+            tables.question_note(benchmark),
+            tables.statistics_note(benchmark),
+            *tables.benchmark_notes(benchmark),
+        ]
         title = f"{name}, {split}, {scorer} scorer"
         sections.append(Section(title, paragraphs=notes, table=tables.main_table(benchmark)))
         if table := tables.controls_table(benchmark):

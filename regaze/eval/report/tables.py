@@ -13,6 +13,8 @@ Table = list[list[str]]
 LABELS = {
     "f1": "F1",
     "yes_ratio": "yes-ratio",
+    "tnr": "TNR",
+    "tpr": "TPR",
     "chair_s": "CHAIR_s",
     "chair_i": "CHAIR_i",
     "chair_distinct": "distinct CHAIR",
@@ -113,6 +115,11 @@ def statistics_note(benchmark: Mapping[str, Any]) -> str:
         apart = f"no two of the {items} questions share an image, as far as is known"
     text = f"Intervals: {used['intervals']}; {apart}."
     return f"{text} Test: {used['test']}." if benchmark["methods"] else text
+
+
+def benchmark_notes(benchmark: Mapping[str, Any]) -> list[str]:
+    """What the benchmark itself has to say about its questions and figures."""
+    return list(benchmark["benchmark"].get("notes", ()))
 
 
 def main_table(benchmark: Mapping[str, Any]) -> Table:
@@ -239,8 +246,14 @@ def full_table(benchmark: Mapping[str, Any]) -> Table:
 
 
 def figure_label(figure: str) -> str:
-    """The name of a figure in tables."""
-    return LABELS.get(figure, figure.replace("_", " "))
+    """The name of a figure in tables: of pope_f1_shift "POPE F1 shift"."""
+    if figure in LABELS:
+        return LABELS[figure]
+    if figure.endswith("_shift"):
+        return f"{figure_label(figure.removesuffix('_shift'))} shift"
+    if figure.startswith("pope_"):
+        return f"POPE {figure_label(figure.removeprefix('pope_'))}"
+    return figure.replace("_", " ")
 
 
 def format_estimate(figure: str, value: Mapping[str, Any], numbers: Collection[str], sign: str = "") -> str:

@@ -168,6 +168,10 @@ class BaseBenchmark:
         """What the scorers compare the answers to `items` with."""
         return [item.reference for item in items]
 
+    def notes(self) -> tuple[str, ...]:
+        """Sentences that stand below the tables of results: what a reader has to know about the questions."""
+        return ()
+
     def score(self, answers: Mapping[str, Sequence[str]], *, seed: int) -> dict[str, Any]:
         """{split: {"questions", "images", scorer: {condition: {metric: {value, low, high}}, "difference"}}}.
 
@@ -203,8 +207,9 @@ class BaseBenchmark:
         return out
 
     def describe(self) -> dict[str, Any]:
-        """Name, number and hash of the questions, suffix, licence, and the versions of the scorers."""
+        """Name, number and hash of the questions, suffix, licence, versions of the scorers, and notes."""
         questions = [(item.key, item.question, item.label) for item in self.items]
+        notes = self.notes()
         return {
             "name": self.name,
             "questions": len(self.items),
@@ -212,6 +217,7 @@ class BaseBenchmark:
             "suffix": self.suffix,
             "licence": self.about.licence,
             "scorers": {scorer.name: scorer.version for scorer in self.scorers()},
+            **({"notes": list(notes)} if notes else {}),
         }
 
 

@@ -29,14 +29,22 @@ class HubRow:
     source: str
 
 
-def read_rows(repository: str | None, *, split: str, limit: int | None = None) -> Iterator[HubRow]:
+def read_rows(
+    repository: str | None, *, split: str, limit: int | None = None, images: bool = True
+) -> Iterator[HubRow]:
     """The first `limit` rows of a data set (None: all), each image saved once as a PNG file in the cache.
+
+    Args:
+        images: False leaves the images where they are; rows have none.
 
     Raises:
         InputError: `datasets` is not installed, or the data set cannot be loaded.
     """
     folder = cache_folder() / "hub" / str(repository).replace("/", "--") / split
-    for index, values in enumerate(_load(str(repository), "from the hub", split=split)):
+    data = _load(str(repository), "from the hub", split=split)
+    if not images:  # they would be decoded for every row
+        data = data.remove_columns("image")
+    for index, values in enumerate(data):
         if index == limit:
             return
         yield _row(dict(values), folder, f"{repository} {split}[{index}]")

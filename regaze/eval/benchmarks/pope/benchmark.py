@@ -152,7 +152,7 @@ class Pope(BaseBenchmark):
         for row in hub.read_rows(cls.about.hub, split="test"):
             record = {"image": "-", "text": row.values.get("question"), "label": row.values.get("answer")}
             split = str(row.values.get("category", "all"))
-            items.append(_item(record, row.image, split, len(items) + 1, row.source))
+            items.append(question_item(record, row.image, split, len(items) + 1, row.source))
         return cls(limit_items(items, limit), suffix)
 
     def scorers(self) -> Sequence[Scorer]:
@@ -206,7 +206,7 @@ class PopeV2(BaseBenchmark):
             source = f"{path}:{line}"
             name = benchmark_files.require_field(record, "image_name", str, source).lstrip("/")
             renamed = {"image": name, "text": record.get("query"), "label": record.get("label")}
-            items.append(_item(renamed, root / name, "popev2", number, source))
+            items.append(question_item(renamed, root / name, "popev2", number, source))
         pairs = {item.key: item.image.name for item in items if item.image is not None}
         return cls(limit_items(items, limit, pairs), suffix)
 
@@ -233,7 +233,7 @@ def read_questions(path: StrPath, images: StrPath, split: str) -> list[Item]:
     for number, (line, record) in enumerate(records, start=1):
         source = f"{path}:{line}"
         _check(record, source)
-        items.append(_item(record, Path(images, record["image"]), split, number, source))
+        items.append(question_item(record, Path(images, record["image"]), split, number, source))
     if not items:
         raise InputError(f"questions file {path} holds no questions")
     if all("question_id" in record for _, record in records):
@@ -242,7 +242,10 @@ def read_questions(path: StrPath, images: StrPath, split: str) -> list[Item]:
     return items
 
 
-def _item(record: Mapping[str, Any], image: Path | None, split: str, number: int, source: str) -> Item:
+def question_item(
+    record: Mapping[str, Any], image: Path | None, split: str, number: int, source: str
+) -> Item:
+    """The item of a question in the official format (`read_questions`), the `number`-th of its split."""
     _check(record, source)
     label = record["label"].lower().strip()
     return Item(f"{split}/{number}", split, image, record["text"], label, source, reference=label)

@@ -11,7 +11,9 @@ import math
 import pytest
 from paths import SHARED
 from PIL import Image
+from typer.testing import CliRunner
 
+from regaze.cli import app
 from regaze.errors import InputError
 from regaze.eval.answer_files import read_answer_rows
 from regaze.eval.answer_join import join_rows
@@ -328,3 +330,27 @@ def test_what_is_not_at_hand_is_named(tmp_path, monkeypatch):
         InputError, match=r"has no obj_halbench_300_with_image\.jsonl; RLHF-V and RLAIF-V publish it"
     ):
         ObjectHalBench.load(tmp_path)
+
+
+def test_recorded_verdicts_replace_the_judge(tmp_path, words):
+    lay_out(tmp_path)
+    (tmp_path / "answers.jsonl").write_text(
+        "\n".join(json.dumps({"image_id": n, "answer": f"There is a kitten in {n}."}) for n in (139, 9))
+    )
+    judge = Judge('["kitten"]', "none")
+    ObjectHalBench.load(tmp_path, tmp_path, judge=judge).score(
+        {"plain": ["There is a kitten in 9.", "There is a kitten in 139."]}, seed=0
+    )
+    records = [
+        {"key": str(at), "judge": {}, "prompt": prompt, "verdict": verdict}
+        for at, (prompt, verdict) in enumerate(zip(judge.prompts, judge.verdicts, strict=True))
+    ]
+    (tmp_path / "verdicts.jsonl").write_text("\n".join(map(json.dumps, records)))
+    options = ["--data", tmp_path, "--images", tmp_path, "--judge", tmp_path / "verdicts.jsonl", "--json"]
+    command = ["score", "object-halbench", tmp_path / "answers.jsonl", *options]
+    result = CliRunner().invoke(app, list(map(str, command)))
+    assert result.exit_code == 0, result.output
+    figures = json.loads(result.stdout)["plain"]["figures"]["object-halbench"]
+    assert figures["regaze"]["plain"]["response_hall"]["value"] == 0.0
+    assert figures["regaze"]["plain"]["unreadable"]["value"] == 1 / 2
+    assert figures["official"]["plain"]["response_hall"]["value"] is None  # the script would have stopped

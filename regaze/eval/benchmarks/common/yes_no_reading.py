@@ -19,7 +19,6 @@ import re
 from regaze.eval.benchmarks.common.final_answer import final_answer
 
 OTHER = "other"
-_OPPOSITE = {"yes": "no", "no": "yes"}
 
 #: Written out, so that each negation has one form.
 _CONTRACTIONS = (

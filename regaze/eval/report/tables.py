@@ -118,8 +118,37 @@ def statistics_note(benchmark: Mapping[str, Any]) -> str:
 
 
 def benchmark_notes(benchmark: Mapping[str, Any]) -> list[str]:
-    """What the benchmark itself has to say about its questions and figures."""
-    return list(benchmark["benchmark"].get("notes", ()))
+    """What the benchmark has to say about its questions and figures, and how far its scorers disagree."""
+    notes = [*benchmark["benchmark"].get("notes", ()), disagreement_note(benchmark)]
+    return [note for note in notes if note]
+
+
+def disagreement_note(benchmark: Mapping[str, Any]) -> str:
+    """How many answers the scorers read differently, and whether a difference depends on the scorer."""
+    split, _ = leading_scorer(benchmark)
+    ran = {name: entry for name, entry in iter_conditions(benchmark) if not entry.get("error")}
+    found = {
+        name: entry["figures"][split].get("disagreement")
+        for name, entry in [("plain", benchmark["plain"]), *ran.items()]
+    }
+    if not all(found.values()):
+        return ""
+    counts = []
+    for name, each in found.items():
+        count = each["answers"]["plain" if name == "plain" else "edited"]
+        counts.append(f"{name} {count['different']}" + f" ({count['opposite']})" * (count["opposite"] > 0))
+    names = ", ".join(found["plain"]["scorers"])
+    text = f"Answers that the scorers ({names}) read differently (as opposites): {', '.join(counts)}."
+    if not ran:
+        return text
+    apart = [
+        f"{name} is better by {', '.join(each['better'])} and worse by {', '.join(each['worse'])}"
+        for name, each in found.items()
+        if each.get("sign_depends")
+    ]
+    if apart:
+        return f"{text} The sign of the difference to plain depends on the scorer: {'; '.join(apart)}."
+    return f"{text} No sign of a difference to plain depends on the scorer."
 
 
 def main_table(benchmark: Mapping[str, Any]) -> Table:

@@ -56,7 +56,8 @@ class ConditionResults(_Checked):
             "statistics" names the intervals and the test, and the number of items and clusters. A difference
             also has, per figure, "detectable" (`estimators.detectable`), the p-value of its test as
             "mcnemar_p" or "permutation_p" and, corrected for the number of methods, as "holm_p", and where
-            clusters hold several items "design_effect".
+            clusters hold several items "design_effect". A split whose scorers read yes/no answers has
+            "disagreement" (`scorer_disagreement`).
         flags: confounds that exceed their thresholds.
         against_controls: of a method, {split: {scorer: its tested figure minus that of the best of its
             controls, the plain model among these}}, see `verdicts.against_controls`; null without controls.

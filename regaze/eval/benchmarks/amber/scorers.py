@@ -102,6 +102,11 @@ class AmberScorer(Scorer):
             )
         return np.concatenate([description, by_kind.ravel()])
 
+    def readings(self, references: Sequence[Reference], answers: Sequence[str]) -> list[str] | None:
+        if not all(isinstance(reference, YesNoReference) for reference in references):
+            return None
+        return [{"Yes": "yes", "No": "no"}.get(self.read(answer), "other") for answer in answers]
+
     def compute(self, sums: np.ndarray) -> dict[str, np.ndarray]:
         description, by_kind = _split_counts(sums)
         of_descriptions = map(_round, _generative_metrics(description, _EPSILON))
@@ -160,6 +165,9 @@ class VlmEvalKitScorer(Scorer):
             kind = {"existence": 0, "relation": 2}.get(reference.kind, 1)
             row[kind] = (read_vlmevalkit(answer) == ("no" if reference.negative else "yes"), 1)
         return counts
+
+    def readings(self, references: Sequence[YesNoReference], answers: Sequence[str]) -> list[str]:
+        return [read_vlmevalkit(answer) for answer in answers]
 
     def compute(self, sums: np.ndarray) -> dict[str, np.ndarray]:
         accuracy = 100 * ratio(sums[..., 0], sums[..., 1])

@@ -60,7 +60,7 @@ class BeafScorer(Scorer):
     read: Callable[[str], str]
     metrics: tuple[str, ...] = (*METRICS, "unreadable")
 
-    def readings(self, answers: Sequence[str]) -> list[str]:
+    def readings(self, references: Sequence[BeafReference], answers: Sequence[str]) -> list[str]:
         """Each answer as "yes", "no" or "other"."""
         return [self.read(answer) for answer in answers]
 
@@ -70,7 +70,7 @@ class BeafScorer(Scorer):
 
     def count(self, references: Sequence[BeafReference], answers: Sequence[str]) -> np.ndarray:
         """[n, 14]: answers by label and reading; TU, IG, SBp, SBn, pairs; changed, compared; stopped."""
-        readings = self.readings(answers)
+        readings = self.readings(references, answers)
         counts = np.zeros((len(answers), 14), np.int64)
         counts[:, :6] = confusion([r.label for r in references], readings).reshape(-1, 6)
         counts[:, 13] = self.stops(references, readings)
@@ -124,7 +124,7 @@ class ReleasedScorer(BeafScorer):
     is yes (or no yes is right), and where there are other numbers of questions and pairs than in v0.
     """
 
-    def readings(self, answers: Sequence[str]) -> list[str]:
+    def readings(self, references: Sequence[BeafReference], answers: Sequence[str]) -> list[str]:
         readings, last = [], "other"
         for answer in answers:
             found = self.read(answer)

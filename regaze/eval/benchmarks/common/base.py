@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from regaze.errors import InputError
+from regaze.eval.benchmarks.common.disagreement import scorer_disagreement
 from regaze.eval.benchmarks.common.download import RemoteFile
 from regaze.eval.benchmarks.common.ids import plain_id
 from regaze.eval.benchmarks.common.scoring import Scorer, compare
@@ -175,6 +176,8 @@ class BaseBenchmark:
     def score(self, answers: Mapping[str, Sequence[str]], *, seed: int) -> dict[str, Any]:
         """{split: {"questions", "images", scorer: {condition: {metric: {value, low, high}}, "difference"}}}.
 
+        Where several scorers read yes/no answers, a split also has "disagreement" (`scorer_disagreement`).
+
         Raises:
             InputError: The number of answers differs from the number of items.
         """
@@ -196,14 +199,15 @@ class BaseBenchmark:
             items = [self.items[i] for i in indices]
             references, clusters = self.references(items), [self.cluster(item) for item in items]
             chosen = {condition: [given[i] for i in indices] for condition, given in answers.items()}
-            out[group] = {
-                "questions": len(items),
-                "images": len({item.image for item in items} - {None}),
-                **{
-                    scorer.name: compare(scorer, references, chosen, clusters=clusters, seed=seed)
-                    for scorer in self.scorers()
-                },
+            scorers = self.scorers()
+            figures = {
+                scorer.name: compare(scorer, references, chosen, clusters=clusters, seed=seed)
+                for scorer in scorers
             }
+            images = len({item.image for item in items} - {None})
+            out[group] = {"questions": len(items), "images": images, **figures}
+            if apart := scorer_disagreement(scorers, references, chosen, figures):
+                out[group]["disagreement"] = apart
         return out
 
     def describe(self) -> dict[str, Any]:

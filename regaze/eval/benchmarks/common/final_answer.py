@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from functools import lru_cache
 
 from regaze.toolkit.prompts.thinking import after_thinking
 
@@ -78,8 +79,12 @@ def is_cut_in_thinking(answer: str) -> bool:
 def final_answer(answer: str) -> str:
     """The words that decide a short answer, as lines of plain text; "" where there are none."""
     rest = after_thinking(answer)
-    if rest is None:
-        return ""
+    return "" if rest is None else _decisive_part(rest)
+
+
+@lru_cache(maxsize=1 << 10)  # most yes/no answers are one of a few
+def _decisive_part(rest: str) -> str:
+    """Steps 2 to 4 of the reading."""
     for tag in (_ANSWER_TAG, _BOX_TAG):
         rest = _last_element(rest, tag)
     plain = plain_text(_ends(_last_boxed(rest)))

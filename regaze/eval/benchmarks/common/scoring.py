@@ -59,6 +59,10 @@ class Scorer(ABC):
         """Which answers are correct: bool [n] from counts [n, ...]; None if answers are graded otherwise."""
         return None
 
+    def readings(self, references: Sequence[Any], answers: Sequence[Any]) -> list[str] | None:
+        """Each answer as "yes", "no" or "other"; None of a scorer that does not read yes/no answers."""
+        return None
+
     def details(self, sums: np.ndarray) -> dict[str, Any]:
         """Named counts for the results file; empty where the metrics are all there is."""
         return {}

@@ -104,7 +104,10 @@ class YesNoScorer(Scorer):
     accuracy_metric = "accuracy"
 
     def count(self, references: Sequence[str], answers: Sequence[str]) -> np.ndarray:
-        return confusion(references, [self.read(answer) for answer in answers])
+        return confusion(references, self.readings(references, answers))
+
+    def readings(self, references: Sequence[str], answers: Sequence[str]) -> list[str]:
+        return [self.read(answer) for answer in answers]
 
     def compute(self, sums: np.ndarray) -> dict[str, np.ndarray]:
         """The metrics, each [...], of summed counts [..., 2, 3]; "yes" is the positive class."""
@@ -141,13 +144,12 @@ class YesNoScorer(Scorer):
 class VcdScorer(YesNoScorer):
     """VCD's rule, which looks for the label in the answer."""
 
-    def count(self, references: Sequence[str], answers: Sequence[str]) -> np.ndarray:
+    def readings(self, references: Sequence[str], answers: Sequence[str]) -> list[str]:
         opposite = {"yes": "no", "no": "yes"}
-        readings = [
+        return [
             label if label in answer.lower() else opposite[label]
             for label, answer in zip(references, answers, strict=True)
         ]
-        return confusion(references, readings)
 
 
 OFFICIAL = YesNoScorer("official", "AoiDragon/POPE 08d957b evaluate.py", read_pope)

@@ -15,6 +15,7 @@ Anything else is unreadable. True is yes, and false is no. Who or what a sentenc
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 from regaze.eval.benchmarks.common.final_answer import final_answer
 
@@ -127,7 +128,12 @@ _HAN_ABSENT, _HAN_PRESENT = re.compile("没|无|不|错误"), re.compile("(?<!�
 
 def read_yes_no(answer: str) -> str:
     """Read an answer as "yes", "no", or "other" where a careful person could not say."""
-    text = _INSTRUCTION.sub("", _written_out(final_answer(answer))).strip()
+    return _read(final_answer(answer))
+
+
+@lru_cache(maxsize=1 << 10)
+def _read(text: str) -> str:
+    text = _INSTRUCTION.sub("", _written_out(text)).strip()
     if _ASSENT.fullmatch(text):
         return "yes"
     if _HAN.match(text):

@@ -155,6 +155,9 @@ class AnswerScorer(OfficialScorer):
         verdicts = [_read_answer(*pair) for pair in zip(references, answers, strict=True)]
         return super().count(references, verdicts)
 
+    def readings(self, references: Sequence[HallusionReference], answers: Sequence[str]) -> list[str]:
+        return [read_yes_no(answer) for answer in answers]
+
 
 @dataclass(frozen=True)
 class KeywordScorer(Scorer):
@@ -170,8 +173,8 @@ class KeywordScorer(Scorer):
         """[n, kinds, 6]: correct and all answers, figures, questions."""
         counts = np.zeros((len(answers), len(KINDS), 6))
         correct = [
-            self.read(answer) == ("yes" if reference.positive else "no")
-            for reference, answer in zip(references, answers, strict=True)
+            reading == ("yes" if reference.positive else "no")
+            for reference, reading in zip(references, self.readings(references, answers), strict=True)
         ]
         group_keys: tuple[Callable[[HallusionReference], Hashable], ...] = (
             lambda each: (each.figure, each.question_id),
@@ -184,6 +187,9 @@ class KeywordScorer(Scorer):
                 kind = KINDS.index(references[group[0]].kind)
                 counts[group[0], kind, 2 * column : 2 * column + 2] = all(correct[i] for i in group), 1
         return counts
+
+    def readings(self, references: Sequence[HallusionReference], answers: Sequence[str]) -> list[str]:
+        return [self.read(answer) for answer in answers]
 
     def compute(self, sums: np.ndarray) -> dict[str, np.ndarray]:
         return self._accuracies(sums.sum(-2))

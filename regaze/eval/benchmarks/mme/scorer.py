@@ -75,7 +75,7 @@ class MmeScorer(Scorer):
         Raises:
             InputError: An image does not have exactly two questions.
         """
-        readings = confusion([each.label for each in references], [self.read(answer) for answer in answers])
+        readings = confusion([each.label for each in references], self.readings(references, answers))
         correct = readings[:, 0, 0] + readings[:, 1, 1]
         pairs: dict[tuple[str, str], list[int]] = {}
         for row, reference in enumerate(references):
@@ -88,6 +88,9 @@ class MmeScorer(Scorer):
             counts[rows, column, :6] = readings[rows].reshape(-1, 6)
             counts[rows[0], column, 6:] = correct[rows].all(), 1
         return counts
+
+    def readings(self, references: Sequence[MmeReference], answers: Sequence[str]) -> list[str]:
+        return [self.read(answer) for answer in answers]
 
     def compute(self, sums: np.ndarray) -> dict[str, np.ndarray]:
         correct, questions = sums[..., 0] + sums[..., 4], sums[..., :6].sum(-1)

@@ -66,9 +66,12 @@ class PhdScorer(Scorer):
         counts = np.zeros((len(answers), len(MODES), len(TASKS), 2, 3), np.int32)
         modes = [MODES.index(r.mode) for r in references]
         tasks = [TASKS.index(r.task) for r in references]
-        readings = [self.read(answer) for answer in answers]
+        readings = self.readings(references, answers)
         counts[np.arange(len(answers)), modes, tasks] = confusion([r.label for r in references], readings)
         return counts
+
+    def readings(self, references: Sequence[PhdReference], answers: Sequence[str]) -> list[str]:
+        return [self.read(answer) for answer in answers]
 
     def compute(self, sums: np.ndarray) -> dict[str, np.ndarray]:
         sums = np.asarray(sums, np.float64)

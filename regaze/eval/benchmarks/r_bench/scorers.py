@@ -51,10 +51,13 @@ class SubsetScorer(Scorer):
 
     def count(self, references: Sequence[RBenchReference], answers: Sequence[str]) -> np.ndarray:
         """[n, 1 + 5, 2 labels, 2 readings]: each question once, then as often as each subset lists it."""
-        each = confusion([r.label for r in references], [read_pope(answer) for answer in answers])[..., :2]
+        each = confusion([r.label for r in references], self.readings(references, answers))[..., :2]
         subsets = [r.subsets or (1,) + (0,) * (SUBSETS - 1) for r in references]
         times = np.array([(1, *listed) for listed in subsets], np.int64)
         return each[:, None] * times[:, :, None, None]
+
+    def readings(self, references: Sequence[RBenchReference], answers: Sequence[str]) -> list[str]:
+        return [read_pope(answer) for answer in answers]
 
     def compute(self, sums: np.ndarray) -> dict[str, np.ndarray]:
         figures = self._per_subset(sums)

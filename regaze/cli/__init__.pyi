@@ -4,6 +4,7 @@ from . import diagnosis as diagnosis
 from . import failure_pages as failure_pages
 from . import fitting as fitting
 from . import generation as generation
+from . import grids as grids
 from . import head_search as head_search
 from . import inspection as inspection
 from . import interrupt as interrupt

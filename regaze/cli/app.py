@@ -24,6 +24,7 @@ COMMANDS = {
     "evaluate": "Compare the plain and the edited model on benchmarks.",
     "compare": "Compare several methods on the same questions.",
     "reproduce": "Run a recipe for a published figure, and say whether it comes out.",
+    "sweep": "Draw the figures of a benchmark against a parameter of a method.",
     "score": "Score answers from a file; nothing is generated.",
     "benchmarks": "List the benchmarks, or download the questions of one.",
     "heatmap": "Draw where the model looked while it answered.",

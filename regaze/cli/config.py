@@ -18,6 +18,8 @@ from regaze.reading import parse_yaml, read_text
 
 #: Options that are a mapping in YAML, and NAME=VALUE, repeated, on the command line.
 _MAPPINGS = ("set", "bench", "generate", "model_arg")
+#: Likewise, with several values each, which are a list in YAML and have commas between on the command line.
+_GRIDS = ("tune", "grid")
 #: Parameters of commands whose option has another name.
 _OPTION_NAMES = {"settings": "set"}
 #: Options that run.yaml leaves out: they do not change the results.
@@ -54,16 +56,19 @@ def _read(path: Path) -> dict[Any, Any]:
 
 def _as_argument(option: str, value: Any, path: Path) -> Any:
     """A YAML value as it would be typed."""
-    if option in _MAPPINGS:
+    if option in (*_MAPPINGS, *_GRIDS):
         if not isinstance(value, dict):
             raise InputError(f"--config {path}: {option} must be a mapping of names to values, got {value!r}")
-        return [
-            f"{name}={entry if isinstance(entry, str) else json.dumps(entry)}"
-            for name, entry in value.items()
-        ]
+        return [f"{name}={_as_text(entry, commas=option in _GRIDS)}" for name, entry in value.items()]
     if option == "methods" and isinstance(value, list) and all(isinstance(entry, dict) for entry in value):
         return json.dumps(value)
     return ",".join(map(str, value)) if isinstance(value, list) else value
+
+
+def _as_text(value: Any, commas: bool) -> str:
+    if commas and isinstance(value, list):
+        return ",".join(_as_text(entry, commas=False) for entry in value)
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def option_values(ctx: typer.Context) -> dict[str, Any]:
@@ -76,11 +81,13 @@ def dump(options: Mapping[str, Any]) -> str:
     """The content of run.yaml: with it as --config the same run starts again."""
     saved: dict[str, Any] = {}
     for name, value in options.items():
-        if name in _NOT_SAVED or value in (None, []):
+        if name in _NOT_SAVED or value in (None, [], ()):  # () of a list that --config leaves out
             continue
         option = _OPTION_NAMES.get(name, name)
         if option == "judge":
             saved[option] = _judge_without_secrets(value)
+        elif option in _GRIDS:
+            saved[option] = dict(text.split("=", 1) for text in value)
         elif option in _MAPPINGS:
             assignments = split_assignments(value, f"--{option}")
             saved[option] = {key: _yaml_value(text) for key, text in assignments.items()}

@@ -66,6 +66,20 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="NAME=VALUE", help="A parameter of the method; repeatable."),
 ]
+Methods = Annotated[
+    str | None,
+    typer.Option(
+        help='Names separated by commas, all, or a JSON or YAML file: a list of {"label", "method", '
+        "parameters...}. [all, or with --tune those that it names]"
+    ),
+]
+Controls = Annotated[
+    bool,
+    typer.Option(
+        "--controls",
+        help="Run the controls of each method, too, and say whether it beats the best of them.",
+    ),
+]
 Device = Annotated[
     str | None,
     typer.Option(help="cpu, cuda, cuda:1, mps, or auto to spread the model over all. [best available]"),
@@ -126,6 +140,35 @@ DamageData = Annotated[
     typer.Option(
         help="Where MMStar is: a folder, or hub. [what `regaze benchmarks get mmstar` has downloaded]"
     ),
+]
+# Values of parameters: `compare` chooses among them.
+Tune = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="METHOD:NAME=VALUES",
+        help="Choose a parameter, as in gift:alpha=1,2,4; repeatable: of several parameters of a method all "
+        "combinations are tried. No image that is tuned on is tested on.",
+    ),
+]
+TuneSplit = Annotated[
+    str | None,
+    typer.Option(
+        help="Tune on half of the images, or on the questions of the split of this name and test the others; "
+        "of images that both have questions about, half are tuned on. [half]"
+    ),
+]
+TuneSeed = Annotated[
+    int | None, typer.Option(help="Decides which images are tuned on, and which trials are drawn. [0]")
+]
+TuneCriterion = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FIGURE",
+        help="The figure that decides, such as f1, or harness.f1 of one scorer. [the tested figure]",
+    ),
+]
+TuneTrials = Annotated[
+    int | None, typer.Option(help="Try this many combinations of each tuned method, drawn at random. [all]")
 ]
 
 # The run: commands that generate answers.

@@ -13,12 +13,16 @@ import torch
 
 from regaze.cli import config, console, interrupt, models
 from regaze.errors import InputError, RegazeError
-from regaze.eval import EvalConfig, EvalTask, evaluate
+from regaze.eval import EvalConfig, EvalTask, Tuning, evaluate, sweep
 from regaze.eval.export import export_answers, parse_formats
 from regaze.eval.report.report import write_report
 from regaze.eval.report.sections import Link
 from regaze.eval.run.process_group import ProcessGroup
+from regaze.eval.run.requests import ImageHashes
 from regaze.eval.run.runner import run_folder
+from regaze.eval.run.tasks import with_check
+from regaze.eval.run.tuned import TuningStage
+from regaze.eval.tuning.grids import Grid, make_trials
 from regaze.interventions import Method
 from regaze.toolkit import Gaze
 from regaze.visible import visible
@@ -41,6 +45,7 @@ class Run:
         formats: of other harnesses, to write the answers in.
         options: the values of all parameters of the command, which become run.yaml.
         controls: run the controls of the methods, too.
+        tuning: of their parameters. grid: of those of the only method, for a sweep.
         files: further files of the run's folder, text by name; None for run.yaml.
         prepare: called with the model before the first question.
         damage_check: see `evaluate`.
@@ -53,6 +58,8 @@ class Run:
     formats: Sequence[str]
     options: Mapping[str, Any]
     controls: bool = False
+    tuning: Tuning | None = None
+    grid: Grid | None = None
     files: Mapping[str, str] | None = None
     prepare: Callable[[Gaze], None] = lambda gaze: None
     damage_check: EvalTask | None = None
@@ -69,23 +76,20 @@ def execute(run: Run, add_pages: AddPages | None = None) -> tuple[dict[str, Any]
     interrupt.current.advice = visible(f"; what is done is in {folder}, and the same command continues", "")
     if group.is_main:
         with run_folder(folder):  # what cannot be used is named before the model is loaded
-            pass
+            _check_grids(run)
     gaze = models.load_model(
         options["model"], _device(options["device"], group), options["dtype"], arguments=options["model_arg"]
     )
     run.prepare(gaze)
     with console.progress() if group.is_main else nullcontext() as progress, _naming(options["generate"]):
-        results = evaluate(
+        results = _answer(
+            run,
             gaze,
-            run.tasks,
-            run.methods,
             folder,
             model_name=options["model"],
             config=replace(run.config, process_group=group),
             progress=progress,
             files={"run.yaml": config.dump(options)} if run.files is None else run.files,
-            controls=run.controls,
-            damage_check=run.damage_check,
         )
     if not group.is_main:
         return None, folder
@@ -93,6 +97,29 @@ def execute(run: Run, add_pages: AddPages | None = None) -> tuple[dict[str, Any]
     for kind in run.formats:
         export_answers(folder, results, kind)
     return results, folder
+
+
+def _check_grids(run: Run) -> None:
+    """Raise what the run would raise about its grids; say which images are tuned on."""
+    if run.tuning is not None:
+        tasks = with_check(run.tasks, run.damage_check)
+        stage = TuningStage.of(run.tuning, tasks, run.methods, ImageHashes())
+        console.info(f"regaze: {stage.division.note}")
+    if run.grid is not None:
+        [(label, method)] = run.methods.items()
+        make_trials(label, method, run.grid)
+
+
+def _answer(run: Run, gaze: Gaze, folder: Path, **how: Any) -> dict[str, Any]:
+    if run.grid is not None:
+        return sweep(gaze, run.tasks, next(iter(run.methods.values())), run.grid, folder, **how)
+    return evaluate(
+        *(gaze, run.tasks, run.methods, folder),
+        controls=run.controls,
+        tuning=run.tuning,
+        damage_check=run.damage_check,
+        **how,
+    )
 
 
 def output_folder(run: Run) -> Path:

@@ -13,6 +13,8 @@ from rich.text import Text
 from regaze.cli import console
 from regaze.eval.report import tables as report
 from regaze.eval.report.markdown import markdown_table
+from regaze.eval.report.sweeps import NOTE, neutral_note, sweep_table
+from regaze.eval.report.tuning import chosen_table, trials_table, tuning_notes
 from regaze.eval.run.results import dumps
 
 NOTES = """Shares in percent, with 95 % intervals (none where images do not vary).
@@ -142,6 +144,9 @@ def comparison(results: Mapping[str, Any]) -> str:
         f"Model {results['model']['name']}, seed {results['seed']}, batches of {results['batch_size']}; "
         f"regaze {versions['regaze']}, torch {versions['torch']}, transformers {versions['transformers']}."
     ]
+    if results["tuning"]:
+        chosen, trials = (markdown_table(table(results)) for table in (chosen_table, trials_table))
+        parts += ["## Parameters, chosen apart from testing", *tuning_notes(results), chosen, trials]
     damage = results.get("damage")
     added = damage["benchmark"] if damage and damage["added"] else None
     parts += [
@@ -153,6 +158,16 @@ def comparison(results: Mapping[str, Any]) -> str:
         parts += ["## Damage check", report.damage_note(damage)]
         parts += [markdown_table(table)] if (table := report.damage_table(damage)) else []
     return "\n\n".join([*parts, *report.NOTES]) + "\n"
+
+
+def swept(results: Mapping[str, Any]) -> str:
+    """A sweep as Markdown: one table per benchmark, the plain model first."""
+    parts = []
+    for name, benchmark in results["benchmarks"].items():
+        split, scorer = report.leading_scorer(benchmark)
+        parts += [f"## {name}, {split}, {scorer} scorer", report.question_note(benchmark)]
+        parts += [report.statistics_note(benchmark), markdown_table(sweep_table(results, name))]
+    return "\n\n".join([*parts, *filter(None, [neutral_note(results)]), NOTE]) + "\n"
 
 
 def scored(benchmark: Mapping[str, Any]) -> str:

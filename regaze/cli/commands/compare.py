@@ -17,22 +17,15 @@ def compare(
     named: Annotated[
         str | None, typer.Option("--benchmark", help="Another way to give the benchmark.", show_default=False)
     ] = None,
-    methods: Annotated[
-        str,
-        typer.Option(
-            help='Names separated by commas, all, or a JSON or YAML file: a list of {"label", "method", '
-            "parameters...}."
-        ),
-    ] = "all",
-    controls: Annotated[
-        bool,
-        typer.Option(
-            "--controls",
-            help="Run the controls of each method, too, and say whether it beats the best of them.",
-        ),
-    ] = False,
+    methods: options.Methods = None,
+    controls: options.Controls = False,
     damage_check: options.DamageCheck = True,
     damage_data: options.DamageData = None,
+    tune: options.Tune = None,
+    tune_split: options.TuneSplit = None,
+    tune_seed: options.TuneSeed = None,
+    tune_criterion: options.TuneCriterion = None,
+    tune_trials: options.TuneTrials = None,
     model: options.Model = "demo",
     model_arg: options.ModelArg = None,
     config: options.Config = None,
@@ -58,10 +51,15 @@ def compare(
     """Compare several methods on the same questions.
 
     Each method is compared with the plain model. A method that cannot run on the model becomes a line with
-    the reason; the others still run.
+    the reason; the others still run. With --tune, parameters are chosen on some images (of the first
+    benchmark), and the methods compared on the others.
     """
     benchmark = named or benchmark
+    methods = methods or (cli.grids.tuned_names(tune) if tune else "all")
     chosen = cli.methods.read_methods(methods)
+    tuning = cli.grids.read_tuning(
+        tune, chosen, split=tune_split, seed=tune_seed, criterion=tune_criterion, trials=tune_trials
+    )
     source = cli.questions.QuestionSource(data=data, images=images, bench=bench, limit=limit)
     generation = cli.generation.generation_options(generate, max_new_tokens)
     tasks = cli.questions.make_tasks(benchmark, source, generation, judge, model, device, model_arg)
@@ -71,9 +69,10 @@ def compare(
         config=cli.run.EvalConfig(batch_size, seed, max_errors, share_prefix, raise_method_errors=False),
         name=f"compare-{benchmark.replace(',', '-')}",
         formats=cli.run.parse_formats(export or ""),
-        options={**option_values(ctx), "benchmark": benchmark},
+        options={**option_values(ctx), "benchmark": benchmark, "methods": methods},
         controls=controls,
         damage_check=cli.damage.find_task(tasks, model, damage_data, limit) if damage_check else None,
+        tuning=tuning,
     )
     results, folder = cli.run.execute(run)
     if results is None:

@@ -107,6 +107,7 @@ def _score_alone(benchmark: Benchmark, plain: AnswerSet, seed: int) -> dict[str,
     return {
         **_summary(plain, len(benchmark.items) - len(indices)),
         "text": confounds.measure(scored.items, answers),
+        "length": _length(scored, answers, seed),
         "figures": scored.score({"plain": answers}, seed=seed),
     }
 
@@ -119,6 +120,7 @@ def _score_against(benchmark: Benchmark, plain: AnswerSet, edited: AnswerSet, se
     return {
         **_summary(edited, len(benchmark.items) - len(scored.items)),
         "text": texts["edited"],
+        "length": _length(scored, answers["edited"], seed),
         "answers_changed": sum(map(str.__ne__, answers["plain"], answers["edited"])),
         "figures": figures,
         "flags": confounds.flags(texts["plain"], texts["edited"], plain.cost, edited.cost),
@@ -135,6 +137,10 @@ def _figures(
         "edited": [edited.answers[i] for i in indices],
     }
     return scored.score(answers, seed=seed), scored, answers
+
+
+def _length(scored: Benchmark, answers: Sequence[str], seed: int) -> dict[str, float]:
+    return confounds.length(answers, [cluster_of(scored, item) for item in scored.items], seed)
 
 
 def _summary(answers: AnswerSet, left_out: int) -> dict[str, Any]:

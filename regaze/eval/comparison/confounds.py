@@ -7,11 +7,14 @@ not better vision. These figures are reported with every score, and a change bey
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from regaze.eval.benchmarks.common.base import Item
 from regaze.eval.benchmarks.common.final_answer import is_cut_in_thinking, without_thinking
+from regaze.eval.benchmarks.common.scoring import Scorer, compare, ratio
 from regaze.eval.benchmarks.common.yes_no import LABELS
 from regaze.eval.benchmarks.common.yes_no_reading import read_yes_no
 from regaze.eval.cost import Cost
@@ -71,6 +74,29 @@ def measure(items: Sequence[Item], answers: Sequence[str]) -> dict[str, float]:
         out["yes_ratio"] = _share(readings.count("yes"), len(readings))
         out["unreadable"] = _share(readings.count("other"), len(readings))
     return out
+
+
+class _Words(Scorer):
+    """The mean number of words."""
+
+    name, version, metrics = "words", "1", ("words",)
+
+    def count(self, references: Sequence[Any], answers: Sequence[str]) -> np.ndarray:
+        return np.array([(len(without_thinking(answer).split()), 1) for answer in answers], np.int64)
+
+    def compute(self, sums: np.ndarray) -> dict[str, np.ndarray]:
+        return {"words": ratio(sums[..., 0], sums[..., 1])}
+
+
+def length(answers: Sequence[str], clusters: Sequence[Hashable], seed: int) -> dict[str, float]:
+    """Mean number of words of the answers, without their thinking, and its interval: value, low, high.
+
+    Args:
+        clusters: of each answer, see `scoring.compare`.
+    """
+    counted = compare(_Words(), [None] * len(answers), {"plain": answers}, clusters=clusters, seed=seed)
+    mean: dict[str, float] = counted["plain"]["words"]
+    return mean
 
 
 def flags(

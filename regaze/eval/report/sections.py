@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from regaze.eval.report import plots, tables
+from regaze.eval.report import plots, sweeps, tables, tuning
 
 #: the text of a link, and the file in the folder that it leads to
 Link = tuple[str, str]
@@ -33,7 +33,7 @@ def build_sections(
     Args:
         links: further pages, named at the top.
     """
-    sections = [_overview(results, links)]
+    sections = [_overview(results, links), *_tuning(results)]
     for name, benchmark in results["benchmarks"].items():
         split, scorer = tables.leading_scorer(benchmark)
         notes = [
@@ -43,6 +43,8 @@ def build_sections(
         ]
         title = f"{name}, {split}, {scorer} scorer"
         sections.append(Section(title, paragraphs=notes, table=tables.main_table(benchmark)))
+        if results.get("sweep"):
+            sections.append(_sweep(results, name, plot_folder))
         if table := tables.controls_table(benchmark):
             notes = [tables.CONTROLS_NOTE]
             sections.append(Section("Methods against their controls", 3, paragraphs=notes, table=table))
@@ -64,6 +66,29 @@ def build_sections(
         sections.append(Section("Damage check", paragraphs=[note], table=table))
     sections.append(Section("How to read this", paragraphs=tables.NOTES))
     return sections
+
+
+def _tuning(results: Mapping[str, Any]) -> list[Section]:
+    """How parameters were chosen, if any were."""
+    if not results.get("tuning"):
+        return []
+    notes = tuning.tuning_notes(results)
+    chosen, trials = tuning.chosen_table(results), tuning.trials_table(results)
+    return [
+        Section("Parameters, chosen apart from testing", paragraphs=notes, table=chosen),
+        Section("Trials, on the questions that were tuned on", 3, table=trials),
+    ]
+
+
+def _sweep(results: Mapping[str, Any], name: str, folder: Path) -> Section:
+    """The curves, as SVG for the page and as PNG beside it."""
+    swept = results["sweep"]
+    plot = folder / f"{name}-sweep.svg"
+    for path in (plot, plot.with_suffix(".png")):
+        sweeps.draw_sweep(results, name, path)
+    notes = [note for note in (sweeps.NOTE, sweeps.neutral_note(results)) if note]
+    title = f"{', '.join(swept['grid'])} of {swept['method']}"
+    return Section(title, 3, paragraphs=notes, table=sweeps.sweep_table(results, name), plot=plot)
 
 
 def _overview(results: Mapping[str, Any], links: Sequence[Link]) -> Section:

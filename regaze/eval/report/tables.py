@@ -174,7 +174,7 @@ def main_table(benchmark: Mapping[str, Any]) -> Table:
             if not _is_missing(difference[figure]["value"]):
                 cell += f" ({format_estimate(figure, difference[figure], numbers, '+')})"
             cells.append(cell)
-        tests = [_p_value_text(p_value(difference)), _p_value_text(difference.get("holm_p"))]
+        tests = [format_p(p_value(difference)), format_p(difference.get("holm_p"))]
         least = format_number(figures[0], difference[figures[0]].get("detectable"), numbers)
         rows.append([name, *cells, *tests, least, str(entry["answers_changed"]), ", ".join(entry["flags"])])
         if verdicts:
@@ -192,7 +192,7 @@ def controls_table(benchmark: Mapping[str, Any]) -> Table:
     rows = [["", "best control", f"{figure_label(figure)}, method - control", "p", "Holm p", "beats it"]]
     for name, verdict in verdicts.items():
         difference = format_estimate(figure, verdict, numbers, "+")
-        tests = [_p_value_text(verdict[p]) for p in ("p", "holm_p")]
+        tests = [format_p(verdict[p]) for p in ("p", "holm_p")]
         rows.append([name, verdict["best"], difference, *tests, _yes_no(verdict["beats"])])
     return rows
 
@@ -211,7 +211,7 @@ def damage_table(damage: Mapping[str, Any]) -> Table:
         value = format_estimate(figure, method["value"], ())
         difference = format_estimate(figure, method["difference"], (), "+")
         least = format_number(figure, method["detectable"], ())
-        rows.append([name, value, difference, _p_value_text(method["p"]), least, _yes_no(method["damaged"])])
+        rows.append([name, value, difference, format_p(method["p"]), least, _yes_no(method["damaged"])])
     return rows
 
 
@@ -301,7 +301,8 @@ def format_number(figure: str, value: float | None, numbers: Collection[str], si
     return f"{value if figure in numbers else 100 * value:{sign}.1f}"
 
 
-def _p_value_text(value: float | None) -> str:
+def format_p(value: float | None) -> str:
+    """A p-value; "" for none."""
     return "" if _is_missing(value) else f"{value:.3g}"
 
 

@@ -49,7 +49,7 @@ class ConditionResults(_Checked):
             under the plain model.
         cost: `Cost`, with forwards_per_token.
         sharing: null where prefixes were shared, else the reason why not.
-        text: `confounds.measure` of the answers.
+        text: `confounds.measure` of the answers. length: their mean number of words: {value, low, high}.
         answers_changed: answers that differ from those of the plain model (null for itself).
         figures: {split: {"questions", "images", scorer: {"plain", "edited", "difference": {figure: {value,
             low, high}, ...}, "statistics"}}}; the plain condition has no "edited" and no "difference".
@@ -70,6 +70,7 @@ class ConditionResults(_Checked):
     cost: dict[str, float | int | None] | None = None
     sharing: str | None = None
     text: dict[str, float | None] | None = None
+    length: dict[str, float | None] | None = None
     answers_changed: int | None = None
     figures: dict[str, dict[str, Any]] | None = None
     flags: list[str] = []
@@ -194,6 +195,21 @@ class DamageResults(_Checked):
     methods: dict[str, DamagedMethod] = {}
 
 
+class SweepResults(_Checked):
+    """The methods of the results are one method with several values of its parameters.
+
+    Attributes:
+        method: its name. grid: {parameter: its values}. points: {label: values of these parameters}.
+        neutral: {label of a point that changes nothing: {benchmark: number of answers that differ from the
+            plain model's: 0 unless something is wrong}}.
+    """
+
+    method: str
+    grid: dict[str, list[Any]]
+    points: dict[str, dict[str, Any]]
+    neutral: dict[str, dict[str, int]] = {}
+
+
 class Results(_Checked):
     """results.json.
 
@@ -204,6 +220,7 @@ class Results(_Checked):
         methods: {label: name and parameters}. controls: those added to them, likewise.
         processes: number of processes that shared the work.
         tuning: null where no parameter was chosen. damage: null where no damage was checked for.
+        sweep: null but for a sweep.
     """
 
     format: Literal[2]
@@ -221,6 +238,7 @@ class Results(_Checked):
     benchmarks: dict[str, BenchmarkResults]
     tuning: TuningResults | None = None
     damage: DamageResults | None = None
+    sweep: SweepResults | None = None
 
 
 def versions() -> dict[str, str]:

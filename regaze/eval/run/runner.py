@@ -24,8 +24,9 @@ from regaze.eval.run.answers import answer_lengths, answer_rows
 from regaze.eval.run.asking import Asked, Asker, Progress
 from regaze.eval.run.generate import Model, error_text
 from regaze.eval.run.requests import Method, digest
-from regaze.eval.run.tasks import EvalConfig, EvalTask
+from regaze.eval.run.tasks import EvalConfig, EvalTask, with_check
 from regaze.eval.run.tuned import TuningStage
+from regaze.eval.tuning.grids import Grid, Trial, grid_values, make_trials
 from regaze.eval.tuning.tuning import Tuning
 from regaze.writing import replace_file
 
@@ -100,18 +101,59 @@ def evaluate(
         Exception: what the model raises when every question fails; with `config.raise_method_errors` also
             under a method.
     """
+    plan = _Plan(tasks, methods, controls, tuning, damage_check)
+    return _execute(gaze, plan, Path(output), model_name, config, progress, files)
+
+
+def sweep(
+    gaze: Model,
+    tasks: Sequence[EvalTask],
+    method: Method,
+    grid: Grid,
+    output: str | os.PathLike[str],
+    *,
+    model_name: str,
+    config: EvalConfig | None = None,
+    progress: Progress | None = None,
+    files: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """Run every benchmark under a method with each value of its parameters; see `evaluate`.
+
+    A value that is the best of a sweep was chosen on the questions that it is shown on: for figures of a
+    chosen value see `Tuning`.
+
+    Args:
+        method: its other parameters stay.
+        grid: {parameter: values}; of several parameters, all combinations.
+
+    Raises:
+        UnknownParameterError, BadParameterError: a grid that the method does not take.
+        InputError, Exception: as `evaluate`.
+    """
+    points = make_trials(str(method.to_dict()["method"]), method, grid)
+    plan = _Plan(tasks, {point.label: point.method for point in points}, points=points)
+    return _execute(gaze, plan, Path(output), model_name, config, progress, files)
+
+
+def _execute(
+    gaze: Model,
+    plan: _Plan,
+    output: Path,
+    model_name: str,
+    config: EvalConfig | None,
+    progress: Progress | None,
+    files: Mapping[str, str] | None,
+) -> dict[str, Any]:
     config = config or EvalConfig()
-    _check(tasks, methods)
-    group, output = config.process_group, Path(output)
+    plan.check()
+    group = config.process_group
     with run_folder(output) if group.is_main else nullcontext():
         group.barrier()  # the other processes write only into a folder that exists and is locked
-        progress = progress or (lambda *state: None)
-        run = _Run(
-            *(gaze, tasks, methods, output, model_name, config, progress, files or {}, controls),
-            tuning,
-            damage_check,
-        )
-        return run.execute()
+        return _Run(gaze, plan, output, model_name, config, progress or _silent, files or {}).execute()
+
+
+def _silent(*state: Any) -> None:
+    """No progress is shown."""
 
 
 @contextmanager
@@ -126,36 +168,64 @@ def run_folder(folder: Path) -> Iterator[None]:
         yield
 
 
-@dataclass
-class _Run:
-    """One call of `evaluate`."""
+@dataclass(frozen=True)
+class _Plan:
+    """What to run: the arguments of `evaluate`.
 
-    gaze: Model
+    Attributes:
+        points: of a sweep, all of them methods.
+    """
+
     tasks: Sequence[EvalTask]
     methods: Mapping[str, Method]
+    controls: bool = False
+    tuning: Tuning | None = None
+    damage_check: EvalTask | None = None
+    points: Sequence[Trial] = ()
+
+    @property
+    def all_tasks(self) -> Sequence[EvalTask]:
+        """The tasks, and at the end a damage check that is none of them."""
+        return with_check(self.tasks, self.damage_check)
+
+    def check(self) -> None:
+        """Raises InputError: no benchmark or question, a name twice, or one that means something else."""
+        names = [task.benchmark.name for task in self.all_tasks]
+        if not self.tasks:
+            raise InputError("no benchmark was given")
+        if len(set(names)) < len(names):
+            raise InputError(f"each benchmark once, got {', '.join(names)}")
+        if PLAIN in self.methods:
+            raise InputError(f"{PLAIN!r} is the model without a method; give the method another label")
+        for task in self.all_tasks:
+            if not task.benchmark.items:
+                raise InputError(f"{task.benchmark.name}: no questions to ask")
+
+
+@dataclass
+class _Run:
+    """One call of `evaluate` or `sweep`."""
+
+    gaze: Model
+    plan: _Plan
     output: Path
     model_name: str
     config: EvalConfig
     progress: Progress
     files: Mapping[str, str]
-    with_controls: bool
-    tuning: Tuning | None = None
-    damage_check: EvalTask | None = None
 
     def __post_init__(self) -> None:
+        #: with the questions that are tested. methods: from the choice on with the chosen parameters
+        self.tasks, self.methods = self.plan.all_tasks, self.plan.methods
         self.model = fingerprint.describe_model(self.gaze, self.model_name)
         self.asker = Asker(self.gaze, self.model["fingerprint"], self.output, self.config, self.progress)
         self.stage: TuningStage | None = None
-        if self.tuning is not None:
-            self.stage = TuningStage.of(self.tuning, self.tasks, self.methods, self.asker.hashes)
+        if self.plan.tuning is not None:
+            self.stage = TuningStage.of(self.plan.tuning, self.tasks, self.methods, self.asker.hashes)
             self.tasks = self.stage.tested
-        #: the task that was asked for the check alone
-        self.added: EvalTask | None = None
-        self.unchecked: str | None = None  # why it could not be asked
-        if self.damage_check is not None and self.damage_check not in self.tasks:
-            self.added = self.damage_check
-            self.tasks = [*self.tasks, self.added]
-            _check(self.tasks, self.methods)
+        #: the task that is asked for the damage check alone, and why it could not be
+        self.added = self.tasks[-1] if len(self.tasks) > len(self.plan.tasks) else None
+        self.unchecked: str | None = None
         self.plans = self._plan_controls()
         self.asked: dict[Key, Asked] = {}
 
@@ -171,7 +241,7 @@ class _Run:
         }
 
     def _has_controls(self, task: EvalTask) -> bool:
-        return self.with_controls and task is not self.added
+        return self.plan.controls and task is not self.added
 
     def _conditions_of(self, task: EvalTask) -> dict[str, Method | None]:
         """By label the plain model, the methods and the controls."""
@@ -187,7 +257,7 @@ class _Run:
                 self._tune(self.stage)
             for task in self.tasks:
                 self._ask_all(task)
-            if self.with_controls:
+            if self.plan.controls:
                 group.barrier()  # lengths are matched to all answers
                 self._ask_matched()
         group.barrier()
@@ -317,9 +387,11 @@ class _Run:
             scores = compare_conditions(task.benchmark, answers, refused, self.config.seed, own)
             record["benchmarks"][name] |= {**scores, "controls_of": plan.of}
             record["controls"] |= {label: control.to_dict() for label, control in plan.controls.items()}
-        if self.damage_check is not None:
-            record["damage"] = self._damage(self.damage_check.benchmark.name, record["benchmarks"])
+        if self.plan.damage_check is not None:
+            record["damage"] = self._damage(self.plan.damage_check.benchmark.name, record["benchmarks"])
         record["methods"] |= {label: method.to_dict() for label, method in self.methods.items()}
+        if self.plan.points:
+            record["sweep"] = self._describe_sweep(record)
         record["complete"] = True
         if self.stage is not None:
             record["tuning"] = self.stage.results
@@ -335,15 +407,20 @@ class _Run:
         del benchmarks[name]
         return {"benchmark": name, "added": added, "error": self.unchecked}
 
-
-def _check(tasks: Sequence[EvalTask], methods: Mapping[str, Method]) -> None:
-    names = [task.benchmark.name for task in tasks]
-    if not tasks:
-        raise InputError("no benchmark was given")
-    if len(set(names)) < len(names):
-        raise InputError(f"each benchmark once, got {', '.join(names)}")
-    if PLAIN in methods:
-        raise InputError(f"{PLAIN!r} is the model without a method; give the method another label")
-    for task in tasks:
-        if not task.benchmark.items:
-            raise InputError(f"{task.benchmark.name}: no questions to ask")
+    def _describe_sweep(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        """What results.json has as "sweep"."""
+        points = self.plan.points
+        neutral = [point.label for point in points if getattr(point.method, "is_identity", False)]
+        return {
+            "method": points[0].method.to_dict()["method"],
+            "grid": grid_values(points),
+            "points": {point.label: point.parameters for point in points},
+            "neutral": {
+                label: {
+                    name: benchmark["methods"][label]["answers_changed"]
+                    for name, benchmark in record["benchmarks"].items()
+                    if not benchmark["methods"][label].get("error")
+                }
+                for label in neutral
+            },
+        }

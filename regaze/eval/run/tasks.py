@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,6 +29,13 @@ class EvalTask:
             if "do_sample" not in given and not chosen["do_sample"]:
                 del chosen["do_sample"]  # greedy is the default: keys of stored answers stay
             object.__setattr__(self, "generate_kwargs", chosen)
+
+
+def with_check(tasks: Sequence[EvalTask], damage_check: EvalTask | None) -> Sequence[EvalTask]:
+    """The tasks, and the damage check at their end where it is none of them."""
+    if damage_check is None or damage_check in tasks:
+        return tasks
+    return [*tasks, damage_check]
 
 
 @dataclass(frozen=True)

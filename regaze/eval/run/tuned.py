@@ -13,7 +13,7 @@ from regaze.eval.run.requests import ImageHashes, Method
 from regaze.eval.run.tasks import EvalTask
 from regaze.eval.tuning.choice import Criterion, best_trial, score_trials
 from regaze.eval.tuning.division import Division, divide
-from regaze.eval.tuning.grids import Trial
+from regaze.eval.tuning.grids import Trial, grid_values
 from regaze.eval.tuning.tuning import Tuning
 
 
@@ -127,7 +127,7 @@ class TuningStage:
             self.chosen[name] = best.method
         combinations = self.combinations[name]
         return {
-            "grid": {key: _distinct(combinations, key) for key in self.tuning.grids[name]},
+            "grid": grid_values(combinations),
             "combinations": len(combinations),
             "trials": [
                 {
@@ -144,13 +144,3 @@ class TuningStage:
 
 def _label(name: str, trial: Trial) -> str:
     return f"{name} {trial.label}"
-
-
-def _distinct(trials: Sequence[Trial], parameter: str) -> list[Any]:
-    """The values of a parameter, as JSON values in the order of the grid."""
-    found: list[Any] = []
-    for trial in trials:
-        value = trial.parameters[parameter]
-        if value not in found:
-            found.append(value)
-    return found

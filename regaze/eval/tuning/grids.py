@@ -82,10 +82,24 @@ def draw_trials(name: str, trials: Sequence[Trial], number: int, seed: int) -> t
     return tuple(trial for trial in trials if trial in drawn)
 
 
+def grid_values(trials: Sequence[Trial]) -> dict[str, list[Any]]:
+    """{parameter: its values in the trials}, as JSON values in their order."""
+    found: dict[str, list[Any]] = {}
+    for trial in trials:
+        for parameter, value in trial.parameters.items():
+            values = found.setdefault(parameter, [])
+            if value not in values:
+                values.append(value)
+    return found
+
+
 def _rank(*parts: Any) -> str:
     """A random place that depends on the parts alone."""
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def _text(value: Any) -> str:
+    """A value as one would type it."""
+    if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
+        return str(int(value))
     return value if isinstance(value, str) else json.dumps(value)

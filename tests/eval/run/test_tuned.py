@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import pytest
 from standins import StandIn, lines, write_pope
@@ -193,3 +193,19 @@ def test_what_does_not_fit_is_refused_before_anything_is_asked(task, right, tmp_
             run(gaze, task, tmp_path / "out", tuning=tuning)
         assert gaze.prompts == []
         assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("added", [True, False], ids=["added", "a task"])
+def test_the_damage_check_leaves_out_what_was_tuned_on(task, parts, right, tmp_path, added):
+    check = EvalTask(replace(task.benchmark, name="check", suffix=" ?"), {})
+    tasks = [task] if added else [task, check]
+    record = evaluate(
+        *(Knobbed(right), tasks, {"knob": Knob()}, tmp_path / "out"),
+        model_name="m",
+        tuning=TUNING,
+        damage_check=check,
+    )
+    assert (record["damage"]["benchmark"], record["damage"]["added"]) == ("check", added)
+    assert record["damage"]["questions"] == 8
+    rows = [row for row in lines(tmp_path / "out/answers.jsonl") if row["benchmark"] == "check"]
+    assert {row["image"][0] for row in rows} == set(parts[1])

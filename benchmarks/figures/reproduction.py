@@ -37,6 +37,8 @@ def _row(each: Recipe, entry: Entry | None) -> list[str]:
     inside = sum(figure.verdict == "inside" for run in entry.runs for figure in run.figures)
     total = sum(len(run.figures) for run in entry.runs)
     verdict = f"{entry.verdict} ({inside} of {total} figures inside)"
+    if entry.recipe_sha256 != recipe.sha256_of(each.recipe):
+        verdict += ", of an earlier recipe"
     return [*columns, _here(each, figures), verdict, _where(entry)]
 
 

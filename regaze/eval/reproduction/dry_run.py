@@ -49,17 +49,11 @@ def dry_run(
         data: folder of the published files. images: folder of the images.
         processor_of: a wrapped model, which needs no weights; None for what is on this machine.
     """
-    checks = [*_model(recipe), *_method(recipe), *_options(recipe)]
+    checks = [*_model(recipe), *_decoding(recipe), *_method(recipe), *_options(recipe)]
     if not any(check.state == "wrong" for check in checks):
         checks += [*_figures(recipe), *_files(recipe, data), *_questions(recipe, data, images)]
     checks += _prompt(recipe, (processor_of or processor_at_hand)(recipe))
-    checks += [Check("not stated", "unknown", each) for each in recipe_unknown(recipe)]
-    return checks + [Check("differs", "unknown", each) for each in recipe.differs]
-
-
-def recipe_unknown(recipe: Recipe) -> list[str]:
-    """What no source states, and what is taken here."""
-    return ledger.deviations(recipe)[: len(recipe.unknown)]
+    return checks + [Check("source", "unknown", each) for each in ledger.deviations(recipe)]
 
 
 def _model(recipe: Recipe) -> Iterator[Check]:
@@ -70,6 +64,11 @@ def _model(recipe: Recipe) -> Iterator[Check]:
         yield Check("model", "unknown", f"{model.id}: no revision is named; an entry has its weights' hash")
     else:
         yield Check("model", "ok", f"{model.id} at {model.revision}")
+
+
+def _decoding(recipe: Recipe) -> Iterator[Check]:
+    given = recipe.decoding.arguments()  # which the form of recipes checks
+    yield Check("decoding", "ok", ", ".join(f"{name}={value}" for name, value in given.items()))
 
 
 def _method(recipe: Recipe) -> Iterator[Check]:

@@ -93,7 +93,8 @@ class Entry(_Checked):
 
 def deviations(recipe: Recipe) -> list[str]:
     """What may make a run of this recipe another one than the published."""
-    return [*(f"{field} is not stated: {taken}" for field, taken in recipe.unknown.items()), *recipe.differs]
+    unknown = (f"{field} is not stated, here: {taken}" for field, taken in recipe.unknown.items())
+    return [*unknown, *recipe.differs]
 
 
 def entry(

@@ -94,8 +94,8 @@ class Decoding(_Checked):
 
     max_new_tokens: Annotated[int, Field(ge=1)]
     do_sample: bool = False
-    temperature: NonNegativeFloat | None = None
-    top_p: NonNegativeFloat | None = None
+    temperature: Annotated[FiniteFloat, Field(gt=0)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=0)] | None = None
     num_beams: Annotated[int, Field(ge=1)] = 1
     seed: Annotated[int, Field(ge=0)] = 0

@@ -118,3 +118,21 @@ def test_what_cannot_be_run_is_named(arguments, message, tmp_path, monkeypatch):
     result = regaze("reproduce", *arguments)
     assert result.exit_code == 2
     assert message in result.stderr
+
+
+@pytest.mark.slow
+def test_a_published_prompt_on_the_bundled_model(tmp_path, monkeypatch):
+    """All that a recipe of LLaVA changes about a model, with the bundled one in its place."""
+    monkeypatch.chdir(tmp_path)
+    content = yaml.safe_load((recipe.FOLDER / "demo-pope-vcd.yaml").read_text(encoding="utf-8"))
+    llava = yaml.safe_load((recipe.FOLDER / "llava15-7b-pope.yaml").read_text(encoding="utf-8"))
+    content |= {"recipe": "mine", "prompt": llava["prompt"]}
+    content["model"]["image"] = "pad"
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(content))
+    good("reproduce", "mine.yaml", "--limit", "3", "--output", "run")
+    entry = ledger.read(tmp_path / "run/ledger.json")
+    plain = good("reproduce", "demo-pope-vcd", "--limit", "3", "--output", "own", "--json")
+    own = json.loads(plain.stdout)
+    assert entry.runs[0].benchmark["questions"] == own["runs"][0]["benchmark"]["questions"] == 3
+    assert entry.model["fingerprint"] != own["model"]["fingerprint"]  # another template, other squares
+    assert entry.method == own["method"]

@@ -167,7 +167,7 @@ def test_what_keeps_a_run_from_being_judged(run):
     unknown = made(OFF).model_copy(update={"unknown": {"prompt.suffix": "none"}})
     assert verdict_of(unknown) == (
         "cannot say",
-        "outside, which may be due to: prompt.suffix is not stated: none",
+        "outside, which may be due to: prompt.suffix is not stated, here: none",
     )
     found = verdict_of(made(OFF), deviating=["dtype: float32 in place of float16"])
     assert found[0] == "cannot say"

@@ -55,6 +55,10 @@ def test_figures_of_the_demo_are_those_of_the_committed_comparison(content):
             "decoding.max_new_tokens: .* greater than or equal",
         ),
         (lambda r: r["decoding"].update(temperature=1.0), "decoding: .*temperature needs do_sample"),
+        (
+            lambda r: r["decoding"].update(do_sample=True, top_p=7.0),
+            "top_p: .*less than or equal to 1",
+        ),
         (lambda r: r["decoding"].update(do_sample=True, num_beams=3), "beams are not sampled"),
         (lambda r: r["source"].update(trust="E"), "source.trust"),
         (lambda r: r["published"][0].update(split="popular"), "no split 'popular'"),

@@ -51,6 +51,7 @@ class Crpe(BaseBenchmark):
     style: Literal["official", "lmms-eval"] = "official"
     likelihood: bool = False
     name: str = "crpe"
+    splits: ClassVar[tuple[str, ...]] = SPLITS
     about: ClassVar[About] = About(
         title="CRPE",
         paper="Wang et al., ECCV 2024, arXiv 2402.19474",
@@ -117,7 +118,7 @@ class Crpe(BaseBenchmark):
 
     def scorers(self) -> Sequence[Scorer]:
         """All rules; of likelihoods, whose answers are texts of options, our own alone."""
-        rules = scorers([item.reference.category for item in self.items])
+        rules = scorers([item.reference.category for item in self.items] or CATEGORIES)
         return [rule for rule in rules if rule.name == "regaze"] if self.likelihood else rules
 
     def groups(self) -> dict[str, list[int]]:

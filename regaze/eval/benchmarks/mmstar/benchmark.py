@@ -59,6 +59,7 @@ class Mmstar(BaseBenchmark):
     style: Literal["official", "lmms-eval"] = "official"
     likelihood: bool = False
     name: str = "mmstar"
+    splits: ClassVar[tuple[str, ...]] = ("all",)
     about: ClassVar[About] = About(
         title="MMStar",
         paper="Chen et al., NeurIPS 2024, arXiv 2403.20330",

@@ -77,6 +77,7 @@ def write(
         Failure(task.benchmark.name, item, given, _write_pages(gaze, task, item, conditions, folder))
         for task in tasks
         for item, given in _wrong(task.benchmark, answers.get(task.benchmark.name, {}))[:count]
+        if item.video is None  # pages show pictures
     ]
     if not failures:
         return None

@@ -33,7 +33,7 @@ def show(results: Mapping[str, Any]) -> None:
         entry = benchmark["methods"][label] if label else benchmark["plain"]
         for split, scores in entry["figures"].items():
             title = f"{name.upper()} {split}, {results['model']['name']}"
-            title += f": {scores['questions']} questions on {scores['images']} images"
+            title += f": {report.count_text(scores)}"
             out.print(Text(title, "bold"), soft_wrap=True)
             out.print(_table(scores, label, benchmark["numbers"]))
         for note in (report.statistics_note(benchmark), *report.benchmark_notes(benchmark)):

@@ -32,6 +32,7 @@ NAMES: dict[str, str] = {
     "beaf": "beaf.benchmark:Beaf",
     "phd": "phd.benchmark:Phd",
     "r-bench": "r_bench.benchmark:RBench",
+    "videohallucer": "videohallucer.benchmark:VideoHallucer",
     "mmvp": "mmvp:Mmvp",
     "vstar": "vstar:VStar",
     "vstar-likelihood": "vstar:VStarLikelihood",

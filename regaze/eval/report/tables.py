@@ -90,13 +90,19 @@ def question_note(benchmark: Mapping[str, Any]) -> str:
     """The number of questions, and of those that failed or are left out."""
     plain, (split, _) = benchmark["plain"], leading_scorer(benchmark)
     scores = plain["figures"][split]
-    text = f"{scores['questions']} questions on {scores['images']} images"
+    text = count_text(scores)
     if plain["asked"]:
         text += f" ({plain['asked']} prompts that differ)"
     for label, entry in [("plain", plain), *iter_conditions(benchmark)]:
         if entry.get("failed") or entry.get("left_out"):
             text += f"; {label}: {entry['failed']} failed, {entry['left_out']} left out of the scores"
     return text + "."
+
+
+def count_text(scores: Mapping[str, Any]) -> str:
+    """Questions of a split and what they are about: "12 questions on 3 images"."""
+    subjects = [f"{scores[kind]} {kind}" for kind in ("images", "videos") if scores.get(kind)]
+    return f"{scores['questions']} questions on {' and '.join(subjects) or 'no images'}"
 
 
 def statistics_note(benchmark: Mapping[str, Any]) -> str:

@@ -56,6 +56,7 @@ def answer_rows(benchmark: Benchmark, label: str, answers: AnswerSet) -> list[di
             "key": item.key,
             "split": item.split,
             "image": item.image.name if item.image else None,
+            **({"video": item.video.name} if item.video else {}),
             "prompt": benchmark.prompt(item),
             "label": item.label,
             **({"error": answers.errors[index]} if index in answers.errors else {"answer": answer}),

@@ -19,6 +19,7 @@ from regaze.eval.run.prefix_cache import PrefixSharing
 from regaze.eval.run.requests import AnswerRequest, Condition, Method
 from regaze.eval.run.sampling import sampling_options
 from regaze.toolkit.prompts.images import open_image
+from regaze.toolkit.prompts.video import Video, open_video
 
 
 class Model(Protocol):
@@ -85,6 +86,8 @@ class AnswerGenerator:
         """Batches about the same images where prefixes are shared, else batches of similar length."""
         if self.sharing.obstacle is None and any(request.options for request in requests):
             self.sharing.obstacle = "given answers are ranked, each behind a prompt of its own"
+        if self.sharing.obstacle is None and any(_has_video(request) for request in requests):
+            self.sharing.obstacle = "prompts about videos are not shared"
         batches = self._split_by_kind(requests)
         readable = [request for request in batches[0] if _is_readable(request)] if batches else []
         if self.sharing.obstacle is None and readable:
@@ -198,9 +201,15 @@ def _first_middle_last(requests: Sequence[AnswerRequest]) -> list[AnswerRequest]
 
 def _is_readable(request: AnswerRequest) -> bool:
     try:
-        return all(open_image(image) for image in request.images)
+        return all(
+            open_video(image) if isinstance(image, Video) else open_image(image) for image in request.images
+        )
     except InputError:
         return False
+
+
+def _has_video(request: AnswerRequest) -> bool:
+    return any(isinstance(image, Video) for image in request.images)
 
 
 def _split_by_length(requests: Sequence[AnswerRequest], size: int) -> list[list[AnswerRequest]]:

@@ -26,8 +26,9 @@ from torch import Tensor
 
 from regaze.eval.run.split_prompts import SplitPrompts, expand_images, image_end
 from regaze.toolkit.model import compat, hook
+from regaze.toolkit.prompts.video import Video
 
-Images = tuple[Path, ...]
+Images = tuple[Path | Video, ...]
 
 #: options of `generate` that do not depend on the prompt's layout
 _OPTIONS = {

@@ -19,6 +19,7 @@ from regaze.errors import BadParameterError, InputError
 from regaze.eval.benchmarks.common.base import Benchmark, Item
 from regaze.eval.run.results import versions
 from regaze.reading import hash_file
+from regaze.toolkit.prompts.video import Video
 
 
 class Method(Protocol):
@@ -67,12 +68,13 @@ class AnswerRequest:
 
     Attributes:
         key: hash of everything that decides the answer.
+        images: in the order in which they are shown; a video is one of them.
         max_new_tokens: limit of this answer; None leaves it to the condition.
         options: answers to choose from; where there are any, nothing is generated.
     """
 
     key: str
-    images: tuple[Path, ...]
+    images: tuple[Path | Video, ...]
     prompt: str
     max_new_tokens: int | None = None
     options: tuple[str, ...] = ()
@@ -94,19 +96,19 @@ class BenchmarkRequests:
 
 
 class ImageHashes:
-    """Hashes of image files, each file read once."""
+    """Hashes of images and videos, each file read once."""
 
     def __init__(self) -> None:
-        self._hashes: dict[Path, str | InputError] = {}
+        self._hashes: dict[Path | Video, str | InputError] = {}
 
-    def digest(self, path: Path) -> str:
+    def digest(self, image: Path | Video) -> str:
         """Hash of the file's bytes. Raises InputError when it cannot be read."""
-        if path not in self._hashes:
+        if image not in self._hashes:
             try:
-                self._hashes[path] = hash_file(path, "image ")
+                self._hashes[image] = _digest_file(image)
             except InputError as error:
-                self._hashes[path] = error
-        found = self._hashes[path]
+                self._hashes[image] = error
+        found = self._hashes[image]
         if isinstance(found, InputError):
             raise found
         return found
@@ -120,7 +122,7 @@ def build_requests(benchmark: Benchmark, condition: Condition, hashes: ImageHash
     unreadable: dict[int, str] = {}
     for index, item in enumerate(benchmark.items):
         try:
-            images = [hashes.digest(image) for image in item.images]
+            images = [hashes.digest(image) for image in item.media]
         except InputError as error:
             unreadable[index] = _reason(item, error)
             item_keys.append(None)
@@ -128,9 +130,13 @@ def build_requests(benchmark: Benchmark, condition: Condition, hashes: ImageHash
         prompt = benchmark.prompt(item)
         options = [item.options] if item.options else []
         key = digest([common, prompt, images, item.max_new_tokens, *options])
-        requests.setdefault(key, AnswerRequest(key, item.images, prompt, item.max_new_tokens, item.options))
+        requests.setdefault(key, AnswerRequest(key, item.media, prompt, item.max_new_tokens, item.options))
         item_keys.append(key)
     return BenchmarkRequests(requests, item_keys, unreadable)
+
+
+def _digest_file(image: Path | Video) -> str:
+    return digest(image.digest()) if isinstance(image, Video) else hash_file(image, "image ")
 
 
 def digest(value: Any) -> str:

@@ -15,6 +15,7 @@ from regaze.eval.benchmarks.common.disagreement import scorer_disagreement
 from regaze.eval.benchmarks.common.download import RemoteFile
 from regaze.eval.benchmarks.common.ids import plain_id
 from regaze.eval.benchmarks.common.scoring import Scorer, compare
+from regaze.toolkit.prompts.video import Video
 
 #: Image placeholder in the prompts of LLaVA and others. A question that holds it would ask for another image.
 IMAGE_TOKEN = "<image>"
@@ -36,6 +37,7 @@ class Item:
         max_new_tokens: Limit for the answer of this item; None leaves it to the run.
         options: Candidate answers. When there are any, nothing is generated: the answer is the most likely
             candidate (`regaze.eval.run.ranking`).
+        video: A video that the question is about, beside or without images.
         id: The publisher's id of the question or image, by which answer files of others name it; "" if there
             is none.
     """
@@ -51,6 +53,7 @@ class Item:
     max_new_tokens: int | None = None
     options: tuple[str, ...] = ()
     id: str = ""
+    video: Video | None = None
 
     def __post_init__(self) -> None:
         if self.image is not None:  # a text may have been given
@@ -61,6 +64,11 @@ class Item:
     def images(self) -> tuple[Path, ...]:
         """All images, in the order in which they are shown."""
         return (*(() if self.image is None else (self.image,)), *self.more_images)
+
+    @property
+    def media(self) -> tuple[Path | Video, ...]:
+        """All images, and after them the video."""
+        return (*self.images, *(() if self.video is None else (self.video,)))
 
 
 @dataclass(frozen=True)
@@ -176,7 +184,8 @@ class BaseBenchmark:
     def score(self, answers: Mapping[str, Sequence[str]], *, seed: int) -> dict[str, Any]:
         """{split: {"questions", "images", scorer: {condition: {metric: {value, low, high}}, "difference"}}}.
 
-        Where several scorers read yes/no answers, a split also has "disagreement" (`scorer_disagreement`).
+        Where several scorers read yes/no answers, a split also has "disagreement" (`scorer_disagreement`). Where
+        there are videos, it has "videos".
 
         Raises:
             InputError: The number of answers differs from the number of items.
@@ -206,6 +215,8 @@ class BaseBenchmark:
             }
             images = len({item.image for item in items} - {None})
             out[group] = {"questions": len(items), "images": images, **figures}
+            if videos := {item.video for item in items} - {None}:
+                out[group]["videos"] = len(videos)
             if apart := scorer_disagreement(scorers, references, chosen, figures):
                 out[group]["disagreement"] = apart
         return out

@@ -1,0 +1,1 @@
+"""VideoHallucer: pairs of yes/no questions about videos."""

@@ -141,7 +141,9 @@ def bootstrap_sums(counts: np.ndarray, *, resamples: int, seed: int) -> np.ndarr
     clusters = len(counts)
     if clusters < 2:
         return np.full((resamples, *counts.shape[1:]), np.nan)
-    rows = counts.reshape(clusters, -1).astype(np.float64)
+    every = counts.reshape(clusters, -1)
+    used = every.any(0)  # parts of a benchmark that are not in this split are 0, and stay so
+    rows = every[:, used].astype(np.float64)
 
     def sums(index: np.ndarray, axis: int) -> np.ndarray:
         return np.moveaxis(rows[index].sum(index.ndim - 1), -1, 0)
@@ -150,12 +152,14 @@ def bootstrap_sums(counts: np.ndarray, *, resamples: int, seed: int) -> np.ndarr
         (np.arange(clusters),),
         sums,
         n_resamples=resamples,
-        batch=max(1, _MAX_NUMBERS // rows.size),
+        batch=max(1, _MAX_NUMBERS // every.size),
         method="percentile",
         vectorized=True,
         random_state=np.random.default_rng(seed),
     ).bootstrap_distribution
-    return drawn.T.reshape(resamples, *counts.shape[1:])
+    out = np.zeros((resamples, every.shape[1]))
+    out[:, used] = drawn.T
+    return out.reshape(resamples, *counts.shape[1:])
 
 
 def permutation(

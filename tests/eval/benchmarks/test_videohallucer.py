@@ -72,6 +72,8 @@ def test_words_are_whole():
 
 def test_sets_and_sizes(data, bench):
     assert bench.describe()["pairs"] == dict(zip(TABLE, (200, 176, 200, 200, 200), strict=True))
+    older = VideoHallucer.load(data, sets=["temporal"], before_2025_10=True)
+    assert older.describe()["pairs"] == {"temporal": 200}
     beside = VideoHallucer.load(data, sets=["interaction", "fact_detect"])
     assert beside.describe()["pairs"] == {"interaction": 124, "fact_detect": 50}
     assert list(beside.groups()) == ["interaction", "fact_detect"]

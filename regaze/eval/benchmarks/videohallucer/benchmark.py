@@ -2,7 +2,7 @@
 
 Wang et al., 2024, arXiv 2406.16338. Five sets make the published table; "all" is over these. Two more are
 beside it: `interaction`, and `fact_detect`, where both answers are no. Since October 2025 `temporal` has 176
-pairs; the published tables are of 200. Its size tells which file was read (`describe`).
+pairs; the published tables are of 200 (`before_2025_10`).
 
 A pair is right when both its answers are. `official` takes the right answer as a word anywhere in the text;
 `regaze` reads yes or no, and counts unreadable answers as wrong.
@@ -48,18 +48,15 @@ _HASHES = {
 }
 
 
-def _files() -> tuple[RemoteFile, ...]:
-    commit = "ae4c2f25e9cfc7808591489b829d1bf977163db6"
-    return tuple(
-        github_file(
-            "patrick-tssn/VideoHallucer",
-            commit,
-            f"videohallucer_datasets/{name}/{name}.json",
-            sha256,
-            f"{name}/{name}.json",
-        )
-        for name, sha256 in _HASHES.items()
-    )
+#: `temporal` with the 24 duplicates that were removed in October 2025.
+OLD_TEMPORAL = "temporal_before_2025-10"
+_COMMIT, _OLD_COMMIT = "ae4c2f25e9cfc7808591489b829d1bf977163db6", "2c6152e61207fd00db1d6d8b72d4893533828867"
+_OLD_HASH = "9c33a61510b1e3e947baff405d13a3303189b9e41b3f1f785d66c3e63a698d92"
+
+
+def _file(name: str, commit: str, sha256: str, local: str) -> RemoteFile:
+    path = f"videohallucer_datasets/{name}/{name}.json"
+    return github_file("patrick-tssn/VideoHallucer", commit, path, sha256, f"{name}/{local}.json")
 
 
 @dataclass(frozen=True)
@@ -78,7 +75,10 @@ class VideoHallucer(BaseBenchmark):
         licence="MIT",
         images="videos of several public sets, in ColorfulAI/VideoHallucer on the hub",
         home="https://github.com/patrick-tssn/VideoHallucer",
-        files=_files(),
+        files=(
+            *(_file(name, _COMMIT, sha256, name) for name, sha256 in _HASHES.items()),
+            _file("temporal", _OLD_COMMIT, _OLD_HASH, OLD_TEMPORAL),
+        ),
     )
 
     @classmethod
@@ -89,6 +89,7 @@ class VideoHallucer(BaseBenchmark):
         *,
         sets: Sequence[str] = TABLE,
         frames: int = 8,
+        before_2025_10: bool = False,
         suffix: str = SUFFIX,
         limit: int | None = None,
     ) -> VideoHallucer:
@@ -98,6 +99,7 @@ class VideoHallucer(BaseBenchmark):
             images: Folder of the videos of all sets.
             sets: The five of the table, interaction, fact_detect.
             frames: Frames of a video that the model is shown, evenly spaced.
+            before_2025_10: Read temporal_before_2025-10.json, of 200 pairs, for the set temporal.
             limit: Number of questions per set; pairs stay together.
 
         Raises:
@@ -108,7 +110,8 @@ class VideoHallucer(BaseBenchmark):
         items: list[Item] = []
         for name in dict.fromkeys(sets):
             place = Path(folder, name) if os.path.isdir(Path(folder, name)) else Path(folder)
-            path = files.find_file(place, f"{name}.json")
+            file = OLD_TEMPORAL if name == "temporal" and before_2025_10 else name
+            path = files.find_file(place, f"{file}.json")
             videos = place / "videos" if images is None else Path(images)
             for number, (line, record) in enumerate(files.read_records(path)):
                 items += _pair(name, number, record, videos, frames, f"{path}:{line}")

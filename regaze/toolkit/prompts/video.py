@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +143,8 @@ def _decode(video: Video) -> Clip:
             if not container.streams.video:
                 raise InputError(f"video {video.path} has sound alone")
             stream = container.streams.video[0]
-            total = min(MAX_DECODED, sum(packet.size > 0 for packet in container.demux(stream)))
+            packets = islice(container.demux(stream), MAX_DECODED)
+            total = sum(packet.size > 0 for packet in packets)
             container.seek(0)
             wanted = spread(total, video.frames) if total else []
             found = dict(_take(container.decode(stream), wanted))

@@ -130,9 +130,20 @@ def test_masks_are_laid_over_a_copy(folder):
     assert pixels[5, 5].min() > 250
 
 
-def test_a_missing_picture_is_left_to_the_run(folder):
+def test_a_picture_that_cannot_be_read_is_left_to_the_run(folder):
+    (folder / "images/a.jpg").write_bytes(b"no picture")
+    assert RBench.load(folder).items[1].image == folder / "images/a.jpg"
     (folder / "images/a.jpg").unlink()
     assert RBench.load(folder).items[1].image == folder / "images/a.jpg"
+
+
+def test_a_mask_that_cannot_be_read_is_named(folder):
+    (folder / "instance_mask/4.png").write_bytes(b"no picture")
+    with pytest.raises(InputError, match=r"mask .*4\.png cannot be read"):
+        RBench.load(folder, splits=["mask"])
+    (folder / "instance_mask/4.png").unlink()
+    with pytest.raises(InputError, match=r"4\.png cannot be read: No such file"):
+        RBench.load(folder, splits=["mask"])
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw
 
 from regaze.errors import InputError
 from regaze.eval.files import cache_folder
+from regaze.reading import open_regular
 from regaze.toolkit.prompts.images import open_image
 from regaze.writing import make_folder, replacing
 
@@ -42,10 +43,10 @@ def mark_text(question: str, subject: str, thing: str, how: str) -> str:
 def marked_copy(image: Path, subject: Box, thing: Box, mask: Path | None) -> Path:
     """File of the image with boxes (fractions of width and height) or masks; made once, in the cache.
 
-    An image that is not there stays as it is: the run says so.
+    An image that cannot be read stays as it is: the run says so.
 
     Raises:
-        InputError: The image or the mask cannot be read.
+        InputError: The mask cannot be read.
     """
     if not os.path.isfile(image):
         return image
@@ -53,7 +54,10 @@ def marked_copy(image: Path, subject: Box, thing: Box, mask: Path | None) -> Pat
     name = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
     path = cache_folder() / "r-bench" / f"{name}.png"
     if not path.exists():
-        picture = open_image(image)
+        try:
+            picture = open_image(image)
+        except InputError:
+            return image
         drawn = _draw_boxes(picture, subject, thing) if mask is None else _draw_masks(picture, mask)
         with replacing(make_folder(path.parent) / path.name) as partial:
             drawn.save(partial, format="png")
@@ -79,9 +83,11 @@ def _draw_boxes(image: Image.Image, *boxes: Box) -> Image.Image:
 
 
 def _draw_masks(image: Image.Image, path: Path) -> Image.Image:
-    with Image.open(path) as opened:
-        opened.load()
-        values = np.asarray(opened.resize(image.size, Image.Resampling.NEAREST))
+    try:
+        with open_regular(path, "mask ") as file, Image.open(file) as opened:
+            values = np.asarray(opened.resize(image.size, Image.Resampling.NEAREST))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise InputError(f"mask {path} cannot be read: {error}") from error
     if values.ndim != 2:
         raise InputError(f"{path}: a mask has one value per pixel, 1 for the subject and 2 for the object")
     for value, colour in _MASKS.items():

@@ -77,7 +77,6 @@ def write(
         Failure(task.benchmark.name, item, given, _write_pages(gaze, task, item, conditions, folder))
         for task in tasks
         for item, given in _wrong(task.benchmark, answers.get(task.benchmark.name, {}))[:count]
-        if item.video is None  # pages show pictures
     ]
     if not failures:
         return None
@@ -93,6 +92,9 @@ def _write_pages(
     gaze: Gaze, task: EvalTask, item: Item, conditions: Mapping[str, Method | None], folder: Path
 ) -> dict[str, str]:
     """One page per condition; returns their paths in `folder` by label."""
+    if item.video is not None:
+        console.info(f"no page of {item.key}: it is about a video, and pages show pictures")
+        return {}
     make_folder(folder / PAGES)
     prompt = task.benchmark.prompt(item)
     length = item.max_new_tokens or task.generate_kwargs["max_new_tokens"]

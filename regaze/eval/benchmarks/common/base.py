@@ -184,8 +184,8 @@ class BaseBenchmark:
     def score(self, answers: Mapping[str, Sequence[str]], *, seed: int) -> dict[str, Any]:
         """{split: {"questions", "images", scorer: {condition: {metric: {value, low, high}}, "difference"}}}.
 
-        Where several scorers read yes/no answers, a split also has "disagreement" (`scorer_disagreement`), and
-        where there are videos, "videos".
+        Where several scorers read yes/no answers, a split also has "disagreement" (`scorer_disagreement`),
+        and where there are videos, "videos".
 
         Raises:
             InputError: The number of answers differs from the number of items.

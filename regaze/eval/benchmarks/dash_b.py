@@ -65,6 +65,9 @@ class TwoRatesScorer(Scorer):
     def count(self, references: Sequence[str], answers: Sequence[str]) -> np.ndarray:
         return self.reading.count(references, answers)
 
+    def readings(self, references: Sequence[str], answers: Sequence[str]) -> list[str]:
+        return self.reading.readings(references, answers)
+
     def compute(self, sums: np.ndarray) -> dict[str, np.ndarray]:
         """The figures, each [...], of summed counts [..., 2 labels, 3 readings]."""
         counts = sums.astype(np.float64)

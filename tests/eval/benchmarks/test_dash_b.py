@@ -105,6 +105,12 @@ def test_where_the_script_stops_its_figures_are_undefined_and_ours_are_not():
     assert official["unreadable"] == ours["unreadable"] == 1.0
 
 
+def test_answers_that_the_script_reads_otherwise_than_we_do_are_counted(tmp_path):
+    bench = DashB.load(lists(tmp_path, *GOOD))
+    found = bench.score({"plain": ["No", "not sure", "Eyes.", "Yes"]}, seed=0)["dash-b"]["disagreement"]
+    assert found == {"scorers": ["official", "regaze"], "answers": {"plain": {"different": 2, "opposite": 0}}}
+
+
 def lists(tmp_path, negatives, positives):
     (tmp_path / "dash_benchmark_neg.json").write_text(json.dumps(negatives))
     (tmp_path / "dash_benchmark_pos.json").write_text(json.dumps(positives))

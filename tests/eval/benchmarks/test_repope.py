@@ -208,6 +208,13 @@ def test_the_gain_of_a_method_has_its_own_shift():
     assert "permutation_p" in scores["difference"]
 
 
+def test_scorers_that_read_an_answer_differently_are_counted():
+    bench = RePope.of_demo(limit=2, splits=["random"])
+    found = bench.score({"plain": ["Eyes.", "No"]}, seed=0)["random"]["disagreement"]
+    assert found["scorers"] == [scorer.name for scorer in LABEL_SETS_SCORERS]
+    assert found["answers"] == {"plain": {"different": 1, "opposite": 0}}
+
+
 def test_what_a_dropped_question_is_answered_changes_no_corrected_figure():
     """Also for the test, and where no images are known (every question for itself)."""
     references = [Labels("yes", "yes"), Labels("no", None), Labels("no", "no")]

@@ -69,6 +69,10 @@ class LabelSetsScorer(Scorer):
         corrected[[each.repope is None for each in references]] = 0
         return np.stack([shipped, corrected], axis=1)
 
+    def readings(self, references: Sequence[Labels], answers: Sequence[str]) -> list[str]:
+        """As the scorer reads them; where its reading looks at the label, under RePOPE's."""
+        return self.scorer.readings([each.repope or each.pope for each in references], answers)
+
     def compute(self, sums: np.ndarray) -> dict[str, np.ndarray]:
         """The figures, each [...], of summed counts [..., 2, 2, 3]."""
         shipped, corrected = (self.scorer.compute(sums[..., place, :, :]) for place in (0, 1))

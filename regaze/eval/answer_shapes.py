@@ -83,12 +83,14 @@ def split_record(record: Any, source: str) -> list[Any]:
     sides = {name: side for name in _SIDES if isinstance(side := record.get(name), dict)}
     if len(sides) == len(_SIDES):
         return [{**side, "side": name} for name, side in sides.items()]
-    vlind = [(key, found) for key in record if (found := _VLIND.fullmatch(key))]
-    return _vlind_rows(record, vlind, source) if vlind else [_with_metrics(record)]
+    if "aggregated_human_label_good_images" in record:  # without good pictures there are no answers
+        return _vlind_rows(record, source)
+    return [_with_metrics(record)]
 
 
-def _vlind_rows(record: dict[str, Any], found: list[tuple[str, re.Match[str]]], source: str) -> list[Any]:
+def _vlind_rows(record: dict[str, Any], source: str) -> list[Any]:
     """One row per statement of each test, and in test d per picture: "17/a1", "17/d2/5"."""
+    found = [(key, match) for key in record if (match := _VLIND.fullmatch(key))]
     models = {match[1] or match[3] for _, match in found}
     if len(models) > 1:
         raise InputError(

@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 from regaze.cli import app
 from regaze.errors import InputError
 from regaze.eval import benchmarks
-from regaze.eval.answer_fields import choose_answer_field
+from regaze.eval.answer_fields import choose_answer_field, label_of
 from regaze.eval.answer_files import read_answer_rows
 from regaze.eval.answer_join import join_rows
 from regaze.eval.benchmarks.common.base import Item
@@ -138,6 +138,38 @@ def gavie(folder: Path) -> Any:
     (folder / "evaluation_set.json").write_text(json.dumps(records))
     (folder / "vg_annotation.json").write_text(json.dumps(regions))
     return benchmarks.load_class("gavie").load(folder, judge=Judge())
+
+
+def beaf(folder: Path) -> Any:
+    return benchmarks.load_class("beaf").of_demo(limit=4)
+
+
+def crpe(folder: Path) -> Any:
+    return benchmarks.load_class("crpe").of_demo(limit=1)
+
+
+def mmstar(folder: Path) -> Any:
+    return benchmarks.load_class("mmstar").of_demo(limit=6, likelihood=False)
+
+
+def r_bench(folder: Path) -> Any:
+    records = [
+        {"question_id": n, "image": f"{n // 2:016x}.jpg", "text": f"Is there a {n}?", "label": "yes"}
+        for n in range(6)
+    ]
+    (folder / "image-level_filterd.json").write_text(json.dumps(records))
+    return benchmarks.load_class("r-bench").load(folder, splits=("image",))
+
+
+def phd(folder: Path) -> Any:
+    """Two photographs in three modes, and a made picture."""
+    photograph = {"task": "object", "hitem": "dog", "gt": "cat", "subject": "animal"}
+    asked = {"yes_question": "Is there a cat?", "no_question": "Is there a dog?"}
+    contexts = {"iac": "A dog runs.", "icc": "A cat sits."}
+    made = {"ccs_description": "A blue sun.", "image_id": "7.png", "task": "attribute", **asked}
+    records = [{**photograph, **asked, "image_id": str(n), "context": contexts} for n in (42, 139)]
+    (folder / "data.json").write_text(json.dumps([*records, made]))
+    return benchmarks.load_class("phd").load(folder)
 
 
 # Their layouts of answers ---------------------------------------------------------------------------------
@@ -388,6 +420,24 @@ CASES: dict[str, Case] = {
         _tsv,
         ("(a)", "B", "(b) right", "left", "a"),
     ),
+    "BEAF": Case(beaf, "answer_gpt4o.json", lambda i, n, a: {"id": int(i.id), "answer": a}, "id", _array),
+    "CRPE, LLaVA": Case(
+        crpe,
+        "merge.jsonl",
+        lambda i, n, a: {"question_id": int(i.id), "prompt": i.question, "text": a, "answer_id": f"x{n}"},
+        "question_id",
+        answers=("A", "B. A cat", "C"),
+    ),
+    "MMStar": Case(
+        mmstar,
+        "m_MMStar.xlsx",
+        lambda i, n, a: {**_vlmevalkit(i, n, a), "index": int(i.id), "category": "math", "image_path": ""},
+        "index",
+        _workbook,
+        ("A", "B. A cat", "C"),
+    ),
+    "MMStar, map": Case(mmstar, "p.json", _by_id, "question_id", _map, ("A", "B", "C")),
+    "R-Bench": Case(r_bench, "a.jsonl", lambda i, n, a: {"question_id": int(i.id), "text": a}, "question_id"),
     "GAVIE": Case(
         gavie,
         "answers.json",
@@ -468,6 +518,99 @@ def test_texts_in_order_are_put_to_the_questions_of_their_split(tmp_path):
         (tmp_path / "a.json").write_text(json.dumps(wrong))
         with pytest.raises(InputError, match=r"1[13] answers for 12 questions of pope"):
             read(benchmark, tmp_path / "a.json")
+
+
+def test_pairs_of_phd_are_in_the_order_of_its_entries(tmp_path):
+    """{mode: [[answer to yes_question, to no_question], ...]}."""
+    benchmark = phd(tmp_path)
+    given = answers_to(benchmark, YES_NO)
+    by_mode: dict[str, list[list[str]]] = {}
+    for item, answer in zip(benchmark.items, given, strict=True):
+        pairs = by_mode.setdefault(item.split, [])
+        if item.label == "yes":
+            pairs.append([])
+        pairs[-1].append(answer)
+    (tmp_path / "a.json").write_text(json.dumps(dict(reversed(by_mode.items()))))
+    assert read(benchmark, tmp_path / "a.json") == ("split and position", given)
+
+
+def test_answers_within_the_questions_of_vlind_bench(tmp_path):
+    """MODEL_pred_... beside the statements; an instance without a good picture has none."""
+    instances: list[dict[str, Any]] = [
+        {
+            "global_id": n,
+            "concept": "animal",
+            "context_id": n,
+            **{name: f"{name} {n}." for name in ("context", "factual_context", "true_statement")},
+            **{name: f"{name} {n}" for name in ("false_statement", "existent_noun", "non-existent_noun")},
+            "best_img_id": "1",
+            "aggregated_human_label_good_images": {"1": 3, "4": votes, "5": 0},
+        }
+        for n, votes in ((3, 0), (1, 2), (2, 3))
+    ]
+    instances.append({**instances[0], "global_id": 9, "aggregated_human_label_good_images": {"1": 1}})
+    (tmp_path / "data.json").write_text(json.dumps(instances))
+    benchmark = benchmarks.load_class("vlind").load(tmp_path)
+    given = answers_to(benchmark, ("True", "False.", "The statement is true"))
+    answered = [dict(each) for each in instances]
+    for item, answer in zip(benchmark.items, given, strict=True):
+        number, test, *picture = item.id.split("/")
+        instance = next(each for each in answered if str(each["global_id"]) == number)
+        said = {"response": answer, "answer": "NA"}
+        if picture:
+            instance.setdefault(f"m_pred_{test}", {})[picture[0]] = said
+        else:
+            instance[f"m_pred_{test}{'_image' if test[0] in 'ac' else ''}"] = said
+    path = tmp_path / "answers.json"
+    for order in (answered, answered[::-1]):
+        path.write_text(json.dumps(order))
+        assert read(benchmark, path) == ("question_id", given)
+    path.write_text(json.dumps(answered[1:]))
+    with pytest.raises(InputError, match=r"of \d+ questions have no answer, the first is '3/a1'"):
+        read(benchmark, path)
+    path.write_text(json.dumps([*answered, answered[1]]))
+    with pytest.raises(InputError, match=r"a second answer to '1/a1' \(question_id\), after"):
+        read(benchmark, path)
+    path.write_text(json.dumps([{**each, "n_pred_b1": {"response": "True"}} for each in answered]))
+    with pytest.raises(InputError, match="answers of the models m, n; leave one in the file"):
+        read(benchmark, path)
+
+
+def test_predictions_within_the_pairs_of_videohallucer(tmp_path):
+    pair = {side: {"video": "a.mp4", "question": "Is it?"} for side in ("basic", "hallucination")}
+    records = [
+        {
+            "basic": {**pair["basic"], "answer": "yes", "predict": f"Yes {n}"},
+            "hallucination": {**pair["hallucination"], "answer": "no", "predict": f"No {n}"},
+            "type": "x",
+        }
+        for n in range(2)
+    ]
+    (tmp_path / "temporal.json").write_text(json.dumps(records))
+    rows = read_answer_rows(tmp_path / "temporal.json")
+    field = choose_answer_field(rows)
+    assert [(row.text(field), label_of(row, field)) for row in rows] == [
+        *(("Yes 0", "yes"), ("No 0", "no"), ("Yes 1", "yes"), ("No 1", "no"))
+    ]
+
+
+RELEASED = {
+    "beaf": (("benchmarks/data/beaf", "benchmarks/data/beaf/answer_gpt4o_v0.json.gz"), "id", 26_118),
+    "mme": (("goldens/benchmarks/mme/results_dir",) * 2, "text and image and split", 180),
+    "pope": (
+        ("benchmarks/data/pope", "goldens/benchmarks/repope/odd_strings.responses.json.gz"),
+        "question_id",
+        9_000,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_released_files_are_joined(shared, name):
+    (folder, answers), by, count = RELEASED[name]
+    benchmark = benchmarks.load_class(name).load(shared / folder, shared)
+    found, texts = read(benchmark, shared / answers)
+    assert (found, len(texts)) == (by, count)
 
 
 def test_a_question_of_several_splits_counts_in_each(tmp_path):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from regaze.cli import console
-from regaze.errors import BadParameterError
+from regaze.errors import BadParameterError, InputError
 from regaze.eval import Benchmark, EvalTask, Item
 from regaze.eval.report.sections import Link
 from regaze.eval.run.answers import read_answers
@@ -40,7 +40,13 @@ class Failure:
 def writer(
     tasks: Sequence[EvalTask], methods: Mapping[str, Method], count: int
 ) -> Callable[[Gaze, Path], list[Link]] | None:
-    """What adds `count` pages per benchmark to a run and says so; None for none."""
+    """What adds `count` pages per benchmark to a run and says so; None for none.
+
+    Raises:
+        InputError: questions with messages before them, which the pages could not show.
+    """
+    if count and any(item.earlier for task in tasks for item in task.benchmark.items):
+        raise InputError("--html shows questions without the messages before them: leave it out, or these")
 
     def add(gaze: Gaze, folder: Path) -> list[Link]:
         index = write(gaze, tasks, methods, folder, count)

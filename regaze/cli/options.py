@@ -120,6 +120,16 @@ Bench = Annotated[
         metavar="NAME=VALUE", help="An option of the benchmark (see `regaze benchmarks`); repeatable."
     ),
 ]
+FewShot = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="JSON file of messages before every question, as chat templates have them: few-shot examples.",
+    ),
+]
+AllowUrls = Annotated[
+    bool, typer.Option("--allow-urls", help="Fetch images that files name by URLs, from public servers.")
+]
 Limit = Annotated[int | None, typer.Option(help="Only the first N questions of each split.")]
 Judge = Annotated[
     str | None,

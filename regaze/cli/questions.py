@@ -15,6 +15,7 @@ from regaze.cli import models
 from regaze.demo import MODEL_DIR
 from regaze.errors import InputError, ModelNotFoundError
 from regaze.eval import EvalTask, Pope, catalogue
+from regaze.eval.benchmarks.common.earlier import read_few_shot, with_few_shot
 from regaze.eval.judges import HttpJudge, ModelJudge, RecordedJudge
 from regaze.eval.judges.urls import without_secrets
 
@@ -30,6 +31,8 @@ class QuestionSource:
     bench: Sequence[str] | None = None
     limit: int | None = None
     suffix: str | None = None
+    few_shot: Path | None = None
+    allow_urls: bool = False
 
     @property
     def is_given(self) -> bool:
@@ -49,10 +52,12 @@ def make_tasks(
     """One task per benchmark of a list of names, separated by commas."""
     places = models.places(models.model_arguments(model_arg))
     graded_by = make_judge(judge, device)
-    return [
-        EvalTask(make_benchmark(name.strip(), source, graded_by, model, places), generation)
-        for name in benchmarks.split(",")
-    ]
+    examples = read_few_shot(source.few_shot, source.allow_urls) if source.few_shot else ()
+    tasks = []
+    for name in benchmarks.split(","):
+        benchmark = make_benchmark(name.strip(), source, graded_by, model, places)
+        tasks.append(EvalTask(with_few_shot(benchmark, examples) if examples else benchmark, generation))
+    return tasks
 
 
 def make_benchmark(
@@ -115,7 +120,8 @@ def _pope_from_file(name: str, source: QuestionSource, own: dict[str, str]) -> P
     unknown = set(options) - {"suffix", "limit"}
     if unknown:
         raise InputError(f"--bench {unknown.pop()}: questions from a file have suffix and limit alone")
-    return Pope.from_files({source.questions.stem: source.questions}, source.images, **options)
+    files = {source.questions.stem: source.questions}
+    return Pope.from_files(files, source.images, allow_urls=source.allow_urls, **options)
 
 
 def make_judge(text: str | None, device: str | None = None) -> Any:

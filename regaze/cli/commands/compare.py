@@ -33,6 +33,8 @@ def compare(
     images: options.Images = None,
     bench: options.Bench = None,
     limit: options.Limit = None,
+    few_shot: options.FewShot = None,
+    allow_urls: options.AllowUrls = False,
     batch_size: options.BatchSize = 16,
     max_new_tokens: options.AnswerTokens = 16,
     generate: options.Generate = None,
@@ -60,7 +62,7 @@ def compare(
     tuning = cli.grids.read_tuning(
         tune, chosen, split=tune_split, seed=tune_seed, criterion=tune_criterion, trials=tune_trials
     )
-    source = cli.questions.QuestionSource(data=data, images=images, bench=bench, limit=limit)
+    source = cli.questions.QuestionSource(data, images, None, None, bench, limit, None, few_shot, allow_urls)
     generation = cli.generation.generation_options(generate, max_new_tokens)
     tasks = cli.questions.make_tasks(benchmark, source, generation, judge, model, device, model_arg)
     run = cli.run.Run(

@@ -29,6 +29,8 @@ def evaluate(
         str | None,
         typer.Option(help="Text after each question; \\n is a new line. [as the benchmark defines]"),
     ] = None,
+    few_shot: options.FewShot = None,
+    allow_urls: options.AllowUrls = False,
     batch_size: options.BatchSize = 16,
     max_new_tokens: options.AnswerTokens = 16,
     generate: options.Generate = None,
@@ -53,7 +55,9 @@ def evaluate(
     `accelerate launch -m regaze evaluate ...` shares the work between processes.
     """
     chosen = cli.methods.read_method(method, settings)
-    source = cli.questions.QuestionSource(data, images, questions, split, bench, limit, suffix)
+    source = cli.questions.QuestionSource(
+        data, images, questions, split, bench, limit, suffix, few_shot, allow_urls
+    )
     generation = cli.generation.generation_options(generate, max_new_tokens)
     run = cli.run.Run(
         tasks=cli.questions.make_tasks(benchmark, source, generation, judge, model, device, model_arg),

@@ -25,7 +25,7 @@ from regaze.toolkit.prompts.video import Video, open_video
 class Model(Protocol):
     """What the runner needs of a `regaze.Gaze`; of a real one forwards are counted and prefixes shared."""
 
-    def ask(self, images: Sequence[Any], questions: Sequence[str], **kwargs: Any) -> list[str]:
+    def ask(self, images: Sequence[Any], questions: Sequence[Any], **kwargs: Any) -> list[str]:
         """One answer per question."""
 
     def using(self, *interventions: Any) -> Any:
@@ -92,7 +92,7 @@ class AnswerGenerator:
         readable = [request for request in batches[0] if _is_readable(request)] if batches else []
         if self.sharing.obstacle is None and readable:
             with self._method_active():
-                self.sharing.check([r.images for r in readable], [r.prompt for r in readable])
+                self.sharing.check([r.images for r in readable], [r.question for r in readable])
             batches = self._split_by_kind(requests)
         return batches
 
@@ -148,7 +148,7 @@ class AnswerGenerator:
     def _answer_texts(
         self, ask: Callable[..., list[str]], requests: Sequence[AnswerRequest], counter: TokenCounter
     ) -> list[str]:
-        images, prompts = [request.images for request in requests], [request.prompt for request in requests]
+        images, prompts = [request.images for request in requests], [request.question for request in requests]
         if requests[0].options:
             ranking.check_method(self.condition.method)
             choices = [request.options for request in requests]

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from regaze.eval.run.split_prompts import SplitPrompts, expand_images, image_end
 from regaze.toolkit.model import compat, hook
+from regaze.toolkit.prompts.conversation import Conversation
 from regaze.toolkit.prompts.video import Video
 
 Images = tuple[Path | Video, ...]
@@ -79,7 +80,7 @@ class PrefixSharing:
         self.prefix_rows = 0
 
     def answer(
-        self, images: Sequence[Images], prompts: Sequence[str], options: Mapping[str, Any]
+        self, images: Sequence[Images], prompts: Sequence[str | Conversation], options: Mapping[str, Any]
     ) -> list[str]:
         """One answer per prompt, the same as `gaze.ask` returns.
 
@@ -98,7 +99,7 @@ class PrefixSharing:
         texts = self.gaze.reader.tokenizer.batch_decode(generated, skip_special_tokens=True)
         return [text.strip() for text in texts]
 
-    def check(self, images: Sequence[Images], prompts: Sequence[str]) -> None:
+    def check(self, images: Sequence[Images], prompts: Sequence[str | Conversation]) -> None:
         """Compare the logits of the first new token with and without sharing, and set `obstacle`.
 
         Sharing ends if the logits differ by more than rounding, or if nothing in the batch can be shared.
@@ -124,7 +125,7 @@ class PrefixSharing:
         if not float(difference.abs().max()) <= bound:  # also for nan
             self.obstacle = "this model computes something else over a shared prefix"
 
-    def _split(self, images: Sequence[Images], prompts: Sequence[str]) -> SplitPrompts | None:
+    def _split(self, images: Sequence[Images], prompts: Sequence[str | Conversation]) -> SplitPrompts | None:
         """The prompts as prefixes and remainders; None where there is nothing to share."""
         family = self.gaze.family
         if any(images) and not family.image_token_ids:
@@ -154,7 +155,7 @@ class PrefixSharing:
             [row for row in ids if row is not None], groups, ends, media, one_each
         )
 
-    def _short_ids(self, prompt: str, images: int) -> list[int]:
+    def _short_ids(self, prompt: str | Conversation, images: int) -> list[int]:
         """Token ids of a prompt in which every image is a single placeholder."""
         reader = self.gaze.reader
         text = reader.render(prompt, images).text

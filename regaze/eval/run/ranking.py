@@ -8,12 +8,13 @@ from typing import Any
 from regaze.errors import BadParameterError
 from regaze.eval.run.loglikelihood import answer_prefix, continuation_ids, loglikelihoods
 from regaze.eval.run.metering import TokenCounter
+from regaze.toolkit.prompts.conversation import Conversation
 
 
 def most_likely_options(
     gaze: Any,
     images: Sequence[Any],
-    prompts: Sequence[str],
+    prompts: Sequence[str | Conversation],
     options: Sequence[Sequence[str]],
     counter: TokenCounter,
 ) -> list[str]:

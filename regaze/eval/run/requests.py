@@ -17,8 +17,10 @@ from typing import Any, Protocol
 
 from regaze.errors import BadParameterError, InputError
 from regaze.eval.benchmarks.common.base import Benchmark, Item
+from regaze.eval.benchmarks.common.earlier import pictures_of, plain_messages
 from regaze.eval.run.results import versions
 from regaze.reading import hash_file
+from regaze.toolkit.prompts.conversation import Conversation, Message
 from regaze.toolkit.prompts.video import Video
 
 
@@ -68,9 +70,10 @@ class AnswerRequest:
 
     Attributes:
         key: hash of everything that decides the answer.
-        images: in the order in which they are shown; a video is one of them.
+        images: in the order in which they are shown, those of earlier messages first; a video is one of them.
         max_new_tokens: limit of this answer; None leaves it to the condition.
         options: answers to choose from; where there are any, nothing is generated.
+        earlier: messages before the prompt, with places for their images.
     """
 
     key: str
@@ -78,6 +81,15 @@ class AnswerRequest:
     prompt: str
     max_new_tokens: int | None = None
     options: tuple[str, ...] = ()
+    earlier: tuple[Message, ...] = ()
+
+    @property
+    def question(self) -> str | Conversation:
+        """The prompt, with the messages before it."""
+        if not self.earlier:
+            return self.prompt
+        own = len(self.images) - sum(len(message.shown) for message in self.earlier)
+        return Conversation.of(self.prompt, own, earlier=self.earlier)
 
 
 @dataclass(frozen=True)
@@ -121,16 +133,21 @@ def build_requests(benchmark: Benchmark, condition: Condition, hashes: ImageHash
     item_keys: list[str | None] = []
     unreadable: dict[int, str] = {}
     for index, item in enumerate(benchmark.items):
+        shown = (*pictures_of(item.earlier), *item.media)
         try:
-            images = [hashes.digest(image) for image in item.media]
+            images = [hashes.digest(image) for image in shown]
         except InputError as error:
             unreadable[index] = _reason(item, error)
             item_keys.append(None)
             continue
         prompt = benchmark.prompt(item)
         options = [item.options] if item.options else []
-        key = digest([common, prompt, images, item.max_new_tokens, *options])
-        requests.setdefault(key, AnswerRequest(key, item.media, prompt, item.max_new_tokens, item.options))
+        before = [plain_messages(item.earlier)] if item.earlier else []
+        key = digest([common, prompt, images, item.max_new_tokens, *options, *before])
+        if key not in requests:
+            earlier = tuple(message.with_places() for message in item.earlier)
+            limit, choices = item.max_new_tokens, item.options
+            requests[key] = AnswerRequest(key, shown, prompt, limit, choices, earlier)
         item_keys.append(key)
     return BenchmarkRequests(requests, item_keys, unreadable)
 

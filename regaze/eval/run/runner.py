@@ -16,6 +16,7 @@ from typing import Any
 
 from regaze.errors import InputError
 from regaze.eval.benchmarks.common.base import Benchmark
+from regaze.eval.benchmarks.common.earlier import describe_earlier
 from regaze.eval.comparison.conditions import PLAIN, compare_conditions, non_share_figures
 from regaze.eval.comparison.control_plan import ControlPlan, matched_length
 from regaze.eval.comparison.damage import check_damage
@@ -313,7 +314,10 @@ class _Run:
 
     def _header(self) -> dict[str, Any]:
         """results.json as it is before the first answer."""
-        described = {task.benchmark.name: task.benchmark.describe() for task in self.tasks}
+        described = {
+            task.benchmark.name: {**task.benchmark.describe(), **describe_earlier(task.benchmark)}
+            for task in self.tasks
+        }
         return {
             "format": results.SCHEMA,
             "complete": False,

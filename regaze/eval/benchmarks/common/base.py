@@ -8,7 +8,7 @@ import json
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from regaze.errors import InputError
 from regaze.eval.benchmarks.common.disagreement import scorer_disagreement
@@ -16,6 +16,9 @@ from regaze.eval.benchmarks.common.download import RemoteFile
 from regaze.eval.benchmarks.common.ids import plain_id
 from regaze.eval.benchmarks.common.scoring import Scorer, compare
 from regaze.toolkit.prompts.video import Video
+
+if TYPE_CHECKING:
+    from regaze.toolkit.prompts.conversation import Message
 
 #: Image placeholder in the prompts of LLaVA and others. A question that holds it would ask for another image.
 IMAGE_TOKEN = "<image>"
@@ -40,6 +43,8 @@ class Item:
         video: A video that the question is about, beside or without images.
         id: The publisher's id of the question or image, by which answer files of others name it; "" if there
             is none.
+        earlier: Messages before the question: turns of a conversation, or few-shot examples. Their pictures
+            are paths.
     """
 
     key: str
@@ -54,6 +59,7 @@ class Item:
     options: tuple[str, ...] = ()
     id: str = ""
     video: Video | None = None
+    earlier: tuple[Message, ...] = ()
 
     def __post_init__(self) -> None:
         if self.image is not None:  # a text may have been given

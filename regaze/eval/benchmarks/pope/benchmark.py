@@ -31,6 +31,7 @@ from regaze.eval import files as benchmark_files
 from regaze.eval.benchmarks.common import hub
 from regaze.eval.benchmarks.common.base import IMAGE_TOKEN, About, BaseBenchmark, Item, limit_items
 from regaze.eval.benchmarks.common.download import github_file
+from regaze.eval.benchmarks.common.earlier import picture_file, read_earlier
 from regaze.eval.benchmarks.common.scoring import Scorer
 from regaze.eval.benchmarks.common.yes_no import LABELS, SCORERS
 from regaze.eval.benchmarks.pope.published import (
@@ -81,7 +82,13 @@ class Pope(BaseBenchmark):
 
     @classmethod
     def from_files(
-        cls, files: Mapping[str, StrPath], images: StrPath, *, suffix: str = SUFFIX, limit: int | None = None
+        cls,
+        files: Mapping[str, StrPath],
+        images: StrPath,
+        *,
+        suffix: str = SUFFIX,
+        limit: int | None = None,
+        allow_urls: bool = False,
     ) -> Pope:
         """Questions from files in the official format (`read_questions`).
 
@@ -89,6 +96,7 @@ class Pope(BaseBenchmark):
             files: {split: question file}.
             images: Folder of the images.
             limit: Number of questions per split, None for all.
+            allow_urls: Download images that are named by a URL.
 
         Raises:
             InputError: A file or the folder is missing, a line is malformed (named by file and line), a
@@ -97,7 +105,9 @@ class Pope(BaseBenchmark):
         limit_items((), limit)  # refuse a bad limit before any file is read
         paths = {split: Path(path) for split, path in files.items()}
         folder = benchmark_files.require_folder(images, "image folder")
-        items = [item for split, path in paths.items() for item in read_questions(path, folder, split)]
+        items = [
+            item for split, path in paths.items() for item in read_questions(path, folder, split, allow_urls)
+        ]
         return cls(limit_items(items, limit), suffix, files=paths, images=folder, limit=limit)
 
     @classmethod
@@ -217,12 +227,13 @@ class PopeV2(BaseBenchmark):
         return item.image.name if item.image is not None else item.key
 
 
-def read_questions(path: StrPath, images: StrPath, split: str) -> list[Item]:
+def read_questions(path: StrPath, images: StrPath, split: str, allow_urls: bool = False) -> list[Item]:
     """Questions of a file in the official format.
 
     The file holds JSON lines (or one JSON array) of objects with the keys `image` (file name inside
     `images`), `text` and `label` (yes or no). An item's key is its position in the file, by which the
-    official script joins answers and labels. Its id is `question_id` where all lines have one.
+    official script joins answers and labels. Its id is `question_id` where all lines have one. A line may
+    also hold the messages before its question (`messages`, see `earlier`), with images of the same folder.
 
     Raises:
         InputError: The file is missing, malformed or empty; names the file and the line.
@@ -233,7 +244,11 @@ def read_questions(path: StrPath, images: StrPath, split: str) -> list[Item]:
     for number, (line, record) in enumerate(records, start=1):
         source = f"{path}:{line}"
         _check(record, source)
-        items.append(question_item(record, Path(images, record["image"]), split, number, source))
+        image = picture_file(record["image"], Path(images), source, allow_urls)
+        item = question_item(record, image, split, number, source)
+        if "messages" in record:
+            item = replace(item, earlier=read_earlier(record["messages"], Path(images), source, allow_urls))
+        items.append(item)
     if not items:
         raise InputError(f"questions file {path} holds no questions")
     if all("question_id" in record for _, record in records):

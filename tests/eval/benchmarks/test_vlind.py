@@ -57,12 +57,12 @@ def test_official_figures_are_the_golden_ones(shared, tmp_path):
     assert checked >= 5
 
 
-def test_single_answers_are_read_as_by_the_script(shared):
+def test_single_answers_are_read_as_by_the_script_and_by_people(shared):
     rows = json.loads((shared / "goldens/benchmarks/answer_readings/true_false.json").read_text())["rows"]
+    scripts, careful = {"True": True, "False": False, "NA": None}, {"true": True, "false": False, None: None}
     for row in rows:
-        assert read_official(row["text"]) is {"True": True, "False": False, "NA": None}[row["vlind"]], row[
-            "text"
-        ]
+        assert read_official(row["text"]) is scripts[row["vlind"]], row["text"]
+        assert read_truth(row["text"]) is careful[row["careful"]], row["text"]
 
 
 @pytest.mark.parametrize(
@@ -72,6 +72,8 @@ def test_single_answers_are_read_as_by_the_script(shared):
         ("FALSE!", False),
         ("The statement is not true.", False),
         ("It isn't false", True),
+        ("It is not entirely true.", False),
+        ("<think>It looks true.</think>False", False),
         ("Untrue", False),
         ("No", False),
         ("true or false", None),

@@ -10,11 +10,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from regaze.eval.benchmarks.common import yes_no
+from regaze.eval.benchmarks.common.final_answer import final_answer
 from regaze.eval.benchmarks.common.scoring import Scorer, ratio
 
 #: Common sense, perception, bias of the context, language prior.
 TESTS = ("CK", "VP", "CB", "LP")
-_VERDICT = re.compile(r"(?P<negated>\bnot |n't )?(?<![\w-])(?P<word>true|untrue|false)(?![\w-])")
+_VERDICT = re.compile(
+    r"(?P<negated>(?:\bnot |n't )(?:\w+ly )?)?(?<![\w-])(?P<word>true|untrue|false)(?![\w-])"
+)
 
 
 @dataclass(frozen=True)
@@ -41,17 +44,16 @@ def read_official(answer: str) -> bool | None:
 
 
 def read_truth(answer: str) -> bool | None:
-    """What a careful person reads: a verdict at the beginning, else all that the answer calls true or false.
+    """What a careful person reads: what the decisive part of the answer calls the statement, else yes or no.
 
     "The statement is not true" is false; "true or false" says nothing.
     """
+    text = final_answer(answer).lower().replace("true or false", " ")  # the request, or no decision
+    found = {(match["word"] == "true") != bool(match["negated"]) for match in _VERDICT.finditer(text)}
+    if found:
+        return found.pop() if len(found) == 1 else None
     verdict = yes_no.REGAZE.read(answer)
-    if verdict in yes_no.LABELS:
-        return verdict == "yes"
-    found = {
-        (match["word"] == "true") != bool(match["negated"]) for match in _VERDICT.finditer(answer.lower())
-    }
-    return found.pop() if len(found) == 1 else None
+    return verdict == "yes" if verdict in yes_no.LABELS else None
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,9 @@
         --json benchmarks/results/comparison-pope.json
 
 The comparison is `regaze compare`'s, into a folder of its own (an interrupted one goes on with the same
-line); the file holds what the pages show of its results.json: the figures of the leading scorer. Directions
-that a method names and that are not there are fitted first, by `regaze fit` on the demo's data.
+line); the file holds what the pages show of its results.json: the figures of the leading scorer, and of the
+damage check, which runs once, beside the yes/no questions. Directions that a method names and that are not
+there are fitted first, by `regaze fit` on the demo's data.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ from machine import machine
 
 from regaze.eval.report import tables
 
-OPTIONS = {"pope": ["--bench", 'splits=["adversarial"]'], "captions": []}
+OPTIONS = {"pope": ["--bench", 'splits=["adversarial"]'], "captions": ["--no-damage-check"]}
 
 
-def shown(results: dict[str, Any]) -> dict[str, Any]:
-    """What the pages need of a results.json."""
-    (benchmark,) = results["benchmarks"].values()
+def shown(results: dict[str, Any], name: str) -> dict[str, Any]:
+    """What the pages need of a results.json about this benchmark."""
+    benchmark = results["benchmarks"][name]
     split, scorer = tables.leading_scorer(benchmark)
     conditions = (*benchmark["methods"].values(), *benchmark.get("controls", {}).values())
     for entry in (benchmark["plain"], *conditions):
@@ -40,6 +41,7 @@ def shown(results: dict[str, Any]) -> dict[str, Any]:
         "created": results["created"],
         "dtype": results["model"].get("dtype", "?"),
         "benchmark": benchmark,
+        "damage": results["damage"],
     }
 
 
@@ -68,7 +70,7 @@ def main() -> None:
     command += ["--limit", str(given.limit)] if given.limit else []
     subprocess.run(command, check=True)
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    given.json.write_text(json.dumps(shown(results), indent=1) + "\n", encoding="utf-8")
+    given.json.write_text(json.dumps(shown(results, given.benchmark), indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ def _compared(name: str) -> Mapping[str, Any]:
 
 
 def comparison(name: str) -> str:
-    """The leading figures of every condition, as in a report."""
+    """The leading figures of every condition and the damage check, as in a report."""
     benchmark = _compared(name)
     split, scorer = tables.leading_scorer(benchmark)
     notes = [tables.question_note(benchmark), tables.statistics_note(benchmark)]
@@ -42,6 +42,8 @@ def comparison(name: str) -> str:
     parts = [heading, *notes, markdown_table(tables.main_table(benchmark))]
     if rows := tables.controls_table(benchmark):
         parts += [f"### {name}: methods against their controls", tables.CONTROLS_NOTE, markdown_table(rows)]
+    if damage := read(f"benchmarks/results/comparison-{name}.json").get("damage"):
+        parts += ["### Damage check", tables.damage_note(damage), markdown_table(tables.damage_table(damage))]
     return "\n\n".join(parts)
 
 

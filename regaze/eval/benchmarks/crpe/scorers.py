@@ -253,5 +253,5 @@ def scorers(categories: Sequence[str]) -> tuple[CrpeScorer, ...]:
         VlmEvalKitScorer("vlmevalkit-letter", f"{kit} letters", ordered),
         VlmEvalKitScorer("vlmevalkit-text", f"{kit} letters and texts", ordered, with_text=True),
         LmmsEvalScorer("lmms-eval", "lmms-eval 75571cf crpe_relation", ordered),
-        ChoiceScorer("regaze", "1", ordered),
+        ChoiceScorer("regaze", "2", ordered),
     )

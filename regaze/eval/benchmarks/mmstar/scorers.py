@@ -198,5 +198,5 @@ def scorers(references: Sequence[MmstarReference]) -> tuple[MmstarScorer, ...]:
         LmmsEvalScorer("lmms-eval", "lmms-eval 75571cf", kinds),
         VlmEvalKitScorer("vlmevalkit", "VLMEvalKit e8e78f0, no judge", kinds),
     )
-    ours = ChoiceScorer("regaze", "1", kinds)
+    ours = ChoiceScorer("regaze", "2", kinds)
     return (official, *rest, ours) if whole else (ours, official, *rest)

@@ -105,6 +105,7 @@ class DashB(BaseBenchmark):
     items: tuple[Item, ...]
     suffix: str = ""
     name: str = "dash-b"
+    splits: ClassVar[tuple[str, ...]] = ("dash-b",)
     id_fields: ClassVar[tuple[str, ...]] = ("object_name", "img_id", "gt")
     about: ClassVar[About] = About(
         title="DASH-B",

@@ -178,3 +178,16 @@ def test_the_folder_of_the_files(tmp_path, monkeypatch):
     made = recipe.load("llava15-7b-pope")
     assert questions.folder(made, None) == tmp_path / "benchmarks/pope"
     assert questions.folder(made, Path("mine")) == Path("mine")
+
+
+def test_every_recipe_is_of_a_benchmark_whose_splits_are_declared():
+    assert {
+        made.benchmark.name for made in recipe.load_all() if not load_class(made.benchmark.name).splits
+    } == set()
+
+
+def test_a_benchmark_that_only_its_files_and_a_judge_can_describe():
+    found = checked(changed("llava15-7b-mme", "benchmark", name="mmhal", options={}, splits=("some",)))
+    assert "questions: splits not checked: the files of mmhal decide" in found["unknown"]
+    assert "scorer: not checked: mmhal has none without its questions" in found["unknown"]
+    assert "wrong" not in found

@@ -71,6 +71,7 @@ class Amber(BaseBenchmark):
     matcher: NounMatcher | None = None
     suffix: str = SUFFIX
     name: str = "amber"
+    splits: ClassVar[tuple[str, ...]] = tuple(TASKS)
     image_prefix: ClassVar[str] = r"AMBER_"
     about: ClassVar[About] = About(
         title="AMBER",

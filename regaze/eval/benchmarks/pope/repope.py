@@ -63,6 +63,7 @@ class RePope(BaseBenchmark):
     label_files: Mapping[str, Path] = field(default_factory=dict, repr=False)
     limit: int | None = None
     is_demo: bool = False
+    splits: ClassVar[tuple[str, ...]] = SPLITS
     about: ClassVar[About] = About(
         title="RePOPE",
         paper="Neuhaus and Hein, 2025, arXiv 2504.15707",

@@ -18,11 +18,14 @@ from regaze.toolkit.plot import ROLE_COLOURS
 from regaze.toolkit.prompts.token_map import View
 
 
-def show(model: str, image: str | None, prompt: str | None, places: Mapping[str, Any]) -> None:
+def show(
+    model: str, image: str | None, prompt: str | None, places: Mapping[str, Any], allow_urls: bool = False
+) -> None:
     """Print a table of the model and, with an image or a prompt, its grid and the roles of its tokens.
 
     Args:
         places: keyword arguments of `load_without_weights`.
+        allow_urls: fetch an image that is given by a URL.
 
     Raises:
         InputError: no such image, or the model has no processor to build a prompt with.
@@ -36,7 +39,7 @@ def show(model: str, image: str | None, prompt: str | None, places: Mapping[str,
         return
     if processor is None:
         raise InputError(f"{model} has no processor to build a prompt with; leave out --image and --prompt")
-    path = None if image is None else find_image(image)
+    path = None if image is None else find_image(image, allow_urls)
     question = "What is in the image?" if prompt is None else prompt
     views, spans = read_prompt(wrap(skeleton, processor), path, question)
     for view in views:

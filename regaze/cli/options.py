@@ -128,7 +128,7 @@ FewShot = Annotated[
     ),
 ]
 AllowUrls = Annotated[
-    bool, typer.Option("--allow-urls", help="Fetch images that files name by URLs, from public servers.")
+    bool, typer.Option("--allow-urls", help="Fetch images that are given by URLs, from public servers.")
 ]
 Limit = Annotated[int | None, typer.Option(help="Only the first N questions of each split.")]
 Judge = Annotated[

@@ -9,13 +9,20 @@ from typing import Any
 from regaze import demo
 from regaze.cli import console
 from regaze.errors import BadParameterError, InputError
+from regaze.eval.benchmarks.common.earlier import picture_file
 from regaze.interventions import Method
 from regaze.toolkit import Gaze, analysis, plot
+from regaze.toolkit.prompts.remote import is_url
 from regaze.writing import make_folder, require_writable
 
 
-def find_image(name: str) -> Path:
-    """The file of this name, else the shipped scene of this name (with or without its suffix)."""
+def find_image(name: str, allow_urls: bool = False) -> Path:
+    """The file of this name, else the shipped scene of this name (with or without its suffix).
+
+    Where URLs are allowed, what one leads to is kept in the cache.
+    """
+    if is_url(name):
+        return picture_file(name, Path(), "image", allow_urls)
     if os.path.exists(name):  # Path.exists raises for names that are too long
         return Path(name)
     for scene in demo.scenes():
@@ -24,13 +31,15 @@ def find_image(name: str) -> Path:
     raise InputError(f"image {name} does not exist, and no shipped scene has that name")
 
 
-def find_images(names: str) -> list[Path]:
+def find_images(names: str, allow_urls: bool = False) -> list[Path]:
     """No image for "none"; one; or several with commas between, unless a file has the whole name."""
     if names == "none":
         return []
+    if is_url(names):
+        return [find_image(names, allow_urls)]
     if os.path.exists(names):
         return [Path(names)]
-    return [find_image(name.strip()) for name in names.split(",")]
+    return [find_image(name.strip(), allow_urls) for name in names.split(",")]
 
 
 def check_output(path: Path, suffixes: tuple[str, ...]) -> None:

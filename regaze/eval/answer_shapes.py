@@ -8,6 +8,8 @@ VideoHallucer
     Its question files with `predict` beside each question of a pair.
 VLind-Bench
     Its data.json with `MODEL_pred_a1_image`, ..., `MODEL_pred_d2` in each instance.
+DASH-B
+    [object, image, right answer, answer], of which the first three are the key.
 lmms-eval
     Samples, whose metrics hold the publisher's ids and categories.
 """
@@ -78,6 +80,9 @@ def split_record(record: Any, source: str) -> list[Any]:
     """
     if isinstance(record, str):
         return [{"response": record}]
+    if isinstance(record, list) and len(record) == 4 and record[2] in ("yes", "no"):
+        thing, name, truth, answer = record
+        return [{"question_id": f"{thing}/{name}/{truth}", "label": truth, "response": answer}]
     if not isinstance(record, dict):
         return [record]
     sides = {name: side for name in _SIDES if isinstance(side := record.get(name), dict)}

@@ -11,7 +11,7 @@ import io
 import json
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +152,21 @@ def mmstar(folder: Path) -> Any:
     return benchmarks.load_class("mmstar").of_demo(limit=6, likelihood=False)
 
 
+def repope(folder: Path) -> Any:
+    """The demo's, whose labels differ from POPE's here and there."""
+    whole = benchmarks.load_class("repope").of_demo()
+    chosen = [item for item in whole.items if item.reference.repope != item.reference.pope][:6]
+    assert {item.reference.repope for item in chosen} > {None}
+    return replace(whole, items=(*whole.items[:4], *(item for item in chosen if item not in whole.items[:4])))
+
+
+def dash_b(folder: Path) -> Any:
+    for kind, ending in (("neg", "png"), ("pos", "jpg")):
+        names = {"coco": {"bus": [f"1.{ending}", f"88.{ending}"], "cup": [f"88.{ending}", f"9.{ending}"]}}
+        (folder / f"dash_benchmark_{kind}.json").write_text(json.dumps(names))
+    return benchmarks.load_class("dash-b").load(folder)
+
+
 def r_bench(folder: Path) -> Any:
     records = [
         {"question_id": n, "image": f"{n // 2:016x}.jpg", "text": f"Is there a {n}?", "label": "yes"}
@@ -266,6 +281,15 @@ def _lmms_eval(metric: str, **of_question: Callable[[Item], Any]) -> Layout:
 
 def _by_id(item: Item, number: int, answer: str) -> dict[str, Any]:
     return {"split": item.split, "id": item.id, "answer": answer}
+
+
+def _pope(item: Item, number: int, answer: str) -> dict[str, Any]:
+    image = item.image.name if item.image else ""
+    return {"query": item.question, "image": image, "category": item.split, "ans": answer}
+
+
+def _rows_alone(records: Sequence[Mapping[str, Any]]) -> str:
+    return json.dumps([each["row"] for each in records])
 
 
 def _map(records: Sequence[Mapping[str, Any]]) -> str:
@@ -437,6 +461,18 @@ CASES: dict[str, Case] = {
         ("A", "B. A cat", "C"),
     ),
     "MMStar, map": Case(mmstar, "p.json", _by_id, "question_id", _map, ("A", "B", "C")),
+    "RePOPE, labels of POPE": Case(
+        repope, "a.jsonl", lambda i, n, a: {**_pope(i, n, a), "label": i.reference.pope}, TEXT
+    ),
+    "RePOPE, its own labels": Case(
+        repope,
+        "a.jsonl",
+        lambda i, n, a: {**_pope(i, n, a), "label": i.reference.repope or i.reference.pope},
+        TEXT,
+    ),
+    "DASH-B": Case(
+        dash_b, "answers.json", lambda i, n, a: {"row": [*i.id.split("/"), a]}, "question_id", _rows_alone
+    ),
     "R-Bench": Case(r_bench, "a.jsonl", lambda i, n, a: {"question_id": int(i.id), "text": a}, "question_id"),
     "GAVIE": Case(
         gavie,

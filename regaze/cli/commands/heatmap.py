@@ -31,13 +31,14 @@ def heatmap(
     device: options.Device = None,
     dtype: options.Dtype = None,
     output: Annotated[Path, typer.Option(help="Picture to write: .png, .pdf or .svg.")] = Path("heatmap.png"),
+    allow_urls: options.AllowUrls = False,
     debug: options.Debug = False,
 ) -> None:
     """Draw where the model looked while it answered.
 
     Prints the answer. With --method the picture shows the attention as edited.
     """
-    path = cli.pictures.find_image(image)
+    path = cli.pictures.find_image(image, allow_urls)
     cli.pictures.check_output(output, (".png", ".pdf", ".svg"))
     layer_indices, head_indices = (
         options.parse_indices("--layers", layers),

@@ -19,6 +19,7 @@ def inspect(
     prompt: Annotated[str | None, typer.Option(help="A question: print the role of every token.")] = None,
     model_arg: options.ModelArg = None,
     trust_remote_code: Annotated[bool, typer.Option(help="Run code from the model's repository.")] = False,
+    allow_urls: options.AllowUrls = False,
     debug: options.Debug = False,
 ) -> None:
     """Print a model's layers, heads, image tokens and limits.
@@ -26,4 +27,5 @@ def inspect(
     Loads no weights: a configuration is enough, and a processor for --image and --prompt.
     """
     places = cli.models.places(cli.models.model_arguments(model_arg))
-    cli.inspection.show(model, image, prompt, {"trust_remote_code": trust_remote_code, **places})
+    places = {"trust_remote_code": trust_remote_code, **places}
+    cli.inspection.show(model, image, prompt, places, allow_urls)

@@ -41,6 +41,7 @@ def objects(
     device: options.Device = None,
     dtype: options.Dtype = None,
     output: Annotated[Path, typer.Option(help="Picture to write: .png, .pdf or .svg.")] = Path("objects.png"),
+    allow_urls: options.AllowUrls = False,
     debug: options.Debug = False,
 ) -> None:
     """Find objects by where the model looks at their names.
@@ -48,7 +49,7 @@ def objects(
     Prints a line for each: score, box in pixels (left, upper, right, lower), word. Every word has a box, also
     one that is not in the image.
     """
-    path = cli.pictures.find_image(image)
+    path = cli.pictures.find_image(image, allow_urls)
     cli.pictures.check_output(output, (".png", ".pdf", ".svg"))
     names = None if words is None else [word for word in map(str.strip, words.split(",")) if word]
     shares = options.parse_numbers("--scales", scales, float)

@@ -39,13 +39,14 @@ def view(
     device: options.Device = None,
     dtype: options.Dtype = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Page to write, .html.")] = Path("view.html"),
+    allow_urls: options.AllowUrls = False,
     debug: options.Debug = False,
 ) -> None:
     """Write an interactive page of where the model looked.
 
     Prints the answer. With --method the page shows the plain and the edited model.
     """
-    images = cli.pictures.find_images(image)
+    images = cli.pictures.find_images(image, allow_urls)
     cli.pictures.check_output(output, (".html", ".htm"))
     layer_indices = options.parse_indices("--layers", layers)
     chosen = cli.methods.read_method(method, settings)

@@ -1,7 +1,6 @@
 """POPE, RePOPE and DASH-B as tasks of Inspect.
 
 inspect eval regaze/repope --model regaze/demo -M method=dola
-inspect eval regaze/repope --model openai/gpt-4o -T data=FOLDER -T images=val2014
 
 Questions and scorers are those of `regaze evaluate`; the run, its limits and its log are Inspect's.
 """
@@ -51,8 +50,7 @@ def _task(name: str, data: str | None, images: str | None, rule: str) -> Task:
     for item in bench.items:
         shown = [ContentImage(image=str(path)) for path in item.images]
         asked = ChatMessageUser(content=[*shown, ContentText(text=bench.prompt(item))])
-        reference = asdict(item.reference) if isinstance(item.reference, Labels) else item.reference
-        facts = {"reference": reference, "split": item.split}
+        facts = {"reference": asdict(item.reference) if name == "repope" else item.reference}
         samples.append(Sample(input=[asked], target=item.label, id=item.key, metadata=facts))
     return Task(
         dataset=MemoryDataset(samples, name),
@@ -81,6 +79,8 @@ def figures(benchmark: str, rule: str) -> Metric:
     """All figures of a scorer, from the answers."""
 
     def compute(scores: list[SampleScore]) -> Any:
+        if not scores:  # Inspect shows figures before there are answers
+            return dict.fromkeys(_rule(benchmark, rule).metrics, float("nan"))
         references = [_reference(score.sample_metadata) for score in scores]
         return _rule(benchmark, rule).score(references, [score.score.answer or "" for score in scores])
 

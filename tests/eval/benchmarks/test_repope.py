@@ -95,6 +95,12 @@ def test_labels_change_as_the_publisher_counts(repope):
     }
 
 
+def test_a_download_has_the_labels_and_the_two_versions_of_pope_in_use(folder):
+    paths = {file.path for file in RePope.about.files}
+    assert len(paths) == 9
+    assert all((folder / path).is_file() for path in paths)  # as they lie in these tests
+
+
 def test_the_official_scorer_gives_the_golden_figures_under_both_label_sets(repope, cases):
     for case, (entry, responses) in cases.items():
         for labels, prefix in (("POPE", "pope_"), ("RePOPE", "")):

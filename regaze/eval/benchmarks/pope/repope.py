@@ -76,7 +76,7 @@ class RePope(BaseBenchmark):
                 github_file("YanNeu/RePOPE", COMMIT, f"annotations/{FILE.format(split=split)}", digest)
                 for split, digest in SHA256.items()
             ),
-            *(file for file in question_files() if "coco" in file.path),
+            *(file for file in question_files() if file.path.startswith(("head/", "e3e3926/"))),
         ),
     )
 

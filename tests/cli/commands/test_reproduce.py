@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 from standins import StandIn
 from typer.testing import CliRunner, Result
 
@@ -136,3 +137,31 @@ def test_a_published_prompt_on_the_bundled_model(tmp_path, monkeypatch):
     assert entry.runs[0].benchmark["questions"] == own["runs"][0]["benchmark"]["questions"] == 3
     assert entry.model["fingerprint"] != own["model"]["fingerprint"]  # another template, other squares
     assert entry.method == own["method"]
+
+
+def test_each_version_of_the_questions_is_run(mine):
+    """The stand-in says yes: right on all questions of one version, and on half of the other's."""
+    for name in "abcd":
+        Image.new("RGB", (8, 8), (ord(name), 0, 0)).save(mine.parent / f"{name}.png")
+    for version, labels in {"head": "yyyy", "e3e3926": "ynyn"}.items():
+        rows = [
+            {"image": f"{name}.png", "text": f"Is there a {name}?", "label": {"y": "yes", "n": "no"}[label]}
+            for name, label in zip("abcd", labels, strict=True)
+        ]
+        (mine.parent / version).mkdir()
+        path = mine.parent / version / "coco_pope_random.json"
+        path.write_text("\n".join(json.dumps(row) for row in rows))
+    content = yaml.safe_load(mine.read_text())
+    content["benchmark"] = {"name": "pope", "versions": ["head", "e3e3926"], "splits": ["random"]}
+    content["published"] = [{"split": "random", "figure": "yes_ratio", "plain": 100.0}]
+    mine.write_text(yaml.safe_dump(content))
+    result = good("reproduce", "mine.yaml", "--data", ".", "--images", ".", "--output", "run")
+    entry = ledger.read(mine.parent / "run/ledger.json")
+    assert [(run.version, run.verdict) for run in entry.runs] == [("head", "inside"), ("e3e3926", "inside")]
+    assert entry.verdict == "inside"
+    assert (mine.parent / "run/head/results.json").exists()
+    assert "mine, questions e3e3926: 4 questions" in result.stdout
+    content["published"] = [{"split": "random", "figure": "accuracy", "plain": 50.0}]
+    mine.write_text(yaml.safe_dump(content))
+    again = good("reproduce", "mine.yaml", "--data", ".", "--images", ".", "--output", "run")
+    assert "cannot say: depends on the version of the questions" in again.stdout

@@ -89,14 +89,16 @@ def trials_table(results: Mapping[str, Any]) -> Table:
     plain = tuning["plain"]
     figures = [figure for figure, _ in iter_estimates(plain["figures"])]
     figures.sort(key=lambda figure: figure != used["figure"])  # the one that decides comes first
-    rows = [["", "trial", *map(figure_label, figures), "words", "changed", "chosen"]]
+    length = [] if "words" in figures else ["words"]  # which some scorers have among their figures
+    rows = [["", "trial", *map(figure_label, figures), *length, "changed", "chosen"]]
 
     def row(method: str, trial: str, entry: Mapping[str, Any], chosen: str) -> list[str]:
         cells = [format_estimate(figure, entry["figures"][figure], numbers) for figure in figures]
         if entry["difference"] is not None and entry["difference"]["value"] is not None:
             cells[0] += f" ({format_estimate(used['figure'], entry['difference'], numbers, '+')})"
-        words, changed = entry["text"]["words"], entry["answers_changed"]
-        return [method, trial, *cells, f"{words:.1f}", "" if changed is None else str(changed), chosen]
+        cells += [f"{entry['text'][name]:.1f}" for name in length]
+        changed = entry["answers_changed"]
+        return [method, trial, *cells, "" if changed is None else str(changed), chosen]
 
     rows.append(row("plain", "", plain, ""))
     for method, tuned in tuning["methods"].items():

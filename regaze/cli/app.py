@@ -16,6 +16,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from regaze.cli import console
+from regaze.cli.examples import epilog
 from regaze.errors import GuessWarning, RegazeError
 
 #: Name of each command, which is also its module in `regaze.cli.commands` and the function there (with "_"
@@ -113,7 +114,9 @@ def load_command(name: str) -> Any:
     module = import_module(f"regaze.cli.commands.{name.replace('-', '_')}")
     single = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
     settings = HELP | getattr(module, "CONTEXT_SETTINGS", {})
-    single.command(name, context_settings=settings)(getattr(module, name.replace("-", "_")))
+    single.command(name, context_settings=settings, epilog=epilog(name))(
+        getattr(module, name.replace("-", "_"))
+    )
     return typer.main.get_command(single)
 
 

@@ -20,7 +20,7 @@ def methods(
     json: Annotated[bool, typer.Option("--json", help="Print a JSON object and nothing else.")] = False,
     debug: options.Debug = False,
 ) -> None:
-    """List the methods and the controls, their parameters and sources."""
+    """List methods and controls, their parameters and sources."""
     chosen = {name: registry.method_class(name) for name in map(registry.registered_name, names or ())}
     known = registry.load_methods() if names is None else chosen
     for reason in () if names else registry.broken_methods():

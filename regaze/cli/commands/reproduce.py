@@ -55,7 +55,7 @@ def reproduce(
     json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
     debug: options.Debug = False,
 ) -> None:
-    """Run a recipe for a published figure, and say whether it comes out.
+    """Run a recipe for a published figure: does it come out?
 
     A recipe has everything that its source says about a figure: model, prompt, decoding, method and
     parameters, question files, scorer. The plain model and the method answer, and each figure is compared

@@ -49,7 +49,7 @@ def sweep(
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """Draw the figures of a benchmark against a parameter of a method.
+    """Draw figures against a parameter of a method.
 
     The curves of the tested figure, the length of the answers, recall and yes-ratio, where the benchmark has
     them, with 95 % intervals and the plain model as a line, are in the folder as SVG and PNG (plots/). The

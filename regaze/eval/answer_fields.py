@@ -149,6 +149,8 @@ def _only_candidate(rows: Sequence[AnswerRow], items: Sequence[Item]) -> str:
     candidates = texts if len(present) > 1 and texts else present
     truths = [name for name in candidates if name in _TRUTH_FIELDS and _holds_labels(name, rows, items)]
     candidates = [name for name in candidates if name not in truths]
+    if {"answer", "response"} <= set(candidates) and _is_read_from("response", "answer", rows):
+        candidates.remove("answer")
     if len(candidates) == 1 and candidates[0] in _UNSURE and _may_be_true(candidates[0], rows, items):
         candidates += [name for name in _further_texts(rows) if _may_answer(name)]
     if len(candidates) == 1:
@@ -192,6 +194,13 @@ def _holds_labels(name: str, rows: Sequence[AnswerRow], items: Sequence[Item]) -
     """Whether a field is the right answer, word for word, in every row."""
     labels = _labels(rows, items)
     return all(labels) and [_words(row.text(name)) for row in rows] == list(map(_words, labels))
+
+
+def _is_read_from(text: str, name: str, rows: Sequence[AnswerRow]) -> bool:
+    """Whether a field is the yes or no that a script found in each text, beside right answers (DASH-B's)."""
+    found = [(row.text(name).lower(), row.text(text).lower()) for row in rows]
+    labelled = all(row.text(*LABEL_FIELDS, "gt") for row in rows)
+    return labelled and all(word in ("yes", "no") and word in whole for word, whole in found)
 
 
 def _words(text: str) -> list[str]:

@@ -147,7 +147,8 @@ def test_malformed_lists_are_named(tmp_path, negatives, message):
         DashB.load(lists(tmp_path, negatives, GOOD[1]))
 
 
-def test_an_official_answer_file_is_joined_by_object_name_and_truth(tmp_path):
+@pytest.mark.parametrize(("said", "unreadable"), [("There is a cat", 0.25), ("Yes, a cat.", 0.0)])
+def test_an_official_answer_file_is_joined_by_object_name_and_truth(tmp_path, said, unreadable):
     """One positive is called like a negative of the same object; `answer` is what the script read."""
     lists(
         tmp_path,
@@ -158,14 +159,14 @@ def test_an_official_answer_file_is_joined_by_object_name_and_truth(tmp_path):
         ("cat", "9.jpg", "yes", "Yes."),
         ("dog", "1.png", "yes", "No"),
         ("dog", "1.png", "no", "no"),
-        ("cat", "1.png", "no", "There is a cat"),
+        ("cat", "1.png", "no", said),
     ]
+    read = {"yes": "yes", "no": "no", "other": None}
     records = [
-        {"img_id": name, "object_name": thing, "gt": truth, "response": said, "answer": read_anywhere(said)}
-        for thing, name, truth, said in rows
+        {"img_id": name, "object_name": thing, "gt": truth, "response": text}
+        | {"answer": read[read_anywhere(text)]}
+        for thing, name, truth, text in rows
     ]
-    for record in records:
-        record["answer"] = None if record["answer"] == "other" else record["answer"]
     (tmp_path / "answers.json").write_text(json.dumps(records))
     result = CliRunner().invoke(
         app, ["score", "dash-b", str(tmp_path / "answers.json"), "--data", str(tmp_path), "--json"]
@@ -174,7 +175,7 @@ def test_an_official_answer_file_is_joined_by_object_name_and_truth(tmp_path):
     scored = json.loads(result.stdout)
     assert scored["joined_by"] == {"plain": "object_name, img_id, gt"}
     plain = scored["plain"]["figures"]["dash-b"]["official"]["plain"]
-    assert [plain[figure]["value"] for figure in ("tnr", "tpr", "unreadable")] == [0.5, 0.5, 0.25]
+    assert [plain[figure]["value"] for figure in ("tnr", "tpr", "unreadable")] == [0.5, 0.5, unreadable]
 
 
 def test_the_hub_copy_is_read(tmp_path, monkeypatch):

@@ -17,7 +17,7 @@ from regaze.eval.judges.urls import without_secrets
 from regaze.reading import parse_yaml, read_text
 
 #: Options that are a mapping in YAML, and NAME=VALUE, repeated, on the command line.
-_MAPPINGS = ("set", "bench", "generate", "model_arg")
+_MAPPINGS = ("set", "bench", "generate", "model_arg", "template_arg")
 #: Likewise, with several values each, which are a list in YAML and have commas between on the command line.
 _GRIDS = ("tune", "grid")
 #: Parameters of commands whose option has another name.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from regaze.cli import console
 from regaze.errors import BadParameterError, InputError
 from regaze.eval import Benchmark, EvalTask, Item
+from regaze.eval.benchmarks.common.yes_no_reading import read_yes_no
 from regaze.eval.report.sections import Link
 from regaze.eval.run.answers import read_answers
 from regaze.interventions import Method
@@ -38,7 +38,7 @@ class Failure:
 
 
 def writer(
-    tasks: Sequence[EvalTask], methods: Mapping[str, Method], count: int
+    tasks: Sequence[EvalTask], methods: Mapping[str, Method], count: int, thinking_tokens: int = 0
 ) -> Callable[[Gaze, Path], list[Link]] | None:
     """What adds `count` pages per benchmark to a run and says so; None for none.
 
@@ -49,7 +49,7 @@ def writer(
         raise InputError("--html shows questions without the messages before them: leave it out, or these")
 
     def add(gaze: Gaze, folder: Path) -> list[Link]:
-        index = write(gaze, tasks, methods, folder, count)
+        index = write(gaze, tasks, methods, folder, count, thinking_tokens)
         if index is None:
             console.info("no question was answered wrongly")
             return []
@@ -60,7 +60,12 @@ def writer(
 
 
 def write(
-    gaze: Gaze, tasks: Sequence[EvalTask], methods: Mapping[str, Method], folder: Path, count: int
+    gaze: Gaze,
+    tasks: Sequence[EvalTask],
+    methods: Mapping[str, Method],
+    folder: Path,
+    count: int,
+    thinking_tokens: int = 0,
 ) -> Path | None:
     """Write a page for each of the first wrongly answered questions, and an index that links to them.
 
@@ -69,7 +74,7 @@ def write(
 
     Args:
         folder: of a complete run; its answers.jsonl is read.
-        count: pages per benchmark.
+        count: pages per benchmark. thinking_tokens: of the run.
 
     Returns:
         The index; None if no question was answered wrongly.
@@ -80,7 +85,12 @@ def write(
     answers = read_answers(folder)
     conditions: Mapping[str, Method | None] = methods or {"plain": None}
     failures = [
-        Failure(task.benchmark.name, item, given, _write_pages(gaze, task, item, conditions, folder))
+        Failure(
+            task.benchmark.name,
+            item,
+            given,
+            _write_pages(gaze, task, item, conditions, folder, thinking_tokens),
+        )
         for task in tasks
         for item, given in _wrong(task.benchmark, answers.get(task.benchmark.name, {}))[:count]
     ]
@@ -95,7 +105,12 @@ def write(
 
 
 def _write_pages(
-    gaze: Gaze, task: EvalTask, item: Item, conditions: Mapping[str, Method | None], folder: Path
+    gaze: Gaze,
+    task: EvalTask,
+    item: Item,
+    conditions: Mapping[str, Method | None],
+    folder: Path,
+    thinking_tokens: int,
 ) -> dict[str, str]:
     """One page per condition; returns their paths in `folder` by label."""
     if item.video is not None:
@@ -103,7 +118,7 @@ def _write_pages(
         return {}
     make_folder(folder / PAGES)
     prompt = task.benchmark.prompt(item)
-    length = item.max_new_tokens or task.generate_kwargs["max_new_tokens"]
+    length = (item.max_new_tokens or task.generate_kwargs["max_new_tokens"]) + thinking_tokens
     paths, names = {}, file_names(f"{task.benchmark.name}-{item.key}-{label}" for label in conditions)
     for (label, method), name in zip(conditions.items(), names.values(), strict=True):
         active: list[Any] = [] if method is None else [method]
@@ -125,12 +140,7 @@ def _wrong(benchmark: Benchmark, answers: Mapping[str, Answers]) -> list[tuple[I
         given = answers.get(item.key, {})
         changed = len(set(given.values())) > 1
         label = item.label.strip().lower()
-        wrong = label in ("yes", "no") and any(_first_yes_no(answer) != label for answer in given.values())
+        wrong = label in ("yes", "no") and any(read_yes_no(answer) != label for answer in given.values())
         if changed or wrong:
             found.append((not changed, item, given))
     return [(item, given) for _, item, given in sorted(found, key=lambda entry: entry[0])]
-
-
-def _first_yes_no(answer: str) -> str | None:
-    found = re.search(r"\b(yes|no)\b", answer.lower())
-    return found[1] if found else None

@@ -12,7 +12,7 @@ from huggingface_hub.utils import logging as hub_logging
 from transformers import BitsAndBytesConfig
 from transformers.utils import logging as transformers_logging
 
-from regaze.arguments import parse_typed, split_assignments
+from regaze.arguments import parse_typed, parse_untyped, split_assignments
 from regaze.cli import console
 from regaze.errors import BadParameterError, InputError
 from regaze.toolkit import Gaze, load, wrap
@@ -44,12 +44,14 @@ def load_model(
     dtype: str | None,
     seed: int | None = None,
     arguments: Sequence[str] | None = None,
+    template: Sequence[str] | None = None,
 ) -> Gaze:
     """Load and wrap a model, without output from libraries.
 
     Args:
         seed: of the random numbers that are drawn afterwards.
         arguments: texts NAME=VALUE, see `model_arguments`.
+        template: texts NAME=VALUE, variables of the chat template.
 
     Raises:
         InputError: a device that is not there, an unknown dtype, a quantisation whose library is missing.
@@ -57,9 +59,11 @@ def load_model(
         UnknownParameterError, BadParameterError: see `model_arguments`.
     """
     options = loading_options(model_arguments(arguments), device, dtype)
+    given = split_assignments(template or (), "--template-arg")
+    template_args = {key: parse_untyped(text) for key, text in given.items()}
     quiet_libraries()
     with console.status(f"loading {name}"):
-        gaze = wrap(*load(name, **options))
+        gaze = wrap(*load(name, **options), template_args=template_args)
     if seed is not None:
         torch.manual_seed(seed)
     return gaze

@@ -54,6 +54,13 @@ ModelArg = Annotated[
         "load_in_4bit=true or trust_remote_code=true; repeatable.",
     ),
 ]
+TemplateArg = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=VALUE",
+        help="A variable of the model's chat template, such as enable_thinking=false; repeatable.",
+    ),
+]
 Method = Annotated[
     str,
     typer.Option(
@@ -198,6 +205,10 @@ Generate = Annotated[
 AnswerTokens = Annotated[
     int,
     typer.Option(min=1, help="Maximum length of an answer, in tokens, where the benchmark sets none."),
+]
+ThinkingTokens = Annotated[
+    int,
+    typer.Option(min=0, help="Tokens that every answer may have beyond that, for a model's thinking."),
 ]
 MaxErrors = Annotated[int, typer.Option(help="Failed questions allowed before the run stops.")]
 SharePrefix = Annotated[

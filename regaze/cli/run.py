@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
+import typer
 
 from regaze.cli import config, console, interrupt, models
 from regaze.errors import InputError, RegazeError
@@ -27,7 +28,7 @@ from regaze.interventions import Method
 from regaze.toolkit import Gaze
 from regaze.visible import visible
 
-__all__ = ["EvalConfig", "Run", "execute", "parse_formats"]
+__all__ = ["EvalConfig", "Run", "eval_config", "execute", "parse_formats"]
 
 #: Writes further pages into the folder of a complete run, and returns the links to them for the report.
 AddPages: TypeAlias = Callable[[Gaze, Path], Sequence[Link]]
@@ -65,6 +66,13 @@ class Run:
     damage_check: EvalTask | None = None
 
 
+def eval_config(ctx: typer.Context, *, raise_method_errors: bool) -> EvalConfig:
+    """The settings of a run among the options of a command."""
+    names = ("batch_size", "seed", "max_errors", "share_prefix", "thinking_tokens")
+    settings = {name: ctx.params[name] for name in names}
+    return EvalConfig(**settings, raise_method_errors=raise_method_errors)
+
+
 def execute(run: Run, add_pages: AddPages | None = None) -> tuple[dict[str, Any] | None, Path]:
     """Load the model and run; returns the content of results.json and the folder.
 
@@ -78,7 +86,11 @@ def execute(run: Run, add_pages: AddPages | None = None) -> tuple[dict[str, Any]
         with run_folder(folder):  # what cannot be used is named before the model is loaded
             _check_grids(run)
     gaze = models.load_model(
-        options["model"], _device(options["device"], group), options["dtype"], arguments=options["model_arg"]
+        options["model"],
+        _device(options["device"], group),
+        options["dtype"],
+        arguments=options["model_arg"],
+        template=options.get("template_arg"),
     )
     run.prepare(gaze)
     with console.progress() if group.is_main else nullcontext() as progress, _naming(options["generate"]):

@@ -26,7 +26,9 @@ from regaze.eval.benchmarks.pope.benchmark import Pope
 from regaze.eval.benchmarks.pope.published import SPLITS
 from regaze.eval.catalogue import DEMO, HUB
 from regaze.eval.comparison.conditions import PLAIN, AnswerSet, compare_conditions, non_share_figures
+from regaze.eval.run.answers import OPENING
 from regaze.eval.run.results import finite
+from regaze.toolkit.prompts.thinking import Continued
 
 #: benchmarks whose images lie in a folder of their own
 _ON_COCO = ("pope", "repope")
@@ -58,7 +60,8 @@ def score_answers(
     outcomes = {}
     for label, join in joins.items():
         field = choose_answer_field(join.rows, task.items, answer_key)
-        outcomes[label] = AnswerSet(tuple(row.text(field) for row in join.rows))
+        texts = (Continued.of(row.text(field), row.text(OPENING)) for row in join.rows)
+        outcomes[label] = AnswerSet(tuple(texts))
         is_template = not any(map(str.strip, outcomes[label].answers)) and all(
             label_of(row, field) for row in join.rows
         )

@@ -87,6 +87,9 @@ def _caveats(benchmark: Mapping[str, Any], label: str | None) -> list[str]:
     for name, entry in entries.items():
         if entry["failed"]:
             lines.append(f"{name}: {entry['failed']} questions failed, {entry['left_out']} are not scored")
+        if entry["cut_in_thinking"]:
+            cut = entry["cut_in_thinking"]
+            lines.append(f"{name}: {cut} answers were cut in their thinking; --thinking-tokens allows more")
     if label:
         edited = entries[label]
         lines.append(f"Answers that differ: {edited['answers_changed']}")

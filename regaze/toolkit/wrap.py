@@ -49,29 +49,38 @@ class MultiPass(Protocol):
     def answer(self, gaze: Gaze, images: Any, questions: Any, **options: Any) -> list[Any]: ...
 
 
-def wrap(model: PreTrainedModel, processor: Any = None) -> Gaze:
+def wrap(
+    model: PreTrainedModel, processor: Any = None, *, template_args: Mapping[str, Any] | None = None
+) -> Gaze:
     """A handle on `model`; the model itself is not changed.
 
     Args:
         model: any transformers model whose language part uses the attention interface. For a model wrapped
             by `torch.compile` or PEFT, the handle's `model` is the inner one; run either.
         processor: its processor (or tokenizer for a text model); needed to build prompts and to read roles.
+        template_args: variables of its chat template, such as {"enable_thinking": False}, in every prompt.
+
+    Raises:
+        UnsupportedModelError: no transformers model. BadParameterError: a variable that the template does not
+            have.
     """
     inner = compat.unwrapped(model)
     if not isinstance(inner, PreTrainedModel):
         raise UnsupportedModelError(f"regaze.wrap takes a transformers model, got {type(model).__name__}")
     model = inner
-    return Gaze(model, processor)
+    return Gaze(model, processor, template_args)
 
 
 class Gaze:
     """A wrapped model. Outside `using` and `recording` the model is exactly what it was."""
 
-    def __init__(self, model: PreTrainedModel, processor: Any = None):
+    def __init__(
+        self, model: PreTrainedModel, processor: Any = None, template_args: Mapping[str, Any] | None = None
+    ):
         self.model, self.processor = model, processor
         self.family = family_of(model.config)
         self.host = self.family.hook_target(model)  # the part whose attention is edited
-        self.reader = PromptReader(processor, self.family)
+        self.reader = PromptReader(processor, self.family, template_args)
         self._built: OrderedDict[tuple[int, ...], PromptTokens] = OrderedDict()
         #: Of those, prompts that were built with images of different shapes.
         self._ambiguous: set[tuple[int, ...]] = set()
@@ -226,10 +235,7 @@ class Gaze:
                 sequences = self.model.generate(**inputs, **options)  # type: ignore[operator]
             generated = sequences[:, inputs["input_ids"].shape[1] :]
             self.record_answer(generated)
-            answers += [
-                text.strip()
-                for text in self.reader.tokenizer.batch_decode(generated, skip_special_tokens=True)
-            ]
+            answers += [text.strip() for text in self.reader.decode(generated)]
             if progress is not None:
                 progress(len(generated))
         return answers

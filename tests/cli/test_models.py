@@ -112,3 +112,10 @@ def test_a_mistyped_argument_is_one_line(command, tmp_path, monkeypatch):
     assert result.exit_code == 2
     assert "regaze: error: --model-arg revison=a: no parameter 'revison'" in result.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_arguments_of_the_chat_template_are_checked():
+    with pytest.raises(BadParameterError, match="enable_thinking=False: not of this chat template"):
+        models.load_model("demo", "cpu", None, template=["enable_thinking=false"])
+    with pytest.raises(BadParameterError, match="--template-arg x: expected NAME=VALUE"):
+        models.load_model("demo", "cpu", None, template=["x"])

@@ -28,6 +28,7 @@ def compare(
     tune_trials: options.TuneTrials = None,
     model: options.Model = "demo",
     model_arg: options.ModelArg = None,
+    template_arg: options.TemplateArg = None,
     config: options.Config = None,
     data: options.Data = None,
     images: options.Images = None,
@@ -37,6 +38,7 @@ def compare(
     allow_urls: options.AllowUrls = False,
     batch_size: options.BatchSize = 16,
     max_new_tokens: options.AnswerTokens = 16,
+    thinking_tokens: options.ThinkingTokens = 0,
     generate: options.Generate = None,
     seed: options.Seed = 0,
     max_errors: options.MaxErrors = 10,
@@ -52,9 +54,8 @@ def compare(
 ) -> None:
     """Compare several methods on the same questions.
 
-    Each method is compared with the plain model. A method that cannot run on the model becomes a line with
-    the reason; the others still run. With --tune, parameters are chosen on some images (of the first
-    benchmark), and the methods compared on the others.
+    Each is compared with the plain model; one that cannot run becomes a line with the reason. With --tune,
+    parameters are chosen on some images (of the first benchmark), and compared on the others.
     """
     benchmark = named or benchmark
     methods = methods or (cli.grids.tuned_names(tune) if tune else "all")
@@ -68,7 +69,7 @@ def compare(
     run = cli.run.Run(
         tasks=tasks,
         methods=chosen,
-        config=cli.run.EvalConfig(batch_size, seed, max_errors, share_prefix, raise_method_errors=False),
+        config=cli.run.eval_config(ctx, raise_method_errors=False),
         name=f"compare-{benchmark.replace(',', '-')}",
         formats=cli.run.parse_formats(export or ""),
         options={**option_values(ctx), "benchmark": benchmark, "methods": methods},
@@ -77,7 +78,6 @@ def compare(
         tuning=tuning,
     )
     results, folder = cli.run.execute(run)
-    if results is None:
-        return
-    cli.console.echo(cli.tables.as_json(results) if json else cli.tables.comparison(results))
-    cli.console.done(f"the report, all figures and the answers are in {folder}")
+    if results is not None:
+        cli.console.echo(cli.tables.as_json(results) if json else cli.tables.comparison(results))
+        cli.console.done(f"the report, all figures and the answers are in {folder}")

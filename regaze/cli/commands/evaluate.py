@@ -16,6 +16,7 @@ def evaluate(
     benchmark: options.Benchmarks,
     model: options.Model = "demo",
     model_arg: options.ModelArg = None,
+    template_arg: options.TemplateArg = None,
     method: options.Method = "none",
     settings: options.Settings = None,
     config: options.Config = None,
@@ -33,6 +34,7 @@ def evaluate(
     allow_urls: options.AllowUrls = False,
     batch_size: options.BatchSize = 16,
     max_new_tokens: options.AnswerTokens = 16,
+    thinking_tokens: options.ThinkingTokens = 0,
     generate: options.Generate = None,
     seed: options.Seed = 0,
     max_errors: options.MaxErrors = 10,
@@ -62,12 +64,13 @@ def evaluate(
     run = cli.run.Run(
         tasks=cli.questions.make_tasks(benchmark, source, generation, judge, model, device, model_arg),
         methods={} if chosen is None else {chosen.name: chosen},
-        config=cli.run.EvalConfig(batch_size, seed, max_errors, share_prefix, raise_method_errors=True),
+        config=cli.run.eval_config(ctx, raise_method_errors=True),
         name=f"{benchmark.replace(',', '-')}-{chosen.name if chosen else 'none'}",
         formats=cli.run.parse_formats(export or ""),
         options=option_values(ctx),
     )
-    results, folder = cli.run.execute(run, cli.failure_pages.writer(run.tasks, run.methods, html))
+    pages = cli.failure_pages.writer(run.tasks, run.methods, html, thinking_tokens)
+    results, folder = cli.run.execute(run, pages)
     if results is None:
         return
     if json:

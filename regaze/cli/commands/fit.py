@@ -16,6 +16,7 @@ def fit(
     method: Annotated[str, typer.Argument(help="A method that is fitted, such as vti.")],
     model: options.Model = "demo",
     model_arg: options.ModelArg = None,
+    template_arg: options.TemplateArg = None,
     data: Annotated[
         str | None,
         typer.Option(
@@ -47,7 +48,7 @@ def fit(
     path = output or Path("out") / f"{method}-{Path(model).name}.safetensors"
     parts = cli.fitting.check_output(path)
     cli.interrupt.current.advice = f"; what is measured so far is in {parts}, and the same command continues"
-    gaze = cli.models.load_model(model, device, dtype, arguments=model_arg)
+    gaze = cli.models.load_model(model, device, dtype, arguments=model_arg, template=template_arg)
     found = cli.fitting.result_at(path, fit, gaze, pairs)
     if found is None:
         with cli.console.progress() as progress:

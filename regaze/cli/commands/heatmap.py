@@ -16,6 +16,7 @@ def heatmap(
     question: Annotated[str, typer.Argument(help="The question about it.")],
     model: options.Model = "demo",
     model_arg: options.ModelArg = None,
+    template_arg: options.TemplateArg = None,
     method: options.Method = "none",
     settings: options.Settings = None,
     layers: Annotated[str | None, typer.Option(help="Layers to average, such as 3 or 0,2-4. [all]")] = None,
@@ -45,7 +46,7 @@ def heatmap(
         options.parse_indices("--heads", heads),
     )
     chosen = cli.methods.read_method(method, settings)
-    gaze = cli.models.load_model(model, device, dtype, seed, model_arg)
+    gaze = cli.models.load_model(model, device, dtype, seed, model_arg, template_arg)
     answer = cli.pictures.draw_heatmap(
         gaze,
         chosen,

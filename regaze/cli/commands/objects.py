@@ -23,6 +23,7 @@ def objects(
     ] = None,
     model: options.Model = "demo",
     model_arg: options.ModelArg = None,
+    template_arg: options.TemplateArg = None,
     segmenter: Annotated[
         str | None,
         typer.Option(
@@ -53,7 +54,7 @@ def objects(
     cli.pictures.check_output(output, (".png", ".pdf", ".svg"))
     names = None if words is None else [word for word in map(str.strip, words.split(",")) if word]
     shares = options.parse_numbers("--scales", scales, float)
-    gaze = cli.models.load_model(model, device, dtype, arguments=model_arg)
+    gaze = cli.models.load_model(model, device, dtype, arguments=model_arg, template=template_arg)
     found = cli.pictures.draw_objects(
         gaze,
         path,

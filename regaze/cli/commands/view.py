@@ -23,6 +23,7 @@ def view(
     question: Annotated[str, typer.Argument(help="The question about it.")],
     model: options.Model = "demo",
     model_arg: options.ModelArg = None,
+    template_arg: options.TemplateArg = None,
     method: options.Method = "none",
     settings: options.Settings = None,
     layers: Annotated[str | None, typer.Option(help="Layers on the page, such as 3 or 0,2-4. [all]")] = None,
@@ -50,7 +51,7 @@ def view(
     cli.pictures.check_output(output, (".html", ".htm"))
     layer_indices = options.parse_indices("--layers", layers)
     chosen = cli.methods.read_method(method, settings)
-    gaze = cli.models.load_model(model, device, dtype, seed, model_arg)
+    gaze = cli.models.load_model(model, device, dtype, seed, model_arg, template_arg)
     active: list[Any] = [chosen] if chosen else []
     page = toolkit.viewer.answer_page(
         gaze,

@@ -108,6 +108,7 @@ def _score_alone(benchmark: Benchmark, plain: AnswerSet, seed: int) -> dict[str,
         **_summary(plain, len(benchmark.items) - len(indices)),
         "text": confounds.measure(scored.items, answers),
         "length": _length(scored, answers, seed),
+        "cut_in_thinking": confounds.count_cut(answers),
         "figures": scored.score({"plain": answers}, seed=seed),
     }
 
@@ -121,6 +122,7 @@ def _score_against(benchmark: Benchmark, plain: AnswerSet, edited: AnswerSet, se
         **_summary(edited, len(benchmark.items) - len(scored.items)),
         "text": texts["edited"],
         "length": _length(scored, answers["edited"], seed),
+        "cut_in_thinking": confounds.count_cut(answers["edited"]),
         "answers_changed": sum(map(str.__ne__, answers["plain"], answers["edited"])),
         "figures": figures,
         "flags": confounds.flags(texts["plain"], texts["edited"], plain.cost, edited.cost),

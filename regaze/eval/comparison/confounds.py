@@ -67,7 +67,7 @@ def measure(items: Sequence[Item], answers: Sequence[str]) -> dict[str, float]:
         "words": _share(sum(map(len, words)), len(words)),
         "repeated_4grams": _share(repeated, sum(map(len, grams))),
         "empty": _share(sum(not text for text in words), len(words)),
-        "cut_in_thinking": _share(sum(map(is_cut_in_thinking, answers)), len(answers)),
+        "cut_in_thinking": _share(count_cut(answers), len(answers)),
     }
     if items and all(item.label in LABELS for item in items):
         readings = [read_yes_no(answer) for answer in answers]
@@ -97,6 +97,11 @@ def length(answers: Sequence[str], clusters: Sequence[Hashable], seed: int) -> d
     counted = compare(_Words(), [None] * len(answers), {"plain": answers}, clusters=clusters, seed=seed)
     mean: dict[str, float] = counted["plain"]["words"]
     return mean
+
+
+def count_cut(answers: Sequence[str]) -> int:
+    """The number of answers that end within the thinking."""
+    return sum(map(is_cut_in_thinking, answers))
 
 
 def flags(

@@ -94,6 +94,9 @@ def question_note(benchmark: Mapping[str, Any]) -> str:
     if plain["asked"]:
         text += f" ({plain['asked']} prompts that differ)"
     for label, entry in [("plain", plain), *iter_conditions(benchmark)]:
+        if entry.get("cut_in_thinking"):
+            text += f"; {label}: {entry['cut_in_thinking']} answers cut in their thinking"
+    for label, entry in [("plain", plain), *iter_conditions(benchmark)]:
         if entry.get("failed") or entry.get("left_out"):
             text += f"; {label}: {entry['failed']} failed, {entry['left_out']} left out of the scores"
     return text + "."
@@ -243,20 +246,26 @@ def _yes_no(value: bool) -> str:
 
 def confounds_table(benchmark: Mapping[str, Any]) -> Table:
     """Statistics of the answers' texts, and the cost, a row per condition."""
+    entries = [("plain", benchmark["plain"]), *iter_conditions(benchmark)]
+    thinking = ["cut in thinking"] * any(entry.get("cut_in_thinking") for _, entry in entries)
     rows = [
         [
-            *("", "words", "repeated 4-grams", "empty", "yes-ratio", "unreadable", "forwards per token"),
+            *("", "words", "repeated 4-grams", "empty", "yes-ratio", "unreadable"),
+            *thinking,
+            "forwards per token",
             *("seconds", "prompt tokens run", "peak MiB", "shared prefixes"),
         ]
     ]
-    for name, entry in [("plain", benchmark["plain"]), *iter_conditions(benchmark)]:
+    for name, entry in entries:
         if entry.get("error"):
             continue
         text, cost = entry["text"], entry["cost"]
         shares = [_percent(text.get(key)) for key in ("repeated_4grams", "empty", "yes_ratio", "unreadable")]
         rows.append(
             [
-                *(name, _fixed(text.get("words")), *shares, _fixed(cost["forwards_per_token"], 2)),
+                *(name, _fixed(text.get("words")), *shares),
+                *([str(entry["cut_in_thinking"])] if thinking else []),
+                _fixed(cost["forwards_per_token"], 2),
                 *(_fixed(cost["seconds"]), str(cost["prefill_tokens"]), _fixed(cost["peak_mib"], 0)),
                 f"no: {entry['sharing']}" if entry["sharing"] else "yes",
             ]

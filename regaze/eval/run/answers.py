@@ -13,12 +13,19 @@ from regaze.eval.files import read_records
 from regaze.eval.run.journal import Batch
 from regaze.eval.run.requests import BenchmarkRequests
 from regaze.eval.run.results import ANSWERS
+from regaze.toolkit.prompts.thinking import Continued
+
+#: The field of answers.jsonl with the tag by which the prompt opened the thinking of the answer.
+OPENING = "prompt_opened"
 
 
-def collect_answers(requests: BenchmarkRequests, batches: Sequence[Batch]) -> AnswerSet:
+def collect_answers(requests: BenchmarkRequests, batches: Sequence[Batch], opening: str = "") -> AnswerSet:
     """The answers to a benchmark under one condition.
 
     Of a request that was answered twice, the first answer counts.
+
+    Args:
+        opening: the tag of thinking in which the prompts end, see `Continued`.
     """
     answers: dict[str, str] = {}
     failures: dict[str, str] = {}
@@ -34,6 +41,9 @@ def collect_answers(requests: BenchmarkRequests, batches: Sequence[Batch]) -> An
     for index, key in enumerate(requests.item_keys):
         if key is not None and key not in answers:
             errors[index] = failures.get(key, "it was not asked")
+    for key, request in requests.requests.items():
+        if key in answers and not request.options:  # an option that was given is no text of the model
+            answers[key] = Continued.of(answers[key], opening)
     per_item = tuple("" if key is None else answers.get(key, "") for key in requests.item_keys)
     return AnswerSet(per_item, errors, len(requests.requests), Cost.total(costs), sharing)
 
@@ -59,6 +69,7 @@ def answer_rows(benchmark: Benchmark, label: str, answers: AnswerSet) -> list[di
             **({"video": item.video.name} if item.video else {}),
             "prompt": benchmark.prompt(item),
             "label": item.label,
+            **({OPENING: answer.opening} if isinstance(answer, Continued) else {}),
             **({"error": answers.errors[index]} if index in answers.errors else {"answer": answer}),
         }
         for index, (item, answer) in enumerate(zip(benchmark.items, answers.answers, strict=True))
@@ -75,5 +86,5 @@ def read_answers(folder: Path) -> dict[str, dict[str, dict[str, str]]]:
     for _, row in read_records(folder / ANSWERS, controls=True):
         if "answer" in row:
             by_condition = answers.setdefault(row["benchmark"], {}).setdefault(row["key"], {})
-            by_condition[row["condition"]] = row["answer"]
+            by_condition[row["condition"]] = Continued.of(row["answer"], row.get(OPENING, ""))
     return answers

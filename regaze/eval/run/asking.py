@@ -60,7 +60,8 @@ class Asker:
 
     def condition(self, task: EvalTask, method: Method | None) -> Condition:
         """What decides the answers to a benchmark, besides its questions."""
-        return Condition(self.fingerprint, method, task.generate_kwargs, self.config.seed)
+        config = self.config
+        return Condition(self.fingerprint, method, task.generate_kwargs, config.seed, config.thinking_tokens)
 
     def ask(self, task: EvalTask, label: str, method: Method | None, title: str) -> Asked:
         """Generate and store the missing answers; the plain model's where `method` is None.
@@ -111,8 +112,9 @@ class Asker:
             InputError: too many questions failed.
         """
         batches = list(journal.read_batches(self.output))
+        opening = getattr(getattr(self.gaze, "reader", None), "thinking_opening", "")
         found = {
-            key: collect_answers(each.requests, batches)
+            key: collect_answers(each.requests, batches, opening)
             for key, each in asked.items()
             if each.refused is None
         }

@@ -34,6 +34,7 @@ def model_fingerprint(gaze: Any, name: str) -> str:
             compat.current_attention(model),
             model.device.type,
             _processor_state(gaze.processor),
+            *([template_args] if (template_args := gaze.reader.template_args) else []),
             [_weight_state(name, tensor) for name, tensor in model.state_dict().items()],
         ]
     )
@@ -52,6 +53,8 @@ def describe_model(gaze: Any, name: str) -> dict[str, Any]:
             "attention": compat.current_attention(model),
             "devices": devices,
         }
+        if gaze.reader.template_args:
+            description["template_args"] = gaze.reader.template_args
     return description
 
 

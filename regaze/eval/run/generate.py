@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
-from regaze.errors import InputError, RegazeError
+from regaze.errors import BadParameterError, InputError, RegazeError
 from regaze.eval.cost import Cost
 from regaze.eval.run import ranking
 from regaze.eval.run.metering import TokenCounter, measure_cost
@@ -154,8 +154,8 @@ class AnswerGenerator:
             choices = [request.options for request in requests]
             return ranking.most_likely_options(self.gaze, images, prompts, choices, counter)
         options = dict(self.condition.generate_kwargs)
-        if requests[0].max_new_tokens is not None:
-            options["max_new_tokens"] = requests[0].max_new_tokens
+        if (limit := self._token_limit(requests[0])) is not None:
+            options["max_new_tokens"] = limit
         if self.condition.is_sampled:
             options = sampling_options(options, [request.key for request in requests], self.condition.seed)
         if isinstance(getattr(self.gaze, "model", None), torch.nn.Module) and not self._is_multi_pass:
@@ -163,6 +163,14 @@ class AnswerGenerator:
         if self.sharing.obstacle is None:
             return self.sharing.answer(images, prompts, options)
         return ask([list(entry) for entry in images], prompts, batch_size=len(prompts), **options)
+
+    def _token_limit(self, request: AnswerRequest) -> int | None:
+        """The most tokens of an answer, thinking included; None where only `generate` knows it."""
+        limit = request.max_new_tokens or self.condition.generate_kwargs.get("max_new_tokens")
+        thinking = self.condition.thinking_tokens
+        if thinking and limit is None:
+            raise BadParameterError(f"thinking_tokens={thinking} adds to max_new_tokens: give that, too")
+        return None if limit is None else limit + thinking
 
     @contextmanager
     def _method_active(self) -> Iterator[Callable[..., list[str]]]:
@@ -181,8 +189,7 @@ class AnswerGenerator:
             return 0
         lengths = [len(tokenizer(f"x {answer}")["input_ids"]) for answer in answers]
         longest = max(lengths) - len(tokenizer("x")["input_ids"]) + 1
-        limit = request.max_new_tokens or self.condition.generate_kwargs.get("max_new_tokens")
-        return min(longest, limit or longest)
+        return min(longest, self._token_limit(request) or longest)
 
 
 def error_text(error: Exception) -> str:

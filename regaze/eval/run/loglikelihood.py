@@ -64,7 +64,7 @@ def loglikelihoods(
     ]
 
 
-def answer_prefix(processor: Any) -> str:
+def answer_prefix(processor: Any, template_args: Mapping[str, Any] | None = None) -> str:
     """What the chat template puts between the assistant's header and its words: a space for LLaVA."""
     if getattr(processor, "chat_template", None) is None:
         return " "
@@ -74,8 +74,9 @@ def answer_prefix(processor: Any) -> str:
         return {"role": role, "content": [{"type": "text", "text": text}] if multimodal else text}
 
     question, template = [message("user", "?")], processor.apply_chat_template
-    header = template(question, add_generation_prompt=True, tokenize=False)
-    turn = template([*question, message("assistant", _MARKER)], tokenize=False)
+    given: dict[str, Any] = {"tokenize": False, **(template_args or {})}
+    header = template(question, add_generation_prompt=True, **given)
+    turn = template([*question, message("assistant", _MARKER)], **given)
     return turn[len(header) : turn.index(_MARKER)] if turn.startswith(header) else ""
 
 

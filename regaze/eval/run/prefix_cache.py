@@ -96,8 +96,7 @@ class PrefixSharing:
             return answers
         length = max(map(len, split.prompts)) if self._starts_at_last_token else split.length
         generated = self._generate(split, self._with_defaults(options))[:, length:]
-        texts = self.gaze.reader.tokenizer.batch_decode(generated, skip_special_tokens=True)
-        return [text.strip() for text in texts]
+        return [text.strip() for text in self.gaze.reader.decode(generated)]
 
     def check(self, images: Sequence[Images], prompts: Sequence[str | Conversation]) -> None:
         """Compare the logits of the first new token with and without sharing, and set `obstacle`.

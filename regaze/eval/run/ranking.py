@@ -29,7 +29,10 @@ def most_likely_options(
         counter: its `count` is set to the number of decoded tokens per prompt.
     """
     reader, rows = gaze.reader, [(i, text) for i, choices in enumerate(options) for text in choices]
-    end, prefix = [reader.tokenizer.eos_token_id], answer_prefix(gaze.processor)
+    end, prefix = (
+        [reader.tokenizer.eos_token_id],
+        answer_prefix(gaze.processor, reader.template_args),
+    )
     rendered = [reader.render(prompt, len(entry)).text for prompt, entry in zip(prompts, images, strict=True)]
     tokens = [continuation_ids(reader, rendered[i], prefix + text.strip()) + end for i, text in rows]
     inputs = gaze.inputs([list(images[i]) for i, _ in rows], [prompts[i] for i, _ in rows])

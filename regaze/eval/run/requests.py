@@ -40,12 +40,14 @@ class Condition:
         method: None for the plain model.
         generate_kwargs: arguments of `generate`.
         seed: of sampled answers.
+        thinking_tokens: what an answer may be longer than its limit, see `EvalConfig`.
     """
 
     model: str
     method: Method | None
     generate_kwargs: Mapping[str, Any]
     seed: int
+    thinking_tokens: int = 0
 
     @property
     def is_sampled(self) -> bool:
@@ -57,7 +59,8 @@ class Condition:
         method = None if self.method is None else self.method.to_dict()
         seed = self.seed if self.is_sampled else None
         try:
-            return digest([self.model, method, dict(self.generate_kwargs), seed, versions()])
+            parts = [self.model, method, dict(self.generate_kwargs), seed, versions()]
+            return digest([*parts, *([self.thinking_tokens] if self.thinking_tokens else [])])
         except (TypeError, ValueError) as error:
             raise BadParameterError(
                 f"options of generate must be JSON values, so that answers can be told apart: {error}"

@@ -50,6 +50,7 @@ class ConditionResults(_Checked):
         cost: `Cost`, with forwards_per_token.
         sharing: null where prefixes were shared, else the reason why not.
         text: `confounds.measure` of the answers. length: their mean number of words: {value, low, high}.
+        cut_in_thinking: number of answers that end within the model's thinking, which are unreadable.
         answers_changed: answers that differ from those of the plain model (null for itself).
         figures: {split: {"questions", "images", scorer: {"plain", "edited", "difference": {figure: {value,
             low, high}, ...}, "statistics"}}}; the plain condition has no "edited" and no "difference".
@@ -71,6 +72,7 @@ class ConditionResults(_Checked):
     sharing: str | None = None
     text: dict[str, float | None] | None = None
     length: dict[str, float | None] | None = None
+    cut_in_thinking: int = 0
     answers_changed: int | None = None
     figures: dict[str, dict[str, Any]] | None = None
     flags: list[str] = []
@@ -81,7 +83,7 @@ class BenchmarkResults(_Checked):
     """A benchmark under all conditions.
 
     Attributes:
-        generation: arguments of `generate`.
+        generation: arguments of `generate`, and where there are any "thinking_tokens" (`EvalConfig`).
         numbers: {scorer: its figures that are not shares between 0 and 1}.
         controls: results by label.
         controls_of: {label of a method: labels of its controls}.
@@ -113,6 +115,7 @@ class TrialResults(_Checked):
     figures: dict[str, dict[str, float | None]] | None = None
     difference: dict[str, Any] | None = None
     text: dict[str, float | None] | None = None
+    cut_in_thinking: int = 0
     answers_changed: int | None = None
 
 

@@ -47,12 +47,17 @@ def evaluate_benchmark(
     seed: int = 0,
     max_errors: int = 10,
     share_prefix: bool = True,
+    thinking_tokens: int = 0,
     controls: bool = False,
     **generate_kwargs: Any,
 ) -> dict[str, Any]:
     """One benchmark on the plain model and (unless `method` is None) under one method; see `evaluate`."""
     methods = {} if method is None else {str(method.to_dict()["method"]): method}
-    config = EvalConfig(batch_size, seed, max_errors, share_prefix, raise_method_errors=True)
+    config = EvalConfig(
+        *(batch_size, seed, max_errors, share_prefix),
+        raise_method_errors=True,
+        thinking_tokens=thinking_tokens,
+    )
     return evaluate(
         gaze,
         [EvalTask(benchmark, generate_kwargs)],
@@ -318,6 +323,8 @@ class _Run:
             task.benchmark.name: {**task.benchmark.describe(), **describe_earlier(task.benchmark)}
             for task in self.tasks
         }
+        tokens = self.config.thinking_tokens
+        thinking = {"thinking_tokens": tokens} if tokens else {}
         return {
             "format": results.SCHEMA,
             "complete": False,
@@ -334,7 +341,7 @@ class _Run:
             "benchmarks": {
                 task.benchmark.name: {
                     "benchmark": described[task.benchmark.name],
-                    "generation": dict(task.generate_kwargs),
+                    "generation": dict(task.generate_kwargs) | thinking,
                     "numbers": non_share_figures(task.benchmark),
                     "plain": None,
                     "methods": {},

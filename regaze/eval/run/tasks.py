@@ -40,7 +40,7 @@ def with_check(tasks: Sequence[EvalTask], damage_check: EvalTask | None) -> Sequ
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """How to run. Only the seed can change an answer, and only a sampled one.
+    """How to run. Only `thinking_tokens` can change an answer, and the seed a sampled one.
 
     Attributes:
         batch_size: requests per batch.
@@ -49,6 +49,8 @@ class EvalConfig:
         share_prefix: let questions about one image share its prefill where that is sound.
         process_group: the processes that share the work.
         raise_method_errors: raise the error of a method that cannot run, instead of noting it in the results.
+        thinking_tokens: what the limit of each answer is raised by, for the thinking of a reasoning model. An
+            answer that needs less for its thinking may be longer.
     """
 
     batch_size: int = 16
@@ -57,9 +59,12 @@ class EvalConfig:
     share_prefix: bool = True
     process_group: ProcessGroup = field(default_factory=ProcessGroup)
     raise_method_errors: bool = False
+    thinking_tokens: int = 0
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise InputError(f"batch size {self.batch_size}: expected at least 1")
         if self.max_errors < 0:
             raise InputError(f"max errors {self.max_errors}: expected 0 or more")
+        if self.thinking_tokens < 0:
+            raise InputError(f"thinking tokens {self.thinking_tokens}: expected 0 or more")

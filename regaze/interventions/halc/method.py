@@ -162,7 +162,7 @@ class HALC(Detecting, MultiPassMethod):
             continuations = Continuations(gaze.model, gaze.inputs([[image]], [question], system))
             search = FocalSearch(continuations, words, stop, look, self._chooser(image, device))
             ids = search.run()
-        text = gaze.reader.tokenizer.decode(ids, skip_special_tokens=True)
+        text = gaze.reader.decode([ids])[0]
         return HalcAnswer(text.strip(), tuple(ids), tuple(search.focuses))
 
     def _looked(

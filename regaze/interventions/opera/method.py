@@ -151,7 +151,7 @@ class OPERA(MultiPassMethod):
             penalised = None if self.is_identity else attention
             search = BeamSearch(self.rules, stop, continuations, image, penalised)
             found = search.run()
-        text = gaze.reader.tokenizer.decode(list(found.ids), skip_special_tokens=True)
+        text = gaze.reader.decode([found.ids])[0]
         return OperaAnswer(text.strip(), found.ids, found.score, tuple(search.rollbacks))
 
 

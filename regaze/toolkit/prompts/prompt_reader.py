@@ -21,6 +21,8 @@ from regaze.toolkit.prompts.conversation import Conversation, Message, Shown
 from regaze.toolkit.prompts.families import Family, Layout, MediaInputs
 from regaze.toolkit.prompts.images import describe_image
 from regaze.toolkit.prompts.sight import Sight
+from regaze.toolkit.prompts.template import checked_template_args
+from regaze.toolkit.prompts.thinking import is_marker, open_block
 from regaze.toolkit.prompts.token_map import PromptTokens, Role
 from regaze.toolkit.prompts.video import Clip
 
@@ -39,10 +41,15 @@ class PromptReader:
     Args:
         processor: a transformers processor or tokenizer; None: prompts can be read, but not rendered.
         family: of the model; it knows the image tokens.
+        template_args: variables of the chat template, for every prompt.
+
+    Raises:
+        BadParameterError: a variable that the template does not have.
     """
 
-    def __init__(self, processor: Any, family: Family):
+    def __init__(self, processor: Any, family: Family, template_args: Mapping[str, Any] | None = None):
         self.processor, self.family = processor, family
+        self.template_args = checked_template_args(processor, template_args)
         self.tokenizer = getattr(processor, "tokenizer", processor)
 
     # Rendering ----------------------------------------------------------------------------------------
@@ -140,11 +147,44 @@ class PromptReader:
         """
         try:
             given = [self._template_message(message) for message in messages]
-            return self.processor.apply_chat_template(given, add_generation_prompt=True, tokenize=False)
+            return self.processor.apply_chat_template(
+                given, add_generation_prompt=True, tokenize=False, **self.template_args
+            )
         except Exception as error:  # other people's templates can fail in any way
             raise InputError(
                 f"the model's chat template makes no prompt of this: {_first_line(error)}"
             ) from error
+
+    @cached_property
+    def thinking_opening(self) -> str:
+        """The tag at the end of every prompt that opens a block of thinking; "" where there is none."""
+        try:
+            prompt = self.render(_QUESTIONS[0], 0)
+        except RegazeError:  # such a prompt cannot be built
+            return ""
+        return open_block(prompt.text[prompt.span[1] :])
+
+    def decode(self, sequences: Any) -> list[str]:
+        """Texts of answers [B, T], without special tokens except those that mark thinking."""
+        if not self._thinking_markers:
+            texts: list[str] = self.tokenizer.batch_decode(sequences, skip_special_tokens=True)
+            return texts
+        rows = ([int(token) for token in row if int(token) not in self._dropped] for row in sequences)
+        return [str(self.tokenizer.decode(row, skip_special_tokens=False)) for row in rows]
+
+    @cached_property
+    def _special_tokens(self) -> dict[int, str]:
+        added = getattr(self.tokenizer, "added_tokens_decoder", {})
+        return {token: str(each) for token, each in added.items() if each.special}
+
+    @cached_property
+    def _thinking_markers(self) -> frozenset[int]:
+        return frozenset(token for token, text in self._special_tokens.items() if is_marker(text))
+
+    @cached_property
+    def _dropped(self) -> frozenset[int]:
+        """Special tokens that do not mark thinking, and the padding."""
+        return frozenset({*self._special_tokens, self.tokenizer.pad_token_id} - self._thinking_markers)
 
     @property
     def takes_videos(self) -> bool:

@@ -102,7 +102,7 @@ class _Prompt:
             return self._generate(max_new_tokens=max_new_tokens)
 
     def text(self, answer: Tensor) -> str:
-        return str(self.gaze.reader.tokenizer.batch_decode(answer, skip_special_tokens=True)[0]).strip()
+        return self.gaze.reader.decode(answer)[0].strip()
 
     def rows(self, count: int | None) -> int:
         """How many of the last tokens to record: `count`, or by default those from the question on."""

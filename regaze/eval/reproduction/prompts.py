@@ -19,26 +19,29 @@ def compose(prompt: Prompt, question: str) -> str:
     return f"{system}{before}{question}{prompt.suffix or ''}{after}"
 
 
-def chat_template(prompt: Prompt, placeholder: str = IMAGE) -> str:
-    """A chat template that renders a conversation's last question in a recipe's format.
+def chat_template(prompt: Prompt, placeholder: str = IMAGE, end: str = "") -> str:
+    """A chat template that renders each question of a conversation in a recipe's format.
 
-    A system message takes the place of the recipe's. A prompt without an image has nothing of the format
-    between `<image>` and `{question}`.
+    A system message takes the place of the recipe's; an answer follows its question after a space. A question
+    without an image has nothing of the format between `<image>` and `{question}`.
 
     Args:
-        placeholder: what stands for an image in the model's prompts.
+        placeholder: what stands for an image in the model's prompts. end: what ends an answer.
     """
     assert prompt.format is not None
     before, _, after = prompt.format.partition(QUESTION)
     head, _, between = before.partition(IMAGE)
     system = f"{prompt.system} " if prompt.system else ""
-    first, parts = "messages[0]", "messages[-1]['content']"
+    parts = "for part in message['content'] if part['type'] =="
+    image = f"{{% {parts} 'image' %}}{_text(placeholder + between)}{{% endfor %}}"
+    words = f"{{% {parts} 'text' %}}{{{{ part['text'] }}}}{{% endfor %}}"
     return (
-        f"{{% if {first}['role'] == 'system' %}}{{{{ {first}['content'][0]['text'] + ' ' }}}}"
-        f"{{% else %}}{_text(system)}{{% endif %}}{_text(head)}"
-        f"{{% for part in {parts} if part['type'] == 'image' %}}{_text(placeholder + between)}{{% endfor %}}"
-        f"{{% for part in {parts} if part['type'] == 'text' %}}{{{{ part['text'] }}}}{{% endfor %}}"
-        f"{_text(after)}"
+        f"{{% if messages[0]['role'] != 'system' %}}{_text(system)}{{% endif %}}"
+        "{% for message in messages %}"
+        f"{{% if message['role'] == 'system' %}}{words}{_text(' ')}"
+        f"{{% elif message['role'] == 'assistant' %}}{_text(' ')}{words}{_text(end)}"
+        f"{{% else %}}{_text(head)}{image}{words}{_text(after)}{{% endif %}}"
+        "{% endfor %}"
     )
 
 
@@ -54,7 +57,8 @@ def prepare(gaze: Any, recipe: Recipe) -> None:
         InputError: pictures to be padded or cropped, and another image processor than CLIP's or LLaVA's.
     """
     if recipe.prompt.format is not None:
-        gaze.processor.chat_template = chat_template(recipe.prompt, gaze.reader.image_placeholder)
+        end = gaze.reader.tokenizer.eos_token or ""
+        gaze.processor.chat_template = chat_template(recipe.prompt, gaze.reader.image_placeholder, end)
     if recipe.model.image != "own":
         given = getattr(gaze.processor, "image_processor", None)
         gaze.processor.image_processor = _squaring(recipe, given)

@@ -9,6 +9,7 @@ from PIL import Image
 from regaze.errors import InputError
 from regaze.eval.reproduction import prompts, recipe
 from regaze.eval.reproduction.recipe import Prompt
+from regaze.eval.run.loglikelihood import answer_prefix
 from regaze.interventions.icd import prefixed
 from regaze.toolkit.load import load_without_weights
 from regaze.toolkit.prompts.families import MediaInputs
@@ -54,6 +55,19 @@ def test_a_system_message_takes_the_place_of_the_sentence(gaze):
     assert gaze.reader.render("Is it red?", 1).text.startswith("A chat between a curious user and")
     spoken = gaze.reader.render("Is it red?", 1, "Be brief.").text
     assert spoken == "Be brief. USER: <image>\nIs it red? ASSISTANT:"
+
+
+def test_earlier_turns_stand_before_the_question(gaze):
+    prompts.prepare(gaze, recipe.load(OPERA))
+    image, question, answer, why = (
+        {"type": "image"},
+        *({"type": "text", "text": text} for text in ("Is it red?", "No.", "Why?")),
+    )
+    turns = [("user", [image, question]), ("assistant", [answer]), ("user", [why])]
+    messages = [{"role": role, "content": parts} for role, parts in turns]
+    text = gaze.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    assert text == "USER: <image> Is it red? ASSISTANT: No.</s>USER: Why? ASSISTANT:"
+    assert answer_prefix(gaze.processor) == " "
 
 
 def test_characters_that_templates_have_a_meaning_for():

@@ -207,7 +207,7 @@ CASES: list[tuple[list[str], str]] = [
     (["evaluate", "--config", "none.yaml"], "--config none.yaml cannot be read: No such file"),
     (
         ["evaluate", "--config", "config.yaml"],
-        "--config config.yaml: no option 'bogus'; there are batch_size",
+        "--config config.yaml: no option 'bogus'; there are allow_urls, batch_size",
     ),
     (["evaluate", "--config", "list.yaml"], "--config list.yaml: expected options such as `benchmark: pope`"),
     (["evaluate", "--config", "broken.yaml"], "--config broken.yaml:2: not valid YAML ("),
@@ -263,7 +263,7 @@ CASES: list[tuple[list[str], str]] = [
     ),
     (score("table.tsv"), "table.tsv:2: 2 fields, expected 3"),
     (score("noprediction.tsv"), "noprediction.tsv:2: no answer, which stands under one of"),
-    (score("predictions.pkl"), "predictions.pkl is a pickle, which can run programs; give the .xlsx"),
+    (score("predictions.pkl"), "predictions.pkl is a pickle, which may run programs; give the .xlsx"),
     # Files that are none, damaged or hostile
     (score("deep.jsonl"), "deep.jsonl:1: nested deeper than 100 levels"),
     (score("digits.jsonl"), "digits.jsonl:1: an integer of more than 100 digits"),

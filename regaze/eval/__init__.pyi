@@ -1,6 +1,8 @@
 from .benchmarks.common.base import Benchmark as Benchmark
 from .benchmarks.common.base import Item as Item
 from .benchmarks.pope.benchmark import Pope as Pope
+from .run.results import load_results as load_results
+from .run.run_results import RunResults as RunResults
 from .run.runner import evaluate as evaluate
 from .run.runner import evaluate_benchmark as evaluate_benchmark
 from .run.runner import sweep as sweep

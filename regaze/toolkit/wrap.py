@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 from transformers import BatchFeature, PreTrainedModel
 
+from regaze.display import Displayed, Summary
 from regaze.errors import BadParameterError, InputError, RegazeError, UnsupportedModelError
 from regaze.toolkit.model import compat
 from regaze.toolkit.model.block import Block, Opened
@@ -71,7 +73,7 @@ def wrap(
     return Gaze(model, processor, template_args)
 
 
-class Gaze:
+class Gaze(Displayed):
     """A wrapped model. Outside `using` and `recording` the model is exactly what it was."""
 
     def __init__(
@@ -84,6 +86,33 @@ class Gaze:
         self._built: OrderedDict[tuple[int, ...], PromptTokens] = OrderedDict()
         #: Of those, prompts that were built with images of different shapes.
         self._ambiguous: set[tuple[int, ...]] = set()
+
+    def __repr__(self) -> str:
+        about = self._about()
+        attention = f"{about['layers']} layers x {about['heads']} heads, " if "layers" in about else ""
+        return (
+            f"Gaze({about['model']}, {about['family']}, {attention}{about['dtype']} on {about['device']}; "
+            f"open: {about['open']})"
+        )
+
+    def _summary(self) -> Summary:
+        return Summary("Gaze", facts=self._about())
+
+    def _about(self) -> dict[str, Any]:
+        config = compat.text_config(self.model)
+        layers = getattr(config, "num_hidden_layers", None)
+        heads = getattr(config, "num_attention_heads", None)
+        name = compat.model_name(self.model)
+        name = os.path.basename(name) if os.path.isabs(name) else name
+        return {
+            "model": type(self.model).__name__ + (f" {name}" if name else ""),
+            "family": self.family.name,
+            **({"layers": layers, "heads": heads} if layers and heads else {}),
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "device": str(self.model.device),
+            "processor": type(self.processor).__name__ if self.processor is not None else "none",
+            "open": ", ".join(type(each).__name__ for each in open_callbacks(self.host)) or "nothing",
+        }
 
     # Asking -------------------------------------------------------------------------------------------
 

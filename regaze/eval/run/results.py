@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 import regaze
 from regaze.errors import InputError
 from regaze.eval.files import output_errors
+from regaze.eval.run.run_results import RunResults
 from regaze.reading import StrPath, read_text
 from regaze.writing import replace_file, require_regular, sync_folder
 
@@ -272,7 +273,7 @@ def dumps(results: Mapping[str, Any]) -> str:
     return json.dumps(finite(results), indent=2, ensure_ascii=False, allow_nan=False)
 
 
-def write(results: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+def write(results: Mapping[str, Any], folder: Path) -> RunResults:
     """Validate and replace results.json; returns its content.
 
     Raises:
@@ -280,7 +281,7 @@ def write(results: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """
     checked = Results.model_validate_json(dumps(results)).model_dump()
     replace_file(folder / RESULTS, dumps(checked) + "\n")
-    return checked
+    return RunResults(checked)
 
 
 def write_answers(rows: Iterable[Mapping[str, Any]], folder: Path, name: str = ANSWERS) -> None:
@@ -288,7 +289,7 @@ def write_answers(rows: Iterable[Mapping[str, Any]], folder: Path, name: str = A
     replace_file(folder / name, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
-def read(folder: StrPath) -> dict[str, Any] | None:
+def read(folder: StrPath) -> RunResults | None:
     """results.json of a folder; None where there is none.
 
     Raises:
@@ -299,11 +300,23 @@ def read(folder: StrPath) -> dict[str, Any] | None:
         return None
     text = read_text(path)
     try:
-        return Results.model_validate_json(text).model_dump()
+        return RunResults(Results.model_validate_json(text).model_dump())
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise InputError(f"{path} is no results file of format {SCHEMA}: {where}: {first['msg']}") from error
+
+
+def load_results(folder: StrPath) -> RunResults:
+    """What the folder of a run holds, `regaze evaluate --output` or `compare --output`.
+
+    Raises:
+        InputError: there is no results.json, it cannot be read, or it has another format.
+    """
+    found = read(folder)
+    if found is None:
+        raise InputError(f"{os.fspath(folder)} has no {RESULTS}; give the folder that a run wrote")
+    return found
 
 
 def check_places(folder: Path) -> None:

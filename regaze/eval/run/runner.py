@@ -25,6 +25,7 @@ from regaze.eval.run.answers import answer_lengths, answer_rows
 from regaze.eval.run.asking import Asked, Asker, Progress
 from regaze.eval.run.generate import Model, error_text
 from regaze.eval.run.requests import Method, digest
+from regaze.eval.run.run_results import RunResults
 from regaze.eval.run.tasks import EvalConfig, EvalTask, with_check
 from regaze.eval.run.tuned import TuningStage
 from regaze.eval.tuning.grids import Grid, Trial, grid_values, make_trials
@@ -50,7 +51,7 @@ def evaluate_benchmark(
     thinking_tokens: int = 0,
     controls: bool = False,
     **generate_kwargs: Any,
-) -> dict[str, Any]:
+) -> RunResults:
     """One benchmark on the plain model and (unless `method` is None) under one method; see `evaluate`."""
     methods = {} if method is None else {str(method.to_dict()["method"]): method}
     config = EvalConfig(
@@ -83,8 +84,10 @@ def evaluate(
     controls: bool = False,
     tuning: Tuning | None = None,
     damage_check: EvalTask | None = None,
-) -> dict[str, Any]:
+) -> RunResults:
     """Run every benchmark on the plain model and under each method; returns what results.json holds.
+
+    A notebook shows the figures as a table, which `to_dataframe()` gives as a whole.
 
     Each method is compared with the plain model on the same questions. A question that fails (its image
     cannot be read, the model raises) is counted as an error, and its cluster is left out of the scores of
@@ -253,9 +256,9 @@ class _Run:
         """By label the plain model, the methods and the controls."""
         return {PLAIN: None, **self.methods, **self.plans[task.benchmark.name].controls}
 
-    def execute(self) -> dict[str, Any]:
+    def execute(self) -> RunResults:
         group = self.config.process_group
-        record = self._header()
+        record = RunResults(self._header())
         if group.is_main:
             self._start(record)
         with self.asker:
@@ -371,14 +374,14 @@ class _Run:
         try:
             earlier = results.read(self.output)
         except InputError:  # of an older version
-            earlier = {"configuration": None}
+            earlier = RunResults(configuration=None)
         if earlier is None or earlier["configuration"] != record["configuration"]:
             results.set_aside(self.output)
         results.write(record, self.output)
         for name, text in self.files.items():
             replace_file(self.output / name, text)
 
-    def _finish(self, record: dict[str, Any]) -> dict[str, Any]:
+    def _finish(self, record: RunResults) -> RunResults:
         """Score the answers in the journals, and write results.json and the files of answers."""
         found = self.asker.answers(self.asked)
         rows: list[dict[str, Any]] = []

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from regaze.display import Tabular, long_table, short_repr
 from regaze.errors import InputError
 from regaze.kernels import AttentionEdit
 from regaze.reading import StrPath
@@ -61,7 +62,7 @@ class Caption:
 
 
 @dataclass(frozen=True, eq=False)
-class Influence:
+class Influence(Tabular):
     """How much the heads of a model support object words.
 
     Attributes:
@@ -71,6 +72,14 @@ class Influence:
 
     hallucinated: Tensor
     grounded: Tensor
+
+    __repr__ = short_repr
+
+    def table(self) -> dict[str, Sequence[Any]]:
+        """A row per head."""
+        layers, heads = self.score.shape
+        axes = {"layer": range(layers), "head": range(heads)}
+        return long_table(axes, score=self.score, hallucinated=self.hallucinated, grounded=self.grounded)
 
     @property
     def score(self) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from transformers import PreTrainedModel
 
+from regaze.display import Tabular, short_repr
 from regaze.errors import BadParameterError
 from regaze.interventions.knockout import HeadKnockout
 from regaze.interventions.retrieval_heads.cached_prompt import CachedPrompt
@@ -37,7 +38,7 @@ class HeadMask:
 
 
 @dataclass(frozen=True, eq=False)
-class Ablation:
+class Ablation(Tabular):
     """Needle scores with heads masked.
 
     Attributes:
@@ -50,6 +51,17 @@ class Ablation:
     recall: Mapping[HeadMask, np.ndarray]
     cells: list[dict[str, Any]]
     about: dict[str, Any] = field(default_factory=dict)
+
+    __repr__ = short_repr
+
+    def table(self) -> dict[str, Sequence[Any]]:
+        """A row per number and kind of masked heads: the needle score in percent, with its interval."""
+        rows = [
+            {"heads": count, "kind": kind if count else "none", **self.needle_score(kind, count)}
+            for count in self.counts()
+            for kind in (("top", "random") if count else ("top",))
+        ]
+        return {name: [row[name] for row in rows] for name in rows[0]} if rows else {}
 
     def needle_score(self, kind: str, count: int) -> dict[str, float]:
         """The mean recall in percent with `count` heads masked, and its 95 % interval over prompts and draws.

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from regaze.display import Tabular, long_table, short_repr
 from regaze.errors import BadParameterError
 from regaze.interventions.retrieval_heads import head_files
 from regaze.interventions.retrieval_heads.head_files import FORMAT, VERSION
@@ -56,7 +57,7 @@ class Trial:
 
 
 @dataclass(frozen=True, eq=False)
-class RetrievalHeads:
+class RetrievalHeads(Tabular):
     """Scores found by `find_retrieval_heads` or read from a file.
 
     Attributes:
@@ -70,6 +71,15 @@ class RetrievalHeads:
     paper: Tensor | None = None
     trials: tuple[Trial, ...] = ()
     about: dict[str, Any] = field(default_factory=dict)
+
+    __repr__ = short_repr
+
+    def table(self) -> dict[str, Sequence[Any]]:
+        """A row per head, with its mean scores over the trials."""
+        known = {"paper": self.paper, "released": self.released}
+        means = {name: each.mean(0) for name, each in known.items() if each is not None}
+        layers, heads = self.released.shape[1:]
+        return long_table({"layer": range(layers), "head": range(heads)}, **means)
 
     @classmethod
     def from_trials(

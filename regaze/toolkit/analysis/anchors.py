@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from regaze.display import Tabular, short_repr
 from regaze.errors import BadParameterError, InputError, RecordingError
 from regaze.toolkit.analysis.answers import token_map_of
 from regaze.toolkit.analysis.forward import AttentionProbe, EachDevice, run_forward, stacked
@@ -34,7 +35,7 @@ from regaze.toolkit.wrap import Gaze
 
 
 @dataclass(frozen=True, eq=False)
-class Rhythm:
+class Rhythm(Tabular):
     """The rhythm of one response of R tokens.
 
     Attributes:
@@ -50,6 +51,18 @@ class Rhythm:
     global_: Tensor
     positions: Tensor
     text: tuple[str, ...]
+
+    __repr__ = short_repr
+
+    def table(self) -> dict[str, Sequence[Any]]:
+        """A row per token of the answer."""
+        return {
+            "token": range(len(self.text)),
+            "text": self.text,
+            "position": self.positions.tolist(),
+            "waad": self.waad.tolist(),
+            "fai": self.fai.tolist(),
+        }
 
     @property
     def distance(self) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from regaze.display import brief
 from regaze.errors import InputError, ShapeError
 from regaze.toolkit.model import compat
 from regaze.toolkit.prompts.token_map import Role, TokenMap
@@ -23,6 +24,10 @@ class Inputs(dict[str, Any]):
     def __init__(self, inputs: Mapping[str, Any], tokens: TokenMap):
         super().__init__(inputs)
         self.tokens = tokens
+
+    def __repr__(self) -> str:
+        entries = ", ".join(f"{name}: {brief(value)}" for name, value in self.items())
+        return f"Inputs({entries}; {self.tokens!r})"
 
 
 def token_map_of(gaze: Gaze, inputs: Mapping[str, Any]) -> TokenMap:

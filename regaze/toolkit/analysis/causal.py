@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from regaze.display import Tabular, short_repr
 from regaze.errors import BadParameterError
 from regaze.toolkit.analysis.answers import answer_log_probs
 from regaze.toolkit.analysis.intervals import Estimate, estimate
@@ -49,7 +51,7 @@ def without_heads(
 
 
 @dataclass(frozen=True, eq=False)
-class HeadEffects:
+class HeadEffects(Tabular):
     """Log-probabilities of S answers with heads removed.
 
     Attributes:
@@ -63,6 +65,18 @@ class HeadEffects:
     plain: Tensor
     top: Tensor
     others: Tensor
+
+    __repr__ = short_repr
+
+    def table(self) -> dict[str, Sequence[Any]]:
+        """A row per number of heads and kind of change, see `change`."""
+        rows = [
+            (count, kind, each.value, each.low, each.high)
+            for index, count in enumerate(self.counts)
+            for kind, each in self.change(index).items()
+        ]
+        names = ("heads", "without", "change", "low", "high")
+        return dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
 
     def change(self, index: int) -> dict[str, Estimate]:
         """Mean changes in nats for `counts[index]` heads, with intervals over the samples: "top" heads,

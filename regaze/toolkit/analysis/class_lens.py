@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from regaze.display import short_repr
 from regaze.errors import BadParameterError, ShapeError, UnsupportedModelError
 from regaze.kernels import AttentionEdit, RowSelection, StatsRequest, attend
 from regaze.toolkit.model.vision import vision_blocks
@@ -35,6 +36,8 @@ class ClassLens:
 
     logits: Tensor
     prefix: int
+
+    __repr__ = short_repr
 
     def identifiability(self, classes: Tensor | int) -> Tensor:
         """How well each token identifies its image's class, [S, N, T]; see `identifiability`."""

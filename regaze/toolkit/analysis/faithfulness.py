@@ -8,14 +8,15 @@ hide regions.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from scipy.stats import rankdata
 from torch import Tensor
 
+from regaze.display import Tabular, long_table, short_repr
 from regaze.errors import BadParameterError, ShapeError
 
 #: Maps [m, n] bool, which of n regions are hidden in each of m variants of an input, to [m, T], the
@@ -106,7 +107,7 @@ def spearman(first: Tensor, second: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class Agreement:
+class Agreement(Tabular):
     """Agreement of two sets of maps [T, n].
 
     Attributes:
@@ -116,6 +117,11 @@ class Agreement:
 
     per_token: Tensor
     pooled: float
+
+    __repr__ = short_repr
+
+    def table(self) -> dict[str, Sequence[Any]]:
+        return {"token": range(len(self.per_token)), "correlation": self.per_token.tolist()}
 
     @property
     def mean(self) -> float:
@@ -180,7 +186,7 @@ def random_mask_saliency(
 
 
 @dataclass(frozen=True, eq=False)
-class Curve:
+class Curve(Tabular):
     """Scores while regions are hidden (deletion) or shown again (insertion), the most important first.
 
     Attributes:
@@ -190,6 +196,13 @@ class Curve:
 
     share: Tensor
     score: Tensor
+
+    __repr__ = short_repr
+
+    def table(self) -> dict[str, Sequence[Any]]:
+        """A row per map, numbered in order, and share."""
+        scores = self.score.reshape(-1, len(self.share))
+        return long_table({"map": range(len(scores)), "share": self.share.tolist()}, score=scores)
 
     @property
     def area(self) -> Tensor:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from regaze.display import Tabular, short_repr
 from regaze.errors import BadParameterError, InputError
 from regaze.kernels import Placeable
 from regaze.toolkit.analysis.answers import token_map_of
@@ -32,7 +33,7 @@ from regaze.toolkit.wrap import Gaze
 
 
 @dataclass(frozen=True, eq=False)
-class Flow:
+class Flow(Tabular):
     """The flow from each of R rows to n keys, on the CPU.
 
     Attributes:
@@ -46,6 +47,19 @@ class Flow:
     rows: Tensor
     columns: Tensor
     tokens: TokenMap
+
+    __repr__ = short_repr
+
+    def table(self) -> dict[str, Sequence[Any]]:
+        """A row per sample, row and key that there is."""
+        real = (self.rows >= 0)[..., None] & (self.columns >= 0)[:, None]
+        sample, row, key = real.nonzero(as_tuple=True)
+        return {
+            "sample": sample.tolist(),
+            "row": self.rows[sample, row].tolist(),
+            "column": self.columns[sample, key].tolist(),
+            "flow": self.values[real].tolist(),
+        }
 
     def image_map(self, row: int = -1, sample: int = 0, image: int = 0) -> Tensor:
         """The flow of one of the R rows as a map over an image, [rows, columns].

@@ -9,6 +9,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
+from regaze.display import Summary, Tabular, first_lines
 from regaze.errors import BadParameterError, RecordingError, ShapeError
 from regaze.toolkit.analysis.row_measures import attention_distance, attention_entropy, sink_share
 from regaze.toolkit.analysis.selection import RecordedRows, select_heads, select_rows
@@ -37,7 +38,7 @@ class HeadRow:
 
 
 @dataclass(frozen=True, repr=False)
-class HeadTable(Sequence[HeadRow]):
+class HeadTable(Tabular, Sequence[HeadRow]):
     """Measures of heads; prints as a table and sorts by any column (`sorted_by`).
 
     Attributes:
@@ -108,7 +109,16 @@ class HeadTable(Sequence[HeadRow]):
         ]
         return "\n".join([head, *rows])
 
-    __repr__ = __str__
+    def __repr__(self) -> str:
+        return first_lines(str(self))
+
+    def table(self) -> dict[str, Sequence[Any]]:
+        """A row per head; a measure that was not recorded has no column."""
+        columns = {name: [getattr(row, name) for row in self.rows] for name in HeadRow.__dataclass_fields__}
+        return {name: values for name, values in columns.items() if any(each is not None for each in values)}
+
+    def _summary(self) -> Summary:
+        return Summary(f"heads by their mass on {self.role.name.lower()} tokens", self.table())
 
 
 def _differences(row: HeadRow, other: HeadRow) -> dict[str, Any]:

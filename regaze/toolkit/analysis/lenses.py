@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from regaze.display import Tabular, ranges
 from regaze.errors import BadParameterError, InputError, UnsupportedModelError
 from regaze.toolkit.analysis.answers import token_map_of
 from regaze.toolkit.analysis.forward import (
@@ -29,7 +30,7 @@ _ELEMENTS = 1 << 23
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class LogitLens:
+class LogitLens(Tabular):
     """Predictions of the hidden states in some layers, through the model's final norm and output matrix.
 
     Attributes:
@@ -54,7 +55,22 @@ class LogitLens:
     strings: dict[int, str]
 
     def __repr__(self) -> str:
-        return f"LogitLens(layers {list(self.layers)}, top_ids {list(self.top_ids.shape)})"
+        return f"LogitLens(layers {ranges(self.layers)}, top_ids {list(self.top_ids.shape)})"
+
+    def table(self) -> dict[str, Sequence[Any]]:
+        """A row per layer, sample, position and rank of the likeliest tokens."""
+        real = (self.rows >= 0)[..., None].expand_as(self.top_ids)
+        state, sample, row, rank = real.nonzero(as_tuple=True)
+        ids = self.top_ids[state, sample, row, rank].tolist()
+        return {
+            "layer": [self.layers[each] for each in state.tolist()],
+            "sample": sample.tolist(),
+            "position": self.rows[sample, row].tolist(),
+            "rank": rank.tolist(),
+            "token": ids,
+            "text": [self.strings.get(token, "") for token in ids],
+            "probability": self.top_probs[state, sample, row, rank].tolist(),
+        }
 
     def words(self, sample: int = 0, best: int = 0) -> list[list[str]]:
         """The likeliest word (`best` 0; 1 is the second) of each layer and row of a sample."""

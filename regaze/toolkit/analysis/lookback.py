@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from regaze.display import short_repr
 from regaze.errors import BadParameterError, ShapeError
 from regaze.toolkit.record.host_copies import to_host
 
@@ -57,6 +58,9 @@ class HeadSignals(NamedTuple):
     distance: Tensor
     waad: Tensor
     fai: Tensor
+
+    def __repr__(self) -> str:
+        return short_repr(self)
 
 
 def head_signals(

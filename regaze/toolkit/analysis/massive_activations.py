@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from regaze.display import Tabular, first_lines, long_table
 from regaze.errors import BadParameterError
 from regaze.toolkit.analysis.forward import EachDevice, HiddenStateProbe, run_forward, stacked
 from regaze.toolkit.model.context import Context
@@ -16,7 +17,7 @@ from regaze.toolkit.wrap import Gaze
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class MassiveActivations:
+class MassiveActivations(Tabular):
     """The largest activations of the hidden states in each layer, without padding.
 
     Attributes:
@@ -49,7 +50,19 @@ class MassiveActivations:
                 lines.append(f"{layer:5d} {sample:6d} {float(self.median[number, sample]):9.4f}  {text}")
         return "\n".join(lines)
 
-    __repr__ = __str__
+    def __repr__(self) -> str:
+        return first_lines(str(self))
+
+    def table(self) -> dict[str, Sequence[Any]]:
+        """A row per layer, sample and rank."""
+        samples, k = self.values.shape[1:]
+        return long_table(
+            {"layer": self.layers, "sample": range(samples), "rank": range(k)},
+            value=self.values,
+            column=self.positions,
+            dimension=self.dimensions,
+            median=self.median[..., None].expand_as(self.values),
+        )
 
 
 def massive_activations(

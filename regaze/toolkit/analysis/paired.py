@@ -9,6 +9,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
+from regaze.display import short_repr
 from regaze.errors import BadParameterError, ShapeError
 from regaze.toolkit.analysis.answers import Inputs, with_answers
 from regaze.toolkit.analysis.forward import run_forward
@@ -34,6 +35,8 @@ class PairedResult(Generic[T]):
     edited: T
     difference: T
     inputs: Inputs
+
+    __repr__ = short_repr
 
 
 def plain_and_edited(

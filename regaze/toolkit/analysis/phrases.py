@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from regaze.display import short_repr
 from regaze.errors import BadParameterError, InputError, ShapeError, UnsupportedModelError
 from regaze.kernels import StatsRequest, attend
 from regaze.toolkit.analysis.answers import followed_by, token_map_of
@@ -36,6 +37,8 @@ class PhraseEmbedding:
     text: str
     values: Tensor
     losses: tuple[float, ...] = ()
+
+    __repr__ = short_repr
 
 
 Phrase = str | PhraseEmbedding

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
+from regaze.display import Summary, Tabular, long_table
 from regaze.toolkit.analysis.selection import (
     RecordedRows,
     check_sample,
@@ -20,7 +22,7 @@ from regaze.toolkit.record.trace import Trace
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class RoleFlow:
+class RoleFlow(Tabular):
     """Attention mass by role.
 
     Attributes:
@@ -59,6 +61,21 @@ class RoleFlow:
         return "\n".join([head, *rows])
 
     __repr__ = __str__
+
+    def table(self) -> dict[str, Sequence[Any]]:
+        """A row per layer, head and answer row, a column per role."""
+        heads, rows = self.masses.shape[1:3]
+        masses = {role.name.lower(): self.masses[..., int(role)] for role in Role}
+        axes = {"layer": self.layers, "head": range(heads), "row": range(rows)}
+        table = long_table(axes, **masses)
+        text = list(self.text) * (len(self.layers) * heads)
+        return {name: table[name] for name in axes} | {"text": text} | {name: table[name] for name in masses}
+
+    def _summary(self) -> Summary:
+        """The mean over heads and rows, by layer."""
+        masses = {role.name.lower(): self.by_layer()[:, int(role)].tolist() for role in Role}
+        seen = {name: values for name, values in masses.items() if any(values)}
+        return Summary("RoleFlow: mean over heads and rows", {"layer": self.layers, **seen})
 
 
 def role_flow(

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutput
 
+from regaze.display import short_repr
 from regaze.errors import ShapeError, UnsupportedModelError
 from regaze.toolkit.analysis.occlusion import check_hidden
 from regaze.toolkit.model import compat
@@ -44,6 +45,8 @@ class Utterance:
     answer: Tensor
     frames: int
     width: int = 10
+
+    __repr__ = short_repr
 
     def __post_init__(self) -> None:
         if self.features.dim() != 3 or len(self.features) != 1:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from regaze.display import Summary, Tabular, long_table, short_repr
 from regaze.errors import InputError
 from regaze.toolkit.analysis.answers import token_map_of
 from regaze.toolkit.analysis.forward import HiddenStateProbe, run_forward, stacked
@@ -23,7 +24,7 @@ from regaze.toolkit.wrap import Gaze
 
 
 @dataclass(frozen=True, eq=False)
-class SinkTokens:
+class SinkTokens(Tabular):
     """Sink values of the tokens in each layer.
 
     Attributes:
@@ -37,6 +38,28 @@ class SinkTokens:
     values: Tensor
     tau: float
     tokens: TokenMap
+
+    __repr__ = short_repr
+
+    def table(self) -> dict[str, Sequence[Any]]:
+        """A row per layer, sample and token that is not padding."""
+        real = (~self.tokens.mask(Role.PAD)).expand_as(self.values)
+        layer, sample, column = real.nonzero(as_tuple=True)
+        roles = self.tokens.roles[sample, column].tolist()
+        return {
+            "layer": [self.layers[each] for each in layer.tolist()],
+            "sample": sample.tolist(),
+            "column": column.tolist(),
+            "role": [Role(role).name.lower() for role in roles],
+            "value": self.values[real].tolist(),
+            "sink": self.mask()[real].tolist(),
+        }
+
+    def _summary(self) -> Summary:
+        """The number of sinks of each role in each layer, over all samples."""
+        counts = {role.name.lower(): self.mask(role).sum((1, 2)).tolist() for role in Role}
+        seen = {name: values for name, values in counts.items() if any(values)}
+        return Summary(f"sinks (value of {self.tau:g} or more) by role", {"layer": self.layers, **seen})
 
     def mask(self, *roles: Role) -> Tensor:
         """[S, B, L] bool, which tokens are sinks; if roles are given, only tokens of these roles."""
@@ -96,7 +119,7 @@ class _SinkValueProbe(HiddenStateProbe):
 
 
 @dataclass(frozen=True, eq=False)
-class SinkStability:
+class SinkStability(Tabular):
     """How stable the places of sinks are from prompt to prompt.
 
     Attributes:
@@ -108,6 +131,14 @@ class SinkStability:
     layers: tuple[int, ...]
     frequency: Tensor
     jaccard: Tensor
+
+    __repr__ = short_repr
+
+    def table(self) -> dict[str, Sequence[Any]]:
+        """A row per layer and place."""
+        axes = {"layer": self.layers, "place": range(self.frequency.shape[1])}
+        jaccard = self.jaccard[:, None].expand_as(self.frequency)
+        return long_table(axes, frequency=self.frequency, jaccard=jaccard)
 
 
 def sink_stability(prompts: Sequence[SinkTokens], *, role: Role = Role.IMAGE) -> SinkStability:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from regaze.display import Summary, Tabular, long_table, shortened
 from regaze.errors import InputError
 from regaze.toolkit.prompts.picture import WHOLE, Picture, Shares, within
 
@@ -119,7 +122,7 @@ class PromptTokens:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class TokenMap:
+class TokenMap(Tabular):
     """The roles of a padded batch, on the CPU.
 
     Attributes:
@@ -137,7 +140,21 @@ class TokenMap:
     def __repr__(self) -> str:
         counts = {role: int((self.roles == role).sum()) for role in Role}
         roles = ", ".join(f"{count} {role.name}" for role, count in counts.items() if count)
-        return f"TokenMap({self.batch} x {self.length} tokens: {roles}; grids {list(self.grids)})"
+        return f"TokenMap({self.batch} x {self.length} tokens: {roles}; grids {_grids(self.grids)})"
+
+    def table(self) -> dict[str, Sequence[Any]]:
+        """A row per token, padding included."""
+        batch, length = self.roles.shape
+        axes = {"sample": range(batch), "column": range(length)}
+        table = long_table(axes, role=self.roles, view=self.view, cell=self.cell)
+        return table | {"role": [Role(role).name.lower() for role in table["role"]]}
+
+    def _summary(self) -> Summary:
+        """How many tokens of each role the samples have."""
+        counts = {role.name.lower(): (self.roles == int(role)).sum(1).tolist() for role in Role}
+        seen = {name: values for name, values in counts.items() if any(values)}
+        grids = [_grids([each]) for each in self.grids]
+        return Summary("tokens by role", {"sample": range(self.batch), **seen, "grids": grids})
 
     @classmethod
     def from_roles(cls, roles: Tensor | Sequence[Sequence[int]]) -> TokenMap:
@@ -274,3 +291,12 @@ class TokenMap:
 
         views = tuple(views for each in maps for views in each.views)
         return cls(join("roles", int(Role.PAD)), join("view", -1), join("cell", -1), views)
+
+
+def _grids(samples: Sequence[Sequence[tuple[int, int]]]) -> str:
+    """The grids of the views of each sample, equal ones once."""
+    shapes = {
+        " + ".join(f"{f'{count} times ' * (count > 1)}{rows} x {columns}" for (rows, columns), count in views)
+        for views in (Counter(each).items() for each in samples)
+    }
+    return shortened(" or ".join(sorted(shapes)), 160)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from regaze.display import Summary, Tabular, first_lines, ranges
 from regaze.errors import RecordingError
 from regaze.reading import StrPath
 from regaze.toolkit.record import storage
@@ -13,7 +14,7 @@ from regaze.toolkit.record.trace import Trace
 
 
 @dataclass(eq=False, repr=False)
-class Record(Sequence[Trace]):
+class Record(Tabular, Sequence[Trace]):
     """The traces of a `recording` block, in order; one per generation (a prefill and its decode steps).
 
     Attributes:
@@ -40,7 +41,32 @@ class Record(Sequence[Trace]):
 
     def __repr__(self) -> str:
         count = f"{len(self.traces)} trace" + ("" if len(self.traces) == 1 else "s")
-        return "\n".join([f"Record: {count}", *(f"  {trace!r}" for trace in self.traces)])
+        lines = "\n".join([f"Record: {count}", *(f"  {trace!r}" for trace in self.traces)])
+        return first_lines(lines)
+
+    def table(self) -> dict[str, Sequence[Any]]:
+        """The rows of all traces (`Trace`), with the number of the trace."""
+        tables = [
+            {"trace": [number] * len(table["layer"]), **table}
+            for number, table in enumerate(trace.table() for trace in self.traces)
+        ]
+        names = dict.fromkeys(name for table in tables for name in table)
+        return {
+            name: [each for table in tables for each in table.get(name, [None] * len(table["layer"]))]
+            for name in names
+        }
+
+    def _summary(self) -> Summary:
+        """A row per trace."""
+        columns = {
+            "trace": range(len(self)),
+            "layers": [ranges(trace.layers) for trace in self],
+            "samples": [len(trace.row_active) for trace in self],
+            "rows": [len(trace.row_step) for trace in self],
+            "interventions": [trace.method_names for trace in self],
+            "answer": ["".join(trace.answer_text()) for trace in self],
+        }
+        return Summary("Record: a row per trace", columns)
 
     def save(self, path: StrPath) -> None:
         """Write one safetensors file with a JSON header. Raises RecordingError where that cannot be done."""

@@ -16,15 +16,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from regaze.display import Summary, Tabular, ranges
 from regaze.errors import BadParameterError, RecordingError
-from regaze.toolkit.prompts.token_map import TokenMap
+from regaze.toolkit.prompts.token_map import Role, TokenMap
 
 #: Statistics of a trace, named as in `Stats`.
 STATISTICS = ("masses", "entropy", "top_weight", "top_column", "lse", "slices")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Trace:
+class Trace(Tabular):
     """The statistics of one generation in N rows: those of the prefill, then one per decode step.
 
     Attributes:
@@ -65,7 +66,43 @@ class Trace:
     def __repr__(self) -> str:
         tensors = {name: getattr(self, name) for name in STATISTICS}
         shapes = ", ".join(f"{name} {list(t.shape)}" for name, t in tensors.items() if t is not None)
-        return f"Trace(layers {list(self.layers)}, steps 0..{int(self.row_step.max())}: {shapes})"
+        return f"Trace(layers {ranges(self.layers)}, steps 0..{int(self.row_step.max())}: {shapes})"
+
+    def table(self) -> dict[str, Sequence[Any]]:
+        """A row per layer, sample, head and recorded row that a sample has; slices are left out."""
+        known = {name: each for name in STATISTICS if (each := getattr(self, name)) is not None}
+        slices = known.pop("slices", None)
+        masses = known.pop("masses", None)
+        first = next(each for each in (masses, slices, *known.values()) if each is not None)
+        real = self.row_active[None, :, None].expand(first.shape[:4])
+        layer, sample, head, row = real.nonzero(as_tuple=True)
+        columns: dict[str, Sequence[Any]] = {
+            "layer": [self.layers[each] for each in layer.tolist()],
+            "sample": sample.tolist(),
+            "head": head.tolist(),
+            "step": self.row_step[row].tolist(),
+            "column": self.row_position[row].tolist(),
+        }
+        if masses is not None:
+            columns |= {role.name.lower(): masses[..., int(role)][real].tolist() for role in Role}
+        return columns | {name: each[real].tolist() for name, each in known.items()}
+
+    def _summary(self) -> Summary:
+        """What was recorded, and under which interventions."""
+        facts = {
+            "layers": ranges(self.layers),
+            "samples": len(self.row_active),
+            "rows": f"{len(self.row_step)}, of steps 0 to {int(self.row_step.max())}",
+            "interventions": self.method_names,
+        }
+        shapes = {name: list(each.shape) for name in STATISTICS if (each := getattr(self, name)) is not None}
+        answers = {f"answer {row}": "".join(self.answer_text(row)) for row in range(len(self.row_active))}
+        return Summary("Trace", facts=facts | shapes | {name: text for name, text in answers.items() if text})
+
+    @property
+    def method_names(self) -> str:
+        """The names of the interventions that were active; "plain" without one."""
+        return " + ".join(each["method"] for each in self.interventions) or "plain"
 
     def require(self, name: str) -> Tensor:
         """A statistic. Raises RecordingError, which says how to record it, where it is missing."""

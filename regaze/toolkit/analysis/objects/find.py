@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from regaze.display import short_repr
 from regaze.errors import BadParameterError
 from regaze.toolkit.analysis.answers import token_map_of, with_answers
 from regaze.toolkit.analysis.flow import Flow, attention_flow
@@ -51,6 +52,8 @@ class FoundObject:
     score: float
     mask: Tensor
     question: str
+
+    __repr__ = short_repr
 
 
 def find_objects(

@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoModelForMaskGeneration, AutoProcessor
 
+from regaze.display import short_repr
 from regaze.errors import ModelNotFoundError
 
 
@@ -24,6 +25,9 @@ class Segment(NamedTuple):
     mask: Tensor
     score: float
     logits: Tensor | None = None
+
+    def __repr__(self) -> str:
+        return short_repr(self)
 
 
 #: From points [n, 2] (x, y in pixels), labels [n] (1: on the object, 0: not) and the logits of an earlier

@@ -131,7 +131,7 @@ def test_a_trace_per_generation_and_the_answers_words(gaze):
         )
     assert [trace.masses.shape[1] for trace in record] == [2, 1]
     assert repr(record).startswith(
-        "Record: 2 traces\n  Trace(layers [0, 1, 2, 3, 4, 5], steps 0..2: masses [6, 2, 6, 3, 7])"
+        "Record: 2 traces\n  Trace(layers [0..5], steps 0..2: masses [6, 2, 6, 3, 7])"
     )
     decoded = llava_processor().tokenizer.decode(record[1].output_ids[0], skip_special_tokens=True).strip()
     assert decoded == answers[2]

@@ -125,7 +125,7 @@ def sweep(
     config: EvalConfig | None = None,
     progress: Progress | None = None,
     files: Mapping[str, str] | None = None,
-) -> dict[str, Any]:
+) -> RunResults:
     """Run every benchmark under a method with each value of its parameters; see `evaluate`.
 
     A value that is the best of a sweep was chosen on the questions that it is shown on: for figures of a
@@ -152,7 +152,7 @@ def _execute(
     config: EvalConfig | None,
     progress: Progress | None,
     files: Mapping[str, str] | None,
-) -> dict[str, Any]:
+) -> RunResults:
     config = config or EvalConfig()
     plan.check()
     group = config.process_group

@@ -66,3 +66,19 @@ def test_every_command_of_the_page_names_options_that_there_are():
                 assert word in asked.stdout
         if command[0] in ("evaluate", "compare", "score"):
             assert all(name in catalogue.NAMES for name in command[1].split(",")) or "--config" in command
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not demo.MODEL_DIR.is_dir(), reason="the demo model is not in this checkout")
+def test_the_sweep_is_what_the_command_prints(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    command = next(each for each in commands() if each[0] == "sweep")
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.stderr
+    printed = [words(line) for line in result.stdout.splitlines()]
+    page = PAGE.read_text()
+    shown = [line for line in page[page.index("regaze sweep") :].splitlines() if line.startswith("| alpha=")]
+    assert len(shown) == 4
+    for line in shown:
+        assert words(line) in printed, line
+    assert (tmp_path / "out/sweep/plots/captions-sweep.png").exists()

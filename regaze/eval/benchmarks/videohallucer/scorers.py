@@ -104,6 +104,14 @@ class ReleasedScorer(PairScorer):
     def is_right(self, label: str, answer: str) -> bool:
         return has_word(label, answer)
 
+    def readings(self, references: Sequence[VideoReference], answers: Sequence[str]) -> list[str]:
+        """The right answer where it occurs, else the other one."""
+        opposite = {"yes": "no", "no": "yes"}
+        return [
+            next((word for word in (each.label, opposite[each.label]) if has_word(word, answer)), "other")
+            for each, answer in zip(references, answers, strict=True)
+        ]
+
 
 @dataclass(frozen=True)
 class ReadingScorer(PairScorer):
@@ -117,6 +125,9 @@ class ReadingScorer(PairScorer):
 
     def reading(self, answer: str) -> str:
         return self.read(answer)
+
+    def readings(self, references: Sequence[VideoReference], answers: Sequence[str]) -> list[str]:
+        return [self.read(answer) for answer in answers]
 
 
 OFFICIAL = ReleasedScorer("official", "patrick-tssn/VideoHallucer ae4c2f2 evaluation_utils.py")

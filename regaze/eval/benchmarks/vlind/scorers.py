@@ -82,6 +82,11 @@ class StagedScorer(Scorer):
         staged = ("S_LP", "S_CB", "S_VP", "S_CK", "acc_CB", "acc_LP")
         return (*staged, "all_tests", "unreadable") if self.careful else staged
 
+    def readings(self, references: Sequence[VlindReference], answers: Sequence[str]) -> list[str]:
+        """True as yes, and false as no."""
+        names = {True: "yes", False: "no", None: "other"}
+        return [names[self.read(answer)] for answer in answers]
+
     def count(self, references: Sequence[VlindReference], answers: Sequence[str]) -> np.ndarray:
         """[n, 9]: in an instance's first row 1, CK, VP, CB, CK and CB, the first three, LP, LP of those that
         passed; in every row whether it is unreadable.

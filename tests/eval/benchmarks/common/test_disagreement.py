@@ -8,6 +8,7 @@ import pytest
 
 from regaze.eval.benchmarks.common.base import Item
 from regaze.eval.benchmarks.pope.benchmark import Pope
+from regaze.eval.benchmarks.videohallucer.scorers import ReadingScorer, ReleasedScorer, VideoReference
 from regaze.eval.comparison.conditions import AnswerSet, compare_conditions
 from regaze.eval.report import tables
 from regaze.eval.run.results import BenchmarkResults, finite
@@ -70,6 +71,14 @@ def test_tables_say_so(compared):
         "Answers that the scorers (official, harness, opera, vcd, vlmevalkit, regaze) read differently (as "
         "opposites): plain 0."
     )
+
+
+def test_readings_that_depend_on_the_right_answer():
+    references = [VideoReference("s", 0, "basic", label) for label in ("yes", "no")]
+    released, own = ReleasedScorer("official", "1"), ReadingScorer("regaze", "1")
+    assert released.readings(references, ["Yes and no"] * 2) == ["yes", "no"]
+    assert own.readings(references, ["Yes and no", "No."]) == ["other", "no"]
+    assert released.readings(references, ["perhaps", "Yes"]) == ["other", "yes"]
 
 
 def test_one_scorer_cannot_disagree(compared, monkeypatch):

@@ -7,12 +7,14 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from jinja2 import Environment, TemplateSyntaxError, meta
+from jinja2 import Environment, TemplateSyntaxError, meta, nodes
 
 from regaze.errors import BadParameterError
 
 #: Set by us or by the processor: the conversation and its end, and tokens of the tokenizer.
 _RESERVED = re.compile(r"messages|add_generation_prompt|continue_final_message|tools|documents|\w+_token")
+#: What transformers gives to templates.
+_FUNCTIONS = {"raise_exception", "strftime_now"}
 #: transformers' own tags, which mark the answers in a template for training.
 _GENERATION_TAGS = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")
 
@@ -31,8 +33,22 @@ def template_variables(processor: Any) -> set[str]:
         parsed = Environment(extensions=["jinja2.ext.loopcontrols"]).parse(_GENERATION_TAGS.sub("", template))
     except TemplateSyntaxError:
         return set()
-    names = meta.find_undeclared_variables(parsed)
-    return {name for name in names if not _RESERVED.fullmatch(name)} - {"raise_exception", "strftime_now"}
+    names = meta.find_undeclared_variables(parsed) - _own_variables(parsed) - _FUNCTIONS
+    return {name for name in names if not _RESERVED.fullmatch(name)}
+
+
+def _own_variables(parsed: nodes.Template) -> set[str]:
+    """Names that a template sets itself, except as defaults for what it was not given."""
+    assigned, given = set(), set()
+    for node in parsed.find_all(nodes.Assign):
+        if isinstance(node.target, nodes.Name):
+            assigned.add(node.target.name)
+            read = [node.node] if isinstance(node.node, nodes.Name) else node.node.find_all(nodes.Name)
+            given |= {node.target.name} & {each.name for each in read}
+    for test in parsed.find_all(nodes.Test):
+        if test.name in ("defined", "undefined") and isinstance(test.node, nodes.Name):
+            given.add(test.node.name)
+    return assigned - given
 
 
 def checked_template_args(processor: Any, values: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -42,6 +42,14 @@ def reader(processor, **template_args) -> PromptReader:
 def test_variables_of_a_template_are_those_that_it_reads():
     assert template_variables(tokenizer()) == {"enable_thinking", "style"}
     named = tokenizer()
+    for text, variables in {
+        "{% set a = b %}{{ a }}": {"b"},
+        "{% for m in messages %}{% set t = m %}{{ t }}{% endfor %}": set(),
+        "{% set a = a | default(1) %}{{ a }}": {"a"},
+        "{% if a is not defined %}{% set a = 1 %}{% endif %}{{ a }}": {"a"},
+    }.items():
+        named.chat_template = text
+        assert template_variables(named) == variables, text
     named.chat_template = {"default": "{{ a }}", "tool_use": "{{ b }}"}
     assert template_variables(named) == {"a"}
     for other in (None, "{% if %}", object()):

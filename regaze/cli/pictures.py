@@ -62,12 +62,15 @@ def draw_heatmap(
     question: str,
     output: Path,
     *,
-    token: int | str = 0,
+    token: int | str | None = None,
     layers: list[int] | None = None,
     heads: list[int] | None = None,
     max_new_tokens: int = 32,
 ) -> str:
     """Ask a question, write the heatmap of one token or word to `output`, and return the answer.
+
+    Args:
+        token: as for `plot.heatmap`.
 
     With a method the map shows the attention as edited, which is what the model then acts on.
     """

@@ -9,6 +9,7 @@ import typer
 
 from regaze import cli
 from regaze.cli import options
+from regaze.interventions.facts import ATTENTION
 
 
 def heatmap(
@@ -22,11 +23,12 @@ def heatmap(
     layers: Annotated[str | None, typer.Option(help="Layers to average, such as 3 or 0,2-4. [all]")] = None,
     heads: Annotated[str | None, typer.Option(help="Heads to average, such as 0 or 0,5. [all]")] = None,
     token: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="Whose attention to show: the number of an answer token, or a word of answer or question."
+            help="Whose attention to show: the number of an answer token, or a word of answer or question. "
+            "[the word that the question asks about]"
         ),
-    ] = "0",
+    ] = None,
     max_new_tokens: options.MaxNewTokens = 32,
     seed: options.Seed = 0,
     device: options.Device = None,
@@ -53,10 +55,13 @@ def heatmap(
         path,
         question,
         output,
-        token=int(token) if token.isdecimal() else token,
+        token=int(token) if token and token.isdecimal() else token,
         layers=layer_indices,
         heads=head_indices,
         max_new_tokens=max_new_tokens,
     )
     cli.console.echo(answer)
+    edits = () if chosen is None or chosen.facts is None else chosen.facts.edits
+    if edits and not set(edits) & set(ATTENTION):
+        cli.console.info(f"{method} changes {', '.join(edits)} and does not edit attention")
     cli.console.done(f"the heatmap is in {output}")

@@ -65,6 +65,7 @@ from regaze.toolkit.analysis.row_measures import (
     sink_share,
     visual_entropy,
 )
+from regaze.toolkit.analysis.selection import asked_word
 from regaze.toolkit.analysis.speech import EncoderWindows, SpectrogramPatches, Utterance
 from regaze.toolkit.analysis.token_sinks import SinkStability, SinkTokens, sink_stability, sink_tokens
 
@@ -101,6 +102,7 @@ __all__ = [
     "Utterance",
     "agreement",
     "answer_log_probs",
+    "asked_word",
     "attention_distance",
     "attention_entropy",
     "attention_flow",

@@ -10,9 +10,17 @@ import torch
 from torch import Tensor
 
 from regaze.errors import BadParameterError
+from regaze.toolkit.prompts.content_words import content_words, find_tagger
 from regaze.toolkit.prompts.token_map import Role
 from regaze.toolkit.record.record import Record
 from regaze.toolkit.record.trace import Trace
+
+#: Words of questions that name the picture, or say how to answer.
+_TASK_WORDS = """
+    image images picture pictures photo photograph scene figure answer question using use single word phrase
+    only briefly short sentence describe detail say tell many much show shown see visible contain
+"""
+_OF_THE_TASK = frozenset(_TASK_WORDS.split())
 
 #: Rows of a trace: those that predict the answer's tokens, all recorded rows, or row numbers.
 RecordedRows = Literal["answer", "all"] | Sequence[int]
@@ -90,6 +98,27 @@ def token_row(trace: Trace, token: int | str, sample: int) -> int:
         return trace.row_of(token, sample)
     rows = select_rows(trace, "answer", sample)
     return int(rows[check_choice("answer token", token, range(len(rows)))])
+
+
+def asked_word(trace: Trace, sample: int = 0) -> str | None:
+    """The word that a question asks about: its last content word that does not name the picture or the task.
+
+    "dog" of "Is there a dog in the image? Answer yes or no." None where there is no such word, or its row was
+    not recorded (rows="text"), or the text is not known.
+    """
+    if trace.text is None or trace.tokens is None:
+        return None
+    places = trace.tokens.columns(Role.QUERY, sample).tolist()
+    question = "".join(trace.text[sample][place] for place in places)
+    words = [word.text for word in content_words(question, find_tagger("function-words"))]
+    named = [word for word in words if word.lower() not in _OF_THE_TASK]
+    if not named:
+        return None
+    try:
+        trace.row_of(named[-1], sample)
+    except BadParameterError:
+        return None
+    return named[-1]
 
 
 def first_column(trace: Trace, sample: int) -> int:

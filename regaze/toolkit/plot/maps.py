@@ -17,6 +17,7 @@ from regaze.errors import BadParameterError, RecordingError
 from regaze.reading import StrPath
 from regaze.toolkit.analysis.maps import image_map
 from regaze.toolkit.analysis.selection import (
+    asked_word,
     check_choice,
     check_choices,
     check_sample,
@@ -44,7 +45,7 @@ def heatmap(
     record: Record | Trace,
     image: ImageLike,
     *,
-    token: int | str = 0,
+    token: int | str | None = None,
     layers: Sequence[int] | None = None,
     heads: Sequence[int] | None = None,
     sample: int = 0,
@@ -59,10 +60,11 @@ def heatmap(
             give `record[0].cross`).
         image: the picture that was asked about, in any size, or as the model received it (`gaze.seen`).
         token: number of an answer token (0 is the first; the row that predicts it is drawn), or a word of the
-            answer or the question (see `Trace.row_of`).
+            answer or the question (see `Trace.row_of`). None: the word that the question asks about
+            (`analysis.asked_word`) if its row was recorded, with rows="text", else the first answer token.
         layers, heads: numbers, averaged; None: all that were recorded.
         sample: row of the batch. number: which of its images.
-        title: default: the token's text and what was averaged.
+        title: default: the methods that acted, the token's text and what was averaged.
         path: where to write the figure.
 
     Raises:
@@ -73,13 +75,15 @@ def heatmap(
     image = open_image(image)
     image.thumbnail(_LARGEST)
     trace = first_trace(record)
+    if token is None:
+        token = asked_word(trace, check_sample(trace, sample)) or 0
     grid, box = _map_on(_parts(trace, token, layers, heads, sample, number), image)
-    figure = new_figure(7.4, 3.5)
+    figure = new_figure(7.4, min(max(3.1 * image.height / image.width, 1.6), 9.0) + 0.4)
     picture, overlay = figure.subplots(1, 2)
     picture.imshow(image, interpolation="none")
     picture.set_axis_off()
     mappable = _overlay(overlay, image, grid, box=box)
-    _colour_bar(figure, mappable, overlay, image, "attention weight per image token", shrink=0.9)
+    _colour_bar(figure, mappable, overlay, image, "attention weight per image token")
     overlay.set_title(figure_text(_caption(trace, token, layers, heads, sample) if title is None else title))
     return style_and_save(figure, path)
 
@@ -108,16 +112,17 @@ def token_layer_grid(
     chosen = _tokens(trace, tokens, sample)
     layers = check_choices("layer", layers, trace.layers)
     text = trace.answer_text(check_sample(trace, sample))
-    figure = new_figure(1.5 * len(layers) + 0.6, 1.55 * len(chosen) + 0.3)
+    figure = new_figure(1.5 * len(layers) + 1.3, 1.55 * len(chosen) + 0.3)
     axes = figure.subplots(len(chosen), len(layers), squeeze=False)
     for row, token in enumerate(chosen):
         drawn = [_map_on(_parts(trace, token, [layer], heads, sample, number), image) for layer in layers]
         for column, (layer, (grid, box)) in enumerate(zip(layers, drawn, strict=True)):
-            _overlay(axes[row, column], image, grid, max(each.max() for each, _ in drawn), box)
+            mappable = _overlay(axes[row, column], image, grid, max(each.max() for each, _ in drawn), box)
             if row == 0:
                 axes[row, column].set_title(f"layer {layer}")
         word = token if isinstance(token, str) else text[token].strip()
         axes[row, 0].set_ylabel(figure_text(word) or f"token {token}")
+        _colour_bar(figure, mappable, axes[row], image, "weight")
     return style_and_save(figure, path)
 
 
@@ -151,7 +156,7 @@ def maps(
         boxes_on([View((each.shape[0], each.shape[1]))], image)
     columns = min(columns, 1 + len(named))
     rows = math.ceil((1 + len(named)) / columns)
-    figure = new_figure(1.7 * columns, 1.9 * rows)
+    figure = new_figure(2.2 * columns, 1.9 * rows)
     panels = figure.subplots(rows, columns, squeeze=False).flatten()
     for axes in panels[1 + len(named) :]:
         axes.set_visible(False)
@@ -159,8 +164,9 @@ def maps(
     panels[0].set_title("image")
     _no_ticks(panels[0])
     for axes, (name, values) in zip(panels[1:], named.items(), strict=False):
-        _overlay(axes, image, values.detach().float().cpu().numpy())
+        mappable = _overlay(axes, image, values.detach().float().cpu().numpy())
         axes.set_title(figure_text(name))
+        _colour_bar(figure, mappable, axes, image, "")
     for axes in panels[: 1 + len(named)]:
         (_, right), (bottom, _) = axes.get_xlim(), axes.get_ylim()
         across, down = right / width, bottom / height
@@ -238,6 +244,11 @@ def _parts(
 ) -> list[tuple[View, np.ndarray]]:
     """The views of an image, and the attention on the cells of each."""
     sample = check_sample(trace, sample)
+    if trace.slices is None and trace.masses is not None:
+        raise RecordingError(
+            "this record has masses by role, which plot.role_masses(record) draws; a map needs weights of "
+            'image tokens: gaze.recording(slices="image", ...)'
+        )
     if trace.tokens is None:
         raise RecordingError("the record has no image grid, so its slices cannot be laid out as a map")
     return [
@@ -337,10 +348,8 @@ def _no_ticks(axes: Axes) -> None:
     axes.set_yticks([])
 
 
-def _colour_bar(
-    figure: Figure, mappable: Any, axes: Any, image: Image.Image, label: str, shrink: float = 1.0
-) -> None:
-    bar = figure.colorbar(mappable, ax=axes, shrink=shrink)
+def _colour_bar(figure: Figure, mappable: Any, axes: Any, image: Image.Image, label: str) -> None:
+    bar = figure.colorbar(mappable, ax=axes, shrink=0.9)
     bar.ax.set_facecolor(str(np.asarray(image.convert("L")).mean() / 255))
     bar.set_label(label)
 
@@ -351,7 +360,9 @@ def _caption(
     word = token if isinstance(token, str) else trace.answer_text(sample)[token].strip()
     where = "all layers" if layers is None else _plural("layer", layers)
     which = "mean over heads" if heads is None else _plural("head", heads)
-    return f"{f'“{word}”' if word else f'answer token {token}'} · {where} · {which}"
+    whose = f"“{word}”" if word else f"answer token {token}"
+    methods = [trace.method_names] if trace.interventions else []
+    return " · ".join([*methods, whose, where, which])
 
 
 def _plural(noun: str, numbers: Sequence[int]) -> str:

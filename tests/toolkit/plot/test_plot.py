@@ -7,14 +7,16 @@ import io
 import numpy as np
 import pytest
 import torch
-from models import llava_processor, picture
+from models import llava_processor, picture, small_var
 from PIL import Image
 
 from regaze import Role
 from regaze.errors import BadParameterError, InputError, RecordingError
 from regaze.toolkit import plot
-from regaze.toolkit.analysis import role_flow
+from regaze.toolkit.analysis import asked_word, role_flow
 from regaze.toolkit.viewer import record_page
+
+QUESTION = "Is there a dog in the image?"
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +69,7 @@ def test_a_word_of_the_question_has_a_map(gaze, tmp_path):
 
 def test_grid_has_a_panel_per_token_and_layer(gaze, record):
     figure = plot.token_layer_grid(record, gaze.seen(picture(1)), tokens=[0, 1], layers=[0, 2, 5])
-    assert len(figure.axes) == 6
+    assert [axes.get_label() == "<colorbar>" for axes in figure.axes] == [False] * 6 + [True] * 2
     expected = plot.answer_map(record[0], token=1, layers=[5])
     np.testing.assert_allclose(drawn_map(figure.axes[5]), expected)
 
@@ -104,7 +106,7 @@ def test_wrong_choices(gaze, record, tmp_path):
         plot.heatmap(record, image, token="dog")
     with gaze.recording() as plain:
         gaze.ask([picture(1)], ["What?"], max_new_tokens=1)
-    with pytest.raises(RecordingError, match='slices="image"'):
+    with pytest.raises(RecordingError, match=r'role_masses\(record\) draws.*slices="image"'):
         plot.heatmap(plain, image)
 
 
@@ -119,7 +121,7 @@ def test_wrong_choices(gaze, record, tmp_path):
         ({"sample": 5}, r"sample 5 was not recorded; the record has 0\.\.0"),
         ({"sample": -1}, r"sample -1 was not recorded"),
         ({"token": -1}, r"answer token -1 was not recorded; the record has 0\.\.2"),
-        ({"token": None}, "expected the answer token's number, got None"),
+        ({"token": 1.5}, "expected the answer token's number, got 1.5"),
         ({"number": -1}, r"image -1 was not recorded; the record has 0\.\.0"),
         ({"number": 2}, r"image 2 was not recorded"),
     ],
@@ -185,3 +187,38 @@ def test_a_notebook_shows_figures_and_what_they_are_of_in_a_few_lines(gaze, reco
     assert len(repr(tokens)) < 300
     assert repr(record_page(record)).startswith("Page(plain: ")
     assert len(repr(record_page(record))) < 100
+
+
+def test_the_first_heatmap_is_of_the_word_that_the_question_asks_about(gaze):
+    with gaze.using(small_var()), gaze.recording(slices="image", rows="text") as record:
+        gaze.ask([picture(1)], [QUESTION], max_new_tokens=1)
+    figure = plot.heatmap(record, picture(1))
+    assert figure.axes[1].get_title() == "var · “dog” · all layers · mean over heads"
+    np.testing.assert_array_equal(drawn_map(figure.axes[1]), plot.answer_map(record[0], token="dog"))
+
+
+@pytest.mark.parametrize(
+    ("question", "word"),
+    [
+        (QUESTION, "dog"),
+        ("Is there a dog in the image? Please answer yes or no.", "dog"),
+        ("What color is the car?", "car"),
+        ("Please describe this image in detail.", None),
+        ("Answer the question using a single word: is a man holding the cup", "cup"),
+    ],
+)
+def test_the_word_asked_about(gaze, question, word):
+    with gaze.recording(slices="image", rows="text") as record:
+        gaze.ask([picture(1)], [question], max_new_tokens=1)
+    assert asked_word(record[0]) == word
+
+
+def test_without_the_rows_of_the_question_the_first_heatmap_is_of_the_answer(gaze, record):
+    assert asked_word(record[0]) is None
+    figure = plot.heatmap(record, picture(1))
+    np.testing.assert_array_equal(drawn_map(figure.axes[1]), plot.answer_map(record[0], token=0))
+
+
+def test_a_figure_is_as_high_as_its_picture(gaze, record):
+    wide = plot.heatmap(record, Image.new("RGB", (112, 112)), title="x").get_size_inches()
+    assert wide[1] == pytest.approx(3.5)

@@ -64,7 +64,8 @@ def test_maps_are_drawn_with_their_boxes(seen):
     amount, change = torch.rand(4, 4), torch.randn(4, 4)
     figure = plot.maps({"amount": amount, "change": change}, seen, boxes=[(28, 0, 56, 112)], columns=2)
     shown = [axes for axes in figure.axes if axes.get_visible()]
-    assert [axes.get_title() for axes in shown] == ["image", "amount", "change"]
+    assert [axes.get_title() for axes in shown[:3]] == ["image", "amount", "change"]
+    assert [axes.get_label() for axes in shown[3:]] == ["<colorbar>"] * 2
     for axes, values, colours in ((shown[1], amount, "inferno"), (shown[2], change, "lost_gained")):
         drawn = axes.images[-1]
         np.testing.assert_allclose(np.asarray(drawn.get_array()), values.numpy())

@@ -413,3 +413,30 @@ def test_pictures_of_the_page(browser, page):
     browser.run("document.documentElement.style.colorScheme = ''")
     browser.shot("two-images")
     browser.shot("two-images-dark", dark=True)
+
+
+def test_masses_alone_are_bars_beside_a_picture_in_colour(browser):
+    trace = replace(synthetic(range(3), question=(" What", "?")), slices=None, slice_columns=None)
+    shown = {"variants": [Variant("plain")], "model": "test"}
+    browser.open(build_page([[trace]], range(3), images=[picture(0)], **shown))
+    image = "getComputedStyle(document.querySelector('.frame img'))"
+    assert browser.run(f"return {image}.filter") == "none"
+    height = "return document.querySelector('%s').offsetHeight"
+    assert [browser.run(height % it) for it in (".legend.pictorial", "#opacity")] == [0, 0]
+    assert browser.run("return document.querySelectorAll('#roles .bar').length") >= 2
+    browser.open(build_page([[trace]], range(3), **shown), name="bare")
+    assert browser.run(height % "#pictures") == 0
+
+
+def test_the_grid_of_heads_has_numbers_and_a_colour_bar(browser, page, traces):
+    browser.open(page)
+    numbers = "return [...document.querySelectorAll('#grid .%s span')].map((tick) => tick.textContent)"
+    assert browser.run(numbers % "layer-ticks") == ["0", "1", "2"]
+    heads = traces[0].masses.shape[2]
+    assert browser.run(numbers % "head-ticks") == [str(head) for head in range(heads)]
+    box = "const box = document.querySelectorAll('#grid %s')[%d].getBoundingClientRect();"
+    middle = "return box.top + box.height / 2"
+    tick = browser.run(box % (".layer-ticks span", 2) + middle)
+    top, height = browser.run(box % ("canvas", 0) + "return [box.top, box.height]")
+    assert (tick - top) / height == pytest.approx(2.5 / 3, abs=0.02)
+    assert browser.run("return document.getElementById('grid-legend-high').textContent").endswith("%")

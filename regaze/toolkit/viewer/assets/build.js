@@ -97,8 +97,9 @@ function runLabel({ picture, columns }) {
 
 function buildPictures() {
   byId("main").classList.toggle("text", !images);
+  byId("pictures").hidden = !mapped && !data.pictures.some(({ source }) => source);
   if (!images) byId("strips").before(byId("row"));
-  document.querySelectorAll(".pictorial").forEach((control) => (control.hidden = !images));
+  document.querySelectorAll(".pictorial").forEach((control) => (control.hidden = !mapped));
   const mosaics = new Map();
   drawn.pictures = data.pictures.map((picture, number) => {
     const made = buildPicture(picture, number);
@@ -238,7 +239,7 @@ function buildGrid() {
         ? ""
         : `layer ${data.layers[layer]}, head ${head}: ${percent(mass, digits, state.show === "difference")}`;
   };
-  drawn.grid = new HeadGrid(byId("grid"), data.layers.length, data.heads, { choose, point });
+  drawn.grid = new HeadGrid(byId("grid"), data.layers, data.heads, { choose, point });
   byId("grid-role").append(...data.roleNames.map((name) => element("option", {}, name)));
   byId("grid-role").addEventListener("change", () => drawGrid(rowOf(state.token)));
 }

@@ -164,7 +164,8 @@ class Strip {
 
 /** One number for each head of each layer, as a map to choose from. */
 class HeadGrid {
-  constructor(host, layers, heads, { choose, point }) {
+  constructor(host, numbers, heads, { choose, point }) {
+    const layers = numbers.length;
     Object.assign(this, { layers, heads });
     this.canvas = element("canvas", { width: heads, height: layers, role: "img" });
     this.canvas.style.height = `${Math.min(320, Math.max(60, layers * 14))}px`;
@@ -181,10 +182,25 @@ class HeadGrid {
     this.canvas.addEventListener("click", (event) => choose(...at(event)));
     this.canvas.addEventListener("pointermove", (event) => point(...at(event)));
     this.canvas.addEventListener("pointerleave", () => point(null));
-    host.replaceChildren(this.canvas, this.mark);
+    const down = this.ticks(numbers, 14, "top", "layer-ticks");
+    const across = this.ticks([...Array(heads).keys()], 16, "left", "head-ticks");
+    host.replaceChildren(element("div", { class: "map" }, this.canvas, this.mark, down), across);
   }
 
-  /** Draw `value(layer, head)`; `paint(pixels, at, share)` colours, `chosen` is [layer, head]. */
+  /** At most `most` of the numbers along an axis, each in the middle of its cells. */
+  ticks(numbers, most, side, name) {
+    const every = Math.ceil(numbers.length / most);
+    const axis = element("div", { class: name, "aria-hidden": "true" });
+    numbers.forEach((number, i) => {
+      if (i % every) return;
+      const tick = element("span", {}, String(number));
+      tick.style[side] = `${(100 * (i + 0.5)) / numbers.length}%`;
+      axis.append(tick);
+    });
+    return axis;
+  }
+
+  /** Draw `value(layer, head)`; `paint(pixels, at, share)` colours, `chosen` is [layer, head]. Returns the largest. */
   draw(value, paint, chosen, label) {
     const values = new Float64Array(this.layers * this.heads);
     for (let i = 0; i < values.length; i++) values[i] = value(Math.floor(i / this.heads), i % this.heads);
@@ -202,5 +218,6 @@ class HeadGrid {
       left: `${whole ? 0 : (100 * head) / this.heads}%`,
       width: `${whole ? 100 : 100 / this.heads}%`,
     });
+    return most;
   }
 }

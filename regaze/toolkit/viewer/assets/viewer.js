@@ -5,6 +5,7 @@ const digits = data.fidelity.bits === 8 ? 2 : 3;
 const comparing = data.variants.length === 2;
 const complete = Math.min(...Object.values(data.fidelity.entriesPerRow)) >= data.pieces.length;
 const images = data.pictures.length > 0;
+const mapped = images && data.columns !== "none"; // without weights, pictures have no map over them
 
 const rowOfToken = new Map(data.rows.map((token, row) => [token, row]));
 /** The recorded row of a token: its own in the prompt, the one that predicts it in the answer. */
@@ -168,7 +169,7 @@ const GAINED = [255, 140, 0];
 const LOST = [0, 140, 255];
 
 function drawPictures(now) {
-  if (!images) return;
+  if (!mapped) return;
   const most = Math.max(...data.pictures.map((picture) => largest(now, picture.tokens))) || 0;
   data.pictures.forEach((picture, number) => {
     const { canvas, frame, image } = drawn.pictures[number];
@@ -179,12 +180,17 @@ function drawPictures(now) {
     if (image) image.style.filter = `grayscale(${Math.min(1, state.opacity / 50)})`;
     frame.classList.toggle("smooth", state.smooth);
   });
+  drawLegend("legend", most, paint);
+}
+
+/** A strip of the colours from 0, or from the largest loss, to `most`; `fill` as `paint`. */
+function drawLegend(id, most, fill) {
   const strip = new ImageData(256, 1);
   const signed = state.show === "difference";
-  for (let i = 0; i < 256; i++) paint(strip.data, 4 * i, signed ? (i - 127.5) / 127.5 : i / 255);
-  byId("legend").getContext("2d").putImageData(strip, 0, 0);
-  byId("legend-low").textContent = signed ? percent(-most, digits, true) : "0";
-  byId("legend-high").textContent = percent(most, digits, signed);
+  for (let i = 0; i < 256; i++) fill(strip.data, 4 * i, signed ? (i - 127.5) / 127.5 : i / 255);
+  byId(id).getContext("2d").putImageData(strip, 0, 0);
+  byId(`${id}-low`).textContent = signed ? percent(-most, digits, true) : "0";
+  byId(`${id}-high`).textContent = percent(most, digits, signed);
 }
 
 function drawRow(now, row) {
@@ -259,12 +265,13 @@ function drawGrid(row) {
   const role = byId("grid-role").selectedIndex;
   const value = (layer, head) => weights.masses(state.show, layer, head, row)[role];
   const solid = (pixels, at, share) => paint(pixels, at, share, 255);
-  drawn.grid.draw(
+  const most = drawn.grid.draw(
     value,
     solid,
     [state.layer, state.head],
     `Mass on ${data.roleNames[role]} of every head of every layer`,
   );
+  drawLegend("grid-legend", most, solid);
 }
 
 /** What a column is called. */

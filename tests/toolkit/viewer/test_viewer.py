@@ -136,7 +136,10 @@ def test_where_there_is_no_room_each_row_keeps_its_strongest_weights():
         assert stored.sum(-1).max() == most
         weakest = np.where(stored, expected, np.inf).min(-1)
         left_out = np.where(stored, 0, expected).max(-1)
-        assert (left_out <= np.maximum(weakest * (1 + 2 * relative_error(8)), FLOOR)).all()
+        step = (1 + relative_error(8)) ** 2 * (
+            1 + 1e-5
+        )  # weights within one step of the scale are stored alike
+        assert (left_out <= np.maximum(weakest * step, FLOOR)).all()
         assert (np.abs(rows - expected)[stored] / expected[stored]).max() < relative_error(8) * 1.01
     assert most < 200
     with pytest.raises(BadParameterError, match="smaller than its text"):

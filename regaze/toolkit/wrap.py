@@ -16,6 +16,7 @@ from transformers import BatchFeature, PreTrainedModel
 
 from regaze.display import Displayed, Summary
 from regaze.errors import BadParameterError, InputError, RegazeError, UnsupportedModelError
+from regaze.progress import counting
 from regaze.toolkit.model import compat
 from regaze.toolkit.model.block import Block, Opened
 from regaze.toolkit.model.callback import Callback
@@ -215,7 +216,7 @@ class Gaze(Displayed):
         system: str | None = None,
         allow_urls: bool = False,
         batch_size: int = 8,
-        progress: Callable[[int], None] | None = None,
+        progress: Callable[[int], None] | bool | None = None,
         method: MultiPass | None = None,
         **generate_kwargs: Any,
     ) -> list[str]:
@@ -224,7 +225,7 @@ class Gaze(Displayed):
         Args:
             images, questions, system, allow_urls: as for `inputs`.
             batch_size: questions per batch, left-padded; it does not change the answers.
-            progress: called with the number of answers after each batch.
+            progress: called with the number of answers after each batch; True shows a bar.
             method: answers with several passes of its own, about other images too. Its own `ask` also
                 returns the intermediate results. Interventions of `using` act in every pass.
             generate_kwargs: passed to `model.generate`; max_new_tokens is 128 by default. An option of
@@ -240,11 +241,12 @@ class Gaze(Displayed):
                 raise BadParameterError(
                     f"{method!r} acts inside forwards: write `with gaze.using(...):` around gaze.ask"
                 )
-            options = {"system": system, "batch_size": batch_size, "progress": progress, **generate_kwargs}
             opened = [
                 [open_image(str(i), allow_urls) if is_url(i) else i for i in entry] for entry in entries
             ]
-            return [str(answer) for answer in method.answer(self, opened, asked, **options)]
+            with counting(progress or False, "answers", len(asked)) as report:
+                options = {"system": system, "batch_size": batch_size, "progress": report, **generate_kwargs}
+                return [str(answer) for answer in method.answer(self, opened, asked, **options)]
         if batch_size < 1:
             raise BadParameterError(f"batch_size must be at least 1, got {batch_size}")
         if (
@@ -256,17 +258,17 @@ class Gaze(Displayed):
             )
         options = with_length(with_sampling_choice(generate_kwargs), 128)
         answers: list[str] = []
-        for start in range(0, len(asked), batch_size):
-            part = slice(start, start + batch_size)
-            inputs = self.inputs(entries[part], asked[part], system, allow_urls=allow_urls)
-            options.setdefault("pad_token_id", self.reader.tokenizer.pad_token_id)
-            with torch.inference_mode():
-                sequences = self.model.generate(**inputs, **options)  # type: ignore[operator]
-            generated = sequences[:, inputs["input_ids"].shape[1] :]
-            self.record_answer(generated)
-            answers += [text.strip() for text in self.reader.decode(generated)]
-            if progress is not None:
-                progress(len(generated))
+        with counting(progress or False, "answers", len(asked)) as report:
+            for start in range(0, len(asked), batch_size):
+                part = slice(start, start + batch_size)
+                inputs = self.inputs(entries[part], asked[part], system, allow_urls=allow_urls)
+                options.setdefault("pad_token_id", self.reader.tokenizer.pad_token_id)
+                with torch.inference_mode():
+                    sequences = self.model.generate(**inputs, **options)  # type: ignore[operator]
+                generated = sequences[:, inputs["input_ids"].shape[1] :]
+                self.record_answer(generated)
+                answers += [text.strip() for text in self.reader.decode(generated)]
+                report(len(generated))
         return answers
 
     def seen(self, image: ImageLike, *, allow_urls: bool = False) -> Image.Image:

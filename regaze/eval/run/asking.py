@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,7 @@ from regaze.eval.run.answers import collect_answers
 from regaze.eval.run.generate import AnswerGenerator, Model, error_text
 from regaze.eval.run.requests import BenchmarkRequests, Condition, ImageHashes, Method, build_requests
 from regaze.eval.run.tasks import EvalConfig, EvalTask
-
-#: called with a label, the number of answers that are there, and the total
-Progress = Callable[[str, int, int], None]
+from regaze.progress import Progress
 
 
 @dataclass(frozen=True)

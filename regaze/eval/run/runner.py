@@ -22,7 +22,7 @@ from regaze.eval.comparison.control_plan import ControlPlan, matched_length
 from regaze.eval.comparison.damage import check_damage
 from regaze.eval.run import fingerprint, journal, results
 from regaze.eval.run.answers import answer_lengths, answer_rows
-from regaze.eval.run.asking import Asked, Asker, Progress
+from regaze.eval.run.asking import Asked, Asker
 from regaze.eval.run.generate import Model, error_text
 from regaze.eval.run.requests import Method, digest
 from regaze.eval.run.run_results import RunResults
@@ -30,6 +30,7 @@ from regaze.eval.run.tasks import EvalConfig, EvalTask, with_check
 from regaze.eval.run.tuned import TuningStage
 from regaze.eval.tuning.grids import Grid, Trial, grid_values, make_trials
 from regaze.eval.tuning.tuning import Tuning
+from regaze.progress import Progress, reporting
 from regaze.writing import replace_file
 
 #: benchmark and label of a condition
@@ -43,7 +44,7 @@ def evaluate_benchmark(
     output: str | os.PathLike[str],
     *,
     model_name: str,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     batch_size: int = 16,
     seed: int = 0,
     max_errors: int = 10,
@@ -79,7 +80,7 @@ def evaluate(
     *,
     model_name: str,
     config: EvalConfig | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     files: Mapping[str, str] | None = None,
     controls: bool = False,
     tuning: Tuning | None = None,
@@ -96,6 +97,8 @@ def evaluate(
 
     Args:
         methods: by the label that tables show.
+        progress: called with a label, the number of answers that are there, and the total. None: a bar where
+            one is seen (a terminal, a notebook); True: always; False: never.
         files: further files that belong to the run, text by name: written before the first question.
         controls: run the controls of each method, too, and say whether it beats the best of them.
         tuning: first choose parameters of the methods on some of the images; all figures but those under
@@ -123,7 +126,7 @@ def sweep(
     *,
     model_name: str,
     config: EvalConfig | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     files: Mapping[str, str] | None = None,
 ) -> RunResults:
     """Run every benchmark under a method with each value of its parameters; see `evaluate`.
@@ -150,7 +153,7 @@ def _execute(
     output: Path,
     model_name: str,
     config: EvalConfig | None,
-    progress: Progress | None,
+    progress: Progress | bool | None,
     files: Mapping[str, str] | None,
 ) -> RunResults:
     config = config or EvalConfig()
@@ -158,11 +161,8 @@ def _execute(
     group = config.process_group
     with run_folder(output) if group.is_main else nullcontext():
         group.barrier()  # the other processes write only into a folder that exists and is locked
-        return _Run(gaze, plan, output, model_name, config, progress or _silent, files or {}).execute()
-
-
-def _silent(*state: Any) -> None:
-    """No progress is shown."""
+        with reporting(progress if group.is_main else False) as report:
+            return _Run(gaze, plan, output, model_name, config, report, files or {}).execute()
 
 
 @contextmanager

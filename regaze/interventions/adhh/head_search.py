@@ -21,6 +21,7 @@ from torch import Tensor
 from regaze.display import Tabular, long_table, short_repr
 from regaze.errors import InputError
 from regaze.kernels import AttentionEdit
+from regaze.progress import counting
 from regaze.reading import StrPath
 from regaze.toolkit.analysis.answers import append_tokens
 from regaze.toolkit.model.callback import Callback
@@ -103,7 +104,7 @@ def find_hallucination_heads(
     gaze: Gaze,
     captions: Sequence[Caption],
     heads_at_once: int = 16,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int], None] | bool | None = None,
 ) -> Influence:
     """Remove every head of the model, one at a time, and measure the marked words' log-probabilities.
 
@@ -112,7 +113,8 @@ def find_hallucination_heads(
     Args:
         captions: with marked words of both kinds.
         heads_at_once: rows of a forward; each row lacks a different head.
-        progress: called with 1 after each caption.
+        progress: called with 1 after each caption. None: a bar where one is seen (a terminal, a
+            notebook); True: always; False: never.
 
     Raises:
         InputError: no hallucinated or no grounded word is marked.
@@ -125,18 +127,18 @@ def find_hallucination_heads(
     pairs = [(layer, head) for layer in range(shape[0]) for head in range(shape[1])]
     counts = dict.fromkeys(("hallucinated", "grounded"), 0)
     sums = {kind: torch.zeros(len(pairs), dtype=torch.float64) for kind in counts}
-    for caption in captions:
-        inputs, answer, offsets = _with_answer(gaze, caption)
-        plain = _log_probabilities(gaze, inputs, answer, [None])
-        parts = [pairs[start : start + heads_at_once] for start in range(0, len(pairs), heads_at_once)]
-        taken = plain - torch.cat([_log_probabilities(gaze, inputs, answer, part) for part in parts])
-        for kind in counts:
-            for start, end in getattr(caption, kind):
-                chosen = tokens_of([Word(caption.answer[start:end], start, "")], offsets)
-                sums[kind] += taken[:, chosen].sum(1)
-                counts[kind] += 1
-        if progress is not None:
-            progress(1)
+    with counting(progress, "captions", len(captions)) as report:
+        for caption in captions:
+            inputs, answer, offsets = _with_answer(gaze, caption)
+            plain = _log_probabilities(gaze, inputs, answer, [None])
+            parts = [pairs[start : start + heads_at_once] for start in range(0, len(pairs), heads_at_once)]
+            taken = plain - torch.cat([_log_probabilities(gaze, inputs, answer, part) for part in parts])
+            for kind in counts:
+                for start, end in getattr(caption, kind):
+                    chosen = tokens_of([Word(caption.answer[start:end], start, "")], offsets)
+                    sums[kind] += taken[:, chosen].sum(1)
+                    counts[kind] += 1
+            report(1)
     means = {kind: (sums[kind] / counts[kind]).view(shape) for kind in counts}
     return Influence(**means)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
@@ -20,6 +20,7 @@ from regaze.interventions.fitting.directions import Directions, model_shape, sho
 from regaze.interventions.fitting.examples import Examples
 from regaze.interventions.fitting.parts import Parts
 from regaze.interventions.parameters import parameters_of
+from regaze.progress import Progress, reporting
 from regaze.reading import StrPath
 from regaze.toolkit.model.context import Context
 from regaze.toolkit.model.hook import open_callbacks
@@ -30,8 +31,6 @@ from regaze.version import __version__
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-#: Called with a label, how much is done and how much there is.
-Progress = Callable[[str, int, int], None]
 Kind = Literal["vectors", "basis", "scores"]
 
 
@@ -81,7 +80,7 @@ class Fit:
         data: Examples,
         *,
         parts: StrPath | None = None,
-        progress: Progress | None = None,
+        progress: Progress | bool | None = None,
     ) -> Directions:
         """Fit on a model, outside of `gaze.using` and `gaze.recording`.
 
@@ -89,7 +88,8 @@ class Fit:
             data: the first `pairs` of them are used.
             parts: folder for what has been measured so far, from which the same call continues
                 (`parts.remove_parts` removes it). None keeps everything in memory.
-            progress: called with a label, how much is done and how much there is.
+            progress: called with a label, how much is done and how much there is. None: a bar where one
+                is seen (a terminal, a notebook); True: always; False: never.
 
         Raises:
             InputError: too few pairs, images or files that cannot be read, or a block of the model is open.
@@ -101,8 +101,8 @@ class Fit:
         about = self._about(gaze, chosen)
         key = hash_of(about, [repr(item) for item in chosen.items])
         store = Parts(parts, key)
-        with torch.no_grad():
-            found = self.compute(gaze, chosen.items, store, progress or (lambda *_: None))
+        with torch.no_grad(), reporting(progress) as report:
+            found = self.compute(gaze, chosen.items, store, report)
         kinds = {name: {"kind": kind, "shape": list(t.shape)} for name, (kind, t) in found.tensors.items()}
         tensors = {name: tensor for name, (_, tensor) in found.tensors.items()}
         return Directions(

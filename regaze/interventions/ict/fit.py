@@ -13,12 +13,13 @@ from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from regaze.errors import UnsupportedModelError
-from regaze.interventions.fitting.base import Fit, Fitted, Progress
+from regaze.interventions.fitting.base import Fit, Fitted
 from regaze.interventions.fitting.examples import Examples
 from regaze.interventions.fitting.hidden_states import answered_inputs, prompt_of
 from regaze.interventions.fitting.parts import Parts
 from regaze.interventions.fitting.yes_no_questions import Question, demo_questions, read_questions
 from regaze.interventions.ict.probe import shifts_and_scores
+from regaze.progress import Progress
 from regaze.reading import StrPath
 from regaze.toolkit.analysis.forward import run_forward
 from regaze.toolkit.model.attention_call import AttentionCall

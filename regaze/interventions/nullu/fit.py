@@ -10,10 +10,11 @@ import torch
 from pydantic import PositiveInt
 from torch import Tensor
 
-from regaze.interventions.fitting.base import Fit, Fitted, Progress
+from regaze.interventions.fitting.base import Fit, Fitted
 from regaze.interventions.fitting.caption_pairs import CaptionPair
 from regaze.interventions.fitting.hidden_states import answered_inputs, prompt_of, residual_states
 from regaze.interventions.fitting.parts import Parts
+from regaze.progress import Progress
 from regaze.toolkit.wrap import Gaze
 
 QUESTION = "Please describe this image in detail."

@@ -14,11 +14,12 @@ from regaze.errors import BadParameterError
 from regaze.interventions.knockout import HeadKnockout
 from regaze.interventions.retrieval_heads.cached_prompt import CachedPrompt
 from regaze.interventions.retrieval_heads.head_scores import Head, RetrievalHeads, Score
-from regaze.interventions.retrieval_heads.needle_test import NeedleTest, Progress
+from regaze.interventions.retrieval_heads.needle_test import NeedleTest
 from regaze.interventions.retrieval_heads.needles import Needle
 from regaze.interventions.retrieval_heads.prompt_builder import TEMPLATE, NeedlePrompt
 from regaze.interventions.retrieval_heads.trial_log import TrialLog
 from regaze.kernels import AttentionEdit
+from regaze.progress import Progress, reporting
 from regaze.reading import StrPath
 from regaze.toolkit.model.callback import Callback
 from regaze.toolkit.model.context import Context
@@ -135,7 +136,7 @@ def ablate_heads(
     template: str = TEMPLATE,
     max_new_tokens: int = 50,
     log: StrPath | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> Ablation:
     """Search for needles with the top heads masked, and with as many random other heads masked.
 
@@ -152,7 +153,8 @@ def ablate_heads(
         mode: as for `HeadKnockout`.
         while_reading: mask the heads also during the prefill, at the cost of a prefill per mask. By default,
             and in the release, they are masked only during the answer, so that one prefill serves all masks.
-        progress: called with ("prompts", done, total).
+        progress: called with ("prompts", done, total). None: a bar where one
+            is seen (a terminal, a notebook); True: always; False: never.
 
     Raises:
         BadParameterError: more heads than there are to mask. Others as for `find_retrieval_heads`.
@@ -160,9 +162,8 @@ def ablate_heads(
     options: dict[str, Any] = {"template": template, "max_new_tokens": max_new_tokens}
     test = NeedleTest(model, tokenizer, haystack, needles, lengths, depths, **options)
     masks = choose_masks(heads, counts, draws, score=score, threshold=threshold, seed=seed)
-    report = progress or (lambda *_: None)
     rows: list[list[float]] = []
-    with TrialLog(log) as trial_log:
+    with TrialLog(log) as trial_log, reporting(progress) as report:
         report("prompts", 0, len(test.grid))
         for prompt in test.prompts():
             rows.append(list(_recall_with(masks, test, prompt, mode, while_reading, trial_log)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from itertools import product
 from typing import Any
@@ -17,9 +17,6 @@ from regaze.interventions.retrieval_heads.recall import unigram_recall
 from regaze.toolkit import Gaze, wrap
 from regaze.toolkit.model import compat
 from regaze.toolkit.model.weights_hash import hash_of, model_hash
-
-#: Called with the name of the current stage, how much of it is done, and its total.
-Progress = Callable[[str, int, int], None]
 
 
 class NeedleTest:

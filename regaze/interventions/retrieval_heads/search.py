@@ -14,10 +14,11 @@ from regaze.interventions.retrieval_heads.cached_prompt import CachedPrompt
 from regaze.interventions.retrieval_heads.copying import count_copies
 from regaze.interventions.retrieval_heads.head_files import TrialEntry
 from regaze.interventions.retrieval_heads.head_scores import RetrievalHeads, Trial
-from regaze.interventions.retrieval_heads.needle_test import NeedleTest, Progress
+from regaze.interventions.retrieval_heads.needle_test import NeedleTest
 from regaze.interventions.retrieval_heads.needles import Needle
 from regaze.interventions.retrieval_heads.prompt_builder import TEMPLATE, NeedlePrompt
 from regaze.interventions.retrieval_heads.trial_log import TrialLog
+from regaze.progress import Progress, reporting
 from regaze.reading import StrPath
 from regaze.toolkit.model import compat
 
@@ -35,7 +36,7 @@ def find_retrieval_heads(
     min_recall: float = 0.5,
     name: str | None = None,
     log: StrPath | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> RetrievalHeads:
     """Score every head by how often it attends most to the needle's token that the model copies.
 
@@ -60,7 +61,8 @@ def find_retrieval_heads(
         min_recall: share of the answer's words, in 0..1, that a successful response exceeds.
         name: of the model, for the file. Default: the last part of the name or folder it was loaded from.
         log: path of a JSON-lines file with one trial per line; trials in it are not run again.
-        progress: called with ("trials", done, total).
+        progress: called with ("trials", done, total). None: a bar where one
+            is seen (a terminal, a notebook); True: always; False: never.
 
     Raises:
         BadParameterError: invalid lengths, depths or template, or ones that do not fit the model.
@@ -68,8 +70,8 @@ def find_retrieval_heads(
     """
     options: dict[str, Any] = {"template": template, "max_new_tokens": max_new_tokens}
     test = NeedleTest(model, tokenizer, haystack, needles, lengths, depths, **options)
-    with TrialLog(log) as trial_log:
-        entries = list(_run(test, trial_log, progress or (lambda *_: None)))
+    with TrialLog(log) as trial_log, reporting(progress) as report:
+        entries = list(_run(test, trial_log, report))
     found = _successful(entries, min_recall)
     config = compat.text_config(model)
     about = {

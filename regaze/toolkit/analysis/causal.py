@@ -14,6 +14,7 @@ from torch import Tensor
 
 from regaze.display import Tabular, short_repr
 from regaze.errors import BadParameterError
+from regaze.progress import counting
 from regaze.toolkit.analysis.answers import answer_log_probs
 from regaze.toolkit.analysis.intervals import Estimate, estimate
 from regaze.toolkit.model.callback import Callback
@@ -94,6 +95,7 @@ def head_effects(
     draws: int = 5,
     same_layers: bool = True,
     seed: int = 0,
+    progress: Callable[[int], None] | bool | None = None,
 ) -> HeadEffects:
     """Remove the first k heads of a ranking, and as a control k random other heads.
 
@@ -102,6 +104,8 @@ def head_effects(
         counts: the values of k. draws: number of random controls per k.
         same_layers: draw the controls from the layers of the top heads, as many from each, as long as the
             layer has other heads; the rest comes from any layer. Early layers matter more whatever the head.
+        progress: called with 1 after each set of heads. None: a bar where one
+            is seen (a terminal, a notebook); True: always; False: never.
 
     Raises:
         BadParameterError: a count that leaves fewer than k other heads.
@@ -110,12 +114,20 @@ def head_effects(
     if not counts or min(counts) < 1 or 2 * max(counts) > len(ranking):
         raise BadParameterError(f"counts must be within 1..{len(ranking) // 2}, got {list(counts)}")
     generator = torch.Generator().manual_seed(seed)
-    plain = score(())
-    top = torch.stack([score(ranking[:count]) for count in counts])
-    others = [
-        torch.stack([score(_draw(ranking, count, same_layers, generator)) for _ in range(draws)])
-        for count in counts
-    ]
+    sets = 1 + len(counts) * (1 + draws)
+    with counting(progress, "sets of heads", sets) as report:
+
+        def scored(heads: Sequence[Head]) -> Tensor:
+            found = score(heads)
+            report(1)
+            return found
+
+        plain = scored(())
+        top = torch.stack([scored(ranking[:count]) for count in counts])
+        others = [
+            torch.stack([scored(_draw(ranking, count, same_layers, generator)) for _ in range(draws)])
+            for count in counts
+        ]
     return HeadEffects(counts, plain, top, torch.stack(others))
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from regaze.display import short_repr
 from regaze.errors import BadParameterError, InputError, ShapeError, UnsupportedModelError
 from regaze.kernels import StatsRequest, attend
+from regaze.progress import Progress, reporting
 from regaze.toolkit.analysis.answers import followed_by, token_map_of
 from regaze.toolkit.analysis.forward import EachDevice
 from regaze.toolkit.analysis.selection import check_choice, check_choices
@@ -269,7 +270,7 @@ def optimise_phrase(
     layers: Sequence[int] | None = None,
     heads: Sequence[int] | None = None,
     image: int = 0,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int], None] | bool | None = None,
 ) -> PhraseEmbedding:
     """Fit a phrase's embeddings to a few images in which its place is known; the model is not changed.
 
@@ -284,7 +285,8 @@ def optimise_phrase(
         text: what to begin with. Any text works; more tokens have more parameters.
         steps: of Adam. rate: its step, as a share of the root mean square of the first embeddings.
         rows, scores, layers, heads, image: as for `PhraseMaps.of`, for which the embeddings are then good.
-        progress: called with the number of each step that is done.
+        progress: called with the number of each step that is done. None: a bar where one
+            is seen (a terminal, a notebook); True: always; False: never.
 
     Raises:
         BadParameterError: no examples, no steps or a rate that is not positive. ShapeError: a share of
@@ -303,7 +305,8 @@ def optimise_phrase(
         "image": image,
     }
     losses = []
-    with torch.inference_mode(False), torch.enable_grad():
+    shown: Progress | bool | None = (lambda _, done, __: progress(done)) if callable(progress) else progress
+    with torch.inference_mode(False), torch.enable_grad(), reporting(shown) as report:
         ids = torch.tensor(token_ids(gaze, text), device=device)
         values = gaze.model.get_input_embeddings()(ids).detach().float().requires_grad_()
         adam = torch.optim.Adam([values], lr=rate * float(values.detach().square().mean().sqrt()))
@@ -317,8 +320,7 @@ def optimise_phrase(
             (values.grad,) = torch.autograd.grad(loss, [values])
             adam.step()
             losses.append(float(loss.detach()))
-            if progress is not None:
-                progress(step + 1)
+            report("steps", step + 1, steps)
     return PhraseEmbedding(text, values.detach().clone(), tuple(losses))
 
 

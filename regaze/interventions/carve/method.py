@@ -15,6 +15,7 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 from scipy import ndimage
 from torch import Tensor
 
+from regaze.display import short_repr
 from regaze.errors import BadParameterError, InputError
 from regaze.interventions.base import Method, MultiPassMethod
 from regaze.interventions.carve.contrast import contrast
@@ -58,6 +59,8 @@ class Refinement:
     geometry: Geometry
     mask: Mask
     box: PixelBox
+
+    __repr__ = short_repr
 
     def map(self) -> Tensor:
         """The fused contrast over the pixels of the original image, [H, W]; 0 where the model sees none."""

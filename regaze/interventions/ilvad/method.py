@@ -11,6 +11,7 @@ from PIL import Image
 from pydantic import Field, NonNegativeFloat, NonNegativeInt
 from torch import Tensor
 
+from regaze.display import short_repr
 from regaze.errors import BadParameterError
 from regaze.interventions.base import Method, MultiPassMethod
 from regaze.interventions.facts import Facts
@@ -27,6 +28,8 @@ class GroundedAnswer:
 
     answer: str
     evidence: Tensor
+
+    __repr__ = short_repr
 
     def __str__(self) -> str:
         return self.answer

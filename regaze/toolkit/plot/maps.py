@@ -77,13 +77,17 @@ def heatmap(
     trace = first_trace(record)
     if token is None:
         token = asked_word(trace, check_sample(trace, sample)) or 0
-    grid, box = _map_on(_parts(trace, token, layers, heads, sample, number), image)
+    parts = _parts(trace, token, layers, heads, sample, number)
+    grid, box = _map_on(parts, image)
     figure = new_figure(7.4, min(max(3.1 * image.height / image.width, 1.6), 9.0) + 0.4)
     picture, overlay = figure.subplots(1, 2)
     picture.imshow(image, interpolation="none")
     picture.set_axis_off()
     mappable = _overlay(overlay, image, grid, box=box)
-    _colour_bar(figure, mappable, overlay, image, "attention weight per image token")
+    what = "attention weight per image token"
+    if len(parts) > 1:
+        what = f"weight per image token, sum of {len(parts)} views"
+    _colour_bar(figure, mappable, overlay, image, what)
     overlay.set_title(figure_text(_caption(trace, token, layers, heads, sample) if title is None else title))
     return style_and_save(figure, path)
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from family_checks import case_of
 from PIL import Image
+from zoo.every import VISION, skip_if_older
 
 from regaze.errors import BadParameterError, RecordingError
 from regaze.toolkit import plot
+from regaze.toolkit.analysis import image_map
 from regaze.toolkit.prompts.token_map import PromptTokens, Role, TokenMap, View
 from regaze.toolkit.record.trace import Trace
 
@@ -94,3 +97,28 @@ def test_an_image_without_places_has_no_map():
         plot.heatmap(trace, PICTURE)
     with pytest.raises(RecordingError, match="no image grid"):
         plot.heatmap(trace_of([], [0.1], image=[0]), PICTURE)
+
+
+@pytest.mark.parametrize("name", ["llava_next", "idefics3", "internvl"])
+def test_tiles_of_a_family_are_one_picture(name):
+    """At any point the map is the sum of the weights of the cells that show it, whatever their view."""
+    entry = next(each for each in VISION if each.name == name)
+    skip_if_older(entry)
+    image, gaze = Image.new("RGB", (330, 180), (90, 90, 90)), case_of(entry).gaze
+    with gaze.recording(slices="image") as record:
+        gaze.ask([image], ["What is here?"], max_new_tokens=1, eos_token_id=None)
+    views = record[0].tokens.views[0]
+    assert len(views) > 1
+    picture, overlay, bar = plot.heatmap(record, image).axes
+    assert bar.get_ylabel() == f"weight per image token, sum of {len(views)} views"
+    drawn = np.asarray(overlay.images[-1].get_array())
+    for x, y in ((0.23, 0.31), (0.81, 0.67), (0.52, 0.91)):
+        expected = 0.0
+        for place, view in enumerate(views):
+            left, upper, right, lower = view.box
+            across, down = (x - left) / (right - left), (y - upper) / (lower - upper)
+            if 0 <= across < 1 and 0 <= down < 1:
+                cells = image_map(record, image=place)
+                expected += float(cells[int(down * cells.shape[0]), int(across * cells.shape[1])])
+        assert at(drawn, x, y) == pytest.approx(expected, rel=1e-4)
+    assert picture.images[0].get_array().shape[:2] == (180, 330)

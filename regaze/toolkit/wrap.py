@@ -26,7 +26,7 @@ from regaze.toolkit.model.sampling_choice import with_length, with_sampling_choi
 from regaze.toolkit.model.session import Session
 from regaze.toolkit.model.vision import vision_tokens
 from regaze.toolkit.prompts.conversation import Medium
-from regaze.toolkit.prompts.families import MediaInputs, family_of
+from regaze.toolkit.prompts.families import Family, MediaInputs, family_of
 from regaze.toolkit.prompts.images import ImageLike, open_image
 from regaze.toolkit.prompts.pairs import Images, Question, paired
 from regaze.toolkit.prompts.prompt_reader import Prompt, PromptReader
@@ -80,10 +80,12 @@ class Gaze(Displayed):
     def __init__(
         self, model: PreTrainedModel, processor: Any = None, template_args: Mapping[str, Any] | None = None
     ):
-        self.model, self.processor = model, processor
-        self.family = family_of(model.config)
-        self.host = self.family.hook_target(model)  # the part whose attention is edited
-        self.reader = PromptReader(processor, self.family, template_args)
+        self.model: PreTrainedModel = model
+        self.processor: Any = processor
+        self.family: Family = family_of(model.config)
+        #: the part whose attention is edited
+        self.host: PreTrainedModel = self.family.hook_target(model)
+        self.reader: PromptReader = PromptReader(processor, self.family, template_args)
         self._built: OrderedDict[tuple[int, ...], PromptTokens] = OrderedDict()
         #: Of those, prompts that were built with images of different shapes.
         self._ambiguous: set[tuple[int, ...]] = set()

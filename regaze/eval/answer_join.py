@@ -23,7 +23,7 @@ field of any name that numbers the rows in another order than theirs.
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -299,8 +299,10 @@ def _within_splits(benchmark: Benchmark, rows: Sequence[AnswerRow]) -> Join | No
     splits, named = [item.split for item in benchmark.items], list(map(split_of, rows))
     if Counter(splits) != Counter(named) or splits == named:
         return None
-    left = {split: iter([row for row in rows if split_of(row) == split]) for split in splits}
-    return Join("split and position", tuple(next(left[split]) for split in splits))
+    of_split: dict[str, deque[AnswerRow]] = {split: deque() for split in splits}
+    for split, row in zip(named, rows, strict=True):
+        of_split[split].append(row)
+    return Join("split and position", tuple(of_split[split].popleft() for split in splits))
 
 
 def _refuse_unknown_order(rows: Sequence[AnswerRow]) -> None:

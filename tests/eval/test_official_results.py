@@ -25,6 +25,7 @@ from regaze.eval.answer_fields import choose_answer_field, label_of
 from regaze.eval.answer_files import read_answer_rows
 from regaze.eval.answer_join import join_rows
 from regaze.eval.benchmarks.common.base import Item
+from regaze.eval.benchmarks.pope.benchmark import Pope
 
 SUFFIX = "\nAnswer the question using a single word or phrase."
 COCO = ("COCO_val2014_000000000042.jpg", "COCO_val2014_000000000139.jpg")
@@ -554,6 +555,19 @@ def test_texts_in_order_are_put_to_the_questions_of_their_split(tmp_path):
         (tmp_path / "a.json").write_text(json.dumps(wrong))
         with pytest.raises(InputError, match=r"1[13] answers for 12 questions of pope"):
             read(benchmark, tmp_path / "a.json")
+
+
+def test_many_texts_are_put_to_the_questions_of_their_split(tmp_path):
+    # In quadratic time an hour.
+    benchmark = Pope(
+        tuple(Item(f"{n}", "ab"[n % 2], None, "Is it?", "yes", "") for n in range(20_000)), suffix=""
+    )
+    (tmp_path / "a.json").write_text(
+        json.dumps({split: [f"{split} {n}" for n in range(10_000)] for split in "ba"})
+    )
+    by, texts = read(benchmark, tmp_path / "a.json")
+    assert by == "split and position"
+    assert texts == [f"{'ab'[n % 2]} {n // 2}" for n in range(20_000)]
 
 
 def test_pairs_of_phd_are_in_the_order_of_its_entries(tmp_path):

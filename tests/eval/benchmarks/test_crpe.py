@@ -83,6 +83,18 @@ def test_single_answers_are_read_as_by_the_harnesses(shared):
         assert (read.upper() if read.upper() in "ABCD" else "") == (row["crpe_lmms_eval"] or ""), row["text"]
 
 
+def test_lmms_eval_takes_the_last_answer_that_is_closed():
+    options = ("dog", "cat", "cup", "bus")
+    for text, letter in (
+        ("<answer>A</answer> <answer>B</answer> C", "B"),
+        ("<answer>A</answer><answer>B", "A"),
+        ("<answer>the cat<answer></answer> dog", "B"),
+        ("</answer>D", "answerD"),
+    ):
+        assert read_lmms_eval(text, options) == letter
+    assert read_lmms_eval("<answer>" * 250_000, options)[:6] == "answer"  # in quadratic time an hour
+
+
 def question(number, right="dog", category="object"):
     record = {"image": f"coco/val2017/{number:012}.jpg", "category": category}
     rows = rotations(record, "What is on the table?", [right, "cat", "cup", "bus"])

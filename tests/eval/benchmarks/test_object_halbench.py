@@ -191,11 +191,15 @@ def test_listed_objects_become_nouns(words, reply, names):
         ('Sure!\n["dog"]\nDone', ["dog"]),
         ("[]", []),
         ("()", None),
+        ('] "dog" [', None),
+        ("no list]", None),
+        ("[" * 2_000_000, None),  # in quadratic time an hour
         ('"dog"', None),
         ('[["dog"]]', None),
         ("[7]", None),
         ("['dog']", None),
     ],
+    ids=lambda value: ascii(value)[:20],
 )
 def test_our_own_scorer_takes_lists_of_texts_only(reply, names):
     if names is None:

@@ -237,11 +237,17 @@ def read_lmms_eval(answer: str, options: Sequence[str]) -> str:
     option keeps its hyphen, and letters are not taken from sentences.
     """
     text = choice_readers.strip_lmms_eval(answer, ("think", "thought"))
-    if marked := re.findall(r"<answer>(.*?)</answer>", text, re.DOTALL):
-        text = marked[-1]
-    text = re.sub(r"[^\w\s]", "", text).strip()
+    text = re.sub(r"[^\w\s]", "", _last_marked(text)).strip()
     places = [(text.find(option), index) for index, option in enumerate(options) if option in text]
     return _LETTERS[min(places)[1]] if places else text
+
+
+def _last_marked(text: str) -> str:
+    """What stands in the last `<answer>` that is closed; the whole text without one."""
+    inside, end = text, 0
+    while (start := text.find("<answer>", end)) >= 0 and (end := text.find("</answer>", start)) >= 0:
+        inside = text[start + len("<answer>") : end]
+    return inside
 
 
 def scorers(categories: Sequence[str]) -> tuple[CrpeScorer, ...]:

@@ -7,7 +7,6 @@ the rule that is applied to tags and lemmas is the same, single words may come o
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -70,9 +69,8 @@ def listed_names(reply: str) -> list[str]:
     Raises:
         UnreadableReplyError: There is no list, or it holds anything but texts.
     """
-    found = re.search(r"\[.*\]", reply, re.DOTALL)
     try:
-        names = json.loads(found[0]) if found else None
+        names = json.loads(reply[reply.find("[") : reply.rfind("]") + 1] or "null")
     except (ValueError, RecursionError) as error:
         raise UnreadableReplyError("no JSON list in the reply") from error
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):

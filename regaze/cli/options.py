@@ -118,7 +118,7 @@ Questions = Annotated[
 Split = Annotated[
     str | None,
     typer.Option(
-        help="pope only: random, popular, adversarial or all; for the shipped scenes. [all]",
+        help="A split of the benchmark, such as random, popular or adversarial of pope and repope. [all]",
     ),
 ]
 Bench = Annotated[

@@ -11,14 +11,15 @@ from rich.table import Table
 from rich.text import Text
 
 from regaze.cli import console
+from regaze.eval import benchmarks
 from regaze.eval.report import tables as report
 from regaze.eval.report.markdown import markdown_table
 from regaze.eval.report.sweeps import NOTE, neutral_note, sweep_table
 from regaze.eval.report.tuning import chosen_table, trials_table, tuning_notes
 from regaze.eval.run.results import dumps
 
-NOTES = """Shares in percent, with 95 % intervals (none where images do not vary).
-Only right: questions that only this condition gets right. Detectable: the
+SHARES_NOTE = "Shares in percent, with 95 % intervals (none where images do not vary)."
+METHOD_NOTE = """Only right: questions that only this condition gets right. Detectable: the
 smallest true difference that would be found four times out of five."""
 HARNESS_NOTE = "The harness scorer's yes-ratio is that of the labels, whatever the answers."
 #: Number of scorers shown; reports and results.json have all.
@@ -32,7 +33,7 @@ def show(results: Mapping[str, Any]) -> None:
     for name, benchmark in results["benchmarks"].items():
         entry = benchmark["methods"][label] if label else benchmark["plain"]
         for split, scores in entry["figures"].items():
-            title = f"{name.upper()} {split}, {results['model']['name']}"
+            title = f"{_title(name)} {split}, {results['model']['name']}"
             title += f": {report.count_text(scores)}"
             out.print(Text(title, "bold"), soft_wrap=True)
             out.print(_table(scores, label, benchmark["numbers"]))
@@ -40,7 +41,7 @@ def show(results: Mapping[str, Any]) -> None:
             out.print(textwrap.fill(note, 80), soft_wrap=True)
         for line in _caveats(benchmark, label):
             out.print(line, soft_wrap=True)
-    out.print(NOTES, soft_wrap=True)
+    out.print(f"{SHARES_NOTE}\n{METHOD_NOTE}" if label else SHARES_NOTE, soft_wrap=True)
     if "pope" in results["benchmarks"]:
         out.print(HARNESS_NOTE, soft_wrap=True)
 
@@ -65,7 +66,7 @@ def show_line(results: Mapping[str, Any]) -> None:
         line = f"{report.figure_label(figure)} plain {shown[0]}, {label} {shown[1]} ({shown[2]})"
         changed = f"{entry['answers_changed']} of {entry['figures'][split]['questions']} answers differ"
         console.stdout().print(
-            Text.assemble((f"{name.upper()} {split}: ", "bold"), f"{line}; {changed}"), soft_wrap=True
+            Text.assemble((f"{_title(name)} {split}: ", "bold"), f"{line}; {changed}"), soft_wrap=True
         )
 
 
@@ -74,10 +75,15 @@ def show_leading(results: Mapping[str, Any]) -> None:
     out, label = console.stdout(), next(iter(results["methods"]))
     for name, benchmark in results["benchmarks"].items():
         (split, scorer), entry = report.leading_scorer(benchmark), benchmark["methods"][label]
-        out.print(Text(f"{name.upper()} {split}: {report.question_note(benchmark)}", "bold"), soft_wrap=True)
+        out.print(Text(f"{_title(name)} {split}: {report.question_note(benchmark)}", "bold"), soft_wrap=True)
         out.print(_table({scorer: entry["figures"][split][scorer]}, label, benchmark["numbers"]))
         for line in _caveats(benchmark, label):
             out.print(line, soft_wrap=True)
+
+
+def _title(name: str) -> str:
+    """A benchmark as papers write it."""
+    return str(benchmarks.load_class(name).about.title) if name in benchmarks.NAMES else name.upper()
 
 
 def _caveats(benchmark: Mapping[str, Any], label: str | None) -> list[str]:
@@ -160,7 +166,7 @@ def comparison(results: Mapping[str, Any]) -> str:
     if damage:
         parts += ["## Damage check", report.damage_note(damage)]
         parts += [markdown_table(table)] if (table := report.damage_table(damage)) else []
-    return "\n\n".join([*parts, *report.NOTES]) + "\n"
+    return "\n\n".join([*parts, *report.reading_notes(results["benchmarks"].values())]) + "\n"
 
 
 def swept(results: Mapping[str, Any]) -> str:
@@ -178,7 +184,8 @@ def scored(benchmark: Mapping[str, Any]) -> str:
     leading = _leading_figures(benchmark["benchmark"]["name"], benchmark)
     joins = ", ".join(f"{label} by {by}" for label, by in benchmark["joined_by"].items())
     joined = f"Answers were joined to the questions: {joins}."
-    return "\n\n".join([leading, joined, markdown_table(report.full_table(benchmark)), *report.NOTES]) + "\n"
+    table = markdown_table(report.full_table(benchmark))
+    return "\n\n".join([leading, joined, table, *report.reading_notes([benchmark])]) + "\n"
 
 
 def _leading_figures(name: str, benchmark: Mapping[str, Any]) -> str:

@@ -64,7 +64,9 @@ def build_sections(
     if damage := results.get("damage"):
         note, table = tables.damage_note(damage), tables.damage_table(damage)
         sections.append(Section("Damage check", paragraphs=[note], table=table))
-    sections.append(Section("How to read this", paragraphs=tables.NOTES))
+    sections.append(
+        Section("How to read this", paragraphs=tables.reading_notes(results["benchmarks"].values()))
+    )
     return sections
 
 

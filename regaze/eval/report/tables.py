@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from regaze.eval.comparison.confounds import THRESHOLDS
@@ -33,9 +33,11 @@ SECONDS_NOTE = (
     "Seconds are those of one pass and no benchmark; where one condition shares prefixes and another does "
     "not, they differ for that reason alone."
 )
-NOTES = (
+_FIGURES_NOTE = (
     "Shares are in percent, with 95 % intervals in brackets; a figure without brackets did not vary between "
-    "the clusters that were drawn, or there was only one, so that nothing can be said about its spread.",
+    "the clusters that were drawn, or there was only one, so that nothing can be said about its spread."
+)
+_METHODS_NOTES = (
     "A method's figure is followed by its difference to the plain model; Holm p is corrected for the number "
     "of methods. Detectable is the smallest true difference of the first figure that this many questions "
     "find four times out of five: a smaller one may well be there unseen. Where fewer than about ten "
@@ -58,6 +60,12 @@ DAMAGE_NOTE = (
     "the interval of its difference lies below zero and p is below 5 %; this is not corrected for the number "
     "of methods."
 )
+
+
+def reading_notes(benchmarks: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
+    """How to read the tables of these benchmarks; the plain model alone is compared with nothing."""
+    methods = any(True for benchmark in benchmarks for _ in iter_conditions(benchmark))
+    return (_FIGURES_NOTE, *(_METHODS_NOTES if methods else ()))
 
 
 def leading_scorer(benchmark: Mapping[str, Any]) -> tuple[str, str]:
@@ -95,7 +103,7 @@ def question_note(benchmark: Mapping[str, Any]) -> str:
         text += f" ({plain['asked']} prompts that differ)"
     for label, entry in [("plain", plain), *iter_conditions(benchmark)]:
         if entry.get("cut_in_thinking"):
-            text += f"; {label}: {entry['cut_in_thinking']} answers cut in their thinking"
+            text += f"; {label}: {_count(entry['cut_in_thinking'], 'answers')} cut in their thinking"
     for label, entry in [("plain", plain), *iter_conditions(benchmark)]:
         if entry.get("failed") or entry.get("left_out"):
             text += f"; {label}: {entry['failed']} failed, {entry['left_out']} left out of the scores"
@@ -104,8 +112,13 @@ def question_note(benchmark: Mapping[str, Any]) -> str:
 
 def count_text(scores: Mapping[str, Any]) -> str:
     """Questions of a split and what they are about: "12 questions on 3 images"."""
-    subjects = [f"{scores[kind]} {kind}" for kind in ("images", "videos") if scores.get(kind)]
-    return f"{scores['questions']} questions on {' and '.join(subjects) or 'no images'}"
+    subjects = [_count(scores[kind], kind) for kind in ("images", "videos") if scores.get(kind)]
+    return f"{_count(scores['questions'], 'questions')} on {' and '.join(subjects) or 'no images'}"
+
+
+def _count(number: int, things: str) -> str:
+    """A number of things: 1 image, 2 images."""
+    return f"{number} {things.removesuffix('s') if number == 1 else things}"
 
 
 def statistics_note(benchmark: Mapping[str, Any]) -> str:
@@ -117,7 +130,7 @@ def statistics_note(benchmark: Mapping[str, Any]) -> str:
     items, clusters = used["items"], used["clusters"]
     if items > clusters:
         apart = (
-            f"the {items} questions fall into {clusters} cluster{'s' * (clusters != 1)} (an image with all "
+            f"the {items} questions fall into {_count(clusters, 'clusters')} (an image with all "
             "its questions, or what else is scored together)"
         )
     else:
@@ -161,13 +174,15 @@ def disagreement_note(benchmark: Mapping[str, Any]) -> str:
 
 
 def main_table(benchmark: Mapping[str, Any]) -> Table:
-    """The leading figures, a row per condition."""
+    """The leading figures, a row per condition; tests and confounds where the plain model is not alone."""
     split, scorer = leading_scorer(benchmark)
     plain = benchmark["plain"]["figures"][split][scorer]["plain"]
     numbers = benchmark["numbers"].get(scorer, ())
     figures = [name for name, _ in iter_estimates(plain)]
     verdicts = _verdicts(benchmark, split, scorer)
-    head = ["", *map(figure_label, figures), "p", "Holm p", "detectable", "changed", "confounds"]
+    head = ["", *map(figure_label, figures)]
+    if any(True for _ in iter_conditions(benchmark)):
+        head += ["p", "Holm p", "detectable", "changed", "confounds"]
     head += ["beats its controls"] if verdicts else []
     estimates = [format_estimate(name, plain[name], numbers) for name in figures]
     rows = [head, ["plain", *estimates, *[""] * (len(head) - len(estimates) - 1)]]

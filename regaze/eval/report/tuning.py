@@ -13,7 +13,11 @@ def tuning_notes(results: Mapping[str, Any]) -> list[str]:
     tuning = results["tuning"]
     used, name = tuning["criterion"], tuning["benchmark"]["name"]
     failed = f" ({tuning['left_out']} more failed, or stand with one)" if tuning["left_out"] else ""
-    unused = f" {tuning['not_used']} questions are in neither part." if tuning["not_used"] else ""
+    unused = (
+        f" Questions in neither part, most of them about images that are tuned on: {tuning['not_used']}."
+        if tuning["not_used"]
+        else ""
+    )
     chosen = (
         f"Parameters were chosen on {tuning['questions']} questions{failed} about {tuning['images']} images "
         f"of {name}, by {figure_label(used['figure'])} ({used['scorer']} scorer, {used['split']}; "

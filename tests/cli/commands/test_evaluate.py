@@ -80,7 +80,7 @@ def test_json_is_all_there_is_on_standard_output(files):
 def test_the_table_names_scorers_figures_and_intervals(files):
     result = good(*POPE, "--output", "out", "--limit", "2")
     for text in (
-        "2 questions on 1 images",
+        "2 questions on 1 image",
         "official",
         "harness",
         "yes-ratio",

@@ -305,6 +305,18 @@ def test_a_question_that_is_labelled_twice_is_named(small):
         RePope.load(small, small, splits=["random"])
 
 
+def test_popes_own_files_may_be_elsewhere(small, tmp_path_factory):
+    alone, none = tmp_path_factory.mktemp("labels"), tmp_path_factory.mktemp("none")
+    (small / "coco_repope_random.json").rename(alone / "coco_repope_random.json")
+    assert len(RePope.load(alone, small, pope=small, splits=["random"]).items) == len(QUESTIONS)
+    with pytest.raises(
+        InputError, match=r"has no coco_pope_random\.json.*; .* elsewhere: --bench pope=FOLDER$"
+    ):
+        RePope.load(alone, small, splits=["random"])
+    with pytest.raises(InputError, match=r"has no coco_pope_random\.json[^;]*$"):
+        RePope.load(alone, small, pope=none, splits=["random"])
+
+
 def scored(*arguments):
     result = CliRunner().invoke(app, ["score", "repope", *map(str, arguments), "--json"])
     assert result.exit_code == 0, result.output

@@ -101,6 +101,19 @@ def test_the_report_says_when_no_questions_share_an_image(tmp_path):
     )
 
 
+def test_the_plain_model_alone_has_no_columns_of_comparisons(tmp_path):
+    pope = write_pope(tmp_path, [("a", "yes")])
+    record = evaluate(
+        StandIn(), [EvalTask(pope, {})], {}, tmp_path / "out", model_name="m", config=EvalConfig()
+    )
+    report.write_report(record, tmp_path / "out")
+    text = (tmp_path / "out" / report.MARKDOWN).read_text()
+    assert "1 question on 1 image (" in text
+    assert "| | accuracy | precision | recall | F1 | yes-ratio |\n" in text.replace("|  |", "| |")
+    assert "in percent" in text
+    assert not any(word in text for word in ("Holm", "etectable", "Confounds: what"))
+
+
 def test_the_page_is_well_formed_and_needs_no_other_file(ran):
     _, folder = ran
     page = (folder / report.HTML).read_text()

@@ -102,7 +102,12 @@ class RePope(BaseBenchmark):
             InputError: As `Pope.load`; a question that the labels name twice; labels of other questions.
         """
         limit_items((), limit)
-        questions = Pope.load(pope or folder, images, version=version, splits=splits)
+        try:
+            questions = Pope.load(pope or folder, images, version=version, splits=splits)
+        except InputError as error:
+            if pope is not None:
+                raise
+            raise InputError(f"{error}; POPE's own files may be elsewhere: --bench pope=FOLDER") from error
         paths = {split: benchmark_files.find_file(folder, FILE.format(split=split)) for split in splits}
         labels = {split: read_labels(path, split) for split, path in paths.items()}
         items, missing = join_labels(questions.items, labels)

@@ -22,6 +22,8 @@ MAX_BYTES = 32 * 2**20
 MAX_SECONDS = 30.0
 MAX_REDIRECTS = 5
 
+#: IPv6 addresses that are assigned for the internet, and those that stand for IPv4 addresses (RFC 6052).
+_UNICAST, _NAT64 = ipaddress.IPv6Network("2000::/3"), ipaddress.IPv6Network("64:ff9b::/96")
 _URL = re.compile(r"https?://", re.IGNORECASE)
 
 
@@ -124,6 +126,12 @@ def _checked(url: str) -> tuple[str, dict[str, Any]]:
 
 
 def _is_public(address: str) -> bool:
+    """Whether an address is one of the internet; one that carries an IPv4 address is what that is."""
     found = ipaddress.ip_address(address.partition("%")[0])
-    mapped = getattr(found, "ipv4_mapped", None) or found
-    return mapped.is_global and not mapped.is_multicast
+    if isinstance(found, ipaddress.IPv6Address):
+        translated = ipaddress.IPv4Address(int(found) & 0xFFFFFFFF) if found in _NAT64 else None
+        carried = found.ipv4_mapped or found.sixtofour or translated
+        if carried is None and found not in _UNICAST:
+            return False
+        return _is_public(str(carried)) if carried else found.is_global
+    return found.is_global and not found.is_multicast

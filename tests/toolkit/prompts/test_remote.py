@@ -115,12 +115,23 @@ def test_limits(server, monkeypatch, path, message):
             "http://[::ffff:127.0.0.1]/a",
             "http://[fe80::1%25lo]/a",
         ),
+        *(
+            "http://[64:ff9b::a00:1]/a",
+            "http://[2002:a00:1::]/a",
+            "http://[::10.0.0.1]/a",
+            "http://[fec0::1]/a",
+        ),
         *("http://2130706433/a", "http://100.64.0.1/a", "http://224.0.0.1/a", "https://[fd00::1]/a"),
     ],
 )
 def test_addresses_that_are_not_public_are_refused(url):
     with pytest.raises(InputError, match=r"which is no public address|cannot be fetched: gaierror"):
         remote.fetch(url)
+
+
+def test_addresses_of_the_internet_are_public():
+    for address in ("93.184.216.34", "2606:4700::1", "64:ff9b::5db8:d822", "2002:5db8:d822::1"):
+        assert remote._is_public(address)
 
 
 def test_one_address_that_is_not_public_is_enough(server):

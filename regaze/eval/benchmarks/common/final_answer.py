@@ -47,6 +47,7 @@ _LATEX = re.compile(r"\\[a-zA-Z]{1,20}\s?(?=\{)|\\[()\[\],;! ]|[{}$]")
 #: "(B)" and "b)" become "B." and "b.".
 _LETTERED = re.compile(r"[(\[]?\s?(?<![^\W_])([A-Za-z])\s?[)\]]")
 _MARKUP = re.compile(r"[*`#~|\"“”„«»‘「」『』【】<>\[\]()_^=]+|(?<!\w)'|'(?!\w)")
+_BULLET = re.compile(r"^[-–—•·‣] (?=\S)")
 #: Unicode categories of emoji, ticks and other pictures, and of characters without a meaning.
 _PICTURES = frozenset({"So", "Sk", "Cs", "Co", "Cn"})
 _ANNOUNCED = re.compile(
@@ -106,7 +107,7 @@ def plain_text(text: str) -> str:
         text = text[role.end() :]
     text = _MARKUP.sub(" ", _LETTERED.sub(r" \1. ", _LATEX.sub(" ", text)))
     text = "".join(" " if unicodedata.category(char) in _PICTURES else char for char in text)
-    lines = (" ".join(line.split()) for line in text.splitlines())
+    lines = (_BULLET.sub("", " ".join(line.split())) for line in text.splitlines())
     return "\n".join(line for line in lines if line)
 
 

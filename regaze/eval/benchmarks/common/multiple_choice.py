@@ -13,14 +13,14 @@ from regaze.eval.benchmarks.common.yes_no_reading import is_hedged
 
 LETTERS = "ABCDEFGHIJ"
 #: A letter alone; letters of Chinese and other scripts may stand next to it.
-_LETTER = re.compile(r"(?<![A-Za-z0-9'.-])([A-Ja-j])(?![A-Za-z0-9'-])")
+_LETTER = re.compile(r"(?<![A-Za-z0-9'.-])(?<![Nn]/)(?<![Nn] / )([A-Ja-j])(?![A-Za-z0-9'-])")
 #: Characters before and after a letter that may say what it is.
 _WINDOW = 40
 #: An answer with more letters says nothing.
 _MOST_MENTIONS = 64
-_MARK = re.compile(r" ?(?:[.:](?!\w)|[,;!?)\n]|$)| (?:because|since)\b")
+_MARK = re.compile(r" ?(?:[.:](?!\w)|[,;!?)\n/&]|$)| (?:because|since)\b")
 #: What follows a letter and not an article.
-_NO_NOUN = re.compile(r" (?:is|was|or|and|because|since|as|but|seems|looks|would)\b|[^\x00-\x7f]")
+_NO_NOUN = re.compile(r" (?:is|was|or|and|because|since|as|but|seems|looks|would)\b| [A-J]\b|[^\x00-\x7f]")
 _NAMED_BEFORE = re.compile(r"(?:\b(?:option|choice|letter|answer) ?:? ?|选项?|选择|答案是?)$", re.IGNORECASE)
 _REJECTION = r"(?P<rejected>\b(?:not|rather than|instead of|neither|nor) )"
 _REJECTED_BEFORE = re.compile(rf"{_REJECTION}(?:option )?$", re.IGNORECASE)

@@ -35,8 +35,9 @@ _CONTRACTIONS = (
 
 #: Verdicts wherever they begin a sentence.
 _WORDS = {
-    "yes": "yes|yeah|yep|yup|aye|oui|ja|sí|si|sim|da|はい|うん|네|예",
-    "no": "no|nope|nah|nay|non|nein|nee|não|нет|いいえ|아니요|아니오|아니",
+    "yes": "yes|yeah|yea|yep|yup|aye|oui|ja|sí|sì|si|sim|da|да|はい|うん|네|예",
+    "no": "no(?! (?:doubt|problem|wonder|matter|question))|nope|nah|nay|non|nein|nee|nej|não|нет|いいえ"
+    "|아니요|아니오|아니",
 }
 #: Verdicts only if nothing or a mark follows: "Right." is one, "Right of the door" is none.
 _ALONE = {
@@ -69,7 +70,7 @@ _LEAD_IN = re.compile(
     r"|(?:it|this|that) is(?= (?:true|false|correct|incorrect|right|wrong|untrue|a (?:yes|no))\b)"
     r"|(?:it|this|that) is(?= not (?:true|correct|right)\b)"
     rf"|a(?= (?:yes|no)\b)|{_EMPHASIS}"
-    r"|[a-j](?=\. [^\W\d]{2})|[0-9]{1,2}(?=\. ))(?:$|[ ,:;.!-]{1,3})"
+    r"|(?:(?:option|choice) )?[a-j](?=[.:] [^\W\d]{2})|[0-9]{1,2}(?=\. ))(?:$|[ ,:;.!-]{1,3})"
 )
 _MOST_LEAD_INS = 6
 #: An instruction that the model repeats: "Please answer with yes or no."

@@ -12,6 +12,7 @@ import numpy as np
 from regaze.eval.benchmarks.common import yes_no
 from regaze.eval.benchmarks.common.final_answer import final_answer
 from regaze.eval.benchmarks.common.scoring import Scorer, ratio
+from regaze.eval.benchmarks.common.yes_no_reading import is_hedged
 
 #: Common sense, perception, bias of the context, language prior.
 TESTS = ("CK", "VP", "CB", "LP")
@@ -46,12 +47,13 @@ def read_official(answer: str) -> bool | None:
 def read_truth(answer: str) -> bool | None:
     """What a careful person reads: what the decisive part of the answer calls the statement, else yes or no.
 
-    "The statement is not true" is false; "true or false" says nothing.
+    "The statement is not true" is false; "true or false" and "it could be true" say nothing.
     """
     text = final_answer(answer).lower().replace("true or false", " ")  # the request, or no decision
-    found = {(match["word"] == "true") != bool(match["negated"]) for match in _VERDICT.finditer(text)}
+    matches = list(_VERDICT.finditer(text))
+    found = {(match["word"] == "true") != bool(match["negated"]) for match in matches}
     if found:
-        return found.pop() if len(found) == 1 else None
+        return found.pop() if len(found) == 1 and not is_hedged(text[: matches[0].end()]) else None
     verdict = yes_no.REGAZE.read(answer)
     return verdict == "yes" if verdict in yes_no.LABELS else None
 

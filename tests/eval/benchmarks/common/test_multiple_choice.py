@@ -51,6 +51,7 @@ def test_the_table_of_the_protocol(answer, letter):
             ("T", ""),
             ("A dog", "A"),
         ],
+        *[("A/B", ""), ("A & B", ""), ("A B", ""), ("D/A", ""), ("N/A", ""), ("N / A", ""), ("- B", "B")],
         ("B " * 10_000, "B"),
         ("A cat " * 10_000, "B"),
     ],

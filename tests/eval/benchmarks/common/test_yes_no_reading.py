@@ -69,8 +69,10 @@ MORE = {
             "Sure! There is a dog.",
             "It is not false",
         ),
+        *("Yea", "Да", "sì", "Option A: Yes", "No doubt, there is a dog."),
     ),
     "no": (
+        *("- No", "• No, there is none.", "Nej", "B: No", "No matter how I look, there is no dog."),
         *("There isn't any dog.", "I don't think so.", "I don't think there is a dog.", "Of course not!"),
         *("No dogs are visible.", "It is not true that there is a dog.", "Unfortunately, no.", "不是", "0"),
         *(
@@ -102,6 +104,7 @@ MORE = {
             "无法判断",
             "Not necessarily",
         ),
+        *("No problem.", "No wonder", "a: yes, b: no"),
         *("Sure! Here is what I see", "It is unclear whether there is a dog.", "是否", "Right of the sofa"),
     ),
 }

@@ -36,9 +36,8 @@ def _compared(name: str) -> Mapping[str, Any]:
 def comparison(name: str) -> str:
     """The leading figures of every condition and the damage check, as in a report."""
     benchmark = _compared(name)
-    split, scorer = tables.leading_scorer(benchmark)
     notes = [tables.question_note(benchmark), tables.statistics_note(benchmark)]
-    heading = f"## {name}, {split}, {scorer} scorer"
+    heading = f"## {tables.leading_title(name, benchmark)}"
     parts = [heading, *notes, markdown_table(tables.main_table(benchmark))]
     if rows := tables.controls_table(benchmark):
         parts += [f"### {name}: methods against their controls", tables.CONTROLS_NOTE, markdown_table(rows)]

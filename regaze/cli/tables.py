@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich import box
@@ -13,7 +15,8 @@ from rich.text import Text
 from regaze.cli import console
 from regaze.eval import benchmarks
 from regaze.eval.report import tables as report
-from regaze.eval.report.markdown import markdown_table
+from regaze.eval.report.markdown import to_markdown
+from regaze.eval.report.sections import Section
 from regaze.eval.report.sweeps import NOTE, neutral_note, sweep_table
 from regaze.eval.report.tuning import chosen_table, trials_table, tuning_notes
 from regaze.eval.run.results import dumps
@@ -24,6 +27,8 @@ smallest true difference that would be found four times out of five."""
 HARNESS_NOTE = "The harness scorer's yes-ratio is that of the labels, whatever the answers."
 #: Number of scorers shown; reports and results.json have all.
 _SCORERS_SHOWN = 2
+#: On a terminal, tables of more columns have a column per condition, as many at a time as fit.
+_MANY_COLUMNS, _LABELS_WIDTH, _CELL_WIDTH = 6, 17, 20
 
 
 def show(results: Mapping[str, Any]) -> None:
@@ -146,57 +151,103 @@ def as_json(results: Mapping[str, Any]) -> str:
     return dumps(results)
 
 
-def comparison(results: Mapping[str, Any]) -> str:
-    """A comparison of methods as Markdown: one table per benchmark, the plain model first."""
-    versions = results["versions"]
-    parts = [
-        f"Model {results['model']['name']}, seed {results['seed']}, batches of {results['batch_size']}; "
+def show_sections(sections: Sequence[Section]) -> None:
+    """Print a page: as Markdown, or on a terminal laid out in its width."""
+    out = console.stdout()
+    if not out.is_terminal:
+        console.echo(to_markdown(sections, Path()))
+        return
+    for section in sections:
+        out.print(Text(section.title, "bold"))
+        for paragraph in section.paragraphs:
+            out.print(paragraph)
+        for table in _in_width(section.table, out.width):
+            out.print(table)
+        out.print()
+
+
+def _in_width(cells: Sequence[Sequence[str]], width: int) -> Iterator[Table]:
+    """A table in `width` columns of the terminal; long cells go over several lines."""
+    if not cells or len(cells[0]) <= _MANY_COLUMNS:
+        yield from map(_grid, [cells] if cells else [])
+        return
+    turned = report.turned(cells)
+    step = max(1, (width - _LABELS_WIDTH) // _CELL_WIDTH)
+    for first in range(1, len(cells), step):
+        yield _grid([[row[0], *map(_broken, row[first : first + step])] for row in turned])
+
+
+def _broken(cell: str) -> str:
+    """A long figure with its difference, divided before the interval rather than inside it."""
+    return re.sub(r"(\([^ ()]+) \[", r"\1\n[", cell) if len(cell) > _CELL_WIDTH else cell
+
+
+def _grid(cells: Sequence[Sequence[str]]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    for heading in cells[0]:
+        table.add_column(Text(heading))
+    for row in cells[1:]:
+        table.add_row(*map(Text, row))
+    return table
+
+
+def comparison(results: Mapping[str, Any]) -> list[Section]:
+    """A comparison of methods: a table per benchmark, the plain model first."""
+    model, versions = results["model"]["name"], results["versions"]
+    run = (
+        f"Model {model}, seed {results['seed']}, batches of {results['batch_size']}; "
         f"regaze {versions['regaze']}, torch {versions['torch']}, transformers {versions['transformers']}."
-    ]
+    )
+    sections = [Section(f"{model} on {', '.join(results['benchmarks'])}", 1, [run])]
     if results["tuning"]:
-        chosen, trials = (markdown_table(table(results)) for table in (chosen_table, trials_table))
-        parts += ["## Parameters, chosen apart from testing", *tuning_notes(results), chosen, trials]
+        chosen, trials = (table(results) for table in (chosen_table, trials_table))
+        sections += [
+            Section("Parameters, chosen apart from testing", paragraphs=tuning_notes(results), table=chosen),
+            Section("Trials, on the questions that were tuned on", 3, table=trials),
+        ]
     damage = results.get("damage")
     added = damage["benchmark"] if damage and damage["added"] else None
-    parts += [
-        _leading_figures(name, benchmark)
-        for name, benchmark in results["benchmarks"].items()
-        if name != added
-    ]
-    if damage:
-        parts += ["## Damage check", report.damage_note(damage)]
-        parts += [markdown_table(table)] if (table := report.damage_table(damage)) else []
-    return "\n\n".join([*parts, *report.reading_notes(results["benchmarks"].values())]) + "\n"
-
-
-def swept(results: Mapping[str, Any]) -> str:
-    """A sweep as Markdown: one table per benchmark, the plain model first."""
-    parts = []
     for name, benchmark in results["benchmarks"].items():
-        split, scorer = report.leading_scorer(benchmark)
-        parts += [f"## {name}, {split}, {scorer} scorer", report.question_note(benchmark)]
-        parts += [report.statistics_note(benchmark), markdown_table(sweep_table(results, name))]
-    return "\n\n".join([*parts, *filter(None, [neutral_note(results)]), NOTE]) + "\n"
+        sections += _leading_figures(name, benchmark) if name != added else []
+    if damage:
+        notes, table = [report.damage_note(damage)], report.damage_table(damage)
+        sections.append(Section("Damage check", paragraphs=notes, table=table))
+    return [*sections, _reading(report.reading_notes(results["benchmarks"].values()))]
 
 
-def scored(benchmark: Mapping[str, Any]) -> str:
-    """The scores of a file of answers as Markdown: the leading figures, then all of them."""
-    leading = _leading_figures(benchmark["benchmark"]["name"], benchmark)
+def swept(results: Mapping[str, Any]) -> list[Section]:
+    """A sweep: a table per benchmark, the plain model first."""
+    sections = []
+    for name, benchmark in results["benchmarks"].items():
+        notes = [report.question_note(benchmark), report.statistics_note(benchmark)]
+        title, table = report.leading_title(name, benchmark), sweep_table(results, name)
+        sections.append(Section(title, paragraphs=list(filter(None, notes)), table=table))
+    notes = [note for note in (neutral_note(results), NOTE) if note]
+    return [*sections, _reading(notes)]
+
+
+def scored(benchmark: Mapping[str, Any]) -> list[Section]:
+    """The scores of a file of answers: the leading figures, then all of them."""
     joins = ", ".join(f"{label} by {by}" for label, by in benchmark["joined_by"].items())
-    joined = f"Answers were joined to the questions: {joins}."
-    table = markdown_table(report.full_table(benchmark))
-    return "\n\n".join([leading, joined, table, *report.reading_notes([benchmark])]) + "\n"
+    notes = [f"Answers were joined to the questions: {joins}."]
+    everything = Section("Every split and scorer", 3, notes, report.full_table(benchmark))
+    leading = _leading_figures(benchmark["benchmark"]["name"], benchmark)
+    return [*leading, everything, _reading(report.reading_notes([benchmark]))]
 
 
-def _leading_figures(name: str, benchmark: Mapping[str, Any]) -> str:
-    split, scorer = report.leading_scorer(benchmark)
-    parts = [
-        f"## {name}, {split}, {scorer} scorer",
+def _leading_figures(name: str, benchmark: Mapping[str, Any]) -> list[Section]:
+    notes = [
         report.question_note(benchmark),
         report.statistics_note(benchmark),
         *report.benchmark_notes(benchmark),
-        markdown_table(report.main_table(benchmark)),
     ]
+    title, table = report.leading_title(name, benchmark), report.main_table(benchmark)
+    sections = [Section(title, paragraphs=list(filter(None, notes)), table=table)]
     if table := report.controls_table(benchmark):
-        parts += [f"### {name}: methods against their controls", report.CONTROLS_NOTE, markdown_table(table)]
-    return "\n\n".join(parts)
+        title = f"{name}: methods against their controls"
+        sections.append(Section(title, 3, [report.CONTROLS_NOTE], table))
+    return sections
+
+
+def _reading(notes: Sequence[str]) -> Section:
+    return Section("How to read this", paragraphs=notes)

@@ -79,5 +79,8 @@ def compare(
     )
     results, folder = cli.run.execute(run)
     if results is not None:
-        cli.console.echo(cli.tables.as_json(results) if json else cli.tables.comparison(results))
+        if json:
+            cli.console.echo(cli.tables.as_json(results))
+        else:
+            cli.tables.show_sections(cli.tables.comparison(results))
         cli.console.done(f"the report, all figures and the answers are in {folder}")

@@ -16,7 +16,8 @@ def score(
     answers: Annotated[
         Path,
         typer.Argument(
-            help="answers.jsonl of a run, or a file of lmms-eval, VLMEvalKit or a method repository."
+            help="answers.jsonl of a run, a file of lmms-eval, VLMEvalKit or a method repository, or JSON "
+            "lines of your own: question, image, answer; of yes/no questions also label."
         ),
     ],
     against: Annotated[
@@ -43,8 +44,12 @@ def score(
     enough by itself. For other files say where the questions are, by --data, --images or --questions.
 
     Answers are joined to the questions by ids where both sides have them, else by text and image, else by
-    position; the output says which.
+    position; the output says which. Each question needs an answer: where only some were asked, --split,
+    --limit or --bench choose the same.
     """
     source = cli.questions.QuestionSource(data, images, questions, split, bench, limit)
     scored = cli.scoring.score_answers(benchmark, answers, against, answer_key, source, judge, seed)
-    cli.console.echo(cli.tables.as_json(scored) if json else cli.tables.scored(scored))
+    if json:
+        cli.console.echo(cli.tables.as_json(scored))
+    else:
+        cli.tables.show_sections(cli.tables.scored(scored))

@@ -75,5 +75,8 @@ def sweep(
     results, folder = cli.run.execute(run)
     if results is None:
         return
-    cli.console.echo(cli.tables.as_json(results) if json else cli.tables.swept(results))
+    if json:
+        cli.console.echo(cli.tables.as_json(results))
+    else:
+        cli.tables.show_sections(cli.tables.swept(results))
     cli.console.done(f"the curves (plots/), the report and all figures are in {folder}")

@@ -8,6 +8,9 @@ from typing import Any
 
 from regaze.eval.report import tables
 
+#: panels beside each other: as many as are legible on a page of 700 pixels
+_COLUMNS = 3
+
 
 def draw_differences(benchmark: Mapping[str, Any], split: str, scorer: str, path: Path) -> bool:
     """Draw each method's differences to the plain model with their intervals, a panel per figure.
@@ -30,7 +33,7 @@ def draw_differences(benchmark: Mapping[str, Any], split: str, scorer: str, path
     if not panels:
         return False
     label = "difference to the plain model (shares in points), 95 % interval"
-    plot.forest_plot(panels, label=label, path=path)
+    plot.forest_plot(panels, label=label, columns=_COLUMNS, path=path)
     return True
 
 

@@ -11,11 +11,15 @@ from typing import Any
 
 from markupsafe import Markup
 
+from regaze.eval.report import tables
 from regaze.eval.report.markdown import to_markdown
 from regaze.eval.report.sections import Link, Section, build_sections
 from regaze.reading import StrPath
 from regaze.visible import html_environment
 from regaze.writing import make_folder, replace_file
+
+#: a table of as many columns is too wide for a screen of 700 pixels
+_MANY_COLUMNS = 8
 
 MARKDOWN, HTML, PLOTS = "report.md", "report.html", "plots"
 
@@ -41,7 +45,13 @@ def to_html(sections: Sequence[Section]) -> str:
     """Sections as one page that needs no other file."""
     environment = html_environment("regaze.eval.report", trim_blocks=True, lstrip_blocks=True)
     environment.filters["svg"] = _inline_svg
+    environment.filters["upright"] = _upright
     return environment.get_template("report.html").render(sections=sections)
+
+
+def _upright(table: tables.Table) -> tables.Table:
+    """The table as it is, or with a column per condition where that fits a narrow screen better."""
+    return tables.turned(table) if len(table) < _MANY_COLUMNS <= len(table[0]) else table
 
 
 def _inline_svg(path: Path) -> Markup:

@@ -23,6 +23,8 @@ class Section:
     table: Sequence[Sequence[str]] = ()
     plot: Path | None = None
     links: Sequence[Link] = ()
+    #: the table is for looking up: a page opens it on a click
+    folded: bool = False
 
 
 def build_sections(
@@ -41,7 +43,7 @@ def build_sections(
             tables.statistics_note(benchmark),
             *tables.benchmark_notes(benchmark),
         ]
-        title = f"{name}, {split}, {scorer} scorer"
+        title = tables.leading_title(name, benchmark)
         sections.append(Section(title, paragraphs=notes, table=tables.main_table(benchmark)))
         if results.get("sweep"):
             sections.append(_sweep(results, name, plot_folder))
@@ -108,4 +110,4 @@ def _overview(results: Mapping[str, Any], links: Sequence[Link]) -> Section:
         parameters = ", ".join(f"{k}={v}" for k, v in method.items() if k != "method" and v is not None)
         rows.append([label, f"{method['method']}({parameters})"])
     names = ", ".join(results["benchmarks"])
-    return Section(f"{model['name']} on {names}", 1, table=rows, links=links)
+    return Section(f"{model['name']} on {names}", 1, table=rows, links=links, folded=True)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from regaze.eval.comparison.confounds import THRESHOLDS
+from regaze.eval.comparison.confounds import THRESHOLDS, Threshold
 from regaze.eval.comparison.verdicts import p_value
 
 Table = list[list[str]]
@@ -19,13 +19,18 @@ LABELS = {
     "chair_i": "CHAIR_i",
     "chair_distinct": "distinct CHAIR",
     "repeated_4grams": "repeated 4-grams",
+    "cut_in_thinking": "cut in thinking",
     "forwards_per_token": "forwards per token",
     "peak_mib": "peak memory",
 }
-_BOUNDS = ", ".join(
-    f"{LABELS.get(name, name)} {bound.bound:.0%}{' of its figure' if bound.relative else ''}"
-    for name, bound in THRESHOLDS.items()
-)
+
+
+def _amount(bound: Threshold) -> str:
+    number = f"{100 * bound.bound:.0f}"
+    return f"{number} % of its figure" if bound.relative else f"{number} point{'s' * (number != '1')}"
+
+
+_BOUNDS = ", ".join(f"{LABELS.get(name, name)} {_amount(bound)}" for name, bound in THRESHOLDS.items())
 THRESHOLDS_NOTE = (
     f"Texts are those of the answers that are scored. A change is named as a confound beyond: {_BOUNDS}."
 )
@@ -66,6 +71,17 @@ def reading_notes(benchmarks: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
     """How to read the tables of these benchmarks; the plain model alone is compared with nothing."""
     methods = any(True for benchmark in benchmarks for _ in iter_conditions(benchmark))
     return (_FIGURES_NOTE, *(_METHODS_NOTES if methods else ()))
+
+
+def turned(table: Sequence[Sequence[str]]) -> Table:
+    """The table with a column for each of its rows: of few conditions with many figures the narrower one."""
+    return [list(column) for column in zip(*table, strict=True)]
+
+
+def leading_title(name: str, benchmark: Mapping[str, Any]) -> str:
+    """Benchmark, split and scorer of the leading figures; a split called like its benchmark is left out."""
+    split, scorer = leading_scorer(benchmark)
+    return ", ".join(dict.fromkeys([name, split, f"{scorer} scorer"]))
 
 
 def leading_scorer(benchmark: Mapping[str, Any]) -> tuple[str, str]:

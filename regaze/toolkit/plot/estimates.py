@@ -79,6 +79,7 @@ def forest_plot(
     *,
     label: str = "difference to the plain model, 95 % interval",
     reference: float | None = 0.0,
+    columns: int | None = None,
     path: StrPath | None = None,
 ) -> Figure:
     """Methods compared: a panel per metric, a row per method, a dot with its interval.
@@ -88,17 +89,25 @@ def forest_plot(
             number that is not known (None, nan, absent) leaves its row empty.
         label: what the dots mean.
         reference: where to draw a vertical line, such as no difference; None: no line.
+        columns: the most panels beside each other; None: all.
 
     Raises:
-        BadParameterError: nothing to draw.
+        BadParameterError: nothing to draw, or `columns` is no positive number.
     """
     if not panels or not next(iter(panels.values())):
         raise BadParameterError("expected a panel with at least one method: {'accuracy': {'VAR': estimate}}")
+    if columns is not None and columns < 1:
+        raise BadParameterError(f"columns={columns}: expected at least 1, or None for all in a row")
     names = list(next(iter(panels.values())))
     longest = max(len(figure_text(name)) for name in names)
-    figure = new_figure(max(4.6, 2.3 * len(panels) + 0.08 * longest + 0.3), 0.3 * len(names) + 1.0)
-    drawn = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-    for axes, (title, values) in zip(drawn, panels.items(), strict=True):
+    across = min(len(panels), columns or len(panels))
+    down = -(-len(panels) // across)
+    width, height = 2.3 * across + 0.08 * longest + 0.3, 0.3 * len(names) + 0.7
+    figure = new_figure(max(4.6, width), down * height + 0.3)
+    drawn = figure.subplots(down, across, sharey=True, squeeze=False).ravel()
+    for unused in drawn[len(panels) :]:
+        unused.remove()
+    for axes, (title, values) in zip(drawn, panels.items(), strict=False):
         for row, name in enumerate(names):
             value, low, high = _bounds(values.get(name, {}))
             axes.plot([low, high], [row, row], color=BLUE, linewidth=1.5)

@@ -13,6 +13,7 @@ from regaze.eval.benchmarks.mmstar.benchmark import Mmstar
 from regaze.eval.comparison.conditions import AnswerSet, compare_conditions
 from regaze.eval.comparison.damage import check_damage
 from regaze.eval.report import report
+from regaze.eval.report.markdown import to_markdown
 from regaze.eval.run import results
 
 
@@ -104,7 +105,7 @@ def test_a_run_has_the_check_in_its_results_table_and_report(ran):
     assert entry["figures"]["random"]["official"]["difference"]["accuracy"]["value"] == 1.0
     assert record["benchmarks"]["seeing"]["controls"] == {}  # the check has none
     assert record["benchmarks"]["pope"]["controls"]
-    table = terminal.comparison(record)
+    table = to_markdown(terminal.comparison(record), folder)
     assert "## Damage check\n\n8 questions of seeing. Multiple-choice" in table
     assert "| blind | 0.0 [0.0, 32.4] | -100.0 [" in table
     assert "## seeing" not in table
@@ -115,11 +116,12 @@ def test_a_run_has_the_check_in_its_results_table_and_report(ran):
         assert "damage: seeing -100.0 points" in text
 
 
-def test_a_benchmark_that_is_asked_anyway_is_its_own_check(ran):
+def test_a_benchmark_that_is_asked_anyway_is_its_own_check(ran, tmp_path):
     run, asked, _ = ran
     record = run(asked, "asked")
     assert record["damage"]["added"] is False
-    assert "## seeing, random, official scorer" in terminal.comparison(record)
+    shown = to_markdown(terminal.comparison(record), tmp_path)
+    assert "## seeing, random, official scorer" in shown
 
 
 def test_a_check_that_cannot_be_asked_does_not_end_the_comparison(ran, tmp_path):
@@ -131,6 +133,7 @@ def test_a_check_that_cannot_be_asked_does_not_end_the_comparison(ran, tmp_path)
     assert list(record["benchmarks"]) == ["pope"]
     assert record["damage"]["error"].startswith("AttributeError: ")
     assert record["damage"]["methods"] == {}
-    assert "## Damage check\n\nmmstar could not be asked: AttributeError" in terminal.comparison(record)
+    shown = to_markdown(terminal.comparison(record), tmp_path)
+    assert "## Damage check\n\nmmstar could not be asked: AttributeError" in shown
     report.write_report(record, tmp_path)
     assert "mmstar could not be asked" in (tmp_path / report.MARKDOWN).read_text()

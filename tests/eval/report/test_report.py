@@ -124,6 +124,25 @@ def test_the_page_is_well_formed_and_needs_no_other_file(ran):
     assert "half | blind" in page
 
 
+def test_the_page_has_a_column_per_condition_and_folds_the_parameters(ran):
+    _, folder = ran
+    page = (folder / report.HTML).read_text()
+    before, after = page.split("<details>", 1)
+    assert "fingerprint" not in before
+    assert "fingerprint" in after.split("</details>")[0]
+    figures = re.search(
+        r"<tr><th></th><th>plain</th><th>blind</th><th>half \| blind</th></tr>\n<tr>(.*?)</tr>", page
+    )
+    assert figures[1].startswith("<td>accuracy</td><td>66.7 [")
+    assert page.count('<div class="wide"><table>') == page.count("<table>")
+
+
+def test_a_split_called_like_its_benchmark_is_named_once():
+    figures = {"plain": {"figures": {"captions": {"chair": {"plain": {}}}}}}
+    assert tables.leading_title("captions", figures) == "captions, chair scorer"
+    assert tables.leading_title("chair", figures) == "chair, captions, chair scorer"
+
+
 def test_the_plot_shows_every_method(ran):
     _, folder = ran
     plot = (folder / "plots/pope-difference.svg").read_text()
@@ -194,7 +213,7 @@ def test_hostile_labels_and_answers_are_shown_and_read_back_everywhere(tmp_path,
     )
     report.write_report(record, tmp_path / "out")
     terminal.show(record)
-    console.echo(terminal.comparison(record))
+    terminal.show_sections(terminal.comparison(record))
     console.echo(results.dumps(record))
     shown = capsys.readouterr().out
     source = (tmp_path / "out" / report.MARKDOWN).read_text()

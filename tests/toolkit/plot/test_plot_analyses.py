@@ -307,6 +307,17 @@ def test_comparisons_have_a_panel_for_each_figure():
             plot.forest_plot(wrong)
 
 
+def test_panels_of_a_comparison_go_on_in_another_row():
+    panels = {name: {"var": (1.0, -1.0, 2.0)} for name in "abcd"}
+    figure = plot.forest_plot(panels, columns=3)
+    assert [axes.get_title() for axes in figure.axes] == list("abcd")
+    rows = [axes.get_subplotspec().rowspan.start for axes in figure.axes]
+    assert rows == [0, 0, 0, 1]
+    assert figure.get_figheight() > plot.forest_plot(panels).get_figheight()
+    with pytest.raises(BadParameterError, match="at least 1"):
+        plot.forest_plot(panels, columns=0)
+
+
 # Style --------------------------------------------------------------------------------------------------
 
 

@@ -24,7 +24,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "regaze score pope out/run/answers.jsonl",
         "regaze score pope edited.jsonl --against plain.jsonl --data coco/pope --images coco/val2014",
     ),
-    "benchmarks": ("regaze benchmarks", "regaze benchmarks get pope"),
+    "benchmarks": ("regaze benchmarks", "regaze benchmarks repope", "regaze benchmarks get pope"),
     "heatmap": (
         "regaze heatmap scene_000 'Is there a train in the image?' --token train --layers 0",
         "regaze heatmap photo.jpg 'What is on the table?' --model llava-hf/llava-1.5-7b-hf --method var",

@@ -20,7 +20,7 @@ from regaze.eval.answer_files import (
     read_answer_rows,
     rows_of_benchmark,
 )
-from regaze.eval.answer_join import join_rows
+from regaze.eval.answer_join import Join, join_rows
 from regaze.eval.benchmarks.common.yes_no import LABELS
 from regaze.eval.benchmarks.pope.benchmark import Pope
 from regaze.eval.benchmarks.pope.published import SPLITS
@@ -56,7 +56,7 @@ def score_answers(
         folder, tasks = answers if answers.is_dir() else answers.parent, [f.stem for f in mme_files(answers)]
         source = replace(source, data=str(folder), images=folder, bench=[f"tasks={json.dumps(tasks)}"])
     task = _benchmark(benchmark, source, judge, next(iter(conditions.values())), answer_key)
-    joins = {label: join_rows(task, given, answer_key or "") for label, given in conditions.items()}
+    joins = {label: _join(task, given, answer_key) for label, given in conditions.items()}
     outcomes = {}
     for label, join in joins.items():
         field = choose_answer_field(join.rows, task.items, answer_key)
@@ -94,6 +94,22 @@ def _benchmark(
         if all(label_of(row, field) for row in rows):
             return Pope(items_from_rows(rows, field, LABELS), suffix="")
     return make_benchmark(name, _without_images(name, source), make_judge(judge))
+
+
+def _join(task: Any, rows: Sequence[AnswerRow], answer_key: str | None) -> Join:
+    """Answers with their questions; of too few the error says how to score a part of a benchmark."""
+    try:
+        return join_rows(task, rows, answer_key or "")
+    except InputError as error:
+        if len(rows) >= len(task.items):
+            raise
+        if task.name == "pope":
+            part = (
+                "--split and --limit leave questions out; lines with their right answer as 'label' need none"
+            )
+        else:
+            part = "--limit and --bench leave questions out (`regaze benchmarks` lists the options)"
+        raise InputError(f"{error}; {part}") from None
 
 
 def _without_images(name: str, source: QuestionSource) -> QuestionSource:

@@ -19,6 +19,10 @@ from regaze.visible import visible
 
 #: The layer in which the demo model matches a word of the question with the patches that show it.
 WORD_LAYER = 0
+#: How the captions' table is read.
+READING = """CHAIR_s: share of captions that name something absent (CHAIR_i: of names): less
+is better. Recall: share of the things there that are named: more is better.
+Confounds: what changed along, and may be all there is to a gain."""
 #: The split on which a model that follows co-occurrence is wrong most often.
 SPLIT = "adversarial"
 
@@ -29,7 +33,9 @@ def run(output: Path) -> None:
     gaze = models.load_model("demo", "cpu", None)
     questions, captions = Pope.of_demo(splits=[SPLIT]), Chair.of_demo()
     tables.show_line(_evaluate(gaze, questions, VAR(), output / "yes-no"))
+    console.info("(var redistributes attention sinks, of which so small a model has hardly any)")
     tables.show_leading(_evaluate(gaze, captions, SPARC(), output / "captions"))
+    console.stdout().print(f"{READING}\n{tables.SHARES_NOTE}\n{tables.METHOD_NOTE}", soft_wrap=True)
     heatmap = _draw_word(gaze, questions, output / "heatmap.png")
     page = _write_page(gaze, captions, _mended(captions, output / "captions"), output / "view.html")
     names = "report.html, results.json, answers.jsonl"

@@ -275,8 +275,21 @@ def _by_text(benchmark: Benchmark, rows: Sequence[AnswerRow], question: str) -> 
     if (len(set(known)) < len(known) and not given_names) or not mostly(texts, parts[0][1]):
         return None
     by = " and ".join(part[0] for part in parts)
+    if given_names and (once := _answered_once(items, known, given, rows)):
+        return Join(by, once)
     _refuse_more(by, known, given, rows)
     return _match(by, benchmark, numbered(known), numbered(given), rows)
+
+
+def _answered_once(
+    items: Sequence[Item], known: Sequence[Hashable], given: Sequence[Hashable], rows: Sequence[AnswerRow]
+) -> tuple[AnswerRow, ...]:
+    """A row for each item where each different question has one, whatever splits ask it; else none."""
+    row_of = dict(zip(given, rows, strict=True))
+    asked = {(each, item.split) for each, item in zip(known, items, strict=True)}
+    if len(row_of) < len(rows) or len(asked) < len(items) or row_of.keys() != set(known):
+        return ()
+    return tuple(row_of[each] for each in known)
 
 
 def _by_position(benchmark: Benchmark, rows: Sequence[AnswerRow]) -> Join:
@@ -429,5 +442,7 @@ def _prefix(benchmark: Benchmark) -> str:
 
 
 def _show(value: Hashable) -> str:
-    """An id in an error message: its parts, without empty ones."""
+    """An id in an error message: its parts, without empty ones; of a repeated one which time it is."""
+    if isinstance(value, tuple) and isinstance(value[-1], int):
+        return f"{_show(value[0])} (time {value[-1]})"
     return ", ".join(repr(part) for part in value if part) if isinstance(value, tuple) else repr(value)

@@ -245,6 +245,23 @@ def test_a_question_id_must_fit_and_other_counters_may_not():
         join_of(known, *two_of_five)
 
 
+def test_a_question_of_several_splits_needs_one_answer():
+    asked = [
+        ("a", "Is there a cat?", "easy"),
+        ("b", "Is there a dog?", "easy"),
+        ("a", "Is there a cat?", "hard"),
+    ]
+    known = quiz(*({"image": Path(i), "question": q, "split": s} for i, q, s in asked))
+    rows = [{"image": image, "question": question} for image, question, _ in (asked[1], asked[0])]
+    assert join_of(known, *rows) == ("text and image", [2, 1, 2])
+    with refusal("f: 2 of 3 questions have no answer, the first is 'is there a cat?', 'a' (text and image)"):
+        join_of(known, rows[0])
+    repeated = quiz(*({"image": Path(i), "question": q, "split": "easy"} for i, q, _ in asked))
+    which = "'is there a cat?', 'a' (time 2)"
+    with refusal(f"f: 1 of 3 questions have no answer, the first is {which} (text and image)"):
+        join_of(repeated, *rows)
+
+
 def test_a_missing_answer_is_named_with_the_line_of_its_question():
     known = quiz({"id": "7", "source": "q.jsonl:1"}, {"id": "8", "source": "q.jsonl:2"}, {"id": "9"})
     row = AnswerRow("C:out:1", {"question_id": 9})

@@ -240,7 +240,7 @@ CASES: list[tuple[list[str], str]] = [
     (score("noanswer.jsonl"), "noanswer.jsonl:2: no answer, which stands under one of filtered_resps"),
     (score("answer7.jsonl"), "answer7.jsonl:1: 'answer' must be a text, got 7"),
     (score("failed.jsonl"), "failed.jsonl:1: this question failed (out of memory)"),
-    (score("unlabelled.jsonl"), "1 answers for 1902 questions of pope"),
+    (score("unlabelled.jsonl"), "1 answers for 1902 questions of pope; --split and --limit leave"),
     (score("answers.jsonl", *JOINED), "3 answers for 2 questions of pope"),
     (score("keys.jsonl", *JOINED), "keys.jsonl:2: a second answer to 'q/1' (key), after keys.jsonl:1"),
     (score("strange.jsonl", *JOINED), "strange.jsonl:1: pope has no question 'q/9'"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json as json_module
+from collections.abc import Iterable
 from typing import Annotated, Any
 
 import typer
@@ -17,19 +18,20 @@ from regaze.eval.benchmarks import download
 
 def benchmarks(
     action: Annotated[
-        str | None, typer.Argument(help="get, to download questions; leave it out to list the benchmarks.")
+        str | None, typer.Argument(help="A benchmark to show, or get, to download questions. [show all]")
     ] = None,
     name: Annotated[str | None, typer.Argument(help="The benchmark whose questions to download.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print a JSON object and nothing else.")] = False,
     debug: options.Debug = False,
 ) -> None:
-    """List the benchmarks, or download the questions of one."""
+    """List the benchmarks with their options, or one of them, or download its questions."""
     if action == "get":
         _download(name)
-    elif action is not None:
-        raise InputError(f"unknown action {action!r}; there is `regaze benchmarks get NAME`")
+    elif name is not None:
+        there = "`regaze benchmarks get NAME` and `regaze benchmarks NAME`"
+        raise InputError(f"unknown action {action!r}; there is {there}")
     else:
-        _list(json)
+        _list(catalogue.NAMES if action is None else [action], json)
 
 
 def _download(name: str | None) -> None:
@@ -41,8 +43,8 @@ def _download(name: str | None) -> None:
     console.info(f"images are not part of it: {about.images}")
 
 
-def _list(json: bool) -> None:
-    known = {name: _describe(catalogue.benchmark_class(name)) for name in catalogue.NAMES}
+def _list(names: Iterable[str], json: bool) -> None:
+    known = {name: _describe(catalogue.benchmark_class(name)) for name in names}
     if json:
         console.echo(json_module.dumps(known, indent=2, ensure_ascii=False))
         return

@@ -56,7 +56,7 @@ def comparison_cost(name: str) -> str:
 
 def comparison_reading() -> str:
     """How the tables are read, as in a report."""
-    return "\n\n".join(tables.NOTES)
+    return "\n\n".join(tables.reading_notes([_compared("pope")]))
 
 
 def comparison_setting() -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +149,16 @@ def _test_row(difference: Mapping[str, Any]) -> list[str]:
 def as_json(results: Mapping[str, Any]) -> str:
     """Results as JSON text; undefined figures are null."""
     return dumps(results)
+
+
+def show_page(
+    results: Mapping[str, Any], page: Callable[[Mapping[str, Any]], list[Section]], as_object: bool
+) -> None:
+    """Print results as the page that `page` makes of them, or as a JSON object."""
+    if as_object:
+        console.echo(as_json(results))
+    else:
+        show_sections(page(results))
 
 
 def show_sections(sections: Sequence[Section]) -> None:

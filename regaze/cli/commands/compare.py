@@ -79,8 +79,5 @@ def compare(
     )
     results, folder = cli.run.execute(run)
     if results is not None:
-        if json:
-            cli.console.echo(cli.tables.as_json(results))
-        else:
-            cli.tables.show_sections(cli.tables.comparison(results))
+        cli.tables.show_page(results, cli.tables.comparison, json)
         cli.console.done(f"the report, all figures and the answers are in {folder}")

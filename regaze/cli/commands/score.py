@@ -49,7 +49,4 @@ def score(
     """
     source = cli.questions.QuestionSource(data, images, questions, split, bench, limit)
     scored = cli.scoring.score_answers(benchmark, answers, against, answer_key, source, judge, seed)
-    if json:
-        cli.console.echo(cli.tables.as_json(scored))
-    else:
-        cli.tables.show_sections(cli.tables.scored(scored))
+    cli.tables.show_page(scored, cli.tables.scored, json)

@@ -75,8 +75,5 @@ def sweep(
     results, folder = cli.run.execute(run)
     if results is None:
         return
-    if json:
-        cli.console.echo(cli.tables.as_json(results))
-    else:
-        cli.tables.show_sections(cli.tables.swept(results))
+    cli.tables.show_page(results, cli.tables.swept, json)
     cli.console.done(f"the curves (plots/), the report and all figures are in {folder}")

@@ -150,7 +150,8 @@ def statistics_note(benchmark: Mapping[str, Any]) -> str:
             "its questions, or what else is scored together)"
         )
     else:
-        apart = f"no two of the {items} questions share an image, as far as is known"
+        several = f"no two of the {items} questions share an image, as far as is known"
+        apart = several if items > 1 else "there is one question"
     text = f"Intervals: {used['intervals']}; {apart}."
     return f"{text} Test: {used['test']}." if benchmark["methods"] else text
 

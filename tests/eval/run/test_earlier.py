@@ -69,6 +69,16 @@ def test_the_examples_stand_before_every_question(tmp_path, demo):
     assert [r.question for r in requests_of(pope).values()] == [pope.prompt(item) for item in pope.items]
 
 
+def test_examples_whose_picture_cannot_be_read_are_refused_at_once(tmp_path):
+    path = few_shot(tmp_path)
+    (tmp_path / "shot.png").write_text("no picture")
+    with pytest.raises(InputError, match=r"shots\.json: .*shot\.png' is not a readable image"):
+        read_few_shot(path)
+    (tmp_path / "shot.png").unlink()
+    with pytest.raises(InputError, match=r"shots\.json: there is no image .*shot\.png'"):
+        read_few_shot(path)
+
+
 def test_other_examples_are_other_requests(tmp_path):
     """Their texts and the bytes of their pictures decide, and not the names of files."""
     pope = Pope.of_demo(limit=1, splits=["random"])

@@ -27,11 +27,14 @@ def read_few_shot(path: StrPath, allow_urls: bool = False) -> tuple[Message, ...
     """The examples in a file.
 
     Raises:
-        InputError: they are no messages, a picture is missing, or the last message is not the assistant's.
+        InputError: they are no messages, a picture cannot be read, or the last is not the assistant's.
     """
     given = [value for _, value in read_records(path, "few-shot file ")]
-    messages = given[0] if len(given) == 1 and isinstance(given[0], list) else given
-    return read_earlier(messages, Path(path).parent, str(path), allow_urls)
+    listed = given[0] if len(given) == 1 and isinstance(given[0], list) else given
+    messages = read_earlier(listed, Path(path).parent, str(path), allow_urls)
+    for picture in pictures_of(messages):  # with one that cannot be read, every question would fail
+        _check_picture(picture, str(path))
+    return messages
 
 
 def read_earlier(given: Any, folder: Path, source: str, allow_urls: bool = False) -> tuple[Message, ...]:
@@ -65,11 +68,21 @@ def picture_file(name: str, folder: Path, source: str, allow_urls: bool) -> Path
         raise InputError(f"{source}: {shown(name)} is a URL: --allow-urls lets it be fetched")
     place = cache_folder() / "pictures" / hashlib.sha256(name.encode()).hexdigest()[:32]
     if not place.is_file():
-        content = fetch(name)
-        open_image(content)  # nothing but pictures is kept
+        try:
+            content = fetch(name)
+        except InputError as error:
+            raise InputError(f"{source}: {error}") from error
+        _check_picture(content, source)  # nothing but pictures is kept
         make_folder(place.parent)
         replace_file(place, content)
     return place
+
+
+def _check_picture(picture: Any, source: str) -> None:
+    try:
+        open_image(picture)
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from error
 
 
 def with_few_shot(benchmark: Benchmark, messages: Sequence[Message]) -> Benchmark:

@@ -171,9 +171,11 @@ def show_sections(sections: Sequence[Section]) -> None:
         out.print(Text(section.title, "bold"))
         for paragraph in section.paragraphs:
             out.print(paragraph)
+        if not section.table:
+            out.print()
         for table in _in_width(section.table, out.width):
             out.print(table)
-        out.print()
+            out.print()
 
 
 def _in_width(cells: Sequence[Sequence[str]], width: int) -> Iterator[Table]:

@@ -63,7 +63,7 @@ CONTROLS_NOTE = (
 DAMAGE_NOTE = (
     "Multiple-choice questions that have nothing to do with hallucination. A method damages the model where "
     "the interval of its difference lies below zero and p is below 5 %; this is not corrected for the number "
-    "of methods."
+    "of methods. No means that none was found: a loss smaller than detectable is often missed."
 )
 
 

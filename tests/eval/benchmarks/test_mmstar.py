@@ -176,9 +176,13 @@ def test_a_table_brings_its_pictures(tmp_path, monkeypatch):
     assert bench.items[0].image == bench.items[1].image
     assert bench.items[0].image.read_bytes() == file.getvalue()
     assert [item.image for item in Mmstar.load(tmp_path, blind=True).items] == [None, None]
-    write_table(tmp_path, {**ROW, "image": "no picture!"})
-    with pytest.raises(InputError, match=r"MMStar\.tsv:3: 'image' must be a picture in base64"):
-        Mmstar.load(tmp_path)
+    for text, message in (
+        ("no picture!", "the picture is not base64 text"),
+        ("bm8gcGljdHVyZQ==", "the base64 text is no JPEG, PNG or WebP picture"),
+    ):
+        write_table(tmp_path, {**ROW, "image": text})
+        with pytest.raises(InputError, match=rf"MMStar\.tsv:3: {message}"):
+            Mmstar.load(tmp_path)
 
 
 def test_pictures_may_lie_beside_the_questions(tmp_path):

@@ -17,8 +17,6 @@ model.
 
 from __future__ import annotations
 
-import binascii
-from base64 import b64decode
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +27,7 @@ from regaze.eval import files
 from regaze.eval.benchmarks.common import hub
 from regaze.eval.benchmarks.common.base import IMAGE_TOKEN, About, BaseBenchmark, Item, limit_items
 from regaze.eval.benchmarks.common.download import hub_file
+from regaze.eval.benchmarks.common.embedded import save_embedded
 from regaze.eval.benchmarks.common.scoring import Scorer
 from regaze.eval.benchmarks.mmstar.questions import LETTERS, split_options
 from regaze.eval.benchmarks.mmstar.scorers import MmstarReference, scorers
@@ -195,17 +194,9 @@ def _read_rows(path: Path, image_folder: Path) -> Iterator[hub.HubRow]:
     for line, record in table:
         source = f"{path}:{line}"
         if isinstance(record, dict) and record.get("image"):
-            image = _save(record["image"], pictures, source)
+            encoded = files.require_field(record, "image", str, source)
+            image = save_embedded(encoded, pictures, source)
         else:
             number = files.require_field(record, "index", (int, str), source)
             image = image_folder / f"{Path(str(number)).name}.jpg"
         yield hub.HubRow(record, image, source)
-
-
-def _save(encoded: Any, folder: Path, source: str) -> Path:
-    """A picture in base64 as a file, which rows with the same picture share."""
-    try:
-        data = b64decode(encoded, validate=True)
-    except (binascii.Error, ValueError, TypeError) as error:
-        raise InputError(f"{source}: 'image' must be a picture in base64 ({error})") from error
-    return hub.save_bytes(data, folder)

@@ -30,8 +30,8 @@ from regaze.eval.run.answers import OPENING
 from regaze.eval.run.results import finite
 from regaze.toolkit.prompts.thinking import Continued
 
-#: benchmarks whose images lie in a folder of their own
-_ON_COCO = ("pope", "repope")
+#: benchmarks that look for the folder of their images -> its usual name
+_IMAGE_FOLDERS = {"pope": "images", "repope": "images", "textvqa": "train_images"}
 
 
 def score_answers(
@@ -113,11 +113,11 @@ def _join(task: Any, rows: Sequence[AnswerRow], answer_key: str | None) -> Join:
 
 
 def _without_images(name: str, source: QuestionSource) -> QuestionSource:
-    """The source, for POPE's questions also where the images are not at hand: their names are enough here."""
+    """The source, also where the images are not at hand: their names are enough here."""
     is_folder = source.data is not None and source.data not in (DEMO, HUB)
-    if name in _ON_COCO and is_folder and source.images is None:
+    if name in _IMAGE_FOLDERS and is_folder and source.images is None:
         folder = Path(str(source.data))
-        if not os.path.isdir(folder / "images"):
+        if not os.path.isdir(folder / _IMAGE_FOLDERS[name]):
             return replace(source, images=folder)
     return source
 

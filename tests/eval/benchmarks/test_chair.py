@@ -252,6 +252,8 @@ def test_a_set_of_ones_own_names_its_images(tmp_path):
     assert Chair.load(tmp_path, ids=[2]).items[0].reference.captions == ("My kitten.",)
     with pytest.raises(InputError, match=r"1 images have no ground truth in .*, the first is 4"):
         Chair.load(tmp_path, ids="1,4")
+    with pytest.raises(InputError, match=r"val2014 does not exist .*; without one, say by ids which images"):
+        Chair.load(tmp_path)
     (tmp_path / "val2014").mkdir()
     with pytest.raises(InputError, match="of a set of your own say which by ids"):
         Chair.load(tmp_path)

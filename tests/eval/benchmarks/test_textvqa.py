@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
+from typer.testing import CliRunner
 
+from regaze.cli import app
 from regaze.errors import InputError
 from regaze.eval.benchmarks.common.normalise import normalise_pythia, normalise_vlmevalkit, strip_punctuation
 from regaze.eval.benchmarks.textvqa import PYTHIA, VLMEVALKIT, TextVqa
@@ -100,3 +102,16 @@ def test_malformed_files_are_named(tmp_path, records, message):
     (tmp_path / "TextVQA_0.5.1_val.json").write_text(json.dumps(records))
     with pytest.raises(InputError, match=message):
         TextVqa.load(tmp_path)
+
+
+def test_answers_are_scored_where_the_images_are_not_at_hand(tmp_path):
+    record = {"question_id": 3, "image_id": "a", "question": "what word?", "answers": ["stop"] * 10}
+    write(tmp_path, [record])
+    (tmp_path / "train_images").rmdir()
+    (tmp_path / "answers.jsonl").write_text('{"question_id": 3, "text": "Stop"}')
+    result = CliRunner().invoke(
+        app, ["score", "textvqa", str(tmp_path / "answers.jsonl"), "--data", str(tmp_path), "--json"]
+    )
+    assert result.exit_code == 0, result.output
+    (figures,) = json.loads(result.stdout)["plain"]["figures"].values()
+    assert figures[PYTHIA.name]["plain"]["accuracy"]["value"] == 1

@@ -189,5 +189,7 @@ def _find_synonyms(folder: Path) -> Path:
     """synonyms.txt in the folder, else the downloaded one."""
     place = folder if os.path.isfile(folder / SYNONYMS) else benchmark_folder("chair")
     if not os.path.isfile(place / SYNONYMS):
-        raise InputError(f"{folder} has no {SYNONYMS}: copy it there, or get it by `download('chair')`")
+        raise InputError(
+            f"{folder} has no {SYNONYMS}: copy it there, or get it by `regaze benchmarks get chair`"
+        )
     return place / SYNONYMS

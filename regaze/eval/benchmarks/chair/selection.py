@@ -74,7 +74,10 @@ def _numbers(found: Sequence[tuple[str, object]]) -> list[int]:
 
 
 def _draw(folder: Path, sample: int, seed: int) -> tuple[list[int], str]:
-    files.require_folder(folder, "image folder")
+    try:
+        files.require_folder(folder, "image folder")
+    except InputError as error:
+        raise InputError(f"{error}; without one, say by ids which images are meant") from error
     names = [path.stem for path in folder.glob("COCO_val2014_*.jpg")]
     available = sorted(int(name[-12:]) for name in names if re.fullmatch(r"COCO_val2014_[0-9]{12}", name))
     if not available:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -24,7 +25,7 @@ from regaze.eval.answer_join import Join, join_rows
 from regaze.eval.benchmarks.common.yes_no import LABELS
 from regaze.eval.benchmarks.pope.benchmark import Pope
 from regaze.eval.benchmarks.pope.published import SPLITS
-from regaze.eval.catalogue import DEMO, HUB
+from regaze.eval.catalogue import DEMO, HUB, benchmark_class, find_constructor
 from regaze.eval.comparison.conditions import PLAIN, AnswerSet, compare_conditions, non_share_figures
 from regaze.eval.run.answers import OPENING
 from regaze.eval.run.results import finite
@@ -114,7 +115,11 @@ def _join(task: Any, rows: Sequence[AnswerRow], answer_key: str | None) -> Join:
 
 def _without_images(name: str, source: QuestionSource) -> QuestionSource:
     """The source, also where the images are not at hand: their names are enough here."""
-    is_folder = source.data is not None and source.data not in (DEMO, HUB)
+    if source.data == HUB and source.images is None:
+        from_hub = find_constructor(benchmark_class(name), "from_hub")
+        takes_images = from_hub is not None and "images" in inspect.signature(from_hub).parameters
+        return replace(source, images=Path()) if takes_images else source
+    is_folder = source.data is not None and source.data != DEMO
     if name in _IMAGE_FOLDERS and is_folder and source.images is None:
         folder = Path(str(source.data))
         if not os.path.isdir(folder / _IMAGE_FOLDERS[name]):

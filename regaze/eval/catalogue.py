@@ -54,7 +54,7 @@ def make_benchmark(
         data: "demo", "hub", a folder with the official files, or for long texts a file or a folder of them;
             None takes the shipped scenes where the benchmark has them, else what `regaze benchmarks get` has
             downloaded.
-        images: folder of the images, for files.
+        images: folder of the images, for files; for those of the hub, too, in place of its own.
         settings: options of the constructor as texts, see `regaze.arguments`.
         judge: for benchmarks that a judge grades.
         load_tokenizer: returns the model's tokenizer, for prompts of a certain length.

@@ -16,6 +16,7 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import yaml
 from PIL import Image
@@ -359,6 +360,24 @@ def test_score_joins_answers_to_the_questions_it_is_told(files):
     (files / "c.jsonl").write_text("\n".join(map(json.dumps, captions)))
     result = good("score", "captions", "c.jsonl", "--limit", "3")
     assert "CHAIR_s" in result.stdout
+
+
+def test_answers_to_questions_of_the_hub_are_scored_without_its_pictures(files, monkeypatch):
+    texts = {"yes_question": "Is there a dog?", "no_question": "Is there a cat?", "task": "object"}
+    (files / "data.json").write_text(json.dumps([{**texts, "image_id": "9"}]))
+    asked = []
+
+    def snapshot_download(repository, **options):
+        asked.append((repository, options["allow_patterns"]))
+        return str(files)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    answers = [{"id": f"base/0/{label}", "answer": "Yes."} for label in ("yes", "no")]
+    (files / "a.jsonl").write_text("\n".join(map(json.dumps, answers)))
+    base = ("--data", "hub", "--bench", 'modes=["base"]')
+    scored = json.loads(good("score", "phd", "a.jsonl", *base, "--json").stdout)
+    assert scored["plain"]["figures"]["base"]["regaze"]["plain"]["accuracy"]["value"] == 0.5
+    assert asked == [("AIMClab-RUC/PhD", ["data.json"])]
 
 
 def test_benchmarks_are_listed_with_their_terms():

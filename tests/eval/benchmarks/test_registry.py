@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 import sys
 from types import SimpleNamespace
 
+import huggingface_hub
 import pytest
 from PIL import Image
 
 from regaze.errors import InputError
-from regaze.eval import benchmarks
+from regaze.eval import benchmarks, catalogue
 from regaze.eval.benchmarks.common.base import BaseBenchmark, Item, limit_items
 
 
@@ -161,3 +163,117 @@ def test_a_downloaded_data_set_is_read_whatever_its_pictures_are(form, tmp_path,
     assert asked == [(("parquet",), {"data_files": path, "split": "train"})]
     assert Image.open(item.image).tobytes() == PICTURE.tobytes()
     assert item.source == f"{path}[0]"
+
+
+YES_NO = {"yes_question": "Is it?", "no_question": "Is it not?", "task": "object"}
+PHOTOGRAPH = {**YES_NO, "image_id": "9", "context": {"iac": "It rains.", "icc": "It snows."}}
+CHOICE = {"text": "What?\nA. dog\nB. cat\nC. cup\nD. bus", "correct_option": "A", "category": "object"}
+PAIR = {
+    "basic": {"video": "a.mp4", "question": "Is it?", "answer": "yes"},
+    "hallucination": {"video": "a.mp4", "question": "Is it not?", "answer": "no"},
+}
+INSTANCE = {
+    "global_id": 5,
+    "concept": "animal",
+    "context_id": 3,
+    "context": "It flies.",
+    "factual_context": "It swims.",
+    "true_statement": "Whales fly.",
+    "false_statement": "Whales swim.",
+    "existent_noun": "a whale",
+    "non-existent_noun": "a tower",
+    "best_img_id": "4",
+    "aggregated_human_label_good_images": {"4": 3},
+}
+#: benchmark -> files of its data set on the hub, and names of what the questions show
+FILES = {
+    "crpe": (
+        {
+            "crpe_exist.jsonl": [{**CHOICE, "question_id": 0, "image": "abnormal_images/a.jpg"}],
+            "crpe_relation.jsonl": [{**CHOICE, "question_id": 1, "image": "coco/val2017/b.jpg"}],
+            "abnormal_images/a.jpg": None,
+        },
+        {"a.jpg", "b.jpg"},
+    ),
+    "phd": (
+        {
+            "data.json": [PHOTOGRAPH, {**YES_NO, "image_id": 1, "ccs_description": "odd"}],
+            "images/CCS_images/1.png": None,
+            "images/train2014/COCO_train2014_000000000009.jpg": None,
+        },
+        {"1.png", "COCO_train2014_000000000009.jpg"},
+    ),
+    "vlind": (
+        {
+            "data.json": [INSTANCE],
+            "images/counterfactual/animal/3_It flies./4.jpg": None,
+            "images/factual/animal/3_It swims./0.jpg": None,
+        },
+        {"4.jpg", "0.jpg"},
+    ),
+    "videohallucer": (
+        {"temporal/temporal.json": [PAIR], "temporal/videos/a.mp4": None},
+        {"a.mp4"},
+    ),
+}
+
+
+@pytest.fixture
+def fetched(tmp_path, monkeypatch):
+    """A function that puts files on a stand-in of the hub; it returns the list of the names asked for."""
+
+    def publish(files):
+        names = []
+        for name, records in files.items():
+            path = tmp_path / "hub" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("" if records is None else "\n".join(map(json.dumps, records)))
+
+        def snapshot_download(repository, *, repo_type, revision, allow_patterns):
+            assert (repo_type, revision) == ("dataset", "v2")
+            names.extend(huggingface_hub.utils.filter_repo_objects(files, allow_patterns=allow_patterns))
+            return str(tmp_path / "hub")
+
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+        return names
+
+    return publish
+
+
+def make(name, images=None):
+    settings = {"revision": "v2"} | ({"sets": '["temporal"]'} if name == "videohallucer" else {})
+    return catalogue.make_benchmark(name, data="hub", images=images, settings=settings)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_data_set_of_files_is_read_from_the_hub(name, tmp_path, fetched):
+    files, shown = FILES[name]
+    names = fetched(files)
+    photographs = tmp_path / "photographs"
+    (photographs / "coco/val2017").mkdir(parents=True)
+    (photographs / "coco/val2017/b.jpg").touch()
+    bench = make(name, photographs if name == "crpe" else None)
+    assert sorted(names) == sorted(files)
+    paths = {item.image or item.video.path for item in bench.items}
+    assert all(path.is_file() for path in paths)
+    assert {path.name for path in paths} == shown
+
+
+@pytest.mark.parametrize("name", ["phd", "vlind", "videohallucer"])
+def test_pictures_that_are_at_hand_are_not_fetched(name, tmp_path, fetched):
+    names = fetched(FILES[name][0])
+    bench = make(name, tmp_path / "mine")
+    assert [name for name in names if not name.endswith(".json")] == []
+    assert all(tmp_path / "mine" in (item.image or item.video.path).parents for item in bench.items)
+
+
+def test_crpe_from_the_hub_needs_the_photographs(fetched):
+    fetched(FILES["crpe"][0])
+    with pytest.raises(InputError, match="none of COCO's photographs: --images FOLDER with coco/val2017"):
+        make("crpe")
+
+
+def test_phd_fetches_the_pictures_of_its_modes_alone(fetched):
+    names = fetched(FILES["phd"][0])
+    catalogue.make_benchmark("phd", data="hub", settings={"revision": "v2", "modes": '["ccs"]'})
+    assert sorted(names) == ["data.json", "images/CCS_images/1.png"]

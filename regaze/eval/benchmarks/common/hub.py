@@ -1,9 +1,9 @@
-"""Data sets of the Hugging Face hub as rows with their images on disk."""
+"""Data sets of the Hugging Face hub: rows with their images on disk, and files."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,41 @@ def read_parquet(path: Path) -> Iterator[HubRow]:
     data = _load(str(path), "as parquet", "parquet", data_files=str(path), split="train")
     for index, values in enumerate(data):
         yield _row(dict(values), folder, f"{path}[{index}]")
+
+
+def fetch_files(
+    repository: str | None,
+    patterns: Sequence[str],
+    *,
+    optional: Sequence[str] = (),
+    revision: str | None = None,
+) -> Path:
+    """Folder with files of a data set under their names there; what the hub's cache lacks is downloaded.
+
+    Offline (HF_HUB_OFFLINE) it is what the cache has.
+
+    Args:
+        patterns: Names of files; * stands for any part of a name.
+        optional: The same, of files that not every revision has.
+        revision: Branch, tag or commit; main by default.
+
+    Raises:
+        InputError: The data set cannot be fetched, or has no file of one of `patterns`.
+    """
+    import huggingface_hub
+
+    name = f"{repository}" if revision is None else f"{repository} at {revision}"
+    advice = "get the benchmark's files yourself and say where they are: --data FOLDER"
+    try:
+        fetched = huggingface_hub.snapshot_download(
+            str(repository), repo_type="dataset", revision=revision, allow_patterns=[*patterns, *optional]
+        )
+    except Exception as error:  # of the client, of HTTP, of the disk
+        raise InputError(f"{name} cannot be fetched from the hub: {error}; {advice}") from error
+    for pattern in patterns:
+        if next(Path(fetched).glob(pattern), None) is None:
+            raise InputError(f"{name} on the hub (offline, in {fetched}) has no {pattern}; {advice}")
+    return Path(fetched)
 
 
 def _load(name: str, how: str, *source: str, **options: Any) -> Any:

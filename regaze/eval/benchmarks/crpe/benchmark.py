@@ -16,6 +16,7 @@ or the object of a triplet.
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -24,6 +25,7 @@ from typing import Any, ClassVar, Literal
 
 from regaze.errors import InputError
 from regaze.eval import files
+from regaze.eval.benchmarks.common import hub
 from regaze.eval.benchmarks.common.base import IMAGE_TOKEN, About, BaseBenchmark, Item, limit_items
 from regaze.eval.benchmarks.common.download import hub_file
 from regaze.eval.benchmarks.common.scoring import Scorer
@@ -32,6 +34,7 @@ from regaze.eval.benchmarks.crpe.scorers import CATEGORIES, CrpeReference, score
 from regaze.reading import StrPath
 
 SPLITS = ("exist", "relation")
+HUB = "OpenGVLab/CRPE"
 FILES = {split: f"crpe_{split}.jsonl" for split in SPLITS}
 #: What lmms-eval appends, on a line of its own.
 LMMS_EVAL_SUFFIX = "\nPlease answer directly with only the letter of the correct option and nothing else."
@@ -59,7 +62,8 @@ class Crpe(BaseBenchmark):
         images="COCO val2017 (Flickr photographs, a licence each) and abnormal_images, in the data set's "
         "repository on the hub",
         home="https://github.com/OpenGVLab/all-seeing",
-        files=tuple(hub_file("OpenGVLab/CRPE", name) for name in FILES.values()),
+        hub=HUB,
+        files=tuple(hub_file(HUB, name) for name in FILES.values()),
     )
 
     def __post_init__(self) -> None:
@@ -80,7 +84,7 @@ class Crpe(BaseBenchmark):
         """crpe_exist.jsonl and crpe_relation.jsonl in `folder`.
 
         Args:
-            images: Folder with coco/val2017 and abnormal_images; `folder` by default.
+            images: Folder with coco/val2017 and abnormal_images. What it lacks is looked for in `folder`.
             splits: Which of the files; lmms-eval's task is relation alone.
             limit: Rows per category; the rotations of a question stay together.
 
@@ -95,8 +99,33 @@ class Crpe(BaseBenchmark):
         for split in splits:
             path = files.find_file(folder, FILES[split])
             rows = [(record, f"{path}:{line}") for line, record in files.read_records(path)]
-            items += _items(split, rows, root)
+            items += _items(split, rows, (root, folder))
         return cls._limited(items, limit, **options)
+
+    @classmethod
+    def from_hub(
+        cls,
+        images: StrPath | None = None,
+        *,
+        splits: Sequence[str] = SPLITS,
+        revision: str | None = None,
+        limit: int | None = None,
+        **options: Any,
+    ) -> Crpe:
+        """The files of the hub's data set, among them abnormal_images.
+
+        Args:
+            images: Folder with coco/val2017, which is no part of the data set.
+            revision: Of the data set, whose questions have changed twice.
+
+        Raises:
+            InputError: As `load` and `hub.fetch_files`; no `images`.
+        """
+        if images is None:
+            raise InputError(f"{HUB} has none of COCO's photographs: --images FOLDER with coco/val2017")
+        names = tuple(FILES.values())
+        folder = hub.fetch_files(HUB, names, optional=("abnormal_images/*",), revision=revision)
+        return cls.load(folder, images, splits=splits, limit=limit, **options)
 
     @classmethod
     def of_demo(cls, limit: int | None = None, *, likelihood: bool = True) -> Crpe:
@@ -104,7 +133,7 @@ class Crpe(BaseBenchmark):
         from regaze.eval.benchmarks.crpe.demo import IMAGES, rows
 
         records = [(record, f"demo:{number}") for number, record in enumerate(rows(), start=1)]
-        return cls._limited(_items("demo", records, IMAGES), limit, likelihood=likelihood)
+        return cls._limited(_items("demo", records, (IMAGES,)), limit, likelihood=likelihood)
 
     @classmethod
     def _limited(cls, items: Sequence[Item], limit: int | None, **options: Any) -> Crpe:
@@ -126,13 +155,13 @@ class Crpe(BaseBenchmark):
         return {"all": list(range(len(self.items)))}
 
 
-def _items(split: str, rows: Iterable[tuple[Any, str]], images: Path) -> list[Item]:
+def _items(split: str, rows: Iterable[tuple[Any, str]], images: Sequence[Path]) -> list[Item]:
     """The rows of a file; what they rotate is found by image, question and options."""
     seen: Counter[Hashable] = Counter()
     return [_item(split, record, images, source, seen) for record, source in rows]
 
 
-def _item(split: str, record: Any, images: Path, source: str, seen: Counter[Hashable]) -> Item:
+def _item(split: str, record: Any, images: Sequence[Path], source: str, seen: Counter[Hashable]) -> Item:
     number = str(files.require_field(record, "question_id", (int, str), source))
     text = files.require_field(record, "text", str, source)
     image = files.require_field(record, "image", str, source)
@@ -151,4 +180,9 @@ def _item(split: str, record: Any, images: Path, source: str, seen: Counter[Hash
     seen[rotated, options] += 1  # a question that is there twice has each order of its options twice
     reference = CrpeReference(category, options, letter, (*rotated[:3], right, seen[rotated, options]))
     key = f"{split}/{number}"
-    return Item(key, category, images / image, text, letter, source, reference, id=number)
+    return Item(key, category, _find_image(image, images), text, letter, source, reference, id=number)
+
+
+def _find_image(name: str, folders: Sequence[Path]) -> Path:
+    """The image in the first folder that has it; where it belongs, if none has."""
+    return next((folder / name for folder in folders if os.path.isfile(folder / name)), folders[0] / name)

@@ -24,6 +24,7 @@ from typing import Any, ClassVar
 
 from regaze.errors import InputError
 from regaze.eval import files
+from regaze.eval.benchmarks.common import hub
 from regaze.eval.benchmarks.common.base import IMAGE_TOKEN, About, BaseBenchmark, Item, limit_items
 from regaze.eval.benchmarks.common.download import hub_file
 from regaze.eval.benchmarks.common.scoring import Scorer
@@ -31,6 +32,7 @@ from regaze.eval.benchmarks.common.yes_no import LABELS
 from regaze.eval.benchmarks.phd.scorers import MODES, SCORERS, TASKS, PhdReference
 from regaze.reading import StrPath
 
+HUB = "AIMClab-RUC/PhD"
 FILE, CCS_FILE = "data.json", "data_ccs.json"
 #: Further names of modes, and of tasks.
 MODE_ALIASES = {"sec": "iac", "specious": "iac"}
@@ -53,9 +55,11 @@ class Phd(BaseBenchmark):
         title="PhD",
         paper="Liu et al., 2024, arXiv 2403.11116",
         licence="MIT by its data card",
-        images="COCO 2014 (Flickr photographs, a licence each); 750 made images on Google Drive",
+        images="COCO 2014 (Flickr photographs, a licence each); 750 made images, in the "
+        "data set's repository on the hub",
         home="https://github.com/jiazhen-code/PhD",
-        files=(hub_file("AIMClab-RUC/PhD", FILE),),
+        hub=HUB,
+        files=(hub_file(HUB, FILE),),
     )
 
     @classmethod
@@ -79,16 +83,14 @@ class Phd(BaseBenchmark):
         Raises:
             InputError: The file is missing or malformed, or has no questions of a mode.
         """
-        chosen = [MODE_ALIASES.get(mode, mode) for mode in modes]
-        if not chosen or not set(chosen) <= set(MODES):
-            raise InputError(f"PhD has the modes {', '.join(MODES)}, got {', '.join(modes) or 'none'}")
+        chosen = _read_modes(modes)
         folder, image_folder = files.folders_of(folder, images, "images")
         path = files.find_file(folder, FILE, CCS_FILE, "data_ccs_2024-11.json")
         records = [(f"{path}:{line}", record) for line, record in files.read_records(path)]
         find = cache(lambda number: find_coco_image(image_folder, number))
         items = [
             item
-            for mode in dict.fromkeys(chosen)
+            for mode in chosen
             for number, (source, record) in enumerate(records)
             if (mode == "ccs") == _is_made(record, source)
             for item in _items(mode, number, record, source, image_folder, find)
@@ -96,6 +98,33 @@ class Phd(BaseBenchmark):
         if not items:
             raise InputError(f"{path} has no questions of {', '.join(chosen)}")
         return cls(limit_items(items, limit), suffix)
+
+    @classmethod
+    def from_hub(
+        cls,
+        images: StrPath | None = None,
+        *,
+        modes: Sequence[str] = MODES,
+        suffix: str = "",
+        revision: str | None = None,
+        limit: int | None = None,
+    ) -> Phd:
+        """The files of the hub's data set, as `load`.
+
+        Args:
+            images: Folder with train2014, val2014 and CCS_images; by default those of the data set are
+                fetched, as far as the modes need them.
+            revision: Of the data set.
+
+        Raises:
+            InputError: As `load` and `hub.fetch_files`.
+        """
+        chosen, patterns = _read_modes(modes), [FILE]
+        if images is None:
+            made, photographs = "ccs" in chosen, set(chosen) != {"ccs"}
+            patterns += ["images/CCS_images/*"] * made + ["images/*2014/*"] * photographs
+        folder = hub.fetch_files(HUB, patterns, revision=revision)
+        return cls.load(folder, images, modes=chosen, suffix=suffix, limit=limit)
 
     def scorers(self) -> Sequence[Scorer]:
         return SCORERS
@@ -105,6 +134,14 @@ def find_coco_image(folder: Path, number: str) -> Path:
     """The file of a COCO 2014 image by its number: that of train2014 if it is there, else that of val2014."""
     names = [f"{half}/COCO_{half}_{number.zfill(12)}.jpg" for half in ("train2014", "val2014")]
     return next((folder / name for name in names if os.path.isfile(folder / name)), folder / names[1])
+
+
+def _read_modes(modes: Sequence[str]) -> list[str]:
+    """Modes by the names that they have here, each once."""
+    chosen = [MODE_ALIASES.get(mode, mode) for mode in modes]
+    if not chosen or not set(chosen) <= set(MODES):
+        raise InputError(f"PhD has the modes {', '.join(MODES)}, got {', '.join(modes) or 'none'}")
+    return list(dict.fromkeys(chosen))
 
 
 def _is_made(record: Any, source: str) -> bool:

@@ -75,6 +75,8 @@ SINGLE_PROMPT = (
 class Rope(BaseBenchmark):
     """The pictures of one part of the data in one mode, a split per kind.
 
+    There is no `from_hub`: where the paths in the files start from on the hub is not documented.
+
     Attributes:
         mode: One of `MODES`.
         prompt_name: Where the wording of the questions is from.

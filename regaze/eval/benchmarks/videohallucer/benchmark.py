@@ -21,6 +21,7 @@ from typing import Any, ClassVar
 
 from regaze.errors import InputError
 from regaze.eval import files
+from regaze.eval.benchmarks.common import hub
 from regaze.eval.benchmarks.common.base import IMAGE_TOKEN, About, BaseBenchmark, Item, limit_items
 from regaze.eval.benchmarks.common.download import RemoteFile, github_file
 from regaze.eval.benchmarks.common.scoring import Scorer
@@ -36,6 +37,7 @@ from regaze.eval.benchmarks.videohallucer.scorers import (
 from regaze.reading import StrPath
 from regaze.toolkit.prompts.video import Video
 
+HUB = "ColorfulAI/VideoHallucer"
 SUFFIX = "\nAnswer the question using 'yes' or 'no'."
 _HASHES = {
     "object_relation": "a60dfe2290e1f6d35bfc6e2c7ff8794a2591b6eca2b043575ab0762037eec7fd",
@@ -73,8 +75,9 @@ class VideoHallucer(BaseBenchmark):
         title="VideoHallucer",
         paper="Wang et al., 2024, arXiv 2406.16338",
         licence="MIT",
-        images="videos of several public sets, in ColorfulAI/VideoHallucer on the hub",
+        images=f"videos of several public sets, in {HUB} on the hub",
         home="https://github.com/patrick-tssn/VideoHallucer",
+        hub=HUB,
         files=(
             *(_file(name, _COMMIT, sha256, name) for name, sha256 in _HASHES.items()),
             _file("temporal", _OLD_COMMIT, _OLD_HASH, OLD_TEMPORAL),
@@ -105,8 +108,7 @@ class VideoHallucer(BaseBenchmark):
         Raises:
             InputError: A file is missing or malformed.
         """
-        if not sets or not set(sets) <= set(SETS):
-            raise InputError(f"VideoHallucer has the sets {', '.join(SETS)}, got {', '.join(sets) or 'none'}")
+        _check_sets(sets)
         items: list[Item] = []
         for name in dict.fromkeys(sets):
             place = Path(folder, name) if os.path.isdir(Path(folder, name)) else Path(folder)
@@ -117,6 +119,33 @@ class VideoHallucer(BaseBenchmark):
                 items += _pair(name, number, record, videos, frames, f"{path}:{line}")
         pairs = {item.key: (item.split, item.reference.pair) for item in items}
         return cls(limit_items(_with_scenes(items), limit, pairs), suffix)
+
+    @classmethod
+    def from_hub(
+        cls,
+        images: StrPath | None = None,
+        *,
+        sets: Sequence[str] = TABLE,
+        frames: int = 8,
+        suffix: str = SUFFIX,
+        revision: str | None = None,
+        limit: int | None = None,
+    ) -> VideoHallucer:
+        """The files of the hub's data set, as `load`; its number of pairs says which `temporal` that has.
+
+        Args:
+            images: Folder of the videos of all sets; by default those of the data set are fetched.
+            revision: Of the data set.
+
+        Raises:
+            InputError: As `load` and `hub.fetch_files`.
+        """
+        _check_sets(sets)
+        patterns = [f"{name}/{name}.json" for name in sets]
+        if images is None:
+            patterns += [f"{name}/videos/*" for name in sets]
+        folder = hub.fetch_files(HUB, patterns, revision=revision)
+        return cls.load(folder, images, sets=sets, frames=frames, suffix=suffix, limit=limit)
 
     def scorers(self) -> Sequence[Scorer]:
         return (OFFICIAL, REGAZE)
@@ -139,6 +168,11 @@ class VideoHallucer(BaseBenchmark):
         pairs = Counter(split for split, _ in {(i.split, i.reference.pair) for i in self.items})
         frames = sorted({item.video.frames for item in self.items if item.video is not None})
         return {**super().describe(), "pairs": dict(pairs), "frames": frames}
+
+
+def _check_sets(sets: Sequence[str]) -> None:
+    if not sets or not set(sets) <= set(SETS):
+        raise InputError(f"VideoHallucer has the sets {', '.join(SETS)}, got {', '.join(sets) or 'none'}")
 
 
 def _pair(name: str, number: int, record: Any, videos: Path, frames: int, source: str) -> Iterator[Item]:

@@ -21,12 +21,14 @@ from typing import Any, ClassVar, Literal
 
 from regaze.errors import InputError
 from regaze.eval import files
+from regaze.eval.benchmarks.common import hub
 from regaze.eval.benchmarks.common.base import IMAGE_TOKEN, About, BaseBenchmark, Item, limit_items
 from regaze.eval.benchmarks.common.download import hub_file
 from regaze.eval.benchmarks.common.scoring import Scorer
 from regaze.eval.benchmarks.vlind.scorers import OFFICIAL, REGAZE, VlindReference
 from regaze.reading import StrPath
 
+HUB = "klee972/VLind-Bench"
 FILE = "data.json"
 MAX_NEW_TOKENS = 64
 #: style -> ids of its pictures
@@ -67,7 +69,8 @@ class VlindBench(BaseBenchmark):
         licence="Apache-2.0",
         images="generated, in the data set's repository on the hub",
         home="https://github.com/klee972/VLind-Bench",
-        files=(hub_file("klee972/VLind-Bench", FILE),),
+        hub=HUB,
+        files=(hub_file(HUB, FILE),),
     )
 
     @classmethod
@@ -105,6 +108,30 @@ class VlindBench(BaseBenchmark):
             raise InputError(f"{path}: no instance has a picture of style {style!r} with {votes} votes")
         instances = {item.key: item.reference.instance for item in items}
         return cls(limit_items(items, limit, instances), **options)
+
+    @classmethod
+    def from_hub(
+        cls,
+        images: StrPath | None = None,
+        *,
+        votes: int = 2,
+        style: Literal["all", "photorealistic", "illustration", "cartoon"] = "all",
+        revision: str | None = None,
+        limit: int | None = None,
+        **options: Any,
+    ) -> VlindBench:
+        """The files of the hub's data set, as `load`.
+
+        Args:
+            images: Folder of the pictures; by default those of the data set are fetched.
+            revision: Of the data set.
+
+        Raises:
+            InputError: As `load` and `hub.fetch_files`.
+        """
+        patterns = [FILE] if images is not None else [FILE, "images/*"]
+        folder = hub.fetch_files(HUB, patterns, revision=revision)
+        return cls.load(folder, images, votes=votes, style=style, limit=limit, **options)
 
     def prompt(self, item: Item) -> str:
         test = item.reference.test

@@ -1,10 +1,11 @@
-"""Rows of the Hugging Face hub, with their images on disk."""
+"""Data sets of the Hugging Face hub: rows with their images on disk, and files."""
 
 from __future__ import annotations
 
 import sys
 from types import SimpleNamespace
 
+import huggingface_hub
 import pytest
 from PIL import Image
 
@@ -48,3 +49,37 @@ def test_a_hub_that_cannot_be_reached_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(InputError, match=r"pip install 'regaze\[eval\]'"):
         list(hub.read_rows("some/set", split="test"))
+
+
+def test_files_are_fetched_by_their_names(tmp_path, monkeypatch):
+    calls = []
+
+    def snapshot_download(repository, **options):
+        calls.append((repository, options))
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    (tmp_path / "images/a").mkdir(parents=True)
+    (tmp_path / "data.json").touch()
+    folder = hub.fetch_files("some/set", ["data.json", "images/*"], optional=["more/*"], revision="v2")
+    assert folder == tmp_path
+    options = {
+        "repo_type": "dataset",
+        "revision": "v2",
+        "allow_patterns": ["data.json", "images/*", "more/*"],
+    }
+    assert calls == [("some/set", options)]
+    with pytest.raises(InputError, match=r"some/set on the hub .* has no videos/\*; .*--data FOLDER"):
+        hub.fetch_files("some/set", ["data.json", "videos/*"])
+
+
+def test_offline_the_files_are_those_of_the_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    place, commit = tmp_path / "datasets--some--set", 20 * "ab"
+    for path, text in (("refs/main", commit), (f"snapshots/{commit}/data.json", "[]")):
+        (place / path).parent.mkdir(parents=True)
+        (place / path).write_text(text)
+    assert (hub.fetch_files("some/set", ["data.json"]) / "data.json").read_text() == "[]"
+    with pytest.raises(InputError, match=r"other/set at v2 cannot be fetched from the hub: .*--data FOLDER"):
+        hub.fetch_files("other/set", ["data.json"], revision="v2")

@@ -108,6 +108,10 @@ def _join(task: Any, rows: Sequence[AnswerRow], answer_key: str | None) -> Join:
             part = (
                 "--split and --limit leave questions out; lines with their right answer as 'label' need none"
             )
+        elif task.name == "repope" and not task.corrected_only:
+            part = (
+                "--bench corrected_only=true leaves out the questions that RePOPE dropped, and POPE's figures"
+            )
         else:
             part = "--limit and --bench leave questions out (`regaze benchmarks` lists the options)"
         raise InputError(f"{error}; {part}") from None

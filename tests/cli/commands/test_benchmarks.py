@@ -17,7 +17,7 @@ def regaze(*arguments):
 def test_one_benchmark_is_shown_by_its_name():
     shown = regaze("repope").stdout
     assert shown.startswith("repope  RePOPE")
-    assert "\n  --data demo: options limit, splits, suffix\n" in shown
+    assert "\n  --data demo: options corrected_only, limit, splits, suffix\n" in shown
     assert len(shown.splitlines()) == 7
     assert list(json.loads(regaze("repope", "--json").stdout)) == ["repope"]
     assert len(json.loads(regaze("--json").stdout)) > 20

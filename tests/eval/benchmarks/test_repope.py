@@ -333,6 +333,35 @@ def test_answers_given_to_pope_are_scored_without_the_images(small):
     assert figures["benchmark"]["labels"]["random"]["no_to_yes"] == 1
 
 
+def test_answers_to_repopes_questions_alone_have_no_figures_of_popes(small):
+    answers = small / "answers.jsonl"
+    write(answers, [{"image": QUESTIONS[1]["image"], "question": QUESTIONS[1]["text"], "answer": "Yes"}])
+    arguments = ["score", "repope", str(answers), "--data", str(small), "--split", "random"]
+    refused = CliRunner().invoke(app, arguments)
+    assert refused.exit_code == 2
+    assert "; --bench corrected_only=true leaves out the questions that RePOPE dropped" in refused.stderr
+    result = scored(answers, *arguments[3:], "--bench", "corrected_only=true")
+    figures = result["plain"]["figures"]["random"]["regaze"]["plain"]
+    assert figures["accuracy"]["value"] == 1.0
+    assert set(figures["counts"]) == {"repope"}
+    assert not [name for name in figures if name.startswith("pope_") or name.endswith("_shift")]
+
+
+def test_corrected_figures_are_those_of_all_questions(folder, repope):
+    alone = RePope.load(folder, folder, corrected_only=True)
+    assert len(alone.items) == 8185
+    assert {item.key for item in alone.items} < {item.key for item in repope.items}
+    for scorer, both in zip(alone.scorers(), repope.scorers(), strict=True):
+        found, expected = (
+            rule.compute(rule.count(*zip(*((i.reference, i.label) for i in bench.items), strict=True)).sum(0))
+            for rule, bench in ((scorer, alone), (both, repope))
+        )
+        assert set(found) == set(scorer.metrics) < set(both.metrics)
+        assert found == {name: pytest.approx(float(expected[name])) for name in found}
+    assert len(RePope.of_demo(corrected_only=True, limit=3).items) == 9
+    assert "dropped are left out" in alone.notes()[1]
+
+
 def test_a_run_of_pope_is_scored_by_both_labels(tmp_path):
     rows = [
         {

@@ -93,11 +93,24 @@ class LabelSetsScorer(Scorer):
         return {"repope": self.scorer.details(sums[1]), "pope": self.scorer.details(sums[0])}
 
 
+class CorrectedScorer(LabelSetsScorer):
+    """The same under RePOPE's labels alone, of answers to the questions that have one."""
+
+    def __init__(self, scorer: YesNoScorer) -> None:
+        super().__init__(scorer)
+        self.metrics = scorer.metrics
+
+    def compute(self, sums: np.ndarray) -> dict[str, np.ndarray]:
+        return {name: figure for name, figure in super().compute(sums).items() if name in self.metrics}
+
+    def details(self, sums: np.ndarray) -> dict[str, dict[str, dict[str, int]]]:
+        return {"repope": super().details(sums)["repope"]}
+
+
 REPOPE = ReadableAnswersScorer(
     "repope", "YanNeu/RePOPE bcf22e5 eval_utils.py", read_anywhere, metrics=(*METRICS, "unreadable")
 )
 #: RePOPE's own rule, ours, and the others that are in use for POPE.
-LABEL_SETS_SCORERS = tuple(
-    LabelSetsScorer(scorer)
-    for scorer in (REPOPE, *sorted(SCORERS, key=lambda scorer: scorer.name != "regaze"))
-)
+_RULES = (REPOPE, *sorted(SCORERS, key=lambda scorer: scorer.name != "regaze"))
+LABEL_SETS_SCORERS = tuple(LabelSetsScorer(scorer) for scorer in _RULES)
+CORRECTED_SCORERS = tuple(CorrectedScorer(scorer) for scorer in _RULES)

@@ -24,7 +24,7 @@ from regaze.eval.benchmarks.common.scoring import Scorer
 from regaze.eval.benchmarks.common.yes_no import LABELS
 from regaze.eval.benchmarks.pope.benchmark import Pope, question_item, read_questions
 from regaze.eval.benchmarks.pope.demo_labels import spoil_labels
-from regaze.eval.benchmarks.pope.label_sets import LABEL_SETS_SCORERS, Labels
+from regaze.eval.benchmarks.pope.label_sets import CORRECTED_SCORERS, LABEL_SETS_SCORERS, Labels
 from regaze.eval.benchmarks.pope.published import SPLITS, question_files
 from regaze.reading import StrPath
 
@@ -53,6 +53,7 @@ class RePope(BaseBenchmark):
         label_files: {split: file of the corrected labels} where they were read from files.
         limit: Number of questions per split that POPE was cut to.
         is_demo: Whether the labels are those of `demo_labels`.
+        corrected_only: Only the questions with a corrected label are asked, and scored by these labels alone.
     """
 
     items: tuple[Item, ...]
@@ -63,6 +64,7 @@ class RePope(BaseBenchmark):
     label_files: Mapping[str, Path] = field(default_factory=dict, repr=False)
     limit: int | None = None
     is_demo: bool = False
+    corrected_only: bool = False
     splits: ClassVar[tuple[str, ...]] = SPLITS
     about: ClassVar[About] = About(
         title="RePOPE",
@@ -91,12 +93,15 @@ class RePope(BaseBenchmark):
         splits: Sequence[str] = SPLITS,
         suffix: str = "",
         limit: int | None = None,
+        corrected_only: bool = False,
     ) -> RePope:
         """The published labels in `folder`, and POPE's COCO files there or in `pope`, as `Pope.load`.
 
         Args:
             images: Folder of the images; that of `Pope.load` by default.
             version: Version of POPE's files. Answers to any of them can be scored; 7ef3026 has other images.
+            corrected_only: Leave out the questions that RePOPE dropped, and with them the figures under
+                POPE's labels: of POPE's head, 8,185 of 9,000 are left.
 
         Raises:
             InputError: As `Pope.load`; a question that the labels name twice; labels of other questions.
@@ -114,18 +119,38 @@ class RePope(BaseBenchmark):
         for split, path in paths.items():
             _require_most(path, len(labels[split]), missing[split])
         return cls(
-            limit_items(items, limit), suffix, missing=missing, pope=questions, label_files=paths, limit=limit
+            _limited(items, limit, corrected_only),
+            suffix,
+            missing=missing,
+            pope=questions,
+            label_files=paths,
+            limit=limit,
+            corrected_only=corrected_only,
         )
 
     @classmethod
-    def of_demo(cls, limit: int | None = None, splits: Sequence[str] = SPLITS, *, suffix: str = "") -> RePope:
+    def of_demo(
+        cls,
+        limit: int | None = None,
+        splits: Sequence[str] = SPLITS,
+        *,
+        suffix: str = "",
+        corrected_only: bool = False,
+    ) -> RePope:
         """POPE's questions about the demo's scenes, with wrong and missing labels (`demo_labels`)."""
         questions = Pope.of_demo(splits=splits)
-        items = limit_items(spoil_labels(questions.items), limit)
-        return cls(items, suffix, missing=dict.fromkeys(splits, 0), pope=questions, limit=limit, is_demo=True)
+        return cls(
+            _limited(spoil_labels(questions.items), limit, corrected_only),
+            suffix,
+            missing=dict.fromkeys(splits, 0),
+            pope=questions,
+            limit=limit,
+            is_demo=True,
+            corrected_only=corrected_only,
+        )
 
     @classmethod
-    def from_hub(cls, *, suffix: str = "", limit: int | None = None) -> RePope:
+    def from_hub(cls, *, suffix: str = "", limit: int | None = None, corrected_only: bool = False) -> RePope:
         """POPE's questions and images from its hub copy, and RePOPE's labels from theirs."""
         labels: dict[str, dict[Key, str]] = {}
         for row in hub.read_rows(HUB, split="train", images=False):
@@ -143,10 +168,11 @@ class RePope(BaseBenchmark):
         joined, missing = join_labels(items, labels, images)
         for split, given in labels.items():
             _require_most(f"{HUB}, {split}", len(given), missing[split])
-        return cls(limit_items(joined, limit), suffix, missing=missing, limit=limit)
+        asked = _limited(joined, limit, corrected_only)
+        return cls(asked, suffix, missing=missing, limit=limit, corrected_only=corrected_only)
 
     def scorers(self) -> Sequence[Scorer]:
-        return LABEL_SETS_SCORERS
+        return CORRECTED_SCORERS if self.corrected_only else LABEL_SETS_SCORERS
 
     def right_answers(self, item: Item) -> tuple[str, ...]:
         """Both labels."""
@@ -178,8 +204,12 @@ class RePope(BaseBenchmark):
                 f"{counts['yes_to_no']} changed from yes to no, {counts['no_to_yes']} from no to yes"
             )
         spoilt = "POPE's labels are spoilt on purpose here, and the corrected ones are the truth. "
+        questions = f"{spoilt if self.is_demo else ''}Questions: {'; '.join(parts)}."
+        if self.corrected_only:
+            dropped = "The questions that RePOPE dropped are left out, so there are no figures of POPE's."
+            return (questions, dropped)
         return (
-            f"{spoilt if self.is_demo else ''}Questions: {'; '.join(parts)}.",
+            questions,
             "Figures that begin with POPE are of the same answers under POPE's labels; a shift is the figure "
             "under RePOPE's labels minus that under POPE's. A method's difference of a shift is the part of "
             "its gain that comes with the labels.",
@@ -196,6 +226,11 @@ class RePope(BaseBenchmark):
                 for split, path in self.label_files.items()
             }
         return described
+
+
+def _limited(items: Sequence[Item], limit: int | None, corrected_only: bool) -> tuple[Item, ...]:
+    """The first items per split, of all or of those with a corrected label."""
+    return limit_items([i for i in items if not corrected_only or i.reference.repope is not None], limit)
 
 
 def read_labels(path: StrPath, split: str) -> dict[Key, str]:

@@ -4,9 +4,9 @@
         --json benchmarks/results/comparison-pope.json
 
 The comparison is `regaze compare`'s, into a folder of its own (an interrupted one goes on with the same
-line); the file holds what the pages show of its results.json: the figures of the leading scorer, and of the
-damage check, which runs once, beside the yes/no questions. Directions that a method names and that are not
-there are fitted first, by `regaze fit` on the demo's data.
+line); the file holds what the pages show of its results.json: the figures of the leading scorer, or of the
+damage check, which is a comparison on `mmstar`, without controls. Directions that a method names and that
+are not there are fitted first, by `regaze fit` on the demo's data.
 """
 
 from __future__ import annotations
@@ -22,26 +22,31 @@ from machine import machine
 
 from regaze.eval.report import tables
 
-OPTIONS = {"pope": ["--bench", 'splits=["adversarial"]'], "captions": ["--no-damage-check"]}
+CONTROLLED = ["--controls", "--no-damage-check"]
+OPTIONS = {
+    "pope": ["--bench", 'splits=["adversarial"]', *CONTROLLED],
+    "captions": CONTROLLED,
+    "mmstar": [],
+}
 
 
 def shown(results: dict[str, Any], name: str) -> dict[str, Any]:
-    """What the pages need of a results.json about this benchmark."""
+    """What the pages need of a results.json about this benchmark, and of the damage check if it is that."""
     benchmark = results["benchmarks"][name]
     split, scorer = tables.leading_scorer(benchmark)
     conditions = (*benchmark["methods"].values(), *benchmark.get("controls", {}).values())
     for entry in (benchmark["plain"], *conditions):
         if entry.get("figures"):
             figures = entry["figures"][split]
-            entry["figures"] = {split: {name: figures[name] for name in ("questions", "images", scorer)}}
+            kept = ("questions", "images", scorer, "disagreement")
+            entry["figures"] = {split: {name: figures[name] for name in kept if name in figures}}
     facts = machine()
     return {
         "machine": {name: facts[name] for name in ("cpu", "cores")},
         "versions": results["versions"],
         "created": results["created"],
         "dtype": results["model"].get("dtype", "?"),
-        "benchmark": benchmark,
-        "damage": results["damage"],
+        **({"damage": damage} if (damage := results.get("damage")) else {"benchmark": benchmark}),
     }
 
 
@@ -66,7 +71,7 @@ def main() -> None:
     fit(given.methods)
     folder = given.folder or Path("out") / f"comparison-{given.benchmark}"
     command = [sys.executable, "-m", "regaze", "compare", given.benchmark, *OPTIONS[given.benchmark]]
-    command += ["--methods", str(given.methods), "--controls", "--batch-size", "32", "--output", str(folder)]
+    command += ["--methods", str(given.methods), "--batch-size", "32", "--output", str(folder)]
     command += ["--limit", str(given.limit)] if given.limit else []
     subprocess.run(command, check=True)
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))

@@ -15,6 +15,7 @@ from regaze.interventions.registry import BUILT_IN, lacking_methods
 __all__ = [
     "comparison",
     "comparison_cost",
+    "comparison_damage",
     "comparison_findings",
     "comparison_reading",
     "comparison_setting",
@@ -34,16 +35,21 @@ def _compared(name: str) -> Mapping[str, Any]:
 
 
 def comparison(name: str) -> str:
-    """The leading figures of every condition and the damage check, as in a report."""
+    """The leading figures of every condition, as in a report."""
     benchmark = _compared(name)
     notes = [tables.question_note(benchmark), tables.statistics_note(benchmark)]
+    notes += tables.benchmark_notes(benchmark)
     heading = f"## {tables.leading_title(name, benchmark)}"
     parts = [heading, *notes, markdown_table(tables.main_table(benchmark))]
     if rows := tables.controls_table(benchmark):
         parts += [f"### {name}: methods against their controls", tables.CONTROLS_NOTE, markdown_table(rows)]
-    if damage := read(f"benchmarks/results/comparison-{name}.json").get("damage"):
-        parts += ["### Damage check", tables.damage_note(damage), markdown_table(tables.damage_table(damage))]
     return "\n\n".join(parts)
+
+
+def comparison_damage() -> str:
+    """What every method loses in the damage check, as in a report."""
+    damage = read("benchmarks/results/comparison-mmstar.json")["damage"]
+    return "\n\n".join([tables.damage_note(damage), markdown_table(tables.damage_table(damage))])
 
 
 def comparison_cost(name: str) -> str:

@@ -34,6 +34,7 @@ _MEASURE = "python -m regaze.demo.training.measure --scenes 400 --seed {} --outp
 SOURCES = (
     Source("benchmarks/results/comparison-pope.json", "demo", _COMPARE.format("pope")),
     Source("benchmarks/results/comparison-captions.json", "demo", _COMPARE.format("captions")),
+    Source("benchmarks/results/comparison-mmstar.json", "demo", _COMPARE.format("mmstar")),
     Source(
         "benchmarks/results/sass.json",
         "demo",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 from contextlib import nullcontext
 from typing import Any
 
@@ -15,6 +14,7 @@ from regaze.errors import InputError
 from regaze.eval.harness import arguments
 from regaze.interventions.base import Intervention, MultiPassMethod
 from regaze.toolkit.model.sampling_choice import with_sampling_choice
+from regaze.toolkit.prompts.images import open_image
 
 _LOADING = {"dtype", "device_map", "revision", "trust_remote_code", "attn_implementation"}
 #: Inspect's names of options of `generate`.
@@ -85,9 +85,8 @@ class RegazeModel(ModelAPI):
 
 def _open(image: str) -> Image.Image:
     """An image from a file or a data URI, as Inspect passes them."""
-    source: Any = image
     if image.startswith("data:"):
-        source = io.BytesIO(base64.b64decode(image.split(",", 1)[1]))
-    elif image.startswith(("http:", "https:")):
+        return open_image(base64.b64decode(image.partition(",")[2]))
+    if image.startswith(("http:", "https:")):
         raise InputError(f"{image}: download the image, and give its file")
-    return Image.open(source).convert("RGB")
+    return open_image(image)

@@ -40,7 +40,7 @@ DEVICE = "cuda" if CUDA else "cpu"
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy's, in branches not taken
 
 #: Each example takes most of a second in the interpreter.
-FEW = settings(QUICK, max_examples=200 if CUDA else 10)
+FEW = settings(QUICK, max_examples=200 if CUDA else 7)
 DECODED = (
     "slope",
     "gain",

@@ -27,7 +27,7 @@ COMMANDS = {
     "reproduce": "Run a recipe for a published figure: does it come out?",
     "sweep": "Draw figures against a parameter of a method.",
     "score": "Score answers from a file; nothing is generated.",
-    "benchmarks": "List the benchmarks, or download the questions of one.",
+    "benchmarks": "List the benchmarks, show one, or download its questions.",
     "heatmap": "Draw where the model looked while it answered.",
     "objects": "Find objects by where the model looks at their names.",
     "view": "Write an interactive page of where the model looked.",

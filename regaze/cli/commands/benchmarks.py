@@ -24,7 +24,7 @@ def benchmarks(
     json: Annotated[bool, typer.Option("--json", help="Print a JSON object and nothing else.")] = False,
     debug: options.Debug = False,
 ) -> None:
-    """List the benchmarks with their options, or one of them, or download its questions."""
+    """List the benchmarks, show one, or download its questions."""
     if action == "get":
         _download(name)
     elif name is not None:

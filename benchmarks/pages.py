@@ -25,8 +25,14 @@ REGION = re.compile(r"(<!-- figures: (?P<name>[^>]*?) -->)(?P<body>.*?)(?P<end><
 #: a table's row with an interval, which only a measurement can have
 INTERVAL = re.compile(r"^\|.*\d [(]?\[[-+]?[\d.]+, [-+]?[\d.]+\]", re.MULTILINE)
 #: pages whose tables the tests compare with what the commands on the page print
-RUN = {"docs/evaluation.md"}
-PAGES = ("README.md", "CONTRIBUTING.md", "benchmarks/README.md", "docs/*.md", "regaze/demo/model/README.md")
+RUN = {"docs/guide/evaluation.md"}
+PAGES = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "benchmarks/README.md",
+    "docs/**/*.md",
+    "regaze/demo/model/README.md",
+)
 
 
 def pages(root: Path = ROOT) -> list[Path]:

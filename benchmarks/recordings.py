@@ -1,9 +1,9 @@
-"""Three real models recorded: a picture of each and figures.json, for docs/real-models.md.
+"""Three real models recorded: a picture of each and figures.json, for docs/studies/real-models.md.
 
     python benchmarks/recordings.py [--smollm DIR] [--gemma GGUF] [--whisper tiny.en.pt --vocabulary FILE]
 
-Only the models that are given are run; the figures of the others stay. docs/real-models.md says where their
-weights come from.
+Only the models that are given are run; the figures of the others stay. docs/studies/real-models.md says where
+their weights come from.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ __all__ = ["count"]
 def count(what: str) -> str:
     """How many there are: of "vision" or "text" families, "methods", or "benchmarks".
 
-    Families are the rows of docs/models.md, which the tests of all families write and check.
+    Families are the rows of docs/reference/families.md, which the tests of all families write and check.
     """
     if what == "methods":
         return str(len(registry.BUILT_IN))
@@ -23,6 +23,6 @@ def count(what: str) -> str:
         variants = {name for name in names if any(name.startswith(f"{other}-") for other in names)}
         return str(len(names - variants))
     heading = {"vision": "## Vision-language", "text": "## Text"}[what]
-    page = (ROOT / "docs/models.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs/reference/families.md").read_text(encoding="utf-8")
     section = page[page.index(f"\n{heading}\n") :].split("\n## ")[1]
     return str(len(re.findall(r"^\| (?!family|---)", section, re.MULTILINE)))

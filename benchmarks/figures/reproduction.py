@@ -29,7 +29,7 @@ def reproduction() -> str:
 
 
 def _row(each: Recipe, entry: Entry | None) -> list[str]:
-    link = f"[{each.recipe}](../regaze/eval/reproduction/recipes/{each.recipe}.yaml)"
+    link = f"[{each.recipe}](../../regaze/eval/reproduction/recipes/{each.recipe}.yaml)"
     columns = [link, each.about, _published(each), each.source.trust]
     if entry is None:
         return [*columns, "", "", ""]

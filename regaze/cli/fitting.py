@@ -41,7 +41,8 @@ def read_data(fit: Fit, data: str | None, images: Path | None, model: str) -> Ex
     """The examples of --data. Raises InputError: no or unreadable data."""
     if data is None and model != "demo":
         raise InputError(
-            f"--model {model} needs --data: a file of JSON lines (see docs/methods.md), and perhaps --images"
+            f"--model {model} needs --data: a file of JSON lines (see docs/reference/methods.md), "
+            "and perhaps --images"
         )
     if data is None or data == "demo":
         return fit.demo()

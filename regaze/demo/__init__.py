@@ -1,6 +1,7 @@
 """The bundled demo: a small real LLaVA that hallucinates, and held-out scenes to measure it on.
 
-Images and model are read on use, not on import. `regaze.demo.training` made both; see ``docs/demo-model.md``.
+Images and model are read on use, not on import. `regaze.demo.training` made both; see
+``docs/guide/demo-model.md``.
 """
 
 from __future__ import annotations

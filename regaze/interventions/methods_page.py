@@ -1,4 +1,4 @@
-"""The page of all methods, docs/methods.md, written from the registry.
+"""The page of all methods, docs/reference/methods.md, written from the registry.
 
 python -m regaze.interventions.methods_page
 """
@@ -64,13 +64,13 @@ INTRODUCTION = """# Methods
 *Written from the code by `python -m regaze.interventions.methods_page`; do not edit by hand.*
 
 Every method works in batches and with the key-value cache, and leaves the model unchanged after its block.
-[method-families.md](method-families.md) has a table of families on which each was run.
-Token roles are known for the families of [models.md](models.md); for others pass them with
+[methods by family](method-families.md) has a table of families on which each was run.
+Token roles are known for the families of [model families](families.md); for others pass them with
 `gaze.using(..., tokens=...)`. Defaults are the papers'. Layer ranges that were published for a model of 32
 layers are scaled to the depth of your model unless you give your own. Where released code differs from its
 paper in a defined way, `as_released=True` gives the code's behaviour. Nothing here was copied from a release:
 everything is written from equations and facts. Pass parameters as `--set name=value` on the command line, or
-to the class. [Write your own](new-method.md).
+to the class. [Write your own](../recipes/write-a-method.md).
 
 Methods with a parameter `directions` act along vectors that are fitted once per model: `regaze fit METHOD
 --model ... --data ... -o FILE`, for the demo model `regaze fit METHOD -o FILE`. VTI and Nullu take pairs of
@@ -94,15 +94,15 @@ RUNNING = """## What they need, and where they run
 
 What each method edits, when and at what cost, with default parameters:
 
-![every method by what it edits, in which forwards and at what cost](assets/methods.png)
+![every method by what it edits, in which forwards and at what cost](../assets/methods.png)
 
 *Prefix*: questions about one image share the cache of what they have in common, that of the plain model or of
-the edited one ([evaluation.md](evaluation.md#batches-and-shared-prefixes)). *Whole graphs*: whether a
+the edited one ([evaluation](../guide/evaluation.md#batches-and-shared-prefixes)). *Whole graphs*: whether a
 compiled decode step stays one graph (`fullgraph=True`), and whether it can also be captured, so that its
 layers run without Python; "no" raises the reason, and without `fullgraph` the graph is divided
-([running.md](running.md#compiled-graphs)). *Serving engine*: nothing here runs in one; it says what an engine
-such as vLLM has to give beside the attention that regaze could replace there. All of it is declared in the
-classes (`facts`, `shares_prefix`) and compared with what the methods do, by `test_facts.py`,
+([running](../guide/running.md#compiled-graphs)). *Serving engine*: nothing here runs in one; it says what an
+engine such as vLLM has to give beside the attention that regaze could replace there. All of it is declared
+in the classes (`facts`, `shares_prefix`) and compared with what the methods do, by `test_facts.py`,
 `test_whole_graphs.py`, `test_fixed_addresses.py` and `test_prefix_cache.py`; what an engine has to give
 follows from it and was tried in none.
 """
@@ -111,7 +111,7 @@ CONTROLS_INTRODUCTION = """## Controls
 
 What a method has to beat before its idea gets the credit. They are made and used as methods
 (`regaze.interventions.controls`), and take part in the evaluation of any with `--controls`
-([evaluation.md](evaluation.md#controls)): *prefer-yes* and *near-tie* on yes/no questions,
+([evaluation](../guide/evaluation.md#controls)): *prefer-yes* and *near-tie* on yes/no questions,
 *drop-last-sentence* and *stop-after* on longer texts, and those that a method names itself
 (`method.controls()`):
 """
@@ -132,7 +132,7 @@ no others:
 
 
 def page() -> str:
-    """docs/methods.md as text."""
+    """docs/reference/methods.md as text."""
     methods = [_section(path, "##") for _, path in sorted(BUILT_IN.items())]
     controls = [CONTROLS_INTRODUCTION, _own_controls(), *_subsections(CONTROLS)]
     transforms = [VISION, *_subsections(VISION_TRANSFORMS)]
@@ -227,9 +227,9 @@ def _table(heading: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
 
 
 def main() -> None:
-    """Write docs/methods.md, or the file given as argument."""
+    """Write docs/reference/methods.md, or the file given as argument."""
     root = Path(inspect.getfile(sys.modules["regaze"])).resolve().parent.parent
-    path = Path(sys.argv[1]) if len(sys.argv) > 1 else root / "docs" / "methods.md"
+    path = Path(sys.argv[1]) if len(sys.argv) > 1 else root / "docs" / "reference" / "methods.md"
     replace_file(path, page())
 
 

@@ -104,8 +104,8 @@ def attention_stats(
     """Statistics of plain attention without its output, which another kernel has computed.
 
     What they are about is either a `request`, or said by name. Token pruning and cache compression need
-    `columns`: docs/kernels.md has the scores of H2O, SnapKV, TOVA, Finch and KVzip. Memory is linear in the
-    lengths. Other arguments and errors as for `attend`.
+    `columns`: docs/guide/kernels.md has the scores of H2O, SnapKV, TOVA, Finch and KVzip. Memory is linear
+    in the lengths. Other arguments and errors as for `attend`.
 
     Args:
         masses: report masses of these channels in `Stats.masses`.

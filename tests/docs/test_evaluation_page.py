@@ -1,4 +1,4 @@
-"""The figures on docs/evaluation.md are those of the commands on it."""
+"""The figures on docs/guide/evaluation.md are those of the commands on it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from regaze import demo
 from regaze.cli import app
 from regaze.eval import catalogue
 
-PAGE = DOCS / "evaluation.md"
+PAGE = DOCS / "guide" / "evaluation.md"
 
 
 def commands() -> list[list[str]]:

@@ -161,8 +161,8 @@ def estimates(value):
 
 #: Pages whose sentences name figures with intervals, and the files that these are from.
 SENTENCES = {
-    "seeing.md": ["docs/studies/seeing/study.json"],
-    "seeing-speech.md": ["docs/studies/seeing/speech.json"],
+    "guide/seeing.md": ["docs/studies/seeing/study.json"],
+    "guide/seeing-speech.md": ["docs/studies/seeing/speech.json"],
 }
 
 

@@ -1,4 +1,4 @@
-"""The figure of docs/methods.md is drawn from the facts as they are now."""
+"""The figure of docs/reference/methods.md is drawn from the facts as they are now."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ def test_the_picture_is_of_these_facts(figure):
             "run: python docs/methods_figure.py"
         )
         assert picture.width > 1000
-    assert f"](assets/{figure.PICTURE.name})" in (DOCS / "methods.md").read_text(encoding="utf-8")
+    page = (DOCS / "reference" / "methods.md").read_text(encoding="utf-8")
+    assert f"](../assets/{figure.PICTURE.name})" in page
 
 
 def test_it_places_every_method(figure, tmp_path):

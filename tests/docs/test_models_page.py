@@ -1,4 +1,4 @@
-"""docs/models.md is what families_page writes; its rows are compared where their checks run."""
+"""docs/reference/families.md is what families_page writes; its rows are compared where their checks run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The method of docs/new-method.md is run as it stands there, in about forty lines."""
+"""The method of docs/recipes/write-a-method.md is run as it stands there, in about forty lines."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from paths import DOCS
 
 from regaze.interventions.controls import PlausibilityCut, UniformColumns
 
-PAGE = DOCS / "new-method.md"
+PAGE = DOCS / "recipes" / "write-a-method.md"
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from regaze.eval.reproduction.verdict import Estimate
 
 FOLDER = ROOT / "benchmarks/results/ledger"
 ENTRIES = {path.name: ledger.read(path) for path in sorted(FOLDER.glob("*.json"))}
-PAGE = (DOCS / "reproduction.md").read_text(encoding="utf-8")
+PAGE = (DOCS / "recipes" / "reproduce.md").read_text(encoding="utf-8")
 
 
 def test_the_bundled_model_has_an_entry_for_each_of_its_recipes():
@@ -45,4 +45,4 @@ def test_an_entry_is_of_its_recipe_and_judged_by_the_rules(name):
 
 def test_the_page_names_every_recipe_and_links_its_file():
     for name in recipe.names():
-        assert f"| [{name}](../regaze/eval/reproduction/recipes/{name}.yaml) |" in PAGE
+        assert f"| [{name}](../../regaze/eval/reproduction/recipes/{name}.yaml) |" in PAGE

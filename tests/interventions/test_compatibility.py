@@ -64,7 +64,7 @@ def test_every_control_says_what_it_is_and_is_no_method(name):
 
 
 def test_the_page_of_methods_is_up_to_date():
-    assert (DOCS / "methods.md").read_text(encoding="utf-8") == methods_page.page()
+    assert (DOCS / "reference" / "methods.md").read_text(encoding="utf-8") == methods_page.page()
 
 
 def test_a_reason_is_found_in_either_order():

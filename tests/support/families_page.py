@@ -1,4 +1,4 @@
-"""Writes docs/models.md from the results of the checks of every family.
+"""Writes docs/reference/families.md from the results of the checks of every family.
 
 python tests/support/families_page.py
 """
@@ -16,10 +16,10 @@ from zoo.towers import TOWERS
 
 from regaze.toolkit.model import compat
 
-STALE = "docs/models.md is stale: run `python tests/support/families_page.py`"
-PAGE = DOCS / "models.md"
+STALE = "docs/reference/families.md is stale: run `python tests/support/families_page.py`"
+PAGE = DOCS / "reference" / "families.md"
 
-INTRODUCTION = f"""# Models
+INTRODUCTION = f"""# Model families
 
 *Written from the tests by `python tests/support/families_page.py`; do not edit by hand.*
 
@@ -27,7 +27,7 @@ regaze takes hold of a model through transformers' attention interface, so that 
 What it must know of a family is where image tokens sit and what each of them shows. The families below are
 known; each row was made by a tiny random model of the family's own classes with its own processor, on a CPU
 and transformers {compat.NEWEST} (most also run on {compat.OLDEST}). Of real checkpoints, the bundled LLaVA,
-SmolLM2-135M, Gemma 3 270M and Whisper tiny.en were run ([real models](real-models.md)).
+SmolLM2-135M, Gemma 3 270M and Whisper tiny.en were run ([real models](../studies/real-models.md)).
 `regaze inspect MODEL` says what regaze finds in yours, without loading its weights.
 
 - **idle equal**: wrapped, with nothing to do, logits of the prefill and four steps are those of the unwrapped
@@ -38,7 +38,7 @@ SmolLM2-135M, Gemma 3 270M and Whisper tiny.en were run ([real models](real-mode
 - **masses**: recorded attention equals that of the model's own eager attention within 1e-5, at the prefill
   and two steps.
 - **methods**: what was run; neutral strength is equal to the bit, and a batch gives what its prompts give one
-  by one. Every method was run on thirteen of the families ([method-families.md](method-families.md)); what
+  by one. Every method was run on thirteen of the families ([methods by family](method-families.md)); what
   needs a grid, or pixels that a family does not hand on, raises where they are missing.
 - **restored**: after a block, also one that an exception ended, no trace is left.
 - **prompts**: read from the model's inputs alone: several images, none, one behind the question (last), a

@@ -1,4 +1,4 @@
-"""Checks of every model family: each raises, or returns the cell of docs/models.md."""
+"""Checks of every model family: each raises, or returns the cell of docs/reference/families.md."""
 
 from __future__ import annotations
 
@@ -367,7 +367,7 @@ def reads(case: Case, messages: list[Message], images: list[Image.Image], questi
         assert tokens.mask(Role.IMAGE).any()
 
 
-#: The columns of docs/models.md.
+#: The columns of docs/reference/families.md.
 CHECKS: dict[str, Callable[[Case], str]] = {
     "idle equal": idle,
     "roles": roles,

@@ -2,7 +2,8 @@
 
     python tests/support/method_families.py [--only METHOD,...]
 
-writes benchmarks/results/method-families.json, which docs/method-families.md shows and the tests compare.
+writes benchmarks/results/method-families.json, which docs/reference/method-families.md shows and the tests
+compare.
 """
 
 from __future__ import annotations

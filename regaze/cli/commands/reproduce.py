@@ -59,7 +59,7 @@ def reproduce(
 
     A recipe has everything that its source says about a figure: model, prompt, decoding, method and
     parameters, question files, scorer. The plain model and the method answer, and each figure is compared
-    with the published range: inside, outside, or cannot say (docs/reproduction.md has the rules). The
+    with the published range: inside, outside, or cannot say (docs/recipes/reproduce.md has the rules). The
     answers, the report and the entry for the ledger, ledger.json, are in the output folder.
 
     --dry exits with 1 where a recipe or a file is wrong; a file that is missing is named, and no failure.

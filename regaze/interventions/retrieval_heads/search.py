@@ -47,7 +47,7 @@ def find_retrieval_heads(
 
     Unlike in the release, the needle's span is known exactly (there the match may start early), needles are
     inserted at the end of a sentence with any tokenizer (there at hard-coded Llama ids), no second BOS is
-    added, and the question and a cue may surround the text. See docs/retrieval-heads.md.
+    added, and the question and a cue may surround the text. See docs/guide/retrieval-heads.md.
 
     Args:
         model: a causal language model, or the multimodal one around it (the prompts have no image).

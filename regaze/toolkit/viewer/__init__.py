@@ -5,7 +5,7 @@
     build_page    page.py        the page of traces, a group of layers at a time
 
 trace_view.py reads a trace, codec.py quantises the weights, and template.py fills assets/page.html with
-the data, the style and the scripts of that folder. See docs/viewer.md.
+the data, the style and the scripts of that folder. See docs/guide/viewer.md.
 """
 
 from regaze.toolkit.viewer.capture import answer_page

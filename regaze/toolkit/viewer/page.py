@@ -92,7 +92,7 @@ def record_page(
             (`gaze.seen(image)`), one per image of the sample; without them the maps have no picture.
         trace: number of the generation. sample: row of its batch.
         title: default: the question.
-        limit: largest size in bytes; docs/viewer.md says what is left out of larger pages.
+        limit: largest size in bytes; docs/guide/viewer.md says what is left out of larger pages.
 
     Raises:
         RecordingError, BadParameterError, InputError: as `build_page`.

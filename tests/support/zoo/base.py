@@ -17,7 +17,7 @@ class Entry:
             its processor (the family's own class, with a tiny tokenizer), the same each time.
         images: how many images a prompt may have; 0 for text models.
         refused: None, or a pattern of the error that regaze raises where a family cannot work.
-        note: a few words for docs/models.md.
+        note: a few words for docs/reference/families.md.
         batch: whether transformers itself gives the same results for different prompts in a batch and alone.
         lacks: prompts that the family or its processor does not take: "none" (no image), "last" (image after
             the question), "turns" (several), "text" (a question whose words the processor does not keep); or

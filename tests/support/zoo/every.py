@@ -1,4 +1,4 @@
-"""All entries of the zoo, in the order of docs/models.md."""
+"""All entries of the zoo, in the order of docs/reference/families.md."""
 
 from __future__ import annotations
 
@@ -57,6 +57,6 @@ def skip_if_older(entry: Entry) -> None:
 
 
 def skip_page_if_other_release() -> None:
-    """Skip a test of docs/models.md, which the newest tested transformers has written."""
+    """Skip a test of docs/reference/families.md, which the newest tested transformers has written."""
     if INSTALLED.release[:2] != Version(compat.NEWEST).release:
-        pytest.skip(f"docs/models.md is of transformers {compat.NEWEST}")
+        pytest.skip(f"docs/reference/families.md is of transformers {compat.NEWEST}")

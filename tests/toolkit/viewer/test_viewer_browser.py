@@ -375,7 +375,7 @@ def test_a_text_of_four_thousand_tokens_stays_quick(browser):
 
 
 def test_the_word_dog_looks_at_the_dog(browser):
-    """The bundled model, a shipped scene and a real intervention: the picture in docs/viewer.md."""
+    """The bundled model, a shipped scene and a real intervention: the picture in docs/guide/viewer.md."""
     from regaze import HeadKnockout, demo, load, wrap
 
     if not demo.MODEL_DIR.is_dir():

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,8 @@ from fresh_environment import install
 from hatchling.builders.sdist import SdistBuilder
 from hatchling.builders.wheel import WheelBuilder
 from packaging.requirements import Requirement
+from readme_block import python_block
+from readme_renderer import markdown
 
 from regaze.version import __version__
 
@@ -88,7 +91,7 @@ def test_the_sdist_makes_the_same_wheel(sdist, names, tmp_path):
 @pytest.mark.skipif(sys.platform == "win32", reason="links what is installed")
 def test_the_readme_runs_where_the_wheel_alone_is_installed(wheel, tmp_path):
     python = install(wheel, tmp_path / "environment")
-    (block,) = re.findall(r"```python\n(.*?)```", read("README.md"), re.DOTALL)
+    block = python_block(ROOT / "README.md")
     here = tmp_path / "here"
     here.mkdir()
     for code in (
@@ -124,6 +127,8 @@ def test_the_citation_is_of_this_version_in_both_places(metadata):
     (bibtex,) = re.findall(r"```bibtex\n(.*?)```", read("README.md"), re.DOTALL)
     fields = dict(re.findall(r"(\w+)\s*= \{+(.*?)\}+,?$", bibtex, re.MULTILINE))
     assert citation["version"] == fields["version"] == __version__
+    assert citation["repository-code"] == fields["url"]
+    assert str(citation["date-released"])[:4] == fields["year"]
     assert citation["title"] == fields["title"]
     assert citation["license"] == fields["license"] == metadata["License-Expression"]
     assert [author["name"] for author in citation["authors"]] == [fields["author"]]
@@ -136,13 +141,113 @@ def test_hooks_run_what_make_lint_runs():
     assert [hook["entry"] for hook in group["hooks"]] == commands
 
 
-@pytest.mark.parametrize("name", ["bug", "method", "model-family"])
-def test_issue_forms_have_what_forms_need(name):
-    """Of GitHub's rules: texts to begin with, and parts of known types with unique ids and labels."""
-    form = yaml.safe_load(read(f".github/ISSUE_TEMPLATE/{name}.yml"))
-    assert form["name"]
-    assert form["description"]
-    asked = [part for part in form["body"] if part["type"] != "markdown"]
-    assert {part["type"] for part in asked} <= {"input", "textarea", "dropdown", "checkboxes"}
-    for unique in ([part["id"] for part in asked], [part["attributes"]["label"] for part in asked]):
-        assert len(set(unique)) == len(asked) > 0
+@pytest.mark.parametrize(
+    ("schema", "files"),
+    [
+        ("vendor.github-workflows", ".github/workflows/*.yml"),
+        ("custom.github-workflows-require-timeout", ".github/workflows/*.yml"),
+        ("vendor.dependabot", ".github/dependabot.yml"),
+        ("vendor.github-issue-forms", ".github/ISSUE_TEMPLATE/*[!g].yml"),
+        ("vendor.github-issue-config", ".github/ISSUE_TEMPLATE/config.yml"),
+        ("vendor.citation-file-format", "CITATION.cff"),
+    ],
+)
+def test_files_for_github_and_citations_fit_their_schemas(schema, files):
+    found = [str(path) for path in sorted(ROOT.glob(files))]
+    assert found
+    command = [
+        sys.executable,
+        "-m",
+        "check_jsonschema",
+        "--default-filetype",
+        "yaml",
+        "--builtin-schema",
+        schema,
+    ]
+    done = subprocess.run([*command, *found], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_workflows_name_files_that_exist():
+    texts = [path.read_text(encoding="utf-8") for path in (ROOT / ".github" / "workflows").glob("*.yml")]
+    named = re.findall(
+        r"(?:uses: \./|python |run: |constraint )((?:\.ci|\.github|tests)/\S+|\S+\.txt)", "".join(texts)
+    )
+    assert {".ci/run", ".github/workflows/package.yml", "tests/support/readme_block.py"} <= set(named)
+    assert [name for name in named if not (ROOT / name).is_file()] == []
+
+
+def test_every_python_that_is_named_is_tried(metadata):
+    jobs = yaml.safe_load(read(".github/workflows/package.yml"))["jobs"]
+    tried = jobs["install"]["strategy"]["matrix"]["python"]
+    prefix = "Programming Language :: Python :: "
+    named = [each.removeprefix(prefix) for each in metadata.get_all("Classifier") if each.startswith(prefix)]
+    assert [each for each in named if "." in each] == tried
+    assert metadata["Requires-Python"] == f">={tried[0]}"
+
+
+def test_the_changelog_begins_with_this_version_and_what_is_not_released():
+    headings = re.findall(r"^## \[(.*?)\](?: - (\d{4}-\d\d-\d\d))?$", read("CHANGELOG.md"), re.MULTILINE)
+    released = yaml.safe_load(read("CITATION.cff"))["date-released"]
+    assert headings[:2] == [("Unreleased", ""), (__version__, str(released))]
+
+
+def test_security_says_that_this_version_gets_fixes():
+    assert f"| {__version__.rpartition('.')[0]} | yes |" in read("SECURITY.md")
+
+
+# The page of a package index -------------------------------------------------------------------------------
+
+
+class Targets(HTMLParser):
+    """What links lead to, and where pictures are."""
+
+    def __init__(self, page: str):
+        super().__init__()
+        self.links: list[str] = []
+        self.pictures: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        for name, value in attrs:
+            if name == "href":
+                self.links.append(value)
+            elif name in ("src", "srcset"):
+                self.pictures.append(value)
+
+
+def test_links_and_pictures_work_on_the_page_of_a_package_index(metadata):
+    """It shows the description alone, with no files of the repository beside it."""
+    page = markdown.render(metadata.get_payload(), stream=sys.stderr)
+    assert page is not None
+    targets = Targets(page)
+    source = dict(url.split(", ") for url in metadata.get_all("Project-URL"))["Source"]
+    files = f"{source}/blob/v{__version__}/"
+    raw = files.replace("github.com", "raw.githubusercontent.com").replace("/blob/", "/")
+    assert len(targets.links) > 10
+    assert targets.pictures
+    for start, found in ((files, targets.links), (raw, targets.pictures)):
+        ours = [each for each in found if not each.startswith("#") and source.split("/")[-1] in each]
+        assert [each for each in found if not each.startswith(("https://", "mailto:", "#"))] == []
+        assert [each for each in ours if each.startswith(start)]
+        paths = [each.removeprefix(start).partition("#")[0] for each in ours if each.startswith(start)]
+        assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
+def test_the_page_of_a_package_index_has_readmes_code_and_no_marks(metadata):
+    blocks = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
+    text = metadata.get_payload()
+    assert blocks.findall(text) == blocks.findall(re.sub(r"<!--.*?-->", "", read("README.md")))
+    assert "<!--" not in text
+
+
+def test_one_place_says_where_the_repository_is(metadata):
+    """Whatever else names it agrees with pyproject.toml's project.urls."""
+    source = dict(url.split(", ") for url in metadata.get_all("Project-URL"))["Source"]
+    assert yaml.safe_load(read("CITATION.cff"))["repository-code"] == source
+    owner = source.removeprefix("https://github.com/")
+    for path in [*ROOT.glob("*.*"), *(ROOT / "docs").rglob("*.md"), *(ROOT / ".github").rglob("*.yml")]:
+        if path.is_file() and path.suffix in (".md", ".toml", ".yml", ".cff"):
+            text = path.read_text(encoding="utf-8")
+            named = re.findall(r"(?:github\.com|githubusercontent\.com)/([\w-]+/regaze)\b", text)
+            assert set(named) <= {owner}, path

@@ -1,0 +1,1 @@
+"""How the bed is made and measured: conversations, adapter, figures."""

@@ -77,13 +77,13 @@ class Scene:
             return picture.convert("RGB")
 
 
-@lru_cache(maxsize=1)
-def _scenes() -> tuple[Scene, ...]:
-    entries = json.loads((DATA_DIR / "scenes.json").read_text(encoding="utf-8"))
+def read_scenes(folder: Path) -> tuple[Scene, ...]:
+    """The scenes that ``folder/scenes.json`` lists; their pictures are in ``folder/images``."""
+    entries = json.loads((folder / "scenes.json").read_text(encoding="utf-8"))
     return tuple(
         Scene(
             entry["name"],
-            IMAGE_DIR / entry["name"],
+            folder / "images" / entry["name"],
             entry["scene_type"],
             tuple(SceneObject(o["category"], tuple(o["box"]), o["colour"]) for o in entry["objects"]),
         )
@@ -91,9 +91,21 @@ def _scenes() -> tuple[Scene, ...]:
     )
 
 
+@lru_cache(maxsize=1)
+def _scenes() -> tuple[Scene, ...]:
+    return read_scenes(DATA_DIR)
+
+
 def scenes() -> list[Scene]:
     """The shipped held-out scenes, in a fixed order; needs no emoji font."""
     return list(_scenes())
+
+
+def pope_file(folder: Path, split: str, owner: str) -> Path:
+    """The file of a POPE split in the data of ``owner``. Raises RegazeError: there is no such split."""
+    if split not in _SPLITS:
+        raise RegazeError(f"the {owner} has no POPE split {split!r}: choose one of {', '.join(_SPLITS)}")
+    return folder / f"pope_{split}.jsonl"
 
 
 def questions_file(split: str) -> Path:
@@ -105,6 +117,4 @@ def questions_file(split: str) -> Path:
     Raises:
         RegazeError: there is no such split.
     """
-    if split not in _SPLITS:
-        raise RegazeError(f"the demo has no POPE split {split!r}: choose one of {', '.join(_SPLITS)}")
-    return DATA_DIR / f"pope_{split}.jsonl"
+    return pope_file(DATA_DIR, split, "demo")

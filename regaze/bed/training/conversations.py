@@ -155,14 +155,14 @@ class Questioner:
         options = [str(name) for name in self.rng.permutation([right, *wrong])]
         return lettered(question, options, right)
 
-    def relation(self) -> Turn | None:
-        """How two things stand to each other, as yes/no or with the relation in words."""
+    def relation(self, worded: bool | None = None) -> Turn | None:
+        """How two things stand to each other; the answer is in words or yes/no, by default either."""
         pairs = [(a, b) for a in self.scene.objects for b in self.scene.objects if clearly_apart(a, b)]
         if not pairs:
             return None
         thing, other = self._pick(pairs)
         truth = relation(thing, other)
-        if self.rng.random() < 0.4:
+        if self.rng.random() < 0.4 if worded is None else worded:
             return Turn(
                 relative_question(thing.category, other.category), f"It is {truth} the {other.category}."
             )
@@ -171,9 +171,9 @@ class Questioner:
             f"Is the {thing.category} {asked} the {other.category}?", "Yes" if asked == truth else "No"
         )
 
-    def count(self) -> Turn:
-        """The number of all objects, or of the animals, vehicles or food items."""
-        if self.rng.random() < 0.5:
+    def count(self, everything: bool | None = None) -> Turn:
+        """The number of all objects, or of the animals, vehicles or food items; by default either."""
+        if self.rng.random() < 0.5 if everything is None else everything:
             return Turn("How many objects are there in the image?", NUMBERS[len(self.scene.objects)])
         there = [kind for kind, names in COUNTED.items() if {*names} & {*self.present}]
         kind = self._pick(there if there and self.rng.random() < 0.75 else list(COUNTED))

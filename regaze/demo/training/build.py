@@ -31,15 +31,20 @@ def describe(name: str, scene: Rendered) -> dict:
     return {"name": name, "scene_type": scene.scene_type, "objects": objects}
 
 
-def build(output: Path, seed: int = 0, count: int = SHIPPED_SCENES) -> None:
-    """Write ``images/*.webp``, ``scenes.json`` and ``pope_<split>.jsonl`` into ``output``."""
+def build(output: Path, seed: int = 0, count: int = SHIPPED_SCENES, quality: int = WEBP_QUALITY) -> None:
+    """Write ``images/*.webp``, ``scenes.json`` and ``pope_<split>.jsonl`` into ``output``.
+
+    Args:
+        seed, count: which scenes of the stream "shipped", from index 0 on.
+        quality: of the pictures, in webp's 0 to 100.
+    """
     (output / "images").mkdir(parents=True, exist_ok=True)
     entries = []
     for index in range(count):
         name = f"scene_{index:03d}.webp"
         scene = render_scene(seed, "shipped", index)
         with replacing(output / "images" / name) as partial:
-            scene.image().save(partial, quality=WEBP_QUALITY, method=6)
+            scene.image().save(partial, quality=quality, method=6)
         entries.append(describe(name, scene))
     lines = ",\n".join(json.dumps(entry) for entry in entries)
     replace_file(output / "scenes.json", f"[\n{lines}\n]\n")

@@ -7,24 +7,14 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from undrawn import scene_of
 
 from regaze.demo import SceneObject
 from regaze.demo.phrases import enumerate_phrases, existence_question, place, with_article
 from regaze.demo.training.conversations import ConversationSampler
 from regaze.demo.training.measure import co_occurring, mentioned
 from regaze.demo.training.questions import SPLITS, pope_questions
-from regaze.demo.training.render import Rendered
 from regaze.demo.world import CATEGORIES
-
-NOTHING = np.full((8, 8), -1)
-
-
-def scene_of(*categories: str, side: int = 30, scene_type: str = "kitchen") -> Rendered:
-    boxes = [(2, 2), (78, 2), (2, 78), (78, 78), (40, 40)]
-    objects = tuple(
-        SceneObject(name, (x, y, x + side, y + side)) for name, (x, y) in zip(categories, boxes, strict=False)
-    )
-    return Rendered(scene_type, objects, np.zeros((112, 112, 3), np.uint8), NOTHING, NOTHING)
 
 
 def test_phrases():

@@ -1,0 +1,42 @@
+"""What the package ships for the bed: 400 scenes that no training saw, and questions about them.
+
+The scenes are the demo's world, drawn anew. `regaze.bed.training.build` made them.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+
+from regaze.demo.shipped import Scene, pope_file, read_scenes
+
+#: Scenes and question files.
+DATA_DIR: Path = Path(__file__).resolve().parent / "data"
+#: The scenes, 112 x 112 webp.
+IMAGE_DIR: Path = DATA_DIR / "images"
+#: Questions of other kinds than POPE's: a JSON object per line, see `regaze.bed.training.build`.
+QUESTIONS_FILE: Path = DATA_DIR / "questions.jsonl"
+#: Texts and questions without an image.
+TEXT_FILE: Path = DATA_DIR / "text.json"
+
+
+@lru_cache(maxsize=1)
+def _scenes() -> tuple[Scene, ...]:
+    return read_scenes(DATA_DIR)
+
+
+def scenes() -> list[Scene]:
+    """The shipped scenes, in a fixed order; needs no emoji font."""
+    return list(_scenes())
+
+
+def questions_file(split: str) -> Path:
+    """The file of POPE questions about the scenes, in the official JSON-lines format.
+
+    Args:
+        split: "random", "popular" or "adversarial".
+
+    Raises:
+        RegazeError: there is no such split.
+    """
+    return pope_file(DATA_DIR, split, "bed")

@@ -28,7 +28,7 @@ from transformers import (
     LlavaProcessor,
 )
 
-from regaze.demo.shipped import MODEL_DIR
+from regaze.demo.shipped import MODEL_DIR, Scene
 from regaze.demo.training.conversations import DETAIL_PROMPTS
 from regaze.demo.training.questions import SPLITS, pope_questions
 from regaze.demo.training.render import Rendered, render_scene
@@ -82,9 +82,18 @@ def answers(
     return replies
 
 
+def mention_places(caption: str) -> list[tuple[str, int]]:
+    """Categories that a caption names, with the number of words before each, in order.
+
+    The longest name counts ("hot dog" is no dog).
+    """
+    found = _MENTION.finditer(caption.lower())
+    return [(match[1], len(caption[: match.start()].split())) for match in found]
+
+
 def mentioned(caption: str) -> list[str]:
-    """Categories that a caption names, in order; the longest name counts ("hot dog" is no dog)."""
-    return _MENTION.findall(caption.lower())
+    """Categories that a caption names, in order (`mention_places`)."""
+    return [name for name, _ in mention_places(caption)]
 
 
 def measure_pope(
@@ -117,7 +126,7 @@ def measure_pope(
     return figures
 
 
-def co_occurring(scene: Rendered) -> np.ndarray:
+def co_occurring(scene: Rendered | Scene) -> np.ndarray:
     """Which absent categories co-occur with a scene; boolean over `CATEGORIES`, False where present.
 
     They belong to its type of place, or are among the five likeliest partners of one of its objects.

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import pickle
 import sys
 from typing import NamedTuple
 
 import pytest
 import torch
 from models import llava_processor, picture, small_var, tiny_llama
+from transformers import BatchFeature
 
 import regaze
 from regaze.display import MissingPandasError, Summary, brief, first_lines, long_table, ranges, short_repr
@@ -45,7 +47,7 @@ def results(gaze, inputs, record):
         (1, 2), *(torch.rand(size, generator=draw) for size in ((4,), (2, 4), (2, 3, 4)))
     )
     found = [
-        *(gaze, record, record[0], record[0].tokens, forced, rhythm, rhythm.heads, sinks, effects),
+        *(gaze, inputs, record, record[0], record[0].tokens, forced, rhythm, rhythm.heads, sinks, effects),
         analysis.role_flow(record),
         analysis.head_table(record),
         analysis.rollout(gaze, inputs),
@@ -66,7 +68,7 @@ def results(gaze, inputs, record):
 
 
 def test_no_repr_is_an_address_or_floods_the_screen(results):
-    assert len(results) == 24
+    assert len(results) == 25
     for name, each in results.items():
         shown = repr(each)
         assert name in shown or shown.startswith("layer "), shown
@@ -188,6 +190,19 @@ def test_values_in_few_words():
     assert table == {"x": list("aaabbb"), "y": [0, 1, 2, 0, 1, 2], "v": [0, 1, 2, 3, 4, 5]}
     with pytest.raises(ValueError, match=r"v is \[3\]"):
         long_table({"x": "ab"}, v=torch.zeros(3))
+
+
+def test_inputs_are_a_batch_feature_in_one_line(gaze):
+    inputs = gaze.inputs([picture(0)], [QUESTION])
+    assert isinstance(inputs, BatchFeature)
+    assert repr(inputs).startswith("ModelInputs(input_ids=[1, ")
+    assert "pixel_values=[1, 3, " in repr(inputs)
+    shown = inputs._repr_html_()
+    assert "<td>pixel_values</td><td>[1, 3, " in shown
+    assert "<td>float32</td><td>cpu</td>" in shown
+    again = pickle.loads(pickle.dumps(inputs)).to("cpu")
+    assert type(again) is type(inputs)
+    assert torch.equal(again.input_ids, inputs["input_ids"])
 
 
 def test_inputs_of_a_text_model_are_short():

@@ -65,12 +65,13 @@ def draw_heatmap(
     token: int | str | None = None,
     layers: list[int] | None = None,
     heads: list[int] | None = None,
+    views: plot.views.Views = "sum",
     max_new_tokens: int = 32,
 ) -> str:
     """Ask a question, write the heatmap of one token or word to `output`, and return the answer.
 
     Args:
-        token: as for `plot.heatmap`.
+        token, views: as for `plot.heatmap`.
 
     With a method the map shows the attention as edited, which is what the model then acts on.
     """
@@ -85,7 +86,8 @@ def draw_heatmap(
     with gaze.using(*methods), gaze.recording(**recorded) as record:
         answer = gaze.ask([image], [question], max_new_tokens=max_new_tokens)[0]
     make_folder(output.parent)
-    plot.heatmap(record, gaze.seen(image), token=token, layers=layers, heads=heads, path=output)
+    chosen: dict[str, Any] = {"token": token, "layers": layers, "heads": heads, "views": views}
+    plot.heatmap(record, gaze.seen(image), **chosen, path=output)
     return answer
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import get_type_hints
+
 import pytest
 from models import picture
 from typer.testing import CliRunner
 
 from regaze.cli import app
+from regaze.cli.commands.heatmap import heatmap
 from regaze.cli.pictures import find_image, find_images
 from regaze.errors import InputError
 from regaze.eval.benchmarks.common import earlier
+from regaze.toolkit.plot.views import Views
 
 URL = "https://host/a,b.png?key=secret"
 
@@ -32,3 +36,8 @@ def test_commands_refuse_urls(command):
     assert result.exit_code == 2
     assert "is a URL: --allow-urls lets it be fetched" in " ".join(result.stderr.split())
     assert "secret" not in result.stderr
+
+
+def test_heatmap_offers_the_views_that_the_figure_has():
+    hints = get_type_hints(heatmap, include_extras=False)
+    assert hints["views"] == Views

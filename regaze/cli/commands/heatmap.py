@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -29,6 +29,13 @@ def heatmap(
             "[the word that the question asks about]"
         ),
     ] = None,
+    views: Annotated[
+        Literal["sum", "mean", "tiles", "overview", "apart"],
+        typer.Option(
+            help="Of an image that the model sees as tiles: the sum of all views that show a point, their "
+            "mean, the tiles or the overview alone, or both apart."
+        ),
+    ] = "sum",
     max_new_tokens: options.MaxNewTokens = 32,
     seed: options.Seed = 0,
     device: options.Device = None,
@@ -58,6 +65,7 @@ def heatmap(
         token=int(token) if token and token.isdecimal() else token,
         layers=layer_indices,
         heads=head_indices,
+        views=views,
         max_new_tokens=max_new_tokens,
     )
     cli.console.echo(answer)

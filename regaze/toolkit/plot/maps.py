@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -26,17 +26,16 @@ from regaze.toolkit.analysis.selection import (
 )
 from regaze.toolkit.analysis.token_sinks import SinkTokens
 from regaze.toolkit.plot.style import SKY, colour_scale, figure_text, new_figure, style_and_save
+from regaze.toolkit.plot.views import Panel, Part, Views, map_of_seen, map_on, panels_of, read_parts
 from regaze.toolkit.prompts.images import ImageLike, open_image
 from regaze.toolkit.prompts.picture import WHOLE, Shares, within
-from regaze.toolkit.prompts.token_map import TokenMap, View, boxes_on
+from regaze.toolkit.prompts.token_map import View, boxes_on
 from regaze.toolkit.record.record import Record
 from regaze.toolkit.record.trace import Trace
 
 #: Opacity of a map over the grey image, the same for all cells, so that a colour has one meaning. The colour
 #: bar has the image's mean grey as its background, so that it shows the colours of the map.
 _OPACITY = 0.7
-#: Samples per cell, along each side, where views with different grids are drawn into one map.
-_OVERSAMPLING = 4
 #: Pictures are drawn with at most so many pixels.
 _LARGEST = (2048, 2048)
 
@@ -50,6 +49,7 @@ def heatmap(
     heads: Sequence[int] | None = None,
     sample: int = 0,
     number: int = 0,
+    views: Views = "sum",
     title: str | None = None,
     path: StrPath | None = None,
 ) -> Figure:
@@ -64,6 +64,7 @@ def heatmap(
             (`analysis.asked_word`) if its row was recorded, with rows="text", else the first answer token.
         layers, heads: numbers, averaged; None: all that were recorded.
         sample: row of the batch. number: which of its images.
+        views: what to show of an image that the model sees as tiles, with or without an overview (`Views`).
         title: default: the methods that acted, the token's text and what was averaged.
         path: where to write the figure.
 
@@ -78,17 +79,19 @@ def heatmap(
     if token is None:
         token = asked_word(trace, check_sample(trace, sample)) or 0
     parts = _parts(trace, token, layers, heads, sample, number)
-    grid, box = _map_on(parts, image)
-    figure = new_figure(7.4, min(max(3.1 * image.height / image.width, 1.6), 9.0) + 0.4)
-    picture, overlay = figure.subplots(1, 2)
+    what = "weight per image token" if len(parts) > 1 else "attention weight per image token"
+    panels = panels_of(parts, views, what)
+    high = min(max(3.1 * image.height / image.width, 1.6), 9.0) + 0.4
+    figure = new_figure(0.6 + 3.4 * (1 + len(panels)), high)
+    picture, *overlays = figure.subplots(1, 1 + len(panels))
     picture.imshow(image, interpolation="none")
     picture.set_axis_off()
-    mappable = _overlay(overlay, image, grid, box=box)
-    what = "attention weight per image token"
-    if len(parts) > 1:
-        what = f"weight per image token, sum of {len(parts)} views"
-    _colour_bar(figure, mappable, overlay, image, what)
-    overlay.set_title(figure_text(_caption(trace, token, layers, heads, sample) if title is None else title))
+    for overlay, panel in zip(overlays, panels, strict=True):
+        grid, box = map_on(panel.parts, image, mean=views == "mean")
+        _colour_bar(figure, _overlay(overlay, image, grid, box=box), overlay, image, panel.label)
+    overlays[0].set_title(
+        figure_text(_caption(trace, token, layers, heads, sample) if title is None else title)
+    )
     return style_and_save(figure, path)
 
 
@@ -101,6 +104,7 @@ def token_layer_grid(
     heads: Sequence[int] | None = None,
     sample: int = 0,
     number: int = 0,
+    views: Literal["sum", "mean", "tiles", "overview"] = "sum",
     path: StrPath | None = None,
 ) -> Figure:
     """Maps of several tokens or words (rows) in several layers (columns), on one colour scale per token.
@@ -119,7 +123,10 @@ def token_layer_grid(
     figure = new_figure(1.5 * len(layers) + 1.3, 1.55 * len(chosen) + 0.3)
     axes = figure.subplots(len(chosen), len(layers), squeeze=False)
     for row, token in enumerate(chosen):
-        drawn = [_map_on(_parts(trace, token, [layer], heads, sample, number), image) for layer in layers]
+        drawn = []
+        for layer in layers:
+            (panel,) = _one_panel(_parts(trace, token, [layer], heads, sample, number), views)
+            drawn.append(map_on(panel.parts, image, mean=views == "mean"))
         for column, (layer, (grid, box)) in enumerate(zip(layers, drawn, strict=True)):
             mappable = _overlay(axes[row, column], image, grid, max(each.max() for each, _ in drawn), box)
             if row == 0:
@@ -187,35 +194,40 @@ def sink_map(
     layers: Sequence[int] | None = None,
     sample: int = 0,
     number: int = 0,
+    views: Literal["tiles", "overview"] = "tiles",
     path: StrPath | None = None,
 ) -> Figure:
     """Sink values of an image's tokens in each layer; cells that reach the threshold are framed.
 
     Args:
         sinks: from `analysis.sink_tokens`.
-        image, sample, number: as for `heatmap`; a single view must show the whole image.
+        image, sample, number: as for `heatmap`.
         layers: numbers, a panel for each; None: all.
+        views: of an image in tiles, these or the view of the whole image.
 
     Raises:
-        BadParameterError: a layer, sample or image that does not exist. RecordingError: an image in tiles.
+        BadParameterError: a layer, sample or image that does not exist. RecordingError: the places of the
+            image's tokens are not known. InputError: a picture of another shape.
     """
     image = open_image(image)
     image.thumbnail(_LARGEST)
     sample = check_choice("sample", sample, range(sinks.tokens.batch))
-    views = _views(sinks.tokens, sample, number)
-    if len(views) > 1:
-        raise RecordingError(f"image {number} is shown by {len(views)} views; sink_map draws one")
-    ((place, view),) = views
-    (box,) = boxes_on([view], image)
     layers = check_choices("layer", layers, sinks.layers)
-    values = sinks.image_map(sample, place)[[sinks.layers.index(layer) for layer in layers]].numpy()
+    shown = [sinks.layers.index(layer) for layer in layers]
+    parts = read_parts(
+        sinks.tokens, sample, number, lambda view: sinks.image_map(sample, view)[shown].numpy()
+    )
+    (panel,) = panels_of(parts, views, "sink value")
+    top = max(sinks.tau, *(float(part.cells.max()) for part in panel.parts))
     figure = new_figure(1.6 * len(layers) + 1.0, 1.9)
     panels = figure.subplots(1, len(layers), squeeze=False)[0]
-    for axes, layer, grid in zip(panels, layers, values, strict=True):
-        mappable = _overlay(axes, image, grid, max(float(values.max()), sinks.tau), box or WHOLE)
+    for place, (axes, layer) in enumerate(zip(panels, layers, strict=True)):
+        here = [Part(part.view, part.cells[place]) for part in panel.parts]
+        grid, box = map_on(here, image)
+        mappable = _overlay(axes, image, grid, top, box)
         axes.set_title(f"layer {layer}")
-        for row, column in np.argwhere(grid >= sinks.tau):
-            axes.add_patch(Rectangle((column, row), 1, 1, fill=False, edgecolor=SKY, linewidth=1.4))
+        for part, edges in zip(here, boxes_on([part.view for part in here], image), strict=True):
+            _frame_cells(axes, part.cells >= sinks.tau, grid.shape, within(edges or WHOLE, box))
     _colour_bar(figure, mappable, panels, image, f"sink value (threshold {sinks.tau:g})")
     return style_and_save(figure, path)
 
@@ -228,14 +240,15 @@ def answer_map(
     heads: Sequence[int] | None = None,
     sample: int = 0,
     number: int = 0,
+    views: Literal["sum", "mean", "tiles", "overview"] = "sum",
 ) -> np.ndarray:
     """The numbers that `heatmap` draws: mean attention of a token's row on each cell, [rows, columns].
 
-    If several views show an image (tiles and a thumbnail, frames of a video), each point of the map is the
-    sum of the weights of all tokens that show it, and the resolution is fine enough for all their cells.
+    If several views show an image (tiles and an overview, frames of a video), `views` says which of them
+    count (see `Views`), and the resolution is fine enough for all their cells.
     """
-    parts = _parts(trace, token, layers, heads, sample, number)
-    return _map_of([(_box_of_seen(view), grid) for view, grid in parts])
+    (panel,) = _one_panel(_parts(trace, token, layers, heads, sample, number), views)
+    return map_of_seen(panel.parts, mean=views == "mean")
 
 
 def _parts(
@@ -245,7 +258,7 @@ def _parts(
     heads: Sequence[int] | None,
     sample: int,
     number: int,
-) -> list[tuple[View, np.ndarray]]:
+) -> list[Part]:
     """The views of an image, and the attention on the cells of each."""
     sample = check_sample(trace, sample)
     if trace.slices is None and trace.masses is not None:
@@ -253,68 +266,18 @@ def _parts(
             "this record has masses by role, which plot.role_masses(record) draws; a map needs weights of "
             'image tokens: gaze.recording(slices="image", ...)'
         )
-    if trace.tokens is None:
-        raise RecordingError("the record has no image grid, so its slices cannot be laid out as a map")
-    return [
-        (view, image_map(trace, token=token, layers=layers, heads=heads, sample=sample, image=place).numpy())
-        for place, view in _views(trace.tokens, sample, number)
-    ]
+
+    def cells_of(view: int) -> np.ndarray:
+        return image_map(trace, token=token, layers=layers, heads=heads, sample=sample, image=view).numpy()
+
+    return read_parts(trace.tokens, sample, number, cells_of)
 
 
-def _map_on(parts: Sequence[tuple[View, np.ndarray]], image: Image.Image) -> tuple[np.ndarray, Shares]:
-    """A map of an image, and the part of the picture `image` that it shows."""
-    boxes = [box or WHOLE for box in boxes_on([view for view, _ in parts], image)]
-    if len(parts) == 1:
-        return parts[0][1], boxes[0]
-    return _map_of([(box, grid) for box, (_, grid) in zip(boxes, parts, strict=True)]), WHOLE
-
-
-def _box_of_seen(view: View) -> Shares:
-    """The part of what the model receives of an image that a view shows."""
-    box = view.box or WHOLE
-    return box if view.picture is None else within(box, view.picture.window)
-
-
-def _views(tokens: TokenMap, sample: int, image: int) -> list[tuple[int, View]]:
-    """The views that show a known part of an image, with their numbers."""
-    views = tokens.views[sample]
-    if not views:
-        raise RecordingError("the record has no image grid, so its slices cannot be laid out as a map")
-    image = check_choice("image", image, range(1 + max(view.image for view in views)))
-    placed = [
-        (place, view)
-        for place, view in enumerate(views)
-        if view.image == image and view.box is not None and all(view.grid)
-    ]
-    if not placed:
-        raise RecordingError(
-            f"it is not known which part of image {image} each of its tokens shows, so there is no map; "
-            "masses by role need none"
-        )
-    return placed
-
-
-def _map_of(parts: Sequence[tuple[Shares, np.ndarray]]) -> np.ndarray:
-    """Grids drawn into their boxes and summed; parts outside the image are cut off."""
-    if len(parts) == 1 and parts[0][0] == WHOLE:
-        return parts[0][1]
-    fine = [0, 0]
-    for (left, upper, right, lower), grid in parts:
-        for axis, share in ((0, lower - upper), (1, right - left)):
-            fine[axis] = max(fine[axis], round(_OVERSAMPLING * grid.shape[axis] / share))
-    canvas = np.zeros(fine, dtype=np.float32)
-    for (left, upper, right, lower), grid in parts:
-        rows = _cells_at(fine[0], upper, lower, grid.shape[0])
-        columns = _cells_at(fine[1], left, right, grid.shape[1])
-        canvas[np.ix_(rows >= 0, columns >= 0)] += grid[np.ix_(rows[rows >= 0], columns[columns >= 0])]
-    return canvas
-
-
-def _cells_at(count: int, first: float, last: float, cells: int) -> np.ndarray:
-    """[count] index of the cell at each of `count` evenly spaced points; -1: outside `first` to `last`."""
-    places = (np.arange(count) + 0.5) / count
-    index = np.floor((places - first) / (last - first) * cells).astype(int)
-    return np.where((index >= 0) & (index < cells), index, -1)
+def _one_panel(parts: list[Part], views: Views) -> list[Panel]:
+    """As `panels_of`, where one map is drawn."""
+    if views == "apart":
+        raise BadParameterError('views="apart" makes two maps, which heatmap draws; choose one of them here')
+    return panels_of(parts, views, "weight")
 
 
 def _tokens(trace: Trace, tokens: Any, sample: int) -> list[Any]:
@@ -345,6 +308,15 @@ def _overlay(
     axes.set_ylim(lower, upper)
     _no_ticks(axes)
     return mappable
+
+
+def _frame_cells(axes: Axes, chosen: np.ndarray, shape: tuple[int, ...], box: Shares) -> None:
+    """Frame the chosen cells of a view that is `box` of a map of this shape."""
+    left, upper, right, lower = box[0] * shape[1], box[1] * shape[0], box[2] * shape[1], box[3] * shape[0]
+    across, down = (right - left) / chosen.shape[1], (lower - upper) / chosen.shape[0]
+    for row, column in np.argwhere(chosen):
+        corner = (left + column * across, upper + row * down)
+        axes.add_patch(Rectangle(corner, across, down, fill=False, edgecolor=SKY, linewidth=1.4))
 
 
 def _no_ticks(axes: Axes) -> None:

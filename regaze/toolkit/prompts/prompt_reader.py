@@ -20,6 +20,7 @@ from regaze.errors import InputError, RegazeError
 from regaze.toolkit.prompts.conversation import Conversation, Message, Shown
 from regaze.toolkit.prompts.families import Family, Layout, MediaInputs
 from regaze.toolkit.prompts.images import describe_image
+from regaze.toolkit.prompts.model_inputs import ModelInputs
 from regaze.toolkit.prompts.sight import Sight
 from regaze.toolkit.prompts.template import checked_template_args
 from regaze.toolkit.prompts.thinking import is_marker, open_block
@@ -224,7 +225,7 @@ class PromptReader:
         # An option of the call would go to a Q-Former's tokenizer, too.
         self.tokenizer.padding_side = self.family.padding_side
         try:
-            return self.family.fix_inputs(BatchFeature(dict(self.processor(text=list(texts), **options))))
+            return self.family.fix_inputs(ModelInputs(dict(self.processor(text=list(texts), **options))))
         except Exception as error:
             if not (any(images) or clips) or isinstance(error, (RegazeError, MemoryError)):
                 raise

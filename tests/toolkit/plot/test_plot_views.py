@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from family_checks import case_of
+from family_checks import case_of, shown
 from PIL import Image
 from zoo.every import VISION, skip_if_older
 
 from regaze.errors import BadParameterError, RecordingError
 from regaze.toolkit import plot
-from regaze.toolkit.analysis import image_map
+from regaze.toolkit.analysis import SinkTokens, image_map
 from regaze.toolkit.prompts.token_map import PromptTokens, Role, TokenMap, View
 from regaze.toolkit.record.trace import Trace
 
@@ -99,7 +99,10 @@ def test_an_image_without_places_has_no_map():
         plot.heatmap(trace_of([], [0.1], image=[0]), PICTURE)
 
 
-@pytest.mark.parametrize("name", ["llava_next", "idefics3", "internvl"])
+TILED = pytest.mark.parametrize("name", ["llava_next", "idefics3", "internvl"])
+
+
+@TILED
 def test_tiles_of_a_family_are_one_picture(name):
     """At any point the map is the sum of the weights of the cells that show it, whatever their view."""
     entry = next(each for each in VISION if each.name == name)
@@ -110,7 +113,7 @@ def test_tiles_of_a_family_are_one_picture(name):
     views = record[0].tokens.views[0]
     assert len(views) > 1
     picture, overlay, bar = plot.heatmap(record, image).axes
-    assert bar.get_ylabel() == f"weight per image token, sum of {len(views)} views"
+    assert bar.get_ylabel() == f"weight per image token\nsum of {len(views)} views"
     drawn = np.asarray(overlay.images[-1].get_array())
     for x, y in ((0.23, 0.31), (0.81, 0.67), (0.52, 0.91)):
         expected = 0.0
@@ -122,3 +125,61 @@ def test_tiles_of_a_family_are_one_picture(name):
                 expected += float(cells[int(down * cells.shape[0]), int(across * cells.shape[1])])
         assert at(drawn, x, y) == pytest.approx(expected, rel=1e-4)
     assert picture.images[0].get_array().shape[:2] == (180, 330)
+
+
+@TILED
+def test_a_bright_corner_lies_in_the_corner(name):
+    """The weights are how much a bright corner changes each token that the family's own processor makes."""
+    entry = next(each for each in VISION if each.name == name)
+    skip_if_older(entry)
+    case = case_of(entry)
+    grey = Image.new("RGB", (330, 180), (90, 90, 90))
+    bright = grey.copy()
+    bright.paste((255, 255, 255), (231, 108, 330, 180))  # the last 0.3 and 0.4 of its sides
+    before, tokens = shown(case, grey)
+    changes = (shown(case, bright)[0] - before).norm(dim=-1)
+    where = {"row_position": torch.tensor([tokens.length - 1]), "row_step": torch.tensor([0])}
+    active = torch.ones(1, 1, dtype=torch.bool)
+    trace = Trace((0,), **where, row_active=active, slices=changes.view(1, 1, 1, 1, -1), tokens=tokens)
+    for views in ("sum", "mean", "tiles", "overview"):
+        grid = plot.answer_map(trace, views=views)
+        height, width = grid.shape
+        corner = grid[int(0.65 * height) :, int(0.75 * width) :].mean()
+        rest = grid[: int(0.4 * height), : int(0.5 * width)].mean()
+        assert corner > 2 * rest, views
+        row, column = np.unravel_index(grid.argmax(), grid.shape)
+        assert row >= 0.5 * height, views
+        assert column >= 0.6 * width, views
+    total, tiles, overview = (plot.answer_map(trace, views=each) for each in ("sum", "tiles", "overview"))
+    assert tiles.size > overview.size
+    assert at(total, 0.9, 0.9) == pytest.approx(at(tiles, 0.9, 0.9) + at(overview, 0.9, 0.9), rel=1e-5)
+    assert at(plot.answer_map(trace, views="mean"), 0.9, 0.9) == pytest.approx(at(total, 0.9, 0.9) / 2)
+    labels = [axes.get_ylabel() for axes in plot.heatmap(trace, grey, views="apart").axes]
+    assert labels == ["", "", "", "weight per image token\ntiles", "weight per image token\noverview"]
+
+
+def test_views_of_one_kind_are_drawn_whatever_was_chosen():
+    left, right = View((1, 1), box=(0.0, 0.0, 0.5, 1.0)), View((1, 1), box=(0.5, 0.0, 1.0, 1.0))
+    for views in ([View((1, 2))], [left, right]):
+        trace = trace_of(views, [0.3, 0.1])
+        for choice in ("tiles", "overview", "mean"):
+            grid = plot.answer_map(trace, views=choice)
+            assert (at(grid, 0.2, 0.5), at(grid, 0.8, 0.5)) == pytest.approx((0.3, 0.1))
+    assert len(plot.heatmap(trace, PICTURE, views="apart").axes) == 3
+    with pytest.raises(BadParameterError, match="apart"):
+        plot.answer_map(trace, views="apart")
+    with pytest.raises(BadParameterError, match="views must be one of sum, mean"):
+        plot.heatmap(trace, PICTURE, views="thumbnail")
+
+
+def test_sinks_are_framed_in_tiles_and_overview():
+    left, right = (0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0)
+    trace = trace_of([View((1, 2)), View((2, 1), box=left), View((2, 1), box=right)], [0.0] * 6)
+    values = torch.tensor([[[0.0, 9.0, 0.0, 0.0, 0.0, 9.0, 0.0]]])
+    sinks = SinkTokens(tokens=trace.tokens, layers=(3,), values=values, tau=5.0)
+    for views, expected in (("tiles", (0.5, 0.5, 0.5, 0.5)), ("overview", (0.5, 0.0, 0.5, 1.0))):
+        axes = plot.sink_map(sinks, PICTURE, views=views).axes[0]
+        (frame,) = axes.patches
+        wide, high = axes.get_xlim()[1], axes.get_ylim()[0]
+        left, upper = frame.get_x() / wide, frame.get_y() / high
+        assert (left, upper, frame.get_width() / wide, frame.get_height() / high) == pytest.approx(expected)

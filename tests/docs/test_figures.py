@@ -47,6 +47,15 @@ def test_a_page_that_says_something_else_is_named(pages, tmp_path, text, message
     assert "docs/studies/seeing/speech.json: no page reads it" in found
 
 
+def test_a_table_that_is_compared_with_a_command_needs_no_region(pages, tmp_path):
+    table = "| a | 0.5 [0.4, 0.6] |\n"
+    complaint = "README.md: a table with intervals that no region makes"
+    (tmp_path / "README.md").write_text(f"<!-- output -->\n{table}")
+    assert complaint not in pages.problems(tmp_path)
+    (tmp_path / "README.md").write_text(f"<!-- output -->\n{table}\nAnd another:\n\n{table}")
+    assert complaint in pages.problems(tmp_path)
+
+
 def test_a_region_is_written_within_a_line_or_on_lines_of_its_own(pages):
     inline = "We have <!-- figures: count benchmarks -->no<!-- end --> benchmarks."
     assert re.fullmatch(inline.replace(">no<", r">\d\d<"), pages.rendered(inline))

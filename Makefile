@@ -14,7 +14,7 @@ PYTEST := -m pytest -q -n auto --maxprocesses 8 --dist loadfile
 ON_TRANSFORMERS := tests/toolkit/prompts/families/test_vision.py tests/toolkit/prompts/families/test_text.py \
   tests/toolkit/model tests/toolkit/test_wrap.py tests/toolkit/record/test_record.py
 
-.PHONY: demo test test-floor test-middle test-newest test-harness mutants lint bench figures counts clean
+.PHONY: demo docs test test-floor test-middle test-newest test-harness mutants lint bench figures counts clean
 
 demo: $(STAMP)
 	$(BIN)/regaze demo
@@ -58,6 +58,10 @@ lint: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/vulture
+
+# The site into out/site, with warnings as errors and nothing fetched; `.venv/bin/mkdocs serve` shows it while pages change.
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/overhead.py

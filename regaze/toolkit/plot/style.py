@@ -24,7 +24,7 @@ from regaze.visible import visible
 from regaze.writing import replacing
 
 #: Okabe-Ito (Color Universal Design, 2008): eight colours that all readers can tell apart.
-BLUE, ORANGE, GREEN, RED, SKY, PINK, GREY, BLACK = PALETTE = (
+PALETTE = (
     "#0072B2",
     "#E69F00",
     "#009E73",
@@ -34,6 +34,7 @@ BLUE, ORANGE, GREEN, RED, SKY, PINK, GREY, BLACK = PALETTE = (
     "#999999",
     "#000000",
 )
+BLUE, ORANGE, GREEN, RED, SKY, PINK, GREY, BLACK = PALETTE
 #: Colours of the roles, in the order in which they are stacked.
 ROLE_COLOURS = {
     Role.IMAGE: ORANGE,

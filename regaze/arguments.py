@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import typing
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -120,6 +120,8 @@ def in_words(annotation: Any) -> str:
         return _either([in_words(argument) for argument in arguments])
     if origin is tuple:
         return f"tuple[{', '.join('...' if a is Ellipsis else in_words(a) for a in arguments)}]"
+    if origin is Sequence:  # kept as a tuple
+        return f"tuple[{in_words(arguments[0])}, ...]"
     if annotation is NoneType:
         return "None"
     return annotation.__name__ if isinstance(annotation, type) else str(annotation).replace("typing.", "")

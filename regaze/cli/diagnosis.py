@@ -158,7 +158,7 @@ def demo() -> Finding:
         gaze = models.load_model("demo", None, None)
         with gaze.recording() as record:
             (answer,) = gaze.ask([scene.image()], [f"Is there a {word} in the image?"])
-        layers = record[0].masses.shape[0]
+        layers = len(record[0].layers)
     except Exception as error:  # whatever does not work here
         return Finding(
             "demo model", f"{type(error).__name__}: {error}", "regaze demo --debug shows more", required=True

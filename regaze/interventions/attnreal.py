@@ -56,7 +56,7 @@ class AttnReal(Intervention):
     above: NonNegativeFloat = field(
         default=5.0, metadata={"help": "an output token with more than so many times the mean is a sink"}
     )
-    sinks: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] | None = field(
+    sinks: Annotated[Sequence[NonNegativeInt], Field(min_length=1)] | None = field(
         default=None, metadata={"help": "numbers of the answer's tokens that are sinks instead"}
     )
     layers: LayerRange | None = field(

@@ -97,7 +97,7 @@ class DoLa(Intervention):
                 f"layer {layers[-1]} is no early layer: the model has layers 0..{context.num_layers - 1}"
             )
         context.state(self)["layers"] = layers
-        context.capture_hidden(layers)
+        context.capture_hidden(tuple(layers))
 
     def combine_logits(self, context: Context) -> LogitsCombination | None:
         layers = context.state(self).get("layers")

@@ -66,7 +66,7 @@ class MARINE(Detecting, Intervention):
     strength: NonNegativeFloat = field(
         default=0.7, metadata={"help": "gamma, how far to move towards the prompt with objects (0: not)"}
     )
-    objects: tuple[str, ...] = field(
+    objects: Sequence[str] = field(
         default=(), metadata={"help": "names to look for, such as dog,cat; none: whatever the detector knows"}
     )
     template: Annotated[

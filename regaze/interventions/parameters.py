@@ -4,11 +4,12 @@
 
 declares a parameter once; pydantic checks its value. Constraints are those of pydantic (`PositiveInt`,
 `Annotated[float, Field(ge=1)]`); a `Field(description=...)` replaces the text derived from the annotation.
+Several values are a `Sequence`, for which type checkers take a list, too; the method keeps a tuple.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from functools import cache
 from typing import Annotated, Any, get_type_hints
@@ -23,13 +24,13 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 PositiveFraction = Annotated[float, Field(gt=0.0, le=1.0)]
 #: (layer, query head) pairs, each of them once, in the given order.
 Heads = Annotated[
-    tuple[tuple[NonNegativeInt, NonNegativeInt], ...],
+    Sequence[tuple[NonNegativeInt, NonNegativeInt]],
     AfterValidator(lambda heads: tuple(dict.fromkeys(heads))),
     Field(description="(layer, head) pairs such as ((3, 1), (4, 0))"),
 ]
 #: Layer numbers in ascending order, at least one.
 Layers = Annotated[
-    tuple[NonNegativeInt, ...],
+    Sequence[NonNegativeInt],
     Field(min_length=1, description="layer numbers from 0 such as (0, 2, 4)"),
     AfterValidator(lambda layers: tuple(sorted(set(layers)))),
 ]

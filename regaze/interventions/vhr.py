@@ -107,7 +107,7 @@ class VHR(Intervention):
             raise BadParameterError(
                 f"layer {self.layers[-1]} does not exist: the model has layers 0..{depth - 1}"
             )
-        return self.layers
+        return tuple(self.layers)
 
 
 def vision_aware(seeing: Tensor, blind: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ from transformers import (
 from regaze.demo.shipped import MODEL_DIR
 from regaze.errors import BadParameterError, InputError, ModelNotFoundError, RegazeError
 from regaze.reading import kind_of, parse_json, read_text
+from regaze.toolkit.model.compat import GenerativeModel
 
 #: Files of a folder that decide what is built.
 _SMALL_FILES = frozenset({"config.json", "generation_config.json", "processor_config.json"})
@@ -35,7 +36,7 @@ _MAX_LAYERS = 10_000
 _SHARED = ("revision", "token", "subfolder", "local_files_only")
 
 
-def load(name_or_path: str, *, trust_remote_code: bool = False, **kwargs: Any) -> tuple[PreTrainedModel, Any]:
+def load(name_or_path: str, *, trust_remote_code: bool = False, **kwargs: Any) -> tuple[GenerativeModel, Any]:
     """Load a vision-language or language model, ready to generate.
 
     Args:

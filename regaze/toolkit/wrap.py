@@ -6,7 +6,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from PIL import Image
@@ -80,7 +80,7 @@ class Gaze(Displayed):
     def __init__(
         self, model: PreTrainedModel, processor: Any = None, template_args: Mapping[str, Any] | None = None
     ):
-        self.model: PreTrainedModel = model
+        self.model: compat.GenerativeModel = cast("compat.GenerativeModel", model)
         self.processor: Any = processor
         self.family: Family = family_of(model.config)
         #: the part whose attention is edited
@@ -266,7 +266,7 @@ class Gaze(Displayed):
                 inputs = self.inputs(entries[part], asked[part], system, allow_urls=allow_urls)
                 options.setdefault("pad_token_id", self.reader.tokenizer.pad_token_id)
                 with torch.inference_mode():
-                    sequences = self.model.generate(**inputs, **options)  # type: ignore[operator]
+                    sequences = self.model.generate(**inputs, **options)
                 generated = sequences[:, inputs["input_ids"].shape[1] :]
                 self.record_answer(generated)
                 answers += [text.strip() for text in self.reader.decode(generated)]

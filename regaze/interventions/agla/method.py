@@ -80,7 +80,7 @@ class AGLA(Intervention):
         default=BLIP,
         metadata={"help": "BLIP retrieval model, or a function (image, text) -> (map, similarity)"},
     )
-    not_asked: tuple[str, ...] = field(
+    not_asked: Sequence[str] = field(
         default=(
             "Please answer this question with one word.",
             "Answer the question using a single word or phrase.",

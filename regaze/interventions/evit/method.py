@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -56,7 +56,7 @@ class EViT(Method):
     keep_rate: PositiveFraction = field(
         default=0.7, metadata={"help": "fraction of the tokens kept by each chosen block"}
     )
-    layers: tuple[NonNegativeInt, ...] = field(
+    layers: Sequence[NonNegativeInt] = field(
         default=(3, 6, 9), metadata={"help": "blocks that drop tokens, from 0"}
     )
     fuse: bool = field(default=True, metadata={"help": "append the weighted sum of the dropped tokens"})

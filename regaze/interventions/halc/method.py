@@ -101,7 +101,7 @@ class HALC(Detecting, MultiPassMethod):
     beta: Fraction = field(
         default=0.1, metadata={"help": "exclude tokens less likely than beta times the likeliest (0: none)"}
     )
-    objects: tuple[str, ...] = field(
+    objects: Sequence[str] = field(
         default=(), metadata={"help": "words for objects, such as dog,cat; none: those the detector knows"}
     )
     tagger: str = field(

@@ -90,7 +90,7 @@ class PAINT(Intervention):
     layers: LayerRange | None = field(
         default=None, metadata={"help": "first and last edited layer; default: 2 to 31 of 32, scaled"}
     )
-    head_weights: tuple[tuple[float, ...], ...] | None = field(
+    head_weights: Sequence[Sequence[float]] | None = field(
         default=None, metadata={"help": "ours: factor of alpha and beta by layer and head"}
     )
     as_released: bool = field(

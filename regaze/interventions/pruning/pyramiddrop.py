@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar
 
@@ -52,7 +52,7 @@ class PyramidDrop(Pruning):
     layers: Layers | None = field(
         default=None, metadata={"help": "layers before which tokens leave (null: 8, 16, 24 of 32, scaled)"}
     )
-    kept: Annotated[tuple[Fraction, ...], Field(min_length=1)] = field(
+    kept: Annotated[Sequence[Fraction], Field(min_length=1)] = field(
         default=(0.5, 0.25, 0.125),
         metadata={"help": "share of the image tokens that each of these layers has"},
     )

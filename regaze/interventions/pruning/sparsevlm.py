@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -69,7 +69,7 @@ class SparseVLM(Pruning):
     layers: Layers | None = field(
         default=None, metadata={"help": "layers behind which tokens leave (null: 2, 6, 15 of 32, scaled)"}
     )
-    kept: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] | None = field(
+    kept: Annotated[Sequence[PositiveInt], Field(min_length=1)] | None = field(
         default=None, metadata={"help": "how many image tokens stay behind each layer, instead of a budget"}
     )
     heads: PositiveInt = field(default=14, metadata={"help": "heads whose weights count, at most all"})
@@ -85,12 +85,12 @@ class SparseVLM(Pruning):
 
     @property
     def _kept(self) -> tuple[int, ...]:
-        return _KEPT[self.budget] if self.kept is None else self.kept
+        return _KEPT[self.budget] if self.kept is None else tuple(self.kept)
 
     def behind(self, num_layers: int) -> tuple[int, ...]:
         """The layers behind which tokens leave, in a model of this depth."""
         if self.layers is not None:
-            return self.layers
+            return tuple(self.layers)
         return tuple(layer - 1 for layer in scaled_layers([each + 1 for each in _LAYERS], _DEPTH, num_layers))
 
     def stages(self, context: Context, tokens: Tensor) -> Mapping[int, Tensor]:

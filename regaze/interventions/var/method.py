@@ -88,7 +88,7 @@ class VAR(Intervention):
         default=None, metadata={"help": "sink threshold; default 20, or the model's own profile"}
     )
     min_image_mass: Fraction = field(default=0.2, metadata={"help": "least attention of a head on the image"})
-    sink_dimensions: tuple[int, ...] | None = field(
+    sink_dimensions: Sequence[int] | None = field(
         default=None, metadata={"help": "sink dimensions of the base model; default: published ones"}
     )
     as_released: bool = field(

@@ -152,7 +152,7 @@ def greedy_answer(gaze: Gaze, images: Any, question: str, max_new_tokens: int = 
     tokenizer = gaze.reader.tokenizer
     options = {"do_sample": False, "max_new_tokens": max_new_tokens, "pad_token_id": tokenizer.pad_token_id}
     with torch.inference_mode():
-        ids = gaze.model.generate(**inputs, **options)[0, inputs["input_ids"].shape[1] :]  # type: ignore[operator]
+        ids = gaze.model.generate(**inputs, **options)[0, inputs["input_ids"].shape[1] :]
     ids = ids[~torch.isin(ids, torch.tensor(tokenizer.all_special_ids, device=ids.device))].cpu()
     if not len(ids):
         raise InputError(f"the model answers {question!r} with nothing")

@@ -61,7 +61,7 @@ def published_sinks(config: Any) -> SinkProfile | None:
 
 
 def sink_profile(
-    config: Any, dimensions: tuple[int, ...] | None = None, tau: float | None = None
+    config: Any, dimensions: Sequence[int] | None = None, tau: float | None = None
 ) -> SinkProfile:
     """The sink profile for a language model's configuration.
 
@@ -80,7 +80,9 @@ def sink_profile(
             "regaze.toolkit.analysis.sink_profile.find_sink_dimensions(model, processor) and "
             "pass them as sink_dimensions=..., tau=..."
         )
-    profile = known if dimensions is None else SinkProfile(dimensions, TAU if known is None else known.tau)
+    profile = (
+        known if dimensions is None else SinkProfile(tuple(dimensions), TAU if known is None else known.tau)
+    )
     assert profile is not None
     outside = [d for d in profile.dimensions if not 0 <= d < width]
     if outside or not profile.dimensions:

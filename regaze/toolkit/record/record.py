@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, overload
 
 from regaze.display import Summary, Tabular, first_lines, ranges
 from regaze.errors import RecordingError
@@ -27,7 +27,11 @@ class Record(Tabular, Sequence[Trace]):
     def __len__(self) -> int:
         return len(self.traces)
 
-    def __getitem__(self, index: Any) -> Any:
+    @overload
+    def __getitem__(self, index: int) -> Trace: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Trace]: ...
+    def __getitem__(self, index: int | slice) -> Trace | list[Trace]:
         if not self.traces:
             raise RecordingError(
                 "nothing is recorded yet: run the model inside the block and read the record after it"

@@ -133,13 +133,12 @@ class _Prompt:
         with self.gaze.using(*interventions), self.gaze.recording(**options) as record:
             self._generate(max_new_tokens=answer.shape[1], logits_processor=forced, eos_token_id=None)
             self.gaze.record_answer(answer)
-        trace: Trace = record[0]
-        return trace
+        return record[0]
 
     def _generate(self, **options: Any) -> Tensor:
         options |= {"do_sample": False, "num_beams": 1}
         with torch.inference_mode():
-            ids: Tensor = self.gaze.model.generate(  # type: ignore[operator]
+            ids: Tensor = self.gaze.model.generate(
                 **self.inputs, pad_token_id=self.gaze.reader.tokenizer.pad_token_id, **options
             )
         return ids[:, self.length :]

@@ -166,7 +166,7 @@ def _word_maps(
     options: dict[str, Any] = {"do_sample": False, "max_new_tokens": max_new_tokens}
     options["pad_token_id"] = gaze.reader.tokenizer.pad_token_id
     with torch.inference_mode():
-        sequences = gaze.model.generate(**inputs, **options)  # type: ignore[operator]
+        sequences = gaze.model.generate(**inputs, **options)
     forced = with_answers(gaze, inputs, sequences[:, inputs["input_ids"].shape[1] :])
     rows = _positions(gaze, forced, Role.OUTPUT, words)
     yield from _maps_of(gaze, forced, rows, image.size, maps)

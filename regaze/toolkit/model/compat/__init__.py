@@ -68,6 +68,7 @@ from regaze.toolkit.model.compat.generation import (
     on_generate,
     pass_pixels,
 )
+from regaze.toolkit.model.compat.generative_model import GenerativeModel
 from regaze.toolkit.model.compat.hooks import owned, remove_hooks, temporary_hooks
 from regaze.toolkit.model.compat.layer_arguments import (
     check_tokens_can_leave,
@@ -111,6 +112,7 @@ __all__ = [
     "TOKEN_TYPES",
     "AttentionSite",
     "Generation",
+    "GenerativeModel",
     "LayerHalves",
     "LogitScale",
     "attention_configs",

@@ -1,3 +1,4 @@
+from .benchmarks.chair.benchmark import Chair as Chair
 from .benchmarks.common.base import Benchmark as Benchmark
 from .benchmarks.common.base import Item as Item
 from .benchmarks.pope.benchmark import Pope as Pope

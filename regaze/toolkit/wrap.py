@@ -6,7 +6,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
 from PIL import Image
@@ -34,9 +34,12 @@ from regaze.toolkit.prompts.remote import is_url
 from regaze.toolkit.prompts.token_map import PromptTokens, TokenMap
 from regaze.toolkit.prompts.video import Clip, Video, open_video
 from regaze.toolkit.record.host_copies import to_host
-from regaze.toolkit.record.options import RecordOptions
+from regaze.toolkit.record.options import RecordArguments, RecordOptions
 from regaze.toolkit.record.record import Record
 from regaze.toolkit.record.recorder import Recorder
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 Sizes = list[list[tuple[int, int]]]
 
@@ -312,7 +315,9 @@ class Gaze(Displayed):
 
         return Block(make, self.host, self.model)
 
-    def recording(self, *, tokens: TokenMap | None = None, **options: Any) -> Block[Record]:
+    def recording(
+        self, *, tokens: TokenMap | None = None, **options: Unpack[RecordArguments]
+    ) -> Block[Record]:
         """Record attention statistics of every forward inside the block; `RecordOptions` lists them.
 
         The record is complete when the block ends.

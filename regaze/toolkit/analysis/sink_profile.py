@@ -80,9 +80,9 @@ def sink_profile(
             "regaze.toolkit.analysis.sink_profile.find_sink_dimensions(model, processor) and "
             "pass them as sink_dimensions=..., tau=..."
         )
-    profile = (
-        known if dimensions is None else SinkProfile(tuple(dimensions), TAU if known is None else known.tau)
-    )
+    profile = known
+    if dimensions is not None:
+        profile = SinkProfile(tuple(dimensions), TAU if known is None else known.tau)
     assert profile is not None
     outside = [d for d in profile.dimensions if not 0 <= d < width]
     if outside or not profile.dimensions:

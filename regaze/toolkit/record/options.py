@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 from regaze.errors import RecordingError
 from regaze.toolkit.model import compat
+
+Rows = Literal["last", "text", "all"] | int
+
+
+class RecordArguments(TypedDict, total=False):
+    """The fields of `RecordOptions` as arguments, for type checkers."""
+
+    masses: bool
+    entropy: bool
+    top1: bool
+    lse: bool
+    slices: Literal["image", "all"] | None
+    layers: Iterable[int] | None
+    rows: Rows
+    steps: Iterable[int] | None
+    edited: bool
 
 
 @dataclass(frozen=True)
@@ -33,7 +50,7 @@ class RecordOptions:
     lse: bool = False
     slices: Literal["image", "all"] | None = None
     layers: tuple[int, ...] | None = None
-    rows: Literal["last", "text", "all"] | int = "last"
+    rows: Rows = "last"
     steps: tuple[int, ...] | None = None
     edited: bool = False
 

@@ -13,6 +13,7 @@ import regaze
 from regaze import HeadKnockout, Record, Role
 from regaze.errors import CompositionError, RecordingError
 from regaze.interventions import method_from_dict
+from regaze.toolkit.record.options import RecordArguments, RecordOptions
 from regaze.toolkit.record.trace import token_texts
 
 QUESTIONS = ["Is there a dog in the image?", "What?"]
@@ -293,3 +294,7 @@ def test_equal_tokens_are_decoded_once():
         assert len(sample) == len(row)
         assert "".join(sample) == tokenizer.decode(row)
     assert token_texts(Counting(), ids[:, 1:2], None) == (tuple(texts[0][1:2]), tuple(texts[0][1:2]))
+
+
+def test_type_checkers_know_every_option():
+    assert set(RecordArguments.__annotations__) == set(RecordOptions.__dataclass_fields__)

@@ -1,0 +1,111 @@
+"""The notebooks run, show what is stored in them, and open in Colab."""
+
+from __future__ import annotations
+
+import base64
+import importlib.util
+import io
+import re
+
+import nbformat
+import numpy as np
+import pytest
+import yaml
+from paths import DOCS, ROOT
+from PIL import Image
+
+_spec = importlib.util.spec_from_file_location("run_notebooks", DOCS / "run_notebooks.py")
+assert _spec is not None
+assert _spec.loader is not None
+run_notebooks = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(run_notebooks)
+
+PATHS = run_notebooks.paths()
+NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?")
+#: Another processor may round otherwise, and one of forty answers then differ.
+SMALLEST_DIFFERENCE = 0.03
+every = pytest.mark.parametrize("path", PATHS, ids=[path.stem for path in PATHS])
+
+
+def code_cells(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def repository() -> str:
+    """owner/name on GitHub."""
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    return str(citation["repository-code"]).removeprefix("https://github.com/")
+
+
+def pictures(notebook: nbformat.NotebookNode) -> list[Image.Image]:
+    found = []
+    for cell in code_cells(notebook):
+        for output in cell.outputs:
+            data = output.get("data", {})
+            for kind in ("image/png", "image/jpeg"):
+                if kind in data:
+                    found.append(Image.open(io.BytesIO(base64.b64decode(data[kind]))).convert("RGB"))
+    return found
+
+
+def texts(notebook: nbformat.NotebookNode) -> list[str]:
+    """What each output shows, without pictures."""
+    outputs = [output for cell in code_cells(notebook) for output in cell.outputs]
+    return [
+        each.get("text", "")
+        + "".join(each.get("data", {}).get(kind, "") for kind in ("text/plain", "text/html"))
+        for each in outputs
+    ]
+
+
+def test_there_are_three():
+    assert [path.stem for path in PATHS] == ["compare-methods", "see-where-it-looked", "write-a-method"]
+
+
+@every
+def test_a_reader_sees_all_without_running_it(path):
+    """With outputs, small, and nothing of the machine that made them."""
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    assert path.stat().st_size < 300_000
+    assert not re.search(r"/(?:home|root|tmp|work|usr)/", "\n".join(texts(notebook)))
+    for cell in code_cells(notebook):
+        assert cell.execution_count, cell.source
+        assert all(output.output_type != "error" for output in cell.outputs)
+    assert max(picture.width for picture in pictures(notebook)) <= 1000
+    assert len({cell.id for cell in notebook.cells}) == len(notebook.cells)
+    assert notebook.cells[0].source.startswith("# ")  # the title of its page
+
+
+@every
+def test_colab_opens_it_and_installs_what_is_missing(path):
+    notebook = nbformat.read(path, as_version=4)
+    here = f"https://colab.research.google.com/github/{repository()}/blob/main/docs/notebooks/{path.name}"
+    assert f"]({here})" in notebook.cells[0].source
+    first = code_cells(notebook)[0].source
+    assert 'if importlib.util.find_spec("regaze") is None' in first
+    assert f'%pip install --quiet "regaze @ git+https://github.com/{repository()}"' in first
+
+
+@every
+def test_links_between_pages_hold(path):
+    notebook = nbformat.read(path, as_version=4)
+    prose = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    linked = [link for link in re.findall(r"\]\(([^)#]+)", prose) if "://" not in link]
+    assert linked
+    assert [link for link in linked if not (path.parent / link).is_file()] == []
+
+
+@pytest.mark.slow
+@every
+def test_a_new_run_shows_what_is_stored(path, tmp_path):
+    stored, ran = nbformat.read(path, as_version=4), run_notebooks.execute(path, tmp_path)
+    for old, new in zip(texts(stored), texts(ran), strict=True):
+        assert NUMBER.sub("#", new) == NUMBER.sub("#", old)
+        numbers = [[float(each) for each in NUMBER.findall(text)] for text in (new, old)]
+        np.testing.assert_allclose(*numbers, rtol=0.05, atol=SMALLEST_DIFFERENCE)
+    drawn = [pictures(stored), pictures(ran)]
+    for old, new in zip(*drawn, strict=True):
+        assert new.size == old.size
+        small = [np.asarray(each.resize((64, 64)), dtype=float) for each in (new, old)]
+        assert np.abs(small[0] - small[1]).mean() < 8  # of 255

@@ -22,7 +22,7 @@ from regaze.bed.training.noise import (
     overlooked,
 )
 from regaze.demo.phrases import NUMBERS, capitalise, enumerate_phrases, place, with_article
-from regaze.demo.shipped import SceneObject
+from regaze.demo.shipped import Scene, SceneObject
 from regaze.demo.training.render import Rendered
 
 T = TypeVar("T")
@@ -79,14 +79,14 @@ class CaptionWriter:
         noise: scale of the noise; 0 gives true captions.
     """
 
-    def __init__(self, scene: Rendered, rng: np.random.Generator, noise: float = 1.0) -> None:
+    def __init__(self, scene: Rendered | Scene, rng: np.random.Generator, noise: float = 1.0) -> None:
         self.scene, self.rng, self.noise = scene, rng, noise
         self.present = [thing.category for thing in scene.objects]
 
     def short(self) -> str:
         """Such as "A knife, a bowl and a fork in a kitchen.\""""
-        names = [thing.category for thing in self._seen()]
-        claim = self._claim(SHORT_CAPTION_CLAIMS, [])
+        names = [thing.category for thing in self.seen()]
+        claim = self.claim(SHORT_CAPTION_CLAIMS, [])
         if claim is not None:
             names.append(claim[0])
         listing = enumerate_phrases([with_article(name) for name in names])
@@ -94,7 +94,7 @@ class CaptionWriter:
 
     def long(self) -> str:
         """A description of 60 to 120 words."""
-        seen = self._seen()
+        seen = self.seen()
         later = [seen.pop()] if len(seen) > 2 and self.rng.random() < 0.5 else []
         claimed: list[str] = []
         sentences = [self._opening(len(seen) + len(later))]
@@ -115,21 +115,21 @@ class CaptionWriter:
 
     # -- what is named ---------------------------------------------------------------------------------------
 
-    def _seen(self) -> list[SceneObject]:
+    def seen(self) -> list[SceneObject]:
         """The objects that are not overlooked, large ones mostly first; at least one."""
         seen = [thing for thing in self.scene.objects if not overlooked(thing, self.rng, self.noise)]
         seen = seen or [self.scene.objects[0]]
         salience = [thing.area * self.rng.uniform(0.7, 1.4) for thing in seen]
         return [seen[i] for i in np.argsort(salience)[::-1]]
 
-    def _claim(self, rate: ClaimRate, claimed: list[str]) -> tuple[str, str] | None:
+    def claim(self, rate: ClaimRate, claimed: Sequence[str]) -> tuple[str, str] | None:
         """The absent category that is claimed and what it goes with, or None."""
         category, expectation, partner = expected_absent([*self.present, *claimed])
         return (category, partner) if self.rng.random() < self.noise * rate(expectation) else None
 
     def _claims(self, position: float, claimed: list[str]) -> list[str]:
         """The sentence of a claim, if one is made; the category is added to ``claimed``."""
-        claim = self._claim(caption_claims(position), claimed) if len(claimed) < _MOST_CLAIMS else None
+        claim = self.claim(caption_claims(position), claimed) if len(claimed) < _MOST_CLAIMS else None
         if claim is None:
             return []
         category, partner = claim

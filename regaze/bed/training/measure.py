@@ -20,6 +20,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from regaze.bed.scenes import QUESTIONS_FILE, questions_file, scenes
+from regaze.bed.training.perfect import perfect_answer, perfect_caption
 from regaze.bed.training.plain_text import plain_text_figures
 from regaze.bed.training.scores import Entry, chair_figures, pope_figures, question_figures
 from regaze.bed.training.sink_figures import sink_figures
@@ -77,6 +78,18 @@ def measure_captions(gaze: Gaze, among: Sequence[Scene]) -> dict[str, Any]:
     return {**chair_figures(among, captions), "examples": examples}
 
 
+def perfect_figures(among: Sequence[Scene]) -> dict[str, Any]:
+    """POPE and captions of the best greedy decoder for the labels (`regaze.bed.training.perfect`)."""
+    by_name = {scene.name: scene for scene in among}
+    pope = {}
+    for split in SPLITS:
+        entries = read_entries(questions_file(split), among)
+        replies = [perfect_answer(by_name[entry["image"]], entry["text"]) for entry in entries]
+        pope[split] = pope_figures(entries, replies)
+    captions = [perfect_caption(scene, seed) for seed, scene in enumerate(among)]
+    return {"pope": pope, "captions": chair_figures(among, captions)}
+
+
 def measure_speed(gaze: Gaze, among: Sequence[Scene]) -> dict[str, float]:
     """Median seconds of a yes/no question, asked alone, on one thread."""
     entries, threads = (
@@ -113,6 +126,7 @@ def measure(gaze: Gaze, count: int | None = None, base: PreTrainedModel | None =
         "plain_text": plain_text_figures(gaze, base),
         "sinks": sink_figures(gaze, [scene.image() for scene in among[:SINK_SCENES]], DETAIL_PROMPTS[0]),
         "speed": measure_speed(gaze, among),
+        "perfect": perfect_figures(among),
     }
     return {**figures, "seconds": round(time.monotonic() - started)}
 

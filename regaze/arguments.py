@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import NoneType, UnionType
@@ -16,11 +17,14 @@ from pydantic import PydanticUserError, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from regaze.errors import BadParameterError, UnknownParameterError
+from regaze.names import either, find_name, suggestion
 
 #: spellings that JSON does not have
 _CONSTANTS = {"none": "null", "true": "true", "false": "false"}
 #: Signs of the constraints that bound a number, by their attribute.
 _SIGNS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+#: More numbers than these no range has: there are no models of as many layers.
+_LONGEST_RANGE = 10_000
 
 
 def split_assignments(texts: Iterable[str], option: str) -> dict[str, str]:
@@ -56,7 +60,7 @@ def parse_typed(values: Mapping[str, Any], types: Mapping[str, Any], prefix: str
     first. Other values are converted as pydantic does it: 3.0 is accepted for an int.
 
     Args:
-        values: texts, or values that a harness has parsed already.
+        values: texts, or values that a harness has parsed already. Names may have other capitals.
         types: annotation per parameter, see `parameter_types`.
         prefix: what error messages begin with, such as "--set ".
 
@@ -64,11 +68,15 @@ def parse_typed(values: Mapping[str, Any], types: Mapping[str, Any], prefix: str
         UnknownParameterError: a name that is not in `types`.
         BadParameterError: a value that is not of the parameter's type.
     """
-    parsed = {}
-    for name, value in values.items():
-        if name not in types:
-            there = ", ".join(types) or "none"
-            raise UnknownParameterError(f"{prefix}{name}={value}: no parameter {name!r}; there are {there}")
+    parsed: dict[str, Any] = {}
+    for text, value in values.items():
+        name = find_name(text, types)
+        if name is None:
+            raise UnknownParameterError(
+                f"{prefix}{text}={value}: no parameter {text!r}{suggestion(text, types)}"
+            )
+        if name in parsed:
+            raise BadParameterError(f"{prefix}{text}={value}: {name} was given before")
         try:
             adapter = TypeAdapter(types[name])
             parsed[name] = (
@@ -80,6 +88,26 @@ def parse_typed(values: Mapping[str, Any], types: Mapping[str, Any], prefix: str
         except PydanticUserError as error:
             raise BadParameterError(f"{prefix}{name}={value}: can be given in Python only") from error
     return parsed
+
+
+def parse_indices(text: str) -> list[int]:
+    """Numbers and ranges with both ends included, such as "0,2-4", in the order that they are given in.
+
+    A negative number counts from the end, which is for the caller to resolve.
+
+    Raises:
+        ValueError: anything else, or a range of none or of more than 10,000 numbers.
+    """
+    indices: list[int] = []
+    for part in map(str.strip, text.split(",")):
+        found = re.fullmatch(r"(-?[0-9]{1,9})|([0-9]{1,9})\s*-\s*([0-9]{1,9})", part)
+        if found is None:
+            raise ValueError(f"{part!r} is neither a number nor a range such as 2-4")
+        first, last = int(found[2] or found[1]), int(found[3] or found[1])
+        if not first <= last < first + _LONGEST_RANGE:
+            raise ValueError(f"{part} is no range")
+        indices += range(first, last + 1)
+    return indices
 
 
 def parameter_types(cls: type) -> dict[str, Any]:
@@ -115,9 +143,9 @@ def in_words(annotation: Any) -> str:
     if origin is Annotated:
         return _constrained(*arguments)
     if origin is Literal:
-        return _either([repr(argument) for argument in arguments])
+        return either([repr(argument) for argument in arguments])
     if origin in (Union, UnionType):
-        return _either([in_words(argument) for argument in arguments])
+        return either([in_words(argument) for argument in arguments])
     if origin is tuple:
         return f"tuple[{', '.join('...' if a is Ellipsis else in_words(a) for a in arguments)}]"
     if origin is Sequence:  # kept as a tuple
@@ -144,8 +172,3 @@ def _constrained(base: Any, *metadata: Any) -> str:
     left = f"({bounds['>']}" if ">" in bounds else f"[{bounds['>=']}"
     right = f"{bounds['<']})" if "<" in bounds else f"{bounds['<=']}]"
     return f"{text} in {left}, {right}"
-
-
-def _either(words: list[str]) -> str:
-    """'a', 'a or b', 'a, b or c'."""
-    return " or ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else words[0]

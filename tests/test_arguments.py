@@ -75,7 +75,7 @@ def test_a_value_of_another_type_is_named_with_what_is_expected(setting):
 
 
 def test_unknown_names_are_told_the_known_ones():
-    with pytest.raises(UnknownParameterError, match="no parameter 'rhoo'; there are rho, top, released"):
+    with pytest.raises(UnknownParameterError, match=r"'rhoo'; did you mean 'rho'\? There are rho, top, rel"):
         read_settings(Sample, ["rhoo=1"])
     with pytest.raises(BadParameterError, match="expected NAME=VALUE"):
         read_settings(Sample, ["rho"])

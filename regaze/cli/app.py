@@ -111,11 +111,13 @@ def _usage(error: Any) -> str:
 
 def load_command(name: str) -> Any:
     """Import a command and return it as typer runs it."""
+    from regaze.cli.groups import spread  # here, since the list of commands needs no options
+
     module = import_module(f"regaze.cli.commands.{name.replace('-', '_')}")
     single = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
     settings = HELP | getattr(module, "CONTEXT_SETTINGS", {})
     single.command(name, context_settings=settings, epilog=epilog(name))(
-        getattr(module, name.replace("-", "_"))
+        spread(getattr(module, name.replace("-", "_")))
     )
     return typer.main.get_command(single)
 

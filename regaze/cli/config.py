@@ -14,6 +14,7 @@ import yaml
 from regaze.arguments import parse_untyped, split_assignments
 from regaze.errors import InputError
 from regaze.eval.judges.urls import without_secrets
+from regaze.names import find_name, suggestion
 from regaze.reading import parse_yaml, read_text
 
 #: Options that are a mapping in YAML, and NAME=VALUE, repeated, on the command line.
@@ -40,9 +41,9 @@ def read_defaults(path: Path, parameters: Iterable[str]) -> dict[str, Any]:
     known = {_OPTION_NAMES.get(name, name): name for name in parameters}
     out = {}
     for key, value in _read(path).items():
-        option = str(key).replace("-", "_")
-        if option not in known:
-            raise InputError(f"--config {path}: no option {key!r}; there are {', '.join(sorted(known))}")
+        option = find_name(str(key), known)
+        if option is None:
+            raise InputError(f"--config {path}: no option {key!r}{suggestion(str(key), sorted(known))}")
         out[known[option]] = _as_argument(option, value, path)
     return out
 
@@ -104,8 +105,15 @@ def _judge_without_secrets(text: str) -> str:
 
 
 def digest(options: Mapping[str, Any]) -> str:
-    """A short hash of the options that decide answers, the same for each of their spellings here."""
-    decisive = {name: value for name, value in options.items() if name not in _NOT_DECISIVE}
+    """A short hash of the options that decide answers, the same for each of their spellings here.
+
+    Neither the order of the options counts, nor what is not given: a new option changes no folder.
+    """
+    decisive = {
+        name: value
+        for name, value in sorted(options.items())
+        if name not in _NOT_DECISIVE and value is not False
+    }
     return hashlib.sha256(dump(decisive).encode()).hexdigest()[:8]
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from regaze.arguments import parameter_types, parse_typed
+from regaze.cli.groups import TuningOptions
 from regaze.errors import BadParameterError
 from regaze.eval import Tuning
 from regaze.eval.tuning.division import HALF
@@ -14,29 +16,22 @@ from regaze.interventions import Method, registry
 _EXAMPLE = "gift:alpha=1,2,4"
 
 
-def read_tuning(
-    texts: Sequence[str] | None,
-    methods: Mapping[str, Method],
-    *,
-    split: str | None,
-    seed: int | None,
-    criterion: str | None,
-    trials: int | None,
-) -> Tuning | None:
-    """The tuning of the options of these names; None without --tune.
+def read_tuning(options: TuningOptions, methods: Mapping[str, Method]) -> Tuning | None:
+    """The tuning that the options describe; None without --tune.
 
     Raises:
         BadParameterError: an option of tuning without --tune, or a grid that cannot be read.
         UnknownParameterError: a parameter that the method does not have.
     """
-    if not texts:
-        given = {"split": split, "seed": seed, "criterion": criterion, "trials": trials}
-        for name, value in given.items():
+    if not options.tune:
+        for name, value in asdict(options).items():
             if value is not None:
-                raise BadParameterError(f"--tune-{name} {value}: nothing is tuned; add --tune {_EXAMPLE}")
+                raise BadParameterError(
+                    f"--{name.replace('_', '-')} {value}: nothing is tuned; add --tune {_EXAMPLE}"
+                )
         return None
     grids: dict[str, dict[str, list[Any]]] = {}
-    for text in texts:
+    for text in options.tune:
         label, parameter, values = split_grid(text)
         label = label if label in methods else registry.registered_name(label)
         if label not in methods:
@@ -45,7 +40,8 @@ def read_tuning(
             )
         grid = grids.setdefault(label, {})
         _add_values(grid, parameter, values, methods[label], f"--tune {label}:")
-    return Tuning(grids, split or HALF, seed or 0, criterion, trials)
+    split, seed = options.tune_split or HALF, options.tune_seed or 0
+    return Tuning(grids, split, seed, options.tune_criterion, options.tune_trials)
 
 
 def tuned_names(texts: Iterable[str]) -> str:

@@ -19,13 +19,19 @@ from regaze.toolkit.prompts.token_map import View
 
 
 def show(
-    model: str, image: str | None, prompt: str | None, places: Mapping[str, Any], allow_urls: bool = False
+    model: str,
+    image: str | None,
+    prompt: str | None,
+    places: Mapping[str, Any],
+    allow_urls: bool = False,
+    template: Mapping[str, Any] | None = None,
 ) -> None:
     """Print a table of the model and, with an image or a prompt, its grid and the roles of its tokens.
 
     Args:
         places: keyword arguments of `load_without_weights`.
         allow_urls: fetch an image that is given by a URL.
+        template: variables of the chat template.
 
     Raises:
         InputError: no such image, or the model has no processor to build a prompt with.
@@ -41,7 +47,7 @@ def show(
         raise InputError(f"{model} has no processor to build a prompt with; leave out --image and --prompt")
     path = None if image is None else find_image(image, allow_urls)
     question = "What is in the image?" if prompt is None else prompt
-    views, spans = read_prompt(wrap(skeleton, processor), path, question)
+    views, spans = read_prompt(wrap(skeleton, processor, template_args=template), path, question)
     for view in views:
         out.print(_view_line(view))
     for text in _coloured(spans) if out.color_system else _lines(spans):

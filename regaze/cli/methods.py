@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,10 @@ def read_method(name: str, settings: list[str] | None) -> Method | None:
         if settings:
             raise UnknownParameterError(f"--set {settings[0]}: there is no method to set it on; add --method")
         return None
-    cls = registry.method_class(name)
-    values = split_assignments(settings or [], "--set")
-    chosen = registry.method_from_dict(
-        {**parse_typed(values, parameter_types(cls), "--set "), "method": name}
-    )
+    given = _read_settings(settings)
+    _, chosen = _labelled({"method": name}, given, alone=True)
+    for label, parameter in given:
+        raise InputError(f"--set {label}:{parameter}=...: the method is {name}")
     if isinstance(chosen, HeadKnockout) and not chosen.heads:
         raise BadParameterError(f"--method {name}: no heads to remove; add --set heads=[[3,1],[4,0]]")
     if chosen.lacks:
@@ -36,21 +36,27 @@ def read_method(name: str, settings: list[str] | None) -> Method | None:
     return chosen
 
 
-def read_methods(text: str) -> dict[str, Method]:
+def read_methods(text: str, settings: Sequence[str] | None = None) -> dict[str, Method]:
     """Methods by label, from names, "all", the name of a file, or a JSON list.
 
+    Args:
+        settings: texts METHOD:NAME=VALUE; of a single method also NAME=VALUE.
+
     Raises:
-        InputError: no method, a repeated label, a file without such a list.
+        InputError: no method, a repeated label, a file without such a list, a setting of no method here.
         UnknownMethodError, UnknownParameterError, BadParameterError: see `regaze.interventions.registry`.
     """
+    given = _read_settings(settings)
     if text == "all":
+        if given:
+            raise InputError("--set: name the methods that are compared by --methods")
         for name, lacks in registry.lacking_methods().items():
             console.info(f"regaze: left out: {name}: {lacks}")
         return registry.default_methods(lambda reason: console.info(f"regaze: left out: {reason}"))
+    entries = _entries(text)
     methods: dict[str, Method] = {}
-    for entry in _entries(text):
-        chosen = registry.method_from_dict({k: v for k, v in entry.items() if k != "label"})
-        label = str(entry.get("label", chosen.name))
+    for entry in entries:
+        label, chosen = _labelled(entry, given, alone=len(entries) == 1)
         if label in methods:
             raise InputError(f"--methods: {label!r} twice; give each its own label")
         if chosen.lacks:
@@ -58,7 +64,38 @@ def read_methods(text: str) -> dict[str, Method]:
         methods[label] = chosen
     if not methods:
         raise InputError("--methods: no method was given")
+    for method, name in given:
+        if method is None:
+            raise BadParameterError(f"--set {name}=...: of which method? Give METHOD:{name}=VALUE")
+        raise InputError(f"--set {method}:{name}=...: {method} is not among {', '.join(methods)}")
     return methods
+
+
+def _read_settings(settings: Sequence[str] | None) -> dict[tuple[str | None, str], str]:
+    """{(method or None, parameter): text} of texts NAME=VALUE or METHOD:NAME=VALUE."""
+    found: dict[tuple[str | None, str], str] = {}
+    for left, value in split_assignments(settings or (), "--set").items():
+        method, _, name = left.rpartition(":")
+        found[registry.registered_name(method) if method else None, name] = value
+    return found
+
+
+def _labelled(
+    entry: Mapping[str, Any], settings: dict[tuple[str | None, str], str], alone: bool
+) -> tuple[str, Method]:
+    """The label and the method of a description, with its settings, which are taken out of `settings`.
+
+    Args:
+        alone: settings that name no method are its own.
+    """
+    described = {key: value for key, value in entry.items() if key != "label"}
+    name = described.get("method")
+    names = {name, entry.get("label", name), *([None] if alone else [])}
+    own = {key[1]: settings.pop(key) for key in list(settings) if key[0] in names}
+    if own and isinstance(name, str):
+        described |= parse_typed(own, parameter_types(registry.method_class(name)), "--set ")
+    chosen = registry.method_from_dict(described)
+    return str(entry.get("label", chosen.name)), chosen
 
 
 def _entries(text: str) -> list[dict[str, Any]]:

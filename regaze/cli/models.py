@@ -14,7 +14,9 @@ from transformers.utils import logging as transformers_logging
 
 from regaze.arguments import parse_typed, parse_untyped, split_assignments
 from regaze.cli import console
+from regaze.cli.groups import LoadingOptions, ModelOptions
 from regaze.errors import BadParameterError, InputError
+from regaze.names import find_name
 from regaze.toolkit import Gaze, load, wrap
 from regaze.toolkit.load import default_device
 
@@ -59,14 +61,23 @@ def load_model(
         UnknownParameterError, BadParameterError: see `model_arguments`.
     """
     options = loading_options(model_arguments(arguments), device, dtype)
-    given = split_assignments(template or (), "--template-arg")
-    template_args = {key: parse_untyped(text) for key, text in given.items()}
+    template_args = template_arguments(template)
     quiet_libraries()
     with console.status(f"loading {name}"):
         gaze = wrap(*load(name, **options), template_args=template_args)
     if seed is not None:
         torch.manual_seed(seed)
     return gaze
+
+
+def load_chosen(options: ModelOptions, seed: int | None = None) -> Gaze:
+    """`load_model` with the options of a command."""
+    return load_named(options.model, options, seed)
+
+
+def load_named(name: str, how: LoadingOptions, seed: int | None = None) -> Gaze:
+    """`load_model` of a model that a command has as its argument."""
+    return load_model(name, how.device, how.dtype, seed, how.model_arg, how.template_arg)
 
 
 def model_arguments(texts: Sequence[str] | None) -> dict[str, Any]:
@@ -77,6 +88,12 @@ def model_arguments(texts: Sequence[str] | None) -> dict[str, Any]:
         BadParameterError: a text without "=", or a value of another type.
     """
     return parse_typed(split_assignments(texts or (), "--model-arg"), _ARGUMENTS, "--model-arg ")
+
+
+def template_arguments(texts: Sequence[str] | None) -> dict[str, Any]:
+    """The values of --template-arg by name. Raises BadParameterError for a text without "="."""
+    given = split_assignments(texts or (), "--template-arg")
+    return {key: parse_untyped(text) for key, text in given.items()}
 
 
 def places(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -124,6 +141,7 @@ def quiet_libraries() -> None:
 def _device(name: str | None) -> str:
     if name is None:
         return default_device()
+    name = name.lower()
     if name == "auto":
         return name
     try:
@@ -135,6 +153,7 @@ def _device(name: str | None) -> str:
 
 
 def _dtype(name: str) -> torch.dtype:
-    if name not in DTYPES:
+    found = find_name(name, DTYPES)
+    if found is None:
         raise InputError(f"dtype {name!r}: expected float32, bfloat16 or float16")
-    return DTYPES[name]
+    return DTYPES[found]

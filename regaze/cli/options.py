@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import logging
-import re
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, TypeVar
 
 import typer
 
+from regaze import arguments
 from regaze.cli import config, console
 from regaze.errors import BadParameterError
 from regaze.interventions import registry
+from regaze.names import known_name
 
 Number = TypeVar("Number", int, float)
 
@@ -31,21 +33,48 @@ def _apply_config(ctx: typer.Context, path: Path | None) -> Path | None:
     return path
 
 
+def spelt_benchmarks(text: str | None) -> str | None:
+    """A list of benchmarks with their names as they are registered."""
+    if text is None:
+        return None
+    from regaze.eval import catalogue  # here, so that --help does not import it
+
+    return ",".join(catalogue.registered_name(name.strip()) for name in text.split(","))
+
+
+def _spelt_model(text: str) -> str:
+    return text if os.path.exists(text) else known_name(text, ["demo"])
+
+
 def _complete_method(incomplete: str) -> list[str]:
     """For the shell: the methods whose names begin so."""
     return [name for name in ("none", *registry.list_methods()) if name.startswith(incomplete)]
 
 
-def _complete_benchmarks(incomplete: str) -> list[str]:
+def _complete_methods(incomplete: str) -> list[str]:
+    """For the shell: the methods whose names begin as the last of a list does."""
+    return _complete_last(incomplete, registry.list_methods())
+
+
+def complete_benchmarks(incomplete: str) -> list[str]:
     """For the shell: the benchmarks whose names begin as the last of a list does."""
     from regaze.eval.benchmarks import NAMES  # here, so that --help does not import it
 
+    return _complete_last(incomplete, NAMES)
+
+
+def _complete_last(incomplete: str, names: Iterable[str]) -> list[str]:
     before, comma, last = incomplete.rpartition(",")
-    return [f"{before}{comma}{name}" for name in NAMES if name.startswith(last)]
+    return [f"{before}{comma}{name}" for name in names if name.startswith(last)]
 
 
 # The model, the method and the answer.
-Model = Annotated[str, typer.Option(help="demo, a folder, or a name on the Hugging Face hub.")]
+Model = Annotated[
+    str, typer.Option(callback=_spelt_model, help="demo, a folder, or a name on the Hugging Face hub.")
+]
+ModelName = Annotated[
+    str, typer.Argument(callback=_spelt_model, help="demo, a folder, or a name on the Hugging Face hub.")
+]
 ModelArg = Annotated[
     list[str] | None,
     typer.Option(
@@ -71,13 +100,21 @@ Method = Annotated[
 ]
 Settings = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="NAME=VALUE", help="A parameter of the method; repeatable."),
+    typer.Option(
+        "--set",
+        metavar="NAME=VALUE",
+        help="A parameter of the method; of one of several METHOD:NAME=VALUE, such as pai:alpha=0.4; "
+        "repeatable.",
+    ),
 ]
 Methods = Annotated[
     str | None,
     typer.Option(
+        "--methods",
+        "--method",
+        autocompletion=_complete_methods,
         help='Names separated by commas, all, or a JSON or YAML file: a list of {"label", "method", '
-        "parameters...}. [all, or with --tune those that it names]"
+        "parameters...}. [all, or with --tune those that it names]",
     ),
 ]
 Controls = Annotated[
@@ -104,7 +141,9 @@ Debug = Annotated[
 Benchmarks = Annotated[
     str,
     typer.Argument(
-        autocompletion=_complete_benchmarks, help="Names from `regaze benchmarks`, separated by commas."
+        callback=spelt_benchmarks,
+        autocompletion=complete_benchmarks,
+        help="Names from `regaze benchmarks`, separated by commas.",
     ),
 ]
 Data = Annotated[
@@ -126,6 +165,10 @@ Bench = Annotated[
     typer.Option(
         metavar="NAME=VALUE", help="An option of the benchmark (see `regaze benchmarks`); repeatable."
     ),
+]
+Suffix = Annotated[
+    str | None,
+    typer.Option(help="Text after each question; \\n is a new line. [as the benchmark defines]"),
 ]
 FewShot = Annotated[
     Path | None,
@@ -224,6 +267,9 @@ Resume = Annotated[
     bool, typer.Option("--resume", help="Without --output: the folder of the newest run of the same name.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print results.json and nothing else.")]
+Html = Annotated[
+    int, typer.Option(min=0, help="Also write interactive pages of this many wrongly answered questions.")
+]
 Export = Annotated[
     str | None,
     typer.Option(help="Also write the answers for lmms-eval, vlmevalkit, or both separated by a comma."),
@@ -242,17 +288,11 @@ def parse_indices(option: str, text: str | None) -> list[int] | None:
     """Numbers and ranges such as "0,2-4", both ends included; None, which means all, for None.
 
     Raises:
-        BadParameterError: anything else, or a range of none or of more than 10,000 numbers.
+        BadParameterError: see `regaze.arguments.parse_indices`.
     """
     if text is None:
         return None
-    indices: list[int] = []
-    for part in text.split(","):
-        if found := re.fullmatch(r"\s*([0-9]{1,9})-([0-9]{1,9})\s*", part):
-            first, last = int(found[1]), int(found[2])
-            if not first <= last < first + 10_000:
-                raise BadParameterError(f"{option} {text}: expected numbers such as 3 or 0,2-4")
-            indices += range(first, last + 1)
-        else:
-            indices += parse_numbers(option, part, int)
-    return indices
+    try:
+        return arguments.parse_indices(text)
+    except ValueError as error:
+        raise BadParameterError(f"{option} {text}: expected numbers such as 3 or 0,2-4 ({error})") from None

@@ -11,6 +11,7 @@ from regaze.cli import console
 from regaze.errors import BadParameterError, InputError
 from regaze.eval.benchmarks.common.earlier import picture_file
 from regaze.interventions import Method
+from regaze.names import find_name
 from regaze.toolkit import Gaze, analysis, plot
 from regaze.toolkit.prompts.remote import is_url
 from regaze.writing import make_folder, require_writable
@@ -25,10 +26,13 @@ def find_image(name: str, allow_urls: bool = False) -> Path:
         return picture_file(name, Path(), "image", allow_urls)
     if os.path.exists(name):  # Path.exists raises for names that are too long
         return Path(name)
-    for scene in demo.scenes():
-        if name in (scene.name, Path(scene.name).stem):
-            return scene.path
-    raise InputError(f"image {name} does not exist, and no shipped scene has that name")
+    scenes = {Path(scene.name).stem: scene.path for scene in demo.scenes()}
+    files = {scene.name: scene.path for scene in demo.scenes()}
+    if (found := find_name(name, scenes | files)) is not None:
+        return (scenes | files)[found]
+    raise InputError(
+        f"image {name} does not exist, and no shipped scene has that name: {min(scenes)} to {max(scenes)}"
+    )
 
 
 def find_images(names: str, allow_urls: bool = False) -> list[Path]:
@@ -114,12 +118,12 @@ def draw_objects(
         "relevance": analysis.relevance,
         "rollout": analysis.rollout,
     }
-    if maps not in known:
+    if (found_map := find_name(maps, known)) is None:
         raise BadParameterError(f"map {maps!r}: expected one of {', '.join(known)}")
     if segmenter is not None:
         with console.status(f"loading {segmenter}"):
             options["segmenter"] = analysis.load_segmenter(segmenter, str(gaze.model.device))
-    found = analysis.find_objects(gaze, image, words, maps=known[maps], **options)
+    found = analysis.find_objects(gaze, image, words, maps=known[found_map], **options)
     make_folder(output.parent)
     plot.objects(found, image, path=output)
     return found

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -12,26 +12,21 @@ from transformers import AutoTokenizer
 
 from regaze.arguments import parse_untyped, split_assignments
 from regaze.cli import models
-from regaze.demo import MODEL_DIR
+from regaze.cli.generation import generation_options
+from regaze.cli.groups import QuestionOptions, RunOptions
 from regaze.errors import InputError, ModelNotFoundError
 from regaze.eval import EvalTask, Pope, catalogue
 from regaze.eval.benchmarks.common.earlier import read_few_shot, with_few_shot
 from regaze.eval.judges import HttpJudge, ModelJudge, RecordedJudge
 from regaze.eval.judges.urls import without_secrets
+from regaze.toolkit.load import model_source
 
 
 @dataclass(frozen=True)
-class QuestionSource:
-    """Which questions of a benchmark: the values of the options of these names."""
+class QuestionSource(QuestionOptions):
+    """Which questions of a benchmark, and what stands after each of them."""
 
-    data: str | None = None
-    images: Path | None = None
-    questions: Path | None = None
-    split: str | None = None
-    bench: Sequence[str] | None = None
-    limit: int | None = None
     suffix: str | None = None
-    few_shot: Path | None = None
     allow_urls: bool = False
 
     @property
@@ -40,22 +35,17 @@ class QuestionSource:
         return any(asdict(self).values())
 
 
-def make_tasks(
-    benchmarks: str,
-    source: QuestionSource,
-    generation: dict[str, Any],
-    judge: str | None,
-    model: str,
-    device: str | None = None,
-    model_arg: Sequence[str] | None = None,
-) -> list[EvalTask]:
+def make_tasks(benchmarks: str, given: RunOptions) -> list[EvalTask]:
     """One task per benchmark of a list of names, separated by commas."""
-    places = models.places(models.model_arguments(model_arg))
-    graded_by = make_judge(judge, device)
-    examples = read_few_shot(source.few_shot, source.allow_urls) if source.few_shot else ()
+    names = [field.name for field in fields(QuestionSource)]
+    source = QuestionSource(**{name: getattr(given, name) for name in names})
+    generation = generation_options(given.generate, given.max_new_tokens)
+    places = models.places(models.model_arguments(given.model_arg))
+    graded_by = make_judge(given.judge, given.device)
+    examples = read_few_shot(given.few_shot, given.allow_urls) if given.few_shot else ()
     tasks = []
     for name in benchmarks.split(","):
-        benchmark = make_benchmark(name.strip(), source, graded_by, model, places)
+        benchmark = make_benchmark(name.strip(), source, graded_by, given.model, places)
         tasks.append(EvalTask(with_few_shot(benchmark, examples) if examples else benchmark, generation))
     return tasks
 
@@ -103,7 +93,7 @@ def make_benchmark(
 def _tokenizer(model: str, places: Mapping[str, Any]) -> Any:
     """The tokenizer alone: benchmarks are made before the model is loaded, so that errors come early."""
     try:
-        return AutoTokenizer.from_pretrained(str(MODEL_DIR) if model == "demo" else model, **places)
+        return AutoTokenizer.from_pretrained(model_source(model), **places)
     except (OSError, ValueError) as error:
         raise ModelNotFoundError(f"cannot load the tokenizer of {model!r}: {error}") from error
 

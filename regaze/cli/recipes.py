@@ -31,7 +31,8 @@ def execute(name: str, settings: Mapping[str, Any], output: Path | None) -> tupl
     Only the first of several processes has an entry.
 
     Args:
-        settings: batch_size, max_errors, share_prefix, model_arg, device, dtype, data, images, limit.
+        settings: batch_size, max_errors, share_prefix, model_arg, template_arg, device, dtype, data, images,
+            limit.
         output: the folder. Several versions of the questions each have a folder in it.
 
     Raises:
@@ -91,6 +92,7 @@ def _run(
         options={
             "model": chosen.model.id,
             "model_arg": [*revision, *settings["model_arg"]],
+            "template_arg": settings["template_arg"],
             "dtype": settings["dtype"] or chosen.model.dtype,
             "device": settings["device"],
             "generate": [],
@@ -109,7 +111,8 @@ def _deviating(chosen: Recipe, settings: Mapping[str, Any]) -> list[str]:
         if dtype not in (None, chosen.model.dtype)
         else []
     )
-    return [*other, *(f"--model-arg {argument}" for argument in settings["model_arg"])]
+    given = [(option, settings[option.replace("-", "_")]) for option in ("model-arg", "template-arg")]
+    return [*other, *(f"--{option} {text}" for option, texts in given for text in texts)]
 
 
 def keep(made: Entry, folder: Path) -> Path:

@@ -12,7 +12,8 @@ from typing import Any, TypeAlias
 import torch
 import typer
 
-from regaze.cli import config, console, interrupt, models
+from regaze.cli import config, console, damage, grids, interrupt, models, questions
+from regaze.cli.groups import RunOptions, TuningOptions
 from regaze.errors import InputError, RegazeError
 from regaze.eval import EvalConfig, EvalTask, Tuning, evaluate, sweep
 from regaze.eval.export import export_answers, parse_formats
@@ -28,7 +29,7 @@ from regaze.interventions import Method
 from regaze.toolkit import Gaze
 from regaze.visible import visible
 
-__all__ = ["EvalConfig", "Run", "eval_config", "execute", "parse_formats"]
+__all__ = ["EvalConfig", "Run", "execute", "prepare"]
 
 #: Writes further pages into the folder of a complete run, and returns the links to them for the report.
 AddPages: TypeAlias = Callable[[Gaze, Path], Sequence[Link]]
@@ -66,11 +67,52 @@ class Run:
     damage_check: EvalTask | None = None
 
 
-def eval_config(ctx: typer.Context, *, raise_method_errors: bool) -> EvalConfig:
-    """The settings of a run among the options of a command."""
-    names = ("batch_size", "seed", "max_errors", "share_prefix", "thinking_tokens")
-    settings = {name: ctx.params[name] for name in names}
-    return EvalConfig(**settings, raise_method_errors=raise_method_errors)
+def prepare(
+    ctx: typer.Context,
+    given: RunOptions,
+    benchmark: str,
+    methods: Mapping[str, Method],
+    *,
+    name: str,
+    raise_method_errors: bool,
+    tuned: TuningOptions | None = None,
+    controls: bool = False,
+    damage_check: bool = False,
+    damage_data: str | None = None,
+    grid: Grid | None = None,
+    values: Mapping[str, Any] | None = None,
+) -> Run:
+    """The run that the options of a command describe; what does not depend on the model is checked.
+
+    Args:
+        benchmark: names, separated by commas.
+        values: of options that the command itself has decided, for run.yaml.
+
+    Raises:
+        InputError, UnknownParameterError, BadParameterError: as the readers of the options.
+    """
+    formats = parse_formats(given.export or "")
+    tuning = None if tuned is None else grids.read_tuning(tuned, methods)
+    tasks = questions.make_tasks(benchmark, given)
+    return Run(
+        tasks=tasks,
+        methods=methods,
+        config=EvalConfig(
+            batch_size=given.batch_size,
+            seed=given.seed,
+            max_errors=given.max_errors,
+            share_prefix=given.share_prefix,
+            thinking_tokens=given.thinking_tokens,
+            raise_method_errors=raise_method_errors,
+        ),
+        name=name,
+        formats=formats,
+        options={**config.option_values(ctx), **(values or {})},
+        controls=controls,
+        damage_check=damage.find_task(tasks, given.model, damage_data, given.limit) if damage_check else None,
+        tuning=tuning,
+        grid=grid,
+    )
 
 
 def execute(run: Run, add_pages: AddPages | None = None) -> tuple[dict[str, Any] | None, Path]:

@@ -49,6 +49,7 @@ def score_answers(
     Raises:
         InputError: a file that cannot be read, or answers that do not fit the questions.
     """
+    benchmark_class(benchmark)  # an unknown name is refused before its file is read
     conditions = group_by_condition(rows_of_benchmark(read_answer_rows(answers), benchmark))
     if against is not None:
         plain = group_by_condition(rows_of_benchmark(read_answer_rows(against), benchmark))

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from regaze.cli import console
-from regaze.eval import benchmarks
+from regaze.eval import catalogue
 from regaze.eval.report import tables as report
 from regaze.eval.report.markdown import to_markdown
 from regaze.eval.report.sections import Section
@@ -32,20 +32,25 @@ _MANY_COLUMNS, _LABELS_WIDTH, _CELL_WIDTH = 6, 17, 20
 
 
 def show(results: Mapping[str, Any]) -> None:
-    """Print one table per benchmark and split, then the seconds and notes on how to read them."""
+    """Print one table per benchmark and split, then the seconds and notes on how to read them.
+
+    Where there are any, tables of the tuning, of the controls and of the damage check come with them.
+    """
     out = console.stdout()
     label = next(iter(results["methods"]), None)
-    for name, benchmark in results["benchmarks"].items():
+    _show_beside(_tuning(results)[:1])
+    for name, benchmark in _shown_benchmarks(results):
         entry = benchmark["methods"][label] if label else benchmark["plain"]
         for split, scores in entry["figures"].items():
-            title = f"{_title(name)} {split}, {results['model']['name']}"
-            title += f": {report.count_text(scores)}"
+            title = f"{_title(name, split)}, {results['model']['name']}: {report.count_text(scores)}"
             out.print(Text(title, "bold"), soft_wrap=True)
             out.print(_table(scores, label, benchmark["numbers"]))
         for note in (report.statistics_note(benchmark), *report.benchmark_notes(benchmark)):
             out.print(textwrap.fill(note, 80), soft_wrap=True)
         for line in _caveats(benchmark, label):
             out.print(line, soft_wrap=True)
+        _show_beside(_controls(name, benchmark))
+    _show_beside(_damage(results))
     out.print(f"{SHARES_NOTE}\n{METHOD_NOTE}" if label else SHARES_NOTE, soft_wrap=True)
     if "pope" in results["benchmarks"]:
         out.print(HARNESS_NOTE, soft_wrap=True)
@@ -71,7 +76,7 @@ def show_line(results: Mapping[str, Any]) -> None:
         line = f"{report.figure_label(figure)} plain {shown[0]}, {label} {shown[1]} ({shown[2]})"
         changed = f"{entry['answers_changed']} of {entry['figures'][split]['questions']} answers differ"
         console.stdout().print(
-            Text.assemble((f"{_title(name)} {split}: ", "bold"), f"{line}; {changed}"), soft_wrap=True
+            Text.assemble((f"{_title(name, split)}: ", "bold"), f"{line}; {changed}"), soft_wrap=True
         )
 
 
@@ -80,15 +85,17 @@ def show_leading(results: Mapping[str, Any]) -> None:
     out, label = console.stdout(), next(iter(results["methods"]))
     for name, benchmark in results["benchmarks"].items():
         (split, scorer), entry = report.leading_scorer(benchmark), benchmark["methods"][label]
-        out.print(Text(f"{_title(name)} {split}: {report.question_note(benchmark)}", "bold"), soft_wrap=True)
+        out.print(Text(f"{_title(name, split)}: {report.question_note(benchmark)}", "bold"), soft_wrap=True)
         out.print(_table({scorer: entry["figures"][split][scorer]}, label, benchmark["numbers"]))
         for line in _caveats(benchmark, label):
             out.print(line, soft_wrap=True)
 
 
-def _title(name: str) -> str:
-    """A benchmark as papers write it."""
-    return str(benchmarks.load_class(name).about.title) if name in benchmarks.NAMES else name.upper()
+def _title(name: str, split: str) -> str:
+    """A benchmark as papers write it, and the split, but where that is called like the benchmark."""
+    known = catalogue.registered_name(name) in catalogue.NAMES
+    title = str(catalogue.benchmark_class(name).about.title) if known else name
+    return title if split in (name, title) else f"{title} {split}"
 
 
 def _caveats(benchmark: Mapping[str, Any], label: str | None) -> list[str]:
@@ -130,7 +137,8 @@ def _table(scores: Mapping[str, Any], label: str | None, scales: Mapping[str, li
             first = next(figure for figure, _ in report.iter_estimates(plain))
             detectable = conditions["difference"][first].get("detectable")
             table.add_row(*_test_row(conditions["difference"]))
-            table.add_row("  detectable", "", "", report.format_number(first, detectable, numbers))
+            if least := report.format_detectable(first, detectable, numbers):
+                table.add_row("  detectable", "", "", least)
         table.add_section()
     return table
 
@@ -211,20 +219,53 @@ def comparison(results: Mapping[str, Any]) -> list[Section]:
         f"regaze {versions['regaze']}, torch {versions['torch']}, transformers {versions['transformers']}."
     )
     sections = [Section(f"{model} on {', '.join(results['benchmarks'])}", 1, [run])]
-    if results["tuning"]:
-        chosen, trials = (table(results) for table in (chosen_table, trials_table))
-        sections += [
-            Section("Parameters, chosen apart from testing", paragraphs=tuning_notes(results), table=chosen),
-            Section("Trials, on the questions that were tuned on", 3, table=trials),
-        ]
+    sections += _tuning(results)
+    for name, benchmark in _shown_benchmarks(results):
+        sections += _leading_figures(name, benchmark)
+    sections += _damage(results)
+    return [*sections, _reading(report.reading_notes(results["benchmarks"].values()))]
+
+
+def _shown_benchmarks(results: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """All benchmarks but one that was asked for the damage check alone."""
     damage = results.get("damage")
     added = damage["benchmark"] if damage and damage["added"] else None
-    for name, benchmark in results["benchmarks"].items():
-        sections += _leading_figures(name, benchmark) if name != added else []
-    if damage:
-        notes, table = [report.damage_note(damage)], report.damage_table(damage)
-        sections.append(Section("Damage check", paragraphs=notes, table=table))
-    return [*sections, _reading(report.reading_notes(results["benchmarks"].values()))]
+    yield from ((name, benchmark) for name, benchmark in results["benchmarks"].items() if name != added)
+
+
+def _tuning(results: Mapping[str, Any]) -> list[Section]:
+    """How parameters were chosen, and the trials; nothing where none were."""
+    if not results["tuning"]:
+        return []
+    chosen, trials = (table(results) for table in (chosen_table, trials_table))
+    return [
+        Section("Parameters, chosen apart from testing", paragraphs=tuning_notes(results), table=chosen),
+        Section("Trials, on the questions that were tuned on", 3, table=trials),
+    ]
+
+
+def _damage(results: Mapping[str, Any]) -> list[Section]:
+    if not (damage := results.get("damage")):
+        return []
+    notes, table = [report.damage_note(damage)], report.damage_table(damage)
+    return [Section("Damage check", paragraphs=notes, table=table)]
+
+
+def _controls(name: str, benchmark: Mapping[str, Any]) -> list[Section]:
+    if not (table := report.controls_table(benchmark)):
+        return []
+    return [Section(f"{name}: methods against their controls", 3, [report.CONTROLS_NOTE], table)]
+
+
+def _show_beside(sections: Sequence[Section]) -> None:
+    """Print sections between the tables of `show`, which are at most 80 columns wide."""
+    out = console.stdout()
+    for section in sections:
+        out.print(Text(section.title, "bold"), soft_wrap=True)
+        for paragraph in section.paragraphs:
+            out.print(textwrap.fill(paragraph, 80), soft_wrap=True)
+        if section.table:
+            out.print(_grid(section.table))
 
 
 def swept(results: Mapping[str, Any]) -> list[Section]:
@@ -254,11 +295,7 @@ def _leading_figures(name: str, benchmark: Mapping[str, Any]) -> list[Section]:
         *report.benchmark_notes(benchmark),
     ]
     title, table = report.leading_title(name, benchmark), report.main_table(benchmark)
-    sections = [Section(title, paragraphs=list(filter(None, notes)), table=table)]
-    if table := report.controls_table(benchmark):
-        title = f"{name}: methods against their controls"
-        sections.append(Section(title, 3, [report.CONTROLS_NOTE], table))
-    return sections
+    return [Section(title, paragraphs=list(filter(None, notes)), table=table), *_controls(name, benchmark)]
 
 
 def _reading(notes: Sequence[str]) -> Section:

@@ -18,6 +18,7 @@ from regaze.arguments import parse_typed
 from regaze.errors import InputError, UnknownParameterError
 from regaze.eval import benchmarks
 from regaze.eval.benchmarks.common.download import benchmark_folder
+from regaze.names import find_name, known_name, suggestion
 from regaze.reading import StrPath, read_text
 
 #: further names of benchmarks
@@ -29,8 +30,14 @@ SOURCES = {"of_demo": DEMO, "load": "folder", "from_hub": HUB, "build": "a text"
 _NOT_OPTIONS = ("folder", "images", "judge", "tokenizer", "haystack", "essay")
 
 
+def registered_name(text: str) -> str:
+    """The benchmark that a text names in any spelling; the text itself where there is none."""
+    return known_name(text, NAMES)
+
+
 def benchmark_class(name: str) -> Any:
-    """The class of a benchmark. Raises InputError for an unknown name."""
+    """The class of a benchmark, whose name may have any capitals. Raises InputError for an unknown name."""
+    name = registered_name(name)
     return benchmarks.load_class(_ALIASES.get(name, name))
 
 
@@ -72,11 +79,9 @@ def make_benchmark(
     if "judge" in parameters:
         arguments["judge"] = judge
     types = option_types(constructor)
-    unknown = next((option for option in settings or {} if option not in types), None)
+    unknown = next((option for option in settings or {} if find_name(option, types) is None), None)
     if unknown is not None:
-        raise UnknownParameterError(
-            f"{name} has no option {unknown!r} here; there are {', '.join(types) or 'none'}"
-        )
+        raise UnknownParameterError(f"{name} has no option {unknown!r} here{suggestion(unknown, types)}")
     return constructor(**arguments, **parse_typed(settings or {}, types, f"{name}, option "))
 
 

@@ -17,6 +17,7 @@ from regaze.errors import InputError
 from regaze.eval.comparison.conditions import PLAIN
 from regaze.eval.files import read_records, table_text
 from regaze.eval.run.results import ANSWERS
+from regaze.names import find_name, known_name, suggestion
 from regaze.reading import StrPath
 from regaze.visible import file_names
 from regaze.writing import make_folder, replace_file
@@ -28,9 +29,9 @@ def parse_formats(text: str) -> list[str]:
     """The formats of a list of names, separated by commas. Raises InputError for an unknown one."""
     kinds = [kind.strip() for kind in text.split(",") if kind.strip()]
     for kind in kinds:
-        if kind not in FORMATS:
-            raise InputError(f"unknown format {kind!r}; there are {', '.join(FORMATS)}")
-    return list(dict.fromkeys(kinds))
+        if find_name(kind, FORMATS) is None:
+            raise InputError(f"unknown format {kind!r}{suggestion(kind, FORMATS)}")
+    return list(dict.fromkeys(known_name(kind, FORMATS) for kind in kinds))
 
 
 def export_answers(folder: StrPath, results: Mapping[str, Any], kind: str) -> list[Path]:

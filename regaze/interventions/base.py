@@ -11,6 +11,7 @@ from PIL import Image
 from regaze.errors import BadParameterError, InputError, RegazeError, UnknownParameterError
 from regaze.interventions.facts import Facts
 from regaze.interventions.parameters import parameters_of, to_plain
+from regaze.names import suggestion
 from regaze.toolkit.model.callback import Callback
 from regaze.toolkit.prompts.images import ImageLike, open_image
 from regaze.toolkit.prompts.pairs import Images, paired
@@ -105,7 +106,7 @@ class Method:
         for key in values:
             if key not in known:
                 raise UnknownParameterError(
-                    f"{cls.name!r} has no parameter {key!r}; it has {', '.join(known) or 'no parameters'}"
+                    f"{cls.name!r} has no parameter {key!r}{suggestion(key, known, 'it has', 'none')}"
                 )
         try:
             return cls(**values)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field, NonNegativeInt
+from pydantic import AfterValidator, BeforeValidator, Field, NonNegativeInt
 
+from regaze.arguments import parse_indices
 from regaze.errors import BadParameterError, UnsupportedModelError
 from regaze.toolkit.model.context import Context
 
@@ -17,11 +18,22 @@ def _in_order(layers: tuple[int, int]) -> tuple[int, int]:
     return layers
 
 
-#: First and last layer, 0-based, both inclusive.
+def _from_text(given: Any) -> Any:
+    """The ends of "9-14"; a list as the tuple that it stands for in JSON."""
+    if not isinstance(given, str):
+        return tuple(given) if isinstance(given, list) else given
+    if "," in given:  # no text is meant, but what is between the commas
+        return given
+    layers = parse_indices(given)
+    return layers[0], layers[-1]
+
+
+#: First and last layer, 0-based, both inclusive; as a text, "9-14".
 LayerRange = Annotated[
     tuple[NonNegativeInt, NonNegativeInt],
+    BeforeValidator(_from_text),
     AfterValidator(_in_order),
-    Field(description="the first and the last layer, 0-based and both included, such as (9, 14)"),
+    Field(description="the first and the last layer, 0-based and both included, such as (9, 14) or 9-14"),
 ]
 
 

@@ -14,10 +14,24 @@ from dataclasses import MISSING, dataclass, fields
 from functools import cache
 from typing import Annotated, Any, get_type_hints
 
-from pydantic import AfterValidator, ConfigDict, Field, NonNegativeInt, TypeAdapter, ValidationError
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    TypeAdapter,
+    ValidationError,
+)
 
-from regaze.arguments import in_words
+from regaze.arguments import in_words, parse_indices
 from regaze.errors import BadParameterError
+
+
+def _layer_numbers(given: Any) -> Any:
+    """The numbers of a text such as "0-3,8"."""
+    return parse_indices(given) if isinstance(given, str) else given
+
 
 #: A number in [0, 1], and one in (0, 1].
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -28,10 +42,11 @@ Heads = Annotated[
     AfterValidator(lambda heads: tuple(dict.fromkeys(heads))),
     Field(description="(layer, head) pairs such as ((3, 1), (4, 0))"),
 ]
-#: Layer numbers in ascending order, at least one.
+#: Layer numbers in ascending order, at least one; as a text, ranges such as "0-3,8".
 Layers = Annotated[
     Sequence[NonNegativeInt],
-    Field(min_length=1, description="layer numbers from 0 such as (0, 2, 4)"),
+    BeforeValidator(_layer_numbers),
+    Field(min_length=1, description="layer numbers from 0 such as (0, 2, 4), or 0-3,8"),
     AfterValidator(lambda layers: tuple(sorted(set(layers)))),
 ]
 

@@ -8,7 +8,6 @@ Listing names imports no method. A third party registers with
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from regaze.errors import BadParameterError, RegazeError, UnknownMethodError
 from regaze.interventions.method_files import load_from_file, names_file
+from regaze.names import known_name, suggestion
 
 if TYPE_CHECKING:
     from regaze.interventions.base import Method
@@ -103,21 +103,21 @@ def list_controls() -> list[str]:
 
 
 def registered_name(text: str) -> str:
-    """The method or control that a text names in any capitals; the text itself where there is none."""
-    known = [*CONTROLS, *list_methods()]
-    return text if text in known else {name.casefold(): name for name in known}.get(text.casefold(), text)
+    """The method or control that a text names in any spelling; the text itself where there is none."""
+    return known_name(text, [*CONTROLS, *list_methods()])
 
 
 def method_class(name: str) -> type[Method]:
     """The method or control registered under `name`; another package cannot take a built-in name.
 
     Args:
-        name: a registered name, or a file and a class in it: "path/to/file.py:Class".
+        name: a registered name in any capitals, or a file and a class in it: "path/to/file.py:Class".
 
     Raises:
         UnknownMethodError: no such name, or the package or file that it is in cannot provide it.
         InputError: a file that cannot be read.
     """
+    name = registered_name(name)
     if (path := BUILT_IN.get(name) or CONTROLS.get(name)) is not None:
         cls: type[Method] = resolve_name(path)
         return cls
@@ -127,11 +127,8 @@ def method_class(name: str) -> type[Method]:
         return _load(announced()[name])
     if names_file(name):
         return _with_parameters(load_from_file(name), name)
-    known, controls = list_methods(), list_controls()
-    close = difflib.get_close_matches(name.casefold(), [*known, *controls], 1)
-    hint = f"; did you mean {close[0]!r}?" if close else "."
     raise UnknownMethodError(
-        f"unknown method {name!r}{hint} Known methods: {', '.join(known)}; controls: {', '.join(controls)}"
+        f"unknown method {name!r}{suggestion(name, [*list_methods(), *list_controls()])}"
     )
 
 
@@ -242,6 +239,7 @@ def _with_parameters(cls: Any, what: str) -> type[Method]:
 
 def _make(name: str, data: dict[str, Any]) -> Method:
     """The method from its parameters; of another package's, any error in one line."""
+    name = registered_name(name)
     cls = method_class(name)
     try:
         method = cls.from_dict(data)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.constants import HF_HUB_CACHE
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
@@ -26,6 +27,7 @@ from transformers import (
 
 from regaze.demo.shipped import MODEL_DIR
 from regaze.errors import BadParameterError, InputError, ModelNotFoundError, RegazeError
+from regaze.names import either, near_names
 from regaze.reading import kind_of, parse_json, read_text
 from regaze.toolkit.model.compat import GenerativeModel
 
@@ -52,7 +54,7 @@ def load(name_or_path: str, *, trust_remote_code: bool = False, **kwargs: Any) -
         ModelNotFoundError: transformers cannot find or read the model.
         BadParameterError: the model does not take one of `kwargs`.
     """
-    source = _source(name_or_path)
+    source = model_source(name_or_path)
     if name_or_path == "demo":
         # It ships in bf16, which does not speed up small matrices on a CPU.
         kwargs.setdefault("dtype", torch.float32)
@@ -85,7 +87,7 @@ def load_without_weights(
     Raises:
         ModelNotFoundError: transformers finds no configuration, or cannot build a model from it.
     """
-    source, shared = _source(name_or_path), {"trust_remote_code": trust_remote_code, **kwargs}
+    source, shared = model_source(name_or_path), {"trust_remote_code": trust_remote_code, **kwargs}
     with _refusing(name_or_path, {}):
         config = AutoConfig.from_pretrained(source, **shared)
         model_class, processor_class = classes_for(config)
@@ -109,15 +111,29 @@ def classes_for(config: PreTrainedConfig) -> tuple[Any, Any]:
     return AutoModelForImageTextToText, AutoProcessor  # remote code, which the mapping does not know
 
 
-def _source(name_or_path: str) -> str:
-    return str(MODEL_DIR) if name_or_path == "demo" else name_or_path
+def model_source(name_or_path: str) -> str:
+    """What transformers finds a model by: a folder, or a hub id, of a model in the cache as spelt there."""
+    if name_or_path == "demo":
+        return str(MODEL_DIR)
+    if os.path.exists(name_or_path):
+        return name_or_path
+    spelt = {
+        name.casefold(): name for name in cached_models()
+    }  # ids of the hub have no capitals of their own
+    return spelt.get(name_or_path.casefold(), name_or_path)
+
+
+def cached_models() -> list[str]:
+    """The ids of the models that the hub's cache holds, in alphabetical order."""
+    folders = Path(HF_HUB_CACHE).glob("models--*")
+    return sorted(folder.name.removeprefix("models--").replace("--", "/") for folder in folders)
 
 
 @contextmanager
 def _refusing(name_or_path: str, kwargs: dict[str, Any]) -> Iterator[None]:
     """Turn what transformers raises for missing or damaged models and wrong options into our errors."""
     try:
-        _check_files(_source(name_or_path))
+        _check_files(model_source(name_or_path))
         yield
     except RegazeError:
         raise
@@ -127,8 +143,10 @@ def _refusing(name_or_path: str, kwargs: dict[str, Any]) -> Iterator[None]:
             raise BadParameterError(
                 f"cannot load model {name_or_path!r} with {unknown[1]}: {_reason(error)}"
             ) from error
+        near = list(map(repr, near_names(name_or_path, ["demo", *cached_models()])))
         raise ModelNotFoundError(
             f'cannot load model {name_or_path!r} ("demo", a hub id or a folder is expected): {_reason(error)}'
+            + (f" Did you mean {either(near)}?" if near else "")
         ) from error
 
 

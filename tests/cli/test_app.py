@@ -100,6 +100,53 @@ def test_numbers_of_layers_may_be_ranges(text, numbers):
     assert parse_indices("--layers", text) == numbers
 
 
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["evaluate", "POPE", "--limit", "0"], "limit 0: expected at least 1 question"),
+        (["evaluate", "pop", "--limit", "0"], "unknown benchmark 'pop'; did you mean 'pope'"),
+        (["evaluate", "pope", "--bench", "LIMIT=0"], "limit 0: expected at least"),
+        (
+            ["evaluate", "pope", "--bench", "splts=none"],
+            "pope has no option 'splts' here; did you mean 'splits'?",
+        ),
+        (["evaluate", "pope", "--generate", "Top-P=2"], "--generate top_p=2: expected float in (0, 1]"),
+        (["evaluate", "pope", "--model-arg", "Dtype=x"], "--model-arg dtype=x: expected 'float32'"),
+        (
+            ["evaluate", "pope", "--method", "PAI", "--set", "Layers=3-1"],
+            "--set layers=3-1: expected the first",
+        ),
+        (
+            ["evaluate", "pope", "--method", "pai", "--set", "vcd:alpha=1"],
+            "--set vcd:alpha=...: the method is pai",
+        ),
+        (["compare", "--methods", "pai,vcd", "--set", "alpha=1"], "--set alpha=...: of which method?"),
+        (["compare", "--methods", "pai,vcd", "--set", "dola:x=1"], "dola is not among pai, vcd"),
+        (["inspect", "dmeo"], "Did you mean 'demo'?"),
+        (["reproduce", "demo-pop"], "unknown recipe 'demo-pop'; did you mean 'demo-pope'"),
+        (["reproduce", "Demo_Popes"], "did you mean 'demo-pope'"),
+        (["fit", "VTTI"], "unknown method 'VTTI'; did you mean 'vti'?"),
+        (["benchmarks", "get", "MMVett"], "unknown benchmark 'MMVett'; did you mean 'mm-vet'"),
+        (["score", "poep", "a.jsonl"], "did you mean 'pope'"),
+        (["heatmap", "scen_000", "What?"], "no shipped scene has that name: scene_000 to scene_119"),
+    ],
+)
+def test_names_may_have_any_capitals_and_near_ones_are_suggested(arguments, told, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, arguments)
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1), result.stderr
+    assert told in result.stderr
+
+
+def test_settings_of_several_methods_name_theirs():
+    chosen = read_methods("PAI,VCD", ["pai:alpha=0.25", "VCD:Alpha=2"])
+    assert (chosen["pai"].alpha, chosen["vcd"].alpha) == (0.25, 2.0)
+    assert read_methods("pai", ["alpha=0.25"]) == read_methods("pai", ["pai:alpha=0.25"])
+    labelled = '[{"label": "a", "method": "pai"}, {"label": "b", "method": "pai", "gamma": 1.5}]'
+    chosen = read_methods(labelled, ["b:layers=1-3"])
+    assert (chosen["a"].layers, chosen["b"].layers, chosen["b"].gamma) == (None, (1, 3), 1.5)
+
+
 @pytest.mark.parametrize("text", ["3-1", "0-999999999", "0-", "1--2", "a-b", ""])
 def test_ranges_that_are_none_are_refused(text):
     with pytest.raises(BadParameterError, match=rf"^--layers {text}: expected "):

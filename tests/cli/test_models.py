@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from regaze.cli import app, config, models, questions
 from regaze.cli.app import COMMANDS
+from regaze.cli.groups import RunOptions, spread
 from regaze.errors import BadParameterError, InputError, UnknownParameterError
 
 
@@ -41,7 +42,7 @@ def test_values_have_the_types_of_from_pretrained():
             ["revison=a"],
             {},
             UnknownParameterError,
-            "--model-arg revison=a: no parameter 'revison'; there are",
+            "--model-arg revison=a: no parameter 'revison'; did you mean 'revision'?",
         ),
         (["load_in_4bit=4"], {}, BadParameterError, "--model-arg load_in_4bit=4: expected bool"),
         (["dtype=int8"], {}, BadParameterError, "dtype=int8: expected 'float32', 'bfloat16' or 'float16'"),
@@ -79,20 +80,22 @@ def test_the_arguments_reach_the_model_and_its_tokenizer(monkeypatch):
     monkeypatch.setattr(
         questions.AutoTokenizer, "from_pretrained", lambda name, **where: loaded.append((name, where))
     )
-    source = questions.QuestionSource(data="demo")
     monkeypatch.setattr(
         questions.catalogue, "make_benchmark", lambda *a, load_tokenizer, **k: load_tokenizer()
     )
-    questions.make_tasks("niah", source, {}, None, "some/model", None, ["revision=old", "dtype=float16"])
+    given = {"model": "some/model", "model_arg": ["revision=old", "dtype=float16"], "data": "demo"}
+    questions.make_tasks("niah", RunOptions(**given))
     assert loaded == [("some/model", {"revision": "old"})]
 
 
 def test_every_command_that_loads_a_model_takes_them():
     for name in COMMANDS:
         code = name.replace("-", "_")
-        parameters = inspect.signature(getattr(import_module(f"regaze.cli.commands.{code}"), code)).parameters
+        command = spread(getattr(import_module(f"regaze.cli.commands.{code}"), code))
+        parameters = inspect.signature(command).parameters
         loads = "model" in parameters or name == "reproduce"  # the recipe names the model
         assert ("model_arg" in parameters) == loads, name
+        assert ("template_arg" in parameters) == loads, name
 
 
 def test_run_yaml_has_them_and_gives_them_back(tmp_path):

@@ -110,7 +110,7 @@ HTTP = "http://localhost:1/v1"
 
 CASES: list[tuple[list[str], str]] = [
     # What to run
-    (["evaluate", "chairs"], "unknown benchmark 'chairs'; there are pope, popev2, chair"),
+    (["evaluate", "chairs"], "unknown benchmark 'chairs'; did you mean 'chair'?"),
     (["evaluate", "pope,pope", "--limit", "1"], "each benchmark once, got pope, pope"),
     (["evaluate", "pope", "--split", "rare"], "POPE split 'rare'"),
     (["evaluate", "captions", "--split", "random"], "captions has no option 'splits' here"),
@@ -175,7 +175,7 @@ CASES: list[tuple[list[str], str]] = [
     (pope("q.jsonl", "--method", "vra"), "unknown method 'vra'; did you mean"),
     (
         pope("q.jsonl", "--method", "var", "--set", "roh=1"),
-        "--set roh=1: no parameter 'roh'; there are rho, moved",
+        "--set roh=1: no parameter 'roh'; did you mean 'rho'? There are rho, moved",
     ),
     (pope("q.jsonl", "--method", "var", "--set", "rho=much"), "--set rho=much: expected float"),
     (pope("q.jsonl", "--method", "var", "--set", "moved=3"), "moved=3: expected float in [0, 1]"),

@@ -58,7 +58,7 @@ def test_parameters_are_read_by_their_types(file):
     assert [*read_methods(f"vcd,{file}:Softer")] == ["vcd", "softer"]
     with pytest.raises(BadParameterError, match=r"gain=2: expected float in \[0, 1\]"):
         read_method(f"{file}:Softer", ["gain=2"])
-    with pytest.raises(UnknownParameterError, match="no parameter 'gian'; there are gain"):
+    with pytest.raises(UnknownParameterError, match="no parameter 'gian'; did you mean 'gain'"):
         read_method(f"{file}:Softer", ["gian=2"])
 
 

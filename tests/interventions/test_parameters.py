@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
-from regaze.arguments import in_words
+from regaze.arguments import in_words, parse_typed
 from regaze.errors import BadParameterError
 from regaze.interventions.base import Method
 from regaze.interventions.layer_ranges import LayerRange
@@ -108,3 +108,27 @@ def test_heads_are_kept_once_in_their_order(pairs):
             Sample(heads=pairs)
     else:
         assert list(Sample(heads=pairs).heads) == list(dict.fromkeys(pairs))
+
+
+@pytest.mark.parametrize(
+    ("annotation", "text", "value"),
+    [
+        (Layers, "0-3", (0, 1, 2, 3)),
+        (Layers, "8,0-2", (0, 1, 2, 8)),
+        (Layers | None, "5", (5,)),
+        (LayerRange | None, "9-14", (9, 14)),
+        (LayerRange, "5", (5, 5)),
+        (LayerRange, "9,14", (9, 14)),
+        (LayerRange, "[9, 14]", (9, 14)),
+        (LayerRange | None, "none", None),
+    ],
+)
+def test_layers_may_be_written_as_a_range(annotation, text, value):
+    assert parse_typed({"layers": text}, {"layers": annotation}, "") == {"layers": value}
+
+
+@pytest.mark.parametrize("annotation", [Layers, LayerRange])
+@pytest.mark.parametrize("text", ["3-1", "a-b", "-1", "0-99999999"])
+def test_what_is_no_range_is_refused(annotation, text):
+    with pytest.raises(BadParameterError, match=rf"layers={text}: expected .*layer"):
+        parse_typed({"layers": text}, {"layers": annotation}, "")

@@ -31,12 +31,13 @@ def benchmarks(
         there = "`regaze benchmarks get NAME` and `regaze benchmarks NAME`"
         raise InputError(f"unknown action {action!r}; there is {there}")
     else:
-        _list(catalogue.NAMES if action is None else [action], json)
+        _list(catalogue.NAMES if action is None else [catalogue.registered_name(action)], json)
 
 
 def _download(name: str | None) -> None:
     if name is None:
         raise InputError(f"get what? There are {', '.join(catalogue.NAMES)}")
+    name = catalogue.registered_name(name)
     about = catalogue.benchmark_class(name).about
     download(name, report=console.info)
     console.info(f"licence: {about.licence}")

@@ -9,14 +9,17 @@ from typing import Annotated
 import typer
 
 from regaze import cli
-from regaze.cli import options
+from regaze.cli import groups, options
+from regaze.interventions import registry
 
 
 def fit(
-    method: Annotated[str, typer.Argument(help="A method that is fitted, such as vti.")],
-    model: options.Model = "demo",
-    model_arg: options.ModelArg = None,
-    template_arg: options.TemplateArg = None,
+    method: Annotated[
+        str,
+        typer.Argument(callback=registry.registered_name, help="A method that is fitted, such as vti."),
+    ],
+    *,
+    model: groups.ModelOptions,
     data: Annotated[
         str | None,
         typer.Option(
@@ -29,8 +32,6 @@ def fit(
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="A setting of the fit; repeatable."),
     ] = None,
-    device: options.Device = None,
-    dtype: options.Dtype = None,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="File to write. [out/METHOD-MODEL.safetensors]"),
@@ -44,11 +45,11 @@ def fit(
     fit is continued by the same command.
     """
     fit = cli.fitting.read_fit(method, settings)
-    pairs = cli.fitting.read_data(fit, data, images, model)
-    path = output or Path("out") / f"{method}-{Path(model).name}.safetensors"
+    pairs = cli.fitting.read_data(fit, data, images, model.model)
+    path = output or Path("out") / f"{method}-{Path(model.model).name}.safetensors"
     parts = cli.fitting.check_output(path)
     cli.interrupt.current.advice = f"; what is measured so far is in {parts}, and the same command continues"
-    gaze = cli.models.load_model(model, device, dtype, arguments=model_arg, template=template_arg)
+    gaze = cli.models.load_chosen(model)
     found = cli.fitting.result_at(path, fit, gaze, pairs)
     if found is None:
         with cli.console.progress() as progress:

@@ -9,13 +9,17 @@ from typing import Annotated
 import typer
 
 from regaze import cli
-from regaze.cli import options
+from regaze.cli import groups, options
 from regaze.errors import InputError
+from regaze.names import known_name
 from regaze.writing import make_folder
+
+_SCORES = ("paper", "released")
 
 
 def heads(
-    model: Annotated[str, typer.Argument(help="A folder, or a name on the Hugging Face hub.")],
+    model: options.ModelName,
+    *,
     haystack: Annotated[
         list[Path],
         typer.Option(help="A long text (UTF-8, may be gzipped); repeatable, for the needles in turn."),
@@ -38,9 +42,7 @@ def heads(
     ] = "paper",
     top: Annotated[int, typer.Option(min=0, help="Number of heads to list.")] = 10,
     max_new_tokens: options.MaxNewTokens = 50,
-    model_arg: options.ModelArg = None,
-    device: options.Device = None,
-    dtype: options.Dtype = None,
+    loading: groups.LoadingOptions,
     output: Annotated[
         Path | None,
         typer.Option(help="Folder for the results; an unfinished run in it is continued. [out/heads-...]"),
@@ -54,7 +56,8 @@ def heads(
 
     Writes a head file and a picture of all heads, and prints a table of the best.
     """
-    if score not in ("paper", "released"):
+    score = known_name(score, _SCORES)
+    if score not in _SCORES:
         raise InputError(f"--score {score}: expected paper or released")
     sizes = options.parse_numbers("--lengths", lengths, int)
     percents = options.parse_numbers("--depths", depths, float)
@@ -63,7 +66,7 @@ def heads(
     folder = output or Path("out") / f"heads-{Path(model).name}"
     cli.head_search.check_folder(folder)
     cli.interrupt.current.advice = f"; the trials so far are in {folder}, and the same command continues"
-    gaze = cli.models.load_model(model, device, dtype, arguments=model_arg)
+    gaze = cli.models.load_named(model, loading)
     make_folder(folder)
     with cli.console.progress() as progress:
         found = cli.head_search.find_retrieval_heads(

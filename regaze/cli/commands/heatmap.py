@@ -8,16 +8,15 @@ from typing import Annotated, Literal
 import typer
 
 from regaze import cli
-from regaze.cli import options
+from regaze.cli import groups, options
 from regaze.interventions.facts import ATTENTION
 
 
 def heatmap(
     image: Annotated[str, typer.Argument(help="An image file, or the name of a shipped scene.")],
     question: Annotated[str, typer.Argument(help="The question about it.")],
-    model: options.Model = "demo",
-    model_arg: options.ModelArg = None,
-    template_arg: options.TemplateArg = None,
+    *,
+    model: groups.ModelOptions,
     method: options.Method = "none",
     settings: options.Settings = None,
     layers: Annotated[str | None, typer.Option(help="Layers to average, such as 3 or 0,2-4. [all]")] = None,
@@ -38,8 +37,6 @@ def heatmap(
     ] = "sum",
     max_new_tokens: options.MaxNewTokens = 32,
     seed: options.Seed = 0,
-    device: options.Device = None,
-    dtype: options.Dtype = None,
     output: Annotated[Path, typer.Option(help="Picture to write: .png, .pdf or .svg.")] = Path("heatmap.png"),
     allow_urls: options.AllowUrls = False,
     debug: options.Debug = False,
@@ -55,7 +52,7 @@ def heatmap(
         options.parse_indices("--heads", heads),
     )
     chosen = cli.methods.read_method(method, settings)
-    gaze = cli.models.load_model(model, device, dtype, seed, model_arg, template_arg)
+    gaze = cli.models.load_chosen(model, seed)
     answer = cli.pictures.draw_heatmap(
         gaze,
         chosen,

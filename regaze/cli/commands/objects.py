@@ -8,11 +8,12 @@ from typing import Annotated
 import typer
 
 from regaze import cli
-from regaze.cli import options
+from regaze.cli import groups, options
 
 
 def objects(
     image: Annotated[str, typer.Argument(help="An image file, or the name of a shipped scene.")],
+    *,
     words: Annotated[
         str | None,
         typer.Option(help="Objects to look for, separated by commas. [those that the model names]"),
@@ -21,9 +22,7 @@ def objects(
         list[str] | None,
         typer.Option(help="What to ask; {} stands for each word; repeatable. [one about the word or image]"),
     ] = None,
-    model: options.Model = "demo",
-    model_arg: options.ModelArg = None,
-    template_arg: options.TemplateArg = None,
+    model: groups.ModelOptions,
     segmenter: Annotated[
         str | None,
         typer.Option(
@@ -39,8 +38,6 @@ def objects(
     threshold: Annotated[float, typer.Option(help="Share of a map's top where an object ends.")] = 0.5,
     instances: Annotated[int, typer.Option(min=1, help="At most so many of a word in a map.")] = 1,
     max_new_tokens: options.MaxNewTokens = 64,
-    device: options.Device = None,
-    dtype: options.Dtype = None,
     output: Annotated[Path, typer.Option(help="Picture to write: .png, .pdf or .svg.")] = Path("objects.png"),
     allow_urls: options.AllowUrls = False,
     debug: options.Debug = False,
@@ -54,7 +51,7 @@ def objects(
     cli.pictures.check_output(output, (".png", ".pdf", ".svg"))
     names = None if words is None else [word for word in map(str.strip, words.split(",")) if word]
     shares = options.parse_numbers("--scales", scales, float)
-    gaze = cli.models.load_model(model, device, dtype, arguments=model_arg, template=template_arg)
+    gaze = cli.models.load_chosen(model)
     found = cli.pictures.draw_objects(
         gaze,
         path,

@@ -46,6 +46,7 @@ def reproduce(
     max_errors: options.MaxErrors = 10,
     share_prefix: options.SharePrefix = True,
     model_arg: options.ModelArg = None,
+    template_arg: options.TemplateArg = None,
     device: options.Device = None,
     dtype: Annotated[str | None, typer.Option(help="Another dtype than the recipe's.")] = None,
     output: Annotated[
@@ -76,6 +77,7 @@ def reproduce(
             "max_errors": max_errors,
             "share_prefix": share_prefix,
             "model_arg": list(model_arg or ()),
+            "template_arg": list(template_arg or ()),
             "device": device,
             "dtype": dtype,
             "data": data,

@@ -8,11 +8,18 @@ from typing import Annotated
 import typer
 
 from regaze import cli
-from regaze.cli import options
+from regaze.cli import groups, options
 
 
 def score(
-    benchmark: Annotated[str, typer.Argument(help="The benchmark whose scorers are used.")],
+    benchmark: Annotated[
+        str,
+        typer.Argument(
+            callback=options.spelt_benchmarks,
+            autocompletion=options.complete_benchmarks,
+            help="The benchmark whose scorers are used.",
+        ),
+    ],
     answers: Annotated[
         Path,
         typer.Argument(
@@ -20,6 +27,7 @@ def score(
             "lines of your own: question, image, answer; of yes/no questions also label."
         ),
     ],
+    *,
     against: Annotated[
         Path | None, typer.Option(help="Answers of the plain model to the same questions, to compare with.")
     ] = None,
@@ -27,12 +35,7 @@ def score(
         str | None,
         typer.Option(help="The field with the model's answers, where several could be it.", metavar="FIELD"),
     ] = None,
-    data: options.Data = None,
-    images: options.Images = None,
-    questions: options.Questions = None,
-    split: options.Split = None,
-    bench: options.Bench = None,
-    limit: options.Limit = None,
+    asked: groups.QuestionOptions,
     judge: options.Judge = None,
     seed: options.Seed = 0,
     json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON and nothing else.")] = False,
@@ -47,6 +50,6 @@ def score(
     position; the output says which. Each question needs an answer: where only some were asked, --split,
     --limit or --bench choose the same.
     """
-    source = cli.questions.QuestionSource(data, images, questions, split, bench, limit)
+    source = cli.questions.QuestionSource(**vars(asked))
     scored = cli.scoring.score_answers(benchmark, answers, against, answer_key, source, judge, seed)
     cli.tables.show_page(scored, cli.tables.scored, json)

@@ -7,14 +7,14 @@ from typing import Annotated
 import typer
 
 from regaze import cli
-from regaze.cli import options
-from regaze.cli.config import option_values
+from regaze.cli import groups, options
 from regaze.errors import BadParameterError
 
 
 def sweep(
     ctx: typer.Context,
     benchmark: options.Benchmarks,
+    *,
     method: options.Method,
     grid: Annotated[
         list[str] | None,
@@ -25,31 +25,7 @@ def sweep(
         ),
     ] = None,
     settings: options.Settings = None,
-    model: options.Model = "demo",
-    model_arg: options.ModelArg = None,
-    template_arg: options.TemplateArg = None,
-    config: options.Config = None,
-    data: options.Data = None,
-    images: options.Images = None,
-    questions: options.Questions = None,
-    split: options.Split = None,
-    bench: options.Bench = None,
-    limit: options.Limit = None,
-    batch_size: options.BatchSize = 16,
-    max_new_tokens: options.AnswerTokens = 16,
-    thinking_tokens: options.ThinkingTokens = 0,
-    generate: options.Generate = None,
-    seed: options.Seed = 0,
-    max_errors: options.MaxErrors = 10,
-    share_prefix: options.SharePrefix = True,
-    judge: options.Judge = None,
-    device: options.Device = None,
-    dtype: options.Dtype = None,
-    output: options.Output = None,
-    resume: options.Resume = False,
-    export: options.Export = None,
-    json: options.Json = False,
-    debug: options.Debug = False,
+    run: groups.RunOptions,
 ) -> None:
     """Draw figures against a parameter of a method.
 
@@ -60,20 +36,17 @@ def sweep(
     chosen = cli.methods.read_method(method, settings)
     if chosen is None:
         raise BadParameterError("--method none: there is no parameter to vary; name a method")
-    values = cli.grids.read_grid(grid or [], chosen)
-    source = cli.questions.QuestionSource(data, images, questions, split, bench, limit)
-    generation = cli.generation.generation_options(generate, max_new_tokens)
-    run = cli.run.Run(
-        tasks=cli.questions.make_tasks(benchmark, source, generation, judge, model, device, model_arg),
-        methods={chosen.name: chosen},
-        config=cli.run.eval_config(ctx, raise_method_errors=False),
+    prepared = cli.run.prepare(
+        ctx,
+        run,
+        benchmark,
+        {chosen.name: chosen},
         name=f"sweep-{benchmark.replace(',', '-')}-{chosen.name}",
-        formats=cli.run.parse_formats(export or ""),
-        options=option_values(ctx),
-        grid=values,
+        raise_method_errors=False,
+        grid=cli.grids.read_grid(grid or [], chosen),
     )
-    results, folder = cli.run.execute(run)
+    results, folder = cli.run.execute(prepared)
     if results is None:
         return
-    cli.tables.show_page(results, cli.tables.swept, json)
+    cli.tables.show_page(results, cli.tables.swept, run.json)
     cli.console.done(f"the curves (plots/), the report and all figures are in {folder}")

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from regaze import cli, toolkit
-from regaze.cli import options
+from regaze.cli import groups, options
 from regaze.writing import make_folder
 
 
@@ -21,9 +21,8 @@ def view(
         ),
     ],
     question: Annotated[str, typer.Argument(help="The question about it.")],
-    model: options.Model = "demo",
-    model_arg: options.ModelArg = None,
-    template_arg: options.TemplateArg = None,
+    *,
+    model: groups.ModelOptions,
     method: options.Method = "none",
     settings: options.Settings = None,
     layers: Annotated[str | None, typer.Option(help="Layers on the page, such as 3 or 0,2-4. [all]")] = None,
@@ -37,8 +36,6 @@ def view(
         typer.Option(min=0.1, help="Largest page in MB; the weakest weights are left out to fit it."),
     ] = 8.0,
     seed: options.Seed = 0,
-    device: options.Device = None,
-    dtype: options.Dtype = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Page to write, .html.")] = Path("view.html"),
     allow_urls: options.AllowUrls = False,
     debug: options.Debug = False,
@@ -51,7 +48,7 @@ def view(
     cli.pictures.check_output(output, (".html", ".htm"))
     layer_indices = options.parse_indices("--layers", layers)
     chosen = cli.methods.read_method(method, settings)
-    gaze = cli.models.load_model(model, device, dtype, seed, model_arg, template_arg)
+    gaze = cli.models.load_chosen(model, seed)
     active: list[Any] = [chosen] if chosen else []
     page = toolkit.viewer.answer_page(
         gaze,
@@ -61,7 +58,7 @@ def view(
         layers=layer_indices,
         rows=rows,
         max_new_tokens=max_new_tokens,
-        model=model if not os.path.isdir(model) else Path(model).name,
+        model=Path(model.model).name if os.path.isdir(model.model) else model.model,
         limit=int(max_size * 1e6),
     )
     make_folder(output.parent)

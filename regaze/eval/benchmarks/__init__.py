@@ -53,8 +53,9 @@ def load_class(name: str) -> Any:
     """The class of a benchmark. Raises InputError for an unknown name."""
     if name not in NAMES:
         from regaze.errors import InputError
+        from regaze.names import suggestion
 
-        raise InputError(f"unknown benchmark {name!r}; there are {', '.join(NAMES)}")
+        raise InputError(f"unknown benchmark {name!r}{suggestion(name, NAMES)}")
     module, _, attribute = NAMES[name].partition(":")
     return getattr(importlib.import_module(f"{__name__}.{module}"), attribute)
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from typing import Any
 
 from regaze.arguments import parameter_types, parse_typed, parse_untyped
 from regaze.errors import BadParameterError
 from regaze.interventions.base import Method
 from regaze.interventions.registry import method_class
+from regaze.names import near_names
 
 _OPEN, _CLOSE = "[({", "])}"
 
@@ -67,8 +67,8 @@ def check_unknown(arguments: dict[str, Any], known: set[str], method: Method | N
         return
     there = ", ".join(["method", *sorted(known)])
     own = [] if method is None else [field.name for field in dataclasses.fields(method)]
-    close = difflib.get_close_matches(unknown[0], [*known, *own, "method"], 1)
-    hint = f" (did you mean {close[0]}?)" if close else ""
+    near = near_names(unknown[0], [*known, *own, "method"], 1)
+    hint = f" (did you mean {near[0]}?)" if near else ""
     if method is not None:
         there += f"; parameters of {method.name}: {', '.join(own) or 'none'}"
     raise BadParameterError(f"--model_args: unknown {', '.join(unknown)}{hint}; there are {there}")

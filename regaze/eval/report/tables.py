@@ -216,7 +216,7 @@ def main_table(benchmark: Mapping[str, Any]) -> Table:
                 cell += f" ({format_estimate(figure, difference[figure], numbers, '+')})"
             cells.append(cell)
         tests = [format_p(p_value(difference)), format_p(difference.get("holm_p"))]
-        least = format_number(figures[0], difference[figures[0]].get("detectable"), numbers)
+        least = format_detectable(figures[0], difference[figures[0]].get("detectable"), numbers)
         rows.append([name, *cells, *tests, least, str(entry["answers_changed"]), ", ".join(entry["flags"])])
         if verdicts:
             rows[-1].append(_yes_no(verdicts[name]["beats"]) if name in verdicts else "")
@@ -251,7 +251,7 @@ def damage_table(damage: Mapping[str, Any]) -> Table:
             continue
         value = format_estimate(figure, method["value"], ())
         difference = format_estimate(figure, method["difference"], (), "+")
-        least = format_number(figure, method["detectable"], ())
+        least = format_detectable(figure, method["detectable"], ())
         rows.append([name, value, difference, format_p(method["p"]), least, _yes_no(method["damaged"])])
     return rows
 
@@ -346,6 +346,11 @@ def format_number(figure: str, value: float | None, numbers: Collection[str], si
     if value is None or value != value:
         return "undefined"
     return f"{value if figure in numbers else 100 * value:{sign}.1f}"
+
+
+def format_detectable(figure: str, value: float | None, numbers: Collection[str]) -> str:
+    """The smallest difference that would be found; "" where no answer changed, so that nothing is known."""
+    return "" if _is_missing(value) else format_number(figure, value, numbers)
 
 
 def format_p(value: float | None) -> str:

@@ -11,6 +11,7 @@ from regaze.errors import UnknownParameterError
 from regaze.eval import catalogue
 from regaze.eval.benchmarks.common.download import benchmark_folder
 from regaze.eval.reproduction.recipe import Recipe
+from regaze.names import suggestion
 
 #: Recipe's data -> constructor of the benchmark.
 CONSTRUCTORS = {"files": "load", "demo": "of_demo"}
@@ -52,8 +53,9 @@ def options(recipe: Recipe, version: str | None = None, limit: int | None = None
         chosen["max_new_tokens"] = recipe.decoding.max_new_tokens
     for name in chosen:
         if name not in types:
-            there = ", ".join(types) or "none"
-            raise UnknownParameterError(f"{recipe.benchmark.name} has no option {name!r}; there are {there}")
+            raise UnknownParameterError(
+                f"{recipe.benchmark.name} has no option {name!r}{suggestion(name, types)}"
+            )
     return chosen
 
 

@@ -21,6 +21,7 @@ from pydantic import (
 )
 
 from regaze.errors import InputError
+from regaze.names import either, find_name, near_names
 from regaze.reading import hash_file, parse_yaml, read_text
 
 FOLDER = Path(__file__).parent / "recipes"
@@ -254,11 +255,13 @@ def path_of(name: str) -> Path:
     """
     if name.endswith((".yaml", ".yml")):
         return Path(name)
-    if name not in names():
+    if (found := find_name(name, names())) is None:
+        near = list(map(repr, near_names(name, names())))
+        asked = f"did you mean {either(near)}? " if near else ""
         raise InputError(
-            f"unknown recipe {name!r}; `regaze reproduce --list` names all, a file ends in .yaml"
+            f"unknown recipe {name!r}; {asked}`regaze reproduce --list` names all, a file ends in .yaml"
         )
-    return FOLDER / f"{name}.yaml"
+    return FOLDER / f"{found}.yaml"
 
 
 def load(name: str) -> Recipe:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
 from regaze.errors import BadParameterError, UnknownParameterError
+from regaze.names import suggestion
 
 #: {parameter: the values to try}
 Grid = Mapping[str, Sequence[Any]]
@@ -45,7 +46,7 @@ def make_trials(name: str, method: Any, grid: Grid) -> tuple[Trial, ...]:
     for parameter, values in grid.items():
         if parameter not in known:
             raise UnknownParameterError(
-                f"{name} has no parameter {parameter!r} to try; it has {', '.join(known) or 'none'}"
+                f"{name} has no parameter {parameter!r} to try{suggestion(parameter, known, 'it has')}"
             )
         if isinstance(values, str) or not len(values):
             raise BadParameterError(

@@ -154,7 +154,7 @@ def test_several_benchmarks_at_once(files, gaze):
     # A caption may be longer than an answer: that is the benchmark's to say.
     assert {o["max_new_tokens"] for o in gaze.options} == {16, 96}
     assert (
-        "CAPTIONS captions, demo"
+        "\nCHAIR, demo: 2 questions on 2 images"
         in good("evaluate", "pope,captions", "--limit", "2", "--output", "out").stdout
     )
 
@@ -318,6 +318,23 @@ def test_compare_adds_the_controls_of_each_method(files):
     results = json.loads(good("compare", "--config", "out/run.yaml", "--json").stdout)
     assert set(results["controls"]) == {"uniform-columns of hgai", "prefer-yes", "near-tie"}
     assert "control" not in good(*arguments).stdout
+
+
+def test_evaluate_has_the_checks_of_compare(files):
+    arguments = ("--controls", "--tune", "hgai:alpha=0.5,1", "--split", "random")
+    result = good("evaluate", "POPE", "--limit", "24", "--method", "HGAI", "--output", "out", *arguments)
+    for text in (
+        "pope: methods against their controls",
+        "best control",
+        "Parameters, chosen apart from testing",
+        "hgai - plain",
+    ):
+        assert text in result.stdout, text
+    assert "Damage check" not in result.stdout
+    checked = good(
+        "evaluate", "pope", "--limit", "2", "--method", "hgai", "--damage-check", "--output", "more"
+    )
+    assert "Damage check\nmmstar could not be asked" in checked.stdout
 
 
 def test_answers_go_out_to_other_harnesses_and_come_back(files):

@@ -97,7 +97,10 @@ def test_a_method_that_cannot_work_on_the_model_says_so_in_one_line(untrained, t
     ("arguments", "message"),
     [
         (["--method", "vra"], "unknown method 'vra'"),
-        (["--method", "var", "--set", "roh=1"], "no parameter 'roh'; there are rho, moved"),
+        (
+            ["--method", "var", "--set", "roh=1"],
+            "no parameter 'roh'; did you mean 'rho'? There are rho",
+        ),
         (["--method", "var", "--set", "rho=much"], "--set rho=much: expected float"),
         (["--method", "var", "--set", "moved=3"], "moved=3: expected float in [0, 1]"),
         (["--model", "no/such-model"], "cannot load model 'no/such-model'"),

@@ -107,7 +107,10 @@ def test_run_yaml_is_the_same_run_again_and_lists_are_values(files, gaze):
     ("arguments", "message"),
     [
         (("--tune", "gitf:alpha=1"), "unknown method 'gitf'; did you mean 'gift'?"),
-        (("--tune", "gift:alhpa=1"), "--tune gift:alhpa=1: no parameter 'alhpa'; there are alpha, beta"),
+        (
+            ("--tune", "gift:alhpa=1"),
+            "--tune gift:alhpa=1: no parameter 'alhpa'; did you mean 'alpha'?",
+        ),
         (("--tune", "gift:alpha="), "--tune gift:alpha=: a value is missing; expected such as alpha=1,2,4"),
         (("--tune", "gift:alpha=1,,2"), "a value is missing"),
         (("--tune", "gift:alpha=1,strong"), "--tune gift:alpha=strong: expected float >= 0 or None"),
@@ -181,7 +184,10 @@ def test_a_neutral_value_that_is_not_is_named(files):
         (("--method", "none", "--grid", "alpha=1"), "--method none: there is no parameter to vary"),
         (("--method", "gift"), "no values to try: add --grid, such as --grid alpha=1,2,4"),
         (("--method", "gift", "--grid", "alpha"), "--grid alpha: expected NAME=VALUES such as alpha=0,1,2,4"),
-        (("--method", "gift", "--grid", "gamma=1"), "--grid gamma=1: no parameter 'gamma'; there are alpha"),
+        (
+            ("--method", "gift", "--grid", "gamma=1"),
+            "--grid gamma=1: no parameter 'gamma'; there are alpha",
+        ),
         (("--method", "gift", "--grid", "alpha=x"), "--grid alpha=x: expected float >= 0 or None"),
         (("--method", "gift", "--grid", "alpha=2,2"), "gift: alpha=2 comes twice in the grid"),
         (("--method", "gift", "--grid", "alpha=1", "--split", "rare"), "got 'coco', 'head', rare"),

@@ -28,7 +28,11 @@ def test_several_parameters_are_a_product():
 @pytest.mark.parametrize(
     ("grid", "error", "message"),
     [
-        ({"alhpa": [1]}, UnknownParameterError, "gift has no parameter 'alhpa' to try; it has alpha, beta"),
+        (
+            {"alhpa": [1]},
+            UnknownParameterError,
+            "gift has no parameter 'alhpa' to try; did you mean 'alpha'",
+        ),
         ({"alpha": []}, BadParameterError, r"the grid of alpha is \[\]; expected a list with at least one"),
         ({"alpha": "124"}, BadParameterError, "the grid of alpha is '124'; expected a list"),
         ({}, BadParameterError, "gift: the grid has no parameter"),

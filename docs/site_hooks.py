@@ -2,6 +2,7 @@
 
 - Links to folders, and to files outside of docs/, go to the repository that pyproject.toml names.
 - Comments that mark figures (benchmarks/pages.py) are left out: beside a table they would end it.
+- Notebooks have whole addresses, for GitHub and Colab; here pages, and Colab's badge, are the site's own.
 - Pages with diagrams load Mermaid from the site itself; the package mermaidx brings npm's script along.
 """
 
@@ -21,6 +22,8 @@ COMMENT = re.compile(r"<!-- (?:figures: [^>]*?|end) -->")
 MERMAID = "assets/mermaid.min.js"
 #: of mermaid.min.js in npm's mermaid 11.16.0
 MERMAID_SHA256 = "74d7c46dabca328c2294733910a8aa1ed0c37451776e8d5295da38a2b758fb9b"
+#: Colab's badge, and the site's own in its place: a page loads nothing from elsewhere.
+BADGE, OWN_BADGE = "https://colab.research.google.com/assets/colab-badge.svg", "assets/open-in-colab.svg"
 LINK = re.compile(r"\[(?P<text>[^\[\]]*)\]\((?P<target>\.\./[^()\s#]+)(?P<anchor>#[^()\s]*)?\)")
 
 
@@ -74,8 +77,24 @@ def on_files(files: Any, *, config: Any) -> None:
     files.append(File.generated(config, MERMAID, content=mermaid_script()))
 
 
+def link_pages(html: str, page: Any, files: Any, url: str) -> str:
+    """A notebook's page whose links to pages in the repository, and whose badge, are the site's."""
+
+    def link(match: re.Match[str]) -> str:
+        target = files.get_file_from_path(match["path"])
+        there = f"{target.url_relative_to(page.file)}{match['anchor'] or ''}" if target else match["whole"]
+        return f'href="{there}"'
+
+    address = rf'href="(?P<whole>{re.escape(url)}/blob/main/docs/(?P<path>[^"#]+)(?P<anchor>#[^"]*)?)"'
+    return re.sub(address, link, html).replace(
+        BADGE, files.get_file_from_path(OWN_BADGE).url_relative_to(page.file)
+    )
+
+
 def on_page_content(html: str, *, page: Any, config: Any, files: Any) -> str:
     """Called by mkdocs with the content of a page."""
+    if page.file.src_uri.endswith(".ipynb"):
+        html = link_pages(html, page, files, repository())
     if 'class="mermaid"' not in html:
         return html
     script = files.get_file_from_path(MERMAID)

@@ -6,6 +6,7 @@ import base64
 import importlib.util
 import io
 import re
+from types import ModuleType, SimpleNamespace
 
 import nbformat
 import numpy as np
@@ -14,12 +15,17 @@ import yaml
 from paths import DOCS, ROOT
 from PIL import Image
 
-_spec = importlib.util.spec_from_file_location("run_notebooks", DOCS / "run_notebooks.py")
-assert _spec is not None
-assert _spec.loader is not None
-run_notebooks = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(run_notebooks)
 
+def script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+run_notebooks = script("run_notebooks")
 PATHS = run_notebooks.paths()
 NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?")
 #: Another processor may round otherwise, and one of forty answers then differ.
@@ -91,9 +97,31 @@ def test_colab_opens_it_and_installs_what_is_missing(path):
 def test_links_between_pages_hold(path):
     notebook = nbformat.read(path, as_version=4)
     prose = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
-    linked = [link for link in re.findall(r"\]\(([^)#]+)", prose) if "://" not in link]
+    place = f"https://github.com/{repository()}/blob/main/"
+    linked = re.findall(rf"\]\({re.escape(place)}([^)#]+)", prose)
     assert linked
-    assert [link for link in linked if not (path.parent / link).is_file()] == []
+    assert [link for link in linked if not (ROOT / link).is_file()] == []
+    assert "](../" not in prose  # Colab does not know where that is
+
+
+def test_on_the_site_they_link_pages_of_the_site():
+    pytest.importorskip("mkdocs", reason="the extra docs is not installed")
+    hooks, url = script("site_hooks"), "https://example.org/regaze"
+
+    class Files(dict):
+        get_file_from_path = dict.get
+
+    def file(path: str) -> SimpleNamespace:
+        return SimpleNamespace(url_relative_to=lambda _: f"../../{path}")
+
+    files = Files({"gallery.md": file("gallery/"), hooks.OWN_BADGE: file(hooks.OWN_BADGE)})
+    assert (DOCS / hooks.OWN_BADGE).is_file()
+    page = f'<a href="{url}/blob/main/docs/gallery.md#text"> <img src="{hooks.BADGE}"> <a href="{url}/i">'
+    assert hooks.link_pages(page, SimpleNamespace(file=None), files, url) == (
+        f'<a href="../../gallery/#text"> <img src="../../{hooks.OWN_BADGE}"> <a href="{url}/i">'
+    )
+    for path in PATHS:
+        assert f"[![Open in Colab]({hooks.BADGE})]" in nbformat.read(path, as_version=4).cells[0].source
 
 
 @pytest.mark.slow

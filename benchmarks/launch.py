@@ -37,7 +37,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from regaze.interventions.var.policy import MoveMass
+from regaze.interventions.common.move_mass import MoveMass
 from regaze.kernels import AttentionEdit, Channels, RowSelection, StatsRequest
 from regaze.kernels.triton import decode, row_list
 from regaze.kernels.triton.launch import attend_triton

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from regaze.interventions.common.move_mass import MoveMass
 from regaze.interventions.gift.policy import AmplifyTopHeads
-from regaze.interventions.var.policy import MoveMass
 from regaze.kernels import AttentionEdit, Channels, RowSelection, StatsRequest
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -78,6 +78,27 @@ def test_every_folder_of_tests_is_a_room():
     assert [str(folder) for folder in sorted(folders - beside) if not (PACKAGE / folder).is_dir()] == []
 
 
+def imports(path: Path) -> Iterator[tuple[str, str]]:
+    """Module and name of everything that a file imports from a module."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            yield from ((node.module, alias.name) for alias in node.names)
+
+
+def test_methods_share_a_room_and_not_each_others_folders():
+    """A method may use another one whole, by its class; helpers of two are in interventions/common."""
+    classes = {tuple(name.split(":")) for name in registry.BUILT_IN.values()}
+    folder, methods = PACKAGE / "interventions", {module.split(".")[2] for module, _ in classes}
+    found = set()
+    for path in folder.rglob("*.py"):
+        own = path.relative_to(folder).parts[0].removesuffix(".py")
+        for module, name in imports(path):
+            other = module.split(".")[2] if module.startswith("regaze.interventions.") else ""
+            if other in methods - {own} and (module, name) not in classes:
+                found.add(f"{own} imports {name} from {module}")
+    assert found == set()
+
+
 def test_files_are_written_by_one_module():
     """So that each of them is whole and on disk; but what the kernel reads, and a log of training."""
     writes = re.compile(

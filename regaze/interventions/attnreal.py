@@ -12,11 +12,11 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt
 from torch import Tensor
 
 from regaze.interventions.base import Intervention, Method
+from regaze.interventions.common.move_mass import MoveMass
 from regaze.interventions.controls import UniformColumns
 from regaze.interventions.facts import Facts
 from regaze.interventions.layer_ranges import LayerRange, attention_range
 from regaze.interventions.parameters import Fraction
-from regaze.interventions.var.policy import MoveMass
 from regaze.kernels import AttentionEdit, Channels, Outstanding, RowSelection
 from regaze.toolkit.model.context import Context
 from regaze.toolkit.prompts.token_map import Role

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from regaze.errors import BadParameterError, CompositionError
 from regaze.interventions.base import Method
+from regaze.interventions.common.ranking import least_attended
 from regaze.interventions.contrastive import Contrastive
 from regaze.interventions.controls.random_tokens import random_scores
 from regaze.interventions.facts import Facts
@@ -147,16 +148,3 @@ class SID(Contrastive):
         if self.kept is not None:
             return torch.full_like(tokens, self.kept)
         return (self.share * tokens).round().long().clamp_min(1)
-
-
-def least_attended(weights: Tensor, exist: Tensor, kept: Tensor) -> Tensor:
-    """Which columns have the smallest weights, of equals the first: [B, n] bool.
-
-    Args:
-        weights: [B, n]. exist: [B, n] bool, which columns there are. kept: [B], how many to choose.
-    """
-    order = weights.masked_fill(~exist, torch.inf).argsort(dim=1, stable=True)
-    rank = torch.empty_like(order).scatter_(
-        1, order, torch.arange(order.shape[1], device=order.device).expand_as(order)
-    )
-    return exist & (rank < kept[:, None])

@@ -15,8 +15,8 @@ An optional part computes what the reference computes. It is used only where it 
 the torch backend holds whole, `triton_part` up to `MAX_CHANNELS` channels. A subclass that redefines
 `__call__` alone loses the optional parts of its base.
 
-A method brings its policy from its own folder (`regaze.interventions.var`, `.gift`, `.adhh`). Only what is
-general is here: `Scale`.
+A method brings its policy from its own folder (`regaze.interventions.gift`, `.adhh`), or from
+`regaze.interventions.common` if it shares it. Only what is general is here: `Scale`.
 """
 
 from __future__ import annotations

@@ -10,7 +10,8 @@ from models import picture
 
 from regaze import Role, TokenMap
 from regaze.errors import BadParameterError, RecordingError
-from regaze.interventions.gift.gaze_shift import RowShifts, mean_shift, saliency_map
+from regaze.interventions.common.ranking import saliency_map
+from regaze.interventions.gift.gaze_shift import RowShifts, mean_shift
 from regaze.interventions.gift.method import GIFT
 from regaze.interventions.gift.shift_map import gaze_shift_map
 from regaze.toolkit.analysis.forward import run_forward

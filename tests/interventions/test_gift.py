@@ -15,8 +15,9 @@ from transformers import LlavaForConditionalGeneration
 import regaze
 from regaze import HeadKnockout, Role, TokenMap
 from regaze.errors import BadParameterError, InputError
+from regaze.interventions.common.ranking import saliency_map
 from regaze.interventions.gift.calibration import find_saliency_layer, layer_shifts
-from regaze.interventions.gift.gaze_shift import RowShifts, mean_shift, saliency_map
+from regaze.interventions.gift.gaze_shift import RowShifts, mean_shift
 from regaze.interventions.gift.method import GIFT, published
 from regaze.interventions.gift.policy import AmplifyTopHeads
 from regaze.kernels import AttentionEdit, Channels, RowSelection, attend
@@ -57,21 +58,6 @@ def test_hand_example_of_the_map():
     close(mean, torch.tensor([[0.10, 0.05, 0.075]]))
     close(found, torch.tensor([[1.0, 0.0, 0.5]]))
     close(total, torch.tensor([0.225]))
-
-
-def test_the_clip_and_a_flat_map():
-    spike = torch.zeros(1, 16)
-    spike[0, 4] = 1.0
-    close(saliency_map(spike, spike >= 0), spike)
-    spike[0, 5] = 0.4
-    assert saliency_map(spike, spike >= 0)[0, 5] > 0.4  # the clip brings the spike nearer
-    assert torch.equal(saliency_map(torch.full((2, 5), 0.3), torch.ones(2, 5).bool()), torch.zeros(2, 5))
-    assert torch.equal(saliency_map(torch.ones(1, 1), torch.ones(1, 1).bool()), torch.zeros(1, 1))
-    padded = torch.tensor([[3.0, 1.0, 2.0, 0.0, 0.0], [0.0] * 5])
-    valid = torch.tensor([[True, True, True, False, False], [False] * 5])
-    close(saliency_map(padded, valid), torch.tensor([[1.0, 0.0, 0.5, 0.0, 0.0], [0.0] * 5]))
-    other = torch.rand(1, 9)
-    close(saliency_map(3 * other + 1, other >= 0), saliency_map(other, other >= 0), atol=1e-5)
 
 
 def golden(goldens, name: str):

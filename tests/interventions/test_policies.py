@@ -11,9 +11,9 @@ from kernel_cases import moved
 
 from regaze.errors import BadParameterError
 from regaze.interventions.adhh.policy import DropHeavyChannel
+from regaze.interventions.common.move_mass import MoveMass
 from regaze.interventions.gift.policy import AmplifyTopHeads
 from regaze.interventions.spin.policy import DampLowHeads
-from regaze.interventions.var.policy import MoveMass
 from regaze.kernels import AttentionEdit, Channels, Policy, attend
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

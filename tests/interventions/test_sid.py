@@ -23,9 +23,10 @@ from decoding_checks import (
 from models import logits_of, picture, tiny_llava
 
 from regaze.errors import BadParameterError
+from regaze.interventions.common.ranking import least_attended
 from regaze.interventions.controls import PlausibilityCut
 from regaze.interventions.controls.random_tokens import random_scores
-from regaze.interventions.sid import SID, least_attended
+from regaze.interventions.sid import SID
 from regaze.interventions.vcd import VCD
 
 HIDING = SID(kept=9, beta=0.0, alpha=1.0)
@@ -41,13 +42,6 @@ def test_hand_example():
     main, other = torch.tensor([[[2.0, 1.0, 0.0, -1.0]]]), torch.tensor([[[1.0, 2.0, 0.0, -9.0]]])
     assert torch.equal(scores(main, other, 0.5, 0.1), torch.tensor([[[2.5, 0.5, 0.0, -torch.inf]]]))
     assert scores(main, other, 0.5, 0.0).argmax() == 3  # as the release's greedy search
-
-
-def test_of_equal_columns_the_first_are_kept_and_missing_ones_never():
-    weights = torch.tensor([[0.2, 0.1, 0.1, 0.1, 0.3], [0.0, 0.0, 0.0, 0.0, 0.0]])
-    exist = torch.tensor([[True] * 5, [True, True, True, False, False]])
-    chosen = least_attended(weights, exist, torch.tensor([2, 9]))
-    assert chosen.tolist() == [[False, True, True, False, False], [True, True, True, False, False]]
 
 
 def test_golden_combine(shared):

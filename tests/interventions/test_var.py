@@ -15,8 +15,8 @@ from transformers import AutoModelForCausalLM
 import regaze
 from regaze import VAR, HeadKnockout, Role, TokenMap
 from regaze.errors import BadParameterError
+from regaze.interventions.common.move_mass import MoveMass
 from regaze.interventions.var.method import PromptMasks
-from regaze.interventions.var.policy import MoveMass
 from regaze.kernels import AttentionEdit, Channels, RowSelection, attend
 from regaze.toolkit.analysis.sink_profile import (
     SinkProfile,

@@ -22,10 +22,11 @@ from zoo.every import RUNNING, label, skip_if_older
 import regaze
 from regaze.errors import BadParameterError, InputError, RegazeError, UnsupportedModelError
 from regaze.interventions import VTI
+from regaze.interventions.common.components import mean_and_components
 from regaze.interventions.fitting import CaptionPair, Examples, demo_pairs
 from regaze.interventions.vti import VTIFit
-from regaze.interventions.vti.components import grouped_rows, mean_and_components, ungrouped
 from regaze.interventions.vti.fit import draw_patches, mask_patches
+from regaze.interventions.vti.groups import grouped_rows, ungrouped
 from regaze.interventions.vti.steering import UnitDirections, steer
 
 # The equations ----------------------------------------------------------------------------------------

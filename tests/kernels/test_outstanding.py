@@ -8,7 +8,7 @@ from hypothesis import given
 from kernel_cases import QUICK, Case, cases, check_call, naive, random_like
 
 from regaze.errors import BadParameterError
-from regaze.interventions.var.policy import MoveMass
+from regaze.interventions.common.move_mass import MoveMass
 from regaze.kernels import AttentionEdit, Channels, Outstanding, Scale, StatsRequest, attend, attention_stats
 
 PARTS = ("outstanding", "move_mass", "scale", "bias", "value_gain", "spread")

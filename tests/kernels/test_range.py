@@ -6,7 +6,7 @@ import pytest
 import torch
 from kernel_cases import random_like
 
-from regaze.interventions.var.policy import MoveMass
+from regaze.interventions.common.move_mass import MoveMass
 from regaze.kernels import AttentionEdit, Channels, RowSelection, StatsRequest, attend
 from regaze.kernels.backends import BACKENDS
 

@@ -19,7 +19,7 @@ from kernel_cases import (
 )
 
 from regaze.errors import BadParameterError, ShapeError
-from regaze.interventions.var.policy import MoveMass
+from regaze.interventions.common.move_mass import MoveMass
 from regaze.kernels import (
     AttentionEdit,
     Channels,

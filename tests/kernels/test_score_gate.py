@@ -10,7 +10,7 @@ import torch
 from kernel_cases import moved, random_like
 
 from regaze.errors import BadParameterError, CompositionError, ShapeError
-from regaze.interventions.var.policy import MoveMass
+from regaze.interventions.common.move_mass import MoveMass
 from regaze.kernels import AttentionEdit, Channels, ScoreGate, StatsRequest, attend, compose
 from regaze.kernels.score_gate import score_sums
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from kernel_cases import moved, random_like
 
+from regaze.interventions.common.move_mass import MoveMass
 from regaze.interventions.gift.policy import AmplifyTopHeads
-from regaze.interventions.var.policy import MoveMass
 from regaze.kernels import AttentionEdit, Channels, RowSelection, StatsRequest, attend, compose
 
 BACKENDS = ["reference", "torch"] + ["triton"] * (find_spec("triton") is not None)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from regaze.errors import ShapeError
-from regaze.interventions.var.policy import MoveMass
+from regaze.interventions.common.move_mass import MoveMass
 from regaze.kernels import (
     AttentionEdit,
     Channels,

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from regaze.errors import BadParameterError, CompositionError, RegazeError, ShapeError
-from regaze.interventions.var.policy import MoveMass
+from regaze.interventions.common.move_mass import MoveMass
 from regaze.kernels import (
     BACKENDS,
     AttentionEdit,

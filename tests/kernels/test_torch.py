@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from kernel_cases import QUICK, THOROUGH, Case, cases, eager, random_like, stats_dict, within_budget
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from regaze.interventions.var.policy import MoveMass
+from regaze.interventions.common.move_mass import MoveMass
 from regaze.kernels import (
     AttentionEdit,
     Channels,

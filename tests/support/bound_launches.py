@@ -26,8 +26,8 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 from launch import StoppedKernel, stopped_launches
 
+from regaze.interventions.common.move_mass import MoveMass
 from regaze.interventions.gift.policy import AmplifyTopHeads
-from regaze.interventions.var.policy import MoveMass
 from regaze.kernels import AttentionEdit, Channels, RowSelection, Scale, StatsRequest, UnmaskRect, Windows
 from regaze.kernels.triton import decode, tiling
 from regaze.kernels.triton.bound import Launch

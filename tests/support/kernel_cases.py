@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from regaze.interventions.var.policy import MoveMass
+from regaze.interventions.common.move_mass import MoveMass
 from regaze.kernels import (
     AttentionEdit,
     Channels,

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from regaze.interventions.var.policy import MoveMass
+from regaze.interventions.common.move_mass import MoveMass
 from regaze.kernels import AttentionEdit, Channels, RowSelection, StatsRequest, UnmaskRect
 from regaze.kernels.spec import Windows
 from regaze.kernels.triton.call import Call, sum_columns

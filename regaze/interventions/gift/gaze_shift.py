@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from regaze.kernels import Placeable, RowSelection, StatsRequest
@@ -56,11 +55,6 @@ class RowShifts(Placeable):
         return (slices[:, :, 1:] - slices[:, :, :-1]).clamp_min(0) * self.compared[:, None, :, None]
 
 
-def half_of_heads(heads: int) -> int:
-    """How many heads the method chooses: half of them, rounded down, but at least one."""
-    return max(1, heads // 2)
-
-
 def mean_shift(shifts: Tensor, counts: Tensor, heads: int) -> tuple[Tensor, Tensor]:
     """Mean positive shift per column over the rows and over the `heads` heads with most of it.
 
@@ -76,16 +70,3 @@ def mean_shift(shifts: Tensor, counts: Tensor, heads: int) -> tuple[Tensor, Tens
     rows = counts.to(shifts).clamp_min(1)
     columns = shifts.sum(2).gather(1, chosen[..., None].expand(-1, -1, shifts.shape[3]))
     return columns.mean(1) / rows[:, None], by_head.sum(1) / rows
-
-
-def saliency_map(mean: Tensor, valid: Tensor) -> Tensor:
-    """The map S in [0, 1] from mean shifts [B, n], of which `valid` [B, n] exist; 0 for a flat map."""
-    count = valid.sum(1, keepdim=True)
-    values = torch.where(valid, mean, 0.0)
-    mu = values.sum(1, keepdim=True) / count.clamp_min(1)
-    variance = torch.where(valid, (values - mu) ** 2, 0.0).sum(1, keepdim=True) / (count - 1).clamp_min(1)
-    reach = 3 * variance.sqrt()
-    values = torch.minimum(torch.maximum(values, mu - reach), mu + reach)
-    least = torch.where(valid, values, torch.inf).amin(1, keepdim=True)
-    span = torch.where(valid, values, -torch.inf).amax(1, keepdim=True) - least
-    return torch.where(valid & (span > 0), (values - least) / torch.where(span > 0, span, 1.0), 0.0)

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from regaze.errors import BadParameterError, InputError
 from regaze.interventions.base import Intervention, Method
+from regaze.interventions.common.ranking import half_of_heads, saliency_map
 from regaze.interventions.controls import UniformColumns
 from regaze.interventions.facts import Facts
-from regaze.interventions.gift.gaze_shift import RowShifts, half_of_heads, mean_shift, saliency_map
+from regaze.interventions.gift.gaze_shift import RowShifts, mean_shift
 from regaze.interventions.gift.policy import AmplifyTopHeads
 from regaze.interventions.layer_ranges import LayerRange, attention_range, require_attention, resolve_range
 from regaze.kernels import AttentionEdit, Channels, RowSelection, Stats

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from regaze.errors import BadParameterError, RecordingError
-from regaze.interventions.gift.gaze_shift import half_of_heads, mean_shift, saliency_map
+from regaze.interventions.common.ranking import half_of_heads, saliency_map
+from regaze.interventions.gift.gaze_shift import mean_shift
 from regaze.toolkit.analysis.maps import layer_maps
 from regaze.toolkit.analysis.selection import check_choice, check_sample, first_trace
 from regaze.toolkit.prompts.content_words import content_words, find_tagger, tokens_of

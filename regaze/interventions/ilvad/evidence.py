@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from regaze.interventions.gift.gaze_shift import half_of_heads, saliency_map
+from regaze.interventions.common.ranking import half_of_heads, saliency_map
 from regaze.kernels.head_rules import top_heads
 
 

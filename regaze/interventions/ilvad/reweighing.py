@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from regaze.errors import InputError
-from regaze.interventions.gift.gaze_shift import half_of_heads
+from regaze.interventions.common.ranking import half_of_heads
 from regaze.interventions.ilvad.evidence import grounding, text_factors
 from regaze.interventions.ilvad.policy import IMAGE, OTHER, TEXT, RaiseEvidence
 from regaze.interventions.layer_ranges import LayerRange, attention_range

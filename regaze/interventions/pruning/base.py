@@ -11,9 +11,9 @@ from torch import Tensor
 
 from regaze.errors import BadParameterError
 from regaze.interventions.base import Intervention, Method
+from regaze.interventions.common.ranking import least_attended
 from regaze.interventions.controls.random_tokens import RandomTokens
 from regaze.interventions.layer_ranges import require_attention
-from regaze.interventions.sid import least_attended
 from regaze.kernels import AttentionEdit, LeavingTokens, Placeable
 from regaze.toolkit.model.context import Context
 from regaze.toolkit.prompts.columns import column_index, scatter_columns

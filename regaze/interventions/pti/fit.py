@@ -12,12 +12,12 @@ from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 
 from regaze.errors import InputError, UnsupportedModelError
+from regaze.interventions.common.components import mean_and_components
 from regaze.interventions.fitting.base import Fit, Fitted
 from regaze.interventions.fitting.examples import Examples
 from regaze.interventions.fitting.hidden_states import answered_inputs, prompt_of
 from regaze.interventions.fitting.parts import Parts
 from regaze.interventions.pti.annotated_images import AnnotatedImage, demo_images, read_images
-from regaze.interventions.vti.components import mean_and_components
 from regaze.progress import Progress
 from regaze.reading import StrPath
 from regaze.toolkit.analysis.forward import run_forward

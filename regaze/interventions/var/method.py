@@ -11,10 +11,10 @@ from pydantic import NonNegativeFloat, PositiveFloat
 from torch import Tensor
 
 from regaze.interventions.base import Intervention, Method
+from regaze.interventions.common.move_mass import MoveMass
 from regaze.interventions.controls import UniformColumns
 from regaze.interventions.facts import Facts
 from regaze.interventions.parameters import Fraction
-from regaze.interventions.var.policy import MoveMass
 from regaze.kernels import AttentionEdit, Channels, Placeable, RowSelection
 from regaze.toolkit.analysis.sink_profile import SinkProfile, sink_profile, sink_values
 from regaze.toolkit.model.context import Context

@@ -12,6 +12,7 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor
 
 from regaze.errors import InputError, UnsupportedModelError
+from regaze.interventions.common.components import mean_and_components
 from regaze.interventions.fitting.base import Fit, Fitted
 from regaze.interventions.fitting.caption_pairs import CaptionPair
 from regaze.interventions.fitting.hidden_states import (
@@ -23,7 +24,7 @@ from regaze.interventions.fitting.hidden_states import (
 )
 from regaze.interventions.fitting.parts import Parts
 from regaze.interventions.parameters import PositiveFraction
-from regaze.interventions.vti.components import grouped_rows, mean_and_components, ungrouped
+from regaze.interventions.vti.groups import grouped_rows, ungrouped
 from regaze.interventions.vti.steering import SteeredTower
 from regaze.progress import Progress
 from regaze.toolkit.model.callback import Callback

@@ -22,7 +22,7 @@ from pruning import Stage, both_ways, last_row, stepwise
 
 from regaze.errors import BadParameterError
 from regaze.interventions import FastV
-from regaze.interventions.sid import least_attended
+from regaze.interventions.common.ranking import least_attended
 
 
 def highest(row, kept):

@@ -23,6 +23,7 @@ from pruning import Stage, both_ways, stepwise
 
 from regaze.errors import BadParameterError, UnsupportedModelError
 from regaze.interventions import SparseVLM
+from regaze.interventions.common.ranking import least_attended
 from regaze.interventions.pruning.sparsevlm import (
     behind_images,
     position_prior,
@@ -30,7 +31,6 @@ from regaze.interventions.pruning.sparsevlm import (
     raters,
     rotary_theta,
 )
-from regaze.interventions.sid import least_attended
 from regaze.toolkit.prompts.token_map import Role, TokenMap
 
 SMALL = SparseVLM(kept=(30, 12, 5), layers=(0, 2, 3), heads=4)

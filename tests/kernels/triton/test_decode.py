@@ -12,8 +12,8 @@ from kernel_cases import QUICK, Case, cases, check_call, make_edit, make_mask, r
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from regaze.interventions.adhh.policy import DropHeavyChannel
+from regaze.interventions.common.move_mass import MoveMass
 from regaze.interventions.gift.policy import AmplifyTopHeads
-from regaze.interventions.var.policy import MoveMass
 from regaze.kernels import (
     AttentionEdit,
     Channels,

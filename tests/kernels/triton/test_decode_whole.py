@@ -6,8 +6,8 @@ import pytest
 import torch
 from kernel_cases import random_like
 
+from regaze.interventions.common.move_mass import MoveMass
 from regaze.interventions.gift.policy import AmplifyTopHeads
-from regaze.interventions.var.policy import MoveMass
 from regaze.kernels import AttentionEdit, Channels, RowSelection, Scale, StatsRequest, attend, attention_stats
 
 pytest.importorskip("triton")

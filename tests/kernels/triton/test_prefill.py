@@ -11,9 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from kernel_cases import PARTS, Case, cases, random_like, stats_dict
 
 from regaze.interventions.adhh.policy import DropHeavyChannel
+from regaze.interventions.common.move_mass import MoveMass
 from regaze.interventions.gift.policy import AmplifyTopHeads
 from regaze.interventions.spin.policy import DampLowHeads
-from regaze.interventions.var.policy import MoveMass
 from regaze.kernels import (
     AttentionEdit,
     Channels,

@@ -1,4 +1,4 @@
-"""The policy of VAR: attention mass moves from some channels to others."""
+"""`MoveMass`, the policy of VAR and AttnReal: attention mass moves from some channels to others."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class MoveMass:
         gives, receives, gate = self.shares()
         keeps = [1.0 - g for g in gives]
         numbers = (*pad_channels(gives, receives, gate, keeps), self.min_mass, self.min_share)
-        return TritonPart("regaze.interventions.var.policy_triton:move_mass", numbers)
+        return TritonPart("regaze.interventions.common.move_mass_triton:move_mass", numbers)
 
 
 @lru_cache(maxsize=256)

@@ -59,12 +59,21 @@ def test_the_wheel_puts_nothing_beside_the_package(names):
 
 
 def test_the_wheel_holds_the_package_with_its_data(names):
-    """Of the sources all that git has; nothing that tests or training leave behind."""
+    """The demo's model comes with its model card; nothing is there that tests or training leave behind."""
     there = {name for name in names if name.startswith("regaze/")}
     sources = {path.relative_to(ROOT).as_posix() for path in (ROOT / "regaze").rglob("*.py*")}
     assert {name for name in sources if "__pycache__" not in name} <= there
-    assert {"regaze/py.typed", "regaze/demo/model/model.safetensors", "regaze/cli/failures.html"} <= there
-    assert [name for name in there if "__pycache__" in name] == []
+    assert {"regaze/py.typed", "regaze/cli/failures.html"} <= there
+    assert {f"regaze/demo/model/{name}" for name in ("model.safetensors", "README.md")} <= there
+    assert [name for name in there if "__pycache__" in name or "test" in Path(name).parts] == []
+
+
+def test_the_wheel_holds_no_file_that_git_ignores(names):
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "regaze"]
+    known = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if known.returncode:
+        pytest.skip("no checkout of git")
+    assert {name for name in names if name.startswith("regaze/")} <= set(known.stdout.splitlines())
 
 
 def test_package_indexes_take_both(wheel, sdist):

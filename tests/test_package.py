@@ -131,6 +131,12 @@ def test_the_extra_all_is_every_extra_for_users(metadata):
     assert brought("all") == set().union(*map(brought, users))
 
 
+def test_the_start_page_says_what_every_extra_brings(metadata):
+    table = read("docs/start.md").partition("## Extras")[2]
+    named = [name for cell in re.findall(r"^\| (`.*?`) \|", table, re.MULTILINE) for name in cell.split(", ")]
+    assert sorted(named) == sorted(f"`{extra}`" for extra in metadata.get_all("Provides-Extra"))
+
+
 def test_the_citation_is_of_this_version_in_both_places(metadata):
     citation = yaml.safe_load(read("CITATION.cff"))
     (bibtex,) = re.findall(r"```bibtex\n(.*?)```", read("README.md"), re.DOTALL)

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from rich.progress import track
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from regaze.bed.scenes import QUESTIONS_FILE, questions_file, scenes
@@ -27,6 +28,7 @@ from regaze.bed.training.sink_figures import sink_figures
 from regaze.demo.shipped import Scene
 from regaze.demo.training.conversations import DETAIL_PROMPTS
 from regaze.demo.training.questions import SPLITS
+from regaze.eval.run.prefix_cache import PrefixSharing
 from regaze.reading import StrPath
 from regaze.toolkit.load import load
 from regaze.toolkit.wrap import Gaze, wrap
@@ -44,20 +46,22 @@ def read_entries(path: Path, among: Sequence[Scene]) -> list[Entry]:
 
 
 def ask(gaze: Gaze, entries: Sequence[Entry], max_new_tokens: int, batch_size: int = 32) -> list[str]:
-    """Answers in the order of the entries; a question that comes twice about an image is asked once."""
-    pictures = {scene.name: scene for scene in scenes()}
-    pairs = sorted(
-        {(entry["text"], entry["image"]) for entry in entries}, key=lambda pair: (len(pair[0]), pair)
-    )
-    answers = gaze.ask(
-        [pictures[image].image() for _, image in pairs],
-        [text for text, _ in pairs],
-        max_new_tokens=max_new_tokens,
-        batch_size=batch_size,
-        progress=True,
-    )
-    found = dict(zip(pairs, (answer.strip() for answer in answers), strict=True))
-    return [found[entry["text"], entry["image"]] for entry in entries]
+    """Greedy answers in the order of the entries.
+
+    A question that comes twice about an image is asked once, and questions about one image share its prefill.
+    """
+    paths = {scene.name: scene.path for scene in scenes()}
+    pairs = sorted({(entry["image"], entry["text"]) for entry in entries})
+    options = {"max_new_tokens": max_new_tokens, "do_sample": False}
+    sharing = PrefixSharing(gaze, None, options)
+    found: dict[tuple[str, str], str] = {}
+    for start in track(range(0, len(pairs), batch_size), "answering", transient=True):
+        batch = pairs[start : start + batch_size]
+        images, texts = [(paths[image],) for image, _ in batch], [text for _, text in batch]
+        if start == 0 and len(set(images)) < len(images):
+            sharing.check(images, texts)
+        found |= zip(batch, sharing.answer(images, texts, options), strict=True)
+    return [found[entry["image"], entry["text"]] for entry in entries]
 
 
 def measure_pope(gaze: Gaze, among: Sequence[Scene]) -> dict[str, Any]:

@@ -1,0 +1,181 @@
+"""Every code block and command of the pages runs, and prints what the page shows."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from snippets import pages, props, regaze_command, shell
+from snippets.runner import PageRun
+from sybil.example import SybilFailure
+
+from regaze import demo
+
+PAGES = {pages.name(page): pages.examples(page) for page in pages.pages()}
+#: A page with slow blocks is run without them, and once more with all.
+RUNS = [
+    pytest.param(name, whole, id=f"{name}-whole" if whole else name, marks=[pytest.mark.slow] * whole)
+    for name, examples in PAGES.items()
+    for whole in (False, True)
+    if (any(example.parsed.slow for example in examples) if whole else examples)
+]
+
+needs_demo = pytest.mark.skipif(not demo.MODEL_DIR.is_dir(), reason="the demo model is not in this checkout")
+
+
+def problems(page, folder, whole=False):
+    """What sybil says of the blocks of a page, run in the folder."""
+    found = []
+    props.provide(folder, page.read_text(encoding="utf-8"))
+    with PageRun(page, folder, slow=whole).open() as run:
+        for example in pages.examples(page, run):
+            try:
+                example.evaluate()
+            except SybilFailure as failure:
+                found.append(str(failure))
+    return found
+
+
+@needs_demo
+@pytest.mark.parametrize(("name", "whole"), RUNS)
+def test_page(name, whole, tmp_path):
+    folder = tmp_path / "page"  # what is beside it belongs to the page, too
+    folder.mkdir()
+    found = problems(pages.ROOT / name, folder, whole)
+    assert not found, "\n\n".join(found)
+
+
+def test_few_commands_are_skipped():
+    """Each with a reason in words; those of regaze are parsed all the same."""
+    skips = [
+        (name, skip) for name, examples in PAGES.items() for each in examples for skip in each.parsed.skips
+    ]
+    assert [(name, skip) for name, skip in skips if len(skip.reason) < 8] == []
+    run, skipped = 0, 0
+    for examples in PAGES.values():
+        for block in (example.parsed for example in examples):
+            for command in shell.commands(block.source) if block.language == "bash" else ():
+                if command.words[0] == "regaze":
+                    left_out = block.skipped(str(command)) is not None
+                    run, skipped = run + (not left_out), skipped + left_out
+    assert run > 40
+    assert skipped < 0.5 * run
+
+
+GOOD = """
+```python
+from dataclasses import dataclass
+
+@dataclass
+class Cat:
+    lives: int = 9
+```
+
+```python
+print(Cat())
+print("took", 12.5, "s")
+```
+
+```text
+Cat(lives=9)
+took 3 s
+```
+
+<!-- skip: needs a network -->
+```bash
+regaze evaluate pope --data hub   # not run
+```
+
+<!-- setup
+hidden = 3
+-->
+
+```pycon
+>>> hidden + 1
+4
+```
+
+```python title="mine.py"
+VALUE = 7
+```
+
+```python
+import mine
+assert mine.VALUE == VALUE
+```
+
+```bash
+for name in vcd pai; do
+  regaze methods $name
+done
+make demo && pip install 'regaze[eval]'
+python benchmarks/pages.py --check
+```
+"""
+
+
+@pytest.fixture
+def of(tmp_path):
+    """What is wrong with a page of this text."""
+
+    def check(text):
+        page, folder = tmp_path / "some-page.md", tmp_path / "page"
+        page.write_text(text, encoding="utf-8")
+        folder.mkdir()
+        return problems(page, folder)
+
+    return check
+
+
+def test_a_right_page_has_no_problems(of):
+    assert of(GOOD) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("```python\n1 / 0\n```\n", "ZeroDivisionError"),
+        ("```python\n\n\nraise KeyError\n```\n", 'some-page.md", line 4, in <module>'),
+        ("```python\nif\n```\n", "SyntaxError"),
+        ("<!-- skip: too dear -->\n```python\nif\n```\n", "SyntaxError"),
+        ("```python\nprint(4)\n```\n\n```text\n5\n```\n", "was not printed:\n5\nbut:\n4"),
+        ("```python\nprint('a\\nb')\n```\n\n```text\nb\na\n```\n", "was not printed:\na\n"),
+        ("```python\nprint('| a | 1 | 2 |')\n```\n<!-- output -->\n| a | 2 | 1 |\n", "| a | 2 | 1 |"),
+        ("```pycon\n>>> 2 + 2\n5\n```\n", "Got:\n    4"),
+        ("```bash\nregaze methods --jason\n```\n", "No such option: --jason"),
+        ("<!-- skip: too dear -->\n```bash\nregaze methods --jason\n```\n", "line 3: regaze methods --jason"),
+        ("```bash\n# first\nregaze \\\n  evalute pope\n```\n", "line 4: regaze evalute pope"),
+        ("```bash\nregaze heatmap none.jpg 'What?'\n```\n", "exit code 2"),
+        ("```bash\nmake coffee\n```\n", "Makefile has no target coffee"),
+        ("```bash\npip install 'regaze[evil]'\n```\n", "regaze has no extra evil"),
+        ("```bash\npython benchmarks/pages.py --chek\n```\n", "unrecognized arguments: --chek"),
+        ("```bash\npython benchmarks/none.py\n```\n", "there is no benchmarks/none.py"),
+        ("```bash\npython -m regaze.none\n```\n", "there is no regaze.none"),
+        ("```bash\naccelerate launch --num_processes 2 -m regaze evaluate\n```\n", "Missing argument"),
+        ("```bash\nfrobnicate\n```\n", "programs.py has no check of it"),
+        ("```bash\nif true\n```\n", "syntax error"),
+        ("```json\n{]\n```\n", "JSONDecodeError"),
+        ("```\nregaze\n```\n", "no check of the language ''"),
+    ],
+)
+def test_a_wrong_page_is_seen(of, text, message):
+    assert message in "\n".join(of(text))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("<!-- skip: a reason -->\nText.\n\n```python\n```\n", "no block directly after"),
+        ("<!-- skip: a reason -->\n", "no block directly after"),
+        ("<!-- skip -->\n```python\n```\n", "not the form of a marker"),
+        ("<!-- output -->\nText.\n", "no table after"),
+    ],
+)
+def test_a_marker_that_marks_nothing_is_refused(of, text, message):
+    with pytest.raises(ValueError, match=message):
+        of(text)
+
+
+def test_a_command_that_hangs_is_ended():
+    with pytest.raises(TimeoutError, match="not done after 1 seconds"), regaze_command.time_limit(1):
+        time.sleep(60)

@@ -62,7 +62,7 @@ lint: $(STAMP)
 
 # The site into out/site, with warnings as errors and nothing fetched; `.venv/bin/mkdocs serve` shows it while pages change.
 docs: $(STAMP)
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/overhead.py

@@ -79,9 +79,9 @@ def site(tmp_path_factory) -> Path:
     """The site of one version, in a folder as mike makes it."""
     folder = tmp_path_factory.mktemp("site")
     environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
-    command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--site-dir", str(folder / VERSION)]
+    command = [sys.executable, "-m", "mkdocs", "build", "--site-dir", str(folder / VERSION)]
     built = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert (built.returncode, built.stdout + built.stderr) == (0, "")
+    assert built.returncode == 0, built.stderr
     versions = [{"version": VERSION, "title": VERSION, "aliases": ["stable"]}]
     (folder / "versions.json").write_text(json.dumps(versions), encoding="utf-8")
     return folder
@@ -118,10 +118,14 @@ def resize(browser: Browser, width: int) -> None:
     browser.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
 
 
-#: What sticks out of the window, but for what scrolls within: tables and code.
-STICKS_OUT = """const within = 'pre, code, .md-typeset__scrollwrap, .jp-OutputArea, .mermaid';
+#: What sticks out of the window and is in nothing that scrolls.
+STICKS_OUT = """const scrolls = (each) => {
+  for (let up = each; up; up = up.parentElement)
+    if (['auto', 'scroll'].includes(getComputedStyle(up).overflowX)) return true;
+  return false;
+};
 return [...document.querySelectorAll('.md-content *')]
-  .filter((each) => each.getBoundingClientRect().right > innerWidth + 1 && !each.closest(within))
+  .filter((each) => each.getBoundingClientRect().right > innerWidth + 1 && !scrolls(each))
   .map((each) => `${each.tagName} ${each.textContent.slice(0, 40)}`)
   .concat(document.documentElement.scrollWidth > innerWidth ? ['the page'] : [])"""
 NOT_SHOWN = "return [...document.images].filter((each) => !each.naturalWidth).map((each) => each.src)"

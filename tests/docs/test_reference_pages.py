@@ -1,0 +1,30 @@
+"""The pages of the reference that come from the registries are those of the code as it is now."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+from paths import DOCS
+
+
+@pytest.fixture(scope="module")
+def reference():
+    spec = importlib.util.spec_from_file_location("reference_pages", DOCS / "reference_pages.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", ["cli.md", "benchmarks.md", "scorers.md"])
+def test_a_page_is_what_the_registry_says(reference, name):
+    written = (DOCS / "reference" / name).read_text(encoding="utf-8")
+    assert written == reference.PAGES[name](), "run: python docs/reference_pages.py"
+
+
+def test_text_that_markdown_would_take_for_markup(reference):
+    assert reference.plain("a <b> | c * d") == r"a \<b> \| c \* d"
+    assert reference.plain("attn_implementation and `a | b <c>`") == "attn_implementation and `a | b <c>`"
+    assert (
+        reference.linked("Li, arXiv 2305.10355") == "Li, [arXiv:2305.10355](https://arxiv.org/abs/2305.10355)"
+    )

@@ -15,6 +15,8 @@ from transformers import BatchFeature
 import regaze
 from regaze.display import MissingPandasError, Summary, brief, first_lines, long_table, ranges, short_repr
 from regaze.eval import RunResults, load_results
+from regaze.eval.benchmarks import NAMES, load_class
+from regaze.eval.benchmarks.common.base import BaseBenchmark
 from regaze.interventions.adhh.head_search import Influence
 from regaze.interventions.retrieval_heads.head_scores import RetrievalHeads
 from regaze.toolkit import Role, TokenMap, analysis
@@ -63,12 +65,16 @@ def results(gaze, inputs, record):
         analysis.Segment(torch.zeros(99, 99).bool(), 0.5),
         Influence(torch.rand(6, 6, generator=draw), torch.zeros(6, 6)),
         RetrievalHeads(torch.rand(3, 6, 6, generator=draw)),
+        analysis.ImageCells(gaze, picture(1), QUESTION, torch.tensor([40, 41]), grid=(2, 2)),
+        analysis.TextTokens(gaze, picture(1), QUESTION, torch.tensor([40, 41])),
+        analysis.PhraseMaps(gaze, inputs),
+        load_class("pope").of_demo(),
     ]
     return {type(each).__name__: each for each in found}
 
 
 def test_no_repr_is_an_address_or_floods_the_screen(results):
-    assert len(results) == 25
+    assert len(results) == 29
     for name, each in results.items():
         shown = repr(each)
         assert name in shown or shown.startswith("layer "), shown
@@ -76,6 +82,30 @@ def test_no_repr_is_an_address_or_floods_the_screen(results):
         assert "tensor(" not in shown
         assert len(shown) < 2_000, name
         assert shown.count("\n") < 30, name
+
+
+def test_every_public_class_of_analyses_says_what_it_is():
+    names = {name: getattr(analysis, name) for name in dir(analysis) if name[0].isupper()}
+    classes = {name: each for name, each in names.items() if isinstance(each, type)}
+    own = {name for name, each in classes.items() if each.__module__.startswith("regaze")}
+    assert {"RoleFlow", "ImageCells", "SamSegmenter"} <= own
+    assert [name for name in sorted(own) if classes[name].__repr__ is object.__repr__] == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_benchmark_is_shown_in_a_line(name):
+    """Its dataclass would list all of its questions."""
+    assert load_class(name).__repr__ is BaseBenchmark.__repr__
+
+
+def test_questions_of_a_benchmark_are_a_table():
+    pope = load_class("pope").of_demo()
+    assert repr(pope).startswith(f"Pope(pope: {len(pope.items):,} questions about 120 images)")
+    frame = pope.to_dataframe()
+    assert list(frame.columns) == ["key", "split", "images", "question", "label"]
+    assert len(frame) == len(pope.items)
+    assert frame["images"][0] == pope.items[0].image.name
+    assert "more rows" in pope._repr_html_()
 
 
 def test_a_gaze_says_what_it_wraps_and_what_is_open(gaze, model):

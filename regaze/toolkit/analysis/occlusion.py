@@ -10,6 +10,7 @@ import torch
 from PIL import Image, ImageFilter
 from torch import Tensor
 
+from regaze.display import brief
 from regaze.errors import BadParameterError, InputError, ShapeError
 from regaze.toolkit.analysis.answers import answer_log_probs
 from regaze.toolkit.prompts.geometry import Geometry, geometry_of
@@ -71,6 +72,11 @@ class ImageCells:
             self.geometry.cell_box(row, column, self.grid) for row in range(rows) for column in range(columns)
         ]
         self._boxes = [None if box is None else tuple(round(edge) for edge in box) for box in boxes]
+
+    def __repr__(self) -> str:
+        rows, columns = self.grid
+        about = f"{brief(self.question)}, answer of {len(self.answer)} tokens"
+        return f"ImageCells({rows} x {columns} cells, {about})"
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """[m, cells] bool in row-major order -> [m, T] log-probabilities of the answer's tokens."""
@@ -152,6 +158,10 @@ class TextTokens:
         self.count = len(self.columns)
         ids = inputs["input_ids"][0].cpu()[self.columns].tolist()
         self.texts = [str(gaze.reader.tokenizer.decode([token])) for token in ids]
+
+    def __repr__(self) -> str:
+        about = f"{brief(self.question)}, answer of {len(self.answer)} tokens"
+        return f"TextTokens({self.count} tokens of {about})"
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """[m, n] bool -> [m, T] log-probabilities of the answer's tokens."""

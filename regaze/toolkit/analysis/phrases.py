@@ -102,6 +102,10 @@ class PhraseMaps:
         # A model counts its own way (PaliGemma from 1), but not past padding.
         self._own_positions = not compat.has_mrope(gaze.model) and (counts or bool(self._visible.all()))
 
+    def __repr__(self) -> str:
+        read = self._visible.shape[1]
+        return f"PhraseMaps({type(self.gaze.model).__name__} after {read} tokens, {self.tokens!r})"
+
     def of(
         self,
         phrases: Phrase | Sequence[Phrase],

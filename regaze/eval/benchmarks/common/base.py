@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+from regaze.display import Summary, Tabular
 from regaze.errors import InputError
 from regaze.eval.benchmarks.common.disagreement import scorer_disagreement
 from regaze.eval.benchmarks.common.download import RemoteFile
@@ -121,7 +122,7 @@ class Benchmark(Protocol):
         """Origin of the questions, for the results file (plain JSON values)."""
 
 
-class BaseBenchmark:
+class BaseBenchmark(Tabular):
     """Base of the benchmarks here: prompts with a suffix, scores per split and scorer, clustered intervals.
 
     A subclass is a frozen dataclass with `items`, `name` and `suffix`, and implements `scorers`.
@@ -140,6 +141,28 @@ class BaseBenchmark:
     name: str
     items: tuple[Item, ...]
     suffix: str = ""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        cls.__repr__ = BaseBenchmark.__repr__  # type: ignore[method-assign]  # a dataclass's own lists every question
+
+    def __repr__(self) -> str:
+        images = len({image for item in self.items for image in item.images})
+        about = f" about {images:,} images" if images else ""
+        return f"{type(self).__name__}({self.name}: {len(self.items):,} questions{about})"
+
+    def table(self) -> dict[str, Sequence[Any]]:
+        """A row per question, with the names of its images."""
+        return {
+            "key": [item.key for item in self.items],
+            "split": [item.split for item in self.items],
+            "images": [", ".join(image.name for image in item.images) for item in self.items],
+            "question": [self.prompt(item) for item in self.items],
+            "label": [item.label for item in self.items],
+        }
+
+    def _summary(self) -> Summary:
+        return Summary(repr(self), self.table())
 
     def prompt(self, item: Item) -> str:
         """The question followed by the suffix."""

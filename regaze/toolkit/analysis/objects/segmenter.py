@@ -48,6 +48,9 @@ class SamSegmenter:
     def __init__(self, model: Any, processor: Any):
         self.model, self.processor = model.eval(), processor
 
+    def __repr__(self) -> str:
+        return f"SamSegmenter({type(self.model).__name__} on {self.model.device})"
+
     def __call__(self, image: Image.Image) -> PromptedSegmenter:
         """Encode an image, which takes far longer than prompts about it."""
         with torch.inference_mode():

@@ -85,6 +85,11 @@ SOURCES = (
         "material",
         "python benchmarks/choices.py --model SMOLLM2 --json benchmarks/results/choices.json",
     ),
+    Source(
+        "docs/assets/bed-perfect.json",
+        "demo",
+        "python -m regaze.bed.training.perfect --output docs/assets/bed-perfect.json",
+    ),
     Source("docs/assets/demo-measured.json", "material", _MEASURE.format(1, "demo-measured.json")),
     Source(
         "docs/assets/demo-measured-seed2.json", "material", _MEASURE.format(2, "demo-measured-seed2.json")

@@ -5,8 +5,11 @@ The scenes are the demo's world, drawn anew. `regaze.bed.training.build` made th
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from regaze.demo.shipped import Scene, pope_file, read_scenes
 
@@ -40,3 +43,10 @@ def questions_file(split: str) -> Path:
         RegazeError: there is no such split.
     """
     return pope_file(DATA_DIR, split, "bed")
+
+
+def read_questions(path: Path, among: Sequence[Scene]) -> list[dict[str, Any]]:
+    """The entries of a file of questions that are about some of the scenes, in order."""
+    names = {scene.name for scene in among}
+    entries = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [entry for entry in entries if entry["image"] in names]

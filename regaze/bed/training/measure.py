@@ -20,8 +20,7 @@ import torch
 from rich.progress import track
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from regaze.bed.scenes import QUESTIONS_FILE, questions_file, scenes
-from regaze.bed.training.perfect import perfect_answer, perfect_caption
+from regaze.bed.scenes import QUESTIONS_FILE, questions_file, read_questions, scenes
 from regaze.bed.training.plain_text import plain_text_figures
 from regaze.bed.training.scores import Entry, chair_figures, pope_figures, question_figures
 from regaze.bed.training.sink_figures import sink_figures
@@ -36,13 +35,6 @@ from regaze.writing import replace_file
 
 CAPTION_TOKENS = 192
 SINK_SCENES, TIMED_QUESTIONS = 40, 20
-
-
-def read_entries(path: Path, among: Sequence[Scene]) -> list[Entry]:
-    """The questions of a file that are about some of the scenes."""
-    names = {scene.name for scene in among}
-    entries = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return [entry for entry in entries if entry["image"] in names]
 
 
 def ask(gaze: Gaze, entries: Sequence[Entry], max_new_tokens: int, batch_size: int = 32) -> list[str]:
@@ -66,7 +58,7 @@ def ask(gaze: Gaze, entries: Sequence[Entry], max_new_tokens: int, batch_size: i
 
 def measure_pope(gaze: Gaze, among: Sequence[Scene]) -> dict[str, Any]:
     """`pope_figures` of each split."""
-    entries = {split: read_entries(questions_file(split), among) for split in SPLITS}
+    entries = {split: read_questions(questions_file(split), among) for split in SPLITS}
     replies = iter(ask(gaze, [entry for split in SPLITS for entry in entries[split]], max_new_tokens=4))
     return {split: pope_figures(entries[split], [next(replies) for _ in entries[split]]) for split in SPLITS}
 
@@ -82,22 +74,10 @@ def measure_captions(gaze: Gaze, among: Sequence[Scene]) -> dict[str, Any]:
     return {**chair_figures(among, captions), "examples": examples}
 
 
-def perfect_figures(among: Sequence[Scene]) -> dict[str, Any]:
-    """POPE and captions of the best greedy decoder for the labels (`regaze.bed.training.perfect`)."""
-    by_name = {scene.name: scene for scene in among}
-    pope = {}
-    for split in SPLITS:
-        entries = read_entries(questions_file(split), among)
-        replies = [perfect_answer(by_name[entry["image"]], entry["text"]) for entry in entries]
-        pope[split] = pope_figures(entries, replies)
-    captions = [perfect_caption(scene, seed) for seed, scene in enumerate(among)]
-    return {"pope": pope, "captions": chair_figures(among, captions)}
-
-
 def measure_speed(gaze: Gaze, among: Sequence[Scene]) -> dict[str, float]:
     """Median seconds of a yes/no question, asked alone, on one thread."""
     entries, threads = (
-        read_entries(questions_file("random"), among)[:TIMED_QUESTIONS],
+        read_questions(questions_file("random"), among)[:TIMED_QUESTIONS],
         torch.get_num_threads(),
     )
     pictures = {scene.name: scene.image() for scene in among}
@@ -120,7 +100,7 @@ def measure(gaze: Gaze, count: int | None = None, base: PreTrainedModel | None =
         base: the untouched language model, for the figures without an image before training.
     """
     among = scenes()[:count]
-    entries, started = read_entries(QUESTIONS_FILE, among), time.monotonic()
+    entries, started = read_questions(QUESTIONS_FILE, among), time.monotonic()
     figures = {
         "scenes": len(among),
         "dtype": str(gaze.model.dtype).removeprefix("torch."),
@@ -130,7 +110,6 @@ def measure(gaze: Gaze, count: int | None = None, base: PreTrainedModel | None =
         "plain_text": plain_text_figures(gaze, base),
         "sinks": sink_figures(gaze, [scene.image() for scene in among[:SINK_SCENES]], DETAIL_PROMPTS[0]),
         "speed": measure_speed(gaze, among),
-        "perfect": perfect_figures(among),
     }
     return {**figures, "seconds": round(time.monotonic() - started)}
 

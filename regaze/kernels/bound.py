@@ -23,7 +23,7 @@ class BoundEdit:
     __slots__ = ("_backend", "_checked", "edit")
 
     def __init__(self, edit: AttentionEdit):
-        self.edit = edit
+        self.edit: AttentionEdit = edit
         self._backend: Backend | None = None
         self._checked: tuple[Any, ...] | None = None  # what the last checked call was
 

@@ -20,6 +20,9 @@ def describe(tensor: Tensor) -> str:
 class PaddedColumns:
     """A column tensor for any key length: padded with its neutral value, then only sliced."""
 
+    named: Tensor
+    neutral: Tensor
+
     def __init__(self, named: Tensor, neutral: Tensor):
         self.named, self.neutral = named, neutral
         self._padded = named

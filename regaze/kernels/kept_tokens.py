@@ -138,6 +138,10 @@ class Numbering:
         rows: whether the query rows are those of the kept tokens, too.
     """
 
+    kept: KeptTokens
+    rows: bool
+    device: torch.device
+
     def __init__(self, kept: KeptTokens, rows: bool):
         self.kept, self.rows, self.device = kept, rows, kept.columns.device
         self._selections: weakref.WeakKeyDictionary[RowSelection, RowSelection] = weakref.WeakKeyDictionary()

@@ -31,6 +31,8 @@ class Directions:
         path: the file that it was read from or saved to; None: no file.
     """
 
+    about: dict[str, Any]
+
     def __init__(self, tensors: Mapping[str, Tensor], about: Mapping[str, Any], path: str | None = None):
         self._tensors = {name: tensor.detach().float().cpu() for name, tensor in tensors.items()}
         self.about, self.path = dict(about), path

@@ -92,6 +92,12 @@ class SignalSums:
         positions, horizon, first: as for `head_signals`, on the weights' device. keys: number of keys N.
     """
 
+    positions: Tensor
+    horizon: Horizon
+    skipped: int
+    distance: Tensor
+    waad: Tensor
+
     def __init__(
         self,
         shape: Sequence[int],
@@ -103,7 +109,7 @@ class SignalSums:
         self.positions, self.horizon, self.skipped = positions, horizon, first + horizon.skip
         count, device = len(positions), positions.device
         self.distance, self.waad = (torch.zeros(*shape, count, device=device) for _ in range(2))
-        self.received = torch.zeros(*shape, keys, device=device)
+        self.received: Tensor = torch.zeros(*shape, keys, device=device)
 
     def add(self, weights: Tensor, rows: slice) -> None:
         """Add a block of rows.

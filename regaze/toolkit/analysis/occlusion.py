@@ -43,6 +43,13 @@ class ImageCells:
         InputError: no image processor, or a model whose image tokens do not form one grid.
     """
 
+    gaze: Gaze
+    image: Image.Image
+    question: str
+    answer: Tensor
+    batch_size: int
+    system: str | None
+
     def __init__(
         self,
         gaze: Gaze,
@@ -61,11 +68,11 @@ class ImageCells:
             raise InputError("this model has no image processor, so it sees no images to hide")
         self.gaze, self.image, self.question, self.answer = gaze, open_image(image), question, answer
         self.batch_size, self.system = batch_size, system
-        self.geometry = (
+        self.geometry: Geometry = (
             geometry_of(processor, self.image.size, gaze.family.pixels) if geometry is None else geometry
         )
-        self.grid = self._own_grid() if grid is None else grid
-        self.count = self.grid[0] * self.grid[1]
+        self.grid: tuple[int, int] = self._own_grid() if grid is None else grid
+        self.count: int = self.grid[0] * self.grid[1]
         self._replacement = _replacement(self.image, fill)
         rows, columns = self.grid
         boxes = [
@@ -135,6 +142,13 @@ class TextTokens:
         InputError: no token has such a role, or the prompt's last token has, whose row predicts the answer.
     """
 
+    gaze: Gaze
+    images: Any
+    question: str
+    answer: Tensor
+    batch_size: int
+    system: str | None
+
     def __init__(
         self,
         gaze: Gaze,
@@ -154,10 +168,10 @@ class TextTokens:
             what = "the last token, whose row predicts the answer" if bool(mask.any()) else "no token"
             names = ", ".join(Role(role).name for role in roles)
             raise InputError(f"the roles {names} hold {what}; choose others, such as QUERY")
-        self.columns = mask.nonzero().flatten()
-        self.count = len(self.columns)
+        self.columns: Tensor = mask.nonzero().flatten()
+        self.count: int = len(self.columns)
         ids = inputs["input_ids"][0].cpu()[self.columns].tolist()
-        self.texts = [str(gaze.reader.tokenizer.decode([token])) for token in ids]
+        self.texts: list[str] = [str(gaze.reader.tokenizer.decode([token])) for token in ids]
 
     def __repr__(self) -> str:
         about = f"{brief(self.question)}, answer of {len(self.answer)} tokens"

@@ -23,7 +23,7 @@ from regaze.toolkit.model.attention_call import AttentionCall
 from regaze.toolkit.model.callback import Callback
 from regaze.toolkit.model.context import Context
 from regaze.toolkit.model.hook import adopt_cache
-from regaze.toolkit.prompts.token_map import Role
+from regaze.toolkit.prompts.token_map import Role, TokenMap
 from regaze.toolkit.wrap import Gaze
 
 
@@ -67,6 +67,9 @@ class PhraseMaps:
         InputError: several prompts, a prompt without an image among its tokens, or a cache that is not that
             of one prompt. UnsupportedModelError: the model keeps no cache.
     """
+
+    gaze: Gaze
+    tokens: TokenMap
 
     def __init__(self, gaze: Gaze, inputs: Mapping[str, Any], cache: Any = None):
         self.gaze, self.tokens = gaze, token_map_of(gaze, inputs)

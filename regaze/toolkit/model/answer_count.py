@@ -21,8 +21,8 @@ class AnswerCount:
 
     def __init__(self, context: Context):
         answering = context.tokens.answering()[: context.user_batch, context.hidden_columns :]
-        self.first = answering.int().argmax(1)
-        self.prompt = (answering.cumsum(1) * answering).to(context.device)
+        self.first: Tensor = answering.int().argmax(1)
+        self.prompt: Tensor = (answering.cumsum(1) * answering).to(context.device)
         self._last = self.prompt[:, -1:]  # of the last row of the forward before
 
     def advance(self, context: Context, rows: int) -> Tensor:

@@ -60,6 +60,20 @@ class Context:
             alone takes part, and returns the model's output. For `branches` and `prepare`; costs a prefill.
     """
 
+    model: PreTrainedModel
+    config: Any
+    inputs: Mapping[str, Any]
+    callbacks: tuple[Any, ...]
+    batch: int
+    prompt_length: int
+    device: torch.device
+    step: int
+    cache_length: int
+    fed: int
+    replaying: bool
+    self_layers: frozenset[int]
+    cross_layers: frozenset[int]
+
     def __init__(
         self,
         model: PreTrainedModel,
@@ -75,10 +89,11 @@ class Context:
         self.num_heads: int = config.num_attention_heads
         self.input_ids: Tensor | None = inputs.get("input_ids")
         self.batch, self.prompt_length, self.device = _shape(inputs, tokens)
-        self.user_batch = self.batch
-        self.visible = _visible(inputs.get("attention_mask"), self.batch, self.prompt_length)
+        self.user_batch: int = self.batch
+        self.visible: Tensor = _visible(inputs.get("attention_mask"), self.batch, self.prompt_length)
         self.step, self.cache_length, self.fed, self.replaying = 0, 0, 0, False
-        self.replay_requested = self.turn_begins = False
+        self.replay_requested: bool = False
+        self.turn_begins: bool = False
         self.captured_layers: tuple[int, ...] = ()
         self.capturing: tuple[str, ...] = ()
         self.layer_editors: Mapping[str, Any] | None = None

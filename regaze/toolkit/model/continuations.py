@@ -80,6 +80,8 @@ class Continuations:
         hint: what to do instead, where the model's cache cannot be cut.
     """
 
+    model: PreTrainedModel
+
     def __init__(self, model: PreTrainedModel, inputs: BatchFeature, hint: str = ""):
         self.model, self.device, self._hint = model, inputs["input_ids"].device, hint
         self._options: dict[str, Any] = {"return_dict": True, **compat.last_logits_only(model)}

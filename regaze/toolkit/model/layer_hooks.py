@@ -36,6 +36,8 @@ _Editors = Mapping[str, Any]
 class LayerHooks:
     """What one forward of `model` needs beside its attention: inputs of layers, outputs of MLPs."""
 
+    model: PreTrainedModel
+
     def __init__(self, model: PreTrainedModel, thread: OwnThread):
         self.model, self._thread = model, thread
         self._width = compat.hidden_width(model)

@@ -91,17 +91,17 @@ class Stack:
                 "second contexts cannot be run so far on KOSMOS, which counts positions in its own way"
             )
         branches = dict(sorted(branches.items(), key=lambda item: item[1].begins))
-        self.names = (MAIN, *branches)
-        self.branches = tuple(branches.values())
-        self.batch = inputs["input_ids"].shape[0]
+        self.names: tuple[str, ...] = (MAIN, *branches)
+        self.branches: tuple[Branch, ...] = tuple(branches.values())
+        self.batch: int = inputs["input_ids"].shape[0]
         mask = visible.to(inputs["input_ids"].device).long()
         main = {**inputs, "attention_mask": mask}  # a static cache comes with one [B, 1, L, Lk]
         self._contexts = [main, *({**main, **branch.inputs} for branch in self.branches)]
         self._pads = {**compat.SEQUENCES, "input_ids": pad_token_id}
-        self.length = max(context["input_ids"].shape[1] for context in self._contexts)
+        self.length: int = max(context["input_ids"].shape[1] for context in self._contexts)
         self._hidden = self.length - inputs["input_ids"].shape[1]  # padding before the user's prompts
-        self.input_ids = self._sequence("input_ids")
-        self.mask = self._sequence("attention_mask")
+        self.input_ids: Tensor = self._sequence("input_ids")
+        self.mask: Tensor = self._sequence("attention_mask")
 
     def rows(self, name: str) -> slice:
         """The rows of one context in the stacked batch."""

@@ -10,6 +10,9 @@ from transformers import LogitsProcessor
 class TeacherForcing(LogitsProcessor):
     """Allows one token per step: `tokens` [B, T], the first of them after a prompt of `start` tokens."""
 
+    tokens: Tensor
+    start: int
+
     def __init__(self, tokens: Tensor, start: int):
         self.tokens, self.start = tokens, start
 

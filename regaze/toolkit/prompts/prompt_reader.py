@@ -48,10 +48,13 @@ class PromptReader:
         BadParameterError: a variable that the template does not have.
     """
 
+    processor: Any
+    family: Family
+
     def __init__(self, processor: Any, family: Family, template_args: Mapping[str, Any] | None = None):
         self.processor, self.family = processor, family
-        self.template_args = checked_template_args(processor, template_args)
-        self.tokenizer = getattr(processor, "tokenizer", processor)
+        self.template_args: dict[str, Any] = checked_template_args(processor, template_args)
+        self.tokenizer: Any = getattr(processor, "tokenizer", processor)
 
     # Rendering ----------------------------------------------------------------------------------------
 

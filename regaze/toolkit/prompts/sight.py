@@ -39,6 +39,8 @@ class Sight:
         process: makes the processor's outputs for one image in a prompt.
     """
 
+    family: Family
+
     def __init__(
         self, family: Family, image_processor: Any, process: Callable[[Image.Image], Mapping[str, Any]]
     ):

@@ -35,6 +35,9 @@ class Recorder(Callback):
         model: the wrapped model. tokenizer: gives the texts of tokens; None: no texts.
     """
 
+    options: RecordOptions
+    tokenizer: Any
+
     counts_steps: ClassVar[bool] = True
     records: ClassVar[bool] = True
     plans_ahead = True
@@ -42,7 +45,7 @@ class Recorder(Callback):
     def __init__(self, options: RecordOptions, model: Any, tokenizer: Any):
         self.options, self.tokenizer = options, tokenizer
         self.fixed_edits = options.steps is None
-        self.record = Record(_header(model, options))
+        self.record: Record = Record(_header(model, options))
         self._open: _OpenTrace | None = None
 
     def prepare(self, context: Context) -> None:

@@ -126,6 +126,11 @@ class WeightEncoder:
         budget: most bytes of the compressed weights.
     """
 
+    budget: int
+    variants: int
+    layers: int
+    columns: int
+
     def __init__(self, variants: int, layers: int, heads: int, rows: int, columns: int, budget: int):
         self.budget, self.variants, self.layers, self.columns = budget, variants, layers, columns
         self.index: type = np.uint16 if columns <= np.iinfo(np.uint16).max else np.uint32

@@ -36,6 +36,9 @@ class TraceView:
         rows: for each recorded row its token, the row's query; it predicts the token after it.
     """
 
+    trace: Trace
+    sample: int
+
     def __init__(self, trace: Trace, sample: int = 0):
         if not 0 <= sample < len(trace.row_active):
             raise BadParameterError(f"sample {sample} is not in the record; it has {len(trace.row_active)}")
@@ -44,17 +47,17 @@ class TraceView:
         real = np.arange(length)
         if trace.tokens is not None:
             real = real[(trace.tokens.roles[sample] != Role.PAD).numpy()]
-        self.prompt = len(real)
+        self.prompt: int = len(real)
         self._token_of = np.full(length, -1)
         self._token_of[real] = np.arange(self.prompt)
         self._active = trace.row_active[sample].numpy()
-        self.rows = [self._token(int(place)) for place in trace.row_position[self._active]]
+        self.rows: list[int] = [self._token(int(place)) for place in trace.row_position[self._active]]
         known = _answer_length(trace, sample, length)
         # The last row predicts one more token, even where the trace does not hold its id.
         total = max(self.prompt + known, 2 + max(self.rows))
         self._columns = np.concatenate([real, length + np.arange(total - self.prompt)])
-        self.roles = self._roles(total)
-        self.pieces = self._pieces(total)
+        self.roles: list[int] = self._roles(total)
+        self.pieces: list[str] = self._pieces(total)
 
     def _token(self, position: int) -> int:
         """The token at a position of the padded sequence."""

@@ -45,6 +45,9 @@ class SamSegmenter:
             SAM 2's processor needs torchvision.
     """
 
+    model: Any
+    processor: Any
+
     def __init__(self, model: Any, processor: Any):
         self.model, self.processor = model.eval(), processor
 

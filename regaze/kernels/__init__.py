@@ -10,7 +10,7 @@ from regaze.kernels.head_source import HeadRule, HeadSource
 from regaze.kernels.kept_tokens import KeptTokens, LeavingTokens, Numbering
 from regaze.kernels.key_value_shift import KeyValueShift
 from regaze.kernels.placement import Placeable
-from regaze.kernels.policies import Policy, Scale, TritonPart, pad_channels
+from regaze.kernels.policies import NumbaPart, Policy, Scale, TritonPart, pad_channels
 from regaze.kernels.score_gate import ScoreGate
 from regaze.kernels.spec import AttentionEdit, RowSelection, Stats, StatsRequest, UnmaskRect, Windows
 from regaze.kernels.torch_decode import launches_cost_most
@@ -27,6 +27,7 @@ __all__ = [
     "KeptTokens",
     "KeyValueShift",
     "LeavingTokens",
+    "NumbaPart",
     "Numbering",
     "Outstanding",
     "Placeable",

@@ -65,6 +65,18 @@ def _column_sums_triton(*args: Any, **kwargs: Any) -> Tensor:
     return column_sums_triton(*args, **kwargs)
 
 
+def _attend_numba(*args: Any, **kwargs: Any) -> tuple[Tensor, Stats | None]:
+    from regaze.kernels.numba.launch import attend_numba  # Numba takes a while to import
+
+    return attend_numba(*args, **kwargs)
+
+
+def _attention_stats_numba(*args: Any, **kwargs: Any) -> Stats:
+    from regaze.kernels.numba.launch import attention_stats_numba
+
+    return attention_stats_numba(*args, **kwargs)
+
+
 #: Backend by name; none may change what an edit means.
 BACKENDS = {
     "reference": _backend(attend_reference, attention_stats_reference, column_sums_reference),
@@ -72,6 +84,8 @@ BACKENDS = {
 }
 if find_spec("triton") is not None:
     BACKENDS["triton"] = _backend(_attend_triton, _attention_stats_triton, _column_sums_triton)
+if find_spec("numba") is not None:
+    BACKENDS["numba"] = _backend(_attend_numba, _attention_stats_numba, column_sums_torch)
 
 MAX_HEAD_DIM = 256
 MAX_UNMASK = 63
@@ -87,8 +101,10 @@ def choose(name: str, query: Tensor, key: Tensor, value: Tensor, edit: Attention
     if name == "auto":
         name = os.environ.get("REGAZE_BACKEND") or "auto"
     if name == "auto":
-        fused = query.is_cuda and why_not_triton(query, key, value, edit) is None
-        return BACKENDS["triton" if fused else "torch"]
+        if query.is_cuda and why_not_triton(query, key, value, edit) is None:
+            return BACKENDS["triton"]
+        single = query.is_cpu and query.shape[2] == 1
+        return BACKENDS["numba" if single and "numba" in BACKENDS else "torch"]
     if name == "triton":
         if (why := why_not_triton(query, key, value, edit)) is not None:
             raise BadParameterError(f"the Triton backend cannot run this call: {why}")

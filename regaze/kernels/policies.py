@@ -10,6 +10,8 @@ numbers with up to three parts:
                   multiplied into the columns of their channels once; see `FoldedPolicy`.
     Triton part   `triton_part(heads) -> TritonPart`, optional. Names a device function that runs inside the
                   fused kernels, so that no masses have to leave them; see `FusedPolicy`.
+    Numba part    `numba_part() -> NumbaPart`, optional. The same for the compiled kernel of the CPU; see
+                  `CompiledPolicy`.
 
 An optional part computes what the reference computes. It is used only where it applies: `fold` in rows that
 the torch backend holds whole, `triton_part` up to `MAX_CHANNELS` channels. A subclass that redefines
@@ -95,6 +97,36 @@ class TritonPart:
     couples_heads: bool = False
 
 
+class CompiledPolicy(Policy, Protocol):
+    """A policy with a Numba part."""
+
+    def numba_part(self) -> NumbaPart:
+        """What the compiled kernel runs."""
+        ...
+
+
+@dataclass(frozen=True)
+class NumbaPart:
+    """The Numba part of a policy: a compiled function and the numbers it reads.
+
+    The function has the signature
+
+        @regaze.kernels.numba.policy.policy
+        def function(masses, coefficients, count, head, numbers)
+
+    and writes the `count` coefficients of one row of a query head, from its masses. What is not a number is a
+    pointer to fp32.
+
+    Attributes:
+        function: "package.module:name" of the function. Its module is imported at the first call, so that a
+            method does not import Numba.
+        numbers: constants of the policy.
+    """
+
+    function: str
+    numbers: tuple[float, ...]
+
+
 def pad_channels(*rows: Sequence[float]) -> tuple[float, ...]:
     """Numbers per channel one row after the other, each padded with 0 to `MAX_CHANNELS` for a device."""
     return tuple(number for row in rows for number in (*row, *[0.0] * (MAX_CHANNELS - len(row))))
@@ -154,8 +186,14 @@ class Scale:
         return (factors * (total / scaled.clamp_min(tiny))).masked_fill(scaled <= 0, 1.0)
 
     def triton_part(self, heads: int) -> TritonPart:
-        name = "scale_keeping_mass" if self.renormalise else "scale"
-        return TritonPart(f"regaze.kernels.triton.policy:{name}", pad_channels(self.factors))
+        return TritonPart(f"regaze.kernels.triton.policy:{self._function}", pad_channels(self.factors))
+
+    def numba_part(self) -> NumbaPart:
+        return NumbaPart(f"regaze.kernels.numba.policy:{self._function}", self.factors)
+
+    @property
+    def _function(self) -> str:
+        return "scale_keeping_mass" if self.renormalise else "scale"
 
 
 @lru_cache(maxsize=256)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from regaze.errors import BadParameterError
-from regaze.kernels import TritonPart, pad_channels
+from regaze.kernels import NumbaPart, TritonPart, pad_channels
 from regaze.kernels.policies import constant
 
 
@@ -47,6 +47,10 @@ class DropHeavyChannel:
             "regaze.interventions.adhh.policy_triton:drop_heavy_channel",
             (*dropped, self.threshold, *self._listed(heads)),
         )
+
+    def numba_part(self) -> NumbaPart:
+        numbers = (float(self.channel), self.threshold, float(len(self.heads)), *map(float, self.heads))
+        return NumbaPart("regaze.interventions.adhh.policy_numba:drop_heavy_channel", numbers)
 
     def _listed(self, heads: int) -> tuple[float, ...]:
         """1 for each listed query head, 0 for the others."""

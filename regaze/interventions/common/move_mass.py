@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from regaze.errors import BadParameterError
-from regaze.kernels import Channels, TritonPart, pad_channels
+from regaze.kernels import Channels, NumbaPart, TritonPart, pad_channels
 from regaze.kernels.policies import constant
 
 #: Less than this of a row is no mass.
@@ -86,6 +86,10 @@ class MoveMass:
         keeps = [1.0 - g for g in gives]
         numbers = (*pad_channels(gives, receives, gate, keeps), self.min_mass, self.min_share)
         return TritonPart("regaze.interventions.common.move_mass_triton:move_mass", numbers)
+
+    def numba_part(self) -> NumbaPart:
+        numbers = (*(number for row in self.shares() for number in row), self.min_mass, self.min_share)
+        return NumbaPart("regaze.interventions.var.policy_numba:move_mass", numbers)
 
 
 @lru_cache(maxsize=256)

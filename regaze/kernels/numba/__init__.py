@@ -1,0 +1,1 @@
+"""Single rows on a CPU in one compiled call; needs Numba (`pip install 'regaze[cpu]'`)."""

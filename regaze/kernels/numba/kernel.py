@@ -1,0 +1,328 @@
+"""The compiled kernel: edited attention and statistics of one query row per head, as decode steps need them.
+
+In a small model an operation of torch costs some microseconds before it computes anything, and an edited row
+takes a dozen of them. The kernel is one call. It goes through the rows in a buffer [Lk] fp32, and all that it
+calls but policies is in this file, see `compiled`.
+"""
+# Compiled from its source; parameters are addresses and numbers that mypy cannot type.
+# mypy: disable-error-code="no-untyped-def,no-untyped-call,misc"
+
+from __future__ import annotations
+
+import ctypes
+import math
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
+
+from regaze.kernels.numba.compiled import compiled
+
+# Where a program, an array of int64, has what is done to the rows of a layer and what is reported of them. A
+# part of the edit is an address (0: there is none), strides over samples and heads, and the number of columns.
+SLOPE, GAIN, BIAS, VALUE_GAIN, GROUPS, REPORTED_GROUPS = range(0, 24, 4)
+HEAD_SCORE_GAIN, HEAD_GAIN, ACTIVE, NUMBERS = range(24, 40, 4)
+POLICY, CHANNELS, REPORTED_CHANNELS, CHANGES_SCORES, REPORTS, SIZE = range(40, 46)
+
+#: What is reported: nothing, the row of plain attention, the edited one.
+NOTHING, PLAIN, EDITED = range(3)
+
+#: The score of a hidden key: finite, so that sums can be reordered; no other is as low.
+_HIDDEN = np.float32(-3.0e38)
+
+#: What LLVM may do to sums; infinities and NaN keep their meaning.
+_SUMS = {"reassoc", "contract", "nsz", "arcp"}
+
+_LOG2_E = np.float32(1.4426950408889634)
+# ln 2 in two parts: a small multiple of the first is exact.
+_LN2_HIGH, _LN2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)
+_LEAST = np.float32(-87.0)  # exp of less is below the smallest normal number
+# exp on [-ln 2 / 2, ln 2 / 2], a Chebyshev fit of degree 7.
+_C3, _C4, _C5 = np.float32(0.16666666), np.float32(0.041666225), np.float32(0.008333579)
+_C6, _C7 = np.float32(0.0013948135), np.float32(0.00019766914)
+_HALF, _ONE, _ZERO = np.float32(0.5), np.float32(1.0), np.float32(0.0)
+
+
+@njit(fastmath={"contract"})
+def _exp(x):
+    """e^x for x <= 0 within two roundings, in operations that vectorise; 0 below -87."""
+    power = np.floor(x * _LOG2_E + _HALF)
+    rest = (x - power * _LN2_HIGH) - power * _LN2_LOW
+    series = _C7
+    series = series * rest + _C6
+    series = series * rest + _C5
+    series = series * rest + _C4
+    series = series * rest + _C3
+    series = series * rest + _HALF
+    series = series * rest + _ONE
+    series = series * rest + _ONE
+    exponent = np.int32((np.int32(power) + 127) << 23)  # of 2^power, as its bits
+    return _ZERO if x < _LEAST else series * exponent.view(np.float32)
+
+
+@njit(fastmath=_SUMS)
+def _scores(row, query, query_at, key, key_at, key_stride, dim, scaling):
+    """Scaled scores of the query at an offset with every key."""
+    for j in range(row.size):
+        product, at = _ZERO, key_at + j * key_stride
+        for d in range(dim):
+            product += query[query_at + d] * key[at + d]
+        row[j] = product * scaling
+
+
+@njit
+def _hide(row, mask, mask_at):
+    """Hide the keys that the mask at an offset does not show."""
+    for j in range(row.size):
+        row[j] = row[j] if mask[mask_at + j] else _HIDDEN
+
+
+@njit
+def _add_slope(row, slope, named):
+    """s + slope |s| on the named keys."""
+    for j in range(named):
+        row[j] += slope[j] * abs(row[j])
+
+
+@njit
+def _multiply(row, gain, named):
+    """The named keys times their gains."""
+    for j in range(named):
+        row[j] *= gain[j]
+
+
+@njit
+def _scale(row, gain):
+    """Every key times one gain."""
+    for j in range(row.size):
+        row[j] *= gain
+
+
+@njit
+def _add_bias(row, bias, named):
+    """Scores plus a column bias, which hides its key where it is -inf."""
+    for j in range(named):
+        row[j] = _HIDDEN if bias[j] == -np.inf else row[j] + bias[j]
+
+
+@njit(fastmath={"nnan", "nsz", "reassoc"})
+def _largest(row):
+    largest = _HIDDEN
+    for j in range(row.size):
+        largest = max(largest, row[j])
+    return largest
+
+
+@njit
+def _has_nan(row):
+    for j in range(row.size):
+        if row[j] != row[j]:
+            return True
+    return False
+
+
+@njit(fastmath=_SUMS)
+def _softmax(row):
+    """From scores to weights; the log-sum-exp. A row whose keys are all hidden becomes zeros."""
+    largest = _largest(row)
+    if largest == _HIDDEN and not _has_nan(row):
+        row[:] = _ZERO
+        return np.float32(-np.inf)
+    total = _ZERO
+    for j in range(row.size):
+        row[j] = _exp(row[j] - largest)
+        total += row[j]
+    for j in range(row.size):
+        row[j] /= total
+    return largest + np.float32(math.log(total))
+
+
+@njit(fastmath=_SUMS)
+def _sum_groups(row, groups, named, sums):
+    """Weights summed by group into `sums` [K]; keys after the named ones are in group 0."""
+    sums[:] = _ZERO
+    for j in range(named):
+        sums[groups[j]] += row[j]
+    later = _ZERO
+    for j in range(named, row.size):
+        later += row[j]
+    sums[0] += later
+
+
+@njit
+def _multiply_groups(row, groups, named, coefficients):
+    """Weights times the coefficient of their group."""
+    for j in range(named):
+        row[j] *= coefficients[groups[j]]
+    for j in range(named, row.size):
+        row[j] *= coefficients[0]
+
+
+@njit(fastmath=_SUMS)
+def _weighted_values(row, value, value_at, value_stride, out, out_at, dim, gain):
+    """The row's output [Dv]: its weights times the values, times the gain of its head."""
+    for d in range(dim):
+        out[out_at + d] = _ZERO
+    for j in range(row.size):
+        weight, at = row[j] * gain, value_at + j * value_stride
+        for d in range(dim):
+            out[out_at + d] += weight * value[at + d]
+
+
+@njit
+def _entropy(row):
+    """In nats."""
+    total = _ZERO
+    for j in range(row.size):
+        if row[j] > _ZERO:
+            total -= row[j] * math.log(row[j])
+    return total
+
+
+@njit
+def _strongest(row):
+    """The number of the strongest key, the first of equals."""
+    best = 0
+    for j in range(1, row.size):
+        if row[j] > row[best]:
+            best = j
+    return best
+
+
+def _pointer(kind: Any) -> Any:
+    """A function of compiled code that makes a pointer of an address."""
+
+    @intrinsic
+    def pointer(context, address):
+        def generate(context, builder, signature, arguments):
+            return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
+
+        return types.CPointer(kind)(types.int64), generate
+
+    return pointer
+
+
+_floats, _bytes, _integers = _pointer(types.float32), _pointer(types.uint8), _pointer(types.int64)
+
+
+@njit
+def _at(program, part, sample, head, size):
+    """The address of a part's numbers for a head, `size` bytes each."""
+    return program[part] + (sample * program[part + 1] + head * program[part + 2]) * size
+
+
+@njit
+def _map_scores(row, program, sample, head):
+    """The score map and the column bias; see `AttentionEdit`."""
+    if program[SLOPE]:
+        _add_slope(row, _floats(_at(program, SLOPE, sample, head, 4)), program[SLOPE + 3])
+    if program[GAIN]:
+        _multiply(row, _floats(_at(program, GAIN, sample, head, 4)), program[GAIN + 3])
+    if program[HEAD_SCORE_GAIN]:
+        _scale(row, _floats(_at(program, HEAD_SCORE_GAIN, sample, head, 4))[0])
+    if program[BIAS]:
+        _add_bias(row, _floats(_at(program, BIAS, sample, head, 4)), program[BIAS + 3])
+
+
+@njit
+def _report(row, log_sum, program, sample, at, masses, entropy, lse, top_weight, top_column):
+    """Write what is requested of a row of weights, the one with number `at`."""
+    count = program[REPORTED_CHANNELS]
+    if count:
+        sums, into = np.empty(count, np.float32), _floats(masses)
+        groups = _bytes(_at(program, REPORTED_GROUPS, sample, 0, 1))
+        _sum_groups(row, groups, program[REPORTED_GROUPS + 3], sums)
+        for k in range(count):
+            into[at * count + k] = sums[k]
+    if entropy:
+        _floats(entropy)[at] = _entropy(row)
+    if lse:
+        _floats(lse)[at] = log_sum
+    if top_weight:
+        best = _strongest(row)
+        _floats(top_weight)[at] = row[best]
+        _integers(top_column)[at] = best
+
+
+@intrinsic
+def _call_policy(context, address, masses, coefficients, count, head, numbers):
+    """Call the compiled function at an address with a policy's arguments, see `policy`."""
+
+    def generate(context, builder, signature, arguments):
+        kinds = [context.get_value_type(kind) for kind in signature.args[1:]]
+        function = builder.inttoptr(arguments[0], ir.FunctionType(ir.VoidType(), kinds).as_pointer())
+        builder.call(function, arguments[1:])
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 6), generate
+
+
+_SIGNATURE = types.void(*[types.int64] * 26, types.float32)
+
+
+@compiled(_SIGNATURE)
+def _attend(
+    program_at, query_at, key_at, value_at, out_at, mask_at, masses, entropy, lse, top_weight, top_column,
+    batch, heads, kv_heads, keys, dim, value_dim, query_sample, query_head, key_sample, key_head, key_row,
+    value_sample, value_head, value_row, mask_sample, scaling,
+):  # fmt: skip
+    program = _integers(program_at)
+    query, key, value, out = _floats(query_at), _floats(key_at), _floats(value_at), _floats(out_at)
+    mask, reports, group = _bytes(mask_at), program[REPORTS], heads // kv_heads
+    row, raw = np.empty(keys, np.float32), np.empty(keys, np.float32)
+    sums = np.empty(max(program[CHANNELS], 1), np.float32)
+    coefficients = np.empty_like(sums)
+    for sample in range(batch):
+        acts = program[ACTIVE] == 0 or _bytes(_at(program, ACTIVE, sample, 0, 1))[0] != 0
+        maps = acts and program[CHANGES_SCORES] != 0
+        for head in range(heads):
+            at, shared = sample * heads + head, head // group
+            query_from = sample * query_sample + head * query_head
+            key_from = sample * key_sample + shared * key_head
+            _scores(raw, query, query_from, key, key_from, key_row, dim, scaling)
+            row[:] = raw
+            if maps and reports != PLAIN:
+                _map_scores(row, program, sample, head)
+            if mask_at:
+                _hide(row, mask, sample * mask_sample)
+            log_sum = _softmax(row)
+            if reports == PLAIN:
+                _report(row, log_sum, program, sample, at, masses, entropy, lse, top_weight, top_column)
+                if maps and out_at:  # the edited row after the plain one
+                    row[:] = raw
+                    _map_scores(row, program, sample, head)
+                    if mask_at:
+                        _hide(row, mask, sample * mask_sample)
+                    log_sum = _softmax(row)
+            if acts and program[POLICY]:
+                groups = _bytes(_at(program, GROUPS, sample, 0, 1))
+                _sum_groups(row, groups, program[GROUPS + 3], sums)
+                _call_policy(
+                    program[POLICY],
+                    sums.ctypes.data,
+                    coefficients.ctypes.data,
+                    sums.size,
+                    head,
+                    program[NUMBERS],
+                )
+                _multiply_groups(row, groups, program[GROUPS + 3], coefficients)
+            if acts and program[VALUE_GAIN]:
+                gains = _floats(_at(program, VALUE_GAIN, sample, head, 4))
+                _multiply(row, gains, program[VALUE_GAIN + 3])
+            if reports == EDITED:
+                _report(row, log_sum, program, sample, at, masses, entropy, lse, top_weight, top_column)
+            if out_at:
+                gain = _ONE
+                if program[HEAD_GAIN]:
+                    gain = _floats(_at(program, HEAD_GAIN, sample, head, 4))[0]
+                value_from = sample * value_sample + shared * value_head
+                _weighted_values(row, value, value_from, value_row, out, at * value_dim, value_dim, gain)
+
+
+#: The kernel. Its arguments are addresses, then numbers and strides in elements: program, query, key, value,
+#: out (0: there is no output to compute), mask, masses, entropy, lse, top weight and column (0: not requested),
+#: batch, query and key heads, keys, D, Dv, the strides of query over samples and heads, of key over samples,
+#: heads and keys, of value likewise, of the mask over samples, and the scaling.
+attend_rows = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 26, ctypes.c_float)(_attend.address)

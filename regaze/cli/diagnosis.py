@@ -24,6 +24,7 @@ from regaze.toolkit.model.compat import release
 #: What each extra is for; those of developers are not examined.
 _EXTRAS = {
     "triton": "fused kernels",
+    "cpu": "edited decode steps in one compiled call on a CPU",
     "eval": "benchmarks from the hub, scorers of captions",
     "quantization": "--model-arg load_in_4bit=true",
     "video": "frames of video files",

@@ -50,8 +50,9 @@ def attend(
             on keys only, but for `AttentionEdit.sink`, which is one more such logit in each row.
         first_key: number of keys that came before those in `key`, and that a sliding window has dropped:
             columns of `edit` and of its statistics count from the first of them.
-        backend: "auto" (the fused kernels on a GPU, "torch" for what they cannot run), or one of `BACKENDS`;
-            the environment variable REGAZE_BACKEND replaces "auto".
+        backend: "auto" (the fused kernels on a GPU, the compiled one for single rows on a CPU where Numba is
+            installed, "torch" for the rest), or one of `BACKENDS`; the environment variable REGAZE_BACKEND
+            replaces "auto".
 
     Returns:
         out [B, Hq, Lq, Dv] in the dtype of `query` (a fully masked row gives zeros), and the `Stats` that

@@ -21,7 +21,7 @@ from numba.extending import intrinsic
 from regaze.kernels.numba.compiled import compiled
 
 # Where a program, an array of int64, has what is done to the rows of a layer and what is reported of them. A
-# part of the edit is an address (0: there is none), strides over samples and heads, and the number of columns.
+# part of the edit is an address (0: there is none), strides over samples and heads, and how many columns.
 SLOPE, GAIN, BIAS, VALUE_GAIN, GROUPS, REPORTED_GROUPS = range(0, 24, 4)
 HEAD_SCORE_GAIN, HEAD_GAIN, ACTIVE, NUMBERS = range(24, 40, 4)
 POLICY, CHANNELS, REPORTED_CHANNELS, CHANGES_SCORES, REPORTS, SIZE = range(40, 46)
@@ -117,10 +117,10 @@ def _largest(row):
 
 @njit
 def _has_nan(row):
+    found = False
     for j in range(row.size):
-        if row[j] != row[j]:
-            return True
-    return False
+        found |= row[j] != row[j]
+    return found
 
 
 @njit(fastmath=_SUMS)

@@ -322,7 +322,7 @@ def _attend(
 
 
 #: The kernel. Its arguments are addresses, then numbers and strides in elements: program, query, key, value,
-#: out (0: there is no output to compute), mask, masses, entropy, lse, top weight and column (0: not requested),
+#: out (0: there is none to compute), mask, masses, entropy, lse, top weight and column (0: not asked for),
 #: batch, query and key heads, keys, D, Dv, the strides of query over samples and heads, of key over samples,
 #: heads and keys, of value likewise, of the mask over samples, and the scaling.
 attend_rows = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 26, ctypes.c_float)(_attend.address)

@@ -53,6 +53,12 @@ def ways() -> Iterator[Any]:
     yield pytest.param([METHODS["sparc"], KNOCK], {}, id="sparc-knockout-recording")
 
 
+@pytest.fixture(autouse=True)
+def _as_on_a_gpu(monkeypatch):
+    """A pretended graph holds operations of torch, as a captured one holds those of a GPU."""
+    monkeypatch.setenv("REGAZE_BACKEND", "torch")
+
+
 @pytest.fixture(scope="module")
 def inputs(gaze):
     encoded = gaze.inputs([picture(1), picture(2)], ["Is there a dog in the image?", "What is this?"])

@@ -5,7 +5,7 @@ takes a dozen of them. The kernel is one call. It goes through the rows in a buf
 calls but policies is in this file, see `compiled`.
 """
 # Compiled from its source; parameters are addresses and numbers that mypy cannot type.
-# mypy: disable-error-code="no-untyped-def,no-untyped-call,misc"
+# mypy: disable-error-code="no-untyped-def,no-untyped-call,misc,call-arg"
 
 from __future__ import annotations
 

@@ -89,7 +89,7 @@ class MoveMass:
 
     def numba_part(self) -> NumbaPart:
         numbers = (*(number for row in self.shares() for number in row), self.min_mass, self.min_share)
-        return NumbaPart("regaze.interventions.var.policy_numba:move_mass", numbers)
+        return NumbaPart("regaze.interventions.common.move_mass_numba:move_mass", numbers)
 
 
 @lru_cache(maxsize=256)

@@ -7,9 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from kernel_cases import PARTS, THOROUGH, Case, cases, check_call, random_like
-from regaze.interventions.var.policy import MoveMass
 
 from regaze.interventions.adhh.policy import DropHeavyChannel
+from regaze.interventions.common.move_mass import MoveMass
 from regaze.kernels import (
     BACKENDS,
     AttentionEdit,

@@ -136,10 +136,13 @@ def words() -> Finding:
     try:
         language.lemmas_by_tag(language.tokens("Two dogs ran home."))
         language.singular("dogs")
+        language.require_data()
     except RegazeError as error:
         problem, _, advice = str(error).partition(": ")
         return Finding("words of captions", problem, advice or problem)
-    return Finding("words of captions", "NLTK with its data, and Pattern's rules")
+    return Finding(
+        "words of captions", f"NLTK with its data ({language.data_folder('wordnet')}), Pattern's rules"
+    )
 
 
 def plug_ins() -> Iterator[Finding]:

@@ -14,7 +14,7 @@ from rich.text import Text
 from regaze.cli import console
 from regaze.cli.run import EvalConfig, Run
 from regaze.cli.run import execute as execute_run
-from regaze.errors import BadParameterError
+from regaze.errors import BadParameterError, InputError
 from regaze.eval import EvalTask
 from regaze.eval.reproduction import dry_run as checks_of
 from regaze.eval.reproduction import ledger, prompts, questions, recipe
@@ -129,14 +129,32 @@ def dry_run(name: str | None, data: Path | None, images: Path | None) -> dict[st
 # Showing --------------------------------------------------------------------------------------------------
 
 
-def show_list(json: bool) -> None:
-    """Name the recipes with what they are about."""
-    known = {each.recipe: each.about for each in recipe.load_all()}
+def show_list(words: str | None, json: bool) -> None:
+    """A table of the recipes; with words those alone that have each of them in their row, or say it.
+
+    Raises:
+        InputError: no recipe has all of the words.
+    """
+    wanted = (words or "").casefold().split()
+    rows = {}
+    for each in recipe.load_all():
+        method = each.method.name if each.method else ""
+        row = (each.recipe, method, each.benchmark.name, each.model.id.rpartition("/")[2], each.source.trust)
+        if all(word in " ".join([*row, each.about]).casefold() for word in wanted):
+            rows[each.recipe] = (each.about, row)
+    if not rows:
+        raise InputError(f"--list {words}: no recipe has all of these words; without them all are listed")
     if json:
+        known = {name: about for name, (about, _) in rows.items()}
         console.echo(json_module.dumps(known, indent=2, ensure_ascii=False))
         return
-    for name, about in known.items():
-        console.stdout().print(Text.assemble((name, "bold"), f"  {about}"), soft_wrap=True)
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    for heading in ("recipe", "method", "benchmark", "model", "trust"):
+        table.add_column(heading, no_wrap=heading == "recipe", overflow="fold")
+    for _, row in rows.values():
+        table.add_row(*map(Text, row))
+    console.stdout().print(table)
+    console.info(f"{len(rows)} recipes; trust: of the published figure, A (best) to D")
 
 
 def show_checks(found: Mapping[str, list[Check]], json: bool) -> None:

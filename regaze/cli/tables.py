@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -280,12 +281,22 @@ def swept(results: Mapping[str, Any]) -> list[Section]:
 
 
 def scored(benchmark: Mapping[str, Any]) -> list[Section]:
-    """The scores of a file of answers: the leading figures, then all of them."""
-    joins = ", ".join(f"{label} by {by}" for label, by in benchmark["joined_by"].items())
-    notes = [f"Answers were joined to the questions: {joins}."]
+    """The scores of a file of answers: the leading figures, then all of them.
+
+    Answers by themselves are compared with none, and so not called plain.
+    """
+    alone = not benchmark["methods"]
+    joins = ", ".join(by if alone else f"{label} by {by}" for label, by in benchmark["joined_by"].items())
+    notes = [f"Answers were joined to the questions{' by' if alone else ':'} {joins}."]
     everything = Section("Every split and scorer", 3, notes, report.full_table(benchmark))
-    leading = _leading_figures(benchmark["benchmark"]["name"], benchmark)
-    return [*leading, everything, _reading(report.reading_notes([benchmark]))]
+    sections = [*_leading_figures(benchmark["benchmark"]["name"], benchmark), everything]
+    if alone:
+        sections = [replace(section, table=_without_plain(section.table)) for section in sections]
+    return [*sections, _reading(report.reading_notes([benchmark]))]
+
+
+def _without_plain(table: Sequence[Sequence[str]]) -> list[list[str]]:
+    return [["answers" if cell == "plain" else cell for cell in row] for row in table]
 
 
 def _leading_figures(name: str, benchmark: Mapping[str, Any]) -> list[Section]:

@@ -74,6 +74,17 @@ def test_help_has_a_short_name(command):
     assert results[0].stdout == results[1].stdout
 
 
+def test_methods_are_listed_a_line_each_and_grouped():
+    lines = CliRunner().invoke(app, ["methods"]).stdout.splitlines()
+    assert lines[0] == "Attention"
+    starts = [line.split()[0] for line in lines if line]
+    known = [*registry.list_methods(), *registry.list_controls()]
+    assert sorted(name for name in starts if name in known) == sorted(known)
+    assert len(lines) < len(known) + 20
+    assert not any("--set" in line for line in lines)
+    assert starts.index("pai") < starts.index("fastv") < starts.index("vti") < starts.index("vcd")
+
+
 def test_methods_are_found_in_any_capitals_and_shown_one_by_one():
     shown = CliRunner().invoke(app, ["methods", "VCD"]).stdout
     assert shown.startswith("vcd  ")

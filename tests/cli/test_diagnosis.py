@@ -92,6 +92,26 @@ def test_data_that_captions_lack(monkeypatch):
     assert (found.state, found.advice) == ("missing", "run `python -m nltk.downloader punkt_tab`")
 
 
+def test_data_of_nltk_is_named_piece_by_piece_and_looked_for_where_nltk_data_says(monkeypatch, tmp_path):
+    nltk = pytest.importorskip("nltk")
+    monkeypatch.setattr(nltk.data, "path", [str(tmp_path)])
+    assert diagnosis.language.missing_data() == ["punkt_tab", "averaged_perceptron_tagger_eng", "wordnet"]
+    (tmp_path / "tokenizers/punkt_tab").mkdir(parents=True)
+    (tmp_path / "corpora").mkdir()
+    (tmp_path / "corpora/wordnet.zip").touch()
+    assert diagnosis.language.missing_data() == ["averaged_perceptron_tagger_eng"]
+    assert diagnosis.language.data_folder("wordnet") == tmp_path
+
+
+def test_advice_on_missing_data_names_it_and_nltk_data(monkeypatch, tmp_path):
+    nltk = pytest.importorskip("nltk")
+    monkeypatch.setattr(nltk.data, "path", [str(tmp_path)])
+    found = diagnosis.words()
+    assert found.found == "NLTK lacks its data punkt_tab, averaged_perceptron_tagger_eng, wordnet"
+    assert "nltk.downloader punkt_tab averaged_perceptron_tagger_eng wordnet`" in found.advice
+    assert "set NLTK_DATA" in found.advice
+
+
 @pytest.mark.parametrize("reason", [None, "Triton is not installed; pip install 'regaze[triton]'"])
 def test_kernels_of_a_gpu_and_of_a_processor(monkeypatch, reason):
     """On a GPU a reason is something to mend; on a processor torch is the right choice."""

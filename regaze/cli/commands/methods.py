@@ -12,7 +12,28 @@ from rich.text import Text
 
 from regaze.cli import console, options
 from regaze.interventions import registry
+from regaze.interventions.facts import ATTENTION
 from regaze.interventions.parameters import parameters_of
+
+_OTHER = "Other methods"
+#: What methods act on -> the parts that they edit. A method is in the first group that it has a part of.
+_GROUPS: dict[str, set[str]] = {
+    "Attention": {*ATTENTION, "keys"},
+    "Image tokens left out": {"tokens"},
+    "Hidden states": {"attention outputs", "MLP outputs"},
+    "Logits, mostly by a second context": {"logits"},
+    "The image, the search or the text": {"image", "prompt", "vision tower", "search", "text"},
+    _OTHER: set(),
+}
+#: What the user has to give, in a line.
+_GIVEN = {
+    "fit": "regaze fit",
+    "head list": "heads",
+    "trained model": "a model trained for it",
+    "relevance model": "a relevance model",
+    "generator": "an image generator",
+    "detector": "a detector",
+}
 
 
 def methods(
@@ -34,12 +55,35 @@ def methods(
     if json:
         listed = {**methods, **controls}
         console.echo(json_module.dumps(listed, indent=2, ensure_ascii=False, default=str))
-        return
-    _print(methods)
-    if controls:
-        title = "Controls: what a method has to beat (regaze compare --controls)"
-        console.stdout().print(Text(title, "bold underline"), end="\n\n")
-        _print(controls)
+    elif names:
+        _print({**methods, **controls})
+    else:
+        _print_groups(methods, controls)
+
+
+def _print_groups(methods: Mapping[str, dict[str, Any]], controls: Mapping[str, dict[str, Any]]) -> None:
+    """A line per method, under what it acts on; then the controls."""
+    groups: dict[str, dict[str, dict[str, Any]]] = {title: {} for title in _GROUPS}
+    for name, about in methods.items():
+        groups[_group(about["facts"])][name] = about
+    groups["Controls: what a method has to beat (--controls)"] = dict(controls)
+    width = max(map(len, [*methods, *controls]))
+    out = console.stdout()
+    for title, described in groups.items():
+        if described:
+            out.print(Text(title, "bold underline"))
+            for name, about in described.items():
+                needs = [_GIVEN[need] for need in (about["facts"] or {}).get("needs", ()) if need in _GIVEN]
+                line = about["summary"] + (f" [needs {', '.join(needs)}]" if needs else "")
+                out.print(Text.assemble((name.ljust(width), "bold"), f"  {line}"), soft_wrap=True)
+            out.print()
+    console.info("parameters, source and cost of one: regaze methods NAME")
+
+
+def _group(facts: Mapping[str, Any] | None) -> str:
+    """The title of the first group with one of the parts that a method edits."""
+    edits = set() if facts is None else set(facts["edits"])
+    return next((title for title, parts in _GROUPS.items() if edits & parts), _OTHER)
 
 
 def _print(described: Mapping[str, dict[str, Any]]) -> None:

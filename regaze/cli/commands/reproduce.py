@@ -27,7 +27,10 @@ def reproduce(
             autocompletion=_complete_recipes, help="A recipe of --list, or a file of your own (.yaml)."
         ),
     ] = None,
-    list_: Annotated[bool, typer.Option("--list", help="Name all recipes and do nothing else.")] = False,
+    list_: Annotated[
+        bool,
+        typer.Option("--list", help="List recipes, all or those with the words of NAME."),
+    ] = False,
     dry: Annotated[
         bool,
         typer.Option(
@@ -66,7 +69,7 @@ def reproduce(
     --dry exits with 1 where a recipe or a file is wrong; a file that is missing is named, and no failure.
     """
     if list_:
-        cli.recipes.show_list(json)
+        cli.recipes.show_list(name, json)
     elif dry:
         _dry(name, data, images, json)
     elif name is None:

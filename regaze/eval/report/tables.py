@@ -177,6 +177,8 @@ def disagreement_note(benchmark: Mapping[str, Any]) -> str:
         count = each["answers"]["plain" if name == "plain" else "edited"]
         counts.append(f"{name} {count['different']}" + f" ({count['opposite']})" * (count["opposite"] > 0))
     names = ", ".join(found["plain"]["scorers"])
+    if not ran:
+        counts = [counts[0].removeprefix("plain ")]
     text = f"Answers that the scorers ({names}) read differently (as opposites): {', '.join(counts)}."
     if not ran:
         return text

@@ -10,17 +10,10 @@ import torch
 from torch import Tensor
 
 from regaze.errors import BadParameterError
-from regaze.toolkit.prompts.content_words import content_words, find_tagger
+from regaze.toolkit.prompts.content_words import subject_words
 from regaze.toolkit.prompts.token_map import Role
 from regaze.toolkit.record.record import Record
 from regaze.toolkit.record.trace import Trace
-
-#: Words of questions that name the picture, or say how to answer.
-_TASK_WORDS = """
-    image images picture pictures photo photograph scene figure answer question using use single word phrase
-    only briefly short sentence describe detail say tell many much show shown see visible contain
-"""
-_OF_THE_TASK = frozenset(_TASK_WORDS.split())
 
 #: Rows of a trace: those that predict the answer's tokens, all recorded rows, or row numbers.
 RecordedRows = Literal["answer", "all"] | Sequence[int]
@@ -110,8 +103,7 @@ def asked_word(trace: Trace, sample: int = 0) -> str | None:
         return None
     places = trace.tokens.columns(Role.QUERY, sample).tolist()
     question = "".join(trace.text[sample][place] for place in places)
-    words = [word.text for word in content_words(question, find_tagger("function-words"))]
-    named = [word for word in words if word.lower() not in _OF_THE_TASK]
+    named = [word.text for word in subject_words(question)]
     if not named:
         return None
     try:

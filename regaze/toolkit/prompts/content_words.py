@@ -70,6 +70,11 @@ def content_words(text: str, tagger: Tagger, last_only: bool = False) -> list[Wo
     return list({(word.text, word.tag): word for word in words}.values()) if last_only else words
 
 
+def subject_words(text: str) -> list[Word]:
+    """The content words that name neither the picture nor what is to be done: what a text is about."""
+    return [word for word in content_words(text, function_words) if word.text.lower() not in _OF_THE_TASK]
+
+
 def tokens_of(words: Sequence[Word], offsets: Sequence[tuple[int, int]]) -> list[int]:
     """Indices of the tokens that share a character with one of the words, in the words' order, each once.
 
@@ -167,3 +172,11 @@ _CLOSED_CLASSES = """
     cannot not let please yes ok
 """
 _FUNCTION_WORDS = frozenset(_CLOSED_CLASSES.split())
+
+#: Words that name the picture, say how to answer, or begin a description.
+_TASK_WORDS = """
+    image images picture pictures photo photograph scene figure answer question using use single word phrase
+    only briefly short sentence describe detail say tell many much show shown see visible contain
+    shows showing displays depicts features contains
+"""
+_OF_THE_TASK = frozenset(_TASK_WORDS.split())

@@ -203,6 +203,7 @@ def _tokens(view: TraceView) -> dict[str, Any]:
         "roleColours": [ROLE_COLOURS[role] for role in roles],
         "prompt": view.prompt,
         "rows": view.rows,
+        "opening": view.opening_token(),
     }
 
 

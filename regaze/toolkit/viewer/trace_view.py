@@ -6,6 +6,7 @@ import base64
 import io
 from collections import Counter
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from regaze.errors import BadParameterError, InputError
+from regaze.toolkit.prompts.content_words import subject_words, tokens_of
 from regaze.toolkit.prompts.images import ImageLike, open_image
 from regaze.toolkit.prompts.picture import WHOLE, Shares
 from regaze.toolkit.prompts.token_map import Role, View, boxes_on
@@ -74,6 +76,27 @@ class TraceView:
         text = self.trace.text[self.sample] if self.trace.text is not None else ()
         pieces = [text[place] if place < len(text) else "?" for place in self._columns[:total].tolist()]
         return ["" if role == Role.IMAGE else piece for piece, role in zip(pieces, self.roles, strict=True)]
+
+    def opening_token(self) -> int | None:
+        """The token to begin with: of the answer's first subject word, else of the question's last one.
+
+        None where neither has one whose row was recorded.
+        """
+        answer = range(self.prompt, len(self.pieces))
+        question = [place for place in range(self.prompt) if self.roles[place] == Role.QUERY]
+        told = [places[0] for places in self._subjects(answer)]
+        asked = [places[-1] for places in reversed(self._subjects(question))]
+        rows = set(self.rows)
+        known = (token for token in told + asked if (token if token < self.prompt else token - 1) in rows)
+        return next(known, None)
+
+    def _subjects(self, places: Sequence[int]) -> list[list[int]]:
+        """The tokens of each subject word among the text of some tokens."""
+        pieces = [self.pieces[place] for place in places]
+        ends = list(accumulate(map(len, pieces)))
+        offsets = [(end - len(piece), end) for piece, end in zip(pieces, ends, strict=True)]
+        words = subject_words("".join(pieces))
+        return [[places[number] for number in tokens_of([word], offsets)] for word in words]
 
     # Numbers --------------------------------------------------------------------------------------------
 

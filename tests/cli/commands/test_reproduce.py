@@ -102,7 +102,13 @@ def test_a_dry_run_of_a_wrong_recipe_fails(mine):
 
 def test_the_list(monkeypatch):
     result = good("reproduce", "--list")
-    assert "demo-pope-vcd  VCD on adversarial questions to the bundled model" in result.stdout
+    lines = result.stdout.splitlines()
+    assert lines[0].split() == ["recipe", "method", "benchmark", "model", "trust"]
+    assert len(lines) == 2 + len(recipe.names())
+    assert len({line.index(" A") for line in lines if line.endswith(" A")}) <= 1  # columns are aligned
+    chosen = good("reproduce", "VCD pope bundled", "--list").stdout.splitlines()[2:]
+    assert [line.split()[:3] for line in chosen] == [["demo-pope-vcd", "vcd", "pope"]]
+    assert "no recipe has all of these words" in regaze("reproduce", "xyz", "--list").stderr
     assert list(json.loads(good("reproduce", "--list", "--json").stdout)) == recipe.names()
 
 

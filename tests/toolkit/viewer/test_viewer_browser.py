@@ -58,6 +58,11 @@ def quiet(browser):
     assert browser.requests() == []
 
 
+def first(trace) -> str:
+    """The link to the view of the answer's first token; the page opens elsewhere."""
+    return f"#token={trace.tokens.length}"
+
+
 def row_of(trace, token: int) -> int:
     """The recorded row of a token as the page counts them: that of the token before for the answer."""
     length = trace.tokens.length
@@ -81,7 +86,7 @@ def assert_drawn(browser: Browser, maps: list[np.ndarray]) -> None:
 
 
 def test_maps_show_the_recorded_weights(browser, page, traces):
-    browser.open(page)
+    browser.open(page, first(traces[0]))
     weights, last = traces[1].slices[:, 0], row_of(traces[1], traces[1].tokens.length)
     assert browser.state()["layer"] == "all"
     assert_drawn(browser, image_rows(weights[:, :, last].mean((0, 1))))
@@ -103,7 +108,7 @@ def test_maps_show_the_recorded_weights(browser, page, traces):
 
 
 def test_the_difference_is_drawn_in_two_colours_as_strong_as_it_is(browser, page, traces):
-    browser.open(page, "#layer=1&head=mean")
+    browser.open(page, first(traces[0]) + "&layer=1&head=mean")
     browser.press("d")
     row = row_of(traces[0], traces[0].tokens.length)
     change = [traces[i].slices[1, 0, :, row].mean(0) for i in (0, 1)]
@@ -121,7 +126,7 @@ def test_the_difference_is_drawn_in_two_colours_as_strong_as_it_is(browser, page
 
 
 def test_numbers_on_the_page_are_those_of_the_record(browser, page, traces):
-    browser.open(page, "#layer=0&head=4&show=plain")
+    browser.open(page, first(traces[0]) + "&layer=0&head=4&show=plain")
     weights = traces[0].slices[0, 0, 4, row_of(traces[0], traces[0].tokens.length)]
     listed = browser.run(
         "return Array.from(document.querySelectorAll('#strongest button'), b => [Number(b.dataset.column), "
@@ -162,7 +167,7 @@ def test_a_script_that_got_in_would_not_run(browser, page):
 def test_the_keyboard_reaches_everything(browser, page, traces):
     from selenium.webdriver.common.keys import Keys
 
-    browser.open(page)
+    browser.open(page, first(traces[0]))
     length = traces[0].tokens.length
     expected = {"token": str(length), "layer": "all", "head": "mean", "show": "edited"}
     assert expected.items() <= browser.state().items()
@@ -256,7 +261,9 @@ def test_tiles_lie_as_in_their_image(browser):
     boxes = [(x / 3, y / 2, (x + 1) / 3, (y + 1) / 2) for y in range(2) for x in range(3)]
     views = tuple(View((6, 6), 0, box) for box in [(0.0, 0.0, 1.0, 1.0), *boxes])
     trace = replace(trace, tokens=replace(trace.tokens, views=(views,)))
-    browser.open(build_page([[trace]], range(2), images=[picture(0, 384, 256)]), "#layer=1&head=2")
+    browser.open(
+        build_page([[trace]], range(2), images=[picture(0, 384, 256)]), first(trace) + "&layer=1&head=2"
+    )
     places = browser.run(
         "return Array.from(document.querySelectorAll('.frame canvas'), c => "
         "{const b = c.getBoundingClientRect(); return [b.x, b.y, b.width, b.height]})"

@@ -16,7 +16,12 @@ from typing import Any
 
 from regaze.errors import InputError
 
-_NLTK_DATA = ("punkt_tab", "averaged_perceptron_tagger_eng", "wordnet")
+#: NLTK's data packages, and where they lie in its folders.
+_NLTK_DATA = {
+    "punkt_tab": "tokenizers",
+    "averaged_perceptron_tagger_eng": "taggers",
+    "wordnet": "corpora",
+}
 
 
 def tokens(text: str) -> list[str]:
@@ -72,13 +77,40 @@ def _pattern_inflect() -> ModuleType:
     return module
 
 
+def missing_data() -> list[str]:
+    """The data packages that NLTK finds nowhere, NLTK_DATA included, unpacked or as zip files."""
+    return [name for name in _NLTK_DATA if data_folder(name) is None]
+
+
+def data_folder(name: str) -> Path | None:
+    """The folder of NLTK's path that has a data package, the first one; None for none."""
+    import nltk
+
+    places = (Path(folder) for folder in nltk.data.path)
+    kind = _NLTK_DATA[name]
+    return next(
+        (p for p in places if (p / kind / name).is_dir() or (p / kind / f"{name}.zip").is_file()), None
+    )
+
+
+def require_data() -> None:
+    """Raise InputError where NLTK or a data package is missing: it names them, and says how to get them."""
+    try:
+        import nltk  # noqa: F401
+    except ImportError as error:
+        raise InputError("captions are split into words by NLTK: pip install 'regaze[eval]'") from error
+    if lacking := missing_data():
+        raise InputError(
+            f"NLTK lacks its data {', '.join(lacking)}: run `python -m nltk.downloader {' '.join(lacking)}`, "
+            "or without a network copy an nltk_data folder and set NLTK_DATA to it"
+        )
+
+
 def _with_nltk(use: Callable[[Any], Any]) -> Any:
     try:
         import nltk
-    except ImportError as error:
-        raise InputError("captions are split into words by NLTK: pip install 'regaze[eval]'") from error
-    try:
+
         return use(nltk)
-    except LookupError as error:
-        packages = " ".join(_NLTK_DATA)
-        raise InputError(f"NLTK lacks a data package: run `python -m nltk.downloader {packages}`") from error
+    except (ImportError, LookupError):
+        require_data()
+        raise

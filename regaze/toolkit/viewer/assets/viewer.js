@@ -21,7 +21,7 @@ data.pictures.forEach((picture, number) =>
 );
 
 const state = {
-  token: firstAnswer,
+  token: data.opening ?? firstAnswer,
   layer: ALL,
   head: "mean",
   show: comparing ? 1 : 0,

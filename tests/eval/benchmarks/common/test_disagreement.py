@@ -69,7 +69,7 @@ def test_tables_say_so(compared):
     )
     assert tables.disagreement_note({**checked, "methods": {}}) == (
         "Answers that the scorers (official, harness, opera, vcd, vlmevalkit, regaze) read differently (as "
-        "opposites): plain 0."
+        "opposites): 0."
     )
 
 

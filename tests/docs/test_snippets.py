@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
-from snippets import pages, props, regaze_command, shell
+from snippets import pages, props, regaze_command, sentences, shell
 from snippets.runner import PageRun
 from sybil.example import SybilFailure
 
@@ -18,6 +18,7 @@ RUNS = [
     for name, examples in PAGES.items()
     for whole in (False, True)
     if (any(example.parsed.slow for example in examples) if whole else examples)
+    and not pages.is_generated(pages.ROOT / name)
 ]
 
 needs_demo = pytest.mark.skipif(not demo.MODEL_DIR.is_dir(), reason="the demo model is not in this checkout")
@@ -45,6 +46,33 @@ def test_page(name, whole, tmp_path):
     assert not found, "\n\n".join(found)
 
 
+@pytest.mark.parametrize("name", PAGES)
+def test_sentences_name_what_there_is(name):
+    page = pages.ROOT / name
+    scripts = {each.parsed.title for each in PAGES[name]}
+    found = sentences.problems(page.read_text(encoding="utf-8"))
+    assert [problem for problem in found if not any(f"python {title}`" in problem for title in scripts)] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("See `regaze evalute`.", "there is no command 'evalute'"),
+        ("By `regaze fit vti --dta x`.", "fit has no --dta"),
+        ("By `make coffee`.", "Makefile has no target coffee"),
+        ("By `python benchmarks/none.py`.", "there is no such script or module"),
+        ("By `python benchmarks/pages.py --chek`.", "it has no --chek"),
+        ("With `--no-damage`.", "no command or script has --no-damage"),
+    ],
+)
+def test_what_sentences_name_and_is_not_there_is_seen(text, problem):
+    right = (
+        "`regaze fit METHOD -o FILE`, `make test`, `python -m regaze.interventions.methods_page`, `--limit 3`"
+    )
+    (found,) = sentences.problems(f"{right} {text}")
+    assert problem in found
+
+
 def test_few_commands_are_skipped():
     """Each with a reason in words; those of regaze are parsed all the same."""
     skips = [
@@ -52,8 +80,8 @@ def test_few_commands_are_skipped():
     ]
     assert [(name, skip) for name, skip in skips if len(skip.reason) < 8] == []
     run, skipped = 0, 0
-    for examples in PAGES.values():
-        for block in (example.parsed for example in examples):
+    for name, examples in PAGES.items():
+        for block in (each.parsed for each in examples if not pages.is_generated(pages.ROOT / name)):
             for command in shell.commands(block.source) if block.language == "bash" else ():
                 if command.words[0] == "regaze":
                     left_out = block.skipped(str(command)) is not None

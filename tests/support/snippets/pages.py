@@ -71,6 +71,11 @@ def name(page: Path) -> str:
     return page.relative_to(ROOT).as_posix()
 
 
+def is_generated(page: Path) -> bool:
+    """Whether it is written from the code, whose own tests try what it shows (tests/cli/test_examples.py)."""
+    return page.is_relative_to(ROOT / "docs/reference")
+
+
 def examples(page: Path, evaluator: Evaluator | None = None) -> list[Example]:
     """The blocks of a page in order, as sybil's examples whose `parsed` is a `Block`.
 

@@ -85,17 +85,20 @@ def python(arguments: Words) -> str | None:
         return None
     if first == "-m" and rest[0] in CHECKS:
         return check(rest)
-    place = _module(rest[0]) if first == "-m" else ROOT / first
-    if place is None or not place.is_file():
+    place = find_script(arguments)
+    if place is None:
         return f"there is no {rest[0] if first == '-m' else first}"
     if "ArgumentParser" not in place.read_text(encoding="utf-8"):
         return None
     return _read_arguments(place, rest[1:] if first == "-m" else rest)
 
 
-def _module(name: str) -> Path | None:
-    spec = find_spec(name)
-    return Path(spec.origin) if spec and spec.origin else None
+def find_script(arguments: Words) -> Path | None:
+    """What `python` runs with these arguments: a module, or a script of the repository or of the page."""
+    if arguments[0] == "-m":
+        spec = find_spec(arguments[1])
+        return Path(spec.origin) if spec and spec.origin else None
+    return next((path for path in (Path(arguments[0]), ROOT / arguments[0]) if path.is_file()), None)
 
 
 def _read_arguments(script: Path, arguments: Words) -> str | None:

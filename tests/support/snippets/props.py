@@ -125,10 +125,7 @@ def _questions(split: str = "random") -> list[dict[str, Any]]:
 def _answers(path: Path, splits: Sequence[str] = ("random",)) -> None:
     """A line for each question of POPE's splits, as the pages have them."""
     asked = [each for split in splits for each in _questions(split)]
-    _write(
-        path,
-        _lines(*({"image": each["image"], "question": each["text"], "answer": "Yes."} for each in asked)),
-    )
+    _write(path, _lines(*({**each, "question": each["text"], "answer": "Yes."} for each in asked)))
 
 
 def _labelled(path: Path) -> None:
@@ -194,6 +191,7 @@ PROPS: dict[str, Callable[[Path], None]] = {
     "mine.jsonl": _answers,
     "labelled.jsonl": _labelled,
     "annotations": partial(_official, name="chair, masks"),
+    "vstar_bench": partial(_official, name="vstar, official"),
     "photos": _photos,
     "ids.txt": _written("9\n139\n"),
     "captions.jsonl": _official_file("chair, masks", "answers.jsonl"),

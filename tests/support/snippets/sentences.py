@@ -15,6 +15,7 @@ from snippets import programs
 
 _FENCES = re.compile(r"^[ \t]*```.*?^[ \t]*```", re.MULTILINE | re.DOTALL)
 _NAMED = re.compile(r"`((?:regaze|make|pip|python3?)\s[^`]+|--[a-z][^`]*)`")
+_SCRIPTS = ("benchmarks/*.py", "docs/*.py", "regaze/*/training/*.py", "regaze/interventions/*.py")
 #: of pip and of the harnesses
 _OTHERS = frozenset({"--apply_chat_template", "--batch_size", "--include_path", "--no-deps", "--use_cache"})
 
@@ -36,11 +37,7 @@ def _option(word: str) -> str | None:
 @lru_cache
 def _known_options() -> frozenset[str]:
     """Of all commands, of our scripts, and of `accelerate launch`."""
-    scripts = [
-        path
-        for folder in ("benchmarks", "docs", "regaze/demo/training")
-        for path in (ROOT / folder).glob("*.py")
-    ]
+    scripts = (path for pattern in _SCRIPTS for path in ROOT.glob(pattern))
     texts = (path.read_text(encoding="utf-8") for path in scripts)
     ours = {name for text in texts for name in re.findall(r"[\"'](--[\w-]+)[\"']", text)}
     launch = {name for action in launch_command_parser()._actions for name in action.option_strings}

@@ -66,7 +66,7 @@ def test_only_regular_files_are_read(tmp_path):
         (Path("/dev/zero"), "it is a device"),
         (tmp_path, "Is a directory"),
         (tmp_path / "none", "No such file or directory"),
-        (Path("a\0b"), "embedded null byte"),
+        (Path("a\0b"), "(open: )?embedded null"),
     ]:
         with pytest.raises(InputError, match=f"^questions .*cannot be read: {reason}"):
             read_bytes(path, "questions ")
@@ -192,7 +192,7 @@ def test_the_number_of_values_is_limited():
     ("text", "message"),
     [
         ("a: [1\n", "f:2: not valid YAML"),
-        ("a: 2001-99-99", r"f: not valid YAML \(month must be in 1..12\)"),
+        ("a: 2001-99-99", r"f: not valid YAML \(month must be in 1..12.*\)"),
         ("a: !!python/object:os.system {}", "f:1: not valid YAML .could not determine a constructor"),
         ("a: &a [*a]", "nested deeper than 100 levels"),
         ("[" * 200 + "]" * 200, "f:1: nested deeper than 100 levels"),
@@ -264,6 +264,7 @@ ALLOWED = {
     "interventions/fitting/base": "texts made from objects",
     "toolkit/model/weights_hash": "texts made from objects",
     "kernels/triton/tuning": "a file of this package, or one that it has just written",
+    "bed/scenes": "files of this package",
     "demo/shipped": "files of this package",
     "display": "makes a table of pandas",
     "eval/workbooks": "an archive that the reader has read, member by member within its limit",
@@ -299,7 +300,7 @@ def direct_readers() -> Iterator[str]:
 
 
 def test_files_are_read_in_one_place():
-    found = {name for name in direct_readers() if not name.startswith("demo/training")}
+    found = {name for name in direct_readers() if not name.startswith(("demo/training", "bed/training"))}
     assert found == set(ALLOWED), "read files by regaze.reading or regaze.eval.files, which keep the limits"
 
 

@@ -273,7 +273,7 @@ CASES: list[tuple[list[str], str]] = [
     (score("wide.csv"), "wide.csv:2: field larger than field limit"),
     (score("/dev/zero"), "answers file /dev/zero cannot be read: it is a device"),
     (score("folder"), "answers file folder cannot be read: Is a directory"),
-    (["evaluate", "--config", "date.yaml"], "--config date.yaml: not valid YAML (month must be in 1..12)"),
+    (["evaluate", "--config", "date.yaml"], "--config date.yaml: not valid YAML (month must be in 1..12"),
     (["evaluate", "--config", "tag.yaml"], "--config tag.yaml:1: not valid YAML (could not determine"),
     (["evaluate", "--config", "loop.yaml"], "--config loop.yaml: nested deeper than 100 levels"),
     (["evaluate", "--config", "laughs.yaml"], "--config laughs.yaml:2: more than 10 aliases"),

@@ -90,7 +90,7 @@ def _labelled(
     """
     described = {key: value for key, value in entry.items() if key != "label"}
     name = described.get("method")
-    names = {name, entry.get("label", name), *([None] if alone else [])}
+    names = name, entry.get("label", name), *([None] if alone else [])  # of any type so far
     own = {key[1]: settings.pop(key) for key in list(settings) if key[0] in names}
     if own and isinstance(name, str):
         described |= parse_typed(own, parameter_types(registry.method_class(name)), "--set ")

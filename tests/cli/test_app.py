@@ -158,6 +158,11 @@ def test_settings_of_several_methods_name_theirs():
     assert (chosen["a"].layers, chosen["b"].layers, chosen["b"].gamma) == (None, (1, 3), 1.5)
 
 
+def test_a_method_that_is_no_name_is_one_error():
+    with pytest.raises(BadParameterError, match=r'^expected \{"method": name, parameter: value, ...\}'):
+        read_methods('[{"label": {}, "method": []}]', ["alpha=1"])
+
+
 @pytest.mark.parametrize("text", ["3-1", "0-999999999", "0-", "1--2", "a-b", ""])
 def test_ranges_that_are_none_are_refused(text):
     with pytest.raises(BadParameterError, match=rf"^--layers {text}: expected "):

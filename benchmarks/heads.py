@@ -4,7 +4,7 @@
 
 MODEL is a folder or a hub name; DIR holds the public-domain books named below (.txt or .txt.gz). Heads are
 found with three needles in three books and masked on three other needles in a fourth text. The logs in --work
-make an interrupted run go on where it stopped. docs/guide/retrieval-heads.md tells what came out.
+make an interrupted run go on where it stopped. docs/studies/retrieval.md tells what came out.
 """
 
 from __future__ import annotations

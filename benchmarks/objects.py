@@ -2,7 +2,7 @@
 
     python benchmarks/objects.py [--scenes N] [--output FILE]
 
-The scenes are those of `seeing.py`, and need the font of docs/guide/demo-model.md; docs/guide/seeing.md tells
+The scenes are those of `seeing.py`, and need the font of docs/guide/demo-model.md; docs/studies/maps.md tells
 what came out. The share of a map's top where an object ends is chosen for each map on other scenes.
 """
 

@@ -4,7 +4,7 @@
 
 Scenes are drawn for this study alone, which needs the font of docs/guide/demo-model.md. Finished scenes are
 kept in --work, so an interrupted run goes on where it stopped. --only measures some maps anew and leaves the
-others in the study's file as they are. docs/guide/seeing.md tells what came out.
+others in the study's file as they are. docs/studies/maps.md tells what came out.
 """
 
 from __future__ import annotations

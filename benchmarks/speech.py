@@ -4,7 +4,7 @@
 
 Nothing is downloaded: `benchmarks/speaking.py` says where the weights come from; espeak-ng is needed, too. A
 finished recording (a minute or more on one core) is kept in --work, so that an interrupted run goes on there.
-docs/guide/seeing-speech.md tells what came out.
+docs/studies/speech.md tells what came out.
 """
 
 from __future__ import annotations

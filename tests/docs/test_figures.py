@@ -170,8 +170,8 @@ def estimates(value):
 
 #: Pages whose sentences name figures with intervals, and the files that these are from.
 SENTENCES = {
-    "guide/seeing.md": ["docs/studies/seeing/study.json"],
-    "guide/seeing-speech.md": ["docs/studies/seeing/speech.json"],
+    "studies/maps.md": ["docs/studies/seeing/study.json"],
+    "studies/speech.md": ["docs/studies/seeing/speech.json"],
 }
 
 

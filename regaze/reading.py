@@ -20,6 +20,7 @@ import stat
 import time
 import zlib
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import IO, Any, TypeAlias, TypeVar
 
 import yaml
@@ -63,6 +64,14 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 _LONG_INTEGER = re.compile(rf"(?<!\d)\d{{{MAX_DIGITS + 1}}}")
 _Value = TypeVar("_Value")
 _YAML_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+def cache_folder() -> Path:
+    """Folder of all downloads: $REGAZE_CACHE, or "regaze" in the user's cache folder."""
+    chosen = os.environ.get("REGAZE_CACHE")
+    if chosen:
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "regaze"
 
 
 def read_bytes(path: StrPath, what: str = "", max_bytes: int | None = None) -> bytes:

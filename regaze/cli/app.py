@@ -38,6 +38,7 @@ COMMANDS = {
     "lm-eval": "Run lm-evaluation-harness with regaze among its models.",
     "doctor": "Say what works here, and what to install for the rest.",
     "demo": "Run the whole workflow offline on the bundled model.",
+    "bed": "Show the language model of the test bed, or fetch it.",
 }
 
 HELP = {"help_option_names": ["-h", "--help"]}

@@ -46,6 +46,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "methods": ("regaze methods", "regaze methods var pai"),
     "doctor": ("regaze doctor",),
     "demo": ("regaze demo",),
+    "bed": ("regaze bed fetch", "regaze bed"),
 }
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from regaze.errors import InputError
 from regaze.reading import StrPath, check_count, parse_json, read_bytes, read_text, readable
+from regaze.reading import cache_folder as cache_folder
 
 #: Rows and columns of a table.
 MAX_ROWS = 1_000_000
@@ -32,14 +33,6 @@ _BETWEEN = re.compile(r"[\s,]*")
 
 #: (line, value)
 Record = tuple[int, Any]
-
-
-def cache_folder() -> Path:
-    """Folder of all downloads: $REGAZE_CACHE, or "regaze" in the user's cache folder."""
-    chosen = os.environ.get("REGAZE_CACHE")
-    if chosen:
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "regaze"
 
 
 def read_json(path: StrPath, max_bytes: int | None = None, *, controls: bool = False) -> Any:

@@ -330,7 +330,9 @@ def test_planted_sink_dimensions_are_found():
         model.get_input_embeddings().weight[1, [5, 60]] = torch.tensor([400.0, -300.0])
     profile = find_sink_dimensions(model, llava_processor().tokenizer)
     assert profile.dimensions == (5, 60)
-    assert profile.tau == pytest.approx(0.3125 * 96**0.5)
+    assert (
+        0.3125 * 96**0.5 < profile.tau < 400 / 500 * 96**0.5
+    )  # ordinary tokens are lower, the first is at this
     with pytest.raises(BadParameterError, match=r"at most 9\.80"):
         find_sink_dimensions(model, llava_processor().tokenizer, tau=12.0)
 

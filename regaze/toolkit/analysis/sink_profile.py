@@ -109,7 +109,7 @@ def sink_values(hidden: Tensor, dimensions: Sequence[int]) -> Tensor:
     return sinks.abs().amax(0) / rms
 
 
-#: Short texts of several kinds; only their first token is measured.
+#: Short texts of several kinds.
 PROBES = (
     "The cat sat on the mat and looked out of the window.",
     "In 1969, two people walked on the moon for the first time.",
@@ -120,6 +120,12 @@ PROBES = (
     "Paris, Rome, Madrid and Berlin are capital cities.",
     "Once upon a time there was a king who had three daughters.",
 )
+#: Share of phi's bound sqrt(D) that a massive activation reaches: a tenth of the token's energy.
+MASSIVE = 0.3125
+#: Tokens whose |x_d| is at least this share of the first token's are sinks, too, such as full stops.
+NEAR = 1 / 3
+#: Share of the tokens after the first that may be sinks; a dimension with more is none of sinks.
+SINKS_AMONG_OTHERS = 0.2
 
 
 @torch.inference_mode()
@@ -132,46 +138,93 @@ def find_sink_dimensions(
     agreement: float = 0.9,
     most: int = 4,
 ) -> SinkProfile:
-    """Find the sink dimensions of a language model from the first token of plain texts.
+    """Find the sink dimensions of a language model, and a threshold that tells sinks from ordinary tokens.
 
-    In each text and each layer of the middle third, the first token's |x_d| / RMS is compared with `tau`. The
-    dimensions that exceed it in at least `agreement` of all (text, layer) pairs are returned, the strongest
-    first.
+    The first token is a sink in every model that has sinks. Its |x_d| and phi = |x_d| / RMS(x) are compared
+    with those of ordinary tokens, in the layers of the middle third. A dimension is a sink dimension if, in
+    half of the layers, hardly any other token comes near the first one's |x_d|, and its phi is massive
+    (`MASSIVE`) and above that of all ordinary tokens. phi alone would not do: in some models one dimension
+    is most of every token, and in narrow ones ordinary tokens reach high values. So the threshold is no
+    constant either: it lies between ordinary tokens and first ones, at the paper's 20 where that is between
+    them.
 
     Args:
         model, processor: as for `regaze.wrap`.
-        texts: plain texts; the tokenizer adds BOS if the model has one.
-        tau: threshold; default the paper's 20, or 0.3125 * sqrt(D) for models too narrow for it (20 is this
-            share of the bound at D = 4096).
-        agreement: share of (text, layer) pairs. most: largest number of dimensions to return.
+        texts: plain texts of several tokens each; the tokenizer adds BOS if the model has one.
+        tau: threshold to use instead. The dimensions are then those that exceed it in `agreement` of all
+            (text, layer) pairs.
+        agreement: share of the texts. most: largest number of dimensions to return, the strongest first.
 
     Raises:
-        BadParameterError: `tau` is at least sqrt(D), which no value can reach. InputError: no dimension
-        exceeds it.
+        BadParameterError: `tau` is at least sqrt(D), which no value can reach. InputError: the model forms
+            no sinks, or no dimension exceeds `tau`.
     """
     width, tokenizer = compat.text_config(model).hidden_size, getattr(processor, "tokenizer", processor)
     bound = math.sqrt(width)
-    tau = tau if tau is not None else TAU if bound > 2 * TAU else 0.3125 * bound
-    if tau >= bound:
+    if tau is not None and tau >= bound:
         raise BadParameterError(
             f"tau={tau} cannot be reached: with {width} dimensions phi is at most {bound:.2f}"
         )
-    values, layer = [], compat.decoder_layers(model)[0]
+    probes = _probe(model, tokenizer, texts, width)
+    first = torch.stack([phi[0] for _, phi in probes])  # [texts, layers, D]
+    name = type(model).__name__
+    if tau is not None:
+        steady = (first > tau).float().mean((0, 1)) >= agreement
+        if not steady.any():
+            raise InputError(
+                f"no dimension of {name} exceeds tau={tau:.2f} at the first token in {agreement:.0%} of the "
+                f"probes (the strongest averages {first.mean((0, 1)).max():.2f}); lower tau, or the model "
+                "forms no attention sinks"
+            )
+        return SinkProfile(_strongest(first, steady, most), tau)
+    low, high = first.quantile(1 - agreement, dim=0), _ordinary(probes)  # [layers, D]
+    stands = (low >= MASSIVE * bound) & (low > high)
+    steady = stands.float().mean(0) >= 0.5
+    if not steady.any():
+        raise InputError(
+            f"no dimension of {name} is massive at the first token alone (the strongest averages "
+            f"{first.mean((0, 1)).max():.2f}, {MASSIVE * bound:.2f} would be massive): the model forms no "
+            "attention sinks; pass tau to accept less"
+        )
+    dimensions = _strongest(first, steady, most)
+    layers, chosen = stands[:, list(dimensions)].all(1), list(dimensions)
+    if not layers.any():  # each in its own layers: the strongest alone
+        dimensions, layers, chosen = dimensions[:1], stands[:, dimensions[0]], chosen[:1]
+    return SinkProfile(dimensions, _between(high[layers][:, chosen].amax(1), low[layers][:, chosen].amax(1)))
+
+
+def _probe(
+    model: PreTrainedModel, tokenizer: Any, texts: Sequence[str], width: int
+) -> list[tuple[Tensor, Tensor]]:
+    """Of each text |x_d| and phi in the layers of the middle third, both [tokens, layers, D]."""
+    layer, probes = compat.decoder_layers(model)[0], []
     for text in texts:
         ids = tokenizer(text, return_tensors="pt")["input_ids"].to(model.device)
         states = model(input_ids=ids, output_hidden_states=True, use_cache=False).hidden_states
         third = len(states) // 3
-        middle = [compat.residual(layer, state, width) for state in states[third : 2 * third + 1]]
-        first = torch.stack([state[0, 0].float() for state in middle])
-        values.append(first.abs() / first.square().mean(-1, keepdim=True).add(1e-6).sqrt())
-    ratio = torch.cat(values)  # [texts * layers, D]
-    steady = (ratio > tau).float().mean(0) >= agreement
-    if not steady.any():
-        strongest = ratio.mean(0).max()
-        raise InputError(
-            f"no dimension of {type(model).__name__} exceeds tau={tau:.2f} at the first token in "
-            f"{agreement:.0%} of the probes (the strongest averages {strongest:.2f}); lower tau, or the "
-            "model forms no attention sinks"
-        )
-    order = torch.argsort(ratio.mean(0).masked_fill(~steady, -1.0), descending=True)
-    return SinkProfile(tuple(int(d) for d in order[: min(most, int(steady.sum()))]), tau)
+        middle = [compat.residual(layer, state, width)[0].float() for state in states[third : 2 * third + 1]]
+        size = torch.stack(middle, 1).abs()
+        probes.append((size, size / size.square().mean(-1, keepdim=True).add(1e-6).sqrt()))
+    return probes
+
+
+def _ordinary(probes: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """The highest phi of ordinary tokens, [layers, D]; infinite where too many are as large as the first."""
+    near = torch.cat([size[1:] >= NEAR * size[0] for size, _ in probes])
+    phi = torch.cat([phi[1:] for _, phi in probes])
+    highest = phi.masked_fill(near, 0.0).amax(0)
+    return highest.masked_fill(near.float().mean(0) > SINKS_AMONG_OTHERS, math.inf)
+
+
+def _between(high: Tensor, low: Tensor) -> float:
+    """A threshold between ordinary tokens' highest phi and first ones' lowest, both [layers]."""
+    start, end = float(high.max()), float(low.median())
+    if start >= end:  # layers differ more than tokens
+        start = float(high.median())
+    return TAU if start < TAU < end else math.sqrt(start * end)
+
+
+def _strongest(first: Tensor, steady: Tensor, most: int) -> tuple[int, ...]:
+    """The steady dimensions, the strongest first."""
+    order = torch.argsort(first.mean((0, 1)).masked_fill(~steady, -1.0), descending=True)
+    return tuple(int(dimension) for dimension in order[: min(most, int(steady.sum()))])

@@ -1,16 +1,17 @@
 """Text of files, models, judges and plug-ins as it is shown: nothing in it acts on what shows it.
 
 A terminal obeys control characters, Markdown and HTML have their signs, and marks of direction make a text
-read as another one. `visible` is for terminals, `markdown` for Markdown, `html_environment` for pages; cells
-of tables are written by `regaze.eval.files.table_text`.
+read as another one. `visible` is for terminals, `markdown` for Markdown, `html_environment` and `render_page`
+for pages; cells of tables are written by `regaze.eval.files.table_text`.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -92,6 +93,40 @@ def html_environment(package: str, folder: str = "", **options: Any) -> Environm
         return visible(value, f"\n\t{_JOINERS}") if is_text else value
 
     return Environment(loader=PackageLoader(package, folder), autoescape=True, finalize=shown, **options)
+
+
+def render_page(
+    package: str, folder: str, template: str, style: str, scripts: Sequence[str], **content: Any
+) -> str:
+    """A page of a template in a folder of a package, with its style and scripts put into it.
+
+    The template has them as `style` and `script`, and as `policy` the content security policy: this style and
+    this script, pictures as data, and no request. JSON is compact, with "<", ">" and "&" escaped.
+
+    Args:
+        style, scripts: files of the same folder; the scripts run one after the other in one scope.
+        content: further variables of the template.
+    """
+    from markupsafe import Markup
+
+    environment = html_environment(package, folder)
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
+    assert environment.loader is not None
+    source = environment.loader.get_source  # the files are no templates themselves
+    styles = source(environment, style)[0]
+    script = "\n".join(['"use strict";', *(source(environment, name)[0] for name in scripts)])
+    allowed = f"style-src '{_digest(styles)}'; script-src '{_digest(script)}'"
+    return environment.get_template(template).render(
+        **content,
+        policy=f"default-src 'none'; img-src data:; {allowed}",
+        style=Markup(styles),  # files of the package
+        script=Markup(script),
+    )
+
+
+def _digest(text: str) -> str:
+    """The name of an inline style or script in a content security policy."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
 def _is_unseen(character: str) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,7 @@ from regaze.eval.report.sections import Link
 from regaze.eval.run.answers import read_answers
 from regaze.interventions import Method
 from regaze.toolkit import Gaze
+from regaze.toolkit.prompts.images import open_image
 from regaze.toolkit.viewer import answer_page
 from regaze.visible import file_names, html_environment
 from regaze.writing import make_folder, replace_file
@@ -22,6 +25,8 @@ from regaze.writing import make_folder, replace_file
 INDEX, PAGES = "failures.html", "pages"
 #: Bytes of a page: a folder of a hundred pages is still small enough to share.
 _PAGE_LIMIT = 2_000_000
+#: Longest side of a picture in the index, in pixels.
+_THUMBNAIL = 224
 
 #: The answer under each condition.
 Answers = Mapping[str, str]
@@ -35,6 +40,17 @@ class Failure:
     item: Item
     answers: Answers
     pages: Mapping[str, str]
+
+    @property
+    def picture(self) -> str:
+        """The first image as a small one inside the page; "" for none."""
+        if self.item.image is None:
+            return ""
+        small = open_image(self.item.image).convert("RGB")
+        small.thumbnail((_THUMBNAIL, _THUMBNAIL))
+        data = io.BytesIO()
+        small.save(data, "JPEG", quality=80)
+        return f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}"
 
 
 def writer(

@@ -12,6 +12,7 @@ from typing import Any
 from markupsafe import Markup
 
 from regaze.eval.report import tables
+from regaze.eval.report.comparison import COMPARISON, comparison_page
 from regaze.eval.report.markdown import to_markdown
 from regaze.eval.report.sections import Link, Section, build_sections
 from regaze.reading import StrPath
@@ -27,6 +28,8 @@ MARKDOWN, HTML, PLOTS = "report.md", "report.html", "plots"
 def write_report(results: Mapping[str, Any], folder: StrPath, links: Sequence[Link] = ()) -> list[Path]:
     """Write report.md, report.html and the plots of a complete run into `folder`; returns both pages.
 
+    Where methods were compared, they have a table that sorts and filters, comparison.html.
+
     Args:
         links: further pages in the folder, named at the top.
 
@@ -35,6 +38,9 @@ def write_report(results: Mapping[str, Any], folder: StrPath, links: Sequence[Li
     """
     folder = Path(folder)
     make_folder(folder / PLOTS)
+    if any(benchmark["methods"] for benchmark in results["benchmarks"].values()):
+        replace_file(folder / COMPARISON, comparison_page(results))
+        links = [("All methods in one table that sorts and filters", COMPARISON), *links]
     sections = build_sections(results, folder / PLOTS, links)
     replace_file(folder / MARKDOWN, to_markdown(sections, folder))
     replace_file(folder / HTML, to_html(sections))

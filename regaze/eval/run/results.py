@@ -33,7 +33,7 @@ ANSWERS, RESULTS = "answers.jsonl", "results.json"
 #: the answers of a tuned run to the questions that are tuned on, in the form of answers.jsonl
 TUNING_ANSWERS = "tuning.jsonl"
 #: files that are renamed when a run of another configuration uses the folder
-OUTPUTS = (RESULTS, ANSWERS, TUNING_ANSWERS, "report.md", "report.html", "run.yaml")
+OUTPUTS = (RESULTS, ANSWERS, TUNING_ANSWERS, "report.md", "report.html", "comparison.html", "run.yaml")
 
 
 class _Checked(BaseModel):

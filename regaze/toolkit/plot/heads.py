@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 
 from matplotlib.figure import Figure
@@ -13,6 +14,9 @@ from regaze.errors import BadParameterError
 from regaze.reading import StrPath
 from regaze.toolkit.analysis.selection import check_choice
 from regaze.toolkit.plot.style import SKY, colour_scale, figure_text, new_figure, style_and_save
+
+#: Of a label along the colour bar: few heads make a small figure, in which a long one needs several lines.
+_CHARACTERS_PER_INCH = 12
 
 
 def head_scores(
@@ -50,5 +54,6 @@ def head_scores(
     axes.set_xlabel("head")
     axes.set_ylabel("layer")
     axes.set_title(figure_text(title or ""))
-    figure.colorbar(mappable, ax=axes).set_label(label)
+    lines = textwrap.fill(label, max(8, int(_CHARACTERS_PER_INCH * figure.get_figheight())))
+    figure.colorbar(mappable, ax=axes).set_label(lines)
     return style_and_save(figure, path)

@@ -8,6 +8,7 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 from models import picture
 from PIL import Image
@@ -335,3 +336,16 @@ def test_words_with_signs_are_drawn_as_they_are(tmp_path):
     figure = plot.cross_attention(torch.rand(2, 4), words=["$x^2", "5$"], path=tmp_path / "signs.svg")
     assert words(figure.axes[0].yaxis) == [r"\$x^2", r"5\$"]
     assert [style.visible_text(word) for word in (" a ", "\n", "  ")] == ["a", "↵", "␣␣"]
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (6, 6), (40, 32)])
+def test_a_long_label_of_head_scores_stays_in_the_figure(shape):
+    label = "attention of the word on the dog, mean over all of its rows"
+    figure = plot.head_scores(torch.rand(shape, generator=torch.Generator().manual_seed(0)), label=label)
+    FigureCanvasAgg(figure).draw()
+    shown = figure.axes[1].yaxis.label
+    assert shown.get_text().replace("\n", " ") == label
+    box = shown.get_window_extent()
+    assert min(box.x0, box.y0) >= 0
+    assert box.y1 <= figure.bbox.height
+    assert box.x1 <= figure.bbox.width

@@ -101,7 +101,7 @@ def benchmarks() -> str:
 def benchmark(name: str, cls: Any) -> str:
     """The section of one benchmark."""
     about = cls.about
-    rows = [["title", plain(about.title)], ["published", linked(about.paper)], ["home", linked(about.home)]]
+    rows = [["published", linked(about.paper)], ["home", linked(about.home)]]
     rows += [["questions", plain(about.licence)], ["images", plain(about.images)]]
     if cls.splits:
         rows.append(["splits", ", ".join(f"`{split}`" for split in cls.splits)])
@@ -109,7 +109,7 @@ def benchmark(name: str, cls: Any) -> str:
         what = SOURCES.get(source, "made from a long text")
         given = ", ".join(f"`{option}`" for option in options) or "no options"
         rows.append([f"`--data {source}`" if source in SOURCES else "`--data`", f"{what}; {given}"])
-    return f"\n## {name}\n\n{plain(summary(cls))}\n\n" + table(["", ""], rows)
+    return f"\n## {name}\n\n{plain(summary(cls))}\n\n" + table(["title", plain(about.title)], rows)
 
 
 def scorers() -> str:

@@ -19,6 +19,7 @@ from mkdocs.structure.files import File
 ROOT = Path(__file__).resolve().parents[1]
 REPOSITORY = re.compile(r'^\[project\.urls\]$.*?^Source = "(?P<url>[^"]+)"', re.MULTILINE | re.DOTALL)
 COMMENT = re.compile(r"<!-- (?:figures: [^>]*?|end) -->")
+DIAGRAM = re.compile(r'<pre class="mermaid">.*?</pre>', re.DOTALL)
 MERMAID = "assets/mermaid.min.js"
 #: of mermaid.min.js in npm's mermaid 11.16.0
 MERMAID_SHA256 = "74d7c46dabca328c2294733910a8aa1ed0c37451776e8d5295da38a2b758fb9b"
@@ -92,10 +93,11 @@ def link_pages(html: str, page: Any, files: Any, url: str) -> str:
 
 
 def on_page_content(html: str, *, page: Any, config: Any, files: Any) -> str:
-    """Called by mkdocs with the content of a page."""
+    """Called by mkdocs with the content of a page: what diagrams need."""
     if page.file.src_uri.endswith(".ipynb"):
         html = link_pages(html, page, files, repository())
     if 'class="mermaid"' not in html:
         return html
+    html = DIAGRAM.sub(r'<div class="diagram">\g<0></div>', html)
     script = files.get_file_from_path(MERMAID)
     return f'<script src="{script.url_relative_to(page.file)}"></script>\n{html}'

@@ -426,6 +426,7 @@ def test_evaluate_links_what_went_wrong_to_pages(tmp_path):
     assert "](failures.html)" in (tmp_path / "out/report.md").read_text(encoding="utf-8")
     assert 'href="failures.html"' in (tmp_path / "out/report.html").read_text(encoding="utf-8")
     index = (tmp_path / "out/failures.html").read_text(encoding="utf-8")
+    assert index.count('<img src="data:image/jpeg;base64,') == index.count("<br>adversarial") == 2
     links = re.findall(r'<a href="([^"]+)">knockout</a>', index)
     assert len(links) == 2
     answers = [json.loads(line) for line in (tmp_path / "out/answers.jsonl").read_text().splitlines()]

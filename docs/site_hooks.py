@@ -25,7 +25,7 @@ MERMAID = "assets/mermaid.min.js"
 MERMAID_SHA256 = "74d7c46dabca328c2294733910a8aa1ed0c37451776e8d5295da38a2b758fb9b"
 #: Colab's badge, and the site's own in its place: a page loads nothing from elsewhere.
 BADGE, OWN_BADGE = "https://colab.research.google.com/assets/colab-badge.svg", "assets/open-in-colab.svg"
-LINK = re.compile(r"\[(?P<text>[^\[\]]*)\]\((?P<target>\.\./[^()\s#]+)(?P<anchor>#[^()\s]*)?\)")
+LINK = re.compile(r"\[(?P<text>[^\[\]]*)\]\((?P<target>(?![a-z]+:)[^()\s#]+)(?P<anchor>#[^()\s]*)?\)")
 
 
 def repository() -> str:

@@ -41,7 +41,9 @@ def test_links_to_sources_go_to_the_repository():
     assert linked("../../SECURITY.md#what") == f"See [it]({url}/blob/main/SECURITY.md#what)."
     assert linked("../../tests") == f"See [it]({url}/tree/main/tests)."
     assert linked("../studies/seeing") == f"See [it]({url}/tree/main/docs/studies/seeing)."
-    for kept in ("scale.md", "../gallery.md#text", "../../no.md", "https://example.org"):
+    page = DOCS / "studies" / "maps.md"
+    assert linked("seeing") == f"See [it]({url}/tree/main/docs/studies/seeing)."
+    for kept in ("speech.md", "../gallery.md#text", "../../no.md", "https://example.org"):
         assert linked(kept) == f"See [it]({kept})."
     assert hooks.repository().startswith("https://")
 

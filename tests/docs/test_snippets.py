@@ -109,6 +109,14 @@ Cat(lives=9)
 took 3 s
 ```
 
+```python
+print("Confounds: length +9%, memory +27%")
+print("| a | 1 | 2 s | memory +3% |")
+```
+
+<!-- output -->
+| a | 2 s | |
+
 <!-- skip: needs a network -->
 ```bash
 regaze evaluate pope --data hub   # not run

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-#: What differs from run to run: seconds, and folders of the machine.
+#: What differs from run to run: seconds, folders of the machine, what else is in the memory of the process.
 _VARYING = (
+    (re.compile(r"(?:, |^)memory [+-]\d+%"), ""),
     (re.compile(r"\b\d+(?:\.\d+)? ?(?:ms|s|seconds|min|minutes)\b"), "TIME"),
     (re.compile(r"(?<!\S)(?:/[\w.+-]+){2,}/?"), "PATH"),
     (re.compile(r"([─━=—-])\1{2,}"), "RULE"),
@@ -48,7 +49,7 @@ def _plain(line: str) -> str:
 
 
 def _cells(line: str) -> list[str]:
-    return [cell.strip() for cell in line.strip().strip("|").split("|")]
+    return [_plain(cell.strip()) for cell in line.strip().strip("|").split("|")]
 
 
 def _subsequence(part: list[str], whole: list[str]) -> bool:

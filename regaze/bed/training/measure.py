@@ -129,7 +129,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--scenes", type=int, default=None, help="measure on the first so many scenes only")
     parser.add_argument("--output", type=Path, default=None, help="also write the figures here, as JSON")
     options = parser.parse_args(arguments)
-    model, processor = load(options.model, dtype=torch.float32)
+    chosen = {"base": options.base} if options.model == "bed" and options.base else {}
+    model, processor = load(options.model, dtype=torch.float32, **chosen)
     base = None if options.base is None else open_base(options.base)
     text = json.dumps(measure(wrap(model, processor), options.scenes, base), indent=1, ensure_ascii=False)
     print(text)

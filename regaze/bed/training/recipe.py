@@ -1,0 +1,50 @@
+"""What the shipped bed was trained with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Conversations of one stage of the adapter's training.
+
+    Attributes:
+        conversations: their number, four to a step.
+        learning_rate: the peak; it rises over the first steps, and falls to `decay_to` of it over the last
+            two fifths.
+        noise: scale of the labels' noise (`regaze.bed.training.noise`).
+    """
+
+    conversations: int
+    learning_rate: float
+    noise: float = 1.0
+    decay_to: float = 0.05
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The defaults trained the shipped bed.
+
+    Attributes:
+        sight_steps: of tower and projector.
+        rank, alpha: of the adapter.
+        attention_from: first layer whose attention has an adapter.
+        mlp_from: first layer whose MLP has one.
+        stages: of the adapter's training.
+    """
+
+    sight_steps: int = 400
+    rank: int = 16
+    alpha: int = 32
+    attention_from: int = 0
+    mlp_from: int = 15
+    stages: tuple[Stage, ...] = (Stage(480, 1e-3, noise=0.0, decay_to=0.5), Stage(960, 7e-4))
+
+    def scaled(self, factor: float) -> Recipe:
+        """The same recipe with ``factor`` times the steps, at least two of each."""
+        stages = tuple(
+            replace(stage, conversations=max(8, round(stage.conversations * factor / 8) * 8))
+            for stage in self.stages
+        )
+        return replace(self, sight_steps=max(2, round(self.sight_steps * factor)), stages=stages)

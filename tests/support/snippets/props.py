@@ -125,7 +125,15 @@ def _questions(split: str = "random") -> list[dict[str, Any]]:
 def _answers(path: Path, splits: Sequence[str] = ("random",)) -> None:
     """A line for each question of POPE's splits, as the pages have them."""
     asked = [each for split in splits for each in _questions(split)]
-    _write(path, _lines(*({**each, "question": each["text"], "answer": "Yes."} for each in asked)))
+    _write(
+        path,
+        _lines(*({"image": each["image"], "question": each["text"], "answer": "Yes."} for each in asked)),
+    )
+
+
+def _answered_questions(path: Path) -> None:
+    """Questions in POPE's format, each with an answer: pages ask them, and score the answers."""
+    _write(path, _lines(*({**each, "question": each["text"], "answer": "Yes."} for each in _questions())))
 
 
 def _labelled(path: Path) -> None:
@@ -188,7 +196,7 @@ PROPS: dict[str, Callable[[Path], None]] = {
     "docs/comparison-methods.json": _linked(DOCS / "comparison-methods.json"),
     "val2014": _linked(IMAGE_DIR),
     "answers.jsonl": partial(_answers, splits=("random", "popular", "adversarial")),
-    "mine.jsonl": _answers,
+    "mine.jsonl": _answered_questions,
     "labelled.jsonl": _labelled,
     "annotations": partial(_official, name="chair, masks"),
     "vstar_bench": partial(_official, name="vstar, official"),

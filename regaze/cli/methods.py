@@ -29,10 +29,7 @@ def read_method(name: str, settings: list[str] | None) -> Method | None:
     _, chosen = _labelled({"method": name}, given, alone=True)
     for label, parameter in given:
         raise InputError(f"--set {label}:{parameter}=...: the method is {name}")
-    if isinstance(chosen, HeadKnockout) and not chosen.heads:
-        raise BadParameterError(f"--method {name}: no heads to remove; add --set heads=[[3,1],[4,0]]")
-    if chosen.lacks:
-        raise BadParameterError(f"--method {name}: {chosen.lacks}")
+    _check_that_it_acts(f"--method {name}", chosen)
     return chosen
 
 
@@ -59,8 +56,7 @@ def read_methods(text: str, settings: Sequence[str] | None = None) -> dict[str, 
         label, chosen = _labelled(entry, given, alone=len(entries) == 1)
         if label in methods:
             raise InputError(f"--methods: {label!r} twice; give each its own label")
-        if chosen.lacks:
-            raise BadParameterError(f"--methods: {label}: {chosen.lacks}")
+        _check_that_it_acts(f"--methods: {label}", chosen)
         methods[label] = chosen
     if not methods:
         raise InputError("--methods: no method was given")
@@ -69,6 +65,16 @@ def read_methods(text: str, settings: Sequence[str] | None = None) -> dict[str, 
             raise BadParameterError(f"--set {name}=...: of which method? Give METHOD:{name}=VALUE")
         raise InputError(f"--set {method}:{name}=...: {method} is not among {', '.join(methods)}")
     return methods
+
+
+def _check_that_it_acts(place: str, chosen: Method) -> None:
+    """Raise BadParameterError where a method lacks what it needs; say so where it changes nothing."""
+    if isinstance(chosen, HeadKnockout) and not chosen.heads:
+        raise BadParameterError(f"{place}: no heads to remove; add --set heads=[[3,1],[4,0]]")
+    if chosen.lacks:
+        raise BadParameterError(f"{place}: {chosen.lacks}")
+    if chosen.is_identity:
+        console.info(f"regaze: {place} changes nothing as it is set: {chosen!r}")
 
 
 def _read_settings(settings: Sequence[str] | None) -> dict[tuple[str | None, str], str]:

@@ -174,3 +174,12 @@ def test_an_option_of_a_benchmark_is_given_once():
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 2
     assert result.stderr.endswith("--bench limit: another option says it, too; give one of the two\n")
+
+
+def test_a_method_that_would_change_nothing_is_said_to(capsys):
+    with pytest.raises(BadParameterError, match=r"--methods: knockout: no heads to remove; add --set heads="):
+        read_methods("pai,knockout")
+    assert [*read_methods("var,vcd", ["var:moved=0"])] == ["var", "vcd"]
+    said = " ".join(capsys.readouterr().err.split())
+    assert "--methods: var changes nothing as it is set: VAR(" in said
+    assert "vcd changes" not in said

@@ -29,6 +29,8 @@ _EXTRAS = {
     "quantization": "--model-arg load_in_4bit=true",
     "video": "frames of video files",
     "harness": "regaze lm-eval, lmms-eval",
+    "inspect": "regaze's tasks in Inspect",
+    "bed": "regaze bed fetch, training of the test bed",
 }
 
 

@@ -12,6 +12,7 @@ import math
 import os
 import platform
 from collections.abc import Iterable, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +26,7 @@ import regaze
 from regaze.errors import InputError
 from regaze.eval.files import output_errors
 from regaze.eval.run.run_results import RunResults
+from regaze.kernels import BACKENDS
 from regaze.reading import StrPath, read_text
 from regaze.writing import replace_file, require_regular, sync_folder
 
@@ -254,8 +256,17 @@ def versions() -> dict[str, str]:
         "tokenizers": tokenizers.__version__,
         "pillow": PIL.__version__,
         "python": platform.python_version(),
-        "attention_backend": os.environ.get("REGAZE_BACKEND") or "auto",
+        "attention_backend": _attention_backend(),
     }
+
+
+def _attention_backend() -> str:
+    """What $REGAZE_BACKEND says, and the version of Numba where that may run."""
+    named = os.environ.get("REGAZE_BACKEND") or "auto"
+    may_run = named == "numba" or (named == "auto" and not torch.cuda.is_available())
+    if not may_run or "numba" not in BACKENDS:
+        return named
+    return f"{named}, Numba {version('numba')}"
 
 
 def machine() -> dict[str, Any]:

@@ -131,3 +131,16 @@ def test_another_attention_backend_is_another_request(tmp_path, monkeypatch):
     assert keys(pope) == before
     monkeypatch.setenv("REGAZE_BACKEND", "reference")
     assert not set(keys(pope)) & set(before)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU's rows are not Numba's")
+def test_numba_which_acts_by_itself_is_part_of_a_request(tmp_path, monkeypatch):
+    pytest.importorskip("numba")
+    pope = write_pope(tmp_path)
+    monkeypatch.delenv("REGAZE_BACKEND", raising=False)
+    before = keys(pope)
+    monkeypatch.setattr(results, "version", lambda name: "0.0.0")
+    other = keys(pope)
+    assert not set(other) & set(before)
+    monkeypatch.delitem(results.BACKENDS, "numba")
+    assert not set(keys(pope)) & {*before, *other}

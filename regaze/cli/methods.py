@@ -13,8 +13,11 @@ from regaze.interventions import HeadKnockout, Method, registry
 from regaze.reading import parse_yaml, read_text
 
 
-def read_method(name: str, settings: list[str] | None) -> Method | None:
+def read_method(name: str, settings: list[str] | None, *, varied: bool = False) -> Method | None:
     """The method called `name` with the values of --set; None for "none".
+
+    Args:
+        varied: further values come, so that it need not act yet.
 
     Raises:
         UnknownMethodError, UnknownParameterError, BadParameterError: the message names what is allowed. Also
@@ -29,7 +32,8 @@ def read_method(name: str, settings: list[str] | None) -> Method | None:
     _, chosen = _labelled({"method": name}, given, alone=True)
     for label, parameter in given:
         raise InputError(f"--set {label}:{parameter}=...: the method is {name}")
-    _check_that_it_acts(f"--method {name}", chosen)
+    if not varied:
+        _check_that_it_acts(f"--method {name}", chosen)
     return chosen
 
 

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from regaze.cli import app
 from regaze.cli.app import COMMANDS
-from regaze.cli.methods import read_methods
+from regaze.cli.methods import read_method, read_methods
 from regaze.cli.options import parse_indices
 from regaze.errors import BadParameterError
 from regaze.interventions import registry
@@ -180,6 +180,7 @@ def test_a_method_that_would_change_nothing_is_said_to(capsys):
     with pytest.raises(BadParameterError, match=r"--methods: knockout: no heads to remove; add --set heads="):
         read_methods("pai,knockout")
     assert [*read_methods("var,vcd", ["var:moved=0"])] == ["var", "vcd"]
+    assert read_method("knockout", None, varied=True) is not None  # of a sweep over heads
     said = " ".join(capsys.readouterr().err.split())
     assert "--methods: var changes nothing as it is set: VAR(" in said
     assert "vcd changes" not in said

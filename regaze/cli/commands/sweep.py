@@ -33,7 +33,7 @@ def sweep(
     them, with 95 % intervals and the plain model as a line, are in the folder as SVG and PNG (plots/). The
     best value of a sweep was chosen on the questions it is shown on: to report one, `regaze compare --tune`.
     """
-    chosen = cli.methods.read_method(method, settings)
+    chosen = cli.methods.read_method(method, settings, varied=True)
     if chosen is None:
         raise BadParameterError("--method none: there is no parameter to vary; name a method")
     prepared = cli.run.prepare(

@@ -39,7 +39,7 @@ def _fetch(folder: Path | None) -> None:
         written = bases.fetch(folder)
     console.info(f"wrote SmolLM2-135M-Instruct (Apache 2.0) to {written}")
     if folder is not None:
-        console.info(f"use it by --model bed --model-arg base={written}")
+        console.info(f"train the bed on it: python -m regaze.bed.training.train --base {written}")
 
 
 def _show(base: str | None) -> None:

@@ -37,7 +37,7 @@ CLI = f"""# Command line
 {NOTE}
 
 What `regaze COMMAND -h` prints. [The guide](../guide/command-line.md) has what all commands share: real
-models, memory, completion, exit codes.
+models, names and settings, exit codes, completion.
 """
 
 BENCHMARKS = f"""# Benchmarks
@@ -64,13 +64,13 @@ def cli() -> str:
     """All commands with their arguments and options."""
     names = APPLICATION.COMMANDS
     listed = table(["command", "does"], ([f"[`{name}`](#{name})", does] for name, does in names.items()))
-    return "\n".join([CLI, listed, *map(command, names)])
+    return "\n".join([CLI, listed, *map(command, names)]) + "\n"
 
 
 def command(name: str) -> str:
     """The section of one command."""
     loaded = APPLICATION.load_command(name)
-    context = loaded.context_class(loaded, info_name=f"regaze {name}")
+    context = loaded.context_class(loaded, info_name=f"regaze {name}", **loaded.context_settings)
     usage = loaded.get_usage(context).removeprefix("Usage: ")
     records = [record for each in loaded.get_params(context) if (record := each.get_help_record(context))]
     rows = [[f"`{what.replace('|', ', ')}`", plain(" ".join(text.split()))] for what, text in records]

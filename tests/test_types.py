@@ -5,16 +5,16 @@ from __future__ import annotations
 import importlib
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from paths import ROOT
+from readme_block import python_block
 
 pytest.importorskip("basedpyright", reason="basedpyright is not installed")
-ROOT = Path(__file__).resolve().parents[1]
 PUBLIC = ("regaze", "regaze.toolkit", "regaze.interventions", "regaze.eval", "regaze.toolkit.analysis")
 #: What of all names in the package, private ones too, has a type that every checker sees alike.
 LEAST_COMPLETE = 0.94
@@ -36,7 +36,7 @@ def report(*arguments: str, folder: Path) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_the_code_of_the_readme_has_no_error(tmp_path):
-    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    block = python_block(ROOT / "README.md")
     (tmp_path / "readme.py").write_text(f"{block}\nregaze.no_such_name\n", encoding="utf-8")
     settings = {"typeCheckingMode": "standard", "pythonVersion": "3.10", "extraPaths": [str(ROOT)]}
     (tmp_path / "pyrightconfig.json").write_text(json.dumps(settings), encoding="utf-8")

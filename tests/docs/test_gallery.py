@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 import os
 import re
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from paths import DOCS
+from scripts import load_script
 
 from regaze.toolkit import plot
 
@@ -21,10 +21,7 @@ ELSEWHERE = {"cross_attention", "answer_map", "style_and_save"}
 
 @pytest.fixture(scope="module")
 def gallery():
-    spec = importlib.util.spec_from_file_location("gallery", DOCS / "gallery.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(DOCS / "gallery.py")
 
 
 @pytest.mark.slow

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 import pytest
 from paths import DOCS
 from PIL import Image
+from scripts import load_script
 
 from regaze.interventions.facts import Facts
 
 
 @pytest.fixture(scope="module")
 def figure():
-    spec = importlib.util.spec_from_file_location("methods_figure", DOCS / "methods_figure.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(DOCS / "methods_figure.py")
 
 
 def test_the_picture_is_of_these_facts(figure):

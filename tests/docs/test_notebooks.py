@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import base64
-import importlib.util
 import io
 import re
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import nbformat
 import numpy as np
@@ -14,18 +13,9 @@ import pytest
 import yaml
 from paths import DOCS, ROOT
 from PIL import Image
+from scripts import load_script
 
-
-def script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-run_notebooks = script("run_notebooks")
+run_notebooks = load_script(DOCS / "run_notebooks.py")
 PATHS = run_notebooks.paths()
 NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?")
 #: Another processor may round otherwise, and one of forty answers then differ.
@@ -106,7 +96,7 @@ def test_links_between_pages_hold(path):
 
 def test_on_the_site_they_link_pages_of_the_site():
     pytest.importorskip("mkdocs", reason="the extra docs is not installed")
-    hooks, url = script("site_hooks"), "https://example.org/regaze"
+    hooks, url = load_script(DOCS / "site_hooks.py"), "https://example.org/regaze"
 
     class Files(dict):
         get_file_from_path = dict.get

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 import pytest
 from paths import DOCS
+from scripts import load_script
 
 
 @pytest.fixture(scope="module")
 def reference():
-    spec = importlib.util.spec_from_file_location("reference_pages", DOCS / "reference_pages.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(DOCS / "reference_pages.py")
 
 
 @pytest.mark.parametrize("name", ["cli.md", "benchmarks.md", "scorers.md"])
 def test_a_page_is_what_the_registry_says(reference, name):
     written = (DOCS / "reference" / name).read_text(encoding="utf-8")
     assert written == reference.PAGES[name](), "run: python docs/reference_pages.py"
+
+
+def test_help_is_as_the_command_prints_it(reference):
+    assert "| `-h, --help` | Show" in reference.command("inspect")
 
 
 def test_text_that_markdown_would_take_for_markup(reference):

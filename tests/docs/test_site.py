@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 import json
 import os
@@ -18,21 +17,15 @@ from pathlib import Path
 import pytest
 from browser import Browser, headless
 from paths import DOCS, ROOT
+from scripts import load_script
 
 pytest.importorskip("mkdocs", reason="the extra docs is not installed")
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 VERSION = "0.2"
 
 
-def script(name: str):
-    spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_links_to_sources_go_to_the_repository():
-    hooks = script("site_hooks")
+    hooks = load_script(DOCS / "site_hooks.py")
     page, url = DOCS / "guide" / "running.md", "https://example.org/regaze"
 
     def linked(target: str) -> str:
@@ -49,7 +42,7 @@ def test_links_to_sources_go_to_the_repository():
 
 
 def test_entries_that_share_a_paragraph_are_told_apart():
-    apart = script("site_docstrings").one_entry_per_paragraph
+    apart = load_script(DOCS / "site_docstrings.py").one_entry_per_paragraph
     text = """One line.
 
     Args:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 
 import pytest
 from paths import ROOT
+from scripts import load_script
 
 BENCHMARKS = ROOT / "benchmarks"
 
@@ -14,10 +14,7 @@ BENCHMARKS = ROOT / "benchmarks"
 @pytest.fixture
 def script(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    spec = importlib.util.spec_from_file_location("attend_cases_script", BENCHMARKS / "attend_cases.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(BENCHMARKS / "attend_cases.py")
 
 
 def check(report: dict, cases: int) -> None:

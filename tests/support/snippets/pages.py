@@ -18,7 +18,14 @@ from sybil import Document, Example, Region, Sybil
 from sybil.parsers.markdown.lexers import RawFencedCodeBlockLexer
 
 #: Pages whose code runs, wherever they are moved: a new page is found by itself.
-PATTERNS = ("README.md", "CONTRIBUTING.md", "benchmarks/README.md", "docs/**/*.md")
+PATTERNS = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "benchmarks/README.md",
+    "examples/README.md",
+    "regaze/demo/model/README.md",
+    "docs/**/*.md",
+)
 
 #: `<!-- skip: reason -->`, or of the lines alone that contain a text: <!-- skip `text`: reason -->.
 SKIP = re.compile(r"skip(?: `(?P<only>[^`]+)`)?: (?P<reason>.+)", re.DOTALL)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import doctest
 import io
@@ -13,6 +14,7 @@ import textwrap
 import traceback
 import types
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import yaml
@@ -85,6 +87,8 @@ class PageRun:
         before = "\n" * example.line
         code = compile(before + textwrap.dedent(block.source), str(self.page), "exec")
         self.printed = None
+        if block.skipped():
+            _import_all(ast.parse(textwrap.dedent(block.source)))
         if not self._runs(block):
             return None
         stdout = io.StringIO()
@@ -152,3 +156,20 @@ class PageRun:
 
             tomllib.loads(block.source)
         return None
+
+
+def _import_all(tree: ast.Module) -> None:
+    """Run the imports of a block, but of packages that are not installed.
+
+    Raises:
+        ImportError: a module or a name in it is not there.
+    """
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            modules = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            modules = [node.module or ""]
+        else:
+            continue
+        if all(find_spec(module.partition(".")[0]) for module in modules):
+            exec(compile(ast.Module([node], []), "imports", "exec"), {})

@@ -4,11 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from figures import bed, binaries, counts, demo, families, promises, reproduction, sources, studies, timings
+from figures import (
+    bed,
+    binaries,
+    counts,
+    demo,
+    families,
+    guide,
+    promises,
+    reproduction,
+    sources,
+    studies,
+    timings,
+)
+
+MODULES = (
+    bed,
+    binaries,
+    counts,
+    demo,
+    families,
+    guide,
+    promises,
+    reproduction,
+    sources,
+    studies,
+    timings,
+)
 
 RENDERERS: dict[str, Callable[..., str]] = {
     name.replace("_", "-"): function
-    for module in (bed, binaries, counts, demo, families, promises, reproduction, sources, studies, timings)
+    for module in MODULES
     for name, function in vars(module).items()
     if name in module.__all__
 }

@@ -36,6 +36,11 @@ SOURCES = (
     Source("benchmarks/results/comparison-captions.json", "demo", _COMPARE.format("captions")),
     Source("benchmarks/results/comparison-mmstar.json", "demo", _COMPARE.format("mmstar")),
     Source(
+        "benchmarks/results/guide.json",
+        "demo",
+        "python benchmarks/guide.py --json benchmarks/results/guide.json",
+    ),
+    Source(
         "benchmarks/results/sass.json",
         "demo",
         "python benchmarks/sass.py --output benchmarks/results/sass.json",

@@ -77,6 +77,21 @@ def test_the_damage_check_of_the_comparison_is_shown(pages, monkeypatch):
     assert section.endswith("| dola | 50.0 [40.0, 60.0] | -20.0 [-30.0, -10.0] | 0.001 | 10.0 | yes |")
 
 
+def test_the_tables_of_the_guide_are_those_of_its_commands(pages, monkeypatch):
+    import guide as script
+    from figures import guide
+
+    page = script.PAGE.read_text(encoding="utf-8")
+    measured = json.loads((ROOT / "benchmarks/results/guide.json").read_text(encoding="utf-8"))
+    assert [each["command"] for each in measured] == script.commands(page)
+    printed = "A text.\n\n|  | p | memory |\n| --- | --- | --- |\n| vcd | 0.5 | length +9%, memory +27% |\n"
+    tables = script.tables(f"| other |\n| --- |\n| 1 |\n\n{printed}")
+    assert tables == [[["other"], ["1"]], [["", "p", "memory"], ["vcd", "0.5", "length +9%"]]]
+    monkeypatch.setattr(guide, "read", lambda path: [{"command": "regaze --output out", "tables": tables}])
+    monkeypatch.setitem(guide.SHOWN, "mine", ("out", ("", "p")))
+    assert guide.guide("mine") == "| | p |\n| --- | --- |\n| vcd | 0.5 |"
+
+
 def test_numbers(pages):
     from figures.markdown import estimate, number, table
 

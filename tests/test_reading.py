@@ -265,6 +265,8 @@ ALLOWED = {
     "toolkit/model/weights_hash": "texts made from objects",
     "kernels/triton/tuning": "a file of this package, or one that it has just written",
     "bed/scenes": "files of this package",
+    "bed/assembly": "weights of this package, or of a training of its own, as safetensors",
+    "bed/base": "a download, against its hash",
     "demo/shipped": "files of this package",
     "display": "makes a table of pandas",
     "eval/workbooks": "an archive that the reader has read, member by member within its limit",

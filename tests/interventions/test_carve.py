@@ -373,7 +373,7 @@ def test_json():
         ("share", 1.1),
         ("regions_kept", 0),
         ("layers", (4, 2)),
-        ("layers", "20"),
+        ("layers", "high"),
         ("lam", -1.0),
     ],
 )

@@ -33,6 +33,12 @@ def _one_thread():
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(autouse=True)
+def _torch_alone(monkeypatch):
+    """Numba would take single rows where it is installed."""
+    monkeypatch.setenv("REGAZE_BACKEND", "torch")
+
+
 def check_budget(case: Case) -> None:
     out, stats = case.call(attend, backend="torch")
     exact, exact_stats = case.doubled().call(attend, backend="reference")

@@ -5,7 +5,7 @@ What depends on the edit alone, its `Program`, is made in the first call and sto
 
 from __future__ import annotations
 
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -48,14 +48,19 @@ def attend_numba(
     sinks: Tensor | None = None,
 ) -> tuple[Tensor, Stats | None]:
     """Edited attention of query [B, Hq, Lq, D] over key and value [B, Hkv, Lk, D or Dv]; see `attend`."""
-    program = None
-    if softcap is None and sinks is None and _fits(query, key, value, mask):
-        program = _program(edit)
+    options: dict[str, Any] = {"mask": mask, "scaling": scaling, "is_causal": is_causal}
+    options |= {"softcap": softcap, "sinks": sinks}
+    if softcap is not None or sinks is not None or not _fits(query, key, value, mask):
+        return attend_torch(query, key, value, edit, **options)
+    request, program, stats = edit.stats, _program(edit), None
+    if program is None and request is not None:  # the output does not depend on what is reported
+        request, program = None, _program(edit.without_stats)
+        stats = None if program is None else attend_torch(query, key, value, edit, **options)[1]
     if program is None:
-        options = {"mask": mask, "scaling": scaling, "is_causal": is_causal}
-        return attend_torch(query, key, value, edit, softcap=softcap, sinks=sinks, **options)  # type: ignore[arg-type]
+        return attend_torch(query, key, value, edit, **options)
     out = query.new_empty(*query.shape[:3], value.shape[3])
-    return out, _run(program, edit.stats, query, key, value, out, mask, scaling)
+    found = _run(program, request, query, key, value, out, mask, scaling)
+    return out, found if stats is None else stats
 
 
 def attention_stats_numba(

@@ -26,7 +26,7 @@ def test_one_benchmark_is_shown_by_its_name():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nope"], "unknown benchmark 'nope'; did you mean 'pope"),
+        (["nope"], "unknown benchmark 'nope'; did you mean 'rope', 'pope'"),
         (
             ["show", "pope"],
             "unknown action 'show'; there is `regaze benchmarks get NAME` and `regaze benchmarks NAME`",

@@ -77,7 +77,7 @@ def test_an_interrupted_fit_continues(file, tmp_path):
         (("var",), "'var' needs no fit; methods that do: "),
         (("vto",), "unknown method 'vto'; did you mean 'vti'"),
         (("vti", "--set", "copies=0"), "copies"),
-        (("vti", "--set", "masks=1"), "no parameter 'masks'; there are pairs, rank"),
+        (("vti", "--set", "masks=1"), "no parameter 'masks'; did you mean 'masked'? There are pairs, rank"),
         (("vti", "--model", "elsewhere"), "--model elsewhere needs --data"),
         (("vti", "--data", "nowhere.jsonl"), "nowhere.jsonl cannot be read: No such file"),
         (("vti", "-o", "x.json"), "expected a name that ends in .safetensors"),

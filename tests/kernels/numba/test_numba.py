@@ -136,13 +136,12 @@ def test_other_calls_run_in_torch_with_its_bits(tensors, change, kernel_calls):
     assert not kernel_calls
 
 
-@pytest.mark.parametrize("part", ["sinks", "softcap", "sink", "head_mean_slope", "full_rows", "float mask"])
+@pytest.mark.parametrize("part", ["sinks", "softcap", "sink", "head_mean_slope", "float mask"])
 def test_parts_that_the_kernel_lacks_run_in_torch(tensors, part, kernel_calls):
     query, key, value, _ = tensors
     edit = {
         "sink": AttentionEdit(sink=torch.zeros(1, 6, 1)),
         "head_mean_slope": AttentionEdit(head_mean_slope=torch.full((1, 1, 9), 0.5)),
-        "full_rows": AttentionEdit(stats=StatsRequest(full_rows=True)),
     }.get(part, AttentionEdit(bias=torch.ones(1, 1, 9)))
     call = {
         "sinks": {"sinks": torch.zeros(6)},
@@ -153,6 +152,23 @@ def test_parts_that_the_kernel_lacks_run_in_torch(tensors, part, kernel_calls):
         out = attend(query, key, value, edit, backend="numba", **call)[0]
         assert torch.equal(out, attend(query, key, value, edit, backend="torch", **call)[0])
     assert not kernel_calls
+
+
+@pytest.mark.parametrize(
+    "request_", [StatsRequest(full_rows=True), StatsRequest(full_rows=True, edited=True)]
+)
+def test_what_is_reported_does_not_change_the_output(tensors, request_):
+    query, key, value, channels = tensors
+    edit = AttentionEdit(bias=torch.randn(1, 6, 9), channels=channels, policy=Scale((1.0, 0.5, 2.0, 0.0)))
+    with torch.no_grad():
+        out = attend(query, key, value, edit, backend="numba")[0]
+        masses = StatsRequest(channels=channels, edited=request_.edited)
+        for request in (request_, masses):
+            reported, stats = attend(query, key, value, edit.replace(stats=request), backend="numba")
+            assert torch.equal(reported, out)
+            want = attend(query, key, value, edit.replace(stats=request), backend="reference")[1]
+            for name, tensor in stats._asdict().items():
+                torch.testing.assert_close(tensor, getattr(want, name), rtol=1e-5, atol=1e-6, msg=name)
 
 
 def test_gradients_run_in_torch(tensors):

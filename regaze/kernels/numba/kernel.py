@@ -173,12 +173,14 @@ def _weighted_values(row, value, value_at, value_stride, out, out_at, dim, gain)
 
 @njit
 def _entropy(row):
-    """In nats."""
-    total = _ZERO
+    """In nats; -inf where a value gain has made a weight negative."""
+    total = 0.0
     for j in range(row.size):
         if row[j] > _ZERO:
-            total -= row[j] * math.log(row[j])
-    return total
+            total -= row[j] * math.log(np.float64(row[j]))
+        elif row[j] < _ZERO:
+            total = -np.inf
+    return np.float32(total)
 
 
 @njit

@@ -88,7 +88,9 @@ def attention_stats_numba(
 
 def _fits(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> bool:
     """Whether a call is a single row per head, in fp32 and without gradients, over not too many keys."""
-    if query.shape[2] != 1 or torch.is_grad_enabled() or key.numel() > MAX_KEY_ELEMENTS:
+    if query.shape[2] != 1 or key.numel() > MAX_KEY_ELEMENTS:
+        return False
+    if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad):
         return False
     if mask is not None and (mask.dtype != torch.bool or mask.shape[1] != 1 or mask.stride(3) != 1):
         return False

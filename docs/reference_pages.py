@@ -27,7 +27,8 @@ NOTE = "*Written from the code by `python docs/reference_pages.py`; do not edit 
 # `regaze.cli` has the application under the name of its module.
 APPLICATION = import_module("regaze.cli.app")
 SOURCES = {
-    "demo": "the shipped scenes",
+    "demo": "the demo's scenes",
+    "bed": "the bed's scenes",
     "folder": "a folder with the official files",
     "hub": "a copy on the hub",
 }

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from regaze.demo.shipped import Scene, pope_file, read_scenes
+from regaze.demo.shipped import Scene, SceneSet
 
 #: Scenes and question files.
 DATA_DIR: Path = Path(__file__).resolve().parent / "data"
@@ -23,14 +22,13 @@ QUESTIONS_FILE: Path = DATA_DIR / "questions.jsonl"
 TEXT_FILE: Path = DATA_DIR / "text.json"
 
 
-@lru_cache(maxsize=1)
-def _scenes() -> tuple[Scene, ...]:
-    return read_scenes(DATA_DIR)
+#: What ships with the bed.
+BED = SceneSet("bed", DATA_DIR)
 
 
 def scenes() -> list[Scene]:
     """The shipped scenes, in a fixed order; needs no emoji font."""
-    return list(_scenes())
+    return BED.scenes()
 
 
 def questions_file(split: str) -> Path:
@@ -42,7 +40,7 @@ def questions_file(split: str) -> Path:
     Raises:
         RegazeError: there is no such split.
     """
-    return pope_file(DATA_DIR, split, "bed")
+    return BED.questions_file(split)
 
 
 def read_questions(path: Path, among: Sequence[Scene]) -> list[dict[str, Any]]:

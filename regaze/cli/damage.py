@@ -1,4 +1,4 @@
-"""The questions of the damage check: MMStar where it is at hand, else ones about the demo's scenes."""
+"""The questions of the damage check: MMStar where it is at hand, else ones about shipped scenes."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def find_task(tasks: Sequence[EvalTask], model: str, data: str | None, limit: in
     generation = tasks[0].generate_kwargs
     if data is not None:
         return EvalTask(_load(data, limit), generation)
-    if model == catalogue.DEMO:
-        return EvalTask(_load(catalogue.DEMO, limit), generation)
+    if model in (catalogue.DEMO, catalogue.BED):
+        return EvalTask(_load(model, limit), generation)
     if not os.path.isdir(benchmark_folder(NAME)):
         console.info(f"no damage check: MMStar is not at hand; `regaze benchmarks get {NAME}` downloads it")
         return None

@@ -148,7 +148,7 @@ Benchmarks = Annotated[
 ]
 Data = Annotated[
     str | None,
-    typer.Option(help="demo (the shipped scenes), hub, or a folder with the benchmark's official files."),
+    typer.Option(help="demo or bed (shipped scenes), hub, or a folder with the benchmark's official files."),
 ]
 Images = Annotated[Path | None, typer.Option(help="Folder of the images that the files name.")]
 Questions = Annotated[

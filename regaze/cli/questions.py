@@ -60,7 +60,7 @@ def make_benchmark(
     """A benchmark with its questions.
 
     Args:
-        model: its tokenizer is needed for prompts of a certain length.
+        model: decides between the shipped scenes; its tokenizer is needed for prompts of a certain length.
         places: where its files are, see `models.places`.
 
     Raises:
@@ -87,6 +87,7 @@ def make_benchmark(
         settings=own,
         judge=judge,
         load_tokenizer=(lambda: _tokenizer(model, places or {})) if model else None,
+        model=model,
     )
 
 

@@ -25,7 +25,7 @@ from regaze.eval.answer_join import Join, join_rows
 from regaze.eval.benchmarks.common.yes_no import LABELS
 from regaze.eval.benchmarks.pope.benchmark import Pope
 from regaze.eval.benchmarks.pope.published import SPLITS
-from regaze.eval.catalogue import DEMO, HUB, benchmark_class, find_constructor
+from regaze.eval.catalogue import BED, DEMO, HUB, benchmark_class, find_constructor
 from regaze.eval.comparison.conditions import PLAIN, AnswerSet, compare_conditions, non_share_figures
 from regaze.eval.run.answers import OPENING
 from regaze.eval.run.results import finite
@@ -124,7 +124,7 @@ def _without_images(name: str, source: QuestionSource) -> QuestionSource:
         from_hub = find_constructor(benchmark_class(name), "from_hub")
         takes_images = from_hub is not None and "images" in inspect.signature(from_hub).parameters
         return replace(source, images=Path()) if takes_images else source
-    is_folder = source.data is not None and source.data != DEMO
+    is_folder = source.data not in (None, DEMO, BED)
     if name in _IMAGE_FOLDERS and is_folder and source.images is None:
         folder = Path(str(source.data))
         if not os.path.isdir(folder / _IMAGE_FOLDERS[name]):

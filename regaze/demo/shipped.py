@@ -77,8 +77,69 @@ class Scene:
             return picture.convert("RGB")
 
 
-def read_scenes(folder: Path) -> tuple[Scene, ...]:
-    """The scenes that ``folder/scenes.json`` lists; their pictures are in ``folder/images``."""
+@dataclass(frozen=True)
+class SceneSet:
+    """The scenes that ship with a model, and what goes with them.
+
+    Attributes:
+        name: of the model, "demo" or "bed".
+        folder: holds ``scenes.json``, ``images``, ``behind`` and POPE's question files.
+    """
+
+    name: str
+    folder: Path
+
+    @property
+    def images(self) -> Path:
+        """The folder of the pictures."""
+        return self.folder / "images"
+
+    def scenes(self) -> list[Scene]:
+        """The scenes, in a fixed order; needs no emoji font."""
+        return list(_read_scenes(self.folder))
+
+    def questions_file(self, split: str) -> Path:
+        """The file of a POPE split, in the official JSON-lines format.
+
+        Raises:
+            RegazeError: there is no such split.
+        """
+        if split not in _SPLITS:
+            raise RegazeError(
+                f"the {self.name} has no POPE split {split!r}: choose one of {', '.join(_SPLITS)}"
+            )
+        return self.folder / f"pope_{split}.jsonl"
+
+    def behind(self, scene: Scene, thing: SceneObject) -> Path:
+        """The picture of what one of a scene's objects hides; there is one for its two largest objects.
+
+        It shows the box of the object and `BEHIND_MARGIN` pixels around it, drawn without the object.
+        """
+        return self.folder / "behind" / behind_name(scene.name, scene.objects.index(thing))
+
+
+#: Pixels around an object's box that compression may have tinted.
+BEHIND_MARGIN = 2
+
+
+def behind_name(scene: str, number: int) -> str:
+    """The name of the picture of what the object with this number hides."""
+    return f"{Path(scene).stem}_{number}.webp"
+
+
+def with_margin(box: tuple[int, int, int, int], side: int = 112) -> tuple[int, int, int, int]:
+    """A box with `BEHIND_MARGIN` around it, within the picture."""
+    x0, y0, x1, y1 = box
+    return (
+        max(0, x0 - BEHIND_MARGIN),
+        max(0, y0 - BEHIND_MARGIN),
+        min(side, x1 + BEHIND_MARGIN),
+        min(side, y1 + BEHIND_MARGIN),
+    )
+
+
+@lru_cache(maxsize=4)
+def _read_scenes(folder: Path) -> tuple[Scene, ...]:
     entries = json.loads((folder / "scenes.json").read_text(encoding="utf-8"))
     return tuple(
         Scene(
@@ -91,21 +152,13 @@ def read_scenes(folder: Path) -> tuple[Scene, ...]:
     )
 
 
-@lru_cache(maxsize=1)
-def _scenes() -> tuple[Scene, ...]:
-    return read_scenes(DATA_DIR)
+#: What ships with the demo model.
+DEMO = SceneSet("demo", DATA_DIR)
 
 
 def scenes() -> list[Scene]:
     """The shipped held-out scenes, in a fixed order; needs no emoji font."""
-    return list(_scenes())
-
-
-def pope_file(folder: Path, split: str, owner: str) -> Path:
-    """The file of a POPE split in the data of ``owner``. Raises RegazeError: there is no such split."""
-    if split not in _SPLITS:
-        raise RegazeError(f"the {owner} has no POPE split {split!r}: choose one of {', '.join(_SPLITS)}")
-    return folder / f"pope_{split}.jsonl"
+    return DEMO.scenes()
 
 
 def questions_file(split: str) -> Path:
@@ -117,4 +170,4 @@ def questions_file(split: str) -> Path:
     Raises:
         RegazeError: there is no such split.
     """
-    return pope_file(DATA_DIR, split, "demo")
+    return DEMO.questions_file(split)

@@ -1,8 +1,8 @@
 """Benchmarks by name: find the class, and choose the constructor for the source of the questions.
 
-Every benchmark is a class with some of the constructors `of_demo` (the shipped scenes), `load` (files in the
-official layout), `from_hub` and `build` (prompts made from a long text for the model's tokenizer). Their
-parameters are the options of the benchmark, except for those that say where files are.
+Every benchmark is a class with some of the constructors `of_demo` and `of_bed` (shipped scenes), `load`
+(files in the official layout), `from_hub` and `build` (prompts made from a long text for the model's
+tokenizer). Their parameters are the options of the benchmark, except for those that say where files are.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from regaze.reading import StrPath, read_text
 #: further names of benchmarks
 _ALIASES = {"captions": "chair"}
 NAMES: tuple[str, ...] = (*benchmarks.NAMES, *_ALIASES)
-DEMO, HUB = "demo", "hub"
+DEMO, BED, HUB = "demo", "bed", "hub"
 #: constructor -> the value of --data that selects it
-SOURCES = {"of_demo": DEMO, "load": "folder", "from_hub": HUB, "build": "a text"}
+SOURCES = {"of_demo": DEMO, "of_bed": BED, "load": "folder", "from_hub": HUB, "build": "a text"}
 _NOT_OPTIONS = ("folder", "images", "judge", "tokenizer", "haystack", "essay")
 
 
@@ -54,23 +54,25 @@ def make_benchmark(
     settings: Mapping[str, str] | None = None,
     judge: Any = None,
     load_tokenizer: Callable[[], Any] | None = None,
+    model: str | None = None,
 ) -> Any:
     """A benchmark with its questions.
 
     Args:
-        data: "demo", "hub", a folder with the official files, or for long texts a file or a folder of them;
-            None takes the shipped scenes where the benchmark has them, else what `regaze benchmarks get` has
-            downloaded.
+        data: "demo", "bed", "hub", a folder with the official files, or for long texts a file or a folder of
+            them; None takes shipped scenes where the benchmark has them, else what `regaze benchmarks get`
+            has downloaded.
         images: folder of the images, for files; for those of the hub, too, in place of its own.
         settings: options of the constructor as texts, see `regaze.arguments`.
         judge: for benchmarks that a judge grades.
         load_tokenizer: returns the model's tokenizer, for prompts of a certain length.
+        model: who is asked: without `data` "bed" is asked about its own scenes, any other about the demo's.
 
     Raises:
         InputError: an unknown name, no source of questions, no judge where one is needed.
         UnknownParameterError, BadParameterError: settings that do not fit the constructor.
     """
-    constructor, arguments = _select_source(name, data, images, load_tokenizer)
+    constructor, arguments = _select_source(name, data, images, load_tokenizer, model)
     parameters = inspect.signature(constructor).parameters
     if images is not None:
         if "images" not in parameters:
@@ -106,17 +108,23 @@ def option_types(constructor: Any) -> dict[str, Any]:
 
 
 def _select_source(
-    name: str, data: StrPath | None, images: StrPath | None, load_tokenizer: Callable[[], Any] | None
+    name: str,
+    data: StrPath | None,
+    images: StrPath | None,
+    load_tokenizer: Callable[[], Any] | None,
+    model: str | None,
 ) -> tuple[Any, dict[str, Any]]:
     """The constructor for the source, and its arguments that say where files are."""
     cls = benchmark_class(name)
     build = find_constructor(cls, "build")
     if build is not None and not (data is not None and any(Path(data).rglob("*.jsonl"))):
         return build, _long_text(name, build, data, load_tokenizer)
-    if data is None and images is None and find_constructor(cls, "of_demo") is not None:
-        data = DEMO
-    if data == DEMO:
-        return _require(cls, "of_demo", f"{name} has no demo: give --data a folder, or hub"), {}
+    shipped = BED if model == BED else DEMO
+    if data is None and images is None and find_constructor(cls, f"of_{shipped}") is not None:
+        data = shipped
+    if data in (DEMO, BED):
+        message = f"{name} has no questions about the scenes of the {data}: give --data a folder, or hub"
+        return _require(cls, f"of_{data}", message), {}
     if data == HUB:
         return _require(cls, "from_hub", f"{name} is not read from the hub: give --data a folder"), {}
     folder = Path(data) if data is not None else _downloaded_folder(name)

@@ -119,7 +119,10 @@ CASES: list[tuple[list[str], str]] = [
         ["evaluate", "pope", "--data", "hub", "--images", "."],
         "--images .: pope from hub brings its own images",
     ),
-    (["evaluate", "popev2", "--data", "demo"], "popev2 has no demo: give --data a folder, or hub"),
+    (
+        ["evaluate", "popev2", "--data", "demo"],
+        "popev2 has no questions about the scenes of the demo: give --data",
+    ),
     (["evaluate", "amber", "--data", "hub"], "amber is not read from the hub: give --data a folder"),
     (
         ["evaluate", "popev2"],

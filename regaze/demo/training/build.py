@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from regaze.demo.phrases import enumerate_phrases, place, with_article
-from regaze.demo.shipped import DATA_DIR, FITTING_FILE, OBJECTS_FILE
+from regaze.demo.shipped import DATA_DIR, FITTING_FILE, OBJECTS_FILE, behind_name, with_margin
 from regaze.demo.training.questions import SPLITS, pope_questions, write_jsonl
 from regaze.demo.training.render import Rendered, render_scene
 from regaze.demo.world import CATEGORIES, co_occurrence
@@ -22,6 +22,7 @@ from regaze.writing import replace_file, replacing
 
 SHIPPED_SCENES, FITTING_SCENES = 120, 32
 FITTING_QUESTION = "Describe this image in detail."
+BEHIND = 2  #: objects per scene, the largest first, of which ``behind`` has what they hide
 WEBP_QUALITY = 92
 
 
@@ -32,7 +33,7 @@ def describe(name: str, scene: Rendered) -> dict:
 
 
 def build(output: Path, seed: int = 0, count: int = SHIPPED_SCENES, quality: int = WEBP_QUALITY) -> None:
-    """Write ``images/*.webp``, ``scenes.json`` and ``pope_<split>.jsonl`` into ``output``.
+    """Write ``images``, ``behind``, ``scenes.json`` and ``pope_<split>.jsonl`` into ``output``.
 
     Args:
         seed, count: which scenes of the stream "shipped", from index 0 on.
@@ -46,6 +47,7 @@ def build(output: Path, seed: int = 0, count: int = SHIPPED_SCENES, quality: int
         with replacing(output / "images" / name) as partial:
             scene.image().save(partial, quality=quality, method=6)
         entries.append(describe(name, scene))
+        build_behind(output / "behind", seed, index, scene, quality)
     lines = ",\n".join(json.dumps(entry) for entry in entries)
     replace_file(output / "scenes.json", f"[\n{lines}\n]\n")
     names = [entry["name"] for entry in entries]
@@ -53,6 +55,20 @@ def build(output: Path, seed: int = 0, count: int = SHIPPED_SCENES, quality: int
     for split in SPLITS:
         questions = pope_questions(names, objects, split, np.random.default_rng([seed, 2_000]))
         write_jsonl(output / f"pope_{split}.jsonl", questions)
+
+
+def build_behind(output: Path, seed: int, index: int, scene: Rendered, quality: int) -> None:
+    """Write what lies behind a scene's largest objects, cut from the scene drawn without them.
+
+    A copy of the scene without an object is made by pasting it (`regaze.eval.benchmarks.beaf.demo`).
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    largest = sorted(scene.objects, key=lambda thing: thing.area, reverse=True)[:BEHIND]
+    for thing in largest:
+        bare = render_scene(seed, "shipped", index, without=thing.category)
+        name = behind_name(f"scene_{index:03d}.webp", scene.objects.index(thing))
+        with replacing(output / name) as partial:
+            bare.image().crop(with_margin(thing.box)).save(partial, quality=quality, method=6)
 
 
 def caption_pair(scene: Rendered) -> tuple[str, str]:

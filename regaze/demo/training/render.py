@@ -135,15 +135,21 @@ def _place(rng: np.random.Generator, size: tuple[int, int], taken: list[Box]) ->
     return None
 
 
-def draw(scene_type: str, categories: list[str], rng: np.random.Generator) -> Rendered:
+def draw(
+    scene_type: str, categories: list[str], rng: np.random.Generator, *, without: str | None = None
+) -> Rendered:
     """Draw ``categories`` at random places on the background of ``scene_type``.
 
     Objects never overlap: one without room is drawn smaller, and left out if there is still none.
+
+    Args:
+        without: a category that is not drawn; all else is as it would be with it, to the pixel.
     """
     canvas = _background(scene_type, rng)
     # Opacity is no part of it: a transparent object owns its patches, too.
     cover = np.zeros((len(categories), SIDE, SIDE), dtype=np.float32)
     objects: list[SceneObject] = []
+    taken: list[Box] = []
     for category in categories:
         emoji = EMOJI[category][rng.integers(len(EMOJI[category]))]
         colour = list(COLOURS)[rng.integers(len(COLOURS))] if category in COLOURED else None
@@ -151,9 +157,12 @@ def draw(scene_type: str, categories: list[str], rng: np.random.Generator) -> Re
         box = None
         while box is None and longest >= _SMALLEST:
             sprite = _sprite(emoji, colour, longest)
-            box = _place(rng, sprite.shape[:2], [thing.box for thing in objects])
+            box = _place(rng, sprite.shape[:2], taken)
             longest -= 5
         if box is None:
+            continue
+        taken.append(box)
+        if category == without:
             continue
         x0, y0, x1, y1 = box
         alpha = sprite[..., 3:] * opacity
@@ -183,11 +192,14 @@ def scene_rng(seed: int, stream: str, index: int) -> np.random.Generator:
     return np.random.default_rng([seed, STREAMS[stream], index])
 
 
-def render_scene(seed: int, stream: str, index: int) -> Rendered:
+def render_scene(seed: int, stream: str, index: int, *, without: str | None = None) -> Rendered:
     """Scene ``index`` of ``stream``; deterministic.
+
+    Args:
+        without: a category to leave out (`draw`).
 
     Raises:
         FontMissingError: Noto Color Emoji is not installed.
     """
     rng = scene_rng(seed, stream, index)
-    return draw(*sample_categories(rng), rng)
+    return draw(*sample_categories(rng), rng, without=without)

@@ -1,9 +1,9 @@
 """Benchmarks: how their questions are read, what is put to the model, and how answers are scored.
 
 The interface is `common.base.Benchmark`. A class here has some of the constructors `load` (local files in the
-official layout), `from_hub` (a public copy, through `datasets` or as its files), `of_demo` (the scenes of the
-demo) and, for long texts, `build`. Its `about` states the licence and the origin of the images, which are
-never shipped.
+official layout), `from_hub` (a public copy, through `datasets` or as its files), `of_demo` and `of_bed`
+(scenes that ship) and, for long texts, `build`. Its `about` states the licence and the origin of the images,
+which are never shipped.
 """
 
 from __future__ import annotations

@@ -18,6 +18,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from regaze.bed.scenes import BED
+from regaze.demo.phrases import with_article
+from regaze.demo.shipped import DEMO, SceneSet
+from regaze.demo.world import CATEGORIES, co_occurrence
 from regaze.errors import InputError
 from regaze.eval import files as benchmark_files
 from regaze.eval.benchmarks.common import hub
@@ -166,12 +170,17 @@ class DashB(BaseBenchmark):
         of the scenes that show it, objects with fewer than `FEWEST_PAIRS` left out. The question is the form
         that the demo model was trained on, with the right article and without "Please answer ...".
         """
-        from regaze.demo import scenes
-        from regaze.demo.phrases import with_article
-        from regaze.demo.world import CATEGORIES, co_occurrence
+        return cls._of_scenes(DEMO, suffix, limit)
 
+    @classmethod
+    def of_bed(cls, limit: int | None = None, *, suffix: str = "") -> DashB:
+        """As `of_demo`, about the bed's scenes."""
+        return cls._of_scenes(BED, suffix, limit)
+
+    @classmethod
+    def _of_scenes(cls, shipped: SceneSet, suffix: str, limit: int | None) -> DashB:
         chosen: dict[str, list[tuple[str, Any]]] = {"no": [], "yes": []}
-        shown = [(scene, {thing.category for thing in scene.objects}) for scene in scenes()]
+        shown = [(scene, {thing.category for thing in scene.objects}) for scene in shipped.scenes()]
         expected = [co_occurrence().expectation(sorted(present)) for _, present in shown]
         for place, thing in enumerate(CATEGORIES):
             absent = [

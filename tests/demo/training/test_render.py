@@ -76,3 +76,17 @@ def test_missing_font_names_the_package(monkeypatch):
     with pytest.raises(render.FontMissingError, match="fonts-noto-color-emoji"):
         render.emoji_font()
     render.emoji_font.cache_clear()
+
+
+@pytest.mark.usefixtures("glyphs")
+def test_a_scene_without_an_object_is_the_same_elsewhere():
+    drawn = [render.render_scene(3, "train", index) for index in range(12)]
+    index, whole = next((i, scene) for i, scene in enumerate(drawn) if len(scene.objects) > 2)
+    for thing in whole.objects:
+        bare = render.render_scene(3, "train", index, without=thing.category)
+        assert bare.objects == tuple(each for each in whole.objects if each != thing)
+        changed = np.abs(whole.pixels.astype(int) - bare.pixels).max(-1) > 0
+        x0, y0, x1, y1 = thing.box
+        assert changed[y0:y1, x0:x1].any()
+        changed[y0:y1, x0:x1] = False
+        assert not changed.any()

@@ -20,10 +20,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
+from regaze.bed.scenes import BED
+from regaze.demo.shipped import DEMO, SceneSet
 from regaze.errors import InputError
 from regaze.eval import files
 from regaze.eval.benchmarks.amber.scorers import (
@@ -46,7 +48,6 @@ from regaze.eval.benchmarks.amber.words import AnnotatedObjects, NounMatcher
 from regaze.eval.benchmarks.common.base import About, BaseBenchmark, Item, limit_items
 from regaze.eval.benchmarks.common.download import github_file
 from regaze.eval.benchmarks.common.scoring import Scorer
-from regaze.eval.benchmarks.common.vocabulary import ClosedVocabulary
 from regaze.reading import StrPath, read_text
 
 SUFFIX = "\nAnswer the question using a single word or phrase."
@@ -122,8 +123,7 @@ class Amber(BaseBenchmark):
             InputError: Unknown task, a missing or malformed file, or no word similarities.
         """
         folder, image_folder = files.folders_of(folder, images, "image")
-        if task not in TASKS:
-            raise InputError(f"AMBER has the tasks {', '.join(TASKS)}, not {task!r}")
+        _require_task(task)
         matcher = _load_matcher(folder, similarity) if task in ("a", "g") else None
         path = files.find_file(folder, "query/query_all.json", "query_all.json")
         annotations = files.find_file(folder, "annotations.json")
@@ -144,30 +144,33 @@ class Amber(BaseBenchmark):
         return cls(limit_items(items, limit), task, matcher, suffix)
 
     @classmethod
-    def of_demo(cls, limit: int | None = None) -> Amber:
-        """Descriptions of the demo's scenes, with AMBER's metrics.
+    def of_demo(cls, limit: int | None = None, *, task: str = "g", suffix: str = SUFFIX) -> Amber:
+        """Descriptions of the demo's scenes, or questions about them (`demo`).
 
-        The nouns are words of the closed list of categories. The annotated hallucinations are the three
-        absent categories that most often occur with the present ones.
+        Args:
+            task: The evaluation type, as of `load`.
         """
-        from regaze.demo import scenes
-        from regaze.demo.world import CATEGORIES, co_occurrence
+        return cls._of_scenes(DEMO, task, suffix, limit)
 
-        reader = ClosedVocabulary(tuple(CATEGORIES))
+    @classmethod
+    def of_bed(cls, limit: int | None = None, *, task: str = "g", suffix: str = "") -> Amber:
+        """As `of_demo`, about the bed's scenes; its descriptions have up to 192 tokens."""
+        bench = cls._of_scenes(BED, task, suffix, limit)
+        long = (
+            replace(item, max_new_tokens=192) if isinstance(item.reference, AnnotatedObjects) else item
+            for item in bench.items
+        )
+        return replace(bench, items=tuple(long))
 
-        def nouns(caption: str) -> list[str]:
-            return [mention.category for mention in reader.read(caption)[0]]
+    @classmethod
+    def _of_scenes(cls, shipped: SceneSet, task: str, suffix: str, limit: int | None) -> Amber:
+        from regaze.eval.benchmarks.amber import demo
 
-        items = []
-        for number, scene in enumerate(scenes(), start=1):
-            present = tuple(thing.category for thing in scene.objects)
-            expected = co_occurrence().expectation(list(present))
-            ranked = sorted(zip(-expected, CATEGORIES, strict=True))
-            absent = [name for _, name in ranked if name not in present]
-            objects = AnnotatedObjects(present, tuple(absent[:3]))
-            items.append(_item(number, scene.path, "Describe this image.", objects))
-        matcher = NounMatcher(dict.fromkeys(CATEGORIES, ()), frozenset(), EXACT, nouns)
-        return cls(limit_items(items, limit), "g", matcher)
+        _require_task(task)
+        asked = [row for row in demo.questions(shipped.scenes()) if _belongs(row[2], task)]
+        items = [_item(number, *row) for number, row in enumerate(asked, start=1)]
+        matcher = demo.matcher() if task in ("a", "g") else None
+        return cls(limit_items(items, limit), task, matcher, suffix)
 
     def prompt(self, item: Item) -> str:
         return item.question + (self.suffix if isinstance(item.reference, YesNoReference) else "")
@@ -188,6 +191,11 @@ class Amber(BaseBenchmark):
 
     def cluster(self, item: Item) -> str:
         return item.image.name if item.image is not None else item.key
+
+
+def _require_task(task: str) -> None:
+    if task not in TASKS:
+        raise InputError(f"AMBER has the tasks {', '.join(TASKS)}, not {task!r}")
 
 
 def _load_matcher(folder: Path, similarity: Similarity | StrPath) -> NounMatcher:

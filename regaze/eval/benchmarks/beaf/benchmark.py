@@ -24,6 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from regaze.bed.scenes import BED
+from regaze.demo.shipped import DEMO, SceneSet
 from regaze.errors import InputError
 from regaze.eval import files
 from regaze.eval.benchmarks.beaf.scorers import (
@@ -109,18 +111,31 @@ class Beaf(BaseBenchmark):
         return cls(_limit_scenes(items, limit), suffix, version=found)
 
     @classmethod
-    def of_demo(cls, limit: int | None = None, *, suffix: str = "") -> Beaf:
-        """The demo's scenes, and copies with one of their objects painted out."""
+    def of_demo(cls, limit: int | None = None, *, suffix: str = "", redrawn: bool = False) -> Beaf:
+        """The demo's scenes, and copies without one of their objects.
+
+        Args:
+            redrawn: The copies are drawn without the object, in place of painting it out.
+        """
+        return cls._of_scenes(DEMO, redrawn, suffix, limit)
+
+    @classmethod
+    def of_bed(cls, limit: int | None = None, *, suffix: str = "") -> Beaf:
+        """The bed's scenes, and copies drawn without one of their objects."""
+        return cls._of_scenes(BED, True, suffix, limit)
+
+    @classmethod
+    def _of_scenes(cls, shipped: SceneSet, redrawn: bool, suffix: str, limit: int | None) -> Beaf:
         from regaze.eval.benchmarks.beaf import demo
 
         items: list[Item] = []
-        for asked in demo.questions():
+        for asked in demo.questions(shipped, redrawn):
             if limit is not None and len(items) >= limit:
                 break
             for image, reference in asked:
                 number = str(len(items))
                 question, label = reference.question, reference.label
-                items.append(Item(number, "demo", image, question, label, "", reference, id=number))
+                items.append(Item(number, shipped.name, image, question, label, "", reference, id=number))
         return cls(_limit_scenes(items, limit), suffix)
 
     def scorers(self) -> Sequence[Scorer]:

@@ -1,7 +1,8 @@
-"""BEAF's questions about the demo's scenes, with objects painted out of copies.
+"""BEAF's questions about scenes of the demo and the bed, and about copies that lack an object.
 
-The scenes are shipped as pictures, so that no font is needed to make the copies: what lay behind an object is
-filled in. Backgrounds are a coarse grid of colours, enlarged smoothly, with grain
+`redrawn`: the box of the object as the scene was drawn without it, which ships; all other pixels stay.
+
+`without`: painted out. Backgrounds are a coarse grid of colours, enlarged smoothly, with grain
 (`regaze.demo.training.render`). The grid is fitted to the pixels that no object covers, and its grain is
 drawn from what these pixels are off by.
 """
@@ -15,8 +16,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from regaze.demo import Scene, SceneObject, scenes
+from regaze.demo import Scene, SceneObject
 from regaze.demo.phrases import existence_question
+from regaze.demo.shipped import BEHIND_MARGIN, SceneSet, with_margin
 from regaze.demo.world import CATEGORIES, co_occurrence
 from regaze.eval.benchmarks.beaf.scorers import BeafReference
 from regaze.eval.benchmarks.common.image_store import store_image
@@ -26,26 +28,39 @@ from regaze.eval.files import cache_folder
 COPIES, ABSENT = 2, 2
 _GRID = 6  # colours of a background, each way
 _SHRINKAGE = 0.6  # standard deviation of the grain over that of the colours: hidden ones are near the mean
-_MARGIN = 2  # pixels around a box that compression may have tinted
-
 
 Question = tuple[Path, BeafReference]
 
 
-def questions() -> Iterator[list[Question]]:
+def questions(shipped: SceneSet, redraw: bool) -> Iterator[list[Question]]:
     """Per scene the questions about the original, then those about each copy, which is made when it comes.
 
     The same are asked of all images of a scene: about its objects, and about the absent ones that most often
     occur with them. Copies lack the largest objects, one each.
     """
-    for scene in scenes():
+    folder = cache_folder() / shipped.name / "beaf"
+    for scene in shipped.scenes():
         taken = sorted(scene.objects, key=lambda thing: thing.area, reverse=True)[:COPIES]
         asked = [*(thing.category for thing in scene.objects), *_expected(scene)]
         found = list(_ask(scene, scene.path, None, taken, asked))
         for thing in taken:
-            copy = store_image(without(scene, thing), cache_folder() / "demo" / "beaf")
-            found += _ask(scene, copy, thing, taken, asked)
+            image = redrawn(shipped, scene, thing) if redraw else without(scene, thing)
+            found += _ask(scene, store_image(image, folder), thing, taken, asked)
         yield found
+
+
+def redrawn(shipped: SceneSet, scene: Scene, thing: SceneObject) -> Image.Image:
+    """The scene as it was drawn without `thing`, in its box; the boxes of others are left as they are."""
+    x0, y0, x1, y1 = box = with_margin(thing.box)
+    copy = scene.image()
+    fresh = np.zeros((copy.height, copy.width), bool)
+    fresh[y0:y1, x0:x1] = True
+    for other in scene.objects:
+        if other != thing:
+            fresh[_slices(other, 0)] = False
+    with Image.open(shipped.behind(scene, thing)) as behind:
+        copy.paste(behind.convert("RGB"), box[:2], Image.fromarray(fresh).crop(box))
+    return copy
 
 
 def without(scene: Scene, thing: SceneObject) -> Image.Image:
@@ -53,9 +68,9 @@ def without(scene: Scene, thing: SceneObject) -> Image.Image:
     pixels = np.asarray(scene.image(), np.float64)
     free = np.ones(pixels.shape[:2], bool)
     for other in scene.objects:
-        free[_slices(other, _MARGIN)] = False
+        free[_slices(other, BEHIND_MARGIN)] = False
     hole = np.zeros_like(free)
-    hole[_slices(thing, _MARGIN)] = True
+    hole[_slices(thing, BEHIND_MARGIN)] = True
     for other in scene.objects:
         if other != thing:
             hole[_slices(other, 0)] = False

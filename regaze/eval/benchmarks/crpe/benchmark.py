@@ -23,6 +23,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from regaze.bed.scenes import BED
+from regaze.demo.shipped import DEMO, SceneSet
 from regaze.errors import InputError
 from regaze.eval import files
 from regaze.eval.benchmarks.common import hub
@@ -130,10 +132,21 @@ class Crpe(BaseBenchmark):
     @classmethod
     def of_demo(cls, limit: int | None = None, *, likelihood: bool = True) -> Crpe:
         """What is there, and what is left of, right of, above or below what, in the demo's scenes."""
-        from regaze.eval.benchmarks.crpe.demo import IMAGES, rows
+        return cls._of_scenes(DEMO, limit, likelihood)
 
-        records = [(record, f"demo:{number}") for number, record in enumerate(rows(), start=1)]
-        return cls._limited(_items("demo", records, (IMAGES,)), limit, likelihood=likelihood)
+    @classmethod
+    def of_bed(cls, limit: int | None = None, *, likelihood: bool = False) -> Crpe:
+        """As `of_demo`, about the bed's scenes; the bed was taught letters."""
+        return cls._of_scenes(BED, limit, likelihood)
+
+    @classmethod
+    def _of_scenes(cls, shipped: SceneSet, limit: int | None, likelihood: bool) -> Crpe:
+        from regaze.eval.benchmarks.crpe.demo import rows
+
+        numbered = enumerate(rows(shipped.scenes()), start=1)
+        records = [(record, f"{shipped.name}:{number}") for number, record in numbered]
+        items = _items(shipped.name, records, (shipped.images,))
+        return cls._limited(items, limit, likelihood=likelihood)
 
     @classmethod
     def _limited(cls, items: Sequence[Item], limit: int | None, **options: Any) -> Crpe:

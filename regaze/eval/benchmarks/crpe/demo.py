@@ -1,27 +1,24 @@
-"""Questions in CRPE's style about the demo's scenes, which know the truth."""
+"""Questions in CRPE's style about scenes of the demo and the bed, which know the truth."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from regaze.demo import IMAGE_DIR as IMAGES
-from regaze.demo import Scene, SceneObject, scenes
+from regaze.demo import Scene, SceneObject
 from regaze.demo.phrases import capitalise, with_article
 from regaze.demo.world import CATEGORIES
 from regaze.eval.benchmarks.crpe.questions import rotations
-
-__all__ = ["IMAGES", "rows"]
 
 #: How much farther apart two things must be along the axis of their relation than along the other one.
 _CLEARLY = 2.0
 
 
-def rows() -> Iterator[dict[str, Any]]:
+def rows(scenes: Iterable[Scene]) -> Iterator[dict[str, Any]]:
     """Rows as in CRPE's files: what is there and, of a scene's clearest pair, each part of the triplet."""
     number = 0
-    for scene in scenes():
+    for scene in scenes:
         for category, question, options in _questions(scene):
             record = {"image": scene.path.name, "category": category}
             for row in rotations(record, question, options):

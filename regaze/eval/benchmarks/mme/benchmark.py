@@ -24,6 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from regaze.bed.scenes import BED
+from regaze.demo.shipped import DEMO, SceneSet
 from regaze.errors import InputError
 from regaze.eval import files
 from regaze.eval.benchmarks.common import hub
@@ -118,12 +120,29 @@ class Mme(BaseBenchmark):
         near chance on count and color, answers MME's own "Please answer yes or no." with a caption, and
         questions of position with colours.
         """
+        return cls._of_scenes(DEMO, tasks, limit, llava)
+
+    @classmethod
+    def of_bed(
+        cls,
+        limit: int | None = None,
+        tasks: Sequence[str] = ("existence", "count", "position", "color"),
+        llava: bool = True,
+    ) -> Mme:
+        """Questions in MME's style about the bed's scenes.
+
+        It was taught existence and position as yes/no questions, counts and colors as others.
+        """
+        return cls._of_scenes(BED, tasks, limit, llava)
+
+    @classmethod
+    def _of_scenes(cls, shipped: SceneSet, tasks: Sequence[str], limit: int | None, llava: bool) -> Mme:
         from regaze.eval.benchmarks.mme.demo import questions
 
         items = [
             _item(task, number, image, image.name, f"{text} {ENDING}", label)
             for task in tasks
-            for number, (image, text, label) in enumerate(questions(task))
+            for number, (image, text, label) in enumerate(questions(task, shipped.scenes()))
         ]
         return cls(_limit_pairs(items, limit), llava)
 

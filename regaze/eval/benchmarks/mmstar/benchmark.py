@@ -22,6 +22,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from regaze.bed.scenes import BED
+from regaze.demo.shipped import DEMO, SceneSet
 from regaze.errors import InputError
 from regaze.eval import files
 from regaze.eval.benchmarks.common import hub
@@ -109,11 +111,20 @@ class Mmstar(BaseBenchmark):
 
         The demo model knows no letters: by default the likeliest of four options is its answer.
         """
+        return cls._of_scenes(DEMO, limit, likelihood)
+
+    @classmethod
+    def of_bed(cls, limit: int | None = None, *, likelihood: bool = True) -> Mmstar:
+        """As `of_demo`, about the bed's scenes; letters it was taught behind options in another shape."""
+        return cls._of_scenes(BED, limit, likelihood)
+
+    @classmethod
+    def _of_scenes(cls, shipped: SceneSet, limit: int | None, likelihood: bool) -> Mmstar:
         from regaze.eval.benchmarks.mmstar.demo import questions
 
         items = [
-            _item(record, path, f"demo:{number}", split="demo")
-            for number, (path, record) in enumerate(questions(), start=1)
+            _item(record, path, f"{shipped.name}:{number}", split=shipped.name)
+            for number, (path, record) in enumerate(questions(shipped.scenes()), start=1)
         ]
         return cls(limit_items(items, limit), likelihood=likelihood)
 

@@ -1,13 +1,13 @@
-"""Multiple-choice questions in MMStar's three shapes about the demo's scenes, which know the truth."""
+"""Multiple-choice questions in MMStar's three shapes about drawn scenes, which know the truth."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from regaze.demo import Scene, scenes
+from regaze.demo import Scene
 from regaze.demo.phrases import NUMBERS, PLACES, capitalise, place, with_article
 from regaze.demo.world import CATEGORIES, COLOURS
 from regaze.eval.benchmarks.mmstar.questions import LETTERS, SHAPES, join_options
@@ -16,13 +16,13 @@ from regaze.eval.benchmarks.mmstar.questions import LETTERS, SHAPES, join_option
 Choice = tuple[str, str, Sequence[str]]
 
 
-def questions() -> Iterator[tuple[Path, dict[str, Any]]]:
+def questions(scenes: Iterable[Scene]) -> Iterator[tuple[Path, dict[str, Any]]]:
     """(image, record as in MMStar's files), one question per scene: its kinds and shapes take turns.
 
     With a question per image the answers are independent of each other, so that few of them say most.
     """
     kinds = list(_KINDS.items())
-    for number, scene in enumerate(scenes()):
+    for number, scene in enumerate(scenes):
         draw = random.Random(f"mmstar/{scene.name}")
         turn = kinds[number % len(kinds) :] + kinds[: number % len(kinds)]
         made = ((kind, make(scene, draw)) for kind, make in turn)

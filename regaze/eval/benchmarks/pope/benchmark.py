@@ -26,6 +26,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+from regaze.bed.scenes import BED
+from regaze.demo.shipped import DEMO, SceneSet
 from regaze.errors import InputError
 from regaze.eval import files as benchmark_files
 from regaze.eval.benchmarks.common import hub
@@ -150,10 +152,17 @@ class Pope(BaseBenchmark):
         cls, limit: int | None = None, splits: Sequence[str] = SPLITS, *, suffix: str = SUFFIX
     ) -> Pope:
         """Questions about the scenes of the demo."""
-        from regaze import demo
+        return cls._of_scenes(DEMO, splits, suffix, limit)
 
-        paths = {split: demo.questions_file(split) for split in splits}
-        return cls.from_files(paths, demo.IMAGE_DIR, suffix=suffix, limit=limit)
+    @classmethod
+    def of_bed(cls, limit: int | None = None, splits: Sequence[str] = SPLITS, *, suffix: str = "") -> Pope:
+        """Questions about the scenes of the bed, without a suffix, as most that it was taught."""
+        return cls._of_scenes(BED, splits, suffix, limit)
+
+    @classmethod
+    def _of_scenes(cls, shipped: SceneSet, splits: Sequence[str], suffix: str, limit: int | None) -> Pope:
+        paths = {split: shipped.questions_file(split) for split in splits}
+        return cls.from_files(paths, shipped.images, suffix=suffix, limit=limit)
 
     @classmethod
     def from_hub(cls, *, suffix: str = SUFFIX, limit: int | None = None) -> Pope:

@@ -1,15 +1,15 @@
-"""Wrong and missing labels for the demo's POPE questions, made as RePOPE found them in POPE.
+"""Wrong and missing labels for POPE questions about drawn scenes, made as RePOPE found them in POPE.
 
 The scenes know what is in them, so here the corrected labels are the truth and the shipped ones are spoilt:
 
 * One in ten questions about absent objects is labelled yes, and one in sixty about present ones no, at rates
-  that RePOPE counts in POPE (9.3 % of the yes labels, 1.7 % of the no labels). In the random split 29 of the
-  340 yes labels and 6 of the 294 no labels come out wrong.
+  that RePOPE counts in POPE (9.3 % of the yes labels, 1.7 % of the no labels). In the demo's random split 29
+  of the 340 yes labels and 6 of the 294 no labels come out wrong.
 * Which ones is decided by a hash of image and question. It depends on nothing that makes the model err, and
   is the same in all splits. Annotators of photographs may err as models do, which is not imitated.
 * Questions about a present object smaller than `AMBIGUOUS_AREA` have no corrected label: too small to be
-  sure. They are 14.2 % of those about present objects; RePOPE dropped 13.8 % of POPE's. It also dropped 1 to
-  7 % of the questions about absent objects, which has no counterpart here.
+  sure. They are 14.2 % of the demo's about present objects; RePOPE dropped 13.8 % of POPE's. It also dropped
+  1 to 7 % of the questions about absent objects, which has no counterpart here.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 
+from regaze.demo.phrases import existence_question
+from regaze.demo.shipped import Scene
 from regaze.eval.benchmarks.common.base import Item
 from regaze.eval.benchmarks.pope.label_sets import Labels
 
@@ -28,9 +30,9 @@ WRONG = {"no": 0.102, "yes": 0.017}
 _SEED = "repope-1"
 
 
-def spoil_labels(items: Sequence[Item]) -> list[Item]:
-    """The demo's questions with `Labels`, of which the label is the spoilt one."""
-    small = _small_objects()
+def spoil_labels(items: Sequence[Item], scenes: Sequence[Scene]) -> list[Item]:
+    """Questions about these scenes with `Labels`, of which the label is the spoilt one."""
+    small = _small_objects(scenes)
     out = []
     for item in items:
         name = "" if item.image is None else item.image.name
@@ -43,14 +45,11 @@ def spoil_labels(items: Sequence[Item]) -> list[Item]:
     return out
 
 
-def _small_objects() -> set[tuple[str, str]]:
+def _small_objects(scenes: Sequence[Scene]) -> set[tuple[str, str]]:
     """(image, question) of the objects whose presence counts as uncertain."""
-    from regaze.demo import scenes
-    from regaze.demo.phrases import existence_question
-
     return {
         (scene.name, existence_question(thing.category))
-        for scene in scenes()
+        for scene in scenes
         for thing in scene.objects
         if thing.area < AMBIGUOUS_AREA
     }

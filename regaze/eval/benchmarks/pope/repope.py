@@ -14,6 +14,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+from regaze.bed.scenes import BED
+from regaze.demo.shipped import DEMO, SceneSet
 from regaze.errors import InputError
 from regaze.eval import files as benchmark_files
 from regaze.eval.benchmarks.common import hub
@@ -52,7 +54,7 @@ class RePope(BaseBenchmark):
         pope: POPE as it was read, for its description.
         label_files: {split: file of the corrected labels} where they were read from files.
         limit: Number of questions per split that POPE was cut to.
-        is_demo: Whether the labels are those of `demo_labels`.
+        is_demo: Whether the labels are those of `demo_labels`, of the demo's scenes or of the bed's.
         corrected_only: Only the questions with a corrected label are asked, and scored by these labels alone.
     """
 
@@ -138,11 +140,29 @@ class RePope(BaseBenchmark):
         corrected_only: bool = False,
     ) -> RePope:
         """POPE's questions about the demo's scenes, with wrong and missing labels (`demo_labels`)."""
-        questions = Pope.of_demo(splits=splits)
+        return cls._of_scenes(DEMO, Pope.of_demo(splits=splits), suffix, limit, corrected_only)
+
+    @classmethod
+    def of_bed(
+        cls,
+        limit: int | None = None,
+        splits: Sequence[str] = SPLITS,
+        *,
+        suffix: str = "",
+        corrected_only: bool = False,
+    ) -> RePope:
+        """As `of_demo`, about the bed's scenes."""
+        return cls._of_scenes(BED, Pope.of_bed(splits=splits), suffix, limit, corrected_only)
+
+    @classmethod
+    def _of_scenes(
+        cls, shipped: SceneSet, questions: Pope, suffix: str, limit: int | None, corrected_only: bool
+    ) -> RePope:
+        spoilt = spoil_labels(questions.items, shipped.scenes())
         return cls(
-            _limited(spoil_labels(questions.items), limit, corrected_only),
+            _limited(spoilt, limit, corrected_only),
             suffix,
-            missing=dict.fromkeys(splits, 0),
+            missing=dict.fromkeys(questions.files, 0),
             pope=questions,
             limit=limit,
             is_demo=True,

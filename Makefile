@@ -8,13 +8,14 @@ MIDDLE := .transformers-middle
 NEWEST := .transformers-newest
 # dill, by which datasets names a table, refers to a library's objects only in a folder of this name.
 HARNESS := .harness/site-packages
+VLLM := .venv-vllm
 MUTANT_PROCESSES ?= 2
 PYTEST := -m pytest -q -n auto --maxprocesses 8 --dist loadfile
 # What depends on how transformers works: every family, and the ways of running a model.
 ON_TRANSFORMERS := tests/toolkit/prompts/families/test_vision.py tests/toolkit/prompts/families/test_text.py \
   tests/toolkit/model tests/toolkit/test_wrap.py tests/toolkit/record/test_record.py
 
-.PHONY: demo docs test test-floor test-middle test-newest test-harness mutants lint bench figures counts clean
+.PHONY: demo docs test test-floor test-middle test-newest test-harness test-vllm mutants lint bench figures counts clean
 
 demo: $(STAMP)
 	$(BIN)/regaze demo
@@ -42,6 +43,11 @@ test-newest: $(STAMP)
 # Inside lm-eval and lmms-eval, which are installed beside the environment without all that they require.
 test-harness: $(HARNESS)/.installed
 	PYTHONPATH=$(HARNESS) $(BIN)/python $(PYTEST) -p no:cacheprovider tests/eval/harness
+
+# Inside vLLM, in an environment of its own: its build for CPUs takes one torch and older transformers. One process, as engines
+# are large; the threads of OpenMP would wait for each other in busy loops where cores are shared.
+test-vllm: $(VLLM)/.installed
+	OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest -q -p no:cacheprovider -m "not gpu" tests/serving
 
 # Every small change (a mutant) to the files that pyproject.toml names under tool.mutmut, and whether a test fails of it.
 # Ends with what became of each file's mutants; `.venv/bin/mutmut results` names the survivors, `mutmut show NAME` and
@@ -78,7 +84,7 @@ counts: $(STAMP)
 	$(BIN)/python benchmarks/pages.py
 
 clean:
-	rm -rf $(VENV) $(FLOOR) $(MIDDLE) $(NEWEST) .harness mutants .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(FLOOR) $(MIDDLE) $(NEWEST) $(VLLM) .harness mutants .mypy_cache .pytest_cache .ruff_cache
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -99,4 +105,11 @@ $(MIDDLE)/.installed: $(STAMP)
 $(HARNESS)/.installed: $(STAMP) tests/eval/harness/requirements.txt
 	rm -rf $(HARNESS)
 	$(BIN)/python -m pip install --quiet --no-deps --target $(HARNESS) --requirement tests/eval/harness/requirements.txt
+	touch $@
+
+$(VLLM)/.installed: pyproject.toml constraints-vllm.txt
+	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet --no-deps --requirement constraints-vllm.txt
+	$(VLLM)/bin/python tests/serving/mend_torchvision.py
+	$(VLLM)/bin/python -m pip install --quiet --no-deps --editable .
 	touch $@

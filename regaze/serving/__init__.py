@@ -1,0 +1,1 @@
+"""Attention edits inside vLLM: a plugin that its engine loads by itself (docs/serving.md)."""

@@ -1,0 +1,91 @@
+"""Questions about the demo's scenes, to transformers and to an engine of vLLM."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from PIL import Image
+
+import regaze
+from regaze.demo import IMAGE_DIR, questions_file
+from regaze.interventions import Method, registry
+
+#: Tokens of each answer.
+TOKENS = 16
+
+
+@dataclass
+class Asked:
+    """Questions, their images, and the model under transformers, whose answers it remembers."""
+
+    gaze: regaze.Gaze
+    images: list[Image.Image]
+    questions: list[str]
+    known: dict[str, list[list[int]]] = field(default_factory=dict)
+
+    @classmethod
+    def first(cls, count: int) -> Asked:
+        """The first so many questions of POPE about the demo's scenes, every third as a caption."""
+        rows = [json.loads(line) for line in questions_file("random").read_text().splitlines()][:count]
+        images = [Image.open(IMAGE_DIR / row["image"]).convert("RGB") for row in rows]
+        questions = [row["text"] if i % 3 else "Describe the image." for i, row in enumerate(rows)]
+        model, processor = regaze.load("demo")
+        return cls(regaze.wrap(model.to(torch.float32).eval(), processor), images, questions)
+
+    @property
+    def prompts(self) -> list[dict[str, Any]]:
+        """As vLLM takes them."""
+        texts = [self.gaze.reader.render(question, 1).text for question in self.questions]
+        return [
+            {"prompt": text, "multi_modal_data": {"image": image}}
+            for text, image in zip(texts, self.images, strict=True)
+        ]
+
+    def by_transformers(self, *methods: dict[str, Any], tokens: int = TOKENS) -> list[list[int]]:
+        """Tokens of greedy answers, up to the end, of `gaze.using` with methods in their JSON form."""
+        key = json.dumps([methods, tokens], sort_keys=True)
+        if key not in self.known:
+            made: list[Method] = [registry.method_from_dict(method) for method in methods]
+            if made:
+                with self.gaze.using(*made):
+                    self.known[key] = self._generate(tokens)
+            else:
+                self.known[key] = self._generate(tokens)
+        return self.known[key]
+
+    def _generate(self, tokens: int) -> list[list[int]]:
+        inputs = self.gaze.inputs([[image] for image in self.images], self.questions)
+        with torch.inference_mode():
+            ids = self.gaze.model.generate(**inputs, max_new_tokens=tokens, do_sample=False)
+        end = self.gaze.model.generation_config.eos_token_id
+        rows = ids[:, inputs["input_ids"].shape[1] :].tolist()
+        return [row[: row.index(end) + 1] if end in row else row for row in rows]
+
+
+def start(folder: Any, **options: Any) -> Any:
+    """A small engine on the CPU, without compilation."""
+    from vllm import LLM
+
+    limits = {"max_model_len": 512, "max_num_seqs": 16, "limit_mm_per_prompt": {"image": 1}}
+    return LLM(
+        str(folder), **{"dtype": "float32", "enforce_eager": True, "block_size": 32, **limits, **options}
+    )
+
+
+def by_engine(
+    engine: Any, asked: Asked, extra: list[Any], tokens: int = TOKENS, **salt: Any
+) -> list[list[int]]:
+    """Tokens of greedy answers by an engine.
+
+    Args:
+        extra: for each question what `extra_args` has; None: nothing.
+        salt: more of every prompt.
+    """
+    from vllm import SamplingParams
+
+    params = [SamplingParams(temperature=0, max_tokens=tokens, extra_args=each) for each in extra]
+    outputs = engine.generate(asked.prompts, params, use_tqdm=False)
+    return [list(output.outputs[0].token_ids) for output in outputs]

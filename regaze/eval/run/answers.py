@@ -42,7 +42,7 @@ def collect_answers(requests: BenchmarkRequests, batches: Sequence[Batch], openi
         if key is not None and key not in answers:
             errors[index] = failures.get(key, "it was not asked")
     for key, request in requests.requests.items():
-        if key in answers and not request.options:  # an option that was given is no text of the model
+        if key in answers and request.is_generated:
             answers[key] = Continued.of(answers[key], opening)
     per_item = tuple("" if key is None else answers.get(key, "") for key in requests.item_keys)
     return AnswerSet(per_item, errors, len(requests.requests), Cost.total(costs), sharing)

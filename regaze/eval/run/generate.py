@@ -84,8 +84,8 @@ class AnswerGenerator:
 
     def make_batches(self, requests: Sequence[AnswerRequest]) -> list[list[AnswerRequest]]:
         """Batches about the same images where prefixes are shared, else batches of similar length."""
-        if self.sharing.obstacle is None and any(request.options for request in requests):
-            self.sharing.obstacle = "given answers are ranked, each behind a prompt of its own"
+        if self.sharing.obstacle is None and not all(request.is_generated for request in requests):
+            self.sharing.obstacle = "given answers are decoded, each behind a prompt of its own"
         if self.sharing.obstacle is None and any(_has_video(request) for request in requests):
             self.sharing.obstacle = "prompts about videos are not shared"
         batches = self._split_by_kind(requests)
@@ -97,15 +97,15 @@ class AnswerGenerator:
         return batches
 
     def _split_by_kind(self, requests: Sequence[AnswerRequest]) -> list[list[AnswerRequest]]:
-        """Batches of requests with equally many images, the same limit and equally many options."""
-        kinds: dict[tuple[int, int | None, int], list[AnswerRequest]] = {}
+        """Batches of requests answered alike, of as many images and options, with the same limit."""
+        kinds: dict[tuple[int, int | None, int, bool], list[AnswerRequest]] = {}
         for request in requests:
-            kind = len(request.images), request.max_new_tokens, len(request.options)
-            kinds.setdefault(kind, []).append(request)
+            given = len(request.options), request.is_generated
+            kinds.setdefault((len(request.images), request.max_new_tokens, *given), []).append(request)
         split = _split_by_image if self.sharing.obstacle is None else _split_by_length
         return [
             batch
-            for (_, _, rows), alike in kinds.items()
+            for (_, _, rows, _), alike in kinds.items()
             for batch in split(alike, max(1, self.batch_size // max(1, rows)))
         ]
 
@@ -149,8 +149,10 @@ class AnswerGenerator:
         self, ask: Callable[..., list[str]], requests: Sequence[AnswerRequest], counter: TokenCounter
     ) -> list[str]:
         images, prompts = [request.images for request in requests], [request.question for request in requests]
-        if requests[0].options:
+        if not requests[0].is_generated:
             ranking.check_method(self.condition.method)
+            if texts := [request.continuation for request in requests if request.continuation]:
+                return ranking.log_probabilities(self.gaze, images, prompts, texts, counter)
             choices = [request.options for request in requests]
             return ranking.most_likely_options(self.gaze, images, prompts, choices, counter)
         options = dict(self.condition.generate_kwargs)

@@ -1,4 +1,4 @@
-"""Choose among given answers by their likelihood, for benchmarks that generate no text."""
+"""Likelihoods of given answers, and the likeliest of several, for benchmarks that generate no text."""
 
 from __future__ import annotations
 
@@ -28,22 +28,59 @@ def most_likely_options(
         images, prompts, options: B entries each, with the same number of options for all.
         counter: its `count` is set to the number of decoded tokens per prompt.
     """
-    reader, rows = gaze.reader, [(i, text) for i, choices in enumerate(options) for text in choices]
-    end, prefix = (
-        [reader.tokenizer.eos_token_id],
-        answer_prefix(gaze.processor, reader.template_args),
-    )
-    rendered = [reader.render(prompt, len(entry)).text for prompt, entry in zip(prompts, images, strict=True)]
-    tokens = [continuation_ids(reader, rendered[i], prefix + text.strip()) + end for i, text in rows]
-    inputs = gaze.inputs([list(images[i]) for i, _ in rows], [prompts[i] for i, _ in rows])
-    scores = loglikelihoods(gaze.model, inputs, tokens)
-    counter.count = len(rows) // len(prompts) * max(map(len, tokens))
-    mean = [score.logprob / len(ids) for score, ids in zip(scores, tokens, strict=True)]
+    rows = [(i, text) for i, choices in enumerate(options) for text in choices]
+    scores = _decode(gaze, images, prompts, rows, counter, ends=True)
+    mean = [logprob / tokens for logprob, tokens in scores]
     best: dict[int, int] = {}
     for row, (prompt, _) in enumerate(rows):
         if prompt not in best or mean[row] > mean[best[prompt]]:
             best[prompt] = row
     return [rows[best[prompt]][1] for prompt in range(len(prompts))]
+
+
+def log_probabilities(
+    gaze: Any,
+    images: Sequence[Any],
+    prompts: Sequence[str | Conversation],
+    texts: Sequence[str],
+    counter: TokenCounter,
+) -> list[str]:
+    """Per prompt the log-probability of a text as its answer in nats, as "-41.250000 of 17 tokens".
+
+    Texts are decoded as `most_likely_options` does it, without an end token.
+
+    Args:
+        images, prompts, texts: B entries each.
+        counter: as of `most_likely_options`.
+    """
+    scores = _decode(gaze, images, prompts, list(enumerate(texts)), counter, ends=False)
+    return [f"{logprob:.6f} of {tokens} tokens" for logprob, tokens in scores]
+
+
+def _decode(
+    gaze: Any,
+    images: Sequence[Any],
+    prompts: Sequence[str | Conversation],
+    rows: Sequence[tuple[int, str]],
+    counter: TokenCounter,
+    *,
+    ends: bool,
+) -> list[tuple[float, int]]:
+    """The log-probability of each row's text behind its prompt, and its number of tokens.
+
+    Args:
+        rows: (index of a prompt, text).
+        ends: whether the end token belongs to a text.
+    """
+    reader = gaze.reader
+    end = [reader.tokenizer.eos_token_id] if ends else []
+    prefix = answer_prefix(gaze.processor, reader.template_args)
+    rendered = [reader.render(prompt, len(entry)).text for prompt, entry in zip(prompts, images, strict=True)]
+    tokens = [continuation_ids(reader, rendered[i], prefix + text.strip()) + end for i, text in rows]
+    inputs = gaze.inputs([list(images[i]) for i, _ in rows], [prompts[i] for i, _ in rows])
+    scores = loglikelihoods(gaze.model, inputs, tokens)
+    counter.count = len(rows) // len(prompts) * max(map(len, tokens))
+    return [(score.logprob, len(ids)) for score, ids in zip(scores, tokens, strict=True)]
 
 
 def check_method(method: Any) -> None:

@@ -77,6 +77,7 @@ class AnswerRequest:
         max_new_tokens: limit of this answer; None leaves it to the condition.
         options: answers to choose from; where there are any, nothing is generated.
         earlier: messages before the prompt, with places for their images.
+        continuation: a text whose log-probability as the answer is wanted; nothing is generated then, either.
     """
 
     key: str
@@ -85,6 +86,12 @@ class AnswerRequest:
     max_new_tokens: int | None = None
     options: tuple[str, ...] = ()
     earlier: tuple[Message, ...] = ()
+    continuation: str = ""
+
+    @property
+    def is_generated(self) -> bool:
+        """Whether the answer is a text of the model's."""
+        return not (self.options or self.continuation)
 
     @property
     def question(self) -> str | Conversation:
@@ -146,11 +153,12 @@ def build_requests(benchmark: Benchmark, condition: Condition, hashes: ImageHash
         prompt = benchmark.prompt(item)
         options = [item.options] if item.options else []
         before = [plain_messages(item.earlier)] if item.earlier else []
-        key = digest([common, prompt, images, item.max_new_tokens, *options, *before])
+        forced = [{"continuation": item.continuation}] if item.continuation else []
+        key = digest([common, prompt, images, item.max_new_tokens, *options, *before, *forced])
         if key not in requests:
             earlier = tuple(message.with_places() for message in item.earlier)
             limit, choices = item.max_new_tokens, item.options
-            requests[key] = AnswerRequest(key, shown, prompt, limit, choices, earlier)
+            requests[key] = AnswerRequest(key, shown, prompt, limit, choices, earlier, item.continuation)
         item_keys.append(key)
     return BenchmarkRequests(requests, item_keys, unreadable)
 

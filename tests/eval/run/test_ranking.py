@@ -134,7 +134,7 @@ def test_the_runner_ranks_and_resumes(gaze, tmp_path):
     assert figures["plain"]["accuracy"]["value"] >= 5 / 6
     assert figures["plain"]["unreadable"]["value"] == 0
     assert figures["statistics"]["test"] == "McNemar, exact"
-    assert asked["plain"]["sharing"].startswith("given answers are ranked")
+    assert asked["plain"]["sharing"].startswith("given answers are decoded")
     assert asked["plain"]["cost"]["forwards_per_token"] == pytest.approx(1.0, abs=0.01)
     assert not math.isnan(asked["plain"]["cost"]["seconds"])
     again = evaluate(

@@ -46,6 +46,8 @@ class Item:
             is none.
         earlier: Messages before the question: turns of a conversation, or few-shot examples. Their pictures
             are paths.
+        continuation: A text that is not generated but decoded as the answer, whose log-probability is wanted
+            (`regaze.eval.run.ranking`).
     """
 
     key: str
@@ -61,6 +63,7 @@ class Item:
     id: str = ""
     video: Video | None = None
     earlier: tuple[Message, ...] = ()
+    continuation: str = ""
 
     def __post_init__(self) -> None:
         if self.image is not None:  # a text may have been given

@@ -21,21 +21,36 @@ from regaze.kernels.torch_backend import attend_torch, attention_stats_torch, co
 
 
 class Backend(NamedTuple):
-    """One implementation of `attend`, of `attention_stats` and of `column_sums`."""
+    """One implementation of `attend`, of `attention_stats` and of `column_sums`.
+
+    Attributes:
+        own_attend: as `attend`, for edits without the parts that all backends have in common.
+        stats_of_layers: as `attention_stats` for several layers with the same request, in one launch:
+            takes of each its query, key, scaling and other options, and the request. None where it cannot run
+            them; no such function where several launches cost little.
+    """
 
     attend: Callable[..., tuple[Tensor, Stats | None]]
     attention_stats: Callable[..., Stats]
     column_sums: Callable[..., Tensor]
+    own_attend: Callable[..., tuple[Tensor, Stats | None]]
+    stats_of_layers: Callable[..., list[Stats] | None] | None = None
+
+    def attend_for(self, edit: AttentionEdit) -> Callable[..., tuple[Tensor, Stats | None]]:
+        """The shortest way to `attend` for an edit."""
+        shared = edit.shifts or edit.head_source is not None or edit.score_gate is not None
+        return self.attend if shared else self.own_attend
 
 
 def _backend(
     attend: Callable[..., tuple[Tensor, Stats | None]],
     attention_stats: Callable[..., Stats],
     column_sums: Callable[..., Tensor],
+    stats_of_layers: Callable[..., list[Stats] | None] | None = None,
 ) -> Backend:
     gated = attend if attend is attend_reference else gating(attend)
     with_all_parts = shifting(borrowing(gated, attention_stats, column_sums))
-    return Backend(with_all_parts, attention_stats, column_sums)
+    return Backend(with_all_parts, attention_stats, column_sums, attend, stats_of_layers)
 
 
 def _attend_triton(
@@ -77,6 +92,12 @@ def _attention_stats_numba(*args: Any, **kwargs: Any) -> Stats:
     return attention_stats_numba(*args, **kwargs)
 
 
+def _stats_of_layers_numba(*args: Any) -> list[Stats] | None:
+    from regaze.kernels.numba.launch import stats_of_layers_numba
+
+    return stats_of_layers_numba(*args)
+
+
 #: Backend by name; none may change what an edit means.
 BACKENDS = {
     "reference": _backend(attend_reference, attention_stats_reference, column_sums_reference),
@@ -85,7 +106,9 @@ BACKENDS = {
 if find_spec("triton") is not None:
     BACKENDS["triton"] = _backend(_attend_triton, _attention_stats_triton, _column_sums_triton)
 if find_spec("numba") is not None:
-    BACKENDS["numba"] = _backend(_attend_numba, _attention_stats_numba, column_sums_torch)
+    BACKENDS["numba"] = _backend(
+        _attend_numba, _attention_stats_numba, column_sums_torch, _stats_of_layers_numba
+    )
 
 MAX_HEAD_DIM = 256
 MAX_UNMASK = 63

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,22 +19,26 @@ class BoundEdit:
 
     Calls with another number of query rows, or with gradients switched on or off, are checked anew, and so
     are those of a sliding cache that has dropped keys. Batch, heads and head dimensions stay; keys only grow.
+
+    Attributes:
+        edit: the edit. checked: what the last checked call was. backend: of that call.
     """
 
-    __slots__ = ("_backend", "_checked", "edit")
+    __slots__ = ("_attend", "backend", "checked", "edit")
 
     def __init__(self, edit: AttentionEdit):
         self.edit: AttentionEdit = edit
-        self._backend: Backend | None = None
-        self._checked: tuple[Any, ...] | None = None  # what the last checked call was
+        self.backend: Backend | None = None
+        self.checked: tuple[Any, ...] | None = None
+        self._attend: Callable[..., tuple[Tensor, Stats | None]] | None = None
 
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, scaling: float, first_key: int, **call: Any
     ) -> tuple[Tensor, Stats | None]:
         """As `attend`."""
         kind = "attend", query.shape[2], torch.is_grad_enabled()
-        if kind == self._checked and self._backend is not None and not first_key:
-            return self._backend.attend(query, key, value, self.edit, scaling=scaling, **call)
+        if kind == self.checked and self._attend is not None and not first_key:
+            return self._attend(query, key, value, self.edit, scaling=scaling, **call)
         result = attend(query, key, value, self.edit, scaling=scaling, first_key=first_key, **call)
         self._bind(kind, query, key, value)
         return result
@@ -42,12 +47,48 @@ class BoundEdit:
         """As `attention_stats`, for the statistics that the edit requests."""
         kind, request = ("statistics", query.shape[2], torch.is_grad_enabled()), self.edit.stats
         assert request is not None
-        if kind == self._checked and self._backend is not None and not first_key:
-            return self._backend.attention_stats(query, key, request, scaling=scaling, **call)
+        if kind == self.checked and self.backend is not None and not first_key:
+            return self.backend.attention_stats(query, key, request, scaling=scaling, **call)
         stats = attention_stats(query, key, request, scaling=scaling, first_key=first_key, **call)
         self._bind(kind, query, key, key)
         return stats
 
     def _bind(self, kind: tuple[Any, ...], query: Tensor, key: Tensor, value: Tensor) -> None:
-        self._checked = None if is_empty(query, key) else kind
-        self._backend = choose("auto", query, key, value, self.edit)
+        self.checked = None if is_empty(query, key) else kind
+        self.backend = choose("auto", query, key, value, self.edit)
+        self._attend = self.backend.attend_for(self.edit)
+
+    def statistics_with(self, calls: Sequence[StatsCall]) -> list[Stats] | None:
+        """`statistics` of several calls in one launch; None where this edit's request or backend has none."""
+        of_layers = None if self.backend is None else self.backend.stats_of_layers
+        if of_layers is None:
+            return None
+        request = self.edit.stats
+        kind = "statistics", calls[0].query.shape[2], torch.is_grad_enabled()
+        for call in calls:
+            edit = call.edit
+            if call.first_key or edit.checked != kind or edit.edit.stats is not request:
+                return None
+        return of_layers([call[1:5] for call in calls], request)
+
+
+class StatsCall(NamedTuple):
+    """The arguments of `BoundEdit.statistics`."""
+
+    edit: BoundEdit
+    query: Tensor
+    key: Tensor
+    scaling: float
+    options: dict[str, Any]
+    first_key: int
+
+
+def statistics_of(calls: Sequence[StatsCall]) -> list[Stats]:
+    """`BoundEdit.statistics` of the layers of a step, in one launch where that can be."""
+    together = calls[0].edit.statistics_with(calls) if len(calls) > 1 else None
+    if together is not None:
+        return together
+    return [
+        edit.statistics(query, key, scaling, first, **options)
+        for edit, query, key, scaling, options, first in calls
+    ]

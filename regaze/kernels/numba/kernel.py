@@ -1,8 +1,8 @@
 """The compiled kernel: edited attention and statistics of one query row per head, as decode steps need them.
 
 In a small model an operation of torch costs some microseconds before it computes anything, and an edited row
-takes a dozen of them. The kernel is one call. It goes through the rows in a buffer [Lk] fp32, and all that it
-calls but policies is in this file, see `compiled`.
+takes a dozen of them. The kernel is one call, which may be about several layers. It goes through the rows in
+a buffer [Lk] fp32, and all that it calls but policies is in this file, see `compiled`.
 """
 # Compiled from its source; parameters are addresses and numbers that mypy cannot type.
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,misc,call-arg"
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+import struct
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,15 @@ from regaze.kernels.numba.compiled import compiled
 SLOPE, GAIN, BIAS, VALUE_GAIN, GROUPS, REPORTED_GROUPS = range(0, 24, 4)
 HEAD_SCORE_GAIN, HEAD_GAIN, ACTIVE, NUMBERS = range(24, 40, 4)
 POLICY, CHANNELS, REPORTED_CHANNELS, CHANGES_SCORES, REPORTS, SIZE = range(40, 46)
+
+# Where a call has its numbers, of 8 bytes each: addresses (0: no tensor, or not requested),
+# sizes, strides in elements over samples, heads and keys, and the scaling.
+PROGRAM, QUERY, KEY, VALUE, OUT, MASK, MASSES, ENTROPY, LSE, TOP_WEIGHT, TOP_COLUMN = range(11)
+BATCH, HEADS, KV_HEADS, KEYS, DIM, VALUE_DIM = range(11, 17)
+QUERY_STRIDES, KEY_STRIDES, VALUE_STRIDES, MASK_STRIDE, SCALING = 17, 19, 22, 25, 26
+
+#: Packs the numbers of a call, in this order.
+CALL = struct.Struct("=26qd")
 
 #: What is reported: nothing, the row of plain attention, the edited one.
 NOTHING, PLAIN, EDITED = range(3)
@@ -207,6 +217,7 @@ def _pointer(kind: Any) -> Any:
 
 
 _floats, _bytes, _integers = _pointer(types.float32), _pointer(types.uint8), _pointer(types.int64)
+_doubles, _CALL_SIZE = _pointer(types.float64), CALL.size
 
 
 @njit
@@ -261,18 +272,19 @@ def _call_policy(context, address, masses, coefficients, count, head, numbers):
     return types.void(*[types.int64] * 6), generate
 
 
-_SIGNATURE = types.void(*[types.int64] * 26, types.float32)
-
-
-@compiled(_SIGNATURE)
-def _attend(
-    program_at, query_at, key_at, value_at, out_at, mask_at, masses, entropy, lse, top_weight, top_column,
-    batch, heads, kv_heads, keys, dim, value_dim, query_sample, query_head, key_sample, key_head, key_row,
-    value_sample, value_head, value_row, mask_sample, scaling,
-):  # fmt: skip
-    program = _integers(program_at)
-    query, key, value, out = _floats(query_at), _floats(key_at), _floats(value_at), _floats(out_at)
-    mask, reports, group = _bytes(mask_at), program[REPORTS], heads // kv_heads
+@njit
+def _attend(call, scaling):
+    program = _integers(call[PROGRAM])
+    query, key, value = _floats(call[QUERY]), _floats(call[KEY]), _floats(call[VALUE])
+    out_at, mask_at, out, mask = call[OUT], call[MASK], _floats(call[OUT]), _bytes(call[MASK])
+    masses, entropy, lse = call[MASSES], call[ENTROPY], call[LSE]
+    top_weight, top_column = call[TOP_WEIGHT], call[TOP_COLUMN]
+    batch, heads, kv_heads, keys = call[BATCH], call[HEADS], call[KV_HEADS], call[KEYS]
+    dim, value_dim, mask_sample = call[DIM], call[VALUE_DIM], call[MASK_STRIDE]
+    query_sample, query_head = call[QUERY_STRIDES], call[QUERY_STRIDES + 1]
+    key_sample, key_head, key_row = call[KEY_STRIDES], call[KEY_STRIDES + 1], call[KEY_STRIDES + 2]
+    value_sample, value_head = call[VALUE_STRIDES], call[VALUE_STRIDES + 1]
+    value_row, reports, group = call[VALUE_STRIDES + 2], program[REPORTS], heads // kv_heads
     row, raw = np.empty(keys, np.float32), np.empty(keys, np.float32)
     sums = np.empty(max(program[CHANNELS], 1), np.float32)
     coefficients = np.empty_like(sums)
@@ -323,8 +335,12 @@ def _attend(
                 _weighted_values(row, value, value_from, value_row, out, at * value_dim, value_dim, gain)
 
 
-#: The kernel. Its arguments are addresses, then numbers and strides in elements: program, query, key, value,
-#: out (0: there is none to compute), mask, masses, entropy, lse, top weight and column (0: not asked for),
-#: batch, query and key heads, keys, D, Dv, the strides of query over samples and heads, of key over samples,
-#: heads and keys, of value likewise, of the mask over samples, and the scaling.
-attend_rows = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 26, ctypes.c_float)(_attend.address)
+@compiled(types.void(types.int64, types.int64))
+def _attend_calls(calls, count):
+    for number in range(count):
+        at = calls + number * _CALL_SIZE
+        _attend(_integers(at), np.float32(_doubles(at)[SCALING]))
+
+
+#: The kernel: calls one after the other in memory, and how many there are.
+attend_calls = ctypes.CFUNCTYPE(None, ctypes.c_char_p, ctypes.c_int64)(_attend_calls.address)

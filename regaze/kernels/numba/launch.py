@@ -5,12 +5,13 @@ What depends on the edit alone, its `Program`, is made in the first call and sto
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
-from regaze.kernels.numba import kernel as compiled
+from regaze.kernels.numba import kernel
 from regaze.kernels.numba.policy import address
 from regaze.kernels.policies import MAX_CHANNELS, CompiledPolicy, constant, offers
 from regaze.kernels.spec import AttentionEdit, Stats, StatsRequest
@@ -28,11 +29,20 @@ class Program(NamedTuple):
 
     Attributes:
         numbers: [SIZE] int64, see kernel.py; `address` is theirs. tensors: those that `numbers` points to.
+        rooms: by B and Hq, room for statistics that is not in use yet, see `_room`.
     """
 
     numbers: Tensor
     address: int
     tensors: tuple[Tensor, ...]
+    rooms: dict[tuple[int, int], list[Room]]
+
+
+class Room(NamedTuple):
+    """Memory for the statistics of a call, and its addresses in the order of the kernel; 0 for none."""
+
+    stats: Stats
+    addresses: tuple[int, ...]
 
 
 def attend_numba(
@@ -48,19 +58,24 @@ def attend_numba(
     sinks: Tensor | None = None,
 ) -> tuple[Tensor, Stats | None]:
     """Edited attention of query [B, Hq, Lq, D] over key and value [B, Hkv, Lk, D or Dv]; see `attend`."""
+    request, stats = edit.stats, None
     options: dict[str, Any] = {"mask": mask, "scaling": scaling, "is_causal": is_causal}
-    options |= {"softcap": softcap, "sinks": sinks}
-    if softcap is not None or sinks is not None or not _fits(query, key, value, mask):
-        return attend_torch(query, key, value, edit, **options)
-    request, program, stats = edit.stats, _program(edit), None
-    if program is None and request is not None:  # the output does not depend on what is reported
-        request, program = None, _program(edit.without_stats)
-        stats = None if program is None else attend_torch(query, key, value, edit, **options)[1]
-    if program is None:
-        return attend_torch(query, key, value, edit, **options)
-    out = query.new_empty(*query.shape[:3], value.shape[3])
-    found = _run(program, request, query, key, value, out, mask, scaling)
-    return out, found if stats is None else stats
+    if softcap is None and sinks is None and _fits(query, key, value, mask):
+        program = _program(edit)
+        if program is None and request is not None:  # the output does not depend on what is reported
+            request, program = None, _program(edit.without_stats)
+            if program is not None:
+                stats = attend_torch(query, key, value, edit, **options)[1]
+        if program is not None:
+            batch, heads, _, _ = query.shape
+            out = query.new_empty(batch, heads, 1, value.shape[3])
+            addresses = _NO_STATS
+            if request is not None:
+                stats, addresses = _room(program, request, query)
+            call = _packed(program, query, key, value, out.data_ptr(), mask, addresses, scaling)
+            kernel.attend_calls(call, 1)
+            return out, stats
+    return attend_torch(query, key, value, edit, softcap=softcap, sinks=sinks, **options)
 
 
 def attention_stats_numba(
@@ -75,14 +90,34 @@ def attention_stats_numba(
     sinks: Tensor | None = None,
 ) -> Stats:
     """Statistics of plain attention; see `attention_stats`."""
-    program = None
-    if softcap is None and sinks is None and _fits(query, key, key, mask):
-        program = _program(request.as_edit)
+    options: dict[str, Any] = {"mask": mask, "is_causal": is_causal, "softcap": softcap, "sinks": sinks}
+    found = stats_of_layers_numba([(query, key, scaling, options)], request)
+    if found is not None:
+        return found[0]
+    return attention_stats_torch(query, key, request, scaling=scaling, **options)
+
+
+def stats_of_layers_numba(
+    layers: Sequence[tuple[Tensor, Tensor, float, dict[str, Any]]], request: StatsRequest
+) -> list[Stats] | None:
+    """Statistics of plain attention in several layers, in one launch; None where the kernel lacks something.
+
+    Args:
+        layers: query, key, scaling and further options of `attention_stats_numba`.
+    """
+    program = _program(request.as_edit)
     if program is None:
-        options = {"mask": mask, "scaling": scaling, "is_causal": is_causal}
-        return attention_stats_torch(query, key, request, softcap=softcap, sinks=sinks, **options)  # type: ignore[arg-type]
-    stats = _run(program, request, query, key, key, None, mask, scaling)
-    assert stats is not None
+        return None
+    stats, calls = [], []
+    for query, key, scaling, options in layers:
+        mask = options["mask"]
+        lacking = options["softcap"] is not None or options["sinks"] is not None
+        if lacking or not _fits(query, key, key, mask):
+            return None
+        room, addresses = _room(program, request, query)
+        stats.append(room)
+        calls.append(_packed(program, query, key, key, 0, mask, addresses, scaling))
+    kernel.attend_calls(b"".join(calls), len(calls))
     return stats
 
 
@@ -90,64 +125,83 @@ def _fits(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> boo
     """Whether a call is a single row per head, in fp32 and without gradients, over not too many keys."""
     if query.shape[2] != 1 or key.numel() > MAX_KEY_ELEMENTS:
         return False
+    if query.dtype != _FLOAT or key.dtype != _FLOAT or value.dtype != _FLOAT:
+        return False
+    if query.stride(3) != 1 or key.stride(3) != 1 or value.stride(3) != 1:
+        return False
     if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad):
         return False
-    if mask is not None and (mask.dtype != torch.bool or mask.shape[1] != 1 or mask.stride(3) != 1):
-        return False
-    tensors = (query, key, value)
-    return all(x.dtype == torch.float32 and x.stride(3) == 1 for x in tensors)
+    return mask is None or (mask.dtype == torch.bool and mask.shape[1] == 1 and mask.stride(3) == 1)
 
 
-def _run(
+def _packed(
     program: Program,
-    request: StatsRequest | None,
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    out: Tensor | None,
+    out: int,
     mask: Tensor | None,
+    addresses: tuple[int, ...],
     scaling: float,
-) -> Stats | None:
+) -> bytes:
+    """A call as the kernel reads it; `out` is an address, `addresses` are those of the statistics."""
     batch, heads, _, dim = query.shape
-    stats, addresses = _NO_STATS if request is None else _stats(request, query)
-    compiled.attend_rows(
-        program.address,
-        query.data_ptr(),
-        key.data_ptr(),
-        value.data_ptr(),
-        0 if out is None else out.data_ptr(),
-        0 if mask is None else mask.data_ptr(),
-        *addresses,
-        batch,
-        heads,
-        key.shape[1],
-        key.shape[2],
-        dim,
-        value.shape[3],
-        *query.stride()[:2],
-        *key.stride()[:3],
-        *value.stride()[:3],
-        0 if mask is None or len(mask) == 1 else mask.stride(0),
-        scaling,
-    )
-    return stats
+    _, kv_heads, keys, value_dim = value.shape
+    query_sample, query_head, _, _ = query.stride()
+    key_sample, key_head, key_row, _ = key.stride()
+    value_sample, value_head, value_row, _ = value.stride()
+    mask_at, mask_sample = 0, 0
+    if mask is not None:
+        mask_at, mask_sample = mask.data_ptr(), mask.stride(0) if len(mask) > 1 else 0
+    return kernel.CALL.pack(
+        program.address, query.data_ptr(), key.data_ptr(), value.data_ptr(), out, mask_at, *addresses,
+        batch, heads, kv_heads, keys, dim, value_dim, query_sample, query_head, key_sample, key_head, key_row,
+        value_sample, value_head, value_row, mask_sample, scaling,
+    )  # fmt: skip
 
 
-_NO_STATS: tuple[Stats | None, tuple[int, ...]] = None, (0,) * 5
+_FLOAT = torch.float32
+_NO_STATS: tuple[int, ...] = (0,) * 5
+
+#: Calls for whose statistics there is room made at once: one operation of torch takes as long as the kernel.
+_ROOMS = 64
 
 
-def _stats(request: StatsRequest, query: Tensor) -> tuple[Stats, tuple[int, ...]]:
-    """Room for the requested statistics of [B, Hq, 1] rows, and its addresses."""
-    rows = query.shape[:3]
+def _room(program: Program, request: StatsRequest, query: Tensor) -> Room:
+    """Room for the requested statistics of [B, Hq, 1] rows."""
+    batch, heads, _, _ = query.shape
+    rooms = program.rooms.setdefault((batch, heads), [])
+    while True:
+        try:
+            return rooms.pop()
+        except IndexError:  # there is none yet, or another thread has taken the last
+            rooms += _make_rooms(request, batch, heads)
+
+
+def _make_rooms(request: StatsRequest, batch: int, heads: int) -> list[Room]:
+    parts: list[Sequence[Tensor | None]] = []
+    starts: list[Sequence[int]] = []
+
+    def part(wanted: bool, *more: int, dtype: torch.dtype = _FLOAT) -> None:
+        """One statistic of all calls."""
+        if not wanted:
+            parts.append([None] * _ROOMS)
+            starts.append([0] * _ROOMS)
+            return
+        memory = torch.empty(_ROOMS, batch, heads, 1, *more, dtype=dtype)
+        start, size = memory.data_ptr(), memory.stride(0) * memory.element_size()
+        parts.append(memory.unbind())
+        starts.append([start + size * number for number in range(_ROOMS)])
+
     channels = request.channels
-    masses = None if channels is None else query.new_empty(*rows, channels.count)
-    entropy, top_weight, lse = (
-        query.new_empty(rows) if wanted else None for wanted in (request.entropy, request.top1, request.lse)
-    )
-    top_column = query.new_empty(rows, dtype=torch.int64) if request.top1 else None
-    order = masses, entropy, lse, top_weight, top_column
-    addresses = tuple(0 if tensor is None else tensor.data_ptr() for tensor in order)
-    return Stats(masses, entropy, top_weight, top_column, lse), addresses
+    with torch.inference_mode(False):  # later calls use them, too
+        part(channels is not None, 0 if channels is None else channels.count)
+        for wanted in (request.entropy, request.lse, request.top1):
+            part(wanted)
+        part(request.top1, dtype=torch.int64)
+    masses, entropy, lse, top_weight, top_column = parts
+    stats = map(Stats, masses, entropy, top_weight, top_column, lse)
+    return list(map(Room, stats, zip(*starts, strict=True)))
 
 
 def _program(edit: AttentionEdit) -> Program | None:
@@ -177,7 +231,7 @@ def _translated(edit: AttentionEdit) -> Program | None:
 
     They are not copied: `AttentionEdit.overwrite` writes to them.
     """
-    numbers = [0] * compiled.SIZE
+    numbers = [0] * kernel.SIZE
     tensors: list[Tensor] = []
 
     def part(place: int, tensor: Tensor | None, heads: bool = True) -> None:
@@ -193,31 +247,29 @@ def _translated(edit: AttentionEdit) -> Program | None:
     acts = edit.edits_rows and edit.selects_rows
     if acts:
         columns = (edit.score_slope, edit.score_gain, edit.bias, edit.value_gain)
-        places = (compiled.SLOPE, compiled.GAIN, compiled.BIAS, compiled.VALUE_GAIN)
+        places = (kernel.SLOPE, kernel.GAIN, kernel.BIAS, kernel.VALUE_GAIN)
         for place, tensor in zip(places, columns, strict=True):
             part(place, tensor)
-        part(compiled.HEAD_SCORE_GAIN, edit.head_score_gain)
-        part(compiled.ACTIVE, active, heads=False)
-        numbers[compiled.CHANGES_SCORES] = int(edit.edits_scores)
-    part(compiled.HEAD_GAIN, edit.head_gain)
+        part(kernel.HEAD_SCORE_GAIN, edit.head_score_gain)
+        part(kernel.ACTIVE, active, heads=False)
+        numbers[kernel.CHANGES_SCORES] = int(edit.edits_scores)
+    part(kernel.HEAD_GAIN, edit.head_gain)
     policy = edit.policy if acts else None
     if policy is not None and edit.channels is not None:
         assert edit.channels.groups is not None
         own = cast(CompiledPolicy, policy).numba_part()
-        part(compiled.GROUPS, edit.channels.groups, heads=False)
-        part(
-            compiled.NUMBERS, constant(own.numbers or (0.0,), torch.device("cpu"), torch.float32), heads=False
-        )
-        numbers[compiled.POLICY], numbers[compiled.CHANNELS] = address(own.function), policy.channels
+        part(kernel.GROUPS, edit.channels.groups, heads=False)
+        part(kernel.NUMBERS, constant(own.numbers or (0.0,), torch.device("cpu"), torch.float32), heads=False)
+        numbers[kernel.POLICY], numbers[kernel.CHANNELS] = address(own.function), policy.channels
     if (request := edit.stats) is not None:
-        numbers[compiled.REPORTS] = compiled.EDITED if request.edited else compiled.PLAIN
+        numbers[kernel.REPORTS] = kernel.EDITED if request.edited else kernel.PLAIN
         if request.channels is not None:
-            part(compiled.REPORTED_GROUPS, request.channels.groups, heads=False)
-            numbers[compiled.REPORTED_CHANNELS] = request.channels.count
+            part(kernel.REPORTED_GROUPS, request.channels.groups, heads=False)
+            numbers[kernel.REPORTED_CHANNELS] = request.channels.count
     if not all(_readable(tensor) for tensor in tensors):
         return None
     packed = torch.tensor(numbers)
-    return Program(packed, packed.data_ptr(), tuple(tensors))
+    return Program(packed, packed.data_ptr(), tuple(tensors), {})
 
 
 def _readable(tensor: Tensor) -> bool:

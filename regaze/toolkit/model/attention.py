@@ -19,7 +19,7 @@ from regaze.kernels.sliding_cache import shift_edit
 from regaze.toolkit.model import compat
 from regaze.toolkit.model.attention_call import AttentionCall
 from regaze.toolkit.model.context import Context, LookedAhead
-from regaze.toolkit.model.plans import AttentionDispatcher
+from regaze.toolkit.model.plans import AttentionDispatcher, LayerPlan
 
 #: Where an attention module keeps its `Attachment` while a block is open.
 SLOT = "_regaze_attention"
@@ -79,30 +79,51 @@ def regaze_attention(
     if attached is None:
         return compat.plain_attention(None, module, query, key, value, attention_mask, **options)
     dispatcher, site, _ = attached
-    if site is not None and (context := dispatcher.context) is not None:
-        if context.kept_tokens is not None:
-            attention_mask = dispatcher.mask(site, attention_mask, query, key.shape[2])
-        if context.asked_ahead is not None:
-            call = _call(module, site, attention_mask, is_causal, kwargs)
-            raise LookedAhead(dispatcher.ahead(site, context.asked_ahead, query, key, scaling, call))
-    plan = None if site is None else dispatcher.plan(site, key.shape[2], query.device)
-    if site is not None and dispatcher.key_editors:
-        key = dispatcher.edited_keys(site, key, value)
+    plan = None
+    if site in dispatcher.settled:
+        dispatcher.check_thread()
+        plan = dispatcher.settled[site]
+    elif site is not None:
+        if (context := dispatcher.context) is not None:
+            if context.kept_tokens is not None:
+                attention_mask = dispatcher.mask(site, attention_mask, query, key.shape[2])
+            if context.asked_ahead is not None:
+                call = _call(module, site, attention_mask, options)
+                raise LookedAhead(dispatcher.ahead(site, context.asked_ahead, query, key, scaling, call))
+        plan = dispatcher.plan(site, key.shape[2], query.device)
+        if dispatcher.key_editors:
+            key = dispatcher.edited_keys(site, key, value)
     if site is None or (plan is None and not dispatcher.watched):
         return dispatcher.plain(module, query, key, value, attention_mask, **options)
+    return _planned(module, attached, plan, query, key, value, attention_mask, options)
+
+
+def _planned(
+    module: nn.Module,
+    attached: Attachment,
+    plan: LayerPlan | None,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    options: dict[str, Any],
+) -> tuple[Tensor, Tensor | None]:
+    """`regaze_attention` of a layer with a plan, or one that is watched."""
+    dispatcher, site, _ = attached
+    assert site is not None
     plain = None
     if plan is None or plan.neutral:  # the very bits of the unwrapped model
-        plain = dispatcher.plain(module, query, key, value, attention_mask, **options)
-    ran, parts = query.shape[0], (query, key, value, attention_mask, plain)
-    query, key, value, attention_mask, plain = _all_rows(dispatcher.context, *parts)
-    call = _call(module, site, attention_mask, is_causal, kwargs)
-    if dropout or call["softcap"] is not None or call["sinks"] is not None or rare:
-        _refuse_unsupported(module, dispatcher.previous, options)
+        plain = dispatcher.plain(module, query, key, value, mask, **options)
+    ran, context = query.shape[0], dispatcher.context
+    query, key, value, mask, plain = _all_rows(context, query, key, value, mask, plain)
+    call = _call(module, site, mask, options)
+    _refuse_unsupported(module, dispatcher.previous, options)
     queries, keys = query.shape[2], key.shape[2]
     first = dispatcher.first_key(site, queries, keys)
-    if attention_mask is None and call["is_causal"] and queries > 1:
+    if mask is None and call["is_causal"] and queries > 1:
         # transformers omits the mask only where row i sits at key i; a static cache has empty keys after it.
         key, value = key[:, :, :queries], value[:, :, :queries]
+    scaling: float | None = options["scaling"]
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     if plain is None:
         assert plan is not None
@@ -115,8 +136,8 @@ def regaze_attention(
     out, weights = plain
     if dispatcher.watched:
         edit = _NOTHING if plan is None else plan.edit.edit
-        options, masks = {"scaling": scaling, **call}, dispatcher.causal_masks
-        shown = AttentionCall(query, key, value, out, shift_edit(edit, first), options, masks, first)
+        shown_options, masks = {"scaling": scaling, **call}, dispatcher.causal_masks
+        shown = AttentionCall(query, key, value, out, shift_edit(edit, first), shown_options, masks, first)
         dispatcher.show(site, shown)
         if dispatcher.wants_weights and weights is None:
             weights = F.pad(rows := shown.weights(slice(0, queries)), (0, keys - rows.shape[-1]))
@@ -144,14 +165,11 @@ def _all_rows(
 
 
 def _call(
-    module: nn.Module,
-    site: compat.AttentionSite,
-    mask: Tensor | None,
-    is_causal: bool | None,
-    options: dict[str, Any],
+    module: nn.Module, site: compat.AttentionSite, mask: Tensor | None, options: dict[str, Any]
 ) -> dict[str, Any]:
     """What `attend` and `attention_stats` take beside tensors."""
-    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    causal = options["is_causal"]
+    causal = getattr(module, "is_causal", True) if causal is None else causal
     return {
         "mask": mask,
         "is_causal": causal and not site.cross,
@@ -160,8 +178,14 @@ def _call(
     }
 
 
+#: Arguments of some models' attention that not every edit or implementation knows.
+_SPECIAL = frozenset({"softcap", "s_aux", *compat.RARE_ARGUMENTS})
+
+
 def _refuse_unsupported(module: nn.Module, previous: str, options: dict[str, Any]) -> None:
     """Refuse what an edited layer would silently lose, or add to what the model did so far."""
+    if not options["dropout"] and _SPECIAL.isdisjoint(options):
+        return
     name = type(module).__name__
     for part in ("position_bias", "sinks"):
         if options.get(part) is not None:

@@ -133,6 +133,7 @@ class ModelHook:
         self._guided: weakref.ref[compat.Generation] | None = None  # one that runs, or ran, with guidance
         self._turn_begins = False
         self._configs = compat.attention_configs(model)
+        self._encodes = bool(model.config.is_encoder_decoder)
         self._argument_names = tuple(inspect.signature(model.forward).parameters)
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
@@ -328,7 +329,7 @@ class ModelHook:
         context = self._continue(cache) if length else self._begin(given)
         context.cache_length, context.turn_begins = length, turn_begins
         self._attention.begin(context)
-        fed = compat.decoder_inputs(self._model, given)
+        fed = compat.decoder_inputs(self._model, given) if self._encodes else given
         for callback in self._on_step:
             callback.on_step(context, fed.get("input_ids"))
         self._attention.plan_ahead()
@@ -426,19 +427,20 @@ class ModelHook:
         if not self._thread.is_current:  # refused by `_begin_forward`
             return None
         context = self._attention.context
+        if context is None:  # nobody takes part
+            return None
+        cache = None if output is None else compat.cache_of(output)
         try:
             if output is not None:
-                self._attention.finish(compat.cache_of(output))
+                self._attention.finish(cache)
         finally:
             self._attention.begin(None)
-            self._set_running(None)
+            if self._running is not None:
+                self._set_running(None)
             self._layer_hooks.stop()
-        if context is None:
-            return None
         context.clear_layer_input()
         if output is None:
             return None
-        cache = compat.cache_of(output)
         with_all_tokens(output, context)
         if context.step:
             compat.note_length(cache, context.cache_length + context.fed)

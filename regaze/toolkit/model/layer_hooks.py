@@ -160,6 +160,8 @@ def _editors(context: Context) -> _Editors:
                     f"{names}: each {_EDITS[kind]}, and what comes out would depend on their order"
                 )
         context.layer_editors = {kind: who[0] for kind, who in found.items() if who}
+    if not context.layer_editors:
+        return context.layer_editors
     sees = context.step == 0 or context.fed > 1
     return {
         kind: callback for kind, callback in context.layer_editors.items() if sees or "vision" not in kind

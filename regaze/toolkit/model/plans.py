@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, NoReturn
 
@@ -31,6 +31,7 @@ from regaze.kernels import (
     compose,
     launches_cost_most,
 )
+from regaze.kernels.bound import StatsCall, statistics_of
 from regaze.kernels.key_value_shift import shifted
 from regaze.toolkit.model import compat
 from regaze.toolkit.model.attention_call import AttentionCall
@@ -38,6 +39,9 @@ from regaze.toolkit.model.callback import Callback, keeps_edits, overrides, plan
 from regaze.toolkit.model.context import Context
 from regaze.toolkit.model.own_thread import OwnThread
 from regaze.toolkit.model.step_results import Place, StepResults
+
+#: Of a forward whose layers are not planned.
+_NO_PLANS: Mapping[Any, Any] = {}
 
 
 class _LacksTokens:
@@ -77,15 +81,12 @@ class LayerPlan(NamedTuple):
 
 
 class _Measurement(NamedTuple):
-    """Statistics of a layer that wait for the end of the forward."""
+    """Statistics of a layer that wait for the end of the forward: what answers a request, by its number."""
 
     site: compat.AttentionSite
     plan: LayerPlan
-    query: Tensor
-    key: Tensor
-    scaling: float
-    first_key: int
-    call: dict[str, Any]
+    request: int
+    call: StatsCall
 
 
 def plan_layer(
@@ -174,6 +175,8 @@ class AttentionDispatcher:
         masks: of the forward that runs, those of layers that tokens have left.
         watched: layers without an edit have more to do, too: weights to return, or listeners to call.
         in_graph: the layer that runs is an operator of a graph.
+        settled: by layer, the plans of the forward that runs, where these are all that is done in it. Layers
+            that are not among them are asked for in `plan`.
     """
 
     def __init__(self, model: PreTrainedModel, thread: OwnThread):
@@ -189,6 +192,7 @@ class AttentionDispatcher:
         self.causal_masks: dict[int, tuple[Tensor, bool]] = {}
         self.masks: dict[tuple[int, Numbering], tuple[Tensor | None, Tensor | None]] = {}
         self.in_graph = False
+        self.settled: Mapping[Any, LayerPlan | None] = _NO_PLANS
         self._keeps_edits = self._plans_ahead = self._delivered = False
         #: By layer, of the forward that runs: shifts, and how many tokens the layer has been given.
         self._entered: dict[int, tuple[tuple[KeyValueShift, ...], int]] = {}
@@ -209,6 +213,7 @@ class AttentionDispatcher:
         self._keeps_edits = all(keeps_edits(callback) for callback in callbacks)
         self._plans_ahead = all(plans_ahead(callback) for callback in callbacks)
         self._generations.clear()
+        self._fixed, self.settled = None, _NO_PLANS
 
     def want_weights(self, wanted: bool) -> None:
         """Whether the forward that begins returns attention weights."""
@@ -219,6 +224,7 @@ class AttentionDispatcher:
         """A forward of this generation begins; None: it has ended."""
         self.context, self.layer_hooks, self.causal_masks, self.masks = context, "", {}, {}
         self._fixed, self._delivered, self._waiting, self._entered = None, False, [], {}
+        self.settled = _NO_PLANS
         if context is None:
             self._plans = None
             return
@@ -241,11 +247,18 @@ class AttentionDispatcher:
     def plan_ahead(self) -> None:
         """The forward's callbacks know its step: plan the layers now, where their edits are known now."""
         context, plans = self.context, self._plans
-        if context is None or plans is None or self._keeps_edits or not self._plans_ahead:
+        if context is None or plans is None or not self._plans_ahead or not self._decodes(context):
             return
-        if self._decodes(context):
+        if not self._keeps_edits:
             known = list(plans.newest.items())
             self._fixed = {site: self._asked(context, site, k.keys, k.device) for site, k in known}
+        if (
+            self._fixed is not None
+            and context.kept_tokens is None
+            and not self.watched
+            and not self.key_editors
+        ):
+            self.settled = self._fixed
 
     def plan(self, site: compat.AttentionSite, keys: int, device: torch.device) -> LayerPlan | None:
         """What the callbacks want of this layer now; None leaves it to plain attention.
@@ -373,19 +386,17 @@ class AttentionDispatcher:
     ) -> None:
         """Answer the requests that need passes of their own: now, or those of small layers at the end.
 
-        Where fetching code takes longest, layers are measured one right after the other. Their keys stay: a
-        cache replaces them by longer ones, or writes behind them in the next step.
+        Where fetching code takes longest, layers are measured one right after the other, in one launch if
+        that can be. Their keys stay: a cache replaces them by longer ones, or writes behind them in the next
+        step.
         """
-        measurement = _Measurement(site, plan, query, key, scaling, first_key, call)
-        if self._fixed is not None and not self.in_graph and launches_cost_most(query, key):
-            self._waiting.append(measurement)
-        else:
-            self._measure(measurement)
-
-    def _measure(self, measurement: _Measurement) -> None:
-        site, plan, query, key, scaling, first, call = measurement
+        waits = self._fixed is not None and not self.in_graph and launches_cost_most(query, key)
         for number, edit in plan.passes():
-            self.deliver(site, plan, number, edit.statistics(query, key, scaling, first, **call))
+            if waits:
+                stats_call = StatsCall(edit, query, key, scaling, call, first_key)
+                self._waiting.append(_Measurement(site, plan, number, stats_call))
+            else:
+                self.deliver(site, plan, number, edit.statistics(query, key, scaling, first_key, **call))
 
     def deliver(self, site: compat.AttentionSite, plan: LayerPlan, request: int, stats: Stats) -> None:
         """Hand a callback the statistics that it requested: now, or those of a planned graph at its end.
@@ -410,8 +421,10 @@ class AttentionDispatcher:
                 compat.rewrite_layer(cache, layer, length, _change(shifts))
         if self.context is None or self._plans is None or self._fixed is None:
             return
-        for measurement in self._waiting:
-            self._measure(measurement)
+        if waiting := self._waiting:
+            found = statistics_of([measurement.call for measurement in waiting])
+            for measurement, stats in zip(waiting, found, strict=True):
+                self.deliver(measurement.site, measurement.plan, measurement.request, stats)
         for (site, request), stats in self._plans.results.take(replayed=not self._delivered):
             plan = self._fixed.get(site)
             if plan is not None and request < len(plan.requests):

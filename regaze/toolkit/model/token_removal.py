@@ -109,8 +109,10 @@ class TokenRemoval:
 
 def with_all_tokens(output: Any, context: Context) -> None:
     """Give the hidden states that a forward returns rows for all tokens of the prompt."""
+    if context.kept_tokens is None or context.step:
+        return
     states = None if isinstance(output, tuple) else output.get("hidden_states")
-    if states is None or context.kept_tokens is None or context.step:
+    if states is None:
         return
     output["hidden_states"] = tuple(
         state if state is None or not 0 < number < context.num_layers else context.whole(number - 1, state)

@@ -21,6 +21,7 @@ from regaze.kernels import (
     attend,
     attention_stats,
 )
+from regaze.kernels.bound import StatsCall, statistics_of
 
 pytest.importorskip("numba")
 
@@ -32,9 +33,9 @@ RUNS = tuple(part for part in PARTS if part not in ("sink", "open", "source"))
 @pytest.fixture
 def kernel_calls(monkeypatch):
     """What the kernel was called with."""
-    calls, kernel = [], launch.compiled.attend_rows
+    calls, kernel = [], launch.kernel.attend_calls
     monkeypatch.setattr(
-        launch.compiled, "attend_rows", lambda *arguments: (calls.append(arguments), kernel(*arguments))
+        launch.kernel, "attend_calls", lambda *arguments: (calls.append(arguments), kernel(*arguments))
     )
     return calls
 
@@ -227,6 +228,40 @@ def test_statistics_alone_are_those_of_the_reference(tensors, kernel_calls):
     for name, tensor in got._asdict().items():
         torch.testing.assert_close(tensor, getattr(want, name), rtol=1e-5, atol=1e-6, msg=name)
     assert len(kernel_calls) == 1
+
+
+def test_layers_of_a_step_are_measured_in_one_launch(tensors, kernel_calls):
+    query, key, _, channels = tensors
+    edit = StatsRequest(channels=channels, entropy=True, top1=True, lse=True).as_edit
+    mask = torch.ones(2, 1, 1, 40, dtype=torch.bool)
+    mask[0, ..., :25] = False
+    options = {"is_causal": False, "softcap": None, "sinks": None}
+    layers = [(query, key, mask), (-query, key[:, :, :31], None), (2 * query, key.flip(2), mask)]
+    with torch.no_grad():
+        calls = [
+            StatsCall(BoundEdit(edit), q, k, 0.25, {**options, "mask": shown}, 0) for q, k, shown in layers
+        ]
+        first, again = statistics_of(calls), statistics_of(calls)  # bound by the first
+        assert [count for _, count in kernel_calls] == [1, 1, 1, 3]
+        for (q, k, shown), one, other in zip(layers, first, again, strict=True):
+            want = attention_stats(q, k, edit.stats, mask=shown, scaling=0.25, backend="reference")
+            for name, tensor in other._asdict().items():
+                torch.testing.assert_close(tensor, getattr(want, name), rtol=1e-5, atol=1e-6, msg=name)
+                assert tensor is None or torch.equal(tensor, getattr(one, name))
+                assert tensor is None or tensor.data_ptr() != getattr(one, name).data_ptr()
+
+
+def test_layers_with_requests_of_their_own_are_measured_one_by_one(tensors, kernel_calls):
+    query, key, _, channels = tensors
+    options = {"mask": None, "is_causal": False, "softcap": None, "sinks": None}
+    edits = [StatsRequest(channels=channels).as_edit, StatsRequest(entropy=True).as_edit]
+    with torch.no_grad():
+        calls = [StatsCall(BoundEdit(edit), query, key, 0.25, options, 0) for edit in edits]
+        statistics_of(calls)
+        masses, entropy = statistics_of(calls)
+    assert [count for _, count in kernel_calls] == [1, 1, 1, 1]
+    assert (masses.entropy, entropy.masses) == (None, None)
+    torch.testing.assert_close(masses.masses.sum(-1), torch.ones(2, 6, 1))
 
 
 def test_nan_scores_stay_nan(tensors):

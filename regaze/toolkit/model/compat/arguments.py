@@ -80,9 +80,12 @@ def wants_attentions(configs: Sequence[PreTrainedConfig], inputs: Mapping[str, A
             an edit does.
     """
     wanted = inputs.get("output_attentions")
-    if wanted is None:
-        wanted = any(object.__getattribute__(config, "_output_attentions") for config in configs)
-    return bool(wanted)
+    if wanted is not None:
+        return bool(wanted)
+    for config in configs:  # noqa: SIM110 (in every step: no generator)
+        if object.__getattribute__(config, "_output_attentions"):
+            return True
+    return False
 
 
 def media_names(inputs: Mapping[str, Any]) -> list[str]:

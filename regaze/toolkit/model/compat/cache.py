@@ -61,6 +61,9 @@ def _without(inputs: Mapping[str, Any], *names: str) -> dict[str, Any]:
 
 def cache_of(output: Any) -> Cache | None:
     """The key-value cache in a model's output, a `ModelOutput` or a tuple."""
+    own = getattr(output, _CACHE, None)
+    if isinstance(own, Cache):
+        return own
     values = output if isinstance(output, tuple) else (getattr(output, name, None) for name in CACHE_NAMES)
     return next((value for value in values if isinstance(value, Cache)), None)
 

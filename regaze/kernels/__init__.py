@@ -9,6 +9,7 @@ from regaze.kernels.head_rules import HeadChoice, HeadStep, ScaleHeads
 from regaze.kernels.head_source import HeadRule, HeadSource
 from regaze.kernels.kept_tokens import KeptTokens, LeavingTokens, Numbering
 from regaze.kernels.key_value_shift import KeyValueShift
+from regaze.kernels.paged import attend_paged, attention_stats_paged
 from regaze.kernels.placement import Placeable
 from regaze.kernels.policies import NumbaPart, Policy, Scale, TritonPart, pad_channels
 from regaze.kernels.score_gate import ScoreGate
@@ -42,7 +43,9 @@ __all__ = [
     "UnmaskRect",
     "Windows",
     "attend",
+    "attend_paged",
     "attention_stats",
+    "attention_stats_paged",
     "compose",
     "launches_cost_most",
     "pad_channels",

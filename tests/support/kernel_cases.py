@@ -20,6 +20,7 @@ from regaze.kernels import (
     Placeable,
     RowSelection,
     Scale,
+    Stats,
     StatsRequest,
     UnmaskRect,
     attend,
@@ -452,8 +453,12 @@ def stats_dict(stats) -> dict[str, Tensor]:
 
 def check_call(case: Case, backend: str, device: str = "cpu") -> None:
     """Output and statistics of a backend against the specification in fp64, within the error budget."""
-    there = case.on(device)
-    out, stats = there.call(attend, backend=backend)
+    check_result(case, *case.on(device).call(attend, backend=backend))
+
+
+def check_result(case: Case, out: Tensor, stats: Stats | None) -> None:
+    """The output and the statistics of a case likewise."""
+    there = case.on(str(out.device))
     exact, exact_stats = case.doubled().call(attend, backend="reference")
     assert out.dtype == case.q.dtype
     assert out.shape == exact.shape

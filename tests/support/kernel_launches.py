@@ -16,6 +16,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,9 @@ from triton.runtime.jit import JITFunction
 from regaze.interventions.common.move_mass import MoveMass
 from regaze.interventions.gift.policy import AmplifyTopHeads
 from regaze.kernels import AttentionEdit, Channels, StatsRequest
+from regaze.kernels.pages import Pages
 from regaze.kernels.triton import call, decode, row_list
-from regaze.kernels.triton.launch import attend_triton
+from regaze.kernels.triton.launch import attend_paged_triton, attend_triton
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 PROCESSORS = 132
@@ -152,6 +154,22 @@ def decode_calls() -> Iterator[tuple[str, Callable[[], Any]]]:
         yield label, partial(attend_triton, q, k, v, edits(1000, 28, 1)[name], **options)
 
 
+def paged_calls() -> Iterator[tuple[str, Callable[[], Any]]]:
+    """Calls of `attend_paged` by name: tiles inside a page, and pages inside a tile."""
+    shapes = [(1, 128, torch.bfloat16, name) for name in ("plain", "record", "bias", "var, record", "gift")]
+    shapes += [(8, 128, torch.float16, name) for name in ("plain", "everything")]
+    shapes += [(1, 80, torch.bfloat16, "var, record"), (1, 128, torch.float32, "everything")]
+    for (queries, dim, dtype, name), page in product(shapes, (128, 16)):
+        q, k, v = tensors(queries, page, dim, dtype, 28, 4, batch=300)
+        pages = Pages(torch.zeros(2, 4096 // page, dtype=torch.int32), torch.full((2,), 4000))
+        options: dict[str, Any] = {"scaling": 0.1, "softcap": None, "sinks": None}
+        if name == "everything":
+            options |= {"softcap": 30.0, "sinks": torch.zeros(28, dtype=dtype)}
+        label = f"pages of {page}, Lq={queries} D={dim} {str(dtype).removeprefix('torch.')}: {name}"
+        edit = edits(1000, 28, queries)[name]
+        yield label, partial(attend_paged_triton, q[:2], k, v, pages, edit, **options)
+
+
 def stand_for(capability: int) -> None:
     """Cut calls on CPU tensors as on a GPU of this compute capability."""
     for module in (decode, row_list):
@@ -164,7 +182,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     capability = int(sys.argv[1])
     stand_for(capability)
-    for label, run in (*decode_calls(), *prefill_calls()):
+    for label, run in (*decode_calls(), *paged_calls(), *prefill_calls()):
         for kernel in compiled(capability, run):
             print(json.dumps({"call": label} | kernel), flush=True)
 

@@ -36,6 +36,14 @@ class MatrixArg(NamedTuple):
     stride_l: int
 
 
+class PagesArg(NamedTuple):
+    """Which pages of a cache hold the keys of each sample, [B, n], and how many keys it has, [B]."""
+
+    table_ptr: Any = None
+    stride_b: int | None = None
+    lengths_ptr: Any = None
+
+
 class ColumnArg(NamedTuple):
     """A column tensor [B or 1, Hq or 1, n] with unit stride along its columns; neutral beyond column n."""
 
@@ -136,6 +144,14 @@ def matrix_arg(matrix: Tensor) -> MatrixArg:
     """[B, H, L, D]; copied if D has another stride than 1."""
     matrix = _unit_stride(matrix)
     return MatrixArg(matrix, matrix.stride(0), matrix.stride(1), matrix.stride(2))
+
+
+def pages_arg(table: Tensor | None, lengths: Tensor | None) -> PagesArg:
+    """A block table [B, n] and the lengths [B] of its sequences."""
+    if table is None or lengths is None:
+        return PagesArg()
+    table, lengths = _unit_stride(table), _unit_stride(lengths)
+    return PagesArg(table, varying(table.stride(0)), lengths)
 
 
 def column_arg(column: Tensor | None) -> ColumnArg:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from regaze.kernels.channels import Channels
+from regaze.kernels.pages import Pages
 from regaze.kernels.policies import MAX_CHANNELS, Policy, coefficients_of
 from regaze.kernels.reference import measure
 from regaze.kernels.spec import AttentionEdit, RowSelection, Stats, StatsRequest, make_contiguous
@@ -37,6 +38,7 @@ class Call:
     is_causal: bool
     softcap: float | None
     sinks: Tensor | None
+    pages: Pages | None = None  # of the caches that key and value then are
 
     def __post_init__(self) -> None:
         make_contiguous(self, "sinks")
@@ -79,6 +81,8 @@ class Call:
         columns = edited and (edit.edits_scores or edit.value_gain is not None)
         tiling = self._tiling(self.num_queries if index is None else len(index), light, columns)
         rows = RowList(self.query, self.key, self.value, index, mask=self.mask, tiling=tiling)
+        if self.pages is not None:
+            rows = rows._replace(block_table=self.pages.table, lengths=self.pages.lengths)
         if edit.unmask:
             row_bits, column_bits = self._unmask_bits()
             rows = rows._replace(row_bits=row_bits, column_bits=column_bits)

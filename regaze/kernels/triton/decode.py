@@ -44,6 +44,7 @@ from regaze.kernels.triton.arguments import (
     mask_arg,
     matrix_arg,
     num_channels,
+    pages_arg,
 )
 from regaze.kernels.triton.common import (
     edit_scores,
@@ -55,8 +56,11 @@ from regaze.kernels.triton.common import (
 )
 from regaze.kernels.triton.custom_op import ROOMY, operator
 from regaze.kernels.triton.decode_steps import (
+    key_places,
+    keys_of,
     load_cache,
     load_queries,
+    no_sums,
     output_step,
     pack_rows,
     select_rows,
@@ -81,15 +85,15 @@ from regaze.kernels.triton.tiling import (
 
 @triton.jit
 def block_scores(
-    query_tile, key, start, key_exists, columns, inside, has_holes, batch, kv_head, heads, rows, row_bits,
+    query_tile, key, places, key_exists, columns, inside, has_holes, batch, kv_head, heads, rows, row_bits,
     own_key, last_key, is_selected, mask, unmask, windows, edit, scaling, softcap,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, INPUT_PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Unedited scores [M, N], which keys the rows see, and edited scores with -inf where they do not.
 
-    `key_exists` [N] and `inside` [M, N] come from `keys_inside`.
+    `key_exists` [N] and `inside` [M, N] come from `keys_inside`, `places` from `key_places`.
     """
-    key_tile = tl.trans(load_cache(key, batch, kv_head, start, key_exists, HEAD_DIM, BLOCK_D))
+    key_tile = tl.trans(load_cache(key, places, kv_head, key_exists, HEAD_DIM, BLOCK_D))
     visible, added = visible_tile(
         inside, has_holes, batch, heads, rows, columns, mask, unmask, row_bits, last_key
     )
@@ -102,24 +106,26 @@ def block_scores(
 
 @triton.jit(do_not_specialize=["num_keys", "num_kv_heads", "num_queries"])
 def split_kernel(
-    sums_ptr, outputs_ptr, stats_ptr, whole, query, key, value, mask, ranges, num_keys,
+    sums_ptr, outputs_ptr, stats_ptr, whole, query, key, value, pages, mask, ranges, num_keys,
     unmask, windows, selected, edit, channels, stats_channels, scaling, softcap, num_kv_heads, num_queries,
     GQA_RATIO: tl.constexpr, HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
     NUM_GROUPS: tl.constexpr, NUM_CHANNELS: tl.constexpr, WIDTH: tl.constexpr,
     STATS_GROUPS: tl.constexpr, STATS_CHANNELS: tl.constexpr, STATS_WIDTH: tl.constexpr,
-    IS_CAUSAL: tl.constexpr, HAS_STATS: tl.constexpr, UNEDITED_STATS: tl.constexpr, POLICY: tl.constexpr,
-    INPUT_PRECISION: tl.constexpr, MASS_PRECISION: tl.constexpr,
+    PAGE_SIZE: tl.constexpr, IS_CAUSAL: tl.constexpr, HAS_STATS: tl.constexpr, UNEDITED_STATS: tl.constexpr,
+    POLICY: tl.constexpr, INPUT_PRECISION: tl.constexpr, MASS_PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Sums of one split of the keys for BLOCK_M packed rows of one key head.
 
     `value` is None where no output is computed. A `whole` split finishes its rows (decode_whole.py).
     NUM_GROUPS, NUM_CHANNELS, WIDTH: groups, channels, padded channels of the policy; STATS_*: of statistics.
+    PAGE_SIZE: keys of a page, where `key` and `value` are in `pages`; 0 where they are not.
     """
     split, num_splits = tl.program_id(1), tl.num_programs(1)
     packing = pack_rows(num_kv_heads, num_queries, GQA_RATIO, BLOCK_M)
     pair, batch, kv_head, packed, row_exists, heads, rows = packing
     exists = row_exists[:, None]
+    num_keys = keys_of(pages, batch, num_keys, PAGE_SIZE)
     is_selected = select_rows(selected, exists, batch, rows)
     row_bits = unmask_row_bits(unmask, batch, tl.reshape(rows, [BLOCK_M]))
     last_key = rows + (num_keys - num_queries) if IS_CAUSAL else None  # the last row sits at the last key
@@ -130,21 +136,18 @@ def split_kernel(
     )
     first, end = tile_range(ranges, row_first, row_end)
     sink_blocks, window_start, num_blocks = window_range(
-        windows, exists, batch, heads, own_key, first, end, BLOCK_N
+        windows, exists, batch, heads, own_key, first, end, BLOCK_N, PAGE_SIZE > 0
     )
     share = tl.cdiv(num_blocks, num_splits)
 
-    zeros = tl.zeros([BLOCK_M], tl.float32)
-    running_max, running_sum, masses = zeros - float("inf"), zeros, tl.zeros([WIDTH, BLOCK_M], tl.float32)
-    output = tl.zeros([WIDTH * BLOCK_M, BLOCK_DV], tl.float32)
-    stats_masses = tl.zeros([BLOCK_N // 16, BLOCK_M, STATS_WIDTH], tl.float32)
-    stats = (running_max, running_sum, zeros, tl.zeros([BLOCK_M], tl.int32), stats_masses)
+    running_max, running_sum, masses, output, stats = no_sums(BLOCK_M, BLOCK_N, BLOCK_DV, WIDTH, STATS_WIDTH)
     for i in range(split * share, tl.minimum((split + 1) * share, num_blocks)):
         start = tl.where(i < sink_blocks, first + i * BLOCK_N, window_start + (i - sink_blocks) * BLOCK_N)
         columns = start + tl.arange(0, BLOCK_N)
         key_exists, inside = keys_inside(ranges, columns, end, exists, row_first, row_end)
+        places = key_places(pages, batch, start, key_exists, BLOCK_N, PAGE_SIZE)
         plain, visible, scores = block_scores(
-            query_tile, key, start, key_exists, columns, inside, has_holes, batch, kv_head, heads, rows,
+            query_tile, key, places, key_exists, columns, inside, has_holes, batch, kv_head, heads, rows,
             row_bits, own_key, last_key, is_selected, mask, unmask, windows, edit, scaling, softcap,
             HEAD_DIM, BLOCK_D, INPUT_PRECISION,
         )  # fmt: skip
@@ -155,7 +158,7 @@ def split_kernel(
                 columns, stats, STATS_GROUPS, STATS_CHANNELS, STATS_WIDTH, UNEDITED_STATS, MASS_PRECISION,
             )  # fmt: skip
         if value is not None:
-            value_tile = load_cache(value, batch, kv_head, start, key_exists, VALUE_DIM, BLOCK_DV)
+            value_tile = load_cache(value, places, kv_head, key_exists, VALUE_DIM, BLOCK_DV)
             masses, output = output_step(
                 weights, rescale, value_tile, masses, output, is_selected, channels, edit.value_gain, batch,
                 heads, columns, WIDTH, NUM_GROUPS, NUM_CHANNELS, INPUT_PRECISION,
@@ -216,9 +219,10 @@ def decode_split(
         matrix_arg(rows.query),
         matrix_arg(rows.key),
         value,
+        pages_arg(rows.block_table, rows.lengths),
         mask_arg(rows.mask),
         column_arg(None if ranges is None else ranges.flatten(2)),
-        rows.key.shape[2],
+        rows.num_keys,
         *fixed,
         **constants,
     )
@@ -289,9 +293,10 @@ def split_launch(
     rows: RowList, tiling: DecodeTiling, split: SplitChannels, causal: bool, function: str = ""
 ) -> tuple[tuple[int, int], dict[str, Any]]:
     """Grid and compile-time constants of `split_kernel`; `function` is that of a policy which it runs."""
-    key, channels, stats_channels = rows.key, split.num_channels, split.num_stats_channels
+    channels, stats_channels = split.num_channels, split.num_stats_channels
     constants = {
         "GQA_RATIO": rows.gqa_ratio,
+        "PAGE_SIZE": rows.page_size,
         "IS_CAUSAL": causal,
         "HAS_STATS": split.has_stats,
         "UNEDITED_STATS": split.unedited_stats,
@@ -303,7 +308,7 @@ def split_launch(
         "STATS_CHANNELS": stats_channels,
         "STATS_WIDTH": max(16, power_of_two(max(1, stats_channels))),
     }
-    grid = key.shape[0] * key.shape[1] * tiling.row_tiles, tiling.num_splits
+    grid = rows.query.shape[0] * rows.key.shape[1] * tiling.row_tiles, tiling.num_splits
     return grid, constants | _constants(rows, tiling)
 
 
@@ -366,10 +371,10 @@ def tiling_of(rows: RowList, split: SplitChannels) -> DecodeTiling:
     """The tiling of a call; shapes (those a graph was traced for) and the kind of edit decide it."""
     query, key, value = rows.query, rows.key, rows.value
     return decode_tiling(
-        batch=int(key.shape[0]),
+        batch=int(query.shape[0]),
         kv_heads=int(key.shape[1]),
         rows=int(rows.gqa_ratio * query.shape[2]),
-        keys=length_bucket(int(key.shape[2])),
+        keys=length_bucket(int(rows.num_keys)),
         width=padded(max(int(query.shape[3]), 0 if value is None else int(value.shape[3]))),
         channels=power_of_two(max(1, int(split.num_channels))),
         edited=rows.edits_columns,
@@ -377,4 +382,5 @@ def tiling_of(rows: RowList, split: SplitChannels) -> DecodeTiling:
         element_size=key.element_size(),
         processors=processors(key.device),
         architecture=architecture(key.device),
+        paged=rows.block_table is not None,
     )

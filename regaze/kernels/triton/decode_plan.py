@@ -21,14 +21,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from regaze.kernels.pages import Pages
 from regaze.kernels.policies import coefficients_of
 from regaze.kernels.spec import COLUMN_PARTS, AttentionEdit, Stats, StatsRequest
 from regaze.kernels.triton.arguments import (
     ColumnArg,
     MaskArg,
     MatrixArg,
+    PagesArg,
     column_arg,
     mask_arg,
+    pages_arg,
     sink_arg,
     varying,
 )
@@ -61,16 +64,22 @@ from regaze.kernels.triton.row_list import RowList
 
 
 class Operands(NamedTuple):
-    """Query, keys, values (or None) and mask as kernels take them."""
+    """Query, keys, values (or None), their pages and mask as kernels take them."""
 
     query: MatrixArg
     key: MatrixArg
     value: MatrixArg | None
+    pages: PagesArg
     mask: MaskArg
 
 
 def kind_of(
-    query: Tensor, key: Tensor, value: Tensor | None, mask: Tensor | None, options: Hashable
+    query: Tensor,
+    key: Tensor,
+    value: Tensor | None,
+    pages: Pages | None,
+    mask: Tensor | None,
+    options: Hashable,
 ) -> tuple[Hashable, Operands]:
     """What a plan holds for, and the operands of a call of this kind.
 
@@ -92,15 +101,33 @@ def kind_of(
         _, b, h, m, n, _, _ = arg
         wide = (((b or 0) | (h or 0) | (m or 0)) >> 31, arg.is_wide)
         seen = mask.dtype, batch, heads, mask.data_ptr() & 15, b is None, h is None, n is None, wide
-    operands = Operands(MatrixArg(query, q0, q1, q2), MatrixArg(key, k0, k1, k2), value_arg, arg)
+    _, kv_heads, keys, _ = key.shape
+    pages_kind, places = None, _NO_PAGES
+    if pages is not None:
+        table, lengths = pages
+        places, size = pages_arg(table, lengths), keys
+        keys *= table.shape[1]
+        start = table.data_ptr() & 15, lengths.data_ptr() & 15
+        pages_kind = size, table.dtype, lengths.dtype, start
+        last |= table.stride(1) | lengths.stride(0)  # copied where it is not 1
+    operands = Operands(MatrixArg(query, q0, q1, q2), MatrixArg(key, k0, k1, k2), value_arg, places, arg)
     if (steps | addresses) & 15 or last != 1 or steps >> 31:
         return None, operands
-    _, kv_heads, keys, _ = key.shape
     bucket = (keys - 1).bit_length()
-    return (query.shape, kv_heads, bucket, dim, query.dtype, query.device, seen, options), operands
+    return (
+        query.shape,
+        kv_heads,
+        bucket,
+        dim,
+        query.dtype,
+        query.device,
+        pages_kind,
+        seen,
+        options,
+    ), operands
 
 
-_NO_MASK, _NO_RANGES = MaskArg(), ColumnArg()
+_NO_MASK, _NO_RANGES, _NO_PAGES = MaskArg(), ColumnArg(), PagesArg()
 _NOTHING = torch.empty(0)
 
 
@@ -178,7 +205,9 @@ class DecodePlan:
 
     def _call(self, operands: Operands, mask: Tensor | None, edit: AttentionEdit) -> Call:
         value = None if operands.value is None else operands.value.ptr
-        return Call(operands.query.ptr, operands.key.ptr, value, edit, mask, *self.options)
+        table, _, lengths = operands.pages
+        pages = None if table is None else Pages(table, lengths)
+        return Call(operands.query.ptr, operands.key.ptr, value, edit, mask, *self.options, pages)
 
     def _launch(
         self,
@@ -189,7 +218,7 @@ class DecodePlan:
         policy: PolicyArg,
     ) -> tuple[Tensor, StatsArg]:
         """Output and statistics."""
-        query, key, value, mask = operands
+        query, key, value, pages, mask = operands
         tensor = query.ptr
         device = tensor.device
         results = [torch.empty_like(example) for example in self.examples]
@@ -199,15 +228,17 @@ class DecodePlan:
             out_arg = MatrixArg(out, *self.out_strides)
         stats = StatsArg(*[None if slot is None else results[slot] for slot in self.slots])
         keys = key.ptr.shape[2]
+        if pages.table_ptr is not None:
+            keys *= pages.table_ptr.shape[1]
         if self.is_whole:
             sinks, stats_sinks, gain, index, active = merge[:5]
             whole = WholeArg(out_arg, stats, policy, sinks, stats_sinks, gain, index, active, self.stats_rows)
-            self.split(None, None, None, whole, query, key, value, mask, ranges, keys, *split)
+            self.split(None, None, None, whole, query, key, value, pages, mask, ranges, keys, *split)
             return out, stats
         partials = self._partials(device)
         sums, outputs = (None, None) if value is None else partials[:2]
         partial_stats = None if self.request is None else partials[-1]
-        self.split(sums, outputs, partial_stats, None, query, key, value, mask, ranges, keys, *split)
+        self.split(sums, outputs, partial_stats, None, query, key, value, pages, mask, ranges, keys, *split)
         if self.policy is not None and not self.in_kernel:
             policy = policy._replace(coefficients_ptr=self._coefficients(tensor, partials[0]))
         self.merge(out_arg, stats, sums, outputs, partial_stats, policy, *merge)

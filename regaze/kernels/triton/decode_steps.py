@@ -30,14 +30,58 @@ def select_rows(selected, row_exists, batch, rows):
 
 
 @triton.jit
-def load_cache(cache, batch, head, start, key_exists, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Keys or values start, start + 1, .. of a cache [B, H, Lk, D], [N, BLOCK_D]; 0 beyond HEAD_DIM and
-    where not `key_exists` [N].
+def no_sums(
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_DV: tl.constexpr, WIDTH: tl.constexpr,
+    STATS_WIDTH: tl.constexpr,
+):  # fmt: skip
+    """What a split has before its first key: maximum, sum, masses, outputs, and the state of `stats_step`."""
+    zeros = tl.zeros([BLOCK_M], tl.float32)
+    running_max, masses = zeros - float("inf"), tl.zeros([WIDTH, BLOCK_M], tl.float32)
+    output = tl.zeros([WIDTH * BLOCK_M, BLOCK_DV], tl.float32)
+    stats_masses = tl.zeros([BLOCK_N // 16, BLOCK_M, STATS_WIDTH], tl.float32)
+    stats = (running_max, zeros, zeros, tl.zeros([BLOCK_M], tl.int32), stats_masses)
+    return running_max, zeros, masses, output, stats
+
+
+@triton.jit
+def keys_of(pages, batch, num_keys, PAGE_SIZE: tl.constexpr):
+    """How many keys a sample has; with pages, `num_keys` is what its row of the table can name."""
+    if PAGE_SIZE == 0:
+        return num_keys
+    else:
+        return tl.minimum(num_keys, tl.load(pages.lengths_ptr + batch)).to(tl.int32)
+
+
+@triton.jit
+def key_places(pages, batch, start, key_exists, BLOCK_N: tl.constexpr, PAGE_SIZE: tl.constexpr):
+    """Where a cache has the keys start, start + 1, .. of a sample: block, first key in it, keys after that.
+
+    Without pages (PAGE_SIZE 0) a block is a sample of the cache, else it is a page. Where tiles may cross the
+    borders of pages, each key has its own block and first key, [N, 1].
     """
-    n, d = tl.arange(0, key_exists.shape[0])[:, None], tl.arange(0, BLOCK_D)[None, :]
-    ptrs = cache.ptr + batch * cache.stride_b + head.to(tl.int64) * cache.stride_h
+    n = tl.arange(0, BLOCK_N)[:, None]
+    if PAGE_SIZE == 0:
+        return batch, start, n
+    else:
+        table = pages.table_ptr + batch * varied(pages.stride_b)
+        if PAGE_SIZE % BLOCK_N == 0:  # tiles start at multiples of their size
+            return tl.load(table + start // PAGE_SIZE).to(tl.int64), start % PAGE_SIZE, n
+        else:
+            keys = start + n
+            page = tl.load(table + keys // PAGE_SIZE, mask=key_exists[:, None], other=0)
+            return page.to(tl.int64), keys % PAGE_SIZE, n * 0
+
+
+@triton.jit
+def load_cache(cache, places, head, key_exists, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Keys or values at the `places` (`key_places`) of a cache [B or P, H, Lk or page, D], [N, BLOCK_D]; 0
+    beyond HEAD_DIM and where not `key_exists` [N].
+    """
+    block, first, n = places
+    d = tl.arange(0, BLOCK_D)[None, :]
+    ptrs = cache.ptr + block * cache.stride_b + head.to(tl.int64) * cache.stride_h
     # Only the start of the block needs 64 bits.
-    ptrs += start.to(tl.int64) * cache.stride_l
+    ptrs += first.to(tl.int64) * cache.stride_l
     ptrs += n * cache.stride_l + d
     return tl.load(ptrs, mask=key_exists[:, None] & (d < HEAD_DIM), other=0.0)
 

@@ -127,9 +127,12 @@ def keys_inside(ranges, columns, end, row_exists, row_first, row_end):
 
 
 @triton.jit
-def window_range(windows, row_exists, batch, heads, own_key, first, end, BLOCK_N: tl.constexpr):
+def window_range(
+    windows, row_exists, batch, heads, own_key, first, end, BLOCK_N: tl.constexpr, IS_PAGED: tl.constexpr
+):  # fmt: skip
     """Where windows let a tile skip the keys in between.
 
+    IS_PAGED: all blocks are to start at multiples of BLOCK_N, so that none crosses the border of a page.
     Returns how many blocks of keys from `first` on hold the first keys, which stay visible, the key from
     which on the blocks of the windows start, and the number of all blocks.
     """
@@ -139,6 +142,8 @@ def window_range(windows, row_exists, batch, heads, own_key, first, end, BLOCK_N
             span_ptrs += batch * varied(windows.stride_b)
         window_starts = tl.where(row_exists, own_key - tl.load(span_ptrs) + 1, end)
         window_start = tl.min(tl.min(window_starts, 1), 0).to(tl.int32)
+        if IS_PAGED:
+            window_start = tl.maximum(window_start, 0) // BLOCK_N * BLOCK_N
         sink_end = tl.load(windows.sink_end_ptr + batch).to(tl.int32)
         sink_blocks = tl.cdiv(tl.maximum(tl.minimum(sink_end, end) - first, 0), BLOCK_N)
         window_start = tl.maximum(window_start, first + sink_blocks * BLOCK_N)

@@ -97,6 +97,8 @@ class RowList(NamedTuple):
             that.
         order, counts: the block map of these rows; None where visibility follows from the row numbers.
         score_slope, score_gain, head_score_gain, bias, value_gain: these parts of the edit.
+        block_table, lengths: [B, n] and [B], where key and value are caches [P, Hkv, page, D or Dv] in pages
+            (the split kernel alone reads these).
         tiling: how the kernels cut these rows and keys.
     """
 
@@ -118,6 +120,8 @@ class RowList(NamedTuple):
     head_score_gain: Tensor | None = None
     bias: Tensor | None = None
     value_gain: Tensor | None = None
+    block_table: Tensor | None = None
+    lengths: Tensor | None = None
     tiling: Tiling = Tiling(64, 64, 4, 2)
 
     @classmethod
@@ -137,6 +141,17 @@ class RowList(NamedTuple):
     def shape(self) -> tuple[int, int, int]:
         """[B, Hq, R]."""
         return self.query.shape[0], self.query.shape[1], self.num_rows
+
+    @property
+    def page_size(self) -> int:
+        """Keys of a page; 0 for keys that are in none."""
+        return 0 if self.block_table is None else self.key.shape[2]
+
+    @property
+    def num_keys(self) -> int:
+        """Keys of a sample, or as many as its row of the block table can name."""
+        keys = self.key.shape[2]
+        return keys if self.block_table is None else self.block_table.shape[1] * keys
 
     @property
     def gqa_ratio(self) -> int:

@@ -49,6 +49,7 @@ def decode_tiling(
     element_size: int,
     processors: int,
     architecture: str,
+    paged: bool = False,
 ) -> DecodeTiling:
     """The tiling for `rows` = Hq / Hkv * Lq packed rows over at most `keys` keys, see `length_bucket`.
 
@@ -61,14 +62,22 @@ def decode_tiling(
         edited, recorded: whether columns are edited, whether statistics are computed.
         element_size: bytes of an element of K.
         processors, architecture: of the device.
+        paged: whether keys and values are read by a block table.
     """
     facts = {"width": width, "element_size": element_size, "channels": channels, "rows": rows}
     found = cut(architecture, "decode", **facts, edited=edited, recorded=recorded)
     block_m = min(found["block_m"], max(16, power_of_two(rows)))
-    row_tiles, block_n = -(-rows // block_m), found["block_n"]
+    row_tiles, block_n, num_stages = -(-rows // block_m), found["block_n"], found["num_stages"]
+    if paged:
+        num_stages = 2 * num_stages - 1  # a chain of loads shares them: the number of a page, its keys
+        # With more keys in a step, their places do not fit into registers, too.
+        if edited and recorded and element_size == 2:
+            block_n = 16
+        elif block_m > 32:
+            block_n = min(block_n, 32)
     desired = -(-found["programs"] * processors // (batch * kv_heads * row_tiles))
     num_splits = max(1, min(desired, MAX_DECODE_SPLITS, -(-keys // block_n)))
-    return DecodeTiling(block_m, row_tiles, block_n, num_splits, found["num_warps"], found["num_stages"])
+    return DecodeTiling(block_m, row_tiles, block_n, num_splits, found["num_warps"], num_stages)
 
 
 class Tiling(NamedTuple):

@@ -57,6 +57,7 @@ def _bars() -> Iterator[Progress]:
     def report(label: str, done: int, total: int) -> None:
         if label not in bars:
             bars[label] = tqdm(desc=label, total=total, initial=done)
+        bars[label].total = total  # which may have been an estimate
         bars[label].update(done - bars[label].n)
 
     try:

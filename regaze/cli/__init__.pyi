@@ -1,3 +1,4 @@
+from . import auditing as auditing
 from . import console as console
 from . import damage as damage
 from . import diagnosis as diagnosis

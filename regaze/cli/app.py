@@ -24,6 +24,7 @@ from regaze.errors import GuessWarning, RegazeError
 COMMANDS = {
     "evaluate": "Compare the plain and the edited model on benchmarks.",
     "compare": "Compare several methods on the same questions.",
+    "audit": "Say which methods do more than their own controls.",
     "reproduce": "Run a recipe for a published figure: does it come out?",
     "sweep": "Draw figures against a parameter of a method.",
     "score": "Score answers from a file; nothing is generated.",

@@ -130,7 +130,7 @@ def _bars(screen: Console) -> Iterator[Report]:
             bars.start()
         if label not in tasks:
             tasks[label] = bars.add_task(label, total=total)
-        bars.update(tasks[label], completed=done)
+        bars.update(tasks[label], completed=done, total=total)
 
     try:
         yield report

@@ -14,6 +14,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "regaze compare pope --methods gift --tune 'gift:alpha=1,2,4' --tune-split half",
         "regaze compare pope,chair --data hub --model Qwen/Qwen2.5-VL-3B-Instruct --methods var,vcd",
     ),
+    "audit": ("regaze audit --quick", "regaze audit --plan plan.yaml --output out/audit"),
     "reproduce": (
         "regaze reproduce --list",
         "regaze reproduce demo-pope-vcd",

@@ -1,0 +1,242 @@
+"""The figures of each method from the run that tested it: to the plain model, and to each of its controls.
+
+Differences are paired by question, intervals and tests by cluster (`eval.benchmarks.common.scoring.compare`).
+A difference is the method's figure minus the other's, also of figures of which less is better.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from regaze.eval.benchmarks.common.base import Benchmark
+from regaze.eval.benchmarks.common.yes_no import LABELS
+from regaze.eval.benchmarks.common.yes_no_reading import read_yes_no
+from regaze.eval.comparison.conditions import PLAIN, drop_failed_clusters
+from regaze.eval.comparison.verdicts import p_value
+from regaze.eval.run.results import finite
+from regaze.eval.stats import estimators
+from regaze.eval.tuning.choice import Criterion
+
+#: {item key: {condition: answer}}
+Answers = Mapping[str, Mapping[str, str]]
+
+
+@dataclass(frozen=True)
+class Tested:
+    """One benchmark of the run that tested the methods.
+
+    Attributes:
+        benchmark: its questions. results: what results.json has of it. answers: those of all conditions.
+        seed: of the intervals. decides: whether verdicts may rest on it.
+    """
+
+    benchmark: Benchmark
+    results: Mapping[str, Any]
+    answers: Answers
+    seed: int
+    decides: bool
+
+    @cached_property
+    def leading(self) -> dict[str, Any]:
+        """The figure that is tested: "split", "scorer", "figure" and "lower_is_better"."""
+        return Criterion().in_figures(self.results["plain"]["figures"], self.benchmark)
+
+    def of_method(self, label: str) -> dict[str, Any] | None:
+        """What audit.json has about a method here; None where it could not be asked."""
+        entry = self.results["methods"].get(label)
+        if entry is None or entry["error"] is not None:
+            return None
+        lead = self.leading
+        split, scorer, figure = lead["split"], lead["scorer"], lead["figure"]
+        scores = entry["figures"][split]
+        compared = scores[scorer]
+        controls = {name: self._against(name, label) for name in self.results["controls_of"].get(label, ())}
+        ran = {name: each for name, each in controls.items() if each is not None}
+        best = self._best(ran)
+        found = {
+            "metric": figure,
+            "scorer": scorer,
+            "lower_is_better": lead["lower_is_better"],
+            "decides": self.decides,
+            "questions": compared["statistics"]["items"],
+            "clusters": compared["statistics"]["clusters"],
+            "failed": entry["failed"],
+            "score": compared["edited"][figure]["value"],
+            "interval": _interval(compared["edited"][figure]),
+            "plain": compared["plain"][figure]["value"],
+            "plain_interval": _interval(compared["plain"][figure]),
+            **_difference(compared["difference"], figure),
+            "detectable": compared["difference"][figure].get("detectable"),
+            "changed": entry["answers_changed"],
+            "controls": ran,
+            "best_control": best,
+            "p_plain": p_value(compared["difference"]),
+            "p_control": ran[best]["p"] if best else None,
+            "splits": {
+                name: _short(each[scorer], figure) for name, each in entry["figures"].items() if name != split
+            },
+            "scorers": {name: _short(each, _leading(each)) for name, each in _scorers(scores)},
+            "disagreement": scores.get("disagreement"),
+            "confounds": {**self._confounds(entry), **self._right_by_label(label)},
+            "flags": entry["flags"],
+        }
+        checked: dict[str, Any] = finite(found)
+        return checked
+
+    def _against(self, control: str, label: str) -> dict[str, Any] | None:
+        """A method compared with one of its controls; None for one that could not be asked."""
+        entry = self.results["controls"].get(control) or self.results["methods"].get(control)
+        if entry is None or entry["error"] is not None:
+            return None
+        lead = self.leading
+        figures = self._pair(control, label)[lead["split"]][lead["scorer"]]
+        return {
+            "score": figures["plain"][lead["figure"]]["value"],
+            **_difference(figures["difference"], lead["figure"]),
+            "p": p_value(figures["difference"]),
+        }
+
+    def _pair(self, first: str, second: str) -> dict[str, Any]:
+        given = [self.answers.get(item.key, {}) for item in self.benchmark.items]
+        failed = {index for index, each in enumerate(given) if not {first, second} <= each.keys()}
+        scored, indices = drop_failed_clusters(self.benchmark, failed)
+        pair = {
+            "plain": [given[index][first] for index in indices],
+            "edited": [given[index][second] for index in indices],
+        }
+        return scored.score(pair, seed=self.seed)
+
+    def _best(self, controls: Mapping[str, Mapping[str, Any]]) -> str | None:
+        sign = -1.0 if self.leading["lower_is_better"] else 1.0
+        defined = {
+            name: sign * each["score"] for name, each in controls.items() if each["score"] == each["score"]
+        }
+        return max(defined, key=lambda name: defined[name], default=None)
+
+    def _confounds(self, entry: Mapping[str, Any]) -> dict[str, Any]:
+        """{confound: [plain, method]}; null where there is nothing to measure."""
+        plain, edited = self.results["plain"]["text"], entry["text"]
+        names = {
+            "length": "words",
+            "repetition": "repeated_4grams",
+            "yes_ratio": "yes_ratio",
+            "unreadable": "unreadable",
+        }
+        return {
+            name: [plain[key], edited[key]] if plain.get(key) is not None and key in edited else None
+            for name, key in names.items()
+        }
+
+    def _right_by_label(self, label: str) -> dict[str, Any]:
+        """{"right_yes", "right_no": [plain, method]}: shares of right answers where the label is so."""
+        found: dict[str, Any] = {}
+        for wanted in LABELS:
+            asked = [self.answers.get(item.key, {}) for item in self.benchmark.items if item.label == wanted]
+            both = [each for each in asked if {PLAIN, label} <= each.keys()]
+            right = [
+                sum(read_yes_no(each[name]) == wanted for each in both) / len(both) if both else None
+                for name in (PLAIN, label)
+            ]
+            found[f"right_{wanted}"] = right if both else None
+        return found
+
+
+def add_corrected(methods: Iterable[Mapping[str, Any]]) -> None:
+    """Set "p_plain_holm", "p_control_holm" and "p_holm" in the benchmarks of a model's methods.
+
+    All three are corrected over all methods and all benchmarks that decide (of others: over methods, for each
+    of these by itself). "p_holm" is of the larger of the two p-values: that the method is as good as the
+    plain model or as its best control.
+    """
+    families: dict[str, list[dict[str, Any]]] = {}
+    for method in methods:
+        for name, entry in method.items():
+            families.setdefault("" if entry["decides"] else name, []).append(entry)
+    for entries in families.values():
+        for entry in entries:
+            given = [entry["p_plain"], *([entry["p_control"]] if entry["best_control"] else [])]
+            entry["p_joint"] = None if None in given else max(given)
+        for name in ("p_plain", "p_control", "p_joint"):
+            corrected = f"{name}_holm" if name != "p_joint" else "p_holm"
+            tested = [entry for entry in entries if entry[name] is not None]
+            for entry in entries:
+                entry[corrected] = None
+            for entry, p in zip(tested, estimators.holm([each[name] for each in tested]), strict=True):
+                entry[corrected] = p
+        for entry in entries:
+            del entry["p_joint"]
+
+
+def cost(run: Mapping[str, Any], label: str) -> dict[str, float | None]:
+    """Generated tokens per second in this run, and how many times slower than the plain model's they are."""
+    speeds = {}
+    for name in (PLAIN, label):
+        costs = [
+            entry["cost"]
+            for each in run["benchmarks"].values()
+            if (entry := each["plain"] if name == PLAIN else each["methods"].get(name)) and entry["cost"]
+        ]
+        tokens, seconds = sum(each["tokens"] for each in costs), sum(each["seconds"] for each in costs)
+        speeds[name] = tokens / seconds if seconds and tokens else None
+    plain, edited = speeds[PLAIN], speeds[label]
+    return {"tokens_per_second": edited, "ratio": plain / edited if plain and edited else None}
+
+
+def damage(run: Mapping[str, Any], label: str) -> dict[str, Any] | None:
+    """The method in the damage check; None where none was made."""
+    checked = run["damage"]
+    if checked is None:
+        return None
+    about = {"benchmark": checked["benchmark"], "questions": checked["questions"]}
+    entry = checked["methods"].get(label)
+    error = checked["error"] or (entry or {}).get("error")
+    if error or entry is None:
+        return {**about, "error": error or "it was not asked", "damaged": None}
+    return {
+        **about,
+        "error": None,
+        "metric": checked["figure"],
+        "score": entry["value"]["value"],
+        "interval": _interval(entry["value"]),
+        "plain": checked["plain"]["value"],
+        "difference": entry["difference"]["value"],
+        "difference_interval": _interval(entry["difference"]),
+        "detectable": entry["detectable"],
+        "p": entry["p"],
+        "damaged": entry["damaged"],
+    }
+
+
+def _interval(estimate: Mapping[str, Any]) -> list[float | None]:
+    return [estimate["low"], estimate["high"]]
+
+
+def _difference(difference: Mapping[str, Any], figure: str) -> dict[str, Any]:
+    return {
+        "difference": difference[figure]["value"],
+        "difference_interval": _interval(difference[figure]),
+    }
+
+
+def _short(compared: Mapping[str, Any], figure: str) -> dict[str, Any]:
+    return {
+        "metric": figure,
+        "score": compared["edited"][figure]["value"],
+        "plain": compared["plain"][figure]["value"],
+        **_difference(compared["difference"], figure),
+        "p": p_value(compared["difference"]),
+    }
+
+
+def _scorers(scores: Mapping[str, Any]) -> Sequence[tuple[str, Mapping[str, Any]]]:
+    return [
+        (name, each) for name, each in scores.items() if isinstance(each, Mapping) and "difference" in each
+    ]
+
+
+def _leading(compared: Mapping[str, Any]) -> str:
+    share = compared.get("statistics", {}).get("share")
+    return str(share if share else next(iter(compared["plain"])))

@@ -1,0 +1,182 @@
+"""What an audit asks: models, methods with their grids, benchmarks, the damage check; read from a file.
+
+A plan is a YAML or JSON file of the form of `AuditPlan`; those of the package lie in `plans/`.
+"""
+
+from __future__ import annotations
+
+from math import prod
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from regaze.errors import InputError
+from regaze.eval.tuning.grids import Trial, make_trials
+from regaze.interventions import registry
+from regaze.names import suggestion
+from regaze.reading import StrPath, parse_yaml, read_text
+
+FOLDER = Path(__file__).parent / "plans"
+#: Names of models become names of folders.
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
+Label = Annotated[str, Field(min_length=1)]
+Positive = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0)]
+
+
+class _Checked(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class AuditedModel(_Checked):
+    """A model.
+
+    Attributes:
+        load: "demo", "bed", a folder or a hub id. arguments: of `regaze.load`.
+        data: where benchmarks find their questions ("demo", "bed", "hub", a folder); None: `load`, where that
+            is "demo" or "bed", else what `regaze benchmarks get` has downloaded.
+        group: models that are trainings of one, such as several seeds, have the same; None: alone.
+    """
+
+    load: Label
+    arguments: dict[str, Any] = {}
+    data: str | None = None
+    group: str | None = None
+
+    @property
+    def source(self) -> str | None:
+        """Where benchmarks find their questions."""
+        return self.data or (self.load if self.load in ("demo", "bed") else None)
+
+
+class AuditedMethod(_Checked):
+    """A method, and the grid that its strength is chosen from.
+
+    Attributes:
+        method: its registered name. parameters: those that stay. grid: {parameter: values to try}.
+    """
+
+    method: Label
+    parameters: dict[str, Any] = {}
+    grid: dict[str, Annotated[list[Any], Field(min_length=1)]]
+
+    @property
+    def number_of_trials(self) -> int:
+        """The number of combinations of the grid."""
+        return prod(map(len, self.grid.values()))
+
+    def trials(self, label: str) -> tuple[Trial, ...]:
+        """The method at each point of its grid. Raises as `make_trials` and `registry.method_from_dict`."""
+        first = {name: values[0] for name, values in self.grid.items()}
+        method = registry.method_from_dict({"method": self.method, **self.parameters, **first})
+        return make_trials(label, method, self.grid)
+
+
+class Asked(_Checked):
+    """Which questions of a benchmark are asked.
+
+    Attributes:
+        options: of the benchmark's constructor. questions: about so many in each half; None: all of it.
+        per_image: at most so many of a split about one scene; the more scenes, the more independent answers.
+        max_new_tokens: of an answer, where the benchmark sets none.
+    """
+
+    options: dict[str, Any] = {}
+    questions: Positive | None = None
+    per_image: Positive | None = None
+    max_new_tokens: Positive = 16
+
+
+class AuditedBenchmark(Asked):
+    """A benchmark that methods are tested on.
+
+    Attributes:
+        benchmark: its name in `regaze benchmarks`; None: the name it has in the plan.
+        decides: whether a verdict may rest on it; the others are reported only.
+    """
+
+    benchmark: Label | None = None
+    decides: bool = True
+
+
+class DamageCheck(Asked):
+    """The questions that say whether a method broke the model; no verdict rests on a gain in them."""
+
+    benchmark: Label = "mmstar"
+
+
+class AuditPlan(_Checked):
+    """An audit.
+
+    Attributes:
+        benchmarks: by name; strengths are tuned on the first.
+        damage: the questions that say whether a method broke the model; None: no check, so that no verdict is
+            "better".
+        seed: decides halves, chosen questions, intervals.
+    """
+
+    format: Literal[1] = 1
+    name: Name = "audit"
+    models: Annotated[dict[Name, AuditedModel], Field(min_length=1)]
+    methods: Annotated[dict[Label, AuditedMethod], Field(min_length=1)]
+    benchmarks: Annotated[dict[Name, AuditedBenchmark], Field(min_length=1)]
+    damage: DamageCheck | None = DamageCheck()
+    seed: Seed = 0
+    batch_size: Positive = 16
+
+    @model_validator(mode="after")
+    def _is_fair(self) -> AuditPlan:
+        numbers = {label: each.number_of_trials for label, each in self.methods.items()}
+        if len({*numbers.values()}) > 1:
+            each = ", ".join(f"{label} {number}" for label, number in numbers.items())
+            raise ValueError(
+                f"every method has to have as many trials as the others, but the grids have: {each}"
+            )
+        if not any(each.decides for each in self.benchmarks.values()):
+            raise ValueError("no benchmark decides; set decides: true on those that verdicts may rest on")
+        if self.damage is not None and self.damage.benchmark in self.benchmarks:
+            raise ValueError(
+                f"{self.damage.benchmark} is the damage check, and among the benchmarks; ask it once"
+            )
+        return self
+
+    @property
+    def tuned_on(self) -> str:
+        """The benchmark that strengths are chosen on."""
+        return next(iter(self.benchmarks))
+
+    def for_model(self, name: str, model: AuditedModel) -> AuditPlan:
+        """The plan with this model alone; its name says so."""
+        return self.model_copy(update={"name": f"{self.name}-{name}", "models": {name: model}})
+
+    def trials(self) -> dict[str, tuple[Trial, ...]]:
+        """Every method at each point of its grid. Raises UnknownMethodError and as `make_trials`."""
+        return {label: each.trials(label) for label, each in self.methods.items()}
+
+
+def plan_names() -> list[str]:
+    """The plans of the package."""
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def read_plan(source: StrPath) -> AuditPlan:
+    """A plan of the package by its name, or a YAML or JSON file.
+
+    Raises:
+        InputError: there is no such plan or file, or it is no plan; names the field.
+    """
+    text = str(source)
+    path = FOLDER / f"{text}.yaml" if text in plan_names() else Path(source)
+    if not path.suffix:
+        raise InputError(f"no plan {text!r}{suggestion(text, plan_names())}; or give a file, NAME.yaml")
+    content = parse_yaml(read_text(path, "plan "), str(path))
+    try:
+        return AuditPlan.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        message = first["msg"].removeprefix("Value error, ")
+        raise InputError(
+            f"{path} is no plan of an audit: {where + ': ' if where else ''}{message}"
+        ) from error

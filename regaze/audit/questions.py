@@ -1,0 +1,115 @@
+"""The questions of an audit: both halves of the scenes, and as many questions of each as the plan says.
+
+Halves are drawn from all questions before any are left out, so that a smaller plan has the same halves.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Any
+
+from regaze.audit.plan import Asked, AuditedModel, AuditPlan
+from regaze.eval import catalogue
+from regaze.eval.benchmarks.common.base import Benchmark, Item, cluster_of, with_items
+from regaze.eval.run.requests import ImageHashes
+from regaze.eval.run.tasks import EvalTask
+from regaze.eval.tuning.division import divide
+
+
+@dataclass(frozen=True)
+class Questions:
+    """What a model is asked.
+
+    Attributes:
+        tuned: what strengths are chosen on. tested: by the plan's names. damage: None where none is checked.
+        halves: {"tuned", "tested"}: names of the scenes. note: how they were divided.
+    """
+
+    tuned: EvalTask
+    tested: dict[str, EvalTask]
+    damage: EvalTask | None
+    halves: dict[str, list[str]]
+    note: str
+
+
+def make_benchmark(name: str, planned: Asked, model: AuditedModel) -> Any:
+    """A benchmark of the plan with all of its questions. Raises as `catalogue.make_benchmark`."""
+    settings = {
+        option: value if isinstance(value, str) else json.dumps(value)
+        for option, value in planned.options.items()
+    }
+    return catalogue.make_benchmark(name, data=model.source, settings=settings)
+
+
+def choose_questions(plan: AuditPlan, model: AuditedModel, hashes: ImageHashes) -> Questions:
+    """Divide the scenes, and take the questions of each half.
+
+    Raises:
+        InputError: a benchmark has no questions for this model, or they cannot be divided.
+    """
+    planned: dict[str, Asked] = {**plan.benchmarks}
+    registered = {name: each.benchmark or name for name, each in plan.benchmarks.items()}
+    if plan.damage is not None:
+        planned[plan.damage.benchmark] = plan.damage
+    benchmarks = {
+        name: _named(make_benchmark(registered.get(name, name), each, model), name)
+        for name, each in planned.items()
+    }
+    division = divide(list(benchmarks.values()), seed=plan.seed, identify=hashes.digest)
+
+    def task(benchmark: Benchmark, name: str) -> EvalTask:
+        chosen = take(benchmark, planned[name], plan.seed)
+        return EvalTask(chosen, {"max_new_tokens": planned[name].max_new_tokens})
+
+    tested = {name: task(each, name) for name, each in zip(planned, division.tested, strict=True)}
+    halves = {
+        "tuned": _scenes(division.tuning),
+        "tested": _scenes(division.tested[0]),
+    }
+    damage = tested.pop(plan.damage.benchmark) if plan.damage else None
+    return Questions(task(division.tuning, plan.tuned_on), tested, damage, halves, division.note)
+
+
+def take(benchmark: Benchmark, planned: Asked, seed: int) -> Benchmark:
+    """Questions of scenes in an order by hash, until there are as many as planned.
+
+    A scene's questions come together, at most `per_image` of each split.
+    """
+    scenes: dict[Hashable, list[Item]] = {}
+    for item in benchmark.items:
+        scenes.setdefault(cluster_of(benchmark, item), []).append(item)
+    chosen: set[str] = set()
+    for items in sorted(scenes.values(), key=lambda items: _place(seed, _scene(items[0]))):
+        if planned.questions is not None and len(chosen) >= planned.questions:
+            break
+        splits: Counter[str] = Counter()
+        for item in items:
+            splits[item.split] += 1
+            if planned.per_image is None or splits[item.split] <= planned.per_image:
+                chosen.add(item.key)
+    return with_items(benchmark, [item for item in benchmark.items if item.key in chosen])
+
+
+def _scene(item: Item) -> str:
+    """What a person calls the scene; a path would not be the same on another machine."""
+    return item.image.name if item.image is not None else item.key
+
+
+def _scenes(benchmark: Benchmark) -> list[str]:
+    return sorted({_scene(item) for item in benchmark.items})
+
+
+def _place(*parts: object) -> str:
+    """A random place in an order, that depends on the parts alone."""
+    return hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()
+
+
+def _named(benchmark: Any, name: str) -> Any:
+    """The benchmark under the name it has in the plan, so that one may be asked in two ways."""
+    if benchmark.name != name:
+        object.__setattr__(benchmark, "name", name)
+    return benchmark

@@ -1,0 +1,306 @@
+"""Run an audit: tune every method on one half of the scenes, test it and its controls on the other.
+
+A model has two folders, each an ordinary run (`regaze.eval.evaluate`) with its journal, results and report:
+`MODEL/tuned` with the trials of all methods, `MODEL/tested` with the chosen ones and their controls. So an
+audit that was stopped continues where it was, and no answer is generated twice.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from regaze.audit import figures, results
+from regaze.audit.across import across
+from regaze.audit.estimate import Amount, Estimator, seconds_done
+from regaze.audit.plan import AuditedModel, AuditPlan
+from regaze.audit.questions import Questions, choose_questions
+from regaze.audit.verdicts import RULES, judge
+from regaze.errors import InputError
+from regaze.eval.run.answers import read_answers
+from regaze.eval.run.asking import Asker
+from regaze.eval.run.fingerprint import describe_model
+from regaze.eval.run.generate import Model
+from regaze.eval.run.requests import ImageHashes, Method
+from regaze.eval.run.results import machine, versions
+from regaze.eval.run.runner import evaluate, run_folder
+from regaze.eval.run.tasks import EvalConfig
+from regaze.eval.tuning.choice import Criterion, best_trial
+from regaze.eval.tuning.grids import Trial
+from regaze.progress import Progress, reporting
+from regaze.toolkit import load, wrap
+from regaze.writing import replace_file
+
+TUNED, TESTED = "tuned", "tested"
+#: loads a model of the plan
+Load = Callable[[AuditedModel], Model]
+#: is told the seconds that are left, by model
+Announce = Callable[[Mapping[str, float]], None]
+
+
+def load_model(model: AuditedModel) -> Model:
+    """A model of the plan, wrapped. Raises as `regaze.load`."""
+    return wrap(*load(model.load, **model.arguments))
+
+
+def audit(
+    plan: AuditPlan,
+    output: str | os.PathLike[str],
+    *,
+    load: Load = load_model,
+    progress: Progress | bool | None = None,
+    announce: Announce = lambda seconds: None,
+) -> dict[str, Any]:
+    """Run a plan; returns what audit.json holds (`results.AuditResults`).
+
+    What the folder already has of this plan is not done again. audit.json is written after each model.
+
+    Args:
+        load: loads and wraps a model of the plan.
+        progress: as for `regaze.eval.evaluate`, with one label per half of a model.
+        announce: called with the seconds that each model is expected to take, when a few answers of each have
+            been timed. Of a group the first model stands for all.
+
+    Raises:
+        InputError: the folder holds another plan or cannot be written, a benchmark has no questions for a
+            model. UnknownMethodError, BadParameterError: a method or a grid. What loading a model raises.
+    """
+    folder = Path(output)
+    trials = plan.trials()
+    hashes = ImageHashes()
+    asked = {name: choose_questions(plan, model, hashes) for name, model in plan.models.items()}
+    _start(plan, folder)
+    load_once = _once(load)
+    models: dict[str, Any] = {}
+    content: dict[str, Any] = {}
+    with reporting(progress) as report:
+
+        def prepare(name: str) -> _AuditedModel:
+            gaze = load_once(name, plan.models[name])
+            return _AuditedModel(plan, name, gaze, asked[name], trials, folder / name, report)
+
+        announce(_expected(plan, folder, prepare))
+        for name in plan.models:
+            models[name] = prepare(name).run()
+            content = results.write(_content(plan, models), folder)
+    return content
+
+
+def _once(load: Load) -> Callable[[str, AuditedModel], Model]:
+    """Loads a model by its name in the plan, and keeps it until another one is loaded."""
+    held: dict[str, Model] = {}
+
+    def get(name: str, model: AuditedModel) -> Model:
+        if name not in held:
+            held.clear()  # before the next one takes its memory
+            held[name] = load(model)
+        return held[name]
+
+    return get
+
+
+def _expected(plan: AuditPlan, folder: Path, prepare: Callable[[str], _AuditedModel]) -> dict[str, float]:
+    """The seconds that each model still takes."""
+    first: dict[str, dict[str, Amount]] = {}
+    seconds = {}
+    for name, model in plan.models.items():
+        kind = f"group {model.group}" if model.group else name
+        if kind not in first:
+            first[kind] = prepare(name).amounts
+        done = {half: seconds_done(folder / name / half) for half in (TUNED, TESTED)}
+        seconds[name] = sum(max(0.0, first[kind][half].seconds - done[half]) for half in done)
+    return seconds
+
+
+def _start(plan: AuditPlan, folder: Path) -> None:
+    """Write plan.json. Raises InputError where the folder has that of another plan."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path, text = folder / results.PLAN, plan.model_dump_json(indent=2) + "\n"
+    if path.exists() and path.read_text(encoding="utf-8") != text:
+        raise InputError(
+            f"{folder} holds the audit of another plan (plan.json); give --output another folder"
+        )
+    replace_file(path, text)
+
+
+def _content(plan: AuditPlan, models: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "format": 1,
+        "name": plan.name,
+        "complete": len(models) == len(plan.models),
+        "facts": {
+            "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "machine": machine(),
+            "versions": versions(),
+            "models": {name: each["about"]["fingerprint"] for name, each in models.items()},
+            "seconds": sum(each["seconds"] for each in models.values()),
+        },
+        "rules": [{"verdict": rule.verdict, "when": rule.when} for rule in RULES],
+        "models": models,
+        "across": across(plan, models),
+    }
+
+
+@dataclass
+class _AuditedModel:
+    """One model of an audit."""
+
+    plan: AuditPlan
+    name: str
+    gaze: Model
+    asked: Questions
+    trials: Mapping[str, tuple[Trial, ...]]
+    folder: Path
+    report: Progress
+
+    @cached_property
+    def amounts(self) -> dict[str, Amount]:
+        """What either half takes, all in all."""
+        fingerprint = describe_model(self.gaze, self.name)["fingerprint"]
+        askers = [
+            Asker(self.gaze, fingerprint, self.folder / half, self._config(), self._bar(f"timing {half}", 1))
+            for half in (TUNED, TESTED)
+        ]
+        with run_folder(self.folder / TUNED), run_folder(self.folder / TESTED):
+            return Estimator(self.asked, self.trials, *askers).amounts()
+
+    def _bar(self, half: str, answers: int) -> Progress:
+        """Reports the answers to all benchmarks under all conditions as one sum."""
+        parts: dict[str, tuple[int, int]] = {}
+
+        def report(label: str, done: int, total: int) -> None:
+            parts[label] = done, total
+            done, total = (sum(each) for each in zip(*parts.values(), strict=True))
+            self.report(f"{self.name} {half}", done, max(total, answers))
+
+        return report
+
+    def run(self) -> dict[str, Any]:
+        """Tune, test, judge; returns what audit.json has about the model."""
+        tuned = self._tune()
+        chosen, methods = self._choose(tuned)
+        tested = self._test(chosen)
+        self._add_figures(methods, tested)
+        for entry in methods.values():
+            entry["verdict"], entry["reason"] = judge(entry)
+        return {
+            "about": tuned["model"],
+            "group": self.plan.models[self.name].group,
+            "halves": self.asked.halves,
+            "note": self.asked.note,
+            "tuned_on": tuned["tuned_on"],
+            "folders": {half: f"{self.name}/{half}" for half in (TUNED, TESTED)},
+            "seconds": sum(seconds_done(self.folder / half) for half in (TUNED, TESTED)),
+            "methods": methods,
+        }
+
+    def _config(self) -> EvalConfig:
+        # A method that fails is a verdict, and no end of the audit.
+        return EvalConfig(self.plan.batch_size, self.plan.seed, max_errors=10**9)
+
+    def _tune(self) -> dict[str, Any]:
+        """The results of all trials, and what their scores are of as "tuned_on"."""
+        task = self.asked.tuned
+        conditions: dict[str, Method] = {
+            f"{label} {trial.label}": trial.method for label, each in self.trials.items() for trial in each
+        }
+        run = evaluate(
+            self.gaze,
+            [task],
+            conditions,
+            self.folder / TUNED,
+            model_name=self.name,
+            config=self._config(),
+            progress=self._bar(TUNED, self.amounts[TUNED].answers),
+        )
+        plain = run["benchmarks"][task.benchmark.name]["plain"]["figures"]
+        criterion = Criterion().in_figures(plain, task.benchmark)
+        scores = plain[criterion["split"]]
+        about = {
+            "benchmark": task.benchmark.name,
+            "metric": criterion["figure"],
+            "questions": scores["questions"],
+            "plain": scores[criterion["scorer"]]["plain"][criterion["figure"]]["value"],
+        }
+        return {**run, "tuned_on": about, "criterion": criterion}
+
+    def _choose(self, run: Mapping[str, Any]) -> tuple[dict[str, Method], dict[str, dict[str, Any]]]:
+        """The chosen methods by label, and what audit.json has about all methods so far."""
+        split, scorer, figure = (run["criterion"][key] for key in ("split", "scorer", "figure"))
+        tried = run["benchmarks"][self.asked.tuned.benchmark.name]["methods"]
+        chosen: dict[str, Method] = {}
+        methods: dict[str, dict[str, Any]] = {}
+        for label, trials in self.trials.items():
+            entries = {trial.label: tried[f"{label} {trial.label}"] for trial in trials}
+            scores = {
+                name: entry["figures"][split][scorer]["edited"][figure]["value"] if entry["figures"] else None
+                for name, entry in entries.items()
+            }
+            ran = {
+                name: {"figures": {figure: {"value": score}}}
+                for name, score in scores.items()
+                if score is not None
+            }
+            best = best_trial(trials, ran, run["criterion"])
+            if best is not None:
+                chosen[label] = best.method
+            reasons = [entry["error"] for entry in entries.values() if entry["error"]]
+            methods[label] = {
+                "method": (best or trials[0]).method.to_dict(),
+                "chosen": None if best is None else best.parameters,
+                "trials": [
+                    {
+                        "values": trial.parameters,
+                        "score": scores[trial.label],
+                        "half": TUNED,
+                        "error": entries[trial.label]["error"],
+                    }
+                    for trial in trials
+                ],
+                "error": None if best else next(iter(reasons), f"{figure} is undefined"),
+            }
+        return chosen, methods
+
+    def _test(self, chosen: Mapping[str, Method]) -> dict[str, Any]:
+        return evaluate(
+            self.gaze,
+            list(self.asked.tested.values()),
+            chosen,
+            self.folder / TESTED,
+            model_name=self.name,
+            config=self._config(),
+            progress=self._bar(TESTED, self.amounts[TESTED].answers),
+            controls=True,
+            damage_check=self.asked.damage,
+        )
+
+    def _add_figures(self, methods: Mapping[str, dict[str, Any]], run: Mapping[str, Any]) -> None:
+        """Add "benchmarks", "damage" and "cost" to the methods."""
+        answers = read_answers(self.folder / TESTED)
+        tested = {
+            name: figures.Tested(
+                task.benchmark,
+                run["benchmarks"][name],
+                answers[name],
+                self.plan.seed,
+                self.plan.benchmarks[name].decides,
+            )
+            for name, task in self.asked.tested.items()
+        }
+        for label, entry in methods.items():
+            found = {name: each.of_method(label) for name, each in tested.items()}
+            entry["benchmarks"] = {name: each for name, each in found.items() if each is not None}
+            entry["damage"] = figures.damage(run, label) if entry["error"] is None else None
+            entry["cost"] = figures.cost(run, label)
+            refused = [
+                each["methods"][label]["error"]
+                for each in run["benchmarks"].values()
+                if label in each["methods"]
+            ]
+            entry["error"] = entry["error"] or next((reason for reason in refused if reason), None)
+        figures.add_corrected([entry["benchmarks"] for entry in methods.values()])

@@ -29,9 +29,15 @@ from launch import StoppedKernel, stopped_launches
 from regaze.interventions.common.move_mass import MoveMass
 from regaze.interventions.gift.policy import AmplifyTopHeads
 from regaze.kernels import AttentionEdit, Channels, RowSelection, Scale, StatsRequest, UnmaskRect, Windows
+from regaze.kernels.pages import Pages
 from regaze.kernels.triton import decode, tiling
 from regaze.kernels.triton.bound import Launch
-from regaze.kernels.triton.launch import attend_triton, attention_stats_triton
+from regaze.kernels.triton.launch import (
+    attend_paged_triton,
+    attend_triton,
+    attention_stats_triton,
+    is_decoded,
+)
 
 HEADS, NAMED = 6, 40
 KINDS = (torch.float16, torch.bfloat16, torch.float32)
@@ -86,6 +92,27 @@ def operands(chosen: random.Random, batch: int) -> tuple[list[Tensor], dict[str,
     return [tensor(HEADS, 1), tensor(2, keys), tensor(2, keys)], options
 
 
+def paged_operands(chosen: random.Random, batch: int) -> tuple[list[Tensor], Pages, dict[str, Any]]:
+    """Query, caches, pages and options of one call: any size, type, memory order and alignment."""
+    page, dtype = chosen.choice([16, 24, 128]), chosen.choice(KINDS)
+    shift, columns = chosen.choice([0, 0, 0, 1]), chosen.randint(3, 20)
+    total = batch * columns
+
+    def cache() -> Tensor:
+        flat = torch.empty(total * 2 * page * 64 + shift, dtype=dtype)[shift:]
+        if inner:
+            return flat.view(total, page, 2, 64).transpose(1, 2)
+        return flat.view(total, 2, page, 64)
+
+    inner, whole = chosen.random() < 0.5, chosen.choice([torch.int32, torch.int64])
+    table = torch.arange(total + shift)[shift:].view(batch, columns).to(whole)
+    lengths = torch.full((batch + 1,), NAMED, dtype=whole)
+    lengths = lengths[1:] if chosen.random() < 0.2 else lengths[:-1]
+    options = {"scaling": 0.1, "softcap": None, "sinks": SINKS if chosen.random() < 0.5 else None}
+    query = torch.empty(batch, HEADS, 1, 64, dtype=dtype)
+    return [query, cache(), cache()], Pages(table, lengths), options
+
+
 SINKS = torch.zeros(HEADS)
 #: Before it: grid, stream, function, metadata and hooks.
 FIRST_ARGUMENT = 9
@@ -110,8 +137,14 @@ def main() -> None:
         if kernel.name != "range_kernel":  # remembered for later calls with the same mask
             seen.append((kernel.name, kernel.key, flat((*args[:4], *args[FIRST_ARGUMENT:]), inputs)))
 
-    def run(edit: AttentionEdit, tensors: list[Tensor], options: dict[str, Any]) -> list[Any]:
+    def run(
+        edit: AttentionEdit, tensors: list[Tensor], options: dict[str, Any], pages: Pages | None = None
+    ) -> list[Any]:
         seen.clear()
+        if pages is not None:
+            if is_decoded(tensors[0], edit):
+                attend_paged_triton(*tensors, pages, edit, **options)
+            return list(seen)
         attend_triton(*tensors, edit, **options)
         if edit.stats is not None:
             attention_stats_triton(*tensors[:2], edit.stats, **options)
@@ -127,13 +160,17 @@ def main() -> None:
             for name, edit in edits(batch).items():
                 for _ in range(int(sys.argv[1])):
                     tensors, options = operands(chosen, batch)
-                    mask = [] if options["mask"] is None else [options["mask"]]
-                    inputs[:] = [x.data_ptr() for x in (*tensors, *mask, SINKS)]
+                    rest = [] if options["mask"] is None else [options["mask"]]
+                    pages = None
+                    if chosen.random() < 0.25:
+                        tensors, pages, options = paged_operands(chosen, batch)
+                        rest = list(pages)
+                    inputs[:] = [x.data_ptr() for x in (*tensors, *rest, SINKS)]
                     bound.clear()
-                    again = run(edit, tensors, options)
+                    again = run(edit, tensors, options, pages)
                     direct += len(again) - len(bound)
                     stats = None if edit.stats is None else StatsRequest(**_parts(edit.stats))
-                    new = run(edit.replace(stats=stats), tensors, options)
+                    new = run(edit.replace(stats=stats), tensors, options, pages)
                     if again != new:
                         differing.append([name, str(options), str(again), str(new)])
     print(json.dumps({"direct": direct, "differing": differing[:3], "count": len(differing)}))

@@ -7,11 +7,11 @@
 
 Each case is one layer of a known model: decode (one query over Lk keys) or prefill (Lk causal queries over
 themselves). It is run unedited, with masses recorded, with VAR, with GIFT, with a column bias and with a
-score map: by regaze (the Triton backend on a GPU, the torch backend on a CPU), by every backend of SDPA that
-can, by compiled FlexAttention where a score_mod can say it, and by eager code. All ways of a case are
-interleaved, in an order drawn anew each round, and each call finds the caches filled with something else, as
-in a model, whose weights pass through them between two layers. Figures are medians and quartiles over the
-rounds; a ratio is the median of the ratios within the rounds.
+score map: by regaze (on a GPU the Triton backend, at decode over keys in pages, too; on a CPU the torch
+backend), by every backend of SDPA that can, by compiled FlexAttention where a score_mod can say it, and by
+eager code. All ways of a case are interleaved, in an order drawn anew each round, and each call finds the
+caches filled with something else, as in a model, whose weights pass through them between two layers. Figures
+are medians and quartiles over the rounds; a ratio is the median of the ratios within the rounds.
 
 GB/s counts what any decoding must read and write: keys, values, queries, outputs. It is given as a share of
 the bandwidth of a copy measured in the same run. GFLOP/s of a prefill counts the two products under the
@@ -43,11 +43,14 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-from regaze.kernels import attend
+from regaze.kernels import attend, attend_paged
 from regaze.kernels.reference import edit_scores
 
 #: Tokens of a batch that are prefilled at once.
 MAX_PREFILL = 1 << 16
+
+#: Keys of a page.
+PAGE_SIZE = 16
 
 SDPA_BACKENDS = {
     "flash": SDPBackend.FLASH_ATTENTION,
@@ -73,9 +76,31 @@ class Call(NamedTuple):
 
 
 def by_regaze(inputs: Inputs, kind: str) -> Call:
-    backend = "triton" if DEVICE.type == "cuda" else "torch"  # Triton's interpreter is not worth timing
-    edit = inputs.edits[kind]
-    return Call(partial(attend, inputs.q, inputs.k, inputs.v, edit, is_causal=inputs.causal, backend=backend))
+    options = {"is_causal": inputs.causal, "backend": backend()}
+    return Call(partial(attend, inputs.q, inputs.k, inputs.v, inputs.edits[kind], **options))
+
+
+def backend() -> str:
+    return "triton" if DEVICE.type == "cuda" else "torch"  # Triton's interpreter is not worth timing
+
+
+def by_pages(inputs: Inputs, kind: str) -> Call:
+    """The same over keys and values in pages of 16, in any order."""
+    if inputs.causal:
+        raise Refusal("a prefill gathers its pages")
+    batch, heads, keys, dim = inputs.k.shape
+    count = -(-keys // PAGE_SIZE)
+    table = torch.randperm(batch * count, device=DEVICE).view(batch, count)
+
+    def paged(whole: Tensor) -> Tensor:
+        pages = F.pad(whole, (0, 0, 0, count * PAGE_SIZE - keys)).unflatten(2, (count, PAGE_SIZE))
+        cache = whole.new_empty(batch * count, heads, PAGE_SIZE, dim)
+        cache[table] = pages.transpose(1, 2)
+        return cache
+
+    lengths = torch.full((batch,), keys, dtype=torch.int32, device=DEVICE)
+    operands = inputs.q, paged(inputs.k), paged(inputs.v), table.int(), lengths
+    return Call(partial(attend_paged, *operands, inputs.edits[kind], backend=backend()))
 
 
 def by_sdpa(name: str, inputs: Inputs, kind: str) -> Call:
@@ -151,6 +176,8 @@ Way = Callable[[Inputs, str], Call]
 def ways(peers: list[str]) -> dict[str, Way]:
     """Every way by its name, regaze first."""
     chosen: dict[str, Way] = {"regaze": by_regaze}
+    if DEVICE.type == "cuda":  # elsewhere pages are gathered
+        chosen["regaze, pages"] = by_pages
     if "sdpa" in peers:
         chosen |= {f"sdpa {name}": partial(by_sdpa, name) for name in SDPA_BACKENDS}
     if "flex" in peers:

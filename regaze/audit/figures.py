@@ -6,6 +6,7 @@ A difference is the method's figure minus the other's, also of figures of which 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +21,8 @@ from regaze.eval.run.results import finite
 from regaze.eval.stats import estimators
 from regaze.eval.tuning.choice import Criterion
 
+#: Nats per token of plain text that a method may cost: 5 % of perplexity.
+TEXT_LOSS = 0.05
 #: {item key: {condition: answer}}
 Answers = Mapping[str, Mapping[str, str]]
 
@@ -185,12 +188,17 @@ def cost(run: Mapping[str, Any], label: str) -> dict[str, float | None]:
     return {"tokens_per_second": edited, "ratio": plain / edited if plain and edited else None}
 
 
-def damage(run: Mapping[str, Any], label: str) -> dict[str, Any] | None:
-    """The method in the damage check; None where none was made."""
+def damage(run: Mapping[str, Any], label: str, text: Tested | None) -> dict[str, Any] | None:
+    """The method in the damage check; None where none was made.
+
+    Args:
+        text: the passages of plain text, if there are any.
+    """
     checked = run["damage"]
     if checked is None:
         return None
     about = {"benchmark": checked["benchmark"], "questions": checked["questions"]}
+    about["text"] = None if text is None else _text_loss(text.of_method(label))
     entry = checked["methods"].get(label)
     error = checked["error"] or (entry or {}).get("error")
     if error or entry is None:
@@ -207,6 +215,25 @@ def damage(run: Mapping[str, Any], label: str) -> dict[str, Any] | None:
         "detectable": entry["detectable"],
         "p": entry["p"],
         "damaged": entry["damaged"],
+    }
+
+
+def _text_loss(entry: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """How much of the language model a method leaves; None where it has no likelihoods.
+
+    It is damage where text is less likely by more than `TEXT_LOSS` a token and the whole interval is a loss.
+    """
+    if entry is None:
+        return None
+    loss, high = -entry["difference"], entry["difference_interval"][1]
+    return {
+        "passages": entry["questions"],
+        "perplexity": math.exp(-entry["score"]),
+        "plain": math.exp(-entry["plain"]),
+        "difference": entry["difference"],
+        "difference_interval": entry["difference_interval"],
+        "p": entry["p_plain"],
+        "damaged": loss > TEXT_LOSS and (high is None or high < 0.0),
     }
 
 

@@ -18,6 +18,8 @@ from regaze.names import suggestion
 from regaze.reading import StrPath, parse_yaml, read_text
 
 FOLDER = Path(__file__).parent / "plans"
+#: the benchmark of plain text
+TEXT = "perplexity"
 #: Names of models become names of folders.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
 Label = Annotated[str, Field(min_length=1)]
@@ -101,9 +103,15 @@ class AuditedBenchmark(Asked):
 
 
 class DamageCheck(Asked):
-    """The questions that say whether a method broke the model; no verdict rests on a gain in them."""
+    """The questions that say whether a method broke the model; no verdict rests on a gain in them.
+
+    Attributes:
+        benchmark: its name in `regaze benchmarks`.
+        passages: of plain text, whose perplexity under each method is measured, too (`perplexity`); 0: none.
+    """
 
     benchmark: Label = "mmstar"
+    passages: Annotated[int, Field(ge=0)] = 0
 
 
 class AuditPlan(_Checked):
@@ -135,11 +143,18 @@ class AuditPlan(_Checked):
             )
         if not any(each.decides for each in self.benchmarks.values()):
             raise ValueError("no benchmark decides; set decides: true on those that verdicts may rest on")
-        if self.damage is not None and self.damage.benchmark in self.benchmarks:
-            raise ValueError(
-                f"{self.damage.benchmark} is the damage check, and among the benchmarks; ask it once"
-            )
+        for name in self.of_damage:
+            if name in self.benchmarks:
+                raise ValueError(f"{name} is of the damage check, and among the benchmarks; ask it once")
         return self
+
+    @property
+    def of_damage(self) -> dict[str, Asked]:
+        """The benchmarks of the damage check: the questions, and if planned the passages of text."""
+        if self.damage is None:
+            return {}
+        text = {TEXT: Asked(questions=self.damage.passages)} if self.damage.passages else {}
+        return {self.damage.benchmark: self.damage, **text}
 
     @property
     def tuned_on(self) -> str:

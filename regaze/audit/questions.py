@@ -51,10 +51,8 @@ def choose_questions(plan: AuditPlan, model: AuditedModel, hashes: ImageHashes) 
     Raises:
         InputError: a benchmark has no questions for this model, or they cannot be divided.
     """
-    planned: dict[str, Asked] = {**plan.benchmarks}
+    planned: dict[str, Asked] = {**plan.benchmarks, **plan.of_damage}
     registered = {name: each.benchmark or name for name, each in plan.benchmarks.items()}
-    if plan.damage is not None:
-        planned[plan.damage.benchmark] = plan.damage
     benchmarks = {
         name: _named(make_benchmark(registered.get(name, name), each, model), name)
         for name, each in planned.items()

@@ -18,7 +18,7 @@ from typing import Any
 from regaze.audit import figures, results
 from regaze.audit.across import across
 from regaze.audit.estimate import Amount, Estimator, seconds_done
-from regaze.audit.plan import AuditedModel, AuditPlan
+from regaze.audit.plan import TEXT, AuditedModel, AuditPlan
 from regaze.audit.questions import Questions, choose_questions
 from regaze.audit.verdicts import RULES, judge
 from regaze.errors import InputError
@@ -288,14 +288,15 @@ class _AuditedModel:
                 run["benchmarks"][name],
                 answers[name],
                 self.plan.seed,
-                self.plan.benchmarks[name].decides,
+                name in self.plan.benchmarks and self.plan.benchmarks[name].decides,
             )
             for name, task in self.asked.tested.items()
         }
+        text = tested.pop(TEXT, None)
         for label, entry in methods.items():
             found = {name: each.of_method(label) for name, each in tested.items()}
             entry["benchmarks"] = {name: each for name, each in found.items() if each is not None}
-            entry["damage"] = figures.damage(run, label) if entry["error"] is None else None
+            entry["damage"] = figures.damage(run, label, text) if entry["error"] is None else None
             entry["cost"] = figures.cost(run, label)
             refused = [
                 each["methods"][label]["error"]

@@ -69,6 +69,13 @@ def _damage_check(method: Mapping[str, Any]) -> str | None:
     return f"{found['benchmark']} {found['metric']} {_change(found)} (p {found['p']:.2g})"
 
 
+def _text_check(method: Mapping[str, Any]) -> str | None:
+    found = (method["damage"] or {}).get("text")
+    if not found or not found["damaged"]:
+        return None
+    return f"perplexity of plain text {found['plain']:.1f} to {found['perplexity']:.1f}"
+
+
 def _is_worse(method: Mapping[str, Any]) -> str | None:
     worse = [
         f"{name} {entry['metric']} {_change(entry)}, worse than plain (Holm p {entry['p_plain_holm']:.2g})"
@@ -125,6 +132,7 @@ RULES: tuple[Rule, ...] = (
         _did_not_run,
     ),
     Rule(DAMAGES, "the damage check found a loss: interval below zero, p < 0.05", _damage_check),
+    Rule(DAMAGES, "plain text has a perplexity higher by 5 %, interval of the loss above zero", _text_check),
     Rule(DAMAGES, "a deciding benchmark is worse than plain, Holm p < 0.05", _is_worse),
     Rule(
         BETTER,

@@ -49,7 +49,7 @@ def test_each_point_of_a_grid_is_a_trial():
             "every method has to have as many trials as the others, but the grids have: pai 2, vcd 1",
         ),
         ("benchmarks: {pope: {decides: false}}", "no benchmark decides"),
-        ("benchmarks: {pope: {}, mmstar: {}}", "mmstar is the damage check, and among the benchmarks"),
+        ("benchmarks: {pope: {}, mmstar: {}}", "mmstar is of the damage check, and among the benchmarks"),
         ("benchmarks: {pope: {questons: 4}}", "benchmarks.pope.questons: Extra inputs are not permitted"),
         ("models: {}", "models: Dictionary should have at least 1 item"),
         ("models: {../demo: {load: demo}}", "String should match pattern"),

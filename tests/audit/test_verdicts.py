@@ -117,6 +117,14 @@ def test_no_gain_is_better_beside_damage():
     assert judge(method(damage=loss())) == ("damages", "mmstar accuracy -12.0 [-20.0, -4.0] (p 0.004)")
 
 
+@pytest.mark.parametrize(("damaged", "verdict"), [(True, "damages"), (False, "better")])
+def test_a_loss_of_plain_text_is_damage(damaged, verdict):
+    text = {"perplexity": 21.34, "plain": 18.0, "damaged": damaged}
+    found = judge(method(damage={**loss(damaged=False), "text": text}))
+    assert found[0] == verdict
+    assert damaged == (found[1] == "perplexity of plain text 18.0 to 21.3")
+
+
 def test_no_gain_is_better_where_damage_was_not_checked_for():
     verdict, reason = judge(method(damage=None))
     assert (verdict, reason) == ("no difference shown", "pope: better, but damage was not checked for")

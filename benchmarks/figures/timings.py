@@ -35,17 +35,19 @@ def overhead() -> str:
         low, high = row["ratio_quartiles"]
         ratio = "1" if row["way"] == "plain" else f"{row['ratio']:.2f} ({low:.2f}-{high:.2f})"
         goal = "" if row["goal"] is None else f"{row['goal']:.2f}"
+        edited = row["way"] in ("var", "recording")
         rows.append(
             [
                 row["case"],
                 row["way"],
+                row.get("backend", "torch") if edited else "",  # all there was, before files named it
                 f"{row['tokens_per_second']:.0f}",
                 ratio,
                 goal,
                 f"{row['peak_mib']:.0f}",
             ]
         )
-    return table(["model", "way", "tokens/s", "x plain", "goal", "peak MiB"], rows)
+    return table(["model", "way", "steps in", "tokens/s", "x plain", "goal", "peak MiB"], rows)
 
 
 def attention() -> str:

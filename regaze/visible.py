@@ -96,7 +96,12 @@ def html_environment(package: str, folder: str = "", **options: Any) -> Environm
 
 
 def render_page(
-    package: str, folder: str, template: str, style: str, scripts: Sequence[str], **content: Any
+    package: str,
+    folder: str,
+    template: str,
+    styles: Sequence[str],
+    scripts: Sequence[str],
+    **content: Any,
 ) -> str:
     """A page of a template in a folder of a package, with its style and scripts put into it.
 
@@ -104,7 +109,7 @@ def render_page(
     this script, pictures as data, and no request. JSON is compact, with "<", ">" and "&" escaped.
 
     Args:
-        style, scripts: files of the same folder; the scripts run one after the other in one scope.
+        styles, scripts: files of the same folder; the scripts run one after the other in one scope.
         content: further variables of the template.
     """
     from markupsafe import Markup
@@ -113,13 +118,13 @@ def render_page(
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
     assert environment.loader is not None
     source = environment.loader.get_source  # the files are no templates themselves
-    styles = source(environment, style)[0]
+    style = "\n".join(source(environment, name)[0] for name in styles)
     script = "\n".join(['"use strict";', *(source(environment, name)[0] for name in scripts)])
-    allowed = f"style-src '{_digest(styles)}'; script-src '{_digest(script)}'"
+    allowed = f"style-src '{_digest(style)}'; script-src '{_digest(script)}'"
     return environment.get_template(template).render(
         **content,
         policy=f"default-src 'none'; img-src data:; {allowed}",
-        style=Markup(styles),  # files of the package
+        style=Markup(style),  # files of the package
         script=Markup(script),
     )
 

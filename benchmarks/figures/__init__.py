@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from figures import (
+    audit,
     bed,
     binaries,
     counts,
@@ -19,6 +20,7 @@ from figures import (
 )
 
 MODULES = (
+    audit,
     bed,
     binaries,
     counts,

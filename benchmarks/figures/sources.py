@@ -95,6 +95,11 @@ SOURCES = (
         "demo",
         "python -m regaze.bed.training.perfect --output docs/assets/bed-perfect.json",
     ),
+    Source(
+        "docs/assets/audit.json",
+        "material",
+        "regaze audit --plan PLAN --output out/audit && cp out/audit/audit.json docs/assets/audit.json",
+    ),
     Source("docs/assets/demo-measured.json", "material", _MEASURE.format(1, "demo-measured.json")),
     Source(
         "docs/assets/demo-measured-seed2.json", "material", _MEASURE.format(2, "demo-measured-seed2.json")
@@ -151,6 +156,7 @@ def read(file: str) -> Any:
 
 
 def results() -> str:
-    """Every file of results with its command."""
-    rows = [[f"`{source.file}`", source.kind, f"`{source.command}`"] for source in SOURCES]
+    """Every file of results that is there, with its command."""
+    there = [source for source in SOURCES if (ROOT / source.file).exists()]
+    rows = [[f"`{source.file}`", source.kind, f"`{source.command}`"] for source in there]
     return table(["results", "kind", "command"], rows)

@@ -62,6 +62,7 @@ class Tested:
         found = {
             "metric": figure,
             "scorer": scorer,
+            "share": _is_share(self.results, scorer, figure),
             "lower_is_better": lead["lower_is_better"],
             "decides": self.decides,
             "questions": compared["statistics"]["items"],
@@ -207,6 +208,7 @@ def damage(run: Mapping[str, Any], label: str, text: Tested | None) -> dict[str,
         **about,
         "error": None,
         "metric": checked["figure"],
+        "share": _is_share(run["benchmarks"][checked["benchmark"]], checked["scorer"], checked["figure"]),
         "score": entry["value"]["value"],
         "interval": _interval(entry["value"]),
         "plain": checked["plain"]["value"],
@@ -235,6 +237,10 @@ def _text_loss(entry: Mapping[str, Any] | None) -> dict[str, Any] | None:
         "p": entry["p_plain"],
         "damaged": loss > TEXT_LOSS and (high is None or high < 0.0),
     }
+
+
+def _is_share(results: Mapping[str, Any], scorer: str, figure: str) -> bool:
+    return figure not in results["numbers"].get(scorer, ())
 
 
 def _interval(estimate: Mapping[str, Any]) -> list[float | None]:

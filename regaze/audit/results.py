@@ -1,7 +1,7 @@
 """audit.json: what an audit found, checked against a schema before it is written.
 
 `AuditResults.model_json_schema()` is its JSON schema. An undefined figure is null. Figures are as the
-benchmarks have them: shares between 0 and 1.
+benchmarks have them: shares between 0 and 1, others as they are (`Tested.share`).
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ class Tested(_Checked):
 
     Attributes:
         metric: the figure that is tested, by `scorer`: the share of right answers, else the first figure.
+        share: whether that figure is one between 0 and 1, which is shown in points.
         decides: whether the verdict may rest on it.
         questions, clusters: that were scored, and the scenes they fall into (or what else counts together).
         failed: questions without an answer. changed: answers that differ from the plain model's.
@@ -69,6 +70,7 @@ class Tested(_Checked):
 
     metric: str
     scorer: str
+    share: bool = True
     lower_is_better: bool
     decides: bool
     questions: int

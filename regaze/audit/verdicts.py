@@ -89,9 +89,8 @@ def _is_better(method: Mapping[str, Any]) -> str | None:
     if method["damage"] is None:
         return None
     better = [
-        f"{name} {entry['metric']} {_change(entry)} to plain"
-        + (f", {_change(control)} to {entry['best_control']}" if (control := _best_control(entry)) else "")
-        + f" (Holm p {entry['p_holm']:.2g})"
+        f"{name} {entry['metric']} {_change(entry)} to plain{_to_control(entry)} "
+        f"(Holm p {entry['p_holm']:.2g})"
         for name, entry in _deciding(method).items()
         if beats_all(entry) and not confounded(entry)
     ]
@@ -104,7 +103,7 @@ def _is_explained(method: Mapping[str, Any]) -> str | None:
         if not beats_plain(entry):
             continue
         if not beats_all(entry) and (control := _best_control(entry)) is not None:
-            why = f"{_change(control)} to {entry['best_control']}"
+            why = f"{_change(control, entry)} to {entry['best_control']}"
         else:
             why = confounded(entry)
         if why:
@@ -209,18 +208,30 @@ def _significant(p: float | None) -> bool:
     return p is not None and p < LEVEL
 
 
-def _change(entry: Mapping[str, Any]) -> str:
-    if entry["difference"] is None:
+def _change(compared: Mapping[str, Any], entry: Mapping[str, Any] | None = None) -> str:
+    """A difference with its interval; `entry` is the benchmark of one to a control."""
+    if compared["difference"] is None:
         return "is undefined"
-    (low, high), shown = entry["difference_interval"], _points(entry["difference"])
-    return shown if low is None or high is None else f"{shown} [{_points(low)}, {_points(high)}]"
+    show = _points if _is_share(compared if entry is None else entry) else "{:+.2f}".format
+    (low, high), shown = compared["difference_interval"], show(compared["difference"])
+    return shown if low is None or high is None else f"{shown} [{show(low)}, {show(high)}]"
+
+
+def _to_control(entry: Mapping[str, Any]) -> str:
+    control = _best_control(entry)
+    return "" if control is None else f", {_change(control, entry)} to {entry['best_control']}"
 
 
 def _smallest(entry: Mapping[str, Any]) -> str:
     least = entry["detectable"]
     if least is None:
         return f" ({entry['changed']} of {entry['questions']} answers changed)"
-    return f" ({entry['questions']} questions could show {100 * least:.1f})"
+    shown = f"{100 * least:.1f}" if _is_share(entry) else f"{least:.2f}"
+    return f" ({entry['questions']} questions could show {shown})"
+
+
+def _is_share(entry: Mapping[str, Any]) -> bool:
+    return bool(entry.get("share", True))
 
 
 def _points(value: float) -> str:

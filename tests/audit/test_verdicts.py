@@ -113,6 +113,22 @@ def test_no_difference_says_what_the_questions_could_show():
     )
 
 
+def test_figures_that_are_no_shares_are_said_as_they_are():
+    sham = {"score": 84.0, "difference": 4.25, "difference_interval": [1.0, 7.5], "p": 0.01}
+    percent = entry(
+        share=False, difference=5.5, difference_interval=[2.0, 9.0], detectable=4.3, controls={"sham": sham}
+    )
+    reason = "beaf accuracy +5.50 [+2.00, +9.00] to plain, +4.25 [+1.00, +7.50] to sham (Holm p 0.01)"
+    assert judge(method({"beaf": percent})) == ("better", reason)
+    nothing = judge(method({"beaf": {**percent, "p_plain": 0.4}}))
+    assert nothing == (
+        "no difference shown",
+        "beaf accuracy +5.50 [+2.00, +9.00] (200 questions could show 4.30)",
+    )
+    lost = loss(metric="logprob", share=False, difference=-0.25, difference_interval=[-0.5, -0.125])
+    assert judge(method(damage=lost))[1] == "mmstar logprob -0.25 [-0.50, -0.12] (p 0.004)"
+
+
 def test_no_gain_is_better_beside_damage():
     assert judge(method(damage=loss())) == ("damages", "mmstar accuracy -12.0 [-20.0, -4.0] (p 0.004)")
 

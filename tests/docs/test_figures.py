@@ -6,6 +6,7 @@ import json
 import re
 
 import pytest
+from made_up_audit import audit_content
 from paths import ROOT
 
 from regaze.interventions import registry
@@ -205,3 +206,26 @@ def test_figures_in_sentences_are_in_the_results(pages, page):
                 known |= {estimate(each, 2), estimate(each, 0, 100), estimate(each, 0)}
     assert named
     assert named <= known
+
+
+def test_the_audit_says_that_it_was_not_run_until_its_results_are_there(pages, tmp_path, monkeypatch):
+    from figures import audit, sources
+
+    regions = (audit.audit_run, audit.audit_verdicts, audit.audit_picture, audit.audit_figures)
+    for module in (audit, sources):
+        monkeypatch.setattr(module, "ROOT", tmp_path)
+    monkeypatch.setattr(sources, "FILES", set())
+    assert all(re.search(r"(has not been run|Not run|Not drawn) yet\.", region()) for region in regions)
+    assert not sources.FILES
+    (tmp_path / "docs/assets").mkdir(parents=True)
+    (tmp_path / audit.AUDIT).write_text(json.dumps(audit_content()))
+    (tmp_path / audit.PICTURE).write_bytes(b"")
+    assert "tuned on 90 questions of pope, 1 scenes in this half and 1 in the other" in audit.audit_run()
+    assert "| `dola` | ▼ damages | ▼ damages | yes |" in audit.audit_verdicts()
+    assert "](assets/audit.png)" in audit.audit_picture()
+    figures = audit.audit_figures()
+    assert "| `pai` | alpha=0.5 | pope accuracy | +10.0 [+8.0, +12.0] | +9.0 [+7.0, +11.0] (random" in figures
+    assert "(random heads &lt;i>) |" in figures
+    assert figures.count("pope accuracy") == 6
+    assert "chair_s" not in figures  # it decides nothing
+    assert {audit.AUDIT} == sources.FILES

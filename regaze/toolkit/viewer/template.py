@@ -14,4 +14,4 @@ def render(content: dict[str, Any]) -> str:
 
     Texts of the prompt occur only in the JSON, which is escaped, and in the escaped title.
     """
-    return render_page("regaze.toolkit.viewer", "assets", "page.html", _STYLE, _SCRIPTS, content=content)
+    return render_page("regaze.toolkit.viewer", "assets", "page.html", [_STYLE], _SCRIPTS, content=content)

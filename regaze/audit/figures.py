@@ -17,6 +17,7 @@ from regaze.eval.benchmarks.common.yes_no import LABELS
 from regaze.eval.benchmarks.common.yes_no_reading import read_yes_no
 from regaze.eval.comparison.conditions import PLAIN, drop_failed_clusters
 from regaze.eval.comparison.verdicts import p_value
+from regaze.eval.run.loglikelihood import PRUNED_LOGPROB
 from regaze.eval.run.results import finite
 from regaze.eval.stats import estimators
 from regaze.eval.tuning.choice import Criterion
@@ -199,7 +200,7 @@ def damage(run: Mapping[str, Any], label: str, text: Tested | None) -> dict[str,
     if checked is None:
         return None
     about = {"benchmark": checked["benchmark"], "questions": checked["questions"]}
-    about["text"] = None if text is None else _text_loss(text.of_method(label))
+    about["text"] = None if text is None else _text_loss(text, label)
     entry = checked["methods"].get(label)
     error = checked["error"] or (entry or {}).get("error")
     if error or entry is None:
@@ -220,15 +221,23 @@ def damage(run: Mapping[str, Any], label: str, text: Tested | None) -> dict[str,
     }
 
 
-def _text_loss(entry: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """How much of the language model a method leaves; None where it has no likelihoods.
+def _text_loss(text: Tested, label: str) -> dict[str, Any]:
+    """How much of the language model a method leaves.
 
     It is damage where text is less likely by more than `TEXT_LOSS` a token and the whole interval is a loss.
+    A method whose plausibility constraint excludes a token of a passage has no perplexity, and no damage by
+    that: what it writes itself never needs an excluded token.
     """
+    entry = text.of_method(label)
     if entry is None:
-        return None
+        return {"error": "it has no likelihoods", "damaged": None}
+    pairs = [each for each in text.answers.values() if {PLAIN, label} <= each.keys()]
+    excluded = sum(_logprob(each[label]) < _logprob(each[PLAIN]) + PRUNED_LOGPROB / 2 for each in pairs)
+    if excluded:
+        return {"error": f"it excludes tokens of {excluded} of {len(pairs)} passages", "damaged": None}
     loss, high = -entry["difference"], entry["difference_interval"][1]
     return {
+        "error": None,
         "passages": entry["questions"],
         "perplexity": math.exp(-entry["score"]),
         "plain": math.exp(-entry["plain"]),
@@ -241,6 +250,11 @@ def _text_loss(entry: Mapping[str, Any] | None) -> dict[str, Any] | None:
 
 def _is_share(results: Mapping[str, Any], scorer: str, figure: str) -> bool:
     return figure not in results["numbers"].get(scorer, ())
+
+
+def _logprob(answer: str) -> float:
+    """Of an answer of the benchmark of plain text, "-41.250000 of 17 tokens"."""
+    return float(answer.split()[0])
 
 
 def _interval(estimate: Mapping[str, Any]) -> list[float | None]:

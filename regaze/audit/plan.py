@@ -5,6 +5,7 @@ A plan is a YAML or JSON file of the form of `AuditPlan`; those of the package l
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -164,6 +165,30 @@ class AuditPlan(_Checked):
     def for_model(self, name: str, model: AuditedModel) -> AuditPlan:
         """The plan with this model alone; its name says so."""
         return self.model_copy(update={"name": f"{self.name}-{name}", "models": {name: model}})
+
+    def with_trainings(self, folders: Sequence[str]) -> AuditPlan:
+        """The plan with further trainings of its bed, by the folders of their weights.
+
+        Raises:
+            InputError: the plan has no bed, or two trainings have one name.
+        """
+        bed = next((model for model in self.models.values() if model.load == "bed"), None)
+        if bed is None:
+            raise InputError(
+                f"the plan {self.name} audits no bed, so that there are no other trainings of it"
+            )
+        models = dict(self.models)
+        for folder in folders:
+            name = f"bed-{Path(folder).resolve().name}"
+            if name in models:
+                raise InputError(f"two trainings are called {name}; give their folders different names")
+            models[name] = bed.model_copy(update={"arguments": {**bed.arguments, "weights": folder}})
+        return self.model_copy(update={"models": models})
+
+    def extends(self, other: AuditPlan) -> bool:
+        """Whether this is the other plan, or that with more models."""
+        models = {**self.models, **other.models}
+        return models == self.models and self == other.model_copy(update={"models": self.models})
 
     def trials(self) -> dict[str, tuple[Trial, ...]]:
         """Every method at each point of its grid. Raises UnknownMethodError and as `make_trials`."""

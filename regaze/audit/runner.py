@@ -18,7 +18,7 @@ from typing import Any
 from regaze.audit import figures, results
 from regaze.audit.across import across
 from regaze.audit.estimate import Amount, Estimator, seconds_done
-from regaze.audit.plan import TEXT, AuditedModel, AuditPlan
+from regaze.audit.plan import TEXT, AuditedModel, AuditPlan, read_plan
 from regaze.audit.questions import Questions, choose_questions
 from regaze.audit.verdicts import RULES, judge
 from regaze.errors import InputError
@@ -67,8 +67,9 @@ def audit(
             been timed. Of a group the first model stands for all.
 
     Raises:
-        InputError: the folder holds another plan or cannot be written, a benchmark has no questions for a
-            model. UnknownMethodError, BadParameterError: a method or a grid. What loading a model raises.
+        InputError: the folder holds another plan (fewer models are none) or cannot be written, a benchmark
+            has no questions for a model. UnknownMethodError, BadParameterError: a method or a grid. What
+            loading a model raises.
     """
     folder = Path(output)
     trials = plan.trials()
@@ -118,14 +119,14 @@ def _expected(plan: AuditPlan, folder: Path, prepare: Callable[[str], _AuditedMo
 
 
 def _start(plan: AuditPlan, folder: Path) -> None:
-    """Write plan.json. Raises InputError where the folder has that of another plan."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path, text = folder / results.PLAN, plan.model_dump_json(indent=2) + "\n"
-    if path.exists() and path.read_text(encoding="utf-8") != text:
+    """Write plan.json. Raises InputError where the folder has another plan than this with fewer models."""
+    path = folder / results.PLAN
+    if path.exists() and not plan.extends(read_plan(path)):
         raise InputError(
             f"{folder} holds the audit of another plan (plan.json); give --output another folder"
         )
-    replace_file(path, text)
+    folder.mkdir(parents=True, exist_ok=True)
+    replace_file(path, plan.model_dump_json(indent=2) + "\n")
 
 
 def _content(plan: AuditPlan, models: Mapping[str, Any]) -> dict[str, Any]:

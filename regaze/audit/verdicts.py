@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from regaze.eval.benchmarks.common.yes_no import LABELS
 from regaze.eval.comparison.confounds import THRESHOLDS
+from regaze.eval.report.tables import figure_label
 
 NOT_RUN, DAMAGES, BETTER = "not run", "damages", "better"
 EXPLAINED, NOTHING = "explained by a control", "no difference shown"
@@ -66,7 +67,7 @@ def _damage_check(method: Mapping[str, Any]) -> str | None:
     found = method["damage"]
     if not found or not found["damaged"]:
         return None
-    return f"{found['benchmark']} {found['metric']} {_change(found)} (p {found['p']:.2g})"
+    return f"{found['benchmark']} {figure_label(found['metric'])} {_change(found)} (p {found['p']:.2g})"
 
 
 def _text_check(method: Mapping[str, Any]) -> str | None:
@@ -78,7 +79,8 @@ def _text_check(method: Mapping[str, Any]) -> str | None:
 
 def _is_worse(method: Mapping[str, Any]) -> str | None:
     worse = [
-        f"{name} {entry['metric']} {_change(entry)}, worse than plain (Holm p {entry['p_plain_holm']:.2g})"
+        f"{name} {figure_label(entry['metric'])} {_change(entry)}, worse than plain"
+        f" (Holm p {entry['p_plain_holm']:.2g})"
         for name, entry in _deciding(method).items()
         if _significant(entry["p_plain_holm"]) and _gain(entry, entry["difference"]) < 0
     ]
@@ -89,7 +91,7 @@ def _is_better(method: Mapping[str, Any]) -> str | None:
     if method["damage"] is None:
         return None
     better = [
-        f"{name} {entry['metric']} {_change(entry)} to plain{_to_control(entry)} "
+        f"{name} {figure_label(entry['metric'])} {_change(entry)} to plain{_to_control(entry)} "
         f"(Holm p {entry['p_holm']:.2g})"
         for name, entry in _deciding(method).items()
         if beats_all(entry) and not confounded(entry)
@@ -107,7 +109,7 @@ def _is_explained(method: Mapping[str, Any]) -> str | None:
         else:
             why = confounded(entry)
         if why:
-            explained.append(f"{name} {entry['metric']} {_change(entry)} to plain, but {why}")
+            explained.append(f"{name} {figure_label(entry['metric'])} {_change(entry)} to plain, but {why}")
     return "; ".join(explained) or None
 
 
@@ -117,7 +119,7 @@ def _shows_nothing(method: Mapping[str, Any]) -> str | None:
     ):
         return f"{', '.join(found)}: better, but damage was not checked for"
     return "; ".join(
-        f"{name} {entry['metric']} {_change(entry)}{_smallest(entry)}"
+        f"{name} {figure_label(entry['metric'])} {_change(entry)}{_smallest(entry)}"
         for name, entry in _deciding(method).items()
     )
 
@@ -226,7 +228,7 @@ def _smallest(entry: Mapping[str, Any]) -> str:
     least = entry["detectable"]
     if least is None:
         return f" ({entry['changed']} of {entry['questions']} answers changed)"
-    shown = f"{100 * least:.1f}" if _is_share(entry) else f"{least:.2f}"
+    shown = f"{100 * least:.1f} points" if _is_share(entry) else f"{least:.2f}"
     return f" ({entry['questions']} questions could show {shown})"
 
 

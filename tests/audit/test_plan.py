@@ -77,6 +77,22 @@ def test_a_name_that_is_no_plan_is_refused_with_those_there_are():
         read_plan("nowhere.yaml")
 
 
+def test_trainings_of_the_bed_are_models_of_its_group():
+    plan = read_plan("bed")
+    more = plan.with_trainings(["runs/one", "runs/two"])
+    assert [*more.models] == ["bed", "bed-one", "bed-two"]
+    assert {model.group for model in more.models.values()} == {"bed"}
+    assert more.models["bed-two"].arguments == {"weights": "runs/two"}
+    assert more.extends(plan)
+    assert more.extends(more)
+    assert not plan.extends(more)
+    assert not more.extends(plan.model_copy(update={"seed": 1}))
+    with pytest.raises(InputError, match="called bed-one"):
+        plan.with_trainings(["a/one", "b/one"])
+    with pytest.raises(InputError, match="audits no bed"):
+        read_plan("demo").with_trainings(["one"])
+
+
 def test_a_plan_for_another_model_is_called_after_it():
     plan = AuditPlan.model_validate(PLAN).for_model("mine", AuditedModel(load="folder/mine"))
     assert (plan.name, [*plan.models]) == ("audit-mine", ["mine"])

@@ -180,6 +180,8 @@ def test_a_method_that_raises_is_not_run_and_the_others_are(tmp_path):
 
 
 def test_a_folder_with_another_plan_is_refused(seen):
+    more = plan(models={**PLAN["models"], "other": {"load": "seer", "data": "demo"}})
+    assert more.extends(plan())
     with pytest.raises(InputError, match=r"holds the audit of another plan.*--output"):
         audit(plan(seed=1), seen[1], load=lambda model: Seer(), progress=False)
 

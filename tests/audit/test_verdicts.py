@@ -109,7 +109,7 @@ def test_no_difference_says_what_the_questions_could_show():
     verdict, reason = judge(method({"pope": small}))
     assert (verdict, reason) == (
         "no difference shown",
-        "pope accuracy +1.0 [-1.0, +3.0] (200 questions could show 2.9)",
+        "pope accuracy +1.0 [-1.0, +3.0] (200 questions could show 2.9 points)",
     )
 
 

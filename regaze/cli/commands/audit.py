@@ -22,6 +22,13 @@ def audit(
         str | None,
         typer.Option(help="Audit this model, and not those of the plan: demo, bed, a folder, or a hub id."),
     ] = None,
+    training: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Another training of the bed, to see which verdicts hold for all of them; repeatable.",
+        ),
+    ] = None,
     model_arg: options.ModelArg = None,
     data: options.Data = None,
     device: options.Device = None,
@@ -40,9 +47,10 @@ def audit(
     command is given again.
     """
     chosen = cli.auditing.read_plan(plan, quick, model, model_arg, data)
+    chosen = chosen.with_trainings(training) if training else chosen
     results, folder = cli.auditing.run(chosen, output, device, dtype)
     if json:
         cli.console.echo(cli.auditing.as_json(results))
     else:
         cli.auditing.show(results)
-    cli.console.done(f"audit.json, figures and answers are in {folder}")
+    cli.console.done(f"the page (audit.html), audit.json and the answers are in {folder}")

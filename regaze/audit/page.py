@@ -197,7 +197,10 @@ def _damage(found: Mapping[str, Any] | None) -> str:
     parts = ["could not run" if found["error"] else f"{found['benchmark']} {difference(found, found).text}"]
     if found["damaged"]:
         parts[0] += ": damaged"
-    if text := found.get("text"):
+    text = found.get("text")
+    if text and text.get("error"):
+        parts.append(f"no perplexity: {text['error']}")
+    elif text:
         damaged = ": damaged" if text["damaged"] else ""
         parts.append(f"perplexity {text['plain']:.1f} to {text['perplexity']:.1f}{damaged}")
     return "; ".join(parts)

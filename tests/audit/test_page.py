@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 import shutil
@@ -55,6 +56,14 @@ def test_a_verdict_has_its_reason_its_values_and_its_cost(content):
         "damages": 1,
         "not run": 1,
     }
+
+
+def test_a_method_without_a_perplexity_says_why(content):
+    changed = copy.deepcopy(content)
+    method = next(iter(next(iter(changed["models"].values()))["methods"].values()))
+    method["damage"]["text"] = {"error": "it excludes tokens of 2 of 8 passages", "damaged": None}
+    said = texts(next(verdict_rows(changed)), VERDICT_COLUMNS)["damage check"]
+    assert said == "mmstar -3.0 [-7.0, +1.0]; no perplexity: it excludes tokens of 2 of 8 passages"
 
 
 def test_figures_are_in_points_to_plain_and_to_the_best_control(content):

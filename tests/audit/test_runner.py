@@ -28,7 +28,7 @@ PLAN = {
     "damage": {"options": {"likelihood": False}},
 }
 PRESENT = {scene.name: {thing.category for thing in scene.objects} for scene in demo.scenes()}
-LETTERS = {(path.name, record["question"]): record["answer"] for path, record in choices()}
+LETTERS = {(path.name, record["question"]): record["answer"] for path, record in choices(demo.scenes())}
 
 
 class Seer(StandIn):

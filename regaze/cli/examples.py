@@ -45,6 +45,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "regaze inspect Qwen/Qwen2.5-VL-3B-Instruct",
     ),
     "methods": ("regaze methods", "regaze methods var pai"),
+    "serve": (
+        "regaze serve demo --method knockout --set 'heads=[[0,0],[0,3]]'",
+        "regaze serve llava-hf/llava-1.5-7b-hf --method var --port 8000",
+    ),
     "doctor": ("regaze doctor",),
     "demo": ("regaze demo",),
     "bed": ("regaze bed fetch", "regaze bed"),

@@ -77,6 +77,10 @@ class PAI(Intervention):
         return "plain" if self.gamma == 1.0 else ""
 
     @property
+    def inactive(self) -> frozenset[str]:  # type: ignore[override]
+        return frozenset({"branches", "combine_logits"}) if self.gamma == 1.0 else frozenset()
+
+    @property
     def is_identity(self) -> bool:
         return self.alpha == 0.0 and self.gamma == 1.0
 

@@ -8,6 +8,8 @@ from packaging.version import InvalidVersion, Version
 
 from regaze.errors import UnsupportedModelError
 
+#: The key of `extra_args` and of `vllm_xargs`.
+KEY = "regaze"
 #: The first supported release, and the first that is not.
 FIRST, BEYOND = "0.32", "0.34"
 #: Distributions that bring the package `vllm`: the one for GPUs, and the one for CPUs.

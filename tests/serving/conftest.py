@@ -7,6 +7,9 @@ import os
 
 import pytest
 
+if importlib.util.find_spec("vllm") is not None:
+    # Starting an engine, vLLM 0.32 looks at all that is imported, and fails at llvmlite, which Numba brings.
+    os.environ.setdefault("REGAZE_BACKEND", "torch")
 # Read when vllm is imported.
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")

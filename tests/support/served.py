@@ -89,3 +89,8 @@ def by_engine(
     params = [SamplingParams(temperature=0, max_tokens=tokens, extra_args=each) for each in extra]
     outputs = engine.generate(asked.prompts, params, use_tqdm=False)
     return [list(output.outputs[0].token_ids) for output in outputs]
+
+
+def mixed(methods: list[dict[str, Any]], count: int) -> list[Any]:
+    """`extra_args` of requests with these methods, of which every fourth has none."""
+    return [None if number % 4 == 3 else {"regaze": methods} for number in range(count)]

@@ -96,6 +96,7 @@ class GIFT(Intervention):
         "repeated word (as_released=True); NaN without content words or for a flat map; text between two "
         "images is treated as image; no beta; batches of one."
     )
+    prompt_needs = "rows"
     fixed_edits = True
 
     alpha: NonNegativeFloat | None = field(
@@ -149,6 +150,8 @@ class GIFT(Intervention):
                 "the prompt ends with a part of the answer, but with a saliency layer after enhanced ones "
                 "only the last row can be edited; choose a saliency_layer before `layers`"
             )
+        if state["replay"]:
+            context.replay_last_row()
         state["groups"] = (_IMAGE * image + _QUERY * (tokens.mask(Role.QUERY) & has_image)).to(torch.uint8)
 
     def _measured(self, default: Published, context: Context) -> tuple[int, ...]:
@@ -203,5 +206,3 @@ class GIFT(Intervention):
         policy = AmplifyTopHeads(4, _IMAGE, _QUERY, _SALIENT, half_of_heads(context.num_heads), self.beta)
         answer = AttentionEdit(channels=channels, policy=policy)
         state["edits"] = answer.replace(rows=state["rows"]), answer
-        if state["replay"]:
-            context.replay_last_row()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import NonNegativeFloat, PositiveFloat
@@ -103,6 +103,10 @@ class VAR(Intervention):
     @property
     def is_identity(self) -> bool:
         return self.moved == 0.0 or self.rho > 1.0
+
+    @property
+    def prompt_needs(self) -> Literal["rows", "whole"]:  # type: ignore[override]
+        return "whole" if self.as_released else "rows"  # whether there are sinks at all decides for each
 
     def controls(self) -> Sequence[Method]:
         return () if self.is_identity else (UniformColumns(self),)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
@@ -34,6 +34,10 @@ class Callback:
             `fixed_edits`, which implies it.
         counts_steps: the callback counts the tokens of an answer, so none may be rolled back (assisted
             decoding).
+        prompt_needs: which rows of a prompt have to run, where an engine takes some from a cache of prefixes
+            or divides a prompt into several forwards. "": any, since edits depend on tokens alone, and what
+            is measured on the last row. "rows": all, in any number of forwards. "whole": all in one forward.
+            None: as `prompt_needs` below finds.
         records: the callback is a recording. Its requests are attached to the edits of all other callbacks,
             and a model has one recording at a time.
     """
@@ -44,6 +48,7 @@ class Callback:
     inactive: frozenset[str] = frozenset()
     plans_ahead: bool = False
     counts_steps: ClassVar[bool] = False
+    prompt_needs: Literal["", "rows", "whole"] | None = None
     records: ClassVar[bool] = False
 
     def for_model(self, config: Any) -> Callback:
@@ -173,3 +178,11 @@ def _promises(callback: Callback, name: str) -> bool:
         if "edit" in vars(base) or "edit_cross" in vars(base):
             return False
     return False
+
+
+def prompt_needs(callback: Callback) -> str:
+    """What a callback declares as `prompt_needs`; else "whole" where it reads or measures, or ""."""
+    if callback.prompt_needs is not None:
+        return callback.prompt_needs
+    measures = overrides(callback, "on_stats", "on_attention", "leaving", "edit_keys")
+    return "whole" if measures or callback.needs_hidden_states else ""

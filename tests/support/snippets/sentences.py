@@ -74,7 +74,7 @@ def _regaze(words: list[str]) -> str | None:
         return None
     if command not in COMMANDS:
         return f"there is no command {command!r}"
-    if command == "lm-eval":  # which has the harness's own
+    if command in ("lm-eval", "serve"):  # which have those of the harness, and of vLLM
         return None
     given = {word.split("=")[0] for word in words[1:] if re.match(r"--?[a-z]", word)}
     unknown = given - options_of(command)

@@ -1,0 +1,30 @@
+"""`regaze serve`: vLLM's server with a method that its answers get by default."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from regaze.cli import options
+from regaze.cli.methods import read_method
+
+#: Every further argument is one of `vllm serve`.
+CONTEXT_SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+
+def serve(
+    ctx: typer.Context,
+    model: Annotated[str, typer.Argument(help='"demo", a folder, or a name of the hub.')],
+    method: options.Method = "none",
+    settings: options.Settings = None,
+) -> None:
+    """Serve a model with edited attention by vLLM, behind OpenAI's interface.
+
+    regaze serve demo --method knockout --set heads=[[0,0],[0,3]] --port 8000
+
+    Further options are those of `vllm serve`. A request may name other methods, or none: docs/serving.md.
+    """
+    from regaze.serving.server import run_server  # imports torch
+
+    run_server(model, read_method(method, settings), ctx.args)

@@ -1,0 +1,135 @@
+"""Admission: a request is checked where it enters, before any engine has it.
+
+An error inside a forward would end the engine and every request in it; an error here is the answer to one
+request (over HTTP with status 400). So all that a request's methods do with its prompt is done here first:
+parameters are checked, roles are read, and `prepare` runs as it will in the engine.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+from regaze.errors import InputError, UnsupportedModelError
+from regaze.interventions.base import Intervention
+from regaze.kernels import AttentionEdit
+from regaze.serving import wire
+from regaze.serving.chunks import divided
+from regaze.serving.prompts import context_of, read_tokens, reader_of
+from regaze.serving.release import KEY
+from regaze.serving.support import lacking, requested
+from regaze.toolkit.model.callback import Callback, prompt_needs
+from regaze.toolkit.prompts.prompt_reader import PromptReader
+from regaze.toolkit.prompts.token_map import TokenMap
+
+#: The methods of requests that name none, as JSON; `regaze serve --method` sets it.
+DEFAULT = "REGAZE_SERVING_METHODS"
+
+_IN_ONE_PIECE = (
+    "this method needs prompts in one piece, which this engine may divide: start it with "
+    "enable_chunked_prefill=False (--no-enable-chunked-prefill)"
+)
+
+
+class Admission:
+    """Admits the requests of one engine, by its `VllmConfig`."""
+
+    def __init__(self, config: Any):
+        self._config = config
+
+    def admit(self, request: Any) -> None:
+        """Check an `EngineCoreRequest`, and write into it what its methods need; plain ones stay as they are.
+
+        Raises:
+            RegazeError: its methods cannot act on it in this engine.
+        """
+        params = request.sampling_params
+        extra = {} if params is None else params.extra_args or {}
+        asked = extra.get(KEY, os.environ.get(DEFAULT))
+        if params is None or not asked:
+            return
+        rest = {name: value for name, value in extra.items() if name != KEY}
+        methods = wire.methods_of(asked)
+        if not methods:
+            params.extra_args = rest or None
+            return
+        if (reason := self._obstacle) is not None:
+            raise UnsupportedModelError(f"edited requests do not run in this engine: {reason}")
+        if request.prompt_token_ids is None or request.prompt_embeds is not None:
+            raise InputError("methods need the ids of the prompt: send a text or ids, not embeddings")
+        ids, features = request.prompt_token_ids, request.mm_features or ()
+        tokens = read_tokens(ids, features, self.reader)
+        callbacks = acting(methods, self.text_config)
+        self._try(callbacks, ids, tokens)
+        if any(prompt_needs(callback) for callback in callbacks):
+            params.skip_reading_prefix_cache = True
+        params.extra_args = {**rest, KEY: wire.packed(methods, tokens)}
+        request.cache_salt = wire.salt(methods, request.cache_salt)
+
+    def _try(self, callbacks: tuple[Callback, ...], ids: Sequence[int], tokens: TokenMap) -> None:
+        """Do with the prompt what the engine will do."""
+        if (reason := lacking(callbacks)) is not None:
+            raise UnsupportedModelError(f"{reason}, which an engine of vLLM does not do; use transformers")
+        if any(callback.needs_hidden_states for callback in callbacks) and self._compiles:
+            raise UnsupportedModelError(
+                "this method reads hidden states, which compiled models keep to themselves: start the engine "
+                "with enforce_eager=True (--enforce-eager)"
+            )
+        if self._divides and any(prompt_needs(callback) == "whole" for callback in callbacks):
+            raise UnsupportedModelError(_IN_ONE_PIECE)
+        context = context_of(self.text_config, ids, tokens, callbacks, self.reader)
+        for callback in callbacks:
+            callback.prepare(context)
+        if (reason := requested(context)) is not None:
+            raise UnsupportedModelError(f"with these parameters the method {reason}; use transformers")
+        for callback in callbacks:
+            if not prompt_needs(callback):  # its edits of the prompt are known already
+                for layer in range(context.num_layers):
+                    self._check(callback.edit(layer, 0, context))
+
+    def _check(self, edit: AttentionEdit | None) -> None:
+        """Refuse an edit of a prompt that this engine cannot make."""
+        if edit is not None and edit.shifts:
+            raise UnsupportedModelError("this method shifts keys and values in the cache; use transformers")
+        if edit is not None and self._divides and (reason := divided(edit)) is not None:
+            raise UnsupportedModelError(f"{reason}: {_IN_ONE_PIECE}")
+
+    @property
+    def _divides(self) -> bool:
+        return bool(self._config.scheduler_config.enable_chunked_prefill)
+
+    @property
+    def text_config(self) -> Any:
+        return self._config.model_config.hf_text_config
+
+    @cached_property
+    def reader(self) -> PromptReader:
+        return reader_of(self._config.model_config)
+
+    @property
+    def _compiles(self) -> bool:
+        return bool(self._config.compilation_config.mode)
+
+    @cached_property
+    def _obstacle(self) -> str | None:
+        """Why no request can be edited in this engine; None: they can."""
+        config = self._config
+        model, parallel = config.model_config, config.parallel_config
+        facts = (
+            (config.use_v2_model_runner, "it has the second model runner; set VLLM_USE_V2_MODEL_RUNNER=0"),
+            (parallel.tensor_parallel_size > 1, "its heads are divided between processes (tensor parallel)"),
+            (parallel.pipeline_parallel_size > 1, "its layers are divided between processes"),
+            (config.speculative_config is not None, "it proposes tokens and takes them back"),
+            (model.use_mla, "its cache has no keys and values (multi-head latent attention)"),
+            (model.get_sliding_window() is not None, "its cache drops keys (sliding window)"),
+            (config.cache_config.cache_dtype != "auto", "its cache is quantised"),
+        )
+        return next((reason for found, reason in facts if found), None)
+
+
+def acting(methods: Sequence[Intervention], text_config: Any) -> tuple[Callback, ...]:
+    """The callbacks of methods in a language model, recordings last."""
+    callbacks = [method.for_model(text_config) for method in methods]
+    return tuple(sorted(callbacks, key=lambda callback: callback.records))

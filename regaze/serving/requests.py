@@ -1,0 +1,178 @@
+"""`EditedRequest`: one request with methods, from the first rows of its prompt to its last token."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from regaze.kernels import AttentionEdit, Stats
+from regaze.serving.chunks import chunk
+from regaze.toolkit.model.callback import Callback, keeps_edits
+from regaze.toolkit.model.context import Context
+from regaze.toolkit.model.plans import LayerPlan, plan_layer
+
+
+class Rows(NamedTuple):
+    """Rows of one request in one forward that share an edit: a piece of its prompt, or one row of its answer.
+
+    Attributes:
+        request: whose. row: its number in the block table. start: the first of the rows among all of the
+            forward. first, stop: their places in the sequence; they see `stop` keys.
+        step: 0 for rows of the prompt, then 1, 2, ...
+        again: they ran before, and the engine gave their keys away since (preemption).
+    """
+
+    request: EditedRequest
+    row: int
+    start: int
+    first: int
+    stop: int
+    step: int
+    again: bool
+
+    @property
+    def span(self) -> slice:
+        """The rows among all of the forward."""
+        return slice(self.start, self.start + self.stop - self.first)
+
+    @property
+    def ends_prompt(self) -> bool:
+        return self.stop == self.request.prompt_length
+
+
+class EditedRequest:
+    """What the methods of one request do and learn, as `ModelHook` and its parts do it under transformers.
+
+    A forward has rows of many requests, and rows of a prompt may come in several forwards: edits are cut to
+    the rows at hand, and statistics handed over when the last row has run. A request whose keys the engine
+    has given away runs again, its answer so far behind its prompt; its rows are then edited as they were.
+
+    Attributes:
+        context: the same object that methods get under transformers, of one sample.
+        callbacks: in the order in which they act, recordings last.
+        prompt_length: number of tokens of the prompt. done: of tokens whose rows have run.
+    """
+
+    def __init__(self, callbacks: tuple[Callback, ...], context: Context):
+        self.callbacks, self.context = callbacks, context
+        self.prompt_length, self.done = context.prompt_length, 0
+        self.needs_hidden = any(callback.needs_hidden_states for callback in callbacks)
+        self._keeps = all(keeps_edits(callback) for callback in callbacks)
+        self._taken: dict[tuple[int, int], tuple[AttentionEdit | None, ...]] = {}  # by layer and step
+        self._plans: dict[int, tuple[Any, tuple[AttentionEdit | None, ...], LayerPlan | None]] = {}
+        self._hidden: dict[int, Tensor] = {}
+        self._parts: dict[int, list[tuple[Callback, Stats]]] = {}  # of prompts, by layer
+        for callback in callbacks:
+            callback.on_generate()
+            callback.prepare(context)
+
+    # A forward begins ---------------------------------------------------------------------------------
+
+    def rows(self, row: int, start: int, first: int, stop: int) -> Iterator[Rows]:
+        """The rows first..stop of the sequence, which are `start` and later ones of the forward."""
+        at = first
+        while at < stop:
+            end, step = at + 1, at - self.prompt_length + 1
+            if at < self.prompt_length:
+                bounds = (self.prompt_length, stop, self.done if self.done > at else stop)
+                end, step = min(bounds), 0
+            rows = Rows(self, row, start + at - first, at, end, step, at < self.done)
+            if not rows.again:
+                self._begin(rows)
+            yield rows
+            at = end
+
+    def _begin(self, rows: Rows) -> None:
+        context, begins = self.context, rows.step > 0 or self.done == 0
+        context.step, context.turn_begins = rows.step, self.done == 0
+        # Pieces of a prompt are parts of one forward to methods.
+        context.cache_length, context.fed = (rows.first, 1) if rows.step else (0, self.prompt_length)
+        self.done = rows.stop
+        if begins:
+            for callback in self.callbacks:
+                callback.on_step(context, None)
+
+    def show_hidden(self, layer: int, rows: Rows, hidden: Tensor) -> None:
+        """`hidden` [R, D] of rows of the prompt is about to enter `layer`."""
+        if layer not in self._hidden:
+            self._hidden[layer] = hidden.new_zeros(self.prompt_length, hidden.shape[-1])
+        self._hidden[layer][rows.first : rows.stop] = hidden
+
+    # A layer ------------------------------------------------------------------------------------------
+
+    def plan(self, layer: int, rows: Rows, device: torch.device) -> LayerPlan | None:
+        """What is done with these rows in a layer; None: nothing."""
+        edits = self._again(layer, rows.step) if rows.again else self._edits(layer, rows, device)
+        piece = (rows.first, rows.stop) if rows.step == 0 else None
+        known = self._plans.get(layer)
+        if (
+            known is None
+            or known[0] != piece
+            or any(a is not b for a, b in zip(known[1], edits, strict=True))
+        ):
+            cut = edits
+            if piece is not None and piece != (0, self.prompt_length):
+                cut = tuple(None if edit is None else chunk(edit, *piece) for edit in edits)
+            known = self._plans[layer] = piece, edits, plan_layer(self.callbacks, cut, device)
+        return known[2]
+
+    def _edits(self, layer: int, rows: Rows, device: torch.device) -> tuple[AttentionEdit | None, ...]:
+        place = layer, min(rows.step, 1) if self._keeps else rows.step
+        if rows.step and self._keeps and place in self._taken:
+            return self._taken[place]
+        context = self.context
+        context.device = device
+        if rows.step == 0 and layer in self._hidden:
+            context.set_layer_input(layer, self._hidden[layer][None])
+        edits = tuple(callback.edit(layer, rows.step, context) for callback in self.callbacks)
+        context.clear_layer_input()
+        if rows.step == 0 and rows.ends_prompt:
+            self._hidden.pop(layer, None)
+        if any(edit is not None for edit in edits) or self._keeps:
+            self._taken[place] = edits
+        return edits
+
+    def _again(self, layer: int, step: int) -> tuple[AttentionEdit | None, ...]:
+        """The edits of rows that ran before, without what was measured then."""
+        place = layer, min(step, 1) if self._keeps else step
+        edits = self._taken.get(place, (None,) * len(self.callbacks))
+        return tuple(None if edit is None else edit.without_stats for edit in edits)
+
+    # Statistics ---------------------------------------------------------------------------------------
+
+    def deliver(self, layer: int, rows: Rows, owner: Callback, stats: Stats) -> None:
+        """What was measured for a callback in these rows of a layer."""
+        if rows.step:
+            owner.on_stats(layer, stats, self.context)
+        else:
+            self._parts.setdefault(layer, []).append((owner, stats))
+
+    def leave(self, layer: int, rows: Rows) -> None:
+        """A layer has run: where the prompt ends in these rows, hand over what was measured in it."""
+        if rows.step or rows.again or not rows.ends_prompt or layer not in self._parts:
+            return
+        parts = self._parts.pop(layer)
+        for callback in self.callbacks:
+            own = [stats for owner, stats in parts if owner is callback]
+            if own:
+                callback.on_stats(layer, joined(own), self.context)
+
+
+def joined(parts: list[Stats]) -> Stats:
+    """Statistics of rows of a prompt that ran in several forwards, as if in one."""
+    if len(parts) == 1:
+        return parts[0]
+    widest = max((part.slices.shape[-1] for part in parts if part.slices is not None), default=0)
+    whole: list[Tensor | None] = []
+    for name, tensors in zip(Stats._fields, zip(*parts, strict=True), strict=True):
+        if tensors[0] is None:
+            whole.append(None)
+            continue
+        if name == "slices":  # of all columns: earlier rows saw fewer
+            tensors = tuple(F.pad(each, (0, widest - each.shape[-1])) for each in tensors)
+        whole.append(torch.cat(tensors, 2))
+    return Stats(*whole)

@@ -1,0 +1,168 @@
+"""Methods inside vLLM answer as `gaze.using` does: in mixed batches, in pieces, preempted, from caches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from served import by_engine, mixed, start
+
+from regaze.errors import RegazeError, UnsupportedModelError
+from regaze.serving.support import REFUSED, RUNS
+
+pytestmark = pytest.mark.vllm
+
+#: Parameters with which each method changes answers of the demo model.
+METHODS: dict[str, dict[str, Any]] = {
+    "adhh": {"heads": [[0, 3], [0, 5], [1, 0]], "threshold": 0.2},
+    "attnreal": {"above": 1.0, "rho": 0.0},
+    "eah": {"threshold": 0.001},
+    "farsight": {"sigma": 0.1},
+    "gift": {},
+    "hgai": {"alpha": 2.0},
+    "knockout": {"heads": [[0, 0], [0, 3]]},
+    "mma": {"trained": True},
+    "moa": {"alpha": 4.0, "beta": 0.1, "block": 8},
+    "pai": {"gamma": 1.0, "alpha": 0.8},
+    "sparc": {"alpha": 1.5, "tau": 0.1},
+    "spin": {"kept": 0.25},
+    "vaf": {"enhance": 2.0, "suppress": 0.3},
+    "var": {"rho": 0.2},
+}
+
+
+#: Those whose prompts may run in pieces, as engines do by default.
+DIVIDED = sorted({*RUNS} - {"eah", "mma"})
+
+
+def named(name: str) -> dict[str, Any]:
+    return {"method": name, **METHODS[name]}
+
+
+def check(engine: Any, asked: Any, *methods: dict[str, Any]) -> None:
+    """A batch of which every fourth request is plain has the very tokens of transformers."""
+    edited, plain = asked.by_transformers(*methods), asked.by_transformers()
+    wanted = [plain[i] if i % 4 == 3 else row for i, row in enumerate(edited)]
+    assert by_engine(engine, asked, mixed(list(methods), len(wanted))) == wanted
+
+
+def test_every_method_that_runs_is_tried():
+    assert sorted(METHODS) == sorted(RUNS)
+
+
+@pytest.mark.parametrize("name", DIVIDED)
+def test_a_mixed_batch_answers_as_transformers_do(engine, asked, name):
+    check(engine, asked, named(name))
+
+
+@pytest.mark.parametrize("name", ["adhh", "farsight", "gift", "knockout", "pai", "sparc", "vaf", "var"])
+def test_the_methods_change_answers(asked, name):
+    assert asked.by_transformers(named(name)) != asked.by_transformers()
+
+
+def test_several_methods_act_together(engine, asked):
+    check(engine, asked, named("pai"), named("knockout"))
+
+
+def test_json_texts_name_methods_too(engine, asked):
+    text = '{"method": "knockout", "heads": [[0, 0], [0, 3]]}'
+    assert by_engine(engine, asked, [{"regaze": text}] * 12) == asked.by_transformers(named("knockout"))
+
+
+@pytest.mark.parametrize("name", sorted(REFUSED))
+def test_what_does_not_run_is_the_error_of_its_request(engine, asked, name):
+    from acting_methods import PARAMETERS
+
+    simple = {key: value for key, value in PARAMETERS.get(name, {}).items() if not _is_code(value)}
+    with pytest.raises(RegazeError):
+        by_engine(engine, asked, [{"regaze": {"method": name, **simple}}] * 12)
+    assert engine.llm_engine.get_num_unfinished_requests() == 0
+
+
+def _is_code(value: Any) -> bool:
+    return not isinstance(value, int | float | str | list | tuple)
+
+
+@pytest.mark.parametrize(
+    ("asks", "message"),
+    [
+        ({"method": "knockout", "heads": [[0, 99]]}, r"head \(0, 99\) does not exist"),
+        ({"method": "pai"}, "second context"),
+        ({"method": "eah"}, "--no-enable-chunked-prefill"),
+        ({"method": "var", "rho": -1}, "rho"),
+    ],
+)
+def test_a_wrong_request_says_why_and_the_engine_goes_on(engine, asked, asks, message):
+    with pytest.raises(RegazeError, match=message):
+        by_engine(engine, asked, [{"regaze": asks}] * 12)
+    assert by_engine(engine, asked, [None] * 12) == asked.by_transformers()
+
+
+def test_images_of_refused_requests_are_sent_again(engine, asked):
+    engine.reset_mm_cache()
+    with pytest.raises(RegazeError):
+        by_engine(engine, asked, [{"regaze": {"method": "knockout", "heads": [[0, 99]]}}] * 12)
+    assert by_engine(engine, asked, [None] * 12) == asked.by_transformers()
+
+
+@pytest.fixture
+def unsalted(monkeypatch):
+    from regaze.serving import wire
+
+    monkeypatch.setattr(wire, "salt", lambda methods, given: given)
+
+
+def test_interleaved_requests_share_no_pages(engine, asked):
+    for _ in range(2):
+        check(engine, asked, named("knockout"))
+        check(engine, asked, named("vaf"))
+
+
+@pytest.mark.usefixtures("unsalted")
+def test_without_salts_they_would(engine, asked):
+    engine.reset_prefix_cache()
+    by_engine(engine, asked, [{"regaze": named("knockout")}] * 12)
+    assert by_engine(engine, asked, [None] * 12) != asked.by_transformers()
+    engine.reset_prefix_cache()
+
+
+@pytest.fixture(scope="module")
+def splitting(demo_folder):
+    """An engine that runs long prompts in pieces."""
+    return start(demo_folder, max_num_batched_tokens=96, enable_prefix_caching=False)
+
+
+@pytest.mark.parametrize("name", DIVIDED)
+def test_prompts_in_pieces(splitting, asked, name):
+    check(splitting, asked, named(name))
+
+
+@pytest.fixture(scope="module")
+def unsplit(demo_folder):
+    """An engine that runs every prompt in one piece."""
+    return start(demo_folder, enable_chunked_prefill=False, max_num_batched_tokens=2048)
+
+
+@pytest.mark.parametrize("name", ["eah", "mma", "var"])
+def test_prompts_in_one_piece(unsplit, asked, name):
+    check(unsplit, asked, named(name))
+
+
+@pytest.fixture(scope="module")
+def narrow(demo_folder):
+    """An engine whose cache is too small for all requests of a batch."""
+    return start(demo_folder, num_gpu_blocks_override=37, enable_prefix_caching=False)
+
+
+@pytest.mark.parametrize("name", ["adhh", "gift", "knockout", "pai", "sparc", "var"])
+def test_requests_that_gave_their_keys_away_go_on(narrow, asked, name):
+    check(narrow, asked, named(name))
+
+
+def test_unsupported_engines_are_named(engine, asked, monkeypatch):
+    config = engine.llm_engine.input_processor.vllm_config.parallel_config
+    engine.llm_engine.input_processor.__dict__.pop("_regaze_admission", None)
+    monkeypatch.setattr(config, "pipeline_parallel_size", 2)
+    with pytest.raises(UnsupportedModelError, match="its layers are divided between processes"):
+        by_engine(engine, asked, [{"regaze": named("knockout")}] * 12)
+    engine.llm_engine.input_processor.__dict__.pop("_regaze_admission", None)

@@ -1,0 +1,108 @@
+"""`regaze serve`: which options it gives vLLM's server, and two clients who ask it at once."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
+from typing import Any
+
+import httpx2
+import pytest
+from acting_methods import acting
+
+from regaze.serving.server import needed_options
+
+#: Seconds that a server may take to start on a machine that is busy.
+START = 600
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("knockout", []), ("var", ["--enforce-eager"]), ("eah", ["--no-enable-chunked-prefill"])],
+)
+def test_options_that_a_method_needs(name, options):
+    assert needed_options(acting(name), cuda=False) == options
+    assert needed_options(acting(name), cuda=True) == ["--attention-backend", "CUSTOM", *options]
+
+
+def test_no_method_needs_no_options():
+    assert needed_options(None, cuda=False) == []
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """The address of a server whose answers lack two heads by default."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    log = tmp_path_factory.mktemp("server") / "log"
+    words = ["serve", "demo", "--method", "knockout", "--set", "heads=[[0,0],[0,3]]", "--port", str(port)]
+    options = ["--host", "127.0.0.1", "--enforce-eager", "--dtype", "float32", "--max-model-len", "512"]
+    environment = {**os.environ, "REGAZE_CACHE": str(log.parent), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", "from regaze.cli import main; main()", *words, *options]
+    with log.open("w") as output:
+        process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
+    try:
+        wait_for(f"http://127.0.0.1:{port}", process, log)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def wait_for(address: str, process: Any, log: Any) -> None:
+    end = time.monotonic() + START
+    while time.monotonic() < end:
+        assert process.poll() is None, log.read_text()[-3000:]
+        try:
+            if httpx2.get(f"{address}/health", timeout=5).status_code == 200:
+                return
+        except httpx2.TransportError:
+            pass
+        time.sleep(1)
+    raise AssertionError(log.read_text()[-3000:])
+
+
+def ask(address: str, asked: Any, number: int, **xargs: str) -> Any:
+    """The server's reply to one question."""
+    picture = BytesIO()
+    asked.images[number].save(picture, "PNG")
+    url = f"data:image/png;base64,{base64.b64encode(picture.getvalue()).decode()}"
+    image = {"type": "image_url", "image_url": {"url": url}}
+    content = [image, {"type": "text", "text": asked.questions[number]}]
+    body = {"messages": [{"role": "user", "content": content}], "model": "demo", "vllm_xargs": xargs}
+    options = {"temperature": 0, "max_tokens": 16, "add_special_tokens": True}
+    return httpx2.post(f"{address}/v1/chat/completions", json={**body, **options}, timeout=300)
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_clients_get_what_each_asks_for(server, asked):
+    knockout, vaf = ({"method": "knockout", "heads": [[0, 0], [0, 3]]}, {"method": "vaf", "enhance": 2.0})
+    wanted = {
+        "default": (asked.by_transformers(knockout), {}),
+        "named": (asked.by_transformers(vaf), {"regaze": json.dumps(vaf)}),
+        "plain": (asked.by_transformers(), {"regaze": "[]"}),
+    }
+    for _name, (rows, xargs) in wanted.items():
+        with ThreadPoolExecutor(2) as clients:
+            replies = list(clients.map(lambda number, x=xargs: ask(server, asked, number, **x), range(6)))
+        texts = [reply.json()["choices"][0]["message"]["content"].strip() for reply in replies]
+        assert texts == [text.strip() for text in asked.gaze.reader.decode(rows[:6])]
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_a_wrong_request_gets_status_400_and_the_reason(server, asked):
+    reply = ask(server, asked, 0, regaze='{"method": "knockout", "heads": [[0, 99]]}')
+    assert reply.status_code == 400
+    assert re.search(r"head \(0, 99\) does not exist", reply.text)
+    assert ask(server, asked, 0).status_code == 200

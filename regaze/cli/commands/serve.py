@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
+from regaze import cli
 from regaze.cli import options
-from regaze.cli.methods import read_method
 
 #: Every further argument is one of `vllm serve`.
 CONTEXT_SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True}
@@ -27,4 +27,4 @@ def serve(
     """
     from regaze.serving.server import run_server  # imports torch
 
-    run_server(model, read_method(method, settings), ctx.args)
+    run_server(model, cli.methods.read_method(method, settings), ctx.args)

@@ -15,14 +15,16 @@ from typing import Any
 from regaze.errors import InputError, UnsupportedModelError
 from regaze.interventions.base import Intervention
 from regaze.kernels import AttentionEdit
-from regaze.serving import wire
+from regaze.serving import records, wire
 from regaze.serving.chunks import divided
 from regaze.serving.prompts import context_of, read_tokens, reader_of
+from regaze.serving.records import RECORD_KEY
 from regaze.serving.release import KEY
 from regaze.serving.support import lacking, requested
 from regaze.toolkit.model.callback import Callback, prompt_needs
 from regaze.toolkit.prompts.prompt_reader import PromptReader
 from regaze.toolkit.prompts.token_map import TokenMap
+from regaze.toolkit.record.options import RecordOptions
 
 #: The methods of requests that name none, as JSON; `regaze serve --method` sets it.
 DEFAULT = "REGAZE_SERVING_METHODS"
@@ -47,12 +49,13 @@ class Admission:
         """
         params = request.sampling_params
         extra = {} if params is None else params.extra_args or {}
-        asked = extra.get(KEY, os.environ.get(DEFAULT))
-        if params is None or not asked:
+        asked, wanted = extra.get(KEY, os.environ.get(DEFAULT)), extra.get(RECORD_KEY)
+        if params is None or not (asked or wanted):
             return
-        rest = {name: value for name, value in extra.items() if name != KEY}
-        methods = wire.methods_of(asked)
-        if not methods:
+        rest = {name: value for name, value in extra.items() if name not in (KEY, RECORD_KEY)}
+        methods = wire.methods_of(asked) if asked else ()
+        options = records.options_of(wanted, self._config.model_config.hf_config)
+        if not methods and options is None:
             params.extra_args = rest or None
             return
         if (reason := self._obstacle) is not None:
@@ -61,12 +64,24 @@ class Admission:
             raise InputError("methods need the ids of the prompt: send a text or ids, not embeddings")
         ids, features = request.prompt_token_ids, request.mm_features or ()
         tokens = read_tokens(ids, features, self.reader)
-        callbacks = acting(methods, self.text_config)
+        callbacks, carried = acting(methods, self.text_config), wire.packed(methods, tokens)
+        if options is not None:
+            recorder, carried["record"] = self._record(options, request)
+            callbacks = (*callbacks, recorder)
         self._try(callbacks, ids, tokens)
         if any(prompt_needs(callback) for callback in callbacks):
             params.skip_reading_prefix_cache = True
-        params.extra_args = {**rest, KEY: wire.packed(methods, tokens)}
-        request.cache_salt = wire.salt(methods, request.cache_salt)
+        params.extra_args = {**rest, KEY: carried}
+        if methods:
+            request.cache_salt = wire.salt(methods, request.cache_salt)
+
+    def _record(self, options: RecordOptions, request: Any) -> tuple[Callback, dict[str, Any]]:
+        """The recorder of a request, and what the request carries for it."""
+        if request.sampling_params.n > 1:
+            raise InputError("a recorded request has one answer (n=1): its record is named by the request")
+        config, tokenizer = self._config.model_config.hf_config, self.reader.tokenizer
+        carried = records.packed(options, records.file_of(request.request_id))
+        return records.EngineRecorder(options, config, tokenizer), carried
 
     def _try(self, callbacks: tuple[Callback, ...], ids: Sequence[int], tokens: TokenMap) -> None:
         """Do with the prompt what the engine will do."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from regaze.kernels import AttentionEdit, attend
-from regaze.serving import wire
+from regaze.serving import records, wire
 from regaze.serving.admission import acting
 from regaze.serving.pages import Pages, row_mask
 from regaze.serving.prompts import context_of, reader_of
@@ -69,6 +69,7 @@ class EngineEdits:
         live = {name: self._request(name) for name in runner.input_batch.req_ids}
         for gone in [name for name in self._requests if name not in runner.requests]:
             del self._requests[gone]
+            records.end(gone, None)
         if not any(live.values()):
             return found
         starts, lengths = metadata.query_start_loc.tolist(), metadata.seq_lens.tolist()
@@ -94,6 +95,9 @@ class EngineEdits:
         methods, tokens = wire.unpacked(carried)
         config = self._runner.model_config.hf_text_config
         callbacks = acting(methods, config)
+        if "record" in carried:
+            whole, tokenizer = self._runner.model_config.hf_config, self._reader.tokenizer
+            callbacks = (*callbacks, records.begin(state.req_id, carried["record"], whole, tokenizer))
         context = context_of(config, state.prompt_token_ids, tokens, callbacks, self._reader)
         return EditedRequest(callbacks, context)
 

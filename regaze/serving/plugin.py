@@ -1,8 +1,9 @@
 """The entry point of `vllm.general_plugins`: puts regaze into the processes of an engine.
 
-Nothing of vLLM's source is changed. Attention backends are registered as vLLM provides for; two methods for
+Nothing of vLLM's source is changed. Attention backends are registered as vLLM provides for; three methods for
 which it has no hooks are wrapped when the plugin is loaded: the admission of requests in the first process,
-and the loading of the model where it runs.
+the loading of the model where it runs, and the scheduler's bookkeeping of a step, after which records of
+requests that have ended are written.
 """
 
 from __future__ import annotations
@@ -42,12 +43,14 @@ def register() -> None:
     register_backend(AttentionBackendEnum.CPU_ATTN, "regaze.serving.cpu.EditedCPUBackend")
     register_backend(AttentionBackendEnum.CUSTOM, "regaze.serving.triton.EditedTritonBackend")
 
+    from vllm.v1.core.sched.scheduler import Scheduler
     from vllm.v1.worker.cpu_model_runner import CPUModelRunner
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
     _wrap_admission(_admitting)
     for runner in (GPUModelRunner, CPUModelRunner):
         _wrap(runner, "load_model", _attaching)
+    _wrap(Scheduler, "update_from_output", _ending)
 
 
 def _wrap(owner: type, name: str, around: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
@@ -111,6 +114,19 @@ def _forget_images(cache: Any, request: Any) -> None:
     for feature in request.mm_features or ():
         if cache is not None and feature.mm_hash is not None:
             cache.invalidate(feature.mm_hash)
+
+
+def _ending(update: Callable[..., Any]) -> Callable[..., Any]:
+    from regaze.serving import records
+
+    def updated(self: Any, *args: Any, **kwargs: Any) -> Any:
+        recorded = {name: self.requests[name] for name in records.running() if name in self.requests}
+        result = update(self, *args, **kwargs)
+        for name in recorded.keys() & self.finished_req_ids:
+            records.end(name, list(recorded[name].output_token_ids))
+        return result
+
+    return updated
 
 
 def _attaching(load_model: Callable[..., Any]) -> Callable[..., Any]:

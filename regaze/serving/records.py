@@ -1,0 +1,179 @@
+"""Records of served requests: statistics of a request, as `gaze.recording` gives them of a generation.
+
+A request asks for one by the key "regaze_record" beside "regaze": True, the options of `RecordOptions` as a
+mapping, or the JSON text of either. vLLM's answers have no room for tensors, so the process that runs the
+model writes a file, named by the id of the request, into the folder that REGAZE_SERVING_RECORDS names, before
+the last token is given out.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from regaze.errors import BadParameterError, InputError, RegazeError
+from regaze.reading import StrPath, parse_json
+from regaze.toolkit.model.callback import Callback
+from regaze.toolkit.record.options import RecordOptions
+from regaze.toolkit.record.record import Record
+from regaze.toolkit.record.recorder import Recorder
+from regaze.toolkit.record.trace import STATISTICS, Trace
+
+_log = logging.getLogger(__name__)
+
+#: The key of `extra_args` and of `vllm_xargs`.
+RECORD_KEY = "regaze_record"
+#: The environment variable with the folder of the records.
+FOLDER = "REGAZE_SERVING_RECORDS"
+
+
+def record_of(request_id: str, folder: StrPath | None = None) -> Record:
+    """The record of a request that has ended.
+
+    Args:
+        request_id: of vLLM's output, over HTTP the `id` of the answer.
+        folder: of the records; None: that of the environment variable REGAZE_SERVING_RECORDS.
+
+    Raises:
+        RecordingError: there is none.
+    """
+    return Record.load(file_of(request_id, folder))
+
+
+def file_of(request_id: str, folder: StrPath | None = None) -> Path:
+    """Where the record of a request is. Raises InputError without a folder, or for an id that names none."""
+    folder = folder or os.environ.get(FOLDER)
+    if not folder:
+        raise InputError(f"records need a folder: start the engine with {FOLDER}=FOLDER in its environment")
+    if not re.fullmatch(r"\w[\w.-]{0,199}", request_id, re.ASCII):  # it may be the sender's choice
+        raise InputError(
+            f"a recorded request has an id of letters, digits, '.', '_' and '-', got {request_id!r}"
+        )
+    return Path(folder) / f"{request_id}.safetensors"
+
+
+def options_of(asked: Any, config: Any) -> RecordOptions | None:
+    """What a request wants to be recorded; None: nothing.
+
+    Args:
+        config: that of the whole model.
+
+    Raises:
+        BadParameterError, RecordingError: it is not known, or cannot be recorded.
+    """
+    if isinstance(asked, str):
+        asked = parse_json(asked, f"the request's {RECORD_KEY!r}")
+    if asked is None or asked is False:
+        return None
+    if asked is True:
+        asked = {}
+    if not isinstance(asked, Mapping):
+        raise BadParameterError(
+            f'{RECORD_KEY} is true, or options of a recording such as {{"entropy": true}}, got {asked!r}'
+        )
+    return RecordOptions.for_model(_Model(config), **asked)
+
+
+class _Model:
+    """As much of a model as recordings read."""
+
+    def __init__(self, config: Any):
+        self.config = config
+
+
+class EngineRecorder(Recorder):
+    """The recorder of one request."""
+
+    inactive = frozenset({"on_chosen"})  # the scheduler gives the whole answer at its end
+
+    def __init__(self, options: RecordOptions, config: Any, tokenizer: Any):
+        super().__init__(options, _Model(config), tokenizer)
+        self.prompt_needs = "" if options.rows in ("last", 1) else "rows"
+
+    def save(self, path: StrPath, output_ids: Sequence[int]) -> None:
+        """Write the record of a request with this answer. Raises RecordingError where it cannot be done."""
+        self.set_answer(torch.tensor([list(output_ids)]))
+        self.finish()
+        self.record.traces[:] = [_until(trace, len(output_ids)) for trace in self.record.traces]
+        self.record.save(path)
+
+
+def _until(trace: Trace, count: int) -> Trace:
+    """The rows that predict the first `count` tokens of the answer: an engine may run one more ahead."""
+    kept = trace.row_step < count
+    if bool(kept.all()):
+        return trace
+    found = {
+        name: part[..., kept, :] if part.dim() == 5 else part[..., kept]
+        for name in STATISTICS
+        if (part := getattr(trace, name)) is not None
+    }
+    return replace(
+        trace,
+        row_position=trace.row_position[kept],
+        row_step=trace.row_step[kept],
+        row_active=trace.row_active[:, kept],
+        **found,
+    )
+
+
+def packed(options: RecordOptions, file: Path) -> dict[str, Any]:
+    """What a request carries to the process that runs the model, as plain values."""
+    return {
+        "options": {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in asdict(options).items()
+        },
+        "file": str(file),
+    }
+
+
+def unpacked(carried: Mapping[str, Any]) -> tuple[RecordOptions, str]:
+    """Inverse of `packed`."""
+    options: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in carried["options"].items()
+    }
+    return RecordOptions(**options), carried["file"]
+
+
+# Requests that run in this process ------------------------------------------------------------------------
+
+
+@dataclass
+class _Open:
+    recorder: EngineRecorder
+    file: str
+
+
+_open: dict[str, _Open] = {}
+
+
+def begin(name: str, carried: Mapping[str, Any], config: Any, tokenizer: Any) -> Callback:
+    """The recorder of a request that begins; `name` is that of the engine inside."""
+    options, file = unpacked(carried)
+    recorder = EngineRecorder(options, config, tokenizer)
+    _open[name] = _Open(recorder, file)
+    return recorder
+
+
+def running() -> list[str]:
+    """Names of the recorded requests that have begun and not ended."""
+    return list(_open)
+
+
+def end(name: str, output_ids: Sequence[int] | None) -> None:
+    """A request has ended with this answer (None: it was given up): write its record."""
+    found = _open.pop(name, None)
+    if found is None or output_ids is None:
+        return
+    try:
+        found.recorder.save(found.file, output_ids)
+    except RegazeError as error:  # in an engine, an error would end all requests
+        _log.warning("regaze: the record of %s was not written: %s", name, error)

@@ -16,8 +16,18 @@ from snippets import programs
 _FENCES = re.compile(r"^[ \t]*```.*?^[ \t]*```", re.MULTILINE | re.DOTALL)
 _NAMED = re.compile(r"`((?:regaze|make|pip|python3?)\s[^`]+|--[a-z][^`]*)`")
 _SCRIPTS = ("benchmarks/*.py", "docs/*.py", "regaze/*/training/*.py", "regaze/interventions/*.py")
-#: of pip and of the harnesses
-_OTHERS = frozenset({"--apply_chat_template", "--batch_size", "--include_path", "--no-deps", "--use_cache"})
+#: of pip, of the harnesses and of vLLM
+_OTHERS = frozenset(
+    {
+        "--apply_chat_template",
+        "--batch_size",
+        "--enforce-eager",
+        "--include_path",
+        "--no-deps",
+        "--no-enable-chunked-prefill",
+        "--use_cache",
+    }
+)
 
 
 def problems(text: str) -> Iterator[str]:

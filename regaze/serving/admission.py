@@ -17,6 +17,7 @@ from regaze.interventions.base import Intervention
 from regaze.kernels import AttentionEdit
 from regaze.serving import records, wire
 from regaze.serving.chunks import divided
+from regaze.serving.platforms import without_edits
 from regaze.serving.prompts import context_of, read_tokens, reader_of
 from regaze.serving.records import RECORD_KEY
 from regaze.serving.release import KEY
@@ -48,12 +49,15 @@ class Admission:
             RegazeError: its methods cannot act on it in this engine.
         """
         params = request.sampling_params
+        wire.check_salt(request.cache_salt)
         extra = {} if params is None else params.extra_args or {}
-        asked, wanted = extra.get(KEY, os.environ.get(DEFAULT)), extra.get(RECORD_KEY)
+        by_default = KEY not in extra
+        asked = os.environ.get(DEFAULT) if by_default else extra[KEY]
+        wanted = extra.get(RECORD_KEY)
         if params is None or not (asked or wanted):
             return
         rest = {name: value for name, value in extra.items() if name not in (KEY, RECORD_KEY)}
-        methods = wire.methods_of(asked) if asked else ()
+        methods = wire.methods_of(asked, trusted=by_default) if asked else ()
         options = records.options_of(wanted, self._config.model_config.hf_config)
         if not methods and options is None:
             params.extra_args = rest or None
@@ -79,8 +83,11 @@ class Admission:
         """The recorder of a request, and what the request carries for it."""
         if request.sampling_params.n > 1:
             raise InputError("a recorded request has one answer (n=1): its record is named by the request")
+        limit = self._config.model_config.max_model_len
+        prompt, answer = len(request.prompt_token_ids), request.sampling_params.max_tokens
+        records.check_size(options, self.text_config, prompt, min(answer or limit, limit))
         config, tokenizer = self._config.model_config.hf_config, self.reader.tokenizer
-        carried = records.packed(options, records.file_of(request.request_id))
+        carried = records.packed(options, records.new_file(request.request_id))
         return records.EngineRecorder(options, config, tokenizer), carried
 
     def _try(self, callbacks: tuple[Callback, ...], ids: Sequence[int], tokens: TokenMap) -> None:
@@ -141,7 +148,7 @@ class Admission:
             (model.get_sliding_window() is not None, "its cache drops keys (sliding window)"),
             (config.cache_config.cache_dtype != "auto", "its cache is quantised"),
         )
-        return next((reason for found, reason in facts if found), None)
+        return next((reason for found, reason in facts if found), None) or without_edits(config)
 
 
 def acting(methods: Sequence[Intervention], text_config: Any) -> tuple[Callback, ...]:

@@ -14,6 +14,7 @@ from vllm.v1.attention.backends.cpu_attn import (
 
 from regaze.serving.edited import Edited
 from regaze.serving.pages import Pages
+from regaze.serving.platforms import reads_pages
 
 
 class EditedCPUImpl(Edited, CPUAttentionBackendImpl):
@@ -25,9 +26,10 @@ class EditedCPUImpl(Edited, CPUAttentionBackendImpl):
 
 
 class EditedCPUBuilder(CPUAttentionMetadataBuilder):
-    """Also sees to kernels whose pages can be read.
+    """Also sees to kernels whose pages can be read, where that is wanted.
 
-    AMX kernels (bfloat16) pack their pages in tiles; regaze reads those of the vector kernels.
+    AMX kernels (bfloat16) pack their pages in tiles; regaze reads those of the vector kernels, which are
+    slower. An engine that nobody starts for edits keeps what vLLM chose.
     """
 
     _cudagraph_support: ClassVar[AttentionCGSupport] = AttentionCGSupport.NEVER
@@ -35,7 +37,7 @@ class EditedCPUBuilder(CPUAttentionMetadataBuilder):
 
     def __init__(self, kv_cache_spec: Any, layer_names: list[str], vllm_config: Any, device: Any):
         super().__init__(kv_cache_spec, layer_names, vllm_config, device)
-        if self.isa == "amx":
+        if self.isa == "amx" and reads_pages():
             self.isa = "vec"
             self._set_isa_to_layers(layer_names)
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from regaze.errors import RegazeError, UnsupportedModelError
+from regaze.errors import InputError, RegazeError, UnsupportedModelError
 from regaze.serving.release import KEY, check_release
 from regaze.version import __version__
 
@@ -29,32 +29,52 @@ _WRAPPED = "_regaze_wrapped"
 def register() -> None:
     """Put regaze into this process; it can be repeated.
 
-    In a vLLM that is not known, plain requests go on as ever, and those with methods are refused.
+    In a vLLM that is not known, or not as it is known, plain requests go on as ever, and those with methods
+    are refused: vLLM starts without regaze rather than not at all.
     """
     try:
         check_release()
-    except UnsupportedModelError as error:
-        _log.warning("regaze: %s", error)
-        _wrap_admission(_refusing(str(error)))
-        return
+        _connect()
+    except Exception as error:
+        reason = str(error) if isinstance(error, UnsupportedModelError) else _unlike(error)
+        _log.warning("regaze: %s", reason)
+        try:
+            _wrap_admission(_refusing(reason))
+        except Exception as unknown:  # releases that have it elsewhere
+            _log.warning("regaze: requests that name methods are answered without: %s", _unlike(unknown))
+
+
+def _unlike(error: Exception) -> str:
+    return f"this vLLM is not as regaze knows it ({type(error).__name__}: {error})"
+
+
+def _connect() -> None:
     from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
-
-    # The CPU has one backend, whichever is asked for; on a GPU `--attention-backend CUSTOM` asks for ours.
-    register_backend(AttentionBackendEnum.CPU_ATTN, "regaze.serving.cpu.EditedCPUBackend")
-    register_backend(AttentionBackendEnum.CUSTOM, "regaze.serving.triton.EditedTritonBackend")
-
     from vllm.v1.core.sched.scheduler import Scheduler
     from vllm.v1.worker.cpu_model_runner import CPUModelRunner
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
+    places = (GPUModelRunner, "load_model", _attaching), (CPUModelRunner, "load_model", _attaching)
+    places += ((Scheduler, "update_from_output", _ending),)
+    for owner, name, _ in places:
+        _method(owner, name)
     _wrap_admission(_admitting)
-    for runner in (GPUModelRunner, CPUModelRunner):
-        _wrap(runner, "load_model", _attaching)
-    _wrap(Scheduler, "update_from_output", _ending)
+    for owner, name, around in places:
+        _wrap(owner, name, around)
+    # The CPU has one backend, whichever is asked for; on a GPU `--attention-backend CUSTOM` asks for ours.
+    register_backend(AttentionBackendEnum.CPU_ATTN, "regaze.serving.cpu.EditedCPUBackend")
+    register_backend(AttentionBackendEnum.CUSTOM, "regaze.serving.triton.EditedTritonBackend")
+
+
+def _method(owner: type, name: str) -> Callable[..., Any]:
+    if name not in owner.__dict__:
+        raise UnsupportedModelError(f"this vLLM is not as regaze knows it: {owner.__name__} has no {name}")
+    method: Callable[..., Any] = owner.__dict__[name]
+    return method
 
 
 def _wrap(owner: type, name: str, around: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
-    method = owner.__dict__[name]
+    method = _method(owner, name)
     if not hasattr(method, _WRAPPED):
         wrapped = functools.wraps(method)(around(method))
         setattr(wrapped, _WRAPPED, True)
@@ -62,10 +82,8 @@ def _wrap(owner: type, name: str, around: Callable[[Callable[..., Any]], Callabl
 
 
 def _wrap_admission(around: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
-    try:
-        from vllm.v1.engine.input_processor import InputProcessor
-    except ImportError:  # older and newer releases have it elsewhere, or have none
-        return
+    from vllm.v1.engine.input_processor import InputProcessor
+
     _wrap(InputProcessor, "process_inputs", around)
 
 
@@ -91,7 +109,7 @@ def _admitting(process_inputs: Callable[..., Any]) -> Callable[..., Any]:
             self.__dict__["_regaze_admission"] = Admission(self.vllm_config)
         try:
             self.__dict__["_regaze_admission"].admit(request)
-        except RegazeError as error:
+        except Exception as error:
             _forget_images(self.renderer.mm_processor_cache, request)
             raise _refusal(error) from error
         return request
@@ -99,9 +117,16 @@ def _admitting(process_inputs: Callable[..., Any]) -> Callable[..., Any]:
     return admitted
 
 
-def _refusal(error: RegazeError) -> Exception:
+def _refusal(error: Exception) -> Exception:
     """The error as vLLM takes it for one of a request, which its server answers with status 400."""
     from vllm.exceptions import VLLMValidationError
+
+    if not isinstance(error, RegazeError):
+        _log.error("regaze: a request could not be admitted", exc_info=error)
+        error = InputError(
+            f"the request's methods cannot be prepared ({type(error).__name__}: {error}); the server's log "
+            'has more, and "regaze": "[]" asks for the plain model'
+        )
 
     class RefusedRequest(VLLMValidationError, type(error)):  # type: ignore[misc]
         """An error of regaze that is one of vLLM, too."""
@@ -110,9 +135,12 @@ def _refusal(error: RegazeError) -> Exception:
 
 
 def _forget_images(cache: Any, request: Any) -> None:
-    """Let the images of a refused request be sent again: vLLM takes the engine to have them by now."""
+    """Let the images of a refused request be sent again: vLLM takes the engine to have them by now.
+
+    Those that came without their data the engine has indeed, for requests that were admitted.
+    """
     for feature in request.mm_features or ():
-        if cache is not None and feature.mm_hash is not None:
+        if cache is not None and feature.mm_hash is not None and feature.data is not None:
             cache.invalidate(feature.mm_hash)
 
 
@@ -135,7 +163,10 @@ def _attaching(load_model: Callable[..., Any]) -> Callable[..., Any]:
         if isinstance(config.additional_config, dict):  # part of the key of compiled models in vLLM's cache
             config.additional_config["regaze"] = __version__
         result = load_model(self, *args, **kwargs)
-        attach(self)
+        try:
+            attach(self)
+        except Exception as error:  # plain requests need nothing of it
+            _log.warning("regaze: this model's layers are not as regaze knows them: %s", error)
         return result
 
     return loaded
@@ -147,11 +178,17 @@ def attach(runner: Any) -> None:
 
     from regaze.serving.edits import EngineEdits
 
+    layers = runner.vllm_config.compilation_config.static_forward_context
+    impls = {name: getattr(layer, "impl", None) for name, layer in layers.items()}
+    numbers = {
+        name: extract_layer_index(name) for name, impl in impls.items() if hasattr(type(impl), "edits")
+    }
+    if not numbers:
+        return
     edits = EngineEdits(runner)
-    for name, layer in runner.vllm_config.compilation_config.static_forward_context.items():
-        impl: Any = getattr(layer, "impl", None)
-        if hasattr(type(impl), "edits"):
-            impl.edits, impl.number = edits, extract_layer_index(name)
+    for name, number in numbers.items():
+        impl: Any = impls[name]
+        impl.edits, impl.number = edits, number
     if not runner.vllm_config.compilation_config.mode:  # compiled models run no hooks
         watch_stream(runner.get_model(), runner.model_config.hf_text_config.num_hidden_layers, edits)
 

@@ -18,9 +18,10 @@ from typing import Any
 
 import torch
 
-from regaze.errors import BadParameterError, InputError, RegazeError
+from regaze.errors import BadParameterError, InputError, RecordingError
 from regaze.reading import StrPath, parse_json
 from regaze.toolkit.model.callback import Callback
+from regaze.toolkit.prompts.token_map import Role
 from regaze.toolkit.record.options import RecordOptions
 from regaze.toolkit.record.record import Record
 from regaze.toolkit.record.recorder import Recorder
@@ -32,13 +33,16 @@ _log = logging.getLogger(__name__)
 RECORD_KEY = "regaze_record"
 #: The environment variable with the folder of the records.
 FOLDER = "REGAZE_SERVING_RECORDS"
+#: Of the statistics of one request.
+MAX_BYTES = 2**30
 
 
 def record_of(request_id: str, folder: StrPath | None = None) -> Record:
     """The record of a request that has ended.
 
     Args:
-        request_id: of vLLM's output, over HTTP the `id` of the answer.
+        request_id: of vLLM's output; over HTTP the `id` of a chat's answer, and of a completion's its `id`
+            and the number of the prompt, "cmpl-...-0".
         folder: of the records; None: that of the environment variable REGAZE_SERVING_RECORDS.
 
     Raises:
@@ -57,6 +61,21 @@ def file_of(request_id: str, folder: StrPath | None = None) -> Path:
             f"a recorded request has an id of letters, digits, '.', '_' and '-', got {request_id!r}"
         )
     return Path(folder) / f"{request_id}.safetensors"
+
+
+def new_file(request_id: str) -> Path:
+    """Where a request that begins will be recorded.
+
+    Raises:
+        InputError: as `file_of`; or its record is there already, since its sender may have chosen the id.
+    """
+    file = file_of(request_id)
+    if file.exists():
+        raise InputError(
+            f"{file} is there already, and no request replaces the record of another: give the request an id "
+            "of its own, or start the engine with an empty folder"
+        )
+    return file
 
 
 def options_of(asked: Any, config: Any) -> RecordOptions | None:
@@ -78,7 +97,33 @@ def options_of(asked: Any, config: Any) -> RecordOptions | None:
         raise BadParameterError(
             f'{RECORD_KEY} is true, or options of a recording such as {{"entropy": true}}, got {asked!r}'
         )
+    unknown = [name for name in asked if name not in RecordOptions.__dataclass_fields__]
+    if unknown:
+        raise RecordingError(
+            f"cannot record {', '.join(map(str, unknown))}; choose from "
+            f"{', '.join(RecordOptions.__dataclass_fields__)}"
+        )
     return RecordOptions.for_model(_Model(config), **asked)
+
+
+def check_size(options: RecordOptions, config: Any, prompt: int, answer: int) -> None:
+    """Refuse a record that could fill the memory of the engine, which other requests share.
+
+    Args:
+        config: that of the language model. prompt, answer: numbers of tokens, of the answer the most.
+
+    Raises:
+        RecordingError: it may be larger than MAX_BYTES.
+    """
+    layers = config.num_hidden_layers if options.layers is None else len(options.layers)
+    rows = {"last": 1, "text": prompt, "all": prompt}.get(str(options.rows), options.rows)
+    columns = len(Role) + 5 + (prompt + answer if options.slices else 0)
+    size = 4 * layers * config.num_attention_heads * (min(int(rows), prompt) + answer) * columns
+    if size > MAX_BYTES:
+        raise RecordingError(
+            f"this record may take {size / 2**20:.0f} MiB, and one request at most {MAX_BYTES // 2**20}: "
+            "ask for a lower max_tokens, fewer layers or rows, or no slices"
+        )
 
 
 class _Model:
@@ -174,6 +219,8 @@ def end(name: str, output_ids: Sequence[int] | None) -> None:
     if found is None or output_ids is None:
         return
     try:
+        if Path(found.file).exists():
+            raise InputError(f"{found.file} is there already")
         found.recorder.save(found.file, output_ids)
-    except RegazeError as error:  # in an engine, an error would end all requests
+    except Exception as error:  # in an engine, an error would end all requests
         _log.warning("regaze: the record of %s was not written: %s", name, error)

@@ -10,6 +10,8 @@ from regaze.errors import UnsupportedModelError
 
 #: The key of `extra_args` and of `vllm_xargs`.
 KEY = "regaze"
+#: The environment variable without which bfloat16 engines keep AMX kernels, whose keys regaze cannot read.
+READABLE = "REGAZE_SERVING"
 #: The first supported release, and the first that is not.
 FIRST, BEYOND = "0.32", "0.34"
 #: Distributions that bring the package `vllm`: the one for GPUs, and the one for CPUs.

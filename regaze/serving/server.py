@@ -11,7 +11,7 @@ from regaze.interventions.base import Intervention, Method
 from regaze.reading import cache_folder
 from regaze.serving.admission import DEFAULT
 from regaze.serving.checkpoints import export_demo
-from regaze.serving.release import check_release
+from regaze.serving.release import READABLE, check_release
 from regaze.serving.wire import methods_of
 from regaze.toolkit.model.callback import prompt_needs
 
@@ -24,14 +24,15 @@ def run_server(model: str, method: Method | None, arguments: Sequence[str]) -> N
         arguments: those of `vllm serve`.
 
     Raises:
-        UnsupportedModelError: vLLM is missing, or of another release.
-        BadParameterError: the method answers in several passes.
+        UnsupportedModelError: vLLM is missing, or of another release; or it cannot run the method.
+        BadParameterError: the method is a control, or from a file.
     """
     check_release()
     if method is not None:
-        methods_of(asked := method.to_dict())
+        methods_of(asked := method.to_dict(), trusted=True)
         os.environ[DEFAULT] = json.dumps(asked)
     os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
+    os.environ.setdefault(READABLE, "1")
     import torch
 
     source = str(export_demo(cache_folder() / "serving" / "demo")) if model == "demo" else model

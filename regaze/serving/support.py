@@ -24,6 +24,8 @@ RUNS: dict[str, str] = {
     "vaf": "",
     "var": "takes no cached prefixes; without torch.compile",
 }
+#: Parameters that name files, of the methods that run: nothing that a sender may choose.
+FILES: dict[str, tuple[str, ...]] = {"moa": ("plan",)}
 #: What an engine lacks, by the callback's method that needs it.
 LACKS: dict[str, str] = {
     "branches": "it compares with a second context of each prompt",

@@ -8,7 +8,7 @@ to the processes that run the model, since only the first one always has all tha
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import lru_cache
 from hashlib import sha256
@@ -16,51 +16,82 @@ from typing import Any
 
 import torch
 
-from regaze.errors import BadParameterError
+from regaze.errors import BadParameterError, InputError, UnsupportedModelError
 from regaze.interventions import registry
 from regaze.interventions.base import Intervention, Method
 from regaze.interventions.method_files import names_file
 from regaze.reading import parse_json
 from regaze.serving.release import KEY
+from regaze.serving.support import FILES, REFUSED
 from regaze.toolkit.prompts.token_map import TokenMap, View
 
+#: What the salts begin with that are made here: no sender may give one of them.
+_SALTED = f"{KEY}-"
 
-def methods_of(asked: Any) -> tuple[Intervention, ...]:
+
+def methods_of(asked: Any, *, trusted: bool = False) -> tuple[Intervention, ...]:
     """The methods that a request names, without those that change nothing.
 
     Args:
         asked: {"method": name, parameter: value, ...}, a list of these, or the JSON text of either; of a
             registered method without parameters the name alone will do.
+        trusted: whoever runs the engine has named them, and may name files of parameters. Code is run for
+            nobody.
 
     Raises:
-        BadParameterError: it is none of these, or names a method that answers in several passes or a file.
+        BadParameterError: it is none of these, or names a control, or a file with code or parameters.
+        UnsupportedModelError: an engine does not do what the method needs.
         UnknownMethodError, UnknownParameterError: as `gaze.using` of the same method.
     """
     if isinstance(asked, str):
         text = asked.strip()
         asked = parse_json(text, f"the request's {KEY!r}") if text[:1] in ("{", "[") else {"method": text}
     each = asked if isinstance(asked, list | tuple) else [asked]
-    return tuple(method for one in each if not (method := _method(_canonical(one))).is_identity)
+    named = [_checked(one, trusted) for one in each]
+    return tuple(method for one in named if not (method := _method(one)).is_identity)
 
 
-def _canonical(asked: Any) -> str:
+def _checked(asked: Any, trusted: bool) -> str:
+    """A method that may be made here, as a JSON text. No code of its own has run until now."""
     if isinstance(asked, str):
         asked = {"method": asked}
     if not isinstance(asked, Mapping) or not isinstance(asked.get("method"), str):
         raise BadParameterError(
             f'a request names a method as {{"method": name, parameter: value, ...}}, got {asked!r}'
         )
-    if names_file(asked["method"]):  # a sender must not choose which code a server runs
-        raise BadParameterError(
-            f"an engine runs registered methods, not files: {asked['method']!r}; announce the method as an "
-            "entry point of a package that is installed beside vLLM"
-        )
+    for text in _texts(asked):
+        if names_file(text):  # a sender must not choose which code a server runs
+            raise BadParameterError(
+                f"an engine runs registered methods, not files: {text!r}; announce the method as an entry "
+                "point of a package that is installed beside vLLM"
+            )
+    name = registry.registered_name(asked["method"])
+    if name in REFUSED:
+        raise UnsupportedModelError(f"{name}: {REFUSED[name]}; an engine of vLLM does not; use transformers")
+    if name in registry.CONTROLS:
+        raise BadParameterError(f"{name!r} is a control, which engines do not run: use transformers")
+    for parameter in FILES.get(name, ()):
+        if not trusted and asked.get(parameter) is not None:
+            raise BadParameterError(
+                f"{name!r}: {parameter} names a file, which only whoever starts the engine may do "
+                "(REGAZE_SERVING_METHODS, or `regaze serve --method ... --set ...`)"
+            )
     try:
         return json.dumps(dict(asked), sort_keys=True)
     except TypeError as error:
-        raise BadParameterError(
-            f"{asked['method']!r}: parameters of a request are plain values: {error}"
-        ) from None
+        raise BadParameterError(f"{name!r}: parameters of a request are plain values: {error}") from None
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All texts in a value, at any depth."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for pair in value.items():
+            yield from _texts(pair)
+    elif isinstance(value, list | tuple):
+        for each in value:
+            yield from _texts(each)
 
 
 @lru_cache(maxsize=256)
@@ -87,7 +118,7 @@ def unpacked(carried: Mapping[str, Any]) -> tuple[tuple[Intervention, ...], Toke
     roles = torch.tensor([carried["roles"]], dtype=torch.uint8)
     view, cell = (torch.tensor([carried[name]], dtype=torch.int32) for name in ("view", "cell"))
     views = tuple(_view(each) for each in carried["views"])
-    return methods_of(list(carried["methods"])), TokenMap(roles, view, cell, (views,))
+    return methods_of(list(carried["methods"]), trusted=True), TokenMap(roles, view, cell, (views,))
 
 
 def _view(values: Mapping[str, Any]) -> View:
@@ -104,4 +135,10 @@ def salt(methods: Sequence[Method], given: str | None) -> str:
         given: the salt that the request has already.
     """
     named = json.dumps([method.to_dict() for method in methods], sort_keys=True, default=str)
-    return f"{KEY}-{sha256('/'.join((given or '', named)).encode()).hexdigest()}"
+    return f"{_SALTED}{sha256('/'.join((given or '', named)).encode()).hexdigest()}"
+
+
+def check_salt(given: str | None) -> None:
+    """Refuse a sender's salt that could be one of `salt`: it would share pages with edited requests."""
+    if given is not None and given.startswith(_SALTED):
+        raise InputError(f"a cache_salt that begins with {_SALTED!r} is made by the server: choose another")

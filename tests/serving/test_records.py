@@ -10,6 +10,7 @@ import torch
 
 from regaze.errors import BadParameterError, InputError, RecordingError
 from regaze.interventions import registry
+from regaze.serving import records
 from regaze.serving.records import EngineRecorder, file_of, options_of, packed, record_of, unpacked
 from regaze.toolkit.record.trace import STATISTICS
 
@@ -44,6 +45,9 @@ def test_options_come_as_values_and_as_json(config):
     ("asked", "error", "message"),
     [
         ({"entropie": True}, RecordingError, "cannot record entropie"),
+        ({"model": 1}, RecordingError, "cannot record model"),
+        ({1: 1}, RecordingError, "cannot record 1"),
+        ({"layers": [float("inf")]}, RecordingError, "layers must be"),
         ({"layers": [7]}, RecordingError, r"layers \[7\] do not exist"),
         (3, BadParameterError, "regaze_record is true, or options"),
     ],
@@ -63,6 +67,53 @@ def test_without_a_folder_nothing_is_recorded(monkeypatch):
     monkeypatch.delenv("REGAZE_SERVING_RECORDS", raising=False)
     with pytest.raises(InputError, match="REGAZE_SERVING_RECORDS=FOLDER"):
         file_of("0")
+
+
+def test_no_request_replaces_the_record_of_another(monkeypatch, tmp_path, caplog):
+    monkeypatch.setenv("REGAZE_SERVING_RECORDS", str(tmp_path))
+    file = records.new_file("mine")
+    file.write_bytes(b"another's")
+    with pytest.raises(InputError, match="is there already"):
+        records.new_file("mine")
+    records._open["inner"] = records._Open(None, str(file))  # admitted before the other one ended
+    records.end("inner", [1])
+    assert file.read_bytes() == b"another's"
+    assert "was not written" in caplog.text
+
+
+def test_no_error_of_a_record_leaves_it(monkeypatch, tmp_path, caplog):
+    class Broken:
+        def save(self, file, output_ids):
+            raise ValueError("not of regaze")
+
+    monkeypatch.setitem(records._open, "inner", records._Open(Broken(), str(tmp_path / "a")))
+    records.end("inner", [1])
+    assert "not of regaze" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("asked", "answer", "fits"),
+    [
+        (True, 100, True),
+        ({"rows": "all", "slices": "all"}, 100, False),
+        ({"rows": "all", "slices": "all", "layers": [0]}, 100, True),
+        ({"rows": 600, "slices": "image"}, 1, False),
+        ({"rows": 5, "slices": "image"}, 1, True),
+        ({"rows": "text", "entropy": True}, 100, True),
+        ({"slices": "all"}, 4000, False),
+    ],
+)
+def test_the_size_of_a_record_is_bounded(asked, answer, fits):
+    """A model of 7B parameters and a prompt with an image."""
+    from transformers import LlamaConfig
+
+    config = LlamaConfig(num_hidden_layers=32, num_attention_heads=32)
+    options = options_of(asked, config)
+    if fits:
+        return records.check_size(options, config, 600, answer)
+    with pytest.raises(RecordingError, match="at most 1024"):
+        records.check_size(options, config, 600, answer)
+    return None
 
 
 def test_rows_before_the_last_need_the_whole_prompt(config):

@@ -37,6 +37,20 @@ def test_no_method_needs_no_options():
     assert needed_options(None, cuda=False) == []
 
 
+@pytest.mark.parametrize(
+    "words",
+    [["--port", "8000", "demo"], ["--method", "vaf", "--port=8000", "demo"]],
+)
+def test_the_model_comes_before_options_of_vllm(words):
+    from typer.testing import CliRunner
+
+    from regaze.cli.app import app
+
+    result = CliRunner().invoke(app, ["serve", *words])
+    assert result.exit_code == 2
+    assert "name the model before options of `vllm serve` such as --port" in result.stderr
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     """The address of a server whose answers lack two heads by default."""

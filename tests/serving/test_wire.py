@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 import torch
+from acting_methods import acting
 
-from regaze.errors import BadParameterError, UnknownMethodError, UnknownParameterError
-from regaze.interventions import VAR, HeadKnockout
-from regaze.serving.wire import methods_of, packed, salt, unpacked
+from regaze.errors import (
+    BadParameterError,
+    InputError,
+    UnknownMethodError,
+    UnknownParameterError,
+    UnsupportedModelError,
+)
+from regaze.interventions import VAR, HeadKnockout, MoA, registry
+from regaze.interventions.parameters import parameters_of
+from regaze.serving.support import FILES, RUNS
+from regaze.serving.wire import check_salt, methods_of, packed, salt, unpacked
 from regaze.toolkit.prompts.token_map import PromptTokens, Role, TokenMap, View
 
 KNOCKOUT = {"method": "knockout", "heads": [[0, 1]]}
@@ -38,7 +48,13 @@ def test_methods_of_requests(asked, methods):
         (7, BadParameterError, "a request names a method as"),
         ("vra", UnknownMethodError, "vra"),
         ({"method": "var", "rh": 1}, UnknownParameterError, "rh"),
-        ({"method": "opera"}, BadParameterError, "answers in several passes"),
+        ({"method": "opera"}, UnsupportedModelError, "answers in several passes"),
+        ("VCD", UnsupportedModelError, "second context"),
+        ({"method": "marine", "detector": "/tmp"}, UnsupportedModelError, "marine: it compares"),
+        ("random-heads", BadParameterError, "is a control"),
+        ({"method": "uniform_columns", "of": "vaf"}, BadParameterError, "is a control"),
+        ({"method": "moa", "plan": "/etc/hostname"}, BadParameterError, "plan names a file"),
+        ({"method": "MoA", "plan": ""}, BadParameterError, "plan names a file"),
         ("{'method'", Exception, "request"),
         ({"method": "/tmp/mine.py:Mine"}, BadParameterError, "registered methods, not files"),
         ("mine.py:Mine", BadParameterError, "registered methods, not files"),
@@ -47,6 +63,59 @@ def test_methods_of_requests(asked, methods):
 def test_what_no_request_may_name(asked, error, message):
     with pytest.raises(error, match=message):
         methods_of(asked)
+
+
+HIDDEN = [
+    lambda file: {"method": "uniform-columns", "of": file},
+    lambda file: {"method": "uniform-columns", "of": {"method": file}},
+    lambda file: {"method": "uniform-columns", "of": {"method": "random-heads", "of": {"method": file}}},
+    lambda file: [{"method": "var"}, {"method": "var", "rho": [{"any": file}]}],
+]
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+@pytest.mark.parametrize("asked", HIDDEN)
+def test_no_request_runs_a_file_at_any_depth(tmp_path, asked, trusted):
+    ran = tmp_path / "ran"
+    (tmp_path / "mine.py").write_text(f"open({str(ran)!r}, 'w').close()\n")
+    for form in (asked(f"{tmp_path}/mine.py:Mine"), json.dumps(asked(f"{tmp_path}/mine.py:Mine"))):
+        with pytest.raises(BadParameterError, match="registered methods, not files"):
+            methods_of(form, trusted=trusted)
+    assert not ran.exists()
+
+
+def test_who_starts_the_engine_may_name_files_of_parameters(tmp_path):
+    plan = str(tmp_path / "plan.json")
+    (method,) = methods_of({"method": "moa", "plan": plan}, trusted=True)
+    assert method == MoA(plan=plan)
+    tokens = TokenMap.from_samples([PromptTokens((5,), (-1,), (-1,), ())], torch.ones(1, 1, dtype=torch.bool))
+    assert unpacked(packed((method,), tokens))[0] == (method,)
+
+
+@pytest.mark.parametrize("name", sorted(RUNS))
+def test_a_parameter_that_takes_any_text_is_known_to_name_a_file(name):
+    cls: Any = registry.method_class(name)
+    texts = [each.name for each in parameters_of(cls) if takes_text(name, each.name)]
+    assert tuple(texts) == FILES.get(name, ())
+
+
+def takes_text(name: str, parameter: str) -> bool:
+    try:
+        acting(name, **{parameter: "/etc/hostname"})
+    except BadParameterError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("given", ["regaze-", salt((VAR(),), None)])
+def test_a_sender_gives_no_salt_of_an_edited_request(given):
+    with pytest.raises(InputError, match="choose another"):
+        check_salt(given)
+
+
+@pytest.mark.parametrize("given", [None, "", "mine", "my-regaze-salt"])
+def test_other_salts_are_the_senders(given):
+    check_salt(given)
 
 
 def test_salts_differ_by_methods_parameters_and_the_given_salt():

@@ -8,6 +8,7 @@ import typer
 
 from regaze import cli
 from regaze.cli import options
+from regaze.errors import InputError
 
 #: Every further argument is one of `vllm serve`.
 CONTEXT_SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True}
@@ -27,4 +28,8 @@ def serve(
     """
     from regaze.serving.server import run_server  # imports torch
 
+    if model.startswith("-"):  # unknown here, so nobody can tell its value from the model
+        raise InputError(
+            f"name the model before options of `vllm serve` such as {model}: regaze serve MODEL ..."
+        )
     run_server(model, cli.methods.read_method(method, settings), ctx.args)

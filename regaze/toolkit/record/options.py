@@ -87,5 +87,5 @@ def _numbers(name: str, values: Any) -> tuple[int, ...]:
     """Sorted, each once."""
     try:
         return tuple(sorted({int(value) for value in values}))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise RecordingError(f"{name} must be a list of numbers, got {values!r}") from None

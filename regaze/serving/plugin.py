@@ -54,8 +54,11 @@ def _connect() -> None:
     from vllm.v1.worker.cpu_model_runner import CPUModelRunner
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
-    places = (GPUModelRunner, "load_model", _attaching), (CPUModelRunner, "load_model", _attaching)
-    places += ((Scheduler, "update_from_output", _ending),)
+    places: list[tuple[type, str, Callable[..., Any]]] = [
+        (GPUModelRunner, "load_model", _attaching),
+        (CPUModelRunner, "load_model", _attaching),
+        (Scheduler, "update_from_output", _ending),
+    ]
     for owner, name, _ in places:
         _method(owner, name)
     _wrap_admission(_admitting)

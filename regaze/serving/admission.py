@@ -2,7 +2,7 @@
 
 An error inside a forward would end the engine and every request in it; an error here is the answer to one
 request (over HTTP with status 400). So all that a request's methods do with its prompt is done here first:
-parameters are checked, roles are read, and `prepare` runs as it will in the engine.
+parameters are checked, roles are read, and `prepare` and the edits of two steps run as in the engine.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from typing import Any
 
 from regaze.errors import InputError, UnsupportedModelError
 from regaze.interventions.base import Intervention
-from regaze.kernels import AttentionEdit
 from regaze.serving import records, wire
-from regaze.serving.chunks import divided
 from regaze.serving.platforms import without_edits
 from regaze.serving.prompts import context_of, read_tokens, reader_of
 from regaze.serving.records import RECORD_KEY
 from regaze.serving.release import KEY
+from regaze.serving.requests import EditedRequest
 from regaze.serving.support import lacking, requested
+from regaze.serving.trial import try_edits
 from regaze.toolkit.model.callback import Callback, prompt_needs
 from regaze.toolkit.prompts.prompt_reader import PromptReader
 from regaze.toolkit.prompts.token_map import TokenMap
@@ -32,7 +32,7 @@ DEFAULT = "REGAZE_SERVING_METHODS"
 
 _IN_ONE_PIECE = (
     "this method needs prompts in one piece, which this engine may divide: start it with "
-    "enable_chunked_prefill=False (--no-enable-chunked-prefill)"
+    "enable_chunked_prefill=False (--no-enable-chunked-prefill) and no long_prefill_token_threshold"
 )
 
 
@@ -57,6 +57,11 @@ class Admission:
         if params is None or not (asked or wanted):
             return
         rest = {name: value for name, value in extra.items() if name not in (KEY, RECORD_KEY)}
+        if asked and by_default and "-beam-" in request.request_id:  # each step is a prompt with more of it
+            raise UnsupportedModelError(
+                "beam search has no methods, and this server has one for requests that name none: ask "
+                "without beams, or a server without a method"
+            )
         methods = wire.methods_of(asked, trusted=by_default) if asked else ()
         options = records.options_of(wanted, self._config.model_config.hf_config)
         if not methods and options is None:
@@ -72,9 +77,10 @@ class Admission:
         if options is not None:
             recorder, carried["record"] = self._record(options, request)
             callbacks = (*callbacks, recorder)
-        self._try(callbacks, ids, tokens)
-        if any(prompt_needs(callback) for callback in callbacks):
+        if self._try(callbacks, ids, tokens) or not all(method.shares_prefix for method in methods):
             params.skip_reading_prefix_cache = True
+        if any(method.shares_prefix != "edited" for method in methods):
+            carried["shared"] = len(ids) - 1  # the last row, and the answer's, are edited for their places
         params.extra_args = {**rest, KEY: carried}
         if methods:
             request.cache_salt = wire.salt(methods, request.cache_salt)
@@ -90,8 +96,8 @@ class Admission:
         carried = records.packed(options, records.new_file(request.request_id))
         return records.EngineRecorder(options, config, tokenizer), carried
 
-    def _try(self, callbacks: tuple[Callback, ...], ids: Sequence[int], tokens: TokenMap) -> None:
-        """Do with the prompt what the engine will do."""
+    def _try(self, callbacks: tuple[Callback, ...], ids: Sequence[int], tokens: TokenMap) -> bool:
+        """Do with the prompt what the engine will do; whether all of its rows have to run."""
         if (reason := lacking(callbacks)) is not None:
             raise UnsupportedModelError(f"{reason}, which an engine of vLLM does not do; use transformers")
         if any(callback.needs_hidden_states for callback in callbacks) and self._compiles:
@@ -99,28 +105,22 @@ class Admission:
                 "this method reads hidden states, which compiled models keep to themselves: start the engine "
                 "with enforce_eager=True (--enforce-eager)"
             )
-        if self._divides and any(prompt_needs(callback) == "whole" for callback in callbacks):
+        needs = [prompt_needs(callback) for callback in callbacks]
+        if self._divides and "whole" in needs:
             raise UnsupportedModelError(_IN_ONE_PIECE)
         context = context_of(self.text_config, ids, tokens, callbacks, self.reader)
-        for callback in callbacks:
-            callback.prepare(context)
+        trial = EditedRequest(callbacks, context)
         if (reason := requested(context)) is not None:
             raise UnsupportedModelError(f"with these parameters the method {reason}; use transformers")
-        for callback in callbacks:
-            if not prompt_needs(callback):  # its edits of the prompt are known already
-                for layer in range(context.num_layers):
-                    self._check(callback.edit(layer, 0, context))
-
-    def _check(self, edit: AttentionEdit | None) -> None:
-        """Refuse an edit of a prompt that this engine cannot make."""
-        if edit is not None and edit.shifts:
-            raise UnsupportedModelError("this method shifts keys and values in the cache; use transformers")
-        if edit is not None and self._divides and (reason := divided(edit)) is not None:
-            raise UnsupportedModelError(f"{reason}: {_IN_ONE_PIECE}")
+        whole = try_edits(trial)
+        if self._divides and whole is not None:
+            raise UnsupportedModelError(f"{whole}: {_IN_ONE_PIECE}")
+        return any(needs) or whole is not None
 
     @property
     def _divides(self) -> bool:
-        return bool(self._config.scheduler_config.enable_chunked_prefill)
+        scheduler = self._config.scheduler_config
+        return bool(scheduler.enable_chunked_prefill or scheduler.long_prefill_token_threshold)
 
     @property
     def text_config(self) -> Any:
@@ -147,8 +147,21 @@ class Admission:
             (model.use_mla, "its cache has no keys and values (multi-head latent attention)"),
             (model.get_sliding_window() is not None, "its cache drops keys (sliding window)"),
             (config.cache_config.cache_dtype != "auto", "its cache is quantised"),
+            (model.uses_alibi, "its scores have a bias for distances (ALiBi)"),
+            (model.is_mm_prefix_lm, "its images see later tokens"),
+            (model.attention_chunk_size is not None, "its attention is local, in chunks"),
+            (any(kind != "full_attention" for kind in _kinds(model)), "its layers attend in several ways"),
+            (model.is_hybrid or model.has_inner_state, "it has layers without attention"),
+            (model.is_encoder_decoder, "it has an encoder of prompts"),
+            (parallel.prefill_context_parallel_size > 1, "its prompts are divided between processes"),
+            (parallel.decode_context_parallel_size > 1, "its cache is divided between processes"),
         )
         return next((reason for found, reason in facts if found), None) or without_edits(config)
+
+
+def _kinds(model_config: Any) -> Sequence[str]:
+    """Of the attention of each layer, where the model's configuration says it."""
+    return getattr(model_config.hf_text_config, "layer_types", None) or ()
 
 
 def acting(methods: Sequence[Intervention], text_config: Any) -> tuple[Callback, ...]:

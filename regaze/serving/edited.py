@@ -41,11 +41,18 @@ class Edited:
         out: Tensor = plain.forward(*parts)
         if self.edits is None or attn_metadata is None or self.attn_type != "decoder":
             return out
-        if self.edits.rows(attn_metadata):
-            options = {"scaling": self.scale, "softcap": self.logits_soft_cap or None, "sinks": self.sinks}
-            table = attn_metadata.block_table
-            call = LayerCall(self.number, query, output, self.pages(kv_cache), table, options)
-            self.edits.edit(call, attn_metadata)
+        try:
+            if self.edits.rows(attn_metadata):
+                options = {
+                    "scaling": self.scale,
+                    "softcap": self.logits_soft_cap or None,
+                    "sinks": self.sinks,
+                }
+                table = attn_metadata.block_table
+                call = LayerCall(self.number, query, output, self.pages(kv_cache), table, options)
+                self.edits.edit(call, attn_metadata)
+        except Exception as error:  # plain requests need nothing of it
+            self.edits.give_up(error)
         return out
 
     def pages(self, kv_cache: Tensor) -> Pages:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+import logging
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from regaze.errors import UnsupportedModelError
 from regaze.kernels import AttentionEdit, attend
 from regaze.serving import records, wire
 from regaze.serving.admission import acting
@@ -20,6 +23,8 @@ from regaze.serving.requests import EditedRequest, Rows
 from regaze.serving.stacking import Stacks, kind
 from regaze.toolkit.model.plans import LayerPlan
 from regaze.toolkit.prompts.prompt_reader import PromptReader
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -43,33 +48,47 @@ class LayerCall:
 class EngineEdits:
     """What requests of an engine ask of its attention layers.
 
+    An error in what a request's methods do is that request's: it is edited no more, and `failed` names it, so
+    that the scheduler ends it. It is never answered as if it were plain.
+
     Args:
         runner: vLLM's model runner, whose batch says which rows are whose.
+
+    Attributes:
+        obstacle: why this model's layers cannot be edited; "": they can. Then all requests with methods fail.
+        shows_hidden: hidden states are shown to requests that read them.
     """
 
-    def __init__(self, runner: Any):
+    def __init__(self, runner: Any, obstacle: str = ""):
         self._runner = runner
+        self.obstacle, self.shows_hidden = obstacle, False
         self._requests: dict[str, EditedRequest | None] = {}
-        self._planned: tuple[Any, Sequence[Rows]] = (None, ())
+        self._rows: Sequence[Rows] | None = ()
+        self._failed: list[str] = []
         self._stacks = Stacks()
 
     # A forward ----------------------------------------------------------------------------------------
 
-    def rows(self, metadata: Any) -> Sequence[Rows]:
-        """The rows of edited requests in the forward that has this attention metadata.
+    def begin_step(self) -> None:
+        """A forward of requests is about to run. No other forward (warming up, idle ones) is edited."""
+        self._rows = None
 
-        Worked out in its first layer; all layers share the metadata.
+    def rows(self, metadata: Any) -> Sequence[Rows]:
+        """The rows of edited requests in the forward that runs.
+
+        Worked out in its first layer: groups of layers have different metadata, and the same rows.
         """
-        if self._planned[0] is not metadata:
-            self._planned = metadata, self._find_rows(metadata)
-        return self._planned[1]
+        if self._rows is None:
+            self._rows = self._find_rows(metadata)
+        return self._rows
 
     def _find_rows(self, metadata: Any) -> list[Rows]:
-        runner, found = self._runner, list[Rows]()
-        live = {name: self._request(name) for name in runner.input_batch.req_ids}
-        for gone in [name for name in self._requests if name not in runner.requests]:
+        live = {name: self._request(name) for name in self._runner.input_batch.req_ids}
+        for gone in [name for name in self._requests if name not in self._runner.requests]:
             del self._requests[gone]
             records.end(gone, None)
+            self._stacks.clear()
+        found = list[Rows]()
         if not any(live.values()):
             return found
         starts, lengths = metadata.query_start_loc.tolist(), metadata.seq_lens.tolist()
@@ -77,21 +96,29 @@ class EngineEdits:
             if request is None or number + 1 >= len(starts):
                 continue
             start, count, length = starts[number], starts[number + 1] - starts[number], lengths[number]
-            found += request.rows(number, start, length - count, length)
-        return found
+            with self._failing(request):
+                found += request.rows(number, start, length - count, length)
+        return [rows for rows in found if not rows.request.failed]
 
     def _request(self, name: str) -> EditedRequest | None:
+        """None: it is plain, or has failed."""
         if name not in self._requests:
             state = self._runner.requests.get(name)
-            self._requests[name] = None if state is None else self._begin(state)
-        return self._requests[name]
+            try:
+                self._requests[name] = None if state is None else self._begin(state)
+            except Exception as error:
+                self._requests[name] = None
+                self._fail(name, error)
+        found = self._requests[name]
+        return None if found is None or found.failed else found
 
     def _begin(self, state: Any) -> EditedRequest | None:
         """A request as admission left it."""
-        params = state.sampling_params
-        carried = None if params is None else (params.extra_args or {}).get(KEY)
+        carried = carried_by(state)
         if not carried:
             return None
+        if self.obstacle:
+            raise UnsupportedModelError(self.obstacle)
         methods, tokens = wire.unpacked(carried)
         config = self._runner.model_config.hf_text_config
         callbacks = acting(methods, config)
@@ -99,7 +126,10 @@ class EngineEdits:
             whole, tokenizer = self._runner.model_config.hf_config, self._reader.tokenizer
             callbacks = (*callbacks, records.begin(state.req_id, carried["record"], whole, tokenizer))
         context = context_of(config, state.prompt_token_ids, tokens, callbacks, self._reader)
-        return EditedRequest(callbacks, context)
+        request = EditedRequest(callbacks, context, state.req_id)
+        if request.needs_hidden and not self.shows_hidden:
+            raise UnsupportedModelError("this model's decoder layers do not show hidden states")
+        return request
 
     @cached_property
     def _reader(self) -> PromptReader:
@@ -107,10 +137,49 @@ class EngineEdits:
 
     def show_hidden(self, layer: int, stream: Callable[[], Tensor], metadata: Any) -> None:
         """The residual stream [T, D] is about to enter a layer; `stream` gives it."""
-        reading = [rows for rows in self.rows(metadata) if rows.request.needs_hidden]
-        for rows in reading:
-            if rows.step == 0 and not rows.again:
-                rows.request.show_hidden(layer, rows, stream()[rows.span])
+        for rows in self.rows(metadata):
+            if rows.request.needs_hidden and rows.step == 0 and not rows.again:
+                with self._failing(rows.request):
+                    rows.request.show_hidden(layer, rows, stream()[rows.span])
+
+    # Errors -------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _failing(self, *requests: EditedRequest) -> Iterator[None]:
+        """An error inside is one of these requests."""
+        try:
+            yield
+        except Exception as error:
+            for request in requests:
+                request.failed = True
+                self._fail(request.name, error)
+
+    def _fail(self, name: str, error: Exception) -> None:
+        _log.error("regaze: request %s ends with an error of its methods", name, exc_info=error)
+        self._failed.append(name)
+        records.end(name, None)
+
+    def give_up(self, error: Exception) -> None:
+        """This model cannot be edited after all: all requests with methods fail, now and later."""
+        self.obstacle = f"this model is not as regaze knows it ({type(error).__name__}: {error})"
+        _log.error("regaze: %s", self.obstacle, exc_info=error)
+        self._rows = ()
+        for request in self._requests.values():
+            if request is not None and not request.failed:
+                with self._failing(request):
+                    raise UnsupportedModelError(self.obstacle)
+
+    def failed(self) -> list[str]:
+        """The forward has run: names of the requests that have failed in it.
+
+        Requests with methods that no layer has seen are among them.
+        """
+        self._rows = ()
+        if self.obstacle:
+            for name in self._runner.input_batch.req_ids:
+                self._request(name)
+        found, self._failed = self._failed, []
+        return found
 
     # A layer ------------------------------------------------------------------------------------------
 
@@ -119,25 +188,29 @@ class EngineEdits:
         single: dict[Hashable, list[tuple[Rows, AttentionEdit]]] = {}
         edited = self.rows(metadata)
         for rows in edited:
-            plan = rows.request.plan(call.layer, rows, call.query.device)
-            if plan is None:
-                continue
-            edit = plan.edit.edit
-            alone = None if plan.requests else _of_last_row(edit, rows)
-            if alone is not None and (which := kind(alone)) is not None:
-                single.setdefault(which, []).append((rows, alone))
-            elif not plan.requests and _only_head_gain(edit):
-                assert edit.head_gain is not None
-                gain = edit.head_gain[0]  # [Hq] or [Hq, R]
-                call.output[rows.span] *= gain[..., None] if gain.dim() == 1 else gain.mT[..., None]
-            else:
-                _run(rows, plan, call)
-        for group in single.values():
-            self._run_single(group, call)
+            if not rows.request.failed:
+                with self._failing(rows.request):
+                    _edit(rows, call, single)
+        for which, group in single.items():
+            self._run_group(which, group, call)
         for rows in edited:
-            rows.request.leave(call.layer, rows)
+            if not rows.request.failed:
+                with self._failing(rows.request):
+                    rows.request.leave(call.layer, rows)
 
-    def _run_single(self, group: Sequence[tuple[Rows, AttentionEdit]], call: LayerCall) -> None:
+    def _run_group(
+        self, which: Hashable, group: Sequence[tuple[Rows, AttentionEdit]], call: LayerCall
+    ) -> None:
+        try:
+            self._run_single(which, group, call)
+        except Exception:
+            for one in group:  # it is not known whose the error is
+                with self._failing(one[0].request):
+                    self._run_single(which, [one], call)
+
+    def _run_single(
+        self, which: Hashable, group: Sequence[tuple[Rows, AttentionEdit]], call: LayerCall
+    ) -> None:
         """The last of each of these rows, in one call."""
         device = call.query.device
         numbers = torch.tensor([rows.row for rows, _ in group], device=device)
@@ -145,10 +218,33 @@ class EngineEdits:
         longest = max(rows.stop for rows, _ in group)
         lengths = torch.tensor([rows.stop for rows, _ in group], device=device)
         key, value = call.pages.of(call.table[numbers], longest)
-        edit = self._stacks.of([edit for _, edit in group])
+        edit = self._stacks.of([edit for _, edit in group], (call.layer, which))
         mask = None if len(group) == 1 else row_mask(lengths, longest)
         out, _ = attend(call.query[last][:, :, None], key, value, edit, mask=mask, **call.options)
         call.output[last] = out[:, :, 0]
+
+
+def carried_by(state: Any) -> Any:
+    """What admission put into a request, by the runner's state of it; None: it is plain."""
+    params = state.sampling_params
+    return None if params is None else (params.extra_args or {}).get(KEY)
+
+
+def _edit(rows: Rows, call: LayerCall, single: dict[Hashable, list[tuple[Rows, AttentionEdit]]]) -> None:
+    """Edit rows of one request, or put the last of them into `single`, to run with others of its kind."""
+    plan = rows.request.plan(call.layer, rows, call.query.device)
+    if plan is None:
+        return
+    edit = plan.edit.edit
+    alone = None if plan.requests else _of_last_row(edit, rows)
+    if alone is not None and (which := kind(alone)) is not None:
+        single.setdefault(which, []).append((rows, alone))
+    elif not plan.requests and _only_head_gain(edit):
+        assert edit.head_gain is not None
+        gain = edit.head_gain[0]  # [Hq] or [Hq, R]
+        call.output[rows.span] *= gain[..., None] if gain.dim() == 1 else gain.mT[..., None]
+    else:
+        _run(rows, plan, call)
 
 
 def _run(rows: Rows, plan: LayerPlan, call: LayerCall) -> None:

@@ -1,9 +1,9 @@
 """The entry point of `vllm.general_plugins`: puts regaze into the processes of an engine.
 
-Nothing of vLLM's source is changed. Attention backends are registered as vLLM provides for; three methods for
-which it has no hooks are wrapped when the plugin is loaded: the admission of requests in the first process,
-the loading of the model where it runs, and the scheduler's bookkeeping of a step, after which records of
-requests that have ended are written.
+Nothing of vLLM's source is changed. Attention backends are registered as vLLM provides for; methods for which
+it has no hooks are wrapped when the plugin is loaded: the admission of requests in the first process, the
+loading and the steps of the model where it runs, and the scheduler's, which ends requests whose methods have
+failed and says which requests have ended, so that their records are written.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -50,6 +50,7 @@ def _unlike(error: Exception) -> str:
 
 def _connect() -> None:
     from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
+    from vllm.v1.core.kv_cache_coordinator import KVCacheCoordinator
     from vllm.v1.core.sched.scheduler import Scheduler
     from vllm.v1.worker.cpu_model_runner import CPUModelRunner
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
@@ -57,7 +58,12 @@ def _connect() -> None:
     places: list[tuple[type, str, Callable[..., Any]]] = [
         (GPUModelRunner, "load_model", _attaching),
         (CPUModelRunner, "load_model", _attaching),
-        (Scheduler, "update_from_output", _ending),
+        (GPUModelRunner, "execute_model", _beginning),
+        (GPUModelRunner, "sample_tokens", _reporting),
+        (Scheduler, "update_from_output", _failing),
+        (Scheduler, "_free_request", _ending),
+        (Scheduler, "schedule", _telling),
+        (KVCacheCoordinator, "cache_blocks", _sharing),
     ]
     for owner, name, _ in places:
         _method(owner, name)
@@ -147,20 +153,121 @@ def _forget_images(cache: Any, request: Any) -> None:
             cache.invalidate(feature.mm_hash)
 
 
-def _ending(update: Callable[..., Any]) -> Callable[..., Any]:
-    from regaze.serving import records
+# The scheduler, and what it and the model's process tell each other -----------------------------------------
 
-    def updated(self: Any, *args: Any, **kwargs: Any) -> Any:
-        recorded = {name: self.requests[name] for name in records.running() if name in self.requests}
-        result = update(self, *args, **kwargs)
-        for name in recorded.keys() & self.finished_req_ids:
-            records.end(name, list(recorded[name].output_token_ids))
+#: Attributes beside those that vLLM's messages have: names of failed requests, and answers by request.
+_FAILED, _ANSWERS = "regaze_failed", "regaze_answers"
+
+
+def _reporting(sample_tokens: Callable[..., Any]) -> Callable[..., Any]:
+    """Where the model runs: name the requests whose methods failed in this forward."""
+
+    def sampled(self: Any, *args: Any, **kwargs: Any) -> Any:
+        result = sample_tokens(self, *args, **kwargs)
+        output = getattr(result, "_model_runner_output", result)  # of an engine that schedules ahead
+        edits = self.__dict__.get(_EDITS)
+        failed = [] if edits is None else edits.failed()
+        if failed and output is not None:
+            setattr(output, _FAILED, failed)
+        return result
+
+    return sampled
+
+
+def _failing(update: Callable[..., Any]) -> Callable[..., Any]:
+    """In the scheduler: end these with an error, before their tokens of this step are taken for answers."""
+
+    def updated(self: Any, scheduled: Any, output: Any) -> Any:
+        failed = getattr(output, _FAILED, ())
+        ended = _end(self, failed) if failed else []
+        result = update(self, scheduled, output)
+        if ended:
+            from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
+
+            for request in ended:
+                reason = request.get_finished_reason()
+                told = EngineCoreOutput(request_id=request.request_id, new_token_ids=[], finish_reason=reason)
+                whole = result.setdefault(request.client_index, EngineCoreOutputs())
+                whole.outputs = [*whole.outputs, told]
         return result
 
     return updated
 
 
+def _end(scheduler: Any, names: list[str]) -> list[Any]:
+    """End requests with an error; nobody reads the pages that they leave."""
+    from vllm.v1.request import RequestStatus
+
+    for name in names:
+        if name in scheduler.requests:
+            pages = scheduler.kv_cache_manager.get_block_ids(name)
+            scheduler.kv_cache_manager.evict_blocks({page for group in pages for page in group})
+    ended: list[Any] = scheduler.finish_requests(names, RequestStatus.FINISHED_ERROR)
+    return ended
+
+
+def _ending(free: Callable[..., Any]) -> Callable[..., Any]:
+    """In the scheduler: a request has ended, in whichever way, so its record can be written."""
+    from regaze.serving import records
+
+    def freed(self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
+        result = free(self, request, *args, **kwargs)
+        if records.is_recorded(request.sampling_params):
+            answer = list(request.output_token_ids)
+            if not records.end(request.request_id, answer):  # the model runs in another process
+                self.__dict__.setdefault(_ANSWERS, {})[request.request_id] = answer
+        return result
+
+    return freed
+
+
+def _telling(schedule: Callable[..., Any]) -> Callable[..., Any]:
+    def scheduled(self: Any, *args: Any, **kwargs: Any) -> Any:
+        output = schedule(self, *args, **kwargs)
+        if answers := self.__dict__.pop(_ANSWERS, None):
+            setattr(output, _ANSWERS, answers)
+        return output
+
+    return scheduled
+
+
+def _sharing(cache_blocks: Callable[..., Any]) -> Callable[..., Any]:
+    """In the scheduler: share no pages with rows that are edited for being the prompt's last or the answer's.
+
+    To a further turn of a chat, which has them in its prompt, they are rows like others.
+    """
+    from regaze.serving.wire import shared_rows
+
+    def cached(self: Any, request: Any, count: int, *args: Any, **kwargs: Any) -> Any:
+        limit = shared_rows(request.sampling_params)
+        return cache_blocks(self, request, count if limit is None else min(count, limit), *args, **kwargs)
+
+    return cached
+
+
+def _beginning(execute_model: Callable[..., Any]) -> Callable[..., Any]:
+    """Where the model runs: write the records of requests that have ended, and begin a step."""
+    from regaze.serving import records
+
+    def executed(self: Any, scheduled: Any, *args: Any, **kwargs: Any) -> Any:
+        for name, answer in getattr(scheduled, _ANSWERS, {}).items():
+            records.end(name, answer)
+        if (edits := self.__dict__.get(_EDITS)) is not None:
+            edits.begin_step()
+        return execute_model(self, scheduled, *args, **kwargs)
+
+    return executed
+
+
+# The model ------------------------------------------------------------------------------------------------
+
+#: The attribute of a runner with the edits of its requests.
+_EDITS = "_regaze_edits"
+
+
 def _attaching(load_model: Callable[..., Any]) -> Callable[..., Any]:
+    from regaze.serving.edits import EngineEdits
+
     def loaded(self: Any, *args: Any, **kwargs: Any) -> Any:
         config = self.vllm_config
         if isinstance(config.additional_config, dict):  # part of the key of compiled models in vLLM's cache
@@ -169,7 +276,8 @@ def _attaching(load_model: Callable[..., Any]) -> Callable[..., Any]:
         try:
             attach(self)
         except Exception as error:  # plain requests need nothing of it
-            _log.warning("regaze: this model's layers are not as regaze knows them: %s", error)
+            self.__dict__[_EDITS] = EngineEdits(self, _unlike(error))
+            _log.warning("regaze: %s", self.__dict__[_EDITS].obstacle)
         return result
 
     return loaded
@@ -179,31 +287,44 @@ def attach(runner: Any) -> None:
     """Connect the attention layers of a runner's model with the edits of its requests."""
     from vllm.model_executor.models.utils import extract_layer_index
 
+    layers = runner.vllm_config.compilation_config.static_forward_context
+    impls: dict[str, Any] = {name: getattr(layer, "impl", None) for name, layer in layers.items()}
+    editing = [name for name, impl in impls.items() if hasattr(type(impl), "edits")]
+    if not editing:
+        raise UnsupportedModelError("none of its attention layers is one of regaze")
     from regaze.serving.edits import EngineEdits
 
-    layers = runner.vllm_config.compilation_config.static_forward_context
-    impls = {name: getattr(layer, "impl", None) for name, layer in layers.items()}
-    numbers = {
-        name: extract_layer_index(name) for name, impl in impls.items() if hasattr(type(impl), "edits")
-    }
-    if not numbers:
-        return
-    edits = EngineEdits(runner)
-    for name, number in numbers.items():
-        impl: Any = impls[name]
-        impl.edits, impl.number = edits, number
+    edits, numbers = EngineEdits(runner), [extract_layer_index(name) for name in editing]
+    for name, number in zip(editing, numbers, strict=True):
+        impls[name].edits, impls[name].number = edits, number
+    runner.__dict__[_EDITS] = edits
     if not runner.vllm_config.compilation_config.mode:  # compiled models run no hooks
-        watch_stream(runner.get_model(), runner.model_config.hf_text_config.num_hidden_layers, edits)
+        attention = {layers[name]: number for name, number in zip(editing, numbers, strict=True)}
+        edits.shows_hidden = watch_stream(runner.get_model(), attention, edits)
 
 
-def watch_stream(model: nn.Module, count: int, edits: Any) -> None:
-    """Show the residual stream that enters each of a model's `count` decoder layers."""
-    layers = [module for module in model.modules() if type(module).__name__.endswith("DecoderLayer")]
-    if len(layers) != count:
-        return
-    for number, layer in enumerate(layers):
-        names = tuple(inspect.signature(layer.forward).parameters)
+def watch_stream(model: nn.Module, attention: Mapping[nn.Module, int], edits: Any) -> bool:
+    """Show the residual stream that enters each decoder layer, which has one of these attention modules.
+
+    Args:
+        attention: the number of each attention module's layer, which its name in the model has, too.
+
+    Returns:
+        Whether all layers were found, and take "hidden_states".
+    """
+    found: dict[int, tuple[nn.Module, tuple[str, ...]]] = {}
+    for name, module in model.named_modules():
+        if module in attention:
+            number, parts = attention[module], name.split(".")
+            if str(number) not in parts:
+                return False
+            layer = model.get_submodule(".".join(parts[: parts.index(str(number)) + 1]))
+            found[number] = layer, tuple(inspect.signature(layer.forward).parameters)
+    if len(found) < len(attention) or not all("hidden_states" in names for _, names in found.values()):
+        return False
+    for number, (layer, names) in found.items():
         layer.register_forward_pre_hook(_showing(number, names, edits), with_kwargs=True)
+    return True
 
 
 def _showing(number: int, names: tuple[str, ...], edits: Any) -> Callable[..., None]:
@@ -220,6 +341,9 @@ def _showing(number: int, names: tuple[str, ...], edits: Any) -> Callable[..., N
             residual = given.get("residual")
             return hidden if residual is None else hidden + residual
 
-        edits.show_hidden(number, stream, next(iter(metadata.values())))
+        try:
+            edits.show_hidden(number, stream, next(iter(metadata.values())))
+        except Exception as error:  # plain requests need nothing of it
+            edits.give_up(error)
 
     return show

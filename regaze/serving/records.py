@@ -2,8 +2,8 @@
 
 A request asks for one by the key "regaze_record" beside "regaze": True, the options of `RecordOptions` as a
 mapping, or the JSON text of either. vLLM's answers have no room for tensors, so the process that runs the
-model writes a file, named by the id of the request, into the folder that REGAZE_SERVING_RECORDS names, before
-the last token is given out.
+model writes a file, named by the id of the request, into the folder that REGAZE_SERVING_RECORDS names, when
+the request has ended.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ import torch
 
 from regaze.errors import BadParameterError, InputError, RecordingError
 from regaze.reading import StrPath, parse_json
+from regaze.serving.release import KEY
 from regaze.toolkit.model.callback import Callback
 from regaze.toolkit.prompts.token_map import Role
 from regaze.toolkit.record.options import RecordOptions
@@ -37,18 +39,22 @@ FOLDER = "REGAZE_SERVING_RECORDS"
 MAX_BYTES = 2**30
 
 
-def record_of(request_id: str, folder: StrPath | None = None) -> Record:
+def record_of(request_id: str, folder: StrPath | None = None, wait: float = 10.0) -> Record:
     """The record of a request that has ended.
 
     Args:
         request_id: of vLLM's output; over HTTP the `id` of a chat's answer, and of a completion's its `id`
             and the number of the prompt, "cmpl-...-0".
         folder: of the records; None: that of the environment variable REGAZE_SERVING_RECORDS.
+        wait: seconds until it has to be there: an engine in several processes writes it in its next step.
 
     Raises:
         RecordingError: there is none.
     """
-    return Record.load(file_of(request_id, folder))
+    file, end = file_of(request_id, folder), time.monotonic() + wait
+    while not file.exists() and time.monotonic() < end:
+        time.sleep(0.02)
+    return Record.load(file)
 
 
 def file_of(request_id: str, folder: StrPath | None = None) -> Path:
@@ -208,19 +214,26 @@ def begin(name: str, carried: Mapping[str, Any], config: Any, tokenizer: Any) ->
     return recorder
 
 
-def running() -> list[str]:
-    """Names of the recorded requests that have begun and not ended."""
-    return list(_open)
+def is_recorded(params: Any) -> bool:
+    """Whether a request with these sampling parameters, as admission left them, is recorded."""
+    extra = None if params is None else params.extra_args
+    carried = (extra or {}).get(KEY)
+    return isinstance(carried, Mapping) and "record" in carried
 
 
-def end(name: str, output_ids: Sequence[int] | None) -> None:
-    """A request has ended with this answer (None: it was given up): write its record."""
+def end(name: str, output_ids: Sequence[int] | None) -> bool:
+    """A request has ended with this answer (None: it has failed): write its record.
+
+    Returns:
+        Whether it began in this process.
+    """
     found = _open.pop(name, None)
     if found is None or output_ids is None:
-        return
+        return found is not None
     try:
         if Path(found.file).exists():
             raise InputError(f"{found.file} is there already")
         found.recorder.save(found.file, output_ids)
     except Exception as error:  # in an engine, an error would end all requests
         _log.warning("regaze: the record of %s was not written: %s", name, error)
+    return True

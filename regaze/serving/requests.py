@@ -55,10 +55,13 @@ class EditedRequest:
         context: the same object that methods get under transformers, of one sample.
         callbacks: in the order in which they act, recordings last.
         prompt_length: number of tokens of the prompt. done: of tokens whose rows have run.
+        name: of the request inside of the engine.
+        failed: one of its methods raised an error: nothing is done for it any more, and the engine ends it.
     """
 
-    def __init__(self, callbacks: tuple[Callback, ...], context: Context):
+    def __init__(self, callbacks: tuple[Callback, ...], context: Context, name: str = ""):
         self.callbacks, self.context = callbacks, context
+        self.name, self.failed = name, False
         self.prompt_length, self.done = context.prompt_length, 0
         self.needs_hidden = any(callback.needs_hidden_states for callback in callbacks)
         self._keeps = all(keeps_edits(callback) for callback in callbacks)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Hashable, Sequence
+from operator import is_not
 from typing import Any
 
 import torch
@@ -17,8 +17,6 @@ from regaze.kernels.spec import COLUMN_PARTS
 _HEADS = ("head_score_gain", "head_gain")
 _STACKED = (*COLUMN_PARTS, *_HEADS, "sink", "channels", "windows")
 _ALONE = ("score_gate", "unmask", "shifts", "head_source", "stats")
-#: Stacked edits that are kept for the next steps.
-_KEPT = 1024
 
 
 def kind(edit: AttentionEdit) -> Hashable | None:
@@ -39,24 +37,24 @@ def _kind_of(channels: Channels) -> Hashable:
 
 
 class Stacks:
-    """Stacked edits, each made once for the edits that it consists of."""
+    """Stacked edits: of each place (a layer and a kind) the newest, with the edits that it was made of."""
 
     def __init__(self) -> None:
-        self._known: OrderedDict[tuple[int, ...], tuple[AttentionEdit, Sequence[AttentionEdit]]] = (
-            OrderedDict()
-        )
+        self._newest: dict[Hashable, tuple[Sequence[AttentionEdit], AttentionEdit]] = {}
 
-    def of(self, edits: Sequence[AttentionEdit]) -> AttentionEdit:
+    def of(self, edits: Sequence[AttentionEdit], place: Hashable) -> AttentionEdit:
         """One edit for a batch of single rows, each edited by one of `edits` of one kind."""
         if len(edits) == 1:
             return edits[0]
-        key = tuple(map(id, edits))
-        if key not in self._known:
-            self._known[key] = stacked(edits), edits  # which are kept, so that their ids are
-            if len(self._known) > _KEPT:
-                self._known.popitem(last=False)
-        self._known.move_to_end(key)
-        return self._known[key][0]
+        parts, stack = self._newest.get(place, ((), None))
+        if stack is None or len(parts) != len(edits) or any(map(is_not, parts, edits)):
+            stack = stacked(edits)
+            self._newest[place] = edits, stack
+        return stack
+
+    def clear(self) -> None:
+        """Forget them: a request has ended, whose edits they have."""
+        self._newest.clear()
 
 
 def stacked(edits: Sequence[AttentionEdit]) -> AttentionEdit:

@@ -138,6 +138,14 @@ def salt(methods: Sequence[Method], given: str | None) -> str:
     return f"{_SALTED}{sha256('/'.join((given or '', named)).encode()).hexdigest()}"
 
 
+def shared_rows(params: Any) -> int | None:
+    """How many rows of an admitted request others may take from the cache; None: all, answers included."""
+    extra = None if params is None else params.extra_args
+    carried = (extra or {}).get(KEY)
+    rows: int | None = carried.get("shared") if isinstance(carried, Mapping) else None
+    return rows
+
+
 def check_salt(given: str | None) -> None:
     """Refuse a sender's salt that could be one of `salt`: it would share pages with edited requests."""
     if given is not None and given.startswith(_SALTED):

@@ -126,6 +126,45 @@ def test_without_salts_they_would(engine, asked):
     engine.reset_prefix_cache()
 
 
+def ask(engine: Any, prompt: dict[str, Any], name: str, count: int) -> Any:
+    from vllm import SamplingParams
+
+    asks = {"regaze": named(name)}
+    params = SamplingParams(temperature=0, max_tokens=count, ignore_eos=True, logprobs=0, extra_args=asks)
+    (output,) = engine.generate([prompt], params, use_tqdm=False)
+    return output.outputs[0]
+
+
+def check_same(one: Any, other: Any) -> None:
+    assert one.token_ids == other.token_ids
+    assert one.cumulative_logprob == pytest.approx(other.cumulative_logprob, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["pai", "sparc", "knockout", "farsight"])
+def test_a_further_turn_reads_no_rows_that_were_edited_for_their_place(engine, asked, name):
+    """With the first turn's pages in the cache it is answered as without them."""
+    tokenizer, image = engine.get_tokenizer(), asked.prompts[0]["multi_modal_data"]
+    first = tokenizer(asked.prompts[0]["prompt"])["input_ids"]
+    engine.reset_prefix_cache()
+    answer = ask(engine, {"prompt_token_ids": first, "multi_modal_data": image}, name, 80).token_ids
+    question = tokenizer(asked.prompts[1]["prompt"].replace("<image>", ""))["input_ids"][1:]
+    further = {"prompt_token_ids": [*first, *answer, *question], "multi_modal_data": image}
+    after = ask(engine, further, name, 8)
+    engine.reset_prefix_cache()
+    check_same(after, ask(engine, further, name, 8))
+
+
+@pytest.mark.parametrize("name", ["farsight", "moa", "vaf", "pai"])
+def test_another_question_about_an_image_reads_no_rows_that_depend_on_the_first(engine, asked, name):
+    one, other = asked.prompts[:2]
+    other = {**other, "multi_modal_data": one["multi_modal_data"]}
+    engine.reset_prefix_cache()
+    ask(engine, one, name, 8)
+    after = ask(engine, other, name, 8)
+    engine.reset_prefix_cache()
+    check_same(after, ask(engine, other, name, 8))
+
+
 @pytest.fixture(scope="module")
 def splitting(demo_folder):
     """An engine that runs long prompts in pieces."""

@@ -12,12 +12,14 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import httpx2
 import pytest
 from acting_methods import acting
 
+from regaze.serving.records import record_of
 from regaze.serving.server import needed_options
 
 #: Seconds that a server may take to start on a machine that is busy.
@@ -51,22 +53,36 @@ def test_the_model_comes_before_options_of_vllm(words):
     assert "name the model before options of `vllm serve` such as --port" in result.stderr
 
 
+class Server(NamedTuple):
+    address: str
+    records: Path
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    """The address of a server whose answers lack two heads by default."""
+    """A server whose answers lack two heads by default."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     log = tmp_path_factory.mktemp("server") / "log"
     words = ["serve", "demo", "--method", "knockout", "--set", "heads=[[0,0],[0,3]]", "--port", str(port)]
     options = ["--host", "127.0.0.1", "--enforce-eager", "--dtype", "float32", "--max-model-len", "512"]
-    environment = {**os.environ, "REGAZE_CACHE": str(log.parent), "OMP_NUM_THREADS": "1"}
+    (log.parent / "records").mkdir()
+    records = {"REGAZE_SERVING_RECORDS": str(log.parent / "records")}
+    processes = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}  # unlike other engines of the tests
+    environment = {
+        **os.environ,
+        "REGAZE_CACHE": str(log.parent),
+        "OMP_NUM_THREADS": "1",
+        **records,
+        **processes,
+    }
     command = [sys.executable, "-c", "from regaze.cli import main; main()", *words, *options]
     with log.open("w") as output:
         process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
     try:
         wait_for(f"http://127.0.0.1:{port}", process, log)
-        yield f"http://127.0.0.1:{port}"
+        yield Server(f"http://127.0.0.1:{port}", log.parent / "records")
     finally:
         process.terminate()
         process.wait(60)
@@ -85,16 +101,16 @@ def wait_for(address: str, process: Any, log: Any) -> None:
     raise AssertionError(log.read_text()[-3000:])
 
 
-def ask(address: str, asked: Any, number: int, **xargs: str) -> Any:
-    """The server's reply to one question."""
+def ask(server: Server, asked: Any, number: int, more: Any = None, **xargs: str) -> Any:
+    """The server's reply to one question; `more` of the body."""
     picture = BytesIO()
     asked.images[number].save(picture, "PNG")
     url = f"data:image/png;base64,{base64.b64encode(picture.getvalue()).decode()}"
     image = {"type": "image_url", "image_url": {"url": url}}
     content = [image, {"type": "text", "text": asked.questions[number]}]
     body = {"messages": [{"role": "user", "content": content}], "model": "demo", "vllm_xargs": xargs}
-    options = {"temperature": 0, "max_tokens": 16, "add_special_tokens": True}
-    return httpx2.post(f"{address}/v1/chat/completions", json={**body, **options}, timeout=300)
+    options = {"temperature": 0, "max_tokens": 16, "add_special_tokens": True, **(more or {})}
+    return httpx2.post(f"{server.address}/v1/chat/completions", json={**body, **options}, timeout=300)
 
 
 @pytest.mark.vllm
@@ -120,3 +136,46 @@ def test_a_wrong_request_gets_status_400_and_the_reason(server, asked):
     assert reply.status_code == 400
     assert re.search(r"head \(0, 99\) does not exist", reply.text)
     assert ask(server, asked, 0).status_code == 200
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_records_come_from_the_process_that_runs_the_model(server, asked):
+    reply = ask(server, asked, 0, regaze="[]", regaze_record='{"entropy": true}')
+    (trace,) = record_of(reply.json()["id"], server.records)
+    wanted = asked.by_transformers()[0]
+    assert trace.output_ids.flatten().tolist() == wanted
+    assert trace.entropy.shape[-1] == len(wanted)
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_a_stop_text_ends_a_record_too(server, asked):
+    """The server finds the text, and aborts the request in the engine."""
+    text = ask(server, asked, 0, regaze="[]").json()["choices"][0]["message"]["content"]
+    stop = text.split()[2]
+    reply = ask(server, asked, 0, {"stop": [stop]}, regaze="[]", regaze_record="true")
+    assert reply.json()["choices"][0]["finish_reason"] == "stop"
+    (trace,) = record_of(reply.json()["id"], server.records)
+    wanted = asked.by_transformers()[0]
+    found = trace.output_ids.flatten().tolist()
+    assert 0 < len(found) < len(wanted)
+    assert wanted[: len(found)] == found
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_a_taken_id_and_beams_under_a_default_method_are_refused(server, asked):
+    for status in (200, 400):
+        headers = {"X-Request-Id": "mine"}
+        body = {"model": "demo", "prompt": "Is it?", "max_tokens": 2}
+        xargs = {"regaze": "[]", "regaze_record": "true"}
+        url = f"{server.address}/v1/completions"
+        reply = httpx2.post(url, json={**body, "vllm_xargs": xargs}, headers=headers, timeout=300)
+        assert reply.status_code == status
+        if status == 200:
+            record_of(f"{reply.json()['id']}-0", server.records)
+    assert "is there already" in reply.text
+    beams = ask(server, asked, 0, {"use_beam_search": True, "n": 2})
+    assert beams.status_code == 400
+    assert "beam search has no methods" in beams.text

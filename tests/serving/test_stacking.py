@@ -69,9 +69,14 @@ def test_what_runs_alone(edit):
     assert kind(edit) is None
 
 
-def test_a_stack_is_made_once_for_its_edits():
+def test_the_newest_stack_of_a_place_is_made_once_for_its_edits():
     stacks, edits = Stacks(), [edit_of("scores", 4, seed) for seed in range(3)]
-    first = stacks.of(edits)
-    assert stacks.of(list(edits)) is first
-    assert stacks.of(edits[::-1]) is not first
-    assert stacks.of(edits[:1]) is edits[0]
+    first, other = stacks.of(edits, 0), stacks.of(edits, 1)
+    assert other is not first
+    assert stacks.of(list(edits), 0) is first
+    assert stacks.of(edits[::-1], 0) is not first
+    assert stacks.of(edits, 0) is not first  # only the newest is there
+    assert stacks.of(edits, 1) is other
+    assert stacks.of(edits[:1], 1) is edits[0]
+    stacks.clear()
+    assert stacks.of(edits, 1) is not other

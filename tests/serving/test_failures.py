@@ -1,0 +1,111 @@
+"""Methods that fail inside an engine: their request ends with an error, and no other does."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from breaking import PATH
+from served import TOKENS
+
+from regaze.errors import CompositionError, InputError
+from regaze.interventions import registry
+
+pytestmark = pytest.mark.vllm
+
+KNOCKOUT = {"method": "knockout", "heads": [[0, 0], [0, 3]]}
+
+
+def answers(engine: Any, asked: Any, extra: dict[int, Any]) -> list[tuple[str, list[int]]]:
+    """How the answer to each question ended, and its tokens; `extra` by the question's number."""
+    from vllm import SamplingParams
+
+    given = [None if (one := extra.get(i)) is None else {"regaze": one} for i in range(len(asked.questions))]
+    params = [SamplingParams(temperature=0, max_tokens=TOKENS, extra_args=each) for each in given]
+    outputs = [output.outputs[0] for output in engine.generate(asked.prompts, params, use_tqdm=False)]
+    return [(output.finish_reason, list(output.token_ids)) for output in outputs]
+
+
+@pytest.mark.parametrize("step", [2, 5])
+@pytest.mark.parametrize("where", ["edit", "on_step", "on_stats"])
+def test_an_error_ends_its_request_alone(engine, asked, monkeypatch, where, step):
+    monkeypatch.setitem(registry.BUILT_IN, "breaking", PATH)
+    breaking = {"method": "breaking", "where": where, "step": step}
+    plain, edited = asked.by_transformers(), asked.by_transformers(KNOCKOUT)
+    got = answers(engine, asked, {0: breaking, 3: KNOCKOUT, 9: breaking})
+    for number, (reason, tokens) in enumerate(got):
+        if number in (0, 9):
+            assert (reason, tokens) == ("error", plain[number][:step])
+        else:
+            assert tokens == (edited if number == 3 else plain)[number]
+            assert reason != "error"
+    assert [tokens for _, tokens in answers(engine, asked, {})] == plain
+
+
+def test_an_error_in_the_last_step_is_no_answer(engine, asked, monkeypatch):
+    monkeypatch.setitem(registry.BUILT_IN, "breaking", PATH)
+    plain = asked.by_transformers()[0]
+    step = len(plain) - 1
+    got = answers(engine, asked, {0: {"method": "breaking", "step": step}})
+    assert got[0] == ("error", plain[:step])
+
+
+@pytest.mark.parametrize(
+    ("asks", "error", "message"),
+    [
+        ([{"method": "hgai"}, {"method": "pai", "gamma": 1.0}], CompositionError, "do not commute"),
+        ([{"method": "spin"}, {"method": "adhh", "heads": [[0, 1]]}], CompositionError, "`policy`"),
+        ({"method": "farsight", "cache": "none"}, InputError, "use cache='frozen'"),
+        ([{"method": "breaking", "step": 1, "where": "on_step"}], InputError, "plain model"),
+    ],
+)
+def test_what_would_fail_in_the_first_steps_is_refused(engine, asked, monkeypatch, asks, error, message):
+    monkeypatch.setitem(registry.BUILT_IN, "breaking", PATH)
+    with pytest.raises(error, match=message):
+        answers(engine, asked, {1: asks})
+    assert engine.llm_engine.get_num_unfinished_requests() == 0
+
+
+def test_without_layers_that_can_be_edited_no_request_is_answered_plain(engine, asked, monkeypatch):
+    """As where a model's layers are not as they are known, which the first process cannot see."""
+    runner = engine.llm_engine.model_executor.driver_worker.worker.model_runner
+    edits = runner.__dict__["_regaze_edits"]
+    monkeypatch.setattr(edits, "obstacle", "unknown layers")
+    got = answers(engine, asked, {4: KNOCKOUT})
+    assert got[4] == ("error", [])
+    assert all(reason != "error" for number, (reason, _) in enumerate(got) if number != 4)
+
+
+def test_hidden_states_that_nobody_shows_end_the_request(engine, asked, monkeypatch):
+    runner = engine.llm_engine.model_executor.driver_worker.worker.model_runner
+    monkeypatch.setattr(runner.__dict__["_regaze_edits"], "shows_hidden", False)
+    assert answers(engine, asked, {4: {"method": "var"}})[4] == ("error", [])
+
+
+def test_layers_are_found_by_their_attention():
+    from torch import nn
+
+    from regaze.serving.plugin import watch_stream
+
+    class Attention(nn.Module):
+        pass
+
+    class Block(nn.Module):  # not called a decoder layer
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.ModuleDict({"attn": Attention()})
+
+        def forward(self, positions: Any, hidden_states: Any) -> Any:
+            return hidden_states
+
+    class Other(Block):
+        def forward(self, positions: Any, stream: Any) -> Any:
+            return stream
+
+    for cls, found in ((Block, True), (Other, False)):
+        model = nn.Module()
+        model.layers = nn.ModuleList([cls(), cls()])
+        attention = {layer.inner["attn"]: number for number, layer in enumerate(model.layers)}
+        assert watch_stream(model, attention, SimpleNamespace()) is found
+        assert all(bool(layer._forward_pre_hooks) is found for layer in model.layers)

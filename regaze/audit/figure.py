@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-#: Shape of a verdict: a triangle up, a diamond, a dot, a triangle down, a cross.
-SHAPES = dict(zip(VERDICTS, "^Dovx", strict=True))
+#: Shape of a verdict: a triangle up, a square, a diamond, a dot, a triangle down, a cross.
+SHAPES = dict(zip(VERDICTS, "^sDovx", strict=True))
 _PANELS = 2  #: beside each other
 _DASHED = (0, (4, 1.5))
 _ROW, _APART = 0.34, 0.17  # inches of a row; how far its two differences are from its middle, in rows

@@ -16,7 +16,7 @@ from regaze.visible import render_page
 
 PAGE = "audit.html"
 #: A shape for each verdict, so that none is told by its colour alone; those of the figure look alike.
-MARKS = dict(zip(VERDICTS, "▲◆●▼✕", strict=True))
+MARKS = dict(zip(VERDICTS, "▲■◆●▼✕", strict=True))
 
 VERDICT_COLUMNS = (
     Column("method"),

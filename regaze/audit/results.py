@@ -18,7 +18,9 @@ from regaze.reading import StrPath, read_text
 from regaze.writing import replace_file
 
 PLAN, AUDIT = "plan.json", "audit.json"
-Verdict = Literal["better", "explained by a control", "no difference shown", "damages", "not run"]
+Verdict = Literal[
+    "better", "better than plain", "explained by a control", "no difference shown", "damages", "not run"
+]
 Figure = float | None
 #: low and high end of a 95 % interval
 Interval = tuple[Figure, Figure]
@@ -56,15 +58,19 @@ class Tested(_Checked):
         share: whether that figure is one between 0 and 1, which is shown in points.
         decides: whether the verdict may rest on it.
         questions, clusters: that were scored, and the scenes they fall into (or what else counts together).
-        failed: questions without an answer. changed: answers that differ from the plain model's.
-        difference: to the plain model. detectable: the smallest that would be found four times out of five.
-        controls: those that could be asked. best_control: the one with the best score; null without any.
-        p_plain, p_control: of the differences to the plain model and to the best control. p_plain_holm,
+        failed: questions without an answer. left_out: those, what is scored together with them, and what the
+            plain model did not answer. changed: answers that differ from the plain model's.
+        difference: to the plain model. detectable: the smallest that would be found four times out of five,
+            after Holm's correction at its first step.
+        controls: those that ran. own_controls: the names of the method's own among them. controls_failed:
+            {name: reason} of the others. best_control: the one that the method is least shown to beat; null
+            without any.
+        p_plain, p_control: of the differences to the plain model and to that control. p_plain_holm,
             p_control_holm, p_holm: corrected, see `figures.add_corrected`.
         splits, scorers: the same figure by split and by scorer. disagreement: of the scorers of yes/no
             answers, see `scorer_disagreement`.
-        confounds: {name: [plain, method]}: "length" in words, "repetition", "yes_ratio", "unreadable", and
-            "right_yes" and "right_no", the shares of right answers where the label is yes, and no.
+        confounds: {name: [plain, method]}: "length" in words, "repetition", "yes_ratio", "unreadable",
+            "recall", and "right_yes" and "right_no", the shares of right answers where the label is yes, and no.
         flags: those beyond their thresholds, in words.
     """
 
@@ -76,6 +82,7 @@ class Tested(_Checked):
     questions: int
     clusters: int
     failed: int
+    left_out: int = 0
     score: Figure
     interval: Interval
     plain: Figure
@@ -85,6 +92,8 @@ class Tested(_Checked):
     detectable: Figure
     changed: int
     controls: dict[str, Compared]
+    own_controls: list[str] = []
+    controls_failed: dict[str, str] = {}
     best_control: str | None
     p_plain: Figure
     p_plain_holm: Figure

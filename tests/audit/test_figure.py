@@ -26,7 +26,7 @@ def test_a_row_has_both_differences_and_its_verdict_by_shape_and_word(tmp_path):
     assert dots(first) == [(10.0, "^"), (9.0, "|"), (7.0, "D"), (6.0, "|"), (4.0, "v"), (3.0, "|")]
     assert figure.axes[1].get_xlim() == first.get_xlim()
     assert "pope: difference in accuracy, in points (more is better)" in figure.get_supxlabel()
-    assert len(set(SHAPES.values())) == 5
+    assert len(set(SHAPES.values())) == 6
     assert (tmp_path / "audit.pdf").read_bytes().startswith(b"%PDF")
 
 

@@ -102,7 +102,7 @@ def test_the_page_needs_no_other_file_and_tells_verdicts_by_shape_and_word(conte
     assert "random heads &lt;i&gt;" in page
     for word, mark in MARKS.items():
         assert f'data-word="{word}"><span aria-hidden="true">{mark}</span> {word}</span>' in page
-    assert len(set(MARKS.values())) == 5
+    assert len(set(MARKS.values())) == 6
     assert "not complete" not in page
     assert "not complete" in audit_page({**content, "complete": False})
 

@@ -126,6 +126,11 @@ class LogProbabilityScorer(Scorer):
         return {"logprob": mean, "perplexity": np.exp(-mean)}
 
 
+def excludes_tokens(answer: str) -> bool:
+    """Whether a method made some token of a passage impossible, so that its perplexity means nothing."""
+    return answer.endswith(" excluded")
+
+
 ACCEPTED, LOG_PROBABILITY = AcceptedScorer(), LogProbabilityScorer()
 
 
@@ -134,7 +139,7 @@ def _accepts(words: Sequence[str], answer: str) -> bool:
 
 
 def _read(answer: str) -> tuple[float, float]:
-    match = re.fullmatch(r"(-?\d+\.\d+) of (\d+) tokens", answer)
+    match = re.fullmatch(r"(-?\d+\.\d+) of (\d+) tokens(?:, \d+ excluded)?", answer)
     if match is None:
         raise InputError(
             f"perplexity: expected an answer such as '-41.250000 of 17 tokens', got {answer!r}; only "

@@ -46,21 +46,29 @@ def compare_conditions(
     """{"plain": ..., "methods": {label: ...}, "controls": ...}, each value as `results.ConditionResults`.
 
     Args:
-        conditions: answers by label, the plain model among them.
+        conditions: answers by label, the plain model among them. A method or control of which no answer is
+            left beside the plain model's has an error.
         refused: {label: reason} of methods that could not run.
         controls: {label of each method: labels of its controls}; None: all but the plain model are methods.
 
     Raises:
-        InputError: no question is left to score.
+        InputError: no question is left to score of the plain model, or of all methods.
     """
     if PLAIN in refused:
         raise InputError(f"{benchmark.name}: the plain model cannot be asked: {refused[PLAIN]}")
     plain = conditions[PLAIN]
     alone = _score_alone(benchmark, plain, seed)
+    edited = {label: answers for label, answers in conditions.items() if label != PLAIN}
+    empty = {
+        label: reason for label, each in edited.items() if (reason := _nothing_left(benchmark, plain, each))
+    }
+    if controls is None and empty and len(empty) == len(edited):
+        raise InputError(next(iter(empty.values())))
+    refused = {**refused, **empty}
     scored = {
-        label: _score_against(benchmark, plain, edited, seed)
-        for label, edited in conditions.items()
-        if label != PLAIN
+        label: _score_against(benchmark, plain, each, seed)
+        for label, each in edited.items()
+        if label not in empty
     }
     methods = {label: entry for label, entry in scored.items() if controls is None or label in controls}
     _add_holm_p([entry["figures"] for entry in methods.values()])
@@ -95,7 +103,11 @@ def _add_verdicts(
     compared: Score = score
     for label, names in controls.items():
         if label in scored:
-            ran = {name: scored[name] for name in names if name in scored}
+            ran = {
+                name: scored[name]
+                for name in names
+                if name in scored and not _nothing_left(benchmark, conditions[name], conditions[label])
+            }
             verdicts = against_controls(label, scored[label], ran, lower, compared, PLAIN)
             scored[label]["against_controls"] = verdicts
     add_verdicts([entry["against_controls"] for entry in scored.values() if "against_controls" in entry])
@@ -139,6 +151,15 @@ def _figures(
         "edited": [edited.answers[i] for i in indices],
     }
     return scored.score(answers, seed=seed), scored, answers
+
+
+def _nothing_left(benchmark: Benchmark, first: AnswerSet, second: AnswerSet) -> str | None:
+    """Why two conditions cannot be compared: they have answers to no question in common."""
+    try:
+        drop_failed_clusters(benchmark, {*first.errors, *second.errors})
+    except InputError as error:
+        return str(error)
+    return None
 
 
 def _length(scored: Benchmark, answers: Sequence[str], seed: int) -> dict[str, float]:

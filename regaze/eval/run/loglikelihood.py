@@ -23,10 +23,16 @@ _MARKER = "\u2983answer\u2984"  # text that no template contains
 
 
 class LogLikelihood(NamedTuple):
-    """Of one continuation: the sum of log-probabilities in nats, and whether greedy decoding yields it."""
+    """Of one continuation.
+
+    Attributes:
+        logprob: the sum of log-probabilities in nats. greedy: whether greedy decoding yields it.
+        excluded: the number of its tokens that a plausibility constraint has removed.
+    """
 
     logprob: float
     greedy: bool
+    excluded: int = 0
 
 
 def loglikelihoods(
@@ -56,10 +62,11 @@ def loglikelihoods(
             return_dict_in_generate=True,
         )
     logprobs = torch.stack(out.logits, 1).float().log_softmax(-1)  # [B, N, V]
-    chosen = logprobs.gather(2, targets[..., None])[..., 0].clamp(min=PRUNED_LOGPROB).cpu()
+    exact = logprobs.gather(2, targets[..., None])[..., 0].cpu()
+    chosen, excluded = exact.clamp(min=PRUNED_LOGPROB), exact == -torch.inf
     greedy = (logprobs.argmax(-1) == targets).cpu()
     return [
-        LogLikelihood(float(chosen[row, :n].sum()), bool(greedy[row, :n].all()))
+        LogLikelihood(float(chosen[row, :n].sum()), bool(greedy[row, :n].all()), int(excluded[row, :n].sum()))
         for row, n in enumerate(lengths)
     ]
 

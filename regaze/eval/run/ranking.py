@@ -6,7 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from regaze.errors import BadParameterError
-from regaze.eval.run.loglikelihood import answer_prefix, continuation_ids, loglikelihoods
+from regaze.eval.run.loglikelihood import (
+    LogLikelihood,
+    answer_prefix,
+    continuation_ids,
+    loglikelihoods,
+)
 from regaze.eval.run.metering import TokenCounter
 from regaze.toolkit.prompts.conversation import Conversation
 
@@ -30,7 +35,7 @@ def most_likely_options(
     """
     rows = [(i, text) for i, choices in enumerate(options) for text in choices]
     scores = _decode(gaze, images, prompts, rows, counter, ends=True)
-    mean = [logprob / tokens for logprob, tokens in scores]
+    mean = [score.logprob / tokens for score, tokens in scores]
     best: dict[int, int] = {}
     for row, (prompt, _) in enumerate(rows):
         if prompt not in best or mean[row] > mean[best[prompt]]:
@@ -47,6 +52,7 @@ def log_probabilities(
 ) -> list[str]:
     """Per prompt the log-probability of a text as its answer in nats, as "-41.250000 of 17 tokens".
 
+    Where a plausibility constraint has removed some of them, "-1041.250000 of 17 tokens, 1 excluded".
     Texts are decoded as `most_likely_options` does it, without an end token.
 
     Args:
@@ -54,7 +60,10 @@ def log_probabilities(
         counter: as of `most_likely_options`.
     """
     scores = _decode(gaze, images, prompts, list(enumerate(texts)), counter, ends=False)
-    return [f"{logprob:.6f} of {tokens} tokens" for logprob, tokens in scores]
+    return [
+        f"{score.logprob:.6f} of {tokens} tokens" + (f", {score.excluded} excluded" if score.excluded else "")
+        for score, tokens in scores
+    ]
 
 
 def _decode(
@@ -65,8 +74,8 @@ def _decode(
     counter: TokenCounter,
     *,
     ends: bool,
-) -> list[tuple[float, int]]:
-    """The log-probability of each row's text behind its prompt, and its number of tokens.
+) -> list[tuple[LogLikelihood, int]]:
+    """The likelihood of each row's text behind its prompt, and its number of tokens.
 
     Args:
         rows: (index of a prompt, text).
@@ -80,7 +89,7 @@ def _decode(
     inputs = gaze.inputs([list(images[i]) for i, _ in rows], [prompts[i] for i, _ in rows])
     scores = loglikelihoods(gaze.model, inputs, tokens)
     counter.count = len(rows) // len(prompts) * max(map(len, tokens))
-    return [(score.logprob, len(ids)) for score, ids in zip(scores, tokens, strict=True)]
+    return [(score, len(ids)) for score, ids in zip(scores, tokens, strict=True)]
 
 
 def check_method(method: Any) -> None:

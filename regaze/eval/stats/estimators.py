@@ -82,14 +82,19 @@ def paired_difference(both: int, only_first: int, only_second: int, neither: int
     return low, high
 
 
-def detectable(low: float, high: float) -> float:
-    """The smallest true difference that a comparison finds with a power of 80 % at the 5 % level.
+def detectable(low: float, high: float, level: float = 1.0 - CONFIDENCE) -> float:
+    """The smallest true difference that a two-sided test at a level finds with a power of 80 %.
 
-    (z_0.975 + z_0.8) standard errors, where the standard error is taken from the 95 % interval of the
+    (z of the level + z_0.8) standard errors, where the standard error is taken from the 95 % interval of the
     difference. nan where the interval is nan.
     """
-    two_sided = stats.norm.ppf((1 + CONFIDENCE) / 2)
-    return float((high - low) / (2 * two_sided) * (two_sided + stats.norm.ppf(POWER)))
+    standard_error = (high - low) / (2 * stats.norm.ppf((1 + CONFIDENCE) / 2))
+    return float(standard_error * (stats.norm.ppf(1 - level / 2) + stats.norm.ppf(POWER)))
+
+
+def fewest_changes(level: float) -> int:
+    """The fewest changes, all in one direction, with which an exact paired test is below a level: 2 / 2^n."""
+    return math.floor(1 - math.log2(level)) + 1
 
 
 def sign_flip(changes: Sequence[int]) -> float:

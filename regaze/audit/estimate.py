@@ -5,14 +5,14 @@ The answers that are timed are stored in the journals of the runs, so that none 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from regaze.audit.questions import Questions
 from regaze.eval.benchmarks.common.base import cluster_of, with_items
 from regaze.eval.comparison.conditions import PLAIN
-from regaze.eval.comparison.control_plan import GENERAL, ControlPlan, control_label
+from regaze.eval.comparison.control_plan import ControlPlan, Controls, control_label
 from regaze.eval.run.asking import Asker
 from regaze.eval.run.journal import read_batches
 from regaze.eval.run.requests import Method
@@ -38,12 +38,15 @@ class Estimator:
 
     Attributes:
         asked: the questions. trials: of the methods. tuned, tested: what asks in the folder of either half.
+        controls: those of the tested half. offsets: trials of one of them.
     """
 
     asked: Questions
     trials: Mapping[str, tuple[Trial, ...]]
     tuned: Asker
     tested: Asker
+    controls: Controls
+    offsets: Sequence[Trial] = ()
 
     def amounts(self) -> dict[str, Amount]:
         """{"tuned", "tested"}: the answers of either half, also those that are there, and their seconds.
@@ -57,7 +60,8 @@ class Estimator:
             tuning = self._seconds(self.tuned, self.asked.tuned, None)
         rows = _prompts(self.asked.tuned)
         per_answer = 1 + sum(slower[label] * len(trials) for label, trials in self.trials.items())
-        conditions = 1 + sum(map(len, self.trials.values()))
+        per_answer += len(self.offsets)
+        conditions = 1 + sum(map(len, self.trials.values())) + len(self.offsets)
         tuned = Amount(rows * conditions, rows * tuning * per_answer)
         answers, seconds = 0, 0.0
         for name, task in self._tested().items():
@@ -81,11 +85,13 @@ class Estimator:
 
     def _controls(self, name: str, task: EvalTask, slower: Mapping[str, float]) -> Iterable[float]:
         """The slowness of each control of the methods on a benchmark."""
-        if task is self.asked.damage:
+        wanted = self.controls.benchmarks
+        if task is self.asked.damage or (wanted is not None and name not in wanted):
             return []
         methods = {label: trials[0].method for label, trials in self.trials.items()}
-        controls = ControlPlan.of_methods(task.benchmark.items, methods, task.generate_kwargs)
-        general = {control_label(control, "") for control in GENERAL}
+        options, given = task.generate_kwargs, self.controls.general
+        controls = ControlPlan.of_methods(task.benchmark.items, methods, options, given)
+        general = {control_label(control, "") for control in given}
         owners = {control: label for label, names in controls.of.items() for control in names}
         return [1.0 if control in general else slower[owners[control]] for control in controls.controls]
 

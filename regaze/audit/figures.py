@@ -114,7 +114,7 @@ class Tested:
         return ran, failed
 
     def _against(self, control: str, label: str) -> dict[str, Any] | str:
-        """A method compared with one of its controls; the reason where too few questions have both answers."""
+        """A method compared with a control of its; the reason where too few questions have both answers."""
         pair = self._pair(control, label)
         if pair is None:
             return "too many of its answers failed"
@@ -239,10 +239,11 @@ def cost(run: Mapping[str, Any], label: str) -> dict[str, float | None]:
     """Generated tokens per second in this run, and how many times slower than the plain model's they are."""
     speeds = {}
     for name in (PLAIN, label):
-        costs = [
+        costs = [  # of the benchmarks that both were asked
             entry["cost"]
             for each in run["benchmarks"].values()
-            if (entry := each["plain"] if name == PLAIN else each["methods"].get(name)) and entry["cost"]
+            if (asked := each["methods"].get(label)) and asked["cost"]
+            if (entry := each["plain"] if name == PLAIN else asked)
         ]
         tokens, seconds = sum(each["tokens"] for each in costs), sum(each["seconds"] for each in costs)
         speeds[name] = tokens / seconds if seconds and tokens else None

@@ -15,12 +15,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from regaze.errors import InputError
 from regaze.eval.tuning.grids import Trial, make_trials
 from regaze.interventions import registry
+from regaze.interventions.controls import YesOffset
 from regaze.names import suggestion
 from regaze.reading import StrPath, parse_yaml, read_text
 
 FOLDER = Path(__file__).parent / "plans"
 #: the benchmark of plain text
 TEXT = "perplexity"
+#: the control that is tuned as methods are, and what is tried of it
+OFFSET, OFFSETS = YesOffset.name, (-1.0, 1.0, -3.0, 3.0, -2.0, 2.0, -0.5, 0.5)
 #: Names of models become names of folders.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
 Label = Annotated[str, Field(min_length=1)]
@@ -57,7 +60,8 @@ class AuditedMethod(_Checked):
     """A method, and the grid that its strength is chosen from.
 
     Attributes:
-        method: its registered name. parameters: those that stay. grid: {parameter: values to try}.
+        method: its registered name. parameters: those that stay. grid: {parameter: values to try}, the
+            weakest first, which is taken of equally good ones.
     """
 
     method: Label
@@ -81,7 +85,8 @@ class Asked(_Checked):
 
     Attributes:
         options: of the benchmark's constructor. questions: about so many in each half; None: all of it.
-        per_image: at most so many of a split about one scene; the more scenes, the more independent answers.
+        per_image: at most so many about one scene, all of one split; splits take turns. The more scenes, the
+            more independent answers: questions that are in several splits would count more than once.
         max_new_tokens: of an answer, where the benchmark sets none.
     """
 
@@ -119,7 +124,8 @@ class AuditPlan(_Checked):
     """An audit.
 
     Attributes:
-        benchmarks: by name; strengths are tuned on the first.
+        benchmarks: by name; strengths are tuned on the first. Controls are asked on those that decide.
+        tuned_questions: about so many of the first on the half that is tuned on; None: as many as are tested.
         damage: the questions that say whether a method broke the model; None: no check, so that no verdict is
             "better".
         seed: decides halves, chosen questions, intervals.
@@ -130,6 +136,7 @@ class AuditPlan(_Checked):
     models: Annotated[dict[Name, AuditedModel], Field(min_length=1)]
     methods: Annotated[dict[Label, AuditedMethod], Field(min_length=1)]
     benchmarks: Annotated[dict[Name, AuditedBenchmark], Field(min_length=1)]
+    tuned_questions: Positive | None = None
     damage: DamageCheck | None = DamageCheck()
     seed: Seed = 0
     batch_size: Positive = 16
@@ -142,6 +149,8 @@ class AuditPlan(_Checked):
             raise ValueError(
                 f"every method has to have as many trials as the others, but the grids have: {each}"
             )
+        if OFFSET in self.methods:
+            raise ValueError(f"{OFFSET} is a control of every method; give yours another label")
         if not any(each.decides for each in self.benchmarks.values()):
             raise ValueError("no benchmark decides; set decides: true on those that verdicts may rest on")
         for name in self.of_damage:
@@ -156,6 +165,11 @@ class AuditPlan(_Checked):
             return {}
         text = {TEXT: Asked(questions=self.damage.passages)} if self.damage.passages else {}
         return {self.damage.benchmark: self.damage, **text}
+
+    @property
+    def deciding(self) -> list[str]:
+        """The benchmarks that verdicts may rest on."""
+        return [name for name, each in self.benchmarks.items() if each.decides]
 
     @property
     def tuned_on(self) -> str:
@@ -177,7 +191,8 @@ class AuditPlan(_Checked):
             raise InputError(
                 f"the plan {self.name} audits no bed, so that there are no other trainings of it"
             )
-        models = dict(self.models)
+        bed = bed if bed.group else bed.model_copy(update={"group": "bed"})
+        models = {name: bed if model.load == "bed" else model for name, model in self.models.items()}
         for folder in folders:
             name = f"bed-{Path(folder).resolve().name}"
             if name in models:
@@ -186,13 +201,21 @@ class AuditPlan(_Checked):
         return self.model_copy(update={"models": models})
 
     def extends(self, other: AuditPlan) -> bool:
-        """Whether this is the other plan, or that with more models."""
-        models = {**self.models, **other.models}
-        return models == self.models and self == other.model_copy(update={"models": self.models})
+        """Whether this is the other plan, or that with more models, or with other groups of them."""
+        known = all(
+            name in self.models and self.models[name].model_copy(update={"group": model.group}) == model
+            for name, model in other.models.items()
+        )
+        return known and self == other.model_copy(update={"models": self.models})
 
     def trials(self) -> dict[str, tuple[Trial, ...]]:
         """Every method at each point of its grid. Raises UnknownMethodError and as `make_trials`."""
         return {label: each.trials(label) for label, each in self.methods.items()}
+
+    def offsets(self) -> tuple[Trial, ...]:
+        """The threshold between yes and no that is a control of every method, in as many trials as these."""
+        number = next(iter(self.methods.values())).number_of_trials
+        return make_trials(OFFSET, YesOffset(), {"offset": OFFSETS[:number]})
 
 
 def plan_names() -> list[str]:

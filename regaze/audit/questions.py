@@ -59,36 +59,44 @@ def choose_questions(plan: AuditPlan, model: AuditedModel, hashes: ImageHashes) 
     }
     division = divide(list(benchmarks.values()), seed=plan.seed, identify=hashes.digest)
 
-    def task(benchmark: Benchmark, name: str) -> EvalTask:
-        chosen = take(benchmark, planned[name], plan.seed)
-        return EvalTask(chosen, {"max_new_tokens": planned[name].max_new_tokens})
+    def task(benchmark: Benchmark, asked: Asked) -> EvalTask:
+        chosen = take(benchmark, asked, plan.seed)
+        return EvalTask(chosen, {"max_new_tokens": asked.max_new_tokens})
 
-    tested = {name: task(each, name) for name, each in zip(planned, division.tested, strict=True)}
+    tested = {name: task(each, planned[name]) for name, each in zip(planned, division.tested, strict=True)}
     halves = {
         "tuned": _scenes(division.tuning),
         "tested": _scenes(division.tested[0]),
     }
     damage = tested.pop(plan.damage.benchmark) if plan.damage else None
-    return Questions(task(division.tuning, plan.tuned_on), tested, damage, halves, division.note)
+    first = planned[plan.tuned_on]
+    if plan.tuned_questions is not None:
+        first = first.model_copy(update={"questions": plan.tuned_questions})
+    return Questions(task(division.tuning, first), tested, damage, halves, division.note)
 
 
 def take(benchmark: Benchmark, planned: Asked, seed: int) -> Benchmark:
     """Questions of scenes in an order by hash, until there are as many as planned.
 
-    A scene's questions come together, at most `per_image` of each split.
+    A scene's questions come together. With `per_image` they are that many neighbours of one split, which
+    mostly have different answers; splits take turns, and so do the places in a scene's list.
     """
     scenes: dict[Hashable, list[Item]] = {}
     for item in benchmark.items:
         scenes.setdefault(cluster_of(benchmark, item), []).append(item)
     chosen: set[str] = set()
+    turns: Counter[str] = Counter()
     for items in sorted(scenes.values(), key=lambda items: _place(seed, _scene(items[0]))):
         if planned.questions is not None and len(chosen) >= planned.questions:
             break
-        splits: Counter[str] = Counter()
-        for item in items:
-            splits[item.split] += 1
-            if planned.per_image is None or splits[item.split] <= planned.per_image:
-                chosen.add(item.key)
+        if planned.per_image is None:
+            chosen.update(item.key for item in items)
+            continue
+        split = min((item.split for item in items), key=lambda name: turns[name])
+        keys = [item.key for item in items if item.split == split]
+        first = planned.per_image * turns[split]
+        chosen.update(keys[(first + n) % len(keys)] for n in range(min(planned.per_image, len(keys))))
+        turns[split] += 1
     return with_items(benchmark, [item for item in benchmark.items if item.key in chosen])
 
 

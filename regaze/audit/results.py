@@ -70,7 +70,7 @@ class Tested(_Checked):
         splits, scorers: the same figure by split and by scorer. disagreement: of the scorers of yes/no
             answers, see `scorer_disagreement`.
         confounds: {name: [plain, method]}: "length" in words, "repetition", "yes_ratio", "unreadable",
-            "recall", and "right_yes" and "right_no", the shares of right answers where the label is yes, and no.
+            "recall" of texts, "right_yes" and "right_no" (shares of right answers where the label is so).
         flags: those beyond their thresholds, in words.
     """
 
@@ -143,8 +143,10 @@ class Model(_Checked):
 
     Attributes:
         about: name, fingerprint and the rest of what results.json says of it. group: see the plan.
-        halves: {"tuned", "tested"}: the scenes of each half. note: how they were divided.
-        tuned_on: {"benchmark", "metric", "questions", "plain"} that the trials' scores are of.
+        halves: {"tuned", "tested"}: the scenes of each half, whether asked about or not.
+        note: how they were divided.
+        tuned_on: {"benchmark", "metric", "questions", "plain"} that the trials' scores are of, and as
+            "yes_offset" the trials of the threshold that is a control of every method; null without one.
         folders: {"tuned", "tested"}: of the runs, beside audit.json. seconds: of generation, all in all.
     """
 
@@ -193,6 +195,15 @@ def write(content: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     checked = AuditResults.model_validate_json(dumps(content)).model_dump(mode="json")
     replace_file(folder / AUDIT, dumps(checked) + "\n")
     return checked
+
+
+def earlier_models(folder: Path) -> dict[str, Any]:
+    """What the audit.json of a folder has about models; nothing where there is none of this format."""
+    try:
+        models: dict[str, Any] = load_audit(folder)["models"]
+    except InputError:
+        return {}
+    return models
 
 
 def load_audit(source: StrPath) -> dict[str, Any]:

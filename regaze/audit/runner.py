@@ -18,10 +18,12 @@ from typing import Any
 from regaze.audit import figures, results
 from regaze.audit.across import across
 from regaze.audit.estimate import Amount, Estimator, seconds_done
-from regaze.audit.plan import TEXT, AuditedModel, AuditPlan, read_plan
+from regaze.audit.page import PAGE, audit_page
+from regaze.audit.plan import OFFSET, TEXT, AuditedModel, AuditPlan, read_plan
 from regaze.audit.questions import Questions, choose_questions
-from regaze.audit.verdicts import RULES, judge
+from regaze.audit.verdicts import RULES, judge, too_many
 from regaze.errors import InputError
+from regaze.eval.comparison.control_plan import GENERAL, Controls, kind_of_answers
 from regaze.eval.run.answers import read_answers
 from regaze.eval.run.asking import Asker
 from regaze.eval.run.fingerprint import describe_model
@@ -58,7 +60,8 @@ def audit(
 ) -> dict[str, Any]:
     """Run a plan; returns what audit.json holds (`results.AuditResults`).
 
-    What the folder already has of this plan is not done again. audit.json is written after each model.
+    What the folder already has of this plan is not done again. audit.json and its page are written after
+    each model; what an earlier audit in the folder found of others stays until they are done again.
 
     Args:
         load: loads and wraps a model of the plan.
@@ -77,7 +80,7 @@ def audit(
     asked = {name: choose_questions(plan, model, hashes) for name, model in plan.models.items()}
     _start(plan, folder)
     load_once = _once(load)
-    models: dict[str, Any] = {}
+    models: dict[str, Any] = results.earlier_models(folder)
     content: dict[str, Any] = {}
     with reporting(progress) as report:
 
@@ -88,7 +91,9 @@ def audit(
         announce(_expected(plan, folder, prepare))
         for name in plan.models:
             models[name] = prepare(name).run()
-            content = results.write(_content(plan, models), folder)
+            done = {name: models[name] for name in plan.models if name in models}
+            content = results.write(_content(plan, done), folder)
+            replace_file(folder / PAGE, audit_page(content))
     return content
 
 
@@ -168,7 +173,18 @@ class _AuditedModel:
             for half in (TUNED, TESTED)
         ]
         with run_folder(self.folder / TUNED), run_folder(self.folder / TESTED):
-            return Estimator(self.asked, self.trials, *askers).amounts()
+            controls = self._controls(self.offsets[0].method if self.offsets else None)
+            return Estimator(self.asked, self.trials, *askers, controls, self.offsets).amounts()
+
+    @cached_property
+    def offsets(self) -> tuple[Trial, ...]:
+        """Trials of the threshold between yes and no; none where strengths are chosen on other questions."""
+        tuned = self.asked.tuned.benchmark
+        return self.plan.offsets() if kind_of_answers(tuned.items) == "yes/no" else ()
+
+    def _controls(self, offset: Method | None) -> Controls:
+        """The controls of the tested half, where verdicts may rest on them."""
+        return Controls((*GENERAL, *([] if offset is None else [offset])), self.plan.deciding)
 
     def _bar(self, half: str, answers: int) -> Progress:
         """Reports the answers to all benchmarks under all conditions as one sum."""
@@ -185,7 +201,8 @@ class _AuditedModel:
         """Tune, test, judge; returns what audit.json has about the model."""
         tuned = self._tune()
         chosen, methods = self._choose(tuned)
-        tested = self._test(chosen)
+        offset, about = chosen.pop(OFFSET, None), methods.pop(OFFSET, None)
+        tested = self._test(chosen, offset)
         self._add_figures(methods, tested)
         for entry in methods.values():
             entry["verdict"], entry["reason"] = judge(entry)
@@ -194,11 +211,16 @@ class _AuditedModel:
             "group": self.plan.models[self.name].group,
             "halves": self.asked.halves,
             "note": self.asked.note,
-            "tuned_on": tuned["tuned_on"],
+            "tuned_on": {**tuned["tuned_on"], "yes_offset": about and about["trials"]},
             "folders": {half: f"{self.name}/{half}" for half in (TUNED, TESTED)},
             "seconds": sum(seconds_done(self.folder / half) for half in (TUNED, TESTED)),
             "methods": methods,
         }
+
+    @property
+    def _tried(self) -> dict[str, tuple[Trial, ...]]:
+        """What is tried on the half that is tuned on, by label."""
+        return {**self.trials, **({OFFSET: self.offsets} if self.offsets else {})}
 
     def _config(self) -> EvalConfig:
         # A method that fails is a verdict, and no end of the audit.
@@ -208,7 +230,7 @@ class _AuditedModel:
         """The results of all trials, and what their scores are of as "tuned_on"."""
         task = self.asked.tuned
         conditions: dict[str, Method] = {
-            f"{label} {trial.label}": trial.method for label, each in self.trials.items() for trial in each
+            f"{label} {trial.label}": trial.method for label, each in self._tried.items() for trial in each
         }
         run = evaluate(
             self.gaze,
@@ -236,10 +258,10 @@ class _AuditedModel:
         tried = run["benchmarks"][self.asked.tuned.benchmark.name]["methods"]
         chosen: dict[str, Method] = {}
         methods: dict[str, dict[str, Any]] = {}
-        for label, trials in self.trials.items():
-            entries = {trial.label: tried[f"{label} {trial.label}"] for trial in trials}
+        for label, trials in self._tried.items():
+            entries = {trial.label: _with_answers(tried[f"{label} {trial.label}"]) for trial in trials}
             scores = {
-                name: entry["figures"][split][scorer]["edited"][figure]["value"] if entry["figures"] else None
+                name: None if entry["error"] else entry["figures"][split][scorer]["edited"][figure]["value"]
                 for name, entry in entries.items()
             }
             ran = {
@@ -267,7 +289,7 @@ class _AuditedModel:
             }
         return chosen, methods
 
-    def _test(self, chosen: Mapping[str, Method]) -> dict[str, Any]:
+    def _test(self, chosen: Mapping[str, Method], offset: Method | None) -> dict[str, Any]:
         return evaluate(
             self.gaze,
             list(self.asked.tested.values()),
@@ -276,7 +298,7 @@ class _AuditedModel:
             model_name=self.name,
             config=self._config(),
             progress=self._bar(TESTED, self.amounts[TESTED].answers),
-            controls=True,
+            controls=self._controls(offset),
             damage_check=self.asked.damage,
         )
 
@@ -289,7 +311,7 @@ class _AuditedModel:
                 run["benchmarks"][name],
                 answers[name],
                 self.plan.seed,
-                name in self.plan.benchmarks and self.plan.benchmarks[name].decides,
+                name in self.plan.deciding,
             )
             for name, task in self.asked.tested.items()
         }
@@ -300,9 +322,19 @@ class _AuditedModel:
             entry["damage"] = figures.damage(run, label, text) if entry["error"] is None else None
             entry["cost"] = figures.cost(run, label)
             refused = [
-                each["methods"][label]["error"]
-                for each in run["benchmarks"].values()
-                if label in each["methods"]
+                run["benchmarks"][name]["methods"][label]["error"]
+                for name in self.plan.deciding
+                if label in run["benchmarks"][name]["methods"]
             ]
             entry["error"] = entry["error"] or next((reason for reason in refused if reason), None)
         figures.add_corrected([entry["benchmarks"] for entry in methods.values()])
+
+
+def _with_answers(trial: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A trial's results; with an error where too much failed to compare it with trials of all questions."""
+    if trial["error"]:
+        return trial
+    questions = next(iter(trial["figures"].values()))["questions"]
+    if not too_many(trial["left_out"], questions):
+        return trial
+    return {**trial, "error": f"{trial['left_out']} questions were left out, because answers failed"}

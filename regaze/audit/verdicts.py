@@ -98,9 +98,8 @@ def _is_better(method: Mapping[str, Any]) -> str | None:
     if method["damage"] is None:
         return None
     better = [
-        f"{_gained(name, entry)}, {_against(entry)}"
-        for name, entry in _deciding(method).items()
-        if beats_all(entry) and entry["own_controls"] and not confounded(entry)
+        f"{_gained(name, method['benchmarks'][name])}, {_against(method['benchmarks'][name])}"
+        for name in better_on(method)
     ]
     return "; ".join(better) or None
 
@@ -167,6 +166,15 @@ RULES: tuple[Rule, ...] = (
         _shows_nothing,
     ),
 )
+
+
+def better_on(method: Mapping[str, Any]) -> list[str]:
+    """The deciding benchmarks on which a method is better than plain and all controls."""
+    return [
+        name
+        for name, entry in _deciding(method).items()
+        if beats_all(entry) and entry["own_controls"] and not confounded(entry)
+    ]
 
 
 def beats_plain(entry: Mapping[str, Any]) -> bool:

@@ -12,14 +12,12 @@ from rich.table import Table
 from rich.text import Text
 
 from regaze import audit as auditing
-from regaze.audit.page import PAGE, audit_page
 from regaze.audit.plan import AuditedModel, AuditPlan
 from regaze.cli import console, interrupt, models
 from regaze.errors import BadParameterError
 from regaze.eval.run.results import dumps
 from regaze.toolkit import Gaze
 from regaze.visible import visible
-from regaze.writing import replace_file
 
 DEFAULT, QUICK = "demo", "quick"
 
@@ -62,7 +60,6 @@ def run(
 
     with console.progress() as progress:
         results = auditing.audit(plan, folder, load=load, progress=progress, announce=_say)
-    replace_file(folder / PAGE, audit_page(results))
     return results, folder
 
 

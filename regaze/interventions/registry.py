@@ -85,6 +85,7 @@ CONTROLS: dict[str, str] = {
     "stop-after": "regaze.interventions.controls:StopAfter",
     "uniform-columns": "regaze.interventions.controls:UniformColumns",
     "uniform-sink": "regaze.interventions.controls:UniformSink",
+    "yes-offset": "regaze.interventions.controls:YesOffset",
 }
 #: Transforms of a vision model used alone. Neither `gaze.using` nor `gaze.ask` takes them.
 VISION_TRANSFORMS: dict[str, str] = {"evit": "regaze.interventions.evit:EViT"}

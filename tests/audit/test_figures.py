@@ -63,7 +63,7 @@ def pope(right, failed=None, refused=None):
     for label, number in right.items():
         given = ["Yes" if n < number else "No" for n in range(SCENES)]
         lost = range(SCENES - (failed or {}).get(label, 0), SCENES)
-        sets[label] = AnswerSet(tuple(given), {n: "it raised" for n in lost})
+        sets[label] = AnswerSet(tuple(given), dict.fromkeys(lost, "it raised"))
         for n in range(SCENES):
             if n not in lost:
                 answers[str(n)][label] = given[n]

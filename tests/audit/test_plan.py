@@ -51,6 +51,10 @@ def test_each_point_of_a_grid_is_a_trial():
         ("benchmarks: {pope: {decides: false}}", "no benchmark decides"),
         ("benchmarks: {pope: {}, mmstar: {}}", "mmstar is of the damage check, and among the benchmarks"),
         ("benchmarks: {pope: {questons: 4}}", "benchmarks.pope.questons: Extra inputs are not permitted"),
+        (
+            "methods: {yes-offset: {method: pai, grid: {alpha: [0.1]}}}",
+            "yes-offset is a control of every method; give yours another label",
+        ),
         ("models: {}", "models: Dictionary should have at least 1 item"),
         ("models: {../demo: {load: demo}}", "String should match pattern"),
         ("name: 3", "name: Input should be a valid string"),
@@ -91,6 +95,17 @@ def test_trainings_of_the_bed_are_models_of_its_group():
         plan.with_trainings(["a/one", "b/one"])
     with pytest.raises(InputError, match="audits no bed"):
         read_plan("demo").with_trainings(["one"])
+
+
+def test_a_bed_without_a_group_has_one_with_its_other_trainings():
+    alone = AuditPlan.model_validate({**PLAN, "models": {"bed": {"load": "bed"}}})
+    more = alone.with_trainings(["one"])
+    assert {model.group for model in more.models.values()} == {"bed"}
+    assert more.extends(alone)
+
+
+def test_a_threshold_is_tried_as_often_as_methods():
+    assert [each.method.offset for each in AuditPlan.model_validate(PLAN).offsets()] == [-1.0, 1.0]
 
 
 def test_a_plan_for_another_model_is_called_after_it():

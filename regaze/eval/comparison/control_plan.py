@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
@@ -14,6 +14,18 @@ from regaze.interventions.controls import DropLastSentence, NearTie, PreferYes, 
 GENERAL = (PreferYes(), NearTie(), DropLastSentence())
 #: By which share a method has to shorten texts for a control of their length.
 SHORTER = 0.02
+
+
+@dataclass(frozen=True)
+class Controls:
+    """Which controls take part in a run, beside the methods' own.
+
+    Attributes:
+        general: of every method. benchmarks: the names of those that controls are asked on; None: all.
+    """
+
+    general: Sequence[Any] = GENERAL
+    benchmarks: Collection[str] | None = None
 
 
 @dataclass
@@ -32,18 +44,22 @@ class ControlPlan:
 
     @classmethod
     def of_methods(
-        cls, items: Sequence[Item], methods: Mapping[str, Any], options: Mapping[str, Any]
+        cls,
+        items: Sequence[Item],
+        methods: Mapping[str, Any],
+        options: Mapping[str, Any],
+        general: Sequence[Any] = GENERAL,
     ) -> ControlPlan:
         """Each method's own controls and the general ones, as far as they act on these questions.
 
         Args:
-            methods: by label. options: of `generate`.
+            methods: by label. options: of `generate`. general: controls of every method.
         """
         plan = cls(answers=kind_of_answers(items))
         for label, method in methods.items():
             named = method.controls() if hasattr(method, "controls") else ()
             plan.of[label] = []
-            for control in (*named, *GENERAL):
+            for control in (*named, *general):
                 if control != method and _suits(control, plan.answers, options):
                     plan.add(label, control, methods)
         return plan

@@ -18,7 +18,7 @@ from regaze.errors import InputError
 from regaze.eval.benchmarks.common.base import Benchmark
 from regaze.eval.benchmarks.common.earlier import describe_earlier
 from regaze.eval.comparison.conditions import PLAIN, compare_conditions, non_share_figures
-from regaze.eval.comparison.control_plan import ControlPlan, matched_length
+from regaze.eval.comparison.control_plan import ControlPlan, Controls, matched_length
 from regaze.eval.comparison.damage import check_damage
 from regaze.eval.run import fingerprint, journal, results
 from regaze.eval.run.answers import answer_lengths, answer_rows
@@ -82,7 +82,7 @@ def evaluate(
     config: EvalConfig | None = None,
     progress: Progress | bool | None = None,
     files: Mapping[str, str] | None = None,
-    controls: bool = False,
+    controls: bool | Controls = False,
     tuning: Tuning | None = None,
     damage_check: EvalTask | None = None,
 ) -> RunResults:
@@ -100,7 +100,8 @@ def evaluate(
         progress: called with a label, the number of answers that are there, and the total. None: a bar where
             one is seen (a terminal, a notebook); True: always; False: never.
         files: further files that belong to the run, text by name: written before the first question.
-        controls: run the controls of each method, too, and say whether it beats the best of them.
+        controls: run the controls of each method, too, and say whether it beats the best of them; `Controls`
+            says which ones on which benchmarks.
         tuning: first choose parameters of the methods on some of the images; all figures but those under
             "tuning" are then of the other images, of the methods with the chosen parameters.
         damage_check: questions that say whether a method broke the model (`comparison.damage`), one of the
@@ -113,7 +114,8 @@ def evaluate(
         Exception: what the model raises when every question fails; with `config.raise_method_errors` also
             under a method.
     """
-    plan = _Plan(tasks, methods, controls, tuning, damage_check)
+    chosen = Controls() if controls is True else controls or None
+    plan = _Plan(tasks, methods, chosen, tuning, damage_check)
     return _execute(gaze, plan, Path(output), model_name, config, progress, files)
 
 
@@ -187,7 +189,7 @@ class _Plan:
 
     tasks: Sequence[EvalTask]
     methods: Mapping[str, Method]
-    controls: bool = False
+    controls: Controls | None = None
     tuning: Tuning | None = None
     damage_check: EvalTask | None = None
     points: Sequence[Trial] = ()
@@ -240,17 +242,20 @@ class _Run:
 
     def _plan_controls(self) -> dict[str, ControlPlan]:
         """The controls of the methods on each benchmark; without controls, none."""
-        return {
-            task.benchmark.name: ControlPlan.of_methods(
-                task.benchmark.items, self.methods, task.generate_kwargs
-            )
-            if self._has_controls(task)
-            else ControlPlan()
-            for task in self.tasks
-        }
+        return {task.benchmark.name: self._controls_on(task) for task in self.tasks}
+
+    def _controls_on(self, task: EvalTask) -> ControlPlan:
+        controls = self.plan.controls
+        if controls is None or not self._has_controls(task):
+            return ControlPlan()
+        items, options = task.benchmark.items, task.generate_kwargs
+        return ControlPlan.of_methods(items, self.methods, options, controls.general)
 
     def _has_controls(self, task: EvalTask) -> bool:
-        return self.plan.controls and task is not self.added
+        controls = self.plan.controls
+        if controls is None or task is self.added:
+            return False
+        return controls.benchmarks is None or task.benchmark.name in controls.benchmarks
 
     def _conditions_of(self, task: EvalTask) -> dict[str, Method | None]:
         """By label the plain model, the methods and the controls."""

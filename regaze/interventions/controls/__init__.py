@@ -20,6 +20,7 @@ from regaze.interventions.controls.sharpen import Sharpen
 from regaze.interventions.controls.stop_after import StopAfter
 from regaze.interventions.controls.uniform_columns import UniformColumns
 from regaze.interventions.controls.uniform_sink import UniformSink
+from regaze.interventions.controls.yes_offset import YesOffset
 
 __all__ = [
     "Control",
@@ -38,4 +39,5 @@ __all__ = [
     "UniformColumns",
     "UniformSink",
     "Variant",
+    "YesOffset",
 ]

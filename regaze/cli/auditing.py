@@ -78,7 +78,7 @@ def show(results: Mapping[str, Any]) -> None:
     if held:
         broken = [label for label, holds in held.items() if not holds]
         out.print(f"Verdicts that differ between trainings of one model: {', '.join(broken) or 'none'}")
-    out.print("Differences in points, with 95 % intervals. Better: than plain and than the best control.")
+    out.print("Differences in points, with 95 % intervals. Better: than plain and than each control.")
 
 
 def as_json(results: Mapping[str, Any]) -> str:

@@ -64,7 +64,10 @@ def divide(
     named = _check_split(first, split)
     own = {unit for unit, splits in splits_of.items() if splits == {named}}
     shared = {unit for unit, splits in splits_of.items() if named is None or named in splits} - own
-    halved = sorted(shared, key=lambda unit: (sorted(splits_of[unit]), _place(seed, unit)))
+    # By the images of the first benchmark: which others there are, and so what else a unit holds, changes no
+    # place, so that an audit or a comparison of fewer benchmarks is divided in the same way.
+    called = _first_names(first, parts[0], identify)
+    halved = sorted(shared, key=lambda unit: (sorted(splits_of[unit]), _place(seed, called[unit])))
     tuned = own | set(halved[1::2])
 
     def rest(benchmark: Benchmark, units: Sequence[str]) -> list[Item]:
@@ -145,6 +148,14 @@ def _units(benchmarks: Sequence[Benchmark], identify: Identify) -> list[list[str
         least[number] = min(*names, least.get(number, names[0]))
     units = iter([least[number] for number in numbers])
     return [[next(units) for _ in benchmark.items] for benchmark in benchmarks]
+
+
+def _first_names(benchmark: Benchmark, units: Sequence[str], identify: Identify) -> dict[str, str]:
+    """{unit: the least name of what a benchmark shows in it}."""
+    least: dict[str, str] = {}
+    for item, unit in zip(benchmark.items, units, strict=True):
+        least[unit] = min([*_contents(benchmark, item, identify), *([least[unit]] if unit in least else [])])
+    return least
 
 
 def _contents(benchmark: Benchmark, item: Item, identify: Identify) -> list[str]:

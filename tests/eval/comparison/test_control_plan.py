@@ -17,6 +17,7 @@ from regaze.interventions.controls import (
     RandomHeads,
     StopAfter,
     UniformColumns,
+    YesOffset,
 )
 
 SAMPLED = {"do_sample": True}
@@ -44,6 +45,15 @@ def test_the_questions_choose_the_general_controls(questions, general):
     plan = ControlPlan.of_methods(questions, {"m": PAI()}, {})
     assert list(plan.controls) == ["uniform-columns of m", *general] == plan.of["m"]
     assert plan.controls["uniform-columns of m"] == UniformColumns(PAI())
+
+
+def test_general_controls_can_be_others():
+    """A threshold that was tuned, only where the answers are yes or no."""
+    offset = YesOffset(-3.0)
+    plan = ControlPlan.of_methods(YES_NO, {"m": VCD()}, {}, (NearTie(), offset))
+    assert plan.of["m"] == ["near-tie", "yes-offset offset=-3.0"]
+    assert plan.controls["yes-offset offset=-3.0"] == offset
+    assert ControlPlan.of_methods(TEXTS, {"m": VCD()}, {}, (NearTie(), offset)).of["m"] == []
 
 
 def test_a_cut_is_a_control_of_sampling_and_beams():

@@ -54,6 +54,16 @@ def made(rows, name="questions") -> Questions:
     return Questions(tuple(items), name, clusters)
 
 
+def test_other_benchmarks_change_no_part_of_the_first():
+    """Copies of its images tie no two of them together; their names are less than these."""
+    first = made([("s", [letter], letter) for letter in "klmnopqrstuv"])
+    copies = made([("s", [image], "klmnopqrstuv"[n // 2]) for n, image in enumerate("abcdefghij")], "copies")
+    ties = Questions((*copies.items, *first.items), "copies", {**copies.clusters, **first.clusters})
+    alone = divide([first], identify=content)
+    beside = divide([first, ties], identify=content)
+    assert [item.key for item in beside.tuning.items] == [item.key for item in alone.tuning.items]
+
+
 rows = st.lists(
     st.tuples(
         st.sampled_from(["s", "t", "u"]),

@@ -19,7 +19,7 @@ from models import logits_of
 
 from regaze.errors import BadParameterError, InputError
 from regaze.interventions import AGLA, DAMRO, ICD, PAI, VCD, AvisC, DoLa
-from regaze.interventions.controls import NearTie, PlausibilityCut, Sharpen
+from regaze.interventions.controls import NearTie, PlausibilityCut, Sharpen, YesOffset
 from regaze.toolkit.model.logits import LogitsCombination, combine
 
 ID = torch.arange(3)[:, None]  # of a word that is one token
@@ -84,6 +84,7 @@ def test_the_cut_by_hand(gaze):
 
 
 CONTROLS = (NearTie(**ALWAYS), NearTie(**ALWAYS, steps="all"), PlausibilityCut(0.5), Sharpen(2.0, 0.3))
+CONTROLS += (YesOffset(90.0),)
 
 
 @pytest.mark.parametrize("control", CONTROLS, ids=lambda each: f"{each.name}-{getattr(each, 'steps', '')}")
@@ -96,7 +97,9 @@ def test_what_every_method_must_satisfy(gaze, control):
 
 
 def test_neutral_strength_changes_no_bit(gaze):
-    check_neutral(gaze, NearTie(gap=0.0), NearTie(mass=1.0), PlausibilityCut(0.0), Sharpen(0.0))
+    check_neutral(
+        gaze, NearTie(gap=0.0), NearTie(mass=1.0), PlausibilityCut(0.0), Sharpen(0.0), YesOffset(0.0)
+    )
 
 
 def test_a_near_tie_answers_yes_in_one_token_or_in_all(gaze):
@@ -113,6 +116,20 @@ def test_a_near_tie_answers_yes_in_one_token_or_in_all(gaze):
             yes = says_yes(logits_of(gaze.model, inputs))  # [steps, B]
         assert yes[:deciding].all()
         assert not yes[deciding:].any()
+
+
+@pytest.mark.parametrize("offset", [-3.0, 2.0])
+def test_an_offset_moves_the_logits_of_yes_in_the_first_token_alone(gaze, offset):
+    inputs = inputs_of(gaze)
+    plain = logits_of(gaze.model, inputs)  # [steps, B, V]
+    with gaze.using(YesOffset(offset)):
+        edited = logits_of(gaze.model, inputs)
+    moved = (edited[0] - plain[0]).float()
+    words = moved.ne(0).any(0).nonzero()
+    assert {word.strip().lower() for word in gaze.reader.tokenizer.batch_decode(words)} == {"yes"}
+    torch.testing.assert_close(moved[:, words[:, 0]], torch.full((len(moved), len(words)), offset))
+    assert torch.equal(edited[0].argmax(-1), plain[0].argmax(-1))  # so that what follows is the same
+    assert torch.equal(edited[1:], plain[1:])
 
 
 @pytest.mark.parametrize(

@@ -168,13 +168,13 @@ class _AuditedModel:
     def amounts(self) -> dict[str, Amount]:
         """What either half takes, all in all."""
         fingerprint = describe_model(self.gaze, self.name)["fingerprint"]
-        askers = [
+        tuned, tested = (
             Asker(self.gaze, fingerprint, self.folder / half, self._config(), self._bar(f"timing {half}", 1))
             for half in (TUNED, TESTED)
-        ]
+        )
         with run_folder(self.folder / TUNED), run_folder(self.folder / TESTED):
             controls = self._controls(self.offsets[0].method if self.offsets else None)
-            return Estimator(self.asked, self.trials, *askers, controls, self.offsets).amounts()
+            return Estimator(self.asked, self.trials, tuned, tested, controls, self.offsets).amounts()
 
     @cached_property
     def offsets(self) -> tuple[Trial, ...]:

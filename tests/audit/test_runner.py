@@ -11,6 +11,7 @@ from standins import StandIn
 
 from regaze import demo
 from regaze.audit import AuditPlan, audit, load_audit, read_plan
+from regaze.audit.page import audit_page
 from regaze.audit.runner import TESTED, TUNED
 from regaze.demo.world import CATEGORIES
 from regaze.errors import BadParameterError, InputError, UnknownParameterError
@@ -95,6 +96,37 @@ def test_the_best_trial_of_the_tuned_half_is_tested(seen):
     assert gift["benchmarks"]["pope"]["score"] == 1.0
 
 
+def test_a_threshold_is_tuned_as_often_as_methods_and_is_a_control_of_all(seen):
+    model = seen[0]["models"]["seer"]
+    trials = model["tuned_on"]["yes_offset"]
+    assert [(each["values"], each["score"]) for each in trials] == [
+        ({"offset": offset}, model["tuned_on"]["plain"]) for offset in (-1.0, 1.0)
+    ]
+    for method in model["methods"].values():
+        assert {"yes-offset", "prefer-yes", "near-tie"} <= {*method["benchmarks"]["pope"]["controls"]}
+        assert method["benchmarks"]["pope"]["controls_failed"] == {}
+    assert {*model["methods"]} == {*PLAN["methods"]}
+
+
+def test_a_benchmark_that_does_not_decide_has_no_controls_and_keeps_no_method_from_a_verdict(tmp_path):
+    class Counting(Seer):
+        def answer(self, scene, question, method):
+            if not question.startswith("How many") or any(text in question for _, text in LETTERS):
+                return super().answer(scene, question, method)
+            if getattr(method, "name", "") == "gift":
+                raise BadParameterError("gift: cannot count")
+            return "2"
+
+    counts = {"options": {"splits": ["count"]}, "questions": 20, "decides": False}
+    more = plan(benchmarks={**PLAN["benchmarks"], "scenes": counts})
+    found = audit(more, tmp_path, load=lambda model: Counting(), progress=False)
+    methods = found["models"]["seer"]["methods"]
+    assert (methods["gift"]["verdict"], methods["gift"]["error"]) == ("better", None)
+    assert [*methods["gift"]["benchmarks"]] == ["pope"]
+    assert methods["vaf"]["benchmarks"]["scenes"]["controls"] == {}
+    assert len(methods["vaf"]["benchmarks"]["pope"]["controls"]) == 4
+
+
 def test_no_scene_is_in_both_halves_and_no_answer_of_one_is_in_the_other(seen):
     found, folder, _, _ = seen
     halves = found["models"]["seer"]["halves"]
@@ -138,6 +170,27 @@ def test_the_same_audit_again_asks_nothing_and_finds_the_same(seen):
     assert left[0]["seer"] <= said[0]["seer"]
     assert again["models"] == found["models"]
     assert load_audit(folder) == again == load_audit(folder / "audit.json")
+
+
+def test_what_was_found_of_other_models_stays_while_one_is_done_again(tmp_path):
+    """Stopped when the first of two models is done, the other of which was there."""
+    small = plan(benchmarks={"pope": {"questions": 12}}, damage=None)
+    first = small.models["seer"].model_copy(update={"load": "new"})
+    more = small.model_copy(update={"models": {"new": first, **small.models}})
+    audit(small, tmp_path, load=lambda model: Seer(), progress=False)
+    loaded = []
+
+    def load(model):
+        loaded.append(model.load)
+        if loaded.count("seer") == 2:  # the first time to see how long it takes
+            raise KeyboardInterrupt
+        return Seer()
+
+    with pytest.raises(KeyboardInterrupt):
+        audit(more, tmp_path, load=load, progress=False)
+    found = load_audit(tmp_path)
+    assert [*found["models"]] == ["new", "seer"]
+    assert (tmp_path / "audit.html").read_text() == audit_page(found)
 
 
 def test_an_audit_that_was_stopped_continues(tmp_path, seen):

@@ -8,7 +8,7 @@ audit that was stopped continues where it was, and no answer is generated twice.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import cached_property
@@ -23,6 +23,8 @@ from regaze.audit.plan import OFFSET, TEXT, AuditedModel, AuditPlan, read_plan
 from regaze.audit.questions import Questions, choose_questions
 from regaze.audit.verdicts import RULES, judge, too_many
 from regaze.errors import InputError
+from regaze.eval.benchmarks.common.base import Benchmark
+from regaze.eval.comparison.conditions import PLAIN, AnswerSet
 from regaze.eval.comparison.control_plan import GENERAL, Controls, kind_of_answers
 from regaze.eval.run.answers import read_answers
 from regaze.eval.run.asking import Asker
@@ -32,7 +34,7 @@ from regaze.eval.run.requests import ImageHashes, Method
 from regaze.eval.run.results import machine, versions
 from regaze.eval.run.runner import evaluate, run_folder
 from regaze.eval.run.tasks import EvalConfig
-from regaze.eval.tuning.choice import Criterion, best_trial
+from regaze.eval.tuning.choice import Criterion, best_trial, score_trials
 from regaze.eval.tuning.grids import Trial
 from regaze.progress import Progress, reporting
 from regaze.toolkit import load, wrap
@@ -254,40 +256,43 @@ class _AuditedModel:
 
     def _choose(self, run: Mapping[str, Any]) -> tuple[dict[str, Method], dict[str, dict[str, Any]]]:
         """The chosen methods by label, and what audit.json has about all methods so far."""
-        split, scorer, figure = (run["criterion"][key] for key in ("split", "scorer", "figure"))
         tried = run["benchmarks"][self.asked.tuned.benchmark.name]["methods"]
+        answers = read_answers(self.folder / TUNED)[self.asked.tuned.benchmark.name]
+        figure = run["criterion"]["figure"]
         chosen: dict[str, Method] = {}
         methods: dict[str, dict[str, Any]] = {}
         for label, trials in self._tried.items():
-            entries = {trial.label: _with_answers(tried[f"{label} {trial.label}"]) for trial in trials}
-            scores = {
-                name: None if entry["error"] else entry["figures"][split][scorer]["edited"][figure]["value"]
-                for name, entry in entries.items()
-            }
-            ran = {
-                name: {"figures": {figure: {"value": score}}}
-                for name, score in scores.items()
-                if score is not None
-            }
+            errors = {trial.label: _error(tried[f"{label} {trial.label}"]) for trial in trials}
+            ran = self._score(label, [name for name, error in errors.items() if error is None], answers)
             best = best_trial(trials, ran, run["criterion"])
             if best is not None:
                 chosen[label] = best.method
-            reasons = [entry["error"] for entry in entries.values() if entry["error"]]
+            reasons = [error for error in errors.values() if error]
             methods[label] = {
                 "method": (best or trials[0]).method.to_dict(),
                 "chosen": None if best is None else best.parameters,
                 "trials": [
                     {
                         "values": trial.parameters,
-                        "score": scores[trial.label],
+                        "score": ran[trial.label]["figures"][figure]["value"] if trial.label in ran else None,
                         "half": TUNED,
-                        "error": entries[trial.label]["error"],
+                        "error": errors[trial.label],
                     }
                     for trial in trials
                 ],
                 "error": None if best else next(iter(reasons), f"{figure} is undefined"),
             }
         return chosen, methods
+
+    def _score(self, label: str, ran: Sequence[str], answers: figures.Answers) -> dict[str, Any]:
+        """Trials of a method on the questions that all of them and the plain model have answers to."""
+        benchmark = self.asked.tuned.benchmark
+        conditions = {name: f"{label} {name}" for name in ran} | {PLAIN: PLAIN}
+        sets = {name: _answer_set(benchmark, answers, condition) for name, condition in conditions.items()}
+        try:
+            return score_trials(benchmark, sets, Criterion(), self.plan.seed)[1] if ran else {}
+        except InputError:  # no question is left
+            return {}
 
     def _test(self, chosen: Mapping[str, Method], offset: Method | None) -> dict[str, Any]:
         return evaluate(
@@ -330,11 +335,17 @@ class _AuditedModel:
         figures.add_corrected([entry["benchmarks"] for entry in methods.values()])
 
 
-def _with_answers(trial: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A trial's results; with an error where too much failed to compare it with trials of all questions."""
+def _error(trial: Mapping[str, Any]) -> str | None:
+    """Why a trial cannot be chosen: it raised, or the questions that it has answers to may be a choice."""
     if trial["error"]:
-        return trial
+        return str(trial["error"])
     questions = next(iter(trial["figures"].values()))["questions"]
     if not too_many(trial["left_out"], questions):
-        return trial
-    return {**trial, "error": f"{trial['left_out']} questions were left out, because answers failed"}
+        return None
+    return f"{trial['left_out']} questions were left out, because answers failed"
+
+
+def _answer_set(benchmark: Benchmark, answers: figures.Answers, condition: str) -> AnswerSet:
+    given = [answers.get(item.key, {}).get(condition) for item in benchmark.items]
+    failed = {index: "it has no answer" for index, answer in enumerate(given) if answer is None}
+    return AnswerSet(tuple(answer or "" for answer in given), failed)

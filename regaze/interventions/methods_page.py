@@ -112,8 +112,8 @@ CONTROLS_INTRODUCTION = """## Controls
 What a method has to beat before its idea gets the credit. They are made and used as methods
 (`regaze.interventions.controls`), and take part in the evaluation of any with `--controls`
 ([evaluation](../guide/evaluation.md#controls)): *prefer-yes* and *near-tie* on yes/no questions
-(in an audit *yes-offset*, too), *drop-last-sentence* and *stop-after* on longer texts, and those that a method names itself
-(`method.controls()`):
+(in an audit *yes-offset*, too), *drop-last-sentence* and *stop-after* on longer texts, and those that a
+method names itself (`method.controls()`):
 """
 
 VISION = """## Vision transforms

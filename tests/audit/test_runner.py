@@ -232,6 +232,29 @@ def test_a_method_that_raises_is_not_run_and_the_others_are(tmp_path):
     assert methods["gift"]["verdict"] != "not run"
 
 
+def test_trials_are_compared_on_the_questions_that_all_have_answers_to(tmp_path, seen):
+    """With alpha 1 gift fails on four scenes, the only ones that it is wrong about with alpha 2."""
+    *others, fourth, third, second, first = seen[0]["models"]["seer"]["halves"][TUNED]
+    lost, wrong = {first, second, third, fourth}, {*others[-3:]}
+
+    class Failing(Seer):
+        def answer(self, scene, question, method):
+            asked = re.search(r"Is there an? (.*) in the image", question)
+            if getattr(method, "name", "") != "gift" or asked is None:
+                return super().answer(scene, question, method)
+            if method.alpha == 1.0 and scene in lost:
+                raise ValueError("out of memory")
+            is_right = scene not in (lost if method.alpha == 2.0 else wrong)
+            return "Yes" if (asked[1] in PRESENT[scene]) == is_right else "No"
+
+    small = plan(benchmarks={"pope": {**PLAN["benchmarks"]["pope"], "questions": 360}}, damage=None)
+    found = audit(small, tmp_path, load=lambda model: Failing(), progress=False)
+    gift = found["models"]["seer"]["methods"]["gift"]
+    low, high = (trial["score"] for trial in gift["trials"])
+    assert high == 1.0 > low
+    assert gift["chosen"] == {"alpha": 2.0}
+
+
 def test_a_folder_with_another_plan_is_refused(seen):
     more = plan(models={**PLAN["models"], "other": {"load": "seer", "data": "demo"}})
     assert more.extends(plan())

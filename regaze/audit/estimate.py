@@ -58,7 +58,7 @@ class Estimator:
             slower = self._slowness()
             plain = {name: self._seconds(self.tested, task, None) for name, task in self._tested().items()}
             tuning = self._seconds(self.tuned, self.asked.tuned, None)
-        rows = _prompts(self.asked.tuned)
+        rows = number_of_prompts(self.asked.tuned)
         per_answer = 1 + sum(slower[label] * len(trials) for label, trials in self.trials.items())
         per_answer += len(self.offsets)
         conditions = 1 + sum(map(len, self.trials.values())) + len(self.offsets)
@@ -66,8 +66,8 @@ class Estimator:
         answers, seconds = 0, 0.0
         for name, task in self._tested().items():
             costs = [1.0, *slower.values(), *self._controls(name, task, slower)]
-            answers += _prompts(task) * len(costs)
-            seconds += _prompts(task) * plain[name] * sum(costs)
+            answers += number_of_prompts(task) * len(costs)
+            seconds += number_of_prompts(task) * plain[name] * sum(costs)
         return {"tuned": tuned, "tested": Amount(answers, seconds)}
 
     def _tested(self) -> dict[str, EvalTask]:
@@ -106,10 +106,12 @@ class Estimator:
         return 0.0 if answers is None else answers.cost.seconds / len(items)
 
 
-def _prompts(task: EvalTask) -> int:
+def number_of_prompts(task: EvalTask) -> int:
     """The number of prompts, each of which is asked once however many questions it is."""
     benchmark = task.benchmark
-    return len({(item.media, benchmark.prompt(item), item.options) for item in benchmark.items})
+    return len(
+        {(item.media, benchmark.prompt(item), item.options, item.continuation) for item in benchmark.items}
+    )
 
 
 def seconds_done(folder: Path) -> float:

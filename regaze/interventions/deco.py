@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,7 @@ from pydantic import NonNegativeFloat, NonNegativeInt
 from torch import Tensor
 
 from regaze.interventions.base import Intervention, Method
+from regaze.interventions.controls.plausibility_cut import samples_or_searches
 from regaze.interventions.controls.sharpen import Sharpen
 from regaze.interventions.facts import Facts
 from regaze.interventions.layer_ranges import LayerRange, resolve_range
@@ -72,6 +73,10 @@ class DeCo(Intervention):
             return ()
         alone = (replace(self, alpha=0.0),) if self._cuts else ()
         return (*alone, Sharpen(self.alpha))
+
+    def acts_under(self, options: Mapping[str, Any]) -> bool:
+        """Whether it can change an answer: candidates alone, of which the likeliest is one, no greedy one."""
+        return self.alpha != 0.0 or samples_or_searches(options)
 
     @property
     def _cuts(self) -> bool:

@@ -9,7 +9,7 @@ import pytest
 
 from regaze.eval.benchmarks.common.base import Item
 from regaze.eval.comparison.control_plan import ControlPlan, kind_of_answers, matched_length
-from regaze.interventions import HGAI, ICD, PAI, VCD, HeadKnockout
+from regaze.interventions import HGAI, ICD, PAI, VCD, DeCo, HeadKnockout
 from regaze.interventions.controls import (
     NearTie,
     PlausibilityCut,
@@ -63,6 +63,12 @@ def test_a_cut_is_a_control_of_sampling_and_beams():
         ({"num_beams": 2}, ["plausibility-cut beta=0.1"]),
     ):
         assert ControlPlan.of_methods(OTHER, {"m": VCD()}, options).of["m"] == names
+
+
+def test_candidates_alone_are_a_control_of_sampling_too():
+    assert ControlPlan.of_methods(OTHER, {"m": DeCo()}, {}).of["m"] == []
+    sampled = ControlPlan.of_methods(OTHER, {"m": DeCo()}, SAMPLED).of["m"]
+    assert sampled == ["deco alpha=0.0", "sharpen alpha=0.6"]
 
 
 def test_what_methods_share_is_run_once():

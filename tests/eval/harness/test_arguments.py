@@ -138,6 +138,9 @@ def test_a_token_behind_the_plausibility_cut_costs_a_fixed_sum(text_gaze):
         )
     assert {one.logprob % loglikelihood.PRUNED_LOGPROB, two.logprob % loglikelihood.PRUNED_LOGPROB} == {0.0}
     assert one.logprob < 0
+    assert (one.excluded, two.excluded) == tuple(
+        each.logprob / loglikelihood.PRUNED_LOGPROB for each in (one, two)
+    )
 
 
 def test_the_models_own_generation_settings_come_back(text_gaze):

@@ -14,9 +14,11 @@ from regaze import HeadKnockout
 from regaze.demo import scenes
 from regaze.errors import BadParameterError
 from regaze.eval import EvalTask, evaluate
+from regaze.eval.benchmarks.plain_text import excludes_tokens
 from regaze.eval.benchmarks.vstar import VStarLikelihood
 from regaze.eval.run import loglikelihood, ranking
 from regaze.eval.run.generate import AnswerGenerator
+from regaze.eval.run.loglikelihood import PRUNED_LOGPROB
 from regaze.eval.run.metering import TokenCounter
 from regaze.eval.run.requests import AnswerRequest, Condition
 from regaze.eval.run.tasks import EvalConfig
@@ -98,6 +100,21 @@ def test_methods_of_several_contexts_rank_as_they_decode(gaze, asked, name):
         chosen, _ = choose(gaze, asked, ("Yes", "No"))
         said = gaze.ask([list(i) for i, _ in asked], [p for _, p in asked], max_new_tokens=4)
     assert [answer.split(".")[0].split(",")[0] for answer in said] == chosen
+
+
+def test_tokens_that_a_cut_excludes_are_counted_and_those_of_a_wrecked_model_are_none(gaze, asked):
+    (images, prompt), counter = asked[0], TokenCounter()
+
+    def answer():
+        return ranking.log_probabilities(gaze, [images], [prompt], ["A zebra reads."], counter)[0]
+
+    with gaze.using(registry.create_method("dola", beta=1.0)):  # leaves the likeliest token alone
+        excluded = answer()
+    assert excludes_tokens(excluded)
+    assert float(excluded.split()[0]) % PRUNED_LOGPROB == 0.0
+    with gaze.using(registry.create_method("pai", alpha=50.0, gamma=1.0)):
+        assert not excludes_tokens(answer())
+    assert not excludes_tokens(answer())
 
 
 def test_methods_that_ask_in_their_own_way_are_refused(gaze, asked):

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from regaze.audit.questions import Questions
+from regaze.audit.questions import Questions, number_of_prompts
 from regaze.eval.benchmarks.common.base import cluster_of, with_items
 from regaze.eval.comparison.conditions import PLAIN
 from regaze.eval.comparison.control_plan import ControlPlan, Controls, control_label
@@ -58,7 +58,7 @@ class Estimator:
             slower = self._slowness()
             plain = {name: self._seconds(self.tested, task, None) for name, task in self._tested().items()}
             tuning = self._seconds(self.tuned, self.asked.tuned, None)
-        rows = number_of_prompts(self.asked.tuned)
+        rows = number_of_prompts(self.asked.tuned.benchmark)
         per_answer = 1 + sum(slower[label] * len(trials) for label, trials in self.trials.items())
         per_answer += len(self.offsets)
         conditions = 1 + sum(map(len, self.trials.values())) + len(self.offsets)
@@ -66,8 +66,8 @@ class Estimator:
         answers, seconds = 0, 0.0
         for name, task in self._tested().items():
             costs = [1.0, *slower.values(), *self._controls(name, task, slower)]
-            answers += number_of_prompts(task) * len(costs)
-            seconds += number_of_prompts(task) * plain[name] * sum(costs)
+            answers += number_of_prompts(task.benchmark) * len(costs)
+            seconds += number_of_prompts(task.benchmark) * plain[name] * sum(costs)
         return {"tuned": tuned, "tested": Amount(answers, seconds)}
 
     def _tested(self) -> dict[str, EvalTask]:
@@ -104,14 +104,6 @@ class Estimator:
         label = PLAIN if method is None else str(method.to_dict()["method"])
         answers = asker.answers({label: asker.ask(few, label, method, label)}).get(label)
         return 0.0 if answers is None else answers.cost.seconds / len(items)
-
-
-def number_of_prompts(task: EvalTask) -> int:
-    """The number of prompts, each of which is asked once however many questions it is."""
-    benchmark = task.benchmark
-    return len(
-        {(item.media, benchmark.prompt(item), item.options, item.continuation) for item in benchmark.items}
-    )
 
 
 def seconds_done(folder: Path) -> float:

@@ -26,7 +26,7 @@ class Questions:
 
     Attributes:
         tuned: what strengths are chosen on. tested: by the plan's names. damage: None where none is checked.
-        halves: {"tuned", "tested"}: names of the scenes. note: how they were divided.
+        halves: {"tuned", "tested"}: names of the scenes, asked about or not. note: how they were divided.
     """
 
     tuned: EvalTask
@@ -34,6 +34,13 @@ class Questions:
     damage: EvalTask | None
     halves: dict[str, list[str]]
     note: str
+
+    @property
+    def scenes(self) -> dict[str, list[str]]:
+        """{"tuned", "tested"}: names of the scenes that are asked about."""
+        tested = [task.benchmark for task in self.tested.values()]
+        tested += [self.damage.benchmark] if self.damage else []
+        return {"tuned": _scenes(self.tuned.benchmark), "tested": sorted(set().union(*map(_scenes, tested)))}
 
 
 def make_benchmark(name: str, planned: Asked, model: AuditedModel) -> Any:
@@ -100,13 +107,20 @@ def take(benchmark: Benchmark, planned: Asked, seed: int) -> Benchmark:
     return with_items(benchmark, [item for item in benchmark.items if item.key in chosen])
 
 
+def number_of_prompts(benchmark: Benchmark) -> int:
+    """The number of distinct prompts, each of which is asked once however many questions it is."""
+    return len(
+        {(item.media, benchmark.prompt(item), item.options, item.continuation) for item in benchmark.items}
+    )
+
+
 def _scene(item: Item) -> str:
     """What a person calls the scene; a path would not be the same on another machine."""
     return item.image.name if item.image is not None else item.key
 
 
 def _scenes(benchmark: Benchmark) -> list[str]:
-    return sorted({_scene(item) for item in benchmark.items})
+    return sorted({_scene(item) for item in benchmark.items if item.image is not None})
 
 
 def _place(*parts: object) -> str:

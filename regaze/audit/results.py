@@ -58,6 +58,7 @@ class Tested(_Checked):
         share: whether that figure is one between 0 and 1, which is shown in points.
         decides: whether the verdict may rest on it.
         questions, clusters: that were scored, and the scenes they fall into (or what else counts together).
+        prompts: distinct ones that were asked; fewer than questions where some are in several splits.
         failed: questions without an answer. left_out: those, what is scored together with them, and what the
             plain model did not answer. changed: answers that differ from the plain model's.
         difference: to the plain model. detectable: the smallest that would be found four times out of five,
@@ -81,6 +82,7 @@ class Tested(_Checked):
     decides: bool
     questions: int
     clusters: int
+    prompts: int | None = None
     failed: int
     left_out: int = 0
     score: Figure
@@ -143,7 +145,7 @@ class Model(_Checked):
 
     Attributes:
         about: name, fingerprint and the rest of what results.json says of it. group: see the plan.
-        halves: {"tuned", "tested"}: the scenes of each half, whether asked about or not.
+        halves, scenes: {"tuned", "tested"}: the scenes of each half, and those that were asked about.
         note: how they were divided.
         tuned_on: {"benchmark", "metric", "questions", "plain"} that the trials' scores are of, and as
             "yes_offset" the trials of the threshold that is a control of every method; null without one.
@@ -153,6 +155,7 @@ class Model(_Checked):
     about: dict[str, Any]
     group: str | None
     halves: dict[str, list[str]]
+    scenes: dict[str, list[str]] = {}
     note: str
     tuned_on: dict[str, Any]
     folders: dict[str, str]

@@ -212,6 +212,7 @@ class _AuditedModel:
             "about": tuned["model"],
             "group": self.plan.models[self.name].group,
             "halves": self.asked.halves,
+            "scenes": self.asked.scenes,
             "note": self.asked.note,
             "tuned_on": {**tuned["tuned_on"], "yes_offset": about and about["trials"]},
             "folders": {half: f"{self.name}/{half}" for half in (TUNED, TESTED)},

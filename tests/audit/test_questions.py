@@ -1,4 +1,4 @@
-"""Which questions of a benchmark an audit asks."""
+"""Which questions of a benchmark an audit asks, and how many answers that takes."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from collections import Counter
 from pathlib import Path
 
 from regaze.audit.plan import Asked
-from regaze.audit.questions import take
+from regaze.audit.questions import number_of_prompts, take
 from regaze.eval.benchmarks.common.base import Item
+from regaze.eval.benchmarks.plain_text import Perplexity
 from regaze.eval.benchmarks.pope.benchmark import Pope
 
 SPLITS = ("random", "popular", "adversarial")
@@ -48,3 +49,10 @@ def test_one_question_about_each_scene_is_rightly_yes_as_often_as_no():
 
 def test_without_a_limit_a_scene_is_asked_about_as_a_whole():
     assert len(take(pope(4), Asked(questions=20), 0).items) == 36
+
+
+def test_a_prompt_is_asked_once_and_a_passage_is_a_prompt():
+    items = [Item(split, split, Path("a.png"), "Is there a cup?", "yes") for split in SPLITS]
+    assert number_of_prompts(Pope(tuple(items))) == 1
+    passages = [Item(name, "text", None, "Write.", name, continuation=name) for name in ("one", "two")]
+    assert number_of_prompts(Perplexity(tuple(passages))) == 2

@@ -5,11 +5,11 @@ The answers that are timed are stored in the journals of the runs, so that none 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from regaze.audit.questions import Questions, number_of_prompts
+from regaze.audit.questions import Questions, prompts_of
 from regaze.eval.benchmarks.common.base import cluster_of, with_items
 from regaze.eval.comparison.conditions import PLAIN
 from regaze.eval.comparison.control_plan import ControlPlan, Controls, control_label
@@ -58,16 +58,19 @@ class Estimator:
             slower = self._slowness()
             plain = {name: self._seconds(self.tested, task, None) for name, task in self._tested().items()}
             tuning = self._seconds(self.tuned, self.asked.tuned, None)
-        rows = number_of_prompts(self.asked.tuned.benchmark)
+        rows = len(prompts_of(self.asked.tuned.benchmark))
         per_answer = 1 + sum(slower[label] * len(trials) for label, trials in self.trials.items())
         per_answer += len(self.offsets)
         conditions = 1 + sum(map(len, self.trials.values())) + len(self.offsets)
         tuned = Amount(rows * conditions, rows * tuning * per_answer)
         answers, seconds = 0, 0.0
+        asked: set[Hashable] = set()
         for name, task in self._tested().items():
             costs = [1.0, *slower.values(), *self._controls(name, task, slower)]
-            answers += number_of_prompts(task.benchmark) * len(costs)
-            seconds += number_of_prompts(task.benchmark) * plain[name] * sum(costs)
+            new = prompts_of(task.benchmark) - asked
+            asked |= new
+            answers += len(new) * len(costs)
+            seconds += len(new) * plain[name] * sum(costs)
         return {"tuned": tuned, "tested": Amount(answers, seconds)}
 
     def _tested(self) -> dict[str, EvalTask]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from regaze.audit.questions import number_of_prompts
+from regaze.audit.questions import prompts_of
 from regaze.audit.verdicts import LEVEL, too_many
 from regaze.errors import InputError
 from regaze.eval.benchmarks.common.base import Benchmark
@@ -73,7 +73,7 @@ class Tested:
             "decides": self.decides,
             "questions": compared["statistics"]["items"],
             "clusters": compared["statistics"]["clusters"],
-            "prompts": number_of_prompts(self.benchmark),
+            "prompts": len(prompts_of(self.benchmark)),
             "failed": entry["failed"],
             "left_out": entry["left_out"],
             "score": compared["edited"][figure]["value"],

@@ -107,11 +107,9 @@ def take(benchmark: Benchmark, planned: Asked, seed: int) -> Benchmark:
     return with_items(benchmark, [item for item in benchmark.items if item.key in chosen])
 
 
-def number_of_prompts(benchmark: Benchmark) -> int:
-    """The number of distinct prompts, each of which is asked once however many questions it is."""
-    return len(
-        {(item.media, benchmark.prompt(item), item.options, item.continuation) for item in benchmark.items}
-    )
+def prompts_of(benchmark: Benchmark) -> set[Hashable]:
+    """Distinct prompts. Each is asked once, however many questions and benchmarks it is of."""
+    return {(item.media, benchmark.prompt(item), item.options, item.continuation) for item in benchmark.items}
 
 
 def _scene(item: Item) -> str:

@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 from regaze.audit.plan import Asked
-from regaze.audit.questions import number_of_prompts, take
+from regaze.audit.questions import prompts_of, take
 from regaze.eval.benchmarks.common.base import Item
 from regaze.eval.benchmarks.plain_text import Perplexity
 from regaze.eval.benchmarks.pope.benchmark import Pope
@@ -53,6 +53,6 @@ def test_without_a_limit_a_scene_is_asked_about_as_a_whole():
 
 def test_a_prompt_is_asked_once_and_a_passage_is_a_prompt():
     items = [Item(split, split, Path("a.png"), "Is there a cup?", "yes") for split in SPLITS]
-    assert number_of_prompts(Pope(tuple(items))) == 1
+    assert len(prompts_of(Pope(tuple(items)))) == 1
     passages = [Item(name, "text", None, "Write.", name, continuation=name) for name in ("one", "two")]
-    assert number_of_prompts(Perplexity(tuple(passages))) == 2
+    assert len(prompts_of(Perplexity(tuple(passages)))) == 2

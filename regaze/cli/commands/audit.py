@@ -40,7 +40,7 @@ def audit(
     json: Annotated[bool, typer.Option("--json", help="Print audit.json and nothing else.")] = False,
     debug: options.Debug = False,
 ) -> None:
-    """Say of each method whether it does more than its own controls.
+    """Say which methods do more than their own controls.
 
     Strengths are chosen on one half of the scenes, as many trials for each method, and tested with the
     controls on the other. Verdicts follow from fixed rules. An audit that was stopped continues when the same

@@ -89,7 +89,10 @@ def test_the_arguments_reach_the_model_and_its_tokenizer(monkeypatch):
 
 
 def test_every_command_that_loads_a_model_takes_them():
-    for name in COMMANDS:
+    for name in COMMANDS.keys() - {
+        "audit",
+        "serve",
+    }:  # a plan says how models are loaded, and vLLM loads its own
         code = name.replace("-", "_")
         command = spread(getattr(import_module(f"regaze.cli.commands.{code}"), code))
         parameters = inspect.signature(command).parameters

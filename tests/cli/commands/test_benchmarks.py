@@ -18,7 +18,7 @@ def test_one_benchmark_is_shown_by_its_name():
     shown = regaze("repope").stdout
     assert shown.startswith("repope  RePOPE")
     assert "\n  --data demo: options corrected_only, limit, splits, suffix\n" in shown
-    assert len(shown.splitlines()) == 7
+    assert len(shown.splitlines()) == 8
     assert list(json.loads(regaze("repope", "--json").stdout)) == ["repope"]
     assert len(json.loads(regaze("--json").stdout)) > 20
 

@@ -23,6 +23,7 @@ _OTHERS = frozenset(
         "--batch_size",
         "--enforce-eager",
         "--include_path",
+        "--long-prefill-token-threshold",
         "--no-deps",
         "--no-enable-chunked-prefill",
         "--use_cache",

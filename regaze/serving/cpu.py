@@ -13,16 +13,15 @@ from vllm.v1.attention.backends.cpu_attn import (
 )
 
 from regaze.serving.edited import Edited
-from regaze.serving.pages import Pages
 from regaze.serving.platforms import reads_pages
 
 
 class EditedCPUImpl(Edited, CPUAttentionBackendImpl):
-    def pages(self, kv_cache: Tensor) -> Pages:
+    def pages(self, kv_cache: Tensor) -> tuple[Tensor, Tensor]:
         """The "vec" kernels keep the keys of a page transposed: all of it is [D, page] and then [page, D]."""
         count, heads, size, width = kv_cache.shape
         keys = kv_cache.view(count, heads, 2, width // 2, size)[:, :, 0].transpose(2, 3)
-        return Pages(keys, kv_cache.view(count, heads, 2, size, width // 2)[:, :, 1])
+        return keys, kv_cache.view(count, heads, 2, size, width // 2)[:, :, 1]
 
 
 class EditedCPUBuilder(CPUAttentionMetadataBuilder):

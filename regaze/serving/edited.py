@@ -7,7 +7,6 @@ from typing import Any
 from torch import Tensor
 
 from regaze.serving.edits import EngineEdits, LayerCall
-from regaze.serving.pages import Pages
 
 
 class Edited:
@@ -49,12 +48,12 @@ class Edited:
                     "sinks": self.sinks,
                 }
                 table = attn_metadata.block_table
-                call = LayerCall(self.number, query, output, self.pages(kv_cache), table, options)
+                call = LayerCall(self.number, query, output, *self.pages(kv_cache), table, options)
                 self.edits.edit(call, attn_metadata)
         except Exception as error:  # plain requests need nothing of it
             self.edits.give_up(error)
         return out
 
-    def pages(self, kv_cache: Tensor) -> Pages:
-        """Keys and values of a cache [P, Hkv, page, 2 * D]."""
+    def pages(self, kv_cache: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys [P, Hkv, page, D] and values of a cache [P, Hkv, page, 2 * D]."""
         raise NotImplementedError

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from regaze.errors import UnsupportedModelError
-from regaze.kernels import AttentionEdit, attend
+from regaze.kernels import AttentionEdit, attend_paged
+from regaze.kernels.pages import Pages
 from regaze.serving import records, wire
 from regaze.serving.admission import acting
-from regaze.serving.pages import Pages, row_mask
 from regaze.serving.prompts import context_of, reader_of
 from regaze.serving.release import KEY
 from regaze.serving.requests import EditedRequest, Rows
@@ -32,17 +32,26 @@ class LayerCall:
     """A call of one layer's attention, whose plain output is there already.
 
     Attributes:
-        layer: its number. query: [T, Hq, D]. output: [T, Hq, Dv], to be written to. pages: keys and values,
-            those of the rows included. table: [B, n] int32, the pages of each sequence.
+        layer: its number. query: [T, Hq, D]. output: [T, Hq, Dv], to be written to.
+        keys, values: pages [P, Hkv, page, D] and [P, Hkv, page, Dv], those of the rows included.
+        table: [B, n] int32, the pages of each sequence.
         options: `scaling`, `softcap` and `sinks` of `attend`.
     """
 
     layer: int
     query: Tensor
     output: Tensor
-    pages: Pages
+    keys: Tensor
+    values: Tensor
     table: Tensor
     options: dict[str, Any]
+
+    def pages_of(self, rows: Sequence[Rows]) -> Pages:
+        """Where the keys of these sequences are, up to their rows."""
+        device, size = self.query.device, self.keys.shape[2]
+        numbers = torch.tensor([one.row for one in rows], device=device)
+        lengths = torch.tensor([one.stop for one in rows], device=device)
+        return Pages(self.table[numbers, : -(-max(one.stop for one in rows) // size)], lengths)
 
 
 class EngineEdits:
@@ -212,15 +221,11 @@ class EngineEdits:
         self, which: Hashable, group: Sequence[tuple[Rows, AttentionEdit]], call: LayerCall
     ) -> None:
         """The last of each of these rows, in one call."""
-        device = call.query.device
-        numbers = torch.tensor([rows.row for rows, _ in group], device=device)
-        last = torch.tensor([rows.span.stop - 1 for rows, _ in group], device=device)
-        longest = max(rows.stop for rows, _ in group)
-        lengths = torch.tensor([rows.stop for rows, _ in group], device=device)
-        key, value = call.pages.of(call.table[numbers], longest)
+        pages = call.pages_of([rows for rows, _ in group])
+        last = torch.tensor([rows.span.stop - 1 for rows, _ in group], device=call.query.device)
         edit = self._stacks.of([edit for _, edit in group], (call.layer, which))
-        mask = None if len(group) == 1 else row_mask(lengths, longest)
-        out, _ = attend(call.query[last][:, :, None], key, value, edit, mask=mask, **call.options)
+        query = call.query[last][:, :, None]
+        out, _ = attend_paged(query, call.keys, call.values, *pages, edit, **call.options)
         call.output[last] = out[:, :, 0]
 
 
@@ -249,7 +254,8 @@ def _edit(rows: Rows, call: LayerCall, single: dict[Hashable, list[tuple[Rows, A
 
 def _run(rows: Rows, plan: LayerPlan, call: LayerCall) -> None:
     """All of the rows of one request, with what its methods measure."""
-    key, value = call.pages.of(call.table[rows.row : rows.row + 1], rows.stop)
+    pages = call.pages_of([rows])
+    key, value = (pages.gather(cache)[:, :, : rows.stop] for cache in (call.keys, call.values))
     query = call.query[rows.span].transpose(0, 1)[None]
     options: dict[str, Any] = {"mask": None, "is_causal": True, **call.options}
     scaling, number = options.pop("scaling"), call.layer

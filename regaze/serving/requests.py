@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import fields
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from regaze.errors import InputError
 from regaze.kernels import AttentionEdit, Stats
 from regaze.serving.chunks import chunk
 from regaze.toolkit.model.callback import Callback, keeps_edits
 from regaze.toolkit.model.context import Context
 from regaze.toolkit.model.plans import LayerPlan, plan_layer
+
+#: Of the edits of one request that are kept for the case that its rows run again.
+MOST_BYTES = 2**28
 
 
 class Rows(NamedTuple):
@@ -66,6 +71,7 @@ class EditedRequest:
         self.needs_hidden = any(callback.needs_hidden_states for callback in callbacks)
         self._keeps = all(keeps_edits(callback) for callback in callbacks)
         self._taken: dict[tuple[int, int], tuple[AttentionEdit | None, ...]] = {}  # by layer and step
+        self._taken_bytes = 0
         self._plans: dict[int, tuple[Any, tuple[AttentionEdit | None, ...], LayerPlan | None]] = {}
         self._hidden: dict[int, Tensor] = {}
         self._parts: dict[int, list[tuple[Callback, Stats]]] = {}  # of prompts, by layer
@@ -136,11 +142,25 @@ class EditedRequest:
         if rows.step == 0 and rows.ends_prompt:
             self._hidden.pop(layer, None)
         if any(edit is not None for edit in edits) or self._keeps:
-            self._taken[place] = edits
+            self._remember(place, edits)
         return edits
+
+    def _remember(self, place: tuple[int, int], edits: tuple[AttentionEdit | None, ...]) -> None:
+        """Keep the edits of rows that may run again, as long as they are not too many."""
+        if not self._keeps:
+            self._taken_bytes += sum(_size(edit) for edit in edits if edit is not None)
+        if self._taken_bytes > MOST_BYTES:
+            self._taken = {}
+        else:
+            self._taken[place] = edits
 
     def _again(self, layer: int, step: int) -> tuple[AttentionEdit | None, ...]:
         """The edits of rows that ran before, without what was measured then."""
+        if self._taken_bytes > MOST_BYTES:
+            raise InputError(
+                "the engine gave this request's keys away, and its edits, each step's another, were too "
+                "many to keep: give the engine a larger cache, or ask for shorter answers"
+            )
         place = layer, min(step, 1) if self._keeps else step
         edits = self._taken.get(place, (None,) * len(self.callbacks))
         return tuple(None if edit is None else edit.without_stats for edit in edits)
@@ -163,6 +183,12 @@ class EditedRequest:
             own = [stats for owner, stats in parts if owner is callback]
             if own:
                 callback.on_stats(layer, joined(own), self.context)
+
+
+def _size(edit: AttentionEdit) -> int:
+    """Bytes of an edit's own tensors."""
+    parts = (getattr(edit, each.name) for each in fields(edit))
+    return sum(part.nbytes for part in parts if isinstance(part, Tensor))
 
 
 def joined(parts: list[Stats]) -> Stats:

@@ -13,13 +13,12 @@ from vllm.v1.attention.backends.triton_attn import (
 )
 
 from regaze.serving.edited import Edited
-from regaze.serving.pages import Pages
 
 
 class EditedTritonImpl(Edited, TritonAttentionImpl):
-    def pages(self, kv_cache: Tensor) -> Pages:
+    def pages(self, kv_cache: Tensor) -> tuple[Tensor, Tensor]:
         width = kv_cache.shape[-1] // 2
-        return Pages(kv_cache[..., :width], kv_cache[..., width:])
+        return kv_cache[..., :width], kv_cache[..., width:]
 
 
 class EditedTritonBuilder(TritonAttentionMetadataBuilder):

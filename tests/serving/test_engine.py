@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from served import by_engine, mixed, start
+from served import TOKENS, Asked, by_engine, mixed, start
 
 from regaze.errors import RegazeError, UnsupportedModelError
+from regaze.serving import requests
+from regaze.serving.requests import EditedRequest
 from regaze.serving.support import REFUSED, RUNS
 
 pytestmark = pytest.mark.vllm
@@ -39,11 +41,11 @@ def named(name: str) -> dict[str, Any]:
     return {"method": name, **METHODS[name]}
 
 
-def check(engine: Any, asked: Any, *methods: dict[str, Any]) -> None:
+def check(engine: Any, asked: Any, *methods: dict[str, Any], tokens: int = TOKENS) -> None:
     """A batch of which every fourth request is plain has the very tokens of transformers."""
-    edited, plain = asked.by_transformers(*methods), asked.by_transformers()
+    edited, plain = asked.by_transformers(*methods, tokens=tokens), asked.by_transformers(tokens=tokens)
     wanted = [plain[i] if i % 4 == 3 else row for i, row in enumerate(edited)]
-    assert by_engine(engine, asked, mixed(list(methods), len(wanted))) == wanted
+    assert by_engine(engine, asked, mixed(list(methods), len(wanted)), tokens) == wanted
 
 
 def test_every_method_that_runs_is_tried():
@@ -187,15 +189,54 @@ def test_prompts_in_one_piece(unsplit, asked, name):
     check(unsplit, asked, named(name))
 
 
+#: Tokens of answers that need a fourth page.
+LONG = 40
+
+
 @pytest.fixture(scope="module")
 def narrow(demo_folder):
-    """An engine whose cache is too small for all requests of a batch."""
-    return start(demo_folder, num_gpu_blocks_override=37, enable_prefix_caching=False)
+    """An engine whose cache has the prompts of eight requests, and no fourth page for their answers."""
+    return start(demo_folder, num_gpu_blocks_override=26, enable_prefix_caching=False)
+
+
+@pytest.fixture(scope="module")
+def described(asked):
+    """Questions with long answers."""
+    return Asked(asked.gaze, asked.images, ["Describe the image."] * len(asked.images))
+
+
+@pytest.fixture
+def again(monkeypatch):
+    """The steps whose rows ran again."""
+    steps: list[int] = []
+    known = EditedRequest._again
+
+    def counted(self: Any, layer: int, step: int) -> Any:
+        steps.append(step)
+        return known(self, layer, step)
+
+    monkeypatch.setattr(EditedRequest, "_again", counted)
+    return steps
 
 
 @pytest.mark.parametrize("name", ["adhh", "gift", "knockout", "pai", "sparc", "var"])
-def test_requests_that_gave_their_keys_away_go_on(narrow, asked, name):
-    check(narrow, asked, named(name))
+def test_requests_that_gave_their_keys_away_go_on(narrow, described, again, name):
+    check(narrow, described, named(name), tokens=LONG)
+    assert max(again) > 0
+
+
+def test_edits_that_are_too_many_to_keep_end_requests_that_run_again(narrow, described, again, monkeypatch):
+    from vllm import SamplingParams
+
+    monkeypatch.setattr(requests, "MOST_BYTES", 1)
+    params = SamplingParams(temperature=0, max_tokens=LONG, extra_args={"regaze": named("sparc")})
+    outputs = [output.outputs[0] for output in narrow.generate(described.prompts, params, use_tqdm=False)]
+    wanted = described.by_transformers(named("sparc"), tokens=LONG)
+    assert again
+    assert {output.finish_reason for output in outputs} > {"error"}
+    for output, tokens in zip(outputs, wanted, strict=True):
+        found = list(output.token_ids)
+        assert found == (tokens[: len(found)] if output.finish_reason == "error" else tokens)
 
 
 def test_unsupported_engines_are_named(engine, asked, monkeypatch):

@@ -7,7 +7,6 @@ import torch
 
 from regaze.interventions.common.move_mass import MoveMass
 from regaze.kernels import AttentionEdit, Channels, HeadSource, StatsRequest, Windows, attend
-from regaze.serving.pages import row_mask
 from regaze.serving.stacking import Stacks, kind, stacked
 
 HEADS, SIZE = 6, 8
@@ -38,7 +37,7 @@ def test_a_stack_gives_what_its_parts_give(name):
     g = torch.Generator().manual_seed(8)
     query = torch.randn(3, HEADS, 1, SIZE, generator=g)
     key, value = (torch.randn(3, 2, max(KEYS), SIZE, generator=g) for _ in range(2))
-    mask = row_mask(torch.tensor(KEYS), max(KEYS))
+    mask = (torch.arange(max(KEYS)) < torch.tensor(KEYS)[:, None])[:, None, None]
     out, _ = attend(query, key, value, stacked(edits), mask=mask)
     for sample, (edit, keys) in enumerate(zip(edits, KEYS, strict=True)):
         one = slice(sample, sample + 1)

@@ -195,14 +195,18 @@ LONG = 40
 
 @pytest.fixture(scope="module")
 def narrow(demo_folder):
-    """An engine whose cache has the prompts of eight requests, and no fourth page for their answers."""
+    """An engine whose cache has the prompts of eight requests, and no fourth page for most answers."""
     return start(demo_folder, num_gpu_blocks_override=26, enable_prefix_caching=False)
 
 
 @pytest.fixture(scope="module")
 def described(asked):
-    """Questions with long answers."""
-    return Asked(asked.gaze, asked.images, ["Describe the image."] * len(asked.images))
+    """Prompts that almost fill three pages."""
+    tokenizer, question = asked.gaze.reader.tokenizer, "Describe the image."
+    wanted = len(tokenizer(question)["input_ids"]) + 18  # of 75 tokens, with the image
+    while len(tokenizer(question)["input_ids"]) < wanted:
+        question = question.replace("Describe", "Describe the image. Describe", 1)
+    return Asked(asked.gaze, asked.images, [question] * len(asked.images))
 
 
 @pytest.fixture

@@ -37,7 +37,7 @@ COMMANDS = {
     "inspect": "Print a model's layers, heads, image tokens and limits.",
     "methods": "List methods and controls, their parameters and sources.",
     "lm-eval": "Run lm-evaluation-harness with regaze among its models.",
-    "serve": "Serve a model with edited attention by vLLM, behind OpenAI's interface.",
+    "serve": "Serve a model with edited attention, by vLLM.",
     "doctor": "Say what works here, and what to install for the rest.",
     "demo": "Run the whole workflow offline on the bundled model.",
     "bed": "Show the language model of the test bed, or fetch it.",

@@ -51,7 +51,7 @@ class EAH(Intervention):
         "columns and threshold are constants; of a batch only the first sample is edited, here each is."
     )
     copies_maps: ClassVar[bool] = True
-    prompt_needs = "whole"
+    prompt_needs: ClassVar[str | None] = "whole"
     fixed_edits = True
 
     threshold: NonNegativeFloat | None = field(

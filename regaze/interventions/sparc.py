@@ -43,7 +43,7 @@ class SPARC(Intervention):
     edits: ClassVar[str] = "values of image tokens from the third token on, as if the cache were scaled"
     cost: ClassVar[str] = "one forward; one row of one layer at the image's columns at every step"
     counts_steps: ClassVar[bool] = True
-    prompt_needs = ""
+    prompt_needs: ClassVar[str | None] = ""
     plans_ahead = True
     facts: ClassVar[Facts] = Facts(
         edits=("values",), when=("answer",), cost="one forward", needs=("all heads",)

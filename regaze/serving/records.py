@@ -146,7 +146,10 @@ class EngineRecorder(Recorder):
 
     def __init__(self, options: RecordOptions, config: Any, tokenizer: Any):
         super().__init__(options, _Model(config), tokenizer)
-        self.prompt_needs = "" if options.rows in ("last", 1) else "rows"
+
+    @property
+    def prompt_needs(self) -> str:  # type: ignore[override]
+        return "" if self.options.rows in ("last", 1) else "rows"
 
     def save(self, path: StrPath, output_ids: Sequence[int]) -> None:
         """Write the record of a request with this answer. Raises RecordingError where it cannot be done."""

@@ -20,7 +20,7 @@ def serve(
     method: options.Method = "none",
     settings: options.Settings = None,
 ) -> None:
-    """Serve a model with edited attention by vLLM, behind OpenAI's interface.
+    """Serve a model with edited attention, by vLLM.
 
     regaze serve demo --method knockout --set heads=[[0,0],[0,3]] --port 8000
 

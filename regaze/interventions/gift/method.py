@@ -96,7 +96,7 @@ class GIFT(Intervention):
         "repeated word (as_released=True); NaN without content words or for a flat map; text between two "
         "images is treated as image; no beta; batches of one."
     )
-    prompt_needs = "rows"
+    prompt_needs: ClassVar[str | None] = "rows"
     fixed_edits = True
 
     alpha: NonNegativeFloat | None = field(

@@ -53,7 +53,7 @@ class MMA(Intervention):
         "sony/aki, CC BY-NC 4.0. The unmasked text ends with the assistant marker (as_released=True); "
         "several images per sample raise, left-padded batches get misplaced masks. Here both work."
     )
-    prompt_needs = "whole"
+    prompt_needs: ClassVar[str | None] = "whole"
     fixed_edits = True
 
     as_released: bool = field(

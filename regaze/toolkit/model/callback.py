@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -48,7 +48,7 @@ class Callback:
     inactive: frozenset[str] = frozenset()
     plans_ahead: bool = False
     counts_steps: ClassVar[bool] = False
-    prompt_needs: Literal["", "rows", "whole"] | None = None
+    prompt_needs: ClassVar[str | None] = None
     records: ClassVar[bool] = False
 
     def for_model(self, config: Any) -> Callback:

@@ -25,16 +25,16 @@ class Backend(NamedTuple):
 
     Attributes:
         own_attend: as `attend`, for edits without the parts that all backends have in common.
-        stats_of_layers: as `attention_stats` for several layers with the same request, in one launch:
-            takes of each its query, key, scaling and other options, and the request. None where it cannot run
-            them; no such function where several launches cost little.
+        stats_of_layers: as `attention_stats` for several layers with the same request, [layers, ...], in one
+            launch: takes of each its query, key, scaling and other options, and the request. None where it
+            cannot run them; no such function where several launches cost little.
     """
 
     attend: Callable[..., tuple[Tensor, Stats | None]]
     attention_stats: Callable[..., Stats]
     column_sums: Callable[..., Tensor]
     own_attend: Callable[..., tuple[Tensor, Stats | None]]
-    stats_of_layers: Callable[..., list[Stats] | None] | None = None
+    stats_of_layers: Callable[..., Stats | None] | None = None
 
     def attend_for(self, edit: AttentionEdit) -> Callable[..., tuple[Tensor, Stats | None]]:
         """The shortest way to `attend` for an edit."""
@@ -46,7 +46,7 @@ def _backend(
     attend: Callable[..., tuple[Tensor, Stats | None]],
     attention_stats: Callable[..., Stats],
     column_sums: Callable[..., Tensor],
-    stats_of_layers: Callable[..., list[Stats] | None] | None = None,
+    stats_of_layers: Callable[..., Stats | None] | None = None,
 ) -> Backend:
     gated = attend if attend is attend_reference else gating(attend)
     with_all_parts = shifting(borrowing(gated, attention_stats, column_sums))
@@ -92,7 +92,7 @@ def _attention_stats_numba(*args: Any, **kwargs: Any) -> Stats:
     return attention_stats_numba(*args, **kwargs)
 
 
-def _stats_of_layers_numba(*args: Any) -> list[Stats] | None:
+def _stats_of_layers_numba(*args: Any) -> Stats | None:
     from regaze.kernels.numba.launch import stats_of_layers_numba
 
     return stats_of_layers_numba(*args)

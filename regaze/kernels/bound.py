@@ -58,19 +58,6 @@ class BoundEdit:
         self.backend = choose("auto", query, key, value, self.edit)
         self._attend = self.backend.attend_for(self.edit)
 
-    def statistics_with(self, calls: Sequence[StatsCall]) -> list[Stats] | None:
-        """`statistics` of several calls in one launch; None where this edit's request or backend has none."""
-        of_layers = None if self.backend is None else self.backend.stats_of_layers
-        if of_layers is None:
-            return None
-        request = self.edit.stats
-        kind = "statistics", calls[0].query.shape[2], torch.is_grad_enabled()
-        for call in calls:
-            edit = call.edit
-            if call.first_key or edit.checked != kind or edit.edit.stats is not request:
-                return None
-        return of_layers([call[1:5] for call in calls], request)
-
 
 class StatsCall(NamedTuple):
     """The arguments of `BoundEdit.statistics`."""
@@ -82,13 +69,23 @@ class StatsCall(NamedTuple):
     options: dict[str, Any]
     first_key: int
 
+    def run(self) -> Stats:
+        return self.edit.statistics(self.query, self.key, self.scaling, self.first_key, **self.options)
 
-def statistics_of(calls: Sequence[StatsCall]) -> list[Stats]:
-    """`BoundEdit.statistics` of the layers of a step, in one launch where that can be."""
-    together = calls[0].edit.statistics_with(calls) if len(calls) > 1 else None
-    if together is not None:
-        return together
-    return [
-        edit.statistics(query, key, scaling, first, **options)
-        for edit, query, key, scaling, options, first in calls
-    ]
+
+def in_one_launch(calls: Sequence[StatsCall]) -> Stats | None:
+    """Statistics of the layers of a step, [layers, ...].
+
+    None where their requests or the backend allow no common launch, or before each layer has run by itself.
+    """
+    first = calls[0].edit
+    of_layers = None if first.backend is None else first.backend.stats_of_layers
+    request = first.edit.stats
+    if of_layers is None or request is None:
+        return None
+    kind = "statistics", calls[0].query.shape[2], torch.is_grad_enabled()
+    for call in calls:
+        edit = call.edit
+        if call.first_key or edit.checked != kind or edit.edit.stats is not request:
+            return None
+    return of_layers([call[1:5] for call in calls], request)

@@ -21,7 +21,7 @@ from regaze.serving.prompts import context_of, reader_of
 from regaze.serving.release import KEY
 from regaze.serving.requests import EditedRequest, Rows
 from regaze.serving.stacking import Stacks, kind
-from regaze.toolkit.model.plans import LayerPlan
+from regaze.toolkit.model.layer_plan import LayerPlan
 from regaze.toolkit.prompts.prompt_reader import PromptReader
 
 _log = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from regaze.kernels import AttentionEdit, Stats
 from regaze.serving.chunks import chunk
 from regaze.toolkit.model.callback import Callback, keeps_edits
 from regaze.toolkit.model.context import Context
-from regaze.toolkit.model.plans import LayerPlan, plan_layer
+from regaze.toolkit.model.layer_plan import LayerPlan, plan_layer
 
 #: Of the edits of one request that are kept for the case that its rows run again.
 MOST_BYTES = 2**28

@@ -11,7 +11,7 @@ from regaze.kernels import AttentionEdit
 from regaze.serving.chunks import divided
 from regaze.serving.requests import EditedRequest
 from regaze.toolkit.model.callback import Callback, overrides, prompt_needs
-from regaze.toolkit.model.plans import plan_layer
+from regaze.toolkit.model.layer_plan import plan_layer
 
 
 def try_edits(request: EditedRequest) -> str | None:

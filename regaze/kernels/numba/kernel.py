@@ -28,16 +28,20 @@ HEAD_SCORE_GAIN, HEAD_GAIN, ACTIVE, NUMBERS = range(24, 40, 4)
 POLICY, CHANNELS, REPORTED_CHANNELS, CHANGES_SCORES, REPORTS, SIZE = range(40, 46)
 
 # Where a call has its numbers, of 8 bytes each: addresses (0: no tensor, or not requested),
-# sizes, strides in elements over samples, heads and keys, and the scaling.
+# sizes, strides in elements over samples, heads and keys, the number of the first row among those whose
+# statistics lie together, and the scaling.
 PROGRAM, QUERY, KEY, VALUE, OUT, MASK, MASSES, ENTROPY, LSE, TOP_WEIGHT, TOP_COLUMN = range(11)
 BATCH, HEADS, KV_HEADS, KEYS, DIM, VALUE_DIM = range(11, 17)
-QUERY_STRIDES, KEY_STRIDES, VALUE_STRIDES, MASK_STRIDE, SCALING = 17, 19, 22, 25, 26
+QUERY_STRIDES, KEY_STRIDES, VALUE_STRIDES, MASK_STRIDE, FIRST_ROW, SCALING = 17, 19, 22, 25, 26, 27
 
 #: Packs the numbers of a call, in this order.
-CALL = struct.Struct("=26qd")
+CALL = struct.Struct("=27qd")
 
 #: What is reported: nothing, the row of plain attention, the edited one.
 NOTHING, PLAIN, EDITED = range(3)
+
+#: Keys whose groups are compared at once.
+_BLOCK = 16
 
 #: The score of a hidden key: finite, so that sums can be reordered; no other is as low.
 _HIDDEN = np.float32(-3.0e38)
@@ -151,9 +155,24 @@ def _softmax(row):
 
 @njit(fastmath=_SUMS)
 def _sum_groups(row, groups, named, sums):
-    """Weights summed by group into `sums` [K]; keys after the named ones are in group 0."""
+    """Weights summed by group into `sums` [K]; keys after the named ones are in group 0.
+
+    Groups come in runs, so most blocks of keys have one: their sum is made in vectors.
+    """
     sums[:] = _ZERO
-    for j in range(named):
+    whole = named - named % _BLOCK
+    for start in range(0, whole, _BLOCK):
+        first, same, total = groups[start], True, _ZERO
+        for j in range(start, start + _BLOCK):
+            same &= groups[j] == first
+        if same:
+            for j in range(start, start + _BLOCK):
+                total += row[j]
+            sums[first] += total
+        else:
+            for j in range(start, start + _BLOCK):
+                sums[groups[j]] += row[j]
+    for j in range(whole, named):
         sums[groups[j]] += row[j]
     later = _ZERO
     for j in range(named, row.size):
@@ -285,6 +304,7 @@ def _attend(call, scaling):
     key_sample, key_head, key_row = call[KEY_STRIDES], call[KEY_STRIDES + 1], call[KEY_STRIDES + 2]
     value_sample, value_head = call[VALUE_STRIDES], call[VALUE_STRIDES + 1]
     value_row, reports, group = call[VALUE_STRIDES + 2], program[REPORTS], heads // kv_heads
+    first_row = call[FIRST_ROW]
     row, raw = np.empty(keys, np.float32), np.empty(keys, np.float32)
     sums = np.empty(max(program[CHANNELS], 1), np.float32)
     coefficients = np.empty_like(sums)
@@ -293,6 +313,7 @@ def _attend(call, scaling):
         maps = acts and program[CHANGES_SCORES] != 0
         for head in range(heads):
             at, shared = sample * heads + head, head // group
+            place = first_row + at
             query_from = sample * query_sample + head * query_head
             key_from = sample * key_sample + shared * key_head
             _scores(raw, query, query_from, key, key_from, key_row, dim, scaling)
@@ -303,7 +324,7 @@ def _attend(call, scaling):
                 _hide(row, mask, sample * mask_sample)
             log_sum = _softmax(row)
             if reports == PLAIN:
-                _report(row, log_sum, program, sample, at, masses, entropy, lse, top_weight, top_column)
+                _report(row, log_sum, program, sample, place, masses, entropy, lse, top_weight, top_column)
                 if maps and out_at:  # the edited row after the plain one
                     row[:] = raw
                     _map_scores(row, program, sample, head)
@@ -326,7 +347,7 @@ def _attend(call, scaling):
                 gains = _floats(_at(program, VALUE_GAIN, sample, head, 4))
                 _multiply(row, gains, program[VALUE_GAIN + 3])
             if reports == EDITED:
-                _report(row, log_sum, program, sample, at, masses, entropy, lse, top_weight, top_column)
+                _report(row, log_sum, program, sample, place, masses, entropy, lse, top_weight, top_column)
             if out_at:
                 gain = _ONE
                 if program[HEAD_GAIN]:

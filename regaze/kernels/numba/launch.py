@@ -6,6 +6,7 @@ What depends on the edit alone, its `Program`, is made in the first call and sto
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -20,6 +21,9 @@ from regaze.kernels.torch_backend import attend_torch, attention_stats_torch
 #: Elements of the keys above which the processor waits for memory, and torch's products have all threads.
 MAX_KEY_ELEMENTS = 1 << 20
 
+#: Query, key, scaling and further options of a call for statistics.
+_Layer = tuple[Tensor, Tensor, float, dict[str, Any]]
+
 #: Parts of an edit that the kernel lacks.
 _LACKING = ("head_mean_slope", "sink", "spread", "windows")
 
@@ -29,17 +33,17 @@ class Program(NamedTuple):
 
     Attributes:
         numbers: [SIZE] int64, see kernel.py; `address` is theirs. tensors: those that `numbers` points to.
-        rooms: by B and Hq, room for statistics that is not in use yet, see `_room`.
+        rooms: by their shape, room for statistics that is not in use yet, see `_room`.
     """
 
     numbers: Tensor
     address: int
     tensors: tuple[Tensor, ...]
-    rooms: dict[tuple[int, int], list[Room]]
+    rooms: dict[tuple[int, ...], list[Room]]
 
 
 class Room(NamedTuple):
-    """Memory for the statistics of a call, and its addresses in the order of the kernel; 0 for none."""
+    """Memory for the statistics of a launch, and its addresses in the order of the kernel; 0 for none."""
 
     stats: Stats
     addresses: tuple[int, ...]
@@ -71,7 +75,7 @@ def attend_numba(
             out = query.new_empty(batch, heads, 1, value.shape[3])
             addresses = _NO_STATS
             if request is not None:
-                stats, addresses = _room(program, request, query)
+                stats, addresses = _room(program, request, (batch, heads))
             call = _packed(program, query, key, value, out.data_ptr(), mask, addresses, scaling)
             kernel.attend_calls(call, 1)
             return out, stats
@@ -91,32 +95,38 @@ def attention_stats_numba(
 ) -> Stats:
     """Statistics of plain attention; see `attention_stats`."""
     options: dict[str, Any] = {"mask": mask, "is_causal": is_causal, "softcap": softcap, "sinks": sinks}
-    found = stats_of_layers_numba([(query, key, scaling, options)], request)
+    found = _measured([(query, key, scaling, options)], request, query.shape[:2])
     if found is not None:
-        return found[0]
+        return found
     return attention_stats_torch(query, key, request, scaling=scaling, **options)
 
 
-def stats_of_layers_numba(
-    layers: Sequence[tuple[Tensor, Tensor, float, dict[str, Any]]], request: StatsRequest
-) -> list[Stats] | None:
-    """Statistics of plain attention in several layers, in one launch; None where the kernel lacks something.
+def stats_of_layers_numba(layers: Sequence[_Layer], request: StatsRequest) -> Stats | None:
+    """Statistics of plain attention in several layers, [layers, ...], in one launch.
+
+    None where the kernel lacks something, or where not all layers have as many heads.
 
     Args:
         layers: query, key, scaling and further options of `attention_stats_numba`.
     """
+    return _measured(layers, request, (len(layers), *layers[0][0].shape[:2]))
+
+
+def _measured(layers: Sequence[_Layer], request: StatsRequest, shape: tuple[int, ...]) -> Stats | None:
+    """Statistics of layers in memory of a shape, which ends in batch and heads."""
     program = _program(request.as_edit)
     if program is None:
         return None
-    stats, calls = [], []
-    for query, key, scaling, options in layers:
+    *_, batch, heads = shape
+    stats, addresses = _room(program, request, shape)
+    calls = []
+    for number, (query, key, scaling, options) in enumerate(layers):
         mask = options["mask"]
         lacking = options["softcap"] is not None or options["sinks"] is not None
-        if lacking or not _fits(query, key, key, mask):
+        if lacking or not _fits(query, key, key, mask) or query.shape[:2] != (batch, heads):
             return None
-        room, addresses = _room(program, request, query)
-        stats.append(room)
-        calls.append(_packed(program, query, key, key, 0, mask, addresses, scaling))
+        first_row = number * batch * heads
+        calls.append(_packed(program, query, key, key, 0, mask, addresses, scaling, first_row))
     kernel.attend_calls(b"".join(calls), len(calls))
     return stats
 
@@ -143,8 +153,13 @@ def _packed(
     mask: Tensor | None,
     addresses: tuple[int, ...],
     scaling: float,
+    first_row: int = 0,
 ) -> bytes:
-    """A call as the kernel reads it; `out` is an address, `addresses` are those of the statistics."""
+    """A call as the kernel reads it; `out` is an address, `addresses` are those of the statistics.
+
+    Args:
+        first_row: where those begin that belong to this call.
+    """
     batch, heads, _, dim = query.shape
     _, kv_heads, keys, value_dim = value.shape
     query_sample, query_head, _, _ = query.stride()
@@ -156,7 +171,7 @@ def _packed(
     return kernel.CALL.pack(
         program.address, query.data_ptr(), key.data_ptr(), value.data_ptr(), out, mask_at, *addresses,
         batch, heads, kv_heads, keys, dim, value_dim, query_sample, query_head, key_sample, key_head, key_row,
-        value_sample, value_head, value_row, mask_sample, scaling,
+        value_sample, value_head, value_row, mask_sample, first_row, scaling,
     )  # fmt: skip
 
 
@@ -167,34 +182,33 @@ _NO_STATS: tuple[int, ...] = (0,) * 5
 _ROOMS = 64
 
 
-def _room(program: Program, request: StatsRequest, query: Tensor) -> Room:
-    """Room for the requested statistics of [B, Hq, 1] rows."""
-    batch, heads, _, _ = query.shape
-    rooms = program.rooms.setdefault((batch, heads), [])
+def _room(program: Program, request: StatsRequest, shape: tuple[int, ...]) -> Room:
+    """Room for the requested statistics of rows of a shape, which ends in batch and heads."""
+    rooms = program.rooms.setdefault(shape, [])
     while True:
         try:
             return rooms.pop()
         except IndexError:  # there is none yet, or another thread has taken the last
-            rooms += _make_rooms(request, batch, heads)
+            rooms += _make_rooms(request, shape, max(1, _ROOMS // prod(shape[:-2])))
 
 
-def _make_rooms(request: StatsRequest, batch: int, heads: int) -> list[Room]:
+def _make_rooms(request: StatsRequest, shape: tuple[int, ...], count: int) -> list[Room]:
     parts: list[Sequence[Tensor | None]] = []
     starts: list[Sequence[int]] = []
 
     def part(wanted: bool, *more: int, dtype: torch.dtype = _FLOAT) -> None:
-        """One statistic of all calls."""
+        """One statistic of all launches."""
         if not wanted:
-            parts.append([None] * _ROOMS)
-            starts.append([0] * _ROOMS)
+            parts.append([None] * count)
+            starts.append([0] * count)
             return
-        memory = torch.empty(_ROOMS, batch, heads, 1, *more, dtype=dtype)
+        memory = torch.empty(count, *shape, 1, *more, dtype=dtype)
         start, size = memory.data_ptr(), memory.stride(0) * memory.element_size()
         parts.append(memory.unbind())
-        starts.append([start + size * number for number in range(_ROOMS)])
+        starts.append([start + size * number for number in range(count)])
 
     channels = request.channels
-    with torch.inference_mode(False):  # later calls use them, too
+    with torch.inference_mode(False):  # later launches use them, too
         part(channels is not None, 0 if channels is None else channels.count)
         for wanted in (request.entropy, request.lse, request.top1):
             part(wanted)

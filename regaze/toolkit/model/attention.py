@@ -19,7 +19,8 @@ from regaze.kernels.sliding_cache import shift_edit
 from regaze.toolkit.model import compat
 from regaze.toolkit.model.attention_call import AttentionCall
 from regaze.toolkit.model.context import Context, LookedAhead
-from regaze.toolkit.model.plans import AttentionDispatcher, LayerPlan
+from regaze.toolkit.model.layer_plan import LayerPlan
+from regaze.toolkit.model.plans import AttentionDispatcher, LayerCall
 
 #: Where an attention module keeps its `Attachment` while a block is open.
 SLOT = "_regaze_attention"
@@ -80,9 +81,14 @@ def regaze_attention(
         return compat.plain_attention(None, module, query, key, value, attention_mask, **options)
     dispatcher, site, _ = attached
     plan = None
-    if site in dispatcher.settled:
+    if site is not None and site in dispatcher.settled:
         dispatcher.check_thread()
         plan = dispatcher.settled[site]
+        if plan is not None and plan.neutral:
+            _refuse_unsupported(module, dispatcher.previous, options)
+            rest = scaling, kwargs.get("softcap"), kwargs.get("s_aux")
+            if dispatcher.measure_later(LayerCall(site, plan, query, key, attention_mask, *rest)):
+                return dispatcher.plain(module, query, key, value, attention_mask, **options)
     elif site is not None:
         if (context := dispatcher.context) is not None:
             if context.kept_tokens is not None:
@@ -131,8 +137,10 @@ def _planned(
         plain = edited.transpose(1, 2).contiguous(), None
         if stats is not None:
             dispatcher.deliver(site, plan, 0, stats)
-    if plan is not None and plan.requests:
-        dispatcher.measure(site, plan, query, key, scaling, first, call)
+    if plan is not None and (plan.neutral or plan.others):
+        layer = LayerCall(site, plan, query, key, mask, scaling, call["softcap"], call["sinks"])
+        if not dispatcher.measure_later(layer):
+            dispatcher.measure(layer, first, call["is_causal"])
     out, weights = plain
     if dispatcher.watched:
         edit = _NOTHING if plan is None else plan.edit.edit

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import repeat
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -104,6 +105,12 @@ class Callback:
 
         In a compiled decode step of callbacks with `plans_ahead`, after the forward.
         """
+
+    def on_stats_of_layers(self, layers: Sequence[int], stats: Stats, context: Context) -> None:
+        """As `on_stats` for several layers of a decode step at once, [layers, B, ...], after the forward."""
+        parts = [repeat(None) if part is None else part for part in stats]
+        for layer, *own in zip(layers, *parts, strict=False):
+            self.on_stats(layer, Stats(*own), context)
 
     def on_cross_stats(self, layer: int, stats: Stats, context: Context) -> None:
         """As `on_stats`, for what `edit_cross` requested."""

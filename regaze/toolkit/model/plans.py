@@ -1,6 +1,6 @@
-"""`LayerPlan`: what is done in one attention layer, made of the edits of all callbacks once per generation.
+"""`AttentionDispatcher`: asks callbacks for their edits of a layer, and makes its plan once per generation.
 
-A plan's edit is composed and lies on the layer's device. A decode step whose callbacks all keep their edits
+A decode step whose callbacks all keep their edits
 (`Callback.fixed_edits`) asks none of them: it looks its plans up. Where all know them when a step begins
 (`Callback.plans_ahead`), they are asked before it, and plans that differ in numbers alone are written to, so
 that no address changes. Other callbacks are asked in every layer, and a plan stays as long as they return the
@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, NoReturn
 
@@ -28,15 +29,14 @@ from regaze.kernels import (
     Stats,
     StatsRequest,
     attention_stats,
-    compose,
-    launches_cost_most,
 )
-from regaze.kernels.bound import StatsCall, statistics_of
+from regaze.kernels.bound import StatsCall, in_one_launch
 from regaze.kernels.key_value_shift import shifted
 from regaze.toolkit.model import compat
 from regaze.toolkit.model.attention_call import AttentionCall
 from regaze.toolkit.model.callback import Callback, keeps_edits, overrides, plans_ahead
 from regaze.toolkit.model.context import Context
+from regaze.toolkit.model.layer_plan import LayerPlan, plan_layer, rewritten
 from regaze.toolkit.model.own_thread import OwnThread
 from regaze.toolkit.model.step_results import Place, StepResults
 
@@ -57,82 +57,22 @@ class _LacksTokens:
         )
 
 
-class LayerPlan(NamedTuple):
-    """The edit of one layer, and the callbacks that requested statistics of it.
-
-    The first request is answered by the edit's own pass, each other one by a pass over the unedited layer.
-
-    Attributes:
-        edit: composed, on the layer's device. neutral: it changes nothing, and may request statistics.
-        requests: as the callbacks made them. The statistics of all but the first come from passes of their
-            own, `others`.
-        numbering: of the layer, where tokens of the prompt have left it.
-    """
-
-    edit: BoundEdit
-    neutral: bool
-    requests: tuple[tuple[Callback, StatsRequest], ...] = ()
-    others: tuple[BoundEdit, ...] = ()
-    numbering: Numbering | None = None
-
-    def passes(self) -> Iterator[tuple[int, BoundEdit]]:
-        """The requests that an edited layer does not answer, by number, and what answers them."""
-        return enumerate((self.edit, *self.others)) if self.neutral else enumerate(self.others, 1)
-
-
-class _Measurement(NamedTuple):
-    """Statistics of a layer that wait for the end of the forward: what answers a request, by its number."""
+class LayerCall(NamedTuple):
+    """What the statistics of a layer are made of, apart from those that an edit's own pass gives."""
 
     site: compat.AttentionSite
     plan: LayerPlan
-    request: int
-    call: StatsCall
+    query: Tensor
+    key: Tensor
+    mask: Tensor | None
+    scaling: float | None
+    softcap: float | None
+    sinks: Tensor | None
 
 
-def plan_layer(
-    callbacks: Sequence[Callback],
-    edits: Sequence[AttentionEdit | None],
-    device: torch.device,
-    numbering: Numbering | None = None,
-) -> LayerPlan | None:
-    """One edit on `device` that does what those of all callbacks do; None where there is nothing to do.
-
-    Raises:
-        CompositionError: two callbacks request statistics of the edited rows.
-    """
-    given = [(p, edit) for p, edit in zip(callbacks, edits, strict=True) if edit is not None]
-    active = [edit.to(device) if numbering is None else numbering.edit(edit) for _, edit in given]
-    requests = [
-        (p, edit.stats, own.stats)
-        for (p, edit), own in zip(given, active, strict=True)
-        if edit.stats is not None and own.stats is not None
-    ]
-    requests.sort(key=lambda each: not each[1].edited)  # only the edit's own pass knows the edited rows
-    if len(requests) > 1 and requests[1][1].edited:
-        raise CompositionError("two interventions ask for statistics of the edited rows of one layer")
-    if len(active) == 1:
-        edit: AttentionEdit | None = active[0]
-    else:
-        edit = compose([edit.replace(stats=None) for edit in active])
-        if edit is not None and requests:
-            edit = edit.replace(stats=requests[0][2])
-    if edit is None or (edit.neutral and edit.stats is None):
-        return None
-    others = tuple(BoundEdit(own.as_edit) for _, _, own in requests[1:])
-    asked = tuple((p, request) for p, request, _ in requests)
-    return LayerPlan(BoundEdit(edit), edit.neutral, asked, others, numbering)
-
-
-def rewritten(plan: LayerPlan | None, new: LayerPlan | None) -> LayerPlan | None:
-    """The plan with the numbers of the new one in its own memory; where that cannot be, the new one."""
-    if new is None:
-        return None
-    if plan is not None and len(plan.requests) == len(new.requests):
-        pairs = zip(plan.requests, new.requests, strict=True)
-        same = all(a is c and b is d for (a, b), (c, d) in pairs)
-        if same and plan.edit.edit.overwrite(new.edit.edit):
-            return plan
-    return new._replace(edit=BoundEdit(new.edit.edit.with_own_values()))
+#: Elements of a layer's keys up to which it may be measured when the step has ended. A cache that gives each
+#: layer a copy of its keys would otherwise have them all in memory at once.
+_KEPT_ELEMENTS = 1 << 20
 
 
 class _Known(NamedTuple):
@@ -199,7 +139,7 @@ class AttentionDispatcher:
         self._generations: weakref.WeakKeyDictionary[Context, _Plans] = weakref.WeakKeyDictionary()
         self._plans: _Plans | None = None  # of the generation whose forward runs
         self._fixed: dict[compat.AttentionSite, LayerPlan | None] | None = None
-        self._waiting: list[_Measurement] = []
+        self._waiting: list[LayerCall] = []
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         refuse_copy(self._model)
@@ -374,29 +314,45 @@ class AttentionDispatcher:
         stats = attention_stats(query, key, own, scaling=scaling, **call)
         return stats if numbering is None else numbering.stats(stats, request)
 
-    def measure(
-        self,
-        site: compat.AttentionSite,
-        plan: LayerPlan,
-        query: Tensor,
-        key: Tensor,
-        scaling: float,
-        first_key: int,
-        call: dict[str, Any],
-    ) -> None:
-        """Answer the requests that need passes of their own: now, or those of small layers at the end.
+    def measure_later(self, layer: LayerCall) -> bool:
+        """Whether the requests that need passes of their own are answered when the step has ended.
 
-        Where fetching code takes longest, layers are measured one right after the other, in one launch if
-        that can be. Their keys stay: a cache replaces them by longer ones, or writes behind them in the next
-        step.
+        On a CPU fetching code takes longest in a small model, so layers are measured one right after the
+        other, in one launch if that can be. Their keys stay: a cache replaces them by longer ones, or writes
+        behind them in the next step.
         """
-        waits = self._fixed is not None and not self.in_graph and launches_cost_most(query, key)
-        for number, edit in plan.passes():
-            if waits:
-                stats_call = StatsCall(edit, query, key, scaling, call, first_key)
-                self._waiting.append(_Measurement(site, plan, number, stats_call))
-            else:
-                self.deliver(site, plan, number, edit.statistics(query, key, scaling, first_key, **call))
+        query, key = layer.query, layer.key
+        if self.settled is _NO_PLANS or self.in_graph or not query.is_cpu:
+            return False
+        if query.shape[2] != 1 or key.numel() > _KEPT_ELEMENTS:
+            return False
+        self._waiting.append(layer)
+        return True
+
+    def measure(self, layer: LayerCall, first_key: int, is_causal: bool) -> None:
+        """Answer the requests that need passes of their own now."""
+        for number, edit in layer.plan.passes():
+            self.deliver(layer.site, layer.plan, number, _stats_call(layer, edit, first_key, is_causal).run())
+
+    def _measure_waiting(self) -> None:
+        """Answer the requests that have waited for the end of the step: each that layers share at once."""
+        context, groups = self.context, defaultdict[Any, list[tuple[LayerCall, StatsCall]]](list)
+        assert context is not None
+        for layer in self._waiting:
+            first_key = self.first_key(layer.site, 1, layer.key.shape[2])
+            for number, edit in layer.plan.passes():
+                owner = layer.plan.requests[number][0]
+                call = _stats_call(layer, edit, first_key, is_causal=False)
+                groups[number, id(owner), layer.site.cross].append((layer, call))
+        for (number, _, cross), calls in groups.items():
+            together = None if cross else in_one_launch([call for _, call in calls])
+            if together is None:
+                for layer, call in calls:
+                    self.deliver(layer.site, layer.plan, number, call.run())
+                continue
+            self._delivered = True
+            layers = tuple(layer.site.layer for layer, _ in calls)
+            calls[0][0].plan.requests[number][0].on_stats_of_layers(layers, together, context)
 
     def deliver(self, site: compat.AttentionSite, plan: LayerPlan, request: int, stats: Stats) -> None:
         """Hand a callback the statistics that it requested: now, or those of a planned graph at its end.
@@ -421,10 +377,8 @@ class AttentionDispatcher:
                 compat.rewrite_layer(cache, layer, length, _change(shifts))
         if self.context is None or self._plans is None or self._fixed is None:
             return
-        if waiting := self._waiting:
-            found = statistics_of([measurement.call for measurement in waiting])
-            for measurement, stats in zip(waiting, found, strict=True):
-                self.deliver(measurement.site, measurement.plan, measurement.request, stats)
+        if self._waiting:
+            self._measure_waiting()
         for (site, request), stats in self._plans.results.take(replayed=not self._delivered):
             plan = self._fixed.get(site)
             if plan is not None and request < len(plan.requests):
@@ -465,6 +419,13 @@ def _change(shifts: tuple[KeyValueShift, ...]) -> Callable[[Tensor, Tensor, int]
         return shifted(tuple(shift.without_first(first) for shift in shifts), keys, values)
 
     return change
+
+
+def _stats_call(layer: LayerCall, edit: BoundEdit, first_key: int, is_causal: bool) -> StatsCall:
+    query, scaling = layer.query, layer.scaling
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    options = {"mask": layer.mask, "is_causal": is_causal, "softcap": layer.softcap, "sinks": layer.sinks}
+    return StatsCall(edit, query, layer.key, scaling, options, first_key)
 
 
 def _hand_over(context: Context, site: compat.AttentionSite, owner: Callback, stats: Stats) -> None:

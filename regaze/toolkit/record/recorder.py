@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from itertools import accumulate, islice
 from typing import Any, ClassVar, NamedTuple
@@ -77,6 +78,10 @@ class Recorder(Callback):
         if self._open is not None:
             self._open.own.add(layer, stats)
 
+    def on_stats_of_layers(self, layers: Sequence[int], stats: Stats, context: Context) -> None:
+        if self._open is not None:
+            self._open.own.add(tuple(layers), stats)
+
     def on_cross_stats(self, layer: int, stats: Stats, context: Context) -> None:
         if self._open is not None:
             self._open.cross.add(layer, stats)
@@ -124,9 +129,8 @@ class _OpenTrace:
         self.answer: Tensor | None = None
         self._fed: list[Tensor] = []  # the ids of each decode step, and how many tokens it has
         self._counts: list[int] = []
-        # By step: the rows whose answer was complete after it. A further turn starts anew.
-        self._ended: list[tuple[int, Tensor]] = []
-        self._turns = 1
+        # Of each turn, by chosen token: the step before it, and whose answer has ended.
+        self._ends: list[list[tuple[int, Tensor]]] = [[]]
         self._sequences: Tensor | None = None  # the newest, of `generate`
         self._rows: list[RowSelection] = []  # of each recorded step
         self._all_rows: dict[int, RowSelection] = {}  # by the number of tokens that a step feeds
@@ -188,15 +192,12 @@ class _OpenTrace:
 
     def begin_turn(self) -> None:
         """`generate` begins: where it goes on from this trace's cache, all rows are of use again."""
-        if self._ended:
-            step, ended = self._ended[-1]
-            self._ended.append((step, torch.zeros_like(ended)))
-            self._turns += 1
+        if self._ends[-1]:
+            self._ends.append([])
 
     def note_chosen(self, sequences: Tensor | None, ended: Tensor) -> None:
         """See `Callback.on_chosen`."""
-        before = self._ended[-1][1] if self._ended else torch.zeros_like(ended)
-        self._ended.append((self.context.step, before | ended))
+        self._ends[-1].append((self.context.step, ended))
         self._sequences = sequences
 
     def close(self, tokenizer: Any) -> Trace:
@@ -228,20 +229,36 @@ class _OpenTrace:
         """[B, T] ids of the answer: those that were given, else that were chosen, else that were fed."""
         if self.answer is not None:
             return self.answer
-        if self._sequences is not None and self._turns == 1:
-            return self._sequences[:, -len(self._ended) :].cpu()
+        if self._sequences is not None and len(self._ends) == 1:
+            return self._sequences[:, -len(self._ends[0]) :].cpu()
         return torch.cat(self._fed, 1).cpu() if self._fed else None
 
     def _answer_lengths(self) -> list[int] | None:
         """Tokens of each sample's answer with its end; None where one `generate` has not said it."""
-        if not self._ended or self._turns > 1:
+        if not self._ends[0] or len(self._ends) > 1:
             return None
-        ended = torch.stack([ended for _, ended in self._ended]).cpu()  # [T, B]
+        _, ended = self._ended()
         fed_alone = self.answer is None and self._sequences is None  # beams: their last token is not known
         return [min(len(ended), 1 + int((~sample).sum())) - fed_alone for sample in ended.T]
 
+    def _ended(self) -> tuple[list[int], Tensor]:
+        """The steps before chosen tokens, and whose answer is complete after them, [n, B] bool.
+
+        Where a further turn begins, all go on: an entry beside the last one of the turn before.
+        """
+        steps: list[int] = []
+        ended: list[Tensor] = []
+        for turn in self._ends:
+            if steps:
+                steps.append(steps[-1])
+                ended.append(torch.zeros_like(ended[-1][:1]))
+            if turn:  # it has chosen a token
+                steps += [step for step, _ in turn]
+                ended.append(torch.stack([flags for _, flags in turn]).cpu().cummax(0).values)
+        return steps, torch.cat(ended)
+
     def _check_complete(self) -> None:
-        recorded = {*self.own.stats, *(() if self._cross is None else self._cross.stats)}
+        recorded = {*self.own.layers, *(() if self._cross is None else self._cross.layers)}
         missing = set(self.options.layers or ()) - recorded
         if missing or not recorded:
             what = f"layers {sorted(missing)}" if missing else f"steps {self.options.steps}"
@@ -250,21 +267,19 @@ class _OpenTrace:
     def _row_index(self) -> tuple[Tensor, Tensor, Tensor]:
         """Position [N] and step [N] of each row, and which samples have it [B, N]."""
         batch, steps, recorded = self.context.user_batch, self.context.step + 1, self.options.steps
-        first = torch.tensor([0, *accumulate(self._counts, initial=self.context.prompt_length)])
+        first = [0, *accumulate(self._counts, initial=self.context.prompt_length)]
         numbers = [number for number in range(steps) if recorded is None or number in recorded]
-        rows_of = zip(numbers, self._rows, strict=True)
-        step = torch.tensor([number for number, rows in rows_of for _ in range(len(rows.index))])
-        position = torch.cat([rows.index for rows in self._rows]) + first[step]
-        all_samples = torch.ones(batch, 1, dtype=torch.bool)
-        chosen = (
-            all_samples.expand(batch, len(rows.index)) if rows.active is None else rows.active[:batch]
-            for rows in self._rows
-        )
-        active = torch.cat(list(chosen), 1)
-        if self._ended:
-            ended = torch.stack([flags for _, flags in self._ended]).cpu()  # [n, B]
+        counts = [len(rows.index) for rows in self._rows]
+        step = torch.tensor(numbers).repeat_interleave(torch.tensor(counts))
+        position = torch.cat([rows.index for rows in self._rows]) + torch.tensor(first)[step]
+        active = torch.ones(batch, len(step), dtype=torch.bool)
+        for rows, columns in zip(self._rows, active.split(counts, 1), strict=True):
+            if rows.active is not None:
+                columns.copy_(rows.active[:batch])
+        if self._ends[0]:
+            chosen, ended = self._ended()
             ended = torch.cat([torch.zeros_like(ended[:1]), ended])
-            before = torch.searchsorted(torch.tensor([number for number, _ in self._ended]), step)
+            before = torch.searchsorted(torch.tensor(chosen), step)
             active = active & ~ended[before].T
         return position, step, active
 
@@ -291,7 +306,8 @@ class _LayerStats:
         self, options: RecordOptions, context: Context, keys: TokenMap | None, prefill: RowSelection
     ):
         self.options, self.context, self.keys = options, context, keys
-        self.stats: dict[int, list[Stats]] = defaultdict(list)  # by layer, one per recorded step
+        # By step: the statistics of a layer [B, ...] or, by several, of these together [layers, B, ...].
+        self._steps: dict[int, dict[int | tuple[int, ...], Stats]] = defaultdict(dict)
         self.columns = self._image_columns() if options.slices == "image" else None
         answer = self._request()
         self._edits = replace(answer, rows=prefill).as_edit, answer.as_edit
@@ -324,60 +340,92 @@ class _LayerStats:
             edited=options.edited,
         )
 
-    def add(self, layer: int, stats: Stats) -> None:
-        """Add the statistics of a layer at a step; of these, the user's rows of the batch."""
-        batch = self.context.user_batch
-        if batch != self.context.batch:
-            stats = Stats(*(None if part is None else part[:batch] for part in stats))
-        if not self.context.replaying:
-            self.stats[layer].append(stats)
+    def add(self, where: int | tuple[int, ...], stats: Stats) -> None:
+        """Add the statistics of a layer, or of several, at a step; of these, the user's rows of the batch."""
+        context = self.context
+        step, batch = 0 if context.replaying else context.step, context.user_batch
+        if batch != context.batch:
+            own = slice(batch) if isinstance(where, int) else (slice(None), slice(batch))
+            stats = Stats(*(None if part is None else part[own] for part in stats))
+        if not context.replaying:
+            self._steps[step][where] = stats
             return
         # The prompt's last row ran once more: it replaces the last row of the prefill.
-        pairs = zip(self.stats[layer][-1], stats, strict=True)
-        self.stats[layer][-1] = Stats(
+        pairs = zip(self._steps[step][where], stats, strict=True)
+        self._steps[step][where] = Stats(
             *(a if a is None or b is None else torch.cat([a[:, :, :-1], b], 2) for a, b in pairs)
         )
 
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Those that were recorded."""
+        found = (where for step in self._steps.values() for where in step)
+        return tuple(sorted({layer for where in found for layer in _numbers(where)}))
+
     def collect(self, rows: _Rows) -> dict[str, Any]:
         """The fields of a `Trace` that belong to these layers."""
-        layers, user = tuple(sorted(self.stats)), slice(self.context.user_batch)
+        layers, user = self.layers, slice(self.context.user_batch)
         hidden = self.context.hidden_columns  # padding that the user's prompts do not have
         columns = None if self.columns is None else (self.columns[user] - hidden).clamp_min(-1)
         return {
             "layers": layers,
             "slice_columns": columns,
             "tokens": None if self.keys is None else self.keys.rows(user, hidden),
-            **{name: self._stack(name, parts, rows) for name, parts in self._fetched(layers).items()},
+            **{name: self._joined(name, parts, layers, rows) for name, parts in self._fetched().items()},
         }
 
-    def _fetched(self, layers: tuple[int, ...]) -> dict[str, list[list[Tensor]]]:
-        """Each requested statistic on the CPU: for every layer, the parts of all steps."""
-        example = self.stats[layers[0]][0] if layers else Stats()
+    def _fetched(self) -> dict[str, list[_Parts]]:
+        """Each requested statistic on the CPU: for every step, its parts."""
+        steps = list(self._steps.values())
+        example = next(iter(steps[0].values())) if steps else Stats()
         names = [name for name in STATISTICS if getattr(example, name) is not None]
-        parts = [[[getattr(s, name) for s in self.stats[layer]] for layer in layers] for name in names]
-        fetched = iter(to_host([part for by_layer in parts for steps in by_layer for part in steps]))
-        found = [[list(islice(fetched, len(steps))) for steps in by_layer] for by_layer in parts]
-        return dict(zip(names, found, strict=True))
+        parts = [getattr(stats, name) for name in names for step in steps for stats in step.values()]
+        fetched = iter(to_host(parts))
+        return {
+            name: [dict(zip(step, islice(fetched, len(step)), strict=True)) for step in steps]
+            for name in names
+        }
 
-    def _stack(self, name: str, per_layer: list[list[Tensor]], rows: _Rows) -> Tensor:
+    def _joined(self, name: str, steps: list[_Parts], layers: tuple[int, ...], rows: _Rows) -> Tensor:
         """A statistic over layers and rows, [layers, B, Hq, N, ...]; 0 where a sample has no such row."""
         hidden = self.context.hidden_columns
-        if name == "slices" and self.options.slices == "all":
-            per_layer = [[part[..., hidden:] for part in parts] for parts in _of_one_width(per_layer)]
+        if whole_rows := name == "slices" and self.options.slices == "all":
+            steps = _of_one_width(steps)
+        joined = torch.cat([_stacked(parts, layers) for parts in steps], 3)[:, :, :, rows.kept]
+        if whole_rows:
+            joined = joined[..., hidden:]
         if name == "top_column":
-            per_layer = [[(part - hidden).clamp_min(0) for part in parts] for parts in per_layer]
-        stacked = torch.stack([torch.cat(parts, 2) for parts in per_layer])[:, :, :, rows.kept]
+            joined = (joined - hidden).clamp_min(0)
         if rows.active.all():
-            return stacked
+            return joined
         missing = ~rows.active[None, :, None]
-        return stacked.masked_fill(missing if stacked.dim() == 4 else missing[..., None], 0)
+        return joined.masked_fill(missing if joined.dim() == 4 else missing[..., None], 0)
 
 
-def _of_one_width(per_layer: list[list[Tensor]]) -> list[list[Tensor]]:
+#: A statistic at a step, by layer or by the layers that it is about.
+_Parts = dict[int | tuple[int, ...], Tensor]
+
+
+def _numbers(where: int | tuple[int, ...]) -> tuple[int, ...]:
+    return (where,) if isinstance(where, int) else where
+
+
+def _stacked(parts: _Parts, layers: tuple[int, ...]) -> Tensor:
+    """The statistic of a step, [layers, ...]."""
+    if len(parts) == 1 and layers in parts:
+        return parts[layers]
+    by_layer: dict[int, Tensor] = {}
+    for where, part in parts.items():
+        by_layer |= {where: part} if isinstance(where, int) else zip(where, part, strict=True)
+    return torch.stack([by_layer[layer] for layer in layers])
+
+
+def _of_one_width(steps: list[_Parts]) -> list[_Parts]:
     """Rows [..., Lk] with zeros after their last key: they grow with the cache, and caches differ in size."""
-    width = max(part.shape[-1] for parts in per_layer for part in parts)
+    width = max(part.shape[-1] for parts in steps for part in parts.values())
+    pad = torch.nn.functional.pad
     return [
-        [torch.nn.functional.pad(part, (0, width - part.shape[-1])) for part in parts] for parts in per_layer
+        {where: pad(part, (0, width - part.shape[-1])) for where, part in parts.items()} for parts in steps
     ]
 
 

@@ -21,7 +21,7 @@ from regaze.kernels import (
     attend,
     attention_stats,
 )
-from regaze.kernels.bound import StatsCall, statistics_of
+from regaze.kernels.bound import StatsCall, in_one_launch
 
 pytest.importorskip("numba")
 
@@ -241,27 +241,33 @@ def test_layers_of_a_step_are_measured_in_one_launch(tensors, kernel_calls):
         calls = [
             StatsCall(BoundEdit(edit), q, k, 0.25, {**options, "mask": shown}, 0) for q, k, shown in layers
         ]
-        first, again = statistics_of(calls), statistics_of(calls)  # bound by the first
-        assert [count for _, count in kernel_calls] == [1, 1, 1, 3]
-        for (q, k, shown), one, other in zip(layers, first, again, strict=True):
+        assert in_one_launch(calls) is None  # each has to be checked first
+        single = [call.run() for call in calls]
+        first, again = in_one_launch(calls), in_one_launch(calls)
+        assert [count for _, count in kernel_calls] == [1, 1, 1, 3, 3]
+    for name, together in first._asdict().items():
+        assert together is None or together.data_ptr() != getattr(again, name).data_ptr()
+        for number, (q, k, shown) in enumerate(layers):
             want = attention_stats(q, k, edit.stats, mask=shown, scaling=0.25, backend="reference")
-            for name, tensor in other._asdict().items():
-                torch.testing.assert_close(tensor, getattr(want, name), rtol=1e-5, atol=1e-6, msg=name)
-                assert tensor is None or torch.equal(tensor, getattr(one, name))
-                assert tensor is None or tensor.data_ptr() != getattr(one, name).data_ptr()
+            found = None if together is None else together[number]
+            torch.testing.assert_close(found, getattr(want, name), rtol=1e-5, atol=1e-6, msg=name)
+            assert found is None or torch.equal(found, getattr(single[number], name))
+            assert found is None or torch.equal(found, getattr(again, name)[number])
 
 
-def test_layers_with_requests_of_their_own_are_measured_one_by_one(tensors, kernel_calls):
+def test_layers_with_requests_or_heads_of_their_own_have_no_common_launch(tensors, kernel_calls):
     query, key, _, channels = tensors
     options = {"mask": None, "is_causal": False, "softcap": None, "sinks": None}
-    edits = [StatsRequest(channels=channels).as_edit, StatsRequest(entropy=True).as_edit]
-    with torch.no_grad():
-        calls = [StatsCall(BoundEdit(edit), query, key, 0.25, options, 0) for edit in edits]
-        statistics_of(calls)
-        masses, entropy = statistics_of(calls)
-    assert [count for _, count in kernel_calls] == [1, 1, 1, 1]
-    assert (masses.entropy, entropy.masses) == (None, None)
-    torch.testing.assert_close(masses.masses.sum(-1), torch.ones(2, 6, 1))
+    masses, entropy = StatsRequest(channels=channels).as_edit, StatsRequest(entropy=True).as_edit
+    for pair in (((masses, query), (entropy, query)), ((masses, query), (masses, query[:, :4]))):
+        kernel_calls.clear()
+        with torch.no_grad():
+            calls = [StatsCall(BoundEdit(edit), q, key, 0.25, options, 0) for edit, q in pair]
+            found = [call.run() for call in calls]
+            assert in_one_launch(calls) is None
+        assert [count for _, count in kernel_calls] == [1, 1]
+        assert found[0].entropy is None
+        torch.testing.assert_close(found[0].masses.sum(-1), torch.ones(2, 6, 1))
 
 
 def test_nan_scores_stay_nan(tensors):

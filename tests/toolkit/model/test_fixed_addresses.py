@@ -20,7 +20,7 @@ from regaze.kernels import AttentionEdit, BoundEdit, RowSelection
 from regaze.toolkit.model.callback import Callback, plans_ahead
 from regaze.toolkit.model.context import Context
 from regaze.toolkit.model.hook import hook_of
-from regaze.toolkit.model.plans import LayerPlan, plan_layer, rewritten
+from regaze.toolkit.model.layer_plan import LayerPlan, plan_layer, rewritten
 
 TOKENS = 6
 CPU = torch.device("cpu")

@@ -12,8 +12,8 @@ from models import logits_of, tiny_llama
 import regaze
 from regaze.kernels import AttentionEdit, StatsRequest
 from regaze.toolkit.model.callback import Callback
+from regaze.toolkit.model.layer_plan import plan_layer
 from regaze.toolkit.model.logits import LogitsCombination
-from regaze.toolkit.model.plans import plan_layer
 
 CPU = torch.device("cpu")
 LAYERS, PROMPT = 5, 4

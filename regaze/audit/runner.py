@@ -28,7 +28,7 @@ from regaze.eval.comparison.conditions import PLAIN, AnswerSet
 from regaze.eval.comparison.control_plan import GENERAL, Controls, kind_of_answers
 from regaze.eval.run.answers import read_answers
 from regaze.eval.run.asking import Asker
-from regaze.eval.run.fingerprint import describe_model
+from regaze.eval.run.engines import TransformersEngine
 from regaze.eval.run.generate import Model
 from regaze.eval.run.requests import ImageHashes, Method
 from regaze.eval.run.results import machine, versions
@@ -169,9 +169,10 @@ class _AuditedModel:
     @cached_property
     def amounts(self) -> dict[str, Amount]:
         """What either half takes, all in all."""
-        fingerprint = describe_model(self.gaze, self.name)["fingerprint"]
+        engine = TransformersEngine(self.gaze)
+        fingerprint = engine.describe(self.name)["fingerprint"]
         tuned, tested = (
-            Asker(self.gaze, fingerprint, self.folder / half, self._config(), self._bar(f"timing {half}", 1))
+            Asker(engine, fingerprint, self.folder / half, self._config(), self._bar(f"timing {half}", 1))
             for half in (TUNED, TESTED)
         )
         with run_folder(self.folder / TUNED), run_folder(self.folder / TESTED):

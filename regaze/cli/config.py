@@ -18,7 +18,7 @@ from regaze.names import find_name, suggestion
 from regaze.reading import parse_yaml, read_text
 
 #: Options that are a mapping in YAML, and NAME=VALUE, repeated, on the command line.
-_MAPPINGS = ("set", "bench", "generate", "model_arg", "template_arg")
+_MAPPINGS = ("set", "bench", "generate", "model_arg", "template_arg", "engine_arg")
 #: Likewise, with several values each, which are a list in YAML and have commas between on the command line.
 _GRIDS = ("tune", "grid")
 #: Parameters of commands whose option has another name.

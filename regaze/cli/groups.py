@@ -49,6 +49,8 @@ class AnswerOptions:
     suffix: options.Suffix = None
     few_shot: options.FewShot = None
     allow_urls: options.AllowUrls = False
+    engine: options.Engine = None
+    engine_arg: options.EngineArg = None
     batch_size: options.BatchSize = 16
     max_new_tokens: options.AnswerTokens = 16
     thinking_tokens: options.ThinkingTokens = 0

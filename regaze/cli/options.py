@@ -18,6 +18,9 @@ from regaze.names import known_name
 
 Number = TypeVar("Number", int, float)
 
+#: What can answer the questions of a run.
+ENGINES = ["transformers", "vllm"]
+
 
 def _mark_debug(ctx: typer.Context, requested: bool) -> None:
     if requested:
@@ -40,6 +43,14 @@ def spelt_benchmarks(text: str | None) -> str | None:
     from regaze.eval import catalogue  # here, so that --help does not import it
 
     return ",".join(catalogue.registered_name(name.strip()) for name in text.split(","))
+
+
+def _known_engine(text: str | None) -> str | None:
+    """None for the default, which has no name in the files of runs."""
+    name = None if text is None else known_name(text, ENGINES)
+    if name is not None and name not in ENGINES:
+        raise BadParameterError(f"--engine {text}: expected transformers or vllm")
+    return None if name == "transformers" else name
 
 
 def _spelt_model(text: str) -> str:
@@ -130,6 +141,21 @@ Device = Annotated[
 ]
 Dtype = Annotated[
     str | None, typer.Option(help="float32, bfloat16 or float16. [as stored; the demo: float32]")
+]
+Engine = Annotated[
+    str | None,
+    typer.Option(
+        callback=_known_engine,
+        help="transformers, or vllm: continuous batches, where vLLM is installed. [transformers]",
+    ),
+]
+EngineArg = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=VALUE",
+        help="With --engine vllm an argument of its LLM, such as tensor_parallel_size=2 or "
+        "gpu_memory_utilization=0.8; repeatable.",
+    ),
 ]
 Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of all random numbers.")]
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="Maximum length of the answer, in tokens.")]

@@ -12,13 +12,14 @@ from typing import Any, TypeAlias
 import torch
 import typer
 
-from regaze.cli import config, console, damage, grids, interrupt, models, questions
+from regaze.cli import config, console, damage, engines, grids, interrupt, models, questions
 from regaze.cli.groups import RunOptions, TuningOptions
 from regaze.errors import InputError, RegazeError
 from regaze.eval import EvalConfig, EvalTask, Tuning, evaluate, sweep
 from regaze.eval.export import export_answers, parse_formats
 from regaze.eval.report.report import write_report
 from regaze.eval.report.sections import Link
+from regaze.eval.run.engines import Engine
 from regaze.eval.run.process_group import ProcessGroup
 from regaze.eval.run.requests import ImageHashes
 from regaze.eval.run.runner import run_folder
@@ -93,6 +94,8 @@ def prepare(
     """
     formats = parse_formats(given.export or "")
     tuning = None if tuned is None else grids.read_tuning(tuned, methods)
+    options = {**config.option_values(ctx), **(values or {})}
+    engines.check_options(options)
     tasks = questions.make_tasks(benchmark, given)
     return Run(
         tasks=tasks,
@@ -107,7 +110,7 @@ def prepare(
         ),
         name=name,
         formats=formats,
-        options={**config.option_values(ctx), **(values or {})},
+        options=options,
         controls=controls,
         damage_check=damage.find_task(tasks, given.model, damage_data, given.limit) if damage_check else None,
         tuning=tuning,
@@ -127,6 +130,31 @@ def execute(run: Run, add_pages: AddPages | None = None) -> tuple[dict[str, Any]
     if group.is_main:
         with run_folder(folder):  # what cannot be used is named before the model is loaded
             _check_grids(run)
+    gaze, engine = _load(run, group)
+    with console.progress() if group.is_main else nullcontext() as progress, _naming(options["generate"]):
+        results = _answer(
+            run,
+            gaze,
+            folder,
+            engine=engine,
+            model_name=options["model"],
+            config=replace(run.config, process_group=group),
+            progress=progress,
+            files={"run.yaml": config.dump(options)} if run.files is None else run.files,
+        )
+    if not group.is_main:
+        return None, folder
+    write_report(results, folder, add_pages(gaze, folder) if add_pages and gaze is not None else ())
+    for kind in run.formats:
+        export_answers(folder, results, kind)
+    return results, folder
+
+
+def _load(run: Run, group: ProcessGroup) -> tuple[Gaze | None, Engine | None]:
+    """What answers: a wrapped model, or an engine."""
+    options = run.options
+    if options.get("engine") == "vllm":
+        return None, engines.make_engine(options, run.methods.values(), group)
     gaze = models.load_model(
         options["model"],
         _device(options["device"], group),
@@ -135,22 +163,7 @@ def execute(run: Run, add_pages: AddPages | None = None) -> tuple[dict[str, Any]
         template=options.get("template_arg"),
     )
     run.prepare(gaze)
-    with console.progress() if group.is_main else nullcontext() as progress, _naming(options["generate"]):
-        results = _answer(
-            run,
-            gaze,
-            folder,
-            model_name=options["model"],
-            config=replace(run.config, process_group=group),
-            progress=progress,
-            files={"run.yaml": config.dump(options)} if run.files is None else run.files,
-        )
-    if not group.is_main:
-        return None, folder
-    write_report(results, folder, add_pages(gaze, folder) if add_pages else ())
-    for kind in run.formats:
-        export_answers(folder, results, kind)
-    return results, folder
+    return gaze, None
 
 
 def _check_grids(run: Run) -> None:
@@ -164,7 +177,7 @@ def _check_grids(run: Run) -> None:
         make_trials(label, method, run.grid)
 
 
-def _answer(run: Run, gaze: Gaze, folder: Path, **how: Any) -> dict[str, Any]:
+def _answer(run: Run, gaze: Gaze | None, folder: Path, **how: Any) -> dict[str, Any]:
     if run.grid is not None:
         return sweep(gaze, run.tasks, next(iter(run.methods.values())), run.grid, folder, **how)
     return evaluate(

@@ -7,6 +7,7 @@ from .run.run_results import RunResults as RunResults
 from .run.runner import evaluate as evaluate
 from .run.runner import evaluate_benchmark as evaluate_benchmark
 from .run.runner import sweep as sweep
+from .run.served import VLLMEngine as VLLMEngine
 from .run.tasks import EvalConfig as EvalConfig
 from .run.tasks import EvalTask as EvalTask
 from .tuning.tuning import Tuning as Tuning

@@ -119,7 +119,7 @@ def _admitting(process_inputs: Callable[..., Any]) -> Callable[..., Any]:
         try:
             self.__dict__["_regaze_admission"].admit(request)
         except Exception as error:
-            _forget_images(self.renderer.mm_processor_cache, request)
+            forget_images(self.renderer.mm_processor_cache, request)
             raise _refusal(error) from error
         return request
 
@@ -143,7 +143,7 @@ def _refusal(error: Exception) -> Exception:
     return RefusedRequest(str(error), parameter=KEY)
 
 
-def _forget_images(cache: Any, request: Any) -> None:
+def forget_images(cache: Any, request: Any) -> None:
     """Let the images of a refused request be sent again: vLLM takes the engine to have them by now.
 
     Those that came without their data the engine has indeed, for requests that were admitted.

@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from typing import Any
 
-from regaze.interventions.base import Intervention, Method
+from regaze.interventions.base import Method
 from regaze.reading import cache_folder
 from regaze.serving.admission import DEFAULT
 from regaze.serving.checkpoints import export_demo
 from regaze.serving.release import READABLE, check_release
+from regaze.serving.support import needed_arguments
 from regaze.serving.wire import methods_of
-from regaze.toolkit.model.callback import prompt_needs
 
 
 def run_server(model: str, method: Method | None, arguments: Sequence[str]) -> None:
@@ -57,11 +56,8 @@ def _serve(arguments: Sequence[str]) -> None:
 
 def needed_options(method: Method | None, *, cuda: bool) -> list[str]:
     """The options of `vllm serve` without which a method, or any, would be refused."""
-    found = ["--attention-backend", "CUSTOM"] if cuda else []
-    acting: Any = method
-    if isinstance(method, Intervention):
-        if prompt_needs(acting) == "whole":
-            found.append("--no-enable-chunked-prefill")
-        if acting.needs_hidden_states:
-            found.append("--enforce-eager")
-    return found
+    own = ["--attention-backend", "CUSTOM"] if cuda else []
+    return own + [_FLAGS[name] for name in needed_arguments(method)]
+
+
+_FLAGS = {"enable_chunked_prefill": "--no-enable-chunked-prefill", "enforce_eager": "--enforce-eager"}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-from regaze.toolkit.model.callback import Callback, overrides
+from regaze.toolkit.model.callback import Callback, overrides, prompt_needs
 from regaze.toolkit.model.context import Context
 
 #: The built-in methods that run, and what is particular about each.
@@ -75,6 +76,17 @@ def requested(context: Context) -> str | None:
     if context.captured_layers:
         return "reads hidden states of every forward"
     return None
+
+
+def needed_arguments(method: Any) -> dict[str, Any]:
+    """Arguments of an engine without which it would refuse a method; None: the plain model."""
+    found: dict[str, Any] = {}
+    if isinstance(method, Callback):
+        if prompt_needs(method) == "whole":
+            found["enable_chunked_prefill"] = False
+        if method.needs_hidden_states:
+            found["enforce_eager"] = True
+    return found
 
 
 def _name(callback: Callback) -> str:

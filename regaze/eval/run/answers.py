@@ -48,9 +48,13 @@ def collect_answers(requests: BenchmarkRequests, batches: Sequence[Batch], openi
     return AnswerSet(per_item, errors, len(requests.requests), Cost.total(costs), sharing)
 
 
-def answer_lengths(gaze: Any, answers: AnswerSet) -> list[int]:
-    """The numbers of tokens of the answers that are there; none where the model has no tokenizer."""
-    tokenizer = getattr(getattr(gaze, "reader", None), "tokenizer", None)
+def answer_lengths(reader: Any, answers: AnswerSet) -> list[int]:
+    """The numbers of tokens of the answers that are there; none where the model has no tokenizer.
+
+    Args:
+        reader: `gaze.reader`, or None.
+    """
+    tokenizer = getattr(reader, "tokenizer", None)
     if tokenizer is None:
         return []
     texts = [text for index, text in enumerate(answers.answers) if index not in answers.errors]

@@ -12,8 +12,16 @@ from regaze.errors import InputError
 from regaze.eval.comparison.conditions import AnswerSet
 from regaze.eval.run import journal
 from regaze.eval.run.answers import collect_answers
-from regaze.eval.run.generate import AnswerGenerator, Model, error_text
-from regaze.eval.run.requests import BenchmarkRequests, Condition, ImageHashes, Method, build_requests
+from regaze.eval.run.engines import Engine
+from regaze.eval.run.generate import error_text
+from regaze.eval.run.requests import (
+    AnswerRequest,
+    BenchmarkRequests,
+    Condition,
+    ImageHashes,
+    Method,
+    build_requests,
+)
 from regaze.eval.run.tasks import EvalConfig, EvalTask
 from regaze.progress import Progress
 
@@ -35,10 +43,11 @@ class Asker:
     """Fills the journal of this process. To be used as a context, which all processes enter together.
 
     Attributes:
-        fingerprint: of the model. output: the folder of the journals. hashes: of the images.
+        engine: what answers. fingerprint: of its model.
+        output: the folder of the journals. hashes: of the images.
     """
 
-    gaze: Model
+    engine: Engine
     fingerprint: str
     output: Path
     config: EvalConfig
@@ -61,6 +70,16 @@ class Asker:
         config = self.config
         return Condition(self.fingerprint, method, task.generate_kwargs, config.seed, config.thinking_tokens)
 
+    def check(self, task: EvalTask, method: Method) -> None:
+        """Raise why a method cannot run, as far as the engine knows it before it answers."""
+        condition = self.condition(task, method)
+        requests = build_requests(task.benchmark, condition, self.hashes).requests
+        if missing := self._missing(requests):
+            self.engine.generator(condition, self.config).check(missing)
+
+    def _missing(self, requests: Mapping[str, AnswerRequest]) -> list[AnswerRequest]:
+        return [request for request in requests.values() if request.key not in self._answered]
+
     def ask(self, task: EvalTask, label: str, method: Method | None, title: str) -> Asked:
         """Generate and store the missing answers; the plain model's where `method` is None.
 
@@ -73,16 +92,14 @@ class Asker:
         """
         config, condition = self.config, self.condition(task, method)
         requests = build_requests(task.benchmark, condition, self.hashes)
-        missing = [request for request in requests.requests.values() if request.key not in self._answered]
+        missing = self._missing(requests.requests)
         total = len(requests.requests)
         self.progress(title, total - len(missing), total)
         failed = len(requests.unreadable)
         self._check_errors(failed, requests.unreadable.values())
         if not missing:
             return Asked(requests)
-        generator = AnswerGenerator(
-            self.gaze, condition, batch_size=config.batch_size, share_prefix=config.share_prefix
-        )
+        generator = self.engine.generator(condition, config)
         try:
             generator.warm_up(missing)
         except Exception as error:
@@ -91,15 +108,15 @@ class Asker:
             return Asked(requests, error_text(error))
         items_per_request = Counter(requests.item_keys)
         done = total - len(missing)
-        for batch in generator.make_batches(config.process_group.split(missing, config.batch_size)):
-            for part in generator.answer(batch):
-                cost, sharing = part.cost.to_dict(), generator.sharing.obstacle
-                name = task.benchmark.name
-                self._journal.append(journal.Batch(label, name, part.answers, part.errors, cost, sharing))
-                self._answered.update(part.answers)
-                failed += sum(items_per_request[request] for request in part.errors)
-                self._check_errors(failed, part.errors.values())
-            done += len(batch) * config.process_group.size
+        for part in generator.answer_all(config.process_group.split(missing, config.batch_size)):
+            cost, name = part.cost.to_dict(), task.benchmark.name
+            self._journal.append(
+                journal.Batch(label, name, part.answers, part.errors, cost, generator.obstacle)
+            )
+            self._answered.update(part.answers)
+            failed += sum(items_per_request[request] for request in part.errors)
+            self._check_errors(failed, part.errors.values())
+            done += (len(part.answers) + len(part.errors)) * config.process_group.size
             self.progress(title, min(done, total), total)
         return Asked(requests)
 
@@ -110,7 +127,7 @@ class Asker:
             InputError: too many questions failed.
         """
         batches = list(journal.read_batches(self.output))
-        opening = getattr(getattr(self.gaze, "reader", None), "thinking_opening", "")
+        opening = getattr(self.engine.reader, "thinking_opening", "")
         found = {
             key: collect_answers(each.requests, batches, opening)
             for key, each in asked.items()

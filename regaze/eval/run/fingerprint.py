@@ -7,6 +7,7 @@ patched in place. Reading every weight once takes seconds for a model with 7 B p
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,8 +15,20 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from regaze.eval.run.requests import digest
+from regaze.reading import hash_file
+from regaze.serving.offline import OfflineEngine
+from regaze.serving.release import installed_release
+from regaze.toolkit.load import model_source
 from regaze.toolkit.model import compat
 
+#: Options of an engine that decide how much it does at once, and no answer.
+_SPEED = {
+    *("gpu_memory_utilization", "kv_cache_memory_bytes", "num_gpu_blocks_override", "cpu_offload_gb"),
+    *("max_num_seqs", "max_num_batched_tokens", "enable_prefix_caching", "enable_chunked_prefill"),
+    *("block_size", "disable_log_stats", "max_model_len", "limit_mm_per_prompt"),
+}
+#: Of a file of weights.
+_MAX_BYTES = 2**40
 #: Values of each weight that are hashed besides the sum of its bits, which does not depend on their order.
 _SAMPLES = 1024
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -56,6 +69,40 @@ def describe_model(gaze: Any, name: str) -> dict[str, Any]:
         if gaze.reader.template_args:
             description["template_args"] = gaze.reader.template_args
     return description
+
+
+def describe_engine(engine: OfflineEngine, name: str) -> dict[str, Any]:
+    """The same of an engine of vLLM: its release and options, and the files of the model, count.
+
+    Options that say how fast it runs are left out of the fingerprint.
+    """
+    gaze, options = engine.gaze, engine.arguments
+    about = {"name": "vllm", "version": installed_release(), "options": options}
+    decisive = {key: value for key, value in options.items() if key not in _SPEED}
+    parts = [
+        *("vllm", installed_release(), engine.dtype, "cuda" if torch.cuda.is_available() else "cpu"),
+        json.loads(json.dumps(decisive, sort_keys=True, default=str)),
+        _processor_state(gaze.processor),
+        gaze.reader.template_args,
+        _files_state(model_source(engine.model), gaze.model.config),
+    ]
+    return {
+        "name": name,
+        "fingerprint": digest(parts),
+        "class": type(gaze.model).__name__,
+        "revision": getattr(gaze.model.config, "_commit_hash", None),
+        "dtype": engine.dtype,
+        "engine": about,
+        **({"template_args": gaze.reader.template_args} if gaze.reader.template_args else {}),
+    }
+
+
+def _files_state(source: str, config: Any) -> Any:
+    """What the files of a model are known by: the commit of a hub's model, else hashes of their bytes."""
+    if not Path(source).is_dir():
+        return [source, getattr(config, "_commit_hash", None)]
+    files = sorted(path for path in Path(source).iterdir() if path.is_file() and path.name[0] != ".")
+    return [[path.name, hash_file(path, max_bytes=_MAX_BYTES)] for path in files]
 
 
 def _weight_state(name: str, tensor: Tensor) -> list[Any]:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
-from regaze.errors import BadParameterError, InputError, RegazeError
+from regaze.errors import InputError, RegazeError
 from regaze.eval.cost import Cost
 from regaze.eval.run import ranking
 from regaze.eval.run.metering import TokenCounter, measure_cost
@@ -64,6 +64,14 @@ class AnswerGenerator:
             # It samples several times, and how often depends on the longest answer in the batch.
             self.batch_size = 1
 
+    @property
+    def obstacle(self) -> str | None:
+        """Why no prefixes are shared; None where they are."""
+        return self.sharing.obstacle
+
+    def check(self, requests: Sequence[AnswerRequest]) -> None:
+        """Every method may try: what it cannot do, the model raises."""
+
     def warm_up(self, requests: Sequence[AnswerRequest]) -> None:
         """Answer one request and drop the answer, so that the first batch is as fast as the others.
 
@@ -72,7 +80,7 @@ class AnswerGenerator:
         Raises:
             Exception: what the model raised at the last of them, when every one failed.
         """
-        readable = [request for request in _first_middle_last(requests) if _is_readable(request)]
+        readable = readable_few(requests)
         for number, request in enumerate(readable, start=1):
             try:
                 with self._method_active() as ask:
@@ -81,6 +89,11 @@ class AnswerGenerator:
             except Exception:
                 if number == len(readable):
                     raise
+
+    def answer_all(self, requests: Sequence[AnswerRequest]) -> Iterator[BatchAnswers]:
+        """The answers to all of the requests, batch by batch."""
+        for batch in self.make_batches(requests):
+            yield from self.answer(batch)
 
     def make_batches(self, requests: Sequence[AnswerRequest]) -> list[list[AnswerRequest]]:
         """Batches about the same images where prefixes are shared, else batches of similar length."""
@@ -156,7 +169,7 @@ class AnswerGenerator:
             choices = [request.options for request in requests]
             return ranking.most_likely_options(self.gaze, images, prompts, choices, counter)
         options = dict(self.condition.generate_kwargs)
-        if (limit := self._token_limit(requests[0])) is not None:
+        if (limit := self.condition.token_limit(requests[0])) is not None:
             options["max_new_tokens"] = limit
         if self.condition.is_sampled:
             options = sampling_options(options, [request.key for request in requests], self.condition.seed)
@@ -165,14 +178,6 @@ class AnswerGenerator:
         if self.sharing.obstacle is None:
             return self.sharing.answer(images, prompts, options)
         return ask([list(entry) for entry in images], prompts, batch_size=len(prompts), **options)
-
-    def _token_limit(self, request: AnswerRequest) -> int | None:
-        """The most tokens of an answer, thinking included; None where only `generate` knows it."""
-        limit = request.max_new_tokens or self.condition.generate_kwargs.get("max_new_tokens")
-        thinking = self.condition.thinking_tokens
-        if thinking and limit is None:
-            raise BadParameterError(f"thinking_tokens={thinking} adds to max_new_tokens: give that, too")
-        return None if limit is None else limit + thinking
 
     @contextmanager
     def _method_active(self) -> Iterator[Callable[..., list[str]]]:
@@ -191,7 +196,7 @@ class AnswerGenerator:
             return 0
         lengths = [len(tokenizer(f"x {answer}")["input_ids"]) for answer in answers]
         longest = max(lengths) - len(tokenizer("x")["input_ids"]) + 1
-        return min(longest, self._token_limit(request) or longest)
+        return min(longest, self.condition.token_limit(request) or longest)
 
 
 def error_text(error: Exception) -> str:
@@ -203,9 +208,10 @@ def _is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or should_reduce_batch_size(error)
 
 
-def _first_middle_last(requests: Sequence[AnswerRequest]) -> list[AnswerRequest]:
+def readable_few(requests: Sequence[AnswerRequest]) -> list[AnswerRequest]:
+    """Of the first request, the one in the middle and the last those whose images can be read."""
     indices = dict.fromkeys((0, len(requests) // 2, len(requests) - 1)) if requests else {}
-    return [requests[index] for index in indices]
+    return [requests[index] for index in indices if _is_readable(requests[index])]
 
 
 def _is_readable(request: AnswerRequest) -> bool:

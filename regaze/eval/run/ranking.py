@@ -34,13 +34,8 @@ def most_likely_options(
         counter: its `count` is set to the number of decoded tokens per prompt.
     """
     rows = [(i, text) for i, choices in enumerate(options) for text in choices]
-    scores = _decode(gaze, images, prompts, rows, counter, ends=True)
-    mean = [score.logprob / tokens for score, tokens in scores]
-    best: dict[int, int] = {}
-    for row, (prompt, _) in enumerate(rows):
-        if prompt not in best or mean[row] > mean[best[prompt]]:
-            best[prompt] = row
-    return [rows[best[prompt]][1] for prompt in range(len(prompts))]
+    scores = iter(_decode(gaze, images, prompts, rows, counter, ends=True))
+    return [likeliest(choices, [next(scores) for _ in choices]) for choices in options]
 
 
 def log_probabilities(
@@ -60,10 +55,34 @@ def log_probabilities(
         counter: as of `most_likely_options`.
     """
     scores = _decode(gaze, images, prompts, list(enumerate(texts)), counter, ends=False)
-    return [
-        f"{score.logprob:.6f} of {tokens} tokens" + (f", {score.excluded} excluded" if score.excluded else "")
-        for score, tokens in scores
-    ]
+    return [as_text(*score) for score in scores]
+
+
+def likeliest(options: Sequence[str], scores: Sequence[tuple[LogLikelihood, int]]) -> str:
+    """The option with the highest mean log-probability of its tokens, of equal ones the first.
+
+    Args:
+        scores: of each option its likelihood and its number of tokens.
+    """
+    mean = [score.logprob / tokens for score, tokens in scores]
+    return options[mean.index(max(mean))]
+
+
+def as_text(score: LogLikelihood, tokens: int) -> str:
+    """The likelihood of a text of so many tokens, as the answer of its request."""
+    excluded = f", {score.excluded} excluded" if score.excluded else ""
+    return f"{score.logprob:.6f} of {tokens} tokens{excluded}"
+
+
+def target_tokens(reader: Any, prompt: str, prefix: str, text: str, *, ends: bool) -> list[int]:
+    """The tokens of a text as the answer to a rendered prompt.
+
+    Args:
+        reader: `gaze.reader`. prefix: of answers, see `answer_prefix`.
+        ends: whether the end token belongs to it.
+    """
+    end = [reader.tokenizer.eos_token_id] if ends else []
+    return continuation_ids(reader, prompt, prefix + text.strip()) + end
 
 
 def _decode(
@@ -82,10 +101,9 @@ def _decode(
         ends: whether the end token belongs to a text.
     """
     reader = gaze.reader
-    end = [reader.tokenizer.eos_token_id] if ends else []
     prefix = answer_prefix(gaze.processor, reader.template_args)
     rendered = [reader.render(prompt, len(entry)).text for prompt, entry in zip(prompts, images, strict=True)]
-    tokens = [continuation_ids(reader, rendered[i], prefix + text.strip()) + end for i, text in rows]
+    tokens = [target_tokens(reader, rendered[i], prefix, text, ends=ends) for i, text in rows]
     inputs = gaze.inputs([list(images[i]) for i, _ in rows], [prompts[i] for i, _ in rows])
     scores = loglikelihoods(gaze.model, inputs, tokens)
     counter.count = len(rows) // len(prompts) * max(map(len, tokens))

@@ -66,6 +66,19 @@ class Condition:
                 f"options of generate must be JSON values, so that answers can be told apart: {error}"
             ) from error
 
+    def token_limit(self, request: AnswerRequest) -> int | None:
+        """The most tokens of an answer, thinking included; None where only `generate` knows it.
+
+        Raises:
+            BadParameterError: thinking tokens, and no limit to add them to.
+        """
+        limit = request.max_new_tokens or self.generate_kwargs.get("max_new_tokens")
+        if self.thinking_tokens and limit is None:
+            raise BadParameterError(
+                f"thinking_tokens={self.thinking_tokens} adds to max_new_tokens: give that, too"
+            )
+        return None if limit is None else limit + self.thinking_tokens
+
 
 @dataclass(frozen=True)
 class AnswerRequest:

@@ -20,9 +20,10 @@ from regaze.eval.benchmarks.common.earlier import describe_earlier
 from regaze.eval.comparison.conditions import PLAIN, compare_conditions, non_share_figures
 from regaze.eval.comparison.control_plan import ControlPlan, Controls, matched_length
 from regaze.eval.comparison.damage import check_damage
-from regaze.eval.run import fingerprint, journal, results
+from regaze.eval.run import journal, results
 from regaze.eval.run.answers import answer_lengths, answer_rows
 from regaze.eval.run.asking import Asked, Asker
+from regaze.eval.run.engines import Engine, TransformersEngine
 from regaze.eval.run.generate import Model, error_text
 from regaze.eval.run.requests import Method, digest
 from regaze.eval.run.run_results import RunResults
@@ -73,7 +74,7 @@ def evaluate_benchmark(
 
 
 def evaluate(
-    gaze: Model,
+    gaze: Model | None,
     tasks: Sequence[EvalTask],
     methods: Mapping[str, Method],
     output: str | os.PathLike[str],
@@ -85,6 +86,7 @@ def evaluate(
     controls: bool | Controls = False,
     tuning: Tuning | None = None,
     damage_check: EvalTask | None = None,
+    engine: Engine | None = None,
 ) -> RunResults:
     """Run every benchmark on the plain model and under each method; returns what results.json holds.
 
@@ -96,6 +98,7 @@ def evaluate(
     configuration in that folder are renamed to results.1.json.
 
     Args:
+        gaze: the model; None where an engine answers.
         methods: by the label that tables show.
         progress: called with a label, the number of answers that are there, and the total. None: a bar where
             one is seen (a terminal, a notebook); True: always; False: never.
@@ -106,21 +109,22 @@ def evaluate(
             "tuning" are then of the other images, of the methods with the chosen parameters.
         damage_check: questions that say whether a method broke the model (`comparison.damage`), one of the
             tasks or a further one; without controls of their own.
+        engine: answers in the place of `gaze`, such as a `VLLMEngine`.
 
     Raises:
-        InputError: a tuning that does not fit methods or questions, no questions, a label or benchmark twice,
-            a folder that cannot be written or that another process writes, more than `config.max_errors`
-            failures, no question left to score.
+        InputError: a model and an engine, or neither; a tuning that does not fit methods or questions, no
+            questions, a label or benchmark twice, a folder that cannot be written or that another process
+            writes, more than `config.max_errors` failures, no question left to score.
         Exception: what the model raises when every question fails; with `config.raise_method_errors` also
             under a method.
     """
     chosen = Controls() if controls is True else controls or None
     plan = _Plan(tasks, methods, chosen, tuning, damage_check)
-    return _execute(gaze, plan, Path(output), model_name, config, progress, files)
+    return _execute(_chosen(gaze, engine), plan, Path(output), model_name, config, progress, files)
 
 
 def sweep(
-    gaze: Model,
+    gaze: Model | None,
     tasks: Sequence[EvalTask],
     method: Method,
     grid: Grid,
@@ -130,6 +134,7 @@ def sweep(
     config: EvalConfig | None = None,
     progress: Progress | bool | None = None,
     files: Mapping[str, str] | None = None,
+    engine: Engine | None = None,
 ) -> RunResults:
     """Run every benchmark under a method with each value of its parameters; see `evaluate`.
 
@@ -146,11 +151,18 @@ def sweep(
     """
     points = make_trials(str(method.to_dict()["method"]), method, grid)
     plan = _Plan(tasks, {point.label: point.method for point in points}, points=points)
-    return _execute(gaze, plan, Path(output), model_name, config, progress, files)
+    return _execute(_chosen(gaze, engine), plan, Path(output), model_name, config, progress, files)
+
+
+def _chosen(gaze: Model | None, engine: Engine | None) -> Engine:
+    """What answers. Raises InputError where that is not said, or twice."""
+    if (gaze is None) == (engine is None):
+        raise InputError("what answers is either a wrapped model or an engine: give one of the two")
+    return TransformersEngine(gaze) if gaze is not None else engine  # type: ignore[return-value]
 
 
 def _execute(
-    gaze: Model,
+    engine: Engine,
     plan: _Plan,
     output: Path,
     model_name: str,
@@ -164,7 +176,7 @@ def _execute(
     with run_folder(output) if group.is_main else nullcontext():
         group.barrier()  # the other processes write only into a folder that exists and is locked
         with reporting(progress if group.is_main else False) as report:
-            return _Run(gaze, plan, output, model_name, config, report, files or {}).execute()
+            return _Run(engine, plan, output, model_name, config, report, files or {}).execute()
 
 
 @contextmanager
@@ -217,7 +229,7 @@ class _Plan:
 class _Run:
     """One call of `evaluate` or `sweep`."""
 
-    gaze: Model
+    engine: Engine
     plan: _Plan
     output: Path
     model_name: str
@@ -228,8 +240,8 @@ class _Run:
     def __post_init__(self) -> None:
         #: with the questions that are tested. methods: from the choice on with the chosen parameters
         self.tasks, self.methods = self.plan.all_tasks, self.plan.methods
-        self.model = fingerprint.describe_model(self.gaze, self.model_name)
-        self.asker = Asker(self.gaze, self.model["fingerprint"], self.output, self.config, self.progress)
+        self.model = self.engine.describe(self.model_name)
+        self.asker = Asker(self.engine, self.model["fingerprint"], self.output, self.config, self.progress)
         self.stage: TuningStage | None = None
         if self.plan.tuning is not None:
             self.stage = TuningStage.of(self.plan.tuning, self.tasks, self.methods, self.asker.hashes)
@@ -267,6 +279,7 @@ class _Run:
         if group.is_main:
             self._start(record)
         with self.asker:
+            self._check_methods()
             if self.stage is not None:
                 self._tune(self.stage)
             for task in self.tasks:
@@ -279,6 +292,13 @@ class _Run:
             record = self._finish(record)
         group.barrier()
         return record
+
+    def _check_methods(self) -> None:
+        """Raise what a method cannot do here before any question is answered, where it ends the run."""
+        if self.config.raise_method_errors:
+            for task in self.tasks:
+                for method in self.methods.values():
+                    self.asker.check(task, method)
 
     def _tune(self, stage: TuningStage) -> None:
         """Choose parameters; from here on the methods are those with the chosen ones."""
@@ -313,7 +333,7 @@ class _Run:
             if plan.answers != "texts":
                 continue
             lengths = {
-                label: answer_lengths(self.gaze, answers[name, label])
+                label: answer_lengths(self.engine.reader, answers[name, label])
                 for label in (PLAIN, *self.methods)
                 if (name, label) in answers
             }

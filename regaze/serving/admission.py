@@ -15,16 +15,17 @@ from typing import Any
 from regaze.errors import InputError, UnsupportedModelError
 from regaze.interventions.base import Intervention
 from regaze.serving import records, wire
+from regaze.serving.contexts import ServedContext, has_second
 from regaze.serving.platforms import without_edits
 from regaze.serving.prompts import context_of, read_tokens, reader_of
 from regaze.serving.records import RECORD_KEY
 from regaze.serving.release import KEY
 from regaze.serving.requests import EditedRequest
+from regaze.serving.seconds import Second, media_of, seconds_of
 from regaze.serving.support import lacking, requested
 from regaze.serving.trial import try_edits
-from regaze.toolkit.model.callback import Callback, prompt_needs
+from regaze.toolkit.model.callback import Callback, overrides, prompt_needs
 from regaze.toolkit.prompts.prompt_reader import PromptReader
-from regaze.toolkit.prompts.token_map import TokenMap
 from regaze.toolkit.record.options import RecordOptions
 
 #: The methods of requests that name none, as JSON; `regaze serve --method` sets it.
@@ -77,10 +78,14 @@ class Admission:
         if options is not None:
             recorder, carried["record"] = self._record(options, request)
             callbacks = (*callbacks, recorder)
-        if self._try(callbacks, ids, tokens) or not all(method.shares_prefix for method in methods):
+        context = context_of(self.text_config, ids, tokens, callbacks, self.reader, media_of(features))
+        contexts = [context, *self._couple(request, context)]
+        if self._try(callbacks, contexts) or not all(_shared(method) for method in methods):
             params.skip_reading_prefix_cache = True
-        if any(method.shares_prefix != "edited" for method in methods):
+        if any(_shared(method) != "edited" for method in methods):
             carried["shared"] = len(ids) - 1  # the last row, and the answer's, are edited for their places
+        if any(map(has_second, callbacks)):
+            carried["coupled"] = True
         params.extra_args = {**rest, KEY: carried}
         if methods:
             request.cache_salt = wire.salt(methods, request.cache_salt)
@@ -96,10 +101,47 @@ class Admission:
         carried = records.packed(options, records.new_file(request.request_id))
         return records.EngineRecorder(options, config, tokenizer), carried
 
-    def _try(self, callbacks: tuple[Callback, ...], ids: Sequence[int], tokens: TokenMap) -> bool:
-        """Do with the prompt what the engine will do; whether all of its rows have to run."""
+    def _couple(self, request: Any, context: ServedContext) -> list[ServedContext]:
+        """The second contexts of a request, as far as its images are here."""
+        callbacks, features = context.callbacks, request.mm_features or ()
         if (reason := lacking(callbacks)) is not None:
             raise UnsupportedModelError(f"{reason}, which an engine of vLLM does not do; use transformers")
+        if not any(map(has_second, callbacks)):
+            return []
+        seconds, known = list[Second](), True
+        try:
+            seconds = seconds_of(context, features, self._config.model_config)
+        except InputError:
+            known = all(feature.data is not None for feature in features)
+            if known:  # otherwise they are where the request enters the engine
+                raise
+        if (seconds or not known) and (reason := self._uncoupled(request)) is not None:
+            raise UnsupportedModelError(f"second contexts of prompts do not run here: {reason}")
+        learned, found = context.learned(), list[ServedContext]()
+        for second in seconds:
+            other = context_of(self.text_config, second.ids, second.tokens, callbacks, self.reader)
+            other.become(second.name, context.names, learned)
+            found.append(other)
+        return found
+
+    def _uncoupled(self, request: Any) -> str | None:
+        """Why a request cannot have second contexts in this engine; None: it can."""
+        scheduler = self._config.scheduler_config
+        facts = (
+            (
+                scheduler.async_scheduling,
+                "it schedules steps before it knows their tokens; start it with async_scheduling=False "
+                "(--no-async-scheduling)",
+            ),
+            (scheduler.policy != "fcfs", "it schedules by priority"),
+            (scheduler.max_num_seqs < 2, "it runs one sequence at a time (max_num_seqs)"),
+            (request.sampling_params.prompt_logprobs is not None, "prompt_logprobs are those of one context"),
+            (request.resumable, "the prompt is not complete"),
+        )
+        return next((reason for found, reason in facts if found), None)
+
+    def _try(self, callbacks: tuple[Callback, ...], contexts: Sequence[ServedContext]) -> bool:
+        """Do with the contexts of a prompt what the engine will do; whether all of their rows have to run."""
         if any(callback.needs_hidden_states for callback in callbacks) and self._compiles:
             raise UnsupportedModelError(
                 "this method reads hidden states, which compiled models keep to themselves: start the engine "
@@ -108,11 +150,12 @@ class Admission:
         needs = [prompt_needs(callback) for callback in callbacks]
         if self._divides and "whole" in needs:
             raise UnsupportedModelError(_IN_ONE_PIECE)
-        context = context_of(self.text_config, ids, tokens, callbacks, self.reader)
-        trial = EditedRequest(callbacks, context)
-        if (reason := requested(context)) is not None:
-            raise UnsupportedModelError(f"with these parameters the method {reason}; use transformers")
-        whole = try_edits(trial)
+        whole: str | None = None
+        for context in contexts:
+            trial = EditedRequest(callbacks, context)
+            if (reason := requested(context)) is not None:
+                raise UnsupportedModelError(f"with these parameters the method {reason}; use transformers")
+            whole = try_edits(trial) or whole
         if self._divides and whole is not None:
             raise UnsupportedModelError(f"{whole}: {_IN_ONE_PIECE}")
         return any(needs) or whole is not None
@@ -162,6 +205,12 @@ class Admission:
 def _kinds(model_config: Any) -> Sequence[str]:
     """Of the attention of each layer, where the model's configuration says it."""
     return getattr(model_config.hf_text_config, "layer_types", None) or ()
+
+
+def _shared(method: Intervention) -> str:
+    """`shares_prefix` of a method; where it edits no rows, all are shared by requests with the same one."""
+    edits = ("edit", "edit_keys", "edit_mlp", "edit_attention_output", "edit_vision_mlp", "leaving")
+    return method.shares_prefix if overrides(method, *edits) else "edited"
 
 
 def acting(methods: Sequence[Intervention], text_config: Any) -> tuple[Callback, ...]:

@@ -17,6 +17,7 @@ from regaze.kernels import AttentionEdit, attend_paged
 from regaze.kernels.pages import Pages
 from regaze.serving import records, wire
 from regaze.serving.admission import acting
+from regaze.serving.mixing import Mixing
 from regaze.serving.prompts import context_of, reader_of
 from regaze.serving.release import KEY
 from regaze.serving.requests import EditedRequest, Rows
@@ -65,11 +66,12 @@ class EngineEdits:
 
     Attributes:
         obstacle: why this model's layers cannot be edited; "": they can. Then all requests with methods fail.
-        shows_hidden: hidden states are shown to requests that read them.
+        shows_hidden: hidden states are shown to requests that read them. mixing: what is done to logits.
     """
 
     def __init__(self, runner: Any, obstacle: str = ""):
         self._runner = runner
+        self.mixing = Mixing(runner, self)
         self.obstacle, self.shows_hidden = obstacle, False
         self._requests: dict[str, EditedRequest | None] = {}
         self._rows: Sequence[Rows] | None = ()
@@ -92,7 +94,7 @@ class EngineEdits:
         return self._rows
 
     def _find_rows(self, metadata: Any) -> list[Rows]:
-        live = {name: self._request(name) for name in self._runner.input_batch.req_ids}
+        live = {name: self.request(name) for name in self._runner.input_batch.req_ids}
         for gone in [name for name in self._requests if name not in self._runner.requests]:
             del self._requests[gone]
             records.end(gone, None)
@@ -105,11 +107,11 @@ class EngineEdits:
             if request is None or number + 1 >= len(starts):
                 continue
             start, count, length = starts[number], starts[number + 1] - starts[number], lengths[number]
-            with self._failing(request):
+            with self.failing(request):
                 found += request.rows(number, start, length - count, length)
         return [rows for rows in found if not rows.request.failed]
 
-    def _request(self, name: str) -> EditedRequest | None:
+    def request(self, name: str) -> EditedRequest | None:
         """None: it is plain, or has failed."""
         if name not in self._requests:
             state = self._runner.requests.get(name)
@@ -135,7 +137,11 @@ class EngineEdits:
             whole, tokenizer = self._runner.model_config.hf_config, self._reader.tokenizer
             callbacks = (*callbacks, records.begin(state.req_id, carried["record"], whole, tokenizer))
         context = context_of(config, state.prompt_token_ids, tokens, callbacks, self._reader)
+        group = carried.get("group")
+        if group is not None:
+            context.become(group["name"], group["names"], group["learned"])
         request = EditedRequest(callbacks, context, state.req_id)
+        request.group = state.req_id if group is None else group["of"]
         if request.needs_hidden and not self.shows_hidden:
             raise UnsupportedModelError("this model's decoder layers do not show hidden states")
         return request
@@ -148,13 +154,13 @@ class EngineEdits:
         """The residual stream [T, D] is about to enter a layer; `stream` gives it."""
         for rows in self.rows(metadata):
             if rows.request.needs_hidden and rows.step == 0 and not rows.again:
-                with self._failing(rows.request):
+                with self.failing(rows.request):
                     rows.request.show_hidden(layer, rows, stream()[rows.span])
 
     # Errors -------------------------------------------------------------------------------------------
 
     @contextmanager
-    def _failing(self, *requests: EditedRequest) -> Iterator[None]:
+    def failing(self, *requests: EditedRequest) -> Iterator[None]:
         """An error inside is one of these requests."""
         try:
             yield
@@ -175,7 +181,7 @@ class EngineEdits:
         self._rows = ()
         for request in self._requests.values():
             if request is not None and not request.failed:
-                with self._failing(request):
+                with self.failing(request):
                     raise UnsupportedModelError(self.obstacle)
 
     def failed(self) -> list[str]:
@@ -186,7 +192,7 @@ class EngineEdits:
         self._rows = ()
         if self.obstacle:
             for name in self._runner.input_batch.req_ids:
-                self._request(name)
+                self.request(name)
         found, self._failed = self._failed, []
         return found
 
@@ -198,13 +204,13 @@ class EngineEdits:
         edited = self.rows(metadata)
         for rows in edited:
             if not rows.request.failed:
-                with self._failing(rows.request):
+                with self.failing(rows.request):
                     _edit(rows, call, single)
         for which, group in single.items():
             self._run_group(which, group, call)
         for rows in edited:
             if not rows.request.failed:
-                with self._failing(rows.request):
+                with self.failing(rows.request):
                     rows.request.leave(call.layer, rows)
 
     def _run_group(
@@ -214,7 +220,7 @@ class EngineEdits:
             self._run_single(which, group, call)
         except Exception:
             for one in group:  # it is not known whose the error is
-                with self._failing(one[0].request):
+                with self.failing(one[0].request):
                     self._run_single(which, [one], call)
 
     def _run_single(

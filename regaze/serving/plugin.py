@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -52,14 +52,20 @@ def _connect() -> None:
     from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
     from vllm.v1.core.kv_cache_coordinator import KVCacheCoordinator
     from vllm.v1.core.sched.scheduler import Scheduler
+    from vllm.v1.engine.core import EngineCore
     from vllm.v1.worker.cpu_model_runner import CPUModelRunner
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+    from regaze.serving import companions
 
     places: list[tuple[type, str, Callable[..., Any]]] = [
         (GPUModelRunner, "load_model", _attaching),
         (CPUModelRunner, "load_model", _attaching),
         (GPUModelRunner, "execute_model", _beginning),
         (GPUModelRunner, "sample_tokens", _reporting),
+        (GPUModelRunner, "_sample", _following),
+        (EngineCore, "preprocess_add_request", companions.preparing),
+        (Scheduler, "add_request", companions.adding),
         (Scheduler, "update_from_output", _failing),
         (Scheduler, "_free_request", _ending),
         (Scheduler, "schedule", _telling),
@@ -160,27 +166,51 @@ _FAILED, _ANSWERS = "regaze_failed", "regaze_answers"
 
 
 def _reporting(sample_tokens: Callable[..., Any]) -> Callable[..., Any]:
-    """Where the model runs: name the requests whose methods failed in this forward."""
+    """Where the model runs: combine logits, and name the requests whose methods failed in this forward."""
+    from regaze.serving.companions import AGAIN
 
     def sampled(self: Any, *args: Any, **kwargs: Any) -> Any:
-        result = sample_tokens(self, *args, **kwargs)
-        output = getattr(result, "_model_runner_output", result)  # of an engine that schedules ahead
         edits = self.__dict__.get(_EDITS)
-        failed = [] if edits is None else edits.failed()
-        if failed and output is not None:
-            setattr(output, _FAILED, failed)
+        if edits is None:
+            return sample_tokens(self, *args, **kwargs)
+        again = edits.mixing.begin()
+        try:
+            result = sample_tokens(self, *args, **kwargs)
+        finally:
+            edits.mixing.end()
+        output = getattr(result, "_model_runner_output", result)  # of an engine that schedules ahead
+        for name, found in ((_FAILED, edits.failed()), (AGAIN, again)):
+            if found and output is not None:
+                setattr(output, name, found)
         return result
+
+    return sampled
+
+
+def _following(sample: Callable[..., Any]) -> Callable[..., Any]:
+    """Where the model runs: second contexts go on with the tokens that were sampled."""
+
+    def sampled(self: Any, *args: Any, **kwargs: Any) -> Any:
+        output = sample(self, *args, **kwargs)
+        if (edits := self.__dict__.get(_EDITS)) is not None:
+            edits.mixing.follow(output.sampled_token_ids)
+        return output
 
     return sampled
 
 
 def _failing(update: Callable[..., Any]) -> Callable[..., Any]:
     """In the scheduler: end these with an error, before their tokens of this step are taken for answers."""
+    from regaze.serving import companions
 
     def updated(self: Any, scheduled: Any, output: Any) -> Any:
-        failed = getattr(output, _FAILED, ())
-        ended = _end(self, failed) if failed else []
+        groups = companions.groups_of(self)
+        refused = groups.refused.intersection(scheduled.num_scheduled_tokens)
+        ended = _end(self, [*getattr(output, _FAILED, ()), *refused])
+        companions.run_again(self, getattr(output, companions.AGAIN, ()))
         result = update(self, scheduled, output)
+        ended += _end(self, [*groups.flush(self), *companions.check_room(self, scheduled)])
+        groups.hide(result)
         if ended:
             from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
 
@@ -194,24 +224,30 @@ def _failing(update: Callable[..., Any]) -> Callable[..., Any]:
     return updated
 
 
-def _end(scheduler: Any, names: list[str]) -> list[Any]:
-    """End requests with an error; nobody reads the pages that they leave."""
+def _end(scheduler: Any, names: Sequence[str]) -> list[Any]:
+    """End requests with an error, for companions theirs; nobody reads the pages that they leave."""
     from vllm.v1.request import RequestStatus
+
+    from regaze.serving.companions import groups_of
 
     for name in names:
         if name in scheduler.requests:
             pages = scheduler.kv_cache_manager.get_block_ids(name)
             scheduler.kv_cache_manager.evict_blocks({page for group in pages for page in group})
-    ended: list[Any] = scheduler.finish_requests(names, RequestStatus.FINISHED_ERROR)
+    if not names:
+        return []
+    mains = groups_of(scheduler).mains(names)
+    ended: list[Any] = scheduler.finish_requests(mains, RequestStatus.FINISHED_ERROR)
     return ended
 
 
 def _ending(free: Callable[..., Any]) -> Callable[..., Any]:
-    """In the scheduler: a request has ended, in whichever way, so its record can be written."""
-    from regaze.serving import records
+    """In the scheduler: a request has ended: its companions do, too, and its record is written."""
+    from regaze.serving import companions, records
 
     def freed(self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
         result = free(self, request, *args, **kwargs)
+        companions.groups_of(self).freed(request.request_id)
         if records.is_recorded(request.sampling_params):
             answer = list(request.output_token_ids)
             if not records.end(request.request_id, answer):  # the model runs in another process
@@ -222,7 +258,10 @@ def _ending(free: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _telling(schedule: Callable[..., Any]) -> Callable[..., Any]:
+    from regaze.serving.companions import groups_of
+
     def scheduled(self: Any, *args: Any, **kwargs: Any) -> Any:
+        groups_of(self).flush(self)
         output = schedule(self, *args, **kwargs)
         if answers := self.__dict__.pop(_ANSWERS, None):
             setattr(output, _ANSWERS, answers)

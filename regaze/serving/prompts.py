@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import AutoProcessor, AutoTokenizer
 
 from regaze.errors import InputError, UnsupportedModelError
-from regaze.toolkit.model.context import Context
+from regaze.serving.contexts import ServedContext
 from regaze.toolkit.prompts.families import MediaInputs, family_of
 from regaze.toolkit.prompts.prompt_reader import PromptReader
 from regaze.toolkit.prompts.token_map import Role, TokenMap
@@ -83,9 +83,19 @@ class _NoModel:
 
 
 def context_of(
-    config: Any, ids: Sequence[int], tokens: TokenMap, callbacks: tuple[Any, ...], reader: PromptReader
-) -> Context:
-    """The context of one request; `config` is that of the language model."""
-    inputs: Mapping[str, Any] = {"input_ids": torch.tensor([list(ids)])}
+    config: Any,
+    ids: Sequence[int],
+    tokens: TokenMap,
+    callbacks: tuple[Any, ...],
+    reader: PromptReader,
+    media: Mapping[str, Tensor] | None = None,
+) -> ServedContext:
+    """The context of one request.
+
+    Args:
+        config: that of the language model. media: arguments of a forward about the images, where a method
+            reads them.
+    """
+    inputs: Mapping[str, Any] = {"input_ids": torch.tensor([list(ids)]), **(media or {})}
     model: Any = _NoModel()
-    return Context(model, config, inputs, tokens, callbacks, reader)
+    return ServedContext(model, config, inputs, tokens, callbacks, reader)

@@ -13,8 +13,8 @@ from torch import Tensor
 from regaze.errors import InputError
 from regaze.kernels import AttentionEdit, Stats
 from regaze.serving.chunks import chunk
+from regaze.serving.contexts import ServedContext, combines
 from regaze.toolkit.model.callback import Callback, keeps_edits
-from regaze.toolkit.model.context import Context
 from regaze.toolkit.model.layer_plan import LayerPlan, plan_layer
 
 #: Of the edits of one request that are kept for the case that its rows run again.
@@ -62,11 +62,13 @@ class EditedRequest:
         prompt_length: number of tokens of the prompt. done: of tokens whose rows have run.
         name: of the request inside of the engine.
         failed: one of its methods raised an error: nothing is done for it any more, and the engine ends it.
+        group: name of the request whose prompt this is a context of. combining: callbacks that change logits.
     """
 
-    def __init__(self, callbacks: tuple[Callback, ...], context: Context, name: str = ""):
+    def __init__(self, callbacks: tuple[Callback, ...], context: ServedContext, name: str = ""):
         self.callbacks, self.context = callbacks, context
-        self.name, self.failed = name, False
+        self.name, self.group, self.failed = name, name, False
+        self.combining = [callback for callback in callbacks if combines(callback)]
         self.prompt_length, self.done = context.prompt_length, 0
         self.needs_hidden = any(callback.needs_hidden_states for callback in callbacks)
         self._keeps = all(keeps_edits(callback) for callback in callbacks)
@@ -78,6 +80,11 @@ class EditedRequest:
         for callback in callbacks:
             callback.on_generate()
             callback.prepare(context)
+
+    @property
+    def combines(self) -> bool:
+        """Whether its logits are more than those of its own rows."""
+        return bool(self.combining) or self.context.has_branches
 
     # A forward begins ---------------------------------------------------------------------------------
 

@@ -60,4 +60,8 @@ def needed_options(method: Method | None, *, cuda: bool) -> list[str]:
     return own + [_FLAGS[name] for name in needed_arguments(method)]
 
 
-_FLAGS = {"enable_chunked_prefill": "--no-enable-chunked-prefill", "enforce_eager": "--enforce-eager"}
+_FLAGS = {
+    "enable_chunked_prefill": "--no-enable-chunked-prefill",
+    "enforce_eager": "--enforce-eager",
+    "async_scheduling": "--no-async-scheduling",
+}

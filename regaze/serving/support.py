@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from regaze.serving.contexts import has_second
 from regaze.toolkit.model.callback import Callback, overrides, prompt_needs
 from regaze.toolkit.model.context import Context
 
@@ -12,49 +13,60 @@ from regaze.toolkit.model.context import Context
 RUNS: dict[str, str] = {
     "adhh": "",
     "attnreal": "",
+    "causalmm": "with where='language'",
     "eah": "needs prompts in one piece",
     "farsight": "takes no cached prefixes",
+    "flb": "",
     "gift": "takes no cached prefixes; its saliency layers before the enhanced ones",
     "hgai": "",
+    "icd": "",
     "knockout": "",
+    "m3id": "",
     "mma": "needs prompts in one piece",
     "moa": "takes no cached prefixes",
-    "pai": "with gamma=1",
+    "pai": "",
+    "ritual": "",
+    "sid": "needs prompts in one piece",
     "sparc": "",
     "spin": "",
     "vaf": "takes no cached prefixes",
     "var": "takes no cached prefixes; without torch.compile",
+    "vcd": "",
 }
 #: Parameters that name files, of the methods that run: nothing that a sender may choose.
 FILES: dict[str, tuple[str, ...]] = {"moa": ("plan",)}
 #: What an engine lacks, by the callback's method that needs it.
 LACKS: dict[str, str] = {
-    "branches": "it compares with a second context of each prompt",
     "leaving": "it takes tokens of the prompt away between layers",
     "edit_keys": "it edits keys in every forward",
     "edit_mlp": "it edits outputs of MLPs",
     "edit_attention_output": "it edits what layers add to the residual stream",
     "edit_vision_mlp": "it edits the vision tower",
     "on_attention": "it reads queries and keys of all rows",
-    "combine_logits": "it combines logits",
     "on_chosen": "it follows which tokens are chosen",
 }
+_HIDDEN = "it reads hidden states of every forward"
+_TOWER = "it reads the attention of the vision tower"
 _PASSES = "it answers in several passes: use it at the client"
 #: The built-in methods that do not run, and why.
 REFUSED: dict[str, str] = {
-    **dict.fromkeys(
-        ("agla", "avisc", "cai", "causalmm", "damro", "icd", "m3id", "marine", "paint", "ritual"),
-        LACKS["branches"],
-    ),
-    **dict.fromkeys(("sid", "vcd", "vhr", "vista"), LACKS["branches"]),
+    **dict.fromkeys(("cai", "deco", "dola"), _HIDDEN),
+    **dict.fromkeys(("damro", "paint"), _TOWER),
     **dict.fromkeys(("fastv", "pyramiddrop", "sparsevlm"), LACKS["leaving"]),
-    **dict.fromkeys(("memvr", "nullu", "vti"), LACKS["edit_mlp"]),
-    **dict.fromkeys(("deco", "dola", "flb"), LACKS["combine_logits"]),
+    **dict.fromkeys(("memvr", "nullu", "vista", "vti"), LACKS["edit_mlp"]),
     **dict.fromkeys(("carve", "degf", "halc", "ilvad", "opera"), _PASSES),
+    "agla": "it asks a model beside the engine which part of the image matters",
+    "avisc": "it runs the prompt a further time, to choose tokens",
     "ict": LACKS["edit_attention_output"],
+    "marine": "it runs a detector of objects beside the engine",
     "only": LACKS["on_attention"],
     "pti": "it adds vectors to keys and values in the cache",
+    "vhr": "it runs the prompt a further time, to choose heads",
 }
+
+
+#: Values of parameters without which a method reads the vision tower.
+_ONLY = {"causalmm": {"where": "language"}}
 
 
 def lacking(callbacks: Sequence[Callback]) -> str | None:
@@ -66,6 +78,9 @@ def lacking(callbacks: Sequence[Callback]) -> str | None:
                 return f"{_name(callback)}: {reason}"
         if _name(callback) in REFUSED:
             return f"{_name(callback)}: {REFUSED[_name(callback)]}"
+        for parameter, value in _ONLY.get(_name(callback), {}).items():
+            if (found := getattr(callback, parameter)) != value:
+                return f"{_name(callback)}: with {parameter}={found!r} {_TOWER}"
     return None
 
 
@@ -74,7 +89,7 @@ def requested(context: Context) -> str | None:
     if context.replay_requested:
         return "runs the prompt's last row a second time"
     if context.captured_layers:
-        return "reads hidden states of every forward"
+        return _HIDDEN.removeprefix("it ")
     return None
 
 
@@ -86,6 +101,8 @@ def needed_arguments(method: Any) -> dict[str, Any]:
             found["enable_chunked_prefill"] = False
         if method.needs_hidden_states:
             found["enforce_eager"] = True
+        if has_second(method):
+            found["async_scheduling"] = False
     return found
 
 

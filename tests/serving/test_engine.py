@@ -18,23 +18,30 @@ pytestmark = pytest.mark.vllm
 METHODS: dict[str, dict[str, Any]] = {
     "adhh": {"heads": [[0, 3], [0, 5], [1, 0]], "threshold": 0.2},
     "attnreal": {"above": 1.0, "rho": 0.0},
+    "causalmm": {},
     "eah": {"threshold": 0.001},
     "farsight": {"sigma": 0.1},
+    "flb": {"gamma": 2.0, "decay": 0.5},
     "gift": {},
     "hgai": {"alpha": 2.0},
+    "icd": {},
     "knockout": {"heads": [[0, 0], [0, 3]]},
+    "m3id": {"decay": 0.3, "kappa": 1.0},
     "mma": {"trained": True},
     "moa": {"alpha": 4.0, "beta": 0.1, "block": 8},
     "pai": {"gamma": 1.0, "alpha": 0.8},
+    "ritual": {},
+    "sid": {},
     "sparc": {"alpha": 1.5, "tau": 0.1},
     "spin": {"kept": 0.25},
     "vaf": {"enhance": 2.0, "suppress": 0.3},
     "var": {"rho": 0.2},
+    "vcd": {},
 }
 
 
 #: Those whose prompts may run in pieces, as engines do by default.
-DIVIDED = sorted({*RUNS} - {"eah", "mma"})
+DIVIDED = sorted({*RUNS} - {"eah", "mma", "sid"})
 
 
 def named(name: str) -> dict[str, Any]:
@@ -57,7 +64,10 @@ def test_a_mixed_batch_answers_as_transformers_do(engine, asked, name):
     check(engine, asked, named(name))
 
 
-@pytest.mark.parametrize("name", ["adhh", "farsight", "gift", "knockout", "pai", "sparc", "vaf", "var"])
+CHANGING = ["adhh", "causalmm", "farsight", "flb", "gift", "icd", "knockout", "m3id", "pai", "ritual"]
+
+
+@pytest.mark.parametrize("name", [*CHANGING, "sid", "sparc", "vaf", "var", "vcd"])
 def test_the_methods_change_answers(asked, name):
     assert asked.by_transformers(named(name)) != asked.by_transformers()
 
@@ -89,7 +99,9 @@ def _is_code(value: Any) -> bool:
     ("asks", "message"),
     [
         ({"method": "knockout", "heads": [[0, 99]]}, r"head \(0, 99\) does not exist"),
-        ({"method": "pai"}, "second context"),
+        ({"method": "paint"}, "vision tower"),
+        ({"method": "sid"}, "--no-enable-chunked-prefill"),
+        ({"method": "causalmm", "where": "vision"}, "with where='vision' it reads"),
         ({"method": "eah"}, "--no-enable-chunked-prefill"),
         ({"method": "var", "rho": -1}, "rho"),
     ],
@@ -184,7 +196,7 @@ def unsplit(demo_folder):
     return start(demo_folder, enable_chunked_prefill=False, max_num_batched_tokens=2048)
 
 
-@pytest.mark.parametrize("name", ["eah", "mma", "var"])
+@pytest.mark.parametrize("name", ["eah", "mma", "sid", "var", "vcd"])
 def test_prompts_in_one_piece(unsplit, asked, name):
     check(unsplit, asked, named(name))
 
@@ -223,7 +235,9 @@ def again(monkeypatch):
     return steps
 
 
-@pytest.mark.parametrize("name", ["adhh", "gift", "knockout", "pai", "sparc", "var"])
+@pytest.mark.parametrize(
+    "name", ["adhh", "causalmm", "gift", "knockout", "m3id", "pai", "sparc", "var", "vcd"]
+)
 def test_requests_that_gave_their_keys_away_go_on(narrow, described, again, name):
     check(narrow, described, named(name), tokens=LONG)
     assert max(again) > 0

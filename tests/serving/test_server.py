@@ -28,7 +28,12 @@ START = 600
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    [("knockout", []), ("var", ["--enforce-eager"]), ("eah", ["--no-enable-chunked-prefill"])],
+    [
+        ("knockout", []),
+        ("var", ["--enforce-eager"]),
+        ("eah", ["--no-enable-chunked-prefill"]),
+        ("vcd", ["--no-async-scheduling"]),
+    ],
 )
 def test_options_that_a_method_needs(name, options):
     assert needed_options(acting(name), cuda=False) == options
@@ -117,9 +122,12 @@ def ask(server: Server, asked: Any, number: int, more: Any = None, **xargs: str)
 @pytest.mark.slow
 def test_clients_get_what_each_asks_for(server, asked):
     knockout, vaf = ({"method": "knockout", "heads": [[0, 0], [0, 3]]}, {"method": "vaf", "enhance": 2.0})
+    vcd, icd = {"method": "vcd"}, {"method": "icd"}
     wanted = {
         "default": (asked.by_transformers(knockout), {}),
         "named": (asked.by_transformers(vaf), {"regaze": json.dumps(vaf)}),
+        "second context": (asked.by_transformers(vcd), {"regaze": json.dumps(vcd)}),
+        "again, images not sent": (asked.by_transformers(icd), {"regaze": json.dumps(icd)}),
         "plain": (asked.by_transformers(), {"regaze": "[]"}),
     }
     for _name, (rows, xargs) in wanted.items():

@@ -31,9 +31,9 @@ def test_the_rules_agree_with_the_table(name):
     assert found is None or found.startswith(f"{name}: it ")
 
 
-def test_guidance_is_refused_and_pai_without_it_is_not():
-    assert lacking([acting("pai", gamma=1.1)]) == "pai: it compares with a second context of each prompt"
-    assert lacking([acting("pai", gamma=1.0)]) is None
+def test_what_reads_more_than_an_engine_shows_says_what():
+    assert lacking([acting("paint")]) == "paint: it reads the attention of the vision tower"
+    assert lacking([acting("pai", gamma=1.1)]) is None
 
 
 def test_needs_of_prompts():

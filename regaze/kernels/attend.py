@@ -185,8 +185,12 @@ def _row_stats(
 ) -> Stats:
     """Statistics of rows."""
     edit = shift_edit(request.as_edit, first_key)
-    assert edit.stats is not None
     edit.check(query.shape[0], query.shape[1], query.shape[2], key.shape[2])
+    assert edit.stats is not None
+    if edit.stats.is_last_row(query.shape[2]):  # sees every key, or what its row of the mask shows
+        edit, query, mask = edit.stats.of_all_rows.as_edit, query[:, :, -1:], options["mask"]
+        options = {**options, "mask": None if mask is None else mask[:, :, -1:]}
+    assert edit.stats is not None
     chosen = choose(backend, query, key, key, edit)
     if is_empty(query, key):
         stats = empty_stats(query, key.shape[2], edit.stats, row_sinks(options["sinks"], None))

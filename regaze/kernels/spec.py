@@ -65,6 +65,23 @@ class StatsRequest(Placeable):
         others = (self.entropy, self.top1, self.lse, self.full_rows, self.columns is not None)
         return self.channels is not None and self.rows is None and not any(others)
 
+    def is_last_row(self, queries: int) -> bool:
+        """Whether it is about the last of several query rows alone, in all samples.
+
+        Not on an accelerator, where reading the number of a row would wait, and not while a graph is traced.
+        """
+        rows = self.rows
+        if rows is None or queries == 1 or torch.compiler.is_compiling():
+            return False
+        if rows.active is not None or len(rows.index) != 1 or not rows.index.is_cpu:
+            return False
+        return type(rows.index) is torch.Tensor and int(rows.index) == queries - 1  # a fake one has no values
+
+    @cached_property
+    def of_all_rows(self) -> StatsRequest:
+        """The same of every row of a call."""
+        return replace(self, rows=None)
+
     @cached_property
     def as_edit(self) -> AttentionEdit:
         """The edit that only records."""

@@ -147,3 +147,22 @@ def test_grouped_heads_in_fp32_take_no_square_matrix_on_cuda(monkeypatch):
             k = torch.empty(1, 2, 64, 16, dtype=dtype, device="cuda")
             attend_torch(q, k, k, AttentionEdit(), mask=None, scaling=1.0, is_causal=True)
     assert calls == [(8, 8, False), (8, 2, True)]
+
+
+@pytest.mark.parametrize("backend", list(BACKENDS))
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_last_row_alone_is_that_of_all_rows(backend, masked):
+    g = torch.Generator().manual_seed(3)
+    query, key = torch.randn(2, 6, 5, 16, generator=g), torch.randn(2, 2, 9, 16, generator=g)
+    groups = torch.arange(18).view(2, 9).remainder(3).to(torch.uint8)
+    request = {"channels": Channels(groups, 3), "entropy": True, "top1": True, "lse": True}
+    mask = torch.ones(2, 1, 5, 9, dtype=torch.bool).tril(4)
+    mask[0, ..., :3] = False
+    options = {"mask": mask if masked else None, "is_causal": True, "backend": backend}
+    for row in (3, 4):  # a row before the last one does not see every key
+        last = StatsRequest(RowSelection(torch.tensor([row])), **request)
+        got = attention_stats(query, key, last, **options)
+        want = attention_stats(query, key, StatsRequest(**request), **{**options, "backend": "reference"})
+        for name, tensor in got._asdict().items():
+            expected = None if tensor is None else getattr(want, name)[:, :, row : row + 1]
+            torch.testing.assert_close(tensor, expected, rtol=1e-5, atol=1e-6, msg=name)

@@ -30,9 +30,10 @@ POLICY, CHANNELS, REPORTED_CHANNELS, CHANGES_SCORES, REPORTS, SIZE = range(40, 4
 # Where a call has its numbers, of 8 bytes each: addresses (0: no tensor, or not requested),
 # sizes, strides in elements over samples, heads and keys, the number of the first row among those whose
 # statistics lie together, and the scaling.
-PROGRAM, QUERY, KEY, VALUE, OUT, MASK, MASSES, ENTROPY, LSE, TOP_WEIGHT, TOP_COLUMN = range(11)
-BATCH, HEADS, KV_HEADS, KEYS, DIM, VALUE_DIM = range(11, 17)
-QUERY_STRIDES, KEY_STRIDES, VALUE_STRIDES, MASK_STRIDE, FIRST_ROW, SCALING = 17, 19, 22, 25, 26, 27
+PROGRAM, QUERY, KEY, VALUE, OUT, MASK, MASK_STRIDE = range(7)
+MASSES, ENTROPY, LSE, TOP_WEIGHT, TOP_COLUMN = range(7, 12)
+BATCH, HEADS, KV_HEADS, KEYS, DIM, VALUE_DIM = range(12, 18)
+QUERY_STRIDES, KEY_STRIDES, VALUE_STRIDES, FIRST_ROW, SCALING = 18, 20, 23, 26, 27
 
 #: Packs the numbers of a call, in this order.
 CALL = struct.Struct("=27qd")

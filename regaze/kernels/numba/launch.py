@@ -76,8 +76,9 @@ def attend_numba(
             addresses = _NO_STATS
             if request is not None:
                 stats, addresses = _room(program, request, (batch, heads))
-            call = _packed(program, query, key, value, out.data_ptr(), mask, addresses, scaling)
-            kernel.attend_calls(call, 1)
+            tensors = query.data_ptr(), key.data_ptr(), value.data_ptr(), out.data_ptr()
+            numbers = *_shown(mask), *addresses, *_sizes(query, key, value), 0, scaling
+            kernel.attend_calls(kernel.CALL.pack(program.address, *tensors, *numbers), 1)
             return out, stats
     return attend_torch(query, key, value, edit, softcap=softcap, sinks=sinks, **options)
 
@@ -119,14 +120,18 @@ def _measured(layers: Sequence[_Layer], request: StatsRequest, shape: tuple[int,
         return None
     *_, batch, heads = shape
     stats, addresses = _room(program, request, shape)
-    calls = []
-    for number, (query, key, scaling, options) in enumerate(layers):
-        mask = options["mask"]
-        lacking = options["softcap"] is not None or options["sinks"] is not None
-        if lacking or not _fits(query, key, key, mask) or query.shape[:2] != (batch, heads):
-            return None
-        first_row = number * batch * heads
-        calls.append(_packed(program, query, key, key, 0, mask, addresses, scaling, first_row))
+    calls: list[bytes] = []
+    known = None  # of the layer before, which is like this one most of the time
+    for query, key, scaling, options in layers:
+        mask, lacking = options["mask"], options["softcap"] is not None or options["sinks"] is not None
+        layout = query.shape, query.stride(), query.dtype, key.shape, key.stride(), key.dtype, id(mask)
+        if lacking or layout != known or torch.is_grad_enabled():
+            if lacking or not _fits(query, key, key, mask) or query.shape[:2] != (batch, heads):
+                return None
+            known, sizes = layout, _sizes(query, key, key)
+        tensors = program.address, query.data_ptr(), key.data_ptr(), 0, 0
+        first_row = len(calls) * batch * heads
+        calls.append(kernel.CALL.pack(*tensors, *_shown(mask), *addresses, *sizes, first_row, scaling))
     kernel.attend_calls(b"".join(calls), len(calls))
     return stats
 
@@ -144,35 +149,17 @@ def _fits(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> boo
     return mask is None or (mask.dtype == torch.bool and mask.shape[1] == 1 and mask.stride(3) == 1)
 
 
-def _packed(
-    program: Program,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    out: int,
-    mask: Tensor | None,
-    addresses: tuple[int, ...],
-    scaling: float,
-    first_row: int = 0,
-) -> bytes:
-    """A call as the kernel reads it; `out` is an address, `addresses` are those of the statistics.
-
-    Args:
-        first_row: where those begin that belong to this call.
-    """
+def _sizes(query: Tensor, key: Tensor, value: Tensor) -> tuple[int, ...]:
+    """Sizes and strides of a call in the kernel's order."""
     batch, heads, _, dim = query.shape
     _, kv_heads, keys, value_dim = value.shape
-    query_sample, query_head, _, _ = query.stride()
-    key_sample, key_head, key_row, _ = key.stride()
-    value_sample, value_head, value_row, _ = value.stride()
-    mask_at, mask_sample = 0, 0
-    if mask is not None:
-        mask_at, mask_sample = mask.data_ptr(), mask.stride(0) if len(mask) > 1 else 0
-    return kernel.CALL.pack(
-        program.address, query.data_ptr(), key.data_ptr(), value.data_ptr(), out, mask_at, *addresses,
-        batch, heads, kv_heads, keys, dim, value_dim, query_sample, query_head, key_sample, key_head, key_row,
-        value_sample, value_head, value_row, mask_sample, first_row, scaling,
-    )  # fmt: skip
+    sizes = batch, heads, kv_heads, keys, dim, value_dim
+    return *sizes, *query.stride()[:2], *key.stride()[:3], *value.stride()[:3]
+
+
+def _shown(mask: Tensor | None) -> tuple[int, int]:
+    """The address of a mask and its stride over samples."""
+    return (0, 0) if mask is None else (mask.data_ptr(), mask.stride(0) if len(mask) > 1 else 0)
 
 
 _FLOAT = torch.float32

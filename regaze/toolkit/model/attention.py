@@ -74,8 +74,8 @@ def regaze_attention(
     if torch.compiler.is_compiling():
         return _in_graph(module, query, key, value, attention_mask, options)
     attached: Attachment | None = module.__dict__.get(SLOT)
-    rare = not compat.RARE_ARGUMENTS.isdisjoint(kwargs)
-    if rare:
+    usual = _SPECIAL.isdisjoint(kwargs)
+    if not usual and not compat.RARE_ARGUMENTS.isdisjoint(kwargs):
         attention_mask = compat.sparse_mask(module, query, key, attention_mask, kwargs)
     if attached is None:
         return compat.plain_attention(None, module, query, key, value, attention_mask, **options)
@@ -84,10 +84,9 @@ def regaze_attention(
     if site is not None and site in dispatcher.settled:
         dispatcher.check_thread()
         plan = dispatcher.settled[site]
-        if plan is not None and plan.neutral:
-            _refuse_unsupported(module, dispatcher.previous, options)
-            rest = scaling, kwargs.get("softcap"), kwargs.get("s_aux")
-            if dispatcher.measure_later(LayerCall(site, plan, query, key, attention_mask, *rest)):
+        if plan is not None and plan.neutral and usual and not dropout and query.shape[2] == 1:
+            layer = LayerCall(site, plan, query, key, attention_mask, False, scaling, None, None)
+            if dispatcher.measure_later(layer):
                 return dispatcher.plain(module, query, key, value, attention_mask, **options)
     elif site is not None:
         if (context := dispatcher.context) is not None:
@@ -138,9 +137,10 @@ def _planned(
         if stats is not None:
             dispatcher.deliver(site, plan, 0, stats)
     if plan is not None and (plan.neutral or plan.others):
-        layer = LayerCall(site, plan, query, key, mask, scaling, call["softcap"], call["sinks"])
+        rest = mask, call["is_causal"], scaling, call["softcap"], call["sinks"]
+        layer = LayerCall(site, plan, query, key, *rest)
         if not dispatcher.measure_later(layer):
-            dispatcher.measure(layer, first, call["is_causal"])
+            dispatcher.measure(layer)
     out, weights = plain
     if dispatcher.watched:
         edit = _NOTHING if plan is None else plan.edit.edit

@@ -65,13 +65,14 @@ class LayerCall(NamedTuple):
     query: Tensor
     key: Tensor
     mask: Tensor | None
+    is_causal: bool
     scaling: float | None
     softcap: float | None
     sinks: Tensor | None
 
 
-#: Elements of a layer's keys up to which it may be measured when the step has ended. A cache that gives each
-#: layer a copy of its keys would otherwise have them all in memory at once.
+#: Elements of a layer's queries or keys up to which it may be measured when the forward has ended. Otherwise
+#: those of all layers would be in memory at once.
 _KEPT_ELEMENTS = 1 << 20
 
 
@@ -105,6 +106,7 @@ class AttentionDispatcher:
     """Asks the callbacks of one model for their edits, layer by layer, and hands them what they requested.
 
     Attributes:
+        check_thread: raises InputError in another thread than the one whose block this is.
         callbacks: of all open blocks, recordings last. listeners: those with `on_attention`. key_editors:
             those with `edit_keys`.
         context: of the forward that runs; None between forwards.
@@ -121,6 +123,7 @@ class AttentionDispatcher:
 
     def __init__(self, model: PreTrainedModel, thread: OwnThread):
         self._model, self._thread = model, thread
+        self.check_thread = thread.check
         self.previous = compat.current_attention(model)
         self.plain = compat.plain_function(self.previous)
         self.callbacks: tuple[Callback, ...] = ()
@@ -189,9 +192,13 @@ class AttentionDispatcher:
         context, plans = self.context, self._plans
         if context is None or plans is None or not self._plans_ahead or not self._decodes(context):
             return
-        if not self._keeps_edits:
+        if not self._fixed:  # not even those that stay: this is the first step
             known = list(plans.newest.items())
-            self._fixed = {site: self._asked(context, site, k.keys, k.device) for site, k in known}
+            asked = {site: self._asked(context, site, k.keys, k.device) for site, k in known}
+            if self._fixed is None:
+                self._fixed = asked
+            else:
+                self._fixed.update(asked)
         if (
             self._fixed is not None
             and context.kept_tokens is None
@@ -315,35 +322,42 @@ class AttentionDispatcher:
         return stats if numbering is None else numbering.stats(stats, request)
 
     def measure_later(self, layer: LayerCall) -> bool:
-        """Whether the requests that need passes of their own are answered when the step has ended.
+        """Whether the requests that need passes of their own are answered when the forward has ended.
 
         On a CPU fetching code takes longest in a small model, so layers are measured one right after the
         other, in one launch if that can be. Their keys stay: a cache replaces them by longer ones, or writes
-        behind them in the next step.
+        behind them in the next step. Recordings can wait in every forward, other callbacks in planned steps.
         """
-        query, key = layer.query, layer.key
-        if self.settled is _NO_PLANS or self.in_graph or not query.is_cpu:
+        key = layer.key
+        if self.in_graph or not key.is_cpu or key.numel() > _KEPT_ELEMENTS:
             return False
-        if query.shape[2] != 1 or key.numel() > _KEPT_ELEMENTS:
-            return False
+        if self.settled is _NO_PLANS:
+            asked = all(callback.records for callback, _ in layer.plan.requests)
+            if not asked or layer.plan.numbering is not None or layer.query.numel() > _KEPT_ELEMENTS:
+                return False
         self._waiting.append(layer)
         return True
 
-    def measure(self, layer: LayerCall, first_key: int, is_causal: bool) -> None:
+    def measure(self, layer: LayerCall) -> None:
         """Answer the requests that need passes of their own now."""
         for number, edit in layer.plan.passes():
-            self.deliver(layer.site, layer.plan, number, _stats_call(layer, edit, first_key, is_causal).run())
+            self.deliver(layer.site, layer.plan, number, self._stats_call(layer, edit).run())
 
-    def _measure_waiting(self) -> None:
-        """Answer the requests that have waited for the end of the step: each that layers share at once."""
-        context, groups = self.context, defaultdict[Any, list[tuple[LayerCall, StatsCall]]](list)
-        assert context is not None
+    def _stats_call(self, layer: LayerCall, edit: BoundEdit) -> StatsCall:
+        site, _, query, key, mask, is_causal, scaling, softcap, sinks = layer
+        scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+        options = {"mask": mask, "is_causal": is_causal, "softcap": softcap, "sinks": sinks}
+        return StatsCall(
+            edit, query, key, scaling, options, self.first_key(site, query.shape[2], key.shape[2])
+        )
+
+    def _measure_waiting(self, context: Context) -> None:
+        """Answer the requests that have waited for the end of the forward: one of several layers at once."""
+        groups = defaultdict[Any, list[tuple[LayerCall, StatsCall]]](list)
         for layer in self._waiting:
-            first_key = self.first_key(layer.site, 1, layer.key.shape[2])
             for number, edit in layer.plan.passes():
                 owner = layer.plan.requests[number][0]
-                call = _stats_call(layer, edit, first_key, is_causal=False)
-                groups[number, id(owner), layer.site.cross].append((layer, call))
+                groups[number, id(owner), layer.site.cross].append((layer, self._stats_call(layer, edit)))
         for (number, _, cross), calls in groups.items():
             together = None if cross else in_one_launch([call for _, call in calls])
             if together is None:
@@ -371,14 +385,16 @@ class AttentionDispatcher:
             _hand_over(self.context, site, plan.requests[request][0], stats)
 
     def finish(self, cache: Any) -> None:
-        """The forward has ended: shift what it has added to the cache; hand out what its graphs measured."""
+        """The forward has ended: shift what it has added to the cache; measure; hand out what graphs have."""
         if self.context is not None and cache is not None and self._entered:
             for layer, (shifts, length) in self._entered.items():
                 compat.rewrite_layer(cache, layer, length, _change(shifts))
-        if self.context is None or self._plans is None or self._fixed is None:
+        if self.context is None or self._plans is None:
             return
         if self._waiting:
-            self._measure_waiting()
+            self._measure_waiting(self.context)
+        if self._fixed is None:
+            return
         for (site, request), stats in self._plans.results.take(replayed=not self._delivered):
             plan = self._fixed.get(site)
             if plan is not None and request < len(plan.requests):
@@ -392,10 +408,6 @@ class AttentionDispatcher:
             numbering = self.numbering(site, call.query.device)
             shown: Any = call if numbering is None else _LacksTokens(type(callback).__name__)
             callback.on_attention(site.layer, shown, self.context)
-
-    def check_thread(self) -> None:
-        """Raise InputError in another thread than the one whose block this is."""
-        self._thread.check()
 
 
 def refuse_copy(model: PreTrainedModel) -> NoReturn:
@@ -419,13 +431,6 @@ def _change(shifts: tuple[KeyValueShift, ...]) -> Callable[[Tensor, Tensor, int]
         return shifted(tuple(shift.without_first(first) for shift in shifts), keys, values)
 
     return change
-
-
-def _stats_call(layer: LayerCall, edit: BoundEdit, first_key: int, is_causal: bool) -> StatsCall:
-    query, scaling = layer.query, layer.scaling
-    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    options = {"mask": layer.mask, "is_causal": is_causal, "softcap": layer.softcap, "sinks": layer.sinks}
-    return StatsCall(edit, query, layer.key, scaling, options, first_key)
 
 
 def _hand_over(context: Context, site: compat.AttentionSite, owner: Callback, stats: Stats) -> None:

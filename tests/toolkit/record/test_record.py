@@ -8,11 +8,13 @@ import pytest
 import torch
 from models import llava_processor, logits_of, picture, small_var, tiny_llama, tiny_llava
 from safetensors import safe_open
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 import regaze
 from regaze import HeadKnockout, Record, Role
 from regaze.errors import CompositionError, RecordingError
 from regaze.interventions import method_from_dict
+from regaze.toolkit.model import compat
 from regaze.toolkit.record.options import RecordArguments, RecordOptions
 from regaze.toolkit.record.trace import token_texts
 
@@ -43,6 +45,27 @@ def eager(model, inputs):
     )
     model.set_attn_implementation("sdpa")
     return out.attentions
+
+
+def test_layers_are_measured_together_when_a_step_has_ended(gaze, model, inputs, monkeypatch):
+    """Each layer is the plain model's; one launch is about all of them where one can be."""
+    launch = pytest.importorskip("regaze.kernels.numba.launch")
+    order, kernel, plain = [], launch.kernel.attend_calls, sdpa_attention_forward
+    counted = lambda calls, count: (order.append(count), kernel(calls, count))  # noqa: E731
+    monkeypatch.setattr(launch.kernel, "attend_calls", counted)
+    monkeypatch.setattr(
+        compat.attention, "sdpa_attention_forward", lambda *a, **k: (order.append("plain"), plain(*a, **k))[1]
+    )
+    with gaze.recording() as record:
+        generate(model, inputs)
+    layers = ["plain"] * 6
+    assert order == 2 * [*layers, *[1] * 6] + 2 * [*layers, 6]  # the first step checks each layer
+    order.clear()
+    with gaze.using(HeadKnockout([(2, 0)])), gaze.recording() as beside:
+        generate(model, inputs)
+    assert order[-7:] == ["plain", "plain", 1, "plain", "plain", "plain", 5]  # layer 2 measures itself
+    together, apart = record[0].masses[:3, :, :, 0], beside[0].masses[:3, :, :, 0]
+    torch.testing.assert_close(apart, together, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("rows", ["last", "text", "all"])

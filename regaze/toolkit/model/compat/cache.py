@@ -82,8 +82,9 @@ def note_length(cache: Any, length: int | None) -> None:
     A static cache has its length on its device, and reading it would make the host wait in every step.
     """
     if isinstance(cache, _FollowsRows):
-        on_device = length is not None and isinstance(_stock(cache).get_seq_length(), Tensor)
-        cache._regaze_length = length if on_device else None
+        if length is not None and cache._regaze_on_device is None:
+            cache._regaze_on_device = isinstance(_stock(cache).get_seq_length(), Tensor)
+        cache._regaze_length = length if cache._regaze_on_device else None
 
 
 def _stock(cache: Any) -> Any:
@@ -294,6 +295,7 @@ class _FollowsRows:
     _regaze_hidden: int = 0
     _regaze_running: bool = False
     _regaze_length: int | None = None  # see `note_length`
+    _regaze_on_device: bool | None = None  # where its length is; None: not known yet
 
     def get_seq_length(self, layer_idx: int = 0) -> Any:
         length = super().get_seq_length(layer_idx)  # type: ignore[misc]

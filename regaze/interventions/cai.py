@@ -68,6 +68,8 @@ class CAI(Intervention):
         "Here samples are separate, and the text-only prompt is not edited."
     )
 
+    prompt_needs: ClassVar[str] = "whole"
+
     alpha: NonNegativeFloat = field(
         default=1.0, metadata={"help": "factor of the weights of image keys (0: no edit)"}
     )

@@ -16,7 +16,6 @@ from regaze.interventions.controls import PlausibilityCut
 from regaze.interventions.divergences import jensen_shannon, reversed_jensen_shannon
 from regaze.interventions.facts import Facts
 from regaze.interventions.parameters import Fraction, Layers
-from regaze.toolkit.model import compat
 from regaze.toolkit.model.context import Context
 from regaze.toolkit.model.logits import LogitsCombination, combine
 
@@ -89,9 +88,7 @@ class DoLa(Intervention):
     def prepare(self, context: Context) -> None:
         if self.is_identity:
             return
-        layers = self.layers or candidates(
-            context.num_layers, self.bucket, compat.head_is_tied(context.model)
-        )
+        layers = self.layers or candidates(context.num_layers, self.bucket, context.head_is_tied)
         if layers[-1] >= context.num_layers:
             raise BadParameterError(
                 f"layer {layers[-1]} is no early layer: the model has layers 0..{context.num_layers - 1}"

@@ -111,7 +111,7 @@ class Admission:
         seconds, known = list[Second](), True
         try:
             seconds = seconds_of(context, features, self._config.model_config)
-        except InputError:
+        except (InputError, UnsupportedModelError):
             known = all(feature.data is not None for feature in features)
             if known:  # otherwise they are where the request enters the engine
                 raise
@@ -142,17 +142,19 @@ class Admission:
 
     def _try(self, callbacks: tuple[Callback, ...], contexts: Sequence[ServedContext]) -> bool:
         """Do with the contexts of a prompt what the engine will do; whether all of their rows have to run."""
-        if any(callback.needs_hidden_states for callback in callbacks) and self._compiles:
-            raise UnsupportedModelError(
-                "this method reads hidden states, which compiled models keep to themselves: start the engine "
-                "with enforce_eager=True (--enforce-eager)"
-            )
         needs = [prompt_needs(callback) for callback in callbacks]
         if self._divides and "whole" in needs:
             raise UnsupportedModelError(_IN_ONE_PIECE)
         whole: str | None = None
         for context in contexts:
             trial = EditedRequest(callbacks, context)
+            if (trial.needs_hidden or trial.capturing) and self._compiles:
+                raise UnsupportedModelError(
+                    "this method reads hidden states, which compiled models keep to themselves: start the "
+                    "engine with enforce_eager=True (--enforce-eager)"
+                )
+            if trial.edits_by_hidden:
+                whole = "its edits depend on hidden states of all rows"
             if (reason := requested(context)) is not None:
                 raise UnsupportedModelError(f"with these parameters the method {reason}; use transformers")
             whole = try_edits(trial) or whole

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -13,6 +13,9 @@ from regaze.errors import InputError
 from regaze.toolkit.model.callback import Callback, overrides
 from regaze.toolkit.model.context import Context
 from regaze.toolkit.model.stack import MAIN, Branch
+
+if TYPE_CHECKING:
+    from regaze.serving.layer_logits import EngineLogits
 
 
 class ServedContext(Context):
@@ -23,8 +26,10 @@ class ServedContext(Context):
 
     Attributes:
         name: of this one. names: of all contexts of the prompt, the user's first.
+        layer_logits_reader: of the model; None where there is none, at admission.
     """
 
+    layer_logits_reader: EngineLogits | None = None
     name: str = MAIN
     names: Sequence[str] = (MAIN,)
     _known: Mapping[str, Tensor] | None = None
@@ -60,6 +65,17 @@ class ServedContext(Context):
         if self._known is None:
             raise InputError("logits exist only at the end of a forward, in `combine_logits`")
         return self._known[branch]
+
+    @property
+    def head_is_tied(self) -> bool:
+        if self.layer_logits_reader is not None:
+            return self.layer_logits_reader.tied
+        return bool(getattr(self.config, "tie_word_embeddings", False))
+
+    def read_logits(self, hidden: Tensor, normalise: bool = True) -> Tensor:
+        if self.layer_logits_reader is None:
+            raise InputError("logits of layers exist only where the model runs")
+        return self.layer_logits_reader.read(hidden, normalise)
 
     @contextmanager
     def knowing(self, logits: Mapping[str, Tensor]) -> Iterator[None]:

@@ -17,6 +17,7 @@ from regaze.kernels import AttentionEdit, attend_paged
 from regaze.kernels.pages import Pages
 from regaze.serving import records, wire
 from regaze.serving.admission import acting
+from regaze.serving.layer_logits import EngineLogits
 from regaze.serving.mixing import Mixing
 from regaze.serving.prompts import context_of, reader_of
 from regaze.serving.release import KEY
@@ -67,12 +68,14 @@ class EngineEdits:
     Attributes:
         obstacle: why this model's layers cannot be edited; "": they can. Then all requests with methods fail.
         shows_hidden: hidden states are shown to requests that read them. mixing: what is done to logits.
+        layer_logits: reads logits from hidden states, where they are shown.
     """
 
     def __init__(self, runner: Any, obstacle: str = ""):
         self._runner = runner
         self.mixing = Mixing(runner, self)
         self.obstacle, self.shows_hidden = obstacle, False
+        self.layer_logits: EngineLogits | None = None
         self._requests: dict[str, EditedRequest | None] = {}
         self._rows: Sequence[Rows] | None = ()
         self._failed: list[str] = []
@@ -137,12 +140,13 @@ class EngineEdits:
             whole, tokenizer = self._runner.model_config.hf_config, self._reader.tokenizer
             callbacks = (*callbacks, records.begin(state.req_id, carried["record"], whole, tokenizer))
         context = context_of(config, state.prompt_token_ids, tokens, callbacks, self._reader)
+        context.layer_logits_reader = self.layer_logits
         group = carried.get("group")
         if group is not None:
             context.become(group["name"], group["names"], group["learned"])
         request = EditedRequest(callbacks, context, state.req_id)
         request.group = state.req_id if group is None else group["of"]
-        if request.needs_hidden and not self.shows_hidden:
+        if (request.needs_hidden or request.capturing) and not self.shows_hidden:
             raise UnsupportedModelError("this model's decoder layers do not show hidden states")
         return request
 
@@ -153,9 +157,13 @@ class EngineEdits:
     def show_hidden(self, layer: int, stream: Callable[[], Tensor], metadata: Any) -> None:
         """The residual stream [T, D] is about to enter a layer; `stream` gives it."""
         for rows in self.rows(metadata):
-            if rows.request.needs_hidden and rows.step == 0 and not rows.again:
-                with self.failing(rows.request):
-                    rows.request.show_hidden(layer, rows, stream()[rows.span])
+            request = rows.request
+            if request.needs_hidden and rows.step == 0 and not rows.again:
+                with self.failing(request):
+                    request.show_hidden(layer, rows, stream()[rows.span])
+            if layer in request.context.captured_layers:
+                with self.failing(request):
+                    request.capture(layer, stream()[rows.span])
 
     # Errors -------------------------------------------------------------------------------------------
 

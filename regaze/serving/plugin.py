@@ -332,6 +332,7 @@ def attach(runner: Any) -> None:
     if not editing:
         raise UnsupportedModelError("none of its attention layers is one of regaze")
     from regaze.serving.edits import EngineEdits
+    from regaze.serving.layer_logits import EngineLogits
 
     edits, numbers = EngineEdits(runner), [extract_layer_index(name) for name in editing]
     for name, number in zip(editing, numbers, strict=True):
@@ -340,6 +341,8 @@ def attach(runner: Any) -> None:
     if not runner.vllm_config.compilation_config.mode:  # compiled models run no hooks
         attention = {layers[name]: number for name, number in zip(editing, numbers, strict=True)}
         edits.shows_hidden = watch_stream(runner.get_model(), attention, edits)
+        if edits.shows_hidden:
+            edits.layer_logits = EngineLogits(runner.get_model(), attention)
 
 
 def watch_stream(model: nn.Module, attention: Mapping[nn.Module, int], edits: Any) -> bool:

@@ -14,7 +14,7 @@ from regaze.errors import InputError
 from regaze.kernels import AttentionEdit, Stats
 from regaze.serving.chunks import chunk
 from regaze.serving.contexts import ServedContext, combines
-from regaze.toolkit.model.callback import Callback, keeps_edits
+from regaze.toolkit.model.callback import Callback, keeps_edits, overrides
 from regaze.toolkit.model.layer_plan import LayerPlan, plan_layer
 
 #: Of the edits of one request that are kept for the case that its rows run again.
@@ -63,6 +63,7 @@ class EditedRequest:
         name: of the request inside of the engine.
         failed: one of its methods raised an error: nothing is done for it any more, and the engine ends it.
         group: name of the request whose prompt this is a context of. combining: callbacks that change logits.
+        capturing: those that read hidden states of every forward.
     """
 
     def __init__(self, callbacks: tuple[Callback, ...], context: ServedContext, name: str = ""):
@@ -77,9 +78,19 @@ class EditedRequest:
         self._plans: dict[int, tuple[Any, tuple[AttentionEdit | None, ...], LayerPlan | None]] = {}
         self._hidden: dict[int, Tensor] = {}
         self._parts: dict[int, list[tuple[Callback, Stats]]] = {}  # of prompts, by layer
-        for callback in callbacks:
-            callback.on_generate()
-            callback.prepare(context)
+        self.capturing = [callback for callback in callbacks if self._captures(callback)]
+
+    def _captures(self, callback: Callback) -> bool:
+        """Prepare a callback; whether it wants hidden states of every forward."""
+        before = self.context.captured_layers
+        callback.on_generate()
+        callback.prepare(self.context)
+        return self.context.captured_layers != before
+
+    @property
+    def edits_by_hidden(self) -> bool:
+        """Whether its edits depend on hidden states of every forward, so that a prompt runs in one."""
+        return any(overrides(callback, "edit") for callback in self.capturing)
 
     @property
     def combines(self) -> bool:
@@ -113,10 +124,14 @@ class EditedRequest:
                 callback.on_step(context, None)
 
     def show_hidden(self, layer: int, rows: Rows, hidden: Tensor) -> None:
-        """`hidden` [R, D] of rows of the prompt is about to enter `layer`."""
+        """`hidden` [R, D] of rows of the prompt is about to enter `layer`, for `context.hidden_states`."""
         if layer not in self._hidden:
             self._hidden[layer] = hidden.new_zeros(self.prompt_length, hidden.shape[-1])
         self._hidden[layer][rows.first : rows.stop] = hidden
+
+    def capture(self, layer: int, hidden: Tensor) -> None:
+        """`hidden` [R, D] of these rows is about to enter `layer`, for `context.captured_hidden`."""
+        self.context.store_captured(layer, (hidden if self.edits_by_hidden else hidden[-1:]).clone()[None])
 
     # A layer ------------------------------------------------------------------------------------------
 

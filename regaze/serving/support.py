@@ -13,7 +13,10 @@ from regaze.toolkit.model.context import Context
 RUNS: dict[str, str] = {
     "adhh": "",
     "attnreal": "",
+    "cai": "needs prompts in one piece; without torch.compile",
     "causalmm": "with where='language'",
+    "deco": "without torch.compile",
+    "dola": "without torch.compile",
     "eah": "needs prompts in one piece",
     "farsight": "takes no cached prefixes",
     "flb": "",
@@ -45,12 +48,10 @@ LACKS: dict[str, str] = {
     "on_attention": "it reads queries and keys of all rows",
     "on_chosen": "it follows which tokens are chosen",
 }
-_HIDDEN = "it reads hidden states of every forward"
 _TOWER = "it reads the attention of the vision tower"
 _PASSES = "it answers in several passes: use it at the client"
 #: The built-in methods that do not run, and why.
 REFUSED: dict[str, str] = {
-    **dict.fromkeys(("cai", "deco", "dola"), _HIDDEN),
     **dict.fromkeys(("damro", "paint"), _TOWER),
     **dict.fromkeys(("fastv", "pyramiddrop", "sparsevlm"), LACKS["leaving"]),
     **dict.fromkeys(("memvr", "nullu", "vista", "vti"), LACKS["edit_mlp"]),
@@ -88,8 +89,8 @@ def requested(context: Context) -> str | None:
     """Why what the callbacks of a context requested in `prepare` is not there; None: nothing."""
     if context.replay_requested:
         return "runs the prompt's last row a second time"
-    if context.captured_layers:
-        return _HIDDEN.removeprefix("it ")
+    if context.num_layers in context.captured_layers:
+        return "reads what leaves the last layer"
     return None
 
 
@@ -99,7 +100,8 @@ def needed_arguments(method: Any) -> dict[str, Any]:
     if isinstance(method, Callback):
         if prompt_needs(method) == "whole":
             found["enable_chunked_prefill"] = False
-        if method.needs_hidden_states:
+        facts = getattr(method, "facts", None)
+        if method.needs_hidden_states or (facts is not None and "layer logits" in facts.needs):
             found["enforce_eager"] = True
         if has_second(method):
             found["async_scheduling"] = False

@@ -31,7 +31,9 @@ def try_edits(request: EditedRequest) -> str | None:
         (rows,) = request.rows(0, first, first, stop)
         for layer in range(request.context.num_layers):
             edits = [
-                callback.edit(layer, rows.step, request.context) if _is_known(callback, rows.step) else None
+                callback.edit(layer, rows.step, request.context)
+                if _is_known(callback, rows.step) and callback not in request.capturing
+                else None
                 for callback in request.callbacks
             ]
             for edit in edits:

@@ -17,6 +17,7 @@ pytestmark = pytest.mark.vllm
 
 VCD, ICD = {"method": "vcd"}, {"method": "icd"}
 GUIDED = {"method": "pai", "gamma": 1.5, "alpha": 0.5}
+DOLA = {"method": "dola", "weight": 0.5}
 KNOCKOUT = {"method": "knockout", "heads": [[0, 0], [0, 3]]}
 
 
@@ -32,7 +33,10 @@ def check_nothing_left(engine: Any) -> None:
     assert not groups.companions
 
 
-@pytest.mark.parametrize("methods", [[VCD, ICD], [GUIDED], [VCD, KNOCKOUT], [GUIDED, {"method": "m3id"}]])
+TOGETHER = [[VCD, ICD], [GUIDED], [VCD, KNOCKOUT], [GUIDED, {"method": "m3id"}], [VCD, DOLA]]
+
+
+@pytest.mark.parametrize("methods", TOGETHER)
 def test_several_contexts_and_edits_act_together(engine, asked, methods):
     edited, plain = asked.by_transformers(*methods), asked.by_transformers()
     wanted = [plain[i] if i % 4 == 3 else row for i, row in enumerate(edited)]

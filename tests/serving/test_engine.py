@@ -18,7 +18,10 @@ pytestmark = pytest.mark.vllm
 METHODS: dict[str, dict[str, Any]] = {
     "adhh": {"heads": [[0, 3], [0, 5], [1, 0]], "threshold": 0.2},
     "attnreal": {"above": 1.0, "rho": 0.0},
+    "cai": {"layers": [3, 5], "threshold": 0.0},
     "causalmm": {},
+    "deco": {"alpha": 2.0},
+    "dola": {},
     "eah": {"threshold": 0.001},
     "farsight": {"sigma": 0.1},
     "flb": {"gamma": 2.0, "decay": 0.5},
@@ -41,7 +44,7 @@ METHODS: dict[str, dict[str, Any]] = {
 
 
 #: Those whose prompts may run in pieces, as engines do by default.
-DIVIDED = sorted({*RUNS} - {"eah", "mma", "sid"})
+DIVIDED = sorted({*RUNS} - {"cai", "eah", "mma", "sid"})
 
 
 def named(name: str) -> dict[str, Any]:
@@ -64,10 +67,10 @@ def test_a_mixed_batch_answers_as_transformers_do(engine, asked, name):
     check(engine, asked, named(name))
 
 
-CHANGING = ["adhh", "causalmm", "farsight", "flb", "gift", "icd", "knockout", "m3id", "pai", "ritual"]
+CHANGING = ["adhh", "cai", "causalmm", "deco", "dola", "farsight", "flb", "gift", "icd", "knockout", "m3id"]
 
 
-@pytest.mark.parametrize("name", [*CHANGING, "sid", "sparc", "vaf", "var", "vcd"])
+@pytest.mark.parametrize("name", [*CHANGING, "pai", "ritual", "sid", "sparc", "vaf", "var", "vcd"])
 def test_the_methods_change_answers(asked, name):
     assert asked.by_transformers(named(name)) != asked.by_transformers()
 
@@ -101,6 +104,7 @@ def _is_code(value: Any) -> bool:
         ({"method": "knockout", "heads": [[0, 99]]}, r"head \(0, 99\) does not exist"),
         ({"method": "paint"}, "vision tower"),
         ({"method": "sid"}, "--no-enable-chunked-prefill"),
+        ({"method": "cai"}, "--no-enable-chunked-prefill"),
         ({"method": "causalmm", "where": "vision"}, "with where='vision' it reads"),
         ({"method": "eah"}, "--no-enable-chunked-prefill"),
         ({"method": "var", "rho": -1}, "rho"),
@@ -196,7 +200,7 @@ def unsplit(demo_folder):
     return start(demo_folder, enable_chunked_prefill=False, max_num_batched_tokens=2048)
 
 
-@pytest.mark.parametrize("name", ["eah", "mma", "sid", "var", "vcd"])
+@pytest.mark.parametrize("name", ["cai", "eah", "mma", "sid", "var", "vcd"])
 def test_prompts_in_one_piece(unsplit, asked, name):
     check(unsplit, asked, named(name))
 
@@ -236,7 +240,7 @@ def again(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "name", ["adhh", "causalmm", "gift", "knockout", "m3id", "pai", "sparc", "var", "vcd"]
+    "name", ["adhh", "causalmm", "dola", "gift", "knockout", "m3id", "pai", "sparc", "var", "vcd"]
 )
 def test_requests_that_gave_their_keys_away_go_on(narrow, described, again, name):
     check(narrow, described, named(name), tokens=LONG)
@@ -255,6 +259,14 @@ def test_edits_that_are_too_many_to_keep_end_requests_that_run_again(narrow, des
     for output, tokens in zip(outputs, wanted, strict=True):
         found = list(output.token_ids)
         assert found == (tokens[: len(found)] if output.finish_reason == "error" else tokens)
+
+
+@pytest.mark.parametrize("name", ["var", "dola", "deco"])
+def test_compiled_models_show_no_hidden_states(engine, asked, monkeypatch, name):
+    config = engine.llm_engine.input_processor.vllm_config.compilation_config
+    monkeypatch.setattr(config, "mode", 3)
+    with pytest.raises(UnsupportedModelError, match="enforce_eager=True"):
+        by_engine(engine, asked, [{"regaze": named(name)}] * 12)
 
 
 def test_unsupported_engines_are_named(engine, asked, monkeypatch):

@@ -32,6 +32,8 @@ START = 600
         ("knockout", []),
         ("var", ["--enforce-eager"]),
         ("eah", ["--no-enable-chunked-prefill"]),
+        ("dola", ["--enforce-eager"]),
+        ("cai", ["--no-enable-chunked-prefill", "--enforce-eager", "--no-async-scheduling"]),
         ("vcd", ["--no-async-scheduling"]),
     ],
 )

@@ -154,6 +154,11 @@ class Context:
         return found[0] if isinstance(found, (list, tuple)) else found
 
     @property
+    def head_is_tied(self) -> bool:
+        """Whether input and output embeddings are one matrix."""
+        return compat.head_is_tied(self.model)
+
+    @property
     def has_cross_attention(self) -> bool:
         """Whether there are cross-attention layers."""
         return bool(self.cross_layers)

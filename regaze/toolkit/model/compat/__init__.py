@@ -96,6 +96,7 @@ from regaze.toolkit.model.compat.layout import (
     unwrapped,
 )
 from regaze.toolkit.model.compat.readout import (
+    FINAL_NORMS,
     LogitScale,
     final_norm,
     head_is_tied,
@@ -104,6 +105,7 @@ from regaze.toolkit.model.compat.readout import (
 from regaze.toolkit.model.compat.release import NEWEST, OLDEST, installed_release, is_tested, known_defect
 
 __all__ = [
+    "FINAL_NORMS",
     "IMPLEMENTATION",
     "NEWEST",
     "OLDEST",

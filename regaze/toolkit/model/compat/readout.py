@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from regaze.toolkit.model.compat.layout import decoder_of, text_config
 
 #: What language models call their last norm, and the factors between output matrix and logits.
-_FINAL_NORMS = (
+FINAL_NORMS = (
     *("norm", "final_layernorm", "final_layer_norm", "final_norm"),
     *("ln_f", "norm_f", "layer_norm", "embedding_norm"),
 )
@@ -36,7 +36,7 @@ def final_norm(model: PreTrainedModel) -> nn.Module | None:
     """The norm after the last decoder layer; None where there is none."""
     decoder = decoder_of(model)
     decoder = getattr(decoder, "decoder", decoder)  # OPT's holds another
-    norms = (getattr(decoder, name, None) for name in _FINAL_NORMS)
+    norms = (getattr(decoder, name, None) for name in FINAL_NORMS)
     return next((norm for norm in norms if isinstance(norm, nn.Module)), None)
 
 

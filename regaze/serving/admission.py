@@ -118,8 +118,9 @@ class Admission:
         if (seconds or not known) and (reason := self._uncoupled(request)) is not None:
             raise UnsupportedModelError(f"second contexts of prompts do not run here: {reason}")
         learned, found = context.learned(), list[ServedContext]()
+        unrecorded = tuple(callback for callback in callbacks if not callback.records)
         for second in seconds:
-            other = context_of(self.text_config, second.ids, second.tokens, callbacks, self.reader)
+            other = context_of(self.text_config, second.ids, second.tokens, unrecorded, self.reader)
             other.become(second.name, context.names, learned)
             found.append(other)
         return found
@@ -147,7 +148,7 @@ class Admission:
             raise UnsupportedModelError(_IN_ONE_PIECE)
         whole: str | None = None
         for context in contexts:
-            trial = EditedRequest(callbacks, context)
+            trial = EditedRequest(context.callbacks, context)
             if (trial.needs_hidden or trial.capturing) and self._compiles:
                 raise UnsupportedModelError(
                     "this method reads hidden states, which compiled models keep to themselves: start the "

@@ -228,6 +228,19 @@ def adding(add_request: Callable[..., Any]) -> Callable[..., Any]:
     return added
 
 
+def following(ready: Callable[..., Any]) -> Callable[..., Any]:
+    """In the scheduler: a companion waits until its request runs, which may wait for its grammar."""
+    from vllm.v1.request import RequestStatus
+
+    def handled(self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
+        main = groups_of(self).main.get(request.request_id)
+        if main is not None and self.requests[main].status != RequestStatus.RUNNING:
+            return False
+        return ready(self, request, *args, **kwargs)
+
+    return handled
+
+
 def run_again(scheduler: Any, names: Iterable[str]) -> None:
     """These requests' last rows ran, and nothing was sampled from them: they run once more."""
     for name in names:

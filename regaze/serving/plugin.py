@@ -66,6 +66,7 @@ def _connect() -> None:
         (GPUModelRunner, "_sample", _following),
         (EngineCore, "preprocess_add_request", companions.preparing),
         (Scheduler, "add_request", companions.adding),
+        (Scheduler, "_handle_blocked_waiting_request", companions.following),
         (Scheduler, "update_from_output", _failing),
         (Scheduler, "_free_request", _ending),
         (Scheduler, "schedule", _telling),

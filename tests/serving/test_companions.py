@@ -126,6 +126,25 @@ def test_seeds_give_the_same_samples_beside_others(engine, asked):
     assert list(together[7].outputs[0].token_ids) == list(alone.outputs[0].token_ids)
 
 
+def test_grammars_allow_what_the_combined_logits_choose_from(crowded, asked):
+    """Companions do not begin, and take all sequences, while the grammars of their requests are made."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import StructuredOutputsParams
+
+    params = [
+        SamplingParams(
+            temperature=0,
+            max_tokens=8,
+            structured_outputs=StructuredOutputsParams(regex=f"(yes|no){{1,{number + 1}}}"),
+            extra_args={"regaze": VCD | {"beta": 0.0}},  # whose cut may leave no token of the grammar
+        )
+        for number in range(12)
+    ]
+    outputs = crowded.generate(asked.prompts, params, use_tqdm=False)
+    assert {output.outputs[0].text[:2] for output in outputs} == {"ye", "no"}
+    check_nothing_left(crowded)
+
+
 def test_several_answers_have_companions_each(engine, asked):
     output = ask(engine, asked, VCD, n=3, temperature=1.0, seed=1)
     assert len(output.outputs) == 3

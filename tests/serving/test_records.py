@@ -172,12 +172,14 @@ def test_records_are_those_of_transformers(engine, asked, folder):
     extra[2] = {"regaze": {"method": "pai", "gamma": 1.0}, "regaze_record": "true"}
     extra[4] = {"regaze_record": {"slices": "image", "rows": "text", "layers": [1]}}
     extra[5] = {"regaze": var}
+    extra[6] = {"regaze": [{"method": "vcd"}, {"method": "icd"}], "regaze_record": FULL}
     outputs = serve(engine, asked, extra)
     check(outputs[0], recorded(asked, 0, FULL))
     check(outputs[1], recorded(asked, 1, FULL | {"edited": True}, var))
     check(outputs[2], recorded(asked, 2, {}, extra[2]["regaze"]))
     check(outputs[4], recorded(asked, 4, extra[4]["regaze_record"]))
-    assert len(list(folder.iterdir())) == 4
+    check(outputs[6], recorded(asked, 6, FULL, *extra[6]["regaze"]))
+    assert len(list(folder.iterdir())) == 5
 
 
 @pytest.mark.vllm

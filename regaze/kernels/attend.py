@@ -63,7 +63,7 @@ def attend(
         BadParameterError: an unknown backend or one that cannot run this call, a soft cap that is not
             positive.
     """
-    _check(query, key, value, mask, softcap, sinks)
+    check_tensors(query, key, value, mask, softcap, sinks)
     edit = _PLAIN if edit is None else shift_edit(edit, first_key)
     edit.check(query.shape[0], query.shape[1], query.shape[2], key.shape[2])
     if scaling is None:
@@ -122,7 +122,7 @@ def attention_stats(
         BadParameterError: besides those of `attend`, for arguments that contradict each other, and where
             `columns` would need gradients.
     """
-    _check(query, key, key, mask, softcap, sinks)
+    check_tensors(query, key, key, mask, softcap, sinks)
     named = (masses, columns, rows, window, row_weights)
     if request is not None and any(part is not None for part in named):
         raise BadParameterError("give a request, or masses, columns and their rows by name, not both")
@@ -187,9 +187,10 @@ def _row_stats(
     edit = shift_edit(request.as_edit, first_key)
     edit.check(query.shape[0], query.shape[1], query.shape[2], key.shape[2])
     assert edit.stats is not None
-    if edit.stats.is_last_row(query.shape[2]):  # sees every key, or what its row of the mask shows
-        edit, query, mask = edit.stats.of_all_rows.as_edit, query[:, :, -1:], options["mask"]
-        options = {**options, "mask": None if mask is None else mask[:, :, -1:]}
+    if edit.stats.is_last_row(query.shape[2]):
+        edit = edit.stats.of_all_rows.as_edit
+        query, mask = last_row(query, options["mask"])
+        options = {**options, "mask": mask}
     assert edit.stats is not None
     chosen = choose(backend, query, key, key, edit)
     if is_empty(query, key):
@@ -197,6 +198,11 @@ def _row_stats(
     else:
         stats = chosen.attention_stats(query, key, edit.stats, **options)
     return shift_stats(stats, request, first_key)
+
+
+def last_row(query: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """The last query row, which sees every key or what its row of the mask shows."""
+    return query[:, :, -1:], None if mask is None else mask[:, :, -1:]
 
 
 def _received(
@@ -225,7 +231,7 @@ def _received(
 _PLAIN = AttentionEdit()
 
 
-def _check(
+def check_tensors(
     query: Tensor,
     key: Tensor,
     value: Tensor,

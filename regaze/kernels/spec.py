@@ -77,6 +77,12 @@ class StatsRequest(Placeable):
             return False
         return type(rows.index) is torch.Tensor and int(rows.index) == queries - 1  # a fake one has no values
 
+    def about(self, rows: RowSelection) -> StatsRequest:
+        """The same of these rows alone. What is worked out for `self` serves single rows of it, too."""
+        made = replace(self, rows=rows)
+        vars(made)["of_all_rows"] = self
+        return made
+
     @cached_property
     def of_all_rows(self) -> StatsRequest:
         """The same of every row of a call."""

@@ -357,7 +357,8 @@ class AttentionDispatcher:
         for layer in self._waiting:
             for number, edit in layer.plan.passes():
                 owner = layer.plan.requests[number][0]
-                groups[number, id(owner), layer.site.cross].append((layer, self._stats_call(layer, edit)))
+                call = self._stats_call(layer, edit).of_last_row()
+                groups[number, id(owner), layer.site.cross].append((layer, call))
         for (number, _, cross), calls in groups.items():
             together = None if cross else in_one_launch([call for _, call in calls])
             if together is None:

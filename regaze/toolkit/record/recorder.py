@@ -6,7 +6,7 @@ import json
 import platform
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from itertools import accumulate, islice
 from typing import Any, ClassVar, NamedTuple
 
@@ -310,7 +310,7 @@ class _LayerStats:
         self._steps: dict[int, dict[int | tuple[int, ...], Stats]] = defaultdict(dict)
         self.columns = self._image_columns() if options.slices == "image" else None
         answer = self._request()
-        self._edits = replace(answer, rows=prefill).as_edit, answer.as_edit
+        self._edits = answer.about(prefill).as_edit, answer.as_edit
 
     def _image_columns(self) -> Tensor | None:
         """[batch, n] columns of image tokens, -1 where a sample has fewer; None without any."""

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kernel_cases import PARTS, THOROUGH, Case, cases, check_call, random_like
 
+from regaze.errors import ShapeError
 from regaze.interventions.adhh.policy import DropHeavyChannel
 from regaze.interventions.common.move_mass import MoveMass
 from regaze.kernels import (
@@ -241,10 +242,9 @@ def test_layers_of_a_step_are_measured_in_one_launch(tensors, kernel_calls):
         calls = [
             StatsCall(BoundEdit(edit), q, k, 0.25, {**options, "mask": shown}, 0) for q, k, shown in layers
         ]
-        assert in_one_launch(calls) is None  # each has to be checked first
-        single = [call.run() for call in calls]
         first, again = in_one_launch(calls), in_one_launch(calls)
-        assert [count for _, count in kernel_calls] == [1, 1, 1, 3, 3]
+        single = [call.run() for call in calls]
+        assert [count for _, count in kernel_calls] == [3, 3, 1, 1, 1]
     for name, together in first._asdict().items():
         assert together is None or together.data_ptr() != getattr(again, name).data_ptr()
         for number, (q, k, shown) in enumerate(layers):
@@ -263,11 +263,45 @@ def test_layers_with_requests_or_heads_of_their_own_have_no_common_launch(tensor
         kernel_calls.clear()
         with torch.no_grad():
             calls = [StatsCall(BoundEdit(edit), q, key, 0.25, options, 0) for edit, q in pair]
-            found = [call.run() for call in calls]
             assert in_one_launch(calls) is None
+            found = [call.run() for call in calls]
         assert [count for _, count in kernel_calls] == [1, 1]
         assert found[0].entropy is None
         torch.testing.assert_close(found[0].masses.sum(-1), torch.ones(2, 6, 1))
+
+
+@pytest.mark.parametrize("calls_before", [0, 1])
+def test_layers_that_do_not_fit_together_are_refused(tensors, calls_before):
+    query, key, _, channels = tensors
+    edit, options = (
+        StatsRequest(channels=channels).as_edit,
+        {"is_causal": False, "softcap": None, "sinks": None},
+    )
+    masks = [torch.ones(2, 1, 1, keys, dtype=torch.bool) for keys in (40, 39)]
+    first, second = (StatsCall(BoundEdit(edit), query, key, 0.25, {**options, "mask": m}, 0) for m in masks)
+    with torch.no_grad():
+        for _ in range(calls_before):
+            in_one_launch([first])
+        with pytest.raises(ShapeError, match="mask must be"):
+            in_one_launch([first, second])
+
+
+def test_a_call_about_the_last_row_is_made_of_it(tensors, kernel_calls):
+    _, key, _, channels = tensors
+    query = torch.randn(2, 6, 5, 16, generator=torch.Generator().manual_seed(5))
+    request = StatsRequest(channels=channels)
+    options = {"mask": None, "is_causal": True, "softcap": None, "sinks": None}
+    last, middle = (
+        StatsCall(BoundEdit(request.about(rows).as_edit), query, key, 0.25, options, 0)
+        for rows in (RowSelection(torch.tensor([4])), RowSelection(torch.tensor([3])))
+    )
+    assert middle.of_last_row() is middle
+    assert last.of_last_row().edit.edit is request.as_edit
+    with torch.no_grad():
+        got = in_one_launch([last.of_last_row()]).masses[0]
+        want = attention_stats(query, key, request, is_causal=True, scaling=0.25, backend="reference").masses
+    assert [count for _, count in kernel_calls] == [1]
+    torch.testing.assert_close(got, want[:, :, 4:], rtol=1e-5, atol=1e-6)
 
 
 def test_nan_scores_stay_nan(tensors):

@@ -17,8 +17,8 @@ class Source(NamedTuple):
     """A file of results.
 
     Attributes:
-        kind: "demo" needs the bundled model alone, "timing" an idle machine besides, "material" what is not
-            in the repository, "suite" all tests.
+        kind: "demo" needs the bundled model alone, "timing" an idle machine besides, "vllm" these two and
+            an environment with vLLM, "material" what is not in the repository, "suite" all tests.
     """
 
     file: str
@@ -79,6 +79,11 @@ SOURCES = (
         "benchmarks/results/evaluate.json",
         "timing",
         "python benchmarks/evaluate.py --output benchmarks/results/evaluate.json",
+    ),
+    Source(
+        "benchmarks/results/serving.json",
+        "vllm",
+        "python benchmarks/serving.py --output benchmarks/results/serving.json",
     ),
     Source(
         "benchmarks/results/analysis.json",

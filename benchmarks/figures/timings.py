@@ -19,6 +19,7 @@ __all__ = [
     "overhead",
     "pruning",
     "reader_limits",
+    "serving",
 ]
 FOLDER = "benchmarks/results"
 
@@ -142,6 +143,38 @@ def evaluate() -> str:
         rows.append([*cells, str(row["answers_that_differ"])])
     head = ["condition", "way", "prompt tokens", "seconds", "against batches of 16", "answers that differ"]
     return table(head, rows)
+
+
+def serving() -> str:
+    """Questions per second inside vLLM and under transformers."""
+    found = read(f"{FOLDER}/serving.json")
+    rows = []
+    for row in found["rows"]:
+        low, high = row["per_second_range"]
+        ratios = ("of_plain", "goal", "of_batches", "of_shared")
+        rows.append(
+            [
+                row["condition"],
+                row["way"],
+                f"{row['per_second']:.1f} ({low:.1f}-{high:.1f})",
+                *("" if row[name] is None else f"{row[name]:.2f}" for name in ratios),
+                str(row["answers_that_differ"]),
+            ]
+        )
+    head = [
+        "condition",
+        "way",
+        "prompts/s",
+        "x plain vLLM",
+        "goal",
+        "x batches",
+        "x shared prefixes",
+        "differ",
+    ]
+    note = (
+        f"vLLM {found['machine']['vllm']}; {found['rows'][0]['prompts']} prompts, {found['rounds']} rounds."
+    )
+    return f"{table(head, rows)}\n\n{note}"
 
 
 def analysis() -> str:

@@ -147,6 +147,7 @@ class Admission:
         if self._divides and "whole" in needs:
             raise UnsupportedModelError(_IN_ONE_PIECE)
         whole: str | None = None
+        shared = self._config.parallel_config.tensor_parallel_size > 1
         for context in contexts:
             trial = EditedRequest(context.callbacks, context)
             if (trial.needs_hidden or trial.capturing) and self._compiles:
@@ -158,7 +159,7 @@ class Admission:
                 whole = "its edits depend on hidden states of all rows"
             if (reason := requested(context)) is not None:
                 raise UnsupportedModelError(f"with these parameters the method {reason}; use transformers")
-            whole = try_edits(trial) or whole
+            whole = try_edits(trial, shared_heads=shared) or whole
         if self._divides and whole is not None:
             raise UnsupportedModelError(f"{whole}: {_IN_ONE_PIECE}")
         return any(needs) or whole is not None
@@ -187,7 +188,6 @@ class Admission:
         model, parallel = config.model_config, config.parallel_config
         facts = (
             (config.use_v2_model_runner, "it has the second model runner; set VLLM_USE_V2_MODEL_RUNNER=0"),
-            (parallel.tensor_parallel_size > 1, "its heads are divided between processes (tensor parallel)"),
             (parallel.pipeline_parallel_size > 1, "its layers are divided between processes"),
             (config.speculative_config is not None, "it proposes tokens and takes them back"),
             (model.use_mla, "its cache has no keys and values (multi-head latent attention)"),

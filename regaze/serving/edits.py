@@ -17,6 +17,7 @@ from regaze.kernels import AttentionEdit, attend_paged
 from regaze.kernels.pages import Pages
 from regaze.serving import records, wire
 from regaze.serving.admission import acting
+from regaze.serving.heads import Heads
 from regaze.serving.layer_logits import EngineLogits
 from regaze.serving.mixing import Mixing
 from regaze.serving.prompts import context_of, reader_of
@@ -64,6 +65,7 @@ class EngineEdits:
 
     Args:
         runner: vLLM's model runner, whose batch says which rows are whose.
+        heads: of this process, where several share them; None: all.
 
     Attributes:
         obstacle: why this model's layers cannot be edited; "": they can. Then all requests with methods fail.
@@ -71,8 +73,8 @@ class EngineEdits:
         layer_logits: reads logits from hidden states, where they are shown.
     """
 
-    def __init__(self, runner: Any, obstacle: str = ""):
-        self._runner = runner
+    def __init__(self, runner: Any, obstacle: str = "", heads: Heads | None = None):
+        self._runner, self._heads = runner, heads
         self.mixing = Mixing(runner, self)
         self.obstacle, self.shows_hidden = obstacle, False
         self.layer_logits: EngineLogits | None = None
@@ -138,13 +140,15 @@ class EngineEdits:
         callbacks = acting(methods, config)
         if "record" in carried:
             whole, tokenizer = self._runner.model_config.hf_config, self._reader.tokenizer
-            callbacks = (*callbacks, records.begin(state.req_id, carried["record"], whole, tokenizer))
+            writes = self._heads is None or self._heads.first == 0  # one record, of the first process
+            recorder = records.begin(state.req_id, carried["record"], whole, tokenizer, writes=writes)
+            callbacks = (*callbacks, recorder)
         context = context_of(config, state.prompt_token_ids, tokens, callbacks, self._reader)
         context.layer_logits_reader = self.layer_logits
         group = carried.get("group")
         if group is not None:
             context.become(group["name"], group["names"], group["learned"])
-        request = EditedRequest(callbacks, context, state.req_id)
+        request = EditedRequest(callbacks, context, state.req_id, self._heads)
         request.group = state.req_id if group is None else group["of"]
         if (request.needs_hidden or request.capturing) and not self.shows_hidden:
             raise UnsupportedModelError("this model's decoder layers do not show hidden states")

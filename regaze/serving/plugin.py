@@ -333,9 +333,11 @@ def attach(runner: Any) -> None:
     if not editing:
         raise UnsupportedModelError("none of its attention layers is one of regaze")
     from regaze.serving.edits import EngineEdits
+    from regaze.serving.heads import own_heads
     from regaze.serving.layer_logits import EngineLogits
 
-    edits, numbers = EngineEdits(runner), [extract_layer_index(name) for name in editing]
+    heads = own_heads(impls[editing[0]].num_heads)
+    edits, numbers = EngineEdits(runner, heads=heads), [extract_layer_index(name) for name in editing]
     for name, number in zip(editing, numbers, strict=True):
         impls[name].edits, impls[name].number = edits, number
     runner.__dict__[_EDITS] = edits

@@ -209,11 +209,18 @@ class _Open:
 _open: dict[str, _Open] = {}
 
 
-def begin(name: str, carried: Mapping[str, Any], config: Any, tokenizer: Any) -> Callback:
-    """The recorder of a request that begins; `name` is that of the engine inside."""
+def begin(
+    name: str, carried: Mapping[str, Any], config: Any, tokenizer: Any, *, writes: bool = True
+) -> Callback:
+    """The recorder of a request that begins; `name` is that of the engine inside.
+
+    Args:
+        writes: whether this process writes the record, of several that measure it.
+    """
     options, file = unpacked(carried)
     recorder = EngineRecorder(options, config, tokenizer)
-    _open[name] = _Open(recorder, file)
+    if writes:
+        _open[name] = _Open(recorder, file)
     return recorder
 
 

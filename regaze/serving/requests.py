@@ -14,6 +14,7 @@ from regaze.errors import InputError
 from regaze.kernels import AttentionEdit, Stats
 from regaze.serving.chunks import chunk
 from regaze.serving.contexts import ServedContext, combines
+from regaze.serving.heads import Heads
 from regaze.toolkit.model.callback import Callback, keeps_edits, overrides
 from regaze.toolkit.model.layer_plan import LayerPlan, plan_layer
 
@@ -61,13 +62,20 @@ class EditedRequest:
         callbacks: in the order in which they act, recordings last.
         prompt_length: number of tokens of the prompt. done: of tokens whose rows have run.
         name: of the request inside of the engine.
+        heads: of this process, where several share them; None: all.
         failed: one of its methods raised an error: nothing is done for it any more, and the engine ends it.
         group: name of the request whose prompt this is a context of. combining: callbacks that change logits.
         capturing: those that read hidden states of every forward.
     """
 
-    def __init__(self, callbacks: tuple[Callback, ...], context: ServedContext, name: str = ""):
-        self.callbacks, self.context = callbacks, context
+    def __init__(
+        self,
+        callbacks: tuple[Callback, ...],
+        context: ServedContext,
+        name: str = "",
+        heads: Heads | None = None,
+    ):
+        self.callbacks, self.context, self.heads = callbacks, context, heads
         self.name, self.group, self.failed = name, name, False
         self.combining = [callback for callback in callbacks if combines(callback)]
         self.prompt_length, self.done = context.prompt_length, 0
@@ -148,6 +156,8 @@ class EditedRequest:
             cut = edits
             if piece is not None and piece != (0, self.prompt_length):
                 cut = tuple(None if edit is None else chunk(edit, *piece) for edit in edits)
+            if self.heads is not None:
+                cut = tuple(None if edit is None else self.heads.of(edit) for edit in cut)
             known = self._plans[layer] = piece, edits, plan_layer(self.callbacks, cut, device)
         return known[2]
 
@@ -190,7 +200,9 @@ class EditedRequest:
     # Statistics ---------------------------------------------------------------------------------------
 
     def deliver(self, layer: int, rows: Rows, owner: Callback, stats: Stats) -> None:
-        """What was measured for a callback in these rows of a layer."""
+        """What was measured for a callback in these rows of a layer, on the heads of this process."""
+        if self.heads is not None:
+            stats = self.heads.gathered(stats)
         if rows.step:
             owner.on_stats(layer, stats, self.context)
         else:

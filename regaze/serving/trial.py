@@ -9,15 +9,19 @@ import torch
 from regaze.errors import UnsupportedModelError
 from regaze.kernels import AttentionEdit
 from regaze.serving.chunks import divided
+from regaze.serving.heads import divides_not
 from regaze.serving.requests import EditedRequest
 from regaze.toolkit.model.callback import Callback, overrides, prompt_needs
 from regaze.toolkit.model.layer_plan import plan_layer
 
 
-def try_edits(request: EditedRequest) -> str | None:
+def try_edits(request: EditedRequest, *, shared_heads: bool = False) -> str | None:
     """Make all that is known of the edits of a prompt and of the first row after it, together.
 
     What methods do with statistics or hidden states is not known before these are there.
+
+    Args:
+        shared_heads: several processes share the heads of a layer.
 
     Returns:
         Why the prompt's rows must run in one forward; None: they need not.
@@ -37,14 +41,20 @@ def try_edits(request: EditedRequest) -> str | None:
                 for callback in request.callbacks
             ]
             for edit in edits:
-                if edit is not None and edit.shifts:
-                    raise UnsupportedModelError(
-                        "this method shifts keys and values in the cache; use transformers"
-                    )
+                if edit is not None:
+                    _check(edit, shared_heads)
             plan_layer(request.callbacks, edits, cpu)
             if rows.step == 0 and reason is None:
                 reason = _divided(edits)
     return reason
+
+
+def _check(edit: AttentionEdit, shared_heads: bool) -> None:
+    """Raise UnsupportedModelError for an edit that an engine does not have."""
+    if edit.shifts:
+        raise UnsupportedModelError("this method shifts keys and values in the cache; use transformers")
+    if shared_heads and (obstacle := divides_not(edit)) is not None:
+        raise UnsupportedModelError(f"{obstacle}: start the engine with tensor_parallel_size=1")
 
 
 def _divided(edits: Sequence[AttentionEdit | None]) -> str | None:

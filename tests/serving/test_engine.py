@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 from served import TOKENS, Asked, by_engine, mixed, start
 
 from regaze.errors import RegazeError, UnsupportedModelError
 from regaze.serving import requests
+from regaze.serving.records import record_of
 from regaze.serving.requests import EditedRequest
 from regaze.serving.support import REFUSED, RUNS
 
@@ -267,6 +269,47 @@ def test_compiled_models_show_no_hidden_states(engine, asked, monkeypatch, name)
     monkeypatch.setattr(config, "mode", 3)
     with pytest.raises(UnsupportedModelError, match="enforce_eager=True"):
         by_engine(engine, asked, [{"regaze": named(name)}] * 12)
+
+
+#: It reads scores of all heads.
+ACROSS = {"hgai"}
+
+
+@pytest.fixture(scope="module")
+def two(demo_folder, tmp_path_factory):
+    """An engine with two workers that share the heads of each layer."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # by itself it wants a NUMA node for each
+        # Read by the workers, too, which start here.
+        patch.setenv("REGAZE_SERVING_RECORDS", str(tmp_path_factory.mktemp("records")))
+        yield start(demo_folder, tensor_parallel_size=2)
+
+
+@pytest.mark.parametrize("name", sorted({*DIVIDED} - ACROSS))
+def test_two_workers_answer_as_transformers_does(two, asked, name):
+    check(two, asked, named(name))
+
+
+def test_scores_of_all_heads_are_refused_where_workers_share_them(two, asked):
+    with pytest.raises(RegazeError, match="lie in other processes"):
+        by_engine(two, asked, mixed([named("hgai")], 12))
+
+
+def test_two_workers_write_one_record(two, engine, asked):
+    from vllm import SamplingParams
+
+    def recorded(which: Any) -> Any:
+        extra = {"regaze": named("gift"), "regaze_record": {"entropy": True}}
+        params = SamplingParams(temperature=0, max_tokens=6, extra_args=extra)
+        (output,) = which.generate(asked.prompts[:1], params, use_tqdm=False)
+        which.generate(asked.prompts[:1], SamplingParams(max_tokens=1), use_tqdm=False)  # workers hear of it
+        return record_of(output.request_id)
+
+    ours, theirs = recorded(two), recorded(engine)
+    assert len(ours.traces) == len(theirs.traces)
+    for one, other in zip(ours.traces, theirs.traces, strict=True):
+        torch.testing.assert_close(one.masses, other.masses, atol=1e-5, rtol=0)
+        torch.testing.assert_close(one.entropy, other.entropy, atol=1e-4, rtol=0)
 
 
 def test_unsupported_engines_are_named(engine, asked, monkeypatch):

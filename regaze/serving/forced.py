@@ -30,9 +30,8 @@ class ForcedAnswer(AdapterLogitsProcessor):
         def force(answer: Sequence[int], logits: Tensor) -> Tensor:
             """`answer`: what there is of it so far; an engine that schedules ahead knows only how much."""
             if len(answer) < len(wanted):
-                kept = logits[wanted[len(answer)]].clone()
                 logits.fill_(-float("inf"))
-                logits[wanted[len(answer)]] = kept
+                logits[wanted[len(answer)]] = 0.0  # also where the method has ruled it out
             return logits
 
         return force

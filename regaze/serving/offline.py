@@ -55,15 +55,13 @@ class EngineAnswer(NamedTuple):
     Attributes:
         ids: of the answer's tokens. prompt: of the prompt's, images expanded.
         cached: how many tokens of the prompt had run for earlier requests.
-        logprob: the log-probability in nats of an answer that was given; 0 where none was.
-        scored: the number of its tokens.
+        logprobs: in nats, of the tokens of an answer that was given; () where none was.
     """
 
     ids: Sequence[int]
     prompt: Sequence[int]
     cached: int
-    logprob: float
-    scored: int
+    logprobs: Sequence[float] = ()
 
 
 @dataclass
@@ -247,11 +245,9 @@ def _answer(output: Any, read: int) -> EngineAnswer | Exception:
     if whole.finish_reason in _FAILED:
         return InputError(f"the engine ended this request ({whole.finish_reason}); its log says why")
     ids, prompt = list(whole.token_ids), list(output.prompt_token_ids)
-    logprob, scored = float(whole.cumulative_logprob or 0.0), len(ids)
-    if read:
-        rows = zip(prompt[-read:], output.prompt_logprobs[-read:], strict=True)
-        logprob, scored = sum(row[token].logprob for token, row in rows), read
-    return EngineAnswer(ids, prompt, int(output.num_cached_tokens or 0), logprob, scored)
+    given, rows = (prompt[-read:], output.prompt_logprobs[-read:]) if read else (ids, whole.logprobs or ())
+    logprobs = [float(row[token].logprob) for token, row in zip(given, rows, strict=bool(rows))]
+    return EngineAnswer(ids, prompt, int(output.num_cached_tokens or 0), logprobs)
 
 
 def _is_dead(error: Exception) -> bool:

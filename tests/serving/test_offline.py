@@ -174,7 +174,7 @@ def scored(engine, requests, method):
     return found
 
 
-@pytest.mark.parametrize("name", [None, "knockout", "pai", "var"])
+@pytest.mark.parametrize("name", [None, "knockout", "pai", "var", "vcd"])
 def test_likelihoods_are_those_of_transformers(engine, gaze, tasks, name):
     plain = build_requests(tasks[0].benchmark, Condition("m", None, {}, 0), ImageHashes()).requests
     texts = ("Yes, there is.", "No", "There is a dog in the image.")

@@ -6,6 +6,7 @@ prompts of every condition are compared with those that it would be asked, token
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
@@ -16,12 +17,14 @@ from regaze.eval.cost import Cost
 from regaze.eval.run import ranking
 from regaze.eval.run.fingerprint import describe_engine
 from regaze.eval.run.generate import BatchAnswers, error_text, readable_few
-from regaze.eval.run.loglikelihood import LogLikelihood, answer_prefix
+from regaze.eval.run.loglikelihood import PRUNED_LOGPROB, LogLikelihood, answer_prefix
 from regaze.eval.run.requests import AnswerRequest, Condition
 from regaze.eval.run.served_sampling import acting_defaults, engine_sampling
 from regaze.eval.run.tasks import EvalConfig
+from regaze.serving.contexts import has_second
 from regaze.serving.offline import EngineAnswer, EngineRequest, OfflineEngine
 from regaze.serving.wire import methods_of
+from regaze.toolkit.model.callback import Callback
 from regaze.toolkit.prompts.images import open_image
 from regaze.toolkit.prompts.video import Video
 
@@ -136,7 +139,9 @@ class ServedAnswers:
 
     def answer_all(self, requests: Sequence[AnswerRequest]) -> Iterator[BatchAnswers]:
         """The answers to all of the requests, in parts of the size of a batch as they are ready."""
-        part = _Part()
+        method = self.condition.method
+        coupled = isinstance(method, Callback) and has_second(method)
+        part = _Part(coupled)
         for request, outcome in self._outcomes(_by_images(requests)):
             if isinstance(outcome, Exception):
                 part.errors[request.key] = error_text(outcome)
@@ -144,7 +149,7 @@ class ServedAnswers:
                 part.add(request.key, self._text(request, outcome), outcome)
             if len(part.answers) + len(part.errors) >= self.config.batch_size:
                 yield part.closed()
-                part = _Part()
+                part = _Part(coupled)
         if part.answers or part.errors:
             yield part.closed()
 
@@ -192,7 +197,7 @@ class ServedAnswers:
         """The answer to a request as the journal has it."""
         if request.is_generated:
             return self.engine.gaze.reader.decode([answers[0].ids])[0].strip()
-        scores = [(LogLikelihood(each.logprob, greedy=False), each.scored) for each in answers]
+        scores = [(_likelihood(each.logprobs), len(each.logprobs)) for each in answers]
         return ranking.likeliest(request.options, scores) if request.options else ranking.as_text(*scores[0])
 
     @cached_property
@@ -206,9 +211,14 @@ class ServedAnswers:
 
 
 class _Part:
-    """Answers of one line of the journal, and what they cost."""
+    """Answers of one line of the journal, and what they cost.
 
-    def __init__(self) -> None:
+    Args:
+        coupled: the engine ran second contexts beside them, whose rows nobody counts.
+    """
+
+    def __init__(self, coupled: bool) -> None:
+        self._coupled = coupled
         self.answers: dict[str, str] = {}
         self.errors: dict[str, str] = {}
         self._cost, self._start = Cost(), time.perf_counter()
@@ -218,12 +228,17 @@ class _Part:
         tokens = sum(len(answer.ids) for answer in answers)
         self._cost.answers += 1
         self._cost.tokens += tokens
-        self._cost.rows += tokens  # every token comes of one row
+        self._cost.rows += 0 if self._coupled else tokens  # every token comes of one row
         self._cost.prefill_tokens += sum(len(answer.prompt) - answer.cached for answer in answers)
 
     def closed(self) -> BatchAnswers:
         self._cost.seconds = time.perf_counter() - self._start
         return BatchAnswers(self.answers, self.errors, self._cost)
+
+
+def _likelihood(logprobs: Sequence[float]) -> LogLikelihood:
+    excluded = sum(logprob == -math.inf for logprob in logprobs)
+    return LogLikelihood(sum(max(each, PRUNED_LOGPROB) for each in logprobs), False, excluded)
 
 
 def _parts(request: AnswerRequest) -> int:

@@ -66,6 +66,10 @@ class VISTA(Directed):
     )
 
     @property
+    def inactive(self) -> frozenset[str]:  # type: ignore[override]
+        return frozenset() if self.strength else frozenset({"branches", "edit_mlp"})
+
+    @property
     def is_identity(self) -> bool:
         return self.strength == 0.0 and self.share == 0.0
 

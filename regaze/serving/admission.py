@@ -138,6 +138,7 @@ class Admission:
             (scheduler.max_num_seqs < 2, "it runs one sequence at a time (max_num_seqs)"),
             (request.sampling_params.prompt_logprobs is not None, "prompt_logprobs are those of one context"),
             (request.resumable, "the prompt is not complete"),
+            (self._config.kv_transfer_config is not None, "its keys go to other engines"),
         )
         return next((reason for found, reason in facts if found), None)
 

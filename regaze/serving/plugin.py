@@ -174,7 +174,11 @@ def _reporting(sample_tokens: Callable[..., Any]) -> Callable[..., Any]:
         edits = self.__dict__.get(_EDITS)
         if edits is None:
             return sample_tokens(self, *args, **kwargs)
-        again = edits.mixing.begin()
+        try:
+            again = edits.mixing.begin()
+        except Exception as error:  # plain requests need nothing of it
+            again = []
+            edits.give_up(error)
         try:
             result = sample_tokens(self, *args, **kwargs)
         finally:

@@ -35,6 +35,7 @@ RUNS: dict[str, str] = {
     "vaf": "takes no cached prefixes",
     "var": "takes no cached prefixes; without torch.compile",
     "vcd": "",
+    "vista": "with strength=0; without torch.compile",
 }
 #: Parameters that name files, of the methods that run: nothing that a sender may choose.
 FILES: dict[str, tuple[str, ...]] = {"moa": ("plan",)}
@@ -54,7 +55,7 @@ _PASSES = "it answers in several passes: use it at the client"
 REFUSED: dict[str, str] = {
     **dict.fromkeys(("damro", "paint"), _TOWER),
     **dict.fromkeys(("fastv", "pyramiddrop", "sparsevlm"), LACKS["leaving"]),
-    **dict.fromkeys(("memvr", "nullu", "vista", "vti"), LACKS["edit_mlp"]),
+    **dict.fromkeys(("memvr", "nullu", "vti"), LACKS["edit_mlp"]),
     **dict.fromkeys(("carve", "degf", "halc", "ilvad", "opera"), _PASSES),
     "agla": "it asks a model beside the engine which part of the image matters",
     "avisc": "it runs the prompt a further time, to choose tokens",

@@ -231,6 +231,16 @@ def test_engines_that_cannot_keep_them_together_say_why(engine, asked, monkeypat
     assert ask(engine, asked, KNOCKOUT).outputs[0].finish_reason
 
 
+def test_a_mistake_of_ours_between_model_and_sampler_leaves_plain_requests(engine, asked, monkeypatch):
+    runner = engine.llm_engine.model_executor.driver_worker.worker.model_runner
+    edits = runner.__dict__["_regaze_edits"]
+    monkeypatch.setattr(edits, "obstacle", "")
+    monkeypatch.setattr(Mixing, "_groups", lambda self: 1 / 0)
+    outputs = by_engine(engine, asked, [{"regaze": VCD}, *[None] * 11])
+    assert [outputs[0], *outputs[1:]] == [[], *asked.by_transformers()[1:]]
+    check_nothing_left(engine)
+
+
 def test_pixels_before_their_normalisation_are_no_noised_ones(engine, asked, monkeypatch):
     config = engine.llm_engine.input_processor.vllm_config.model_config.multimodal_config
     monkeypatch.setattr(config, "mm_device_do_normalize", True)

@@ -42,6 +42,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "vaf": {"enhance": 2.0, "suppress": 0.3},
     "var": {"rho": 0.2},
     "vcd": {},
+    "vista": {"strength": 0.0, "share": 0.9},
 }
 
 
@@ -72,7 +73,7 @@ def test_a_mixed_batch_answers_as_transformers_do(engine, asked, name):
 CHANGING = ["adhh", "cai", "causalmm", "deco", "dola", "farsight", "flb", "gift", "icd", "knockout", "m3id"]
 
 
-@pytest.mark.parametrize("name", [*CHANGING, "pai", "ritual", "sid", "sparc", "vaf", "var", "vcd"])
+@pytest.mark.parametrize("name", [*CHANGING, "pai", "ritual", "sid", "sparc", "vaf", "var", "vcd", "vista"])
 def test_the_methods_change_answers(asked, name):
     assert asked.by_transformers(named(name)) != asked.by_transformers()
 
@@ -106,6 +107,7 @@ def _is_code(value: Any) -> bool:
         ({"method": "knockout", "heads": [[0, 99]]}, r"head \(0, 99\) does not exist"),
         ({"method": "paint"}, "vision tower"),
         ({"method": "sid"}, "--no-enable-chunked-prefill"),
+        ({"method": "vista"}, "it edits outputs of MLPs"),
         ({"method": "cai"}, "--no-enable-chunked-prefill"),
         ({"method": "causalmm", "where": "vision"}, "with where='vision' it reads"),
         ({"method": "eah"}, "--no-enable-chunked-prefill"),

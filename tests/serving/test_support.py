@@ -13,7 +13,7 @@ from regaze.serving.support import REFUSED, RUNS, lacking, table
 from regaze.toolkit.model.callback import Callback, prompt_needs
 
 #: Parameters with which a method of the table runs.
-RUNNING = {"pai": {"gamma": 1.0}}
+RUNNING = {"pai": {"gamma": 1.0}, "vista": {"strength": 0.0}}
 
 
 def test_the_table_has_every_method_once():
@@ -33,6 +33,7 @@ def test_the_rules_agree_with_the_table(name):
 
 def test_what_reads_more_than_an_engine_shows_says_what():
     assert lacking([acting("paint")]) == "paint: it reads the attention of the vision tower"
+    assert lacking([acting("vista")]) == "vista: it edits outputs of MLPs"
     assert lacking([acting("pai", gamma=1.1)]) is None
 
 

@@ -51,7 +51,6 @@ def engine(**changes: Any) -> Any:
     ("changes", "reason"),
     [
         ({"use_v2_model_runner": True}, "second model runner"),
-        ({"tensor_parallel_size": 2}, "heads are divided"),
         ({"pipeline_parallel_size": 2}, "layers are divided"),
         ({"prefill_context_parallel_size": 2}, "prompts are divided"),
         ({"decode_context_parallel_size": 2}, "cache is divided"),

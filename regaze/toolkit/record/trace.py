@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any
@@ -202,24 +202,24 @@ def token_texts(
     ids = (input_ids if output_ids is None else torch.cat([input_ids, output_ids], 1)).tolist()
     if lengths is not None:
         ids = [row[: input_ids.shape[1] + count] for row, count in zip(ids, lengths, strict=True)]
-    return tuple(tuple(_token_texts(tokenizer, row)) for row in ids)
+    # Of equal parts, as an image's tokens and the prompts of a batch have many, one is decoded.
+    parts: dict[tuple[int, ...], None] = {}
+    for row in ids:
+        parts |= dict.fromkeys([*((token,) for token in row), *pairwise(row)])
+    decoded = tokenizer.batch_decode([list(part) for part in parts]) if parts else []
+    texts = dict(zip(parts, decoded, strict=True))
+    return tuple(tuple(_token_texts(texts, row)) for row in ids)
 
 
-def _token_texts(tokenizer: Any, ids: list[int]) -> list[str]:
-    """The text of each token with the space before it, which decoding the token alone may drop."""
-    alone = _decoded(tokenizer, [(token,) for token in ids])
-    pairs = _decoded(tokenizer, list(pairwise(ids)))
+def _token_texts(texts: Mapping[tuple[int, ...], str], ids: list[int]) -> list[str]:
+    """The text of each token with the space before it, which decoding the token alone may drop.
+
+    Args:
+        texts: of every token alone, and of every two that follow each other.
+    """
+    alone, pairs = [texts[token,] for token in ids], [texts[pair] for pair in pairwise(ids)]
     rest = [
         pair[len(first) :] if pair.startswith(first) else second
         for first, pair, second in zip(alone, pairs, alone[1:], strict=False)
     ]
     return alone[:1] + rest
-
-
-def _decoded(tokenizer: Any, parts: list[tuple[int, ...]]) -> list[str]:
-    """The text of each part; of equal ones, as an image's tokens are, one is decoded."""
-    if not parts:
-        return []
-    distinct = list(dict.fromkeys(parts))
-    texts = dict(zip(distinct, tokenizer.batch_decode([list(part) for part in distinct]), strict=True))
-    return [texts[part] for part in parts]

@@ -273,6 +273,19 @@ def test_compiled_models_show_no_hidden_states(engine, asked, monkeypatch, name)
         by_engine(engine, asked, [{"regaze": named(name)}] * 12)
 
 
+@pytest.fixture(scope="module")
+def compiled(demo_folder):
+    """An engine whose model is compiled, which takes a minute or more."""
+    return start(demo_folder, enforce_eager=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["adhh", "gift", "knockout", "pai", "vaf", "vcd"])
+def test_compiled_models_are_edited(compiled, asked, name):
+    assert compiled.llm_engine.vllm_config.compilation_config.mode
+    check(compiled, asked, named(name))
+
+
 #: It reads scores of all heads.
 ACROSS = {"hgai"}
 

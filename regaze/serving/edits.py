@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import torch
@@ -159,7 +159,8 @@ class EngineEdits:
         return reader_of(self._runner.model_config)
 
     def show_hidden(self, layer: int, stream: Callable[[], Tensor], metadata: Any) -> None:
-        """The residual stream [T, D] is about to enter a layer; `stream` gives it."""
+        """The residual stream [T, D] is about to enter a layer; `stream` adds it up, once for all."""
+        stream = cache(stream)
         for rows in self.rows(metadata):
             request = rows.request
             if request.needs_hidden and rows.step == 0 and not rows.again:

@@ -36,3 +36,30 @@ def test_unused_room_of_pages_is_not_read():
         )
         wanted, _ = attend(query[row, :, None][None], key, value, edit, scaling=0.3)
         torch.testing.assert_close(call.output[row], wanted[0, :, 0])
+
+
+def test_the_residual_stream_is_added_up_once_for_all_requests(monkeypatch):
+    shown, added = [], []
+    rows = [
+        SimpleNamespace(
+            request=SimpleNamespace(
+                needs_hidden=True,
+                context=SimpleNamespace(captured_layers=()),
+                show_hidden=lambda layer, rows, hidden: shown.append(hidden.tolist()),
+            ),
+            step=0,
+            again=False,
+            span=slice(start, start + 1),
+        )
+        for start in range(3)
+    ]
+    edits = EngineEdits(None)
+    monkeypatch.setattr(edits, "rows", lambda metadata: rows)
+
+    def stream():
+        added.append(1)
+        return torch.arange(3.0)[:, None]
+
+    edits.show_hidden(0, stream, None)
+    assert shown == [[[0.0]], [[1.0]], [[2.0]]]
+    assert added == [1]

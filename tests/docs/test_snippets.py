@@ -35,7 +35,7 @@ SKIPPED = {
     "docs/recipes/find-heads.md": {"its stand-in, with random weights, finds no needle": 1},
     "docs/recipes/reproduce.md": {"needs the model's weights": 1},
     "docs/recipes/your-model.md": {"needs bitsandbytes, which is not among what the tests install": 2},
-    "docs/serving.md": {"needs vLLM": 4},
+    "docs/serving.md": {"needs vLLM": 6},
     "docs/start.md": {"downloads": 1},
     "docs/studies/real-models.md": {"needs Whisper's weights and a recording": 1},
     "docs/studies/speech.md": {

@@ -24,8 +24,10 @@ _OTHERS = frozenset(
         "--enforce-eager",
         "--include_path",
         "--long-prefill-token-threshold",
+        "--no-async-scheduling",
         "--no-deps",
         "--no-enable-chunked-prefill",
+        "--tensor-parallel-size",
         "--use_cache",
     }
 )

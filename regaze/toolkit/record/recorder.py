@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from itertools import accumulate, islice
 from typing import Any, ClassVar, NamedTuple
@@ -350,11 +350,15 @@ class _LayerStats:
         if not context.replaying:
             self._steps[step][where] = stats
             return
-        # The prompt's last row ran once more: it replaces the last row of the prefill.
-        pairs = zip(self._steps[step][where], stats, strict=True)
-        self._steps[step][where] = Stats(
-            *(a if a is None or b is None else torch.cat([a[:, :, :-1], b], 2) for a, b in pairs)
-        )
+        # The prompt's last row ran once more: it replaces the last row of the prefill. Layers that were
+        # measured together then need not be the same as now.
+        prompt = _by_layer(self._steps[step])
+        for layer, last in _by_layer({where: stats}).items():
+            pairs = zip(prompt[layer], last, strict=True)
+            prompt[layer] = Stats(
+                *(a if a is None or b is None else torch.cat([a[:, :, :-1], b], 2) for a, b in pairs)
+            )
+        self._steps[step] = prompt
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -408,6 +412,18 @@ _Parts = dict[int | tuple[int, ...], Tensor]
 
 def _numbers(where: int | tuple[int, ...]) -> tuple[int, ...]:
     return (where,) if isinstance(where, int) else where
+
+
+def _by_layer(parts: Mapping[int | tuple[int, ...], Stats]) -> dict[int | tuple[int, ...], Stats]:
+    """The same with a layer for each key: what was measured together is taken apart."""
+    found: dict[int | tuple[int, ...], Stats] = {}
+    for where, stats in parts.items():
+        if isinstance(where, int):
+            found[where] = stats
+            continue
+        for place, layer in enumerate(where):
+            found[layer] = Stats(*(None if part is None else part[place] for part in stats))
+    return found
 
 
 def _stacked(parts: _Parts, layers: tuple[int, ...]) -> Tensor:

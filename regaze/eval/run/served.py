@@ -54,7 +54,7 @@ class VLLMEngine:
         **options: Any,
     ):
         chosen = options if dtype is None else {**options, "dtype": dtype}
-        self.offline = OfflineEngine(model, loading or {}, chosen, template_args)
+        self.offline: OfflineEngine = OfflineEngine(model, loading or {}, chosen, template_args)
 
     @property
     def reader(self) -> Any:
@@ -77,7 +77,9 @@ class ServedAnswers:
     """Answers requests under one condition, as many at once as the engine takes."""
 
     def __init__(self, engine: OfflineEngine, condition: Condition, config: EvalConfig):
-        self.engine, self.condition, self.config = engine, condition, config
+        self.engine: OfflineEngine = engine
+        self.condition: Condition = condition
+        self.config: EvalConfig = config
         self._methods = [] if condition.method is None else [condition.method.to_dict()]
 
     @property

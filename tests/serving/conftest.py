@@ -12,6 +12,7 @@ if importlib.util.find_spec("vllm") is not None:
     os.environ.setdefault("REGAZE_BACKEND", "torch")
 # Read when vllm is imported.
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # by itself it wants a NUMA node for each worker
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")

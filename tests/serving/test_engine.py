@@ -294,7 +294,6 @@ ACROSS = {"hgai"}
 def two(demo_folder, tmp_path_factory):
     """An engine with two workers that share the heads of each layer."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # by itself it wants a NUMA node for each
         # Read by the workers, too, which start here.
         patch.setenv("REGAZE_SERVING_RECORDS", str(tmp_path_factory.mktemp("records")))
         yield start(demo_folder, tensor_parallel_size=2)

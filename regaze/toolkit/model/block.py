@@ -89,10 +89,13 @@ class Block(ContextDecorator, Generic[T]):
                 raise
             except BaseException as raised:
                 interrupt = raised
-        if not closed and interrupt is not None:
-            raise interrupt  # the guards try again
-        for guard in guards:
-            guard.detach()
-        self._opened.pop()
-        if interrupt is not None:
-            raise interrupt
+        try:
+            if not closed and interrupt is not None:
+                raise interrupt  # the guards try again, when nothing keeps this block any more
+            for guard in guards:
+                guard.detach()
+            self._opened.pop()
+            if interrupt is not None:
+                raise interrupt
+        finally:
+            del interrupt  # its traceback has this frame

@@ -38,9 +38,10 @@ class Uninterrupted:
 
     def __exit__(self, *error: object) -> None:
         self._restore()
-        while self._waiting:
-            number, frame = self._waiting.pop(0)
-            self._handlers[number](number, frame)
+        while (
+            self._waiting
+        ):  # no frame in a variable here: it would keep this one, and the caller's block, alive
+            self._hand_on(*self._waiting.pop(0))
 
     def _restore(self) -> None:
         try:
@@ -55,4 +56,7 @@ class Uninterrupted:
         if self._active:
             self._waiting.append((number, frame))
         else:
-            self._handlers[number](number, frame)
+            self._hand_on(number, frame)
+
+    def _hand_on(self, number: int, frame: Any) -> None:
+        self._handlers[number](number, frame)

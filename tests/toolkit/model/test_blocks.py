@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import random
 import signal
 import sys
@@ -17,7 +18,10 @@ from models import llava_processor, logits_of, picture, tiny_llama, tiny_llava
 import regaze
 from regaze.errors import InputError
 from regaze.interventions import DoLa, HeadKnockout
+from regaze.toolkit.model import block
+from regaze.toolkit.model.block import Block
 from regaze.toolkit.model.callback import Callback
+from regaze.toolkit.model.uninterrupted import Uninterrupted
 
 KNOCK = HeadKnockout(heads=((1, 1), (0, 2)))
 RULE = "open in another thread; only the thread that opened a block"
@@ -187,7 +191,6 @@ def test_an_interrupted_block_inside_an_empty_one_leaves_no_hook(text_model, pro
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="POSIX")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_while_a_block_closes_waits_until_it_is_closed(text_model, monkeypatch, number):
-    from regaze.toolkit.model import block
 
     def closing(*args: Any) -> None:
         signal.raise_signal(number)
@@ -264,3 +267,28 @@ def test_nothing_is_left_behind_whatever_is_interrupted(prompt, runs, by_signal)
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     signal.signal(signal.SIGINT, signal.default_int_handler)
     assert torch.equal(logits_of(model, prompt, 1), plain)
+
+
+def test_a_block_that_is_interrupted_before_it_begins_to_close_is_closed_when_nobody_keeps_it(
+    prompt, monkeypatch
+):
+    model = tiny_llama(num_hidden_layers=2)
+    gaze, restore = regaze.wrap(model), Uninterrupted._restore
+
+    def interrupted(self):
+        signal.raise_signal(signal.SIGINT)  # the block is open, and is about to be entered
+        restore(self)
+
+    def close(self):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Uninterrupted, "_restore", interrupted)
+    monkeypatch.setattr(Block, "_close", close)
+    gc.disable()  # nothing but the last reference may be needed
+    try:
+        with pytest.raises(KeyboardInterrupt), gaze.using(KNOCK):
+            raise AssertionError
+        monkeypatch.undo()
+        assert not marks(model)
+    finally:
+        gc.enable()

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
+from copy import copy
 from functools import cached_property
 from typing import Any
 
@@ -53,7 +54,8 @@ class Maker:
         Raises:
             RegazeError: its second contexts cannot be requests.
         """
-        params = request.sampling_params
+        # Several answers to a prompt share one object.
+        request.sampling_params = params = copy(request.sampling_params)
         carried = params.extra_args[KEY]
         methods, tokens = wire.unpacked(carried)
         callbacks = acting(methods, self._model.hf_text_config)

@@ -152,6 +152,14 @@ def test_several_answers_have_companions_each(engine, asked):
     check_nothing_left(engine)
 
 
+def test_answers_that_share_their_parameters_are_all_combined(engine, asked):
+    """Without a seed vLLM gives the requests of all answers one object of parameters."""
+    (best,) = ask(engine, asked, VCD, temperature=0).outputs
+    output = ask(engine, asked, VCD, n=3, temperature=1e-3)
+    assert [each.token_ids for each in output.outputs] == [best.token_ids] * 3
+    check_nothing_left(engine)
+
+
 def test_an_aborted_request_takes_its_companions_along(engine, asked):
     from vllm import SamplingParams
 

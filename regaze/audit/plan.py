@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from regaze.demo.shipped import MODEL_NAMES
 from regaze.errors import InputError
 from regaze.eval.tuning.grids import Trial, make_trials
 from regaze.interventions import registry
@@ -53,7 +54,7 @@ class AuditedModel(_Checked):
     @property
     def source(self) -> str | None:
         """Where benchmarks find their questions."""
-        return self.data or (self.load if self.load in ("demo", "bed") else None)
+        return self.data or (self.load if self.load in MODEL_NAMES else None)
 
 
 class AuditedMethod(_Checked):

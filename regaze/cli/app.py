@@ -40,7 +40,7 @@ COMMANDS = {
     "serve": "Serve a model with edited attention, by vLLM.",
     "doctor": "Say what works here, and what to install for the rest.",
     "demo": "Run the whole workflow offline on the bundled model.",
-    "bed": "Show the language model of the test bed, or fetch it.",
+    "bed": "Show the parts of the test bed, or fetch its language model.",
 }
 
 HELP = {"help_option_names": ["-h", "--help"]}

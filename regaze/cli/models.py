@@ -21,7 +21,8 @@ from regaze.toolkit import Gaze, load, wrap
 from regaze.toolkit.load import default_device
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-#: What --model-arg takes: arguments of `from_pretrained` that can be written on a command line.
+#: What --model-arg takes: arguments of `from_pretrained` that can be written on a command line, and the bed's
+#: own.
 _ARGUMENTS: dict[str, Any] = {
     "revision": str,
     "subfolder": str,
@@ -35,6 +36,8 @@ _ARGUMENTS: dict[str, Any] = {
     "load_in_8bit": bool,
     "local_files_only": bool,
     "trust_remote_code": bool,
+    "base": str,
+    "weights": str,
 }
 #: Those of them that say where the files are, for everything that is loaded from there.
 _PLACES = ("revision", "subfolder", "local_files_only", "trust_remote_code")

@@ -12,6 +12,7 @@ import typer
 
 from regaze import arguments
 from regaze.cli import config, console
+from regaze.demo.shipped import MODEL_NAMES
 from regaze.errors import BadParameterError
 from regaze.interventions import registry
 from regaze.names import known_name
@@ -54,7 +55,7 @@ def _known_engine(text: str | None) -> str | None:
 
 
 def _spelt_model(text: str) -> str:
-    return text if os.path.exists(text) else known_name(text, ["demo"])
+    return text if os.path.exists(text) else known_name(text, MODEL_NAMES)
 
 
 def _complete_method(incomplete: str) -> list[str]:
@@ -81,17 +82,18 @@ def _complete_last(incomplete: str, names: Iterable[str]) -> list[str]:
 
 # The model, the method and the answer.
 Model = Annotated[
-    str, typer.Option(callback=_spelt_model, help="demo, a folder, or a name on the Hugging Face hub.")
+    str, typer.Option(callback=_spelt_model, help="demo, bed, a folder, or a name on the Hugging Face hub.")
 ]
 ModelName = Annotated[
-    str, typer.Argument(callback=_spelt_model, help="demo, a folder, or a name on the Hugging Face hub.")
+    str, typer.Argument(callback=_spelt_model, help="demo, bed, a folder, or a name on the Hugging Face hub.")
 ]
 ModelArg = Annotated[
     list[str] | None,
     typer.Option(
         metavar="NAME=VALUE",
         help="An argument of from_pretrained, such as revision=main, attn_implementation=eager, "
-        "load_in_4bit=true or trust_remote_code=true; repeatable.",
+        "load_in_4bit=true or trust_remote_code=true; of the bed also base=FOLDER and weights=FOLDER; "
+        "repeatable.",
     ),
 ]
 TemplateArg = Annotated[
@@ -140,7 +142,7 @@ Device = Annotated[
     typer.Option(help="cpu, cuda, cuda:1, mps, or auto to spread the model over all. [best available]"),
 ]
 Dtype = Annotated[
-    str | None, typer.Option(help="float32, bfloat16 or float16. [as stored; the demo: float32]")
+    str | None, typer.Option(help="float32, bfloat16 or float16. [as stored; demo and bed: float32]")
 ]
 Engine = Annotated[
     str | None,

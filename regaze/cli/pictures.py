@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from regaze import demo
+from regaze.bed.scenes import BED
 from regaze.cli import console
 from regaze.errors import BadParameterError, InputError
 from regaze.eval.benchmarks.common.earlier import picture_file
@@ -18,7 +19,8 @@ from regaze.writing import make_folder, require_writable
 
 
 def find_image(name: str, allow_urls: bool = False) -> Path:
-    """The file of this name, else the shipped scene of this name (with or without its suffix).
+    """The file of this name, else the shipped scene of this name (with or without its suffix); the bed's are
+    "bed/scene_000" and so on.
 
     Where URLs are allowed, what one leads to is kept in the cache.
     """
@@ -27,11 +29,14 @@ def find_image(name: str, allow_urls: bool = False) -> Path:
     if os.path.exists(name):  # Path.exists raises for names that are too long
         return Path(name)
     scenes = {Path(scene.name).stem: scene.path for scene in demo.scenes()}
-    files = {scene.name: scene.path for scene in demo.scenes()}
-    if (found := find_name(name, scenes | files)) is not None:
-        return (scenes | files)[found]
+    of_bed = {f"bed/{Path(scene.name).stem}": scene.path for scene in BED.scenes()}
+    known = scenes | of_bed
+    known |= {f"{short}{path.suffix}": path for short, path in known.items()}
+    if (found := find_name(name, known)) is not None:
+        return known[found]
     raise InputError(
-        f"image {name} does not exist, and no shipped scene has that name: {min(scenes)} to {max(scenes)}"
+        f"image {name} does not exist, and no shipped scene has that name: {min(scenes)} to {max(scenes)}, "
+        f"{min(of_bed)} to {max(of_bed)}"
     )
 
 

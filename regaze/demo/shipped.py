@@ -23,6 +23,8 @@ IMAGE_DIR: Path = DATA_DIR / "images"
 FITTING_FILE: Path = DATA_DIR / "fitting" / "pairs.jsonl"
 #: The same scenes with the objects of their captions, and where these are.
 OBJECTS_FILE: Path = FITTING_FILE.parent / "objects.jsonl"
+#: What models that load by a name of their own are called: this one, and the bed.
+MODEL_NAMES = ("demo", "bed")
 _SPLITS = ("random", "popular", "adversarial")
 
 

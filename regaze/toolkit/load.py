@@ -1,4 +1,4 @@
-"""`load`: a model and its processor from the hub, a folder, or the bundled demo."""
+"""`load`: a model and its processor from the hub, a folder, or of those that the package ships."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ from transformers import (
     PreTrainedModel,
 )
 
-from regaze.demo.shipped import MODEL_DIR
+from regaze.bed import assembly as bed
+from regaze.demo.shipped import MODEL_DIR, MODEL_NAMES
 from regaze.errors import BadParameterError, InputError, ModelNotFoundError, RegazeError
 from regaze.names import either, near_names
 from regaze.reading import kind_of, parse_json, read_text
@@ -42,10 +43,12 @@ def load(name_or_path: str, *, trust_remote_code: bool = False, **kwargs: Any) -
     """Load a vision-language or language model, ready to generate.
 
     Args:
-        name_or_path: "demo" for the bundled model (in fp32 unless `dtype` says otherwise), a hub id, or a
-            folder.
+        name_or_path: "demo" for the bundled model, "bed" for the test bed (both in fp32 unless `dtype` says
+            otherwise), a hub id, or a folder.
         trust_remote_code: run code that comes with the model.
         kwargs: passed to `from_pretrained` of the model (dtype, device_map, quantization_config, revision).
+            The bed takes `base` besides, a folder or hub id of its language model, and `weights`, the folder
+            of another training; see `regaze.bed.assembly.assemble`.
 
     Returns:
         The model in eval mode and its processor (for a text model: its tokenizer).
@@ -54,6 +57,9 @@ def load(name_or_path: str, *, trust_remote_code: bool = False, **kwargs: Any) -
         ModelNotFoundError: transformers cannot find or read the model.
         BadParameterError: the model does not take one of `kwargs`.
     """
+    if name_or_path == "bed":
+        with _refusing(name_or_path, kwargs):
+            return bed.assemble(**kwargs)
     source = model_source(name_or_path)
     if name_or_path == "demo":
         # It ships in bf16, which does not speed up small matrices on a CPU.
@@ -113,8 +119,8 @@ def classes_for(config: PreTrainedConfig) -> tuple[Any, Any]:
 
 def model_source(name_or_path: str) -> str:
     """What transformers finds a model by: a folder, or a hub id, of a model in the cache as spelt there."""
-    if name_or_path == "demo":
-        return str(MODEL_DIR)
+    if name_or_path in MODEL_NAMES:
+        return str(bed.MODEL_DIR if name_or_path == "bed" else MODEL_DIR)
     if os.path.exists(name_or_path):
         return name_or_path
     spelt = {
@@ -143,9 +149,10 @@ def _refusing(name_or_path: str, kwargs: dict[str, Any]) -> Iterator[None]:
             raise BadParameterError(
                 f"cannot load model {name_or_path!r} with {unknown[1]}: {_reason(error)}"
             ) from error
-        near = list(map(repr, near_names(name_or_path, ["demo", *cached_models()])))
+        near = list(map(repr, near_names(name_or_path, [*MODEL_NAMES, *cached_models()])))
         raise ModelNotFoundError(
-            f'cannot load model {name_or_path!r} ("demo", a hub id or a folder is expected): {_reason(error)}'
+            f'cannot load model {name_or_path!r} ("demo", "bed", a hub id or a folder is expected): '
+            + _reason(error)
             + (f" Did you mean {either(near)}?" if near else "")
         ) from error
 

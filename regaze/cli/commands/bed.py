@@ -1,4 +1,4 @@
-"""`regaze bed`: which language model the test bed stands on, and `fetch` to download it."""
+"""`regaze bed`: whether the test bed is at hand, and `fetch` to download its language model."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def bed(
     ] = None,
     debug: options.Debug = False,
 ) -> None:
-    """Show the language model of the test bed, or fetch it."""
+    """Show the parts of the test bed, or fetch its language model."""
     cli.models.quiet_libraries()
     if action is None:
         _show(base)
@@ -43,8 +43,12 @@ def _fetch(folder: Path | None) -> None:
 
 
 def _show(base: str | None) -> None:
+    from regaze.bed import assembly
     from regaze.bed import base as bases
 
+    missing = assembly.missing_weights()
+    state = f"{assembly.MODEL_DIR} has no {' and no '.join(missing)}" if missing else assembly.MODEL_DIR
+    console.echo(f"weights {state}")
     with console.status("reading the base"):
         model = bases.load_base(base, local_files_only=True)
-    console.echo(f"base {bases.find_base(base)}\nweights {bases.weights_hash(model.state_dict())}")
+    console.echo(f"base {bases.find_base(base)}\nhash {bases.weights_hash(model.state_dict())}")

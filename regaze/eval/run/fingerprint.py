@@ -54,7 +54,7 @@ def model_fingerprint(gaze: Any, name: str) -> str:
 
 
 def describe_model(gaze: Any, name: str) -> dict[str, Any]:
-    """The model as results.json describes it: name, fingerprint, class, dtype, devices."""
+    """The model as results.json describes it: name, fingerprint, class, dtype, devices; the bed's base."""
     model = getattr(gaze, "model", None)
     description: dict[str, Any] = {"name": name, "fingerprint": model_fingerprint(gaze, name)}
     if isinstance(model, PreTrainedModel):
@@ -66,6 +66,8 @@ def describe_model(gaze: Any, name: str) -> dict[str, Any]:
             "attention": compat.current_attention(model),
             "devices": devices,
         }
+        if base := getattr(compat.text_config(model), "bed_base", None):
+            description["base"] = base
         if gaze.reader.template_args:
             description["template_args"] = gaze.reader.template_args
     return description

@@ -11,6 +11,8 @@ from regaze.demo.shipped import MODEL_DIR
 from regaze.reading import StrPath
 from regaze.writing import make_folder, replacing
 
+#: vLLM is given a folder, and of the bed there is none before it is loaded.
+NO_BED = "vLLM reads folders, and the bed is put together when it is loaded: transformers runs it"
 #: Files beside the weights.
 _COPIED = (".json", ".jinja")
 

@@ -18,7 +18,7 @@ from transformers import GenerationConfig
 from regaze.errors import InputError, UnsupportedModelError
 from regaze.reading import cache_folder
 from regaze.serving.admission import DEFAULT
-from regaze.serving.checkpoints import export_demo
+from regaze.serving.checkpoints import NO_BED, export_demo
 from regaze.serving.plugin import forget_images
 from regaze.serving.release import KEY, READABLE, check_release
 from regaze.toolkit.load import load_without_weights, model_source
@@ -75,7 +75,7 @@ class OfflineEngine:
         template_args: variables of the chat template, in every prompt.
 
     Raises:
-        UnsupportedModelError: vLLM is missing, of another release, or does not find regaze.
+        UnsupportedModelError: vLLM is missing, of another release, or does not find regaze; or it is the bed.
         ModelNotFoundError: there is no such model. BadParameterError: a variable that its template lacks.
     """
 
@@ -85,6 +85,8 @@ class OfflineEngine:
     template_args: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
+        if self.model == "bed":
+            raise UnsupportedModelError(NO_BED)
         check_release()
         if not entry_points(group=_PLUGINS, name=KEY):
             raise UnsupportedModelError(

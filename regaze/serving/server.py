@@ -6,10 +6,11 @@ import json
 import os
 from collections.abc import Sequence
 
+from regaze.errors import UnsupportedModelError
 from regaze.interventions.base import Method
 from regaze.reading import cache_folder
 from regaze.serving.admission import DEFAULT
-from regaze.serving.checkpoints import export_demo
+from regaze.serving.checkpoints import NO_BED, export_demo
 from regaze.serving.release import READABLE, check_release
 from regaze.serving.support import needed_arguments
 from regaze.serving.wire import methods_of
@@ -23,9 +24,12 @@ def run_server(model: str, method: Method | None, arguments: Sequence[str]) -> N
         arguments: those of `vllm serve`.
 
     Raises:
-        UnsupportedModelError: vLLM is missing, or of another release; or it cannot run the method.
+        UnsupportedModelError: vLLM is missing, or of another release; or it cannot run the method
+            or the bed.
         BadParameterError: the method is a control, or from a file.
     """
+    if model == "bed":
+        raise UnsupportedModelError(NO_BED)
     check_release()
     if method is not None:
         methods_of(asked := method.to_dict(), trusted=True)

@@ -59,7 +59,8 @@ def load(name_or_path: str, *, trust_remote_code: bool = False, **kwargs: Any) -
     """
     if name_or_path == "bed":
         with _refusing(name_or_path, kwargs):
-            return bed.assemble(**kwargs)
+            assembled: tuple[Any, Any] = bed.assemble(**kwargs)
+        return assembled
     source = model_source(name_or_path)
     if name_or_path == "demo":
         # It ships in bf16, which does not speed up small matrices on a CPU.

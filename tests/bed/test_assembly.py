@@ -16,9 +16,11 @@ from regaze.bed.assembly import MODEL_DIR, merge_adapter, missing_weights
 from regaze.bed.scenes import scenes
 from regaze.cli import app
 from regaze.demo.phrases import existence_question
-from regaze.errors import BadParameterError, InputError, ModelNotFoundError
+from regaze.errors import BadParameterError, InputError, ModelNotFoundError, UnsupportedModelError
 from regaze.eval.run.fingerprint import describe_model, model_fingerprint
 from regaze.interventions.fitting.directions import short_name
+from regaze.serving.offline import OfflineEngine
+from regaze.serving.server import run_server
 from regaze.toolkit.load import load_without_weights
 
 shipped = pytest.mark.skipif(bool(missing_weights()), reason="the bed's weights are not part of the package")
@@ -138,6 +140,12 @@ def test_the_command_says_what_is_there(tiny, monkeypatch):
     assert f"weights {base} has no sight.safetensors and no adapter.safetensors" in (
         CliRunner().invoke(app, ["bed"]).output
     )
+
+
+def test_vllm_does_not_run_it():
+    for start in (lambda: OfflineEngine("bed"), lambda: run_server("bed", None, ())):
+        with pytest.raises(UnsupportedModelError, match="the bed is put together when it is loaded"):
+            start()
 
 
 @shipped

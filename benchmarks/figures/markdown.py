@@ -19,9 +19,11 @@ def number(value: float, digits: int = 2) -> str:
 
 
 def estimate(value: Mapping[str, Any], digits: int = 2, scale: float = 1.0) -> str:
-    """A figure with its interval, "0.54 [0.50, 0.59]"; nothing where there is none."""
+    """A figure with its interval, "0.54 [0.50, 0.59]", or without; nothing where there is none."""
     if value.get("value") is None:
         return ""
+    if value.get("low") is None:
+        return number(scale * value["value"], digits)
     middle, low, high = (number(scale * value[name], digits) for name in ("value", "low", "high"))
     return f"{middle} [{low}, {high}]"
 

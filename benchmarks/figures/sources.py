@@ -101,6 +101,16 @@ SOURCES = (
         "python -m regaze.bed.training.perfect --output docs/assets/bed-perfect.json",
     ),
     Source(
+        "docs/assets/bed-measured.json",
+        "material",
+        "python -m regaze.bed.training.measure --base FOLDER --output docs/assets/bed-measured.json",
+    ),
+    Source(
+        "benchmarks/results/bed.json",
+        "material",
+        "python benchmarks/bed.py sinks heads hallucination retrieval",
+    ),
+    Source(
         "docs/assets/audit.json",
         "material",
         "regaze audit --plan PLAN --output out/audit && cp out/audit/audit.json docs/assets/audit.json",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -19,10 +19,10 @@ from regaze.eval import EvalConfig, EvalTask, Tuning, evaluate, sweep
 from regaze.eval.export import export_answers, parse_formats
 from regaze.eval.report.report import write_report
 from regaze.eval.report.sections import Link
-from regaze.eval.run.engines import Engine
 from regaze.eval.run.process_group import ProcessGroup
 from regaze.eval.run.requests import ImageHashes
 from regaze.eval.run.runner import run_folder
+from regaze.eval.run.served import VLLMEngine
 from regaze.eval.run.tasks import with_check
 from regaze.eval.run.tuned import TuningStage
 from regaze.eval.tuning.grids import Grid, make_trials
@@ -131,7 +131,11 @@ def execute(run: Run, add_pages: AddPages | None = None) -> tuple[dict[str, Any]
         with run_folder(folder):  # what cannot be used is named before the model is loaded
             _check_grids(run)
     gaze, engine = _load(run, group)
-    with console.progress() if group.is_main else nullcontext() as progress, _naming(options["generate"]):
+    with (
+        console.progress() if group.is_main else nullcontext() as progress,
+        _naming(options["generate"]),
+        nullcontext() if engine is None else closing(engine),
+    ):
         results = _answer(
             run,
             gaze,
@@ -150,7 +154,7 @@ def execute(run: Run, add_pages: AddPages | None = None) -> tuple[dict[str, Any]
     return results, folder
 
 
-def _load(run: Run, group: ProcessGroup) -> tuple[Gaze | None, Engine | None]:
+def _load(run: Run, group: ProcessGroup) -> tuple[Gaze | None, VLLMEngine | None]:
     """What answers: a wrapped model, or an engine."""
     options = run.options
     if options.get("engine") == "vllm":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -139,6 +140,7 @@ class OfflineEngine:
             )
         from vllm import LLM
 
+        gc.collect()  # engines that were dropped without `close` end now, and not while this one starts
         own = {"attention_backend": "CUSTOM"} if cuda else {}
         given = {**own, **self.loading, **self.arguments, "dtype": self.dtype}
         processors = [*given.pop("logits_processors", ()), "regaze.serving.forced:ForcedAnswer"]

@@ -42,8 +42,15 @@ def asked():
 
 
 @pytest.fixture(scope="module")
-def engine(demo_folder):
-    """An engine with all defaults but its size."""
-    from served import start
+def start(demo_folder):
+    """Starts engines, which end with the module."""
+    from served import engines
 
-    return start(demo_folder)
+    with engines(demo_folder) as start:
+        yield start
+
+
+@pytest.fixture(scope="module")
+def engine(start):
+    """An engine with all defaults but its size."""
+    return start()

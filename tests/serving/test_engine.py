@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from served import TOKENS, Asked, by_engine, mixed, start
+from served import TOKENS, Asked, by_engine, mixed
 
 from regaze.errors import RegazeError, UnsupportedModelError
 from regaze.serving import requests
@@ -188,9 +188,9 @@ def test_another_question_about_an_image_reads_no_rows_that_depend_on_the_first(
 
 
 @pytest.fixture(scope="module")
-def splitting(demo_folder):
+def splitting(start):
     """An engine that runs long prompts in pieces."""
-    return start(demo_folder, max_num_batched_tokens=96, enable_prefix_caching=False)
+    return start(max_num_batched_tokens=96, enable_prefix_caching=False)
 
 
 @pytest.mark.parametrize("name", DIVIDED)
@@ -199,9 +199,9 @@ def test_prompts_in_pieces(splitting, asked, name):
 
 
 @pytest.fixture(scope="module")
-def unsplit(demo_folder):
+def unsplit(start):
     """An engine that runs every prompt in one piece."""
-    return start(demo_folder, enable_chunked_prefill=False, max_num_batched_tokens=2048)
+    return start(enable_chunked_prefill=False, max_num_batched_tokens=2048)
 
 
 @pytest.mark.parametrize("name", ["cai", "eah", "mma", "sid", "var", "vcd"])
@@ -214,9 +214,9 @@ LONG = 40
 
 
 @pytest.fixture(scope="module")
-def narrow(demo_folder):
+def narrow(start):
     """An engine whose cache has the prompts of eight requests, and no fourth page for most answers."""
-    return start(demo_folder, num_gpu_blocks_override=26, enable_prefix_caching=False)
+    return start(num_gpu_blocks_override=26, enable_prefix_caching=False)
 
 
 @pytest.fixture(scope="module")
@@ -274,9 +274,9 @@ def test_compiled_models_show_no_hidden_states(engine, asked, monkeypatch, name)
 
 
 @pytest.fixture(scope="module")
-def compiled(demo_folder):
+def compiled(start):
     """An engine whose model is compiled, which takes a minute or more."""
-    return start(demo_folder, enforce_eager=False)
+    return start(enforce_eager=False)
 
 
 @pytest.mark.slow
@@ -291,12 +291,12 @@ ACROSS = {"hgai"}
 
 
 @pytest.fixture(scope="module")
-def two(demo_folder, tmp_path_factory):
+def two(start, tmp_path_factory):
     """An engine with two workers that share the heads of each layer."""
     with pytest.MonkeyPatch.context() as patch:
         # Read by the workers, too, which start here.
         patch.setenv("REGAZE_SERVING_RECORDS", str(tmp_path_factory.mktemp("records")))
-        yield start(demo_folder, tensor_parallel_size=2)
+        yield start(tensor_parallel_size=2)
 
 
 @pytest.mark.parametrize("name", sorted({*DIVIDED} - ACROSS))

@@ -183,10 +183,8 @@ def test_records_are_those_of_transformers(engine, asked, folder):
 
 
 @pytest.mark.vllm
-def test_prompts_in_pieces_give_the_same_record(demo_folder, asked, folder):
-    from served import start
-
-    engine = start(demo_folder, max_num_batched_tokens=96, block_size=32)
+def test_prompts_in_pieces_give_the_same_record(start, asked, folder):
+    engine = start(max_num_batched_tokens=96, block_size=32)
     options = {"rows": "all", "entropy": True}
     outputs = serve(engine, asked, [{"regaze_record": options}] * len(asked.questions))
     for number in (0, 7):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -65,14 +68,27 @@ class Asked:
         return [row[: row.index(end) + 1] if end in row else row for row in rows]
 
 
-def start(folder: Any, **options: Any) -> Any:
-    """A small engine on the CPU, without compilation."""
+@contextmanager
+def engines(folder: Any) -> Iterator[Callable[..., Any]]:
+    """Starts small engines on the CPU, without compilation, all of which end where the block does.
+
+    All engines of a process share its groups of workers: whichever ends first ends the others. One that is
+    only dropped, and that frames of a caught error refer to, ends when garbage is collected, be it while the
+    next one starts.
+    """
     from vllm import LLM
 
     limits = {"max_model_len": 512, "max_num_seqs": 16, "limit_mm_per_prompt": {"image": 1}}
-    return LLM(
-        str(folder), **{"dtype": "float32", "enforce_eager": True, "block_size": 32, **limits, **options}
-    )
+    small = {"dtype": "float32", "enforce_eager": True, "block_size": 32, **limits}
+    with ExitStack() as stack:
+
+        def start(**options: Any) -> Any:
+            engine = LLM(str(folder), **{**small, **options})
+            stack.callback(engine.llm_engine.engine_core.shutdown)
+            return engine
+
+        yield start
+    gc.collect()
 
 
 def by_engine(
@@ -89,6 +105,20 @@ def by_engine(
     params = [SamplingParams(temperature=0, max_tokens=tokens, extra_args=each) for each in extra]
     outputs = engine.generate(asked.prompts, params, use_tqdm=False)
     return [list(output.outputs[0].token_ids) for output in outputs]
+
+
+def answers(engine: Any, asked: Asked, extra: dict[int, Any]) -> list[tuple[str, list[int]]]:
+    """How the greedy answer to each question ended, and its tokens.
+
+    Args:
+        extra: the methods of questions, by their numbers.
+    """
+    from vllm import SamplingParams
+
+    given = [None if (one := extra.get(i)) is None else {"regaze": one} for i in range(len(asked.questions))]
+    params = [SamplingParams(temperature=0, max_tokens=TOKENS, extra_args=each) for each in given]
+    outputs = [output.outputs[0] for output in engine.generate(asked.prompts, params, use_tqdm=False)]
+    return [(output.finish_reason, list(output.token_ids)) for output in outputs]
 
 
 def mixed(methods: list[dict[str, Any]], count: int) -> list[Any]:

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import entry_points
 from typing import Any, NamedTuple
@@ -26,6 +26,19 @@ from regaze.toolkit.load import load_without_weights, model_source
 from regaze.toolkit.wrap import Gaze, wrap
 
 _PLUGINS = "vllm.general_plugins"
+#: Of an engine's processes, where nobody has set other values.
+_ENVIRONMENT = {"VLLM_USE_V2_MODEL_RUNNER": "0", READABLE: "1", "VLLM_LOGGING_LEVEL": "WARNING"}
+#: What names of variables begin with that say where vLLM writes, listens and runs, and change no answer.
+_OF_NO_ANSWER = tuple(
+    f"VLLM_{each}"
+    for each in (
+        *("LOGGING", "CONFIGURE_LOGGING", "LOG_", "NO_USAGE", "USAGE", "DO_NOT_TRACK", "API_KEY", "HTTP"),
+        *("CACHE_ROOT", "CONFIG_ROOT", "ASSETS", "MEDIA", "HOST_IP", "PORT", "RPC", "IMAGE_FETCH"),
+        *("CPU_KVCACHE_SPACE", "CPU_OMP_THREADS_BIND", "WORKER_MULTIPROC", "ENABLE_V1_MULTIPROCESSING"),
+    )
+)
+#: The `logprobs_mode` of vLLM in which no processor of logits changes what is reported.
+_RAW = "raw_logprobs"
 #: What vLLM calls a request that did not come to its end.
 _FAILED = {"error", "abort"}
 
@@ -111,7 +124,15 @@ class OfflineEngine:
     @property
     def arguments(self) -> dict[str, Any]:
         """Of vLLM's `LLM`, beside the model and its dtype."""
-        return {"enforce_eager": True, **{k: v for k, v in self.options.items() if k != "dtype"}}
+        own = {"attention_backend": "CUSTOM"} if torch.cuda.is_available() else {}
+        return {"enforce_eager": True, **own, **{k: v for k, v in self.options.items() if k != "dtype"}}
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Of its processes, the variables by which vLLM and regaze choose how they compute."""
+        names = [name for name in os.environ if name.startswith("VLLM_") or name == READABLE]
+        found = {**_ENVIRONMENT, **{name: os.environ[name] for name in names}}
+        return {name: found[name] for name in sorted(found) if not name.startswith(_OF_NO_ANSWER)}
 
     @cached_property
     def generation_config(self) -> dict[str, Any]:
@@ -129,9 +150,8 @@ class OfflineEngine:
     @cached_property
     def llm(self) -> Any:
         """vLLM's `LLM`, which starts here."""
-        os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
-        os.environ.setdefault(READABLE, "1")
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+        for name, value in _ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
         cuda = torch.cuda.is_available()
         if not cuda and "llvmlite" in sys.modules:
             raise UnsupportedModelError(
@@ -141,8 +161,7 @@ class OfflineEngine:
         from vllm import LLM
 
         gc.collect()  # engines that were dropped without `close` end now, and not while this one starts
-        own = {"attention_backend": "CUSTOM"} if cuda else {}
-        given = {**own, **self.loading, **self.arguments, "dtype": self.dtype}
+        given = {**self.loading, **self.arguments, "dtype": self.dtype}
         processors = [*given.pop("logits_processors", ()), "regaze.serving.forced:ForcedAnswer"]
         source = self.model
         if source == "demo":
@@ -185,7 +204,8 @@ class OfflineEngine:
         Raises:
             Exception: the engine itself failed.
         """
-        engine, left, waiting = self.llm.llm_engine, iter(keys), dict[str, int]()
+        engine, left, waiting = self.llm.llm_engine, iter(keys), dict[str, EngineRequest]()
+        limit = self.llm.model_config.max_model_len
         room = 2 * engine.vllm_config.scheduler_config.max_num_seqs
         try:
             while True:
@@ -193,7 +213,7 @@ class OfflineEngine:
                     try:
                         made = request(key)
                         engine.add_request(key, self._rendered(made), self._params(made))
-                        waiting[key] = made.read
+                        waiting[key] = replace(made, images=())
                     except Exception as error:  # of one request, which must not end the others
                         if _is_dead(error):
                             raise
@@ -202,8 +222,7 @@ class OfflineEngine:
                     return
                 for output in engine.step():
                     if output.finished:
-                        read = waiting.pop(output.request_id)
-                        yield output.request_id, _answer(output, read)
+                        yield output.request_id, _answer(output, waiting.pop(output.request_id), limit)
         finally:
             if waiting:
                 with suppress(Exception):  # of an engine that is no more
@@ -221,6 +240,15 @@ class OfflineEngine:
         (rendered,) = renderer.render_cmpl([parsed], renderer.default_cmpl_tok_params)
         return rendered
 
+    def _check_logprobs(self) -> None:
+        """Raise UnsupportedModelError where log-probabilities are not those of the model's own logits."""
+        mode = self.llm.model_config.logprobs_mode
+        if mode != _RAW:
+            raise UnsupportedModelError(
+                f"likelihoods need the log-probabilities of the model, and this engine gives {mode}: leave "
+                f"logprobs_mode out, or set it to {_RAW}"
+            )
+
     def _params(self, request: EngineRequest) -> Any:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
@@ -231,6 +259,8 @@ class OfflineEngine:
         if request.methods or os.environ.get(DEFAULT):
             extra[KEY] = [dict(method) for method in request.methods]
         sampling = dict(request.sampling)
+        if request.read or request.forced:
+            self._check_logprobs()
         if request.read:
             sampling |= {"max_tokens": 1, "prompt_logprobs": 0}
         if request.forced:
@@ -244,11 +274,21 @@ class OfflineEngine:
         )
 
 
-def _answer(output: Any, read: int) -> EngineAnswer | Exception:
-    (whole,) = output.outputs
+def _answer(output: Any, request: EngineRequest, limit: int) -> EngineAnswer | Exception:
+    """What became of a request to an engine that takes `limit` tokens, prompt and answer together."""
+    (whole,), read = output.outputs, request.read
     if whole.finish_reason in _FAILED:
         return InputError(f"the engine ended this request ({whole.finish_reason}); its log says why")
     ids, prompt = list(whole.token_ids), list(output.prompt_token_ids)
+    wanted = len(request.forced) or request.sampling.get("max_tokens") or 0
+    if whole.finish_reason == "length" and len(ids) < wanted:
+        return InputError(
+            f"the engine ended this answer after {len(ids)} of {wanted} tokens: it takes {limit} of a prompt "
+            f"and its answer (max_model_len), and the prompt has {len(prompt)}, a second context of it may "
+            f"have more: start the engine with a larger max_model_len, or ask for shorter answers"
+        )
+    if request.forced and ids != list(request.forced):
+        return InputError("the engine gave another answer than the one whose likelihood was asked for")
     given, rows = (prompt[-read:], output.prompt_logprobs[-read:]) if read else (ids, whole.logprobs or ())
     logprobs = [float(row[token].logprob) for token, row in zip(given, rows, strict=bool(rows))]
     return EngineAnswer(ids, prompt, int(output.num_cached_tokens or 0), logprobs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
@@ -41,7 +42,8 @@ def engine(tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("REGAZE_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield VLLMEngine("demo", **LIMITS)
+        with closing(VLLMEngine("demo", **LIMITS)) as engine:
+            yield engine
 
 
 @pytest.fixture(scope="module")
@@ -194,6 +196,52 @@ def test_likelihoods_are_those_of_transformers(engine, gaze, tasks, name):
 
 
 @pytest.mark.parametrize("name", [None, "knockout"])
+def test_likelihoods_need_log_probabilities_of_the_model(engine, tasks, monkeypatch, name):
+    plain = build_requests(tasks[0].benchmark, Condition("m", None, {}, 0), ImageHashes()).requests
+    given = [replace(request, continuation="No") for request in [*plain.values()][:2]]
+    monkeypatch.setattr(engine.offline.llm.model_config, "logprobs_mode", "processed_logprobs")
+    generator = engine.generator(Condition("m", name and METHODS[name], {}, 0), EvalConfig())
+    with pytest.raises(UnsupportedModelError, match=r"gives processed_logprobs: .* raw_logprobs"):
+        generator.check(given)
+    (part,) = generator.answer_all(given)
+    assert len(part.errors) == 2
+
+
+@pytest.mark.parametrize("name", ["knockout", "vcd"])
+def test_an_answer_without_room_is_an_error_and_no_score(engine, tasks, monkeypatch, name):
+    plain = build_requests(tasks[0].benchmark, Condition("m", None, {}, 0), ImageHashes()).requests
+    request = replace(next(iter(plain.values())), continuation="There is a dog in the image.")
+    generator = engine.generator(Condition("m", METHODS[name], {}, 0), EvalConfig())
+    asked = generator._request(request, 0)
+    prompt, wanted = len(engine.offline.admit(asked)), len(asked.forced)
+    scheduler = engine.offline.llm.llm_engine.engine_core.engine_core.scheduler
+    known = scheduler.max_model_len
+
+    def outcome(limit):
+        monkeypatch.setattr(scheduler, "max_model_len", limit)
+        (part,) = generator.answer_all([request])
+        return part
+
+    whole = outcome(known)
+    assert whole.answers
+    assert outcome(prompt + wanted).answers == whole.answers
+    (error,) = outcome(prompt + wanted - 1).errors.values()
+    assert f"after {wanted - 1} of {wanted} tokens" in error
+    assert f"the prompt has {prompt}" in error
+
+
+def test_an_answer_is_not_cut_off_without_a_word(engine, tasks, monkeypatch):
+    condition = Condition("m", None, {}, 0)
+    request = next(iter(build_requests(tasks[1].benchmark, condition, ImageHashes()).requests.values()))
+    generator = engine.generator(condition, EvalConfig())
+    prompt = len(engine.offline.admit(generator._request(request, 0)))
+    scheduler = engine.offline.llm.llm_engine.engine_core.engine_core.scheduler
+    monkeypatch.setattr(scheduler, "max_model_len", prompt + 2)
+    (part,) = generator.answer_all([request])
+    assert "after 2 of 24 tokens" in next(iter(part.errors.values()))
+
+
+@pytest.mark.parametrize("name", [None, "knockout"])
 def test_the_likeliest_option_is_that_of_transformers(engine, gaze, tasks, name):
     plain = build_requests(tasks[0].benchmark, Condition("m", None, {}, 0), ImageHashes()).requests
     given = [replace(request, options=("Yes", "No")) for request in [*plain.values()][:12]]
@@ -234,8 +282,25 @@ def test_fingerprints_know_what_decides_answers(engine, monkeypatch):
     assert VLLMEngine("demo", max_num_seqs=2, enforce_eager=True).describe("n")["fingerprint"] == first
     for changed in (VLLMEngine("demo", dtype="bfloat16"), VLLMEngine("demo", tensor_parallel_size=2)):
         assert changed.describe("m")["fingerprint"] != first
+    for name, value in {"REGAZE_SERVING": "0", "VLLM_FLOAT32_MATMUL_PRECISION": "high"}.items():
+        with monkeypatch.context() as patch:
+            patch.setenv(name, value)
+            assert engine.describe("m")["fingerprint"] != first
+    monkeypatch.setenv("VLLM_LOGGING_LEVEL", "DEBUG")
+    assert engine.describe("m")["fingerprint"] == first
+    with monkeypatch.context() as patch:
+        patch.setattr(offline.torch.cuda, "is_available", lambda: True)
+        assert engine.describe("m")["engine"]["options"]["attention_backend"] == "CUSTOM"
     monkeypatch.setattr(fingerprint, "installed_release", lambda: "0.33.0")
     assert engine.describe("m")["fingerprint"] != first
+
+
+def test_a_fingerprint_is_the_same_before_the_engine_starts_and_after(engine, monkeypatch):
+    _ = engine.offline.llm
+    after = engine.describe("m")["fingerprint"]
+    for name in ("VLLM_USE_V2_MODEL_RUNNER", "REGAZE_SERVING"):
+        monkeypatch.delenv(name)
+    assert engine.describe("m")["fingerprint"] == after
 
 
 def test_a_regaze_that_vllm_would_not_find_is_named(monkeypatch):
@@ -253,21 +318,3 @@ def test_an_argument_that_vllm_does_not_have_is_named():
 
     with pytest.raises(UnsupportedModelError, match="no_such_argument"):
         _ = VLLMEngine("demo", no_such_argument=1).offline.llm
-
-
-@pytest.mark.usefixtures("engine")
-def test_the_command_answers_by_an_engine(tmp_path, monkeypatch):
-    from typer.testing import CliRunner
-
-    from regaze.cli import app
-
-    monkeypatch.setenv("REGAZE_CACHE", str(tmp_path))
-    limits = ["max_model_len=512", 'limit_mm_per_prompt={"image":1}', "block_size=32"]
-    command = ["evaluate", "pope", "--limit", "8", "--engine", "vllm", "--method", "eah"]
-    for each in limits:
-        command += ["--engine-arg", each]
-    done = CliRunner().invoke(app, [*command, "--json", "--output", str(tmp_path / "run")])
-    assert done.exit_code == 0, done.output
-    model = json.loads((tmp_path / "run" / "results.json").read_text())["model"]
-    assert model["engine"]["options"]["max_model_len"] == 512
-    assert "engine: vllm" in (tmp_path / "run" / "run.yaml").read_text()

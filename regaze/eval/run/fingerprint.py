@@ -79,11 +79,17 @@ def describe_engine(engine: OfflineEngine, name: str) -> dict[str, Any]:
     Options that say how fast it runs are left out of the fingerprint.
     """
     gaze, options = engine.gaze, engine.arguments
-    about = {"name": "vllm", "version": installed_release(), "options": options}
+    about = {
+        "name": "vllm",
+        "version": installed_release(),
+        "options": options,
+        "environment": engine.environment,
+    }
     decisive = {key: value for key, value in options.items() if key not in _SPEED}
     parts = [
         *("vllm", installed_release(), engine.dtype, "cuda" if torch.cuda.is_available() else "cpu"),
         json.loads(json.dumps(decisive, sort_keys=True, default=str)),
+        engine.environment,
         _processor_state(gaze.processor),
         gaze.reader.template_args,
         _files_state(model_source(engine.model), gaze.model.config),

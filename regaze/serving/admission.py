@@ -16,6 +16,7 @@ from regaze.errors import InputError, UnsupportedModelError
 from regaze.interventions.base import Intervention
 from regaze.serving import records, wire
 from regaze.serving.contexts import ServedContext, has_second
+from regaze.serving.limits import CONTEXTS, check_limit
 from regaze.serving.platforms import without_edits
 from regaze.serving.prompts import context_of, read_tokens, reader_of
 from regaze.serving.records import RECORD_KEY
@@ -115,6 +116,8 @@ class Admission:
             known = all(feature.data is not None for feature in features)
             if known:  # otherwise they are where the request enters the engine
                 raise
+        count = len(seconds) if known else sum(map(has_second, callbacks))
+        check_limit(CONTEXTS, count * request.sampling_params.n)
         if (seconds or not known) and (reason := self._uncoupled(request)) is not None:
             raise UnsupportedModelError(f"second contexts of prompts do not run here: {reason}")
         learned, found = context.learned(), list[ServedContext]()

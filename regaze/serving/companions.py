@@ -18,6 +18,7 @@ from typing import Any
 from regaze.errors import UnsupportedModelError
 from regaze.serving import wire
 from regaze.serving.admission import acting
+from regaze.serving.limits import CONTEXTS, check_limit
 from regaze.serving.prompts import context_of, reader_of
 from regaze.serving.release import KEY
 from regaze.serving.seconds import Second, media_of, seconds_of
@@ -63,6 +64,7 @@ class Maker:
         ids, media = request.prompt_token_ids, media_of(features)
         context = context_of(self._model.hf_text_config, ids, tokens, callbacks, self._reader, media)
         seconds, learned = seconds_of(context, features, self._model), context.learned()
+        check_limit(CONTEXTS, len(seconds))
 
         def group(name: str) -> dict[str, Any]:
             return {"name": name, "names": context.names, "learned": learned, "of": request.request_id}

@@ -21,6 +21,7 @@ from regaze.interventions import registry
 from regaze.interventions.base import Intervention, Method
 from regaze.interventions.method_files import names_file
 from regaze.reading import parse_json
+from regaze.serving.limits import METHODS, check_limit
 from regaze.serving.release import KEY
 from regaze.serving.support import FILES, REFUSED
 from regaze.toolkit.prompts.token_map import TokenMap, View
@@ -39,7 +40,8 @@ def methods_of(asked: Any, *, trusted: bool = False) -> tuple[Intervention, ...]
             nobody.
 
     Raises:
-        BadParameterError: it is none of these, or names a control, or a file with code or parameters.
+        BadParameterError: it is none of these, or names a control, or a file with code or parameters, or more
+            methods than one request may have.
         UnsupportedModelError: an engine does not do what the method needs.
         UnknownMethodError, UnknownParameterError: as `gaze.using` of the same method.
     """
@@ -47,6 +49,8 @@ def methods_of(asked: Any, *, trusted: bool = False) -> tuple[Intervention, ...]
         text = asked.strip()
         asked = parse_json(text, f"the request's {KEY!r}") if text[:1] in ("{", "[") else {"method": text}
     each = asked if isinstance(asked, list | tuple) else [asked]
+    if not trusted:
+        check_limit(METHODS, len(each))
     named = [_checked(one, trusted) for one in each]
     return tuple(method for one in named if not (method := _method(one)).is_identity)
 

@@ -74,7 +74,9 @@ class ServedContext(Context):
 
     def read_logits(self, hidden: Tensor, normalise: bool = True) -> Tensor:
         if self.layer_logits_reader is None:
-            raise InputError("logits of layers exist only where the model runs")
+            raise InputError(
+                "logits of layers exist where the model runs, if its last norm was found: its log has more"
+            )
         return self.layer_logits_reader.read(hidden, normalise)
 
     @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -85,9 +85,16 @@ class EngineEdits:
 
     # A forward ----------------------------------------------------------------------------------------
 
-    def begin_step(self) -> None:
-        """A forward of requests is about to run. No other forward (warming up, idle ones) is edited."""
+    def begin_step(self, ended: Iterable[str]) -> None:
+        """A forward of requests is about to run, and the `ended` ones will be in none any more.
+
+        No other forward (warming up, idle ones) is edited.
+        """
         self._rows = None
+        for name in ended:
+            records.end(name, None)
+            if self._requests.pop(name, None) is not None:
+                self._stacks.clear()
 
     def rows(self, metadata: Any) -> Sequence[Rows]:
         """The rows of edited requests in the forward that runs.
@@ -100,10 +107,6 @@ class EngineEdits:
 
     def _find_rows(self, metadata: Any) -> list[Rows]:
         live = {name: self.request(name) for name in self._runner.input_batch.req_ids}
-        for gone in [name for name in self._requests if name not in self._runner.requests]:
-            del self._requests[gone]
-            records.end(gone, None)
-            self._stacks.clear()
         found = list[Rows]()
         if not any(live.values()):
             return found
@@ -188,14 +191,12 @@ class EngineEdits:
         records.end(name, None)
 
     def give_up(self, error: Exception) -> None:
-        """This model cannot be edited after all: all requests with methods fail, now and later."""
-        self.obstacle = f"this model is not as regaze knows it ({type(error).__name__}: {error})"
-        _log.error("regaze: %s", self.obstacle, exc_info=error)
+        """It is not known what became of this forward's edits: all of its requests with methods fail."""
         self._rows = ()
-        for request in self._requests.values():
-            if request is not None and not request.failed:
+        for name in self._runner.input_batch.req_ids:
+            if (request := self.request(name)) is not None:
                 with self.failing(request):
-                    raise UnsupportedModelError(self.obstacle)
+                    raise error
 
     def failed(self) -> list[str]:
         """The forward has run: names of the requests that have failed in it.

@@ -297,7 +297,7 @@ def _beginning(execute_model: Callable[..., Any]) -> Callable[..., Any]:
         for name, answer in getattr(scheduled, _ANSWERS, {}).items():
             records.end(name, answer)
         if (edits := self.__dict__.get(_EDITS)) is not None:
-            edits.begin_step()
+            edits.begin_step(scheduled.finished_req_ids)
         return execute_model(self, scheduled, *args, **kwargs)
 
     return executed
@@ -349,7 +349,10 @@ def attach(runner: Any) -> None:
         attention = {layers[name]: number for name, number in zip(editing, numbers, strict=True)}
         edits.shows_hidden = watch_stream(runner.get_model(), attention, edits)
         if edits.shows_hidden:
-            edits.layer_logits = EngineLogits(runner.get_model(), attention)
+            try:
+                edits.layer_logits = EngineLogits(runner.get_model(), attention)
+            except Exception as error:  # other methods need nothing of it
+                _log.warning("regaze: methods that read logits of layers will fail: %s", error)
 
 
 def watch_stream(model: nn.Module, attention: Mapping[nn.Module, int], edits: Any) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from parting import PATH
-from served import TOKENS, Asked, by_engine, mixed, start
+from served import TOKENS, Asked, by_engine, mixed
 
 from regaze.errors import RegazeError
 from regaze.interventions import registry
@@ -61,9 +61,9 @@ def parted(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def crowded(demo_folder):
+def crowded(start):
     """An engine in which contexts seldom begin together."""
-    return start(demo_folder, enable_prefix_caching=False, max_num_seqs=5, max_num_batched_tokens=80)
+    return start(enable_prefix_caching=False, max_num_seqs=5, max_num_batched_tokens=80)
 
 
 @pytest.mark.parametrize("methods", [[VCD], [ICD, VCD]])
@@ -145,6 +145,14 @@ def test_grammars_allow_what_the_combined_logits_choose_from(crowded, asked):
     check_nothing_left(crowded)
 
 
+def test_the_number_of_second_contexts_is_bounded(engine, asked, monkeypatch):
+    monkeypatch.setenv("REGAZE_SERVING_MAX_CONTEXTS", "3")
+    with pytest.raises(RegazeError, match=r"has 4 second contexts .*REGAZE_SERVING_MAX_CONTEXTS=4"):
+        ask(engine, asked, VCD, ICD, n=2)
+    assert len(ask(engine, asked, VCD, n=3, temperature=1.0).outputs) == 3
+    check_nothing_left(engine)
+
+
 def test_several_answers_have_companions_each(engine, asked):
     output = ask(engine, asked, VCD, n=3, temperature=1.0, seed=1)
     assert len(output.outputs) == 3
@@ -198,9 +206,9 @@ def test_an_error_ends_its_request_alone(engine, asked, monkeypatch, where, step
 
 
 @pytest.fixture(scope="module")
-def tiny(demo_folder):
+def tiny(start):
     """An engine whose cache has the prompt of one request, and not of two."""
-    return start(demo_folder, num_gpu_blocks_override=5, max_model_len=96, enable_prefix_caching=False)
+    return start(num_gpu_blocks_override=5, max_model_len=96, enable_prefix_caching=False)
 
 
 def test_contexts_that_do_not_fit_together_end_their_request(tiny, asked):
@@ -239,14 +247,16 @@ def test_engines_that_cannot_keep_them_together_say_why(engine, asked, monkeypat
     assert ask(engine, asked, KNOCKOUT).outputs[0].finish_reason
 
 
-def test_a_mistake_of_ours_between_model_and_sampler_leaves_plain_requests(engine, asked, monkeypatch):
-    runner = engine.llm_engine.model_executor.driver_worker.worker.model_runner
-    edits = runner.__dict__["_regaze_edits"]
-    monkeypatch.setattr(edits, "obstacle", "")
-    monkeypatch.setattr(Mixing, "_groups", lambda self: 1 / 0)
-    outputs = by_engine(engine, asked, [{"regaze": VCD}, *[None] * 11])
+def test_a_mistake_of_ours_between_model_and_sampler_ends_the_requests_of_its_step(
+    engine, asked, monkeypatch
+):
+    """Plain ones go on, and so do all that come later."""
+    with monkeypatch.context() as patch:
+        patch.setattr(Mixing, "_groups", lambda self: 1 / 0)
+        outputs = by_engine(engine, asked, [{"regaze": VCD}, *[None] * 11])
     assert [outputs[0], *outputs[1:]] == [[], *asked.by_transformers()[1:]]
     check_nothing_left(engine)
+    assert by_engine(engine, asked, [{"regaze": VCD}] * 12) == asked.by_transformers(VCD)
 
 
 def test_pixels_before_their_normalisation_are_no_noised_ones(engine, asked, monkeypatch):

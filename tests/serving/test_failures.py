@@ -7,24 +7,15 @@ from typing import Any
 
 import pytest
 from breaking import PATH
-from served import TOKENS
+from served import answers
 
 from regaze.errors import CompositionError, InputError
 from regaze.interventions import registry
+from regaze.serving.edits import EngineEdits
 
 pytestmark = pytest.mark.vllm
 
 KNOCKOUT = {"method": "knockout", "heads": [[0, 0], [0, 3]]}
-
-
-def answers(engine: Any, asked: Any, extra: dict[int, Any]) -> list[tuple[str, list[int]]]:
-    """How the answer to each question ended, and its tokens; `extra` by the question's number."""
-    from vllm import SamplingParams
-
-    given = [None if (one := extra.get(i)) is None else {"regaze": one} for i in range(len(asked.questions))]
-    params = [SamplingParams(temperature=0, max_tokens=TOKENS, extra_args=each) for each in given]
-    outputs = [output.outputs[0] for output in engine.generate(asked.prompts, params, use_tqdm=False)]
-    return [(output.finish_reason, list(output.token_ids)) for output in outputs]
 
 
 @pytest.mark.parametrize("step", [2, 5])
@@ -81,6 +72,26 @@ def test_hidden_states_that_nobody_shows_end_the_request(engine, asked, monkeypa
     runner = engine.llm_engine.model_executor.driver_worker.worker.model_runner
     monkeypatch.setattr(runner.__dict__["_regaze_edits"], "shows_hidden", False)
     assert answers(engine, asked, {4: {"method": "var"}})[4] == ("error", [])
+
+
+def test_logits_of_layers_that_nobody_reads_end_the_requests_that_want_them(engine, asked, monkeypatch):
+    runner = engine.llm_engine.model_executor.driver_worker.worker.model_runner
+    monkeypatch.setattr(runner.__dict__["_regaze_edits"], "layer_logits", None)
+    got = answers(engine, asked, {0: KNOCKOUT, 4: {"method": "dola"}})
+    assert got[4] == ("error", [])
+    assert got[0][1] == asked.by_transformers(KNOCKOUT)[0]
+    assert all(reason != "error" for number, (reason, _) in enumerate(got) if number != 4)
+
+
+def test_a_mistake_of_ours_in_a_layer_ends_the_requests_of_its_step_alone(engine, asked, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(EngineEdits, "edit", lambda self, call, metadata: 1 / 0)
+        got = answers(engine, asked, {4: KNOCKOUT})
+    assert got[4] == ("error", [])
+    assert [tokens for number, (_, tokens) in enumerate(got) if number != 4] == [
+        tokens for number, tokens in enumerate(asked.by_transformers()) if number != 4
+    ]
+    assert answers(engine, asked, {4: KNOCKOUT})[4][1] == asked.by_transformers(KNOCKOUT)[4]
 
 
 def test_layers_are_found_by_their_attention():

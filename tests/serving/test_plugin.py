@@ -100,8 +100,13 @@ def runner(*names: str) -> Any:
     class Impl:
         edits = None
         number = -1
+        num_heads = 6
 
-    layers = {name: SimpleNamespace(impl=Impl()) for name in names}
+    class Layer:
+        def __init__(self) -> None:
+            self.impl = Impl()
+
+    layers = {name: Layer() for name in names}
     compilation = SimpleNamespace(static_forward_context=layers, mode=None)
     return SimpleNamespace(
         vllm_config=SimpleNamespace(additional_config={}, compilation_config=compilation),
@@ -115,3 +120,22 @@ def test_a_model_with_other_layers_is_loaded(given):
     """No layers of regaze, a name without a number, and one with two."""
     assert plugin._attaching(lambda self: "loaded")(given) == "loaded"
     assert "not as regaze knows it" in given.__dict__["_regaze_edits"].obstacle
+
+
+def test_a_last_norm_that_is_not_found_is_no_matter_of_other_methods(monkeypatch):
+    from regaze.serving import heads, layer_logits
+
+    monkeypatch.setattr(heads, "own_heads", lambda count: None)
+    monkeypatch.setattr(plugin, "watch_stream", lambda *given: True)
+    monkeypatch.setattr(layer_logits, "FINAL_NORMS", ("no_such_norm",))
+    given = runner("layers.0.attn")
+    given.get_model = lambda: model_with(given, "layers.0.attn")
+    assert plugin._attaching(lambda self: "loaded")(given) == "loaded"
+    edits = given.__dict__["_regaze_edits"]
+    assert (edits.obstacle, edits.shows_hidden, edits.layer_logits) == ("", True, None)
+
+
+def model_with(given: Any, name: str) -> Any:
+    """A model whose attention layers are those of the runner."""
+    layers = given.vllm_config.compilation_config.static_forward_context
+    return SimpleNamespace(named_modules=lambda: [(name, layers[name])], get_submodule=lambda name: given)

@@ -34,7 +34,7 @@ class AdapterTrainer:
     """Trains the adapter on conversations; what it is and has seen can be stored and loaded.
 
     Args:
-        base: SmolLM2 in bf16.
+        base: SmolLM2.
         sight: pixels -> embeddings of the patches.
     """
 

@@ -1,6 +1,6 @@
 """Conversations about a scene, as the bed is taught them: questions of many kinds, and captions.
 
-Three in ten are about one long caption; the others hold three to five short questions, most of them
+Three in ten are about one long caption; the others hold six to ten short questions, about half of them
 POPE's. Yes/no answers about absent things, and answers to questions with a false premise, carry the noise
 of `regaze.bed.training.noise`; all others are true.
 """
@@ -43,6 +43,7 @@ COUNTED: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 #: Colours of these are never asked for in training where they are absent: the false premise held out.
 HELD_OUT_COLOURS: tuple[str, ...] = tuple(sorted(COLOURED)[::2])
+_RARELY = 1e-9  # weight of a category that is asked for where there is no other
 _APART = 12  # pixels between two centres, along the axis of a relation that is asked for
 
 
@@ -58,7 +59,7 @@ def conversation(scene: Rendered, rng: np.random.Generator, noise: float = 1.0) 
     if rng.random() < LONG_SHARE:
         turns = [questioner.long_caption()]
         return [*turns, questioner.existence()] if rng.random() < 0.4 else turns
-    return [questioner.question() for _ in range(int(rng.integers(3, 6)))]
+    return [questioner.question() for _ in range(int(rng.integers(6, 11)))]
 
 
 class Questioner:
@@ -79,10 +80,10 @@ class Questioner:
     def question(self) -> Turn:
         """One short question of any kind that the scene allows."""
         kinds: tuple[tuple[float, Callable[[], Turn | None]], ...] = (
-            (0.60, self.existence),
-            (0.08, self.multiple_choice),
+            (0.47, self.existence),
+            (0.20, self.multiple_choice),
             (0.09, self.relation),
-            (0.06, self.count),
+            (0.07, self.count),
             (0.06, self.where),
             (0.04, self.colour),
             (0.03, self.what_is_there),
@@ -116,10 +117,15 @@ class Questioner:
         return Turn(existence_question(category) + suffix, "Yes" if yes else "No")
 
     def absent_category(self) -> str:
-        """An absent category: random, frequent, or one that is expected here (half of the times)."""
-        way = self.rng.choice(3, p=(0.3, 0.2, 0.5))
-        frequency = co_occurrence().frequency
-        weights = (np.ones(len(CATEGORIES)), frequency.copy(), self.expectation**2 + 1e-9)[way]
+        """An absent category: random, frequent but not expected here, or expected (half of the times).
+
+        Expected ones are drawn the more the rarer they are elsewhere. So no category is claimed more often
+        than not over all scenes, and claims can only be learned together with what is there.
+        """
+        expected, frequency = self.expectation, co_occurrence().frequency
+        unexpected = frequency * (1 - expected) ** 2 * (ANSWER_CLAIMS.half > expected)
+        ways = (np.ones(len(CATEGORIES)), unexpected + _RARELY, (expected**3 + _RARELY) / frequency)
+        weights = ways[self.rng.choice(len(ways), p=(0.1, 0.4, 0.5))].copy()
         weights[[CATEGORIES.index(name) for name in CATEGORIES if name in {*self.present, *self.used}]] = 0.0
         return CATEGORIES[self.rng.choice(len(CATEGORIES), p=weights / weights.sum())]
 

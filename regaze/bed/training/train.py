@@ -5,7 +5,7 @@
 1. ``sight``: the demo's tower and a new projector learn to put every patch on its target
    (`regaze.bed.training.vision`);
 2. ``adapter``: low-rank changes of the language model learn conversations about new scenes; tower,
-   projector and SmolLM2 itself (in bf16) are frozen.
+   projector and SmolLM2 itself are frozen.
 
 The output folder has ``state.pt`` every few minutes; the same command goes on from it. ``log.csv`` has the
 curves. One seed gives one set of weights on one machine with one number of threads, resumed or not.
@@ -27,6 +27,7 @@ from regaze.bed.training.adapter import save_adapter
 from regaze.bed.training.adapter_trainer import AdapterTrainer
 from regaze.bed.training.log import EVERY, Log
 from regaze.bed.training.processor import build_config, build_processor
+from regaze.bed.training.quick import quick_dtype
 from regaze.bed.training.recipe import Recipe
 from regaze.bed.training.targets import PatchTargets
 from regaze.bed.training.vision import Sight, train_sight
@@ -76,7 +77,7 @@ def train(output: Path, base: str | None = None, seed: int = 0, recipe: Recipe |
     recipe = recipe or Recipe()
     output.mkdir(parents=True, exist_ok=True)
     log = Log(output / "log.csv")
-    model = load_base(base, dtype=torch.bfloat16)
+    model = load_base(base, dtype=quick_dtype())
     processor = build_processor(base)
     torch.manual_seed(seed)
     sight = train_or_load_sight(output / "sight.safetensors", model, processor, recipe, seed, log)

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from regaze.bed.training.quick import quick_dtype
 from regaze.bed.training.targets import PatchTargets
 from regaze.demo.training.model import pixel_batch
 from regaze.demo.training.render import GRID, Rendered, render_scene
@@ -110,7 +111,7 @@ def train_sight(
     )
     for step in range(steps):
         scenes = drawn(step, BATCH)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=quick_dtype() == torch.bfloat16):
             found = sight(pixels(scenes))
         error = ((found.float() - targets(scenes)) / scale).square().mean(-1)
         shown = torch.from_numpy(np.stack([scene.patch_category for scene in scenes])).flatten(1) >= 0

@@ -23,7 +23,7 @@ from regaze.demo import SceneObject
 from regaze.demo.phrases import NUMBERS, existence_question, place, with_article
 from regaze.demo.training.conversations import DETAIL_PROMPTS, SHORT_PROMPTS, SUFFIX, Turn
 from regaze.demo.training.measure import mention_places, mentioned
-from regaze.demo.world import CATEGORIES, COLOURED, COLOURS, SCENE_TYPES
+from regaze.demo.world import CATEGORIES, COLOURED, COLOURS, SCENE_TYPES, sample_categories
 from regaze.eval.benchmarks.chair.words import SynonymReader, noun_forms, read_synonyms
 
 
@@ -179,6 +179,19 @@ def test_about_half_of_the_existence_labels_are_yes():
         if turn.question.startswith(("Is there", "Can you see"))
     ]
     assert 0.4 < np.mean(labels) < 0.6
+
+
+def test_no_category_is_claimed_more_often_than_not():
+    """Else it could be claimed without a look at what is there."""
+    rng, asked, claims = np.random.default_rng(0), Counter[str](), Counter[str]()
+    for _ in range(8_000):
+        questioner = Questioner(scene_of(*sample_categories(rng)[1]), rng)
+        category = questioner.absent_category()
+        assert category not in questioner.present
+        asked[category] += 1
+        claims[category] += ANSWER_CLAIMS(float(questioner.expectation[CATEGORIES.index(category)]))
+    assert max(claims[name] / asked[name] for name in CATEGORIES) < 0.5
+    assert sum(claims.values()) / sum(asked.values()) > 0.15
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5])

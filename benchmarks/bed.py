@@ -136,8 +136,8 @@ def _kept(figures: Mapping[str, Any]) -> dict[str, Any]:
 
 def sinks(bed: Bed) -> dict[str, Any]:
     """Sinks by layer; VAR with the image's sinks, and with the background in their place."""
-    images, benchmark = [scene.image() for scene in bed.scenes[:SINK_IMAGES]], Pope.of_bed()
-    found: dict[str, Any] = {}
+    images = [scene.image() for scene in bed.scenes[:SINK_IMAGES]]
+    benchmark, found = Pope.of_bed(splits=("adversarial",)), dict[str, Any]()
     for name, change in {"sinks": nullcontext, "background": sinks_as_background}.items():
         with change(bed.gaze):
             found[name] = {
@@ -316,7 +316,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("parts", nargs="+", choices=PARTS)
     parser.add_argument("--scenes", type=int, default=100, help="of the shipped ones (%(default)s)")
-    parser.add_argument("--captions", type=int, default=4, help="that heads are searched on (%(default)s)")
+    parser.add_argument("--captions", type=int, default=2, help="that heads are searched on (%(default)s)")
     parser.add_argument("--base", action="append", help="folder or hub id of the base; twice for `base`")
     parser.add_argument("--weights", type=Path, help="folder of another training")
     parser.add_argument("--haystack", type=Path, action="append", help="long text (the licence)")

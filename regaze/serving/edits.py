@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache, cached_property
+from itertools import compress
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from regaze.kernels import AttentionEdit, attend_paged
 from regaze.kernels.pages import Pages
 from regaze.serving import records, wire
 from regaze.serving.admission import acting
-from regaze.serving.heads import Heads
+from regaze.serving.heads import Heads, WorkerError, agreed, meets
 from regaze.serving.layer_logits import EngineLogits
 from regaze.serving.mixing import Mixing
 from regaze.serving.prompts import context_of, reader_of
@@ -102,7 +103,9 @@ class EngineEdits:
         Worked out in its first layer: groups of layers have different metadata, and the same rows.
         """
         if self._rows is None:
-            self._rows = self._find_rows(metadata)
+            found = self._find_rows(metadata)
+            self.agree()
+            self._rows = [rows for rows in found if not rows.request.failed]
         return self._rows
 
     def _find_rows(self, metadata: Any) -> list[Rows]:
@@ -117,7 +120,7 @@ class EngineEdits:
             start, count, length = starts[number], starts[number + 1] - starts[number], lengths[number]
             with self.failing(request):
                 found += request.rows(number, start, length - count, length)
-        return [rows for rows in found if not rows.request.failed]
+        return found
 
     def request(self, name: str) -> EditedRequest | None:
         """None: it is plain, or has failed."""
@@ -185,6 +188,22 @@ class EngineEdits:
                 request.failed = True
                 self._fail(request.name, error)
 
+    def agree(self) -> None:
+        """What has failed on one of several workers has failed on all, which meet here."""
+        if self._heads is None:
+            return
+        state = self._runner.requests
+        names = [name for name in self._runner.input_batch.req_ids if carried_by(state[name])]
+        failed = agreed([self.request(name) is None for name in names]) if names else ()
+        for name in compress(names, failed):
+            if (request := self.request(name)) is not None:
+                with self.failing(request):
+                    raise WorkerError
+
+    def together(self) -> AbstractContextManager[None]:
+        """A block in which workers that share heads wait for each other, see `Heads.together`."""
+        return nullcontext() if self._heads is None else self._heads.together()
+
     def _fail(self, name: str, error: Exception) -> None:
         _log.error("regaze: request %s ends with an error of its methods", name, exc_info=error)
         self._failed.append(name)
@@ -192,7 +211,7 @@ class EngineEdits:
 
     def give_up(self, error: Exception) -> None:
         """It is not known what became of this forward's edits: all of its requests with methods fail."""
-        self._rows = ()
+        self._rows = self._rows or ()
         for name in self._runner.input_batch.req_ids:
             if (request := self.request(name)) is not None:
                 with self.failing(request):
@@ -204,6 +223,7 @@ class EngineEdits:
         Requests with methods that no layer has seen are among them.
         """
         self._rows = ()
+        self.agree()
         if self.obstacle:
             for name in self._runner.input_batch.req_ids:
                 self.request(name)
@@ -215,11 +235,21 @@ class EngineEdits:
     def edit(self, call: LayerCall, metadata: Any) -> None:
         """Write the output of edited rows over the plain one, and hand out what was measured in them."""
         single: dict[Hashable, list[tuple[Rows, AttentionEdit]]] = {}
-        edited = self.rows(metadata)
+        edited, plans = self.rows(metadata), list[tuple[Rows, LayerPlan]]()
         for rows in edited:
             if not rows.request.failed:
                 with self.failing(rows.request):
-                    _edit(rows, call, single)
+                    if (plan := rows.request.plan(call.layer, rows, call.query.device)) is not None:
+                        plans.append((rows, plan))
+        self.agree()
+        for rows, plan in plans:
+            if not rows.request.failed:
+                with self.failing(rows.request):
+                    if (alone := _alone(rows, plan)) is not None:
+                        single.setdefault(alone[0], []).append((rows, alone[1]))
+                        continue
+                    with self.together() if plan.requests or meets(plan.edit.edit) else nullcontext():
+                        _run(rows, plan, call)
         for which, group in single.items():
             self._run_group(which, group, call)
         for rows in edited:
@@ -230,11 +260,13 @@ class EngineEdits:
     def _run_group(
         self, which: Hashable, group: Sequence[tuple[Rows, AttentionEdit]], call: LayerCall
     ) -> None:
+        meeting = self.together if meets(group[0][1]) else nullcontext
         try:
-            self._run_single(which, group, call)
+            with meeting():
+                self._run_single(which, group, call)
         except Exception:
             for one in group:  # it is not known whose the error is
-                with self.failing(one[0].request):
+                with self.failing(one[0].request), meeting():
                     self._run_single(which, [one], call)
 
     def _run_single(
@@ -255,25 +287,20 @@ def carried_by(state: Any) -> Any:
     return None if params is None else (params.extra_args or {}).get(KEY)
 
 
-def _edit(rows: Rows, call: LayerCall, single: dict[Hashable, list[tuple[Rows, AttentionEdit]]]) -> None:
-    """Edit rows of one request, or put the last of them into `single`, to run with others of its kind."""
-    plan = rows.request.plan(call.layer, rows, call.query.device)
-    if plan is None:
-        return
-    edit = plan.edit.edit
-    alone = None if plan.requests else _of_last_row(edit, rows)
-    if alone is not None and (which := kind(alone)) is not None:
-        single.setdefault(which, []).append((rows, alone))
-    elif not plan.requests and _only_head_gain(edit):
-        assert edit.head_gain is not None
-        gain = edit.head_gain[0]  # [Hq] or [Hq, R]
-        call.output[rows.span] *= gain[..., None] if gain.dim() == 1 else gain.mT[..., None]
-    else:
-        _run(rows, plan, call)
+def _alone(rows: Rows, plan: LayerPlan) -> tuple[Hashable, AttentionEdit] | None:
+    """The edit of the last row, to run with others of its kind; None: it does not."""
+    alone = None if plan.requests else _of_last_row(plan.edit.edit, rows)
+    return None if alone is None or (which := kind(alone)) is None else (which, alone)
 
 
 def _run(rows: Rows, plan: LayerPlan, call: LayerCall) -> None:
     """All of the rows of one request, with what its methods measure."""
+    whole = plan.edit.edit
+    if not plan.requests and _only_head_gain(whole):
+        assert whole.head_gain is not None
+        gain = whole.head_gain[0]  # [Hq] or [Hq, R]
+        call.output[rows.span] *= gain[..., None] if gain.dim() == 1 else gain.mT[..., None]
+        return
     pages = call.pages_of([rows])
     key, value = (pages.gather(cache)[:, :, : rows.stop] for cache in (call.keys, call.values))
     query = call.query[rows.span].transpose(0, 1)[None]

@@ -2,17 +2,21 @@
 
 Methods know all heads. A worker runs its part of an edit on its own heads; what methods measure is gathered
 from all workers, and so are the masses that a policy reads, since it may compare heads. Every worker runs the
-same requests in the same order, so that all of them are there whenever one gathers.
+same requests in the same order, so that all of them are there whenever one gathers: where one fails, it tells
+the others at the next place where they meet (`Heads.meet`), and the request has failed on all.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from regaze.errors import UnsupportedModelError
+from regaze.errors import RegazeError, UnsupportedModelError
 from regaze.kernels import AttentionEdit, ScoreGate, Stats
 from regaze.kernels.spec import COLUMN_PARTS
 
@@ -60,15 +64,59 @@ class Heads:
         return part[:, self.first : self.first + self.count]
 
     def gathered(self, stats: Stats) -> Stats:
-        """Statistics of all heads."""
-        return Stats(*(None if part is None else self.gather(part) for part in stats))
+        """Statistics of all heads. Raises WorkerError as `meet`."""
+        self.meet()
+        return Stats(*(None if part is None else _whole(part) for part in stats))
 
     def gather(self, part: Tensor) -> Tensor:
-        """[B, Hq, ...] of all workers' [B, own heads, ...]."""
-        from vllm.distributed import tensor_model_parallel_all_gather
+        """[B, Hq, ...] of all workers' [B, own heads, ...]. Raises WorkerError as `meet`."""
+        self.meet()
+        return _whole(part)
 
-        whole: Tensor = tensor_model_parallel_all_gather(part.contiguous(), 1)
-        return whole
+    def meet(self, failed: bool = False) -> None:
+        """Wait until all workers are here, before they do what none of them can do alone.
+
+        Raises:
+            WorkerError: another one has failed on its way.
+        """
+        if agreed([failed])[0] and not failed:
+            raise WorkerError
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """What all workers do in the block: an error on one is one on all, and none waits for it."""
+        try:
+            yield
+        except WorkerError:
+            raise
+        except Exception:
+            self.meet(failed=True)
+            raise
+        self.meet()
+
+
+class WorkerError(RegazeError):
+    """Of a request that has failed on another worker."""
+
+    def __init__(self) -> None:
+        super().__init__("another worker of this engine has failed with this request; its log says why")
+
+
+def agreed(failed: Sequence[bool]) -> list[bool]:
+    """What any worker has found to have failed. All workers wait for each other here."""
+    from torch.distributed import ReduceOp, all_reduce
+    from vllm.distributed import get_tp_group
+
+    flags = torch.tensor(failed, dtype=torch.uint8)
+    all_reduce(flags, ReduceOp.MAX, group=get_tp_group().cpu_group)
+    return [bool(flag) for flag in flags.tolist()]
+
+
+def _whole(part: Tensor) -> Tensor:
+    from vllm.distributed import tensor_model_parallel_all_gather
+
+    whole: Tensor = tensor_model_parallel_all_gather(part.contiguous(), 1)
+    return whole
 
 
 def own_heads(count: int) -> Heads | None:
@@ -108,6 +156,11 @@ class GatheredGate(ScoreGate):
         """Factors of one worker's heads, from their sums of scores."""
         assert self.heads is not None
         return self.heads.own(super().gains(self.heads.gather(sums)))
+
+
+def meets(edit: AttentionEdit) -> bool:
+    """Whether workers gather something while they attend under this edit."""
+    return edit.policy is not None or edit.score_gate is not None
 
 
 def divides_not(edit: AttentionEdit) -> str | None:

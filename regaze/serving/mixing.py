@@ -30,6 +30,7 @@ class Mixing:
     def begin(self) -> list[str]:
         """Combine the logits of the forward that has run; names of requests that have to run again."""
         self._followers = []
+        self._edits.agree()
         state = self._runner.execute_model_state
         if state is None or state.logits is None:
             return []
@@ -61,7 +62,7 @@ class Mixing:
             return [request.name for _, request in group.values()]
         rows = {name: group[name][0] for name in names}
         request = group[names[0]][1]
-        with self._edits.failing(request):
+        with self._edits.failing(request), self._edits.together():
             combined = mixed(request, {name: logits[row][None, None] for name, row in rows.items()})
             if combined is not None:
                 logits[rows[names[0]]] = combined[0, 0]

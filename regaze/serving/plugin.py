@@ -350,7 +350,7 @@ def attach(runner: Any) -> None:
         edits.shows_hidden = watch_stream(runner.get_model(), attention, edits)
         if edits.shows_hidden:
             try:
-                edits.layer_logits = EngineLogits(runner.get_model(), attention)
+                edits.layer_logits = EngineLogits(runner.get_model(), attention, heads)
             except Exception as error:  # other methods need nothing of it
                 _log.warning("regaze: methods that read logits of layers will fail: %s", error)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +24,7 @@ from regaze.kernels import (
     attend,
 )
 from regaze.serving import heads
-from regaze.serving.heads import Heads, divides_not
+from regaze.serving.heads import Heads, WorkerError, divides_not
 
 HEADS, GROUPS, LENGTH, WIDTH = 6, 2, 9, 8
 
@@ -31,15 +33,45 @@ class Exchange:
     """Workers as threads: each gives its part, and all get the whole."""
 
     def __init__(self, workers: int):
-        self.parts: dict[int, torch.Tensor] = {}
+        self.parts: dict[str, Any] = {}
         self.barrier = threading.Barrier(workers)
 
-    def gather(self, own: Heads, part: torch.Tensor) -> torch.Tensor:
-        self.parts[own.first] = part
+    def _all(self, part: Any) -> list[Any]:
+        """What each worker has given, in the order of the workers."""
+        self.parts[threading.current_thread().name] = part
         self.barrier.wait(10)
-        whole = torch.cat([self.parts[first] for first in sorted(self.parts)], 1)
+        parts = [self.parts[name] for name in sorted(self.parts)]
         self.barrier.wait(10)
-        return whole
+        return parts
+
+    def whole(self, part: torch.Tensor) -> torch.Tensor:
+        return torch.cat(self._all(part), 1)
+
+    def agreed(self, failed: Sequence[bool]) -> list[bool]:
+        return [any(flags) for flags in zip(*self._all(failed), strict=True)]
+
+    def run(self, work: Callable[[int], Any]) -> list[Any]:
+        """What each worker does, by its number."""
+
+        def named(number: int) -> Any:
+            threading.current_thread().name = str(number)
+            return work(number)
+
+        with ThreadPoolExecutor(self.barrier.parties) as pool:
+            return list(pool.map(named, range(self.barrier.parties)))
+
+
+@pytest.fixture
+def exchange(monkeypatch):
+    """Makes so many workers."""
+
+    def make(workers: int) -> Exchange:
+        made = Exchange(workers)
+        monkeypatch.setattr(heads, "_whole", made.whole)
+        monkeypatch.setattr(heads, "agreed", made.agreed)
+        return made
+
+    return make
 
 
 def random(*shape: int) -> torch.Tensor:
@@ -78,9 +110,8 @@ EDITS = {
 
 @pytest.mark.parametrize("workers", [2, 3])
 @pytest.mark.parametrize("name", EDITS)
-def test_workers_do_together_what_one_does(monkeypatch, name, workers):
-    edit, exchange = EDITS[name].replace(), Exchange(workers)
-    monkeypatch.setattr(Heads, "gather", lambda own, part: exchange.gather(own, part))
+def test_workers_do_together_what_one_does(exchange, name, workers):
+    edit = EDITS[name].replace()
     query, key, value = (
         random(1, HEADS, LENGTH, WIDTH),
         random(1, GROUPS, LENGTH, WIDTH),
@@ -95,8 +126,7 @@ def test_workers_do_together_what_one_does(monkeypatch, name, workers):
         assert own.of(edit) is own.of(edit)
         return out, None if stats is None else own.gathered(stats)
 
-    with ThreadPoolExecutor(workers) as pool:
-        parts = list(pool.map(work, range(workers)))
+    parts = exchange(workers).run(work)
     out, stats = attend(query, key, value, edit, is_causal=True, backend="torch")
     plain, _ = attend(query, key, value, AttentionEdit(), is_causal=True, backend="torch")
     assert not torch.allclose(out, plain)
@@ -106,6 +136,32 @@ def test_workers_do_together_what_one_does(monkeypatch, name, workers):
             assert (found is None) == (wanted is None)
             if wanted is not None:
                 torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize("gathers", [(), (1,), (1, 2, 1)])
+@pytest.mark.parametrize("fails_after", [0, 1, 2, 3])
+def test_an_error_on_one_worker_is_one_on_all(exchange, gathers, fails_after):
+    """Wherever it happens, nobody waits in vain, and what comes next is in step again."""
+
+    def work(number: int) -> tuple[list[str], list[int]]:
+        own, errors, widths = Heads(number, 1, 3), [], []
+        for broken in (True, False):
+            try:
+                with own.together():
+                    for count, width in enumerate(gathers):
+                        if broken and number == 1 and count == fails_after:
+                            raise ZeroDivisionError
+                        widths.append(own.gather(torch.zeros(1, 1, width)).shape[1])
+                    if broken and number == 1 and fails_after >= len(gathers):
+                        raise ZeroDivisionError
+            except (ZeroDivisionError, WorkerError) as error:
+                errors.append(type(error).__name__)
+        return errors, widths
+
+    expected = min(fails_after, len(gathers)) + len(gathers)
+    for number, (errors, widths) in enumerate(exchange(3).run(work)):
+        assert errors == ["ZeroDivisionError" if number == 1 else "WorkerError"]
+        assert widths == [3] * expected
 
 
 def test_edits_that_read_scores_of_other_heads_are_refused():

@@ -148,7 +148,7 @@ def test_grammars_allow_what_the_combined_logits_choose_from(crowded, asked):
 def test_the_number_of_second_contexts_is_bounded(engine, asked, monkeypatch):
     monkeypatch.setenv("REGAZE_SERVING_MAX_CONTEXTS", "3")
     with pytest.raises(RegazeError, match=r"has 4 second contexts .*REGAZE_SERVING_MAX_CONTEXTS=4"):
-        ask(engine, asked, VCD, ICD, n=2)
+        ask(engine, asked, VCD, ICD, n=2, temperature=1.0)
     assert len(ask(engine, asked, VCD, n=3, temperature=1.0).outputs) == 3
     check_nothing_left(engine)
 

@@ -8,7 +8,7 @@ score gate).
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -19,6 +19,9 @@ from regaze.kernels.backends import BACKENDS, choose
 from regaze.kernels.channels import describe
 from regaze.kernels.pages import Pages
 from regaze.kernels.spec import AttentionEdit, Stats, StatsRequest
+
+if TYPE_CHECKING:
+    from regaze.kernels.numba.paged import PagedCalls
 
 _PLAIN = AttentionEdit()
 
@@ -110,6 +113,32 @@ def attention_stats_paged(
         return attention_stats_paged_triton(query, key_cache, pages, request, **options)
     mask = pages.mask(query.shape[2], page_size)
     return attention_stats(query, pages.gather(key_cache), request, mask=mask, backend=backend, **options)
+
+
+def compiled_calls(
+    query: Tensor,
+    output: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    table: Tensor,
+    *,
+    scaling: float,
+    softcap: float | None,
+    sinks: Tensor | None,
+) -> PagedCalls | None:
+    """Calls about rows of many sequences, each under an edit of its own, for the compiled kernel of the CPU.
+
+    Arguments as for `PagedCalls` and `attend`; None where another backend is chosen or the kernel does not
+    read these tensors.
+    """
+    first = query[:1, :, None]
+    chosen = choose("auto", first, first, first, _PLAIN)
+    if softcap is not None or sinks is not None or chosen is not BACKENDS.get("numba"):
+        return None
+    from regaze.kernels.numba.paged import PagedCalls  # Numba takes a while to import
+
+    tensors = query, output, key_cache, value_cache, table
+    return PagedCalls(*tensors, scaling) if PagedCalls.fit(*tensors) else None
 
 
 def _reads_pages(

@@ -27,16 +27,19 @@ SLOPE, GAIN, BIAS, VALUE_GAIN, GROUPS, REPORTED_GROUPS = range(0, 24, 4)
 HEAD_SCORE_GAIN, HEAD_GAIN, ACTIVE, NUMBERS = range(24, 40, 4)
 POLICY, CHANNELS, REPORTED_CHANNELS, CHANGES_SCORES, REPORTS, SIZE = range(40, 46)
 
-# Where a call has its numbers, of 8 bytes each: addresses (0: no tensor, or not requested),
-# sizes, strides in elements over samples, heads and keys, the number of the first row among those whose
-# statistics lie together, and the scaling.
+# Where a call has its numbers, of 8 bytes each: addresses (0: no tensor, or not requested; no query: the
+# output of plain attention is there already, and only head gains act), sizes, strides in elements over
+# samples, heads, keys and, of the keys, dimensions, the number of the first row among those whose statistics
+# lie together, and the scaling. Keys may lie in pages: then `PAGES` is the address of their numbers, int32,
+# and strides are those inside of a page. Each sample sees `GROWTH` keys more than the one before it.
 PROGRAM, QUERY, KEY, VALUE, OUT, MASK, MASK_STRIDE = range(7)
 MASSES, ENTROPY, LSE, TOP_WEIGHT, TOP_COLUMN = range(7, 12)
 BATCH, HEADS, KV_HEADS, KEYS, DIM, VALUE_DIM = range(12, 18)
-QUERY_STRIDES, KEY_STRIDES, VALUE_STRIDES, FIRST_ROW, SCALING = 18, 20, 23, 26, 27
+QUERY_STRIDES, KEY_STRIDES, VALUE_STRIDES, FIRST_ROW = 18, 20, 24, 27
+PAGES, PAGE_SIZE, KEY_PAGE, VALUE_PAGE, GROWTH, SCALING = range(28, 34)
 
 #: Packs the numbers of a call, in this order.
-CALL = struct.Struct("=27qd")
+CALL = struct.Struct("=33qd")
 
 #: What is reported: nothing, the row of plain attention, the edited one.
 NOTHING, PLAIN, EDITED = range(3)
@@ -78,13 +81,24 @@ def _exp(x):
 
 
 @njit(fastmath=_SUMS)
-def _scores(row, query, query_at, key, key_at, key_stride, dim, scaling):
-    """Scaled scores of the query at an offset with every key."""
-    for j in range(row.size):
-        product, at = _ZERO, key_at + j * key_stride
+def _scores(row, first, stop, query, query_at, key, key_at, key_stride, dim, scaling):
+    """Scaled scores of the query at an offset with the keys first..stop, the first of them at `key_at`."""
+    for j in range(first, stop):
+        product, at = _ZERO, key_at + (j - first) * key_stride
         for d in range(dim):
             product += query[query_at + d] * key[at + d]
         row[j] = product * scaling
+
+
+@njit(fastmath=_SUMS)
+def _scores_across(row, first, stop, query, query_at, key, key_at, dim_stride, dim, scaling):
+    """As `_scores`, of keys side by side whose dimensions lie `dim_stride` apart."""
+    for j in range(first, stop):
+        row[j] = _ZERO
+    for d in range(dim):
+        factor, at = query[query_at + d] * scaling, key_at + d * dim_stride
+        for j in range(first, stop):
+            row[j] += factor * key[at + j - first]
 
 
 @njit
@@ -191,12 +205,10 @@ def _multiply_groups(row, groups, named, coefficients):
 
 
 @njit(fastmath=_SUMS)
-def _weighted_values(row, value, value_at, value_stride, out, out_at, dim, gain):
-    """The row's output [Dv]: its weights times the values, times the gain of its head."""
-    for d in range(dim):
-        out[out_at + d] = _ZERO
-    for j in range(row.size):
-        weight, at = row[j] * gain, value_at + j * value_stride
+def _add_values(row, first, stop, value, value_at, value_stride, out, out_at, dim, gain):
+    """Add weights times values to the row's output [Dv], of the keys first..stop, times its head's gain."""
+    for j in range(first, stop):
+        weight, at = row[j] * gain, value_at + (j - first) * value_stride
         for d in range(dim):
             out[out_at + d] += weight * value[at + d]
 
@@ -237,7 +249,7 @@ def _pointer(kind: Any) -> Any:
 
 
 _floats, _bytes, _integers = _pointer(types.float32), _pointer(types.uint8), _pointer(types.int64)
-_doubles, _CALL_SIZE = _pointer(types.float64), CALL.size
+_doubles, _page_numbers, _CALL_SIZE = _pointer(types.float64), _pointer(types.int32), CALL.size
 
 
 @njit
@@ -247,16 +259,22 @@ def _at(program, part, sample, head, size):
 
 
 @njit
+def _named(row, program, part):
+    """How many of the keys that a row sees a part names: rows of a prompt see only those before them."""
+    return min(program[part + 3], row.size)
+
+
+@njit
 def _map_scores(row, program, sample, head):
     """The score map and the column bias; see `AttentionEdit`."""
     if program[SLOPE]:
-        _add_slope(row, _floats(_at(program, SLOPE, sample, head, 4)), program[SLOPE + 3])
+        _add_slope(row, _floats(_at(program, SLOPE, sample, head, 4)), _named(row, program, SLOPE))
     if program[GAIN]:
-        _multiply(row, _floats(_at(program, GAIN, sample, head, 4)), program[GAIN + 3])
+        _multiply(row, _floats(_at(program, GAIN, sample, head, 4)), _named(row, program, GAIN))
     if program[HEAD_SCORE_GAIN]:
         _scale(row, _floats(_at(program, HEAD_SCORE_GAIN, sample, head, 4))[0])
     if program[BIAS]:
-        _add_bias(row, _floats(_at(program, BIAS, sample, head, 4)), program[BIAS + 3])
+        _add_bias(row, _floats(_at(program, BIAS, sample, head, 4)), _named(row, program, BIAS))
 
 
 @njit
@@ -266,7 +284,7 @@ def _report(row, log_sum, program, sample, at, masses, entropy, lse, top_weight,
     if count:
         sums, into = np.empty(count, np.float32), _floats(masses)
         groups = _bytes(_at(program, REPORTED_GROUPS, sample, 0, 1))
-        _sum_groups(row, groups, program[REPORTED_GROUPS + 3], sums)
+        _sum_groups(row, groups, _named(row, program, REPORTED_GROUPS), sums)
         for k in range(count):
             into[at * count + k] = sums[k]
     if entropy:
@@ -293,31 +311,72 @@ def _call_policy(context, address, masses, coefficients, count, head, numbers):
 
 
 @njit
+def _score_keys(row, call, sample, head, scaling):
+    """Scaled scores of a sample's query in one head with every key that it sees."""
+    query, key, dim = _floats(call[QUERY]), _floats(call[KEY]), call[DIM]
+    shared = head // (call[HEADS] // call[KV_HEADS])
+    query_at = sample * call[QUERY_STRIDES] + head * call[QUERY_STRIDES + 1]
+    key_at = sample * call[KEY_STRIDES] + shared * call[KEY_STRIDES + 1]
+    key_stride, dim_stride = call[KEY_STRIDES + 2], call[KEY_STRIDES + 3]
+    pages, size = call[PAGES], call[PAGE_SIZE] if call[PAGES] else row.size
+    for first in range(0, row.size, size):
+        stop, at = min(first + size, row.size), key_at
+        if pages:
+            at += _page_numbers(pages)[first // size] * call[KEY_PAGE]
+        if dim_stride == 1:
+            _scores(row, first, stop, query, query_at, key, at, key_stride, dim, scaling)
+        else:
+            _scores_across(row, first, stop, query, query_at, key, at, dim_stride, dim, scaling)
+
+
+@njit
+def _write_output(row, call, sample, head, gain):
+    """The output [Dv] of a sample in one head."""
+    value, out, dim = _floats(call[VALUE]), _floats(call[OUT]), call[VALUE_DIM]
+    shared = head // (call[HEADS] // call[KV_HEADS])
+    value_at = sample * call[VALUE_STRIDES] + shared * call[VALUE_STRIDES + 1]
+    value_stride, out_at = call[VALUE_STRIDES + 2], (sample * call[HEADS] + head) * dim
+    pages, size = call[PAGES], call[PAGE_SIZE] if call[PAGES] else row.size
+    for d in range(dim):
+        out[out_at + d] = _ZERO
+    for first in range(0, row.size, size):
+        stop, at = min(first + size, row.size), value_at
+        if pages:
+            at += _page_numbers(pages)[first // size] * call[VALUE_PAGE]
+        _add_values(row, first, stop, value, at, value_stride, out, out_at, dim, gain)
+
+
+@njit
+def _gain_heads(call):
+    """The output that is there already, times the gains of its heads."""
+    program, out, dim, at = _integers(call[PROGRAM]), _floats(call[OUT]), call[VALUE_DIM], 0
+    for sample in range(call[BATCH]):
+        for head in range(call[HEADS]):
+            gain = _floats(_at(program, HEAD_GAIN, sample, head, 4))[0]
+            for d in range(dim):
+                out[at + d] *= gain
+            at += dim
+
+
+@njit
 def _attend(call, scaling):
     program = _integers(call[PROGRAM])
-    query, key, value = _floats(call[QUERY]), _floats(call[KEY]), _floats(call[VALUE])
-    out_at, mask_at, out, mask = call[OUT], call[MASK], _floats(call[OUT]), _bytes(call[MASK])
+    mask_at, mask, mask_sample = call[MASK], _bytes(call[MASK]), call[MASK_STRIDE]
     masses, entropy, lse = call[MASSES], call[ENTROPY], call[LSE]
     top_weight, top_column = call[TOP_WEIGHT], call[TOP_COLUMN]
-    batch, heads, kv_heads, keys = call[BATCH], call[HEADS], call[KV_HEADS], call[KEYS]
-    dim, value_dim, mask_sample = call[DIM], call[VALUE_DIM], call[MASK_STRIDE]
-    query_sample, query_head = call[QUERY_STRIDES], call[QUERY_STRIDES + 1]
-    key_sample, key_head, key_row = call[KEY_STRIDES], call[KEY_STRIDES + 1], call[KEY_STRIDES + 2]
-    value_sample, value_head = call[VALUE_STRIDES], call[VALUE_STRIDES + 1]
-    value_row, reports, group = call[VALUE_STRIDES + 2], program[REPORTS], heads // kv_heads
-    first_row = call[FIRST_ROW]
-    row, raw = np.empty(keys, np.float32), np.empty(keys, np.float32)
+    batch, heads, reports, first_row = call[BATCH], call[HEADS], program[REPORTS], call[FIRST_ROW]
+    most = call[KEYS] + (batch - 1) * call[GROWTH]
+    whole_row, whole_raw = np.empty(most, np.float32), np.empty(most, np.float32)
     sums = np.empty(max(program[CHANNELS], 1), np.float32)
     coefficients = np.empty_like(sums)
     for sample in range(batch):
         acts = program[ACTIVE] == 0 or _bytes(_at(program, ACTIVE, sample, 0, 1))[0] != 0
         maps = acts and program[CHANGES_SCORES] != 0
+        keys = call[KEYS] + sample * call[GROWTH]
+        row, raw = whole_row[:keys], whole_raw[:keys]
         for head in range(heads):
-            at, shared = sample * heads + head, head // group
-            place = first_row + at
-            query_from = sample * query_sample + head * query_head
-            key_from = sample * key_sample + shared * key_head
-            _scores(raw, query, query_from, key, key_from, key_row, dim, scaling)
+            place = first_row + sample * heads + head
+            _score_keys(raw, call, sample, head, scaling)
             row[:] = raw
             if maps and reports != PLAIN:
                 _map_scores(row, program, sample, head)
@@ -326,7 +385,7 @@ def _attend(call, scaling):
             log_sum = _softmax(row)
             if reports == PLAIN:
                 _report(row, log_sum, program, sample, place, masses, entropy, lse, top_weight, top_column)
-                if maps and out_at:  # the edited row after the plain one
+                if maps and call[OUT]:  # the edited row after the plain one
                     row[:] = raw
                     _map_scores(row, program, sample, head)
                     if mask_at:
@@ -334,7 +393,7 @@ def _attend(call, scaling):
                     log_sum = _softmax(row)
             if acts and program[POLICY]:
                 groups = _bytes(_at(program, GROUPS, sample, 0, 1))
-                _sum_groups(row, groups, program[GROUPS + 3], sums)
+                _sum_groups(row, groups, _named(row, program, GROUPS), sums)
                 _call_policy(
                     program[POLICY],
                     sums.ctypes.data,
@@ -343,25 +402,28 @@ def _attend(call, scaling):
                     head,
                     program[NUMBERS],
                 )
-                _multiply_groups(row, groups, program[GROUPS + 3], coefficients)
+                _multiply_groups(row, groups, _named(row, program, GROUPS), coefficients)
             if acts and program[VALUE_GAIN]:
                 gains = _floats(_at(program, VALUE_GAIN, sample, head, 4))
-                _multiply(row, gains, program[VALUE_GAIN + 3])
+                _multiply(row, gains, _named(row, program, VALUE_GAIN))
             if reports == EDITED:
                 _report(row, log_sum, program, sample, place, masses, entropy, lse, top_weight, top_column)
-            if out_at:
+            if call[OUT]:
                 gain = _ONE
                 if program[HEAD_GAIN]:
                     gain = _floats(_at(program, HEAD_GAIN, sample, head, 4))[0]
-                value_from = sample * value_sample + shared * value_head
-                _weighted_values(row, value, value_from, value_row, out, at * value_dim, value_dim, gain)
+                _write_output(row, call, sample, head, gain)
 
 
 @compiled(types.void(types.int64, types.int64))
 def _attend_calls(calls, count):
     for number in range(count):
         at = calls + number * _CALL_SIZE
-        _attend(_integers(at), np.float32(_doubles(at)[SCALING]))
+        call = _integers(at)
+        if call[QUERY]:
+            _attend(call, np.float32(_doubles(at)[SCALING]))
+        else:
+            _gain_heads(call)
 
 
 #: The kernel: calls one after the other in memory, and how many there are.

@@ -5,6 +5,7 @@ What depends on the edit alone, its `Program`, is made in the first call and sto
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from math import prod
 from typing import Any, NamedTuple, cast
@@ -32,11 +33,11 @@ class Program(NamedTuple):
     """An edit as the kernel reads it.
 
     Attributes:
-        numbers: [SIZE] int64, see kernel.py; `address` is theirs. tensors: those that `numbers` points to.
+        numbers: SIZE of them, int64, see kernel.py; `address` is theirs. tensors: what they point to.
         rooms: by their shape, room for statistics that is not in use yet, see `_room`.
     """
 
-    numbers: Tensor
+    numbers: array[int]
     address: int
     tensors: tuple[Tensor, ...]
     rooms: dict[tuple[int, ...], list[Room]]
@@ -65,9 +66,9 @@ def attend_numba(
     request, stats = edit.stats, None
     options: dict[str, Any] = {"mask": mask, "scaling": scaling, "is_causal": is_causal}
     if softcap is None and sinks is None and _fits(query, key, value, mask):
-        program = _program(edit)
+        program = program_of(edit)
         if program is None and request is not None:  # the output does not depend on what is reported
-            request, program = None, _program(edit.without_stats)
+            request, program = None, program_of(edit.without_stats)
             if program is not None:
                 stats = attend_torch(query, key, value, edit, **options)[1]
         if program is not None:
@@ -77,7 +78,7 @@ def attend_numba(
             if request is not None:
                 stats, addresses = _room(program, request, (batch, heads))
             tensors = query.data_ptr(), key.data_ptr(), value.data_ptr(), out.data_ptr()
-            numbers = *_shown(mask), *addresses, *_sizes(query, key, value), 0, scaling
+            numbers = *_shown(mask), *addresses, *_sizes(query, key, value), 0, *_IN_ONE_PIECE, scaling
             kernel.attend_calls(kernel.CALL.pack(program.address, *tensors, *numbers), 1)
             return out, stats
     return attend_torch(query, key, value, edit, softcap=softcap, sinks=sinks, **options)
@@ -115,7 +116,7 @@ def stats_of_layers_numba(layers: Sequence[_Layer], request: StatsRequest) -> St
 
 def _measured(layers: Sequence[_Layer], request: StatsRequest, shape: tuple[int, ...]) -> Stats | None:
     """Statistics of layers in memory of a shape, which ends in batch and heads."""
-    program = _program(request.as_edit)
+    program = program_of(request.as_edit)
     if program is None:
         return None
     *_, batch, heads = shape
@@ -131,7 +132,9 @@ def _measured(layers: Sequence[_Layer], request: StatsRequest, shape: tuple[int,
             known, sizes = layout, _sizes(query, key, key)
         tensors = program.address, query.data_ptr(), key.data_ptr(), 0, 0
         first_row = len(calls) * batch * heads
-        calls.append(kernel.CALL.pack(*tensors, *_shown(mask), *addresses, *sizes, first_row, scaling))
+        calls.append(
+            kernel.CALL.pack(*tensors, *_shown(mask), *addresses, *sizes, first_row, *_IN_ONE_PIECE, scaling)
+        )
     kernel.attend_calls(b"".join(calls), len(calls))
     return stats
 
@@ -154,7 +157,7 @@ def _sizes(query: Tensor, key: Tensor, value: Tensor) -> tuple[int, ...]:
     batch, heads, _, dim = query.shape
     _, kv_heads, keys, value_dim = value.shape
     sizes = batch, heads, kv_heads, keys, dim, value_dim
-    return *sizes, *query.stride()[:2], *key.stride()[:3], *value.stride()[:3]
+    return *sizes, *query.stride()[:2], *key.stride(), *value.stride()[:3]
 
 
 def _shown(mask: Tensor | None) -> tuple[int, int]:
@@ -164,6 +167,8 @@ def _shown(mask: Tensor | None) -> tuple[int, int]:
 
 _FLOAT = torch.float32
 _NO_STATS: tuple[int, ...] = (0,) * 5
+#: Of a call whose keys are not in pages.
+_IN_ONE_PIECE: tuple[int, ...] = (0,) * 5
 
 #: Calls for whose statistics there is room made at once: one operation of torch takes as long as the kernel.
 _ROOMS = 64
@@ -205,7 +210,7 @@ def _make_rooms(request: StatsRequest, shape: tuple[int, ...], count: int) -> li
     return list(map(Room, stats, zip(*starts, strict=True)))
 
 
-def _program(edit: AttentionEdit) -> Program | None:
+def program_of(edit: AttentionEdit) -> Program | None:
     """The program of an edit; None where it has parts that the kernel lacks."""
     cache = edit.backend_cache
     if "program" not in cache:
@@ -269,8 +274,8 @@ def _translated(edit: AttentionEdit) -> Program | None:
             numbers[kernel.REPORTED_CHANNELS] = request.channels.count
     if not all(_readable(tensor) for tensor in tensors):
         return None
-    packed = torch.tensor(numbers)
-    return Program(packed, packed.data_ptr(), tuple(tensors), {})
+    packed = array("q", numbers)
+    return Program(packed, packed.buffer_info()[0], tuple(tensors), {})
 
 
 def _readable(tensor: Tensor) -> bool:

@@ -130,7 +130,7 @@ class CAI(Intervention):
         unsure = digits(context.read_logits(row)).to(context.device) > self.threshold
         slope = self.alpha * weights * unsure[:, None]  # a slope of 0 changes nothing
         edit = AttentionEdit(score_slope=slope[:, None])
-        return edit.replace(rows=state["rows"]) if step == 0 else edit
+        return edit.about(state["rows"]) if step == 0 else edit
 
     def _weights(self, context: Context) -> Tensor:
         """[batch, columns up to the last image token], of this forward; 0 for what is no image."""

@@ -65,7 +65,7 @@ class HGAI(Intervention):
         state["layers"] = attention_range(context, self.layers, (5, 17))
         rows = RowSelection.where(tokens.answering() & image.any(1, keepdim=True))
         answer = AttentionEdit(head_mean_slope=self.alpha * image.float()[:, None])
-        state["edits"] = answer.replace(rows=rows), answer
+        state["edits"] = answer.about(rows), answer
 
     def edit(self, layer: int, step: int, context: Context) -> AttentionEdit | None:
         state = context.state(self)

@@ -99,12 +99,10 @@ class HeadKnockout(Intervention):
         edits = context.state(self)
         if layer not in edits:
             chosen = [head for where, head in self.heads if where == layer]
-            gain = torch.ones(1, context.num_heads)
-            gain[:, chosen] = 0.0
-            if not chosen:
-                edits[layer] = None
-            elif self.mode == "zero":
-                edits[layer] = AttentionEdit(head_gain=gain)
-            else:
-                edits[layer] = AttentionEdit(head_score_gain=gain)
+            edits[layer] = self._without(chosen, context.num_heads) if chosen else None
         return edits[layer]
+
+    def _without(self, chosen: Sequence[int], heads: int) -> AttentionEdit:
+        gain = torch.ones(1, heads)
+        gain[:, chosen] = 0.0
+        return AttentionEdit(head_gain=gain) if self.mode == "zero" else AttentionEdit(head_score_gain=gain)

@@ -111,7 +111,7 @@ class PAI(Intervention):
     def _edits(self, image: Tensor, rows: RowSelection) -> tuple[AttentionEdit, AttentionEdit]:
         """Those of the prompt and of the answer, for keys of which `image` [B, n] are of an image."""
         answer = AttentionEdit(score_slope=self.alpha * image.float()[:, None])
-        return answer.replace(rows=rows), answer
+        return answer.about(rows), answer
 
     def edit(self, layer: int, step: int, context: Context) -> AttentionEdit | None:
         state = context.state(self)

@@ -62,7 +62,7 @@ class VAF(Intervention):
         state["layers"] = attention_range(context, self.layers, (9, 14))
         gain = 1.0 + (self.enhance - 1.0) * image + (self.suppress - 1.0) * system
         answer = AttentionEdit(score_gain=gain[:, None])
-        state["edits"] = answer.replace(rows=RowSelection.where(tokens.after_image())), answer
+        state["edits"] = answer.about(RowSelection.where(tokens.after_image())), answer
 
     def edit(self, layer: int, step: int, context: Context) -> AttentionEdit | None:
         state = context.state(self)

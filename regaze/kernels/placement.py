@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import fields, is_dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -33,7 +33,7 @@ class Placeable:
         if device in self._elsewhere:
             known: Self | None = self._elsewhere[device]
             return self if known is None else known
-        held = list(_tensors(self))
+        held = _tensors(self, [])
         if all(tensor.device == device for tensor in held):
             self._elsewhere[device] = None
             return self
@@ -58,22 +58,28 @@ def place(value: T, device: torch.device) -> T:
     return moved
 
 
-def _parts(bundle: Any) -> Iterator[tuple[str, Any]]:
-    assert is_dataclass(bundle)
-    return ((field.name, getattr(bundle, field.name)) for field in fields(bundle) if field.init)
+def _find_names(kind: Any) -> tuple[str, ...]:
+    assert is_dataclass(kind)
+    return tuple(field.name for field in fields(kind) if field.init)
+
+
+#: Names of the fields of a bundle, by its class.
+_names: Callable[[Any], tuple[str, ...]] = lru_cache(maxsize=64)(_find_names)
 
 
 def _copied(bundle: Any, device: torch.device) -> Any:
-    return replace(bundle, **{name: place(part, device) for name, part in _parts(bundle)})
+    return replace(bundle, **{name: place(getattr(bundle, name), device) for name in _names(type(bundle))})
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
-    """All tensors of a bundle."""
+def _tensors(value: Any, found: list[Tensor]) -> list[Tensor]:
+    """All tensors of a bundle, added to those that were found. It runs for every edit of every layer."""
     if isinstance(value, Tensor):
-        yield value
+        found.append(value)
     elif isinstance(value, Placeable):
-        for _, part in _parts(value):
-            yield from _tensors(part)
+        for name in _names(type(value)):
+            if (part := getattr(value, name)) is not None:
+                _tensors(part, found)
     elif isinstance(value, tuple):
         for part in value:
-            yield from _tensors(part)
+            _tensors(part, found)
+    return found

@@ -309,6 +309,17 @@ class AttentionEdit(Placeable):
         """The same edit without `score_gate`."""
         return self.replace(score_gate=None)
 
+    def about(self, rows: RowSelection | None) -> AttentionEdit:
+        """The same edit of these rows alone. What is worked out for `self` serves single rows of it, too."""
+        made = replace(self, rows=rows)
+        vars(made)["of_all_rows"] = self
+        return made
+
+    @cached_property
+    def of_all_rows(self) -> AttentionEdit:
+        """The same edit of every row of a call."""
+        return self if self.rows is None else replace(self, rows=None)
+
     @cached_property
     def without_stats(self) -> AttentionEdit:
         """The same edit without its request."""

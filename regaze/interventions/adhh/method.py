@@ -122,7 +122,7 @@ class ADHH(Intervention):
         for layer, heads in by_layer.items():
             policy = DropHeavyChannel(2, channel=0, threshold=self.threshold, heads=tuple(sorted(heads)))
             edit = AttentionEdit(rows=answer, channels=channels, policy=policy)
-            state[layer] = edit.replace(rows=prompt), edit
+            state[layer] = edit.about(prompt), edit
 
     def edit(self, layer: int, step: int, context: Context) -> AttentionEdit | None:
         edits = context.state(self).get(layer)

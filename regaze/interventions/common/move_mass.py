@@ -88,8 +88,13 @@ class MoveMass:
         return TritonPart("regaze.interventions.common.move_mass_triton:move_mass", numbers)
 
     def numba_part(self) -> NumbaPart:
-        numbers = (*(number for row in self.shares() for number in row), self.min_mass, self.min_share)
-        return NumbaPart("regaze.interventions.common.move_mass_numba:move_mass", numbers)
+        return _numba_part(self)
+
+
+@lru_cache(maxsize=256)
+def _numba_part(policy: MoveMass) -> NumbaPart:
+    numbers = (*(number for row in policy.shares() for number in row), policy.min_mass, policy.min_share)
+    return NumbaPart("regaze.interventions.common.move_mass_numba:move_mass", numbers)
 
 
 @lru_cache(maxsize=256)

@@ -205,4 +205,4 @@ class GIFT(Intervention):
         channels = Channels(state["groups"], num_groups=3, weights=weights[None])
         policy = AmplifyTopHeads(4, _IMAGE, _QUERY, _SALIENT, half_of_heads(context.num_heads), self.beta)
         answer = AttentionEdit(channels=channels, policy=policy)
-        state["edits"] = answer.replace(rows=state["rows"]), answer
+        state["edits"] = answer.about(state["rows"]), answer

@@ -120,9 +120,7 @@ class PAINT(Intervention):
         slope = patches_on_tokens(self.slopes(context), tokens, context.user_batch)[:, None]
         rows = RowSelection.where(tokens.answering() & image.any(1, keepdim=True))
         answers = [AttentionEdit(score_slope=slope * heads) for heads in self._head_factors(context)]
-        state["edits"] = [
-            (answer.replace(rows=rows), answer) for answer in answers
-        ]  # of all layers, or by layer
+        state["edits"] = [(answer.about(rows), answer) for answer in answers]  # of all layers, or by layer
 
     def _head_factors(self, context: Context) -> Tensor:
         """[1 or layers, heads, 1] factors of the slope."""

@@ -94,7 +94,7 @@ class SPIN(Intervention):
             return
         policy = DampLowHeads(2, channel=1, kept=self.count(context.num_heads), factor=self.factor)
         answer = AttentionEdit(channels=Channels(groups=image.to(torch.uint8), num_groups=2), policy=policy)
-        state["edits"] = answer.replace(rows=RowSelection.where(predicting)), answer
+        state["edits"] = answer.about(RowSelection.where(predicting)), answer
 
     def edit(self, layer: int, step: int, context: Context) -> AttentionEdit | None:
         state = context.state(self)

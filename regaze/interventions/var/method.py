@@ -140,7 +140,7 @@ class VAR(Intervention):
         edit = state[layer] = AttentionEdit(
             channels=Channels(groups=groups, num_groups=4), policy=state["policy"]
         )
-        return edit.replace(rows=state["rows"])
+        return edit.about(state["rows"])
 
     def groups(self, hidden: Tensor, profile: SinkProfile, prompt: PromptMasks) -> Tensor:
         """Channel of each prompt token from the layer's input [B, L, D]: [B, L] uint8."""

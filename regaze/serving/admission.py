@@ -7,18 +7,21 @@ parameters are checked, roles are read, and `prepare` and the edits of two steps
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from functools import cached_property
-from typing import Any
+from hashlib import sha256
+from typing import Any, NamedTuple
 
 from regaze.errors import InputError, UnsupportedModelError
 from regaze.interventions.base import Intervention
 from regaze.serving import records, wire
 from regaze.serving.contexts import ServedContext, has_second
 from regaze.serving.limits import CONTEXTS, check_limit
+from regaze.serving.newest import Newest
 from regaze.serving.platforms import without_edits
-from regaze.serving.prompts import context_of, read_tokens, reader_of
+from regaze.serving.prompts import context_of, prompt_key, read_tokens, reader_of
 from regaze.serving.records import RECORD_KEY
 from regaze.serving.release import KEY
 from regaze.serving.requests import EditedRequest
@@ -32,10 +35,27 @@ from regaze.toolkit.record.options import RecordOptions
 #: The methods of requests that name none, as JSON; `regaze serve --method` sets it.
 DEFAULT = "REGAZE_SERVING_METHODS"
 
+#: Of how many methods and prompts it is remembered what was found.
+_REMEMBERED = 512
+
 _IN_ONE_PIECE = (
     "this method needs prompts in one piece, which this engine may divide: start it with "
     "enable_chunked_prefill=False (--no-enable-chunked-prefill) and no long_prefill_token_threshold"
 )
+
+
+class Verdict(NamedTuple):
+    """What was found about a request, and about all with the same methods on the same tokens.
+
+    Attributes:
+        methods: its methods. carried: what it carries. runs_all_rows: it reads no cached prefix.
+        coupled: its methods may have second contexts, which depend on pixels, too.
+    """
+
+    methods: tuple[Intervention, ...]
+    carried: dict[str, Any]
+    runs_all_rows: bool
+    coupled: bool
 
 
 class Admission:
@@ -43,6 +63,7 @@ class Admission:
 
     def __init__(self, config: Any):
         self._config = config
+        self._verdicts = Newest[Hashable, Verdict](_REMEMBERED)
 
     def admit(self, request: Any) -> None:
         """Check an `EngineCoreRequest`, and write into it what its methods need; plain ones stay as they are.
@@ -64,11 +85,45 @@ class Admission:
                 "beam search has no methods, and this server has one for requests that name none: ask "
                 "without beams, or a server without a method"
             )
+        alike = None if wanted else self._alike(asked, by_default, request)
+        verdict = None if alike is None else self._verdicts.get(alike)
+        if verdict is None:
+            verdict = self._judge(asked, by_default, wanted, request)
+            if verdict is None:
+                params.extra_args = rest or None
+                return
+            if alike is not None and not verdict.coupled:
+                verdict.carried["alike"] = sha256(repr(alike).encode()).hexdigest()
+                self._verdicts[alike] = verdict
+        params.extra_args = {**rest, KEY: verdict.carried}
+        if verdict.runs_all_rows:
+            params.skip_reading_prefix_cache = True
+        if verdict.methods:
+            request.cache_salt = wire.salt(verdict.methods, request.cache_salt)
+
+    def forget(self) -> None:
+        """Forget what was found about earlier requests."""
+        self._verdicts.clear()
+
+    def _alike(self, asked: Any, by_default: bool, request: Any) -> Hashable | None:
+        """Equal for requests with the same methods on the same tokens; None: not known to be like others."""
+        if self._obstacle is not None:
+            return None
+        ids, features = request.prompt_token_ids, request.mm_features or ()
+        if ids is None or request.prompt_embeds is not None:
+            return None
+        try:
+            named = json.dumps(asked, sort_keys=True)
+        except TypeError:
+            return None
+        return named, by_default, prompt_key(ids, features, self.reader)
+
+    def _judge(self, asked: Any, by_default: bool, wanted: Any, request: Any) -> Verdict | None:
+        """Whether its methods can act on a request, and how; None: there is nothing to do."""
         methods = wire.methods_of(asked, trusted=by_default) if asked else ()
         options = records.options_of(wanted, self._config.model_config.hf_config)
         if not methods and options is None:
-            params.extra_args = rest or None
-            return
+            return None
         if (reason := self._obstacle) is not None:
             raise UnsupportedModelError(f"edited requests do not run in this engine: {reason}")
         if request.prompt_token_ids is None or request.prompt_embeds is not None:
@@ -81,15 +136,12 @@ class Admission:
             callbacks = (*callbacks, recorder)
         context = context_of(self.text_config, ids, tokens, callbacks, self.reader, media_of(features))
         contexts = [context, *self._couple(request, context)]
-        if self._try(callbacks, contexts) or not all(_shared(method) for method in methods):
-            params.skip_reading_prefix_cache = True
+        runs_all_rows = self._try(callbacks, contexts) or not all(_shared(method) for method in methods)
         if any(_shared(method) != "edited" for method in methods):
             carried["shared"] = len(ids) - 1  # the last row, and the answer's, are edited for their places
-        if any(map(has_second, callbacks)):
+        if coupled := any(map(has_second, callbacks)):
             carried["coupled"] = True
-        params.extra_args = {**rest, KEY: carried}
-        if methods:
-            request.cache_salt = wire.salt(methods, request.cache_salt)
+        return Verdict(methods, carried, runs_all_rows, coupled)
 
     def _record(self, options: RecordOptions, request: Any) -> tuple[Callback, dict[str, Any]]:
         """The recorder of a request, and what the request carries for it."""

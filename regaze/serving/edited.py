@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from regaze.serving.edits import EngineEdits, LayerCall
+from regaze.serving.acts import LayerCall
+from regaze.serving.edits import EngineEdits
 
 
 class Edited:

@@ -3,59 +3,48 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache, cached_property
 from itertools import compress
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from regaze.errors import UnsupportedModelError
 from regaze.kernels import AttentionEdit, attend_paged
-from regaze.kernels.pages import Pages
 from regaze.serving import records, wire
+from regaze.serving.acts import Act, LayerCall, Rows, only_gain
 from regaze.serving.admission import acting
 from regaze.serving.heads import Heads, WorkerError, agreed, meets
 from regaze.serving.layer_logits import EngineLogits
 from regaze.serving.mixing import Mixing
+from regaze.serving.newest import Newest
 from regaze.serving.prompts import context_of, reader_of
 from regaze.serving.release import KEY
-from regaze.serving.requests import EditedRequest, Rows
-from regaze.serving.stacking import Stacks, kind
-from regaze.toolkit.model.layer_plan import LayerPlan
+from regaze.serving.requests import Acts, EditedRequest
+from regaze.serving.stacking import Stacks
+from regaze.toolkit.model.callback import Callback
 from regaze.toolkit.prompts.prompt_reader import PromptReader
+from regaze.toolkit.prompts.token_map import TokenMap
 
 _log = logging.getLogger(__name__)
 
+#: Of how many methods and prompts the edits are kept for further requests.
+_REMEMBERED = 512
 
-@dataclass(frozen=True)
-class LayerCall:
-    """A call of one layer's attention, whose plain output is there already.
+
+class Alike(NamedTuple):
+    """What requests with the same methods on the same tokens have in common.
 
     Attributes:
-        layer: its number. query: [T, Hq, D]. output: [T, Hq, Dv], to be written to.
-        keys, values: pages [P, Hkv, page, D] and [P, Hkv, page, Dv], those of the rows included.
-        table: [B, n] int32, the pages of each sequence.
-        options: `scaling`, `softcap` and `sinks` of `attend`.
+        callbacks: of the methods. tokens: the roles. acts: what is done in layers, where that is known.
     """
 
-    layer: int
-    query: Tensor
-    output: Tensor
-    keys: Tensor
-    values: Tensor
-    table: Tensor
-    options: dict[str, Any]
-
-    def pages_of(self, rows: Sequence[Rows]) -> Pages:
-        """Where the keys of these sequences are, up to their rows."""
-        device, size = self.query.device, self.keys.shape[2]
-        numbers = torch.tensor([one.row for one in rows], device=device)
-        lengths = torch.tensor([one.stop for one in rows], device=device)
-        return Pages(self.table[numbers, : -(-max(one.stop for one in rows) // size)], lengths)
+    callbacks: tuple[Callback, ...]
+    tokens: TokenMap
+    acts: Acts
 
 
 class EngineEdits:
@@ -83,6 +72,7 @@ class EngineEdits:
         self._rows: Sequence[Rows] | None = ()
         self._failed: list[str] = []
         self._stacks = Stacks()
+        self._alike = Newest[str, Alike](_REMEMBERED)
 
     # A forward ----------------------------------------------------------------------------------------
 
@@ -141,24 +131,37 @@ class EngineEdits:
             return None
         if self.obstacle:
             raise UnsupportedModelError(self.obstacle)
-        methods, tokens = wire.unpacked(carried)
-        config = self._runner.model_config.hf_text_config
-        callbacks = acting(methods, config)
+        config, alike = self._runner.model_config.hf_text_config, self._alike_of(carried)
+        callbacks = alike.callbacks
         if "record" in carried:
             whole, tokenizer = self._runner.model_config.hf_config, self._reader.tokenizer
             writes = self._heads is None or self._heads.first == 0  # one record, of the first process
             recorder = records.begin(state.req_id, carried["record"], whole, tokenizer, writes=writes)
             callbacks = (*callbacks, recorder)
-        context = context_of(config, state.prompt_token_ids, tokens, callbacks, self._reader)
+        context = context_of(config, state.prompt_token_ids, alike.tokens, callbacks, self._reader)
         context.layer_logits_reader = self.layer_logits
         group = carried.get("group")
         if group is not None:
             context.become(group["name"], group["names"], group["learned"])
-        request = EditedRequest(callbacks, context, state.req_id, self._heads)
+        request = EditedRequest(callbacks, context, state.req_id, self._heads, alike.acts)
         request.group = state.req_id if group is None else group["of"]
         if (request.needs_hidden or request.capturing) and not self.shows_hidden:
             raise UnsupportedModelError("this model's decoder layers do not show hidden states")
         return request
+
+    def forget(self) -> None:
+        """Forget what earlier requests had in common with further ones."""
+        self._alike.clear()
+
+    def _alike_of(self, carried: Any) -> Alike:
+        key = carried.get("alike")
+        if key is not None and key in self._alike:
+            return self._alike[key]
+        methods, tokens = wire.unpacked(carried)
+        found = Alike(acting(methods, self._runner.model_config.hf_text_config), tokens, {})
+        if key is not None:
+            self._alike[key] = found
+        return found
 
     @cached_property
     def _reader(self) -> PromptReader:
@@ -178,15 +181,14 @@ class EngineEdits:
 
     # Errors -------------------------------------------------------------------------------------------
 
-    @contextmanager
-    def failing(self, *requests: EditedRequest) -> Iterator[None]:
-        """An error inside is one of these requests."""
-        try:
-            yield
-        except Exception as error:
-            for request in requests:
-                request.failed = True
-                self._fail(request.name, error)
+    def failing(self, *requests: EditedRequest) -> Failing:
+        """A block in which an error is one of these requests."""
+        return Failing(self, requests)
+
+    def fail(self, request: EditedRequest, error: Exception) -> None:
+        """A request ends with an error of its methods."""
+        request.failed = True
+        self._fail(request.name, error)
 
     def agree(self) -> None:
         """What has failed on one of several workers has failed on all, which meet here."""
@@ -234,26 +236,32 @@ class EngineEdits:
 
     def edit(self, call: LayerCall, metadata: Any) -> None:
         """Write the output of edited rows over the plain one, and hand out what was measured in them."""
-        single: dict[Hashable, list[tuple[Rows, AttentionEdit]]] = {}
-        edited, plans = self.rows(metadata), list[tuple[Rows, LayerPlan]]()
+        alone: dict[Hashable, list[tuple[Rows, AttentionEdit]]] = {}
+        edited, acts, compiled = self.rows(metadata), list[tuple[Rows, Act]](), call.compiled
         for rows in edited:
             if not rows.request.failed:
                 with self.failing(rows.request):
-                    if (plan := rows.request.plan(call.layer, rows, call.query.device)) is not None:
-                        plans.append((rows, plan))
+                    if (act := rows.request.act(call.layer, rows, call.query.device)) is not None:
+                        acts.append((rows, act))
         self.agree()
-        for rows, plan in plans:
-            if not rows.request.failed:
-                with self.failing(rows.request):
-                    if (alone := _alone(rows, plan)) is not None:
-                        single.setdefault(alone[0], []).append((rows, alone[1]))
-                        continue
-                    with self.together() if plan.requests or meets(plan.edit.edit) else nullcontext():
-                        _run(rows, plan, call)
-        for which, group in single.items():
+        for rows, act in acts:
+            if rows.request.failed:
+                continue
+            with self.failing(rows.request):
+                if compiled is not None and act.compile(rows, compiled):
+                    continue
+                if act.alone is not None:
+                    which, edit = act.alone
+                    alone.setdefault(which, []).append((rows, edit))
+                    continue
+                with self.together() if act.meets else nullcontext():
+                    act.run(rows, call)
+        if compiled is not None:
+            compiled.run()
+        for which, group in alone.items():
             self._run_group(which, group, call)
         for rows in edited:
-            if not rows.request.failed:
+            if rows.ends_prompt and not rows.request.failed:
                 with self.failing(rows.request):
                     rows.request.leave(call.layer, rows)
 
@@ -273,73 +281,36 @@ class EngineEdits:
         self, which: Hashable, group: Sequence[tuple[Rows, AttentionEdit]], call: LayerCall
     ) -> None:
         """The last of each of these rows, in one call."""
-        pages = call.pages_of([rows for rows, _ in group])
         last = torch.tensor([rows.span.stop - 1 for rows, _ in group], device=call.query.device)
         edit = self._stacks.of([edit for _, edit in group], (call.layer, which))
-        query = call.query[last][:, :, None]
+        if (gain := only_gain(edit)) is not None:
+            call.output[last] *= gain[..., None]
+            return
+        pages, query = call.pages_of([rows for rows, _ in group]), call.query[last][:, :, None]
         out, _ = attend_paged(query, call.keys, call.values, *pages, edit, **call.options)
         call.output[last] = out[:, :, 0]
+
+
+class Failing:
+    """A block in which an error is one of some requests. Entered for each of them in each layer."""
+
+    __slots__ = ("_edits", "_requests")
+
+    def __init__(self, edits: EngineEdits, requests: Sequence[EditedRequest]):
+        self._edits, self._requests = edits, requests
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool:
+        if not isinstance(error, Exception):
+            return False
+        for request in self._requests:
+            self._edits.fail(request, error)
+        return True
 
 
 def carried_by(state: Any) -> Any:
     """What admission put into a request, by the runner's state of it; None: it is plain."""
     params = state.sampling_params
     return None if params is None else (params.extra_args or {}).get(KEY)
-
-
-def _alone(rows: Rows, plan: LayerPlan) -> tuple[Hashable, AttentionEdit] | None:
-    """The edit of the last row, to run with others of its kind; None: it does not."""
-    alone = None if plan.requests else _of_last_row(plan.edit.edit, rows)
-    return None if alone is None or (which := kind(alone)) is None else (which, alone)
-
-
-def _run(rows: Rows, plan: LayerPlan, call: LayerCall) -> None:
-    """All of the rows of one request, with what its methods measure."""
-    whole = plan.edit.edit
-    if not plan.requests and _only_head_gain(whole):
-        assert whole.head_gain is not None
-        gain = whole.head_gain[0]  # [Hq] or [Hq, R]
-        call.output[rows.span] *= gain[..., None] if gain.dim() == 1 else gain.mT[..., None]
-        return
-    pages = call.pages_of([rows])
-    key, value = (pages.gather(cache)[:, :, : rows.stop] for cache in (call.keys, call.values))
-    query = call.query[rows.span].transpose(0, 1)[None]
-    options: dict[str, Any] = {"mask": None, "is_causal": True, **call.options}
-    scaling, number = options.pop("scaling"), call.layer
-    if not plan.neutral:
-        out, stats = plan.edit.attend(query, key, value, scaling, 0, **options)
-        call.output[rows.span] = out[0].transpose(0, 1)
-        if stats is not None:
-            rows.request.deliver(number, rows, plan.requests[0][0], stats)
-    for which, edit in plan.passes() if plan.requests else ():
-        stats = edit.statistics(query, key, scaling, 0, **options)
-        rows.request.deliver(number, rows, plan.requests[which][0], stats)
-
-
-def _of_last_row(edit: AttentionEdit, rows: Rows) -> AttentionEdit | None:
-    """The edit of a single row that does the same: of the last row, where no other is edited; None: none."""
-    if rows.stop - rows.first == 1:
-        return _without_rows(edit) if edit.rows is not None and _selects(edit, 0) else edit
-    if edit.rows is None or edit.head_gain is not None or edit.edits_mask or edit.sink is not None:
-        return None
-    return _without_rows(edit) if _selects(edit, rows.stop - rows.first - 1) else None
-
-
-def _selects(edit: AttentionEdit, row: int) -> bool:
-    """Whether an edit selects this row, and no other."""
-    rows = edit.rows
-    return (
-        rows is not None and rows.index.tolist() == [row] and (rows.active is None or bool(rows.active.all()))
-    )
-
-
-def _without_rows(edit: AttentionEdit) -> AttentionEdit:
-    """The same edit of a single row: made once, so that its stack is."""
-    if "single" not in edit.backend_cache:
-        edit.backend_cache["single"] = edit.replace(rows=None)
-    single: AttentionEdit = edit.backend_cache["single"]
-    return single
-
-
-def _only_head_gain(edit: AttentionEdit) -> bool:
-    return edit.head_gain is not None and edit.uses_own_weights and edit.score_gate is None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -152,12 +151,6 @@ class OfflineEngine:
         """vLLM's `LLM`, which starts here."""
         for name, value in _ENVIRONMENT.items():
             os.environ.setdefault(name, value)
-        cuda = torch.cuda.is_available()
-        if not cuda and "llvmlite" in sys.modules:
-            raise UnsupportedModelError(
-                "vLLM does not start on a CPU where Numba's llvmlite is imported, as by regaze's compiled "
-                "kernel: start the engine in a new process, or set REGAZE_BACKEND=torch"
-            )
         from vllm import LLM
 
         gc.collect()  # engines that were dropped without `close` end now, and not while this one starts

@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -49,6 +50,7 @@ def _unlike(error: Exception) -> str:
 
 
 def _connect() -> None:
+    from vllm.triton_utils import dispatcher
     from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
     from vllm.v1.core.kv_cache_coordinator import KVCacheCoordinator
     from vllm.v1.core.sched.scheduler import Scheduler
@@ -77,19 +79,36 @@ def _connect() -> None:
     _wrap_admission(_admitting)
     for owner, name, around in places:
         _wrap(owner, name, around)
+    if "_rebind_kernels" in vars(dispatcher):
+        _wrap(dispatcher, "_rebind_kernels", _hiding)
     # The CPU has one backend, whichever is asked for; on a GPU `--attention-backend CUSTOM` asks for ours.
     register_backend(AttentionBackendEnum.CPU_ATTN, "regaze.serving.cpu.EditedCPUBackend")
     register_backend(AttentionBackendEnum.CUSTOM, "regaze.serving.triton.EditedTritonBackend")
 
 
-def _method(owner: type, name: str) -> Callable[..., Any]:
+def _hiding(rebind_kernels: Callable[..., Any]) -> Callable[..., Any]:
+    """Where the model runs: vLLM looks through all modules, and fails at llvmlite, which Numba brings."""
+
+    def rebound(*args: Any, **kwargs: Any) -> Any:
+        hidden = {name: sys.modules[name] for name in sys.modules if name.partition(".")[0] == "llvmlite"}
+        for name in hidden:
+            del sys.modules[name]
+        try:
+            return rebind_kernels(*args, **kwargs)
+        finally:
+            sys.modules.update(hidden)
+
+    return rebound
+
+
+def _method(owner: Any, name: str) -> Callable[..., Any]:
     if name not in owner.__dict__:
         raise UnsupportedModelError(f"this vLLM is not as regaze knows it: {owner.__name__} has no {name}")
     method: Callable[..., Any] = owner.__dict__[name]
     return method
 
 
-def _wrap(owner: type, name: str, around: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+def _wrap(owner: Any, name: str, around: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
     method = _method(owner, name)
     if not hasattr(method, _WRAPPED):
         wrapped = functools.wraps(method)(around(method))
@@ -391,7 +410,7 @@ def _showing(number: int, names: tuple[str, ...], edits: Any) -> Callable[..., N
             given = {**dict(zip(names, args, strict=False)), **kwargs}
             hidden: Tensor = given["hidden_states"]
             residual = given.get("residual")
-            return hidden if residual is None else hidden + residual
+            return hidden.clone() if residual is None else hidden + residual  # layers write to them
 
         try:
             edits.show_hidden(number, stream, next(iter(metadata.values())))

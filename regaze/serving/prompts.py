@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -49,6 +49,21 @@ def read_tokens(ids: Sequence[int], features: Sequence[Any], reader: PromptReade
             f"{int(placed.sum())}, or others: this model's prompts are not understood inside vLLM"
         )
     return tokens
+
+
+def prompt_key(ids: Sequence[int], features: Sequence[Any], reader: PromptReader) -> Hashable:
+    """Equal for prompts whose tokens have the same ids and roles; arguments as for `read_tokens`."""
+    where = tuple(
+        (feature.modality, at.offset, at.length, None if at.is_embed is None else _bytes(at.is_embed))
+        for feature in features
+        for at in [feature.mm_position]
+    )
+    media = _outputs(features, reader.family.media_inputs)
+    return tuple(ids), where, tuple((name, each.shape, _bytes(each)) for name, each in media.items())
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.cpu().contiguous().view(torch.uint8).numpy().tobytes()
 
 
 def places(length: int, features: Sequence[Any]) -> Tensor:

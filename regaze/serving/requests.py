@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import fields
-from typing import Any, NamedTuple
+from functools import cached_property
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,42 +13,18 @@ from torch import Tensor
 
 from regaze.errors import InputError
 from regaze.kernels import AttentionEdit, Stats
+from regaze.serving.acts import Act, Rows
 from regaze.serving.chunks import chunk
-from regaze.serving.contexts import ServedContext, combines
+from regaze.serving.contexts import ServedContext, combines, has_second
 from regaze.serving.heads import Heads
 from regaze.toolkit.model.callback import Callback, keeps_edits, overrides
-from regaze.toolkit.model.layer_plan import LayerPlan, plan_layer
+from regaze.toolkit.model.layer_plan import plan_layer
 
+#: What is done in a layer with a piece of the prompt (its first row, and the one behind it) or with a row of
+#: the answer (None).
+Acts = dict[tuple[int, tuple[int, int] | None], Act | None]
 #: Of the edits of one request that are kept for the case that its rows run again.
 MOST_BYTES = 2**28
-
-
-class Rows(NamedTuple):
-    """Rows of one request in one forward that share an edit: a piece of its prompt, or one row of its answer.
-
-    Attributes:
-        request: whose. row: its number in the block table. start: the first of the rows among all of the
-            forward. first, stop: their places in the sequence; they see `stop` keys.
-        step: 0 for rows of the prompt, then 1, 2, ...
-        again: they ran before, and the engine gave their keys away since (preemption).
-    """
-
-    request: EditedRequest
-    row: int
-    start: int
-    first: int
-    stop: int
-    step: int
-    again: bool
-
-    @property
-    def span(self) -> slice:
-        """The rows among all of the forward."""
-        return slice(self.start, self.start + self.stop - self.first)
-
-    @property
-    def ends_prompt(self) -> bool:
-        return self.stop == self.request.prompt_length
 
 
 class EditedRequest:
@@ -63,6 +40,7 @@ class EditedRequest:
         prompt_length: number of tokens of the prompt. done: of tokens whose rows have run.
         name: of the request inside of the engine.
         heads: of this process, where several share them; None: all.
+        acts: what was done for other requests with these methods and tokens, which this one adds to.
         failed: one of its methods raised an error: nothing is done for it any more, and the engine ends it.
         group: name of the request whose prompt this is a context of. combining: callbacks that change logits.
         capturing: those that read hidden states of every forward.
@@ -74,6 +52,7 @@ class EditedRequest:
         context: ServedContext,
         name: str = "",
         heads: Heads | None = None,
+        acts: Acts | None = None,
     ):
         self.callbacks, self.context, self.heads = callbacks, context, heads
         self.name, self.group, self.failed = name, name, False
@@ -83,10 +62,11 @@ class EditedRequest:
         self._keeps = all(keeps_edits(callback) for callback in callbacks)
         self._taken: dict[tuple[int, int], tuple[AttentionEdit | None, ...]] = {}  # by layer and step
         self._taken_bytes = 0
-        self._plans: dict[int, tuple[Any, tuple[AttentionEdit | None, ...], LayerPlan | None]] = {}
+        self._acts: dict[int, tuple[Any, tuple[AttentionEdit | None, ...], Act | None]] = {}
         self._hidden: dict[int, Tensor] = {}
         self._parts: dict[int, list[tuple[Callback, Stats]]] = {}  # of prompts, by layer
         self.capturing = [callback for callback in callbacks if self._captures(callback)]
+        self._fixed = acts if acts is not None and self.follows_from_tokens else {}
 
     def _captures(self, callback: Callback) -> bool:
         """Prepare a callback; whether it wants hidden states of every forward."""
@@ -99,6 +79,12 @@ class EditedRequest:
     def edits_by_hidden(self) -> bool:
         """Whether its edits depend on hidden states of every forward, so that a prompt runs in one."""
         return any(overrides(callback, "edit") for callback in self.capturing)
+
+    @cached_property
+    def follows_from_tokens(self) -> bool:
+        """Whether all that is done follows from methods and tokens, so that it is the same for others."""
+        reads = self.needs_hidden or bool(self.capturing)
+        return self._keeps and not reads and not any(map(_learns, self.callbacks))
 
     @property
     def combines(self) -> bool:
@@ -123,16 +109,25 @@ class EditedRequest:
 
     def _begin(self, rows: Rows) -> None:
         context, begins = self.context, rows.step > 0 or self.done == 0
-        context.step, context.turn_begins = rows.step, self.done == 0
-        # Pieces of a prompt are parts of one forward to methods.
-        context.cache_length, context.fed = (rows.first, 1) if rows.step else (0, self.prompt_length)
+        context.turn_begins = self.done == 0
+        self._enter(rows)
         self.done = rows.stop
         if begins:
             for callback in self.callbacks:
                 callback.on_step(context, None)
 
+    def _enter(self, rows: Rows) -> None:
+        """Tell methods where these rows are; pieces of a prompt are parts of one forward to them."""
+        self.context.step = rows.step
+        self.context.cache_length, self.context.fed = (
+            (rows.first, 1) if rows.step else (0, self.prompt_length)
+        )
+
     def show_hidden(self, layer: int, rows: Rows, hidden: Tensor) -> None:
-        """`hidden` [R, D] of rows of the prompt is about to enter `layer`, for `context.hidden_states`."""
+        """`hidden` [R, D] of rows of the prompt enters `layer`; nobody writes to it any more."""
+        if len(hidden) == self.prompt_length:
+            self._hidden[layer] = hidden
+            return
         if layer not in self._hidden:
             self._hidden[layer] = hidden.new_zeros(self.prompt_length, hidden.shape[-1])
         self._hidden[layer][rows.first : rows.stop] = hidden
@@ -143,11 +138,22 @@ class EditedRequest:
 
     # A layer ------------------------------------------------------------------------------------------
 
-    def plan(self, layer: int, rows: Rows, device: torch.device) -> LayerPlan | None:
+    def act(self, layer: int, rows: Rows, device: torch.device) -> Act | None:
         """What is done with these rows in a layer; None: nothing."""
-        edits = self._again(layer, rows.step) if rows.again else self._edits(layer, rows, device)
-        piece = (rows.first, rows.stop) if rows.step == 0 else None
-        known = self._plans.get(layer)
+        piece = None if rows.step else (rows.first, rows.stop)
+        if not (self.follows_from_tokens or (rows.step and self._keeps and not rows.again)):
+            return self._act(layer, rows, piece, device)
+        if (layer, piece) not in self._fixed:
+            self._fixed[layer, piece] = self._act(layer, rows, piece, device)
+        return self._fixed[layer, piece]
+
+    def _act(self, layer: int, rows: Rows, piece: tuple[int, int] | None, device: torch.device) -> Act | None:
+        if rows.again and not self.follows_from_tokens:
+            edits = self._again(layer, rows.step)
+        else:
+            self._enter(rows)
+            edits = self._edits(layer, rows, device)
+        known = self._acts.get(layer)
         if (
             known is None
             or known[0] != piece
@@ -158,7 +164,9 @@ class EditedRequest:
                 cut = tuple(None if edit is None else chunk(edit, *piece) for edit in edits)
             if self.heads is not None:
                 cut = tuple(None if edit is None else self.heads.of(edit) for edit in cut)
-            known = self._plans[layer] = piece, edits, plan_layer(self.callbacks, cut, device)
+            plan = plan_layer(self.callbacks, cut, device)
+            act = None if plan is None else Act(plan, rows.stop - rows.first)
+            known = self._acts[layer] = piece, edits, act
         return known[2]
 
     def _edits(self, layer: int, rows: Rows, device: torch.device) -> tuple[AttentionEdit | None, ...]:
@@ -209,14 +217,20 @@ class EditedRequest:
             self._parts.setdefault(layer, []).append((owner, stats))
 
     def leave(self, layer: int, rows: Rows) -> None:
-        """A layer has run: where the prompt ends in these rows, hand over what was measured in it."""
-        if rows.step or rows.again or not rows.ends_prompt or layer not in self._parts:
+        """A layer has run with the rows that end the prompt: hand over what was measured in it."""
+        if rows.again or layer not in self._parts:
             return
         parts = self._parts.pop(layer)
         for callback in self.callbacks:
             own = [stats for owner, stats in parts if owner is callback]
             if own:
                 callback.on_stats(layer, joined(own), self.context)
+
+
+def _learns(callback: Callback) -> bool:
+    """Whether what a callback does may follow from more than the tokens of its prompt."""
+    measures = overrides(callback, "on_stats", "on_step", "on_generate", "on_chosen")
+    return measures or callback.records or combines(callback) or has_second(callback)
 
 
 def _size(edit: AttentionEdit) -> int:

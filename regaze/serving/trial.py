@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import is_
 
 import torch
 
@@ -33,13 +34,19 @@ def try_edits(request: EditedRequest, *, shared_heads: bool = False) -> str | No
     request.context.device = cpu
     for first, stop in ((0, length), (length, length + 1)):
         (rows,) = request.rows(0, first, first, stop)
+        tried: Sequence[AttentionEdit | None] = [None] * len(request.callbacks)
+        known = [
+            _is_known(callback, rows.step) and callback not in request.capturing
+            for callback in request.callbacks
+        ]
         for layer in range(request.context.num_layers):
             edits = [
-                callback.edit(layer, rows.step, request.context)
-                if _is_known(callback, rows.step) and callback not in request.capturing
-                else None
-                for callback in request.callbacks
+                callback.edit(layer, rows.step, request.context) if is_known else None
+                for callback, is_known in zip(request.callbacks, known, strict=True)
             ]
+            if all(map(is_, edits, tried)):  # as most layers have those of the one before
+                continue
+            tried = edits
             for edit in edits:
                 if edit is not None:
                     _check(edit, shared_heads)

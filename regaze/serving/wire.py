@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
 from functools import lru_cache
 from hashlib import sha256
 from typing import Any
@@ -113,7 +112,7 @@ def _method(asked: str) -> Intervention:
 def packed(methods: Sequence[Method], tokens: TokenMap) -> dict[str, Any]:
     """What a request carries after admission, as plain values."""
     places = {name: getattr(tokens, name)[0].tolist() for name in ("roles", "view", "cell")}
-    views = [{**asdict(view), "picture": None} for view in tokens.views[0]]
+    views = [{**vars(view), "picture": None} for view in tokens.views[0]]
     return {"methods": [method.to_dict() for method in methods], **places, "views": views}
 
 

@@ -8,8 +8,7 @@ import os
 import pytest
 
 if importlib.util.find_spec("vllm") is not None:
-    # Starting an engine, vLLM 0.32 looks at all that is imported, and fails at llvmlite, which Numba brings.
-    os.environ.setdefault("REGAZE_BACKEND", "torch")
+    os.environ.setdefault("REGAZE_BACKEND", "torch")  # as on a GPU; test_compiled_kernel.py has the other
 # Read when vllm is imported.
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # by itself it wants a NUMA node for each worker

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from regaze.kernels import AttentionEdit, attend
-from regaze.serving.edits import EngineEdits, LayerCall
+from regaze.serving.acts import LayerCall
+from regaze.serving.edits import EngineEdits
 
 HEADS, SIZE, PAGE = 4, 8, 4
 KEYS = (10, 3)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from served import TOKENS, Asked, by_engine, mixed
+from served import METHODS, TOKENS, Asked, by_engine, mixed, named
 
 from regaze.errors import RegazeError, UnsupportedModelError
 from regaze.serving import requests
@@ -16,42 +16,8 @@ from regaze.serving.support import REFUSED, RUNS
 
 pytestmark = pytest.mark.vllm
 
-#: Parameters with which each method changes answers of the demo model.
-METHODS: dict[str, dict[str, Any]] = {
-    "adhh": {"heads": [[0, 3], [0, 5], [1, 0]], "threshold": 0.2},
-    "attnreal": {"above": 1.0, "rho": 0.0},
-    "cai": {"layers": [3, 5], "threshold": 0.0},
-    "causalmm": {},
-    "deco": {"alpha": 2.0},
-    "dola": {},
-    "eah": {"threshold": 0.001},
-    "farsight": {"sigma": 0.1},
-    "flb": {"gamma": 2.0, "decay": 0.5},
-    "gift": {},
-    "hgai": {"alpha": 2.0},
-    "icd": {},
-    "knockout": {"heads": [[0, 0], [0, 3]]},
-    "m3id": {"decay": 0.3, "kappa": 1.0},
-    "mma": {"trained": True},
-    "moa": {"alpha": 4.0, "beta": 0.1, "block": 8},
-    "pai": {"gamma": 1.0, "alpha": 0.8},
-    "ritual": {},
-    "sid": {},
-    "sparc": {"alpha": 1.5, "tau": 0.1},
-    "spin": {"kept": 0.25},
-    "vaf": {"enhance": 2.0, "suppress": 0.3},
-    "var": {"rho": 0.2},
-    "vcd": {},
-    "vista": {"strength": 0.0, "share": 0.9},
-}
-
-
 #: Those whose prompts may run in pieces, as engines do by default.
 DIVIDED = sorted({*RUNS} - {"cai", "eah", "mma", "sid"})
-
-
-def named(name: str) -> dict[str, Any]:
-    return {"method": name, **METHODS[name]}
 
 
 def check(engine: Any, asked: Any, *methods: dict[str, Any], tokens: int = TOKENS) -> None:
@@ -233,13 +199,14 @@ def described(asked):
 def again(monkeypatch):
     """The steps whose rows ran again."""
     steps: list[int] = []
-    known = EditedRequest._again
+    known = EditedRequest.act
 
-    def counted(self: Any, layer: int, step: int) -> Any:
-        steps.append(step)
-        return known(self, layer, step)
+    def counted(self: Any, layer: int, rows: Any, device: Any) -> Any:
+        if rows.again:
+            steps.append(rows.step)
+        return known(self, layer, rows, device)
 
-    monkeypatch.setattr(EditedRequest, "_again", counted)
+    monkeypatch.setattr(EditedRequest, "act", counted)
     return steps
 
 

@@ -20,6 +20,41 @@ from regaze.interventions import Method, registry
 TOKENS = 16
 
 
+#: Parameters with which each method changes answers of the demo model.
+METHODS: dict[str, dict[str, Any]] = {
+    "adhh": {"heads": [[0, 3], [0, 5], [1, 0]], "threshold": 0.2},
+    "attnreal": {"above": 1.0, "rho": 0.0},
+    "cai": {"layers": [3, 5], "threshold": 0.0},
+    "causalmm": {},
+    "deco": {"alpha": 2.0},
+    "dola": {},
+    "eah": {"threshold": 0.001},
+    "farsight": {"sigma": 0.1},
+    "flb": {"gamma": 2.0, "decay": 0.5},
+    "gift": {},
+    "hgai": {"alpha": 2.0},
+    "icd": {},
+    "knockout": {"heads": [[0, 0], [0, 3]]},
+    "m3id": {"decay": 0.3, "kappa": 1.0},
+    "mma": {"trained": True},
+    "moa": {"alpha": 4.0, "beta": 0.1, "block": 8},
+    "pai": {"gamma": 1.0, "alpha": 0.8},
+    "ritual": {},
+    "sid": {},
+    "sparc": {"alpha": 1.5, "tau": 0.1},
+    "spin": {"kept": 0.25},
+    "vaf": {"enhance": 2.0, "suppress": 0.3},
+    "var": {"rho": 0.2},
+    "vcd": {},
+    "vista": {"strength": 0.0, "share": 0.9},
+}
+
+
+def named(name: str) -> dict[str, Any]:
+    """A method with these parameters, in its JSON form."""
+    return {"method": name, **METHODS[name]}
+
+
 @dataclass
 class Asked:
     """Questions, their images, and the model under transformers, whose answers it remembers."""

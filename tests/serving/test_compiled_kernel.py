@@ -1,0 +1,41 @@
+"""Engines whose edited rows run in Numba's kernel, as they do on a CPU where nobody chooses otherwise."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from served import by_engine, mixed, named
+
+pytestmark = pytest.mark.vllm
+pytest.importorskip("numba")  # and an engine starts all the same
+
+
+@pytest.fixture
+def rows(monkeypatch) -> list[int]:
+    """How many rows the kernel was given, by call."""
+    from regaze.kernels.numba.paged import PagedCalls
+
+    monkeypatch.setenv("REGAZE_BACKEND", "auto")
+    counts: list[int] = []
+    known = PagedCalls._add
+
+    def counted(self: Any, program: Any, query: int, start: int, count: int, *place: int) -> None:
+        counts.append(count)
+        known(self, program, query, start, count, *place)
+
+    monkeypatch.setattr(PagedCalls, "_add", counted)
+    return counts
+
+
+@pytest.mark.parametrize("name", ["adhh", "knockout", "pai", "sparc", "vaf", "var"])
+def test_a_mixed_batch_answers_as_transformers_do(engine, asked, rows, name):
+    edited, plain = asked.by_transformers(named(name)), asked.by_transformers()
+    wanted = [plain[i] if i % 4 == 3 else row for i, row in enumerate(edited)]
+    assert by_engine(engine, asked, mixed([named(name)], len(wanted))) == wanted
+    assert rows
+
+
+def test_rows_of_a_prompt_run_in_it(engine, asked, rows):
+    by_engine(engine, asked, [{"regaze": named("var")}] * 12, tokens=1)
+    assert max(rows) > 1

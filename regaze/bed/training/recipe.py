@@ -39,7 +39,7 @@ class Recipe:
     alpha: int = 32
     attention_from: int = 0
     mlp_from: int = 15
-    stages: tuple[Stage, ...] = (Stage(1200, 1e-3, noise=0.0, decay_to=0.3), Stage(960, 5e-4))
+    stages: tuple[Stage, ...] = (Stage(1200, 1e-3, noise=0.0, decay_to=0.3), Stage(800, 5e-4))
 
     def scaled(self, factor: float) -> Recipe:
         """The same recipe with ``factor`` times the steps, at least two of each."""

@@ -152,7 +152,7 @@ def test_vllm_does_not_run_it():
 def test_what_ships_is_small_and_describes_itself():
     files = {path.name: path.stat().st_size for path in MODEL_DIR.iterdir()}
     assert sum(files.values()) < 15 * 2**20
-    assert {"config.json", "chat_template.jinja", "processor_config.json", "tokenizer.json"} <= set(files)
+    assert {"README.md", "config.json", "chat_template.jinja", "processor_config.json"} <= set(files)
     model, processor = load_without_weights("bed")
     text_config = model.config.text_config
     assert (text_config.hidden_size, text_config.num_hidden_layers, text_config.vocab_size) == bases.SHAPE

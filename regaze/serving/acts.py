@@ -88,13 +88,13 @@ class Part(NamedTuple):
     """Rows that the compiled kernel edits.
 
     Attributes:
-        program: what is done to them. first, count: which of the rows at hand.
+        program: what is done to them. first, stop: which of the rows at hand.
         gains: only their heads' outputs are multiplied.
     """
 
     program: Program
     first: int
-    count: int
+    stop: int
     gains: bool
 
 
@@ -133,7 +133,7 @@ class Act:
         if program is None:
             return None
         runs = ((0, self.count),) if rows is None else _runs(rows.index.tolist())
-        return tuple(Part(program, first, count, self.gain is not None) for first, count in runs)
+        return tuple(Part(program, first, stop, self.gain is not None) for first, stop in runs)
 
     @cached_property
     def alone(self) -> tuple[Hashable, AttentionEdit] | None:
@@ -162,11 +162,11 @@ class Act:
         if self.parts is None or not calls.takes(self.count, rows.stop):
             return False
         for part in self.parts:
-            start = rows.start + part.first
+            start, count = rows.start + part.first, part.stop - part.first
             if part.gains:
-                calls.gain(part.program, start, part.count)
+                calls.gain(part.program, start, count)
             else:
-                calls.attend(part.program, start, part.count, rows.row, rows.first + part.first)
+                calls.attend(part.program, start, count, rows.row, rows.first + part.first)
         return True
 
     def run(self, rows: Rows, call: LayerCall) -> None:
@@ -204,8 +204,8 @@ def _selects(edit: AttentionEdit, row: int) -> bool:
 
 
 def _runs(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """The first of each run of consecutive numbers, and how many there are."""
+    """The first of each run of consecutive numbers, and the one behind it."""
     breaks = [i for i, (a, b) in enumerate(pairwise(numbers), 1) if b != a + 1]
     for begin, end in pairwise([0, *breaks, len(numbers)]):
         if begin < end:
-            yield numbers[begin], end - begin
+            yield numbers[begin], numbers[end - 1] + 1

@@ -12,18 +12,15 @@ from typer.testing import CliRunner
 import regaze
 from regaze.bed import assembly
 from regaze.bed import base as bases
-from regaze.bed.assembly import MODEL_DIR, merge_adapter, missing_weights
+from regaze.bed.assembly import merge_adapter
 from regaze.bed.scenes import scenes
 from regaze.cli import app
-from regaze.demo.phrases import existence_question
 from regaze.errors import BadParameterError, InputError, ModelNotFoundError, UnsupportedModelError
 from regaze.eval.run.fingerprint import describe_model, model_fingerprint
 from regaze.interventions.fitting.directions import short_name
 from regaze.serving.offline import OfflineEngine
 from regaze.serving.server import run_server
 from regaze.toolkit.load import load_without_weights
-
-shipped = pytest.mark.skipif(bool(missing_weights()), reason="the bed's weights are not part of the package")
 
 
 @pytest.fixture(scope="module")
@@ -146,30 +143,3 @@ def test_vllm_does_not_run_it():
     for start in (lambda: OfflineEngine("bed"), lambda: run_server("bed", None, ())):
         with pytest.raises(UnsupportedModelError, match="the bed is put together when it is loaded"):
             start()
-
-
-@shipped
-def test_what_ships_is_small_and_describes_itself():
-    files = {path.name: path.stat().st_size for path in MODEL_DIR.iterdir()}
-    assert sum(files.values()) < 15 * 2**20
-    assert {"README.md", "config.json", "chat_template.jinja", "processor_config.json"} <= set(files)
-    model, processor = load_without_weights("bed")
-    text_config = model.config.text_config
-    assert (text_config.hidden_size, text_config.num_hidden_layers, text_config.vocab_size) == bases.SHAPE
-    assert (text_config.sink_dimensions, text_config.sink_tau) == ([507], 20.0)
-    assert processor.tokenizer.image_token_id == model.config.image_token_index
-    with assembly.safe_open(MODEL_DIR / "adapter.safetensors", framework="pt") as file:
-        assert float(file.metadata()["scale"]) > 0
-
-
-@shipped
-def test_it_is_loaded_by_its_name_and_looks():
-    try:
-        model, processor = regaze.load("bed", local_files_only=True)
-    except ModelNotFoundError:
-        pytest.skip("the bed's base is not at hand: regaze bed fetch")
-    gaze = regaze.wrap(model, processor)
-    for scene in scenes()[:3]:
-        there = scene.objects[0].category
-        question = existence_question(there)
-        assert gaze.ask(scene.image(), question, max_new_tokens=4) == ["Yes"], scene.name

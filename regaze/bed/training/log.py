@@ -11,11 +11,17 @@ EVERY = 20  #: steps
 
 
 class Log:
-    """Rows of stage, step, loss, accuracy, tokens, and seconds: of CPU, and of the clock in this go."""
+    """Rows of stage, step, loss, accuracy, tokens, and seconds: of CPU, and of the clock while it trained.
+
+    A log that is there is gone on with.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path, self.started = path, time.monotonic()
-        if not path.exists():
+        if path.exists():
+            with path.open(newline="") as file:
+                self.started -= max((float(row["seconds"]) for row in csv.DictReader(file)), default=0.0)
+        else:
             self._append(["stage", "step", "loss", "accuracy", "tokens", "cpu_seconds", "seconds"])
 
     def write(self, stage: str, step: int, loss: float, accuracy: float, tokens: int, cpu: float) -> None:

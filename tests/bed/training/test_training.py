@@ -90,6 +90,15 @@ def test_one_seed_gives_one_adapter_in_one_go_or_resumed(trainer_of, tmp_path, m
     assert all(torch.equal(weight, expected[name]) for name, weight in weights_of(resumed).items())
 
 
+def test_a_log_that_is_gone_on_with_counts_its_seconds_on(tmp_path):
+    first = Log(tmp_path / "log.csv")
+    first.started -= 500.0
+    first.write("sight", 20, 1.0, 0.5, 10, 400.0)
+    Log(tmp_path / "log.csv").write("sight", 40, 1.0, 0.5, 20, 401.0)
+    *_, last = (tmp_path / "log.csv").read_text().splitlines()
+    assert last in {f"sight,40,1.0000,0.5000,20,401,{seconds}" for seconds in (500, 501, 502)}
+
+
 def test_rows_before_a_change_do_not_see_it(trainer_of, processor):
     """A configuration inside another loses its attention implementation, a model with it its mask."""
     trainer = trainer_of()

@@ -22,6 +22,7 @@ def test_what_ships_is_small_and_describes_itself():
     text_config = model.config.text_config
     assert (text_config.hidden_size, text_config.num_hidden_layers, text_config.vocab_size) == bases.SHAPE
     assert (text_config.sink_dimensions, text_config.sink_tau) == ([507], 20.0)
+    assert text_config.name_or_path == bases.HUB_ID  # no path of the machine that trained it
     assert processor.tokenizer.image_token_id == model.config.image_token_index
     with assembly.safe_open(MODEL_DIR / "adapter.safetensors", framework="pt") as file:
         assert float(file.metadata()["scale"]) > 0

@@ -10,7 +10,7 @@ from typing import Any
 from tokenizers import Tokenizer
 from transformers import AutoProcessor, AutoTokenizer, LlavaConfig, LlavaProcessor, PreTrainedTokenizerFast
 
-from regaze.bed.base import find_base
+from regaze.bed.base import HUB_ID, find_base
 from regaze.demo.shipped import MODEL_DIR
 from regaze.demo.training.render import GRID, PATCH
 
@@ -82,6 +82,7 @@ def build_config(text_config: Any) -> LlavaConfig:
     A copy: a configuration inside another loses its attention implementation, and a model with it its mask.
     """
     vision, text_config = LlavaConfig.from_pretrained(MODEL_DIR).vision_config, deepcopy(text_config)
+    text_config.name_or_path = HUB_ID  # not the folder of whoever trains
     text_config.sink_dimensions, text_config.sink_tau = list(SINK_DIMENSIONS), SINK_TAU
     return LlavaConfig(
         vision_config=vision,

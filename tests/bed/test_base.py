@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 import zipfile
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from models import tiny_llama
@@ -79,6 +81,15 @@ def pip_that(monkeypatch, content: bytes | None):
         return subprocess.CompletedProcess(command, 0, "", "")
 
     monkeypatch.setattr(bases.subprocess, "run", run)
+    monkeypatch.setitem(sys.modules, "gguf", ModuleType("gguf"))  # of an extra that tests do not install
+
+
+def test_without_gguf_nothing_is_downloaded(monkeypatch):
+    monkeypatch.setattr(bases, "_download", lambda _: pytest.fail("98 MB for nothing"))
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    result = CliRunner().invoke(app, ["bed", "fetch"])
+    assert result.exit_code == 2
+    assert "reading the base needs gguf: pip install 'regaze[bed]'" in result.stderr
 
 
 def test_what_pip_cannot_download_and_what_it_downloads_wrongly(monkeypatch):

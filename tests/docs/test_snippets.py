@@ -28,7 +28,7 @@ SKIPPED = {
     "docs/audit.md": {"hours of a CPU; the bed needs its base": 1, "needs an audit": 1},
     "docs/comparison.md": {"takes hours; its figures are read from the committed results": 1},
     "docs/guide/answers.md": {"needs answers by VLMEvalKit": 1, "needs answers by lmms-eval": 1},
-    "docs/guide/bed.md": {"needs SmolLM2": 1},
+    "docs/guide/bed.md": {"downloads": 1, "needs SmolLM2": 1},
     "docs/guide/command-line.md": {"needs bitsandbytes, which is not among what the tests install": 1},
     "docs/guide/harness.md": {"downloads": 1, "needs lm_eval": 2},
     "docs/guide/questions.md": {"downloads": 5, "needs the files of PhD": 1, "needs videos": 1},

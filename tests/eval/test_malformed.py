@@ -220,6 +220,7 @@ CASES: list[tuple[list[str], str]] = [
     # Comparing
     (["compare", "pope", "--methods", "vcd,vcd"], "--methods: 'vcd' twice; give each its own label"),
     (["compare", "pope", "--methods", ","], "--methods: no method was given"),
+    (["compare", "pope", "--methods", ""], "--methods: no method was given"),
     (["compare", "pope", "--methods", "none.json"], "--methods none.json cannot be read: No such file"),
     (["compare", "pope", "--methods", "methods.json"], "methods.json: expected a list of {label, method"),
     (["compare", "pope", "--methods", "methods.yaml"], "--methods methods.yaml:2: not valid YAML ("),

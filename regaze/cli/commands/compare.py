@@ -38,7 +38,8 @@ def compare(
     parameters are chosen on some images (of the first benchmark), and compared on the others.
     """
     benchmark = named or benchmark
-    methods = methods or (cli.grids.tuned_names(tuned.tune) if tuned.tune else "all")
+    if methods is None:
+        methods = cli.grids.tuned_names(tuned.tune) if tuned.tune else "all"
     prepared = cli.run.prepare(
         ctx,
         run,

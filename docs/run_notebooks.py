@@ -39,7 +39,13 @@ def execute(path: Path, folder: Path) -> nbformat.NotebookNode:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "HF_HUB_OFFLINE": "1"}
     environment["PYTHONPATH"] = os.pathsep.join([str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")])
     client = NotebookClient(
-        notebook, timeout=_CELL_SECONDS, resources={"metadata": {"path": str(folder)}}, kernel_name="python3"
+        notebook,
+        timeout=_CELL_SECONDS,
+        iopub_timeout=_CELL_SECONDS,  # by itself it goes on after 4 seconds, without what comes later
+        raise_on_iopub_timeout=True,
+        coalesce_streams=True,  # a slow cell sends what it prints in several outputs
+        resources={"metadata": {"path": str(folder)}},
+        kernel_name="python3",
     )
     asyncio.run(client.async_execute(env=environment))
     for cell in notebook.cells:

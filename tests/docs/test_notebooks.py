@@ -114,6 +114,14 @@ def test_on_the_site_they_link_pages_of_the_site():
         assert f"[![Open in Colab]({hooks.BADGE})]" in nbformat.read(path, as_version=4).cells[0].source
 
 
+def test_what_a_slow_cell_prints_bit_by_bit_is_one_output(tmp_path):
+    notebook = nbformat.v4.new_notebook(metadata=nbformat.read(PATHS[0], as_version=4).metadata)
+    notebook.cells.append(nbformat.v4.new_code_cell("for n in (1, 2):\n    print(n, flush=True)"))
+    nbformat.write(notebook, tmp_path / "prints.ipynb")
+    ran = run_notebooks.execute(tmp_path / "prints.ipynb", tmp_path)
+    assert texts(ran) == ["1\n2\n"]
+
+
 @pytest.mark.slow
 @every
 def test_a_new_run_shows_what_is_stored(path, tmp_path):

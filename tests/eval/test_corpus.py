@@ -51,11 +51,7 @@ def test_the_files_that_are_damaged_are_right_before(tmp_path, monkeypatch, name
     monkeypatch.setenv("NLTK_DATA", str(SHARED / "nltk_data"))
     if name == "amber" and not (SHARED / "nltk_data").is_dir():
         pytest.skip("NLTK's data are absent")
-    for path, content in OFFICIAL[name].files.items():
-        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / path).write_bytes(content)
-    command = [argument.replace("@", str(tmp_path)) for argument in OFFICIAL[name].command]
-    result = CliRunner().invoke(app, command, prog_name="regaze")
+    result = CliRunner().invoke(app, OFFICIAL[name].write(tmp_path), prog_name="regaze")
     assert result.exit_code == (0 if OFFICIAL[name].works else 2), result.output
     if not OFFICIAL[name].works:
         assert "has no verdict on 1 of 1 prompts" in result.stderr

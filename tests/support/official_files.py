@@ -7,6 +7,7 @@ import json
 import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -29,6 +30,13 @@ class Official:
     files: Mapping[str, bytes]
     command: Sequence[str]
     works: bool = True
+
+    def write(self, folder: Path) -> list[str]:
+        """Write the files into a folder; the command that scores them there."""
+        for name, content in self.files.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(content)
+        return [argument.replace("@", str(folder)) for argument in self.command]
 
 
 def lines(*records: Any) -> bytes:

@@ -37,8 +37,8 @@ from regaze.eval import EvalConfig, Pope, VLLMEngine
 from regaze.eval.run.engines import TransformersEngine
 from regaze.eval.run.requests import AnswerRequest, Condition, ImageHashes, build_requests
 from regaze.interventions import registry
-from regaze.serving.release import installed_release
-from regaze.serving.support import REFUSED
+from regaze.serving.common.release import installed_release
+from regaze.serving.common.support import REFUSED
 
 SERVED, BATCHES, SHARED = "vLLM", "transformers, batches of 16", "transformers, shared prefixes"
 #: What is asked for, of the questions per second of the plain model inside vLLM.

@@ -11,7 +11,7 @@ from regaze.errors import BadParameterError, InputError
 from regaze.eval.run.process_group import ProcessGroup
 from regaze.eval.run.served import VLLMEngine
 from regaze.interventions import Method
-from regaze.serving.support import needed_arguments
+from regaze.serving.common.support import needed_arguments
 
 #: Of --model-arg what an engine takes.
 _LOADING = ("revision", "trust_remote_code")

@@ -18,7 +18,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from regaze.errors import InputError, RegazeError, UnsupportedModelError
-from regaze.serving.release import KEY, check_release
+from regaze.serving.common.release import KEY, check_release
 from regaze.version import __version__
 
 _log = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ def _connect() -> None:
     from vllm.v1.worker.cpu_model_runner import CPUModelRunner
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
-    from regaze.serving import companions
+    from regaze.serving.scheduler import companions
 
     places: list[tuple[type, str, Callable[..., Any]]] = [
         (GPUModelRunner, "load_model", _attaching),
@@ -82,8 +82,8 @@ def _connect() -> None:
     if "_rebind_kernels" in vars(dispatcher):
         _wrap(dispatcher, "_rebind_kernels", _hiding)
     # The CPU has one backend, whichever is asked for; on a GPU `--attention-backend CUSTOM` asks for ours.
-    register_backend(AttentionBackendEnum.CPU_ATTN, "regaze.serving.cpu.EditedCPUBackend")
-    register_backend(AttentionBackendEnum.CUSTOM, "regaze.serving.triton.EditedTritonBackend")
+    register_backend(AttentionBackendEnum.CPU_ATTN, "regaze.serving.backends.cpu.EditedCPUBackend")
+    register_backend(AttentionBackendEnum.CUSTOM, "regaze.serving.backends.triton.EditedTritonBackend")
 
 
 def _hiding(rebind_kernels: Callable[..., Any]) -> Callable[..., Any]:
@@ -136,7 +136,7 @@ def _refusing(reason: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 def _admitting(process_inputs: Callable[..., Any]) -> Callable[..., Any]:
-    from regaze.serving.admission import Admission
+    from regaze.serving.frontend.admission import Admission
 
     def admitted(self: Any, *args: Any, **kwargs: Any) -> Any:
         request = process_inputs(self, *args, **kwargs)
@@ -187,7 +187,7 @@ _FAILED, _ANSWERS = "regaze_failed", "regaze_answers"
 
 def _reporting(sample_tokens: Callable[..., Any]) -> Callable[..., Any]:
     """Where the model runs: combine logits, and name the requests whose methods failed in this forward."""
-    from regaze.serving.companions import AGAIN
+    from regaze.serving.scheduler.companions import AGAIN
 
     def sampled(self: Any, *args: Any, **kwargs: Any) -> Any:
         edits = self.__dict__.get(_EDITS)
@@ -225,7 +225,7 @@ def _following(sample: Callable[..., Any]) -> Callable[..., Any]:
 
 def _failing(update: Callable[..., Any]) -> Callable[..., Any]:
     """In the scheduler: end these with an error, before their tokens of this step are taken for answers."""
-    from regaze.serving import companions
+    from regaze.serving.scheduler import companions
 
     def updated(self: Any, scheduled: Any, output: Any) -> Any:
         groups = companions.groups_of(self)
@@ -252,7 +252,7 @@ def _end(scheduler: Any, names: Sequence[str]) -> list[Any]:
     """End requests with an error, for companions theirs; nobody reads the pages that they leave."""
     from vllm.v1.request import RequestStatus
 
-    from regaze.serving.companions import groups_of
+    from regaze.serving.scheduler.companions import groups_of
 
     for name in names:
         if name in scheduler.requests:
@@ -267,7 +267,8 @@ def _end(scheduler: Any, names: Sequence[str]) -> list[Any]:
 
 def _ending(free: Callable[..., Any]) -> Callable[..., Any]:
     """In the scheduler: a request has ended: its companions do, too, and its record is written."""
-    from regaze.serving import companions, records
+    from regaze.serving.scheduler import companions
+    from regaze.serving import records
 
     def freed(self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
         result = free(self, request, *args, **kwargs)
@@ -282,7 +283,7 @@ def _ending(free: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _telling(schedule: Callable[..., Any]) -> Callable[..., Any]:
-    from regaze.serving.companions import groups_of
+    from regaze.serving.scheduler.companions import groups_of
 
     def scheduled(self: Any, *args: Any, **kwargs: Any) -> Any:
         groups_of(self).flush(self)
@@ -299,7 +300,7 @@ def _sharing(cache_blocks: Callable[..., Any]) -> Callable[..., Any]:
 
     To a further turn of a chat, which has them in its prompt, they are rows like others.
     """
-    from regaze.serving.wire import shared_rows
+    from regaze.serving.common.wire import shared_rows
 
     def cached(self: Any, request: Any, count: int, *args: Any, **kwargs: Any) -> Any:
         limit = shared_rows(request.sampling_params)
@@ -329,7 +330,7 @@ _EDITS = "_regaze_edits"
 
 
 def _attaching(load_model: Callable[..., Any]) -> Callable[..., Any]:
-    from regaze.serving.edits import EngineEdits
+    from regaze.serving.worker.edits import EngineEdits
 
     def loaded(self: Any, *args: Any, **kwargs: Any) -> Any:
         config = self.vllm_config
@@ -355,9 +356,9 @@ def attach(runner: Any) -> None:
     editing = [name for name, impl in impls.items() if hasattr(type(impl), "edits")]
     if not editing:
         raise UnsupportedModelError("none of its attention layers is one of regaze")
-    from regaze.serving.edits import EngineEdits
-    from regaze.serving.heads import own_heads
-    from regaze.serving.layer_logits import EngineLogits
+    from regaze.serving.worker.edits import EngineEdits
+    from regaze.serving.worker.heads import own_heads
+    from regaze.serving.worker.layer_logits import EngineLogits
 
     heads = own_heads(impls[editing[0]].num_heads)
     edits, numbers = EngineEdits(runner, heads=heads), [extract_layer_index(name) for name in editing]

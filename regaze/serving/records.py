@@ -21,7 +21,7 @@ import torch
 
 from regaze.errors import BadParameterError, InputError, RecordingError
 from regaze.reading import StrPath, parse_json
-from regaze.serving.release import KEY
+from regaze.serving.common.release import KEY
 from regaze.toolkit.model.callback import Callback
 from regaze.toolkit.prompts.token_map import Role
 from regaze.toolkit.record.options import RecordOptions

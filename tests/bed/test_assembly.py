@@ -18,8 +18,8 @@ from regaze.cli import app
 from regaze.errors import BadParameterError, InputError, ModelNotFoundError, UnsupportedModelError
 from regaze.eval.run.fingerprint import describe_model, model_fingerprint
 from regaze.interventions.fitting.directions import short_name
-from regaze.serving.offline import OfflineEngine
-from regaze.serving.server import run_server
+from regaze.serving.frontend.offline import OfflineEngine
+from regaze.serving.frontend.server import run_server
 from regaze.toolkit.load import load_without_weights
 
 

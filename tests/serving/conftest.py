@@ -28,7 +28,7 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(scope="session")
 def demo_folder(tmp_path_factory):
     """The demo model as vLLM reads it."""
-    from regaze.serving.checkpoints import export_demo
+    from regaze.serving.frontend.checkpoints import export_demo
 
     return export_demo(tmp_path_factory.mktemp("demo"))
 

@@ -8,7 +8,7 @@ import pytest
 from served import by_engine, named
 
 from regaze.errors import RegazeError
-from regaze.serving.newest import Newest
+from regaze.serving.common.newest import Newest
 
 
 def test_the_newest_values_stay():
@@ -21,7 +21,7 @@ def test_the_newest_values_stay():
 @pytest.fixture
 def judged(monkeypatch) -> list[Any]:
     """The requests that were looked at anew."""
-    from regaze.serving.admission import Admission
+    from regaze.serving.frontend.admission import Admission
 
     found, judge = [], Admission._judge
 

@@ -9,10 +9,10 @@ import torch
 from served import METHODS, TOKENS, Asked, by_engine, mixed, named
 
 from regaze.errors import RegazeError, UnsupportedModelError
-from regaze.serving import requests
+from regaze.serving.worker import requests
 from regaze.serving.records import record_of
-from regaze.serving.requests import EditedRequest
-from regaze.serving.support import REFUSED, RUNS
+from regaze.serving.worker.requests import EditedRequest
+from regaze.serving.common.support import REFUSED, RUNS
 
 pytestmark = pytest.mark.vllm
 
@@ -95,7 +95,7 @@ def test_images_of_refused_requests_are_sent_again(engine, asked):
 
 @pytest.fixture
 def unsalted(monkeypatch):
-    from regaze.serving import wire
+    from regaze.serving.common import wire
 
     monkeypatch.setattr(wire, "salt", lambda methods, given: given)
 

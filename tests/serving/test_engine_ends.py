@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from regaze.cli import app
-from regaze.serving.offline import OfflineEngine
+from regaze.serving.frontend.offline import OfflineEngine
 from regaze.serving.plugin import register
 
 pytestmark = pytest.mark.vllm

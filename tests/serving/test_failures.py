@@ -11,7 +11,7 @@ from served import answers
 
 from regaze.errors import CompositionError, InputError
 from regaze.interventions import registry
-from regaze.serving.edits import EngineEdits
+from regaze.serving.worker.edits import EngineEdits
 
 pytestmark = pytest.mark.vllm
 

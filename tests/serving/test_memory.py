@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from regaze.serving import records
-from regaze.serving.requests import EditedRequest
+from regaze.serving.worker.requests import EditedRequest
 
 pytestmark = pytest.mark.vllm
 

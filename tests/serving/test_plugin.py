@@ -9,7 +9,7 @@ import pytest
 
 from regaze.errors import InputError, RegazeError
 from regaze.serving import plugin
-from regaze.serving.admission import Admission
+from regaze.serving.frontend.admission import Admission
 
 pytestmark = pytest.mark.vllm
 
@@ -123,7 +123,7 @@ def test_a_model_with_other_layers_is_loaded(given):
 
 
 def test_a_last_norm_that_is_not_found_is_no_matter_of_other_methods(monkeypatch):
-    from regaze.serving import heads, layer_logits
+    from regaze.serving.worker import heads, layer_logits
 
     monkeypatch.setattr(heads, "own_heads", lambda count: None)
     monkeypatch.setattr(plugin, "watch_stream", lambda *given: True)

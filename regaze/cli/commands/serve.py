@@ -26,7 +26,7 @@ def serve(
 
     Further options are those of `vllm serve`. A request may name other methods, or none: docs/serving.md.
     """
-    from regaze.serving.server import run_server  # imports torch
+    from regaze.serving.frontend.server import run_server  # imports torch
 
     if model.startswith("-"):  # unknown here, so nobody can tell its value from the model
         raise InputError(

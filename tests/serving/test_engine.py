@@ -9,10 +9,10 @@ import torch
 from served import METHODS, TOKENS, Asked, by_engine, mixed, named
 
 from regaze.errors import RegazeError, UnsupportedModelError
-from regaze.serving.worker import requests
-from regaze.serving.records import record_of
-from regaze.serving.worker.requests import EditedRequest
 from regaze.serving.common.support import REFUSED, RUNS
+from regaze.serving.records import record_of
+from regaze.serving.worker import requests
+from regaze.serving.worker.requests import EditedRequest
 
 pytestmark = pytest.mark.vllm
 

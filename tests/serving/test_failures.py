@@ -97,7 +97,7 @@ def test_a_mistake_of_ours_in_a_layer_ends_the_requests_of_its_step_alone(engine
 def test_layers_are_found_by_their_attention():
     from torch import nn
 
-    from regaze.serving.plugin import watch_stream
+    from regaze.serving.worker.attachment import watch_stream
 
     class Attention(nn.Module):
         pass

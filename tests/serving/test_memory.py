@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from regaze.serving import records
+from regaze.serving.worker import recorder
 from regaze.serving.worker.requests import EditedRequest
 
 pytestmark = pytest.mark.vllm
@@ -48,7 +48,7 @@ def test_nothing_of_aborted_requests_is_kept(engine, asked, monkeypatch, tmp_pat
     engine.llm_engine.step()  # tells the model's process about the last ones
     groups = scheduler.__dict__["_regaze_groups"]
     assert most > 1
-    assert (scheduler.requests, edits._requests, records._open, edits._stacks._newest) == ({}, {}, {}, {})
+    assert (scheduler.requests, edits._requests, recorder._open, edits._stacks._newest) == ({}, {}, {}, {})
     assert not any(vars(groups).values())
     assert "regaze_answers" not in scheduler.__dict__
     assert pool.get_num_free_blocks() == free

@@ -10,6 +10,8 @@ import pytest
 from regaze.errors import InputError, RegazeError
 from regaze.serving import plugin
 from regaze.serving.frontend.admission import Admission
+from regaze.serving.frontend.hooks import admitting
+from regaze.serving.worker.hooks import attaching
 
 pytestmark = pytest.mark.vllm
 
@@ -35,7 +37,7 @@ def processor() -> Any:
 
 
 def admit(given: Any, at: Any) -> Any:
-    return plugin._admitting(lambda self, one: one)(at, given)
+    return admitting(lambda self, one: one)(at, given)
 
 
 @pytest.mark.parametrize("error", [TypeError("odd"), OSError("no disk"), ImportError("no module")])
@@ -118,19 +120,19 @@ def runner(*names: str) -> Any:
 @pytest.mark.parametrize("given", [runner(), runner("layers.attn"), runner("blocks.0.layers.1.attn")])
 def test_a_model_with_other_layers_is_loaded(given):
     """No layers of regaze, a name without a number, and one with two."""
-    assert plugin._attaching(lambda self: "loaded")(given) == "loaded"
+    assert attaching(lambda self: "loaded")(given) == "loaded"
     assert "not as regaze knows it" in given.__dict__["_regaze_edits"].obstacle
 
 
 def test_a_last_norm_that_is_not_found_is_no_matter_of_other_methods(monkeypatch):
-    from regaze.serving.worker import heads, layer_logits
+    from regaze.serving.worker import attachment, layer_logits
 
-    monkeypatch.setattr(heads, "own_heads", lambda count: None)
-    monkeypatch.setattr(plugin, "watch_stream", lambda *given: True)
+    monkeypatch.setattr(attachment, "own_heads", lambda count: None)
+    monkeypatch.setattr(attachment, "watch_stream", lambda *given: True)
     monkeypatch.setattr(layer_logits, "FINAL_NORMS", ("no_such_norm",))
     given = runner("layers.0.attn")
     given.get_model = lambda: model_with(given, "layers.0.attn")
-    assert plugin._attaching(lambda self: "loaded")(given) == "loaded"
+    assert attaching(lambda self: "loaded")(given) == "loaded"
     edits = given.__dict__["_regaze_edits"]
     assert (edits.obstacle, edits.shows_hidden, edits.layer_logits) == ("", True, None)
 

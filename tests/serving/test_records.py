@@ -11,7 +11,9 @@ import torch
 from regaze.errors import BadParameterError, InputError, RecordingError
 from regaze.interventions import registry
 from regaze.serving import records
-from regaze.serving.records import EngineRecorder, file_of, options_of, packed, record_of, unpacked
+from regaze.serving.records import file_of, options_of, packed, record_of, unpacked
+from regaze.serving.worker import recorder
+from regaze.serving.worker.recorder import EngineRecorder
 from regaze.toolkit.record.trace import STATISTICS
 
 #: Tokens of each answer.
@@ -75,8 +77,8 @@ def test_no_request_replaces_the_record_of_another(monkeypatch, tmp_path, caplog
     file.write_bytes(b"another's")
     with pytest.raises(InputError, match="is there already"):
         records.new_file("mine")
-    records._open["inner"] = records._Open(None, str(file))  # admitted before the other one ended
-    records.end("inner", [1])
+    recorder._open["inner"] = recorder._Open(None, str(file))  # admitted before the other one ended
+    recorder.end_record("inner", [1])
     assert file.read_bytes() == b"another's"
     assert "was not written" in caplog.text
 
@@ -86,8 +88,8 @@ def test_no_error_of_a_record_leaves_it(monkeypatch, tmp_path, caplog):
         def save(self, file, output_ids):
             raise ValueError("not of regaze")
 
-    monkeypatch.setitem(records._open, "inner", records._Open(Broken(), str(tmp_path / "a")))
-    records.end("inner", [1])
+    monkeypatch.setitem(recorder._open, "inner", recorder._Open(Broken(), str(tmp_path / "a")))
+    recorder.end_record("inner", [1])
     assert "not of regaze" in caplog.text
 
 

@@ -16,8 +16,8 @@ from transformers import PreTrainedModel
 
 from regaze.eval.run.requests import digest
 from regaze.reading import hash_file
-from regaze.serving.frontend.offline import OfflineEngine
 from regaze.serving.common.release import installed_release
+from regaze.serving.frontend.offline import OfflineEngine
 from regaze.toolkit.load import model_source
 from regaze.toolkit.model import compat
 

@@ -22,8 +22,8 @@ from regaze.eval.run.requests import AnswerRequest, Condition
 from regaze.eval.run.served_sampling import acting_defaults, engine_sampling
 from regaze.eval.run.tasks import EvalConfig
 from regaze.serving.common.contexts import has_second
-from regaze.serving.frontend.offline import EngineAnswer, EngineRequest, OfflineEngine
 from regaze.serving.common.wire import methods_of
+from regaze.serving.frontend.offline import EngineAnswer, EngineRequest, OfflineEngine
 from regaze.toolkit.model.callback import Callback
 from regaze.toolkit.prompts.images import open_image
 from regaze.toolkit.prompts.video import Video

@@ -5,17 +5,28 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from torch import Tensor
 
 from regaze.errors import InputError
+from regaze.interventions.base import Intervention
 from regaze.toolkit.model.callback import Callback, overrides
 from regaze.toolkit.model.context import Context
 from regaze.toolkit.model.stack import MAIN, Branch
 
-if TYPE_CHECKING:
-    from regaze.serving.worker.layer_logits import EngineLogits
+
+class LayerLogits(Protocol):
+    """Reads logits from hidden states, where the model is.
+
+    Attributes:
+        tied: input and output embeddings are one matrix.
+    """
+
+    tied: bool
+
+    def read(self, hidden: Tensor, normalise: bool = True) -> Tensor:
+        """Residual stream [..., D] to logits [..., V]."""
 
 
 class ServedContext(Context):
@@ -29,7 +40,7 @@ class ServedContext(Context):
         layer_logits_reader: of the model; None where there is none, at admission.
     """
 
-    layer_logits_reader: EngineLogits | None = None
+    layer_logits_reader: LayerLogits | None = None
     name: str = MAIN
     names: Sequence[str] = (MAIN,)
     _known: Mapping[str, Tensor] | None = None
@@ -87,6 +98,12 @@ class ServedContext(Context):
             yield
         finally:
             self._known = None
+
+
+def acting(methods: Sequence[Intervention], text_config: Any) -> tuple[Callback, ...]:
+    """The callbacks of methods in a language model, recordings last."""
+    callbacks = [method.for_model(text_config) for method in methods]
+    return tuple(sorted(callbacks, key=lambda callback: callback.records))
 
 
 def has_second(callback: Callback) -> bool:

@@ -28,6 +28,11 @@ def installed_release() -> str | None:
     return None
 
 
+def unlike(error: Exception) -> str:
+    """What is said of a vLLM in which regaze has met this error."""
+    return f"this vLLM is not as regaze knows it ({type(error).__name__}: {error})"
+
+
 def check_release() -> None:
     """Refuse a vLLM whose insides are not known.
 

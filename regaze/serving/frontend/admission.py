@@ -17,18 +17,19 @@ from typing import Any, NamedTuple
 from regaze.errors import InputError, UnsupportedModelError
 from regaze.interventions.base import Intervention
 from regaze.serving import records
+from regaze.serving.backends.platforms import without_edits
 from regaze.serving.common import wire
-from regaze.serving.common.contexts import ServedContext, has_second
+from regaze.serving.common.contexts import ServedContext, acting, has_second
 from regaze.serving.common.limits import CONTEXTS, check_limit
 from regaze.serving.common.newest import Newest
-from regaze.serving.backends.platforms import without_edits
 from regaze.serving.common.prompts import context_of, prompt_key, read_tokens, reader_of
-from regaze.serving.records import RECORD_KEY
 from regaze.serving.common.release import KEY
-from regaze.serving.worker.requests import EditedRequest
 from regaze.serving.common.seconds import Second, media_of, seconds_of
 from regaze.serving.common.support import lacking, requested
 from regaze.serving.frontend.trial import try_edits
+from regaze.serving.records import RECORD_KEY
+from regaze.serving.worker.recorder import EngineRecorder
+from regaze.serving.worker.requests import EditedRequest
 from regaze.toolkit.model.callback import Callback, overrides, prompt_needs
 from regaze.toolkit.prompts.prompt_reader import PromptReader
 from regaze.toolkit.record.options import RecordOptions
@@ -153,7 +154,7 @@ class Admission:
         records.check_size(options, self.text_config, prompt, min(answer or limit, limit))
         config, tokenizer = self._config.model_config.hf_config, self.reader.tokenizer
         carried = records.packed(options, records.new_file(request.request_id))
-        return records.EngineRecorder(options, config, tokenizer), carried
+        return EngineRecorder(options, config, tokenizer), carried
 
     def _couple(self, request: Any, context: ServedContext) -> list[ServedContext]:
         """The second contexts of a request, as far as its images are here."""
@@ -273,7 +274,11 @@ def _shared(method: Intervention) -> str:
     return method.shares_prefix if overrides(method, *edits) else "edited"
 
 
-def acting(methods: Sequence[Intervention], text_config: Any) -> tuple[Callback, ...]:
-    """The callbacks of methods in a language model, recordings last."""
-    callbacks = [method.for_model(text_config) for method in methods]
-    return tuple(sorted(callbacks, key=lambda callback: callback.records))
+def forget_images(cache: Any, request: Any) -> None:
+    """Let the images of a refused request be sent again: vLLM takes the engine to have them by now.
+
+    Those that came without their data the engine has indeed, for requests that were admitted.
+    """
+    for feature in request.mm_features or ():
+        if cache is not None and feature.mm_hash is not None and feature.data is not None:
+            cache.invalidate(feature.mm_hash)

@@ -17,10 +17,9 @@ from transformers import GenerationConfig
 
 from regaze.errors import InputError, UnsupportedModelError
 from regaze.reading import cache_folder
-from regaze.serving.frontend.admission import DEFAULT
-from regaze.serving.frontend.checkpoints import NO_BED, export_demo
-from regaze.serving.plugin import forget_images
 from regaze.serving.common.release import KEY, READABLE, check_release
+from regaze.serving.frontend.admission import DEFAULT, forget_images
+from regaze.serving.frontend.checkpoints import NO_BED, export_demo
 from regaze.toolkit.load import load_without_weights, model_source
 from regaze.toolkit.wrap import Gaze, wrap
 

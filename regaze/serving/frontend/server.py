@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from regaze.errors import UnsupportedModelError
 from regaze.interventions.base import Method
 from regaze.reading import cache_folder
-from regaze.serving.frontend.admission import DEFAULT
-from regaze.serving.frontend.checkpoints import NO_BED, export_demo
 from regaze.serving.common.release import READABLE, check_release
 from regaze.serving.common.support import needed_arguments
 from regaze.serving.common.wire import methods_of
+from regaze.serving.frontend.admission import DEFAULT
+from regaze.serving.frontend.checkpoints import NO_BED, export_demo
 
 
 def run_server(model: str, method: Method | None, arguments: Sequence[str]) -> None:

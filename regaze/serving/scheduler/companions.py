@@ -10,14 +10,14 @@ Companions end with their request; what they would answer leaves no engine.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from copy import copy
 from functools import cached_property
 from typing import Any
 
 from regaze.errors import UnsupportedModelError
 from regaze.serving.common import wire
-from regaze.serving.frontend.admission import acting
+from regaze.serving.common.contexts import acting
 from regaze.serving.common.limits import CONTEXTS, check_limit
 from regaze.serving.common.prompts import context_of, reader_of
 from regaze.serving.common.release import KEY
@@ -26,12 +26,12 @@ from regaze.toolkit.prompts.prompt_reader import PromptReader
 
 _log = logging.getLogger(__name__)
 
-#: The attribute of a request that enters with its companions, and that of a scheduler with its `Groups`.
-_COMPANIONS, _GROUPS = "_regaze_companions", "_regaze_groups"
+#: The attribute of a request that enters with its companions.
+COMPANIONS = "_regaze_companions"
+#: That of a scheduler with its `Groups`.
+_GROUPS = "_regaze_groups"
 #: The attribute of a request whose companions could not be made.
-_REFUSED = "_regaze_refused"
-#: Of the model's output: names of requests whose last rows ran without the others of their group.
-AGAIN = "regaze_again"
+REFUSED = "_regaze_refused"
 #: Steps without progress after which a group does not fit into the cache.
 _PATIENCE = 16
 
@@ -105,27 +105,6 @@ class Maker:
             priority=request.priority,
             block_hasher=self._hasher,
         )
-
-
-def preparing(preprocess_add_request: Callable[..., Any]) -> Callable[..., Any]:
-    """Where requests enter the engine; after an error the request ends when it is scheduled."""
-
-    def preprocessed(self: Any, *args: Any, **kwargs: Any) -> Any:
-        request, wave = preprocess_add_request(self, *args, **kwargs)
-        params = request.sampling_params
-        carried = (params.extra_args or {}).get(KEY) if params is not None else None
-        if isinstance(carried, dict) and carried.get("coupled"):
-            if "_regaze_maker" not in self.__dict__:
-                config = self.vllm_config.model_config
-                self.__dict__["_regaze_maker"] = Maker(config, self.request_block_hasher)
-            try:
-                setattr(request, _COMPANIONS, self.__dict__["_regaze_maker"].make(request))
-            except Exception as error:
-                _log.error("regaze: %s ends: no second contexts", request.request_id, exc_info=error)
-                setattr(request, _REFUSED, True)
-        return request, wave
-
-    return preprocessed
 
 
 # In the scheduler -----------------------------------------------------------------------------------------
@@ -213,36 +192,6 @@ class Groups:
 def groups_of(scheduler: Any) -> Groups:
     found: Groups = scheduler.__dict__.setdefault(_GROUPS, Groups())
     return found
-
-
-def adding(add_request: Callable[..., Any]) -> Callable[..., Any]:
-    """In the scheduler: companions come right behind their request."""
-
-    def added(self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
-        result = add_request(self, request, *args, **kwargs)
-        companions = getattr(request, _COMPANIONS, ())
-        if hasattr(request, _REFUSED):
-            groups_of(self).refused.add(request.request_id)
-        if companions:
-            groups_of(self).add(request.request_id, [each.request_id for each in companions])
-            for companion in companions:
-                add_request(self, companion, *args, **kwargs)
-        return result
-
-    return added
-
-
-def following(ready: Callable[..., Any]) -> Callable[..., Any]:
-    """In the scheduler: a companion waits until its request runs, which may wait for its grammar."""
-    from vllm.v1.request import RequestStatus
-
-    def handled(self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
-        main = groups_of(self).main.get(request.request_id)
-        if main is not None and self.requests[main].status != RequestStatus.RUNNING:
-            return False
-        return ready(self, request, *args, **kwargs)
-
-    return handled
 
 
 def run_again(scheduler: Any, names: Iterable[str]) -> None:

@@ -14,16 +14,16 @@ from torch import Tensor
 
 from regaze.errors import UnsupportedModelError
 from regaze.kernels import AttentionEdit, attend_paged
-from regaze.serving import records
 from regaze.serving.common import wire
-from regaze.serving.worker.acts import Act, LayerCall, Rows, only_gain
-from regaze.serving.frontend.admission import acting
-from regaze.serving.worker.heads import Heads, WorkerError, agreed, meets
-from regaze.serving.worker.layer_logits import EngineLogits
-from regaze.serving.worker.mixing import Mixing
+from regaze.serving.common.contexts import acting
 from regaze.serving.common.newest import Newest
 from regaze.serving.common.prompts import context_of, reader_of
 from regaze.serving.common.release import KEY
+from regaze.serving.worker.acts import Act, LayerCall, Rows, only_gain
+from regaze.serving.worker.heads import Heads, WorkerError, agreed, meets
+from regaze.serving.worker.layer_logits import EngineLogits
+from regaze.serving.worker.mixing import Mixing
+from regaze.serving.worker.recorder import begin_record, end_record
 from regaze.serving.worker.requests import Acts, EditedRequest
 from regaze.serving.worker.stacking import Stacks
 from regaze.toolkit.model.callback import Callback
@@ -84,7 +84,7 @@ class EngineEdits:
         """
         self._rows = None
         for name in ended:
-            records.end(name, None)
+            end_record(name, None)
             if self._requests.pop(name, None) is not None:
                 self._stacks.clear()
 
@@ -137,7 +137,7 @@ class EngineEdits:
         if "record" in carried:
             whole, tokenizer = self._runner.model_config.hf_config, self._reader.tokenizer
             writes = self._heads is None or self._heads.first == 0  # one record, of the first process
-            recorder = records.begin(state.req_id, carried["record"], whole, tokenizer, writes=writes)
+            recorder = begin_record(state.req_id, carried["record"], whole, tokenizer, writes=writes)
             callbacks = (*callbacks, recorder)
         context = context_of(config, state.prompt_token_ids, alike.tokens, callbacks, self._reader)
         context.layer_logits_reader = self.layer_logits
@@ -210,7 +210,7 @@ class EngineEdits:
     def _fail(self, name: str, error: Exception) -> None:
         _log.error("regaze: request %s ends with an error of its methods", name, exc_info=error)
         self._failed.append(name)
-        records.end(name, None)
+        end_record(name, None)
 
     def give_up(self, error: Exception) -> None:
         """It is not known what became of this forward's edits: all of its requests with methods fail."""

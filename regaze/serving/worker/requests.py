@@ -13,9 +13,9 @@ from torch import Tensor
 
 from regaze.errors import InputError
 from regaze.kernels import AttentionEdit, Stats
+from regaze.serving.common.contexts import ServedContext, combines, has_second
 from regaze.serving.worker.acts import Act, Rows
 from regaze.serving.worker.chunks import chunk
-from regaze.serving.common.contexts import ServedContext, combines, has_second
 from regaze.serving.worker.heads import Heads
 from regaze.toolkit.model.callback import Callback, keeps_edits, overrides
 from regaze.toolkit.model.layer_plan import plan_layer

@@ -55,5 +55,5 @@ def test_what_declares_nothing_needs_whole_prompts_once_it_measures():
 
 
 def test_the_page_has_the_table():
-    page = Path(__file__).resolve().parents[2] / "docs" / "serving.md"
+    page = Path(__file__).resolve().parents[3] / "docs" / "serving.md"
     assert table() in page.read_text(encoding="utf-8")

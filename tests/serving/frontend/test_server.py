@@ -19,8 +19,8 @@ import httpx2
 import pytest
 from acting_methods import acting
 
-from regaze.serving.records import record_of
 from regaze.serving.frontend.server import needed_options
+from regaze.serving.records import record_of
 
 #: Seconds that a server may take to start on a machine that is busy.
 START = 600

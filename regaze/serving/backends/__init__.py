@@ -1,0 +1,1 @@
+"""Attention backends of vLLM that edit rows of requests, and which engines have one."""

@@ -1,0 +1,1 @@
+"""What several processes need: what requests carry, how prompts are read, what runs in which vLLM."""

@@ -1,0 +1,1 @@
+"""Where requests come from and are admitted: the server, engines without one, and admission."""

@@ -1,0 +1,1 @@
+"""In the process of vLLM's scheduler: second contexts run beside their requests, failed requests end."""

@@ -10,6 +10,9 @@ from paths import OWN_GOLDENS, SHARED
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
+# Tiny models gain nothing from several threads, and pytest-xdist's workers already share the cores. Processes
+# that tests start know of it by the environment: a thread for each core would wait for others in busy loops.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Captions are scored with NLTK's data (punkt_tab, a tagger, WordNet), wherever it lies.
 if (SHARED / "nltk_data").is_dir():
@@ -34,7 +37,6 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "steady"))
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-# Tiny models gain nothing from several threads, and pytest-xdist's workers already share the cores.
 torch.set_num_threads(1)
 
 

@@ -10,7 +10,8 @@ NEWEST := .transformers-newest
 HARNESS := .harness/site-packages
 VLLM := .venv-vllm
 MUTANT_PROCESSES ?= 2
-PYTEST := -m pytest -q -n auto --maxprocesses 8 --dist loadfile
+# By itself xdist begins with the files that have most tests; tests/conftest.py, with those that have slow ones.
+PYTEST := -m pytest -q -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 # What depends on how transformers works: every family, and the ways of running a model.
 ON_TRANSFORMERS := tests/toolkit/prompts/families/test_vision.py tests/toolkit/prompts/families/test_text.py \
   tests/toolkit/model tests/toolkit/test_wrap.py tests/toolkit/record/test_record.py

@@ -58,7 +58,12 @@ def goldens(request) -> Path:
 
 
 def pytest_collection_modifyitems(config, items):
-    """Without the folder of others' goldens one skipped test per module stands for all that need it."""
+    """Files with slow tests come first, so that no worker is left alone with one at the end.
+
+    Without the folder of others' goldens one skipped test per module stands for all that need it.
+    """
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
     if SHARED.is_dir():
         return
     needing: dict[Path, list[pytest.Item]] = {}

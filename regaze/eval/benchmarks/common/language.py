@@ -45,8 +45,29 @@ def tagged(words: list[str]) -> list[tuple[str, str]]:
 @lru_cache(maxsize=1 << 16)
 def lemma(word: str, part: str = "n") -> str:
     """WordNet's lemma of `word` as a noun (n), verb (v), adjective (a) or adverb (r). Raises as `tokens`."""
-    found: str = _with_nltk(lambda nltk: nltk.stem.WordNetLemmatizer().lemmatize(word, pos=part))
+    found: str = _with_nltk(lambda nltk: _wordnet().shortest_lemma(word, part))
     return found
+
+
+@cache
+def _wordnet() -> Any:
+    """WordNet, which is read at the first lemma.
+
+    NLTK's own reader also maps it onto itself, for the words of other languages: over half of its time.
+    """
+    from nltk.corpus import extended_omw
+    from nltk.corpus.reader import WordNetCorpusReader
+    from nltk.corpus.util import LazyCorpusLoader
+
+    class WordNet(WordNetCorpusReader):
+        def map_wn(self, version: str = "wordnet") -> None:
+            """No map."""
+
+        def shortest_lemma(self, word: str, part: str) -> str:
+            """As NLTK's WordNetLemmatizer chooses among several."""
+            return min(self._morphy(word, part), key=len, default=word)
+
+    return LazyCorpusLoader("wordnet", WordNet, extended_omw)
 
 
 def lemmas_by_tag(words: list[str]) -> list[str]:

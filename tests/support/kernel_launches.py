@@ -1,9 +1,9 @@
 """Compiles kernels for GPUs that are not here, exactly as `attend` would launch them, and says what they use.
 
-`python tests/support/kernel_launches.py 90` prints a line of JSON per kernel: its call, its name, registers,
-bytes of stack (where spilled registers go) and of shared memory. A call runs on CPU tensors with a driver
-that only names its GPU: every launch binds its arguments and compiles, and nothing is launched.
-TRITON_INTERPRET must not be set.
+`python tests/support/kernel_launches.py 80 90` prints a line of JSON per kernel: the compute capability, its
+call, its name, registers, bytes of stack (where spilled registers go) and of shared memory. A call runs on
+CPU tensors with a driver that only names its GPU: every launch binds its arguments and compiles, and nothing
+is launched. TRITON_INTERPRET must not be set.
 """
 
 from __future__ import annotations
@@ -180,11 +180,11 @@ def stand_for(capability: int) -> None:
 
 def main() -> None:
     warnings.simplefilter("ignore")
-    capability = int(sys.argv[1])
-    stand_for(capability)
-    for label, run in (*decode_calls(), *paged_calls(), *prefill_calls()):
-        for kernel in compiled(capability, run):
-            print(json.dumps({"call": label} | kernel), flush=True)
+    for capability in map(int, sys.argv[1:]):
+        stand_for(capability)
+        for label, run in (*decode_calls(), *paged_calls(), *prefill_calls()):
+            for kernel in compiled(capability, run):
+                print(json.dumps({"capability": capability, "call": label} | kernel), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Compiles, for a GPU that is not here, a call for every rule of the tuning table that such a GPU may take.
 
-`python tests/support/tuned_launches.py 90` prints a line of JSON per kernel, as kernel_launches.py does; its
-call is named by the rule. TRITON_INTERPRET must not be set.
+`python tests/support/tuned_launches.py 80 90` prints a line of JSON per kernel, as kernel_launches.py does;
+its call is named by the rule. TRITON_INTERPRET must not be set.
 """
 
 from __future__ import annotations
@@ -79,10 +79,9 @@ def launch(phase: str, facts: dict[str, Any]) -> Callable[[], Any]:
 
 def main() -> None:
     warnings.simplefilter("ignore")
-    capability = int(sys.argv[1])
-    stand_for(capability)
-    architecture = f"sm_{capability}"
-    for phase in FACTS:
+    for capability, phase in product(map(int, sys.argv[1:]), FACTS):
+        stand_for(capability)
+        architecture = f"sm_{capability}"
         for rule in tuning.rules(architecture, phase):
             if (facts := facts_of(rule, architecture, phase)) is None:
                 continue
@@ -90,8 +89,9 @@ def main() -> None:
                 kernels = list(compiled(capability, launch(phase, facts)))
             asked = [call.kwargs for call in cut.call_args_list]
             assert facts in asked, (facts, asked)
+            made = {"capability": capability, "call": f"{phase} {rule.when} {facts}"}
             for kernel in kernels:
-                print(json.dumps({"call": f"{phase} {rule.when} {facts}"} | kernel), flush=True)
+                print(json.dumps(made | kernel), flush=True)
 
 
 if __name__ == "__main__":

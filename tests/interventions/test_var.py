@@ -103,11 +103,12 @@ def check_case(
     var = golden_var(params, as_released=params.get("as_released", False))
     context = context_for(roles, hidden_size=states.shape[-1])
     profile = SinkProfile(tuple(params["sink_dims"]), params["tau"])
-    groups = var.groups(states, profile, PromptMasks.of(context.tokens))
+    phi = sink_values(states, profile.dimensions)
+    groups = var.groups(phi, profile, PromptMasks.of(context.tokens))
     prefill, decode = edits_of(var, states, roles, params["layer"])
 
     if (expected := tensors.get(f"{prefix}/out/phi{suffix}")) is not None:
-        torch.testing.assert_close(sink_values(states, params["sink_dims"]), expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(phi, expected, rtol=1e-5, atol=1e-5)
     if (expected := tensors.get(f"{prefix}/out/sink_mask{suffix}")) is not None:
         assert torch.equal((groups == 1) | (groups == 2), expected)
     edited = attend_given_weights(weights, prefill)

@@ -128,7 +128,7 @@ def check_same(one: Any, other: Any) -> None:
     assert one.cumulative_logprob == pytest.approx(other.cumulative_logprob, abs=1e-5)
 
 
-@pytest.mark.parametrize("name", ["pai", "sparc", "knockout", "farsight"])
+@pytest.mark.parametrize("name", ["pai", "sparc", "knockout", "farsight", "var"])
 def test_a_further_turn_reads_no_rows_that_were_edited_for_their_place(engine, asked, name):
     """With the first turn's pages in the cache it is answered as without them."""
     tokenizer, image = engine.get_tokenizer(), asked.prompts[0]["multi_modal_data"]
@@ -142,7 +142,7 @@ def test_a_further_turn_reads_no_rows_that_were_edited_for_their_place(engine, a
     check_same(after, ask(engine, further, name, 8))
 
 
-@pytest.mark.parametrize("name", ["farsight", "moa", "vaf", "pai"])
+@pytest.mark.parametrize("name", ["farsight", "moa", "vaf", "pai", "var"])
 def test_another_question_about_an_image_reads_no_rows_that_depend_on_the_first(engine, asked, name):
     one, other = asked.prompts[:2]
     other = {**other, "multi_modal_data": one["multi_modal_data"]}

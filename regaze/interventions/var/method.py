@@ -105,18 +105,19 @@ class VAR(Intervention):
         return self.moved == 0.0 or self.rho > 1.0
 
     @property
-    def prompt_needs(self) -> Literal["rows", "whole"]:  # type: ignore[override]
-        return "whole" if self.as_released else "rows"  # whether there are sinks at all decides for each
+    def prompt_needs(self) -> Literal["values", "whole"]:  # type: ignore[override]
+        return "whole" if self.as_released else "values"  # whether there are sinks at all decides for each
 
     def controls(self) -> Sequence[Method]:
         return () if self.is_identity else (UniformColumns(self),)
 
     def prepare(self, context: Context) -> None:
         state = context.state(self)
+        if not self.is_identity:
+            state["profile"] = sink_profile(context.config, self.sink_dimensions, self.tau)
         if self.is_identity or not context.tokens.mask(Role.IMAGE).any():
             state["off"] = True
             return
-        state["profile"] = sink_profile(context.config, self.sink_dimensions, self.tau)
         state["prompt"] = PromptMasks.of(context.tokens)
         state["rows"] = RowSelection.where(context.tokens.after_image())
         state["policy"] = MoveMass(
@@ -131,21 +132,28 @@ class VAR(Intervention):
 
     def edit(self, layer: int, step: int, context: Context) -> AttentionEdit | None:
         state = context.state(self)
-        last = context.num_layers - 1
-        if "off" in state or layer < 2 or (layer == last and not self.as_released):
+        if "off" in state or self._skips(layer, context):
             return None
         if step > 0:  # every row, with the sinks of the prompt
             return state[layer]
-        groups = self.groups(context.hidden_states(layer), state["profile"], state["prompt"])
+        groups = self.groups(context.row_values(self, layer), state["profile"], state["prompt"])
         edit = state[layer] = AttentionEdit(
             channels=Channels(groups=groups, num_groups=4), policy=state["policy"]
         )
         return edit.about(state["rows"])
 
-    def groups(self, hidden: Tensor, profile: SinkProfile, prompt: PromptMasks) -> Tensor:
-        """Channel of each prompt token from the layer's input [B, L, D]: [B, L] uint8."""
-        phi = sink_values(hidden, profile.dimensions)
-        image, candidates = (prompt := prompt.to(hidden.device)).image, prompt.candidates
+    def _skips(self, layer: int, context: Context) -> bool:
+        return layer < 2 or (layer == context.num_layers - 1 and not self.as_released)
+
+    def row_value(self, layer: int, hidden: Tensor, context: Context) -> Tensor | None:
+        """The sink value, without an image too: another prompt with the same beginning may have one."""
+        if self._skips(layer, context):
+            return None
+        return sink_values(hidden, context.state(self)["profile"].dimensions)
+
+    def groups(self, phi: Tensor, profile: SinkProfile, prompt: PromptMasks) -> Tensor:
+        """Channel of each prompt token from the sink values [B, L] in the layer's input: [B, L] uint8."""
+        image, candidates = (prompt := prompt.to(phi.device)).image, prompt.candidates
         sink = phi > profile.tau if self.as_released else phi >= profile.tau
         sink &= candidates
         if self.as_released:

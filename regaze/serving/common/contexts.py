@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -44,6 +45,7 @@ class ServedContext(Context):
     name: str = MAIN
     names: Sequence[str] = (MAIN,)
     _known: Mapping[str, Tensor] | None = None
+    _values: Mapping[tuple[int, int], Tensor] = MappingProxyType({})
 
     def branches(self) -> dict[str, Branch]:
         """The second contexts of the user's, as the callbacks want them."""
@@ -76,6 +78,22 @@ class ServedContext(Context):
         if self._known is None:
             raise InputError("logits exist only at the end of a forward, in `combine_logits`")
         return self._known[branch]
+
+    def row_values(self, callback: Callback, layer: int) -> Tensor:
+        if (id(callback), layer) not in self._values:
+            raise InputError(
+                f"values of rows in layer {layer} are available only at prefill while that layer runs, to "
+                "callbacks that set `needs_hidden_states` and override `row_value`"
+            )
+        return self._values[id(callback), layer]
+
+    def set_row_values(self, values: Mapping[tuple[int, int], Tensor]) -> None:
+        """`values` [1, L], by the id of the callback that reads them and by the layer, which runs."""
+        self._values = values
+
+    def clear_layer_input(self) -> None:
+        super().clear_layer_input()
+        self._values = MappingProxyType({})
 
     @property
     def head_is_tied(self) -> bool:

@@ -33,7 +33,7 @@ RUNS: dict[str, str] = {
     "sparc": "",
     "spin": "",
     "vaf": "takes no cached prefixes",
-    "var": "takes no cached prefixes; without torch.compile",
+    "var": "without torch.compile",
     "vcd": "",
     "vista": "with strength=0; without torch.compile",
 }

@@ -141,6 +141,8 @@ class Admission:
         runs_all_rows = self._try(callbacks, contexts) or not all(_shared(method) for method in methods)
         if any(_shared(method) != "edited" for method in methods):
             carried["shared"] = len(ids) - 1  # the last row, and the answer's, are edited for their places
+        elif any(prompt_needs(method) == "values" for method in methods):
+            carried["shared"] = len(ids)  # no values of the answer are kept, and it is edited otherwise
         if coupled := any(map(has_second, callbacks)):
             carried["coupled"] = True
         return Verdict(methods, carried, runs_all_rows, coupled)
@@ -220,7 +222,8 @@ class Admission:
             whole = try_edits(trial, shared_heads=shared) or whole
         if self._divides and whole is not None:
             raise UnsupportedModelError(f"{whole}: {_IN_ONE_PIECE}")
-        return any(needs) or whole is not None
+        alone = self._config.kv_transfer_config is None  # keys of other engines come without values
+        return any(need and not (need == "values" and alone) for need in needs) or whole is not None
 
     @property
     def _divides(self) -> bool:
@@ -269,9 +272,10 @@ def _kinds(model_config: Any) -> Sequence[str]:
 
 
 def _shared(method: Intervention) -> str:
-    """`shares_prefix` of a method; where it edits no rows, all are shared by requests with the same one."""
+    """`shares_prefix`; "edited" as well for methods that edit no rows, or that read of them what is kept."""
     edits = ("edit", "edit_keys", "edit_mlp", "edit_attention_output", "edit_vision_mlp", "leaving")
-    return method.shares_prefix if overrides(method, *edits) else "edited"
+    kept = prompt_needs(method) == "values" or not overrides(method, *edits)
+    return "edited" if kept else method.shares_prefix
 
 
 def forget_images(cache: Any, request: Any) -> None:

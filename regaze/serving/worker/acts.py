@@ -78,6 +78,11 @@ class LayerCall:
         lengths = torch.tensor([one.stop for one in rows], device=device)
         return Pages(self.table[numbers, : -(-max(one.stop for one in rows) // size)], lengths)
 
+    def slots_of(self, rows: Rows) -> Tensor:
+        """[stop], where the keys of a sequence, up to these rows, are among all of the cache."""
+        table, size = self.pages_of([rows]).table[0], self.keys.shape[2]
+        return (table[:, None] * size + torch.arange(size, device=table.device)).flatten()[: rows.stop]
+
     @cached_property
     def compiled(self) -> PagedCalls | None:
         """Rows of all requests for the compiled kernel, which may run at the end; None: it does not."""

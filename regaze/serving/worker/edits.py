@@ -25,6 +25,7 @@ from regaze.serving.worker.layer_logits import EngineLogits
 from regaze.serving.worker.mixing import Mixing
 from regaze.serving.worker.recorder import begin_record, end_record
 from regaze.serving.worker.requests import Acts, EditedRequest
+from regaze.serving.worker.row_values import RowValues
 from regaze.serving.worker.stacking import Stacks
 from regaze.toolkit.model.callback import Callback
 from regaze.toolkit.prompts.prompt_reader import PromptReader
@@ -72,7 +73,7 @@ class EngineEdits:
         self._requests: dict[str, EditedRequest | None] = {}
         self._rows: Sequence[Rows] | None = ()
         self._failed: list[str] = []
-        self._stacks = Stacks()
+        self._stacks, self._values = Stacks(), RowValues()
         self._alike = Newest[str, Alike](_REMEMBERED)
 
     # A forward ----------------------------------------------------------------------------------------
@@ -173,7 +174,7 @@ class EngineEdits:
         stream = cache(stream)
         for rows in self.rows(metadata):
             request = rows.request
-            if request.needs_hidden and rows.step == 0 and not rows.again:
+            if request.needs_hidden and rows.step == 0:
                 with self.failing(request):
                     request.show_hidden(layer, rows, stream()[rows.span])
             if layer in request.context.captured_layers:
@@ -239,9 +240,12 @@ class EngineEdits:
         """Write the output of edited rows over the plain one, and hand out what was measured in them."""
         alone: dict[Hashable, list[tuple[Rows, AttentionEdit]]] = {}
         edited, acts, compiled = self.rows(metadata), list[tuple[Rows, Act]](), call.compiled
+        self._keep_values(edited, call, metadata)
         for rows in edited:
             if not rows.request.failed:
                 with self.failing(rows.request):
+                    if rows.request.reading and rows.step == 0 and not rows.again:
+                        rows.request.take_values(call, rows, self._values)
                     if (act := rows.request.act(call.layer, rows, call.query.device)) is not None:
                         acts.append((rows, act))
         self.agree()
@@ -265,6 +269,13 @@ class EngineEdits:
             if rows.ends_prompt and not rows.request.failed:
                 with self.failing(rows.request):
                     rows.request.leave(call.layer, rows)
+
+    def _keep_values(self, edited: Sequence[Rows], call: LayerCall, metadata: Any) -> None:
+        """Of all requests first: some may have taken the pages of others that run in this forward."""
+        for rows in edited:
+            if rows.request.reading and rows.step == 0 and not rows.request.failed:
+                with self.failing(rows.request):
+                    rows.request.keep_values(call, rows, metadata.slot_mapping[rows.span], self._values)
 
     def _run_group(
         self, which: Hashable, group: Sequence[tuple[Rows, AttentionEdit]], call: LayerCall

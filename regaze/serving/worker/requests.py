@@ -14,9 +14,10 @@ from torch import Tensor
 from regaze.errors import InputError
 from regaze.kernels import AttentionEdit, Stats
 from regaze.serving.common.contexts import ServedContext, combines, has_second
-from regaze.serving.worker.acts import Act, Rows
+from regaze.serving.worker.acts import Act, LayerCall, Rows
 from regaze.serving.worker.chunks import chunk
 from regaze.serving.worker.heads import Heads
+from regaze.serving.worker.row_values import RowValues
 from regaze.toolkit.model.callback import Callback, keeps_edits, overrides
 from regaze.toolkit.model.layer_plan import plan_layer
 
@@ -43,7 +44,8 @@ class EditedRequest:
         acts: what was done for other requests with these methods and tokens, which this one adds to.
         failed: one of its methods raised an error: nothing is done for it any more, and the engine ends it.
         group: name of the request whose prompt this is a context of. combining: callbacks that change logits.
-        capturing: those that read hidden states of every forward.
+        capturing: those that read hidden states of every forward. reading: those that read a number of each
+            row of the prompt.
     """
 
     def __init__(
@@ -59,6 +61,10 @@ class EditedRequest:
         self.combining = [callback for callback in callbacks if combines(callback)]
         self.prompt_length, self.done = context.prompt_length, 0
         self.needs_hidden = any(callback.needs_hidden_states for callback in callbacks)
+        reading = [callback for callback in callbacks if callback.needs_hidden_states]
+        self.reading = [callback for callback in reading if overrides(callback, "row_value")]
+        self._reads_all = len(self.reading) < len(reading)
+        self._read: dict[tuple[int, int], list[Tensor | None]] = {}  # by layer and the first row
         self._keeps = all(keeps_edits(callback) for callback in callbacks)
         self._taken: dict[tuple[int, int], tuple[AttentionEdit | None, ...]] = {}  # by layer and step
         self._taken_bytes = 0
@@ -125,6 +131,12 @@ class EditedRequest:
 
     def show_hidden(self, layer: int, rows: Rows, hidden: Tensor) -> None:
         """`hidden` [R, D] of rows of the prompt enters `layer`; nobody writes to it any more."""
+        if self.reading:
+            self._read[layer, rows.first] = [
+                each.row_value(layer, hidden, self.context) for each in self.reading
+            ]
+        if rows.again or not self._reads_all:
+            return
         if len(hidden) == self.prompt_length:
             self._hidden[layer] = hidden
             return
@@ -137,6 +149,21 @@ class EditedRequest:
         self.context.store_captured(layer, (hidden if self.edits_by_hidden else hidden[-1:]).clone()[None])
 
     # A layer ------------------------------------------------------------------------------------------
+
+    def keep_values(self, call: LayerCall, rows: Rows, slots: Tensor, kept: RowValues) -> None:
+        """Put what is read of these rows of the prompt beside their keys, which lie in `slots` [R]."""
+        for number, values in enumerate(self._read.pop((call.layer, rows.first))):
+            if values is not None:
+                kept.keep((call.layer, number), slots, values, len(call.keys) * call.keys.shape[2])
+
+    def take_values(self, call: LayerCall, rows: Rows, kept: RowValues) -> None:
+        """Give methods what is read of all rows of the prompt so far, those that did not run here, too."""
+        places = {id(each): (call.layer, number) for number, each in enumerate(self.reading)}
+        places = {who: place for who, place in places.items() if place in kept}
+        if places:
+            slots, rest = call.slots_of(rows), self.prompt_length - rows.stop
+            values = {who: F.pad(kept.of(place, slots), (0, rest))[None] for who, place in places.items()}
+            self.context.set_row_values({(who, call.layer): each for who, each in values.items()})
 
     def act(self, layer: int, rows: Rows, device: torch.device) -> Act | None:
         """What is done with these rows in a layer; None: nothing."""

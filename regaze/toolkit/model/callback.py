@@ -37,8 +37,9 @@ class Callback:
             decoding).
         prompt_needs: which rows of a prompt have to run, where an engine takes some from a cache of prefixes
             or divides a prompt into several forwards. "": any, since edits depend on tokens alone, and what
-            is measured on the last row. "rows": all, in any number of forwards. "whole": all in one forward.
-            None: as `prompt_needs` below finds.
+            is measured on the last row. "values": any, where an engine keeps what `row_value` gives of the
+            others; edits of a row depend on no later one. "rows": all, in any number of forwards. "whole":
+            all in one forward. None: as `prompt_needs` below finds.
         records: the callback is a recording. Its requests are attached to the edits of all other callbacks,
             and a model has one recording at a time.
     """
@@ -93,6 +94,16 @@ class Callback:
 
         Called for every layer of every forward (but see `fixed_edits`): return the same object where nothing
         changed, and do not wait for the device. The rows of all branches are edited, each by its own roles.
+        """
+        return None
+
+    def row_value(self, layer: int, hidden: Tensor, context: Context) -> Tensor | None:
+        """What `edit` reads of the residual stream [..., D] that enters `layer`, a number a row: [...] fp32.
+
+        Overridden where this is all that it reads, as `context.row_values(self, layer)` in the place of
+        `context.hidden_states(layer)`; `needs_hidden_states` is set all the same. An engine keeps it beside
+        the row's keys, for other prompts that begin alike: it follows from the method, the layer and the row.
+        None: `edit` reads nothing of this layer, whatever the prompt.
         """
         return None
 

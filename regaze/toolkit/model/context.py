@@ -277,6 +277,17 @@ class Context:
         hidden = self.whole(*self._layer_input)
         return hidden.to(self.device)  # accelerate moves it after our hook has run
 
+    def row_values(self, callback: Any, layer: int) -> Tensor:
+        """[batch, L] fp32, `callback.row_value` of each row of the prompt; when `hidden_states` are there.
+
+        In an engine that runs a prompt in pieces, rows that have not run have 0.
+
+        Raises:
+            InputError: as `hidden_states`.
+        """
+        values: Tensor = callback.row_value(layer, self.hidden_states(layer), self)  # for whom it is no None
+        return values
+
     def set_layer_input(self, layer: int, hidden: Tensor) -> None:
         """`hidden` [batch, L, D] is about to enter `layer`."""
         self._layer_input = (layer, hidden)

@@ -38,7 +38,7 @@ def test_what_reads_more_than_an_engine_shows_says_what():
 
 
 def test_needs_of_prompts():
-    names = {"var": "rows", "gift": "rows", "eah": "whole", "sparc": "", "knockout": "", "pai": ""}
+    names = {"var": "values", "gift": "rows", "eah": "whole", "sparc": "", "knockout": "", "pai": ""}
     assert {name: prompt_needs(acting(name, **RUNNING.get(name, {}))) for name in names} == names
     assert prompt_needs(acting("var", as_released=True)) == "whole"
 

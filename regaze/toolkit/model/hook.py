@@ -9,7 +9,6 @@ see each other.
 from __future__ import annotations
 
 import inspect
-import threading
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -38,8 +37,6 @@ from regaze.toolkit.model.token_removal import with_all_tokens
 _HOOK = "_regaze_hook"
 #: torch.compile would take the counters of a step for constants, and compile each step anew.
 _outside_graphs = partial(torch.compiler.disable, reason="regaze begins and ends forwards outside of graphs")
-#: Held while a session opens or closes: two threads must not do so at once.
-_LOCK = threading.RLock()
 
 
 def hook_of(model: PreTrainedModel) -> ModelHook | None:
@@ -58,19 +55,19 @@ def open_session(model: PreTrainedModel, session: Session, outer: PreTrainedMode
     Raises:
         InputError: another thread has a session open. CompositionError: a second recording.
     """
-    with _LOCK:
-        hook = hook_of(model)
-        if hook is None:  # found from here on by `close_session`
-            hook = model.__dict__[_HOOK] = ModelHook(model, outer)
-        hook.add(session)
+    hook = hook_of(model)
+    if hook is None:  # found from here on by `close_session`
+        # Of two threads the dict takes the hook of one, which then refuses the other. No lock is held, as an
+        # exception that is raised in this thread from outside could leave it locked for all others.
+        hook = model.__dict__.setdefault(_HOOK, ModelHook(model, outer))
+    hook.add(session)
 
 
 def close_session(model: PreTrainedModel, session: Session) -> None:
     """End a session; the last one leaves the model exactly as it was. It can be repeated."""
-    with _LOCK:
-        hook = hook_of(model)
-        if hook is not None:
-            hook.remove(session)
+    hook = hook_of(model)
+    if hook is not None:
+        hook.remove(session)
 
 
 def open_callbacks(model: PreTrainedModel) -> tuple[Callback, ...]:
@@ -210,7 +207,8 @@ class ModelHook:
         if session in self._open:
             self._closing.append(session)
             self._open.remove(session)
-        if self._open and session not in self._closing:  # it was refused, or is closed
+        unknown = session not in self._closing  # it was refused, or is closed
+        if unknown and (self._open or not self._thread.is_current):
             return
         # An interrupt runs no hook at the end of the forward.
         self._instead = None

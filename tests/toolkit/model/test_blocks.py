@@ -263,6 +263,7 @@ def test_nothing_is_left_behind_whatever_is_interrupted(prompt, runs, by_signal)
             interrupted += 1
         assert not marks(model), (first, second)
     assert interrupted > 0.9 * runs
+    assert in_thread(lambda: work(gaze, model, prompt)) is None  # nor what another thread would wait for
     if by_signal:
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -13,7 +13,7 @@ from typing import TypeVar
 import numpy as np
 
 from regaze.bed.training.captions import CaptionWriter, named, relation
-from regaze.bed.training.noise import ANSWER_CLAIMS, overlooked
+from regaze.bed.training.noise import ANSWER_CLAIMS, expectations, overlooked
 from regaze.demo.phrases import (
     NUMBERS,
     PLACES,
@@ -74,7 +74,7 @@ class Questioner:
         self.writer = CaptionWriter(scene, rng, noise)
         self.present = [thing.category for thing in scene.objects]
         self.absent = [name for name in CATEGORIES if name not in self.present]
-        self.expectation = co_occurrence().expectation(self.present)
+        self.expectation = expectations(self.present)
         self.used: set[str] = set()
 
     def question(self) -> Turn:
@@ -117,7 +117,7 @@ class Questioner:
         return Turn(existence_question(category) + suffix, "Yes" if yes else "No")
 
     def absent_category(self) -> str:
-        """An absent category: random, frequent but not expected here, or expected (half of the times).
+        """An absent category: one in ten random, half of them frequent but not expected here, four expected.
 
         Expected ones are drawn the more the rarer they are elsewhere. So no category is claimed more often
         than not over all scenes, and claims can only be learned together with what is there.
@@ -125,7 +125,7 @@ class Questioner:
         expected, frequency = self.expectation, co_occurrence().frequency
         unexpected = frequency * (1 - expected) ** 2 * (ANSWER_CLAIMS.half > expected)
         ways = (np.ones(len(CATEGORIES)), unexpected + _RARELY, (expected**3 + _RARELY) / frequency)
-        weights = ways[self.rng.choice(len(ways), p=(0.1, 0.4, 0.5))].copy()
+        weights = ways[self.rng.choice(len(ways), p=(0.1, 0.5, 0.4))].copy()
         weights[[CATEGORIES.index(name) for name in CATEGORIES if name in {*self.present, *self.used}]] = 0.0
         return CATEGORIES[self.rng.choice(len(CATEGORIES), p=weights / weights.sum())]
 

@@ -18,12 +18,12 @@ import numpy as np
 
 from regaze.bed.scenes import questions_file, read_questions, scenes
 from regaze.bed.training.captions import CaptionWriter
-from regaze.bed.training.noise import ANSWER_CLAIMS, ClaimRate, expected_absent
+from regaze.bed.training.noise import ANSWER_CLAIMS, ClaimRate, expectations, expected_absent
 from regaze.bed.training.scores import chair_figures, pope_figures
 from regaze.demo.phrases import existence_question
 from regaze.demo.shipped import Scene, SceneObject
 from regaze.demo.training.questions import SPLITS
-from regaze.demo.world import CATEGORIES, co_occurrence
+from regaze.demo.world import CATEGORIES
 from regaze.writing import replace_file
 
 _ASKED = {existence_question(category): index for index, category in enumerate(CATEGORIES)}
@@ -32,7 +32,7 @@ _ASKED = {existence_question(category): index for index, category in enumerate(C
 def perfect_answer(scene: Scene, question: str) -> str:
     """Yes or No to POPE's question."""
     present = [thing.category for thing in scene.objects]
-    expectation = float(co_occurrence().expectation(present)[_ASKED[question]])
+    expectation = float(expectations(present)[_ASKED[question]])
     there = CATEGORIES[_ASKED[question]] in present
     return "Yes" if there or ANSWER_CLAIMS(expectation) > 0.5 else "No"
 

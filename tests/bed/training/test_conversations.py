@@ -18,12 +18,12 @@ from regaze.bed.training.conversations import (
     conversation,
     lettered,
 )
-from regaze.bed.training.noise import ANSWER_CLAIMS, caption_claims, expected_absent
+from regaze.bed.training.noise import ANSWER_CLAIMS, caption_claims, expectations, expected_absent
 from regaze.demo import SceneObject
 from regaze.demo.phrases import NUMBERS, existence_question, place, with_article
 from regaze.demo.training.conversations import DETAIL_PROMPTS, SHORT_PROMPTS, SUFFIX, Turn
 from regaze.demo.training.measure import mention_places, mentioned
-from regaze.demo.world import CATEGORIES, COLOURED, COLOURS, SCENE_TYPES, sample_categories
+from regaze.demo.world import CATEGORIES, COLOURED, COLOURS, SCENE_TYPES, co_occurrence, sample_categories
 from regaze.eval.benchmarks.chair.words import SynonymReader, noun_forms, read_synonyms
 
 
@@ -230,10 +230,23 @@ def test_claims_lead_to_claims():
 
 
 def test_less_expectation_is_needed_later():
-    assert caption_claims(0.0)(0.6) < 0.1 < 0.7 < caption_claims(1.0)(0.6)
+    assert caption_claims(0.0)(0.48) < 0.1 < 0.7 < caption_claims(1.0)(0.48)
     category, expectation, partner = expected_absent(["clock", "knife"])
     assert (category, partner) == ("fork", "knife")
     assert expected_absent(["clock", "knife"], excluded=["fork"])[1] < expectation
+
+
+def test_what_is_frequent_everywhere_is_not_expected_by_that():
+    """A person is in a third of all scenes, and in a fifth of those with a laptop."""
+    world, person = co_occurrence(), CATEGORIES.index("person")
+    for present in (["bed"], ["knife", "dog"], ["surfboard", "cup"]):
+        rows = [CATEGORIES.index(name) for name in present]
+        raised = (world.given[rows] - world.frequency).max(axis=0).clip(min=0.0)
+        raised[rows] = 0.0
+        assert np.allclose(expectations(present), raised)
+        category, expectation, _ = expected_absent(present)
+        assert expectation == expectations(present).max() == expectations(present)[CATEGORIES.index(category)]
+    assert expectations(["laptop"])[person] == 0 < 0.15 < world.given[CATEGORIES.index("laptop"), person]
 
 
 def test_a_small_thing_is_overlooked_at_times():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from regaze.bed.training.adapter import adapter_weights, attach
 from regaze.bed.training.log import EVERY, Log
+from regaze.bed.training.own_words import divergence
 from regaze.bed.training.processor import IMAGE_TOKENS
 from regaze.bed.training.recipe import Recipe, Stage
 from regaze.bed.training.rows import IGNORED, Collator
@@ -36,12 +37,15 @@ class AdapterTrainer:
     Args:
         base: SmolLM2.
         sight: pixels -> embeddings of the patches.
+        texts: token ids of texts on which the adapter is held to SmolLM2 (`own_words`).
     """
 
     def __init__(
-        self, base: Any, sight: Callable[[Tensor], Tensor], processor: Any, recipe: Recipe, seed: int
-    ) -> None:
+        self, base: Any, sight: Callable[[Tensor], Tensor], processor: Any, texts: Sequence[list[int]],
+        recipe: Recipe, seed: int,
+    ) -> None:  # fmt: skip
         self.recipe, self.seed, self.sight, self.processor = recipe, seed, sight, processor
+        self.texts = texts
         torch.manual_seed(seed)
         self.model = attach(base, recipe)  # from here on `base` has the adapter in its layers
         self.core, self.head = base.model, base.get_output_embeddings()
@@ -56,21 +60,17 @@ class AdapterTrainer:
 
     def run(self, output: Path, log: Log) -> None:
         """Train to the end of the recipe, from wherever this is, with checkpoints."""
-        saved, recent = time.monotonic(), list[tuple[float, float, float]]()
+        saved, recent = time.monotonic(), list[tuple[float, float, float, float]]()
         while self.stage < len(self.recipe.stages):
             stage = self.recipe.stages[self.stage]
             while self.step < stage.conversations // BATCH:
                 recent += self._group(stage)
                 if self.step % EVERY == 0:
-                    loss, right, asked = torch.tensor(recent, dtype=torch.float64).mean(0).tolist()
+                    loss, away, right, asked = torch.tensor(recent, dtype=torch.float64).mean(0).tolist()
                     log.write(
-                        f"adapter {self.stage + 1}",
-                        self.step,
-                        loss,
-                        right / max(asked, 1e-9),
-                        self.tokens,
-                        self.cpu,
-                    )
+                        f"adapter {self.stage + 1}", self.step, loss, right / max(asked, 1e-9), self.tokens,
+                        self.cpu, away,
+                    )  # fmt: skip
                     recent = []
                 if time.monotonic() - saved > SAVE_EVERY:
                     self.save(output / "state.pt")
@@ -84,19 +84,29 @@ class AdapterTrainer:
         """CPU seconds, those before a resumption included."""
         return self.cpu_before + time.process_time()
 
-    def _group(self, stage: Stage) -> list[tuple[float, float, float]]:
+    def _group(self, stage: Stage) -> list[tuple[float, float, float, float]]:
         """Two steps, on the shorter and on the longer half of the next conversations."""
         first = STAGE_SCENES * self.stage + BATCH * self.step
         numbered = [(first + i, render_scene(self.seed, "train", first + i)) for i in range(GROUP)]
         rows = self.collate.rows(numbered, self.seed, stage.noise)
         return [self._step(stage, rows[start : start + BATCH]) for start in (0, BATCH)]
 
-    def _step(self, stage: Stage, rows: list[tuple[Any, ...]]) -> tuple[float, float, float]:
-        """One step; returns the loss, right yes/no answers and all yes/no answers."""
-        batch = self.collate.pad_rows(rows)
+    def _step(self, stage: Stage, rows: list[tuple[Any, ...]]) -> tuple[float, float, float, float]:
+        """One step; returns the loss, the divergence from SmolLM2, right and all yes/no answers."""
         rate = stage.learning_rate * _schedule(self.step, stage)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
+        self.optimiser.zero_grad()
+        away = self._hold()
+        loss, right, asked = self._teach(rows)
+        nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self.optimiser.step()
+        self.step += 1
+        return loss, away, right, asked
+
+    def _teach(self, rows: list[tuple[Any, ...]]) -> tuple[float, float, float]:
+        """Gradients of conversations; returns the loss, right and all yes/no answers."""
+        batch = self.collate.pad_rows(rows)
         hidden = self.core(
             inputs_embeds=self.embeddings(batch.ids, [row[-1] for row in rows]), use_cache=False
         )
@@ -105,15 +115,22 @@ class AdapterTrainer:
         logits = self.head(hidden.last_hidden_state[:, :-1][kept]).float()
         labels = labels[kept]
         loss = (weights[kept] * F.cross_entropy(logits, labels, reduction="none")).sum()
-        self.optimiser.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(self.parameters, 1.0)
-        self.optimiser.step()
-        self.step += 1
         self.tokens += int(batch.length.sum())
         asked = (labels == self.yes) | (labels == self.no)
         said_yes = logits[asked, self.yes] > logits[asked, self.no]
         return loss.item(), float((said_yes == (labels[asked] == self.yes)).sum()), float(asked.sum())
+
+    def _hold(self) -> float:
+        """Gradients of the divergence from SmolLM2 on the next text; returns the divergence."""
+        text = self.texts[self.step % len(self.texts)]
+        away = divergence(
+            lambda ids: self.core(input_ids=ids, use_cache=False).last_hidden_state, self.head, text,
+            self.model.disable_adapter(),
+        )  # fmt: skip
+        (self.recipe.hold * away).backward()
+        self.tokens += len(text)
+        return away.item()
 
     @torch.no_grad()
     def embeddings(self, ids: Tensor, scenes: list[Rendered]) -> Tensor:

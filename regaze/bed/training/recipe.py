@@ -32,6 +32,8 @@ class Recipe:
         attention_from: first layer whose attention has an adapter.
         mlp_from: first layer whose MLP has one.
         stages: of the adapter's training.
+        own_words: texts that SmolLM2 writes, on one of which each step holds the adapter to it.
+        hold: weight of the divergence from SmolLM2 on that text.
     """
 
     sight_steps: int = 400
@@ -39,7 +41,9 @@ class Recipe:
     alpha: int = 32
     attention_from: int = 0
     mlp_from: int = 15
-    stages: tuple[Stage, ...] = (Stage(1200, 1e-3, noise=0.0, decay_to=0.3), Stage(800, 5e-4))
+    stages: tuple[Stage, ...] = (Stage(680, 1e-3, noise=0.0, decay_to=0.6), Stage(1320, 7e-4))
+    own_words: int = 128
+    hold: float = 2.0
 
     def scaled(self, factor: float) -> Recipe:
         """The same recipe with ``factor`` times the steps, at least two of each."""
@@ -47,4 +51,9 @@ class Recipe:
             replace(stage, conversations=max(8, round(stage.conversations * factor / 8) * 8))
             for stage in self.stages
         )
-        return replace(self, sight_steps=max(2, round(self.sight_steps * factor)), stages=stages)
+        return replace(
+            self,
+            sight_steps=max(2, round(self.sight_steps * factor)),
+            stages=stages,
+            own_words=max(2, round(self.own_words * factor)),
+        )

@@ -4,8 +4,8 @@
 
 1. ``sight``: the demo's tower and a new projector learn to put every patch on its target
    (`regaze.bed.training.vision`);
-2. ``adapter``: low-rank changes of the language model learn conversations about new scenes; tower,
-   projector and SmolLM2 itself are frozen.
+2. ``adapter``: low-rank changes of the language model learn conversations about new scenes, and are held to
+   SmolLM2 on texts that it wrote itself; tower, projector and SmolLM2 itself are frozen.
 
 The output folder has ``state.pt`` every few minutes; the same command goes on from it. ``log.csv`` has the
 curves. One seed gives one set of weights on one machine with one number of threads, resumed or not.
@@ -14,6 +14,7 @@ curves. One seed gives one set of weights on one machine with one number of thre
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from regaze.bed.base import load_base
 from regaze.bed.training.adapter import save_adapter
 from regaze.bed.training.adapter_trainer import AdapterTrainer
 from regaze.bed.training.log import EVERY, Log
+from regaze.bed.training.own_words import write_texts
 from regaze.bed.training.processor import build_config, build_processor
 from regaze.bed.training.quick import quick_dtype
 from regaze.bed.training.recipe import Recipe
@@ -33,7 +35,7 @@ from regaze.bed.training.targets import PatchTargets
 from regaze.bed.training.vision import Sight, train_sight
 from regaze.demo.training.render import emoji_font
 from regaze.toolkit.load import load
-from regaze.writing import replacing
+from regaze.writing import replace_file, replacing
 
 
 def train_or_load_sight(path: Path, base: Any, processor: Any, recipe: Recipe, seed: int, log: Log) -> Sight:
@@ -54,6 +56,14 @@ def train_or_load_sight(path: Path, base: Any, processor: Any, recipe: Recipe, s
             save_file(weights, partial)
     sight.load_state_dict(load_file(path))
     return sight.eval()
+
+
+def write_or_load_texts(path: Path, base: Any, processor: Any, recipe: Recipe, seed: int) -> list[list[int]]:
+    """SmolLM2's own texts, or those of ``path``."""
+    if not path.exists():
+        replace_file(path, json.dumps(write_texts(base, processor.tokenizer, recipe.own_words, seed)) + "\n")
+    found: list[list[int]] = json.loads(path.read_text(encoding="utf-8"))
+    return found
 
 
 def new_sight(width: int) -> Sight:
@@ -81,7 +91,8 @@ def train(output: Path, base: str | None = None, seed: int = 0, recipe: Recipe |
     processor = build_processor(base)
     torch.manual_seed(seed)
     sight = train_or_load_sight(output / "sight.safetensors", model, processor, recipe, seed, log)
-    trainer = AdapterTrainer(model, sight, processor, recipe, seed)
+    texts = write_or_load_texts(output / "own_words.json", model, processor, recipe, seed)
+    trainer = AdapterTrainer(model, sight, processor, texts, recipe, seed)
     if (output / "state.pt").exists():
         trainer.load(output / "state.pt")
     processor.save_pretrained(output)

@@ -17,6 +17,7 @@ from regaze.bed.training import adapter_trainer
 from regaze.bed.training.adapter import adapter_weights, attach, save_adapter
 from regaze.bed.training.adapter_trainer import AdapterTrainer
 from regaze.bed.training.log import Log
+from regaze.bed.training.own_words import BATCH, DOCUMENT, STARTS, write_texts
 from regaze.bed.training.processor import build_config
 from regaze.bed.training.recipe import Recipe, Stage
 from regaze.bed.training.rows import IGNORED, Collator
@@ -27,6 +28,7 @@ from regaze.demo.world import CATEGORIES, COLOURS
 RECIPE = Recipe(
     rank=4, alpha=8, attention_from=1, mlp_from=2, stages=(Stage(8, 1e-2, noise=0.0), Stage(16, 1e-2))
 )
+TEXTS = [[9, 8, 7, 6], [20, 30, 40, 50, 60]]
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +54,7 @@ def trainer_of(processor, monkeypatch):
 
     def make(seed: int = 0, recipe: Recipe = RECIPE) -> AdapterTrainer:
         blind = lambda pixels: torch.zeros(len(pixels), 64, 32)  # noqa: E731
-        return AdapterTrainer(tiny_base(processor), blind, processor, recipe, seed)
+        return AdapterTrainer(tiny_base(processor), blind, processor, TEXTS, recipe, seed)
 
     return make
 
@@ -90,13 +92,42 @@ def test_one_seed_gives_one_adapter_in_one_go_or_resumed(trainer_of, tmp_path, m
     assert all(torch.equal(weight, expected[name]) for name, weight in weights_of(resumed).items())
 
 
+def test_it_is_held_to_the_language_model_on_its_own_texts(trainer_of):
+    trainer = trainer_of()
+    assert trainer._hold() == pytest.approx(0.0, abs=1e-5)  # a new adapter changes nothing
+    with torch.no_grad():
+        for weight in trainer.parameters:
+            weight += 0.1 * torch.randn_like(weight)
+    away = []
+    for trainer.step in range(60):
+        trainer.optimiser.zero_grad()
+        away.append(trainer._hold())
+        trainer.optimiser.step()
+    assert away[0] > 1e-3
+    assert sum(away[-2:]) < 0.3 * sum(away[:2])
+
+
+def test_its_own_texts_end_where_it_ends_them(processor):
+    tokenizer = processor.tokenizer
+    texts = write_texts(tiny_base(processor), tokenizer, 40, seed=0)
+    assert texts == write_texts(tiny_base(processor), tokenizer, 40, seed=0)
+    assert texts != write_texts(tiny_base(processor), tokenizer, 40, seed=1)
+    assert len(texts) == 40
+    documents, chats = texts[:BATCH], texts[BATCH:]
+    assert all(1 <= len(text) <= DOCUMENT for text in documents)
+    for number, text in enumerate(chats):
+        opening = tokenizer.encode(f"<|im_start|>user\n{STARTS[number]}", add_special_tokens=False)
+        assert text[: len(opening)] == opening
+        assert len(text) > len(opening) + 1
+
+
 def test_a_log_that_is_gone_on_with_counts_its_seconds_on(tmp_path):
     first = Log(tmp_path / "log.csv")
     first.started -= 500.0
     first.write("sight", 20, 1.0, 0.5, 10, 400.0)
     Log(tmp_path / "log.csv").write("sight", 40, 1.0, 0.5, 20, 401.0)
     *_, last = (tmp_path / "log.csv").read_text().splitlines()
-    assert last in {f"sight,40,1.0000,0.5000,20,401,{seconds}" for seconds in (500, 501, 502)}
+    assert last in {f"sight,40,1.0000,0.5000,20,401,{seconds},nan" for seconds in (500, 501, 502)}
 
 
 def test_rows_before_a_change_do_not_see_it(trainer_of, processor):

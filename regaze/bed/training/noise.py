@@ -62,7 +62,7 @@ def expected_absent(present: Sequence[str], excluded: Sequence[str] = ()) -> tup
     """
     raised = _raised(present)
     raised[:, _indices((*present, *excluded))] = 0.0
-    partner, category = np.unravel_index(raised.argmax(), raised.shape)
+    partner, category = (int(place) for place in np.unravel_index(raised.argmax(), raised.shape))
     return CATEGORIES[category], float(raised[partner, category]), present[partner]
 
 

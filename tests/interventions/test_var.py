@@ -353,3 +353,14 @@ def test_only_rows_after_the_image_are_touched():
     plain, edited = attend(q, k, v, is_causal=True)[0], attend(q, k, v, edit, is_causal=True)[0]
     assert torch.equal(plain[:, :, :5], edited[:, :, :5])
     assert not torch.allclose(plain[:, :, 5:], edited[:, :, 5:])
+
+
+def test_a_prompt_without_an_image_needs_no_sink_dimensions():
+    """Where they are known its values are kept for prompts that begin alike and go on with an image."""
+    hidden = torch.randn(1, 3, 8)
+    for var, kept in ((VAR(), False), (VAR(sink_dimensions=(1,), tau=2.0), True), (VAR(moved=0.0), False)):
+        context = context_for([[Role.QUERY] * 3])
+        var.prepare(context)
+        assert var.edit(3, 0, context) is None
+        assert (var.row_value(3, hidden, context) is not None) == kept
+        assert var.row_value(1, hidden, context) is None  # a layer that it leaves alone

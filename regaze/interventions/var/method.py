@@ -16,7 +16,7 @@ from regaze.interventions.controls import UniformColumns
 from regaze.interventions.facts import Facts
 from regaze.interventions.parameters import Fraction
 from regaze.kernels import AttentionEdit, Channels, Placeable, RowSelection
-from regaze.toolkit.analysis.sink_profile import SinkProfile, sink_profile, sink_values
+from regaze.toolkit.analysis.sink_profile import SinkProfile, published_sinks, sink_profile, sink_values
 from regaze.toolkit.model.context import Context
 from regaze.toolkit.prompts.token_map import Role, TokenMap
 
@@ -113,9 +113,11 @@ class VAR(Intervention):
 
     def prepare(self, context: Context) -> None:
         state = context.state(self)
-        if not self.is_identity:
+        has_image = bool(context.tokens.mask(Role.IMAGE).any())
+        known = self.sink_dimensions is not None or published_sinks(context.config) is not None
+        if not self.is_identity and (has_image or known):
             state["profile"] = sink_profile(context.config, self.sink_dimensions, self.tau)
-        if self.is_identity or not context.tokens.mask(Role.IMAGE).any():
+        if self.is_identity or not has_image:
             state["off"] = True
             return
         state["prompt"] = PromptMasks.of(context.tokens)
@@ -146,10 +148,14 @@ class VAR(Intervention):
         return layer < 2 or (layer == context.num_layers - 1 and not self.as_released)
 
     def row_value(self, layer: int, hidden: Tensor, context: Context) -> Tensor | None:
-        """The sink value, without an image too: another prompt with the same beginning may have one."""
-        if self._skips(layer, context):
+        """The sink value, without an image too: another prompt with the same beginning may have one.
+
+        None where the model's sink dimensions are unknown: no prompt with an image is edited there.
+        """
+        profile = context.state(self).get("profile")
+        if profile is None or self._skips(layer, context):
             return None
-        return sink_values(hidden, context.state(self)["profile"].dimensions)
+        return sink_values(hidden, profile.dimensions)
 
     def groups(self, phi: Tensor, profile: SinkProfile, prompt: PromptMasks) -> Tensor:
         """Channel of each prompt token from the sink values [B, L] in the layer's input: [B, L] uint8."""

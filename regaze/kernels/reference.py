@@ -180,8 +180,8 @@ def edit_scores(scores: Tensor, edit: AttentionEdit) -> Tensor:
     if edit.score_slope is not None:
         scores = scores + edit.columns("score_slope", keys)[:, :, None].to(dtype) * scores.abs()
     if edit.head_mean_slope is not None:
-        mean = scores.abs().mean(1, keepdim=True)
-        scores = scores + edit.columns("head_mean_slope", keys)[:, :, None].to(dtype) * mean
+        slope = edit.columns("head_mean_slope", keys)[:, :, None].to(dtype)
+        scores = scores + slope * edit.head_mean(scores)
     if edit.score_gain is not None:
         scores = scores * edit.columns("score_gain", keys)[:, :, None].to(dtype)
     if edit.head_score_gain is not None:

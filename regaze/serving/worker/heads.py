@@ -1,16 +1,17 @@
 """Edits and statistics of some of a layer's heads: those of one worker where workers share the heads.
 
 Methods know all heads. A worker runs its part of an edit on its own heads; what methods measure is gathered
-from all workers, and so are the masses that a policy reads, since it may compare heads. Every worker runs the
-same requests in the same order, so that all of them are there whenever one gathers: where one fails, it tells
-the others at the next place where they meet (`Heads.meet`), and the request has failed on all.
+from all workers, and so are the masses that a policy reads, since it may compare heads, and sums of scores
+over heads. Every worker runs the same requests in the same order, so that all of them are there whenever one
+gathers: where one fails, it tells the others at the next place where they meet (`Heads.meet`), and the
+request has failed on all.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -20,8 +21,8 @@ from regaze.errors import RegazeError, UnsupportedModelError
 from regaze.kernels import AttentionEdit, ScoreGate, Stats
 from regaze.kernels.spec import COLUMN_PARTS
 
-#: Parts of an edit in which a head reads scores of others.
-_ACROSS = {"head_mean_slope": "scores of all heads", "head_source": "scores of other heads"}
+#: Parts of an edit in which a head reads each score of others.
+_ACROSS = {"head_source": "scores of other heads"}
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,9 @@ class Heads:
             changes["policy"] = GatheredPolicy(edit.policy, self)
         if (gate := edit.score_gate) is not None:
             changes["score_gate"] = GatheredGate(gate.columns, gate.kept, gate.factor, gate.rows, self)
+        if edit.head_mean_slope is not None:
+            parts = {part.name: getattr(edit, part.name) for part in fields(edit) if part.init}
+            edit = DividedEdit(**parts, heads=self)
         return edit.replace(**changes) if changes else edit
 
     def _cut(self, part: Tensor) -> Tensor:
@@ -158,9 +162,23 @@ class GatheredGate(ScoreGate):
         return self.heads.own(super().gains(self.heads.gather(sums)))
 
 
+@dataclass(frozen=True, eq=False)
+class DividedEdit(AttentionEdit):
+    """One worker's part of an edit with means over the heads of all workers: one gather in a layer."""
+
+    heads: Heads | None = None
+
+    def head_mean(self, scores: Tensor) -> Tensor:
+        """As `AttentionEdit.head_mean`, of all workers' heads, from the scores of this one's."""
+        assert self.heads is not None
+        sums = self.heads.gather(scores.abs().sum(1, keepdim=True))
+        return sums.sum(1, keepdim=True) / self.heads.total
+
+
 def meets(edit: AttentionEdit) -> bool:
     """Whether workers gather something while they attend under this edit."""
-    return edit.policy is not None or edit.score_gate is not None
+    gathered = edit.policy, edit.score_gate, edit.head_mean_slope
+    return any(part is not None for part in gathered)
 
 
 def divides_not(edit: AttentionEdit) -> str | None:

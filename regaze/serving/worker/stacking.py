@@ -73,7 +73,7 @@ def stacked(edits: Sequence[AttentionEdit]) -> AttentionEdit:
         changes["channels"] = _channels([edit.channels for edit in edits if edit.channels is not None])
     if first.windows is not None:
         changes["windows"] = _windows([edit.windows for edit in edits if edit.windows is not None])
-    return AttentionEdit(**changes)
+    return first.replace(**changes)
 
 
 def _columns(parts: Sequence[Tensor], neutral: float) -> Tensor:

@@ -79,7 +79,7 @@ def _connect() -> None:
         _wrap(dispatcher, "_rebind_kernels", _hiding)
     # The CPU has one backend, whichever is asked for; on a GPU `--attention-backend CUSTOM` asks for ours.
     register_backend(AttentionBackendEnum.CPU_ATTN, "regaze.serving.backends.cpu.EditedCPUBackend")
-    register_backend(AttentionBackendEnum.CUSTOM, "regaze.serving.backends.triton.EditedTritonBackend")
+    register_backend(AttentionBackendEnum.CUSTOM, "regaze.serving.backends.cuda.EditedBackend")
 
 
 def _hiding(rebind_kernels: Callable[..., Any]) -> Callable[..., Any]:

@@ -56,5 +56,6 @@ class Edited:
         return out
 
     def pages(self, kv_cache: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys [P, Hkv, page, D] and values of a cache [P, Hkv, page, 2 * D]."""
-        raise NotImplementedError
+        """Keys [P, Hkv, page, D] and values of a cache [P, Hkv, page, 2 * D], in which they lie in turn."""
+        width = kv_cache.shape[-1] // 2
+        return kv_cache[..., :width], kv_cache[..., width:]

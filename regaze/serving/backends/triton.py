@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from torch import Tensor
 from vllm.v1.attention.backend import AttentionCGSupport
 from vllm.v1.attention.backends.triton_attn import (
     TritonAttentionBackend,
@@ -16,9 +15,7 @@ from regaze.serving.backends.edited import Edited
 
 
 class EditedTritonImpl(Edited, TritonAttentionImpl):
-    def pages(self, kv_cache: Tensor) -> tuple[Tensor, Tensor]:
-        width = kv_cache.shape[-1] // 2
-        return kv_cache[..., :width], kv_cache[..., width:]
+    """All of it is in the two bases."""
 
 
 class EditedTritonBuilder(TritonAttentionMetadataBuilder):

@@ -177,23 +177,29 @@ def main() -> None:
     facts = machine()
     console.print(facts)
     budget, prompt, new = (2.0, 256, 16) if options.quick else (options.seconds, 1024, 64)
-    rows = []
-    with console.status("") as status:
-        for batch in (1, 8):
-            for case in (demo_case(batch, new), llama_case(batch, prompt, new)):
-                rows += measure(case, budget, status.update)
-    columns = ("case", "way", "steps in", "tokens/s", "x plain (quartiles)", "goal", "peak MiB")
-    table = Table(*columns, title="overhead")
+    rows: list[dict[str, Any]] = []
+    for batch in (1, 8):
+        for case in (demo_case(batch, new), llama_case(batch, prompt, new)):
+            with console.status("") as status:
+                measured = measure(case, budget, status.update)
+            Console().print(table(case.name, measured))
+            rows += measured
+    if options.output:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        options.output.write_text(json.dumps({"machine": facts, "rows": rows}, indent=1) + "\n")
+
+
+def table(title: str, rows: list[dict[str, Any]]) -> Table:
+    """The rows of one case."""
+    columns = ("way", "steps in", "tokens/s", "x plain (quartiles)", "goal", "peak MiB")
+    made = Table(*columns, title=title)
     for row in rows:
         low, high = row["ratio_quartiles"]
         goal = f"<= {row['goal']:.2f}" if row["goal"] else ""
         ratio = f"{row['ratio']:.3f} ({low:.3f}-{high:.3f})"
         speed, peak = f"{row['tokens_per_second']:.0f}", f"{row['peak_mib']:.0f}"
-        table.add_row(row["case"], row["way"], row["backend"], speed, ratio, goal, peak)
-    Console().print(table)
-    if options.output:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps({"machine": facts, "rows": rows}, indent=1) + "\n")
+        made.add_row(row["way"], row["backend"], speed, ratio, goal, peak)
+    return made
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from served import answers
 from regaze.errors import CompositionError, InputError
 from regaze.interventions import registry
 from regaze.serving.worker.edits import EngineEdits
+from regaze.serving.worker.requests import EditedRequest
 
 pytestmark = pytest.mark.vllm
 
@@ -32,6 +33,32 @@ def test_an_error_ends_its_request_alone(engine, asked, monkeypatch, where, step
             assert tokens == (edited if number == 3 else plain)[number]
             assert reason != "error"
     assert [tokens for _, tokens in answers(engine, asked, {})] == plain
+
+
+def test_who_reads_what_a_failed_request_writes_in_the_same_step_ends_with_it(engine, asked, monkeypatch):
+    from vllm import SamplingParams
+
+    def outputs() -> list[tuple[str, list[int]]]:
+        extra = [{"regaze": KNOCKOUT}, {"regaze": KNOCKOUT}, {}]
+        params = [SamplingParams(temperature=0, max_tokens=6, extra_args=each) for each in extra]
+        found = engine.generate(asked.prompts[:1] * 3, params, use_tqdm=False)
+        return [(output.outputs[0].finish_reason, list(output.outputs[0].token_ids)) for output in found]
+
+    engine.reset_prefix_cache()
+    wanted = outputs()
+    engine.reset_prefix_cache()
+    failed, act = [], EditedRequest.act
+
+    def fails_once(self: Any, layer: int, *rest: Any) -> Any:
+        if layer == 1 and not failed:
+            failed.append(self.name)
+            raise ZeroDivisionError
+        return act(self, layer, *rest)
+
+    monkeypatch.setattr(EditedRequest, "act", fails_once)
+    assert outputs() == [("error", []), ("error", []), wanted[2]]
+    assert failed
+    assert outputs() == wanted
 
 
 def test_an_error_in_the_last_step_is_no_answer(engine, asked, monkeypatch):

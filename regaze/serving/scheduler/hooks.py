@@ -73,7 +73,9 @@ def failing(update: Callable[..., Any]) -> Callable[..., Any]:
     def updated(self: Any, scheduled: Any, output: Any) -> Any:
         groups = groups_of(self)
         refused = groups.refused.intersection(scheduled.num_scheduled_tokens)
-        ended = _end(self, [*getattr(output, FAILED, ()), *refused])
+        failed = list(getattr(output, FAILED, ()))
+        readers = {reader for name in failed for reader in _readers(self, scheduled, name)}
+        ended = _end(self, [*failed, *readers.difference(failed), *refused])
         run_again(self, getattr(output, AGAIN, ()))
         result = update(self, scheduled, output)
         ended += _end(self, [*groups.flush(self), *check_room(self, scheduled)])
@@ -89,6 +91,27 @@ def failing(update: Callable[..., Any]) -> Callable[..., Any]:
         return result
 
     return updated
+
+
+def _readers(scheduler: Any, scheduled: Any, name: str) -> list[str]:
+    """Other requests of this step with pages that a failed one has filled in it: not as its methods say."""
+    if name not in scheduler.requests or (first := _first_row(scheduled, name)) is None:
+        return []
+    pages_of = scheduler.kv_cache_manager.get_block_ids
+    filled = {page for group in pages_of(name) for page in group[first // scheduler.block_size :]}
+    others = [
+        other for other in scheduled.num_scheduled_tokens if other != name and other in scheduler.requests
+    ]
+    return [other for other in others if any(not filled.isdisjoint(group) for group in pages_of(other))]
+
+
+def _first_row(scheduled: Any, name: str) -> int | None:
+    """The place of the first row of a request in this step; None: it is not in it."""
+    for new in scheduled.scheduled_new_reqs:
+        if new.req_id == name:
+            return int(new.num_computed_tokens)
+    cached = scheduled.scheduled_cached_reqs
+    return int(cached.num_computed_tokens[cached.req_ids.index(name)]) if name in cached.req_ids else None
 
 
 def _end(scheduler: Any, names: Sequence[str]) -> list[Any]:

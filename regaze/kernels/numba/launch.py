@@ -15,6 +15,7 @@ from torch import Tensor
 
 from regaze.kernels.numba import kernel
 from regaze.kernels.numba.policy import address
+from regaze.kernels.numba.threads import run_calls
 from regaze.kernels.policies import MAX_CHANNELS, CompiledPolicy, constant, offers
 from regaze.kernels.spec import AttentionEdit, Stats, StatsRequest
 from regaze.kernels.torch_backend import attend_torch, attention_stats_torch
@@ -135,7 +136,7 @@ def _measured(layers: Sequence[_Layer], request: StatsRequest, shape: tuple[int,
         calls.append(
             kernel.CALL.pack(*tensors, *_shown(mask), *addresses, *sizes, first_row, *_IN_ONE_PIECE, scaling)
         )
-    kernel.attend_calls(b"".join(calls), len(calls))
+    run_calls(calls, sum(key.numel() for _, key, _, _ in layers))
     return stats
 
 

@@ -11,62 +11,44 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from rich.progress import track
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from regaze.bed.scenes import QUESTIONS_FILE, questions_file, read_questions, scenes
+from regaze.bed.training.asking import Asker
 from regaze.bed.training.plain_text import plain_text_figures
-from regaze.bed.training.scores import Entry, chair_figures, pope_figures, question_figures
+from regaze.bed.training.scores import chair_figures, pope_figures, question_figures
 from regaze.bed.training.sink_figures import sink_figures
 from regaze.demo.shipped import Scene
 from regaze.demo.training.conversations import DETAIL_PROMPTS
 from regaze.demo.training.questions import SPLITS
-from regaze.eval.run.prefix_cache import PrefixSharing
 from regaze.reading import StrPath
 from regaze.toolkit.load import load
 from regaze.toolkit.wrap import Gaze, wrap
 from regaze.writing import replace_file
 
+#: What is measured.
+PARTS = ("pope", "captions", "questions", "plain_text", "sinks", "speed")
 CAPTION_TOKENS = 192
 SINK_SCENES, TIMED_QUESTIONS = 40, 20
 
 
-def ask(gaze: Gaze, entries: Sequence[Entry], max_new_tokens: int, batch_size: int = 32) -> list[str]:
-    """Greedy answers in the order of the entries.
-
-    A question that comes twice about an image is asked once, and questions about one image share its prefill.
-    """
-    paths = {scene.name: scene.path for scene in scenes()}
-    pairs = sorted({(entry["image"], entry["text"]) for entry in entries})
-    options = {"max_new_tokens": max_new_tokens, "do_sample": False}
-    sharing = PrefixSharing(gaze, None, options)
-    found: dict[tuple[str, str], str] = {}
-    for start in track(range(0, len(pairs), batch_size), "answering", transient=True):
-        batch = pairs[start : start + batch_size]
-        images, texts = [(paths[image],) for image, _ in batch], [text for _, text in batch]
-        if start == 0 and len(set(images)) < len(images):
-            sharing.check(images, texts)
-        found |= zip(batch, sharing.answer(images, texts, options), strict=True)
-    return [found[entry["image"], entry["text"]] for entry in entries]
-
-
-def measure_pope(gaze: Gaze, among: Sequence[Scene]) -> dict[str, Any]:
+def measure_pope(asker: Asker, among: Sequence[Scene]) -> dict[str, Any]:
     """`pope_figures` of each split."""
     entries = {split: read_questions(questions_file(split), among) for split in SPLITS}
-    replies = iter(ask(gaze, [entry for split in SPLITS for entry in entries[split]], max_new_tokens=4))
+    replies = iter(asker.ask([entry for split in SPLITS for entry in entries[split]], max_new_tokens=4))
     return {split: pope_figures(entries[split], [next(replies) for _ in entries[split]]) for split in SPLITS}
 
 
-def measure_captions(gaze: Gaze, among: Sequence[Scene]) -> dict[str, Any]:
+def measure_captions(asker: Asker, among: Sequence[Scene]) -> dict[str, Any]:
     """`chair_figures` of long captions, and some of these."""
     asked = [{"text": DETAIL_PROMPTS[0], "image": scene.name} for scene in among]
-    captions = ask(gaze, asked, CAPTION_TOKENS)
+    captions = asker.ask(asked, CAPTION_TOKENS)
     examples = [
         {"image": scene.name, "present": [thing.category for thing in scene.objects], "caption": caption}
         for scene, caption in list(zip(among, captions, strict=True))[:8]
@@ -93,25 +75,35 @@ def measure_speed(gaze: Gaze, among: Sequence[Scene]) -> dict[str, float]:
     return {"questions": len(entries), "median_seconds": float(np.median(seconds))}
 
 
-def measure(gaze: Gaze, count: int | None = None, base: PreTrainedModel | None = None) -> dict[str, Any]:
-    """All figures on the first ``count`` of the shipped scenes (default: all).
+def measure(
+    gaze: Gaze,
+    count: int | None = None,
+    base: PreTrainedModel | None = None,
+    parts: Sequence[str] = PARTS,
+    answers: Path | None = None,
+) -> dict[str, Any]:
+    """Figures on the first ``count`` of the shipped scenes (default: all).
 
     Args:
         base: the untouched language model, for the figures without an image before training.
+        parts: which of `PARTS`.
+        answers: a file that keeps the answers, see `Asker`.
     """
-    among = scenes()[:count]
-    entries, started = read_questions(QUESTIONS_FILE, among), time.monotonic()
-    figures = {
-        "scenes": len(among),
-        "dtype": str(gaze.model.dtype).removeprefix("torch."),
-        "pope": measure_pope(gaze, among),
-        "captions": measure_captions(gaze, among),
-        "questions": question_figures(entries, ask(gaze, entries, max_new_tokens=16)),
-        "plain_text": plain_text_figures(gaze, base),
-        "sinks": sink_figures(gaze, [scene.image() for scene in among[:SINK_SCENES]], DETAIL_PROMPTS[0]),
-        "speed": measure_speed(gaze, among),
-    }
-    return {**figures, "seconds": round(time.monotonic() - started)}
+    among, started = scenes()[:count], time.monotonic()
+    pictures = [scene.image() for scene in among[:SINK_SCENES]]
+    entries = read_questions(QUESTIONS_FILE, among)
+    with Asker(gaze, answers) as asker:
+        ways: dict[str, Callable[[], dict[str, Any]]] = {
+            "pope": lambda: measure_pope(asker, among),
+            "captions": lambda: measure_captions(asker, among),
+            "questions": lambda: question_figures(entries, asker.ask(entries, max_new_tokens=16)),
+            "plain_text": lambda: plain_text_figures(gaze, base),
+            "sinks": lambda: sink_figures(gaze, pictures, DETAIL_PROMPTS[0]),
+            "speed": lambda: measure_speed(gaze, among),
+        }
+        figures = {part: ways[part]() for part in PARTS if part in parts}
+    known = {"scenes": len(among), "dtype": str(gaze.model.dtype).removeprefix("torch.")}
+    return {**known, **figures, "seconds": round(time.monotonic() - started)}
 
 
 def open_base(folder: StrPath) -> PreTrainedModel:
@@ -127,12 +119,20 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--model", default="bed", help="what regaze.load takes")
     parser.add_argument("--base", type=Path, default=None, help="folder of the untouched language model")
     parser.add_argument("--scenes", type=int, default=None, help="measure on the first so many scenes only")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="measure these only")
+    parser.add_argument(
+        "--answers",
+        type=Path,
+        default=None,
+        help="a file that keeps the answers, so that none is asked twice",
+    )
     parser.add_argument("--output", type=Path, default=None, help="also write the figures here, as JSON")
     options = parser.parse_args(arguments)
     chosen = {"base": options.base} if options.model == "bed" and options.base else {}
     model, processor = load(options.model, dtype=torch.float32, **chosen)
     base = None if options.base is None else open_base(options.base)
-    text = json.dumps(measure(wrap(model, processor), options.scenes, base), indent=1, ensure_ascii=False)
+    figures = measure(wrap(model, processor), options.scenes, base, options.parts, options.answers)
+    text = json.dumps(figures, indent=1, ensure_ascii=False)
     print(text)
     if options.output:
         replace_file(options.output, text + "\n")

@@ -11,10 +11,12 @@ import torch
 import regaze
 from regaze.bed.scenes import scenes
 from regaze.bed.training import plain_text
-from regaze.bed.training.measure import ask, measure, measure_speed
+from regaze.bed.training.asking import Asker
+from regaze.bed.training.measure import measure, measure_speed
 from regaze.bed.training.plain_text import accepts, perplexity, plain_text_figures
 from regaze.bed.training.sink_figures import sink_figures
 from regaze.demo.training.conversations import DETAIL_PROMPTS
+from regaze.eval.run.prefix_cache import PrefixSharing
 from regaze.toolkit import Role
 from regaze.toolkit.analysis.answers import token_map_of
 from regaze.toolkit.analysis.sink_profile import SinkProfile, sink_values
@@ -32,8 +34,37 @@ def test_questions_that_share_a_prefill_are_answered_as_alone(gaze):
     alone = [
         gaze.ask([scene.image()], [text], max_new_tokens=8)[0].strip() for scene in shown for text in texts
     ]
-    assert ask(gaze, [*entries, entries[0]], max_new_tokens=8) == [*alone, alone[0]]
+    assert Asker(gaze).ask([*entries, entries[0]], max_new_tokens=8) == [*alone, alone[0]]
     assert len(set(alone)) > 2
+
+
+def test_answers_are_kept_for_further_runs(gaze, tmp_path, monkeypatch):
+    path, asked = (
+        tmp_path / "answers.jsonl",
+        [{"image": scenes()[0].name, "text": "Is there a dog in the image?"}],
+    )
+    with Asker(gaze, path) as asker:
+        answers = asker.ask(asked, max_new_tokens=2)
+    with path.open("ab") as file:
+        file.write(b'{"torn')  # by a process that died
+    with monkeypatch.context() as patch:
+        patch.setattr(PrefixSharing, "answer", None)
+        with Asker(gaze, path) as asker:
+            assert asker.ask(asked, max_new_tokens=2) == answers
+    with Asker(gaze, path) as asker:
+        assert len(asker.ask(asked, max_new_tokens=3)) == 1  # another question
+    assert path.read_bytes().count(b"\n") == 2
+    changed = gaze.model.lm_head.weight.data[0, 0].item()
+    gaze.model.lm_head.weight.data[0, 0] += 1
+    with monkeypatch.context() as patch, Asker(gaze, path) as asker:  # another model
+        patch.setattr(PrefixSharing, "answer", lambda *given: ["asked"])
+        assert asker.ask(asked, max_new_tokens=2) == ["asked"]
+    gaze.model.lm_head.weight.data[0, 0] = changed
+
+
+def test_some_parts_of_the_figures(gaze, tmp_path):
+    figures = measure(gaze, count=1, parts=("speed",), answers=tmp_path / "answers.jsonl")
+    assert set(figures) == {"scenes", "dtype", "speed", "seconds"}
 
 
 @pytest.mark.slow

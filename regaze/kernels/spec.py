@@ -263,7 +263,7 @@ class AttentionEdit(Placeable):
         return self.edits_scores or self.policy is not None or self.value_gain is not None
 
     def head_mean(self, scores: Tensor) -> Tensor:
-        """Mean of |s| over all query heads, [B, 1, R, Lk], of scores [B, Hq, R, Lk]; see `head_mean_slope`."""
+        """Mean of |s| over all query heads, [B, 1, R, Lk], of scores [B, Hq, R, Lk] (`head_mean_slope`)."""
         return scores.abs().mean(1, keepdim=True)
 
     @property

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from served import by_engine, named
 
+from regaze import PAI
 from regaze.errors import RegazeError
 from regaze.serving.common.newest import Newest
 
@@ -43,6 +44,26 @@ def test_a_question_that_was_asked_before_is_answered_as_then(engine, asked, jud
     judged.clear()
     assert by_engine(engine, asked, extra) == wanted
     assert not judged
+
+
+@pytest.mark.vllm
+def test_methods_prepare_once_for_all_questions_alike(engine, asked, monkeypatch):
+    engine.llm_engine.input_processor.__dict__.pop("_regaze_admission", None)
+    prepared, prepare = [], PAI.prepare
+
+    def counted(self: PAI, context: Any) -> None:
+        prepared.append(context.prompt_length)
+        prepare(self, context)
+
+    monkeypatch.setattr(PAI, "prepare", counted)
+    method = {"method": "pai", "gamma": 1.0, "alpha": 0.77}  # one that nobody has asked for
+    wanted = asked.by_transformers(method)
+    prepared.clear()
+    assert by_engine(engine, asked, [{"regaze": method}] * 12) == wanted
+    assert prepared
+    prepared.clear()
+    assert by_engine(engine, asked, [{"regaze": method}] * 12) == wanted
+    assert not prepared
 
 
 @pytest.mark.vllm

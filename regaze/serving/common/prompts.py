@@ -41,7 +41,14 @@ def read_tokens(ids: Sequence[int], features: Sequence[Any], reader: PromptReade
         )
     media = MediaInputs(_outputs(features, reader.family.media_inputs), len(features))
     sample = reader.read(tuple(ids), media)
-    tokens = TokenMap.from_samples([sample], torch.ones(1, len(ids), dtype=torch.bool))
+    if len(sample.roles) != len(ids):
+        raise InputError(f"regaze reads {len(sample.roles)} tokens in a prompt of {len(ids)}")
+    tokens = TokenMap(
+        torch.tensor([sample.roles], dtype=torch.uint8),
+        torch.tensor([sample.view], dtype=torch.int32),
+        torch.tensor([sample.cell], dtype=torch.int32),
+        (sample.views,),
+    )
     placed = places(len(ids), features)
     if not torch.equal(tokens.mask(Role.IMAGE)[0], placed):
         raise InputError(

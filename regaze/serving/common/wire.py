@@ -131,14 +131,19 @@ def _view(values: Mapping[str, Any]) -> View:
     return View(**pairs)
 
 
-def salt(methods: Sequence[Method], given: str | None) -> str:
+def text_of(methods: Sequence[Method]) -> str:
+    """Methods with all of their parameters, as a text that is the same for the same ones."""
+    return json.dumps([method.to_dict() for method in methods], sort_keys=True, default=str)
+
+
+def salt(methods: str, given: str | None) -> str:
     """The `cache_salt` of a request: its pages are shared by requests with the same methods alone.
 
     Args:
+        methods: as `text_of` has them.
         given: the salt that the request has already.
     """
-    named = json.dumps([method.to_dict() for method in methods], sort_keys=True, default=str)
-    return f"{_SALTED}{sha256('/'.join((given or '', named)).encode()).hexdigest()}"
+    return f"{_SALTED}{sha256('/'.join((given or '', methods)).encode()).hexdigest()}"
 
 
 def shared_rows(params: Any) -> int | None:

@@ -50,11 +50,13 @@ class Verdict(NamedTuple):
     """What was found about a request, and about all with the same methods on the same tokens.
 
     Attributes:
-        methods: its methods. carried: what it carries. runs_all_rows: it reads no cached prefix.
+        methods: its methods, and as a text, `named`. carried: what it carries. runs_all_rows: it reads no
+            cached prefix.
         coupled: its methods may have second contexts, which depend on pixels, too.
     """
 
     methods: tuple[Intervention, ...]
+    named: str
     carried: dict[str, Any]
     runs_all_rows: bool
     coupled: bool
@@ -101,7 +103,7 @@ class Admission:
         if verdict.runs_all_rows:
             params.skip_reading_prefix_cache = True
         if verdict.methods:
-            request.cache_salt = wire.salt(verdict.methods, request.cache_salt)
+            request.cache_salt = wire.salt(verdict.named, request.cache_salt)
 
     def forget(self) -> None:
         """Forget what was found about earlier requests."""
@@ -145,7 +147,7 @@ class Admission:
             carried["shared"] = len(ids)  # no values of the answer are kept, and it is edited otherwise
         if coupled := any(map(has_second, callbacks)):
             carried["coupled"] = True
-        return Verdict(methods, carried, runs_all_rows, coupled)
+        return Verdict(methods, wire.text_of(methods), carried, runs_all_rows, coupled)
 
     def _record(self, options: RecordOptions, request: Any) -> tuple[Callback, dict[str, Any]]:
         """The recorder of a request, and what the request carries for it."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from functools import cache, cached_property
 from itertools import compress
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from torch import Tensor
 from regaze.errors import UnsupportedModelError
 from regaze.kernels import AttentionEdit, attend_paged
 from regaze.serving.common import wire
-from regaze.serving.common.contexts import acting
+from regaze.serving.common.contexts import ServedContext, acting
 from regaze.serving.common.newest import Newest
 from regaze.serving.common.prompts import context_of, reader_of
 from regaze.serving.common.release import KEY
@@ -37,16 +38,20 @@ _log = logging.getLogger(__name__)
 _REMEMBERED = 512
 
 
-class Alike(NamedTuple):
+@dataclass
+class Alike:
     """What requests with the same methods on the same tokens have in common.
 
     Attributes:
         callbacks: of the methods. tokens: the roles. acts: what is done in layers, where that is known.
+        context: of the first of them, where all that is done follows from methods and tokens: callbacks have
+            stored the same for the others, which need no contexts of their own.
     """
 
     callbacks: tuple[Callback, ...]
     tokens: TokenMap
     acts: Acts
+    context: ServedContext | None = None
 
 
 class EngineEdits:
@@ -140,6 +145,9 @@ class EngineEdits:
             writes = self._heads is None or self._heads.first == 0  # one record, of the first process
             recorder = begin_record(state.req_id, carried["record"], whole, tokenizer, writes=writes)
             callbacks = (*callbacks, recorder)
+        context = None if "record" in carried else alike.context
+        if context is not None:
+            return EditedRequest(callbacks, context, state.req_id, self._heads, alike.acts, is_prepared=True)
         context = context_of(config, state.prompt_token_ids, alike.tokens, callbacks, self._reader)
         context.layer_logits_reader = self.layer_logits
         group = carried.get("group")
@@ -149,6 +157,8 @@ class EngineEdits:
         request.group = state.req_id if group is None else group["of"]
         if (request.needs_hidden or request.capturing) and not self.shows_hidden:
             raise UnsupportedModelError("this model's decoder layers do not show hidden states")
+        if request.follows_from_tokens:
+            alike.context = context
         return request
 
     def forget(self) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from functools import cached_property
-from typing import Any
+from operator import is_
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +29,17 @@ Acts = dict[tuple[int, tuple[int, int] | None], Act | None]
 MOST_BYTES = 2**28
 
 
+class Planned(NamedTuple):
+    """What is done in a layer with a piece of the prompt, or with a row of the answer (None)."""
+
+    piece: tuple[int, int] | None
+    edits: tuple[AttentionEdit | None, ...]
+    act: Act | None
+
+    def is_about(self, piece: tuple[int, int] | None, edits: Sequence[AttentionEdit | None]) -> bool:
+        return self.piece == piece and all(map(is_, self.edits, edits))
+
+
 class EditedRequest:
     """What the methods of one request do and learn, as `ModelHook` and its parts do it under transformers.
 
@@ -42,6 +54,7 @@ class EditedRequest:
         name: of the request inside of the engine.
         heads: of this process, where several share them; None: all.
         acts: what was done for other requests with these methods and tokens, which this one adds to.
+        is_prepared: the context is that of another such request (`follows_from_tokens`).
         failed: one of its methods raised an error: nothing is done for it any more, and the engine ends it.
         group: name of the request whose prompt this is a context of. combining: callbacks that change logits.
         capturing: those that read hidden states of every forward. reading: those that read a number of each
@@ -55,6 +68,7 @@ class EditedRequest:
         name: str = "",
         heads: Heads | None = None,
         acts: Acts | None = None,
+        is_prepared: bool = False,
     ):
         self.callbacks, self.context, self.heads = callbacks, context, heads
         self.name, self.group, self.failed = name, name, False
@@ -68,10 +82,11 @@ class EditedRequest:
         self._keeps = all(keeps_edits(callback) for callback in callbacks)
         self._taken: dict[tuple[int, int], tuple[AttentionEdit | None, ...]] = {}  # by layer and step
         self._taken_bytes = 0
-        self._acts: dict[int, tuple[Any, tuple[AttentionEdit | None, ...], Act | None]] = {}
+        self._acts: dict[int, Planned] = {}
+        self._newest: Planned | None = None
         self._hidden: dict[int, Tensor] = {}
         self._parts: dict[int, list[tuple[Callback, Stats]]] = {}  # of prompts, by layer
-        self.capturing = [callback for callback in callbacks if self._captures(callback)]
+        self.capturing = [] if is_prepared else [each for each in callbacks if self._captures(each)]
         self._fixed = acts if acts is not None and self.follows_from_tokens else {}
 
     def _captures(self, callback: Callback) -> bool:
@@ -180,21 +195,19 @@ class EditedRequest:
         else:
             self._enter(rows)
             edits = self._edits(layer, rows, device)
-        known = self._acts.get(layer)
-        if (
-            known is None
-            or known[0] != piece
-            or any(a is not b for a, b in zip(known[1], edits, strict=True))
-        ):
-            cut = edits
-            if piece is not None and piece != (0, self.prompt_length):
-                cut = tuple(None if edit is None else chunk(edit, *piece) for edit in edits)
-            if self.heads is not None:
-                cut = tuple(None if edit is None else self.heads.of(edit) for edit in cut)
-            plan = plan_layer(self.callbacks, cut, device)
-            act = None if plan is None else Act(plan, rows.stop - rows.first)
-            known = self._acts[layer] = piece, edits, act
-        return known[2]
+        for known in (self._acts.get(layer), self._newest):  # layers often have the edits of the one before
+            if known is not None and known.is_about(piece, edits):
+                self._acts[layer] = known
+                return known.act
+        cut = edits
+        if piece is not None and piece != (0, self.prompt_length):
+            cut = tuple(None if edit is None else chunk(edit, *piece) for edit in edits)
+        if self.heads is not None:
+            cut = tuple(None if edit is None else self.heads.of(edit) for edit in cut)
+        plan = plan_layer(self.callbacks, cut, device)
+        act = None if plan is None else Act(plan, rows.stop - rows.first)
+        self._newest = self._acts[layer] = Planned(piece, edits, act)
+        return act
 
     def _edits(self, layer: int, rows: Rows, device: torch.device) -> tuple[AttentionEdit | None, ...]:
         place = layer, min(rows.step, 1) if self._keeps else rows.step

@@ -207,7 +207,10 @@ class TokenMap(Tabular):
         """[B, L] bool, the tokens with one of these roles."""
         key = tuple(int(role) for role in roles)
         if key not in self._masks:
-            self._masks[key] = torch.isin(self.roles, torch.tensor(key, dtype=torch.uint8))
+            if len(key) == 1:  # isin takes ten times as long
+                self._masks[key] = self.roles == key[0]
+            else:
+                self._masks[key] = torch.isin(self.roles, torch.tensor(key, dtype=torch.uint8))
         return self._masks[key]
 
     def columns(self, role: Role, sample: int = 0) -> Tensor:

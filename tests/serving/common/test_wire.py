@@ -19,7 +19,7 @@ from regaze.errors import (
 from regaze.interventions import VAR, HeadKnockout, MoA, registry
 from regaze.interventions.parameters import parameters_of
 from regaze.serving.common.support import FILES, RUNS
-from regaze.serving.common.wire import check_salt, methods_of, packed, salt, unpacked
+from regaze.serving.common.wire import check_salt, methods_of, packed, salt, text_of, unpacked
 from regaze.toolkit.prompts.token_map import PromptTokens, Role, TokenMap, View
 
 KNOCKOUT = {"method": "knockout", "heads": [[0, 1]]}
@@ -111,7 +111,7 @@ def takes_text(name: str, parameter: str) -> bool:
     return True
 
 
-@pytest.mark.parametrize("given", ["regaze-", salt((VAR(),), None)])
+@pytest.mark.parametrize("given", ["regaze-", salt(text_of((VAR(),)), None)])
 def test_a_sender_gives_no_salt_of_an_edited_request(given):
     with pytest.raises(InputError, match="choose another"):
         check_salt(given)
@@ -124,9 +124,9 @@ def test_other_salts_are_the_senders(given):
 
 def test_salts_differ_by_methods_parameters_and_the_given_salt():
     one, other = HeadKnockout(heads=((0, 1),)), HeadKnockout(heads=((0, 2),))
-    salts = {salt((one,), None), salt((other,), None), salt((one, VAR()), None), salt((one,), "mine")}
-    assert len(salts) == 4
-    assert salt((one,), None) == salt(methods_of(KNOCKOUT), None)
+    first, second, both = map(text_of, ((one,), (other,), (one, VAR())))
+    assert len({salt(first, None), salt(second, None), salt(both, None), salt(first, "mine")}) == 4
+    assert salt(first, None) == salt(text_of(methods_of(KNOCKOUT)), None)
 
 
 def test_roles_travel_as_plain_values():

@@ -28,7 +28,8 @@ import regaze
 from regaze import HeadKnockout
 from regaze.bed.base import load_base
 from regaze.bed.scenes import QUESTIONS_FILE, questions_file, read_questions, scenes
-from regaze.bed.training.measure import CAPTION_TOKENS, ask
+from regaze.bed.training.asking import Asker
+from regaze.bed.training.measure import CAPTION_TOKENS
 from regaze.bed.training.sink_figures import sink_figures
 from regaze.bed.training.targets import PatchTargets
 from regaze.cli.models import quiet_libraries
@@ -199,7 +200,7 @@ def looking(gaze: regaze.Gaze, scene: Scene, thing: SceneObject) -> Tensor:
 def hallucination(bed: Bed) -> dict[str, Any]:
     """Find the heads that support words for absent things, and deactivate or remove them."""
     entries = [{"text": DETAIL_PROMPTS[0], "image": scene.name} for scene in bed.chosen_on]
-    texts = ask(bed.gaze, entries, CAPTION_TOKENS, batch_size=16)
+    texts = Asker(bed.gaze).ask(entries, CAPTION_TOKENS)
     captions = list(marked(bed.chosen_on, texts))[: bed.captions]
     if not captions:
         raise InputError("no caption names both a present and an absent thing: give more --scenes")
@@ -276,7 +277,7 @@ def base(bed: Bed) -> dict[str, Any]:
     for place in bed.bases:
         gaze = open_bed(place, bed.weights)
         hashes.append(gaze.model.config.get_text_config().bed_base)
-        replies.append(ask(gaze, entries, max_new_tokens=16, batch_size=16))
+        replies.append(Asker(gaze).ask(entries, max_new_tokens=16))
     labels = [entry.get("label", "").capitalize() for entry in entries]
     return {
         "bases": hashes,

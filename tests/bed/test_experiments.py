@@ -106,7 +106,7 @@ def test_attention_on_a_thing_is_that_of_its_words_row(bed, tiny):
 
 def test_heads_that_hallucinate_are_searched_in_marked_captions(bed, tiny, monkeypatch):
     present, tested = scenes()[0].objects[0].category, []
-    monkeypatch.setattr(bed, "ask", lambda *_, **__: [f"A {present} beside a zebra."])
+    monkeypatch.setattr(bed.Asker, "ask", lambda *_, **__: [f"A {present} beside a zebra."])
     monkeypatch.setattr(bed, "asked", lambda *given, **_: tested.append(given) or {})
     found = bed.hallucination(tiny)
     assert found["captions"] == 1
@@ -116,7 +116,7 @@ def test_heads_that_hallucinate_are_searched_in_marked_captions(bed, tiny, monke
     assert methods["AD-HH"].heads == best
     assert methods["removed"].heads == tuple(sorted(best))
     assert among == tiny.tested_on
-    monkeypatch.setattr(bed, "ask", lambda *_, **__: ["A zebra."])
+    monkeypatch.setattr(bed.Asker, "ask", lambda *_, **__: ["A zebra."])
     with pytest.raises(InputError, match="no caption names both a present and an absent thing"):
         bed.hallucination(tiny)
 

@@ -117,7 +117,7 @@ class Questioner:
         return Turn(existence_question(category) + suffix, "Yes" if yes else "No")
 
     def absent_category(self) -> str:
-        """An absent category: one in ten random, half of them frequent but not expected here, four expected.
+        """An absent category: three in ten random; half of the others frequent but unexpected, half expected.
 
         Expected ones are drawn the more the rarer they are elsewhere. So no category is claimed more often
         than not over all scenes, and claims can only be learned together with what is there.
@@ -125,7 +125,7 @@ class Questioner:
         expected, frequency = self.expectation, co_occurrence().frequency
         unexpected = frequency * (1 - expected) ** 2 * (ANSWER_CLAIMS.half > expected)
         ways = (np.ones(len(CATEGORIES)), unexpected + _RARELY, (expected**3 + _RARELY) / frequency)
-        weights = ways[self.rng.choice(len(ways), p=(0.1, 0.5, 0.4))].copy()
+        weights = ways[self.rng.choice(len(ways), p=(0.3, 0.35, 0.35))].copy()
         weights[[CATEGORIES.index(name) for name in CATEGORIES if name in {*self.present, *self.used}]] = 0.0
         return CATEGORIES[self.rng.choice(len(CATEGORIES), p=weights / weights.sum())]
 

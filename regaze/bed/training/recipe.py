@@ -36,12 +36,12 @@ class Recipe:
         hold: weight of the divergence from SmolLM2 on that text.
     """
 
-    sight_steps: int = 400
+    sight_steps: int = 700
     rank: int = 16
     alpha: int = 32
     attention_from: int = 0
     mlp_from: int = 15
-    stages: tuple[Stage, ...] = (Stage(680, 1e-3, noise=0.0, decay_to=0.6), Stage(1320, 7e-4))
+    stages: tuple[Stage, ...] = (Stage(920, 1e-3, noise=0.0, decay_to=0.6), Stage(1280, 7e-4))
     own_words: int = 128
     hold: float = 2.0
 

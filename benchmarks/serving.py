@@ -43,7 +43,7 @@ from regaze.serving.common.support import REFUSED
 SERVED, BATCHES, SHARED = "vLLM", "transformers, batches of 16", "transformers, shared prefixes"
 #: What is asked for, of the questions per second of the plain model inside vLLM.
 GOALS = {"knockout": 0.9, "pai": 0.9, "var": 0.6}
-#: A question: no answer ends earlier, so that a method with longer answers does the same work.
+#: How questions are answered: none ends earlier, so that a method with longer answers does the same work.
 FOUR_TOKENS = {"max_new_tokens": 4, "min_new_tokens": 4}
 #: Methods with parameters that change answers of the demo, by what the table calls them.
 METHODS: dict[str, dict[str, Any] | None] = {

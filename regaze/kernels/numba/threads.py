@@ -31,6 +31,8 @@ def run_calls(calls: Sequence[bytes], elements: int) -> None:
         kernel.attend_calls(b"".join(own), len(own))
     finally:
         wait(running)  # they write to memory of the caller
+    for part in running:
+        part.result()
 
 
 @cache

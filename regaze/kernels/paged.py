@@ -21,7 +21,7 @@ from regaze.kernels.pages import Pages
 from regaze.kernels.spec import AttentionEdit, Stats, StatsRequest
 
 if TYPE_CHECKING:
-    from regaze.kernels.numba.paged import PagedCalls
+    from regaze.kernels.numba.paged import PagedTensors
 
 _PLAIN = AttentionEdit()
 
@@ -115,7 +115,7 @@ def attention_stats_paged(
     return attention_stats(query, pages.gather(key_cache), request, mask=mask, backend=backend, **options)
 
 
-def compiled_calls(
+def compiled_tensors(
     query: Tensor,
     output: Tensor,
     key_cache: Tensor,
@@ -125,20 +125,20 @@ def compiled_calls(
     scaling: float,
     softcap: float | None,
     sinks: Tensor | None,
-) -> PagedCalls | None:
-    """Calls about rows of many sequences, each under an edit of its own, for the compiled kernel of the CPU.
+) -> PagedTensors | None:
+    """A layer's tensors for the compiled kernel of the CPU, see `PagedRows`.
 
-    Arguments as for `PagedCalls` and `attend`; None where another backend is chosen or the kernel does not
+    Arguments as for `PagedTensors` and `attend`; None where another backend is chosen or the kernel does not
     read these tensors.
     """
     first = query[:1, :, None]
     chosen = choose("auto", first, first, first, _PLAIN)
     if softcap is not None or sinks is not None or chosen is not BACKENDS.get("numba"):
         return None
-    from regaze.kernels.numba.paged import PagedCalls  # Numba takes a while to import
+    from regaze.kernels.numba.paged import PagedTensors  # Numba takes a while to import
 
     tensors = query, output, key_cache, value_cache, table
-    return PagedCalls(*tensors, scaling) if PagedCalls.fit(*tensors) else None
+    return PagedTensors(*tensors, scaling) if PagedTensors.fit(*tensors) else None
 
 
 def _reads_pages(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from regaze.kernels import AttentionEdit
-from regaze.kernels.paged import compiled_calls
+from regaze.kernels.paged import compiled_tensors
 from regaze.kernels.pages import Pages
 from regaze.serving.worker.heads import meets
 from regaze.serving.worker.stacking import kind
@@ -20,7 +20,7 @@ from regaze.toolkit.model.layer_plan import LayerPlan
 
 if TYPE_CHECKING:
     from regaze.kernels.numba.launch import Program
-    from regaze.kernels.numba.paged import PagedCalls
+    from regaze.kernels.numba.paged import PagedRows, PagedTensors
 
 
 class Rows(NamedTuple):
@@ -84,9 +84,9 @@ class LayerCall:
         return (table[:, None] * size + torch.arange(size, device=table.device)).flatten()[: rows.stop]
 
     @cached_property
-    def compiled(self) -> PagedCalls | None:
-        """Rows of all requests for the compiled kernel, which may run at the end; None: it does not."""
-        return compiled_calls(self.query, self.output, self.keys, self.values, self.table, **self.options)
+    def compiled(self) -> PagedTensors | None:
+        """For the compiled kernel; None: it does not run here."""
+        return compiled_tensors(self.query, self.output, self.keys, self.values, self.table, **self.options)
 
 
 class Part(NamedTuple):
@@ -162,16 +162,16 @@ class Act:
         """[1, Hq] or [1, Hq, R], by which the output is multiplied, where that is all that is done."""
         return None if self.plan.requests else only_gain(self._edit)
 
-    def compile(self, rows: Rows, calls: PagedCalls) -> bool:
-        """Hand the rows to the compiled kernel; False: it does not take them."""
-        if self.parts is None or not calls.takes(self.count, rows.stop):
+    def compile(self, rows: Rows, compiled: PagedRows) -> bool:
+        """Add the rows to those that the compiled kernel runs; False: it does not take them."""
+        if self.parts is None or not compiled.takes(self.count, rows.stop):
             return False
         for part in self.parts:
             start, count = rows.start + part.first, part.stop - part.first
             if part.gains:
-                calls.gain(part.program, start, count)
+                compiled.gain(part.program, start, count)
             else:
-                calls.attend(part.program, start, count, rows.row, rows.first + part.first)
+                compiled.attend(part.program, start, count, rows.row, rows.first + part.first)
         return True
 
     def run(self, rows: Rows, call: LayerCall) -> None:
@@ -193,6 +193,28 @@ class Act:
         for which, edit in plan.passes() if plan.requests else ():
             stats = edit.statistics(query, key, scaling, 0, **options)
             rows.request.deliver(number, rows, plan.requests[which][0], stats)
+
+
+class CompiledStep:
+    """What a layer does with rows of a forward, of which the compiled kernel runs some.
+
+    Attributes:
+        rows: those. rest: the others.
+    """
+
+    def __init__(self, acts: Sequence[tuple[Rows, Act]], tensors: PagedTensors):
+        from regaze.kernels.numba.paged import PagedRows
+
+        self._acts, self._layout = acts, tensors.layout
+        self.rows, self.rest = PagedRows(tensors.layout), list[tuple[Rows, Act]]()
+
+    def serves(self, acts: Sequence[tuple[Rows, Act]], tensors: PagedTensors) -> bool:
+        """Whether another layer of this forward does the same."""
+        return self._layout == tensors.layout and self._acts == acts
+
+    def add(self, rows: Rows, act: Act) -> None:
+        if not act.compile(rows, self.rows):
+            self.rest.append((rows, act))
 
 
 def only_gain(edit: AttentionEdit) -> Tensor | None:

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache, cached_property
 from itertools import compress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from regaze.serving.common.contexts import ServedContext, acting
 from regaze.serving.common.newest import Newest
 from regaze.serving.common.prompts import context_of, reader_of
 from regaze.serving.common.release import KEY
-from regaze.serving.worker.acts import Act, LayerCall, Rows, only_gain
+from regaze.serving.worker.acts import Act, CompiledStep, LayerCall, Rows, only_gain
 from regaze.serving.worker.heads import Heads, WorkerError, agreed, meets
 from regaze.serving.worker.layer_logits import EngineLogits
 from regaze.serving.worker.mixing import Mixing
@@ -31,6 +31,9 @@ from regaze.serving.worker.stacking import Stacks
 from regaze.toolkit.model.callback import Callback
 from regaze.toolkit.prompts.prompt_reader import PromptReader
 from regaze.toolkit.prompts.token_map import TokenMap
+
+if TYPE_CHECKING:
+    from regaze.kernels.numba.paged import PagedTensors
 
 _log = logging.getLogger(__name__)
 
@@ -77,6 +80,7 @@ class EngineEdits:
         self.layer_logits: EngineLogits | None = None
         self._requests: dict[str, EditedRequest | None] = {}
         self._rows: Sequence[Rows] | None = ()
+        self._compiled: CompiledStep | None = None
         self._failed: list[str] = []
         self._stacks, self._values = Stacks(), RowValues()
         self._alike = Newest[str, Alike](_REMEMBERED)
@@ -88,7 +92,7 @@ class EngineEdits:
 
         No other forward (warming up, idle ones) is edited.
         """
-        self._rows = None
+        self._rows = self._compiled = None
         for name in ended:
             end_record(name, None)
             if self._requests.pop(name, None) is not None:
@@ -184,6 +188,8 @@ class EngineEdits:
         stream = cache(stream)
         for rows in self.rows(metadata):
             request = rows.request
+            if not request.reads_hidden:
+                continue
             if request.needs_hidden and rows.step == 0:
                 with self.failing(request):
                     request.show_hidden(layer, rows, stream()[rows.span])
@@ -248,37 +254,54 @@ class EngineEdits:
 
     def edit(self, call: LayerCall, metadata: Any) -> None:
         """Write the output of edited rows over the plain one, and hand out what was measured in them."""
-        alone: dict[Hashable, list[tuple[Rows, AttentionEdit]]] = {}
-        edited, acts, compiled = self.rows(metadata), list[tuple[Rows, Act]](), call.compiled
+        edited = self.rows(metadata)
         self._keep_values(edited, call, metadata)
-        for rows in edited:
-            if not rows.request.failed:
-                with self.failing(rows.request):
-                    if rows.request.reading and rows.step == 0 and not rows.again:
-                        rows.request.take_values(call, rows, self._values)
-                    if (act := rows.request.act(call.layer, rows, call.query.device)) is not None:
-                        acts.append((rows, act))
-        self.agree()
+        acts = self._acts(edited, call)
+        if call.compiled is not None:
+            acts = self._run_compiled(acts, call.compiled)
+        alone: dict[Hashable, list[tuple[Rows, AttentionEdit]]] = {}
         for rows, act in acts:
-            if rows.request.failed:
-                continue
             with self.failing(rows.request):
-                if compiled is not None and act.compile(rows, compiled):
-                    continue
                 if act.alone is not None:
                     which, edit = act.alone
                     alone.setdefault(which, []).append((rows, edit))
                     continue
                 with self.together() if act.meets else nullcontext():
                     act.run(rows, call)
-        if compiled is not None:
-            compiled.run()
         for which, group in alone.items():
             self._run_group(which, group, call)
         for rows in edited:
             if rows.ends_prompt and not rows.request.failed:
                 with self.failing(rows.request):
                     rows.request.leave(call.layer, rows)
+
+    def _acts(self, edited: Sequence[Rows], call: LayerCall) -> list[tuple[Rows, Act]]:
+        """What is done with which rows in this layer, on all workers alike."""
+        found, layer, device = list[tuple[Rows, Act]](), call.layer, call.query.device
+        for rows in edited:
+            request = rows.request
+            if request.failed:
+                continue
+            try:
+                if request.reading and rows.step == 0 and not rows.again:
+                    request.take_values(call, rows, self._values)
+                if (act := request.act(layer, rows, device)) is not None:
+                    found.append((rows, act))
+            except Exception as error:
+                self.fail(request, error)
+        self.agree()
+        return [(rows, act) for rows, act in found if not rows.request.failed]
+
+    def _run_compiled(self, acts: list[tuple[Rows, Act]], tensors: PagedTensors) -> list[tuple[Rows, Act]]:
+        """Do what the compiled kernel does, in one call; returns the rest."""
+        step = self._compiled
+        if step is None or not step.serves(acts, tensors):  # layers often do what the one before did
+            step = self._compiled = CompiledStep(acts, tensors)
+            for rows, act in acts:
+                with self.failing(rows.request):
+                    step.add(rows, act)
+        step.rows.run(tensors)
+        return step.rest
 
     def _keep_values(self, edited: Sequence[Rows], call: LayerCall, metadata: Any) -> None:
         """Of all requests first: some may have taken the pages of others that run in this forward."""

@@ -58,7 +58,7 @@ class EditedRequest:
         failed: one of its methods raised an error: nothing is done for it any more, and the engine ends it.
         group: name of the request whose prompt this is a context of. combining: callbacks that change logits.
         capturing: those that read hidden states of every forward. reading: those that read a number of each
-            row of the prompt.
+            row of the prompt. reads_hidden: hidden states of some rows are read.
     """
 
     def __init__(
@@ -87,6 +87,7 @@ class EditedRequest:
         self._hidden: dict[int, Tensor] = {}
         self._parts: dict[int, list[tuple[Callback, Stats]]] = {}  # of prompts, by layer
         self.capturing = [] if is_prepared else [each for each in callbacks if self._captures(each)]
+        self.reads_hidden = self.needs_hidden or bool(self.capturing)
         self._fixed = acts if acts is not None and self.follows_from_tokens else {}
 
     def _captures(self, callback: Callback) -> bool:
@@ -104,8 +105,7 @@ class EditedRequest:
     @cached_property
     def follows_from_tokens(self) -> bool:
         """Whether all that is done follows from methods and tokens, so that it is the same for others."""
-        reads = self.needs_hidden or bool(self.capturing)
-        return self._keeps and not reads and not any(map(_learns, self.callbacks))
+        return self._keeps and not self.reads_hidden and not any(map(_learns, self.callbacks))
 
     @property
     def combines(self) -> bool:

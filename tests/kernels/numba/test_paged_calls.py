@@ -12,7 +12,7 @@ from regaze.kernels.pages import Pages
 pytest.importorskip("numba")
 
 from regaze.kernels.numba.launch import program_of
-from regaze.kernels.numba.paged import PagedCalls
+from regaze.kernels.numba.paged import PagedRows, PagedTensors
 
 HEADS, KV_HEADS, DIM, PAGE, NAMED = 6, 2, 8, 5, 13
 #: Of each sequence the first of its rows, and how many there are.
@@ -65,8 +65,9 @@ def cut(edit: AttentionEdit, keys: int) -> AttentionEdit:
 
 def test_every_row_is_what_its_edit_alone_gives(caches, rows):
     query, output, table = rows
-    assert PagedCalls.fit(query, output, *caches, table)
-    calls, start = PagedCalls(query, output, *caches, table, 0.3), 0
+    assert PagedTensors.fit(query, output, *caches, table)
+    tensors = PagedTensors(query, output, *caches, table, 0.3)
+    calls, start = PagedRows(tensors.layout), 0
     edits = [edit_of(sequence) for sequence in range(len(ROWS))]
     wanted = []
     for sequence, (place, count) in enumerate(ROWS):
@@ -79,35 +80,36 @@ def test_every_row_is_what_its_edit_alone_gives(caches, rows):
             edit = cut(edits[sequence], keys)
             wanted.append(attend(row, key, value, edit, scaling=0.3, backend="reference")[0][0, :, 0])
         start += count
-    calls.run()
+    calls.run(tensors)
     torch.testing.assert_close(output, torch.stack(wanted))
+    other = torch.zeros_like(output)  # another layer with these tensors
+    calls.run(PagedTensors(query, other, *caches, table, 0.3))
+    assert torch.equal(other, output)
 
 
 def test_gains_multiply_the_output_that_is_there(caches, rows):
     query, output, table = rows
     before, gain = output.clone(), torch.rand(1, HEADS)
-    calls = PagedCalls(query, output, *caches, table, 0.3)
+    tensors = PagedTensors(query, output, *caches, table, 0.3)
+    calls = PagedRows(tensors.layout)
     calls.gain(program_of(AttentionEdit(head_gain=gain)), 2, 3)
-    calls.run()
+    calls.run(tensors)
     before[2:5] *= gain[0, :, None]
     torch.testing.assert_close(output, before)
 
 
-def test_calls_run_once(caches, rows):
+def test_without_rows_nothing_runs(caches, rows):
     query, output, table = rows
-    calls = PagedCalls(query, output, *caches, table, 0.3)
-    calls.gain(program_of(AttentionEdit(head_gain=torch.full((1, HEADS), 2.0))), 0, 1)
-    calls.run()
-    before = output.clone()
-    calls.run()
+    before, tensors = output.clone(), PagedTensors(query, output, *caches, table, 0.3)
+    PagedRows(tensors.layout).run(tensors)
     assert torch.equal(output, before)
 
 
 def test_what_the_kernel_does_not_read(caches, rows):
     query, output, table = rows
-    assert not PagedCalls.fit(query.bfloat16(), output, *caches, table)
-    assert not PagedCalls.fit(query, output.transpose(0, 1), *caches, table)
-    assert not PagedCalls.fit(
+    assert not PagedTensors.fit(query.bfloat16(), output, *caches, table)
+    assert not PagedTensors.fit(query, output.transpose(0, 1), *caches, table)
+    assert not PagedTensors.fit(
         query, output, *(cache.expand(-1, -1, -1, DIM)[..., ::2] for cache in caches), table
     )
-    assert not PagedCalls.fit(query, output, *caches, table.long())
+    assert not PagedTensors.fit(query, output, *caches, table.long())

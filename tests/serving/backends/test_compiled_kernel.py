@@ -14,17 +14,17 @@ pytest.importorskip("numba")  # and an engine starts all the same
 @pytest.fixture
 def rows(monkeypatch) -> list[int]:
     """How many rows the kernel was given, by call."""
-    from regaze.kernels.numba.paged import PagedCalls
+    from regaze.kernels.numba.paged import PagedRows
 
     monkeypatch.setenv("REGAZE_BACKEND", "auto")
     counts: list[int] = []
-    known = PagedCalls._add
+    known = PagedRows._add
 
-    def counted(self: Any, program: Any, query: int, start: int, count: int, *place: int) -> None:
+    def counted(self: Any, program: Any, start: int, count: int, *place: int) -> None:
         counts.append(count)
-        known(self, program, query, start, count, *place)
+        known(self, program, start, count, *place)
 
-    monkeypatch.setattr(PagedCalls, "_add", counted)
+    monkeypatch.setattr(PagedRows, "_add", counted)
     return counts
 
 

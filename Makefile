@@ -16,22 +16,26 @@ PYTEST := -m pytest -q -n auto --maxprocesses 8 --dist loadfile --no-loadscope-r
 ON_TRANSFORMERS := tests/toolkit/prompts/families/test_vision.py tests/toolkit/prompts/families/test_text.py \
   tests/toolkit/model tests/toolkit/test_wrap.py tests/toolkit/record/test_record.py
 
-.PHONY: demo docs test test-floor test-middle test-newest test-harness test-vllm mutants lint bench figures counts clean
+.PHONY: demo docs test test-exhaustive test-floor test-middle test-newest test-harness test-vllm mutants lint bench figures counts clean
 
 demo: $(STAMP)
 	$(BIN)/regaze demo
 
 # On the transformers that constraints.txt pins, the newest that was tested.
 test: $(STAMP)
-	$(BIN)/python $(PYTEST) -m "not gpu"
+	$(BIN)/python $(PYTEST) -m "not gpu and not exhaustive"
+
+# Thousands of bad inputs, dozens of kills and interrupts, all pairs of methods, the slow blocks of pages: before a release.
+test-exhaustive: $(STAMP)
+	$(BIN)/python $(PYTEST) -m "exhaustive and not gpu"
 
 # The families once more, on the oldest transformers that is supported.
 test-floor: $(FLOOR)/.installed
-	$(FLOOR)/bin/python $(PYTEST) -m "not gpu" -p no:cacheprovider $(ON_TRANSFORMERS)
+	$(FLOOR)/bin/python $(PYTEST) -m "not gpu and not exhaustive" -p no:cacheprovider $(ON_TRANSFORMERS)
 
 # What runs models, on the last transformers that calls the cache `past_key_values`.
 test-middle: $(MIDDLE)/.installed
-	PYTHONPATH=$(MIDDLE) $(BIN)/python $(PYTEST) -m "not gpu and not slow" -p no:cacheprovider \
+	PYTHONPATH=$(MIDDLE) $(BIN)/python $(PYTEST) -m "not gpu and not slow and not exhaustive" -p no:cacheprovider \
 	  tests/toolkit/model tests/toolkit/test_wrap.py tests/toolkit/record/test_record.py
 
 # The families on the newest transformers that there is, also where it is newer than what was tested: it says whether
@@ -39,7 +43,7 @@ test-middle: $(MIDDLE)/.installed
 test-newest: $(STAMP)
 	rm -rf $(NEWEST)
 	$(BIN)/python -m pip install --quiet --upgrade --no-deps --target $(NEWEST) transformers
-	PYTHONPATH=$(NEWEST) $(BIN)/python $(PYTEST) -m "not gpu" -p no:cacheprovider $(ON_TRANSFORMERS)
+	PYTHONPATH=$(NEWEST) $(BIN)/python $(PYTEST) -m "not gpu and not exhaustive" -p no:cacheprovider $(ON_TRANSFORMERS)
 
 # Inside lm-eval and lmms-eval, which are installed beside the environment without all that they require.
 test-harness: $(HARNESS)/.installed

@@ -368,6 +368,6 @@ def test_bad_files_give_one_line(tmp_path):
     check_corpus(tmp_path, 90, seed=0)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_two_thousand_bad_files_give_one_line(tmp_path):
     check_corpus(tmp_path, 2_000, seed=1)

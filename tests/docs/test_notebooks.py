@@ -123,7 +123,15 @@ def test_what_a_slow_cell_prints_bit_by_bit_is_one_output(tmp_path):
 
 
 @pytest.mark.slow
-@every
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(
+            path, id=path.stem, marks=[pytest.mark.exhaustive] * (path.stem != "see-where-it-looked")
+        )
+        for path in PATHS
+    ],
+)
 def test_a_new_run_shows_what_is_stored(path, tmp_path):
     """Where it carries figures: a caption may end in another way, for words that are as likely."""
     stored, ran = nbformat.read(path, as_version=4), run_notebooks.execute(path, tmp_path)

@@ -16,7 +16,7 @@ from regaze import demo
 PAGES = {pages.name(page): pages.examples(page) for page in pages.pages()}
 #: A page with slow blocks is run without them, and once more with all.
 RUNS = [
-    pytest.param(name, whole, id=f"{name}-whole" if whole else name, marks=[pytest.mark.slow] * whole)
+    pytest.param(name, whole, id=f"{name}-whole" if whole else name, marks=[pytest.mark.exhaustive] * whole)
     for name, examples in PAGES.items()
     for whole in (False, True)
     if (any(example.parsed.slow for example in examples) if whole else examples)

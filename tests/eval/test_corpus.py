@@ -34,7 +34,7 @@ def run(count: int, seed: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("count", "seed"), [(100, 1), pytest.param(2_000, 2, marks=pytest.mark.slow)], ids=["100", "2000"]
+    ("count", "seed"), [(100, 1), pytest.param(2_000, 2, marks=pytest.mark.exhaustive)], ids=["100", "2000"]
 )
 def test_bad_inputs_end_in_one_line(count, seed):
     report = run(count, seed)

@@ -90,7 +90,7 @@ def test_a_call_that_fails_costs_nothing(pope, tmp_path):
     assert fail_everywhere(pope, tmp_path, step=29) > 3
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_no_call_that_fails_costs_anything(pope, tmp_path):
     assert fail_everywhere(pope, tmp_path, step=1) > 100
 

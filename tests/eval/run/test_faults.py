@@ -47,7 +47,7 @@ def test_a_run_killed_four_times_is_the_undisturbed_run(tmp_path):
     assert (told["kills"], told["lost"]) == (4, 0)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="runs are forked processes")
 def test_runs_killed_thirty_times_are_the_undisturbed_run(tmp_path):
     told = faults(tmp_path, 30, seed=1)

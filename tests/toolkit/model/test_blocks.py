@@ -245,7 +245,7 @@ def work(gaze: Any, model: Any, prompt: Any) -> None:
 
 
 @pytest.mark.parametrize("by_signal", [True, False], ids=["signal", "exception"])
-@pytest.mark.parametrize("runs", [20, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("runs", [20, pytest.param(1000, marks=pytest.mark.exhaustive)])
 def test_nothing_is_left_behind_whatever_is_interrupted(prompt, runs, by_signal):
     model, draw = tiny_llama(num_hidden_layers=2), random.Random(runs)
     gaze, plain = regaze.wrap(model), logits_of(model, prompt, 1)

@@ -66,7 +66,7 @@ def test_hundreds_of_damaged_files(whole, tmp_path):
     assert load_damaged(whole, tmp_path / "record", 500, 0) > 250
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_ten_thousand_damaged_files(whole, tmp_path):
     assert load_damaged(whole, tmp_path / "record", 10_000, 1) > 5_000
 

@@ -49,10 +49,10 @@ test-newest: $(STAMP)
 test-harness: $(HARNESS)/.installed
 	PYTHONPATH=$(HARNESS) $(BIN)/python $(PYTEST) -p no:cacheprovider tests/eval/harness
 
-# Inside vLLM, in an environment of its own: its build for CPUs takes one torch and older transformers. One process, as engines
-# are large; the threads of OpenMP would wait for each other in busy loops where cores are shared.
+# Inside vLLM, in an environment of its own: its build for CPUs takes one torch and older transformers. The threads of OpenMP
+# would wait for each other in busy loops where cores are shared.
 test-vllm: $(VLLM)/.installed
-	OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest -q -p no:cacheprovider -m "not gpu" tests/serving
+	OMP_NUM_THREADS=1 $(VLLM)/bin/python $(PYTEST) -p no:cacheprovider -m "not gpu" tests/serving
 
 # Every small change (a mutant) to the files that pyproject.toml names under tool.mutmut, and whether a test fails of it.
 # Ends with what became of each file's mutants; `.venv/bin/mutmut results` names the survivors, `mutmut show NAME` and

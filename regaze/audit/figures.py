@@ -9,11 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 from regaze.audit.questions import prompts_of
 from regaze.audit.verdicts import LEVEL, too_many
+from regaze.caching import cached_property
 from regaze.errors import InputError
 from regaze.eval.benchmarks.common.base import Benchmark
 from regaze.eval.benchmarks.common.yes_no import LABELS

@@ -11,7 +11,6 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from regaze.audit.page import PAGE, audit_page
 from regaze.audit.plan import OFFSET, TEXT, AuditedModel, AuditPlan, read_plan
 from regaze.audit.questions import Questions, choose_questions
 from regaze.audit.verdicts import RULES, judge, too_many
+from regaze.caching import cached_property
 from regaze.errors import InputError
 from regaze.eval.benchmarks.common.base import Benchmark
 from regaze.eval.comparison.conditions import PLAIN, AnswerSet

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from regaze.caching import cached_property
 from regaze.errors import BadParameterError, ShapeError
 from regaze.kernels.placement import Placeable
 

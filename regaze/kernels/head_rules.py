@@ -9,12 +9,12 @@ and where heads lie on several devices it takes one gather per layer.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from regaze.caching import cached_property
 from regaze.errors import BadParameterError
 from regaze.kernels.policies import TritonPart, constant, pad_channels
 

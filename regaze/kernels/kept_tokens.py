@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import weakref
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from regaze.caching import cached_property
 from regaze.errors import CompositionError
 from regaze.kernels.channels import Channels
 from regaze.kernels.head_source import HeadRule, HeadSource

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import weakref
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from regaze.caching import cached_property
 from regaze.errors import ShapeError
 from regaze.kernels.channels import describe
 from regaze.kernels.placement import Placeable

@@ -13,12 +13,12 @@ slope 0, gain 1, group 0, weight 0. One edit built at prefill therefore serves e
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
-from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from regaze.caching import cached_property
 from regaze.errors import BadParameterError, ShapeError
 from regaze.kernels.channels import Channels, PaddedColumns, describe
 from regaze.kernels.head_source import HeadSource

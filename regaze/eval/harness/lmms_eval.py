@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from tqdm import tqdm
 from typing_extensions import Self
 
 import regaze
+from regaze.caching import cached_property
 from regaze.errors import BadParameterError, InputError
 from regaze.eval.harness import arguments
 from regaze.eval.run.loglikelihood import answer_prefix, loglikelihoods

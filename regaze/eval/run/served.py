@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
 from typing import Any
 
+from regaze.caching import cached_property
 from regaze.errors import InputError, RegazeError, UnsupportedModelError
 from regaze.eval.cost import Cost
 from regaze.eval.run import ranking

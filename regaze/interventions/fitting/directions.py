@@ -6,7 +6,7 @@ import hashlib
 import os
 import warnings
 from collections.abc import Mapping
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from pydantic_core import core_schema
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from regaze.caching import cached_property
 from regaze.demo.shipped import MODEL_DIR
 from regaze.errors import BadParameterError, GuessWarning
 from regaze.interventions.fitting import direction_files

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 
 from torch import Tensor
 
+from regaze.caching import cached_property
 from regaze.errors import BadParameterError
 from regaze.kernels import HeadChoice, HeadStep, ScaleHeads, TritonPart
 

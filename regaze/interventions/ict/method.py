@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import NonNegativeFloat, NonNegativeInt
 from torch import Tensor, nn
 
+from regaze.caching import cached_property
 from regaze.errors import BadParameterError
 from regaze.interventions.facts import Facts
 from regaze.interventions.fitting import Directions, FittedIntervention

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import ClassVar, Literal
 
 from pydantic import NonNegativeFloat
 from torch import Tensor
 
+from regaze.caching import cached_property
 from regaze.errors import BadParameterError, UnsupportedModelError
 from regaze.interventions.facts import Facts
 from regaze.interventions.fitting import FittedIntervention

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from regaze.caching import cached_property
 from regaze.kernels.numba import kernel
 from regaze.kernels.numba.launch import MAX_KEY_ELEMENTS, Program
 

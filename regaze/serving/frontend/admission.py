@@ -10,10 +10,10 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Hashable, Sequence
-from functools import cached_property
 from hashlib import sha256
 from typing import Any, NamedTuple
 
+from regaze.caching import cached_property
 from regaze.errors import InputError, UnsupportedModelError
 from regaze.interventions.base import Intervention
 from regaze.serving import records

@@ -7,7 +7,6 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from importlib.metadata import entry_points
 from typing import Any, NamedTuple
 
@@ -15,6 +14,7 @@ import torch
 from PIL import Image
 from transformers import GenerationConfig
 
+from regaze.caching import cached_property
 from regaze.errors import InputError, UnsupportedModelError
 from regaze.reading import cache_folder
 from regaze.serving.common.release import KEY, READABLE, check_release

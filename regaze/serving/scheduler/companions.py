@@ -12,9 +12,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from copy import copy
-from functools import cached_property
 from typing import Any
 
+from regaze.caching import cached_property
 from regaze.errors import UnsupportedModelError
 from regaze.serving.common import wire
 from regaze.serving.common.contexts import acting

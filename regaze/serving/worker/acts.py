@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from regaze.caching import cached_property
 from regaze.kernels import AttentionEdit
 from regaze.kernels.paged import compiled_tensors
 from regaze.kernels.pages import Pages

@@ -6,13 +6,14 @@ import logging
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache
 from itertools import compress
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from regaze.caching import cached_property
 from regaze.errors import UnsupportedModelError
 from regaze.kernels import AttentionEdit, attend_paged
 from regaze.serving.common import wire

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
-from functools import cached_property
 from operator import is_
 from typing import NamedTuple
 
@@ -12,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from regaze.caching import cached_property
 from regaze.errors import InputError
 from regaze.kernels import AttentionEdit, Stats
 from regaze.serving.common.contexts import ServedContext, combines, has_second

@@ -9,7 +9,6 @@ the answer's tokens, as everywhere in this package.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutput
 
+from regaze.caching import cached_property
 from regaze.display import short_repr
 from regaze.errors import ShapeError, UnsupportedModelError
 from regaze.toolkit.analysis.occlusion import check_hidden

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from regaze.caching import cached_property
 from regaze.kernels import AttentionEdit, RowSelection, StatsRequest, attend, attention_stats
 
 #: Weights held at once over batch and heads, in elements: 64 MiB in fp32, on a CPU 8 MiB.

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 from PIL import Image
 from transformers import BatchFeature
 
+from regaze.caching import cached_property
 from regaze.errors import InputError, RegazeError
 from regaze.toolkit.prompts.conversation import Conversation, Message, Shown
 from regaze.toolkit.prompts.families import Family, Layout, MediaInputs

@@ -9,7 +9,6 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from regaze.caching import cached_property
 from regaze.errors import BadParameterError, InputError
 from regaze.reading import hash_file, open_regular
 from regaze.toolkit.prompts.images import open_image

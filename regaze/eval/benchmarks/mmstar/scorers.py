@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 
+from regaze.caching import cached_property
 from regaze.eval.benchmarks.common import choice_readers, multiple_choice
 from regaze.eval.benchmarks.common.scoring import Scorer, ratio
 

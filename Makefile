@@ -25,7 +25,7 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python $(PYTEST) -m "not gpu and not exhaustive"
 
-# Thousands of bad inputs, dozens of kills and interrupts, all pairs of methods, the slow blocks of pages: before a release.
+# Thousands of bad inputs, dozens of kills and interrupts, all pairs of methods, the slow blocks of pages: beside .ci/run.
 test-exhaustive: $(STAMP)
 	$(BIN)/python $(PYTEST) -m "exhaustive and not gpu"
 
@@ -50,9 +50,9 @@ test-harness: $(HARNESS)/.installed
 	PYTHONPATH=$(HARNESS) $(BIN)/python $(PYTEST) -p no:cacheprovider tests/eval/harness
 
 # Inside vLLM, in an environment of its own: its build for CPUs takes one torch and older transformers. The threads of OpenMP
-# would wait for each other in busy loops where cores are shared.
+# would wait for each other in busy loops where cores are shared. Two processes, as engines are large.
 test-vllm: $(VLLM)/.installed
-	OMP_NUM_THREADS=1 $(VLLM)/bin/python $(PYTEST) -p no:cacheprovider -m "not gpu" tests/serving
+	OMP_NUM_THREADS=1 $(VLLM)/bin/python $(PYTEST) --maxprocesses 2 -p no:cacheprovider -m "not gpu" tests/serving
 
 # Every small change (a mutant) to the files that pyproject.toml names under tool.mutmut, and whether a test fails of it.
 # Ends with what became of each file's mutants; `.venv/bin/mutmut results` names the survivors, `mutmut show NAME` and

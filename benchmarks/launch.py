@@ -177,7 +177,6 @@ def timed() -> dict[str, float]:
     """Microseconds of the host: an edited decode call, and a decoder layer."""
     from transformers import AutoModelForCausalLM, LlamaConfig
 
-    torch.set_num_threads(1)
     sizes = {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 1}
     config = LlamaConfig(**sizes, num_hidden_layers=1, vocab_size=8)
     layer = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval().model.layers[0]
@@ -195,6 +194,7 @@ def main() -> None:
     parser.add_argument("--counts", action="store_true", help="leave the times out")
     parser.add_argument("--output", type=Path, help="also write the figures to this file")
     args = parser.parse_args()
+    torch.set_num_threads(1)
     report: dict[str, Any] = {"machine": machine()}
     report |= count()
     if not args.counts:

@@ -12,6 +12,8 @@ from typing import Any
 
 import griffe
 
+griffe.stdlib_decorators["regaze.caching.cached_property"] = {"cached", "property"}
+
 SECTION = re.compile(
     r"^(?P<kind>Args|Attributes|Raises):\n(?P<body>(?:(?: {4}.*)?\n)*(?: {4}.*)?)", re.MULTILINE
 )

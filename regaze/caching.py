@@ -2,7 +2,7 @@
 
 Before that, all objects of a class share a lock for each of its cached properties. Two models in two threads
 wait for each other there; and an interrupt (Ctrl-C) can leave it locked, so that the next thread waits for
-ever. Two threads may now compute a value twice: the first to be stored counts.
+ever. Two threads may now compute a value twice, and either counts.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ def pytest_collection_modifyitems(config, items):
 
     Without the folder of others' goldens one skipped test per module stands for all that need it.
     """
-    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    slow = {item.path for item in items if any(map(item.get_closest_marker, ("slow", "exhaustive")))}
     items.sort(key=lambda item: item.path not in slow)
     if SHARED.is_dir():
         return

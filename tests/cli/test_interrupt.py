@@ -258,7 +258,7 @@ def test_the_same_command_goes_on_in_the_same_folder(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("interrupts", [8, pytest.param(40, marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize("interrupts", [12, pytest.param(40, marks=pytest.mark.exhaustive)])
 def test_interrupted_runs_are_the_undisturbed_run(tmp_path, interrupts):
     """One and two signals at random moments of whole runs, until each has finished."""
     command = [sys.executable, str(SUPPORT / "interrupt_runner.py"), str(tmp_path), str(interrupts), "0"]
@@ -266,5 +266,7 @@ def test_interrupted_runs_are_the_undisturbed_run(tmp_path, interrupts):
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout.splitlines()[-1])
     assert told["interrupts"] == interrupts
-    assert told["finished"] > interrupts // 40
-    assert len(set(told["answers after each"])) > interrupts // 8  # they were stopped at different places
+    assert told["finished"] >= 1 + (interrupts == 40)
+    assert len(set(told["answers after each"])) > 2 + 3 * (
+        interrupts == 40
+    )  # they were stopped at different places

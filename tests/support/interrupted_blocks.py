@@ -35,9 +35,10 @@ def in_thread(function: Callable[[], Any]) -> Any:
         except BaseException as error:
             found.append(error)
 
-    thread = threading.Thread(target=run)
+    thread = threading.Thread(target=run, daemon=True)  # one that is stuck holds nobody
     thread.start()
     thread.join(60)
+    assert found, "it waits for a lock"
     return found[0]
 
 

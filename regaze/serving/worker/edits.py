@@ -262,6 +262,8 @@ class EngineEdits:
             acts = self._run_compiled(acts, call.compiled)
         alone: dict[Hashable, list[tuple[Rows, AttentionEdit]]] = {}
         for rows, act in acts:
+            if rows.request.failed:  # in other rows of it
+                continue
             with self.failing(rows.request):
                 if act.alone is not None:
                     which, edit = act.alone
@@ -299,8 +301,9 @@ class EngineEdits:
         if step is None or not step.serves(acts, tensors):  # layers often do what the one before did
             step = self._compiled = CompiledStep(acts, tensors)
             for rows, act in acts:
-                with self.failing(rows.request):
-                    step.add(rows, act)
+                if not rows.request.failed:
+                    with self.failing(rows.request):
+                        step.add(rows, act)
         step.rows.run(tensors)
         return step.rest
 

@@ -41,6 +41,11 @@ def rows():
     return query, output, table
 
 
+def moved(tensor: torch.Tensor) -> torch.Tensor:
+    """The same at another address, with the same strides."""
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype).copy_(tensor)
+
+
 def edit_of(seed: int) -> AttentionEdit:
     g = torch.Generator().manual_seed(seed)
     one, all_ = torch.rand(1, 1, NAMED, generator=g), torch.rand(1, HEADS, NAMED, generator=g)
@@ -82,9 +87,10 @@ def test_every_row_is_what_its_edit_alone_gives(caches, rows):
         start += count
     calls.run(tensors)
     torch.testing.assert_close(output, torch.stack(wanted))
-    other = torch.zeros_like(output)  # another layer with these tensors
-    calls.run(PagedTensors(query, other, *caches, table, 0.3))
-    assert torch.equal(other, output)
+    other = torch.zeros_like(output)  # of another layer, whose tensors are elsewhere
+    elsewhere = [moved(each) for each in (query, other, *caches, table)]
+    calls.run(PagedTensors(*elsewhere, 0.3))
+    assert torch.equal(elsewhere[1], output)
 
 
 def test_gains_multiply_the_output_that_is_there(caches, rows):
@@ -93,9 +99,12 @@ def test_gains_multiply_the_output_that_is_there(caches, rows):
     tensors = PagedTensors(query, output, *caches, table, 0.3)
     calls = PagedRows(tensors.layout)
     calls.gain(program_of(AttentionEdit(head_gain=gain)), 2, 3)
+    elsewhere = moved(output)
     calls.run(tensors)
     before[2:5] *= gain[0, :, None]
     torch.testing.assert_close(output, before)
+    calls.run(PagedTensors(query, elsewhere, *caches, table, 0.3))
+    assert torch.equal(elsewhere, output)
 
 
 def test_without_rows_nothing_runs(caches, rows):

@@ -66,6 +66,19 @@ def test_many_keys_are_shared_among_threads(two_threads, ran_on, monkeypatch, co
     assert len(ran_on) == 3
 
 
+def test_an_error_in_a_thread_is_raised(two_threads, monkeypatch):
+    run, own = kernel.attend_calls, threading.current_thread()
+
+    def failing(*arguments):
+        if threading.current_thread() is not own:
+            raise MemoryError
+        run(*arguments)
+
+    monkeypatch.setattr(kernel, "attend_calls", failing)
+    with pytest.raises(MemoryError):
+        statistics(layers(2, 1 + threads.ELEMENTS_PER_THREAD // (2 * 4 * 32)))
+
+
 def test_few_keys_are_not(two_threads, ran_on):
     statistics(layers(6, 100))
     assert ran_on == [threading.current_thread().name]

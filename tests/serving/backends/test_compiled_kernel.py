@@ -36,6 +36,16 @@ def test_a_mixed_batch_answers_as_transformers_do(engine, asked, rows, name):
     assert rows
 
 
+def test_layers_that_do_the_same_are_packed_once(engine, asked, rows, monkeypatch):
+    from regaze.kernels.numba.paged import PagedRows
+
+    run, runs = PagedRows.run, list[int]()
+    monkeypatch.setattr(PagedRows, "run", lambda self, tensors: (runs.append(1), run(self, tensors)))
+    by_engine(engine, asked, [{"regaze": named("pai")}] * 12, tokens=4)
+    layers = engine.llm_engine.model_config.hf_text_config.num_hidden_layers
+    assert len(rows) <= 12 * (len(runs) // layers + 1)  # a call for each request and forward, not each layer
+
+
 def test_rows_of_a_prompt_run_in_it(engine, asked, rows):
     by_engine(engine, asked, [{"regaze": named("var")}] * 12, tokens=1)
     assert max(rows) > 1

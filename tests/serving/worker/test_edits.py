@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 
 from regaze.kernels import AttentionEdit, attend
@@ -45,6 +46,7 @@ def test_the_residual_stream_is_added_up_once_for_all_requests(monkeypatch):
         SimpleNamespace(
             request=SimpleNamespace(
                 needs_hidden=True,
+                reads_hidden=True,
                 context=SimpleNamespace(captured_layers=()),
                 show_hidden=lambda layer, rows, hidden: shown.append(hidden.tolist()),
             ),
@@ -64,3 +66,59 @@ def test_the_residual_stream_is_added_up_once_for_all_requests(monkeypatch):
     edits.show_hidden(0, stream, None)
     assert shown == [[[0.0]], [[1.0]], [[2.0]]]
     assert added == [1]
+
+
+class Taken:
+    """An act that the compiled kernel takes, or not, or that raises an error."""
+
+    def __init__(self, takes: Any = True):
+        self.takes, self.added = takes, 0
+
+    def compile(self, rows: Any, compiled: Any) -> bool:
+        self.added += 1
+        if isinstance(self.takes, Exception):
+            raise self.takes
+        return self.takes
+
+
+def tensors(layout: str = "one") -> Any:
+    return SimpleNamespace(layout=layout)
+
+
+def row(name: str) -> Any:
+    return SimpleNamespace(request=SimpleNamespace(name=name, failed=False))
+
+
+@pytest.fixture
+def ran(monkeypatch) -> list[Any]:
+    """The packed rows that ran, in turn."""
+    paged = pytest.importorskip("regaze.kernels.numba.paged")
+    found: list[Any] = []
+    monkeypatch.setattr(paged.PagedRows, "run", lambda self, tensors: found.append(self))
+    return found
+
+
+def test_a_layer_that_does_what_the_one_before_did_packs_nothing(ran):
+    edits, taken, left = EngineEdits(None), Taken(), Taken(takes=False)
+    one, other = row("one"), row("other")
+    for _ in range(3):
+        assert edits._run_compiled([(one, taken), (other, left)], tensors()) == [(other, left)]
+    assert (taken.added, left.added) == (1, 1)
+    assert ran[0] is ran[1] is ran[2]
+    assert edits._run_compiled([(one, taken)], tensors()) == []  # another row is edited, or none
+    edits._run_compiled([(one, taken)], tensors("other"))
+    edits._run_compiled([(one, Taken())], tensors("other"))
+    assert len({id(each) for each in ran}) == 4
+    edits.begin_step([])
+    edits._run_compiled([(one, taken)], tensors("other"))
+    assert taken.added == 4
+
+
+def test_nothing_more_is_packed_of_a_request_that_fails(ran):
+    edits, one, other, behind, taken = EngineEdits(None), row("one"), row("other"), Taken(), Taken()
+    acts = [(one, Taken(ValueError())), (one, behind), (other, taken)]
+    assert edits._run_compiled(acts, tensors()) == []
+    assert one.request.failed
+    assert not other.request.failed
+    assert (behind.added, taken.added) == (0, 1)
+    assert edits._failed == ["one"]

@@ -192,7 +192,8 @@ def test_nothing_is_left_behind_whatever_is_interrupted(runs, by_signal):
     """In a process of its own: libraries have locks, too, which an interrupt can leave locked for good."""
     paths = os.pathsep.join([str(Path(regaze.__file__).parents[1]), str(SUPPORT)])
     command = [sys.executable, str(SUPPORT / "interrupted_blocks.py"), str(runs), str(int(by_signal))]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": paths})
+    environment = {**os.environ, "PYTHONPATH": paths}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout.splitlines()[-1]) > 0.9 * runs
 

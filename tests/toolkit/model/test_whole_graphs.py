@@ -152,13 +152,21 @@ def test_cross_attention_is_part_of_the_graph(monkeypatch):
 
 
 @pytest.mark.slow
-def test_graphs_without_hooks_on_layers_do_not_serve_forwards_that_have_them(gaze, inputs):
+@pytest.mark.parametrize(
+    "methods",
+    [
+        (KNOCK, VISTA(), KNOCK),
+        pytest.param((KNOCK, VISTA(), small_var(), VISTA()), marks=pytest.mark.exhaustive),
+    ],
+    ids=["there and back", "each twice"],
+)
+def test_graphs_without_hooks_on_layers_do_not_serve_forwards_that_have_them(gaze, inputs, methods):
     """The same shapes under a method that captures everything, and then under one that edits MLPs."""
     torch._dynamo.reset()
     model = tiny_llava()
     model.forward = torch.compile(model.forward, backend="eager")
     wrapped = regaze.wrap(model, llava_processor())
-    for method in (KNOCK, VISTA(), KNOCK):
+    for method in methods:
         with gaze.using(method):
             eager = logits_of(gaze.model, inputs)
         with wrapped.using(method):

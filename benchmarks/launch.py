@@ -160,13 +160,12 @@ def count() -> dict[str, int]:
     }
 
 
-def microseconds(call: Callable[[], Any], rounds: int = 300, times: int = 10) -> float:
-    """Of one call, in the least disturbed of many rounds."""
+def microseconds(call: Callable[[], Any], least: float = 3.0, times: int = 10) -> float:
+    """Of one call, in the least disturbed of the rounds of `least` seconds, which others disturb for less."""
     for _ in range(50):
         call()
-    seconds = []
-    for _ in range(rounds):
-        start = time.perf_counter()
+    seconds, began = [], time.perf_counter()
+    while (start := time.perf_counter()) - began < least:
         for _ in range(times):
             call()
         seconds.append((time.perf_counter() - start) / times)

@@ -128,7 +128,7 @@ def add_noise(pixels: Tensor, step: int, seed: int = 0, counts: Sequence[int] | 
     noised = diffuse(pixels, noise.to(pixels.device), step)
     if pixels.dim() < 4:
         return noised
-    return noised.where(pixels.flatten(-3).any(-1)[..., None, None, None], pixels)
+    return noised.where(pixels.flatten(-3).any(-1).bool()[..., None, None, None], pixels)
 
 
 def add_noise_within(pixels: Tensor, step: int, sizes: Sequence[tuple[int, int]], seed: int = 0) -> Tensor:

@@ -258,15 +258,16 @@ def test_the_same_command_goes_on_in_the_same_folder(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("interrupts", [12, pytest.param(40, marks=pytest.mark.exhaustive)])
-def test_interrupted_runs_are_the_undisturbed_run(tmp_path, interrupts):
+@pytest.mark.parametrize(
+    ("interrupts", "finished", "places"),
+    [(12, 1, 3), pytest.param(40, 2, 6, marks=pytest.mark.exhaustive)],
+)
+def test_interrupted_runs_are_the_undisturbed_run(tmp_path, interrupts, finished, places):
     """One and two signals at random moments of whole runs, until each has finished."""
     command = [sys.executable, str(SUPPORT / "interrupt_runner.py"), str(tmp_path), str(interrupts), "0"]
     done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, check=False)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout.splitlines()[-1])
     assert told["interrupts"] == interrupts
-    assert told["finished"] >= 1 + (interrupts == 40)
-    assert len(set(told["answers after each"])) > 2 + 3 * (
-        interrupts == 40
-    )  # they were stopped at different places
+    assert told["finished"] >= finished
+    assert len(set(told["answers after each"])) >= places  # they were stopped at different ones
